@@ -1,0 +1,1 @@
+"""Fixtures that several test modules share: one tiny data set, one Ray."""

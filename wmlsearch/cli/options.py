@@ -1,0 +1,85 @@
+"""Options and words that several verbs share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from wmlsearch.config import RunSettings
+    from wmlsearch.study import Outcome
+
+out = click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
+)
+uri = click.option(
+    "--mlflow-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    help="MLflow tracking server or store; also MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db]",
+)
+data = click.option(
+    "--data", type=click.Path(path_type=Path), help="A prepared data set.  [default: the phantom, made in OUT]"
+)
+epochs = click.option("--epochs", type=int, default=18, show_default=True, help="At most so many epochs a training.")
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all chance.")
+precision = click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    help="auto: bfloat16 where the hardware has it.",
+)
+
+
+def say(text: str) -> None:
+    click.echo(text)
+
+
+def settings(**values: Any) -> RunSettings:
+    from pydantic import ValidationError
+
+    from wmlsearch.config import InputError, RunSettings, faults_of
+
+    try:
+        return RunSettings(**values)
+    except ValidationError as error:
+        faults = [
+            re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in faults_of(error, RunSettings)
+        ]
+        raise InputError("these options can't be used", faults) from None
+
+
+def uri_of(out: Path, given: str | None) -> str:
+    from wmlsearch.tracking import default_uri
+
+    return given or default_uri(out)
+
+
+def data_or_phantom(data: Path | None, out: Path) -> Path:
+    if data is not None:
+        return data
+    from wmlsearch.display import console, progress_bar
+    from wmlsearch.study import own_data
+
+    say("no --data given: the built-in phantom is used")
+    bar, advance = progress_bar(console())
+    with bar:
+        return own_data(out, advance)
+
+
+def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+    options = ("" if out == Path("runs") else f" --out {out}") + (f" --mlflow-uri {mlflow_uri}" if mlflow_uri else "")
+    say(f"everything is in {outcome.run.path}")
+    if outcome.mlflow_problem:
+        say(f"MLflow lacks some of it ({outcome.mlflow_problem}); later: wmlsearch sync {outcome.run.name}{options}")
+    else:
+        say(f"compare in MLflow: wmlsearch ui{options}")
+
+
+def exit_status(outcome: Outcome) -> int:
+    if outcome.early.startswith("stopped"):
+        return 130
+    return 0 if outcome.run.status()["state"] in ("completed", "early_stopped") else 1

@@ -1,0 +1,169 @@
+"""What a trial is (`TrialConfig`) and how much to spend on it (`RunSettings`), read strictly, all faults at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_YAML_BYTES = 1_000_000  # a hyperparameter file has a few hundred bytes; more is a mistake or an attack
+
+
+class InputError(Exception):
+    """What the user has to mend: a headline, and below it one line for each fault found.
+
+    The text is complete as it stands: it names the file, the rule, the values and the next step. The command line
+    prints it and ends with status 2.
+    """
+
+    def __init__(self, headline: str, faults: Sequence[str] = ()) -> None:
+        self.headline, self.faults = headline, tuple(faults)
+        super().__init__("\n".join([headline, *(f"  - {fault}" for fault in faults)]))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, values: Any) -> Any:
+        """`learning_rate: 1` means 1.0; pydantic's strict mode keeps everything else apart (true is not 1)."""
+        if not isinstance(values, Mapping):
+            return values
+        wants_float = {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
+        return {
+            name: float(value) if name in wants_float and type(value) is int else value
+            for name, value in values.items()
+        }
+
+
+class TrialConfig(_Strict):
+    """The hyperparameters of one training: all that differs between the trials of a search.
+
+    Every default is the value of the paper (II.B and III), or stands for what it leaves open.
+    """
+
+    depth: int = Field(4, ge=1, le=8)  # levels down, each halves the image
+    base_channels: int = Field(16, ge=1, le=512)  # filters of the first level; each level doubles them
+    norm: Literal["batch", "instance"] = "batch"
+    dropout: float = Field(
+        0.1, ge=0, lt=1
+    )  # element-wise, after each block's first convolution (place not in the paper)
+    loss: Literal["bce", "dice", "bce_dice"] = "bce"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd: Nesterov momentum 0.9
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    batch_size: int = Field(5, ge=1, le=4096)  # slices a step, over all workers of the trial
+    schedule: Literal["plateau", "cosine", "step", "onecycle", "constant"] = "plateau"
+    min_learning_rate: float = Field(1e-5, ge=0)  # floor of plateau, end of cosine
+    plateau_patience: int = Field(5, ge=1)  # epochs without a better validation loss before the rate falls
+    plateau_factor: float = Field(0.1, gt=0, lt=1)  # what it falls by (not in the paper)
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)  # cosine: share of all steps in which the rate rises
+    step_fraction: float = Field(0.5, gt=0, lt=1)  # step: share of all steps before the rate falls
+    step_factor: float = Field(0.1, gt=0, lt=1)  # step: what it falls by
+    early_stop_patience: int = Field(10, ge=1)  # epochs without a better validation loss before training ends
+    augment: Literal["none", "flip", "affine"] = "none"
+
+    @model_validator(mode="after")
+    def _floor_below_rate(self) -> TrialConfig:
+        if self.schedule in ("plateau", "cosine") and self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                "min_learning_rate <= learning_rate must hold, "
+                f"but got (min_learning_rate={self.min_learning_rate:g}, learning_rate={self.learning_rate:g})"
+            )
+        return self
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "configuration") -> TrialConfig:
+        """Validate `values`; what is left out has the paper's value. Raises InputError with all faults."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise InputError(f"{source}: not a valid configuration", faults_of(error, cls)) from None
+
+
+class RunSettings(_Strict):
+    """Where and how much: what is the same for all trials of a run."""
+
+    epochs: int = Field(18, ge=1, le=100_000)  # at most this many; the paper stopped at its 18th
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the hardware has it
+    objective: str = "val_dice_best"  # the metric of an epoch that scheduler, sampler and leaderboard rank by
+    trials: int = Field(20, ge=1, le=1_000_000)
+    max_hours: Annotated[float, Field(gt=0)] | None = None  # no trial starts or goes on after this
+    grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before
+    reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
+    workers_per_trial: int = Field(1, ge=1)
+    baseline: bool = True  # train the paper's configuration at the end
+
+
+def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each fault of a failed validation, unknown names with the nearest right one."""
+    lines = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(unknown_name(name, list(model.model_fields)))
+        elif fault["type"] == "value_error":
+            lines.append(str(fault["ctx"]["error"]))
+        else:
+            rule = fault["msg"].removeprefix("Input should be ").replace("'", "")
+            lines.append(f"{name} must be {rule}, but got {fault['input']!r}")
+    return lines
+
+
+def unknown_name(name: str, known: Sequence[str]) -> str:
+    """`unknown name 'dropuot': did you mean 'dropout'?`, or all known names where none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown name {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads `1e-3` as a number, and refuses duplicate names and aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed here: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if not isinstance(name, str):
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a name must be text, but got {name!r}")
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name!r} stands there twice: keep one")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises InputError that names file and place."""
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise InputError(f"{path}: more than {MAX_YAML_BYTES:,} bytes; is this a hyperparameter file?")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error})") from None
+    try:
+        values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold one `name: value` per line, but holds a {type(values).__name__}")
+    return values

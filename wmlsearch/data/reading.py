@@ -1,0 +1,201 @@
+"""Reading a volume: voxels and mask as upright pictures, checked, with one line for the user where a file is bad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from PIL import Image
+
+from wmlsearch.config import InputError
+from wmlsearch.data.sources import Source
+
+Array = np.ndarray[Any, Any]
+SAME_GRID = 0.01  # voxels: how far a mask's corners may lie from its image's
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A volume as upright pictures (n, rows, columns), float32; `mask` bool."""
+
+    pictures: Array
+    mask: Array | None
+    shape: tuple[int, int, int]
+    orientation: str = ""
+    voxel_mm: tuple[float, ...] | None = None
+    pixel_mm: tuple[float, float] | None = None
+    grey8: bool = False
+
+
+class Fault(Exception):
+    """What is wrong with the files of a volume, as the lines the user reads."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+def voxel_edges(source: Source) -> tuple[float, float, float]:
+    """The voxel edges (mm) of a NIfTI volume along right, anterior, superior. Reads the header only.
+
+    Raises InputError when the file can't be read as a volume.
+    """
+    try:
+        image = _open(source, source.image[0])
+    except Fault as fault:
+        raise InputError("a volume cannot be read", fault.lines) from None
+    edges = np.empty(3)
+    edges[io_orientation(image.affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(image.affine)
+    return float(edges[0]), float(edges[1]), float(edges[2])
+
+
+def load(source: Source, axis: int | None, threshold: float | None) -> Stack:
+    return _load_pictures(source, threshold) if axis is None else _load_nifti(source, axis, threshold)
+
+
+def _load_nifti(source: Source, axis: int, threshold: float | None) -> Stack:
+    opened: list[tuple[Any, Array]] = []
+    faults: list[str] = []
+    for path in (*source.image, *source.mask):
+        try:
+            image = _open(source, path)
+            opened.append((image, _voxels(source, path, image)))
+        except Fault as fault:
+            faults += fault.lines
+    if faults:
+        raise Fault(*faults)
+    image, data = opened[0]
+    turn = io_orientation(image.affine)
+    edges = nib.affines.voxel_sizes(image.affine)
+    canonical = edges[np.argsort(turn[:, 0])]
+    mask = None
+    if source.mask:
+        other, raw = opened[1]
+        name, of = source.name(source.mask[0]), source.name(source.image[0])
+        if raw.shape != data.shape:
+            raise Fault(f"{name}: shape must be that of {of}, {data.shape}, but is {raw.shape}; resample the mask")
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in data.shape], [1])).reshape(4, -1)
+        apart = np.linalg.norm(((image.affine - other.affine) @ corners)[:3], axis=0).max() / edges.min()
+        if apart > SAME_GRID:
+            raise Fault(
+                f"{name}: affine must be that of {of} to {SAME_GRID} voxel, but the grids lie up to {apart:.3g} voxels "
+                "apart; resample the mask onto the image"
+            )
+        mask = upright(apply_orientation(_binary(raw, name, threshold), turn), axis)
+    down, across = [n for n in (2, 1, 0) if n != axis]
+    return Stack(
+        upright(apply_orientation(data, turn), axis),
+        mask,
+        (data.shape[0], data.shape[1], data.shape[2]),
+        "".join(nib.aff2axcodes(image.affine)),
+        tuple(float(edge) for edge in edges),
+        (float(canonical[down]), float(canonical[across])),
+    )
+
+
+def _load_pictures(source: Source, threshold: float | None) -> Stack:
+    faults: list[str] = []
+    images: list[Array] = []
+    masks: list[Array] = []
+    shape: tuple[int, ...] = ()
+    of = source.name(source.image[0])
+    for place, path in enumerate((*source.image, *source.mask)):
+        is_mask = place >= len(source.image)
+        try:
+            array = _read_picture(source, path)
+            shape = shape or array.shape
+            if array.shape != shape:
+                remedy = "resample the mask" if is_mask else "slices of another size need another time point"
+                raise Fault(f"{source.name(path)}: shape must be that of {of}, {shape}, but is {array.shape}; {remedy}")
+            (masks if is_mask else images).append(_binary(array, source.name(path), threshold) if is_mask else array)
+        except Fault as fault:
+            faults += fault.lines
+    if faults:
+        raise Fault(*faults)
+    stack = np.stack(images)
+    return Stack(
+        stack.astype(np.float32), np.stack(masks) if masks else None, stack.shape, grey8=stack.dtype == np.uint8
+    )
+
+
+def _open(source: Source, path: Path) -> Any:
+    """A NIfTI image, its header read and sane, its voxels still on disk."""
+    name = source.name(path)
+    try:
+        image: Any = nib.load(path)
+        shape, affine, kind = image.shape, image.affine, image.get_data_dtype()
+    except Exception as error:  # nibabel, gzip and zlib raise many kinds
+        raise Fault(f"{name}: cannot be read ({_brief(error, path)}); replace the file") from None
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
+        raise Fault(f"{name}: must be one 3-D volume, but its shape is {tuple(shape)}; extract one volume")
+    if kind.kind not in "biuf":
+        raise Fault(f"{name}: voxels must be plain numbers, but are {kind}; convert it")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise Fault(f"{name}: the affine must be finite and invertible, but is {affine[:3].tolist()}; mend the header")
+    return image
+
+
+def _voxels(source: Source, path: Path, image: Any) -> Array:
+    try:
+        return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except Exception as error:
+        raise Fault(f"{source.name(path)}: cannot be read ({_brief(error, path)}); replace the file") from None
+
+
+def _read_picture(source: Source, path: Path) -> Array:
+    """One grey picture (rows, columns); colours are accepted when all channels are equal."""
+    name = source.name(path)
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1)
+            array = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "CMYK") else image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, ...
+        raise Fault(f"{name}: cannot be read ({_brief(error, path)}); replace the file") from None
+    if pages > 1:
+        raise Fault(f"{name}: must hold one picture, but holds {pages}; save one file per slice")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.ndim == 3:
+        if array.shape[2] in (2, 4):  # the last channel is opacity
+            if array[..., -1].min() != 255:
+                raise Fault(f"{name}: must be opaque, but has transparent pixels; save it as grey")
+            array = array[..., :-1]
+        if (array != array[..., :1]).any():
+            raise Fault(f"{name}: must be grey, but its colour channels differ; convert it to grey")
+        array = array[..., 0]
+    return array
+
+
+def _binary(mask: Array, name: str, threshold: float | None) -> Array:
+    values = np.unique(mask)
+    if not np.isfinite(values).all():
+        raise Fault(
+            f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; mend the mask"
+        )
+    if threshold is not None:
+        return np.asarray(mask > threshold)
+    shown = ", ".join(f"{value:g}" for value in values[:6]) + (
+        f", ... ({len(values)} values)" if len(values) > 6 else ""
+    )
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0 and values[1] != 0):
+        raise Fault(
+            f"{name}: a mask must hold 0 and one other value, but holds {shown}; "
+            "give --mask-threshold T to take every value above T as lesion"
+        )
+    if 0 not in values:
+        raise Fault(f"{name}: a mask must have background, but every voxel is {shown}; replace the mask")
+    return np.asarray(mask != 0)
+
+
+def _brief(error: Exception, path: Path) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\n")[0]
+    return text.replace(str(path), path.name)[:120] or type(error).__name__
+
+
+def upright(volume: Array, axis: int) -> Array:
+    """A volume in RAS+ as upright pictures along `axis`; undone by the same flips and transposition in `restore`."""
+    return np.ascontiguousarray(np.moveaxis(volume, axis, 0)[:, ::-1, ::-1].transpose(0, 2, 1))

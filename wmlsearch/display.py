@@ -1,0 +1,229 @@
+"""What the terminal shows: leaderboards, the progress of a search or training, and where to look next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from wmlsearch.config import RunSettings
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.split import OPTIMISTIC
+from wmlsearch.runs import RUNNING, RunDir, SearchDir
+from wmlsearch.space import SearchSpace
+from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
+
+SHOWN = 10  # rows of a leaderboard while a search runs
+STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", "failed": "red", "diverged": "red"}
+
+
+def leaderboard_table(board: Leaderboard, title: str, most: int | None = None) -> Table:
+    """Rank, scores at the best epoch, epochs, state, hyperparameters; the final runs below a line."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
+    for name in ("rank", "trial", *_scores(board), "epochs", "state", *board.searched):
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right", overflow="fold")
+    shown = board.trials[:most]
+    for rank, entry in enumerate(shown, start=1):
+        table.add_row(str(rank) if entry.value is not None else "", *_cells(entry, board))
+    if most and len(board.trials) > most:
+        table.add_row("", f"... {len(board.trials) - most} more")
+    if board.finals:
+        table.add_section()
+    for entry in board.finals:
+        table.add_row("", *_cells(entry, board), style="bold")
+    return table
+
+
+def _scores(board: Leaderboard) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((board.objective, "val_dice_best", "val_dice")))
+
+
+def _cells(entry: Entry, board: Leaderboard) -> list[Text | str]:
+    scores = [number(entry.best.get(name), 4) for name in _scores(board)]
+    values = [number(entry.config[name]) if name in entry.config else "" for name in board.searched]
+    state = Text(entry.state.replace("_", " "), style=STYLES.get(entry.state, ""))
+    return [entry.name, *scores, str(entry.epochs), state, *values]
+
+
+def number(value: Any, digits: int = 0) -> str:
+    """0.6123, 0.00313, 16, bce; an empty cell for what is not a number."""
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class SearchDisplay:
+    """Follows a search: a live table in a terminal, a line for each trial that ends anywhere else."""
+
+    def __init__(self, console: Console, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
+        self.console, self.search, self.space, self.settings = console, search, space, settings
+        self.started, self.entries = time.monotonic(), {}  # type: ignore[var-annotated]
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> SearchDisplay:
+        if self.live:
+            self.live.start()
+            self.live.update(Text("starting Ray ..."))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def changed(self, run: RunDir) -> None:
+        if isinstance(run, SearchDir):
+            return
+        before = self.entries.get(run.path)
+        entry = self.entries[run.path] = Entry.of(run, self.space)
+        if self.live:
+            self.live.update(self._picture())
+        elif self._is_final(run):
+            if before is None:
+                self.console.print("training the paper's configuration as the final baseline")
+            self._say_epoch(entry, before)
+        elif entry.state != RUNNING:
+            left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
+            self.console.print(
+                f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, "
+                f"{self.settings.objective} {number(entry.value, 4)} "
+                f"({self.ended} of {self.settings.trials} trials{left})",
+                highlight=False,
+            )
+            if entry.state in ("failed", "diverged"):
+                self.console.print(f"  {entry.reason.strip().splitlines()[-1]}", highlight=False, markup=False)
+
+    def _say_epoch(self, entry: Entry, before: Entry | None) -> None:
+        if entry.epochs > (before.epochs if before else 0):
+            self.console.print(
+                f"{entry.name} epoch {entry.epochs} of {self.settings.epochs}, "
+                f"best {self.settings.objective} {number(entry.value, 4)}",
+                highlight=False,
+            )
+
+    def _is_final(self, run: RunDir) -> bool:
+        return run.path.parent.name == "final"
+
+    @property
+    def ended(self) -> int:
+        return sum(e.state != RUNNING for path, e in self.entries.items() if path.parent.name == "trials")
+
+    def left_s(self) -> float:
+        """Time left, if the trials to come are like those that ended and the baseline goes through all its epochs."""
+        passed = time.monotonic() - self.started
+        trials = passed / max(self.ended, 1) * (self.settings.trials - self.ended)
+        epoch_s = [entry.best["epoch_s"] for entry in self.entries.values() if entry.best]
+        final = sum(epoch_s) / len(epoch_s) * self.settings.epochs if epoch_s and self.settings.baseline else 0.0
+        return trials + final
+
+    def _picture(self) -> RenderableType:
+        board = leaderboard(self.search)
+        bar = Progress(
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        left = f"about {duration(self.left_s())} left" if self.ended else "the first trials are running"
+        bar.add_task(left, total=self.settings.trials, completed=self.ended)
+        running = [e for e in self.entries.values() if e.state == RUNNING]
+        now = ", ".join(f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running)
+        return Group(
+            bar, Text(f"now: {now}"), leaderboard_table(board, "", SHOWN), Text("Ctrl-C stops cleanly", style="dim")
+        )
+
+
+class TrainingDisplay:
+    """Follows one training: a line for each epoch."""
+
+    def __init__(self, console: Console, settings: RunSettings) -> None:
+        self.console, self.settings, self.epochs = console, settings, 0
+
+    def changed(self, run: RunDir) -> None:
+        rows = run.rows()
+        for row in rows[self.epochs :]:
+            self.console.print(
+                f"epoch {row['epoch']:>3} of {self.settings.epochs}   train_loss {number(row['train_loss'], 4)}   "
+                f"val_loss {number(row['val_loss'], 4)}   val_dice {number(row['val_dice'], 4)}   "
+                f"val_dice_best {number(row['val_dice_best'], 4)}   {row['epoch_s']:.1f} s",
+                highlight=False,
+            )
+        self.epochs = len(rows)
+
+
+def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = ()) -> None:
+    """The leaderboard of a search, and what to know about it."""
+    about, status = search.about(), search.status()
+    board = leaderboard(search)
+    trials, wanted = len(board.trials), about["settings"]["trials"]
+    title = f"{search.name}: {status.get('state')}, {trials} of {wanted} trials on {about['data']['name']}"
+    console.print(leaderboard_table(board, title))
+    if about["data"]["optimistic"]:
+        console.print(f"{OPTIMISTIC}: slices of a patient are on both sides of the split", style="yellow")
+    if status.get("reason"):
+        console.print(f"ended early: {status['reason']}", highlight=False)
+    for entry in (*board.trials, *board.finals):
+        if entry.state in ("failed", "diverged"):
+            console.print(
+                f"{entry.name} {entry.state}: {entry.reason.strip().splitlines()[-1]}", highlight=False, markup=False
+            )
+    for picture in pictures:
+        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+
+
+def progress_bar(console: Console) -> tuple[Progress, Callable[[str, int, int], None]]:
+    """A bar for work that calls `(what, done, total)`; outside a terminal, a line when each kind of work is done."""
+    columns: list[ProgressColumn | str] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+    tasks: dict[str, Any] = {}
+
+    def advance(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
+        if done == total and not console.is_terminal:
+            console.print(f"{what}: {total} of {total}", highlight=False)
+
+    return bar, advance
+
+
+def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
+    """What `prepare` has made: patients, slices and lesion share of each split, and what to mind."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("split", "patients", "scans", "slices", "used", "lesion"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, count in manifest.counts.items():
+        cells = [f"{count[name]:g}" for name in ("patients", "timepoints", "slices", "kept")]
+        table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count['lesion_share']:.2f} %")
+    console.print(table)
+    for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:
+        console.print(f"mind: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"{manifest.plane} slices of {manifest.size} x {manifest.size} pixels are in {out}", highlight=False)
+    console.print(f"have a look at {out / 'contact_sheet.png'}; next: wmlsearch tune --data {out}", highlight=False)
+
+
+def console() -> Console:
+    """Standard output."""
+    console = Console()
+    if not console.is_terminal:  # a log or a pipe: no line should break because of a guessed width
+        console.width = 200
+    return console

@@ -1,0 +1,81 @@
+"""The U-Net of the paper, with its depth, width, dropout and normalisation open."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UNet(nn.Module):
+    """A 2-D U-Net that gives one logit per pixel.
+
+    Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, as the paper has
+    it (II.B, Fig. 3): "same" convolutions, batch normalisation, dropout, He initialisation. `UNet()` is the paper's
+    network with 1,943,761 parameters.
+
+    Args:
+        depth: levels down; each halves the image and doubles the channels.
+        base_channels: channels of the first level.
+        dropout: share of elements set to zero after the first convolution of each block.
+        norm: "batch", or "instance" (with learned scale and shift).
+    """
+
+    def __init__(
+        self,
+        depth: int = 4,
+        base_channels: int = 16,
+        dropout: float = 0.1,
+        norm: Literal["batch", "instance"] = "batch",
+    ) -> None:
+        super().__init__()
+        widths = [base_channels * 2**level for level in range(depth + 1)]
+        self.depth = depth
+        self.down = nn.ModuleList(
+            _block(before, after, dropout, norm) for before, after in zip([1, *widths[:-2]], widths[:-1], strict=True)
+        )
+        self.bottom = _block(widths[-2], widths[-1], dropout, norm)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(width, width // 2, 2, stride=2) for width in widths[:0:-1])
+        self.merge = nn.ModuleList(_block(width, width // 2, dropout, norm) for width in widths[:0:-1])
+        self.head = nn.Conv2d(base_channels, 1, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 1, H, W) in [0, 1], any H and W -> logits (N, 1, H, W), float32."""
+        height, width = images.shape[-2:]
+        # The way down halves `depth` times, so sizes are padded to a multiple of 2**depth, and cut back at the end.
+        step = 2**self.depth
+        x = F.pad(images, (0, -width % step, 0, -height % step))
+        skips = []
+        for block in self.down:  # (N, C, h, w) -> (N, 2C, h/2, w/2)
+            x = block(x)
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.bottom(x)
+        for up, merge in zip(self.up, self.merge, strict=True):  # (N, 2C, h, w) -> (N, C, 2h, 2w)
+            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
+        with torch.autocast(x.device.type, enabled=False):  # full precision: probabilities need finer steps than 2**-8
+            logits: Tensor = self.head(x.float())
+        return logits[..., :height, :width]
+
+
+def _block(channels_in: int, channels_out: int, dropout: float, norm: str) -> nn.Sequential:
+    """Two 3x3 convolutions, each with normalisation and ReLU; dropout between them. (N, in, h, w) -> (N, out, h, w)."""
+
+    def normalise() -> nn.Module:
+        return nn.BatchNorm2d(channels_out) if norm == "batch" else nn.InstanceNorm2d(channels_out, affine=True)
+
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1),
+        normalise(),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1),
+        normalise(),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,264 @@
+"""Run folders: the truth about every training and search, in plain files. Only this module knows the names in them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.config import InputError
+
+# How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience.
+RUNNING = "running"
+GOOD = ("completed", "early_stopped", "stopped")
+ENDED = (*GOOD, "diverged", "failed", "interrupted")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one training: a trial, a final run, or a run of `wmlsearch train`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the latest epoch: all that a resumed training needs."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch."""
+        return self.path / "best.pt"
+
+    @classmethod
+    def create(cls, path: Path, about: Mapping[str, Any]) -> RunDir:
+        """A new run folder; `about` says what runs (name, kind, config, settings, data) and never changes."""
+        run = cls(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "config.json", {"key": uuid.uuid4().hex, "created": time.time(), **about})
+        run.set_status(RUNNING)
+        return run
+
+    def about(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's line."""
+        append_line(self.path / "metrics.jsonl", row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The epochs so far, oldest first."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def reconcile(self, rows: list[dict[str, Any]]) -> None:
+        """Make the lines those that a checkpoint holds: what is missing is filled in, what lies past it is cut."""
+        if self.rows() != rows:
+            text = "".join(_line(row) for row in rows)
+            write_text(self.path / "metrics.jsonl", text)
+
+    def set_status(self, state: str, reason: str = "", **more: Any) -> None:
+        old = self.status()
+        started = old.get("started") or time.time()
+        ended = {} if state == RUNNING else {"ended": time.time()}
+        write_json(self.path / "status.json", {"state": state, "reason": reason, "started": started, **ended, **more})
+
+    def status(self) -> dict[str, Any]:
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else {}
+
+    def ledger(self) -> dict[str, Any]:
+        """What the mirror has written to MLflow already."""
+        path = self.path / "mlflow.json"
+        return read_json(path) if path.exists() else {}
+
+    def set_ledger(self, ledger: Mapping[str, Any]) -> None:
+        write_json(self.path / "mlflow.json", ledger)
+
+
+@dataclass(frozen=True)
+class SearchDir(RunDir):
+    """The folder of a search: its own `search.json` and `status.json`, its trials and final runs below it."""
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal file of the study."""
+        return self.path / "study.journal"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def trial(self, number: int) -> RunDir:
+        return RunDir(self.path / "trials" / f"{number:04d}")
+
+    def final(self, name: str, seed: int) -> RunDir:
+        return RunDir(self.path / "final" / f"{name}-seed{seed}")
+
+    def trials(self) -> list[RunDir]:
+        return _runs(self.path / "trials")
+
+    def finals(self) -> list[RunDir]:
+        return _runs(self.path / "final")
+
+    @classmethod
+    def create(cls, path: Path, about: Mapping[str, Any]) -> SearchDir:
+        """A new search folder. Raises InputError where one is there already: nothing is overwritten."""
+        check_new(path)
+        path.mkdir(parents=True, exist_ok=True)
+        search = cls(path)
+        write_json(path / "search.json", {"key": uuid.uuid4().hex, "created": time.time(), **about})
+        search.set_status(RUNNING)
+        return search
+
+    def about(self) -> dict[str, Any]:
+        return read_json(self.path / "search.json")
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the search for this process. Raises InputError that names who holds it; a dead process holds nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "owner", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise InputError(
+                    f"{self.path}: this search is running already ({file.read().strip() or 'owner unknown'}); "
+                    f"follow it with `wmlsearch status {self.path}`, or choose another --name"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+
+def check_new(path: Path) -> None:
+    """Refuse a folder in which something was run before. Raises InputError."""
+    status = path / "status.json"
+    if status.exists():
+        state = read_json(status).get("state")
+        raise InputError(
+            f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; "
+            "choose another --name, or delete the folder"
+        )
+    if path.exists() and any(entry.name != "owner" for entry in path.iterdir()):
+        raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
+
+
+def find(name: str | None, out: Path) -> RunDir:
+    """A search or run by NAME below `out`, by path, or the latest one. Raises InputError that says what there is."""
+    there = sorted(every(out), key=lambda run: run.about()["created"])
+    if name is None:
+        if not there:
+            raise InputError(f"{out}: no search or run there yet; start one with `wmlsearch tune`, or give --out")
+        return there[-1]
+    for path in (out / name, Path(name)):
+        if (path / "search.json").is_file():
+            return SearchDir(path)
+        if (path / "config.json").is_file():
+            return RunDir(path)
+    names = ", ".join(run.name for run in there) or "none"
+    raise InputError(f"{name}: no search or run of this name in {out} (there: {names}), and no path to one")
+
+
+def every(out: Path) -> list[RunDir]:
+    """All searches and runs directly below `out`, by name."""
+    found: list[RunDir] = []
+    for path in sorted(out.iterdir()) if out.is_dir() else []:
+        if (path / "search.json").is_file():
+            found.append(SearchDir(path))
+        elif (path / "config.json").is_file():
+            found.append(RunDir(path))
+    return found
+
+
+def _runs(folder: Path) -> list[RunDir]:
+    if not folder.is_dir():
+        return []
+    return [RunDir(path) for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+
+
+def check_name(name: str) -> str:
+    """A name that is safe as a folder's. Raises InputError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise InputError(
+            f"--name {name!r}: letters, digits, '.', '_' and '-' only, at most 100, not starting with a sign"
+        )
+    return name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
+    return value
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line, whole or not at all: a torn last line is cut first, a failed write is taken back."""
+    line = _line(row).encode()
+    with open(path, "ab+", buffering=0) as file:
+        _cut_torn_line(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(line) != len(line):
+                raise OSError(f"{path}: only part of a line could be written")
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a torn last one is left out. Raises InputError for a damaged one."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path}: a line is damaged ({error})") from None
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    keep = size
+    while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
+        keep -= 1
+    if keep < size:
+        os.ftruncate(descriptor, keep)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,0 +1,1 @@
+"""The hyperparameter search: the only folder with Ray, and with Optuna's samplers."""

@@ -1,0 +1,208 @@
+"""The mirror of run folders in MLflow: a thread that copies what is new, and may lag or fail without harm.
+
+The only place with MLflow. Everything it sends can be sent again: a run is found by its key before one is made, and a
+metric with the same name, step, value and time is one row however often it arrives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmlsearch.config import InputError
+from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "wmlsearch"
+BATCH_METRICS = 1000  # MLflow takes no more in one call
+_SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
+
+
+def default_uri(out: Path) -> str:
+    """The MLflow store beside the run folders: a SQLite file."""
+    return f"sqlite:///{out.resolve()}/mlflow.db"
+
+
+class Mirror:
+    """Copies a run (a search with all its trials, or a single training) to MLflow while it goes on.
+
+    `notify(run)` returns at once. `close()` waits for what is left, and says what could not be copied.
+    """
+
+    def __init__(self, root: RunDir, uri: str) -> None:
+        self.root, self.uri, self.problem = root, uri, ""
+        self._changed: dict[Path, RunDir] = {root.path: root}
+        self._condition = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def notify(self, run: RunDir) -> None:
+        """`run` has changed."""
+        with self._condition:
+            self._changed[run.path] = run
+            self._condition.notify()
+
+    def close(self, timeout_s: float = 60) -> str:
+        """Copy what is left, for at most `timeout_s` seconds; returns what went wrong, or ""."""
+        with self._condition:
+            self._changed[self.root.path] = self.root
+            self._closing = True
+            self._condition.notify()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return self.problem or f"{self.uri} has not answered within {timeout_s:g} s"
+        return self.problem
+
+    def _work(self) -> None:
+        client, wait = None, 0.0
+        while True:
+            with self._condition:
+                if wait:  # MLflow was away: not before a while, however much changes
+                    self._condition.wait_for(lambda: self._closing, timeout=wait)
+                else:
+                    self._condition.wait_for(lambda: self._closing or self._changed)
+                changed, self._changed = self._changed, {}
+                closing = self._closing
+            try:
+                client = client or connect(self.uri)
+                for path in list(changed):
+                    push(client, self.uri, changed[path], self.root)
+                    del changed[path]
+                self.problem, wait = "", 0.0
+            except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
+                self.problem = " ".join(str(error).split())[:300]
+                wait = min(max(2 * wait, 1.0), 60.0)
+                with self._condition:
+                    self._changed = {**changed, **self._changed}
+            if closing:
+                return
+
+
+def sync(run: RunDir, uri: str) -> int:
+    """Copy all of a run, sent before or not, to MLflow; returns how many MLflow runs it has. Raises InputError."""
+    parts = [run, *(run.trials() + run.finals() if isinstance(run, SearchDir) else [])]
+    try:
+        client = connect(uri)
+        for part in parts:
+            push(client, uri, part, run, everything=True)
+    except InputError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{uri}: MLflow doesn't take the runs ({text}); nothing is lost, try `wmlsearch sync` later"
+        ) from None
+    return len(parts)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking store. One that is away is given up on after seconds, since the mirror tries again."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    for name in _SILENT:  # MLflow sets its own level when imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool = False) -> None:
+    """Send what MLflow lacks of one run folder, as its ledger says; with `everything`, all of it again."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    about, status = run.about(), run.status()
+    ledger = run.ledger()
+    if ledger.get("uri") != uri or everything:
+        ledger = {"uri": uri, "run_id": ledger.get("run_id") if ledger.get("uri") == uri else None, "rows": 0}
+    if not ledger["run_id"] or (everything and not _exists(client, ledger["run_id"])):
+        parent = None
+        if run.path != root.path:
+            parent = root.ledger().get("run_id") or _make(client, uri, root, None)
+        ledger = {"uri": uri, "run_id": _make(client, uri, run, parent), "rows": 0}
+        run.set_ledger(ledger)
+    rows = [] if isinstance(run, SearchDir) else run.rows()
+    fresh = rows[ledger["rows"] :]
+    metrics = [
+        Metric(name, float(value), int(row["time"] * 1000), row["epoch"])
+        for row in fresh
+        for name, value in row.items()
+        if name not in ("epoch", "time", "ended") and value is not None
+    ]
+    params, tags = [], []
+    if "params" not in ledger:
+        params = [Param(name, str(value)) for name, value in _params(about).items()]
+        tags = [RunTag(name, str(value)) for name, value in _tags(about).items()]
+    state, reason = status.get("state", RUNNING), status.get("reason", "")
+    if ledger.get("state") != state:
+        tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
+    for start in range(0, max(len(metrics), 1), BATCH_METRICS):
+        part = metrics[start : start + BATCH_METRICS]
+        if part or params or tags:
+            client.log_batch(ledger["run_id"], part, params, tags)
+            params, tags = [], []
+    if ledger.get("state") != state:
+        if state == RUNNING:
+            client.update_run(ledger["run_id"], status="RUNNING")
+        else:
+            if isinstance(run, SearchDir) and run.report.is_dir():
+                client.log_artifacts(ledger["run_id"], str(run.report), "report")
+            end = int(status.get("ended", time.time()) * 1000)
+            client.set_terminated(ledger["run_id"], _mlflow_status(state), end)
+    run.set_ledger({**ledger, "rows": len(rows), "params": True, "state": state})
+
+
+def _make(client: MlflowClient, uri: str, run: RunDir, parent: str | None) -> str:
+    """The MLflow run of a run folder: the one with its key if there is one, else a new one."""
+    about = run.about()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        place = (
+            Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts" if uri.startswith("sqlite:///") else None
+        )
+        experiment_id = client.create_experiment(EXPERIMENT, place.as_uri() if place else None)
+    else:
+        experiment_id = experiment.experiment_id
+    found = client.search_runs([experiment_id], f"tags.`wmlsearch.key` = '{about['key']}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
+    made = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"])
+    return str(made.info.run_id)
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def _params(about: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {name: about["settings"][name] for name in ("epochs", "seed", "objective", "precision")}
+    return {**about.get("config", {}), **settings}
+
+
+def _tags(about: Mapping[str, Any]) -> dict[str, Any]:
+    data = {f"data.{name}": value for name, value in about["data"].items()}
+    return {"kind": about["kind"], "versions": about.get("versions", ""), **data}
+
+
+def _mlflow_status(state: str) -> str:
+    if state in GOOD:
+        return "FINISHED"
+    return "KILLED" if state == "interrupted" else "FAILED"

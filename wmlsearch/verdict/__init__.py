@@ -1,0 +1,1 @@
+"""From a search to what it is worth: leaderboard, figures."""
