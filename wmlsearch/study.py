@@ -191,7 +191,8 @@ def _check(space: SearchSpace, data: Path) -> dict[str, Any]:
         domain = dimension.domain
         if name == "depth":
             values[name] = max(domain.values) if isinstance(domain, Choices) else domain.high
-    check_trainable(space.config(values), prepared)
+    for config in (space.config(values), TrialConfig()):  # the deepest, and the baseline
+        check_trainable(config, prepared)
     if not any(row.lesion_pixels for row in prepared.manifest.slices if row.split == "val"):
         raise InputError(
             f"{data}: the validation slices hold no lesion, so no Dice can be measured; "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
+from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Mirror:
                     del changed[path]
                 self.problem, wait = "", 0.0
             except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
-                self.problem = " ".join(str(error).split())[:300]
+                self.problem = _brief(error)
                 wait = min(max(2 * wait, 1.0), 60.0)
                 with self._condition:
                     self._changed = {**changed, **self._changed}
@@ -96,9 +97,8 @@ def sync(run: RunDir, uri: str) -> int:
     except InputError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{uri}: MLflow doesn't take the runs ({text}); nothing is lost, try `wmlsearch sync` later"
+            f"{uri}: MLflow doesn't take the runs ({_brief(error)}); nothing is lost, try `wmlsearch sync` later"
         ) from None
     return len(parts)
 
@@ -127,7 +127,8 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
     if not ledger["run_id"] or (everything and not _exists(client, ledger["run_id"])):
         parent = None
         if run.path != root.path:
-            parent = root.ledger().get("run_id") or _make(client, uri, root, None)
+            of_root = root.ledger()
+            parent = of_root["run_id"] if of_root.get("uri") == uri else _make(client, uri, root, None)
         ledger = {"uri": uri, "run_id": _make(client, uri, run, parent), "rows": 0}
         run.set_ledger(ledger)
     rows = [] if isinstance(run, SearchDir) else run.rows()
@@ -180,6 +181,10 @@ def _make(client: MlflowClient, uri: str, run: RunDir, parent: str | None) -> st
     return str(made.info.run_id)
 
 
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _exists(client: MlflowClient, run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
@@ -199,7 +204,9 @@ def _params(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tags(about: Mapping[str, Any]) -> dict[str, Any]:
     data = {f"data.{name}": value for name, value in about["data"].items()}
-    return {"kind": about["kind"], "versions": about.get("versions", ""), **data}
+    warning = {"warning": OPTIMISTIC} if about["data"]["optimistic"] else {}
+    versions = {f"version.{name}": value for name, value in about["versions"].items()}
+    return {"kind": about["kind"], **warning, **data, **versions}
 
 
 def _mlflow_status(state: str) -> str:

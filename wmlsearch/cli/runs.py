@@ -75,6 +75,7 @@ def train(
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True, help="What is maximised."
 )
+@click.option("--grace-epochs", type=int, default=2, show_default=True, help="No trial is stopped early before this.")
 @click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
 @options.uri
 def tune(
@@ -88,6 +89,7 @@ def tune(
     seed: int,
     precision: str,
     objective: str,
+    grace_epochs: int,
     no_baseline: bool,
     mlflow_uri: str | None,
 ) -> None:
@@ -117,6 +119,7 @@ def tune(
         objective=objective,
         trials=trials,
         max_hours=max_hours,
+        grace_epochs=grace_epochs,
         baseline=not no_baseline,
     )
     search = SearchDir(out / check_name(name or study.new_name("search")))

@@ -58,7 +58,7 @@ def run_trials(
     """
     study = Study(search, space, settings.seed)
     stop = Stop(settings.max_hours)
-    recorder = _Recorder(search, settings, study, data, on_change)
+    recorder = _Recorder(search, settings, study, on_change)
     job = {
         "search": str(search.path.resolve()),
         "data": str(data.resolve()),
@@ -105,10 +105,11 @@ class _Recorder(tune.Callback):
     """Writes down what Tune hears, run folder first, and tells the study the truth about it."""
 
     def __init__(
-        self, search: SearchDir, settings: RunSettings, study: Study, data: Path, on_change: Callable[[RunDir], None]
+        self, search: SearchDir, settings: RunSettings, study: Study, on_change: Callable[[RunDir], None]
     ) -> None:
         self.search, self.settings, self.study, self.on_change = search, settings, study, on_change
-        self.data = search.about()["data"]
+        about = search.about()
+        self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,8 +125,7 @@ class _Recorder(tune.Callback):
                     "name": f"trial-{number:04d}",
                     "kind": "trial",
                     "config": trial.config["config"],
-                    "settings": self.settings.model_dump(),
-                    "data": self.data,
+                    **self.shared,
                 },
             )
             self.on_change(run)

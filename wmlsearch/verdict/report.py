@@ -89,8 +89,8 @@ def _examples(search: SearchDir, data: PreparedData, models: Sequence[tuple[str,
                 axes.contourf(found[row], levels=[0.5, 1], colors=[colour], alpha=0.45)
                 axes.contour(found[row], levels=[0.5], colors=[colour], linewidths=0.9)
             if found is not None and title != "expert":
-                both = 2 * np.logical_and(found[row], masks[position]).sum()
-                score = both / (found[row].sum() + masks[position].sum())
+                either = found[row].sum() + masks[position].sum()
+                score = 2 * np.logical_and(found[row], masks[position]).sum() / max(either, 1)
                 axes.text(
                     0.97, 0.03, f"Dice {score:.2f}", color="white", fontsize=8, ha="right", transform=axes.transAxes
                 )

@@ -1,0 +1,36 @@
+# Everything from a fresh machine with Python 3.11+, git and make. `make` alone lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: help demo test lint install clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(BIN)/.installed  ## make .venv and install wmlsearch with the tested versions
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "wmlsearch needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing into .venv (some minutes at the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## the main job on a small phantom: a search, the paper's baseline, a leaderboard (some minutes)
+	@rm -rf $(DEMO)
+	$(BIN)/wmlsearch phantom $(DEMO)/raw --shape 64x64x24
+	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 64
+	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 6 --epochs 9 --name demo --out $(DEMO)/runs
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## style, security rules and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv and the demo
+	rm -rf .venv $(DEMO)

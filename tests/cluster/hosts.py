@@ -1,0 +1,169 @@
+"""Machines for a cluster test, made of namespaces: each with its own network, processes, /tmp, home and sshd.
+
+`world` is the outermost one (run by tests/cluster/run): it holds the laptop (itself), the bridge, and the hosts. When its
+first process dies, the kernel ends every process in it, and with them go all links, mounts and namespaces: nothing has to
+be cleaned up, however the test ends. The network leads nowhere: there is no link to the world outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAPTOP_IP, NETWORK = "10.77.0.1", 24
+HOME = Path.home()
+# What every machine has of its own: empty at first, in memory, gone with it. /mnt is shared: it plays the NFS.
+PRIVATE = (Path("/tmp"), HOME, Path("/dev/shm"), Path("/run"), Path("/var/log"))  # noqa: S108 - that is the point
+SHARED = Path("/mnt/storage")
+VISIBLE = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))  # wherever they are: Python, its packages, this code
+OWN_FOLDERS = ("runs", "data", "prepared", "demo")  # of a developer, in the repository: no host may see them
+SSHD = "/usr/sbin/sshd"
+
+
+def sh(*words: Any, **more: Any) -> str:
+    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, **more)
+    return done.stdout
+
+
+class Host:
+    """One machine on the bridge of the world."""
+
+    def __init__(self, name: str, ip: str, public_key: str) -> None:
+        self.name, self.ip = name, ip
+        about = {"name": name, "ip": ip, "public_key": public_key}
+        namespaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            ["unshare", *namespaces, sys.executable, __file__, "host", json.dumps(about)],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self.link = f"to-{name}"
+        until = time.monotonic() + 10
+        while os.readlink(f"/proc/{self.process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+            assert time.monotonic() < until, f"{name} has got no network namespace"
+            time.sleep(0.01)
+        sh("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.process.pid)
+        sh("ip", "link", "set", self.link, "master", "lan", "up")
+
+    def unplug(self) -> None:
+        """As when the power goes: the others hear nothing any more, not even that connections close."""
+        sh("ip", "link", "set", self.link, "down")
+        self.process.kill()
+        self.process.wait()
+
+    def processes(self) -> list[str]:
+        """The command lines of what runs on it, without its sshd."""
+        return [words for pid, words in _commands() if _namespace(pid) == self._namespace() and "sshd" not in words]
+
+    def _namespace(self) -> str:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return _namespace(int(children[0])) if children else "none"
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+
+def _commands() -> list[tuple[int, str]]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found.append((int(entry.name), words))
+    return found
+
+
+def _namespace(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
+
+
+def make_private() -> None:
+    """Empty folders in memory over PRIVATE; what is VISIBLE stays so, read-only, though it may lie in one of them."""
+    held = {path: os.open(path, os.O_PATH) for path in VISIBLE}
+    for folder in PRIVATE:
+        sh("mount", "-t", "tmpfs", "-o", "mode=1777" if folder.name in ("tmp", "shm") else "mode=755", "tmpfs", folder)
+    for path, descriptor in held.items():
+        if any(path.is_relative_to(folder) for folder in PRIVATE) or path == REPOSITORY:
+            path.mkdir(parents=True, exist_ok=True)
+            sh("mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{descriptor}", path, pass_fds=[descriptor])
+            sh("mount", "-o", "remount,bind,ro", path)
+    for name in OWN_FOLDERS:
+        if (REPOSITORY / name).is_dir():
+            sh("mount", "-t", "tmpfs", "tmpfs", REPOSITORY / name)
+    (HOME / ".bashrc").touch()
+
+
+def world(command: list[str]) -> int:
+    """The first process of the outermost namespaces: prepares them, runs `command`, and reaps what is left over."""
+    make_private()
+    sh("mount", "-t", "tmpfs", "tmpfs", SHARED.parent)
+    SHARED.mkdir()
+    etc = Path("/run/etc")
+    etc.mkdir()
+    (etc / "hosts").write_text("127.0.0.1 localhost\n")
+    (etc / "resolv.conf").write_text("")  # nobody to ask: a look-up fails at once instead of waiting
+    for file in etc.iterdir():
+        sh("mount", "--bind", file, Path("/etc") / file.name)
+    sh("ip", "link", "set", "lo", "up")
+    sh("ip", "link", "add", "lan", "type", "bridge")
+    sh("ip", "address", "add", f"{LAPTOP_IP}/{NETWORK}", "dev", "lan")
+    sh("ip", "link", "set", "lan", "up")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(HOME), "LANG": "C.UTF-8", "WMLSEARCH_CLUSTER_TEST": "1"}
+    return _reap_until(subprocess.Popen(command, cwd=REPOSITORY, env=environment))
+
+
+def host(about: dict[str, str]) -> int:
+    """The first process of a host: prepares it, runs its sshd, and reaps what is left over."""
+    make_private()
+    sh("hostname", about["name"])
+    sh("ip", "link", "set", "lo", "up")
+    until = time.monotonic() + 30
+    while subprocess.run(["ip", "link", "show", "eth0"], capture_output=True, check=False).returncode:
+        assert time.monotonic() < until, "eth0 has not come"
+        time.sleep(0.05)
+    sh("ip", "address", "add", f"{about['ip']}/{NETWORK}", "dev", "eth0")
+    sh("ip", "link", "set", "eth0", "up")
+    sh("ip", "route", "add", "default", "dev", "eth0")  # leads nowhere; Ray asks which address it would use
+    folder = Path("/run/sshd")
+    folder.mkdir(mode=0o755)
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "host_key")
+    (folder / "authorized_keys").write_text(about["public_key"])
+    settings = {
+        "HostKey": folder / "host_key",
+        "AuthorizedKeysFile": folder / "authorized_keys",
+        "ListenAddress": about["ip"],
+        "PidFile": folder / "pid",
+        "PermitRootLogin": "yes",
+        "PasswordAuthentication": "no",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "UseDNS": "no",
+        "PrintLastLog": "no",
+    }
+    (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    return _reap_until(subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "config")]))
+
+
+def _reap_until(main: subprocess.Popen[bytes]) -> int:
+    """Orphans become children of a namespace's first process; one that isn't reaped seems to live on."""
+    while True:
+        pid, status = os.wait()
+        if pid == main.pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    sys.exit(world(sys.argv[2:]) if sys.argv[1] == "world" else host(json.loads(sys.argv[2])))

@@ -1,0 +1,196 @@
+"""MLflow equals the run folders: once, twice, after a loss of the ledger, in a second store."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.tracking import Mirror, connect, default_uri, push, sync
+
+DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
+
+
+def about(name: str, kind: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "config": TrialConfig().model_dump(),
+        "settings": RunSettings().model_dump(),
+        "data": DATA,
+        "versions": {"wmlsearch": "0"},
+    }
+
+
+def row(epoch: int) -> dict[str, Any]:
+    metrics = {"val_dice_best": epoch / 10, "val_loss": 1 / epoch, "val_precision": None if epoch == 1 else 0.5}
+    return {"epoch": epoch, "time": 1_700_000_000.25 + epoch, "ended": None, **metrics}
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> SearchDir:
+    made = SearchDir.create(tmp_path / "runs" / "s", about("s", "search"))
+    for number, state in enumerate(("completed", "stopped", "diverged", "interrupted", "running")):
+        run = RunDir.create(made.trial(number).path, about(f"trial-{number:04d}", "trial"))
+        for epoch in range(1, 4):
+            run.append(row(epoch))
+        if state != "running":
+            run.set_status(state, f"because of {state}")
+    final = RunDir.create(made.final("paper", 0).path, about("paper-seed0", "baseline"))
+    final.append(row(1))
+    final.set_status("completed")
+    return made
+
+
+def content(uri: str) -> list[Any]:
+    """All that MLflow holds, comparable: (key, status, tags, params, metric rows) of each run."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    found = []
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        history = sorted(
+            (name, point.step, point.timestamp, point.value)
+            for name in run.data.metrics
+            for point in client.get_metric_history(run.info.run_id, name)
+        )
+        tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+        found.append((run.data.tags["wmlsearch.key"], run.info.status, tags, run.data.params, history))
+    return sorted(found, key=lambda item: item[0])
+
+
+def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
+    return sorted(
+        (name, line["epoch"], int(line["time"] * 1000), value)
+        for line in run.rows()
+        for name, value in line.items()
+        if name not in ("epoch", "time", "ended") and value is not None
+    )
+
+
+def test_mlflow_equals_the_run_folders(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    assert sync(search, uri) == 7
+    held = {key: rest for key, *rest in content(uri)}
+    statuses = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"}
+    for run in search.trials() + search.finals():
+        status, tags, params, history = held[run.about()["key"]]
+        assert history == rows_of(run)
+        assert status == statuses.get(run.status()["state"], "RUNNING")
+        assert tags["state"] == run.status()["state"]
+        assert tags["warning"] == "image-level split: optimistic"
+        assert params["batch_size"] == "5"
+        assert params["seed"] == "0"
+    assert len(held) == 7
+    parent = search.ledger()["run_id"]
+    children = MlflowClient(uri).search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {child.info.run_name for child in children} == {
+        *(f"trial-{number:04d}" for number in range(5)),
+        "paper-seed0",
+    }
+
+
+def test_twice_is_once(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once = content(uri)
+    sync(search, uri)
+    assert content(uri) == once
+    for run in [search, *search.trials()]:
+        (run.path / "mlflow.json").unlink()  # killed between receiving and noting
+    sync(search, uri)
+    assert content(uri) == once
+
+
+def test_a_batch_that_arrived_but_was_not_noted_is_not_doubled(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once = content(uri)
+    run = search.trial(0)
+    run.set_ledger({**run.ledger(), "rows": 1})
+    push(connect(uri), uri, run, search)
+    assert content(uri) == once
+    assert run.ledger()["rows"] == 3
+
+
+def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:
+    first, second = default_uri(search.path.parent), f"sqlite:///{tmp_path}/other.db"
+    sync(search, first)
+    sync(search, second)
+    assert content(second) == content(first)
+
+
+def test_a_store_that_was_deleted_is_filled_again(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once = content(uri)
+    (search.path.parent / "mlflow.db").rename(search.path.parent / "gone.db")
+    other = f"sqlite:///{search.path.parent}/new.db"
+    for run in [search, *search.trials(), *search.finals()]:
+        run.set_ledger({**run.ledger(), "uri": other})
+    sync(search, other)
+    assert content(other) == once
+
+
+def test_the_mirror_follows_and_ends_complete(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    mirror = Mirror(search, uri)
+    for run in search.trials() + search.finals():
+        mirror.notify(run)
+    run = search.trial(4)
+    run.append(row(4))
+    run.set_status("early_stopped")
+    mirror.notify(run)
+    search.set_status("completed")
+    assert mirror.close() == ""
+    held = {key: rest for key, *rest in content(uri)}
+    assert held[run.about()["key"]][0] == "FINISHED"
+    assert held[run.about()["key"]][3] == rows_of(run)
+    assert [status for status, *_ in held.values()].count("RUNNING") == 0
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(500, "on strike")
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_refuses_is_reported_and_caught_up_later(search: SearchDir, refusing_server: str) -> None:
+    mirror = Mirror(search, refusing_server)
+    problem = mirror.close(timeout_s=60)
+    assert "500" in problem
+    with pytest.raises(
+        InputError, match=r"MLflow doesn't take the runs .* nothing is lost, try `wmlsearch sync` later"
+    ):
+        sync(search, refusing_server)
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    assert len(content(uri)) == 7
+
+
+def test_ledgers_hold_no_metrics(search: SearchDir) -> None:
+    sync(search, default_uri(search.path.parent))
+    assert set(json.loads((search.trial(0).path / "mlflow.json").read_text())) == {
+        "uri", "run_id", "rows", "params", "state",
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""The MLflow server of a cluster's head: started by the cluster file (`python -m wmlsearch.head_mlflow`), idempotently.
+
+It listens on 127.0.0.1 of the head only, at the port of MLFLOW_TRACKING_URI; its database is on the head, its artifacts
+below WMLSEARCH_STORAGE where that is given. It ends by itself when Ray has been gone from the head for a while, so that
+`ray down` leaves nothing behind. `tunnel` is the head's end of `wmlsearch ui --cluster`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from wmlsearch.on_head import HOME, tell
+
+START_S = 180.0  # a small machine imports MLflow in half a minute, and the first start makes the database
+GONE_S = 60.0  # `ray up` on a running cluster stops Ray and starts it again within this time
+DEFAULT_URI = "http://127.0.0.1:5000"
+DEFAULT_RAY = "127.0.0.1:6379"
+
+
+def port() -> int:
+    """The port of the head's MLflow server, as the cluster file sets it."""
+    return urlsplit(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)).port or 5000
+
+
+def healthy(port: int) -> bool:
+    """Whether an MLflow server answers there."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().read() == b"OK"
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def start() -> None:
+    """Start the server unless it runs; returns when it answers. Exits with its log's last lines when it does not."""
+    folder, where = HOME / "mlflow", port()
+    if healthy(where):
+        print(f"the MLflow server runs already, on 127.0.0.1:{where}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "server.log"
+    with open(log, "ab") as file:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "wmlsearch.head_mlflow", "keep"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,  # it outlives the connection that started it
+        )
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and keeper.poll() is None:
+        if healthy(where):
+            print(f"the MLflow server runs on 127.0.0.1:{where}")
+            return
+        time.sleep(0.5)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    sys.exit(f"the MLflow server has not answered on 127.0.0.1:{where}; the end of {log}:\n{tail}")
+
+
+def keep() -> None:
+    """Run the server until Ray is gone from the head."""
+    folder = HOME / "mlflow"
+    artifacts = os.environ.get("WMLSEARCH_STORAGE", "").rstrip("/") or str(folder)
+    if "://" not in artifacts:
+        Path(artifacts).mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port()), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", f"{artifacts}/mlflow-artifacts"]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
+    host, _, ray_port = os.environ.get("RAY_ADDRESS", DEFAULT_RAY).rpartition(":")
+    seen = time.monotonic()
+    while server.poll() is None and time.monotonic() - seen < GONE_S:
+        time.sleep(5)
+        if _listens(host or "127.0.0.1", int(ray_port)):
+            seen = time.monotonic()
+    server.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(20)
+    server.kill()
+
+
+def tunnel(port_there: int) -> None:
+    """Until the connection to the laptop ends: let the server be reached at this port of the head's 127.0.0.1 too.
+
+    `ray exec --port-forward` joins equal ports only, and the server's may be taken on the laptop.
+    """
+    target = port()
+    if not healthy(target):
+        return tell(error=f"no MLflow server answers on the head's 127.0.0.1:{target}")
+    if port_there != target and _listens("127.0.0.1", port_there):
+        return tell(error=f"port {port_there} is taken on the head")
+    tell(open=port_there)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_relay(port_there, target) if port_there != target else asyncio.sleep(1e9))
+
+
+async def _relay(port_there: int, target: int) -> None:
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    server = await asyncio.start_server(joined, "127.0.0.1", port_there)
+    async with server:
+        await server.serve_forever()
+
+
+def _listens(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    keep() if sys.argv[1:] == ["keep"] else start()
