@@ -37,7 +37,7 @@ class _Strict(BaseModel):
             return values
         wants_float = {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
         return {
-            name: float(value) if name in wants_float and type(value) is int else value
+            name: float(value) if name in wants_float and type(value) is int and abs(value) < 2**53 else value
             for name, value in values.items()
         }
 
@@ -132,18 +132,24 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
+        names: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = self.construct_object(key, deep=True)
             if not isinstance(name, str):
                 raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a name must be text, but got {name!r}")
-            if names.count(name) > 1:
+            if name in names:
                 raise yaml.YAMLError(f"{name!r} stands there twice: keep one")
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
+
+
+# What PyYAML lets through for values that only look like a date, a number or a mapping: 2001-99-99, !!bool x, !!set [1]
+_OF_ODD_VALUES = (ValueError, TypeError, KeyError, AttributeError)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: can't be read ({error})") from None
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_OF_ODD_VALUES) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None

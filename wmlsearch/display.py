@@ -89,6 +89,10 @@ class SearchDisplay:
         if self.live:
             self.live.stop()
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the live table."""
+        self.console.print(text, highlight=False, markup=False)
+
     def changed(self, run: RunDir) -> None:
         if isinstance(run, SearchDir):
             return

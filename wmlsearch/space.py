@@ -26,7 +26,7 @@ class Choices:
         return self.values[int(rng.integers(len(self.values)))]
 
     def __contains__(self, value: object) -> bool:
-        return any(type(value) is type(choice) and value == choice for choice in self.values)
+        return any(isinstance(value, bool) is isinstance(choice, bool) and value == choice for choice in self.values)
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,12 @@ class SearchSpace:
     def read(cls, name_or_path: str | Path) -> SearchSpace:
         """A hyperparameter file by path, or a shipped one by name (`paper`, `unet`, `quick`). Raises InputError."""
         path = Path(name_or_path)
-        if not path.exists():
-            name = str(name_or_path).removesuffix(".yaml")
-            path = shipped() / f"{name}.yaml"
+        name = str(name_or_path).removesuffix(".yaml")
+        ours = shipped() / f"{name}.yaml"
+        if path.is_dir() and "/" not in name and ours.is_file():  # a folder that happens to be called `paper`
+            path = ours
+        elif not path.exists():
+            path = ours
             if "/" in name or not path.is_file():
                 names = ", ".join(sorted(p.stem for p in shipped().glob("*.yaml")))
                 raise InputError(f"{name_or_path}: no such file, and not a shipped space: those are {names}")
@@ -228,11 +231,11 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
             return None, [*faults, f"{name}: `choices` must be a list of at least one value, but got {choices!r}"]
         for choice in choices:
             faults += _value_faults(name, choice)
-        if len({repr(choice) for choice in choices}) < len(choices):
-            faults.append(f"{name}: `choices` has a value twice: {choices}")
         # 1 and 1.0 are one value of a float hyperparameter: bring them to the type that TrialConfig gives
         as_float = isinstance(TrialConfig().model_dump()[name], float)
-        typed = tuple(float(c) if as_float and type(c) is int else c for c in choices)
+        typed = tuple(float(c) if as_float and type(c) is int and not faults else c for c in choices)
+        if len({repr(choice) for choice in typed}) < len(typed):
+            faults.append(f"{name}: `choices` has a value twice: {choices}")
         return (None if faults else Dimension(Choices(typed), when)), faults
     low, high, log = rest.pop("low", None), rest.pop("high", None), rest.pop("log", False)
     faults += [f"{name}: " + unknown_name(key, ["choices", "low", "high", "log", "when"]) for key in rest]
@@ -246,10 +249,10 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
         faults.append(f"{name}: low < high must hold, but got (low={low}, high={high})")
     elif log and low <= 0:
         faults.append(f"{name}: low > 0 must hold with log: true, but got low={low}")
-    if isinstance(TrialConfig().model_dump()[name], float):
-        low, high = float(low), float(high)
     for bound in (low, high):
         faults += _value_faults(name, bound)
+    if isinstance(TrialConfig().model_dump()[name], float) and not faults:
+        low, high = float(low), float(high)
     return (None if faults else Dimension(Range(low, high, log), when)), faults
 
 
@@ -294,6 +297,10 @@ def _parents_first(
 
 def _check_floor(space: SearchSpace) -> None:
     """The lowest learning rate must not lie below the highest floor, or some trials could not be made."""
+    schedules = space.dimensions["schedule"].domain if "schedule" in space.dimensions else None
+    possible = schedules.values if isinstance(schedules, Choices) else (space.defaults["schedule"],)
+    if not set(possible) & set(_BELONGS_TO["min_learning_rate"]):
+        return
     bounds = {}
     for name in ("learning_rate", "min_learning_rate"):
         domain = space.dimensions[name].domain if name in space.dimensions else Choices((space.defaults[name],))

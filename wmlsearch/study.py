@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import subprocess
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -20,9 +21,57 @@ from wmlsearch.model.training import check_trainable, epochs
 from wmlsearch.runs import RunDir, SearchDir, check_new
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.tracking import Mirror
+from wmlsearch.verdict.leaderboard import leaderboard
+
+if TYPE_CHECKING:
+    from wmlsearch.search.cluster import Slots
 
 OnChange = Callable[[RunDir], None]
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what Ray a run is to be: the cluster at `ray_address`, or an embedded one; and how its trials are shaped."""
+
+    ray_address: str | None = None
+    storage: str | None = None  # a place for checkpoints that all machines reach; None: the run folders
+    workers_per_trial: int = 1
+    gpus_per_worker: float | None = None  # None: one, where there are GPUs
+
+    def check_before_ray(self, trials: int) -> None:
+        """Refuse what can't run, before Ray starts. Raises InputError."""
+        if self.storage:
+            from wmlsearch.search.checkpoints import check_writable
+
+            check_writable(self.storage)
+        if not self.ray_address:
+            self.slots(trials)
+
+    def slots(self, trials: int) -> Slots:
+        """How many trials of this shape run at once. Raises InputError where none fits."""
+        from wmlsearch.search.cluster import Request, cluster_nodes, free_memory_gb, plan_slots, this_machine
+
+        request = Request(self.workers_per_trial, None, self.gpus_per_worker)
+        if not self.ray_address:
+            return plan_slots(this_machine(), request, trials, free_memory_gb())
+        nodes = cluster_nodes()
+        if len(nodes) > 1 and not self.storage:
+            raise InputError(
+                f"the cluster has {len(nodes)} machines, so checkpoints need a place that all of them reach: "
+                "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
+            )
+        return plan_slots(nodes, request, trials)
+
+    def place(self, run: RunDir) -> str:
+        """Where a run's checkpoints go: its folder, or its place in the storage."""
+        if not self.storage:
+            return str(run.path.resolve())
+        about = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
+        return "/".join([self.storage.rstrip("/"), *about])
+
+
+HERE = Where()
 
 
 @dataclass(frozen=True)
@@ -36,32 +85,37 @@ class Outcome:
 
 
 def tune(
-    search: SearchDir, space: SearchSpace, settings: RunSettings, data: Path, mlflow_uri: str, on_change: OnChange
+    search: SearchDir,
+    space: SearchSpace,
+    settings: RunSettings,
+    data: Path,
+    mlflow_uri: str,
+    on_change: OnChange,
+    where: Where = HERE,
+    say: Callable[[str], None] = print,
 ) -> Outcome:
     """Search `space` on prepared `data`, then train the paper's baseline under the same budget.
 
     Everything is in the run folder before it is anywhere else; `on_change` hears of each change. Raises InputError for
     what can't run, before anything is started.
     """
-    from wmlsearch.search.cluster import embedded, local_slots
-    from wmlsearch.search.confirm import train_run
-    from wmlsearch.search.trials import run_trials
-    from wmlsearch.verdict.report import write_pictures
+    from wmlsearch.search.cluster import ray_at, watchdog
 
-    about_data = _check(space, data)
+    about_data = _check(space, data, where.workers_per_trial)
     check_new(search.path)
-    with search.owned():
-        SearchDir.create(
-            search.path,
-            {
-                "name": search.name,
-                "kind": "search",
-                "space": {"source": space.source, "values": space.mapping()},
-                "settings": settings.model_dump(),
-                "data": about_data,
-                "versions": versions(),
-            },
-        )
+    where.check_before_ray(settings.trials)
+    with ray_at(where.ray_address), watchdog(say), search.owned():
+        slots = where.slots(settings.trials)
+        say(f"trials run {slots}")
+        about = {
+            "name": search.name,
+            "kind": "search",
+            "space": {"source": space.source, "values": space.mapping()},
+            "settings": settings.model_dump(),
+            "data": about_data,
+            "versions": versions(),
+        }
+        SearchDir.create(search.path, about)
         mirror = Mirror(search, mlflow_uri)
 
         def changed(run: RunDir) -> None:
@@ -70,21 +124,51 @@ def tune(
 
         early, state = "it broke off with an error", "failed"
         try:
-            with embedded():
-                early = run_trials(search, space, settings, data, local_slots(settings.trials), changed)
-                if settings.baseline and not early.startswith("stopped"):
-                    run = _final(search, settings, about_data)
-                    changed(run)
-                    train_run(run, TrialConfig(), settings, data, local_slots(1), changed)
+            early = _search(search, space, settings, data, where, slots, changed)
             state = "interrupted" if early.startswith("stopped") else "completed"
         except KeyboardInterrupt:
             early, state = "stopped by Ctrl-C", "interrupted"
         finally:
-            pictures = tuple(write_pictures(search, data)) if any(run.rows() for run in search.trials()) else ()
+            pictures = _pictures(search, data)
             search.set_status(state, early)
             on_change(search)
             problem = mirror.close()
     return Outcome(search, early, problem, pictures)
+
+
+def _search(
+    search: SearchDir,
+    space: SearchSpace,
+    settings: RunSettings,
+    data: Path,
+    where: Where,
+    slots: Slots,
+    changed: OnChange,
+) -> str:
+    """The trials, then the baseline; returns why it ended early, or ""."""
+    from wmlsearch.search.confirm import bring_back, train_run
+    from wmlsearch.search.nodes import parcel
+    from wmlsearch.search.trials import run_trials
+
+    on_cluster = bool(where.ray_address)
+    sent = parcel(data, send=on_cluster)
+    early = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
+    best = leaderboard(search).best
+    if best is not None:
+        run = RunDir(Path(best.path))
+        bring_back(run, where.place(run))
+    if settings.baseline and not early.startswith("stopped"):
+        about = _about(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, search.about()["data"])
+        run = RunDir.create(search.final("paper", settings.seed).path, about)
+        changed(run)
+        train_run(run, TrialConfig(), settings, sent, where.slots(1), where.place(run), changed, elastic=on_cluster)
+    return early
+
+
+def _pictures(search: SearchDir, data: Path) -> tuple[Path, ...]:
+    from wmlsearch.verdict.report import write_pictures
+
+    return tuple(write_pictures(search, data)) if any(run.rows() for run in search.trials()) else ()
 
 
 def train(
@@ -95,19 +179,16 @@ def train(
     mlflow_uri: str,
     on_change: OnChange,
     workers: int = 1,
+    where: Where = HERE,
+    say: Callable[[str], None] = print,
 ) -> Outcome:
     """Train one configuration: through Ray Train with `workers` ranks, or with 0 in this process. Raises InputError."""
     prepared = PreparedData.open(data)
     check_trainable(config, prepared, max(workers, 1))
-    if workers:
-        from wmlsearch.search.cluster import available_cpus, worker_slots
-
-        if workers > available_cpus():
-            raise InputError(
-                f"--workers {workers}: each worker needs a CPU core, and this machine has {available_cpus()}; "
-                f"use --workers {available_cpus()} or fewer"
-            )
+    where = dataclasses.replace(where, workers_per_trial=max(workers, 1))
     check_new(run.path)
+    if workers:
+        where.check_before_ray(1)
     RunDir.create(run.path, _about(run.name, "train", config, settings, _data(data, prepared)))
     mirror = Mirror(run, mlflow_uri)
 
@@ -118,11 +199,14 @@ def train(
     early = ""
     try:
         if workers:
-            from wmlsearch.search.cluster import embedded
+            from wmlsearch.search.cluster import ray_at, watchdog
             from wmlsearch.search.confirm import train_run
+            from wmlsearch.search.nodes import parcel
 
-            with embedded():
-                train_run(run, config, settings, data, worker_slots(workers), changed, workers)
+            on_cluster = bool(where.ray_address)
+            with ray_at(where.ray_address), watchdog(say):
+                sent = parcel(data, send=on_cluster)
+                train_run(run, config, settings, sent, where.slots(1), where.place(run), changed, elastic=on_cluster)
         else:
             _train_here(run, config, settings, prepared, changed)
     except KeyboardInterrupt:
@@ -183,7 +267,7 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def _check(space: SearchSpace, data: Path) -> dict[str, Any]:
+def _check(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
     """Refuse a search some of whose trials could not train on this data; returns what a run records of the data."""
     prepared = PreparedData.open(data)
     values = {}
@@ -192,7 +276,7 @@ def _check(space: SearchSpace, data: Path) -> dict[str, Any]:
         if name == "depth":
             values[name] = max(domain.values) if isinstance(domain, Choices) else domain.high
     for config in (space.config(values), TrialConfig()):  # the deepest, and the baseline
-        check_trainable(config, prepared)
+        check_trainable(config, prepared, workers)
     if not any(row.lesion_pixels for row in prepared.manifest.slices if row.split == "val"):
         raise InputError(
             f"{data}: the validation slices hold no lesion, so no Dice can be measured; "
@@ -212,11 +296,6 @@ def _data(folder: Path, prepared: PreparedData) -> dict[str, Any]:
         "split": manifest.split_level,
         "optimistic": manifest.optimistic,
     }
-
-
-def _final(search: SearchDir, settings: RunSettings, data: dict[str, Any]) -> RunDir:
-    run = search.final("paper", settings.seed)
-    return RunDir.create(run.path, _about(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, data))
 
 
 def _about(name: str, kind: str, config: TrialConfig, settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:

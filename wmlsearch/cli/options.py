@@ -25,6 +25,17 @@ data = click.option(
 )
 epochs = click.option("--epochs", type=int, default=18, show_default=True, help="At most so many epochs a training.")
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all chance.")
+ray_address = click.option(
+    "--ray-address",
+    envvar="RAY_ADDRESS",
+    help="A Ray cluster that is there already; also RAY_ADDRESS.  [default: an embedded Ray]",
+)
+storage = click.option(
+    "--storage", help="Folder or URI for checkpoints that all machines reach.  [default: the run folders]"
+)
+gpus_per_worker = click.option(
+    "--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 where there are GPUs]"
+)
 precision = click.option(
     "--precision",
     default="auto",

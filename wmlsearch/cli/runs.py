@@ -18,6 +18,9 @@ OBJECTIVES = ("val_dice_best", "val_dice", "val_iou", "val_soft_dice", "val_aver
 @click.option(
     "--workers", type=int, default=1, show_default=True, help="Ray Train workers; 0: in this process, no Ray."
 )
+@options.gpus_per_worker
+@options.ray_address
+@options.storage
 @options.epochs
 @options.seed
 @options.precision
@@ -28,6 +31,9 @@ def train(
     point: str,
     data: Path | None,
     workers: int,
+    gpus_per_worker: float | None,
+    ray_address: str | None,
+    storage: str | None,
     epochs: int,
     seed: int,
     precision: str,
@@ -53,7 +59,10 @@ def train(
     data = options.data_or_phantom(data, out)
     options.say(f"training {point} on {data}, at most {epochs} epochs, into {run.path}")
     display = TrainingDisplay(console(), settings)
-    outcome = study.train(run, config, settings, data, options.uri_of(out, mlflow_uri), display.changed, workers)
+    where = study.Where(ray_address, storage, max(workers, 1), gpus_per_worker)
+    outcome = study.train(
+        run, config, settings, data, options.uri_of(out, mlflow_uri), display.changed, workers, where, options.say
+    )
     status = run.status()
     options.say(f"{status['state'].replace('_', ' ')} {status['reason']}".rstrip())
     if run.best.exists():
@@ -67,6 +76,10 @@ def train(
 @options.data
 @click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
 @click.option("--max-hours", type=float, help="End the search after this time.")
+@click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial.")
+@options.gpus_per_worker
+@options.ray_address
+@options.storage
 @options.epochs
 @click.option("--name", help="Name of the search.  [default: search-DATE-TIME]")
 @options.out
@@ -83,6 +96,10 @@ def tune(
     data: Path | None,
     trials: int,
     max_hours: float | None,
+    workers_per_trial: int,
+    gpus_per_worker: float | None,
+    ray_address: str | None,
+    storage: str | None,
     epochs: int,
     name: str | None,
     out: Path,
@@ -127,7 +144,9 @@ def tune(
     data = options.data_or_phantom(data, out)
     options.say(f"searching {space} on {data}: {trials} trials of at most {epochs} epochs, into {search.path}")
     with SearchDisplay(console(), search, ranges, settings) as display:
-        outcome = study.tune(search, ranges, settings, data, options.uri_of(out, mlflow_uri), display.changed)
+        where = study.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
+        uri = options.uri_of(out, mlflow_uri)
+        outcome = study.tune(search, ranges, settings, data, uri, display.changed, where, display.say)
     show_search(console(), search, outcome.pictures)
     options.where_next(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))

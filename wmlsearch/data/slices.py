@@ -54,7 +54,7 @@ class PreparedData:
         arrays = []
         for name in (IMAGES, MASKS):
             try:  # mode "c": all processes that map the file share its pages; torch wants arrays that may be written
-                arrays.append(np.load(folder / name, mmap_mode="c"))
+                arrays.append(np.lib.format.open_memmap(folder / name, mode="c"))
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"{folder / name}: can't be read ({error}); make it again with `wmlsearch prepare`"

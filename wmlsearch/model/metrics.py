@@ -49,7 +49,7 @@ class Counts:
     def add(self, logits: Tensor, masks: Tensor, patients: Tensor, losses: Tensor) -> None:
         """Count a batch: logits and masks (N, 1, H, W), the patient's number of each slice (N,), its loss (N,)."""
         probabilities = torch.sigmoid(logits)
-        bins = (probabilities * BINS).long().clamp_(max=BINS - 1)
+        bins = (probabilities * BINS).long().clamp_(0, BINS - 1)  # NaN too: the loss then says so
         bins += masks.long() * BINS + patients.view(-1, 1, 1, 1) * (2 * BINS)
         self.histograms += torch.bincount(bins.flatten(), minlength=len(self.histograms))
         self.sums += torch.stack(
@@ -66,7 +66,7 @@ class Counts:
             self.slices = int(slices.item())
 
     def metrics(self) -> dict[str, float | None]:
-        """All validation metrics of an epoch; None is not a number (0 / 0), left out of every mean.
+        """All validation metrics of an epoch; None is not a (finite) number, 0 / 0, left out of every mean.
 
         `val_dice_patients` is the mean over patients at `val_threshold`; `val_patients_empty` tells how many were left
         out of it, since they had neither lesion nor prediction.
@@ -95,7 +95,7 @@ class Counts:
             "val_dice_patients": float(scored.mean()) if len(scored) else float("nan"),
             "val_patients_empty": float(len(of_patients) - len(scored)),
         }
-        return {name: None if np.isnan(value) else value for name, value in values.items()}
+        return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where Ray is: an embedded one of our own, quiet, on 127.0.0.1 only, gone when the work is done."""
+"""Where Ray is, what fits on it, and what waits: an embedded Ray of our own, or a cluster that is there already."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # Read by Ray when it is imported, so set before (this module is the first to import it).
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # an embedded Ray listens on 127.0.0.1 only
@@ -24,40 +27,104 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # nothing of Tune's i
 
 import ray
 import torch
+import yaml
+from ray.util.placement_group import placement_group_table
+
+from wmlsearch.config import InputError
 
 MEMORY_PER_TRIAL_GB = 2.0  # of a trial's process on a CPU: the libraries, the model, its activations
+CONNECT_TIMEOUT_S = 30
+HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster file on the head
+
+# On the head, and next to nothing of it: where the drivers of worker groups stay, whatever happens to other machines.
+ON_HEAD = {"node:__internal_head__": 0.0001}
+
+Node = Mapping[str, float]  # {"CPU": 16, "GPU": 4}: what a machine has in all
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a trial asks for: its workers, and what each of them gets. No CPUs given: as many as its share is."""
+
+    workers: int = 1
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None  # None: one, where there are GPUs
+
+    def __str__(self) -> str:
+        return _shape(self.workers, self.cpus_per_worker or 1, self.gpus_per_worker or 0)
 
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at once, and what each of them gets."""
+    """How many trials run at once, and what each of their workers gets."""
 
     count: int
+    workers: int
     cpus: int
     gpus: float
 
     @property
     def resources(self) -> dict[str, float]:
-        return {"CPU": self.cpus, "GPU": self.gpus}
+        """Of one worker."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
     def __str__(self) -> str:
-        gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.count} at a time, each on {self.cpus} CPU core{'s' if self.cpus > 1 else ''}{gpu}"
+        return f"{self.count} at a time, each {_shape(self.workers, self.cpus, self.gpus)}"
 
 
-def local_slots(trials: int) -> Slots:
-    """As many trials at once as this machine holds: one for each GPU, or else for each CPU core and its memory."""
-    cores, gpus = available_cpus(), torch.cuda.device_count()
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
-    fits = gpus or min(cores, int(memory_gb / MEMORY_PER_TRIAL_GB))
-    count = max(1, min(trials, fits))
-    return Slots(count, max(1, cores // count), 1.0 if gpus else 0.0)
+def plan_slots(nodes: Sequence[Node], request: Request, trials: int, memory_gb: float | None = None) -> Slots:
+    """As many slots as the nodes hold at once. Raises InputError where not even one fits.
+
+    With `memory_gb` (what is free on a single machine without GPUs), no more than have room in it.
+    """
+    gpus = request.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if sum(node.get("GPU", 0) for node in nodes) >= request.workers else 0.0
+    cpus = request.cpus_per_worker or 1
+    count = _workers_that_fit(nodes, cpus, gpus) // request.workers
+    if count == 0:
+        raise InputError(_does_not_fit(nodes, request.workers, cpus, gpus))
+    if memory_gb is not None and not gpus:
+        count = min(count, max(1, int(memory_gb / MEMORY_PER_TRIAL_GB / request.workers)))
+    count = min(count, trials)
+    if request.cpus_per_worker is None:  # share out what there is
+        while _workers_that_fit(nodes, cpus + 1, gpus) >= count * request.workers:
+            cpus += 1
+    return Slots(count, request.workers, cpus, gpus)
 
 
-def worker_slots(workers: int) -> Slots:
-    """The share of this machine that each of `workers` ranks of one training gets."""
-    gpus = torch.cuda.device_count()
-    return Slots(1, max(1, available_cpus() // workers), 1.0 if gpus >= workers else 0.0)
+def _workers_that_fit(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
+    total = 0
+    for node in nodes:
+        fits = node.get("CPU", 0) / cpus
+        if gpus:
+            fits = min(fits, node.get("GPU", 0) / gpus)
+        total += int(fits + 1e-9)
+    return total
+
+
+def _does_not_fit(nodes: Sequence[Node], workers: int, cpus: int, gpus: float) -> str:
+    there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes) or "no machine"
+    text = f"a trial of {_shape(workers, cpus, gpus)} doesn't fit on what there is ({there})"
+    for fewer in (gpus, 0.0):
+        fits = min(_workers_that_fit(nodes, 1, fewer), workers)
+        if fits:
+            return f"{text}; the nearest that fits: --workers-per-trial {fits} --gpus-per-worker {fewer:g}"
+    return f"{text}; add a machine"
+
+
+def _shape(workers: int, cpus: int, gpus: float) -> str:
+    each = f"{cpus} CPU{'s' if cpus != 1 else ''}" + (f" and {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else "")
+    return f"of {workers} worker{'s' if workers > 1 else ''} with {each} each".removeprefix("of ")
+
+
+def this_machine() -> list[Node]:
+    """What an embedded Ray would have."""
+    return [{"CPU": float(available_cpus()), "GPU": float(torch.cuda.device_count())}]
+
+
+def free_memory_gb() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
 
 
 def available_cpus() -> int:
@@ -65,9 +132,44 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cluster_nodes() -> list[Node]:
+    """The machines of the cluster that we are connected to, with those that its autoscaler may add."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return alive + _autoscaler_may_add(len(alive))
+
+
+def _autoscaler_may_add(there: int) -> list[Node]:
+    """On the head of a cluster made by `ray up`: the machines of its cluster file that aren't running yet."""
+    try:
+        config = yaml.safe_load(HEAD_CONFIG.expanduser().read_text())
+        kinds, most = config["available_node_types"], config.get("max_workers", 0)
+        head = config.get("head_node_type")
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []
+    if config.get("provider", {}).get("type") == "local":  # machines that are there or not
+        return []
+    room = max(0, most + 1 - there)
+    nodes: list[Node] = []
+    for name, kind in kinds.items():
+        if name != head:
+            nodes += [kind.get("resources", {})] * kind.get("max_workers", most)
+    return nodes[:room]
+
+
 @contextlib.contextmanager
-def embedded() -> Iterator[None]:
-    """A Ray of our own for the length of the block; others on this machine are neither joined nor disturbed."""
+def ray_at(address: str | None) -> Iterator[None]:
+    """Connected to the cluster at `address`, or to an embedded Ray of our own that ends with the block.
+
+    Others on this machine are neither joined nor disturbed. Raises InputError where the cluster doesn't answer.
+    """
+    with _connected(address) if address else _embedded():
+        for name in ("ray.tune", "ray.train"):  # what fails there is told by the run folder, with its reason
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+
+
+@contextlib.contextmanager
+def _embedded() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="wmlsearch-ray-")  # short: it holds sockets, whose paths may have 107 characters
     try:
         ray.init(
@@ -80,9 +182,79 @@ def embedded() -> Iterator[None]:
             # Ray may hold objects for us, but nothing that we send is big: a small store spares /dev/shm
             object_store_memory=200 * 2**20,
         )
-        for name in ("ray.tune", "ray.train"):  # what fails there is told by the run folder, with its reason
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    failure: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except BaseException as error:
+            failure.append(error)
+
+    # Ray retries for minutes: a thread of its own, so that a wrong address is told within our time
+    thread = threading.Thread(target=connect, name="ray-connect", daemon=True)
+    thread.start()
+    thread.join(CONNECT_TIMEOUT_S)
+    if thread.is_alive():
+        raise InputError(
+            f"{address}: no Ray cluster answers there within {CONNECT_TIMEOUT_S} s; is it up (`ray up cluster.yaml`), "
+            "and is the address right? (--ray-address, RAY_ADDRESS)"
+        )
+    if failure:
+        raise InputError(_why_not_connected(address, failure[0])) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _why_not_connected(address: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if "oken" in text:
+        return (
+            f"{address}: the cluster wants its token, and this machine has none or another; copy ~/.ray/auth_token "
+            "from the head, or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+        )
+    return f"{address}: can't connect to a Ray cluster there ({text[:200]}); is it up, and is --ray-address right?"
+
+
+@contextlib.contextmanager
+def watchdog(say: Callable[[str], None], limit_s: float = 60, every_s: float = 5) -> Iterator[None]:
+    """Name what waits for resources longer than `limit_s`, once for each placement group, while the block runs."""
+    done = threading.Event()
+
+    def watch() -> None:
+        since: dict[str, float] = {}
+        told: set[str] = set()
+        while not done.wait(every_s):
+            if not ray.is_initialized():
+                return
+            table, free = placement_group_table(), ray.available_resources()
+            waiting = {key: group for key, group in table.items() if group["state"] == "PENDING"}
+            since = {key: since.get(key, time.monotonic()) for key in waiting}
+            for key, group in waiting.items():
+                passed = time.monotonic() - since[key]
+                if passed > limit_s and key not in told:
+                    told.add(key)
+                    wants = ", ".join(_amounts(bundle) for bundle in group["bundles"].values())
+                    say(f"a trial has waited {passed:.0f} s for [{wants}]; free in the cluster: {_amounts(free)}")
+
+    thread = threading.Thread(target=watch, name="resource-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    shown = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if resources.get(name)]
+    return " and ".join(shown) or "nothing"

@@ -1,9 +1,8 @@
-"""Where trials run, one after another: a warm process that keeps its libraries and its data between them."""
+"""Where trials of one worker run, one after another: a warm process that keeps its libraries and data between them."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,67 +11,92 @@ from ray import tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.training import Diverged, EpochReport, epochs, load_checkpoint
-from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.model.training import Diverged, epochs, load_checkpoint
+from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.nodes import unpack
 
 _opened: dict[tuple[str, str], PreparedData] = {}  # of this process: mapped once, however many trials it runs
 
 
-class Slot(tune.Trainable):
-    """A Tune class trainable that steps `training.epochs` itself, so that a new trial costs no process and no import.
+class Training:
+    """One training in this process, an epoch a step, as plain results that may cross to other processes.
 
-    A result holds `report` (a row of EpochReport) with `epoch` and the objective beside it for the scheduler; the first
-    also `replayed` (the reports of the checkpoint that a trial goes on from); the last also `done` and `ended` (a state
-    of `runs.ENDED`), with a `reason` if it went wrong.
+    `job` is the same for all trainings of a run: `data` (a parcel), `settings`, `threads`. `trial` says which one:
+    `config`, and `place`, where its checkpoints are. A result holds `report` (a row of EpochReport) with `epoch` and
+    the objective beside it for the scheduler; the first also `replayed` (the reports of the checkpoint that it goes on
+    from); the last also `done` and `ended` (a state of `runs.ENDED`), with a `reason` if it went wrong.
     """
 
-    def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
-        self.job = job or {}
-        self._open(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._open(new_config)
-        return True
-
-    def _open(self, trial: dict[str, Any]) -> None:
-        torch.set_num_threads(self.job["threads"])
-        run = SearchDir(Path(self.job["search"])).trial(trial["number"])
-        self.reports = start(self.job, trial["config"], run)
-        self.replayed = load_checkpoint(run.last)["reports"] if run.last.exists() else []
+    def __init__(self, job: dict[str, Any], trial: dict[str, Any], rank: int = 0) -> None:
+        torch.set_num_threads(job["threads"])
+        self.objective, self.rank = job["settings"]["objective"], rank
+        self.checkpoints = Checkpoints(trial["place"])
+        self.checkpoints.fetch()
+        self.fresh = True
+        settings = RunSettings(**job["settings"])
+        self.reports = epochs(
+            TrialConfig(**trial["config"]),
+            _data(job["data"]),
+            max_epochs=settings.epochs,
+            seed=trial.get("seed", settings.seed),
+            precision=settings.precision,
+            objective=settings.objective,
+            last=self.checkpoints.last,
+            best=self.checkpoints.best,
+        )
 
     def step(self) -> dict[str, Any]:
-        replayed, self.replayed = self.replayed, []
-        result: dict[str, Any] = {"replayed": replayed} if replayed else {}
+        """Train an epoch. What goes wrong in it is a result, not an exception."""
+        result: dict[str, Any] = {}
         try:
+            if self.fresh and self.checkpoints.last.exists():
+                result["replayed"] = load_checkpoint(self.checkpoints.last)["reports"]
+            self.fresh = False
             report = next(self.reports)
+            if self.rank == 0:
+                self.checkpoints.push()
         except StopIteration:  # the checkpoint was its last epoch
-            return {**result, "done": True, "ended": replayed[-1]["ended"]}
+            return {**result, "done": True, "ended": result["replayed"][-1]["ended"]}
         except Diverged as error:
             return {**result, "done": True, "ended": "diverged", "reason": str(error)}
         except InputError as error:
             return {**result, "done": True, "ended": "failed", "reason": str(error)}
         except Exception:
-            return {**result, "done": True, "ended": "failed", "reason": traceback.format_exc()}
+            return {**result, "done": True, "ended": "failed", "reason": traceback.format_exc(), "broke": True}
         # for the scheduler a metric that is not a number is as bad as none can be
-        value = report.metrics[self.job["settings"]["objective"]]
-        result |= {"report": report.row(), "epoch": report.epoch, self.job["settings"]["objective"]: value or 0.0}
+        result |= {
+            "report": report.row(),
+            "epoch": report.epoch,
+            self.objective: report.metrics[self.objective] or 0.0,
+        }
         return result | ({"done": True, "ended": report.ended} if report.ended else {})
 
+    def close(self) -> None:
+        self.checkpoints.close()
 
-def start(job: dict[str, Any], config: dict[str, Any], run: RunDir) -> Iterator[EpochReport]:
-    """The reports of one training, as a `job` (plain values: data, settings) describes it, in this process."""
-    settings = RunSettings(**job["settings"])
+
+class Slot(tune.Trainable):
+    """A Tune class trainable that steps a `Training` itself, so that a new trial costs no process and no import."""
+
+    def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
+        self.job = job or {}
+        self.training = Training(self.job, config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.training.close()
+        self.training = Training(self.job, new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self.training.step()
+
+    def cleanup(self) -> None:
+        self.training.close()
+
+
+def _data(sent: dict[str, Any]) -> PreparedData:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = (job["data"], device)
+    key = (sent["fingerprint"], device)
     if key not in _opened:
-        _opened[key] = PreparedData.open(Path(job["data"]), device)
-    return epochs(
-        TrialConfig(**config),
-        _opened[key],
-        max_epochs=settings.epochs,
-        seed=settings.seed,
-        precision=settings.precision,
-        objective=settings.objective,
-        last=run.last,
-        best=run.best,
-    )
+        _opened[key] = PreparedData.open(Path(unpack(sent)), device)
+    return _opened[key]

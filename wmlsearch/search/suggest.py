@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,13 +80,14 @@ class Study:
 class StudySearcher(Searcher):
     """Lets Tune draw trials from a `Study`. What comes of them the study hears from the recorder, with its epoch."""
 
-    def __init__(self, study: Study, objective: str) -> None:
+    def __init__(self, study: Study, objective: str, place: Callable[[int], str]) -> None:
+        """`place(number)` is where a trial's checkpoints go."""
         super().__init__(metric=objective, mode="max")
-        self.study, self.next = study, 0
+        self.study, self.place, self.next = study, place, 0
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         number, self.next = self.next, self.next + 1
-        return {"number": number, "config": self.study.ask(number).model_dump()}
+        return {"number": number, "config": self.study.ask(number).model_dump(), "place": self.place(number)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Told by the recorder instead: Tune doesn't say why a trial ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
@@ -10,10 +11,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
+from wmlsearch.search.cluster import ON_HEAD, Slots  # isort: skip - sets Ray's environment before Ray is imported
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -21,6 +21,8 @@ from ray.tune.schedulers import ASHAScheduler
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search.confirm import write_result
+from wmlsearch.search.group import GroupSlot
 from wmlsearch.search.slot import Slot
 from wmlsearch.search.suggest import Study, StudySearcher
 from wmlsearch.space import SearchSpace
@@ -48,28 +50,34 @@ def run_trials(
     search: SearchDir,
     space: SearchSpace,
     settings: RunSettings,
-    data: Path,
+    data: dict[str, Any],
     slots: Slots,
+    place: Callable[[RunDir], str],
     on_change: Callable[[RunDir], None],
+    elastic: bool = False,
 ) -> str:
     """Run the trials of a search to their end; returns why it ended early, or "".
 
-    `on_change` is called after each change in a run folder. Ctrl-C ends the trials that run, and keeps what is there.
+    `data` is a parcel, `place` says where a trial's checkpoints go. `on_change` is called after each change in a run
+    folder. Ctrl-C ends the trials that run, and keeps what is there.
     """
     study = Study(search, space, settings.seed)
     stop = Stop(settings.max_hours)
     recorder = _Recorder(search, settings, study, on_change)
-    job = {
-        "search": str(search.path.resolve()),
-        "data": str(data.resolve()),
-        "settings": settings.model_dump(),
-        "threads": slots.cpus,
-    }
+    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
+    if slots.workers > 1:
+        # The slot's own process only drives its worker group, which asks for its resources itself.
+        job |= {"slots": dataclasses.asdict(slots), "elastic": elastic}
+        trainable: type[tune.Trainable] = GroupSlot
+        resources = tune.PlacementGroupFactory([ON_HEAD])
+    else:
+        trainable = Slot
+        resources = tune.PlacementGroupFactory([slots.resources])
     scratch = tempfile.mkdtemp(prefix="wmlsearch-tune-")  # Tune wants a folder; nothing in it is ever read again
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Slot, job=job), slots.resources),
+        tune.with_resources(tune.with_parameters(trainable, job=job), resources),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(study, settings.objective),
+            search_alg=StudySearcher(study, settings.objective, lambda number: place(search.trial(number))),
             scheduler=ASHAScheduler(
                 time_attr="epoch",
                 metric=settings.objective,
@@ -111,6 +119,7 @@ class _Recorder(tune.Callback):
         about = search.about()
         self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
+        self.told: dict[int, int] = {}  # how many epochs of a trial the study has heard of
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it for Tuner.restore, which isn't used
@@ -135,11 +144,11 @@ class _Recorder(tune.Callback):
     ) -> None:
         number = trial.config["number"]
         run = self.search.trial(number)
-        if "replayed" in result:
-            run.reconcile(result["replayed"])
-        if "report" in result:
-            run.append(result["report"])
-            self.study.report(number, result["epoch"], result[self.settings.objective])
+        write_result(run, result)
+        rows = run.rows()
+        for row in rows[self.told.get(number, 0) :]:
+            self.study.report(number, row["epoch"], row[self.settings.objective] or 0.0)
+        self.told[number] = len(rows)
         if result.get("done"):
             stopped = "behind the best of its rung at epoch " + str(result.get("epoch"))
             self._finish(

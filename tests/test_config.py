@@ -1,0 +1,222 @@
+"""Hyperparameter files and configurations: the paper's point, strictness, exact texts, hostile YAML."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmlsearch.config import MAX_YAML_BYTES, InputError, RunSettings, TrialConfig, read_yaml
+from wmlsearch.space import SearchSpace, shipped
+
+PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
+    "depth": 4,
+    "base_channels": 16,
+    "norm": "batch",
+    "dropout": 0.1,
+    "loss": "bce",
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "batch_size": 5,
+    "schedule": "plateau",
+    "min_learning_rate": 1e-5,
+    "plateau_patience": 5,
+    "plateau_factor": 0.1,
+    "warmup_fraction": 0.0,
+    "step_fraction": 0.5,
+    "step_factor": 0.1,
+    "early_stop_patience": 10,
+    "augment": "none",
+}
+
+
+def faults(**values: Any) -> tuple[str, ...]:
+    with pytest.raises(InputError) as caught:
+        TrialConfig.of(values, "my.yaml")
+    assert caught.value.headline == "my.yaml: not a valid configuration"
+    assert str(caught.value) == "\n".join([caught.value.headline, *(f"  - {fault}" for fault in caught.value.faults)])
+    return caught.value.faults
+
+
+def test_defaults_are_the_papers_point() -> None:
+    assert TrialConfig().model_dump() == PAPER
+    assert RunSettings().epochs == 18
+    assert RunSettings().objective == "val_dice_best"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("depth", True, "a valid integer"),
+        ("depth", "4", "a valid integer"),
+        ("depth", 4.0, "a valid integer"),
+        ("depth", None, "a valid integer"),
+        ("depth", [3, 4], "a valid integer"),
+        ("depth", 0, "greater than or equal to 1"),
+        ("depth", 9, "less than or equal to 8"),
+        ("learning_rate", True, "a valid number"),
+        ("learning_rate", "1e-3", "a valid number"),
+        ("learning_rate", 10**400, "a valid number"),
+        ("learning_rate", math.nan, "a finite number"),
+        ("learning_rate", math.inf, "a finite number"),
+        ("learning_rate", 0.0, "greater than 0"),
+        ("weight_decay", -1e-4, "greater than or equal to 0"),
+        ("dropout", 1.0, "less than 1"),
+        ("plateau_factor", 1.0, "less than 1"),
+        ("batch_size", 0, "greater than or equal to 1"),
+        ("norm", "layer", "batch or instance"),
+        ("loss", None, "bce, dice or bce_dice"),
+        ("schedule", "linear", "plateau, cosine, step, onecycle or constant"),
+        ("augment", False, "none, flip or affine"),
+    ],
+)
+def test_strict(name: str, value: object, rule: str) -> None:
+    assert faults(**{name: value}) == (f"{name} must be {rule}, but got {value!r}",)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    config = TrialConfig.of({"learning_rate": 1, "weight_decay": 0})
+    assert (config.learning_rate, config.weight_decay) == (1.0, 0.0)
+    assert type(config.learning_rate) is float
+    assert type(config.weight_decay) is float
+    assert RunSettings(max_hours=2).max_hours == 2.0
+
+
+def test_all_faults_at_once() -> None:
+    assert faults(dropuot=0.1, depth=0, norm="x", learning_rate=True, zebra=1) == (
+        "depth must be greater than or equal to 1, but got 0",
+        "norm must be batch or instance, but got 'x'",
+        "learning_rate must be a valid number, but got True",
+        "unknown name 'dropuot': did you mean 'dropout'?",
+        f"unknown name 'zebra': known are {', '.join(PAPER)}",
+    )
+
+
+def test_rule_that_joins_two_values() -> None:
+    wanted = ("min_learning_rate <= learning_rate must hold, but got (min_learning_rate=1e-05, learning_rate=1e-06)",)
+    assert faults(learning_rate=1e-6) == wanted
+    assert faults(learning_rate=1e-6, schedule="cosine") == wanted
+    assert TrialConfig.of({"learning_rate": 1e-6, "schedule": "constant"}).learning_rate == 1e-6  # has no floor
+
+
+def test_a_configuration_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        TrialConfig().depth = 5  # type: ignore[misc]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file.yaml"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "+1e-3", ".1e-2", "0.001", "10e-4"])
+def test_numbers_with_an_exponent_are_numbers(path: Path, text: str) -> None:
+    path.write_text(f"learning_rate: {text}\n")
+    value = read_yaml(path)["learning_rate"]
+    assert type(value) is float
+    assert value == pytest.approx(1e-3, rel=1e-12)
+
+
+def test_what_looks_like_a_number_stays_text(path: Path) -> None:
+    path.write_text('a: "1e-3"\nb: 1e5x\nc: e5\n')
+    assert read_yaml(path) == {"a": "1e-3", "b": "1e5x", "c": "e5"}
+
+
+def test_an_empty_file_has_no_values(path: Path) -> None:
+    path.write_text("# nothing but a comment\n")
+    assert read_yaml(path) == {}
+    assert SearchSpace.read(path).point() == TrialConfig()
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("depth: 4\ndepth: 5\n", "not valid YAML: 'depth' stands there twice: keep one"),
+        ("depth: {low: 1, low: 2}\n", "not valid YAML: 'low' stands there twice: keep one"),
+        ("a: &x 4\nb: *x\n", "not valid YAML: aliases (*name) are not allowed here: write the value out"),
+        (LAUGHS, "not valid YAML: aliases (*name) are not allowed here: write the value out"),
+        ("- depth\n- 4\n", "must hold one `name: value` per line, but holds a list"),
+        ("depth\n", "must hold one `name: value` per line, but holds a str"),
+        ("4: depth\n", "not valid YAML: line 1: a name must be text, but got 4"),
+        ("depth: 4\nnorm: {true: 1}\n", "not valid YAML: line 2: a name must be text, but got True"),
+        ("? [a]\n: 4\n", "not valid YAML: line 1: a name must be text, but got ['a']"),
+        ("[" * 5000, "nested too deeply"),
+        ("depth: 2001-99-99\n", "not valid YAML: month must be in 1..12"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_yaml_that_is_refused(path: Path, text: str, message: str) -> None:
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["depth: [4\n", "depth: 4\n---\ndepth: 5\n", "<<: {depth: 4}\n", "depth: " + "1" * 5000, "depth: 0x_\n",
+     "!!map [a]\n", "depth: !!set [1]\n", "depth: !!bool x\n", "depth: !!timestamp x\n", "depth: \x00\n"],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_broken_yaml_is_one_message(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}: not valid YAML: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object:os.mkdir", "name:os.mkdir", "module:os"])
+def test_yaml_never_makes_python_objects(path: Path, tmp_path: Path, tag: str) -> None:
+    path.write_text(f"depth: !!python/{tag} [{tmp_path / 'made'}]\n")
+    with pytest.raises(InputError, match="could not determine a constructor for the tag"):
+        read_yaml(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: no such file"
+    with pytest.raises(InputError) as caught:
+        read_yaml(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: can't be read ([Errno 21] Is a directory: '{tmp_path}')"
+    path.write_bytes(b"depth: \xff4\n")
+    with pytest.raises(InputError, match=r"file.yaml: can't be read \('utf-8' codec can't decode byte 0xff"):
+        read_yaml(path)
+    path.write_bytes(b"#" * (MAX_YAML_BYTES + 1))
+    with pytest.raises(InputError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: more than 1,000,000 bytes; is this a hyperparameter file?"
+    path.write_bytes(b"#" * MAX_YAML_BYTES)
+    assert read_yaml(path) == {}
+
+
+def test_shipped_files_load() -> None:
+    names = sorted(file.stem for file in shipped().glob("*.yaml"))
+    assert {"paper", "quick", "unet"} <= set(names)
+    for name in names:
+        space = SearchSpace.read(name)
+        assert space.mapping() == SearchSpace.read(f"{name}.yaml").mapping()
+        assert space.is_point == (name == "paper")
+
+
+def test_the_shipped_paper_is_the_papers_point() -> None:
+    assert SearchSpace.read("paper").point() == TrialConfig()
+
+
+def test_the_shipped_spaces_and_the_papers_point() -> None:
+    assert SearchSpace.read("unet").outside(TrialConfig()) == []
+    assert SearchSpace.read("quick").outside(TrialConfig()) == []
+
+
+def test_a_folder_of_that_name_does_not_hide_a_shipped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "paper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert SearchSpace.read("paper").point() == TrialConfig()

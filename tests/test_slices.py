@@ -1,0 +1,249 @@
+"""Prepared slices as batches: each once, the right ones for each split, damaged data refused, augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wmlsearch.config import InputError
+from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
+from wmlsearch.data.slices import Augmentation, PreparedData, batches
+
+MAKE_AGAIN = "make it again with `wmlsearch prepare`"
+
+
+@pytest.fixture(scope="module")
+def data(prepared: Path) -> PreparedData:
+    return PreparedData.open(prepared)
+
+
+@pytest.fixture
+def copy(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "prepared")
+
+
+@settings(max_examples=80, deadline=None)
+@given(slices=st.integers(1, 300), batch_size=st.integers(1, 320), seed=st.integers(0, 1000))
+def test_batches_hold_each_slice_once_in_even_parts(slices: int, batch_size: int, seed: int) -> None:
+    parts = batches(slices, batch_size, torch.Generator().manual_seed(seed))
+    assert sorted(torch.cat(parts).tolist()) == list(range(slices))
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == math.ceil(slices / batch_size)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_batches_depend_on_the_generator_alone() -> None:
+    def order(seed: int) -> list[int]:
+        return torch.cat(batches(50, 7, torch.Generator().manual_seed(seed))).tolist()
+
+    torch.manual_seed(1)
+    first = order(3)
+    torch.manual_seed(2)
+    assert order(3) == first
+    assert order(4) != first
+
+
+def test_splits_hold_their_own_patients_and_no_test_patient(data: PreparedData) -> None:
+    patients = data.manifest.certificate.patients
+    assert data.train.patient_names == patients["train"]
+    assert data.val.patient_names == patients["val"] == ("04",)
+    assert len(patients["test"]) == 3
+    sources = data.manifest.slices
+    assert not {row.patient for row in sources} & set(patients["test"])
+    assert len(data.train.images) == len(data.val.images) == len(sources)
+    for split, slices in (("train", data.train), ("val", data.val)):
+        for position, row in enumerate(slices.rows.tolist()):
+            assert sources[row].split == split
+            assert slices.patient_names[int(slices.patients[position])] == sources[row].patient
+    assert not set(data.train.rows.tolist()) & set(data.val.rows.tolist())
+
+
+def test_training_sees_the_kept_slices_and_validation_all(copy: Path) -> None:
+    manifest = Manifest.read(copy)
+    rows = tuple(dataclasses.replace(row, kept=number % 3 != 0) for number, row in enumerate(manifest.slices))
+    dataclasses.replace(manifest, slices=rows).write(copy)
+    data = PreparedData.open(copy)
+    assert data.train.rows.tolist() == [k for k, row in enumerate(rows) if row.split == "train" and k % 3]
+    assert data.val.rows.tolist() == [k for k, row in enumerate(rows) if row.split == "val"]
+    assert len(data.train) < len(manifest.indices("train", kept_only=False))
+
+
+def test_a_batch_is_the_stored_slices(data: PreparedData, prepared: Path) -> None:
+    images, masks = np.load(prepared / IMAGES), np.load(prepared / MASKS)
+    positions = torch.tensor([5, 0, 7, 5])
+    for slices in (data.train, data.val):
+        x, y = slices.batch(positions)
+        assert x.shape == y.shape == (4, 1, 32, 32)
+        assert x.dtype == y.dtype == torch.float32
+        rows = slices.rows[positions].numpy()
+        assert np.array_equal(x[:, 0].numpy(), images[rows].astype(np.float32) / 255)
+        assert np.array_equal(y[:, 0].numpy(), masks[rows].astype(np.float32))
+        assert set(y.unique().tolist()) <= {0.0, 1.0}
+        assert 0 <= x.min() < x.max() <= 1
+
+
+def test_the_arrays_are_mapped_and_never_written(prepared: Path) -> None:
+    before = (prepared / IMAGES).read_bytes()
+    data = PreparedData.open(prepared)
+    assert data.train.images.data_ptr() == data.val.images.data_ptr()
+    for name, array in ((IMAGES, data.train.images), (MASKS, data.train.masks)):
+        mapped = []
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith(str((prepared / name).resolve())):
+                low, high = (int(address, 16) for address in line.split()[0].split("-"))
+                mapped.append(low <= array.data_ptr() < high)
+        assert any(mapped), name
+    data.train.images[0] = 77
+    assert (prepared / IMAGES).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [IMAGES, MASKS])
+def test_a_file_that_is_too_short_is_refused(copy: Path, name: str) -> None:
+    path = copy / name
+    whole = path.read_bytes()
+    for size in (len(whole) - 1, 200, 50, 3, 0):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError) as caught:
+            PreparedData.open(copy)
+        assert str(caught.value).startswith(f"{path}: can't be read (")
+        assert str(caught.value).endswith(f"); {MAKE_AGAIN}")
+    path.unlink()
+    with pytest.raises(InputError) as caught:
+        PreparedData.open(copy)
+    missing = f"[Errno 2] No such file or directory: '{path}'"
+    assert str(caught.value) == f"{path}: can't be read ({missing}); {MAKE_AGAIN}"
+
+
+def test_an_array_of_another_kind_is_refused(copy: Path) -> None:
+    count = len(Manifest.read(copy).slices)
+    start = f"the manifest says ({count}, 32, 32) uint8, but it holds"
+    for array in (np.zeros((3, 32, 32), np.uint8), np.zeros((count, 32, 32), np.float32)):
+        np.save(copy / MASKS, array)
+        with pytest.raises(InputError) as caught:
+            PreparedData.open(copy)
+        assert str(caught.value) == f"{copy / MASKS}: {start} {array.shape} {array.dtype}; {MAKE_AGAIN}"
+    np.save(copy / MASKS, np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(InputError, match=r"masks.npy: can't be read \("):
+        PreparedData.open(copy)
+    with open(copy / MASKS, "wb") as file:
+        np.savez(file, np.zeros(3))
+    with pytest.raises(InputError, match=r"masks.npy: can't be read \("):
+        PreparedData.open(copy)
+
+
+def test_no_folder_and_another_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        PreparedData.open(tmp_path / "none")
+    where = tmp_path / "none"
+    assert str(caught.value) == f"{where}: no such folder; make it with `wmlsearch prepare RAW {where}`"
+    with pytest.raises(InputError) as caught:
+        PreparedData.open(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: not a prepared data set, manifest.json is missing; {MAKE_AGAIN}"
+
+
+# ---------------------------------------------------------------------------------------------------- augmentation
+
+
+def pair(slices: int = 4, size: int = 24) -> tuple[Tensor, Tensor]:
+    """Images with something to see in them, and the mask of what is bright."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(slices, 1, 6, 6, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return images, (images > 0.5).float()
+
+
+def fixed(mirror: float = 1, angle: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0)) -> Augmentation:
+    def four(value: float) -> Tensor:
+        return torch.full((4,), float(value))
+
+    return Augmentation(four(mirror), four(angle), four(scale), torch.tensor([shift] * 4, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", ["flip", "affine"])
+def test_chance_comes_from_the_generator_alone(kind: str) -> None:
+    def drawn(seed: int) -> Augmentation:
+        return Augmentation.draw(kind, 40, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+
+    torch.manual_seed(1)
+    first = drawn(5)
+    torch.manual_seed(2)
+    for field in dataclasses.fields(Augmentation):
+        assert torch.equal(getattr(drawn(5), field.name), getattr(first, field.name))
+    assert not torch.equal(drawn(6).mirror, first.mirror)
+    picked = first[torch.tensor([7, 3])]
+    assert torch.equal(picked.shift, first.shift[[7, 3]])
+    assert torch.equal(picked.mirror, first.mirror[[7, 3]])
+
+
+def test_what_is_drawn_lies_in_its_bounds() -> None:
+    flip = Augmentation.draw("flip", 2000, torch.Generator().manual_seed(0))
+    assert set(flip.mirror.tolist()) == {-1.0, 1.0}
+    assert abs(flip.mirror.mean().item()) < 0.1
+    assert (flip.angle.abs().max(), flip.shift.abs().max()) == (0, 0)
+    assert set(flip.scale.tolist()) == {1.0}
+    affine = Augmentation.draw("affine", 2000, torch.Generator().manual_seed(0))
+    assert 14 < math.degrees(affine.angle.abs().max().item()) <= 15
+    assert 0.9 <= affine.scale.min().item() < 0.91
+    assert 1.09 < affine.scale.max().item() <= 1.1
+    assert 0.098 < affine.shift.abs().max().item() <= 0.1  # of half the image: 5 % of all of it
+
+
+def test_identity_changes_nothing() -> None:
+    images, masks = pair()
+    x, y = fixed().apply(images, masks)
+    assert torch.allclose(x, images, atol=1e-5)
+    assert torch.equal(y, masks)
+
+
+def test_flip_mirrors_image_and_mask_left_to_right() -> None:
+    images, masks = pair()
+    x, y = fixed(mirror=-1).apply(images, masks)
+    assert torch.allclose(x, images.flip(-1), atol=1e-5)
+    assert torch.equal(y, masks.flip(-1))
+
+
+def test_a_shift_is_a_share_of_half_the_image() -> None:
+    images, masks = pair()
+    x, y = fixed(shift=(0.25, 0)).apply(images, masks)  # 3 of 24 pixels, to the left
+    assert torch.allclose(x[..., :-3], images[..., 3:], atol=1e-5)
+    assert torch.equal(y[..., :-3], masks[..., 3:])
+    assert not y[..., -3:].any()  # nothing is invented beyond the border
+    _, y = fixed(shift=(0, 0.25)).apply(images, masks)
+    assert torch.equal(y[..., :-3, :], masks[..., 3:, :])
+
+
+def test_scale_and_angle_act_as_said() -> None:
+    square = torch.zeros(4, 1, 65, 65)
+    square[..., 20:45, 20:45] = 1  # 25 x 25
+    _, larger = fixed(scale=1.1).apply(square, square)
+    assert larger[0].sum().sqrt().item() == pytest.approx(25 * 1.1, abs=1.1)
+    _, turned = fixed(angle=math.pi / 2).apply(square, square)
+    assert torch.equal(turned, square)
+    corner = torch.zeros(4, 1, 65, 65)
+    corner[..., 0:20, 0:20] = 1
+    _, turned = fixed(angle=math.pi / 2).apply(corner, corner)
+    assert torch.equal(turned, torch.rot90(corner, 1, (-2, -1))) != torch.equal(
+        turned, torch.rot90(corner, -1, (-2, -1))
+    )
+
+
+def test_masks_stay_masks_and_move_with_their_images() -> None:
+    images, masks = pair(40)
+    drawn = Augmentation.draw("affine", 40, torch.Generator().manual_seed(1))
+    x, y = drawn.apply(images, masks)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert x.min() >= images.min() - 1e-6
+    assert x.max() <= images.max() + 1e-6
+    inner = (..., slice(5, -5), slice(5, -5))  # beyond the border there is no mask
+    assert ((x > 0.5).float()[inner] == y[inner]).float().mean() > 0.95
+    assert (masks[inner] == y[inner]).float().mean() < 0.9  # it did move

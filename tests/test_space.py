@@ -1,0 +1,280 @@
+"""Search spaces: the grammar and its faults, sampling, and what lies inside."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.space import Choices, Dimension, Range, SearchSpace, describe, shipped
+
+WHOLE = {
+    "depth": {"choices": [3, 4, 5]},
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "dropout": {"low": 0, "high": 0.5},
+    "batch_size": {"low": 2, "high": 32, "log": True},
+    "plateau_patience": {"low": 2, "high": 10, "when": {"schedule": "plateau"}},
+    "warmup_fraction": {"low": 0.0, "high": 0.3, "when": {"schedule": ["cosine"], "augment": ["flip", "affine"]}},
+    "schedule": {"choices": ["plateau", "cosine"]},
+    "augment": {"choices": ["none", "flip"], "when": {"depth": [3, 4]}},
+    "early_stop_patience": 7,
+}
+
+
+def faults(**values: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        SearchSpace.of(values, "my.yaml")
+    assert caught.value.headline == "my.yaml: not a valid search space"
+    return list(caught.value.faults)
+
+
+def test_grammar() -> None:
+    space = SearchSpace.of(WHOLE)
+    assert dict(space.fixed) == {"early_stop_patience": 7}
+    assert space.dimensions["depth"] == Dimension(Choices((3, 4, 5)))
+    assert space.dimensions["learning_rate"] == Dimension(Range(1e-4, 1e-2, log=True))
+    assert space.dimensions["dropout"] == Dimension(Range(0.0, 0.5))
+    assert not space.dimensions["dropout"].domain.whole  # type: ignore[union-attr]
+    assert space.dimensions["batch_size"].domain.whole  # type: ignore[union-attr]
+    assert space.dimensions["plateau_patience"].when == {"schedule": ("plateau",)}
+    order = list(space.dimensions)
+    assert order.index("schedule") < order.index("plateau_patience")
+    assert order.index("depth") < order.index("augment") < order.index("warmup_fraction")
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"depth": {"low": 4, "high": 3}}, "depth: low < high must hold, but got (low=4, high=3)"),
+        ({"depth": {"low": 3, "high": 3}}, "depth: low < high must hold, but got (low=3, high=3)"),
+        (
+            {"dropout": {"low": 0, "high": 0.5, "log": True}},
+            "dropout: low > 0 must hold with log: true, but got low=0",
+        ),
+        ({"depth": {"low": 1, "high": 3, "log": "yes"}}, "depth: `log` must be true or false, but got 'yes'"),
+        ({"depth": {"low": 1.5, "high": 3}}, "depth must be a valid integer, but got 1.5"),
+        ({"depth": {"low": 2, "high": 9}}, "depth must be less than or equal to 8, but got 9"),
+        ({"depth": {"low": "2", "high": 3}}, "depth: `low` and `high` must be numbers, but got (low='2', high=3)"),
+        ({"depth": {"low": True, "high": 3}}, "depth: `low` and `high` must be numbers, but got (low=True, high=3)"),
+        (
+            {"learning_rate": {"low": 1e-4, "high": float("inf")}},
+            "learning_rate must be a finite number, but got inf",
+        ),
+        ({"learning_rate": {"low": 1e-3, "high": 10**400}}, f"learning_rate must be a valid number, but got {10**400}"),
+        ({"depth": {"low": 2}}, "depth: give a value, `choices`, or both `low` and `high`; got {'low': 2}"),
+        ({"depth": {}}, "depth: give a value, `choices`, or both `low` and `high`; got {}"),
+        (
+            {"depth": {"low": 1, "high": 3, "step": 1}},
+            "depth: unknown name 'step': known are choices, low, high, log, when",
+        ),
+        ({"depth": {"low": 1, "high": 3, "hihg": 1}}, "depth: unknown name 'hihg': did you mean 'high'?"),
+        ({"depth": {"choices": []}}, "depth: `choices` must be a list of at least one value, but got []"),
+        ({"depth": {"choices": 3}}, "depth: `choices` must be a list of at least one value, but got 3"),
+        ({"depth": {"choices": [3, 4, 3]}}, "depth: `choices` has a value twice: [3, 4, 3]"),
+        ({"dropout": {"choices": [0, 0.0]}}, "dropout: `choices` has a value twice: [0, 0.0]"),
+        ({"norm": {"choices": ["batch", "layer"]}}, "norm must be batch or instance, but got 'layer'"),
+        ({"depth": {"choices": [3], "low": 2}}, "depth: `choices` stands alone, but got low beside it"),
+        (
+            {"plateau_patience": {"low": 2, "high": 9, "when": {"shedule": "plateau"}}},
+            "plateau_patience: `when`: unknown name 'shedule': did you mean 'schedule'?",
+        ),
+        (
+            {"plateau_patience": {"low": 2, "high": 9, "when": {"schedule": "plato"}}},
+            "plateau_patience: `when`: schedule must be plateau, cosine, step, onecycle or constant, but got 'plato'",
+        ),
+        (
+            {"plateau_patience": {"low": 2, "high": 9, "when": "plateau"}},
+            "plateau_patience: `when` must be {name: value} or {name: [values]}, but got 'plateau'",
+        ),
+        (
+            {"plateau_patience": {"low": 2, "high": 9, "when": {"plateau_patience": 3}}},
+            "`when` conditions run in a circle: plateau_patience -> plateau_patience",
+        ),
+        (
+            {"warmup_fraction": {"low": 0.0, "high": 0.2, "when": {"schedule": "cosine"}}},
+            "warmup_fraction: `when` can never hold: schedule is in [plateau], never cosine",
+        ),
+        (
+            {
+                "schedule": {"choices": ["plateau", "step"]},
+                "warmup_fraction": {"low": 0.0, "high": 0.2, "when": {"schedule": ["cosine", "constant"]}},
+            },
+            "warmup_fraction: `when` can never hold: schedule is in [plateau, step], never cosine or constant",
+        ),
+        (
+            {"batch_size": {"low": 2, "high": 8, "when": {"depth": 6}}, "depth": {"low": 2, "high": 5}},
+            "batch_size: `when` can never hold: depth is in 2 .. 5, never 6",
+        ),
+        (
+            {"learning_rate": {"low": 1e-6, "high": 1e-3}},
+            "min_learning_rate <= learning_rate must hold, but they can be (min_learning_rate=1e-05, "
+            "learning_rate=1e-06): lower one or raise the other",
+        ),
+        ({"dropuot": 0.1, "depth": {"choices": [3]}}, "unknown name 'dropuot': did you mean 'dropout'?"),
+    ],
+)
+def test_each_fault_has_its_text(values: dict[str, Any], wanted: str) -> None:
+    assert faults(**values) == [wanted]
+
+
+def test_a_circle_of_two() -> None:
+    assert faults(
+        plateau_patience={"low": 2, "high": 3, "when": {"plateau_factor": 0.5}},
+        plateau_factor={"choices": [0.1, 0.5], "when": {"plateau_patience": 2}},
+    ) == ["`when` conditions run in a circle: plateau_patience -> plateau_factor -> plateau_patience"]
+
+
+def test_all_faults_at_once() -> None:
+    assert faults(
+        dropuot=0.1,
+        depth={"low": 4, "high": 3},
+        norm="layer",
+        loss={"choices": ["bce", "bce"]},
+        warmup_fraction={"low": 0.0, "high": 0.2, "when": {"schedule": "cosine"}},
+    ) == [
+        "unknown name 'dropuot': did you mean 'dropout'?",
+        "depth: low < high must hold, but got (low=4, high=3)",
+        "norm must be batch or instance, but got 'layer'",
+        "loss: `choices` has a value twice: ['bce', 'bce']",
+        "warmup_fraction: `when` can never hold: schedule is in [plateau], never cosine",
+    ]
+
+
+def test_a_schedule_without_a_floor_has_no_floor() -> None:
+    space = SearchSpace.of(
+        {"learning_rate": {"low": 1e-6, "high": 1e-3}, "schedule": {"choices": ["step", "constant"]}}
+    )
+    assert space.config({"learning_rate": 1e-6, "schedule": "step"}).learning_rate == 1e-6
+
+
+def test_whole_and_broken_numbers_meet_in_conditions() -> None:
+    space = SearchSpace.of(
+        {"dropout": {"choices": [0, 0.1]}, "batch_size": {"low": 2, "high": 4, "when": {"dropout": 0}}}
+    )
+    assert space.dimensions["dropout"].domain == Choices((0.0, 0.1))
+    assert list(space.values_of(TrialConfig(dropout=0.0, batch_size=3))) == ["dropout", "batch_size"]
+    assert list(space.values_of(TrialConfig(dropout=0.1, batch_size=3))) == ["dropout"]
+
+
+def test_choices_know_true_from_one() -> None:
+    assert True not in Choices((1, 2))
+    assert 1 in Choices((1, 2))
+    assert 1.0 in Choices((1, 2))
+    assert "1" not in Choices((1, 2))
+    assert True not in Range(0, 2)
+    assert 1.5 not in Range(0, 2)
+    assert 1.5 in Range(0.0, 2.0)
+
+
+def test_a_point_is_not_a_space() -> None:
+    point = SearchSpace.of({"depth": 3, "learning_rate": 1}, "p.yaml")
+    assert point.is_point
+    assert point.point() == TrialConfig(depth=3, learning_rate=1.0)
+    for values, words in (
+        ({"depth": WHOLE["depth"]}, "depth is a range"),
+        (WHOLE, "augment, warmup_fraction are ranges"),
+    ):
+        space = SearchSpace.of(values, "s.yaml")
+        assert not space.is_point
+        with pytest.raises(InputError) as caught:
+            space.point()
+        start = "s.yaml: a point is wanted (all values), but "
+        assert str(caught.value).startswith(start)
+        assert str(caught.value).endswith(f"{words}: use it with `wmlsearch tune`")
+
+
+def test_an_unknown_name_lists_what_is_shipped() -> None:
+    with pytest.raises(InputError) as caught:
+        SearchSpace.read("unett")
+    names = ", ".join(sorted(path.stem for path in shipped().glob("*.yaml")))
+    assert str(caught.value) == f"unett: no such file, and not a shipped space: those are {names}"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_samples_lie_inside_and_keep_the_conditions(seed: int) -> None:
+    space = SearchSpace.of(WHOLE)
+    values = space.sample(np.random.default_rng(seed))
+    assert values == space.sample(np.random.default_rng(seed))
+    for name, value in values.items():
+        assert value in space.dimensions[name].domain
+    assert ("plateau_patience" in values) == (values["schedule"] == "plateau")
+    assert ("augment" in values) == (values["depth"] in (3, 4))
+    assert ("warmup_fraction" in values) == (values["schedule"] == "cosine" and values.get("augment") == "flip")
+    config = space.config(values)
+    assert config.early_stop_patience == 7
+    assert space.outside(config) == []
+    assert space.values_of(config) == values
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    low=st.integers(1, 500),
+    width=st.integers(1, 500),
+    log=st.booleans(),
+    whole=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_ranges_hold_what_they_draw(low: int, width: int, log: bool, whole: bool, seed: int) -> None:
+    domain = Range(low, low + width, log) if whole else Range(low / 700, (low + width) / 700, log)
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        value = domain.sample(rng)
+        assert value in domain
+        assert type(value) is (int if whole else float)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_whole_numbers_give_the_ends_their_share(log: bool) -> None:
+    domain, rng, n = Range(1, 4, log), np.random.default_rng(0), 20_000
+    drawn = Counter(domain.sample(rng) for _ in range(n))
+    edges = np.log([0.5, 1.5, 2.5, 3.5, 4.5])
+    shares = np.diff(edges) / (edges[-1] - edges[0]) if log else np.full(4, 0.25)
+    assert [drawn[k] / n for k in (1, 2, 3, 4)] == pytest.approx(shares, abs=0.015)
+
+
+def test_log_uniform_numbers_are_uniform_in_their_logarithm() -> None:
+    domain, rng = Range(1e-4, 1e-2, log=True), np.random.default_rng(0)
+    drawn = np.log10([float(domain.sample(rng)) for _ in range(10_000)])
+    shares, _ = np.histogram(drawn, bins=4, range=(-4, -2))
+    assert shares / 10_000 == pytest.approx([0.25] * 4, abs=0.015)
+
+
+def test_round_trips() -> None:
+    for space in (SearchSpace.of(WHOLE, "w"), SearchSpace.read("unet"), SearchSpace.read("paper")):
+        assert pickle.loads(pickle.dumps(space)) == space  # noqa: S301 - our own
+        again = SearchSpace.of(space.mapping(), space.source)
+        assert again == space
+        assert list(again.dimensions) == list(space.dimensions)
+
+
+def test_outside_names_each_reason() -> None:
+    space = SearchSpace.of(WHOLE)
+    inside = {"early_stop_patience": 7, "schedule": "cosine", "depth": 3}
+    assert space.outside(TrialConfig.of(inside)) == []
+    assert space.outside(TrialConfig.of({**inside, "depth": 2, "learning_rate": 0.1, "batch_size": 64})) == [
+        "depth=2 is not in [3, 4, 5]",
+        "learning_rate=0.1 is not in 0.0001 .. 0.01 (log)",
+        "batch_size=64 is not in 2 .. 32 (log)",
+    ]
+    assert space.outside(TrialConfig()) == ["early_stop_patience is fixed at 7, not 10"]
+    # augment is switched off at depth 5, so it has the paper's value there
+    assert space.outside(TrialConfig.of({**inside, "depth": 5, "augment": "flip"})) == [
+        "augment is fixed at none, not flip"
+    ]
+    # a difference that changes nothing: the patience of another schedule
+    assert space.outside(TrialConfig.of({**inside, "plateau_patience": 99})) == []
+    assert space.outside(TrialConfig.of({**inside, "schedule": "plateau", "plateau_patience": 99})) == [
+        "plateau_patience=99 is not in 2 .. 10"
+    ]
+
+
+def test_descriptions() -> None:
+    assert describe(Choices(("bce", "dice"))) == "[bce, dice]"
+    assert describe(Range(1e-4, 1e-2, log=True)) == "0.0001 .. 0.01 (log)"

@@ -1,0 +1,75 @@
+"""Where a training's checkpoints are kept: a folder, or a place in an object store that all machines reach."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from pyarrow import fs
+
+from wmlsearch.config import InputError
+from wmlsearch.runs import RunDir
+
+
+class Checkpoints:
+    """The checkpoints of one training at `place` (a path or a URI such as s3://bucket/runs/x).
+
+    Training reads and writes `last` and `best`. In a folder those are the files themselves; of an object store they are
+    local copies, which `fetch` brings and `push` takes back.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._remote = None
+        if "://" in place and not place.startswith("file://"):
+            self._remote = fs.FileSystem.from_uri(place)
+            self._scratch = tempfile.mkdtemp(prefix="wmlsearch-checkpoints-")
+        folder = Path(self._scratch if self._remote else place.removeprefix("file://"))
+        self.last, self.best = RunDir(folder).last, RunDir(folder).best
+
+    def fetch(self) -> None:
+        """Bring what is there."""
+        if self._remote:
+            system, root = self._remote
+            for path in (self.last, self.best):
+                source = f"{root}/{path.name}"
+                if system.get_file_info(source).type == fs.FileType.File:
+                    aside = f"{path}.part"
+                    fs.copy_files(source, aside, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+                    os.replace(aside, path)
+
+    def push(self) -> None:
+        """Take back what training has written. An object appears whole or not at all."""
+        if self._remote:
+            system, root = self._remote
+            system.create_dir(root)
+            for path in (self.best, self.last):
+                if path.exists():
+                    fs.copy_files(
+                        str(path),
+                        f"{root}/{path.name}",
+                        source_filesystem=fs.LocalFileSystem(),
+                        destination_filesystem=system,
+                    )
+
+    def close(self) -> None:
+        """Remove local copies."""
+        if self._remote:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def check_writable(place: str) -> None:
+    """Write and remove a small file. Raises InputError where that fails, with the reason."""
+    try:
+        system, root = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).resolve()))
+        system.create_dir(root, recursive=True)
+        probe = f"{root}/.wmlsearch-probe-{os.getpid()}"
+        with system.open_output_stream(probe) as stream:
+            stream.write(b"wmlsearch")
+        system.delete_file(probe)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--storage {place}: can't be written ({' '.join(str(error).split())[:200]}); "
+            "name a folder or URI that all machines of the cluster can write"
+        ) from None
