@@ -101,6 +101,14 @@ class RunSettings(_Strict):
     workers_per_trial: int = Field(1, ge=1)
     baseline: bool = True  # train the paper's configuration at the end
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RunSettings:
+        """Validate `values`. Raises InputError with all faults."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise InputError("these settings can't be used", faults_of(error, cls)) from None
+
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each fault of a failed validation, unknown names with the nearest right one."""

@@ -20,7 +20,8 @@ class _Verbs(click.Group):
         return list(self.commands)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = list(args[0]) if args else sys.argv[1:]
+        given = args[0] if args else kwargs.get("args")
+        arguments = sys.argv[1:] if given is None else list(given)
         try:
             return super().main(*args, **kwargs)
         except SystemExit:
@@ -28,6 +29,12 @@ class _Verbs(click.Group):
         except BaseException as error:
             if "--debug" in arguments:
                 traceback.print_exc()
+            sys.exit(_explain(error))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # click would make "Aborted!" and status 1 of it
             sys.exit(_explain(error))
 
 
@@ -43,9 +50,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, OSError):
         click.echo(f"wmlsearch: {error}", err=True)
         return 1
-    click.echo(
-        f"wmlsearch: unexpected {type(error).__name__}: {error}; run it again with --debug to see where", err=True
-    )
+    click.echo(f"wmlsearch: unexpected {type(error).__name__}: {error}; `wmlsearch --debug ...` shows where", err=True)
     return 1
 
 

@@ -11,7 +11,7 @@ import click
 from wmlsearch.cli import options
 
 
-@click.command()
+@click.command(short_help="Make a synthetic FLAIR cohort with known lesions.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--patients", type=int, default=20, show_default=True, help="Number of patients.")
 @click.option("--timepoints", type=int, default=2, show_default=True, help="Scans of each patient.")
@@ -44,7 +44,7 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
     )
 
 
-@click.command()
+@click.command(short_help="Turn raw images and masks into a prepared data set.")
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

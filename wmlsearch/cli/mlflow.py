@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from wmlsearch.cli import options
+from wmlsearch.cli import options, remote
 
 
-@click.command()
+@click.command(short_help="Copy to MLflow what it lacks.")
 @click.argument("name", required=False)
 @options.out
 @options.uri
@@ -36,17 +42,22 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     options.say(f"{uri} has all of {', '.join(run.name for run in runs)} ({total} MLflow runs)")
 
 
-@click.command()
+@click.command(short_help="Open MLflow's pages on the runs.")
 @options.out
 @options.uri
 @click.option("--port", type=int, default=5000, show_default=True, help="The first free port from here on is taken.")
-def ui(out: Path, mlflow_uri: str | None, port: int) -> None:
+@remote.cluster
+def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> None:
     """Open MLflow's own pages on the runs, on 127.0.0.1; Ctrl-C ends them.
 
     Example: wmlsearch ui
     """
     from wmlsearch.config import InputError
 
+    if cluster is not None:
+        from wmlsearch.remote import ui as ui_there
+
+        sys.exit(ui_there(cluster, port, options.say))
     uri = options.uri_of(out, mlflow_uri)
     if uri.startswith(("http://", "https://")):
         options.say(f"the MLflow server is at {uri}")
@@ -54,24 +65,52 @@ def ui(out: Path, mlflow_uri: str | None, port: int) -> None:
     store = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not store.exists():
         raise InputError(f"{store}: no MLflow store there yet; run `wmlsearch tune` first, or give --out")
-    free = _free_port(port)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(free),
-    ]
-    options.say(f"MLflow's pages: http://127.0.0.1:{free}  (Ctrl-C ends them)")
+    address = f"http://127.0.0.1:{_free_port(port)}"
+    log = out / "mlflow-ui.log"
+    options.say(f"starting MLflow on {uri} ...")
+    with _server(uri, address, log) as server:
+        options.say(f"MLflow's pages: {address}/#/experiments/{_experiment(uri)}/runs  (Ctrl-C ends them)")
+        server.wait()
+        raise OSError(f"MLflow has ended by itself; why, stands in {log}")
+
+
+@contextlib.contextmanager
+def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """MLflow's server, once it answers; it and all its helpers end with the block."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    command += ["--port", address.rpartition(":")[2]]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # of no use here, and many processes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        server = subprocess.Popen(  # noqa: S603 - our own interpreter
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            while not _answers(address):
+                if server.poll() is not None:
+                    raise OSError(f"MLflow doesn't start on {uri}; why, stands in {log}")
+                time.sleep(0.2)
+            yield server
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+def _answers(address: str) -> bool:
     try:
-        sys.exit(subprocess.run(command, check=False).returncode)  # noqa: S603 - our own interpreter
-    except KeyboardInterrupt:
-        sys.exit(0)
+        with urllib.request.urlopen(f"{address}/health", timeout=2):  # noqa: S310 - our own address
+            return True
+    except OSError:
+        return False
+
+
+def _experiment(uri: str) -> str:
+    from wmlsearch.tracking import EXPERIMENT, connect
+
+    found = connect(uri).get_experiment_by_name(EXPERIMENT)
+    return found.experiment_id if found else "0"
 
 
 def _free_port(first: int) -> int:

@@ -31,7 +31,9 @@ ray_address = click.option(
     help="A Ray cluster that is there already; also RAY_ADDRESS.  [default: an embedded Ray]",
 )
 storage = click.option(
-    "--storage", help="Folder or URI for checkpoints that all machines reach.  [default: the run folders]"
+    "--storage",
+    envvar="WMLSEARCH_STORAGE",
+    help="Folder or URI for checkpoints that all machines reach; also WMLSEARCH_STORAGE.  [default: the run folders]",
 )
 gpus_per_worker = click.option(
     "--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 where there are GPUs]"
@@ -50,16 +52,12 @@ def say(text: str) -> None:
 
 
 def settings(**values: Any) -> RunSettings:
-    from pydantic import ValidationError
-
-    from wmlsearch.config import InputError, RunSettings, faults_of
+    from wmlsearch.config import InputError, RunSettings
 
     try:
-        return RunSettings(**values)
-    except ValidationError as error:
-        faults = [
-            re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in faults_of(error, RunSettings)
-        ]
+        return RunSettings.of(values)
+    except InputError as error:
+        faults = [re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in error.faults]
         raise InputError("these options can't be used", faults) from None
 
 

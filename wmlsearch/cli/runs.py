@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from wmlsearch.cli import options
+from wmlsearch.cli import options, remote
 
 OBJECTIVES = ("val_dice_best", "val_dice", "val_iou", "val_soft_dice", "val_average_precision", "val_dice_patients")
 
 
-@click.command()
+@click.command(short_help="Train one configuration.")
 @click.argument("point")
 @options.data
 @click.option(
@@ -71,13 +71,14 @@ def train(
     sys.exit(options.exit_status(outcome))
 
 
-@click.command()
+@click.command(short_help="Search for a better configuration than the paper's.")
 @click.argument("space", default="unet")
 @options.data
 @click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
 @click.option("--max-hours", type=float, help="End the search after this time.")
 @click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial.")
 @options.gpus_per_worker
+@remote.cluster
 @options.ray_address
 @options.storage
 @options.epochs
@@ -98,6 +99,7 @@ def tune(
     max_hours: float | None,
     workers_per_trial: int,
     gpus_per_worker: float | None,
+    cluster: Path | None,
     ray_address: str | None,
     storage: str | None,
     epochs: int,
@@ -142,6 +144,10 @@ def tune(
     search = SearchDir(out / check_name(name or study.new_name("search")))
     check_new(search.path)
     data = options.data_or_phantom(data, out)
+    if cluster is not None:
+        from wmlsearch.remote import tune as tune_there
+
+        sys.exit(tune_there(cluster, remote.given(), data, space, search.name, out, options.say))
     options.say(f"searching {space} on {data}: {trials} trials of at most {epochs} epochs, into {search.path}")
     with SearchDisplay(console(), search, ranges, settings) as display:
         where = study.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
@@ -152,14 +158,19 @@ def tune(
     sys.exit(options.exit_status(outcome))
 
 
-@click.command()
+@click.command(short_help="Show how a search or training stands.")
 @click.argument("name", required=False)
 @options.out
-def status(name: str | None, out: Path) -> None:
+@remote.cluster
+def status(name: str | None, out: Path, cluster: Path | None) -> None:
     """Print the leaderboard of a running or finished search (default: the latest), or how a training stands.
 
     Example: wmlsearch status search-20261123-201512
     """
+    if cluster is not None:
+        from wmlsearch.remote import status as status_there
+
+        sys.exit(status_there(cluster, name, out, options.say))
     from wmlsearch.display import TrainingDisplay, console, show_search
     from wmlsearch.runs import SearchDir, find
 

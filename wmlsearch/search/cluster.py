@@ -33,7 +33,7 @@ from ray.util.placement_group import placement_group_table
 from wmlsearch.config import InputError
 
 MEMORY_PER_TRIAL_GB = 2.0  # of a trial's process on a CPU: the libraries, the model, its activations
-CONNECT_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = float(os.environ.get("WMLSEARCH_CONNECT_TIMEOUT_S", "30"))
 HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster file on the head
 
 # On the head, and next to nothing of it: where the drivers of worker groups stay, whatever happens to other machines.
@@ -109,7 +109,7 @@ def _does_not_fit(nodes: Sequence[Node], workers: int, cpus: int, gpus: float) -
     for fewer in (gpus, 0.0):
         fits = min(_workers_that_fit(nodes, 1, fewer), workers)
         if fits:
-            return f"{text}; the nearest that fits: --workers-per-trial {fits} --gpus-per-worker {fewer:g}"
+            return f"{text}; the nearest that fits: {_shape(fits, 1, fewer)}"
     return f"{text}; add a machine"
 
 
@@ -204,7 +204,7 @@ def _connected(address: str) -> Iterator[None]:
     thread.join(CONNECT_TIMEOUT_S)
     if thread.is_alive():
         raise InputError(
-            f"{address}: no Ray cluster answers there within {CONNECT_TIMEOUT_S} s; is it up (`ray up cluster.yaml`), "
+            f"{address}: no Ray cluster answers there within {CONNECT_TIMEOUT_S:g} s; is it up (`ray up cluster.yaml`), "
             "and is the address right? (--ray-address, RAY_ADDRESS)"
         )
     if failure:

@@ -82,7 +82,8 @@ class Group:
     def __init__(self, job: dict[str, Any], slots: Slots, elastic: bool = False) -> None:
         # On the machine of whoever drives the group, and out of the placement group that a Tune trial may run in.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        actor: Any = ray.remote(num_cpus=0)(Mailbox)
+        self.mailbox = actor.options(scheduling_strategy=here).remote()
         self.scratch = tempfile.mkdtemp(
             prefix="wmlsearch-train-"
         )  # Train wants a folder; our checkpoints are elsewhere

@@ -1,0 +1,168 @@
+"""What fits on a cluster, what is refused, what waits; trials of several workers, whatever else runs on the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wmlsearch import study
+from wmlsearch.config import InputError, RunSettings
+from wmlsearch.runs import SearchDir
+from wmlsearch.search.checkpoints import Checkpoints, check_writable
+from wmlsearch.search.cluster import Request, Slots, plan_slots
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking import default_uri
+
+LAPTOP = [{"CPU": 8.0, "GPU": 0.0}]
+GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "trials", "memory_gb", "slots"),
+    [
+        (LAPTOP, Request(), 20, 64.0, Slots(8, 1, 1, 0.0)),
+        (LAPTOP, Request(), 3, 64.0, Slots(3, 1, 2, 0.0)),  # few trials: more cores for each
+        (LAPTOP, Request(), 20, 7.0, Slots(3, 1, 2, 0.0)),  # memory for three
+        (LAPTOP, Request(workers=2), 20, 64.0, Slots(4, 2, 1, 0.0)),
+        (LAPTOP, Request(workers=8), 20, None, Slots(1, 8, 1, 0.0)),
+        (GPUS, Request(), 20, None, Slots(8, 1, 4, 1.0)),
+        (GPUS, Request(workers=3), 20, None, Slots(2, 3, 4, 1.0)),
+        (GPUS, Request(gpus_per_worker=0.5), 20, None, Slots(16, 1, 2, 0.5)),
+        (GPUS, Request(gpus_per_worker=0.0), 40, None, Slots(32, 1, 1, 0.0)),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], Request(workers=2), 5, None, Slots(1, 2, 1, 0.0)),  # over two machines
+        ([{"CPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}], Request(), 5, None, Slots(1, 1, 4, 1.0)),  # a head without CPUs
+    ],
+)
+def test_what_fits(
+    nodes: list[dict[str, float]], request_: Request, trials: int, memory_gb: float | None, slots: Slots
+) -> None:
+    assert plan_slots(nodes, request_, trials, memory_gb) == slots
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "text"),
+    [
+        (
+            [{"CPU": 2.0, "GPU": 0.0}],
+            Request(workers=4, gpus_per_worker=1),
+            "a trial of 4 workers with 1 CPU and 1 GPU each doesn't fit on what there is (2 CPUs and 0 GPUs); "
+            "the nearest that fits: 2 workers with 1 CPU each",
+        ),
+        (
+            GPUS,
+            Request(workers=9, gpus_per_worker=1),
+            "a trial of 9 workers with 1 CPU and 1 GPU each doesn't fit on what there is "
+            "(16 CPUs and 4 GPUs, 16 CPUs and 4 GPUs); the nearest that fits: "
+            "8 workers with 1 CPU and 1 GPU each",
+        ),
+        ([], Request(), "a trial of 1 worker with 1 CPU each doesn't fit on what there is (no machine); add a machine"),
+    ],
+)
+def test_what_does_not_fit_is_refused(nodes: list[dict[str, float]], request_: Request, text: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        plan_slots(nodes, request_, 10)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wmlsearch", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_an_impossible_request_ends_before_ray_starts(prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    done = run("tune", "quick", "--data", str(prepared), "--out", str(out), "--workers-per-trial", "4096")
+    assert done.returncode == 2
+    assert re.search(
+        r"wmlsearch: .*each worker needs a slice of each batch|a trial of 4096 workers with 1 CPU each doesn't fit",
+        done.stderr,
+    )
+    assert not out.exists()
+
+
+def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    place = tmp_path / "file" / "below"
+    text = f"--storage {place}: can't be written ("
+    with pytest.raises(InputError) as refused:
+        check_writable(str(place))
+    assert str(refused.value).startswith(text)
+    assert str(refused.value).endswith("; name a folder or URI that all machines of the cluster can write")
+    check_writable(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unreachable_cluster_is_told_in_bounded_time(prepared: Path, tmp_path: Path) -> None:
+    address = "127.0.0.1:1"  # nobody listens there
+    done = run(
+        "tune", "quick", "--data", str(prepared), "--out", str(tmp_path / "runs"), "--ray-address", address,
+        WMLSEARCH_CONNECT_TIMEOUT_S="5",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "wmlsearch: 127.0.0.1:1: no Ray cluster answers there within 5 s; is it up (`ray up cluster.yaml`), "
+        "and is the address right? (--ray-address, RAY_ADDRESS)"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_checkpoints_in_a_folder_are_the_files_themselves(tmp_path: Path) -> None:
+    kept = Checkpoints(str(tmp_path))
+    kept.fetch()
+    kept.last.write_bytes(b"state")
+    kept.push()
+    kept.close()
+    assert (tmp_path / "last.pt").read_bytes() == b"state"
+
+
+@pytest.fixture(scope="module")
+def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Another Ray on this machine that is none of our business."""
+    code = (
+        "import ray, sys; ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False); "
+        "print('up', flush=True); sys.stdin.read(); print(len(ray.nodes()), ray.available_resources()['CPU'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "up" not in process.stdout.readline():
+        assert process.poll() is None
+    yield
+    output, _ = process.communicate("", timeout=60)
+    assert output.strip() == "1 1.0"  # nobody has joined it, nothing of it is taken
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
+def test_twenty_trials_of_two_workers_beside_another_ray(other_ray: None, prepared: Path, tmp_path: Path) -> None:
+    """The dashboard is off, another Ray runs: where plain Tune and Train freeze when ASHA stops a trial."""
+    space = SearchSpace.of(
+        {"depth": 2, "base_channels": 4, "batch_size": 4, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    )
+    settings = RunSettings(epochs=4, trials=20, grace_epochs=1, reduction_factor=2, baseline=False)
+    search = SearchDir(tmp_path / "s")
+    where = study.Where(workers_per_trial=2)
+    said: list[str] = []
+    outcome = study.tune(
+        search, space, settings, prepared, default_uri(tmp_path), lambda run: run.name, where, said.append
+    )
+    assert outcome.early == ""
+    assert said == ["trials run 1 at a time, each 2 workers with 1 CPU each"]
+    states = [run.status()["state"] for run in search.trials()]
+    assert len(states) == 20
+    assert set(states) == {"completed", "stopped"}
