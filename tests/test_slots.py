@@ -32,7 +32,7 @@ GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
         (LAPTOP, Request(workers=2), 20, 64.0, Slots(4, 2, 1, 0.0)),
         (LAPTOP, Request(workers=8), 20, None, Slots(1, 8, 1, 0.0)),
         (GPUS, Request(), 20, None, Slots(8, 1, 4, 1.0)),
-        (GPUS, Request(workers=3), 20, None, Slots(2, 3, 4, 1.0)),
+        (GPUS, Request(workers=3), 20, None, Slots(2, 3, 5, 1.0)),  # three on each machine
         (GPUS, Request(gpus_per_worker=0.5), 20, None, Slots(16, 1, 2, 0.5)),
         (GPUS, Request(gpus_per_worker=0.0), 40, None, Slots(32, 1, 1, 0.0)),
         ([{"CPU": 1.0}, {"CPU": 1.0}], Request(workers=2), 5, None, Slots(1, 2, 1, 0.0)),  # over two machines
@@ -69,14 +69,13 @@ def test_what_does_not_fit_is_refused(nodes: list[dict[str, float]], request_: R
         plan_slots(nodes, request_, 10)
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "wmlsearch", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, **environment},
     )
 
 
@@ -84,10 +83,7 @@ def test_an_impossible_request_ends_before_ray_starts(prepared: Path, tmp_path: 
     out = tmp_path / "runs"
     done = run("tune", "quick", "--data", str(prepared), "--out", str(out), "--workers-per-trial", "4096")
     assert done.returncode == 2
-    assert re.search(
-        r"wmlsearch: .*each worker needs a slice of each batch|a trial of 4096 workers with 1 CPU each doesn't fit",
-        done.stderr,
-    )
+    assert done.stderr.startswith("wmlsearch: a trial of 4096 workers with 1 CPU each doesn't fit on what there is (")
     assert not out.exists()
 
 
@@ -105,14 +101,11 @@ def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
 
 def test_an_unreachable_cluster_is_told_in_bounded_time(prepared: Path, tmp_path: Path) -> None:
     address = "127.0.0.1:1"  # nobody listens there
-    done = run(
-        "tune", "quick", "--data", str(prepared), "--out", str(tmp_path / "runs"), "--ray-address", address,
-        WMLSEARCH_CONNECT_TIMEOUT_S="5",
-    )  # fmt: skip
+    done = run("tune", "quick", "--data", str(prepared), "--out", str(tmp_path / "runs"), "--ray-address", address)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == (
-        "wmlsearch: 127.0.0.1:1: no Ray cluster answers there within 5 s; is it up (`ray up cluster.yaml`), "
-        "and is the address right? (--ray-address, RAY_ADDRESS)"
+    assert done.stderr == (
+        "wmlsearch: 127.0.0.1:1: no Ray cluster answers there (Connection refused); is it up "
+        "(`ray up cluster.yaml`), and is the address right? (--ray-address, RAY_ADDRESS)\n"
     )
     assert not (tmp_path / "runs").exists()
 

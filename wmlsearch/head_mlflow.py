@@ -79,7 +79,8 @@ def keep() -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port()), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", f"{artifacts}/mlflow-artifacts"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **quiet}
     server = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
     host, _, ray_port = os.environ.get("RAY_ADDRESS", DEFAULT_RAY).rpartition(":")
     seen = time.monotonic()

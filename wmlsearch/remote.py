@@ -36,6 +36,7 @@ ANSWER_S = 90.0  # the first answer: starting `ray`, connecting, starting Python
 GRACE_S = 1.0  # for what an ended process has written and we have not read
 SEND_S = 24 * 3600.0
 RETRIES, RETRY_S = 40, 15.0  # following: how often a lost connection is tried again before we stop (10 minutes)
+RAY = (sys.executable, "-m", "ray.scripts.scripts")  # the command `ray` of this very installation
 QUIET = ("--log-style", "pretty", "--log-color", "false")  # else Ray logs each step with a time and a file name
 STEP = "start the cluster, or bring it up to date, with `ray up {file}`"
 
@@ -63,7 +64,6 @@ def tune(cluster: Path, argv: list[str], data: Path, space: str, name: str, out:
     else:
         _send_data(head, data, f"{there['home']}/data/{fingerprint}", fingerprint, say)
     if Path(space).is_file():
-        head.ask("hello", name, fingerprint)
         head.run("exec", f"mkdir -p {shlex.quote(there['home'] + '/jobs/' + name)}")
         head.send(Path(space), f"{there['home']}/jobs/{name}/space.yaml")
         space = f"{there['home']}/jobs/{name}/space.yaml"
@@ -206,7 +206,7 @@ class _Head:
     def stream(self, verb: str, *words: str) -> Iterator[_Messages]:
         """Run `ray VERB FILE WORDS`; ended with the block."""
         process = subprocess.Popen(  # noqa: S603 - Ray's own command line, no shell
-            [sys.executable, "-m", "ray.scripts.scripts", verb, *QUIET, str(self.cluster), *words],
+            [*RAY, verb, *QUIET, str(self.cluster), *words],
             stdin=subprocess.DEVNULL,  # so that ssh leaves our terminal alone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

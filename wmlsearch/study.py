@@ -101,9 +101,9 @@ def tune(
     """
     from wmlsearch.search.cluster import ray_at, watchdog
 
-    about_data = _check(space, data, where.workers_per_trial)
     check_new(search.path)
     where.check_before_ray(settings.trials)
+    about_data = _check(space, data, where.workers_per_trial)
     with ray_at(where.ray_address), watchdog(say), search.owned():
         slots = where.slots(settings.trials)
         say(f"trials run {slots}")
@@ -271,11 +271,11 @@ def _check(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
     """Refuse a search some of whose trials could not train on this data; returns what a run records of the data."""
     prepared = PreparedData.open(data)
     values = {}
-    for name, dimension in space.dimensions.items():
-        domain = dimension.domain
-        if name == "depth":
-            values[name] = max(domain.values) if isinstance(domain, Choices) else domain.high
-    for config in (space.config(values), TrialConfig()):  # the deepest, and the baseline
+    for name, hardest in (("depth", max), ("batch_size", min)):
+        if name in space.dimensions:
+            domain = space.dimensions[name].domain
+            values[name] = hardest(domain.values if isinstance(domain, Choices) else (domain.low, domain.high))
+    for config in (space.config(values), TrialConfig()):  # the hardest, and the baseline
         check_trainable(config, prepared, workers)
     if not any(row.lesion_pixels for row in prepared.manifest.slices if row.split == "val"):
         raise InputError(

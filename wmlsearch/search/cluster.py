@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -33,7 +34,7 @@ from ray.util.placement_group import placement_group_table
 from wmlsearch.config import InputError
 
 MEMORY_PER_TRIAL_GB = 2.0  # of a trial's process on a CPU: the libraries, the model, its activations
-CONNECT_TIMEOUT_S = float(os.environ.get("WMLSEARCH_CONNECT_TIMEOUT_S", "30"))
+CONNECT_TIMEOUT_S = 30
 HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster file on the head
 
 # On the head, and next to nothing of it: where the drivers of worker groups stay, whatever happens to other machines.
@@ -190,6 +191,7 @@ def _embedded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
+    _knock(address)
     failure: list[BaseException] = []
 
     def connect() -> None:
@@ -203,16 +205,30 @@ def _connected(address: str) -> Iterator[None]:
     thread.start()
     thread.join(CONNECT_TIMEOUT_S)
     if thread.is_alive():
-        raise InputError(
-            f"{address}: no Ray cluster answers there within {CONNECT_TIMEOUT_S:g} s; is it up (`ray up cluster.yaml`), "
-            "and is the address right? (--ray-address, RAY_ADDRESS)"
-        )
+        raise _nobody(address, f"no answer within {CONNECT_TIMEOUT_S} s")
     if failure:
         raise InputError(_why_not_connected(address, failure[0])) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens there, before Ray tries for long. Raises InputError."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise _nobody(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _nobody(address: str, reason: str) -> InputError:
+    return InputError(
+        f"{address}: no Ray cluster answers there ({reason}); is it up (`ray up cluster.yaml`), "
+        "and is the address right? (--ray-address, RAY_ADDRESS)"
+    )
 
 
 def _why_not_connected(address: str, error: BaseException) -> str:
