@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test gpu-test lint install clean
+.PHONY: help demo test cluster-test gpu-test lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ demo: install  ## the main job on a small phantom: a search, the paper's baselin
 
 test: install  ## all tests
 	$(BIN)/python -m pytest
+
+cluster-test: install  ## the README's commands on three hosts made of namespaces (Linux, root)
+	tests/cluster/run
 
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs

@@ -195,12 +195,13 @@ def test_a_head_that_does_not_answer(
     head: Head, program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_with(f"{program}\nraise SystemExit(1)", tmp_path, monkeypatch)
-    monkeypatch.setattr(remote, "ANSWER_S", 1.5)
+    if "sleep" in program:
+        monkeypatch.setattr(remote, "ANSWER_S", 1.5)
     began = time.monotonic()
     with pytest.raises(InputError) as error:
         head.status()
     assert str(error.value) == text.format(file=head.file)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_another_version_on_the_head(

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -24,20 +25,35 @@ SHOWN = 10  # rows of a leaderboard while a search runs
 STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", "failed": "red", "diverged": "red"}
 
 
-def leaderboard_table(board: Leaderboard, title: str, most: int | None = None) -> Table:
-    """Rank, scores at the best epoch, epochs, state, hyperparameters; the final runs below a line."""
+def leaderboard_table(board: Leaderboard, title: str, width: int, most: int | None = None) -> Table:
+    """Rank, scores at the best epoch, epochs, state, hyperparameters; the final runs below a line.
+
+    Each hyperparameter has a column, or they share one where `width` characters are too few for that.
+    """
+    table = _table(board, title, most, [(name, [name]) for name in board.searched])
+    if Measurement.get(_UNBOUNDED, _UNBOUNDED.options, table).maximum > width:
+        table = _table(board, title, most, [("hyperparameters", list(board.searched))])
+    return table
+
+
+_UNBOUNDED = Console(width=10_000)
+
+
+def _table(board: Leaderboard, title: str, most: int | None, columns: list[tuple[str, list[str]]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
-    for name in ("rank", "trial", *_scores(board), "epochs", "state", *board.searched):
-        table.add_column(name, justify="left" if name in ("trial", "state") else "right", overflow="fold")
+    for name in ("rank", "trial", *_scores(board), "epochs", "state"):
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=True)
+    for name, members in columns:
+        table.add_column(name, justify="left" if len(members) > 1 else "right", overflow="fold")
     shown = board.trials[:most]
     for rank, entry in enumerate(shown, start=1):
-        table.add_row(str(rank) if entry.value is not None else "", *_cells(entry, board))
+        table.add_row(str(rank) if entry.value is not None else "", *_cells(entry, board, columns))
     if most and len(board.trials) > most:
         table.add_row("", f"... {len(board.trials) - most} more")
     if board.finals:
         table.add_section()
     for entry in board.finals:
-        table.add_row("", *_cells(entry, board), style="bold")
+        table.add_row("", *_cells(entry, board, columns), style="bold")
     return table
 
 
@@ -45,10 +61,16 @@ def _scores(board: Leaderboard) -> tuple[str, ...]:
     return tuple(dict.fromkeys((board.objective, "val_dice_best", "val_dice")))
 
 
-def _cells(entry: Entry, board: Leaderboard) -> list[Text | str]:
+def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
     scores = [number(entry.best.get(name), 4) for name in _scores(board)]
-    values = [number(entry.config[name]) if name in entry.config else "" for name in board.searched]
     state = Text(entry.state.replace("_", " "), style=STYLES.get(entry.state, ""))
+    values = []
+    for _, members in columns:
+        there = [name for name in members if name in entry.config]
+        if len(members) > 1:
+            values.append(" ".join(f"{name}={number(entry.config[name])}" for name in there))
+        else:
+            values.append(number(entry.config[there[0]]) if there else "")
     return [entry.name, *scores, str(entry.epochs), state, *values]
 
 
@@ -152,7 +174,10 @@ class SearchDisplay:
         running = [e for e in self.entries.values() if e.state == RUNNING]
         now = ", ".join(f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running)
         return Group(
-            bar, Text(f"now: {now}"), leaderboard_table(board, "", SHOWN), Text("Ctrl-C stops cleanly", style="dim")
+            bar,
+            Text(f"now: {now}"),
+            leaderboard_table(board, "", self.console.width, SHOWN),
+            Text("Ctrl-C stops cleanly", style="dim"),
         )
 
 
@@ -180,7 +205,7 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
     board = leaderboard(search)
     trials, wanted = len(board.trials), about["settings"]["trials"]
     title = f"{search.name}: {status.get('state')}, {trials} of {wanted} trials on {about['data']['name']}"
-    console.print(leaderboard_table(board, title))
+    console.print(leaderboard_table(board, title, console.width))
     if about["data"]["optimistic"]:
         console.print(f"{OPTIMISTIC}: slices of a patient are on both sides of the split", style="yellow")
     if status.get("reason"):

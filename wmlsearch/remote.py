@@ -6,6 +6,7 @@ far end `wmlsearch.on_head` answers. The search belongs to the head: what happen
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -17,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,12 @@ class _Messages:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def ended(self) -> bool:
+        """Whether the command has ended, or is about to: its end of the pipe may close a moment earlier."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_S)
+        return not self.alive
+
     def next(self, timeout_s: float) -> Message | None:
         """The next message; None when the far end has no more, or has said nothing for so long."""
         until = time.monotonic() + timeout_s
@@ -202,7 +208,7 @@ class _Head:
         if not isinstance(config, dict) or not isinstance(config.get("provider"), dict) or "cluster_name" not in config:
             raise InputError(f"{cluster}: isn't a cluster file of Ray: `cluster_name` and `provider` are missing")
 
-    @contextmanager
+    @contextlib.contextmanager
     def stream(self, verb: str, *words: str) -> Iterator[_Messages]:
         """Run `ray VERB FILE WORDS`; ended with the block."""
         process = subprocess.Popen(  # noqa: S603 - Ray's own command line, no shell
@@ -260,7 +266,7 @@ class _Head:
 
     def silent(self, messages: _Messages) -> InputError:
         """What to say when the far end has not answered."""
-        words, waited = messages.last_words(), messages.alive
+        words, waited = messages.last_words(), not messages.ended()
         step = STEP.format(file=self.cluster)
         if "not found!" in words and "Head node" in words:
             return InputError(f"{self.cluster}: this cluster is not up; {step}")

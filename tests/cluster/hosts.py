@@ -1,8 +1,8 @@
 """Machines for a cluster test, made of namespaces: each with its own network, processes, /tmp, home and sshd.
 
-`world` is the outermost one (run by tests/cluster/run): it holds the laptop (itself), the bridge, and the hosts. When its
-first process dies, the kernel ends every process in it, and with them go all links, mounts and namespaces: nothing has to
-be cleaned up, however the test ends. The network leads nowhere: there is no link to the world outside.
+`world` is the outermost one (run by tests/cluster/run): it holds the laptop (itself), the bridge, and the hosts. When
+its first process dies, the kernel ends every process in it, and with them go all links, mounts and namespaces: nothing
+has to be cleaned up, however the test ends. The network leads nowhere: there is no link to the world outside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ SHARED = Path("/mnt/storage")
 VISIBLE = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))  # wherever they are: Python, its packages, this code
 OWN_FOLDERS = ("runs", "data", "prepared", "demo")  # of a developer, in the repository: no host may see them
 SSHD = "/usr/sbin/sshd"
+QUIET = ("sshd", f"{sys.executable} {__file__}")
 
 
 def sh(*words: Any, **more: Any) -> str:
@@ -40,16 +40,15 @@ class Host:
         self.name, self.ip = name, ip
         about = {"name": name, "ip": ip, "public_key": public_key}
         namespaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
-        self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             ["unshare", *namespaces, sys.executable, __file__, "host", json.dumps(about)],
             stdin=subprocess.DEVNULL,
-            stdout=self.log,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
         self.link = f"to-{name}"
         until = time.monotonic() + 10
-        while os.readlink(f"/proc/{self.process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+        while Path(f"/proc/{self.process.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
             assert time.monotonic() < until, f"{name} has got no network namespace"
             time.sleep(0.01)
         sh("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.process.pid)
@@ -62,16 +61,23 @@ class Host:
         self.process.wait()
 
     def processes(self) -> list[str]:
-        """The command lines of what runs on it, without its sshd."""
-        return [words for pid, words in _commands() if _namespace(pid) == self._namespace() and "sshd" not in words]
+        """The command lines of what runs on it, without its sshd and first process."""
+        own = self._namespace()
+        return [words for pid, words in _commands() if _namespace(pid) == own and not words.startswith(QUIET)]
+
+    def file(self, path: str | Path) -> Path:
+        """The place of a file of this host, as it is seen from the world."""
+        return Path(f"/proc/{self._first()}/root") / str(path).replace("~", str(HOME)).lstrip("/")
+
+    def _first(self) -> int:
+        """Its first process (0: it has none, the host is gone)."""
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            return int(children[0]) if children else 0
+        return 0
 
     def _namespace(self) -> str:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return _namespace(int(children[0])) if children else "none"
-
-    def output(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
+        return _namespace(self._first()) or "none"
 
 
 def _commands() -> list[tuple[int, str]]:
@@ -86,7 +92,7 @@ def _commands() -> list[tuple[int, str]]:
 
 def _namespace(pid: int) -> str:
     with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/pid")
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
     return ""
 
 
@@ -104,6 +110,7 @@ def make_private() -> None:
         if (REPOSITORY / name).is_dir():
             sh("mount", "-t", "tmpfs", "tmpfs", REPOSITORY / name)
     (HOME / ".bashrc").touch()
+    Path("/var/log/lastlog").touch()  # sshd asks for it
 
 
 def world(command: list[str]) -> int:
@@ -111,12 +118,9 @@ def world(command: list[str]) -> int:
     make_private()
     sh("mount", "-t", "tmpfs", "tmpfs", SHARED.parent)
     SHARED.mkdir()
-    etc = Path("/run/etc")
-    etc.mkdir()
-    (etc / "hosts").write_text("127.0.0.1 localhost\n")
-    (etc / "resolv.conf").write_text("")  # nobody to ask: a look-up fails at once instead of waiting
-    for file in etc.iterdir():
-        sh("mount", "--bind", file, Path("/etc") / file.name)
+    names = Path("/run/resolv.conf")
+    names.write_text("")  # nobody to ask: a look-up fails at once instead of waiting
+    sh("mount", "--bind", names, "/etc/resolv.conf")
     sh("ip", "link", "set", "lo", "up")
     sh("ip", "link", "add", "lan", "type", "bridge")
     sh("ip", "address", "add", f"{LAPTOP_IP}/{NETWORK}", "dev", "lan")
@@ -129,6 +133,9 @@ def host(about: dict[str, str]) -> int:
     """The first process of a host: prepares it, runs its sshd, and reaps what is left over."""
     make_private()
     sh("hostname", about["name"])
+    names = Path("/run/hosts")
+    names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {about['name']}\n")  # as Debian's installer has it
+    sh("mount", "--bind", names, "/etc/hosts")
     sh("ip", "link", "set", "lo", "up")
     until = time.monotonic() + 30
     while subprocess.run(["ip", "link", "show", "eth0"], capture_output=True, check=False).returncode:

@@ -1,0 +1,262 @@
+"""The README's commands on a cluster of three hosts: ray up, tune, a closed lid, the MLflow UI, a host dies, ray down.
+
+Run by `make cluster-test` (see hosts.py); the tests are steps of one story and build on each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hosts import REPOSITORY, SHARED, Host
+from mlflow import MlflowClient
+
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.prepare import PrepareOptions, prepare
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(420),
+    pytest.mark.skipif("WMLSEARCH_CLUSTER_TEST" not in os.environ, reason="make cluster-test runs it"),
+]
+
+LAPTOP = Path("/tmp/laptop")  # noqa: S108 - of the world, see hosts.py
+HEAD = "10.77.0.2"
+WORKERS = ("10.77.0.3", "10.77.0.4")
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+RANK = "RayTrainWorker"  # in the name of a process that Ray Train trains in
+UI_PORT = 5055  # not the server's own: the tunnel joins any port of the laptop with it
+
+
+class Cluster:
+    """The hosts, the cluster file made from clusters/on-prem.yaml, and the laptop's command line."""
+
+    def __init__(self) -> None:
+        LAPTOP.mkdir()
+        key = LAPTOP / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        public = key.with_suffix(".pub").read_text()
+        names = ("head", "worker-1", "worker-2")
+        self.hosts = {ip: Host(name, ip, public) for name, ip in zip(names, (HEAD, *WORKERS), strict=True)}
+        self.file = LAPTOP / "cluster.yaml"
+        self.file.write_text(yaml.safe_dump(cluster_file(key)))
+
+    def command(self, *words: Any) -> list[str]:
+        module = "ray.scripts.scripts" if words[0] == "ray" else words[0]
+        return [sys.executable, "-m", module, *(str(word) for word in words[1:])]
+
+    def run(self, *words: Any, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+        """Run `ray ...` or `wmlsearch ...` on the laptop; its output is shown too."""
+        began = time.monotonic()
+        done = subprocess.run(
+            self.command(*words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=ENVIRONMENT,
+        )
+        print(f"$ {' '.join(str(word) for word in words)}\n{done.stdout}[{time.monotonic() - began:.0f} s]")
+        return done
+
+    def start(self, log: Path, *words: Any) -> subprocess.Popen[str]:
+        """The same in the background, writing into `log`."""
+        with open(log, "w") as file:
+            return subprocess.Popen(
+                self.command(*words),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=ENVIRONMENT,
+            )
+
+    def exec(self, command: str) -> str:
+        """A command on the head, as `ray exec` runs it."""
+        return self.run("ray", "exec", self.file, command).stdout
+
+
+def cluster_file(key: Path) -> dict[str, Any]:
+    """clusters/on-prem.yaml with these machines; instead of an installation, the one that is here."""
+    config: dict[str, Any] = yaml.safe_load((REPOSITORY / "clusters" / "on-prem.yaml").read_text())
+    config["provider"] |= {"head_ip": HEAD, "worker_ips": list(WORKERS)}
+    config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
+    assert [command.split()[0] for command in config["setup_commands"][2:]] == ["test", "~/wmlsearch-venv/bin/pip"]
+    config["setup_commands"][2:] = [f"ln -sfn {sys.prefix} ~/wmlsearch-venv"]
+    config["setup_commands"][0] = config["setup_commands"][0].replace("/mnt/wmlsearch", str(SHARED))
+    for role in ("head", "worker"):  # one CPU each, so that two ranks need two hosts
+        commands = config[f"{role}_start_ray_commands"]
+        commands[1] += " --num-cpus=1 --object-store-memory=200000000"
+    return config
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    made = Cluster()
+    yield made
+    for path in sorted(made.hosts[HEAD].file("~/wmlsearch-head").rglob("*")):  # shown when a step fails
+        if path.name in ("log.txt", "status.json", "server.log"):
+            print(f"--- {path}\n{path.read_text()[-3000:]}")
+    for host in made.hosts.values():
+        host.process.kill()
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    """A small phantom, on the laptop only."""
+    raw = write_phantom(LAPTOP / "raw", patients=8, timepoints=1, shape=(48, 48, 12))
+    prepare(raw, LAPTOP / "prepared", PrepareOptions(size=32, fit="resize", jobs=1))
+    return LAPTOP / "prepared"
+
+
+def wait_for(what: Callable[[], Any], reason: str, timeout_s: float = 120) -> Any:
+    until = time.monotonic() + timeout_s
+    while True:
+        value = what()
+        if value:
+            return value
+        assert time.monotonic() < until, f"{reason}, after {timeout_s:g} s"
+        time.sleep(1)
+
+
+def test_ray_up_starts_all_hosts(cluster: Cluster) -> None:
+    up = cluster.run("ray", "up", "-y", cluster.file)
+    assert up.returncode == 0
+    alive = (
+        'python -c \'import ray; ray.init(log_to_driver=False); print("alive", sum(n["Alive"] for n in ray.nodes()))\''
+    )
+    wait_for(lambda: "alive 3" in cluster.exec(alive), "not all hosts have joined")
+
+
+def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) -> None:
+    for port in (5000, 8265):  # MLflow, dashboard
+        with pytest.raises(OSError), socket.create_connection((HEAD, port), timeout=5):  # noqa: PT011
+            pass
+    with socket.create_connection((HEAD, 6379), timeout=5):
+        pass
+    refused = subprocess.run(
+        cluster.command("ray", "status", "--address", f"{HEAD}:6379"), capture_output=True, text=True, check=False
+    )
+    assert refused.returncode != 0
+    assert "InvalidAuthToken" in refused.stderr
+
+
+def tune(cluster: Cluster, data: Path, name: str, *more: Any) -> list[Any]:
+    """A search whose trials have two ranks; each host has one CPU, so the ranks sit on different hosts."""
+    words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
+    return [*words, "--out", LAPTOP / "runs", "--workers-per-trial", 2, "--storage", SHARED, "--seed", 1, *more]
+
+
+def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) -> None:
+    (LAPTOP / "space.yaml").write_text(
+        "base_channels: {choices: [4, 8]}\ndepth: 2\nbatch_size: 8\nlearning_rate: {low: 1e-3, high: 1e-2, log: true}\n"
+    )
+    log = LAPTOP / "first.log"
+    laptop = cluster.start(log, *tune(cluster, data, "first", "--trials", 3, "--epochs", 4))
+    wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, "no trial has ended", 240)
+    print(log.read_text())
+    assert laptop.poll() is None
+    assert "sending the prepared data to the head, this once" in log.read_text()
+    laptop.send_signal(signal.SIGINT)
+    assert laptop.wait(20) == 130
+    text = log.read_text()
+    assert "stopped following" in text
+    assert "first goes on on the head" in text
+
+    def ended() -> bool:
+        status = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file, "--out", LAPTOP / "runs")
+        assert status.returncode == 0
+        return "has ended on the head" in status.stdout
+
+    wait_for(ended, "the search has not ended", 240)
+    run = LAPTOP / "runs" / "first"
+    assert json.loads((run / "status.json").read_text())["state"] == "completed"
+    assert len(list(run.glob("trials/*/metrics.jsonl"))) == 3
+    assert not list(run.glob("trials/*/*.pt"))
+    assert (run / "final" / "paper-seed1" / "best.pt").is_file()
+    again = cluster.run("wmlsearch", "status", "--cluster", cluster.file, "--out", LAPTOP / "runs")
+    assert "is here already" in again.stdout
+
+
+def test_mlflow_through_the_tunnel(cluster: Cluster) -> None:
+    log = LAPTOP / "ui.log"
+    laptop = cluster.start(log, "wmlsearch", "ui", "--cluster", cluster.file, "--port", UI_PORT)
+    wait_for(lambda: f"http://127.0.0.1:{UI_PORT}" in log.read_text() or laptop.poll() is not None, "no tunnel", 90)
+    print(log.read_text())
+    client = MlflowClient(f"http://127.0.0.1:{UI_PORT}")
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name or "" for run in runs) == [
+        "first",
+        "paper-seed1",
+        *(f"trial-000{n}" for n in range(3)),
+    ]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    search = next(run for run in runs if run.info.run_name == "first")
+    assert [file.path for file in client.list_artifacts(search.info.run_id)] == ["report"]
+    assert list((SHARED / "mlflow-artifacts").rglob("*.png"))
+    laptop.send_signal(signal.SIGINT)
+    assert laptop.wait(20) == 0
+
+
+def test_a_host_dies_and_the_trial_goes_on(cluster: Cluster, data: Path) -> None:
+    log = LAPTOP / "second.log"
+    words = tune(cluster, data, "second", "--trials", 1, "--epochs", 12, "--no-baseline")
+    laptop = cluster.start(log, *words)
+    lines = cluster.hosts[HEAD].file("~/wmlsearch-head/runs/second/trials/0000/metrics.jsonl")
+
+    def epochs() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+    wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, "no third epoch", 180)
+    print(log.read_text())
+    assert laptop.poll() is None
+    assert "the head has the prepared data already" in log.read_text()
+    ranks = {ip: sum(RANK in words for words in host.processes()) for ip, host in cluster.hosts.items()}
+    assert sorted(ranks.values()) == [0, 1, 1], "two ranks, on two hosts"
+    assert not cluster.hosts[WORKERS[0]].file(LAPTOP).exists()
+    victim = next(ip for ip in WORKERS if ranks[ip])
+    before = epochs()
+    cluster.hosts[victim].unplug()
+    died = time.time()
+    print(f"{victim} died after epoch {len(before)}; ranks were on {ranks}")
+    wait_for(lambda: laptop.poll() is not None, "the trial has not gone on", 300)
+    print(f"ended {time.time() - died:.0f} s later\n{log.read_text()}")
+    assert laptop.poll() == 0
+    run = LAPTOP / "runs" / "second" / "trials" / "0000"
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads((run / "status.json").read_text())["state"] == "completed"
+    assert [row["epoch"] for row in after] == list(range(1, 13)), "each epoch once"
+    assert after[: len(before)] == before, "what was trained before is kept: it went on from the checkpoint"
+
+
+def test_mistakes_are_one_message(cluster: Cluster, data: Path) -> None:
+    known = cluster.run(*tune(cluster, data, "first"))
+    assert known.returncode == 2
+    assert "overwritten" in known.stdout
+    unknown = cluster.run("wmlsearch", "status", "nobody", "--cluster", cluster.file)
+    assert (
+        unknown.stdout
+        == f"wmlsearch: nobody: no search of this name on the head of {cluster.file} (there: first, second)\n"
+    )
+
+
+def test_ray_down(cluster: Cluster) -> None:
+    assert cluster.run("ray", "down", "-y", cluster.file).returncode == 0
+    assert not [words for words in cluster.hosts[HEAD].processes() if "ray::" in words or "gcs_server" in words]
+    gone = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file)
+    assert gone.returncode == 2
+    assert "this cluster is not up" in gone.stdout
