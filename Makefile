@@ -28,7 +28,7 @@ test: install  ## all tests
 	$(BIN)/python -m pytest
 
 cluster-test: install  ## the README's commands on three hosts made of namespaces (Linux, root)
-	tests/cluster/run
+	@PYTHON=$(BIN)/python tests/cluster/run
 
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs

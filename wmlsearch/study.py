@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
@@ -104,7 +105,7 @@ def tune(
     check_new(search.path)
     where.check_before_ray(settings.trials)
     about_data = _check(space, data, where.workers_per_trial)
-    with ray_at(where.ray_address), watchdog(say), search.owned():
+    with ray_at(where.ray_address), watchdog(say):
         slots = where.slots(settings.trials)
         say(f"trials run {slots}")
         about = {
@@ -113,26 +114,42 @@ def tune(
             "space": {"source": space.source, "values": space.mapping()},
             "settings": settings.model_dump(),
             "data": about_data,
+            "certificate": dataclasses.asdict(Manifest.read(data).certificate),
             "versions": versions(),
         }
-        SearchDir.create(search.path, about)
-        mirror = Mirror(search, mlflow_uri)
+        with search.owned():
+            SearchDir.create(search.path, about)
+            return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots)
 
-        def changed(run: RunDir) -> None:
-            mirror.notify(run)
-            on_change(run)
 
-        early, state = "it broke off with an error", "failed"
-        try:
-            early = _search(search, space, settings, data, where, slots, changed)
-            state = "interrupted" if early.startswith("stopped") else "completed"
-        except KeyboardInterrupt:
-            early, state = "stopped by Ctrl-C", "interrupted"
-        finally:
-            pictures = _pictures(search, data)
-            search.set_status(state, early)
-            on_change(search)
-            problem = mirror.close()
+def _tune(
+    search: SearchDir,
+    space: SearchSpace,
+    settings: RunSettings,
+    data: Path,
+    mlflow_uri: str,
+    on_change: OnChange,
+    where: Where,
+    slots: Slots,
+) -> Outcome:
+    """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
+    mirror = Mirror(search, mlflow_uri)
+
+    def changed(run: RunDir) -> None:
+        mirror.notify(run)
+        on_change(run)
+
+    early, state = "it broke off with an error", "failed"
+    try:
+        early = _search(search, space, settings, data, where, slots, changed)
+        state = "interrupted" if early.startswith("stopped") else "completed"
+    except KeyboardInterrupt:
+        early, state = "stopped by Ctrl-C", "interrupted"
+    finally:
+        pictures = _pictures(search, data)
+        search.set_status(state, early)
+        on_change(search)
+        problem = mirror.close()
     return Outcome(search, early, problem, pictures)
 
 

@@ -105,6 +105,7 @@ def sync(run: RunDir, uri: str) -> int:
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking store. One that is away is given up on after seconds, since the mirror tries again."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     for name in _SILENT:

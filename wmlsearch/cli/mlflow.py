@@ -57,7 +57,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> No
     if cluster is not None:
         from wmlsearch.remote import ui as ui_there
 
-        sys.exit(ui_there(cluster, port, options.say))
+        sys.exit(ui_there(cluster, _free_port(port), options.say))
     uri = options.uri_of(out, mlflow_uri)
     if uri.startswith(("http://", "https://")):
         options.say(f"the MLflow server is at {uri}")

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.model.inference import Model
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.verdict.leaderboard import leaderboard
@@ -53,7 +54,13 @@ def _curves(search: SearchDir) -> Path:
         axes.plot(
             [row["epoch"] for row in rows], values, "o-", color=colour, linewidth=width, markersize=3, label=label
         )
-    axes.set(xlabel="epoch", ylabel=board.objective, title=f"{search.name}: {len(board.trials)} trials", ylim=(0, None))
+    warning = f"\n{OPTIMISTIC}" if search.about()["data"]["optimistic"] else ""
+    axes.set(
+        xlabel="epoch",
+        ylabel=board.objective,
+        title=f"{search.name}: {len(board.trials)} trials{warning}",
+        ylim=(0, None),
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
