@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test cluster-test gpu-test lint install clean
+.PHONY: help demo test cluster-test gpu-test bench lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ cluster-test: install  ## the README's commands on three hosts made of namespace
 
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs
+
+bench: install  ## timings, as ratios within one run
+	$(BIN)/python -m benchmarks.training
 
 lint: install  ## style, security rules and types
 	$(BIN)/ruff check .

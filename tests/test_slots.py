@@ -6,16 +6,19 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from wmlsearch import study
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs import SearchDir
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
-from wmlsearch.search.cluster import Request, Slots, plan_slots
+from wmlsearch.search.cluster import Request, Slots, plan_slots, ray_at
+from wmlsearch.search.group import Group
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 
@@ -117,6 +120,24 @@ def test_checkpoints_in_a_folder_are_the_files_themselves(tmp_path: Path) -> Non
     kept.push()
     kept.close()
     assert (tmp_path / "last.pt").read_bytes() == b"state"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
+def test_a_group_beyond_repair_holds_nothing(tmp_path: Path) -> None:
+    """Ray Train leaves the placement group of a run that failed, and the next trial would wait for ever."""
+    with ray_at(None):
+        whole = ray.cluster_resources()
+        group = Group({"threads": "none"}, Slots(1, 2, 1, 0.0), retries=0)  # what no rank can start with
+        group.start({"config": {}, "place": str(tmp_path)})
+        with pytest.raises(RuntimeError, match=r"set_num_threads"):
+            group.step()
+        group.close()
+        end = time.monotonic() + 30
+        while {name: ray.available_resources().get(name) for name in ("CPU", "memory")} != {
+            name: whole[name] for name in ("CPU", "memory")
+        }:
+            assert time.monotonic() < end, ray.util.placement_group_table()
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

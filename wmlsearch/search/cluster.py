@@ -29,7 +29,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # nothing of Tune's i
 import ray
 import torch
 import yaml
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from wmlsearch.config import InputError
 
@@ -269,6 +269,13 @@ def watchdog(say: Callable[[str], None], limit_s: float = 60, every_s: float = 5
     finally:
         done.set()
         thread.join()
+
+
+def release_placement_groups(memory: int) -> None:
+    """Remove the placement groups whose bundles ask for just so many bytes of memory."""
+    for key, group in placement_group_table().items():
+        if group["state"] != "REMOVED" and any(b.get("memory") == memory for b in group["bundles"].values()):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -8,13 +8,14 @@ placement group is released on the way.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 import threading
 import traceback
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
+from wmlsearch.search.cluster import Slots, release_placement_groups  # isort: skip - sets Ray's environment before Ray is imported
 
 import ray
 from ray import tune
@@ -79,7 +80,11 @@ class Mailbox:
 class Group:
     """The workers of one slot, for whoever drives them: `start(trial)`, then `step()` until a result is `done`."""
 
-    def __init__(self, job: dict[str, Any], slots: Slots, elastic: bool = False) -> None:
+    def __init__(
+        self, job: dict[str, Any], slots: Slots, elastic: bool = False, retries: int = LOST_WORKER_RETRIES
+    ) -> None:
+        # Train's placement group outlives a run that fails, and nothing else says whose it is: a number of bytes does.
+        self.mark = 1_000_000 + secrets.randbelow(1_000_000)
         # On the machine of whoever drives the group, and out of the placement group that a Tune trial may run in.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Mailbox)
@@ -94,12 +99,14 @@ class Group:
             train_loop_config={"job": job, "mailbox": self.mailbox},
             torch_config=TorchConfig(backend="nccl" if slots.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=bool(slots.gpus), resources_per_worker=slots.resources
+                num_workers=workers,
+                use_gpu=bool(slots.gpus),
+                resources_per_worker={**slots.resources, "memory": self.mark},
             ),
             run_config=RunConfig(
                 name="wmlsearch",
                 storage_path=self.scratch,
-                failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES, controller_failure_limit=2),
+                failure_config=FailureConfig(max_failures=retries, controller_failure_limit=2),
             ),
         )
         self.failure = ""
@@ -131,6 +138,7 @@ class Group:
         """Send the workers home; in the middle of an epoch they are not waited for."""
         self.mailbox.command.remote("quit")
         self.thread.join(CLOSE_TIMEOUT_S)
+        release_placement_groups(self.mark)
         ray.kill(self.mailbox)
         shutil.rmtree(self.scratch, ignore_errors=True)
 

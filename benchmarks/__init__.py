@@ -1,0 +1,1 @@
+"""Timings, as ratios against a reference measured in the same run."""
