@@ -69,7 +69,8 @@ class Where:
         if not self.storage:
             return str(run.path.resolve())
         about = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
-        return "/".join([self.storage.rstrip("/"), *about])
+        base, mark, options = self.storage.partition("?")  # a URI may end in options, such as ?region=eu-west-1
+        return "/".join([base.rstrip("/"), *about]) + mark + options
 
 
 HERE = Where()

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -200,14 +201,24 @@ def _connected(address: str) -> Iterator[None]:
         except BaseException as error:
             failure.append(error)
 
-    # Ray retries for minutes: a thread of its own, so that a wrong address is told within our time
+    # Ray retries for long and says why on the error stream only: a thread of its own, and an eye on that stream, so
+    # that a wrong address or token is told at once, in one message.
     thread = threading.Thread(target=connect, name="ray-connect", daemon=True)
-    thread.start()
-    thread.join(CONNECT_TIMEOUT_S)
+    end = time.monotonic() + CONNECT_TIMEOUT_S
+    with _error_stream() as said:
+        thread.start()
+        while thread.is_alive() and "InvalidAuthToken" not in said() and time.monotonic() < end:
+            thread.join(0.1)
+        refused = "InvalidAuthToken" in said()
+    if refused:
+        raise InputError(
+            f"{address}: the cluster wants its token, and this machine has none or another; copy ~/.ray/auth_token "
+            "from the head, or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+        )
     if thread.is_alive():
         raise _nobody(address, f"no answer within {CONNECT_TIMEOUT_S} s")
     if failure:
-        raise InputError(_why_not_connected(address, failure[0])) from None
+        raise _nobody(address, " ".join(str(failure[0]).split())[:200]) from None
     try:
         yield
     finally:
@@ -231,14 +242,19 @@ def _nobody(address: str, reason: str) -> InputError:
     )
 
 
-def _why_not_connected(address: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if "oken" in text:
-        return (
-            f"{address}: the cluster wants its token, and this machine has none or another; copy ~/.ray/auth_token "
-            "from the head, or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
-        )
-    return f"{address}: can't connect to a Ray cluster there ({text[:200]}); is it up, and is --ray-address right?"
+@contextlib.contextmanager
+def _error_stream() -> Iterator[Callable[[], str]]:
+    """Keep what this process writes on its error stream, Ray's own core included, to be read instead of shown."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), 2**20, 0).decode(errors="replace")
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 @contextlib.contextmanager
