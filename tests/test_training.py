@@ -501,3 +501,42 @@ def test_two_ranks_train_as_one(data: PreparedData, prepared: Path, tmp_path: Pa
     state = load_checkpoint(tmp_path / "last.pt")
     UNet(config.depth, config.base_channels, config.dropout, config.norm).load_state_dict(state["model"])
     assert [facts(row) for row in state["reports"]] == first
+
+
+UNEQUAL = RANK.replace(
+    "print(json.dumps([report.row() for report in reports]))",
+    """from wmlsearch.model import training
+calls, steps = [], []
+real_losses, real_step = training.slice_losses, torch.optim.SGD.step
+def losses(*arguments):
+    calls.append(1)
+    return real_losses(*arguments) * (float("nan") if rank == "1" and len(calls) == 2 else 1.0)
+def step(self, *arguments):
+    steps.append(1)
+    return real_step(self, *arguments)
+training.slice_losses, torch.optim.SGD.step = losses, step
+try:
+    next(reports)
+except training.Diverged as error:
+    print(json.dumps([str(error), len(steps)]))""",
+)
+
+
+def test_all_ranks_agree_that_a_loss_is_not_finite_before_the_optimiser_moves(prepared: Path, tmp_path: Path) -> None:
+    config = small(optimizer="sgd", batch_size=4)
+    words = [config.model_dump_json(), json.dumps({"max_epochs": 1, "precision": "float32"})]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNEQUAL, str(prepared), str(tmp_path), str(rank), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        text, steps = json.loads(output)
+        assert text.startswith("the training loss is not finite in epoch 1, step 2 of ")
+        assert steps == 1, "the optimiser moved on a loss that was not finite on one of the ranks"
