@@ -132,14 +132,14 @@ def test_what_an_autoscaler_may_add_counts(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_the_watchdog_names_what_waits() -> None:
     said: list[str] = []
-    with ray_at(None), watchdog(said.append, limit_s=0.5, every_s=0.1):
+    with ray_at(None), watchdog(said.append, lambda: "trial-0007", limit_s=0.5, every_s=0.1):
         ray.util.placement_group([{"CPU": 4096}])
         end = time.monotonic() + 30
         while not said:
             assert time.monotonic() < end
             time.sleep(0.1)
     (text,) = said
-    assert "a trial has waited" in text
+    assert text.startswith("trial-0007 has waited ")
     assert "s for [4096 CPU]; free in the cluster: " in text
 
 

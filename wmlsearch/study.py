@@ -19,7 +19,7 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import check_trainable, epochs
-from wmlsearch.runs import RunDir, SearchDir, check_new
+from wmlsearch.runs import RUNNING, RunDir, SearchDir, check_new
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.tracking import Mirror
 from wmlsearch.verdict.leaderboard import leaderboard
@@ -106,7 +106,7 @@ def tune(
     check_new(search.path)
     where.check_before_ray(settings.trials)
     about_data = _check(space, data, where.workers_per_trial)
-    with ray_at(where.ray_address), watchdog(say):
+    with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
         say(f"trials run {slots}")
         about = {
@@ -183,6 +183,14 @@ def _search(
     return early
 
 
+def _waiting(search: SearchDir) -> str:
+    """The trainings that have been started and not reported yet; before its start a trial has no folder."""
+    begun = [
+        run for run in search.trials() + search.finals() if run.status().get("state") == RUNNING and not run.rows()
+    ]
+    return " or ".join(run.about()["name"] for run in begun) or "the next trial"
+
+
 def _pictures(search: SearchDir, data: Path) -> tuple[Path, ...]:
     from wmlsearch.verdict.report import write_pictures
 
@@ -222,7 +230,7 @@ def train(
             from wmlsearch.search.nodes import parcel
 
             on_cluster = bool(where.ray_address)
-            with ray_at(where.ray_address), watchdog(say):
+            with ray_at(where.ray_address), watchdog(say, lambda: run.name):
                 sent = parcel(data, send=on_cluster)
                 train_run(run, config, settings, sent, where.slots(1), where.place(run), changed, elastic=on_cluster)
         else:

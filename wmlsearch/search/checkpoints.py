@@ -69,7 +69,9 @@ def check_writable(place: str) -> None:
             stream.write(b"wmlsearch")
         system.delete_file(probe)
     except (OSError, ValueError) as error:
+        code = getattr(error, "errno", None)
+        reason = os.strerror(code) if code else " ".join(str(error).split())[:200]
         raise InputError(
-            f"--storage {place}: can't be written ({' '.join(str(error).split())[:200]}); "
+            f"--storage {place}: can't be written ({reason}); "
             "name a folder or URI that all machines of the cluster can write"
         ) from None

@@ -258,8 +258,13 @@ def _error_stream() -> Iterator[Callable[[], str]]:
 
 
 @contextlib.contextmanager
-def watchdog(say: Callable[[str], None], limit_s: float = 60, every_s: float = 5) -> Iterator[None]:
-    """Name what waits for resources longer than `limit_s`, once for each placement group, while the block runs."""
+def watchdog(
+    say: Callable[[str], None], who: Callable[[], str], limit_s: float = 60, every_s: float = 5
+) -> Iterator[None]:
+    """Say what waits for resources longer than `limit_s`, once for each placement group, while the block runs.
+
+    `who()` names the trials that have not begun yet.
+    """
     done = threading.Event()
 
     def watch() -> None:
@@ -276,7 +281,7 @@ def watchdog(say: Callable[[str], None], limit_s: float = 60, every_s: float = 5
                 if passed > limit_s and key not in told:
                     told.add(key)
                     wants = ", ".join(_amounts(bundle) for bundle in group["bundles"].values())
-                    say(f"a trial has waited {passed:.0f} s for [{wants}]; free in the cluster: {_amounts(free)}")
+                    say(f"{who()} has waited {passed:.0f} s for [{wants}]; free in the cluster: {_amounts(free)}")
 
     thread = threading.Thread(target=watch, name="resource-watchdog", daemon=True)
     thread.start()
