@@ -99,6 +99,15 @@ class SearchDisplay:
     def __init__(self, console: Console, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         self.console, self.search, self.space, self.settings = console, search, space, settings
         self.started, self.entries = time.monotonic(), {}  # type: ignore[var-annotated]
+        # One bar for the whole search: a new one at each change would begin to count its time again.
+        self.bar = Progress(
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        self.task = self.bar.add_task("", total=settings.trials)
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> SearchDisplay:
@@ -162,19 +171,12 @@ class SearchDisplay:
 
     def _picture(self) -> RenderableType:
         board = leaderboard(self.search)
-        bar = Progress(
-            TextColumn("trials"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
         left = f"about {duration(self.left_s())} left" if self.ended else "the first trials are running"
-        bar.add_task(left, total=self.settings.trials, completed=self.ended)
+        self.bar.update(self.task, completed=self.ended, description=left)
         running = [e for e in self.entries.values() if e.state == RUNNING]
         now = ", ".join(f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running)
         return Group(
-            bar,
+            self.bar,
             Text(f"now: {now}"),
             leaderboard_table(board, "", self.console.width, SHOWN),
             Text("Ctrl-C stops cleanly", style="dim"),
