@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from wmlsearch.search.cluster import ray_at, watchdog
 TOKEN = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
 HOLD = """
 import ray, sys
-context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+dashboard = sys.argv[1] == "dashboard"
+context = ray.init(address="local", num_cpus=2, include_dashboard=dashboard, dashboard_host="127.0.0.1",
+                   log_to_driver=False)
 print("address", context.address_info["gcs_address"], flush=True)
 for line in sys.stdin:
     whole, free = ray.cluster_resources(), ray.available_resources()
@@ -33,7 +36,7 @@ for line in sys.stdin:
 
 @dataclass
 class Held:
-    """A Ray with its dashboard on, in a process of its own, that can be asked what is free."""
+    """A Ray in a process of its own that can be asked what of it is free."""
 
     process: subprocess.Popen[str]
     address: str = ""
@@ -50,11 +53,17 @@ class Held:
         self.process.stdin.flush()
         return self.read("free")
 
+    def assert_all_free(self) -> None:
+        end = time.monotonic() + 60
+        while (free := self.free()) != "{'CPU': 1.0, 'memory': 1.0}":
+            assert time.monotonic() < end, free
+            time.sleep(0.5)
 
-@pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+
+@contextlib.contextmanager
+def hold(dashboard: bool) -> Iterator[Held]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
+        [sys.executable, "-c", HOLD, "dashboard" if dashboard else "none"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -69,10 +78,30 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     process.wait(60)
 
 
+@pytest.fixture(scope="module")
+def held() -> Iterator[Held]:
+    with hold(dashboard=True) as made:
+        yield made
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
-def test_trials_of_two_workers_on_a_cluster_with_its_dashboard_leave_it_free(
-    held: Held, prepared: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("dashboard", "another"),
+    [(False, False), (True, True), (False, True)],
+    ids=["dashboard off", "another Ray", "dashboard off and another Ray"],
+)
+def test_twenty_trials_of_two_workers_end_and_leave_the_cluster_free(
+    dashboard: bool, another: bool, prepared: Path, tmp_path: Path
 ) -> None:
+    """Where plain Tune and Train freeze when ASHA stops a trial: its group's resources are never released."""
+    with hold(dashboard) as cluster, hold(dashboard=False) if another else contextlib.nullcontext() as other:
+        search_on(cluster, prepared, tmp_path)
+        cluster.assert_all_free()
+        if other is not None:  # nobody has joined it, nothing of it is taken
+            other.assert_all_free()
+
+
+def search_on(held: Held, prepared: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("depth: 2\nbase_channels: 4\nbatch_size: 4\nlearning_rate: {low: 1e-4, high: 1e-2, log: true}\n")
     command = [sys.executable, "-m", "wmlsearch", "tune", str(space), "--data", str(prepared), "--name", "s"]
@@ -84,10 +113,28 @@ def test_trials_of_two_workers_on_a_cluster_with_its_dashboard_leave_it_free(
     trials = SearchDir(tmp_path / "runs" / "s").trials()
     assert len(trials) == 20
     assert {run.status()["state"] for run in trials} == {"completed", "stopped"}
-    end = time.monotonic() + 60
-    while (free := held.free()) != "{'CPU': 1.0, 'memory': 1.0}":
-        assert time.monotonic() < end, free
-        time.sleep(0.5)
+
+
+def test_an_impossible_request_is_told_once_connected(held: Held, prepared: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "wmlsearch",
+        "tune",
+        "quick",
+        "--data",
+        str(prepared),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    command += ["--workers-per-trial", "3", "--gpus-per-worker", "1", "--ray-address", held.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=TOKEN)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr == (
+        "wmlsearch: a trial of 3 workers with 1 CPU and 1 GPU each doesn't fit on what there is (2 CPUs and 0 GPUs); "
+        "the nearest that fits: 2 workers with 1 CPU each\n"
+    )
+    assert not (tmp_path / "r").exists()
 
 
 def test_without_the_token_one_message_says_what_to_do(held: Held, prepared: Path, tmp_path: Path) -> None:

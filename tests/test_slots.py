@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from wmlsearch import study
 from wmlsearch.config import InputError, RunSettings
@@ -86,7 +87,11 @@ def test_an_impossible_request_ends_before_ray_starts(prepared: Path, tmp_path: 
     out = tmp_path / "runs"
     done = run("tune", "quick", "--data", str(prepared), "--out", str(out), "--workers-per-trial", "4096")
     assert done.returncode == 2
-    assert done.stderr.startswith("wmlsearch: a trial of 4096 workers with 1 CPU each doesn't fit on what there is (")
+    cpus = len(os.sched_getaffinity(0))
+    assert done.stderr == (
+        f"wmlsearch: a trial of 4096 workers with 1 CPU each doesn't fit on what there is ({cpus} CPUs"
+        f" and {torch.cuda.device_count()} GPUs); the nearest that fits: {cpus} workers with 1 CPU each\n"
+    )
     assert not out.exists()
 
 

@@ -136,5 +136,12 @@ def _listens(host: str, port: int) -> bool:
     return False
 
 
+def main(verb: str = "start", *words: str) -> None:
+    if verb == "tunnel":
+        tunnel(int(words[0]))
+    else:
+        {"start": start, "keep": keep}[verb]()
+
+
 if __name__ == "__main__":
-    keep() if sys.argv[1:] == ["keep"] else start()
+    main(*sys.argv[1:])

@@ -197,14 +197,10 @@ def _locked(path: Path) -> bool:
 
 
 def main(verb: str, *words: str) -> None:
-    from wmlsearch import head_mlflow
-
     if verb == "start":
         start(words[0], list(words[1:]))
     elif verb == "follow":
         follow(words[0], int(words[1]))
-    elif verb == "tunnel":
-        head_mlflow.tunnel(int(words[0]))
     else:
         verbs: dict[str, Callable[..., None]] = {
             "hello": hello,

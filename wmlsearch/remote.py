@@ -112,7 +112,7 @@ def status(cluster: Path, name: str | None, out: Path, say: Say) -> int:
 def ui(cluster: Path, port: int, say: Say) -> int:
     """Join 127.0.0.1:PORT with the head's MLflow server until Ctrl-C. Raises InputError when it can't be reached."""
     head = _Head(cluster)
-    with head.stream("exec", _call("tunnel", str(port)), "--port-forward", str(port)) as messages:
+    with head.stream("exec", _call("tunnel", str(port), module="head_mlflow"), "--port-forward", str(port)) as messages:
         try:
             for message in _until(messages, ANSWER_S):
                 if "error" in message:
@@ -280,9 +280,9 @@ class _Head:
         )
 
 
-def _call(*words: str) -> str:
+def _call(*words: str, module: str = "on_head") -> str:
     """The command line for the head's shell."""
-    return shlex.join(["python", "-m", "wmlsearch.on_head", *words])
+    return shlex.join(["python", "-m", f"wmlsearch.{module}", *words])
 
 
 def _until(messages: _Messages, timeout_s: float) -> Iterator[Message]:

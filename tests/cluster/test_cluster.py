@@ -212,6 +212,21 @@ def test_mlflow_through_the_tunnel(cluster: Cluster) -> None:
     assert laptop.wait(20) == 0
 
 
+def test_tune_on_the_head_itself(cluster: Cluster) -> None:
+    """RAY_ADDRESS, the MLflow server and the storage are in the head's environment: no option names them."""
+    data = next(path for path in cluster.hosts[HEAD].file("~/wmlsearch-head/data").iterdir())
+    said = cluster.exec(
+        f"wmlsearch tune quick --data ~/wmlsearch-head/data/{data.name} --trials 1 --epochs 2 --workers-per-trial 2"
+        " --no-baseline --name on-the-head --out ~/mine"
+    )
+    assert "trials run 1 at a time, each 2 workers with 1 CPU each" in said
+    assert "on-the-head: completed, 1 of 1 trials" in said
+    run = cluster.hosts[HEAD].file("~/mine/on-the-head/trials/0000")
+    assert json.loads((run / "status.json").read_text())["state"] == "completed"
+    assert [path.name for path in run.glob("*.pt")] == ["best.pt"], "the best weights came back from the storage"
+    assert (SHARED / "on-the-head" / "trials" / "0000" / "last.pt").is_file()
+
+
 def test_a_host_dies_and_the_trial_goes_on_with_fewer_ranks(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "second.log"
     words = tune(cluster, data, "second", "--trials", 1, "--epochs", 12, "--no-baseline", workers=3)
