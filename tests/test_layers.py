@@ -44,6 +44,8 @@ ROOMS: dict[str, str] = {
     "wmlsearch.search.slot": "ray torch pyarrow",
     "wmlsearch.search.group": "ray torch",
     "wmlsearch.search.confirm": "ray torch",
+    "wmlsearch.search.budget": "ray",
+    "wmlsearch.search.schedule": "ray",
     "wmlsearch.search.trials": "ray",
     "wmlsearch.verdict": "",
     "wmlsearch.verdict.leaderboard": "",

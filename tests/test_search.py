@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,13 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
+from processes import slots, wait_for
 
 from wmlsearch import study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.model.training import load_checkpoint
 from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.suggest import Study
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
@@ -73,9 +74,14 @@ def test_every_trial_is_in_its_folder(done: Done) -> None:
         assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
         assert run.status()["state"] in ("completed", "stopped")
         assert (len(rows) == 3) == (run.status()["state"] == "completed")
-        best = load_checkpoint(run.best)["report"]
-        assert best["val_dice_best"] == max(row["val_dice_best"] for row in rows)
-        assert load_checkpoint(run.last)["reports"] == rows
+        assert not run.last.exists(), "an ended trial needs no state"
+    kept = [run for run in trials if run.best.exists()]
+    best_first = sorted(trials, key=lambda run: -max(row["val_dice_best"] for row in run.rows()))
+    assert len(kept) == KEPT_BEST
+    assert {run.name for run in kept} == {run.name for run in best_first[:KEPT_BEST]}
+    for run in kept:
+        report = load_checkpoint(run.best)["report"]
+        assert report["val_dice_best"] == max(row["val_dice_best"] for row in run.rows())
 
 
 def test_the_first_trial_is_the_papers_point_and_lies_outside_this_space(done: Done, space: SearchSpace) -> None:
@@ -168,21 +174,24 @@ def test_train_by_any_number_of_workers(workers: int, prepared: Path, tmp_path: 
 
 def test_a_trial_that_diverges_or_fails_is_no_finished_trial(tmp_path: Path, space: SearchSpace) -> None:
     search = SearchDir(tmp_path)
-    told = Study(search, SearchSpace.read("quick"), seed=0)
-    states = ("completed", "stopped", "diverged", "failed", "interrupted")
+    told = Study(search, SearchSpace.read("quick"), RunSettings())
+    states = ("completed", "stopped", "diverged", "failed", "interrupted", "out_of_memory", "lost")
     for number, state in enumerate(states):
         told.ask(number)
         told.report(number, 1, 0.5)
         told.tell(number, state, 0.5)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
     trials = optuna.load_study(study_name=search.name, storage=storage).trials
-    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "PRUNED", "FAIL", "PRUNED"]
-    assert [any("constraint" in name for name in t.system_attrs) for t in trials] == [False, False, True, False, False]
+    assert [trial.state.name for trial in trials] == [
+        *("COMPLETE", "PRUNED", "PRUNED", "FAIL", "PRUNED", "PRUNED", "FAIL")
+    ]
+    violated = [any("constraint" in name for name in trial.system_attrs) for trial in trials]
+    assert violated == [False, False, True, False, False, True, False]
 
 
 def test_proposals_depend_on_seed_and_number_alone(tmp_path: Path) -> None:
     def proposals(name: str, seed: int) -> list[TrialConfig]:
-        told = Study(SearchDir(tmp_path / name), SearchSpace.read("unet"), seed)
+        told = Study(SearchDir(tmp_path / name), SearchSpace.read("unet"), RunSettings(seed=seed))
         (tmp_path / name).mkdir(exist_ok=True)
         configs = []
         for number in range(14):
@@ -225,13 +234,6 @@ def start(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
             process.wait(60)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = start("--trials", "200", "--epochs", "3")
     search = SearchDir(tmp_path / "runs" / "s")
@@ -262,9 +264,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
         return [run for run in search.trials() if run.status()["state"] == "running" and len(run.rows()) >= 3]
 
     wait_for(lambda: bool(under_way()))
-    for pid in _descendants(process.pid):
-        if "ray::" in _title(pid) and "Slot" in _title(pid):
-            os.kill(pid, signal.SIGKILL)
+    for pid in slots(process.pid):
+        os.kill(pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert len(search.trials()) == 3
@@ -272,25 +273,3 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
         epochs = [row["epoch"] for row in run.rows()]
         assert epochs == list(range(1, len(epochs) + 1))
         assert run.status()["state"] in ("completed", "stopped", "early_stopped")
-
-
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found = list(children.get(pid, []))
-    for child in found:
-        found += children.get(child, [])
-    return found
-
-
-def _title(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_text()
-    except OSError:
-        return ""

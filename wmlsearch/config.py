@@ -95,7 +95,13 @@ class RunSettings(_Strict):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the hardware has it
     objective: str = "val_dice_best"  # the metric of an epoch that scheduler, sampler and leaderboard rank by
     trials: int = Field(20, ge=1, le=1_000_000)
-    max_hours: Annotated[float, Field(gt=0)] | None = None  # no trial starts or goes on after this
+    # Budgets of the trials; the first that is reached ends them. None: no such budget.
+    max_hours: Annotated[float, Field(gt=0)] | None = None  # in which the search ran
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of all GPUs that trials hold
+    max_epochs_total: Annotated[int, Field(ge=1)] | None = None  # of all trials together
+    target_dice: Annotated[float, Field(gt=0, le=1)] | None = None  # val_dice_best of any trial
+    sampler: Literal["tpe", "gp", "random", "qmc"] = "tpe"  # which of Optuna's proposes configurations
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"  # which of Ray's stops poor trials early
     grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
     workers_per_trial: int = Field(1, ge=1)

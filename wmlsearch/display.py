@@ -17,12 +17,12 @@ from rich.text import Text
 from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.split import OPTIMISTIC
-from wmlsearch.runs import RUNNING, RunDir, SearchDir
+from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
 
 SHOWN = 10  # rows of a leaderboard while a search runs
-STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", "failed": "red", "diverged": "red"}
+STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
 
 
 def leaderboard_table(board: Leaderboard, title: str, width: int, most: int | None = None) -> Table:
@@ -98,7 +98,11 @@ class SearchDisplay:
 
     def __init__(self, console: Console, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         self.console, self.search, self.space, self.settings = console, search, space, settings
-        self.started, self.entries = time.monotonic(), {}  # type: ignore[var-annotated]
+        self.started, self.entries = time.monotonic(), {}
+        for run in search.trials():  # of a search that is resumed
+            if run.status().get("state") not in UNFINISHED:
+                self.entries[run.path] = Entry.of(run, space)
+        self.before = self.ended
         # One bar for the whole search: a new one at each change would begin to count its time again.
         self.bar = Progress(
             TextColumn("trials"),
@@ -143,8 +147,8 @@ class SearchDisplay:
                 f"({self.ended} of {self.settings.trials} trials{left})",
                 highlight=False,
             )
-            if entry.state in ("failed", "diverged"):
-                self.console.print(f"  {entry.reason.strip().splitlines()[-1]}", highlight=False, markup=False)
+            if entry.state in BAD:
+                self.console.print(f"  {entry.reason}", highlight=False, markup=False)
 
     def _say_epoch(self, entry: Entry, before: Entry | None) -> None:
         if entry.epochs > (before.epochs if before else 0):
@@ -164,14 +168,14 @@ class SearchDisplay:
     def left_s(self) -> float:
         """Time left, if the trials to come are like those that ended and the baseline goes through all its epochs."""
         passed = time.monotonic() - self.started
-        trials = passed / max(self.ended, 1) * (self.settings.trials - self.ended)
+        trials = passed / max(self.ended - self.before, 1) * (self.settings.trials - self.ended)
         epoch_s = [entry.best["epoch_s"] for entry in self.entries.values() if entry.best]
         final = sum(epoch_s) / len(epoch_s) * self.settings.epochs if epoch_s and self.settings.baseline else 0.0
         return trials + final
 
     def _picture(self) -> RenderableType:
         board = leaderboard(self.search)
-        left = f"about {duration(self.left_s())} left" if self.ended else "the first trials are running"
+        left = f"about {duration(self.left_s())} left" if self.ended > self.before else "the first trials are running"
         self.bar.update(self.task, completed=self.ended, description=left)
         running = [e for e in self.entries.values() if e.state == RUNNING]
         now = ", ".join(f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running)
@@ -213,10 +217,9 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
     if status.get("reason"):
         console.print(f"ended early: {status['reason']}", highlight=False)
     for entry in (*board.trials, *board.finals):
-        if entry.state in ("failed", "diverged"):
-            console.print(
-                f"{entry.name} {entry.state}: {entry.reason.strip().splitlines()[-1]}", highlight=False, markup=False
-            )
+        if entry.state in BAD:
+            state = entry.state.replace("_", " ")
+            console.print(f"{entry.name} {state}: {entry.reason}", highlight=False, markup=False)
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 

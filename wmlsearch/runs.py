@@ -10,17 +10,20 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import InputError
 
-# How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience.
+# How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
+# training whose process or machine died again and again, "failed" an error in the program.
 RUNNING = "running"
 GOOD = ("completed", "early_stopped", "stopped")
-ENDED = (*GOOD, "diverged", "failed", "interrupted")
+BAD = ("diverged", "out_of_memory", "lost", "failed")
+ENDED = (*GOOD, *BAD, "interrupted")
+UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,37 @@ class SearchDir(RunDir):
     def report(self) -> Path:
         return self.path / "report"
 
+    @property
+    def _stop(self) -> Path:
+        """There while somebody wants the search to end."""
+        return self.path / "stop"
+
+    def request_stop(self) -> None:
+        """Ask the process that runs the search to end it cleanly."""
+        write_text(self._stop, "")
+
+    def stop_requested(self) -> bool:
+        return self._stop.exists()
+
+    def used(self) -> dict[str, float]:
+        """What of its budgets the search has used: `seconds` in which it ran, `gpu_seconds` of its trials."""
+        path = self.path / "used.json"
+        return {"seconds": 0.0, "gpu_seconds": 0.0, **(read_json(path) if path.exists() else {})}
+
+    def set_used(self, used: Mapping[str, float]) -> None:
+        write_json(self.path / "used.json", used)
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """Trials of earlier searches that the study knows: config, state, values (of each epoch)."""
+        return read_lines(self.path / "earlier.jsonl")
+
+    def set_earlier(self, trials: Sequence[Mapping[str, Any]]) -> None:
+        write_text(self.path / "earlier.jsonl", "".join(_line(trial) for trial in trials))
+
+    def change_settings(self, settings: Mapping[str, Any]) -> None:
+        """A resumed search may have other budgets than it began with."""
+        write_json(self.path / "search.json", {**self.about(), "settings": dict(settings)})
+
     def trial(self, number: int) -> RunDir:
         return RunDir(self.path / "trials" / f"{number:04d}")
 
@@ -139,10 +173,20 @@ class SearchDir(RunDir):
                     f"{self.path}: this search is running already ({file.read().strip() or 'owner unknown'}); "
                     f"follow it with `wmlsearch status {self.path}`, or choose another --name"
                 ) from None
+            self._stop.unlink(missing_ok=True)  # meant for whoever held it before
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
             yield
+
+    def is_owned(self) -> bool:
+        """Whether a process runs this search now."""
+        with contextlib.suppress(FileNotFoundError), open(self.path / "owner", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
 
 def check_new(path: Path) -> None:
@@ -172,6 +216,14 @@ def find(name: str | None, out: Path) -> RunDir:
             return RunDir(path)
     names = ", ".join(run.name for run in there) or "none"
     raise InputError(f"{name}: no search or run of this name in {out} (there: {names}), and no path to one")
+
+
+def find_search(name: str | None, out: Path) -> SearchDir:
+    """As `find`, but a search. Raises InputError."""
+    found = find(name, out)
+    if not isinstance(found, SearchDir):
+        raise InputError(f"{found.path}: is a training, not a search")
+    return found
 
 
 def every(out: Path) -> list[RunDir]:
@@ -249,6 +301,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise InputError(f"{path}: a line is damaged ({error})") from None
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take away what stands behind the last whole line of a file."""
+    with open(path, "rb+", buffering=0) as file:
+        _cut_torn_line(file.fileno())
 
 
 def _cut_torn_line(descriptor: int) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import check_trainable, epochs
-from wmlsearch.runs import RUNNING, RunDir, SearchDir, check_new
+from wmlsearch.runs import GOOD, RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.tracking import Mirror
 from wmlsearch.verdict.leaderboard import leaderboard
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OnChange = Callable[[RunDir], None]
 Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -94,33 +95,95 @@ def tune(
     mlflow_uri: str,
     on_change: OnChange,
     where: Where = HERE,
-    say: Callable[[str], None] = print,
+    say: Say = print,
+    warm_start: Sequence[SearchDir] = (),
 ) -> Outcome:
     """Search `space` on prepared `data`, then train the paper's baseline under the same budget.
 
-    Everything is in the run folder before it is anywhere else; `on_change` hears of each change. Raises InputError for
-    what can't run, before anything is started.
+    Everything is in the run folder before it is anywhere else; `on_change` hears of each change. The study begins with
+    what the searches of `warm_start` have found. Raises InputError for what can't run, before anything is started.
     """
     from wmlsearch.search.cluster import ray_at, watchdog
+    from wmlsearch.search.suggest import known_earlier
 
     check_new(search.path)
     where.check_before_ray(settings.trials)
     about_data = _check(space, data, where.workers_per_trial)
+    earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
     with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
+        _check_gpu_hours(settings, slots)
         say(f"trials run {slots}")
+        if warm_start:
+            reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
+            say(f"of earlier searches the study knows {len(earlier)} trials{reasons}")
         about = {
             "name": search.name,
             "kind": "search",
             "space": {"source": space.source, "values": space.mapping()},
             "settings": settings.model_dump(),
             "data": about_data,
+            "data_path": str(data.resolve()),
+            "warm_start": {"taken": len(earlier), "left_out": dict(left_out)},
+            "shape": {"workers_per_trial": where.workers_per_trial, "gpus_per_worker": where.gpus_per_worker},
             "certificate": dataclasses.asdict(Manifest.read(data).certificate),
             "versions": versions(),
         }
         with search.owned():
             SearchDir.create(search.path, about)
+            search.set_earlier(earlier)
             return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots)
+
+
+def resume(
+    search: SearchDir,
+    changes: Mapping[str, Any],
+    data: Path | None,
+    mlflow_uri: str,
+    on_change: OnChange,
+    where: Where = HERE,
+    say: Say = print,
+) -> Outcome:
+    """Go on with a search that was stopped or died: what it has is kept, what ran goes on from its last checkpoint.
+
+    `changes` are settings to replace (budgets); `data` is where the prepared data are now, if they were moved. `where`
+    names the Ray and the storage; the shape of the trials stays. Raises InputError for what can't be.
+    """
+    from wmlsearch.search.cluster import ray_at, watchdog
+
+    about = search.about()
+    settings = RunSettings.of({**about["settings"], **changes})
+    space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+    data = data or Path(about["data_path"])
+    fingerprint = Manifest.read(data).fingerprint
+    if fingerprint != about["data"]["fingerprint"]:
+        raise InputError(
+            f"{data}: is not the data of {search.name} (fingerprint {fingerprint[:12]} instead of "
+            f"{about['data']['fingerprint'][:12]}); give those with --data, or begin a new search"
+        )
+    where = dataclasses.replace(where, **about["shape"])
+    where.check_before_ray(settings.trials)
+    with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
+        slots = where.slots(settings.trials)
+        _check_gpu_hours(settings, slots)
+        search.change_settings(settings.model_dump())
+        trials = search.trials()
+        unfinished = [run.about()["name"] for run in trials if run.status().get("state") in UNFINISHED]
+        say(
+            f"{search.name} goes on: {len(trials) - len(unfinished)} of {settings.trials} trials have ended"
+            + (f"; from their last checkpoints: {', '.join(unfinished)}" if unfinished else "")
+        )
+        say(f"trials run {slots}")
+        search.set_status(RUNNING)
+        return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots)
+
+
+def _check_gpu_hours(settings: RunSettings, slots: Slots) -> None:
+    if settings.max_gpu_hours is not None and not slots.gpus:
+        raise InputError(
+            f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "
+            "search; give --max-hours instead"
+        )
 
 
 def _tune(
@@ -135,6 +198,8 @@ def _tune(
 ) -> Outcome:
     """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
     mirror = Mirror(search, mlflow_uri)
+    for part in search.trials() + search.finals():  # of a resumed search: MLflow may lack the end of what died
+        mirror.notify(part)
 
     def changed(run: RunDir) -> None:
         mirror.notify(run)
@@ -142,10 +207,10 @@ def _tune(
 
     early, state = "it broke off with an error", "failed"
     try:
-        early = _search(search, space, settings, data, where, slots, changed)
-        state = "interrupted" if early.startswith("stopped") else "completed"
-    except KeyboardInterrupt:
-        early, state = "stopped by Ctrl-C", "interrupted"
+        early, failed = _search(search, space, settings, data, where, slots, changed)
+        state = "failed" if failed else "interrupted" if early.startswith("stopped") else "completed"
+    except KeyboardInterrupt as stopped:
+        early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
     finally:
         pictures = _pictures(search, data)
         search.set_status(state, early)
@@ -162,25 +227,46 @@ def _search(
     where: Where,
     slots: Slots,
     changed: OnChange,
-) -> str:
-    """The trials, then the baseline; returns why it ended early, or ""."""
+) -> tuple[str, bool]:
+    """The trials, then the baseline; returns why it ended early, or "", and whether by errors of the program."""
+    from wmlsearch.search.budget import STOP_WISH
     from wmlsearch.search.confirm import bring_back, train_run
     from wmlsearch.search.nodes import parcel
     from wmlsearch.search.trials import run_trials
 
     on_cluster = bool(where.ray_address)
     sent = parcel(data, send=on_cluster)
-    early = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
+    budget = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
     best = leaderboard(search).best
     if best is not None:
         run = RunDir(Path(best.path))
         bring_back(run, where.place(run))
-    if settings.baseline and not early.startswith("stopped"):
-        about = _about(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, search.about()["data"])
-        run = RunDir.create(search.final("paper", settings.seed).path, about)
+
+    def changed_or_stop(run: RunDir) -> None:
         changed(run)
-        train_run(run, TrialConfig(), settings, sent, where.slots(1), where.place(run), changed, elastic=on_cluster)
-    return early
+        if search.stop_requested():
+            raise KeyboardInterrupt(STOP_WISH)
+
+    final = search.final("paper", settings.seed)
+    wanted = settings.baseline and final.status().get("state") not in GOOD
+    if wanted and not budget.failed and not budget.reason.startswith("stopped"):
+        if final.status():
+            final.set_status(RUNNING)
+        else:
+            about = _about(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, search.about()["data"])
+            RunDir.create(final.path, about)
+        changed(final)
+        train_run(
+            final,
+            TrialConfig(),
+            settings,
+            sent,
+            where.slots(1),
+            where.place(final),
+            changed_or_stop,
+            elastic=on_cluster,
+        )
+    return budget.reason, budget.failed
 
 
 def _waiting(search: SearchDir) -> str:
@@ -206,7 +292,7 @@ def train(
     on_change: OnChange,
     workers: int = 1,
     where: Where = HERE,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Outcome:
     """Train one configuration: through Ray Train with `workers` ranks, or with 0 in this process. Raises InputError."""
     prepared = PreparedData.open(data)

@@ -147,6 +147,8 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
     state, reason = status.get("state", RUNNING), status.get("reason", "")
     if ledger.get("state") != state:
         tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
+        if "traceback" in status:
+            tags.append(RunTag("traceback", status["traceback"][-4000:]))
     for start in range(0, max(len(metrics), 1), BATCH_METRICS):
         part = metrics[start : start + BATCH_METRICS]
         if part or params or tags:
@@ -199,7 +201,10 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 
 
 def _params(about: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {name: about["settings"][name] for name in ("epochs", "seed", "objective", "precision")}
+    names = ["epochs", "seed", "objective", "precision"]
+    if about["kind"] == "search":
+        names += ["sampler", "scheduler"]
+    settings = {name: about["settings"][name] for name in names}
     return {**about.get("config", {}), **settings}
 
 

@@ -70,5 +70,5 @@ def main(debug: bool) -> None:
     """
 
 
-for verb in (data.phantom, data.prepare, runs.train, runs.tune, runs.status, mlflow.sync, mlflow.ui):
+for verb in (data.phantom, data.prepare, runs.train, runs.tune, runs.stop, runs.status, mlflow.sync, mlflow.ui):
     main.add_command(verb)

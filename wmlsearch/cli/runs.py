@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from wmlsearch.cli import options, remote
 
@@ -71,11 +73,35 @@ def train(
     sys.exit(options.exit_status(outcome))
 
 
+# What a resumed search may have otherwise than it began with; the rest is part of what it is.
+MAY_CHANGE = ("trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice")
+OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_uri")
+
+
 @click.command(short_help="Search for a better configuration than the paper's.")
 @click.argument("space", default="unet")
 @options.data
+@click.option("--resume", metavar="NAME", help="Go on with a search that was stopped or died.")
 @click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
-@click.option("--max-hours", type=float, help="End the search after this time.")
+@click.option("--max-hours", type=float, help="End the trials when the search has run for so long.")
+@click.option("--max-gpu-hours", type=float, help="End the trials when they have held GPUs for so long.")
+@click.option("--max-epochs-total", type=int, help="End the trials after so many epochs of all of them.")
+@click.option("--target-dice", type=float, help="End the trials when one has reached this val_dice_best.")
+@click.option(
+    "--sampler",
+    type=click.Choice(["tpe", "gp", "random", "qmc"]),
+    default="tpe",
+    show_default=True,
+    help="What proposes configurations (Optuna).",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["asha", "hyperband", "median", "none"]),
+    default="asha",
+    show_default=True,
+    help="What stops poor trials early (Ray Tune).",
+)
+@click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial.")
 @options.gpus_per_worker
 @remote.cluster
@@ -95,67 +121,119 @@ def train(
 def tune(
     space: str,
     data: Path | None,
-    trials: int,
-    max_hours: float | None,
+    resume: str | None,
+    warm_start: tuple[str, ...],
     workers_per_trial: int,
     gpus_per_worker: float | None,
     cluster: Path | None,
     ray_address: str | None,
     storage: str | None,
-    epochs: int,
     name: str | None,
     out: Path,
-    seed: int,
-    precision: str,
-    objective: str,
-    grace_epochs: int,
     no_baseline: bool,
     mlflow_uri: str | None,
+    **settings: Any,
 ) -> None:
     """Search SPACE (a file of ranges, or `unet`, `quick`) for a better configuration than the paper's.
 
-    The paper's point is tried first; poor trials are stopped early (ASHA); at the end the paper's configuration is
-    trained once more as the baseline. Ctrl-C keeps what is finished.
+    The paper's point is tried first; poor trials are stopped early; at the end the paper's configuration is trained
+    once more as the baseline. Ctrl-C, `wmlsearch stop` or a budget end the trials cleanly; --resume goes on.
 
-    Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
+    \b
+    Examples: wmlsearch tune quick --data prepared --trials 12 --epochs 10
+              wmlsearch tune --resume search-20261123-201512 --trials 40
     """
     from wmlsearch import study
+    from wmlsearch.config import InputError
     from wmlsearch.display import SearchDisplay, console, show_search
-    from wmlsearch.runs import SearchDir, check_name, check_new
+    from wmlsearch.runs import SearchDir, check_name, check_new, find_search
     from wmlsearch.space import SearchSpace
 
-    ranges = SearchSpace.read(space)
-    if ranges.is_point:
-        from wmlsearch.config import InputError
+    uri = options.uri_of(out, mlflow_uri)
+    where = study.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
+    if resume is not None:
+        changes = _changes()
+        search = find_search(resume, out)
+        about = search.about()
+        ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+        wanted = options.settings(**{**about["settings"], **changes})
+        with SearchDisplay(console(), search, ranges, wanted) as display:
+            outcome = study.resume(search, changes, data, uri, display.changed, where, display.say)
+    else:
+        ranges = SearchSpace.read(space)
+        if ranges.is_point:
+            raise InputError(
+                f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
+            )
+        wanted = options.settings(**settings, baseline=not no_baseline)
+        search = SearchDir(out / check_name(name or study.new_name("search")))
+        check_new(search.path)
+        earlier = [find_search(one, out) for one in warm_start]
+        data = options.data_or_phantom(data, out)
+        if cluster is not None:
+            from wmlsearch.remote import tune as tune_there
 
-        raise InputError(
-            f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
+            sys.exit(tune_there(cluster, remote.given(), data, space, search.name, out, options.say))
+        if wanted.sampler == "gp" and wanted.scheduler != "none":
+            options.say(
+                "mind: gp learns from finished trials only, and the scheduler stops most of them early; "
+                "consider --scheduler none"
+            )
+        options.say(
+            f"searching {space} on {data}: {wanted.trials} trials of at most {wanted.epochs} epochs, into {search.path}"
         )
-    settings = options.settings(
-        epochs=epochs,
-        seed=seed,
-        precision=precision,
-        objective=objective,
-        trials=trials,
-        max_hours=max_hours,
-        grace_epochs=grace_epochs,
-        baseline=not no_baseline,
-    )
-    search = SearchDir(out / check_name(name or study.new_name("search")))
-    check_new(search.path)
-    data = options.data_or_phantom(data, out)
-    if cluster is not None:
-        from wmlsearch.remote import tune as tune_there
-
-        sys.exit(tune_there(cluster, remote.given(), data, space, search.name, out, options.say))
-    options.say(f"searching {space} on {data}: {trials} trials of at most {epochs} epochs, into {search.path}")
-    with SearchDisplay(console(), search, ranges, settings) as display:
-        where = study.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
-        uri = options.uri_of(out, mlflow_uri)
-        outcome = study.tune(search, ranges, settings, data, uri, display.changed, where, display.say)
+        with SearchDisplay(console(), search, ranges, wanted) as display:
+            outcome = study.tune(search, ranges, wanted, data, uri, display.changed, where, display.say, earlier)
     show_search(console(), search, outcome.pictures)
     options.where_next(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))
+
+
+def _changes() -> dict[str, Any]:
+    """The budgets given with --resume. Raises InputError for options that a resumed search can't have otherwise."""
+    from wmlsearch.config import InputError
+
+    context = click.get_current_context()
+    given = [
+        parameter
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    wrong = [p.opts[0] if isinstance(p, click.Option) else "SPACE" for p in given if p.name not in MAY_CHANGE]
+    known = {"--" + name.replace("_", "-") for name in OF_THIS_MACHINE}
+    if wrong := [name for name in wrong if name not in known]:
+        raise InputError(
+            f"--resume: {', '.join(wrong)} can't be given with it, since a search goes on as it began; "
+            f"what may be changed: {', '.join('--' + name.replace('_', '-') for name in MAY_CHANGE)}"
+        )
+    return {p.name: context.params[p.name] for p in given if p.name in MAY_CHANGE}
+
+
+@click.command(short_help="End a running search cleanly.")
+@click.argument("name", required=False)
+@options.out
+def stop(name: str | None, out: Path) -> None:
+    """End a running search (default: the latest) cleanly, from another terminal; `tune --resume` goes on with it.
+
+    Example: wmlsearch stop search-20261123-201512
+    """
+    import time
+
+    from wmlsearch.config import InputError
+    from wmlsearch.runs import find_search
+
+    search = find_search(name, out)
+    if not search.is_owned():
+        raise InputError(f"{search.name}: is not running (state: {search.status().get('state')}), nothing to stop")
+    search.request_stop()
+    options.say(f"{search.name} is asked to stop; its trials end after seconds ...")
+    while search.is_owned():
+        time.sleep(0.2)
+    status = search.status()
+    options.say(f"{search.name}: {status.get('state')} ({status.get('reason') or 'it had ended by itself'})")
+    options.say(
+        f"to go on with it: wmlsearch tune --resume {search.name}" + ("" if out == Path("runs") else f" --out {out}")
+    )
 
 
 @click.command(short_help="Show how a search or training stands.")

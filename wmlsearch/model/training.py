@@ -10,7 +10,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def epochs(
     objective: str = "val_dice_best",
     last: Path | None = None,
     best: Path | None = None,
-) -> Iterator[EpochReport]:
+) -> Generator[EpochReport, None, None]:
     """Train `config` on the train split, validate on the validation split, and yield a report after each epoch.
 
     Args:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from pyarrow import fs
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import RunDir
+
+KEPT_BEST = 5  # trials whose weights are kept
 
 
 class Checkpoints:
@@ -53,10 +57,42 @@ class Checkpoints:
                         destination_filesystem=system,
                     )
 
+    def delete(self, path: Path) -> None:
+        """Delete `last` or `best`, wherever it is kept."""
+        path.unlink(missing_ok=True)
+        if self._remote:
+            system, root = self._remote
+            if system.get_file_info(f"{root}/{path.name}").type == fs.FileType.File:
+                system.delete_file(f"{root}/{path.name}")
+
     def close(self) -> None:
         """Remove local copies."""
         if self._remote:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class Keeper:
+    """Deletes the checkpoints of ended trials that nobody needs: what is kept is the weights of the best few.
+
+    Only a trial that may go on needs its latest state; of a hundred trials' weights, hardly one is ever used.
+    """
+
+    def __init__(self, place: Callable[[RunDir], str]) -> None:
+        self.place = place
+        self.best: list[tuple[float, RunDir]] = []
+
+    def ended(self, run: RunDir, value: float | None) -> None:
+        """A trial has ended for good, with this best value."""
+        lowest = -math.inf if value is None else value
+        self.best = sorted([*self.best, (lowest, run)], key=lambda it: it[0], reverse=True)
+        out, self.best = self.best[KEPT_BEST:], self.best[:KEPT_BEST]
+        kept = Checkpoints(self.place(run))
+        kept.delete(kept.last)
+        kept.close()
+        for _, other in out:
+            left = Checkpoints(self.place(other))
+            left.delete(left.best)
+            left.close()
 
 
 def check_writable(place: str) -> None:

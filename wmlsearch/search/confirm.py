@@ -31,19 +31,19 @@ def train_run(
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
     group = Group(job, slots, elastic)
     try:
-        group.start({"config": config.model_dump(), "place": place})
+        group.start({"config": config.model_dump(), "place": place, "heard": len(run.rows())})
         result: dict[str, Any] = {}
         while not result.get("done"):
             result = group.step()
             write_result(run, result)
             on_change(run)
         bring_back(run, place)
-        run.set_status(result["ended"], result.get("reason", ""))
-    except KeyboardInterrupt:
-        run.set_status("interrupted", "stopped by Ctrl-C")
+        set_ended(run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+    except KeyboardInterrupt as stopped:
+        run.set_status("interrupted", str(stopped) or "stopped by Ctrl-C")
         raise
     except RuntimeError as error:
-        run.set_status("failed", str(error))
+        set_ended(run, "failed", str(error).strip().splitlines()[-1], str(error))
     finally:
         on_change(run)
         group.close()
@@ -53,8 +53,13 @@ def write_result(run: RunDir, result: dict[str, Any]) -> None:
     """Into the run folder with what a training has reported."""
     if "replayed" in result:
         run.reconcile(result["replayed"])
-    if "report" in result:
+    if "report" in result and result["epoch"] > len(run.rows()):  # one of the checkpoint's is there already
         run.append(result["report"])
+
+
+def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "") -> None:
+    """How a training ended: the reason in one line, and the traceback where there is one."""
+    run.set_status(state, reason, **({"traceback": trace} if trace else {}))
 
 
 def bring_back(run: RunDir, place: str) -> None:

@@ -183,4 +183,4 @@ def _rank(shared: dict[str, Any]) -> None:
             if rank == 0 or result.get("broke"):
                 ray.get(mailbox.post.remote(result))
             if result.get("broke"):  # the other ranks may wait for this one: only a new group frees them
-                raise RuntimeError(result["reason"])
+                raise RuntimeError(result["traceback"])

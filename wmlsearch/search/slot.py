@@ -22,9 +22,11 @@ class Training:
     """One training in this process, an epoch a step, as plain results that may cross to other processes.
 
     `job` is the same for all trainings of a run: `data` (a parcel), `settings`, `threads`. `trial` says which one:
-    `config`, and `place`, where its checkpoints are. A result holds `report` (a row of EpochReport) with `epoch` and
-    the objective beside it for the scheduler; the first also `replayed` (the reports of the checkpoint that it goes on
-    from); the last also `done` and `ended` (a state of `runs.ENDED`), with a `reason` if it went wrong.
+    `config`, `place`, where its checkpoints are, and `heard`, how many epochs of it are known already. A result holds
+    `report` (a row of EpochReport) with `epoch` and the objective beside it for the scheduler; the first also
+    `replayed` (all reports of the checkpoint that it goes on from); the last also `done` and `ended` (a state of
+    `runs.ENDED`), with a `reason` and `traceback` if it went wrong. Epochs that the checkpoint has and nobody has heard
+    of come first, one at a time, so that the scheduler decides about each.
     """
 
     def __init__(self, job: dict[str, Any], trial: dict[str, Any], rank: int = 0) -> None:
@@ -32,7 +34,7 @@ class Training:
         self.objective, self.rank = job["settings"]["objective"], rank
         self.checkpoints = Checkpoints(trial["place"])
         self.checkpoints.fetch()
-        self.fresh = True
+        self.fresh, self.heard, self.unheard = True, int(trial.get("heard", 0)), []  # type: ignore[var-annotated]
         settings = RunSettings(**job["settings"])
         self.reports = epochs(
             TrialConfig(**trial["config"]),
@@ -49,29 +51,33 @@ class Training:
         """Train an epoch. What goes wrong in it is a result, not an exception."""
         result: dict[str, Any] = {}
         try:
-            if self.fresh and self.checkpoints.last.exists():
-                result["replayed"] = load_checkpoint(self.checkpoints.last)["reports"]
-            self.fresh = False
-            report = next(self.reports)
-            if self.rank == 0:
-                self.checkpoints.push()
-        except StopIteration:  # the checkpoint was its last epoch
+            if self.fresh:
+                there = self.checkpoints.last.exists()
+                result["replayed"] = load_checkpoint(self.checkpoints.last)["reports"] if there else []
+                self.unheard = list(result["replayed"][self.heard :])
+                self.fresh = False
+            if self.unheard:
+                row = self.unheard.pop(0)
+            else:
+                row = next(self.reports).row()
+                if self.rank == 0:
+                    self.checkpoints.push()
+        except StopIteration:  # the checkpoint was its last epoch, and that is known
             return {**result, "done": True, "ended": result["replayed"][-1]["ended"]}
         except Diverged as error:
             return {**result, "done": True, "ended": "diverged", "reason": str(error)}
         except InputError as error:
             return {**result, "done": True, "ended": "failed", "reason": str(error)}
-        except Exception:
-            return {**result, "done": True, "ended": "failed", "reason": traceback.format_exc(), "broke": True}
+        except Exception as error:
+            told = {"ended": "out_of_memory" if _is_out_of_memory(error) else "failed", "reason": _last_line(error)}
+            return {**result, **told, "done": True, "traceback": traceback.format_exc(), "broke": True}
         # for the scheduler a metric that is not a number is as bad as none can be
-        result |= {
-            "report": report.row(),
-            "epoch": report.epoch,
-            self.objective: report.metrics[self.objective] or 0.0,
-        }
-        return result | ({"done": True, "ended": report.ended} if report.ended else {})
+        result |= {"report": row, "epoch": row["epoch"], self.objective: row[self.objective] or 0.0}
+        return result | ({"done": True, "ended": row["ended"]} if row["ended"] else {})
 
     def close(self) -> None:
+        """Forget the network: the next one finds its memory free."""
+        self.reports.close()
         self.checkpoints.close()
 
 
@@ -92,6 +98,18 @@ class Slot(tune.Trainable):
 
     def cleanup(self) -> None:
         self.training.close()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class of its own for a GPU without room; on CPUs only the text of a RuntimeError says so."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _last_line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
 def _data(sent: dict[str, Any]) -> PreparedData:

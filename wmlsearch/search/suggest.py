@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,51 +16,113 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
-from wmlsearch.config import TrialConfig
-from wmlsearch.runs import SearchDir
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs import GOOD, RUNNING, UNFINISHED, SearchDir, cut_torn_line
 from wmlsearch.space import Choices, Range, SearchSpace
 
 # What Optuna is told for each way to end. A trial stopped by the scheduler is no finished trial: its score is that of
-# an early epoch. One that diverged is pruned with a violated constraint, for TPE would rank it by its epoch alone.
+# an early epoch. One that diverged or found no room in memory is pruned with a violated constraint, for TPE would rank
+# it by its epoch alone.
 TOLD = {
     "completed": TrialState.COMPLETE,
     "early_stopped": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "interrupted": TrialState.PRUNED,
     "diverged": TrialState.PRUNED,
+    "out_of_memory": TrialState.PRUNED,
+    "lost": TrialState.FAIL,
     "failed": TrialState.FAIL,
 }
+VIOLATED = ("diverged", "out_of_memory")
+STARTUP_TRIALS = 10  # drawn at random before a model of the past proposes
 
 
 class Study:
-    """The Optuna study of a search, kept as a journal file in its folder; trials go by the search's own numbers."""
+    """The Optuna study of a search, kept as a journal file in its folder; trials go by the search's own numbers.
 
-    def __init__(self, search: SearchDir, space: SearchSpace, seed: int) -> None:
+    Where the search has a past, the study is made anew from the run folder: the journal may be torn, and may know a
+    trial that never began. The past is the same study, trial for trial, so what it proposes next is the same.
+    """
+
+    def __init__(self, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = JournalStorage(JournalFileBackend(str(search.journal)))
-        self.space, self.seed = space, seed
-        self._study = optuna.create_study(
-            study_name=search.name, storage=storage, direction="maximize", load_if_exists=True
-        )
+        self.space, self.settings = space, settings
         self._open: dict[int, Trial] = {}
+        aside = search.journal.with_name(f".{search.journal.name}.new")
+        for leftover in (aside, Path(f"{search.journal}.lock"), Path(f"{aside}.lock")):
+            leftover.unlink(missing_ok=True)  # the lock of a process that was killed blocks for half a minute
+        self._study, storage = self._create(search.name, aside)
+        for key, value in _attributes_of_samplers(search.journal, search.name).items():
+            storage.set_study_system_attr(storage.get_study_id_from_name(search.name), key, value)
+        for trial in search.earlier():
+            self._add(trial["config"], trial["state"], {int(epoch): v for epoch, v in trial["values"].items()}, {})
+        unfinished = {}
+        for run in search.trials():
+            number, state = int(run.name), run.status().get("state", RUNNING)
+            config = TrialConfig(**run.about()["config"])
+            values = {row["epoch"]: row[settings.objective] or 0.0 for row in run.rows()}
+            if number == 0 and space.outside(config):
+                continue
+            if state in UNFINISHED:
+                trial_ = self._ask(number, space.values_of(config))
+                for epoch, value in values.items():
+                    trial_.report(value, epoch)
+                unfinished[number] = trial_.number
+            else:
+                self._add(config.model_dump(), state, values, {"trial": number})
+        os.replace(aside, search.journal)
+        self._study, _ = self._create(search.name, search.journal)
+        trials = self._study.get_trials(deepcopy=False)
+        self._open = {number: Trial(self._study, trials[there]._trial_id) for number, there in unfinished.items()}
+
+    def _create(self, name: str, path: Path) -> tuple[optuna.Study, JournalStorage]:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        return study, storage
+
+    def _add(
+        self, config: Mapping[str, Any], state: str, values: Mapping[int, float], attrs: Mapping[str, Any]
+    ) -> None:
+        """A trial that has ended."""
+        params = self.space.values_of(TrialConfig(**config))
+        told = _told(state, bool(values))
+        value = None
+        if values and told is not TrialState.FAIL:  # as `Study.tell` has it: of a pruned trial the last one counts
+            value = max(values.values()) if told is TrialState.COMPLETE else values[max(values)]
+        trial = optuna.trial.create_trial(
+            state=told,
+            value=value,
+            params=params,
+            distributions={name: _distribution(self.space.dimensions[name].domain) for name in params},
+            intermediate_values=dict(values),
+            user_attrs=dict(attrs),
+            constraints={state: 1.0} if state in VIOLATED else None,
+        )
+        self._study.add_trial(trial)
 
     def ask(self, number: int) -> TrialConfig:
         """The configuration of trial `number`. The first is the paper's point, told to the study if in the space."""
         paper = TrialConfig()
         if number == 0 and self.space.outside(paper):
             return paper
-        if number == 0:
-            self._study.enqueue_trial(self.space.values_of(paper))
+        trial = self._ask(number, self.space.values_of(paper) if number == 0 else None)
+        return self.space.config(trial.params)
+
+    def _ask(self, number: int, values: Mapping[str, Any] | None) -> Trial:
+        """A new trial, with given values or with the sampler's."""
+        if values is not None:
+            self._study.enqueue_trial(dict(values))
         # Seeded by (seed, number): what trial n is offered doesn't depend on how often the search was interrupted.
-        self._study.sampler = sampler(int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0])
+        self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
         trial = self._study.ask()
         trial.set_user_attr("trial", number)
-        values: dict[str, Any] = {}
+        drawn: dict[str, Any] = {}
         for name, dimension in self.space.dimensions.items():
-            if dimension.active({**self.space.defaults, **values}):
-                values[name] = suggest_value(trial, name, dimension.domain)
+            if dimension.active({**self.space.defaults, **drawn}):
+                drawn[name] = suggest_value(trial, name, dimension.domain)
         self._open[number] = trial
-        return self.space.config(values)
+        return trial
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """A trial's value after an epoch."""
@@ -69,25 +134,46 @@ class Study:
         trial = self._open.pop(number, None)
         if trial is None:  # the paper's point outside the space
             return
-        told = TOLD[state]
-        if state == "diverged":
-            trial.set_constraint("diverged", 1.0)
-        if told is TrialState.COMPLETE and best is None:
-            told = TrialState.FAIL
+        if state in VIOLATED:
+            trial.set_constraint(state, 1.0)
+        told = _told(state, best is not None)
         self._study.tell(trial, best if told is TrialState.COMPLETE else None, state=told)
 
 
+def _attributes_of_samplers(journal: Path, name: str) -> dict[str, Any]:
+    """What samplers have written into an earlier journal of the study: qmc counts there where its sequence stands."""
+    if not journal.exists():
+        return {}
+    cut_torn_line(journal)  # Optuna reads a journal with a torn last line, but never again once something follows it
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return dict(storage.get_study_system_attrs(storage.get_study_id_from_name(name)))
+    except (KeyError, ValueError):  # damaged, or a search that died before its study was made
+        return {}
+
+
+def _told(state: str, has_value: bool) -> TrialState:
+    told = TOLD[state]
+    return TrialState.FAIL if told is TrialState.COMPLETE and not has_value else told
+
+
 class StudySearcher(Searcher):
-    """Lets Tune draw trials from a `Study`. What comes of them the study hears from the recorder, with its epoch."""
+    """Lets Tune draw trials: first the unfinished ones of a resumed search, then from the study.
 
-    def __init__(self, study: Study, objective: str, place: Callable[[int], str]) -> None:
-        """`place(number)` is where a trial's checkpoints go."""
+    What comes of them the study hears from the recorder, with its epoch. `begin(number)` gives what a slot needs to
+    know of a trial, or None when the search is to end.
+    """
+
+    def __init__(self, objective: str, numbers: Sequence[int], begin: Callable[[int], dict[str, Any] | None]) -> None:
         super().__init__(metric=objective, mode="max")
-        self.study, self.place, self.next = study, place, 0
+        self.numbers, self.begin = list(numbers), begin
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        number, self.next = self.next, self.next + 1
-        return {"number": number, "config": self.study.ask(number).model_dump(), "place": self.place(number)}
+    def suggest(self, trial_id: str) -> Any:
+        begun = self.begin(self.numbers[0]) if self.numbers else None
+        if begun is None:
+            return Searcher.FINISHED
+        self.numbers.pop(0)
+        return begun
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Told by the recorder instead: Tune doesn't say why a trial ended."""
@@ -97,20 +183,37 @@ class StudySearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Tune wants a file at its checkpoints; ours is the study's journal."""
-        with open(checkpoint_path, "w", encoding="utf-8") as file:
-            file.write(self.study._study.study_name)
+        Path(checkpoint_path).write_text("", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a search is rebuilt from its run folder, not from Tune's checkpoints")
 
 
-def sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """TPE, what depends on Optuna's version pinned: joint within a branch of conditions, aware of running trials."""
+def sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSampler:
+    """One of Optuna's samplers, what depends on Optuna's version pinned; all chance is in `seed`, of this trial alone.
+
+    tpe: joint within a branch of conditions, aware of running trials. qmc: the next point of one scrambled sequence,
+    which `study_seed` gives; what a condition switches on is drawn at random.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        at_random = optuna.samplers.RandomSampler(seed=seed)
+        if kind == "random":
+            return at_random
+        if kind == "gp":
+            return optuna.samplers.GPSampler(
+                seed=seed,
+                independent_sampler=at_random,
+                n_startup_trials=STARTUP_TRIALS,
+                warn_independent_sampling=False,
+            )
+        if kind == "qmc":
+            return optuna.samplers.QMCSampler(
+                scramble=True, seed=study_seed, independent_sampler=at_random, warn_independent_sampling=False
+            )
         return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=10
+            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
         )
 
 
@@ -121,3 +224,42 @@ def suggest_value(trial: Trial, name: str, domain: Choices | Range) -> Any:
     if domain.whole:
         return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
     return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+
+
+def _distribution(domain: Choices | Range) -> optuna.distributions.BaseDistribution:
+    """What `suggest_value` leaves in the study."""
+    if isinstance(domain, Choices):
+        return optuna.distributions.CategoricalDistribution(domain.values)
+    if domain.whole:
+        return optuna.distributions.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+    return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+def known_earlier(
+    searches: Sequence[SearchDir], space: SearchSpace, settings: RunSettings, fingerprint: str
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Finished and stopped trials of earlier searches that the study may learn from, and why others are left out.
+
+    A value counts only where it was measured on the same data with the same number of epochs (the schedules depend on
+    it), for a configuration of this space.
+    """
+    taken: list[dict[str, Any]] = []
+    left: Counter[str] = Counter()
+    for search in searches:
+        about = search.about()
+        for run in search.trials():
+            state, rows = run.status().get("state", RUNNING), run.rows()
+            config = TrialConfig(**run.about()["config"])
+            if about["data"]["fingerprint"] != fingerprint:
+                left["other data"] += 1
+            elif about["settings"]["epochs"] != settings.epochs:
+                left[f"{about['settings']['epochs']} epochs instead of {settings.epochs}"] += 1
+            elif state not in GOOD or not rows:
+                left[f"{state.replace('_', ' ')}"] += 1
+            elif space.outside(config):
+                left["outside the space"] += 1
+            else:
+                values = {str(row["epoch"]): row[settings.objective] or 0.0 for row in rows}
+                about_it = {"from": str(search.path), "config": config.model_dump()}
+                taken.append({**about_it, "state": state, "values": values})
+    return taken, left

@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from wmlsearch.search.cluster import ON_HEAD, Slots  # isort: skip - sets Ray's environment before Ray is imported
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
 
 from wmlsearch.config import RunSettings
-from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.search.confirm import write_result
+from wmlsearch.runs import ENDED, UNFINISHED, RunDir, SearchDir
+from wmlsearch.search.budget import Budget
+from wmlsearch.search.checkpoints import Keeper
+from wmlsearch.search.confirm import set_ended, write_result
 from wmlsearch.search.group import GroupSlot
+from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.slot import Slot
 from wmlsearch.search.suggest import Study, StudySearcher
 from wmlsearch.space import SearchSpace
 
-LOST_PROCESS_RETRIES = 3  # how often a trial whose process died goes on from its checkpoint
-
-
-class Stop(tune.Stopper):
-    """Why the search should end before its last trial, if it should: a budget, or Ctrl-C."""
-
-    def __init__(self, max_hours: float | None) -> None:
-        self.reason = ""
-        self._deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        if not self.reason and time.monotonic() > self._deadline:
-            self.reason = "the time of --max-hours is over"
-        return bool(self.reason)
+LOST_PROCESS_RETRIES = 3  # how often a trial whose process died goes on from its checkpoint without a new epoch
 
 
 def run_trials(
@@ -55,15 +40,18 @@ def run_trials(
     place: Callable[[RunDir], str],
     on_change: Callable[[RunDir], None],
     elastic: bool = False,
-) -> str:
-    """Run the trials of a search to their end; returns why it ended early, or "".
+) -> Budget:
+    """Run the trials of a search, or those that it still lacks, to their end; the budget says why it ended early.
 
     `data` is a parcel, `place` says where a trial's checkpoints go. `on_change` is called after each change in a run
     folder. Ctrl-C ends the trials that run, and keeps what is there.
     """
-    study = Study(search, space, settings.seed)
-    stop = Stop(settings.max_hours)
-    recorder = _Recorder(search, settings, study, on_change)
+    scheduler = Scheduler(settings)
+    for run in _recall(search, settings, scheduler):
+        on_change(run)
+    study = Study(search, space, settings)
+    budget = Budget(search, settings, slots)
+    recorder = _Recorder(search, settings, study, budget, place, on_change)
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
     if slots.workers > 1:
         # The slot's own process only drives its worker group, which asks for its resources itself.
@@ -73,27 +61,24 @@ def run_trials(
     else:
         trainable = Slot
         resources = tune.PlacementGroupFactory([slots.resources])
+    numbers = [n for n in range(settings.trials) if search.trial(n).status().get("state") not in ENDED[:-1]]
+    if not numbers or budget.stop_all():
+        recorder.finish_open()
+        return budget
     scratch = tempfile.mkdtemp(prefix="wmlsearch-tune-")  # Tune wants a folder; nothing in it is ever read again
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, job=job), resources),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(study, settings.objective, lambda number: place(search.trial(number))),
-            scheduler=ASHAScheduler(
-                time_attr="epoch",
-                metric=settings.objective,
-                mode="max",
-                max_t=settings.epochs,
-                grace_period=min(settings.grace_epochs, settings.epochs),
-                reduction_factor=settings.reduction_factor,
-            ),
-            num_samples=settings.trials,
+            search_alg=StudySearcher(settings.objective, numbers, recorder.begin),
+            scheduler=scheduler,
+            num_samples=len(numbers),
             max_concurrent_trials=slots.count,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=search.name,
             storage_path=scratch,
-            stop=stop,
+            stop=budget,
             callbacks=[recorder],
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESS_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the slot writes its own
@@ -101,43 +86,85 @@ def run_trials(
         ),
     )
     try:
-        with _interrupts(stop):
+        with _interrupts(budget):
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        recorder.finish_open(stop.reason or "the search ended")
-    return stop.reason
+        recorder.finish_open()
+        budget.tick()
+    return budget
+
+
+def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> list[RunDir]:
+    """Let the scheduler hear what the run folder holds, in the order in which it happened.
+
+    A trial that died between its last line and the word how it ended gets that word now; those are returned.
+    """
+    changed = []
+    rows = [(row["time"], int(run.name), row) for run in search.trials() for row in run.rows()]
+    stopped: dict[int, int] = {}
+    for _, number, row in sorted(rows, key=lambda it: it[:2]):
+        ended = row["ended"] is not None
+        if scheduler.hear(number, row["epoch"], row[settings.objective] or 0.0, ended):
+            stopped[number] = row["epoch"]
+    for run in search.trials():
+        if run.status().get("state") in UNFINISHED and (its := run.rows()):
+            if its[-1]["ended"]:
+                run.set_status(its[-1]["ended"])
+                changed.append(run)
+            elif stopped.get(int(run.name)) == len(its):
+                run.set_status("stopped", _behind(len(its)))
+                changed.append(run)
+    return changed
+
+
+def _behind(epoch: int) -> str:
+    return f"behind the best of its rung at epoch {epoch}"
 
 
 class _Recorder(tune.Callback):
-    """Writes down what Tune hears, run folder first, and tells the study the truth about it."""
+    """Writes down what Tune hears, run folder first, and tells study and budget the truth about it."""
 
     def __init__(
-        self, search: SearchDir, settings: RunSettings, study: Study, on_change: Callable[[RunDir], None]
+        self,
+        search: SearchDir,
+        settings: RunSettings,
+        study: Study,
+        budget: Budget,
+        place: Callable[[RunDir], str],
+        on_change: Callable[[RunDir], None],
     ) -> None:
-        self.search, self.settings, self.study, self.on_change = search, settings, study, on_change
+        self.search, self.settings, self.study, self.budget = search, settings, study, budget
+        self.place, self.on_change = place, on_change
         about = search.about()
         self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
-        self.told: dict[int, int] = {}  # how many epochs of a trial the study has heard of
+        self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
+        self.keeper = Keeper(place)
+        for run in search.trials():
+            if run.status().get("state") in ENDED[:-1]:
+                self.keeper.ended(run, self._best(run))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it for Tuner.restore, which isn't used
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        number = trial.config["number"]
-        if number not in self.open:
-            self.open.add(number)
-            run = RunDir.create(
-                self.search.trial(number).path,
-                {
-                    "name": f"trial-{number:04d}",
-                    "kind": "trial",
-                    "config": trial.config["config"],
-                    **self.shared,
-                },
-            )
-            self.on_change(run)
+    def begin(self, number: int) -> dict[str, Any] | None:
+        """Begin a trial, or go on with it: its folder is there before it runs. None when the search is to end."""
+        if self.budget.stop_all():
+            return None
+        run = self.search.trial(number)
+        if run.status():
+            config = run.about()["config"]
+            run.set_status("running")
+        else:
+            config = self.study.ask(number).model_dump()
+            about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config, **self.shared}
+            RunDir.create(run.path, about)
+        self.told[number] = len(run.rows())
+        self.open.add(number)
+        self.budget.running = len(self.open)
+        self.on_change(run)
+        return {"number": number, "config": config, "place": self.place(run), "heard": self.told[number]}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -145,40 +172,64 @@ class _Recorder(tune.Callback):
         number = trial.config["number"]
         run = self.search.trial(number)
         write_result(run, result)
-        rows = run.rows()
-        for row in rows[self.told.get(number, 0) :]:
+        for row in run.rows()[self.told[number] : result.get("epoch", 0)]:
             self.study.report(number, row["epoch"], row[self.settings.objective] or 0.0)
-        self.told[number] = len(rows)
-        if result.get("done"):
-            stopped = "behind the best of its rung at epoch " + str(result.get("epoch"))
-            self._finish(
-                number, result.get("ended", "stopped"), result.get("reason", "" if "ended" in result else stopped)
-            )
+            self.budget.add(row)
+            self.told[number] = row["epoch"]
+            # Tune counts a trial's failures from its beginning; only those without an epoch in between speak against it
+            trial.run_metadata.num_failures = 0
+        if "ended" in result:
+            self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+        elif result.get("done"):
+            self._finish(number, "stopped", _behind(result["epoch"]))
         else:
             self.on_change(run)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_error() or "its process died"
-        self._finish(trial.config["number"], "failed", str(error))
+        state, reason, trace = _failure(trial.get_error())
+        self._finish(trial.config["number"], state, reason, trace)
 
-    def finish_open(self, reason: str) -> None:
-        for number in sorted(self.open):
-            self._finish(number, "interrupted", reason)
+    def finish_open(self) -> None:
+        """What has not ended by itself is interrupted, whether it ran in this session or not."""
+        reason = (self.budget.reason or "the search ended").splitlines()[0]
+        for run in self.search.trials():
+            if run.status().get("state") in UNFINISHED:
+                self._finish(int(run.name), "interrupted", reason)
 
-    def _finish(self, number: int, state: str, reason: str) -> None:
+    def _finish(self, number: int, state: str, reason: str, trace: str = "") -> None:
         self.open.discard(number)
+        self.budget.tick()
+        self.budget.running = len(self.open)
         run = self.search.trial(number)
-        run.set_status(state, reason)
-        values = [row[self.settings.objective] for row in run.rows()]
-        self.study.tell(number, state, max((value for value in values if value is not None), default=None))
+        set_ended(run, state, reason, trace)
+        self.study.tell(number, state, self._best(run))
+        if state == "failed":
+            self.budget.add_error(trace or reason)
+        if state != "interrupted":
+            self.keeper.ended(run, self._best(run))
         self.on_change(run)
+
+    def _best(self, run: RunDir) -> float | None:
+        values = [row[self.settings.objective] for row in run.rows()]
+        return max((value for value in values if value is not None), default=None)
+
+
+def _failure(error: Exception | None) -> tuple[str, str, str]:
+    """State, reason and traceback of a trial that Tune gave up."""
+    text = str(error or "its process died").strip()
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "out_of_memory", "Ray ended its process, since the machine ran low on memory", text
+    if error is None or isinstance(error, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
+        times = f"{LOST_PROCESS_RETRIES + 1} times without a new epoch"
+        return "lost", f"its process or machine died {times}", text
+    return "failed", text.splitlines()[-1], text
 
 
 class _interrupts:
     """Ctrl-C (and SIGTERM) ends the search cleanly; a second one ends it at once."""
 
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
 
     def __enter__(self) -> None:
         self.old = {}
@@ -186,9 +237,9 @@ class _interrupts:
             self.old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.stop.reason:
+        if self.budget.reason:
             os._exit(130)
-        self.stop.reason = "stopped by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
+        self.budget.reason = "stopped by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.old.items():

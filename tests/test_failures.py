@@ -1,0 +1,198 @@
+"""What ends a trial or a search early: budgets, and each kind of failure, with its word in every place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from processes import slots
+
+from wmlsearch import study
+from wmlsearch.config import InputError, RunSettings
+from wmlsearch.runs import SearchDir
+from wmlsearch.search.budget import Budget
+from wmlsearch.search.cluster import Slots
+from wmlsearch.search.trials import _failure
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking import default_uri
+
+SMALL = {"depth": 2, "base_channels": 4, "batch_size": 4}
+RATES = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+ONE_GPU = Slots(1, 1, 1, 1.0)
+
+
+def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> study.Outcome:
+    return study.tune(
+        SearchDir(out / "s"),
+        SearchSpace.of(values),
+        RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, **settings}),
+        prepared,
+        default_uri(out),
+        lambda run: run.name,
+        say=lambda text: text,
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        ({"max_epochs_total": 4}, "--max-epochs-total 4 is reached"),
+        ({"max_hours": 1e-6}, "--max-hours 1e-06 is reached"),
+        ({"target_dice": 1e-6}, "--target-dice 1e-06 is reached"),
+        ({"trials": 2}, ""),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_each_budget_ends_a_search_cleanly(budget: dict[str, Any], reason: str, prepared: Path, tmp_path: Path) -> None:
+    outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, **budget)
+    assert (outcome.early, outcome.run.status()["state"]) == (reason, "completed")
+    search = SearchDir(outcome.run.path)
+    states = [run.status()["state"] for run in search.trials()]
+    assert "running" not in states
+    assert len(states) < 50
+    epochs = sum(len(run.rows()) for run in search.trials())
+    if "max_epochs_total" in budget:  # as many trials as run at once may end an epoch when it is reached
+        assert 4 <= epochs < 4 + len(os.sched_getaffinity(0))
+
+
+def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {})
+    search.set_used({"seconds": 9000.0, "gpu_seconds": 7190.0})
+    budget = Budget(search, RunSettings(max_gpu_hours=2.0), Slots(2, 2, 1, 0.5))
+    assert not budget.stop_all()
+    budget.running = 2
+    budget._last -= 10  # ten seconds pass: two trials of two workers with half a GPU each
+    assert budget.stop_all()
+    assert budget.reason == "--max-gpu-hours 2 is reached"
+    assert search.used()["gpu_seconds"] == pytest.approx(7190 + 2 * 10, abs=1)
+
+
+def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {"created": time.time() - 1e6})
+    search.set_used({"seconds": 3500.0, "gpu_seconds": 0.0})
+    budget = Budget(search, RunSettings(max_hours=1.0), ONE_GPU)
+    assert not budget.stop_all()
+    budget._last -= 101
+    assert budget.stop_all()
+
+
+def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError) as refused:
+        tune(prepared, tmp_path, {**SMALL, **RATES}, max_gpu_hours=1.0)
+    assert str(refused.value) == (
+        "--max-gpu-hours 1: no GPU is used here, so this budget would never end the search; give --max-hours instead"
+    )
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: Path) -> None:
+    outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, objective="val_nonsense")
+    search = SearchDir(outcome.run.path)
+    assert outcome.early.startswith("3 trials failed with the same error:\nTraceback (most recent call last):")
+    assert outcome.early.count("Traceback") == 1
+    assert outcome.early.endswith("KeyError: 'val_nonsense'")
+    assert search.status()["state"] == "failed"
+    failed = [run.status() for run in search.trials() if run.status()["state"] == "failed"]
+    assert 3 <= len(failed) <= 3 + len(os.sched_getaffinity(0))
+    for status in failed:
+        assert status["reason"] == "KeyError: 'val_nonsense'"
+        assert status["traceback"].startswith("Traceback")
+    client = MlflowClient(default_uri(tmp_path))
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
+    tagged = [run.data.tags for run in runs if run.data.tags["kind"] == "trial" and run.data.tags["state"] == "failed"]
+    assert len(tagged) == len(failed)
+    assert all("KeyError: 'val_nonsense'" in tags["traceback"] for tags in tagged)
+
+
+def test_other_errors_and_other_places_do_not_add_up(tmp_path: Path) -> None:
+    budget = Budget(SearchDir.create(tmp_path / "s", {}), RunSettings(), ONE_GPU)
+    trace = 'Traceback (most recent call last):\n  File "{}", line {}, in f\n{}: {}'
+    for place in (("a.py", 1, "ValueError", "x"), ("a.py", 2, "ValueError", "x"), ("a.py", 1, "KeyError", "x")):
+        budget.add_error(trace.format(*place))
+        budget.add_error(trace.format(*place))
+    assert budget.reason == ""
+    budget.add_error(trace.format("a.py", 1, "ValueError", "another text"))
+    assert budget.reason.startswith("3 trials failed with the same error")
+    assert budget.failed
+
+
+OUT_OF_MEMORY = """
+import json, resource, sys
+from wmlsearch.search.slot import Training
+from wmlsearch.config import RunSettings, TrialConfig
+data = {"path": sys.argv[1], "fingerprint": sys.argv[2], "files": {}}
+job = {"data": data, "settings": RunSettings().model_dump(), "threads": 1}
+training = Training(job, {"config": TrialConfig(base_channels=512).model_dump(), "place": sys.argv[3]})
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+print(json.dumps(training.step()))
+"""
+
+
+def test_a_trial_without_room_in_memory_ends_with_that_word(prepared: Path, tmp_path: Path) -> None:
+    """In a process with a limit of its own: the network alone would need 8 GB."""
+    import json
+
+    fingerprint = json.loads((prepared / "manifest.json").read_text())["fingerprint"]
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(prepared), fingerprint, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["done"], result["ended"]) == (True, "out_of_memory"), done.stderr
+    assert "memory" in result["reason"]
+    assert "\n" not in result["reason"]
+    assert result["traceback"].startswith("Traceback")
+
+
+def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -> None:
+    wild = {**SMALL, "optimizer": "sgd", "norm": "instance", "weight_decay": {"low": 9.0, "high": 10.0}}
+    outcome = tune(prepared, tmp_path, {**wild, "learning_rate": 10.0}, trials=3)
+    assert outcome.early == ""
+    trials = SearchDir(outcome.run.path).trials()[1:]  # the first is the paper's
+    assert [run.status()["state"] for run in trials] == ["diverged", "diverged"]
+    assert all("loss is not finite in epoch" in run.status()["reason"] for run in trials)
+
+
+def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    search = SearchDir(tmp_path / "s")
+    end = time.monotonic() + 240
+    while process.poll() is None:
+        assert time.monotonic() < end
+        for pid in slots(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    (trial,) = search.trials()
+    assert trial.status()["state"] == "lost"
+    assert trial.status()["reason"] == "its process or machine died 4 times without a new epoch"
+    assert "trial-0000 lost: its process or machine died 4 times without a new epoch" in output
+    assert "Traceback" not in output
+
+
+def test_what_tune_gave_up_has_a_kind() -> None:
+    assert _failure(None)[0] == "lost"
+    assert _failure(ray.exceptions.ActorDiedError())[0] == "lost"
+    assert _failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
+    assert _failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")

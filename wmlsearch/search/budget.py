@@ -1,0 +1,93 @@
+"""When a search should end before its last trial: its budgets, a wish to stop, an error that comes again and again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from typing import Any
+
+from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
+
+from ray import tune
+
+from wmlsearch.config import RunSettings
+from wmlsearch.runs import SearchDir
+
+TICK_S = 1.0  # how often the clock is read and the run folder asked
+SAME_ERRORS = 3  # so many trials with the same traceback are no accident
+STOP_WISH = "stopped by `wmlsearch stop`"
+
+
+class Budget(tune.Stopper):
+    """What the trials have used, over all sessions of a search, and the `reason` to end it, once there is one.
+
+    Time in which no process ran the search does not count. Tune asks `stop_all` at each turn of its loop.
+    """
+
+    def __init__(self, search: SearchDir, settings: RunSettings, slots: Slots) -> None:
+        self.search, self.settings = search, settings
+        self.gpus_per_trial = slots.workers * slots.gpus
+        self.reason, self.failed = "", False
+        self.running = 0  # trials, as the recorder counts them
+        self.epochs, self.best_dice = 0, 0.0
+        for run in search.trials():
+            for row in run.rows():
+                self.add(row)
+        self._used = search.used()
+        self._last = time.monotonic()
+        self._errors: Counter[str] = Counter()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """An epoch of a trial."""
+        self.epochs += 1
+        self.best_dice = max(self.best_dice, row["val_dice_best"] or 0.0)
+
+    def add_error(self, trace: str) -> None:
+        """A trial ended by an error in the program."""
+        self._errors[_place(trace)] += 1
+        if self._errors[_place(trace)] >= SAME_ERRORS and not self.reason:
+            self.reason = f"{SAME_ERRORS} trials failed with the same error:\n{trace.strip()}"
+            self.failed = True
+
+    def tick(self, at_least_s: float = 0.0) -> None:
+        """Count the time since the last tick, if it is long enough ago."""
+        passed = time.monotonic() - self._last
+        if passed >= at_least_s:
+            self._last += passed
+            self._used["seconds"] += passed
+            self._used["gpu_seconds"] += passed * self.running * self.gpus_per_trial
+            self.search.set_used(self._used)
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        if self.reason:
+            return True
+        before = self._last
+        self.tick(TICK_S)
+        if self._last != before and self.search.stop_requested():
+            self.reason = STOP_WISH
+        else:
+            self.reason = self._reached()
+        return bool(self.reason)
+
+    def _reached(self) -> str:
+        limits = self.settings
+        for name, used, limit in (
+            ("--max-hours", self._used["seconds"] / 3600, limits.max_hours),
+            ("--max-gpu-hours", self._used["gpu_seconds"] / 3600, limits.max_gpu_hours),
+            ("--max-epochs-total", self.epochs, limits.max_epochs_total),
+            ("--target-dice", self.best_dice, limits.target_dice),
+        ):
+            if limit is not None and used >= limit:
+                return f"{name} {limit:g} is reached"
+        return ""
+
+
+def _place(trace: str) -> str:
+    """What two tracebacks of the same error share: where it was raised, and its kind."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    kind = trace.strip().splitlines()[-1].partition(":")[0] if trace.strip() else ""
+    return f"{places} {kind}"
