@@ -181,7 +181,7 @@ def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_
         assert time.monotonic() < end
         for pid in slots(process.pid):
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+        time.sleep(0.1)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     (trial,) = search.trials()
