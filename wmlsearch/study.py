@@ -26,6 +26,7 @@ from wmlsearch.verdict.leaderboard import leaderboard
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Slots
+    from wmlsearch.search.plan import Forecast
 
 OnChange = Callable[[RunDir], None]
 Progress = Callable[[str, int, int], None]
@@ -84,6 +85,25 @@ class Outcome:
     early: str
     mlflow_problem: str
     pictures: tuple[Path, ...] = ()
+
+
+def plan(
+    space: SearchSpace, settings: RunSettings, data: Path, where: Where = HERE, say: Callable[[str], None] = print
+) -> Forecast:
+    """Forecast what `tune` would spend with these arguments; nothing is kept. Raises InputError as it does."""
+    from wmlsearch.search.cluster import ray_at, watchdog
+    from wmlsearch.search.nodes import parcel
+    from wmlsearch.search.plan import forecast
+
+    where.check_before_ray(settings.trials)
+    _check(space, data, where.workers_per_trial)
+    started = time.monotonic()
+    with ray_at(where.ray_address), watchdog(say, lambda: "the measurement"):
+        slots = where.slots(settings.trials)
+        say(f"trials would run {slots}; timing three configurations ...")
+        ray_s = time.monotonic() - started
+        made = forecast(space, settings, parcel(data, send=bool(where.ray_address)), slots, where.slots(1))
+    return dataclasses.replace(made, start_s=made.start_s + ray_s)
 
 
 def tune(

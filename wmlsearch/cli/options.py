@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
+    from wmlsearch.space import SearchSpace
     from wmlsearch.study import Outcome
 
 out = click.option(
@@ -47,6 +48,16 @@ precision = click.option(
 )
 
 
+trials = click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
+workers_per_trial = click.option(
+    "--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial."
+)
+grace_epochs = click.option(
+    "--grace-epochs", type=int, default=2, show_default=True, help="No trial is stopped early before this."
+)
+no_baseline = click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
+
+
 def say(text: str) -> None:
     click.echo(text)
 
@@ -59,6 +70,18 @@ def settings(**values: Any) -> RunSettings:
     except InputError as error:
         faults = [re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in error.faults]
         raise InputError("these options can't be used", faults) from None
+
+
+def space_to_search(space: str) -> SearchSpace:
+    from wmlsearch.config import InputError
+    from wmlsearch.space import SearchSpace
+
+    ranges = SearchSpace.read(space)
+    if ranges.is_point:
+        raise InputError(
+            f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
+        )
+    return ranges
 
 
 def uri_of(out: Path, given: str | None) -> str:

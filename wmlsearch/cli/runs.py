@@ -74,9 +74,9 @@ def train(
 @click.command(short_help="Search for a better configuration than the paper's.")
 @click.argument("space", default="unet")
 @options.data
-@click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
+@options.trials
 @click.option("--max-hours", type=float, help="End the search after this time.")
-@click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial.")
+@options.workers_per_trial
 @options.gpus_per_worker
 @remote.cluster
 @options.ray_address
@@ -89,8 +89,8 @@ def train(
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True, help="What is maximised."
 )
-@click.option("--grace-epochs", type=int, default=2, show_default=True, help="No trial is stopped early before this.")
-@click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
+@options.grace_epochs
+@options.no_baseline
 @options.uri
 def tune(
     space: str,
@@ -122,15 +122,8 @@ def tune(
     from wmlsearch import study
     from wmlsearch.display import SearchDisplay, console, show_search
     from wmlsearch.runs import SearchDir, check_name, check_new
-    from wmlsearch.space import SearchSpace
 
-    ranges = SearchSpace.read(space)
-    if ranges.is_point:
-        from wmlsearch.config import InputError
-
-        raise InputError(
-            f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
-        )
+    ranges = options.space_to_search(space)
     settings = options.settings(
         epochs=epochs,
         seed=seed,
