@@ -127,7 +127,7 @@ def test_timing_takes_whole_batches_where_there_is_time(prepared: Path) -> None:
     assert min(timing.val_s, timing.train_s) > 0
     assert 0 < timing.least_memory_mb <= timing.step_memory_mb <= timing.peak_memory_mb
     hurried = timed(TrialConfig(depth=1, base_channels=2), PreparedData.open(prepared), limit_s=1e-9)
-    assert hurried.images == 2
+    assert hurried.images == 3
 
 
 def test_several_workers_are_timed_as_one_trial(prepared: Path) -> None:

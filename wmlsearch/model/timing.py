@@ -16,6 +16,7 @@ from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model.training import VALIDATION_BATCH, Trainer, peak_memory_mb
 
 MOST_STEPS = 50  # more say nothing new
+LEAST_IMAGES = 3  # for each rank in a step
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,13 @@ def timed(
 
     train(trainer.world, 1)  # the first step also sets up
     image_s, least = train(trainer.world, 1) / trainer.world, peak_memory_mb(trainer.device)
-    # Two a rank at least, so that it is seen what memory an image takes; the last batch is the smallest.
-    images = min(len(order[-1]), max(2 * trainer.world, int(limit_s / 4 / image_s)))
-    steps = max(1, min(MOST_STEPS, int(limit_s / 2 / train(images, 1))))
-    train_s, stepped = train(images, steps) / steps / images, peak_memory_mb(trainer.device)
+    # Some a rank at least, so that it is seen what memory an image takes; the last batch is the smallest.
+    images = min(len(order[-1]), max(LEAST_IMAGES * trainer.world, int(limit_s / 4 / image_s)))
+    train_s = train(images, 1)
+    steps = min(MOST_STEPS, int(limit_s / 2 / train_s))
+    if steps:  # else the first step of this size, which also sets up, has to do
+        train_s = train(images, steps) / steps
+    stepped = peak_memory_mb(trainer.device)
 
     shown = min(len(data.val), VALIDATION_BATCH * trainer.world)
     val = dataclasses.replace(data.val, rows=data.val.rows[:shown], patients=data.val.patients[:shown])
@@ -73,4 +77,4 @@ def timed(
     val_s = seconds(trainer.validate)
     if val_s < limit_s / 8:  # the first batch also sets up
         val_s = seconds(trainer.validate)
-    return Timing(images, train_s, val_s / shown, least, stepped, peak_memory_mb(trainer.device))
+    return Timing(images, train_s / images, val_s / shown, least, stepped, peak_memory_mb(trainer.device))

@@ -203,8 +203,11 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
         for name in ("train_s", "val_s")
     )
     epoch_s = train_s * train + val_s * val
+    paper = next(entry.timing for entry in measured if entry.of == "paper")
+    paper_s = settings.epochs * (paper.train_s * train + paper.val_s * val)
     levels = rungs(settings.trials, settings.epochs, settings.grace_epochs, settings.reduction_factor)
-    epochs = sum(level.epochs for level in levels)
+    # The first trial is the paper's configuration, and the first at each rung goes on.
+    trials_s = paper_s + epoch_s * (sum(level.epochs for level in levels) - settings.epochs)
     baseline_s = 0.0
     if settings.baseline:
         started = time.monotonic()
@@ -212,21 +215,18 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
             start_s += time.monotonic() - started
             timing = _time(groups, TrialConfig(), settings)
         baseline_s = settings.epochs * (timing.train_s * train + timing.val_s * val)
-    sizes = [sum(checkpoint_bytes(config)) for config in sample]
-    gpus = slots.workers * slots.gpus * epochs * epoch_s + final.workers * final.gpus * baseline_s
+    size = statistics.fmean(sum(checkpoint_bytes(config)) for config in sample)
+    gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
     return Forecast(
         rungs=levels,
         baseline_epochs=settings.epochs if settings.baseline else 0,
         slots=slots,
         start_s=start_s,
-        # The trials that go furthest take their time, however many slots there are.
-        search_s=epoch_s * max(epochs / slots.count, settings.epochs),
+        search_s=max(trials_s / slots.count, paper_s),  # no number of slots makes a single trial faster
         baseline_s=baseline_s,
         epoch_s=epoch_s,
         gpu_hours=gpus / 3600,
-        disk_bytes=round(
-            statistics.fmean(sizes) * settings.trials + settings.baseline * sum(checkpoint_bytes(TrialConfig()))
-        ),
+        disk_bytes=round(size * (settings.trials - 1)) + sum(checkpoint_bytes(TrialConfig())) * (1 + settings.baseline),
         peak_memory_mb=_most_memory(measured, sample, manifest.size, slots.workers),
         measured=measured,
         device=device,
