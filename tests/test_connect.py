@@ -15,7 +15,7 @@ import pytest
 import ray
 import yaml
 
-from wmlsearch import study
+from wmlsearch import jobs
 from wmlsearch.runs import SearchDir
 from wmlsearch.search import cluster
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
@@ -199,7 +199,7 @@ def test_checkpoints_in_an_object_store(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(f"AWS_{name}", value)
     address = f"http://{host}:{port}"
     boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="wml-bucket")
-    where = study.Where(storage=f"s3://wml-bucket/wml?scheme=http&endpoint_override={host}:{port}&region=us-east-1")
+    where = jobs.Where(storage=f"s3://wml-bucket/wml?scheme=http&endpoint_override={host}:{port}&region=us-east-1")
     check_writable(str(where.storage))
     run = SearchDir(tmp_path / "s").trial(3)
     assert where.place(run).startswith("s3://wml-bucket/wml/s/trials/0003?scheme=http")

@@ -15,7 +15,7 @@ import ray
 from mlflow import MlflowClient
 from processes import slots
 
-from wmlsearch import study
+from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs import SearchDir
 from wmlsearch.search.budget import Budget
@@ -29,7 +29,7 @@ RATES = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
 ONE_GPU = Slots(1, 1, 1, 1.0)
 
 
-def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> study.Outcome:
+def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> jobs.Outcome:
     return study.tune(
         SearchDir(out / "s"),
         SearchSpace.of(values),

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from processes import slots, wait_for
 
-from wmlsearch import study
+from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.model.training import load_checkpoint
 from wmlsearch.runs import RunDir, SearchDir
@@ -44,7 +44,7 @@ def _ignore(run: RunDir) -> None:
 class Done:
     search: SearchDir
     settings: RunSettings
-    outcome: study.Outcome
+    outcome: jobs.Outcome
 
 
 @pytest.fixture(scope="session")
@@ -237,7 +237,7 @@ def start(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
 def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = start("--trials", "200", "--epochs", "3")
     search = SearchDir(tmp_path / "runs" / "s")
-    wait_for(lambda: any(run.status().get("state") == "completed" for run in search.trials()))
+    wait_for(lambda: any(run.state == "completed" for run in search.trials()))
     os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -261,7 +261,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
     search = SearchDir(tmp_path / "runs" / "s")
 
     def under_way() -> list[RunDir]:
-        return [run for run in search.trials() if run.status()["state"] == "running" and len(run.rows()) >= 3]
+        return [run for run in search.trials() if run.state == "running" and len(run.rows()) >= 3]
 
     wait_for(lambda: bool(under_way()))
     for pid in slots(process.pid):

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from wmlsearch import study
+from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs import SearchDir
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
@@ -176,7 +176,7 @@ def test_twenty_trials_of_two_workers_beside_another_ray(other_ray: None, prepar
     )
     settings = RunSettings(epochs=4, trials=20, grace_epochs=1, reduction_factor=2, baseline=False)
     search = SearchDir(tmp_path / "s")
-    where = study.Where(workers_per_trial=2)
+    where = jobs.Where(workers_per_trial=2)
     said: list[str] = []
     outcome = study.tune(
         search, space, settings, prepared, default_uri(tmp_path), lambda run: run.name, where, said.append

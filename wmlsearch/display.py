@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +20,9 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
+
+if TYPE_CHECKING:
+    from wmlsearch.search.plan import Forecast  # imports Ray, which `status` can do without
 
 SHOWN = 10  # rows of a leaderboard while a search runs
 STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
@@ -83,6 +86,11 @@ def number(value: Any, digits: int = 0) -> str:
     return f"{value:.{digits}f}" if digits else f"{value:.3g}"
 
 
+def last_line(text: str) -> str:
+    """Of a traceback, what was raised."""
+    return (text.strip().splitlines() or [""])[-1]
+
+
 def duration(seconds: float) -> str:
     """42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
@@ -100,7 +108,7 @@ class SearchDisplay:
         self.console, self.search, self.space, self.settings = console, search, space, settings
         self.started, self.entries = time.monotonic(), {}
         for run in search.trials():  # of a search that is resumed
-            if run.status().get("state") not in UNFINISHED:
+            if run.state not in UNFINISHED:
                 self.entries[run.path] = Entry.of(run, space)
         self.before = self.ended
         # One bar for the whole search: a new one at each change would begin to count its time again.
@@ -148,7 +156,7 @@ class SearchDisplay:
                 highlight=False,
             )
             if entry.state in BAD:
-                self.console.print(f"  {entry.reason}", highlight=False, markup=False)
+                self.console.print(f"  {last_line(entry.reason)}", highlight=False, markup=False)
 
     def _say_epoch(self, entry: Entry, before: Entry | None) -> None:
         if entry.epochs > (before.epochs if before else 0):
@@ -219,7 +227,7 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
     for entry in (*board.trials, *board.finals):
         if entry.state in BAD:
             state = entry.state.replace("_", " ")
-            console.print(f"{entry.name} {state}: {entry.reason}", highlight=False, markup=False)
+            console.print(f"{entry.name} {state}: {last_line(entry.reason)}", highlight=False, markup=False)
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 
@@ -238,6 +246,37 @@ def progress_bar(console: Console) -> tuple[Progress, Callable[[str, int, int], 
             console.print(f"{what}: {total} of {total}", highlight=False)
 
     return bar, advance
+
+
+def show_forecast(console: Console, forecast: Forecast) -> None:
+    """Trials and epochs of each rung, then what they take, and what was measured."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("rung", "trials", "epochs"):
+        table.add_column(name, justify="left" if name == "rung" else "right")
+    for rung in forecast.rungs:
+        table.add_row(f"up to epoch {rung.epoch}", f"{rung.trials:.1f}", f"{rung.epochs:.1f}")
+    if forecast.baseline_epochs:
+        table.add_row("baseline", "1.0", f"{forecast.baseline_epochs:.1f}")
+    table.add_row("all", "", f"{forecast.epochs + forecast.baseline_epochs:.1f}", style="bold")
+    console.print(table)
+    parts = {"start": forecast.start_s, "search": forecast.search_s, "baseline": forecast.baseline_s}
+    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+    lines = [
+        f"time      {duration(forecast.total_s)} ({shown}); an epoch of a trial takes {forecast.epoch_s:.2g} s",
+        *([f"GPU-hours {forecast.gpu_hours:.2g}"] if forecast.gpu_hours else []),
+        f"disk      {forecast.disk_bytes / 1e6:.3g} MB for checkpoints",
+        f"memory    {forecast.peak_memory_mb:.0f} MiB at the peak, for each worker",
+        f"measured  on {forecast.device}, {forecast.slots.count} at a time:",
+    ]
+    for entry in forecast.measured:
+        config, timing = entry.config, entry.timing
+        lines.append(
+            f"  {entry.of:<8}  depth {config.depth}, base_channels {config.base_channels}: "
+            f"{1000 * timing.train_s:.3g} ms an image to train ({timing.images} a step), "
+            f"{1000 * timing.val_s:.3g} ms to validate"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:

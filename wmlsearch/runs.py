@@ -82,6 +82,15 @@ class RunDir:
         path = self.path / "status.json"
         return read_json(path) if path.exists() else {}
 
+    def begun(self) -> bool:
+        """Whether something was ever run here."""
+        return (self.path / "config.json").is_file()
+
+    @property
+    def state(self) -> str:
+        """How it stands; a folder that was begun and says nothing is running."""
+        return str(self.status().get("state", RUNNING))
+
     def ledger(self) -> dict[str, Any]:
         """What the mirror has written to MLflow already."""
         path = self.path / "mlflow.json"

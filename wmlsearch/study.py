@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmlsearch import __version__
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.phantom import write_phantom
-from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.jobs import HERE, Outcome, Where, about_data, about_run, versions
 from wmlsearch.model.training import check_trainable, epochs
 from wmlsearch.runs import GOOD, RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import Choices, SearchSpace
@@ -26,65 +20,29 @@ from wmlsearch.verdict.leaderboard import leaderboard
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Slots
+    from wmlsearch.search.plan import Forecast
 
 OnChange = Callable[[RunDir], None]
-Progress = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Where:
-    """On what Ray a run is to be: the cluster at `ray_address`, or an embedded one; and how its trials are shaped."""
+def plan(
+    space: SearchSpace, settings: RunSettings, data: Path, where: Where = HERE, say: Callable[[str], None] = print
+) -> Forecast:
+    """Forecast what `tune` would spend with these arguments; nothing is kept. Raises InputError as it does."""
+    from wmlsearch.search.cluster import ray_at, watchdog
+    from wmlsearch.search.nodes import parcel
+    from wmlsearch.search.plan import forecast
 
-    ray_address: str | None = None
-    storage: str | None = None  # a place for checkpoints that all machines reach; None: the run folders
-    workers_per_trial: int = 1
-    gpus_per_worker: float | None = None  # None: one, where there are GPUs
-
-    def check_before_ray(self, trials: int) -> None:
-        """Refuse what can't run, before Ray starts. Raises InputError."""
-        if self.storage:
-            from wmlsearch.search.checkpoints import check_writable
-
-            check_writable(self.storage)
-        if not self.ray_address:
-            self.slots(trials)
-
-    def slots(self, trials: int) -> Slots:
-        """How many trials of this shape run at once. Raises InputError where none fits."""
-        from wmlsearch.search.cluster import Request, cluster_nodes, free_memory_gb, plan_slots, this_machine
-
-        request = Request(self.workers_per_trial, None, self.gpus_per_worker)
-        if not self.ray_address:
-            return plan_slots(this_machine(), request, trials, free_memory_gb())
-        nodes = cluster_nodes()
-        if len(nodes) > 1 and not self.storage:
-            raise InputError(
-                f"the cluster has {len(nodes)} machines, so checkpoints need a place that all of them reach: "
-                "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
-            )
-        return plan_slots(nodes, request, trials)
-
-    def place(self, run: RunDir) -> str:
-        """Where a run's checkpoints go: its folder, or its place in the storage."""
-        if not self.storage:
-            return str(run.path.resolve())
-        about = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
-        base, mark, options = self.storage.partition("?")  # a URI may end in options, such as ?region=eu-west-1
-        return "/".join([base.rstrip("/"), *about]) + mark + options
-
-
-HERE = Where()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search or training leaves: where it is, why it ended early (or ""), and what MLflow lacks (or "")."""
-
-    run: RunDir
-    early: str
-    mlflow_problem: str
-    pictures: tuple[Path, ...] = ()
+    where.check_before_ray(settings.trials)
+    _check(space, data, where.workers_per_trial)
+    started = time.monotonic()
+    with ray_at(where.ray_address), watchdog(say, lambda: "the measurement"):
+        slots = where.slots(settings.trials)
+        say(f"trials would run {slots}; timing three configurations ...")
+        ray_s = time.monotonic() - started
+        made = forecast(space, settings, parcel(data, send=bool(where.ray_address)), slots, where.slots(1))
+    return dataclasses.replace(made, start_s=made.start_s + ray_s)
 
 
 def tune(
@@ -168,7 +126,7 @@ def resume(
         _check_gpu_hours(settings, slots)
         search.change_settings(settings.model_dump())
         trials = search.trials()
-        unfinished = [run.about()["name"] for run in trials if run.status().get("state") in UNFINISHED]
+        unfinished = [run.about()["name"] for run in trials if run.state in UNFINISHED]
         say(
             f"{search.name} goes on: {len(trials) - len(unfinished)} of {settings.trials} trials have ended"
             + (f"; from their last checkpoints: {', '.join(unfinished)}" if unfinished else "")
@@ -248,12 +206,12 @@ def _search(
             raise KeyboardInterrupt(STOP_WISH)
 
     final = search.final("paper", settings.seed)
-    wanted = settings.baseline and final.status().get("state") not in GOOD
+    wanted = settings.baseline and final.state not in GOOD
     if wanted and not budget.failed and not budget.reason.startswith("stopped"):
-        if final.status():
+        if final.begun():
             final.set_status(RUNNING)
         else:
-            about = _about(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, search.about()["data"])
+            about = about_run(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, search.about()["data"])
             RunDir.create(final.path, about)
         changed(final)
         train_run(
@@ -301,7 +259,7 @@ def train(
     check_new(run.path)
     if workers:
         where.check_before_ray(1)
-    RunDir.create(run.path, _about(run.name, "train", config, settings, _data(data, prepared)))
+    RunDir.create(run.path, about_run(run.name, "train", config, settings, about_data(data, prepared)))
     mirror = Mirror(run, mlflow_uri)
 
     def changed(part: RunDir) -> None:
@@ -353,32 +311,6 @@ def _train_here(run: RunDir, config: TrialConfig, settings: RunSettings, data: P
         run.set_status("diverged", str(error))
 
 
-def own_data(out: Path, progress: Progress) -> Path:
-    """The built-in phantom below `out`, made and prepared at the first call."""
-    prepared = out / "phantom" / "prepared"
-    if not (prepared / "manifest.json").is_file():
-        raw = out / "phantom" / "raw"
-        if not (raw / "dataset_description.json").is_file():
-            write_phantom(raw, progress=lambda done, total: progress("making the phantom", done, total))
-        prepare(raw, prepared, PrepareOptions(size=128), progress)
-    return prepared
-
-
-def versions() -> dict[str, str]:
-    """What ran: for the record of a run."""
-    packages = {name: metadata.version(name) for name in ("torch", "numpy", "ray", "optuna", "mlflow")}
-    return {"wmlsearch": __version__, "python": platform.python_version(), **packages, "commit": _commit()}
-
-
-def _commit() -> str:
-    """The git commit of a checkout that runs in place, or ""."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
-        return ""
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    return done.stdout.strip()
-
-
 def _check(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
     """Refuse a search some of whose trials could not train on this data; returns what a run records of the data."""
     prepared = PreparedData.open(data)
@@ -394,33 +326,4 @@ def _check(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
             f"{data}: the validation slices hold no lesion, so no Dice can be measured; "
             "prepare with other --val-patients or another --seed"
         )
-    return _data(data, prepared)
-
-
-def _data(folder: Path, prepared: PreparedData) -> dict[str, Any]:
-    manifest = prepared.manifest
-    return {
-        "name": folder.name,
-        "fingerprint": manifest.fingerprint,
-        "size": manifest.size,
-        "plane": manifest.plane,
-        "spacing_mm": manifest.spacing_mm,
-        "split": manifest.split_level,
-        "optimistic": manifest.optimistic,
-    }
-
-
-def _about(name: str, kind: str, config: TrialConfig, settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": kind,
-        "config": config.model_dump(),
-        "settings": settings.model_dump(),
-        "data": data,
-        "versions": versions(),
-    }
-
-
-def new_name(kind: str) -> str:
-    """`search-20261123-201512`: a name for who gave none."""
-    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return about_data(data, prepared)

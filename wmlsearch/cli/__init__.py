@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import data, mlflow, runs
+from wmlsearch.cli import data, mlflow, plan, runs
 
 HELP_WIDTH = 100
 
@@ -70,5 +70,15 @@ def main(debug: bool) -> None:
     """
 
 
-for verb in (data.phantom, data.prepare, runs.train, runs.tune, runs.stop, runs.status, mlflow.sync, mlflow.ui):
+for verb in (
+    data.phantom,
+    data.prepare,
+    runs.train,
+    plan.plan,
+    runs.tune,
+    runs.stop,
+    runs.status,
+    mlflow.sync,
+    mlflow.ui,
+):
     main.add_command(verb)

@@ -10,7 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
-    from wmlsearch.study import Outcome
+    from wmlsearch.jobs import Outcome
+    from wmlsearch.space import SearchSpace
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
@@ -47,6 +48,16 @@ precision = click.option(
 )
 
 
+trials = click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
+workers_per_trial = click.option(
+    "--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial."
+)
+grace_epochs = click.option(
+    "--grace-epochs", type=int, default=2, show_default=True, help="No trial is stopped early before this."
+)
+no_baseline = click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
+
+
 def say(text: str) -> None:
     click.echo(text)
 
@@ -61,6 +72,18 @@ def settings(**values: Any) -> RunSettings:
         raise InputError("these options can't be used", faults) from None
 
 
+def space_to_search(space: str) -> SearchSpace:
+    from wmlsearch.config import InputError
+    from wmlsearch.space import SearchSpace
+
+    ranges = SearchSpace.read(space)
+    if ranges.is_point:
+        raise InputError(
+            f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
+        )
+    return ranges
+
+
 def uri_of(out: Path, given: str | None) -> str:
     from wmlsearch.tracking import default_uri
 
@@ -71,7 +94,7 @@ def data_or_phantom(data: Path | None, out: Path) -> Path:
     if data is not None:
         return data
     from wmlsearch.display import console, progress_bar
-    from wmlsearch.study import own_data
+    from wmlsearch.jobs import own_data
 
     say("no --data given: the built-in phantom is used")
     bar, advance = progress_bar(console())

@@ -47,7 +47,7 @@ def train(
 
     Example: wmlsearch train paper --data prepared --epochs 18
     """
-    from wmlsearch import study
+    from wmlsearch import jobs, study
     from wmlsearch.config import InputError
     from wmlsearch.display import TrainingDisplay, console
     from wmlsearch.runs import RunDir, check_name
@@ -57,11 +57,11 @@ def train(
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
     config = SearchSpace.read(point).point()
     settings = options.settings(epochs=epochs, seed=seed, precision=precision)
-    run = RunDir(out / check_name(name or study.new_name("train")))
+    run = RunDir(out / check_name(name or jobs.new_name("train")))
     data = options.data_or_phantom(data, out)
     options.say(f"training {point} on {data}, at most {epochs} epochs, into {run.path}")
     display = TrainingDisplay(console(), settings)
-    where = study.Where(ray_address, storage, max(workers, 1), gpus_per_worker)
+    where = jobs.Where(ray_address, storage, max(workers, 1), gpus_per_worker)
     outcome = study.train(
         run, config, settings, data, options.uri_of(out, mlflow_uri), display.changed, workers, where, options.say
     )
@@ -82,7 +82,7 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 @click.argument("space", default="unet")
 @options.data
 @click.option("--resume", metavar="NAME", help="Go on with a search that was stopped or died.")
-@click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
+@options.trials
 @click.option("--max-hours", type=float, help="End the trials when the search has run for so long.")
 @click.option("--max-gpu-hours", type=float, help="End the trials when they have held GPUs for so long.")
 @click.option("--max-epochs-total", type=int, help="End the trials after so many epochs of all of them.")
@@ -102,7 +102,7 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
     help="What stops poor trials early (Ray Tune).",
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
-@click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial.")
+@options.workers_per_trial
 @options.gpus_per_worker
 @remote.cluster
 @options.ray_address
@@ -115,8 +115,8 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True, help="What is maximised."
 )
-@click.option("--grace-epochs", type=int, default=2, show_default=True, help="No trial is stopped early before this.")
-@click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
+@options.grace_epochs
+@options.no_baseline
 @options.uri
 def tune(
     space: str,
@@ -140,17 +140,16 @@ def tune(
     once more as the baseline. Ctrl-C, `wmlsearch stop` or a budget end the trials cleanly; --resume goes on.
 
     \b
-    Examples: wmlsearch tune quick --data prepared --trials 12 --epochs 10
-              wmlsearch tune --resume search-20261123-201512 --trials 40
+    Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
+    Another: wmlsearch tune --resume search-20261123-201512 --trials 40
     """
-    from wmlsearch import study
-    from wmlsearch.config import InputError
+    from wmlsearch import jobs, study
     from wmlsearch.display import SearchDisplay, console, show_search
     from wmlsearch.runs import SearchDir, check_name, check_new, find_search
     from wmlsearch.space import SearchSpace
 
     uri = options.uri_of(out, mlflow_uri)
-    where = study.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
+    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
     if resume is not None:
         changes = _changes()
         search = find_search(resume, out)
@@ -160,13 +159,9 @@ def tune(
         with SearchDisplay(console(), search, ranges, wanted) as display:
             outcome = study.resume(search, changes, data, uri, display.changed, where, display.say)
     else:
-        ranges = SearchSpace.read(space)
-        if ranges.is_point:
-            raise InputError(
-                f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
-            )
+        ranges = options.space_to_search(space)
         wanted = options.settings(**settings, baseline=not no_baseline)
-        search = SearchDir(out / check_name(name or study.new_name("search")))
+        search = SearchDir(out / check_name(name or jobs.new_name("search")))
         check_new(search.path)
         earlier = [find_search(one, out) for one in warm_start]
         data = options.data_or_phantom(data, out)

@@ -73,7 +73,7 @@ def epochs(
     With several ranks each calls it with the same arguments; `config.batch_size` is shared out among them, the reports
     of all ranks agree, and rank 0 writes. Raises Diverged, and InputError for what can't be trained on this data.
     """
-    trainer = _Trainer(config, data, max_epochs, seed, precision)
+    trainer = Trainer(config, data, max_epochs, seed, precision)
     if last is not None and last.exists():
         trainer.load(last)
     while trainer.ended is None:
@@ -108,7 +108,9 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
         raise InputError("this configuration can't be trained on this data", faults)
 
 
-class _Trainer:
+class Trainer:
+    """A training, an epoch at a time: model, optimiser and what was reported so far."""
+
     def __init__(self, config: TrialConfig, data: PreparedData, max_epochs: int, seed: int, precision: str) -> None:
         several = distributed.is_available() and distributed.is_initialized()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
@@ -142,9 +144,9 @@ class _Trainer:
         # All chance of an epoch comes from (seed, epoch), so a resumed run needs no random state from the past.
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
         torch.manual_seed(_mix(self.seed, epoch, self.rank + 1))  # dropout
-        train_loss = self._train(batches(len(self.data.train), self.config.batch_size, generator), epoch, generator)
+        train_loss = self.train(batches(len(self.data.train), self.config.batch_size, generator), epoch, generator)
         trained = time.monotonic()
-        metrics = self._validate()
+        metrics = self.validate()
         if metrics["val_loss"] is None:
             raise Diverged(f"the validation loss is not finite in epoch {epoch}")
         rate = self.optimizer.param_groups[0]["lr"]
@@ -172,7 +174,8 @@ class _Trainer:
         self.reports.append(report.row())
         return report
 
-    def _train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
+    def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
+        """A step for each batch of positions; returns the loss summed over them, by the number of train slices."""
         self.model.train()
         slices, total = self.data.train, torch.zeros((), dtype=torch.float64, device=self.device)
         drawn = None
@@ -203,7 +206,8 @@ class _Trainer:
         return float(total.item()) / len(slices)
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float | None]:
+    def validate(self) -> dict[str, float | None]:
+        """The metrics on the validation slices."""
         if self.world > 1:  # statistics of batch normalisation are each rank's own on CPUs: rank 0's count
             for buffer in self.unet.buffers():
                 distributed.broadcast(buffer, 0)

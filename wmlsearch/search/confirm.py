@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
 
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs import RunDir
 from wmlsearch.search.checkpoints import Checkpoints
-from wmlsearch.search.group import Group
+from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
 
 
 def train_run(
@@ -29,12 +34,16 @@ def train_run(
     `data` is a parcel, `place` where the checkpoints go: what is elsewhere than in the run folder is copied there.
     """
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
-    group = Group(job, slots, elastic)
+    # In a process of its own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be ended.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    host: Any = ray.remote(num_cpus=0)(Group)
+    group = host.options(scheduling_strategy=here).remote(job, slots, elastic)
     try:
-        group.start({"config": config.model_dump(), "place": place, "heard": len(run.rows())})
+        trial = {"config": config.model_dump(), "place": place, "heard": len(run.rows())}
+        ray.get(group.start.remote(trial))
         result: dict[str, Any] = {}
         while not result.get("done"):
-            result = group.step()
+            result = ray.get(group.step.remote())
             write_result(run, result)
             on_change(run)
         bring_back(run, place)
@@ -42,11 +51,14 @@ def train_run(
     except KeyboardInterrupt as stopped:
         run.set_status("interrupted", str(stopped) or "stopped by Ctrl-C")
         raise
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         set_ended(run, "failed", str(error).strip().splitlines()[-1], str(error))
+    else:
+        with contextlib.suppress(RayError):
+            ray.get(group.close.remote(), timeout=2 * CLOSE_TIMEOUT_S)
     finally:
+        ray.kill(group)  # and with it go its workers
         on_change(run)
-        group.close()
 
 
 def write_result(run: RunDir, result: dict[str, Any]) -> None:

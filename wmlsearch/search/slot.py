@@ -38,7 +38,7 @@ class Training:
         settings = RunSettings(**job["settings"])
         self.reports = epochs(
             TrialConfig(**trial["config"]),
-            _data(job["data"]),
+            open_data(job["data"]),
             max_epochs=settings.epochs,
             seed=trial.get("seed", settings.seed),
             precision=settings.precision,
@@ -112,7 +112,8 @@ def _last_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
-def _data(sent: dict[str, Any]) -> PreparedData:
+def open_data(sent: dict[str, Any]) -> PreparedData:
+    """The data of a parcel, where this process trains: on its GPU, if it has one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = (sent["fingerprint"], device)
     if key not in _opened:

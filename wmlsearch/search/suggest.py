@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs import GOOD, RUNNING, UNFINISHED, SearchDir, cut_torn_line
+from wmlsearch.runs import GOOD, UNFINISHED, SearchDir, cut_torn_line
 from wmlsearch.space import Choices, Range, SearchSpace
 
 # What Optuna is told for each way to end. A trial stopped by the scheduler is no finished trial: its score is that of
@@ -58,7 +58,7 @@ class Study:
             self._add(trial["config"], trial["state"], {int(epoch): v for epoch, v in trial["values"].items()}, {})
         unfinished = {}
         for run in search.trials():
-            number, state = int(run.name), run.status().get("state", RUNNING)
+            number, state = int(run.name), run.state
             config = TrialConfig(**run.about()["config"])
             values = {row["epoch"]: row[settings.objective] or 0.0 for row in run.rows()}
             if number == 0 and space.outside(config):
@@ -248,7 +248,7 @@ def known_earlier(
     for search in searches:
         about = search.about()
         for run in search.trials():
-            state, rows = run.status().get("state", RUNNING), run.rows()
+            state, rows = run.state, run.rows()
             config = TrialConfig(**run.about()["config"])
             if about["data"]["fingerprint"] != fingerprint:
                 left["other data"] += 1

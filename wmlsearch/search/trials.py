@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from wmlsearch.config import RunSettings
-from wmlsearch.runs import ENDED, UNFINISHED, RunDir, SearchDir
+from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.confirm import set_ended, write_result
@@ -61,7 +61,7 @@ def run_trials(
     else:
         trainable = Slot
         resources = tune.PlacementGroupFactory([slots.resources])
-    numbers = [n for n in range(settings.trials) if search.trial(n).status().get("state") not in ENDED[:-1]]
+    numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]
     if not numbers or budget.stop_all():
         recorder.finish_open()
         return budget
@@ -108,7 +108,7 @@ def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> l
         if scheduler.hear(number, row["epoch"], row[settings.objective] or 0.0, ended):
             stopped[number] = row["epoch"]
     for run in search.trials():
-        if run.status().get("state") in UNFINISHED and (its := run.rows()):
+        if run.state in UNFINISHED and (its := run.rows()):
             if its[-1]["ended"]:
                 run.set_status(its[-1]["ended"])
                 changed.append(run)
@@ -142,7 +142,7 @@ class _Recorder(tune.Callback):
         self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
         self.keeper = Keeper(place)
         for run in search.trials():
-            if run.status().get("state") in ENDED[:-1]:
+            if run.state not in UNFINISHED:
                 self.keeper.ended(run, self._best(run))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,9 +153,9 @@ class _Recorder(tune.Callback):
         if self.budget.stop_all():
             return None
         run = self.search.trial(number)
-        if run.status():
+        if run.begun():
             config = run.about()["config"]
-            run.set_status("running")
+            run.set_status(RUNNING)
         else:
             config = self.study.ask(number).model_dump()
             about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config, **self.shared}
@@ -193,7 +193,7 @@ class _Recorder(tune.Callback):
         """What has not ended by itself is interrupted, whether it ran in this session or not."""
         reason = (self.budget.reason or "the search ended").splitlines()[0]
         for run in self.search.trials():
-            if run.status().get("state") in UNFINISHED:
+            if run.state in UNFINISHED:
                 self._finish(int(run.name), "interrupted", reason)
 
     def _finish(self, number: int, state: str, reason: str, trace: str = "") -> None:

@@ -1,0 +1,59 @@
+"""The verb `plan`: what a search would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options
+
+
+@click.command(short_help="Forecast what a search would cost.")
+@click.argument("space")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="A prepared data set.")
+@options.trials
+@options.workers_per_trial
+@options.gpus_per_worker
+@options.ray_address
+@options.storage
+@options.epochs
+@options.seed
+@options.precision
+@options.grace_epochs
+@options.no_baseline
+def plan(
+    space: str,
+    data: Path,
+    trials: int,
+    workers_per_trial: int,
+    gpus_per_worker: float | None,
+    ray_address: str | None,
+    storage: str | None,
+    epochs: int,
+    seed: int,
+    precision: str,
+    grace_epochs: int,
+    no_baseline: bool,
+) -> None:
+    """Forecast trials, time, disk and memory of `wmlsearch tune SPACE` with the same options.
+
+    The cheapest, the paper's and the dearest configuration are timed for some seconds, where and as the trials would
+    run. Nothing is written.
+
+    Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
+    """
+    from wmlsearch import jobs, study
+    from wmlsearch.display import console, show_forecast
+
+    ranges = options.space_to_search(space)
+    settings = options.settings(
+        epochs=epochs,
+        seed=seed,
+        precision=precision,
+        trials=trials,
+        grace_epochs=grace_epochs,
+        baseline=not no_baseline,
+    )
+    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
+    show_forecast(console(), study.plan(ranges, settings, data, where, options.say))

@@ -1,0 +1,136 @@
+"""What all jobs of the command line share: where they run, on what data, and what their folders say of them."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmlsearch import __version__
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.runs import RunDir
+
+if TYPE_CHECKING:
+    from wmlsearch.search.cluster import Slots
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what Ray a run is to be: the cluster at `ray_address`, or an embedded one; and how its trials are shaped."""
+
+    ray_address: str | None = None
+    storage: str | None = None  # a place for checkpoints that all machines reach; None: the run folders
+    workers_per_trial: int = 1
+    gpus_per_worker: float | None = None  # None: one, where there are GPUs
+
+    def check_before_ray(self, trials: int) -> None:
+        """Refuse what can't run, before Ray starts. Raises InputError."""
+        if self.storage:
+            from wmlsearch.search.checkpoints import check_writable
+
+            check_writable(self.storage)
+        if not self.ray_address:
+            self.slots(trials)
+
+    def slots(self, trials: int) -> Slots:
+        """How many trials of this shape run at once. Raises InputError where none fits."""
+        from wmlsearch.search.cluster import Request, cluster_nodes, free_memory_gb, plan_slots, this_machine
+
+        request = Request(self.workers_per_trial, None, self.gpus_per_worker)
+        if not self.ray_address:
+            return plan_slots(this_machine(), request, trials, free_memory_gb())
+        nodes = cluster_nodes()
+        if len(nodes) > 1 and not self.storage:
+            raise InputError(
+                f"the cluster has {len(nodes)} machines, so checkpoints need a place that all of them reach: "
+                "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
+            )
+        return plan_slots(nodes, request, trials)
+
+    def place(self, run: RunDir) -> str:
+        """Where a run's checkpoints go: its folder, or its place in the storage."""
+        if not self.storage:
+            return str(run.path.resolve())
+        about = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
+        base, mark, options = self.storage.partition("?")  # a URI may end in options, such as ?region=eu-west-1
+        return "/".join([base.rstrip("/"), *about]) + mark + options
+
+
+HERE = Where()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search or training leaves: where it is, why it ended early (or ""), and what MLflow lacks (or "")."""
+
+    run: RunDir
+    early: str
+    mlflow_problem: str
+    pictures: tuple[Path, ...] = ()
+
+
+def own_data(out: Path, progress: Progress) -> Path:
+    """The built-in phantom below `out`, made and prepared at the first call."""
+    prepared = out / "phantom" / "prepared"
+    if not (prepared / "manifest.json").is_file():
+        raw = out / "phantom" / "raw"
+        if not (raw / "dataset_description.json").is_file():
+            write_phantom(raw, progress=lambda done, total: progress("making the phantom", done, total))
+        prepare(raw, prepared, PrepareOptions(size=128), progress)
+    return prepared
+
+
+def versions() -> dict[str, str]:
+    """What ran: for the record of a run."""
+    packages = {name: metadata.version(name) for name in ("torch", "numpy", "ray", "optuna", "mlflow")}
+    return {"wmlsearch": __version__, "python": platform.python_version(), **packages, "commit": _commit()}
+
+
+def _commit() -> str:
+    """The git commit of a checkout that runs in place, or ""."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return ""
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    return done.stdout.strip()
+
+
+def about_data(folder: Path, prepared: PreparedData) -> dict[str, Any]:
+    """What a run records of its data."""
+    manifest = prepared.manifest
+    return {
+        "name": folder.name,
+        "fingerprint": manifest.fingerprint,
+        "size": manifest.size,
+        "plane": manifest.plane,
+        "spacing_mm": manifest.spacing_mm,
+        "split": manifest.split_level,
+        "optimistic": manifest.optimistic,
+    }
+
+
+def about_run(name: str, kind: str, config: TrialConfig, settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
+    """What a run's folder says of it from its beginning on."""
+    return {
+        "name": name,
+        "kind": kind,
+        "config": config.model_dump(),
+        "settings": settings.model_dump(),
+        "data": data,
+        "versions": versions(),
+    }
+
+
+def new_name(kind: str) -> str:
+    """`search-20261123-201512`: a name for who gave none."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
