@@ -1,0 +1,1 @@
+"""How good a search is, measured on a table of learning curves that were recorded once."""

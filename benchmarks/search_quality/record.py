@@ -1,0 +1,214 @@
+"""Record table.csv, a tabular benchmark of this task: full learning curves of random configurations.
+
+    python -m benchmarks.search_quality.record [--until 240] [--minutes 30] [--jobs 2]
+
+Run it again to go on: what stands in the table is kept. A search can then be replayed by looking scores up instead of
+training. Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow), so it runs on any machine with torch.
+
+A row is an epoch of a configuration: its number, the searched hyperparameters (empty where a condition switches them
+off), the epoch, `ended` and the metrics, numbers with 5 significant digits. `ended` is filled in the last row of each
+configuration only: "completed", or "diverged" in a row without metrics for the epoch that could not be trained.
+Configurations stand in the order in which they got finished: sort by (number, epoch) where order matters.
+Configuration n is drawn from (SEED, n), so neither order nor interruption changes it, and it can be drawn again in
+full precision. `epoch_learning_rate` is the metric learning_rate: what the schedule made of the hyperparameter of that
+name. `epoch_s` is the time of one thread on the machine that recorded, `peak_memory_mb` that of the whole process up
+to then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmlsearch.config import InputError
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.training import Diverged, epochs
+from wmlsearch.space import SearchSpace
+
+HERE = Path(__file__).parent
+SEED = 0  # of the phantom, the draws and every training
+METRICS = (
+    "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy", "val_dice_best",
+    "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "val_patients_empty",
+    "epoch_learning_rate", "images_per_s", "epoch_s", "peak_memory_mb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What each configuration is trained on. Rows of different tasks must not stand in one table."""
+
+    patients: int = 9
+    val_patients: tuple[str, ...] = ("02", "04", "07")
+    test_patients: tuple[str, ...] = ("09",)  # a split needs one; nothing here looks at it
+    shape: tuple[int, int, int] = (64, 64, 20)  # voxels of 3 x 3 x 7.2 mm: small lesions have some pixels
+    size: int = 48
+    epochs: int = 27  # three cubed: ASHA's rungs at reduction factor 3 are whole epochs
+
+    def prepare(self, folder: Path) -> Path:
+        """Make the data anew in `folder`: it is the same each time, and costs less than a configuration or two."""
+        raw = write_phantom(folder / "raw", patients=self.patients, timepoints=1, shape=self.shape, seed=SEED)
+        split = {"val_patients": self.val_patients, "test_patients": self.test_patients}
+        prepare(raw, folder / "prepared", PrepareOptions(plane="axial", size=self.size, jobs=1, **split))
+        return folder / "prepared"
+
+
+class Table:
+    """The CSV file: opened where a recording left it, one write for each finished configuration."""
+
+    def __init__(self, path: Path, space: SearchSpace) -> None:
+        self.path = path
+        self.columns = ["number", *space.dimensions, "epoch", "ended", *METRICS]
+        self.done: set[int] = set()
+        header = ",".join(self.columns) + "\n"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if not header.startswith(text[: len(header)]):  # a torn header is no other header
+            raise InputError(f"{path}: its columns are not those of {space.source}: record into another file")
+        lines = text[len(header) :].splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        rows = list(csv.DictReader([header, *lines]))
+        while rows and not rows[-1]["ended"]:  # written in one go, so only the last can be incomplete
+            rows.pop()
+        for row in rows:
+            drawn = _texts(draw(space, int(row["number"])))
+            if any(row[name] != drawn.get(name, "") for name in space.dimensions):
+                raise InputError(
+                    f"{path}: configuration {row['number']} is not what {space.source} draws: record into another file"
+                )
+        self.done = {int(row["number"]) for row in rows}
+        if len(text) < len(header):
+            path.write_text(header, encoding="utf-8")
+        else:  # cut, never written anew: whatever happens now, finished rows stay
+            os.truncate(path, len((header + "".join(lines[: len(rows)])).encode()))
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Add all rows of a configuration."""
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerows(_texts(row) for row in rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+            file.flush()
+        self.done.add(rows[0]["number"])
+
+
+def draw(space: SearchSpace, number: int) -> dict[str, Any]:
+    """The searched hyperparameters of a configuration."""
+    return space.sample(np.random.default_rng([SEED, number]))
+
+
+def train(space: SearchSpace, data: Path, max_epochs: int, number: int) -> list[dict[str, Any]]:
+    """Train a configuration to its end, on one thread: its rows of the table."""
+    torch.set_num_threads(1)  # as many configurations at a time as there are cores: nothing gets more done
+    values = draw(space, number)
+    rows: list[dict[str, Any]] = []
+    # float32, because "auto" would give another table on processors with bfloat16
+    reports = epochs(
+        space.config(values), PreparedData.open(data), max_epochs=max_epochs, seed=SEED, precision="float32"
+    )
+    try:
+        for report in reports:
+            metrics = dict(report.metrics)
+            metrics["epoch_learning_rate"] = metrics.pop("learning_rate")  # a hyperparameter has that name already
+            rows.append({"number": number, **values, "epoch": report.epoch, "ended": report.ended or "", **metrics})
+    except Diverged:
+        rows.append({"number": number, **values, "epoch": len(rows) + 1, "ended": "diverged"})
+    return rows
+
+
+def record(
+    path: Path,
+    space: SearchSpace,
+    task: Task,
+    *,
+    until: int,
+    jobs: int = 1,
+    minutes: float = math.inf,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Record the configurations below `until` that the table doesn't have; after `minutes`, none is started any more.
+
+    Raises InputError where the table is one of another space.
+    """
+    start = time.monotonic()
+    table = Table(path, space)
+    numbers = [number for number in range(until) if number not in table.done]
+    if not numbers:
+        return
+    due = (number for number in numbers if time.monotonic() < start + 60 * minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        one = partial(train, space, task.prepare(Path(folder)), task.epochs)
+        start_training = time.monotonic()
+        for count, rows in enumerate(_trained(one, due, jobs), 1):
+            table.append(rows)
+            left_s = (time.monotonic() - start_training) / count * (len(numbers) - count)
+            scores = [float(row["val_dice_best"] or 0) for row in rows if "val_dice_best" in row]
+            tell(
+                f"configuration {rows[0]['number']} {rows[-1]['ended']}: "
+                f"val_dice_best {scores[-1] if scores else 0:.3f} (highest {max(scores, default=0):.3f}), "
+                f"{sum(row.get('epoch_s', 0) for row in rows):.0f} s; "
+                f"{until - len(numbers) + count} of {until} recorded, {left_s / 60:.0f} min left"
+            )
+
+
+def _trained(
+    one: Callable[[int], list[dict[str, Any]]], numbers: Iterator[int], jobs: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each number, as they get finished; a number is taken when a process is free for it."""
+    if jobs == 1:
+        yield from map(one, numbers)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(one, number) for number in islice(numbers, jobs)}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(one, number) for number in islice(numbers, len(finished))}
+            for future in finished:
+                yield future.result()
+
+
+def _texts(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+        for name, value in row.items()
+    }
+
+
+def main() -> None:
+    """Record, or go on recording."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--until", type=int, default=240, metavar="N", help="so many configurations (default: 240)")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="start none after M minutes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
+    parser.add_argument("--table", type=Path, default=HERE / "table.csv", metavar="FILE", help="where to (table.csv)")
+    given = parser.parse_args()
+    space = SearchSpace.read(HERE / "space.yaml")
+    try:
+        record(
+            given.table, space, Task(), until=given.until, jobs=given.jobs, minutes=given.minutes,
+            tell=partial(print, flush=True),
+        )  # fmt: skip
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

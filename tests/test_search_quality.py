@@ -1,0 +1,114 @@
+"""The recorder of the tabular benchmark: goes on after an interruption, and refuses another space's table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.search_quality import record as recorder
+from benchmarks.search_quality.record import HERE, Task, record
+from wmlsearch.config import InputError
+from wmlsearch.space import SearchSpace
+
+CLOCK = ("epoch_s", "images_per_s", "peak_memory_mb")
+TINY = Task(patients=3, val_patients=("02",), test_patients=("03",), shape=(32, 32, 8), size=16, epochs=3)
+SPACE = SearchSpace.of(
+    {
+        "depth": 1,
+        "base_channels": {"choices": [2, 4]},
+        "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+        "schedule": {"choices": ["plateau", "step"]},
+        "step_fraction": {"low": 0.3, "high": 0.8, "when": {"schedule": "step"}},
+    }
+)
+
+
+def facts(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{name: text for name, text in row.items() if name not in CLOCK} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    data = TINY.prepare(tmp_path_factory.mktemp("data"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Task, "prepare", lambda *_: data)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("record") / "table.csv"
+    record(path, SPACE, TINY, until=2)
+    return path
+
+
+def test_rows_are_full_curves(whole: Path) -> None:
+    rows = facts(whole)
+    assert [(row["number"], row["epoch"], row["ended"]) for row in rows] == [
+        (str(number), str(epoch), "completed" if epoch == 3 else "") for number in (0, 1) for epoch in (1, 2, 3)
+    ]
+    assert all(row["val_loss"] and (row["step_fraction"] != "") == (row["schedule"] == "step") for row in rows)
+
+
+@pytest.mark.parametrize("rows_left", [0, 1.5, 3, 5, 5.5])  # of 3 + 3; a half: torn inside a row
+def test_goes_on_where_it_was_cut(whole: Path, tmp_path: Path, rows_left: float) -> None:
+    header, *lines = whole.read_text().splitlines(keepends=True)
+    cut = tmp_path / "table.csv"
+    torn = lines[int(rows_left)][:30] if rows_left % 1 else ""
+    cut.write_text(header + "".join(lines[: int(rows_left)]) + torn)
+    told: list[str] = []
+    record(cut, SPACE, TINY, until=2, tell=told.append)
+    assert facts(cut) == facts(whole)
+    assert len(told) == (2 if rows_left < 3 else 1)
+
+
+def test_two_processes_record_the_same(whole: Path, tmp_path: Path) -> None:
+    record(tmp_path / "table.csv", SPACE, TINY, until=2, jobs=2)
+    assert sorted(facts(tmp_path / "table.csv"), key=lambda row: (row["number"], row["epoch"])) == facts(whole)
+
+
+def test_a_whole_table_stays_as_it_is(whole: Path) -> None:
+    before = whole.read_bytes()
+    record(whole, SPACE, TINY, until=2)
+    assert whole.read_bytes() == before
+
+
+def test_stops_after_its_minutes(tmp_path: Path) -> None:
+    record(tmp_path / "table.csv", SPACE, TINY, until=2, minutes=0)
+    assert facts(tmp_path / "table.csv") == []
+
+
+def test_a_diverged_configuration_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(*args: object, **options: object) -> object:
+        yield next(real(*args, **options))  # type: ignore[arg-type]
+        raise recorder.Diverged
+
+    real = recorder.epochs
+    monkeypatch.setattr(recorder, "epochs", diverging)
+    told: list[str] = []
+    for _ in range(2):
+        record(tmp_path / "table.csv", SPACE, TINY, until=1, tell=told.append)
+    assert len(told) == 1
+    assert [(row["epoch"], row["ended"], row["val_loss"] != "") for row in facts(tmp_path / "table.csv")] == [
+        ("1", "", True),
+        ("2", "diverged", False),
+    ]
+
+
+def test_refuses_the_table_of_another_space(whole: Path) -> None:
+    other = SPACE.mapping() | {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    with pytest.raises(InputError, match="configuration 0 is not what other draws"):
+        record(whole, SearchSpace.of(other, "other"), TINY, until=2)
+    with pytest.raises(InputError, match="columns"):
+        record(whole, SearchSpace.of(SPACE.mapping() | {"dropout": {"low": 0.0, "high": 0.5}}), TINY, until=2)
+
+
+def test_the_shipped_space_has_the_branches_of_the_default_one() -> None:
+    shipped, default = SearchSpace.read(HERE / "space.yaml"), SearchSpace.read("unet")
+    assert list(shipped.dimensions) == list(default.dimensions)
+    assert all(shipped.dimensions[name].when == dimension.when for name, dimension in default.dimensions.items())
+    assert shipped.fixed["early_stop_patience"] > Task().epochs
