@@ -26,6 +26,7 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.timing import Timing, timed
 from wmlsearch.model.unet import UNet
+from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.slot import open_data
 from wmlsearch.space import SearchSpace
 
@@ -67,7 +68,7 @@ class Forecast:
     baseline_s: float
     epoch_s: float  # of a trial of the space, on average
     gpu_hours: float
-    disk_bytes: int  # the checkpoints of all trainings
+    disk_bytes: int  # most that checkpoints take at a time
     peak_memory_mb: float  # MiB of each worker of the hungriest trial; on a GPU: the GPU's
     measured: tuple[Measured, ...]
     device: str
@@ -215,7 +216,9 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
             start_s += time.monotonic() - started
             timing = _time(groups, TrialConfig(), settings)
         baseline_s = settings.epochs * (timing.train_s * train + timing.val_s * val)
-    size = statistics.fmean(sum(checkpoint_bytes(config)) for config in sample)
+    running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
+    # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
+    disk_bytes = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
     gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
     return Forecast(
         rungs=levels,
@@ -226,7 +229,7 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
         baseline_s=baseline_s,
         epoch_s=epoch_s,
         gpu_hours=gpus / 3600,
-        disk_bytes=round(size * (settings.trials - 1)) + sum(checkpoint_bytes(TrialConfig())) * (1 + settings.baseline),
+        disk_bytes=round(disk_bytes) + sum(checkpoint_bytes(TrialConfig())) * settings.baseline,
         peak_memory_mb=_most_memory(measured, sample, manifest.size, slots.workers),
         measured=measured,
         device=device,
