@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs import SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.cluster import Slots
+from wmlsearch.search.plan import most_checkpoint_bytes
 from wmlsearch.search.trials import _failure
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
@@ -82,6 +87,47 @@ def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> N
     assert not budget.stop_all()
     budget._last -= 101
     assert budget.stop_all()
+
+
+def test_checkpoints_never_take_more_than_they_may(prepared: Path, tmp_path: Path) -> None:
+    space = {"depth": {"choices": [2, 3]}, "base_channels": {"choices": [2, 4]}, "batch_size": 16, **RATES}
+    last, best = most_checkpoint_bytes(SearchSpace.of(space))  # those of the paper's network
+    cores = len(os.sched_getaffinity(0))
+    needed = cores * (2 * last + best) + best
+    with pytest.raises(InputError) as refused:
+        tune(prepared, tmp_path, space, max_checkpoint_gb=0.9 * needed / 1e9)
+    assert re.fullmatch(
+        rf"--max-checkpoint-gb [\d.]+: {cores} running trials may need [\d.]+ GB and the best weights [\d.]+ GB; "
+        rf"give at least {math.ceil(needed / 1e6) / 1000:g}, or search smaller networks",
+        str(refused.value),
+    )
+    cap, most, done = 1.001 * needed, [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            most[0] = max(most[0], taken(tmp_path / "s"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    outcome = tune(prepared, tmp_path, space, max_checkpoint_gb=cap / 1e9, epochs=2, grace_epochs=1)
+    done.set()
+    watcher.join()
+    trials = SearchDir(outcome.run.path).trials()
+    assert len(trials) == 50
+    assert 0 < most[0] <= cap
+    kept = [run for run in trials if run.best.exists()]
+    assert kept, "the best weights are kept"
+    assert not any(run.last.exists() for run in trials)
+
+
+def taken(folder: Path) -> int:
+    """Bytes of all checkpoints, and of those that are being written."""
+    size = 0
+    for path in folder.glob("trials/*/*"):
+        if ".pt" in path.name:
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
 
 
 def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

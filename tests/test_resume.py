@@ -177,7 +177,7 @@ def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "wmlsearch: --resume: SPACE, --seed can't be given with it, since a search goes on as it began; what may be "
-        "changed: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice\n"
+        "changed: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice, --max-checkpoint-gb\n"
     )
 
 
@@ -198,7 +198,7 @@ def written(search: SearchDir, number: int, config: TrialConfig, values: list[fl
 STATES = ("completed", "stopped", "early_stopped", "diverged", "out_of_memory", "lost", "failed", "stopped")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "cmaes"])
 def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()

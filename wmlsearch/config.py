@@ -100,7 +100,9 @@ class RunSettings(_Strict):
     max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of all GPUs that trials hold
     max_epochs_total: Annotated[int, Field(ge=1)] | None = None  # of all trials together
     target_dice: Annotated[float, Field(gt=0, le=1)] | None = None  # val_dice_best of any trial
-    sampler: Literal["tpe", "gp", "random", "qmc"] = "tpe"  # which of Optuna's proposes configurations
+    # GB (1e9 bytes) that checkpoints of trials may take at a time. None: what running trials and the best few need.
+    max_checkpoint_gb: Annotated[float, Field(gt=0)] | None = None
+    sampler: Literal["tpe", "gp", "random", "qmc", "cmaes"] = "tpe"  # which of Optuna's proposes configurations
     scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"  # which of Ray's stops poor trials early
     grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on

@@ -70,7 +70,7 @@ def tune(
     earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
     with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
-        _check_gpu_hours(settings, slots)
+        _check_budgets(space, settings, slots)
         say(f"trials run {slots}")
         if warm_start:
             reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
@@ -123,7 +123,7 @@ def resume(
     where.check_before_ray(settings.trials)
     with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
-        _check_gpu_hours(settings, slots)
+        _check_budgets(space, settings, slots)
         search.change_settings(settings.model_dump())
         trials = search.trials()
         unfinished = [run.about()["name"] for run in trials if run.state in UNFINISHED]
@@ -136,7 +136,11 @@ def resume(
         return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots)
 
 
-def _check_gpu_hours(settings: RunSettings, slots: Slots) -> None:
+def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
+    """Refuse budgets that could not be held to. Raises InputError."""
+    from wmlsearch.search.plan import room_for_best
+
+    room_for_best(space, settings, slots)
     if settings.max_gpu_hours is not None and not slots.gpus:
         raise InputError(
             f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "

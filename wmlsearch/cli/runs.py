@@ -74,7 +74,7 @@ def train(
 
 
 # What a resumed search may have otherwise than it began with; the rest is part of what it is.
-MAY_CHANGE = ("trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice")
+MAY_CHANGE = ("trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb")
 OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_uri")
 
 
@@ -87,9 +87,10 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 @click.option("--max-gpu-hours", type=float, help="End the trials when they have held GPUs for so long.")
 @click.option("--max-epochs-total", type=int, help="End the trials after so many epochs of all of them.")
 @click.option("--target-dice", type=float, help="End the trials when one has reached this val_dice_best.")
+@click.option("--max-checkpoint-gb", type=float, help="Most that the checkpoints of trials may take at a time.")
 @click.option(
     "--sampler",
-    type=click.Choice(["tpe", "gp", "random", "qmc"]),
+    type=click.Choice(["tpe", "gp", "random", "qmc", "cmaes"]),
     default="tpe",
     show_default=True,
     help="What proposes configurations (Optuna).",
@@ -169,9 +170,9 @@ def tune(
             from wmlsearch.remote import tune as tune_there
 
             sys.exit(tune_there(cluster, remote.given(), data, space, search.name, out, options.say))
-        if wanted.sampler == "gp" and wanted.scheduler != "none":
+        if wanted.sampler in ("gp", "cmaes") and wanted.scheduler != "none":
             options.say(
-                "mind: gp learns from finished trials only, and the scheduler stops most of them early; "
+                f"mind: {wanted.sampler} learns from finished trials only, and the scheduler stops most of them early; "
                 "consider --scheduler none"
             )
         options.say(

@@ -77,15 +77,18 @@ class Keeper:
     Only a trial that may go on needs its latest state; of a hundred trials' weights, hardly one is ever used.
     """
 
-    def __init__(self, place: Callable[[RunDir], str]) -> None:
-        self.place = place
+    def __init__(self, place: Callable[[RunDir], str], bytes_of_best: Callable[[RunDir], int], room: float) -> None:
+        """`room` is how many bytes the kept weights may take in all, by what `bytes_of_best` says of each."""
+        self.place, self.bytes_of_best, self.room = place, bytes_of_best, room
         self.best: list[tuple[float, RunDir]] = []
 
     def ended(self, run: RunDir, value: float | None) -> None:
         """A trial has ended for good, with this best value."""
         lowest = -math.inf if value is None else value
         self.best = sorted([*self.best, (lowest, run)], key=lambda it: it[0], reverse=True)
-        out, self.best = self.best[KEPT_BEST:], self.best[:KEPT_BEST]
+        out = []
+        while len(self.best) > KEPT_BEST or sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
+            out.append(self.best.pop())
         kept = Checkpoints(self.place(run))
         kept.delete(kept.last)
         kept.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
+import math
 import socket
 import statistics
 import time
@@ -22,13 +24,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
-from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.timing import Timing, timed
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.slot import open_data
-from wmlsearch.space import SearchSpace
+from wmlsearch.space import Choices, SearchSpace
 
 SAMPLES = 200  # configurations drawn from the space to stand for its trials
 LIMIT_S = 5.0  # for each configuration that is timed
@@ -140,6 +142,39 @@ def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
     best = weights + RECORD_BYTES * records
     state = copies * (4 * parameters + RECORD_BYTES * tensors) + counts * tensors * (4 + RECORD_BYTES)
     return best + state, best
+
+
+def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
+    """Of the biggest network of a space, or the paper's: `last.pt` and `best.pt`."""
+    options: dict[str, list[Any]] = {}
+    for name in ("depth", "base_channels", "norm", "optimizer"):
+        if name in space.dimensions:
+            domain = space.dimensions[name].domain
+            options[name] = list(domain.values) if isinstance(domain, Choices) else [int(domain.high)]
+        else:
+            options[name] = [space.defaults[name]]
+    corners = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+    sizes = [checkpoint_bytes(TrialConfig(**corner)) for corner in corners] + [checkpoint_bytes(TrialConfig())]
+    return max(last for last, _ in sizes), max(best for _, best in sizes)
+
+
+def room_for_best(space: SearchSpace, settings: RunSettings, slots: Slots) -> float:
+    """Bytes that the weights of ended trials may take, beside what running trials need. Raises InputError.
+
+    A checkpoint is written beside the one that it replaces, so a running trial needs room for three.
+    """
+    if settings.max_checkpoint_gb is None:
+        return math.inf
+    last, best = most_checkpoint_bytes(space)
+    running = slots.count * (last + best + last)
+    room = settings.max_checkpoint_gb * 1e9 - running
+    if room < best:
+        raise InputError(
+            f"--max-checkpoint-gb {settings.max_checkpoint_gb:g}: {slots.count} running trials may need "
+            f"{running / 1e9:.3g} GB and the best weights {best / 1e9:.3g} GB; "
+            f"give at least {math.ceil((running + best) / 1e6) / 1000:g}, or search smaller networks"
+        )
+    return room
 
 
 @functools.cache

@@ -34,6 +34,7 @@ TOLD = {
     "failed": TrialState.FAIL,
 }
 VIOLATED = ("diverged", "out_of_memory")
+NOTES_OF_CMAES = ("cma:", "x_for_tell")
 STARTUP_TRIALS = 10  # drawn at random before a model of the past proposes
 
 
@@ -52,7 +53,8 @@ class Study:
         for leftover in (aside, Path(f"{search.journal}.lock"), Path(f"{aside}.lock")):
             leftover.unlink(missing_ok=True)  # the lock of a process that was killed blocks for half a minute
         self._study, storage = self._create(search.name, aside)
-        for key, value in _attributes_of_samplers(search.journal, search.name).items():
+        of_study, of_trials = _notes_of_samplers(search.journal, search.name)
+        for key, value in of_study.items():
             storage.set_study_system_attr(storage.get_study_id_from_name(search.name), key, value)
         for trial in search.earlier():
             self._add(trial["config"], trial["state"], {int(epoch): v for epoch, v in trial["values"].items()}, {})
@@ -65,11 +67,13 @@ class Study:
                 continue
             if state in UNFINISHED:
                 trial_ = self._ask(number, space.values_of(config))
+                for key, value in of_trials.get(number, {}).items():
+                    storage.set_trial_system_attr(trial_._trial_id, key, value)
                 for epoch, value in values.items():
                     trial_.report(value, epoch)
                 unfinished[number] = trial_.number
             else:
-                self._add(config.model_dump(), state, values, {"trial": number})
+                self._add(config.model_dump(), state, values, {"trial": number}, of_trials.get(number))
         os.replace(aside, search.journal)
         self._study, _ = self._create(search.name, search.journal)
         trials = self._study.get_trials(deepcopy=False)
@@ -81,7 +85,12 @@ class Study:
         return study, storage
 
     def _add(
-        self, config: Mapping[str, Any], state: str, values: Mapping[int, float], attrs: Mapping[str, Any]
+        self,
+        config: Mapping[str, Any],
+        state: str,
+        values: Mapping[int, float],
+        attrs: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """A trial that has ended."""
         params = self.space.values_of(TrialConfig(**config))
@@ -96,6 +105,7 @@ class Study:
             distributions={name: _distribution(self.space.dimensions[name].domain) for name in params},
             intermediate_values=dict(values),
             user_attrs=dict(attrs),
+            system_attrs=dict(notes or {}),
             constraints={state: 1.0} if state in VIOLATED else None,
         )
         self._study.add_trial(trial)
@@ -118,9 +128,11 @@ class Study:
         trial = self._study.ask()
         trial.set_user_attr("trial", number)
         drawn: dict[str, Any] = {}
-        for name, dimension in self.space.dimensions.items():
-            if dimension.active({**self.space.defaults, **drawn}):
-                drawn[name] = suggest_value(trial, name, dimension.domain)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Constraints have been set")  # by cmaes, which leaves those trials out
+            for name, dimension in self.space.dimensions.items():
+                if dimension.active({**self.space.defaults, **drawn}):
+                    drawn[name] = suggest_value(trial, name, dimension.domain)
         self._open[number] = trial
         return trial
 
@@ -140,16 +152,27 @@ class Study:
         self._study.tell(trial, best if told is TrialState.COMPLETE else None, state=told)
 
 
-def _attributes_of_samplers(journal: Path, name: str) -> dict[str, Any]:
-    """What samplers have written into an earlier journal of the study: qmc counts there where its sequence stands."""
+def _notes_of_samplers(journal: Path, name: str) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """What samplers have written into an earlier journal of the study, and into each of its trials, by our numbers.
+
+    qmc counts there where its sequence stands, cmaes keeps its state. Nothing where the journal is damaged.
+    """
     if not journal.exists():
-        return {}
+        return {}, {}
     cut_torn_line(journal)  # Optuna reads a journal with a torn last line, but never again once something follows it
     try:
         storage = JournalStorage(JournalFileBackend(str(journal)))
-        return dict(storage.get_study_system_attrs(storage.get_study_id_from_name(name)))
+        study = storage.get_study_id_from_name(name)
+        of_trials = {
+            trial.user_attrs["trial"]: {
+                key: value for key, value in trial.system_attrs.items() if key.startswith(NOTES_OF_CMAES)
+            }
+            for trial in storage.get_all_trials(study)
+            if "trial" in trial.user_attrs
+        }
+        return dict(storage.get_study_system_attrs(study)), of_trials
     except (KeyError, ValueError):  # damaged, or a search that died before its study was made
-        return {}
+        return {}, {}
 
 
 def _told(state: str, has_value: bool) -> TrialState:
@@ -193,7 +216,8 @@ def sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSample
     """One of Optuna's samplers, what depends on Optuna's version pinned; all chance is in `seed`, of this trial alone.
 
     tpe: joint within a branch of conditions, aware of running trials. qmc: the next point of one scrambled sequence,
-    which `study_seed` gives; what a condition switches on is drawn at random.
+    which `study_seed` gives. gp, cmaes and qmc: what a condition switches on is drawn at random, and for cmaes choices
+    too.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -203,6 +227,13 @@ def sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSample
             return at_random
         if kind == "gp":
             return optuna.samplers.GPSampler(
+                seed=seed,
+                independent_sampler=at_random,
+                n_startup_trials=STARTUP_TRIALS,
+                warn_independent_sampling=False,
+            )
+        if kind == "cmaes":
+            return optuna.samplers.CmaEsSampler(
                 seed=seed,
                 independent_sampler=at_random,
                 n_startup_trials=STARTUP_TRIALS,

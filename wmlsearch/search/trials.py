@@ -17,12 +17,13 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.confirm import set_ended, write_result
 from wmlsearch.search.group import GroupSlot
+from wmlsearch.search.plan import checkpoint_bytes, room_for_best
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.slot import Slot
 from wmlsearch.search.suggest import Study, StudySearcher
@@ -51,7 +52,8 @@ def run_trials(
         on_change(run)
     study = Study(search, space, settings)
     budget = Budget(search, settings, slots)
-    recorder = _Recorder(search, settings, study, budget, place, on_change)
+    keeper = Keeper(place, _bytes_of_best, room_for_best(space, settings, slots))
+    recorder = _Recorder(search, settings, study, budget, place, keeper, on_change)
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
     if slots.workers > 1:
         # The slot's own process only drives its worker group, which asks for its resources itself.
@@ -118,6 +120,10 @@ def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> l
     return changed
 
 
+def _bytes_of_best(run: RunDir) -> int:
+    return checkpoint_bytes(TrialConfig(**run.about()["config"]))[1]
+
+
 def _behind(epoch: int) -> str:
     return f"behind the best of its rung at epoch {epoch}"
 
@@ -132,15 +138,15 @@ class _Recorder(tune.Callback):
         study: Study,
         budget: Budget,
         place: Callable[[RunDir], str],
+        keeper: Keeper,
         on_change: Callable[[RunDir], None],
     ) -> None:
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
-        self.place, self.on_change = place, on_change
+        self.place, self.keeper, self.on_change = place, keeper, on_change
         about = search.about()
         self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
         self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
-        self.keeper = Keeper(place)
         for run in search.trials():
             if run.state not in UNFINISHED:
                 self.keeper.ended(run, self._best(run))
