@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+# What may be an objective, and which way is better. Of an epoch's weights: these alone, or as the first of several.
+QUALITIES = ("val_dice_best", "val_dice", "val_iou", "val_soft_dice", "val_average_precision", "val_dice_patients")
+# Beside one of them also these.
+OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
+    **dict.fromkeys(QUALITIES, "maximize"),
+    "images_per_s": "maximize",
+    **dict.fromkeys(("val_loss", "epoch_s", "peak_memory_mb"), "minimize"),
+}
 MAX_YAML_BYTES = 1_000_000  # a hyperparameter file has a few hundred bytes; more is a mistake or an attack
 
 
@@ -94,6 +102,8 @@ class RunSettings(_Strict):
     seed: int = Field(0, ge=0, le=2**32 - 1)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the hardware has it
     objective: str = "val_dice_best"  # the metric of an epoch that scheduler, sampler and leaderboard rank by
+    # Several metrics to make better at once; `objective` is then the first. Empty: that one alone.
+    objectives: list[str] = Field(default_factory=list)
     trials: int = Field(20, ge=1, le=1_000_000)
     # Budgets of the trials; the first that is reached ends them. None: no such budget.
     max_hours: Annotated[float, Field(gt=0)] | None = None  # in which the search ran
@@ -109,6 +119,25 @@ class RunSettings(_Strict):
     workers_per_trial: int = Field(1, ge=1)
     baseline: bool = True  # train the paper's configuration at the end
 
+    @property
+    def ranked_by(self) -> list[str]:
+        """The objectives, be it one or several."""
+        return self.objectives or [self.objective]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_several(cls, values: Any) -> Any:
+        """Several objectives bring their first and no scheduler, unless something else is given."""
+        if isinstance(values, Mapping) and isinstance(names := values.get("objectives"), list) and names:
+            return {"objective": names[0], "scheduler": "none", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _objectives_fit(self) -> RunSettings:
+        if self.objectives and (faults := list(_faults_of_objectives(self))):
+            raise ValueError("\n".join(faults))
+        return self
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunSettings:
         """Validate `values`. Raises InputError with all faults."""
@@ -116,6 +145,33 @@ class RunSettings(_Strict):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise InputError("these settings can't be used", faults_of(error, cls)) from None
+
+
+def _faults_of_objectives(settings: RunSettings) -> Iterator[str]:
+    """Why several objectives can't be these, or not with the other settings."""
+    names = settings.objectives
+    if len(names) < 2:
+        yield f"objectives must be at least two names, but got {names[0]!r}; a single one is given by --objective"
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield f"objectives must differ, but {name} stands there {names.count(name)} times"
+        if name not in OBJECTIVES:
+            yield f"objectives: {unknown_name(name, list(OBJECTIVES))}"
+    if names[0] in OBJECTIVES and names[0] not in QUALITIES:
+        qualities = f"{', '.join(QUALITIES[:-1])} or {QUALITIES[-1]}"
+        yield (
+            f"objectives must begin with {qualities}, since the first picks each trial's best epoch and its weights, "
+            f"but got {names[0]}"
+        )
+    elif settings.objective != names[0]:
+        yield f"objective must be the first of several ({names[0]}) or left out, but got {settings.objective}"
+    if settings.scheduler != "none":
+        yield (
+            "scheduler must be none with several objectives, since a scheduler ranks trials by one number, "
+            f"but got {settings.scheduler}"
+        )
+    if settings.sampler == "cmaes":
+        yield "sampler must not be cmaes with several objectives, since it learns from one number; tpe and gp can"
 
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -126,7 +182,7 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
         if fault["type"] == "extra_forbidden":
             lines.append(unknown_name(name, list(model.model_fields)))
         elif fault["type"] == "value_error":
-            lines.append(str(fault["ctx"]["error"]))
+            lines += str(fault["ctx"]["error"]).splitlines()
         else:
             rule = fault["msg"].removeprefix("Input should be ").replace("'", "")
             lines.append(f"{name} must be {rule}, but got {fault['input']!r}")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wmlsearch.search.plan import Forecast  # imports Ray, which `status` can do without
 
 SHOWN = 10  # rows of a leaderboard while a search runs
+DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # behind the point; other metrics: 4
 STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
 
 
@@ -49,8 +50,12 @@ def _table(board: Leaderboard, title: str, most: int | None, columns: list[tuple
     for name, members in columns:
         table.add_column(name, justify="left" if len(members) > 1 else "right", overflow="fold")
     shown = board.trials[:most]
-    for rank, entry in enumerate(shown, start=1):
-        table.add_row(str(rank) if entry.value is not None else "", *_cells(entry, board, columns))
+    on_front = {entry.path for entry in board.front}
+    for place, entry in enumerate(shown, start=1):
+        rank = str(place) if entry.value is not None else ""
+        if board.objectives:  # no order says which of the front is better
+            rank = "front" if entry.path in on_front else ""
+        table.add_row(rank, *_cells(entry, board, columns))
     if most and len(board.trials) > most:
         table.add_row("", f"... {len(board.trials) - most} more")
     if board.finals:
@@ -61,11 +66,11 @@ def _table(board: Leaderboard, title: str, most: int | None, columns: list[tuple
 
 
 def _scores(board: Leaderboard) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((board.objective, "val_dice_best", "val_dice")))
+    return tuple(dict.fromkeys((*board.objectives, board.objective, "val_dice_best", "val_dice")))
 
 
 def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
-    scores = [number(entry.best.get(name), 4) for name in _scores(board)]
+    scores = [score(name, entry.best.get(name)) for name in _scores(board)]
     state = Text(entry.state.replace("_", " "), style=STYLES.get(entry.state, ""))
     values = []
     for _, members in columns:
@@ -84,6 +89,11 @@ def number(value: Any, digits: int = 0) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+
+
+def score(name: str, value: Any) -> str:
+    """A metric with as many digits as it deserves: 0.6123, 81.4 images/s."""
+    return number(value, DIGITS.get(name, 4))
 
 
 def last_line(text: str) -> str:
@@ -149,9 +159,9 @@ class SearchDisplay:
             self._say_epoch(entry, before)
         elif entry.state != RUNNING:
             left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
+            values = ", ".join(f"{name} {score(name, entry.best.get(name))}" for name in self.settings.ranked_by)
             self.console.print(
-                f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, "
-                f"{self.settings.objective} {number(entry.value, 4)} "
+                f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, {values} "
                 f"({self.ended} of {self.settings.trials} trials{left})",
                 highlight=False,
             )
@@ -220,6 +230,14 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
     trials, wanted = len(board.trials), about["settings"]["trials"]
     title = f"{search.name}: {status.get('state')}, {trials} of {wanted} trials on {about['data']['name']}"
     console.print(leaderboard_table(board, title, console.width))
+    if board.objectives:
+        names = [f"{name} ({'lowest' if OBJECTIVES[name] == 'minimize' else 'highest'})" for name in board.objectives]
+        console.print(
+            f"front: the {len(board.front)} of {trials} trials that no other beats in {', '.join(names)}; a trial's "
+            f"values are those of its epoch with the highest {board.objective}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if about["data"]["optimistic"]:
         console.print(f"{OPTIMISTIC}: slices of a patient are on both sides of the split", style="yellow")
     if status.get("reason"):

@@ -141,6 +141,11 @@ def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> N
     from wmlsearch.search.plan import room_for_best
 
     room_for_best(space, settings, slots)
+    if "peak_memory_mb" in settings.objectives and not slots.gpus:
+        raise InputError(
+            "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "
+            "another on CPUs only rises, so it says nothing of a single trial; leave it out"
+        )
     if settings.max_gpu_hours is not None and not slots.gpus:
         raise InputError(
             f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "
@@ -175,7 +180,11 @@ def _tune(
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
     finally:
         pictures = _pictures(search, data)
-        search.set_status(state, early)
+        several = bool(settings.objectives)
+        front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
+        search.set_status(state, early, **front)
+        for part in search.trials() if several else ():  # only now it is known which of them are on the front
+            mirror.notify(part)
         on_change(search)
         problem = mirror.close()
     return Outcome(search, early, problem, pictures)
@@ -199,10 +208,11 @@ def _search(
     on_cluster = bool(where.ray_address)
     sent = parcel(data, send=on_cluster)
     budget = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
-    best = leaderboard(search).best
-    if best is not None:
-        run = RunDir(Path(best.path))
-        bring_back(run, where.place(run))
+    board = leaderboard(search)
+    for best in board.front or [board.best]:
+        if best is not None:
+            run = RunDir(Path(best.path))
+            bring_back(run, where.place(run))
 
     def changed_or_stop(run: RunDir) -> None:
         changed(run)

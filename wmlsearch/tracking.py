@@ -149,6 +149,10 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
         if "traceback" in status:
             tags.append(RunTag("traceback", status["traceback"][-4000:]))
+    front = root.status().get("front")  # of a search with several objectives, from its end on
+    if front is not None and about["kind"] == "trial" and ledger.get("front") != (on_front := about["name"] in front):
+        tags.append(RunTag("pareto_front", str(on_front).lower()))
+        ledger["front"] = on_front
     for start in range(0, max(len(metrics), 1), BATCH_METRICS):
         part = metrics[start : start + BATCH_METRICS]
         if part or params or tags:
@@ -205,6 +209,8 @@ def _params(about: Mapping[str, Any]) -> dict[str, Any]:
     if about["kind"] == "search":
         names += ["sampler", "scheduler"]
     settings = {name: about["settings"][name] for name in names}
+    if objectives := about["settings"].get("objectives"):
+        settings["objectives"] = ",".join(objectives)
     return {**about.get("config", {}), **settings}
 
 

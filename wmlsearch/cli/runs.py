@@ -116,6 +116,11 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True, help="What is maximised."
 )
+@click.option(
+    "--objectives",
+    metavar="NAME,NAME",
+    help="Several at once, the first a quality, without a scheduler: ends in a Pareto front.",
+)
 @options.grace_epochs
 @options.no_baseline
 @options.uri
@@ -133,6 +138,7 @@ def tune(
     out: Path,
     no_baseline: bool,
     mlflow_uri: str | None,
+    objectives: str | None,
     **settings: Any,
 ) -> None:
     """Search SPACE (a file of ranges, or `unet`, `quick`) for a better configuration than the paper's.
@@ -143,9 +149,11 @@ def tune(
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
     Another: wmlsearch tune --resume search-20261123-201512 --trials 40
+    Another: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
     """
     from wmlsearch import jobs, study
     from wmlsearch.display import SearchDisplay, console, show_search
+    from wmlsearch.objectives import unwise
     from wmlsearch.runs import SearchDir, check_name, check_new, find_search
     from wmlsearch.space import SearchSpace
 
@@ -161,6 +169,8 @@ def tune(
             outcome = study.resume(search, changes, data, uri, display.changed, where, display.say)
     else:
         ranges = options.space_to_search(space)
+        if objectives is not None:
+            settings = _of_several(objectives, settings)
         wanted = options.settings(**settings, baseline=not no_baseline)
         search = SearchDir(out / check_name(name or jobs.new_name("search")))
         check_new(search.path)
@@ -175,6 +185,8 @@ def tune(
                 f"mind: {wanted.sampler} learns from finished trials only, and the scheduler stops most of them early; "
                 "consider --scheduler none"
             )
+        for note in unwise(wanted, bool(earlier)):
+            options.say(f"mind: {note}")
         options.say(
             f"searching {space} on {data}: {wanted.trials} trials of at most {wanted.epochs} epochs, into {search.path}"
         )
@@ -183,6 +195,21 @@ def tune(
     show_search(console(), search, outcome.pictures)
     options.where_next(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))
+
+
+def _of_several(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a search with several objectives, which bring their own `objective` and scheduler."""
+    from wmlsearch.config import InputError
+
+    source = click.get_current_context().get_parameter_source
+    typed = {name for name in ("objective", "scheduler") if source(name) is ParameterSource.COMMANDLINE}
+    if "objective" in typed:
+        raise InputError(
+            "--objective and --objectives can't be given together: the first of --objectives is what picks each "
+            "trial's best epoch"
+        )
+    kept = {name: value for name, value in settings.items() if name not in {"objective", "scheduler"} - typed}
+    return {**kept, "objectives": [name.strip() for name in objectives.split(",")]}
 
 
 def _changes() -> dict[str, Any]:

@@ -117,6 +117,8 @@ class Trainer:
         check_trainable(config, data, self.world)
         self.config, self.data, self.max_epochs, self.seed = config, data, max_epochs, seed
         self.device = data.train.images.device
+        if self.device.type == "cuda":  # a warm process has trained others before
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.bfloat16 = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(self.device))
         torch.manual_seed(seed)  # the same initial weights on all ranks
         unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
@@ -320,7 +322,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory that training held so far: of this process on a GPU, else of the whole process (MiB)."""
+    """Most memory that this training held on its GPU so far, else the whole process in all its life (MiB)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -6,12 +6,13 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyarrow import fs
 
 from wmlsearch.config import InputError
+from wmlsearch.objectives import front
 from wmlsearch.runs import RunDir
 
 KEPT_BEST = 5  # trials whose weights are kept
@@ -74,20 +75,31 @@ class Checkpoints:
 class Keeper:
     """Deletes the checkpoints of ended trials that nobody needs: what is kept is the weights of the best few.
 
-    Only a trial that may go on needs its latest state; of a hundred trials' weights, hardly one is ever used.
+    Only a trial that may go on needs its latest state; of a hundred trials' weights, hardly one is ever used. With
+    several objectives it is those of the Pareto front, however many: a trial that was beaten once stays beaten.
     """
 
-    def __init__(self, place: Callable[[RunDir], str], bytes_of_best: Callable[[RunDir], int], room: float) -> None:
+    def __init__(
+        self,
+        place: Callable[[RunDir], str],
+        bytes_of_best: Callable[[RunDir], int],
+        room: float,
+        objectives: Sequence[str],
+    ) -> None:
         """`room` is how many bytes the kept weights may take in all, by what `bytes_of_best` says of each."""
-        self.place, self.bytes_of_best, self.room = place, bytes_of_best, room
-        self.best: list[tuple[float, RunDir]] = []
+        self.place, self.bytes_of_best, self.room, self.objectives = place, bytes_of_best, room, objectives
+        self.best: list[tuple[Sequence[float] | None, RunDir]] = []
 
-    def ended(self, run: RunDir, value: float | None) -> None:
-        """A trial has ended for good, with this best value."""
-        lowest = -math.inf if value is None else value
-        self.best = sorted([*self.best, (lowest, run)], key=lambda it: it[0], reverse=True)
-        out = []
-        while len(self.best) > KEPT_BEST or sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
+    def ended(self, run: RunDir, values: Sequence[float] | None) -> None:
+        """A trial has ended for good, with its value of each objective."""
+        self.best.append((values, run))
+        self.best.sort(key=lambda it: -math.inf if it[0] is None else it[0][0], reverse=True)
+        wanted = [place < KEPT_BEST for place in range(len(self.best))]
+        if len(self.objectives) > 1:
+            wanted = front([values for values, _ in self.best], self.objectives)
+        out = [it for it, keep in zip(self.best, wanted, strict=True) if not keep]
+        self.best = [it for it, keep in zip(self.best, wanted, strict=True) if keep]
+        while sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
             out.append(self.best.pop())
         kept = Checkpoints(self.place(run))
         kept.delete(kept.last)

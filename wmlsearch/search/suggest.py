@@ -16,7 +16,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
-from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
+from wmlsearch.objectives import values_of
 from wmlsearch.runs import GOOD, UNFINISHED, SearchDir, cut_torn_line
 from wmlsearch.space import Choices, Range, SearchSpace
 
@@ -33,6 +34,9 @@ TOLD = {
     "lost": TrialState.FAIL,
     "failed": TrialState.FAIL,
 }
+# With several objectives a trial has no value before its end, and TPE takes a pruned one without a value for a bad one:
+# only those with a violated constraint, which it ranks below all others, are told as pruned.
+TOLD_OF_SEVERAL = {**TOLD, "stopped": TrialState.FAIL, "interrupted": TrialState.FAIL}
 VIOLATED = ("diverged", "out_of_memory")
 NOTES_OF_CMAES = ("cma:", "x_for_tell")
 STARTUP_TRIALS = 10  # drawn at random before a model of the past proposes
@@ -57,12 +61,13 @@ class Study:
         for key, value in of_study.items():
             storage.set_study_system_attr(storage.get_study_id_from_name(search.name), key, value)
         for trial in search.earlier():
-            self._add(trial["config"], trial["state"], {int(epoch): v for epoch, v in trial["values"].items()}, {})
+            steps = {int(epoch): value for epoch, value in trial["values"].items()}
+            self._add(trial["config"], trial["state"], steps, trial.get("final"), {})
         unfinished = {}
         for run in search.trials():
             number, state = int(run.name), run.state
             config = TrialConfig(**run.about()["config"])
-            values = {row["epoch"]: row[settings.objective] or 0.0 for row in run.rows()}
+            values, final = _heard(run.rows(), settings)
             if number == 0 and space.outside(config):
                 continue
             if state in UNFINISHED:
@@ -73,7 +78,7 @@ class Study:
                     trial_.report(value, epoch)
                 unfinished[number] = trial_.number
             else:
-                self._add(config.model_dump(), state, values, {"trial": number}, of_trials.get(number))
+                self._add(config.model_dump(), state, values, final, {"trial": number}, of_trials.get(number))
         os.replace(aside, search.journal)
         self._study, _ = self._create(search.name, search.journal)
         trials = self._study.get_trials(deepcopy=False)
@@ -81,7 +86,8 @@ class Study:
 
     def _create(self, name: str, path: Path) -> tuple[optuna.Study, JournalStorage]:
         storage = JournalStorage(JournalFileBackend(str(path)))
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        ways = [OBJECTIVES[objective] for objective in self.settings.objectives] or ["maximize"]
+        study = optuna.create_study(study_name=name, storage=storage, directions=ways, load_if_exists=True)
         return study, storage
 
     def _add(
@@ -89,18 +95,20 @@ class Study:
         config: Mapping[str, Any],
         state: str,
         values: Mapping[int, float],
+        final: Sequence[float] | None,
         attrs: Mapping[str, Any],
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         """A trial that has ended."""
         params = self.space.values_of(TrialConfig(**config))
-        told = _told(state, bool(values))
+        told = self._told(state, bool(values or final))
         value = None
         if values and told is not TrialState.FAIL:  # as `Study.tell` has it: of a pruned trial the last one counts
             value = max(values.values()) if told is TrialState.COMPLETE else values[max(values)]
         trial = optuna.trial.create_trial(
             state=told,
             value=value,
+            values=final if self.settings.objectives and told is TrialState.COMPLETE else None,
             params=params,
             distributions={name: _distribution(self.space.dimensions[name].domain) for name in params},
             intermediate_values=dict(values),
@@ -137,19 +145,30 @@ class Study:
         return trial
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """A trial's value after an epoch."""
-        if number in self._open:
+        """A trial's value after an epoch. With several objectives Optuna takes none."""
+        if number in self._open and not self.settings.objectives:
             self._open[number].report(value, epoch)
 
-    def tell(self, number: int, state: str, best: float | None) -> None:
-        """How a trial ended (a state of `runs.ENDED`), and its best value where there is one."""
+    def tell(self, number: int, state: str, best: float | Sequence[float] | None) -> None:
+        """How a trial ended (a state of `runs.ENDED`), and its best value, or its value of each objective."""
         trial = self._open.pop(number, None)
         if trial is None:  # the paper's point outside the space
             return
         if state in VIOLATED:
             trial.set_constraint(state, 1.0)
-        told = _told(state, best is not None)
+        told = self._told(state, best is not None)
         self._study.tell(trial, best if told is TrialState.COMPLETE else None, state=told)
+
+    def _told(self, state: str, has_value: bool) -> TrialState:
+        told = (TOLD_OF_SEVERAL if self.settings.objectives else TOLD)[state]
+        return TrialState.FAIL if told is TrialState.COMPLETE and not has_value else told
+
+
+def _heard(rows: Sequence[Mapping[str, Any]], settings: RunSettings) -> tuple[dict[int, float], list[float] | None]:
+    """What a trial's epochs say to the study: the value of each; with several objectives only those of the best."""
+    if settings.objectives:
+        return {}, values_of(rows, settings.objectives)
+    return {row["epoch"]: row[settings.objective] or 0.0 for row in rows}, None
 
 
 def _notes_of_samplers(journal: Path, name: str) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -173,11 +192,6 @@ def _notes_of_samplers(journal: Path, name: str) -> tuple[dict[str, Any], dict[i
         return dict(storage.get_study_system_attrs(study)), of_trials
     except (KeyError, ValueError):  # damaged, or a search that died before its study was made
         return {}, {}
-
-
-def _told(state: str, has_value: bool) -> TrialState:
-    told = TOLD[state]
-    return TrialState.FAIL if told is TrialState.COMPLETE and not has_value else told
 
 
 class StudySearcher(Searcher):
@@ -272,7 +286,7 @@ def known_earlier(
     """Finished and stopped trials of earlier searches that the study may learn from, and why others are left out.
 
     A value counts only where it was measured on the same data with the same number of epochs (the schedules depend on
-    it), for a configuration of this space.
+    it), for a configuration of this space; with several objectives only of a trial that came to its end.
     """
     taken: list[dict[str, Any]] = []
     left: Counter[str] = Counter()
@@ -289,8 +303,14 @@ def known_earlier(
                 left[f"{state.replace('_', ' ')}"] += 1
             elif space.outside(config):
                 left["outside the space"] += 1
+            elif settings.objectives and state == "stopped":
+                left["stopped before its end"] += 1
+            elif settings.objectives and values_of(rows, settings.objectives) is None:
+                left["without a value of each objective"] += 1
             else:
-                values = {str(row["epoch"]): row[settings.objective] or 0.0 for row in rows}
-                about_it = {"from": str(search.path), "config": config.model_dump()}
-                taken.append({**about_it, "state": state, "values": values})
+                values, final = _heard(rows, settings)
+                about_it = {"from": str(search.path), "config": config.model_dump(), "state": state}
+                taken.append({**about_it, "values": {str(epoch): value for epoch, value in values.items()}})
+                if final is not None:
+                    taken[-1]["final"] = final
     return taken, left

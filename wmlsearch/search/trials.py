@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.objectives import values_of
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
@@ -52,7 +53,7 @@ def run_trials(
         on_change(run)
     study = Study(search, space, settings)
     budget = Budget(search, settings, slots)
-    keeper = Keeper(place, _bytes_of_best, room_for_best(space, settings, slots))
+    keeper = Keeper(place, _bytes_of_best, room_for_best(space, settings, slots), settings.ranked_by)
     recorder = _Recorder(search, settings, study, budget, place, keeper, on_change)
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
     if slots.workers > 1:
@@ -215,9 +216,9 @@ class _Recorder(tune.Callback):
             self.keeper.ended(run, self._best(run))
         self.on_change(run)
 
-    def _best(self, run: RunDir) -> float | None:
-        values = [row[self.settings.objective] for row in run.rows()]
-        return max((value for value in values if value is not None), default=None)
+    def _best(self, run: RunDir) -> list[float] | None:
+        """A trial's value of each objective, where it has them."""
+        return values_of(run.rows(), self.settings.ranked_by)
 
 
 def _failure(error: Exception | None) -> tuple[str, str, str]:

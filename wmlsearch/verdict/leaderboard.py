@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.objectives import best_row, front, values_of
 from wmlsearch.runs import RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
 
@@ -28,7 +29,7 @@ class Entry:
     def of(cls, run: RunDir, space: SearchSpace) -> Entry:
         about, status, rows = run.about(), run.status(), run.rows()
         objective = about["settings"]["objective"]
-        best = max(rows, key=lambda row: _or_lowest(row[objective]), default={})
+        best = best_row(rows, objective)
         return cls(
             about["name"],
             status.get("state", RUNNING),
@@ -43,16 +44,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All trainings of a search: `trials` from best to worst, and the `finals` beside them."""
+    """All trainings of a search: `trials` from best to worst, and the `finals` beside them.
+
+    With several `objectives` the trials of the Pareto front come first, then the others, both from the highest
+    `objective` (the first of several) to the lowest.
+    """
 
     objective: str
     searched: tuple[str, ...]  # the hyperparameters that differ between trials
     trials: tuple[Entry, ...]
     finals: tuple[Entry, ...]
+    objectives: tuple[str, ...] = ()  # where there are several
+    front: tuple[Entry, ...] = ()  # the trials that no other beats in them
 
     @property
     def best(self) -> Entry | None:
-        """The best trial that has a value, or None."""
+        """The best trial that has a value, or None. With several objectives: the best by the first of them."""
         return next((entry for entry in self.trials if entry.value is not None), None)
 
 
@@ -60,12 +67,20 @@ def leaderboard(search: SearchDir) -> Leaderboard:
     """Read a search's folder, running or finished. Raises InputError for a damaged one."""
     about = search.about()
     space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
-    entries = [Entry.of(run, space) for run in search.trials()]
+    entries = sorted((Entry.of(run, space) for run in search.trials()), key=lambda entry: -_or_lowest(entry.value))
+    objectives = tuple(about["settings"].get("objectives", ()))
+    best: tuple[Entry, ...] = ()
+    if objectives:
+        on_front = front([values_of([entry.best], objectives) for entry in entries], objectives)
+        best = tuple(entry for entry, it in zip(entries, on_front, strict=True) if it)
+        entries = [*best, *(entry for entry, it in zip(entries, on_front, strict=True) if not it)]
     return Leaderboard(
         about["settings"]["objective"],
         tuple(space.dimensions),
-        tuple(sorted(entries, key=lambda entry: -_or_lowest(entry.value))),
+        tuple(entries),
         tuple(Entry.of(run, space) for run in search.finals()),
+        objectives,
+        best,
     )
 
 
