@@ -343,7 +343,7 @@ def test_the_front_stands_first(by_hand: Callable[..., SearchDir]) -> None:
         "       trial-0001         0.4500          60.0         -       1  completed      2",
         "       trial-0004         0.2000          10.0         -       1  completed      2",
         "       trial-0003              -         500.0         -       1  completed      2",
-        "front: the 2 of 5 trials that no other beats in val_dice_best (highest), images_per_s (highest); a trial's "
+        "front: 2 of 5 trials, which no other beats in val_dice_best (highest), images_per_s (highest); a trial's "
         "values are those of its epoch with the highest val_dice_best",
     ]
 

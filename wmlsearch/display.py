@@ -233,7 +233,7 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
     if board.objectives:
         names = [f"{name} ({'lowest' if OBJECTIVES[name] == 'minimize' else 'highest'})" for name in board.objectives]
         console.print(
-            f"front: the {len(board.front)} of {trials} trials that no other beats in {', '.join(names)}; a trial's "
+            f"front: {len(board.front)} of {trials} trials, which no other beats in {', '.join(names)}; a trial's "
             f"values are those of its epoch with the highest {board.objective}",
             highlight=False,
             soft_wrap=True,
