@@ -212,7 +212,10 @@ def _tags(about: Mapping[str, Any]) -> dict[str, Any]:
     data = {f"data.{name}": value for name, value in about["data"].items()}
     warning = {"warning": OPTIMISTIC} if about["data"]["optimistic"] else {}
     versions = {f"version.{name}": value for name, value in about["versions"].items()}
-    return {"kind": about["kind"], **warning, **data, **versions}
+    lineage = {name: about[name] for name in ("parent_epoch", "rate_factors") if name in about}
+    if "parent" in about:
+        lineage["parent_trial"] = f"trial-{about['parent']:04d}"
+    return {"kind": about["kind"], **warning, **data, **versions, **lineage}
 
 
 def _mlflow_status(state: str) -> str:
