@@ -29,7 +29,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.timing import Timing, timed
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
-from wmlsearch.search.population import QUARTER, comparisons, expected_size, most_snapshots
+from wmlsearch.search.population import comparisons, expected_size, most_parents, most_snapshots
 from wmlsearch.search.slot import open_data
 from wmlsearch.space import Choices, SearchSpace
 
@@ -269,8 +269,8 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
     running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
     # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
     disk_bytes = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
-    if settings.scheduler == "pbt":  # and of each comparison, snapshots of the best quarter
-        disk_bytes += comparisons(settings) * max(1, levels[0].trials // QUARTER) * running_bytes
+    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison
+        disk_bytes += comparisons(settings) * most_parents(settings.trials) * running_bytes
     gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
     return Forecast(
         rungs=levels,

@@ -36,15 +36,15 @@ class Takeover:
 class Population:
     """Who is stopped, and whose child comes next: by what was heard, in the order in which it was heard.
 
-    At each multiple of `grace_epochs`, a trial that is in the worst quarter of all that have come so far is stopped.
-    Parents are the best quarter of them, as far as they have been in it since they came: who once falls out of it
-    never comes back, so that its snapshot can be deleted.
+    At each multiple of `grace_epochs`, a trial that is in the worst quarter of all that have come so far is stopped,
+    and one of the best quarter of them is chosen as parent. The snapshots of so many are kept as the best quarter of
+    all trials of the search may be: who falls behind those can't be a parent any more.
     """
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self._heard: dict[int, list[tuple[float, int]]] = {}  # epoch: (value, trial)
-        self.parents: dict[int, list[int]] = {}  # epoch: trials, best first
+        self.kept: dict[int, list[int]] = {}  # epoch: trials of which it has a snapshot, best first
         self.successors: dict[int, Takeover] = {}  # by the trial that is stopped
         self.owed: list[Takeover] = []  # children that have not begun
 
@@ -58,9 +58,10 @@ class Population:
         heard = self._heard.setdefault(epoch, [])
         heard.append((value, number))
         quarter = len(heard) // QUARTER
-        best = sorted(heard, key=lambda it: it[0], reverse=True)[: max(1, quarter)]  # of equals who came first
-        before = [*self.parents.get(epoch, ()), number]
-        parents = self.parents[epoch] = [trial for _, trial in best if trial in before]
+        best = [trial for _, trial in sorted(heard, key=lambda it: it[0], reverse=True)]  # of equals who came first
+        before = [*self.kept.get(epoch, ()), number]
+        self.kept[epoch] = [trial for trial in best[: most_parents(self.settings.trials)] if trial in before]
+        parents = [trial for trial in best[:quarter] if trial in self.kept[epoch]]
         better = sum(other > value for other, _ in heard)
         if better < len(heard) - quarter or not parents:  # among equals nobody is poor
             return False
@@ -74,7 +75,7 @@ class Population:
 
     def wants(self, number: int, epoch: int) -> bool:
         """Whether a child may yet begin with this epoch of a trial."""
-        return number in self.parents.get(epoch, ()) or (number, epoch) in {(it.parent, it.epoch) for it in self.owed}
+        return number in self.kept.get(epoch, ()) or (number, epoch) in {(it.parent, it.epoch) for it in self.owed}
 
     def recall(self, search: SearchDir) -> None:
         """What the run folder says is owed: a child for each stopped trial that none has replaced."""
@@ -112,8 +113,8 @@ class Snapshots:
             with self._of(int(run.name)) as its:
                 for epoch in its.snapshots():
                     self._kept.setdefault(epoch, set()).add(int(run.name))
-        for epoch, parents in population.parents.items():  # of a search that was complete none are left
-            population.parents[epoch] = [number for number in parents if number in self._kept.get(epoch, ())]
+        for epoch, numbers in population.kept.items():  # of a search that was complete none are left
+            population.kept[epoch] = [number for number in numbers if number in self._kept.get(epoch, ())]
         for epoch in self._kept:
             self._settle(epoch)
 
@@ -162,12 +163,17 @@ class Snapshots:
             its.close()
 
 
+def most_parents(trials: int) -> int:
+    """How many may be chosen from at a comparison to which so many have come."""
+    return max(1, trials // QUARTER)
+
+
 def most_snapshots(settings: RunSettings, at_once: int) -> int:
-    """So many snapshots are kept at most: of the best quarter at each comparison; of each of the `at_once` trials that
-    run, the one that was not heard yet, and the one that its successor begins with."""
+    """So many snapshots are kept at most: of the best at each comparison; of each of the `at_once` trials that run, the
+    one that was not heard yet, and the one that its successor begins with."""
     if settings.scheduler != "pbt":
         return 0
-    return comparisons(settings) * max(1, settings.trials // QUARTER) + 2 * at_once
+    return comparisons(settings) * most_parents(settings.trials) + 2 * at_once
 
 
 def comparisons(settings: RunSettings) -> int:
