@@ -160,6 +160,9 @@ class Killed(BaseException):
     """What no handler of the program catches."""
 
 
+WRITES = ((os, "replace", os.replace), (runs, "append_line", runs.append_line), (Path, "unlink", Path.unlink))
+
+
 class World:
     """A machine on which trainings cost nothing and which can die at any write: a file that is replaced, a line that is
     appended, a file that is deleted."""
@@ -168,8 +171,8 @@ class World:
         self.search, self.store = SearchDir(root / "s"), root / "store" if store else None
         self.writes, self.dies_at, self.clock, self.trained = 0, -1, itertools.count(1), 0
         self.most = 0  # snapshots at a time
-        for module, name in ((os, "replace"), (runs, "append_line"), (Path, "unlink")):
-            monkeypatch.setattr(module, name, self.watched(getattr(module, name)))
+        for module, name, act in WRITES:
+            monkeypatch.setattr(module, name, self.watched(act))
         monkeypatch.setattr(slot, "epochs", self.epochs)
         monkeypatch.setattr(slot, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
         monkeypatch.setattr(slot, "open_data", lambda _parcel: None)

@@ -105,7 +105,7 @@ class RunSettings(_Strict):
     sampler: Literal["tpe", "gp", "random", "qmc", "cmaes"] = "tpe"  # which of Optuna's proposes configurations
     # What stops poor trials early: one of Ray's, or pbt, which puts children of good trials in their place.
     scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = "asha"
-    grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt: at each multiple
+    grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
     workers_per_trial: int = Field(1, ge=1)
     baseline: bool = True  # train the paper's configuration at the end
