@@ -269,8 +269,9 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
     running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
     # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
     disk_bytes = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
-    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison
-        disk_bytes += comparisons(settings) * most_parents(settings.trials) * running_bytes
+    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison; the paper's may be one of them
+        others = (most_parents(settings.trials) - 1) * running_bytes
+        disk_bytes += comparisons(settings) * (others + sum(checkpoint_bytes(TrialConfig())))
     gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
     return Forecast(
         rungs=levels,
