@@ -42,6 +42,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.search.cluster": "ray torch yaml",
     "wmlsearch.search.nodes": "ray",
     "wmlsearch.search.checkpoints": "pyarrow",
+    "wmlsearch.search.population": "",
     "wmlsearch.search.suggest": "optuna ray",
     "wmlsearch.search.slot": "ray torch pyarrow",
     "wmlsearch.search.group": "ray torch",

@@ -356,6 +356,78 @@ def test_the_optimizer_gets_the_rate_of_each_step(data: PreparedData) -> None:
     assert [report.metrics["learning_rate"] for report in reports] == wanted
 
 
+# ----------------------------------------------------------------------------------------------------- rate factors
+
+
+def lineage(data: PreparedData, tmp_path: Path, name: str, config: TrialConfig, **how: Any) -> Iterator[EpochReport]:
+    last, best = tmp_path / f"{name}-last.pt", tmp_path / f"{name}-best.pt"
+    return epochs(config, data, max_epochs=4, seed=3, last=last, best=best, **how)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+def test_rate_factors_multiply_the_rate_of_each_step(
+    data: PreparedData, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(schedule=schedule, learning_rate=0.01, plateau_patience=1, min_learning_rate=2e-3, optimizer="sgd")
+    losses, used = [1.0, 1.0, 0.9, 0.95], []
+    pretend(monkeypatch, lambda metrics: metrics.update(val_loss=losses[(len(used) - 1) // 7 % 4]))
+    step = torch.optim.SGD.step
+
+    def watched(self: torch.optim.SGD, *arguments: Any) -> Any:
+        used.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    shown = [report.metrics["learning_rate"] for report in epochs(config, data, max_epochs=4)]
+    plain, used[:] = list(used), []
+    assert shown == plain[6::7]
+    factors = {2: 0.8, 4: 0.96}
+    shown = [report.metrics["learning_rate"] for report in epochs(config, data, max_epochs=4, rate_factors=factors)]
+    assert len(used) == 28  # 7 steps an epoch
+    assert used == [rate * factor for rate, factor in zip(plain, [1.0] * 7 + [0.8] * 14 + [0.96] * 7, strict=True)]
+    assert shown == used[6::7], "the metric is the rate that was used"
+    if schedule == "plateau":
+        assert used[6::7] == pytest.approx([0.01, 0.008, 0.8 * 2e-3, 0.96 * 2e-3]), "the floor is the schedule's own"
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+def test_a_child_is_what_its_schedule_trains_from_the_beginning(
+    data: PreparedData, tmp_path: Path, schedule: str
+) -> None:
+    config = small(schedule=schedule, plateau_patience=1, augment="flip", learning_rate=0.01)
+    parent = lineage(data, tmp_path, "child", config)
+    first = [facts(next(parent).row()), facts(next(parent).row())]
+    parent.close()  # type: ignore[attr-defined]
+    factors = {3: 1.2, 4: 0.96}
+    one = lineage(data, tmp_path, "child", config, rate_factors=factors)
+    parts = [*first, facts(next(one).row())]
+    one.close()  # type: ignore[attr-defined]
+    parts += rows(lineage(data, tmp_path, "child", config, rate_factors=factors))
+    assert parts == rows(lineage(data, tmp_path, "anew", config, rate_factors=factors))
+    for kind in ("last", "best"):
+        states = [load_checkpoint(tmp_path / f"{name}-{kind}.pt") for name in ("child", "anew")]
+        for state in states:
+            state["report"] = facts(state["report"])
+            state["reports"] = [facts(row) for row in state.get("reports", [])]
+        assert same(*states)
+    plain = rows(lineage(data, tmp_path, "plain", config))
+    assert plain[:2] == parts[:2]
+    assert plain[3]["train_loss"] != parts[3]["train_loss"]
+
+
+def test_a_checkpoint_that_was_trained_at_other_rates_is_refused(data: PreparedData, tmp_path: Path) -> None:
+    start = lineage(data, tmp_path, "one", SMALL, rate_factors={2: 0.8})
+    assert [next(start).epoch, next(start).epoch] == [1, 2]
+    assert load_checkpoint(tmp_path / "one-last.pt")["rate_factors"] == {2: 0.8}
+    with pytest.raises(InputError) as caught:
+        next(lineage(data, tmp_path, "one", SMALL, rate_factors={2: 1.2}))
+    assert caught.value.faults == ("rate_factors: {2: 0.8} there, {2: 1.2} here",)
+    for wrong in ({0: 0.8}, {2: 0.0}, {2: math.inf}):
+        with pytest.raises(InputError) as caught:
+            next(lineage(data, tmp_path, "two", SMALL, rate_factors=wrong))
+        assert str(caught.value) == f"rate_factors must be epochs (from 1) with factors above 0, but got {wrong}"
+
+
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 

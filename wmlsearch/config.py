@@ -113,8 +113,9 @@ class RunSettings(_Strict):
     # GB (1e9 bytes) that checkpoints of trials may take at a time. None: what running trials and the best few need.
     max_checkpoint_gb: Annotated[float, Field(gt=0)] | None = None
     sampler: Literal["tpe", "gp", "random", "qmc", "cmaes"] = "tpe"  # which of Optuna's proposes configurations
-    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"  # which of Ray's stops poor trials early
-    grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before
+    # What stops poor trials early: one of Ray's, or pbt, which puts children of good trials in their place.
+    scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = "asha"
+    grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
     workers_per_trial: int = Field(1, ge=1)
     baseline: bool = True  # train the paper's configuration at the end
@@ -136,6 +137,20 @@ class RunSettings(_Strict):
     def _objectives_fit(self) -> RunSettings:
         if self.objectives and (faults := list(_faults_of_objectives(self))):
             raise ValueError("\n".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _a_population_moves(self) -> RunSettings:
+        if self.scheduler == "pbt" and self.grace_epochs >= self.epochs:
+            raise ValueError(
+                "grace_epochs < epochs must hold with pbt, which compares trials at each multiple of it, "
+                f"but got (grace_epochs={self.grace_epochs}, epochs={self.epochs})"
+            )
+        if self.scheduler == "pbt" and self.trials < 5:
+            raise ValueError(
+                "trials >= 5 must hold with pbt, since the worst of 4 is the first that a child replaces, "
+                f"but got (trials={self.trials})"
+            )
         return self
 
     @classmethod

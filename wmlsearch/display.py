@@ -71,7 +71,8 @@ def _scores(board: Leaderboard) -> tuple[str, ...]:
 
 def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
     scores = [score(name, entry.best.get(name)) for name in _scores(board)]
-    state = Text(entry.state.replace("_", " "), style=STYLES.get(entry.state, ""))
+    child = f", child of {entry.parent}" if entry.parent else ""
+    state = Text(entry.state.replace("_", " ") + child, style=STYLES.get(entry.state, ""))
     values = []
     for _, members in columns:
         there = [name for name in members if name in entry.config]

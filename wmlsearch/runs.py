@@ -46,6 +46,10 @@ class RunDir:
         """Weights of the best epoch."""
         return self.path / "best.pt"
 
+    def snapshot(self, epoch: int) -> tuple[Path, Path]:
+        """What `last` and `best` were after an epoch, kept for trials that go on from there."""
+        return self.path / f"epoch-{epoch:04d}.pt", self.path / f"epoch-{epoch:04d}-best.pt"
+
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any]) -> RunDir:
         """A new run folder; `about` says what runs (name, kind, config, settings, data) and never changes."""
@@ -65,6 +69,14 @@ class RunDir:
     def rows(self) -> list[dict[str, Any]]:
         """The epochs so far, oldest first."""
         return read_lines(self.path / "metrics.jsonl")
+
+    def own_rows(self) -> list[dict[str, Any]]:
+        """The epochs that were trained here: without those that a child took over from its parent."""
+        return self.rows()[self.about().get("parent_epoch", 0) :]
+
+    def rate_factors(self) -> dict[int, float]:
+        """What the learning rate of its configuration is multiplied with, each from its epoch on."""
+        return {int(epoch): factor for epoch, factor in self.about().get("rate_factors", {}).items()}
 
     def reconcile(self, rows: list[dict[str, Any]]) -> None:
         """Make the lines those that a checkpoint holds: what is missing is filled in, what lies past it is cut."""

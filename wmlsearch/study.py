@@ -146,6 +146,11 @@ def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> N
             "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "
             "another on CPUs only rises, so it says nothing of a single trial; leave it out"
         )
+    if settings.scheduler == "pbt" and slots.count >= settings.trials:
+        raise InputError(
+            f"--scheduler pbt: all {settings.trials} trials would begin at once, and no child of a good one could "
+            "take the place of a poor one; give more --trials"
+        )
     if settings.max_gpu_hours is not None and not slots.gpus:
         raise InputError(
             f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "
@@ -244,7 +249,7 @@ def _search(
 def _waiting(search: SearchDir) -> str:
     """The trainings that have been started and not reported yet; before its start a trial has no folder."""
     begun = [
-        run for run in search.trials() + search.finals() if run.status().get("state") == RUNNING and not run.rows()
+        run for run in search.trials() + search.finals() if run.status().get("state") == RUNNING and not run.own_rows()
     ]
     return " or ".join(run.about()["name"] for run in begun) or "the next trial"
 

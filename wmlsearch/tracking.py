@@ -6,6 +6,7 @@ metric with the same name, step, value and time is one row however often it arri
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -218,7 +219,12 @@ def _tags(about: Mapping[str, Any]) -> dict[str, Any]:
     data = {f"data.{name}": value for name, value in about["data"].items()}
     warning = {"warning": OPTIMISTIC} if about["data"]["optimistic"] else {}
     versions = {f"version.{name}": value for name, value in about["versions"].items()}
-    return {"kind": about["kind"], **warning, **data, **versions}
+    lineage = {}
+    if "parent" in about:
+        lineage = {"parent_trial": f"trial-{about['parent']:04d}", "parent_epoch": about["parent_epoch"]}
+    if "rate_factors" in about:
+        lineage["rate_factors"] = json.dumps(about["rate_factors"])
+    return {"kind": about["kind"], **warning, **data, **versions, **lineage}
 
 
 def _mlflow_status(state: str) -> str:

@@ -53,7 +53,11 @@ workers_per_trial = click.option(
     "--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial."
 )
 grace_epochs = click.option(
-    "--grace-epochs", type=int, default=2, show_default=True, help="No trial is stopped early before this."
+    "--grace-epochs",
+    type=int,
+    default=2,
+    show_default=True,
+    help="No trial is stopped early before this. pbt: nor between its multiples.",
 )
 no_baseline = click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
 

@@ -20,6 +20,13 @@ from wmlsearch.cli import options
 @options.epochs
 @options.seed
 @options.precision
+@click.option(
+    "--scheduler",
+    type=click.Choice(["asha", "none", "pbt"]),
+    default="asha",
+    show_default=True,
+    help="What stops poor trials early.",
+)
 @options.grace_epochs
 @options.no_baseline
 def plan(
@@ -33,6 +40,7 @@ def plan(
     epochs: int,
     seed: int,
     precision: str,
+    scheduler: str,
     grace_epochs: int,
     no_baseline: bool,
 ) -> None:
@@ -52,6 +60,7 @@ def plan(
         seed=seed,
         precision=precision,
         trials=trials,
+        scheduler=scheduler,
         grace_epochs=grace_epochs,
         baseline=not no_baseline,
     )

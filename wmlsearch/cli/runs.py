@@ -97,10 +97,10 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 )
 @click.option(
     "--scheduler",
-    type=click.Choice(["asha", "hyperband", "median", "none"]),
+    type=click.Choice(["asha", "hyperband", "median", "none", "pbt"]),
     default="asha",
     show_default=True,
-    help="What stops poor trials early (Ray Tune).",
+    help="What stops poor trials early (Ray Tune); pbt: children of good ones go on in their place.",
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @options.workers_per_trial

@@ -62,6 +62,7 @@ def epochs(
     objective: str = "val_dice_best",
     last: Path | None = None,
     best: Path | None = None,
+    rate_factors: Mapping[int, float] | None = None,
 ) -> Generator[EpochReport, None, None]:
     """Train `config` on the train split, validate on the validation split, and yield a report after each epoch.
 
@@ -69,11 +70,13 @@ def epochs(
         last: checkpoint of the latest epoch. Written before its report is yielded; where it exists already, training
             goes on behind it, bit for bit as if never interrupted (on CPUs, with the number of threads that it holds).
         best: checkpoint of the epoch with the highest `objective`, weights only.
+        rate_factors: what the rate of `config`'s schedule is multiplied with, each from its epoch on: {5: 0.8} leaves
+            the first four epochs as they are.
 
     With several ranks each calls it with the same arguments; `config.batch_size` is shared out among them, the reports
     of all ranks agree, and rank 0 writes. Raises Diverged, and InputError for what can't be trained on this data.
     """
-    trainer = Trainer(config, data, max_epochs, seed, precision)
+    trainer = Trainer(config, data, max_epochs, seed, precision, rate_factors)
     if last is not None and last.exists():
         trainer.load(last)
     while trainer.ended is None:
@@ -111,11 +114,22 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
 class Trainer:
     """A training, an epoch at a time: model, optimiser and what was reported so far."""
 
-    def __init__(self, config: TrialConfig, data: PreparedData, max_epochs: int, seed: int, precision: str) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: PreparedData,
+        max_epochs: int,
+        seed: int,
+        precision: str,
+        rate_factors: Mapping[int, float] | None = None,
+    ) -> None:
         several = distributed.is_available() and distributed.is_initialized()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
         check_trainable(config, data, self.world)
         self.config, self.data, self.max_epochs, self.seed = config, data, max_epochs, seed
+        self.rate_factors = dict(rate_factors or {})
+        if not all(epoch >= 1 and 0 < factor < math.inf for epoch, factor in self.rate_factors.items()):
+            raise InputError(f"rate_factors must be epochs (from 1) with factors above 0, but got {self.rate_factors}")
         self.device = data.train.images.device
         if self.device.type == "cuda":  # a warm process has trained others before
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -151,7 +165,7 @@ class Trainer:
         metrics = self.validate()
         if metrics["val_loss"] is None:
             raise Diverged(f"the validation loss is not finite in epoch {epoch}")
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"] * self.rate_factor(epoch)
         if self.config.schedule == "plateau":
             self.plateau.step(metrics["val_loss"])
         losses = [row["val_loss"] for row in self.reports] + [metrics["val_loss"]]
@@ -179,6 +193,7 @@ class Trainer:
     def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
         """A step for each batch of positions; returns the loss summed over them, by the number of train slices."""
         self.model.train()
+        factor, (group,) = self.rate_factor(epoch), self.optimizer.param_groups
         slices, total = self.data.train, torch.zeros((), dtype=torch.float64, device=self.device)
         drawn = None
         if self.config.augment != "none":
@@ -201,11 +216,18 @@ class Trainer:
             # DDP averages over ranks: weighted so that uneven parts give the mean over the whole batch
             (losses.sum() * (self.world / len(batch))).backward()
             rate = learning_rate(self.config, (epoch - 1) * len(order) + step, self.max_epochs * len(order))
-            if rate is not None:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+            rate = group["lr"] if rate is None else rate
+            group["lr"] = rate * factor
             self.optimizer.step()
+            group["lr"] = rate  # the schedule's own: plateau goes on from it, and so does a checkpoint
         return float(total.item()) / len(slices)
+
+    def rate_factor(self, epoch: int) -> float:
+        """What the schedule's rate is multiplied with in an epoch."""
+        return self.rate_factors[max(begun)] if (begun := self._factors_until(epoch)) else 1.0
+
+    def _factors_until(self, epoch: int) -> dict[int, float]:
+        return {start: factor for start, factor in self.rate_factors.items() if start <= epoch}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float | None]:
@@ -228,6 +250,7 @@ class Trainer:
             "config": self.config.model_dump(),
             "seed": self.seed,
             "data": self.data.manifest.fingerprint,
+            "rate_factors": self._factors_until(len(self.reports)),
             "report": self.reports[-1],
             "model": self.unet.state_dict(),
         }
@@ -246,11 +269,14 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         state = load_checkpoint(path)
+        state.setdefault("rate_factors", {})  # of before there were any
         mine = {
             "config": self.config.model_dump(),
             "seed": self.seed,
             "data": self.data.manifest.fingerprint,
             "max_epochs": self.max_epochs,
+            # only what was trained with: a child of population based training goes on from here at another rate
+            "rate_factors": self._factors_until(len(state.get("reports", ()))),
         }
         other = [
             f"{name}: {state.get(name)} there, {value} here" for name, value in mine.items() if state.get(name) != value

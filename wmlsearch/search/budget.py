@@ -32,7 +32,7 @@ class Budget(tune.Stopper):
         self.running = 0  # trials, as the recorder counts them
         self.epochs, self.best_dice = 0, 0.0
         for run in search.trials():
-            for row in run.rows():
+            for row in run.own_rows():
                 self.add(row)
         self._used = search.used()
         self._last = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,8 +31,8 @@ class Checkpoints:
         if "://" in place and not place.startswith("file://"):
             self._remote = fs.FileSystem.from_uri(place)
             self._scratch = tempfile.mkdtemp(prefix="wmlsearch-checkpoints-")
-        folder = Path(self._scratch if self._remote else place.removeprefix("file://"))
-        self.last, self.best = RunDir(folder).last, RunDir(folder).best
+        self._folder = Path(self._scratch if self._remote else place.removeprefix("file://"))
+        self.last, self.best = RunDir(self._folder).last, RunDir(self._folder).best
 
     def fetch(self) -> None:
         """Bring what is there."""
@@ -58,8 +59,58 @@ class Checkpoints:
                         destination_filesystem=system,
                     )
 
+    def keep(self, epoch: int) -> None:
+        """Keep a snapshot: what `last` and `best` are after this epoch, beside them."""
+        for path, kept in zip((self.last, self.best), RunDir(self._folder).snapshot(epoch), strict=True):
+            self._copy(self, path.name, kept.name)
+
+    def take_over(self, place: str, epoch: int) -> bool:
+        """Begin with the snapshot that another training at `place` kept; False if it has none of this epoch."""
+        other = Checkpoints(place)
+        last, best = (path.name for path in RunDir(self._folder).snapshot(epoch))
+        there = self._copy(other, best, self.best.name) and self._copy(other, last, self.last.name)
+        other.close()
+        return there
+
+    def snapshots(self) -> list[int]:
+        """The epochs of which a snapshot is kept."""
+        if self._remote:
+            system, root = self._remote
+            names = [info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))]
+        else:
+            names = [path.name for path in self._folder.glob("epoch-*.pt")]
+        return sorted({int(found[1]) for name in names if (found := re.match(r"epoch-(\d+)(-best)?\.pt$", name))})
+
+    def delete_snapshot(self, epoch: int) -> None:
+        for path in RunDir(self._folder).snapshot(epoch):
+            self.delete(path)
+
+    def _copy(self, source: Checkpoints, name: str, to: str) -> bool:
+        """Copy where it is kept; False if it isn't there. What is copied is never written again, only replaced."""
+        if self._remote and source._remote:
+            system, root = self._remote
+            there: str = f"{source._remote[1]}/{name}"
+            if system.get_file_info(there).type != fs.FileType.File:
+                return False
+            system.create_dir(root)
+            system.copy_file(there, f"{root}/{to}")
+            return True
+        path, aside = source._folder / name, self._folder / f".{to}.{os.getpid()}"
+        if not path.exists():
+            return False
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            try:
+                os.link(path, aside)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, aside)
+            os.replace(aside, self._folder / to)
+        finally:
+            aside.unlink(missing_ok=True)  # two names of the same file: replacing one by the other does nothing
+        return True
+
     def delete(self, path: Path) -> None:
-        """Delete `last` or `best`, wherever it is kept."""
+        """Delete `last`, `best` or a snapshot, wherever it is kept."""
         path.unlink(missing_ok=True)
         if self._remote:
             system, root = self._remote

@@ -31,7 +31,9 @@ def train_run(
 ) -> None:
     """Train `config` into `run` with Ray Train; its state says how it ended. Ctrl-C leaves it interrupted.
 
-    `data` is a parcel, `place` where the checkpoints go: what is elsewhere than in the run folder is copied there.
+    `data` is a parcel, `place` where the checkpoints go: what is elsewhere than in the run folder is copied there. The
+    rate follows the `rate_factors` that the run folder has, if any: so what a trial of population based training has
+    found is trained again from its beginning.
     """
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
     # In a process of its own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be ended.
@@ -39,7 +41,8 @@ def train_run(
     host: Any = ray.remote(num_cpus=0)(Group)
     group = host.options(scheduling_strategy=here).remote(job, slots, elastic)
     try:
-        trial = {"config": config.model_dump(), "place": place, "heard": len(run.rows())}
+        factors = run.rate_factors()
+        trial = {"config": config.model_dump(), "place": place, "heard": len(run.rows()), "rate_factors": factors}
         ray.get(group.start.remote(trial))
         result: dict[str, Any] = {}
         while not result.get("done"):
@@ -69,9 +72,9 @@ def write_result(run: RunDir, result: dict[str, Any]) -> None:
         run.append(result["report"])
 
 
-def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "") -> None:
+def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "", **more: Any) -> None:
     """How a training ended: the reason in one line, and the traceback where there is one."""
-    run.set_status(state, reason, **({"traceback": trace} if trace else {}))
+    run.set_status(state, reason, **({"traceback": trace} if trace else {}), **more)
 
 
 def bring_back(run: RunDir, place: str) -> None:

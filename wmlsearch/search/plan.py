@@ -29,6 +29,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.timing import Timing, timed
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
+from wmlsearch.search.population import comparisons, expected_size, most_parents, most_snapshots
 from wmlsearch.search.slot import open_data
 from wmlsearch.space import Choices, SearchSpace
 
@@ -109,6 +110,16 @@ def rungs(trials: int, epochs: int, grace_epochs: int, reduction_factor: int) ->
     return tuple(levels)
 
 
+def levels_of(settings: RunSettings) -> tuple[Rung, ...]:
+    """The levels of a search; hyperband and median are taken as asha."""
+    if settings.scheduler == "pbt":
+        size, step = expected_size(settings), settings.grace_epochs
+        ends = [*range(step, settings.epochs, step), settings.epochs]
+        return tuple(Rung(end, size, size * (end - start)) for start, end in itertools.pairwise([0, *ends]))
+    grace = settings.epochs if settings.scheduler == "none" else settings.grace_epochs
+    return rungs(settings.trials, settings.epochs, grace, settings.reduction_factor)
+
+
 def _going_on(arrivals: float, reduction_factor: int) -> float:
     """How many of them pass a rung, one after another, none known to be better than another."""
     passed = 0.0
@@ -167,12 +178,16 @@ def room_for_best(space: SearchSpace, settings: RunSettings, slots: Slots) -> fl
         return math.inf
     last, best = most_checkpoint_bytes(space)
     running = slots.count * (last + best + last)
-    room = settings.max_checkpoint_gb * 1e9 - running
+    snapshots = most_snapshots(settings, slots.count)
+    kept = snapshots * (last + best)
+    room = settings.max_checkpoint_gb * 1e9 - running - kept
     if room < best:
+        of_pbt = f", {snapshots} snapshots that children may begin with {kept / 1e9:.3g} GB" if snapshots else ""
         raise InputError(
             f"--max-checkpoint-gb {settings.max_checkpoint_gb:g}: {slots.count} running trials may need "
-            f"{running / 1e9:.3g} GB and the best weights {best / 1e9:.3g} GB; "
-            f"give at least {math.ceil((running + best) / 1e6) / 1000:g}, or search smaller networks"
+            f"{running / 1e9:.3g} GB{of_pbt} and the best weights {best / 1e9:.3g} GB; "
+            f"give at least {math.ceil((running + kept + best) / 1e6) / 1000:g}, or search smaller networks"
+            + (", or compare less often by --grace-epochs" if snapshots else "")
         )
     return room
 
@@ -241,7 +256,7 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
     epoch_s = train_s * train + val_s * val
     paper = next(entry.timing for entry in measured if entry.of == "paper")
     paper_s = settings.epochs * (paper.train_s * train + paper.val_s * val)
-    levels = rungs(settings.trials, settings.epochs, settings.grace_epochs, settings.reduction_factor)
+    levels = levels_of(settings)
     # The first trial is the paper's configuration, and the first at each rung goes on.
     trials_s = paper_s + epoch_s * (sum(level.epochs for level in levels) - settings.epochs)
     baseline_s = 0.0
@@ -254,6 +269,9 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
     running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
     # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
     disk_bytes = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
+    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison; the paper's may be one of them
+        others = (most_parents(settings.trials) - 1) * running_bytes
+        disk_bytes += comparisons(settings) * (others + sum(checkpoint_bytes(TrialConfig())))
     gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
     return Forecast(
         rungs=levels,

@@ -12,12 +12,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from wmlsearch.config import RunSettings
+from wmlsearch.search.population import Population
 
 HYPERBAND_BRACKETS = 3  # as many first rungs to begin at, where there are so many
 
 
 class Scheduler(FIFOScheduler):
-    """One of Ray's schedulers, which knows trials by the search's own numbers.
+    """One of Ray's schedulers, or our population, which knows trials by the search's own numbers.
 
     Tune gives a trial another name in each session, and forgets rungs when it dies. Here a trial stays who it was, and
     a resumed search first lets the scheduler hear all that its run folder holds (`hear`).
@@ -26,6 +27,7 @@ class Scheduler(FIFOScheduler):
     def __init__(self, settings: RunSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.population = Population(settings) if settings.scheduler == "pbt" else None
         self.inner: Any = _of_ray(settings)  # none of them asks the controller for anything, so it gets none
         self._known: dict[int, Trial] = {}
         self._epochs: dict[int, int] = {}
@@ -39,11 +41,21 @@ class Scheduler(FIFOScheduler):
         if epoch <= self._epochs.get(number, 0):
             return False
         self._epochs[number] = epoch
+        if self.population is not None:  # who has ended is no parent: there is nothing to go on with
+            return not ended and self.population.hear(number, epoch, value)
         result = {"epoch": epoch, self.settings.objective: value}
         if ended:
             self.inner.on_trial_complete(None, trial, result)
             return False
         return bool(self.inner.on_trial_result(None, trial, result) == TrialScheduler.STOP)
+
+    def why(self, number: int, epoch: int) -> tuple[str, dict[str, Any]]:
+        """Why a trial is stopped, in words, and what else its status says of it."""
+        if self.population is None:
+            return f"behind the best of its rung at epoch {epoch}", {}
+        takeover = self.population.successors[number]
+        reason = f"in the worst quarter at epoch {epoch}: a child of trial-{takeover.parent:04d} takes its place"
+        return reason, {"successor": {"parent": takeover.parent, "epoch": takeover.epoch}}
 
     def _trial(self, number: int) -> Trial:
         if number not in self._known:
@@ -73,7 +85,7 @@ class Scheduler(FIFOScheduler):
 def _of_ray(settings: RunSettings) -> TrialScheduler:
     shared: dict[str, Any] = {"time_attr": "epoch", "metric": settings.objective, "mode": "max"}
     grace = min(settings.grace_epochs, settings.epochs)
-    if settings.scheduler == "none":
+    if settings.scheduler in ("none", "pbt"):
         return FIFOScheduler()
     if settings.scheduler == "median":
         never: Any = math.inf  # it would pause trials while it knows little; our slots run each to its end

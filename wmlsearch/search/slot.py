@@ -22,7 +22,8 @@ class Training:
     """One training in this process, an epoch a step, as plain results that may cross to other processes.
 
     `job` is the same for all trainings of a run: `data` (a parcel), `settings`, `threads`. `trial` says which one:
-    `config`, `place`, where its checkpoints are, and `heard`, how many epochs of it are known already. A result holds
+    `config` (with `rate_factors`, if any), `place`, where its checkpoints are, and `heard`, how many epochs of it are
+    known already. With `keep_every` in `job`, a snapshot is kept of each epoch that is a multiple of it. A result holds
     `report` (a row of EpochReport) with `epoch` and the objective beside it for the scheduler; the first also
     `replayed` (all reports of the checkpoint that it goes on from); the last also `done` and `ended` (a state of
     `runs.ENDED`), with a `reason` and `traceback` if it went wrong. Epochs that the checkpoint has and nobody has heard
@@ -32,6 +33,7 @@ class Training:
     def __init__(self, job: dict[str, Any], trial: dict[str, Any], rank: int = 0) -> None:
         torch.set_num_threads(job["threads"])
         self.objective, self.rank = job["settings"]["objective"], rank
+        self.keep_every = job.get("keep_every", 0)
         self.checkpoints = Checkpoints(trial["place"])
         self.checkpoints.fetch()
         self.fresh, self.heard, self.unheard = True, int(trial.get("heard", 0)), []  # type: ignore[var-annotated]
@@ -45,6 +47,7 @@ class Training:
             objective=settings.objective,
             last=self.checkpoints.last,
             best=self.checkpoints.best,
+            rate_factors={int(epoch): factor for epoch, factor in trial.get("rate_factors", {}).items()},
         )
 
     def step(self) -> dict[str, Any]:
@@ -62,6 +65,9 @@ class Training:
                 row = next(self.reports).row()
                 if self.rank == 0:
                     self.checkpoints.push()
+            kept = self.keep_every and row["epoch"] % self.keep_every == 0 and not row["ended"]
+            if kept and self.rank == 0 and not self.unheard:  # before the epoch is heard, so that who hears has it
+                self.checkpoints.keep(row["epoch"])
         except StopIteration:  # the checkpoint was its last epoch, and that is known
             return {**result, "done": True, "ended": result["replayed"][-1]["ended"]}
         except Diverged as error:

@@ -66,6 +66,8 @@ class Study:
         unfinished = {}
         for run in search.trials():
             number, state = int(run.name), run.state
+            if "parent" in run.about():  # it was not asked for: its values tell of a rate that changed on the way
+                continue
             config = TrialConfig(**run.about()["config"])
             values, final = _heard(run.rows(), settings)
             if number == 0 and space.outside(config):
@@ -299,6 +301,8 @@ def known_earlier(
                 left["other data"] += 1
             elif about["settings"]["epochs"] != settings.epochs:
                 left[f"{about['settings']['epochs']} epochs instead of {settings.epochs}"] += 1
+            elif "parent" in run.about():
+                left["children of population based training"] += 1
             elif state not in GOOD or not rows:
                 left[f"{state.replace('_', ' ')}"] += 1
             elif space.outside(config):

@@ -25,6 +25,7 @@ from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.confirm import set_ended, write_result
 from wmlsearch.search.group import GroupSlot
 from wmlsearch.search.plan import checkpoint_bytes, room_for_best
+from wmlsearch.search.population import Snapshots, child_of
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.slot import Slot
 from wmlsearch.search.suggest import Study, StudySearcher
@@ -54,8 +55,10 @@ def run_trials(
     study = Study(search, space, settings)
     budget = Budget(search, settings, slots)
     keeper = Keeper(place, _bytes_of_best, room_for_best(space, settings, slots), settings.ranked_by)
-    recorder = _Recorder(search, settings, study, budget, place, keeper, on_change)
+    recorder = _Recorder(search, settings, study, budget, place, keeper, on_change, scheduler)
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
+    if scheduler.population is not None:
+        job["keep_every"] = settings.grace_epochs
     if slots.workers > 1:
         # The slot's own process only drives its worker group, which asks for its resources itself.
         job |= {"slots": dataclasses.asdict(slots), "elastic": elastic}
@@ -104,7 +107,7 @@ def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> l
     A trial that died between its last line and the word how it ended gets that word now; those are returned.
     """
     changed = []
-    rows = [(row["time"], int(run.name), row) for run in search.trials() for row in run.rows()]
+    rows = [(row["time"], int(run.name), row) for run in search.trials() for row in run.own_rows()]
     stopped: dict[int, int] = {}
     for _, number, row in sorted(rows, key=lambda it: it[:2]):
         ended = row["ended"] is not None
@@ -115,18 +118,17 @@ def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> l
             if its[-1]["ended"]:
                 run.set_status(its[-1]["ended"])
                 changed.append(run)
-            elif stopped.get(int(run.name)) == len(its):
-                run.set_status("stopped", _behind(len(its)))
+            elif stopped.get(number := int(run.name)) == len(its):
+                reason, more = scheduler.why(number, len(its))
+                run.set_status("stopped", reason, **more)
                 changed.append(run)
+    if scheduler.population is not None:
+        scheduler.population.recall(search)
     return changed
 
 
 def _bytes_of_best(run: RunDir) -> int:
     return checkpoint_bytes(TrialConfig(**run.about()["config"]))[1]
-
-
-def _behind(epoch: int) -> str:
-    return f"behind the best of its rung at epoch {epoch}"
 
 
 class _Recorder(tune.Callback):
@@ -141,9 +143,11 @@ class _Recorder(tune.Callback):
         place: Callable[[RunDir], str],
         keeper: Keeper,
         on_change: Callable[[RunDir], None],
+        scheduler: Scheduler,
     ) -> None:
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
-        self.place, self.keeper, self.on_change = place, keeper, on_change
+        self.place, self.keeper, self.on_change, self.scheduler = place, keeper, on_change, scheduler
+        self.snapshots = Snapshots(scheduler.population, search, place) if scheduler.population else None
         about = search.about()
         self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
@@ -161,17 +165,25 @@ class _Recorder(tune.Callback):
             return None
         run = self.search.trial(number)
         if run.begun():
-            config = run.about()["config"]
             run.set_status(RUNNING)
         else:
-            config = self.study.ask(number).model_dump()
-            about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config, **self.shared}
-            RunDir.create(run.path, about)
+            takeover = self.snapshots.take_over(number) if self.snapshots else None
+            if takeover:
+                what = child_of(self.search, takeover, number, self.settings.seed)
+            else:
+                what = {"config": self.study.ask(number).model_dump()}
+            RunDir.create(run.path, {"name": f"trial-{number:04d}", "kind": "trial", **what, **self.shared})
+            if takeover and self.snapshots:
+                self.snapshots.begun(takeover)
+        about = run.about()
+        if len(run.rows()) < about.get("parent_epoch", 0):
+            run.reconcile(self.search.trial(about["parent"]).rows()[: about["parent_epoch"]])
         self.told[number] = len(run.rows())
         self.open.add(number)
         self.budget.running = len(self.open)
         self.on_change(run)
-        return {"number": number, "config": config, "place": self.place(run), "heard": self.told[number]}
+        told = {"number": number, "place": self.place(run), "heard": self.told[number]}
+        return {**told, "config": about["config"], "rate_factors": about.get("rate_factors", {})}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -188,9 +200,14 @@ class _Recorder(tune.Callback):
         if "ended" in result:
             self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
         elif result.get("done"):
-            self._finish(number, "stopped", _behind(result["epoch"]))
+            reason, more = self.scheduler.why(number, result["epoch"])
+            self._finish(number, "stopped", reason, **more)
+            if self.scheduler.population:
+                self.scheduler.population.owe(number)
         else:
             self.on_change(run)
+        if self.snapshots and "epoch" in result:
+            self.snapshots.heard(number, result["epoch"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         state, reason, trace = _failure(trial.get_error())
@@ -202,13 +219,17 @@ class _Recorder(tune.Callback):
         for run in self.search.trials():
             if run.state in UNFINISHED:
                 self._finish(int(run.name), "interrupted", reason)
+        if self.snapshots and all(
+            self.search.trial(number).state not in UNFINISHED for number in range(self.settings.trials)
+        ):
+            self.snapshots.clear()
 
-    def _finish(self, number: int, state: str, reason: str, trace: str = "") -> None:
+    def _finish(self, number: int, state: str, reason: str, trace: str = "", **more: Any) -> None:
         self.open.discard(number)
         self.budget.tick()
         self.budget.running = len(self.open)
         run = self.search.trial(number)
-        set_ended(run, state, reason, trace)
+        set_ended(run, state, reason, trace, **more)
         self.study.tell(number, state, self._best(run))
         if state == "failed":
             self.budget.add_error(trace or reason)

@@ -24,6 +24,7 @@ class Entry:
     value: float | None  # the objective at the best epoch
     config: Mapping[str, Any]  # the searched hyperparameters; those that a condition switches off are left out
     path: str
+    parent: str = ""  # the trial whose first epochs it took over (--scheduler pbt)
 
     @classmethod
     def of(cls, run: RunDir, space: SearchSpace) -> Entry:
@@ -39,6 +40,7 @@ class Entry:
             best.get(objective),
             space.values_of(TrialConfig(**about["config"])),
             str(run.path),
+            f"trial-{about['parent']:04d}" if "parent" in about else "",
         )
 
 
