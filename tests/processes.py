@@ -31,7 +31,7 @@ def slots(driver: int) -> list[int]:
             title = Path(f"/proc/{pid}/cmdline").read_text()
         except OSError:
             continue
-        if "ray::" in title and "Slot" in title:
+        if "ray::" in title and ("Slot" in title or "Trainable" in title):  # Tune's class around it has that name
             found.append(pid)
     return found
 

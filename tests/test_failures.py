@@ -223,12 +223,15 @@ def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_
     )
     search = SearchDir(tmp_path / "s")
     end = time.monotonic() + 240
-    while process.poll() is None:
-        assert time.monotonic() < end
-        for pid in slots(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-    output, _ = process.communicate()
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < end
+            for pid in slots(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        output, _ = process.communicate()
+    finally:
+        process.kill()
     assert process.returncode == 0, output
     (trial,) = search.trials()
     assert trial.status()["state"] == "lost"

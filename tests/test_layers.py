@@ -43,6 +43,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.search.nodes": "ray",
     "wmlsearch.search.checkpoints": "pyarrow",
     "wmlsearch.search.population": "",
+    "wmlsearch.search.forest": "sklearn",
     "wmlsearch.search.suggest": "optuna ray",
     "wmlsearch.search.slot": "ray torch pyarrow",
     "wmlsearch.search.group": "ray torch",

@@ -198,7 +198,7 @@ def written(search: SearchDir, number: int, config: TrialConfig, values: list[fl
 STATES = ("completed", "stopped", "early_stopped", "diverged", "out_of_memory", "lost", "failed", "stopped")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "cmaes"])
+@pytest.mark.parametrize("sampler", ["forest", "tpe", "gp", "random", "qmc", "cmaes"])
 def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()

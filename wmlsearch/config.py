@@ -112,7 +112,8 @@ class RunSettings(_Strict):
     target_dice: Annotated[float, Field(gt=0, le=1)] | None = None  # val_dice_best of any trial
     # GB (1e9 bytes) that checkpoints of trials may take at a time. None: what running trials and the best few need.
     max_checkpoint_gb: Annotated[float, Field(gt=0)] | None = None
-    sampler: Literal["tpe", "gp", "random", "qmc", "cmaes"] = "tpe"  # which of Optuna's proposes configurations
+    # What proposes configurations: search/forest.py, or one of Optuna's samplers.
+    sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = "forest"
     # What stops poor trials early: one of Ray's, or pbt, which puts children of good trials in their place.
     scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = "asha"
     grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
@@ -128,9 +129,9 @@ class RunSettings(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_several(cls, values: Any) -> Any:
-        """Several objectives bring their first and no scheduler, unless something else is given."""
+        """Several objectives bring their first, TPE and no scheduler, unless something else is given."""
         if isinstance(values, Mapping) and isinstance(names := values.get("objectives"), list) and names:
-            return {"objective": names[0], "scheduler": "none", **values}
+            return {"objective": names[0], "sampler": "tpe", "scheduler": "none", **values}
         return values
 
     @model_validator(mode="after")
@@ -185,8 +186,11 @@ def _faults_of_objectives(settings: RunSettings) -> Iterator[str]:
             "scheduler must be none with several objectives, since a scheduler ranks trials by one number, "
             f"but got {settings.scheduler}"
         )
-    if settings.sampler == "cmaes":
-        yield "sampler must not be cmaes with several objectives, since it learns from one number; tpe and gp can"
+    if settings.sampler in ("forest", "cmaes"):
+        yield (
+            f"sampler must not be {settings.sampler} with several objectives, since it learns from one number; "
+            "tpe and gp can"
+        )
 
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -90,10 +90,10 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 @click.option("--max-checkpoint-gb", type=float, help="Most that the checkpoints of trials may take at a time.")
 @click.option(
     "--sampler",
-    type=click.Choice(["tpe", "gp", "random", "qmc", "cmaes"]),
-    default="tpe",
+    type=click.Choice(["forest", "tpe", "gp", "random", "qmc", "cmaes"]),
+    default="forest",
     show_default=True,
-    help="What proposes configurations (Optuna).",
+    help="What proposes configurations; all but forest are Optuna's.",
 )
 @click.option(
     "--scheduler",
@@ -197,18 +197,21 @@ def tune(
     sys.exit(options.exit_status(outcome))
 
 
+OF_SEVERAL = ("objective", "sampler", "scheduler")  # have other defaults then
+
+
 def _of_several(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a search with several objectives, which bring their own `objective` and scheduler."""
+    """The settings of a search with several objectives, which bring their own `objective`, sampler and scheduler."""
     from wmlsearch.config import InputError
 
     source = click.get_current_context().get_parameter_source
-    typed = {name for name in ("objective", "scheduler") if source(name) is ParameterSource.COMMANDLINE}
+    typed = {name for name in OF_SEVERAL if source(name) is ParameterSource.COMMANDLINE}
     if "objective" in typed:
         raise InputError(
             "--objective and --objectives can't be given together: the first of --objectives is what picks each "
             "trial's best epoch"
         )
-    kept = {name: value for name, value in settings.items() if name not in {"objective", "scheduler"} - typed}
+    kept = {name: value for name, value in settings.items() if name not in set(OF_SEVERAL) - typed}
     return {**kept, "objectives": [name.strip() for name in objectives.split(",")]}
 
 

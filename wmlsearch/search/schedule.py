@@ -31,6 +31,7 @@ class Scheduler(FIFOScheduler):
         self.inner: Any = _of_ray(settings)  # none of them asks the controller for anything, so it gets none
         self._known: dict[int, Trial] = {}
         self._epochs: dict[int, int] = {}
+        self._best: dict[int, float] = {}
 
     def hear(self, number: int, epoch: int, value: float, ended: bool = False) -> bool:
         """A trial's value after an epoch, and whether training ended by itself; returns whether it is to be stopped.
@@ -43,6 +44,9 @@ class Scheduler(FIFOScheduler):
         self._epochs[number] = epoch
         if self.population is not None:  # who has ended is no parent: there is nothing to go on with
             return not ended and self.population.hear(number, epoch, value)
+        if self.settings.scheduler in ("asha", "hyperband"):
+            # Rungs compare best epochs so far, since that is what a trial ends with: a single epoch's value is noisy.
+            value = self._best[number] = max(value, self._best.get(number, value))
         result = {"epoch": epoch, self.settings.objective: value}
         if ended:
             self.inner.on_trial_complete(None, trial, result)

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.objectives import values_of
 from wmlsearch.runs import GOOD, UNFINISHED, SearchDir, cut_torn_line
+from wmlsearch.search.forest import propose
 from wmlsearch.space import Choices, Range, SearchSpace
 
 # What Optuna is told for each way to end. A trial stopped by the scheduler is no finished trial: its score is that of
@@ -130,10 +131,12 @@ class Study:
 
     def _ask(self, number: int, values: Mapping[str, Any] | None) -> Trial:
         """A new trial, with given values or with the sampler's."""
-        if values is not None:
-            self._study.enqueue_trial(dict(values))
         # Seeded by (seed, number): what trial n is offered doesn't depend on how often the search was interrupted.
         seed = int(np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0])
+        if values is None and self.settings.sampler == "forest":
+            values = self._by_forest(np.random.default_rng(seed))
+        if values is not None:
+            self._study.enqueue_trial(dict(values))
         self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
         trial = self._study.ask()
         trial.set_user_attr("trial", number)
@@ -145,6 +148,18 @@ class Study:
                     drawn[name] = suggest_value(trial, name, dimension.domain)
         self._open[number] = trial
         return trial
+
+    def _by_forest(self, rng: np.random.Generator) -> dict[str, Any]:
+        """What the forest proposes by all trials that are known, those that run included."""
+        past: list[tuple[Mapping[str, Any], Mapping[int, float]]] = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.constraints:  # it diverged or found no memory: nothing would come of it
+                past.append((trial.params, {self.settings.epochs: 0.0}))
+            elif trial.intermediate_values and trial.state is not TrialState.FAIL:
+                past.append((trial.params, trial.intermediate_values))
+        if len(past) < STARTUP_TRIALS:
+            return self.space.sample(rng)
+        return propose(self.space, past, self.settings.epochs, rng)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """A trial's value after an epoch. With several objectives Optuna takes none."""
@@ -239,7 +254,7 @@ def sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSample
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)
         at_random = optuna.samplers.RandomSampler(seed=seed)
-        if kind == "random":
+        if kind in ("random", "forest"):  # the forest's proposals are given to the study, which then draws nothing
             return at_random
         if kind == "gp":
             return optuna.samplers.GPSampler(
