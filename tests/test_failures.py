@@ -33,6 +33,8 @@ SMALL = {"depth": 2, "base_channels": 4, "batch_size": 4}
 RATES = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
 ONE_GPU = Slots(1, 1, 1, 1.0)
 
+pytestmark = pytest.mark.usefixtures("one_ray")
+
 
 def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> jobs.Outcome:
     return study.tune(
@@ -222,7 +224,7 @@ def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_
         start_new_session=True,
     )
     search = SearchDir(tmp_path / "s")
-    end = time.monotonic() + 240
+    end = time.monotonic() + 480
     while process.poll() is None:
         assert time.monotonic() < end
         for pid in slots(process.pid):
