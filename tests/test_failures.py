@@ -40,7 +40,7 @@ def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> 
     return study.tune(
         SearchDir(out / "s"),
         SearchSpace.of(values),
-        RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, **settings}),
+        RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, "forecast": False, **settings}),
         prepared,
         default_uri(out),
         lambda run: run.name,
@@ -217,7 +217,7 @@ def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -
 def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline"],
+        [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline", "--no-forecast"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

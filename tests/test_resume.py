@@ -45,7 +45,7 @@ def tune(out: Path, *words: str) -> list[str]:
 
 def begin(out: Path, prepared: Path) -> list[str]:
     (out / "space.yaml").write_text(SPACE)
-    sizes = ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--grace-epochs", "2"]
+    sizes = ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
     return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", *sizes)
 
 
