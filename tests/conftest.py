@@ -1,7 +1,9 @@
-"""Fixtures that several test modules share: one tiny data set."""
+"""Fixtures that several test modules share: one tiny data set, one Ray."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,13 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom") / "prepared"
     prepare(raw, out, PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
     return out
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """An embedded Ray that the searches of a module share: to start one takes longer than many a search."""
+    from wmlsearch.search import cluster
+
+    with cluster.ray_at(None), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "_embedded", contextlib.nullcontext)
+        yield

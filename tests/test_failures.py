@@ -33,12 +33,14 @@ SMALL = {"depth": 2, "base_channels": 4, "batch_size": 4}
 RATES = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
 ONE_GPU = Slots(1, 1, 1, 1.0)
 
+pytestmark = pytest.mark.usefixtures("one_ray")
+
 
 def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> jobs.Outcome:
     return study.tune(
         SearchDir(out / "s"),
         SearchSpace.of(values),
-        RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, **settings}),
+        RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, "forecast": False, **settings}),
         prepared,
         default_uri(out),
         lambda run: run.name,
@@ -215,14 +217,14 @@ def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -
 def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline"],
+        [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline", "--no-forecast"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
     search = SearchDir(tmp_path / "s")
-    end = time.monotonic() + 240
+    end = time.monotonic() + 480
     try:
         while process.poll() is None:
             assert time.monotonic() < end

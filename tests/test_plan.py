@@ -1,29 +1,51 @@
-"""The forecast of a search: rungs as Ray's scheduler makes them, checkpoints as they are written, one real run."""
+"""The forecast of a search: rungs as Ray's schedulers make them, checkpoints as they are written, real runs."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 import torch
 from click.testing import CliRunner
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from wmlsearch import foresight
 from wmlsearch.cli import main
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.timing import timed
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
+from wmlsearch.runs import SearchDir
+from wmlsearch.search import measure, plan
 from wmlsearch.search.cluster import Slots, ray_at
 from wmlsearch.search.nodes import parcel
-from wmlsearch.search.plan import Rung, between, checkpoint_bytes, forecast, multiply_adds, rungs, to_measure
+from wmlsearch.search.plan import (
+    Rung,
+    between,
+    checkpoint_bytes,
+    forecast,
+    multiply_adds,
+    rungs,
+    rungs_within,
+    to_measure,
+)
+from wmlsearch.search.schedule import Scheduler
 from wmlsearch.space import SearchSpace
+
+
+@pytest.fixture(autouse=True)
+def _a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
 
 # ------------------------------------------------------------------------------------------------------------- rungs
 
@@ -81,6 +103,52 @@ def epochs_with_ray(trials: int, most: int, grace: int, factor: int, keeps_rank:
     return spent / rounds
 
 
+@pytest.mark.parametrize(("trials", "most", "grace", "factor"), [(6, 9, 2, 3), (27, 27, 1, 3), (20, 18, 2, 2)])
+def test_the_brackets_of_hyperband_stop_as_many(trials: int, most: int, grace: int, factor: int) -> None:
+    levels = rungs(trials, most, grace, factor, "hyperband")
+    chance, rounds, spent = random.Random(1), 100, 0  # noqa: S311
+    for seed in range(rounds):
+        scheduler = Scheduler(
+            RunSettings(scheduler="hyperband", epochs=most, grace_epochs=grace, reduction_factor=factor, seed=seed)
+        )
+        for number in range(trials):
+            for epoch in range(1, most + 1):
+                spent += 1
+                if scheduler.hear(number, epoch, chance.random()):
+                    break
+    assert levels[0].trials == pytest.approx(trials)
+    assert spent / rounds == pytest.approx(sum(level.epochs for level in levels), rel=0.05)
+
+
+def test_rungs_without_asha() -> None:
+    assert rungs(5, 9, 2, 3, "none") == (Rung(9, 5, 45),)
+    assert rungs(7, 9, 2, 3, "median") == (Rung(2, 7, 14), Rung(9, 5, 35))  # three that can't be judged, half the rest
+    assert rungs(2, 9, 2, 3, "median")[-1].trials == 2
+
+
+def test_a_budget_ends_a_search_before_its_last_trial() -> None:
+    settings = RunSettings(trials=27, epochs=27, grace_epochs=1)
+    whole = rungs(27, 27, 1, 3)
+    assert rungs_within(settings, 1000) == whole
+    for most in (10, 50, 100):
+        levels = rungs_within(settings, most)
+        assert sum(level.epochs for level in levels) == pytest.approx(most)
+        assert levels[0].trials < 27
+    slots, gpus = Slots(2, 1, 1, 0.0), Slots(2, 2, 1, 0.5)
+
+    def first(of: Slots = slots, **budgets: Any) -> tuple[float, str]:
+        # a start of 10 s, the first trial takes 540 s, an epoch of another 10 s
+        return plan._first_budget(RunSettings(epochs=27, **budgets), of, 10, 540, 10)
+
+    assert first() == (float("inf"), "")
+    assert first(max_epochs_total=30) == (30, "--max-epochs-total 30")
+    hour = (27 + (2 * 3590 - 540) / 10, "--max-hours 1")  # two slots, and the first trial is dearer than the others
+    assert first(max_hours=1) == hour
+    assert first(max_hours=1, max_epochs_total=10_000) == hour
+    assert first(gpus, max_gpu_hours=1) == (27 + (3600 - 540) / 10, "--max-gpu-hours 1")  # two workers with half a GPU
+    assert first(max_hours=0.02)[0] == pytest.approx(27 * 2 * 62 / 540)  # not even the first trial ends
+
+
 # ------------------------------------------------------------------------------------------------ sizes of a network
 
 
@@ -130,25 +198,82 @@ def test_timing_takes_whole_batches_where_there_is_time(prepared: Path) -> None:
     assert hurried.images == 3
 
 
-def test_several_workers_are_timed_as_one_trial(prepared: Path) -> None:
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
+def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -> None:
     space = SearchSpace.of({"depth": {"choices": [1, 2]}, "base_channels": 4})
-    settings = RunSettings(trials=2, epochs=3, baseline=False)
+    settings = RunSettings(trials=2, epochs=3, baseline=False, scheduler="median", target_dice=0.9)
     slots = Slots(count=1, workers=2, cpus=1, gpus=0)
     with ray_at(None):
-        made = forecast(space, settings, parcel(prepared, send=False), slots, slots)
+        made = forecast(space, settings, parcel(prepared, send=False), slots, slots, limit_s=1)
     assert made.baseline_s == made.baseline_epochs == made.gpu_hours == 0
     assert made.search_s > 0
+    assert made.notes == (
+        "what the median rule stops depends on how trials learn; taken is that half of them go on, and to the end",
+        "when --target-dice 0.9 is reached can't be known; taken is that it is not",
+    )
     assert json.loads(json.dumps(made.as_dict())) == made.as_dict()
 
 
-# ---------------------------------------------------------------------------------------------------------- the verb
+def test_what_does_not_start_is_not_waited_for(one_ray: None, prepared: Path) -> None:
+    slots = Slots(count=1, workers=1, cpus=4096, gpus=0)
+    with pytest.raises(TimeoutError) as error:
+        forecast(SearchSpace.read("quick"), RunSettings(), parcel(prepared, send=False), slots, slots, patience_s=0.5)
+    assert str(error.value) == "no answer within 0.5 s"
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
 
 
-def test_plan_from_the_command_line(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forecast_that_fails_stops_no_search(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("first\nno luck")
+
+    monkeypatch.setattr(plan, "forecast", fail)
+    said: list[str] = []
+    search, slots = SearchDir(tmp_path), Slots(1, 1, 1, 0)
+    foresight.foresee(search, SearchSpace.read("quick"), RunSettings(), {}, slots, slots, said.append)
+    assert said == [
+        "forecast: three configurations are timed for some seconds ...",
+        "no forecast (no luck); the search goes on without",
+    ]
+    assert search.forecast() == {}
+
+
+@pytest.mark.parametrize(
+    ("load", "all_cores", "ours", "used"),
+    [
+        (0.4, 2, 2, 0),
+        (0.6, 2, 2, 1),
+        (7.0, 2, 2, 2),
+        (3.0, 64, 64, 0),
+        (20.0, 64, 64, 20),
+        (7.0, 8, 1, 0),  # there are seven others
+        (8.0, 8, 1, 1),
+    ],
+)
+def test_a_busy_machine_is_told(
+    load: float, all_cores: int, ours: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: all_cores)
+    monkeypatch.setattr(measure, "available_cpus", lambda: ours)
+    text = f"mind: other programs use {used} of {ours} cores; the forecast will be too high" if used else ""
+    assert measure.load_warning() == text
+
+
+# ---------------------------------------------------------------------------------------------------------- the verbs
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small one, in an empty folder where the verbs are called."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    space = tmp_path / "small.yaml"
-    space.write_text("depth: {choices: [1, 2]}\nbase_channels: {choices: [2, 4]}\n")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = tmp_path / "small.yaml"
+    path.write_text("depth: {choices: [1, 2]}\nbase_channels: {choices: [2, 4]}\n")
+    return path
+
+
+def test_plan_from_the_command_line(one_ray: None, space: Path, prepared: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         main, ["plan", "small.yaml", "--data", str(prepared), "--trials", "4", "--epochs", "5"], prog_name="wmlsearch"
     )
@@ -176,6 +301,52 @@ def test_plan_from_the_command_line(prepared: Path, tmp_path: Path, monkeypatch:
         ["dearest", "depth", "2,", "base_channels", "4"],
     ]
     assert list(tmp_path.iterdir()) == [space]  # nothing was written
+
+
+def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None, space: Path, prepared: Path) -> None:
+    def say(*words: str) -> list[str]:
+        result = CliRunner().invoke(main, list(words), prog_name="wmlsearch")
+        assert result.exit_code == 0, result.output
+        return [line.rstrip() for line in result.stdout.splitlines()]
+
+    sizes = ["--trials", "3", "--epochs", "2", "--grace-epochs", "1", "--name", "s"]
+    lines = say("tune", "small.yaml", "--data", str(prepared), *sizes)
+    search = SearchDir(Path("runs/s"))
+    made = search.forecast()
+    assert [rung["epoch"] for rung in made["rungs"]] == [1, 2]
+    assert made["search_s"] > 0
+    start = lines.index("forecast: three configurations are timed for some seconds ...")
+    assert re.fullmatch(
+        r"forecast: about [\dmins ]+, 5 epochs of trials, [\d.]+ MB of checkpoints, \d+ MiB a worker", lines[start + 1]
+    )
+    assert re.search(r"\(1 of 3 trials, about [\dmins ]+ left\)", "\n".join(lines))
+    table = [re.split(r"  +", line.strip()) for line in lines]
+    table = table[table.index(["forecast", "happened"]) :][:7]
+    rows = [run.rows() for run in search.trials()]
+    assert table[1:3] == [
+        ["trials at epochs 1, 2", "3, 1.9", f"3, {sum(len(its) == 2 for its in rows)}"],
+        ["epochs of all trials", "4.9", str(sum(map(len, rows)))],
+    ]
+    used, size = search.used(), r"[\d.]+"
+    for row, (name, unit) in zip(
+        table[3:],
+        (("time of the trials", "s"), ("time of the baseline", "s"), ("peak memory of a worker", "MiB"),
+         ("checkpoints at most", "MB")),
+        strict=True,
+    ):  # fmt: skip
+        assert re.fullmatch(rf"{name}\|({size} min )?{size} {unit}\|({size} min )?{size} {unit}", "|".join(row))
+    assert used["seconds"] > 0
+    assert used["final_seconds"] > sum(row["epoch_s"] for row in search.finals()[0].rows())
+    kept = sum(path.stat().st_size for path in search.path.glob("*/*/*.pt"))
+    assert used["checkpoint_bytes"] >= kept > 0
+
+    again = say("tune", "--resume", "s", "--trials", "4")
+    assert not [line for line in again if line.startswith("forecast:")]
+    assert search.forecast() == made
+    shown = [line.split() for line in say("status", "s")]
+    assert ["trials", "at", "epochs", "1,", "2", "3,", "1.9", "4,"] in [words[:8] for words in shown]
+    assert search.used()["seconds"] > used["seconds"]
+    assert search.used()["final_seconds"] == used["final_seconds"]
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,11 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
     return SearchSpace.read(path)
 
 
-@pytest.fixture(scope="session")
-def done(prepared: Path, space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> Done:
+@pytest.fixture(scope="module")
+def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """One search of six trials with its baseline, for all tests that only look at it."""
     out = tmp_path_factory.mktemp("runs")
-    settings = RunSettings(epochs=3, trials=6, grace_epochs=1, reduction_factor=2)
+    settings = RunSettings(epochs=3, trials=6, grace_epochs=1, reduction_factor=2, forecast=False)
     search = SearchDir(out / "s")
     outcome = study.tune(search, space, settings, prepared, default_uri(out), _ignore)
     return Done(search, settings, outcome)
@@ -155,7 +155,7 @@ def test_a_finished_search_is_not_overwritten(done: Done, space: SearchSpace, pr
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_train_by_any_number_of_workers(workers: int, prepared: Path, tmp_path: Path) -> None:
+def test_train_by_any_number_of_workers(workers: int, one_ray: None, prepared: Path, tmp_path: Path) -> None:
     if workers > len(os.sched_getaffinity(0)):
         pytest.skip(f"needs {workers} CPU cores")
     config = SMALL.model_copy(update={"norm": "instance", "dropout": 0.0})
@@ -235,7 +235,7 @@ def start(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
 
 
 def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    process = start("--trials", "200", "--epochs", "3")
+    process = start("--trials", "200", "--epochs", "3", "--no-forecast")
     search = SearchDir(tmp_path / "runs" / "s")
     wait_for(lambda: any(run.state == "completed" for run in search.trials()))
     os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
@@ -257,7 +257,7 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str
 def test_a_killed_trial_goes_on_from_its_checkpoint(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = start("--trials", "3", "--epochs", "30", "--no-baseline")
+    process = start("--trials", "3", "--epochs", "10", "--no-baseline", "--no-forecast")
     search = SearchDir(tmp_path / "runs" / "s")
 
     def under_way() -> list[RunDir]:

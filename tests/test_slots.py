@@ -176,7 +176,7 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     space = SearchSpace.of(
         {"depth": 2, "base_channels": 4, "batch_size": 4, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     )
-    settings = RunSettings(epochs=4, trials=8, grace_epochs=1, reduction_factor=2, baseline=False)
+    settings = RunSettings(epochs=4, trials=8, grace_epochs=1, reduction_factor=2, baseline=False, forecast=False)
     search = SearchDir(tmp_path / "s")
     where = jobs.Where(workers_per_trial=2)
     said: list[str] = []

@@ -120,6 +120,7 @@ class RunSettings(_Strict):
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
     workers_per_trial: int = Field(1, ge=1)
     baseline: bool = True  # train the paper's configuration at the end
+    forecast: bool = True  # of what the search will cost, before its first trial
 
     @property
     def ranked_by(self) -> list[str]:

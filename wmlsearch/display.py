@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,15 +17,14 @@ from rich.text import Text
 from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.split import OPTIMISTIC
+from wmlsearch.outlook import comparison, duration, in_a_line, trials_left_s
 from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
 
-if TYPE_CHECKING:
-    from wmlsearch.search.plan import Forecast  # imports Ray, which `status` can do without
-
 SHOWN = 10  # rows of a leaderboard while a search runs
 DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # behind the point; other metrics: 4
+ENOUGH = 5  # trials that have ended: from then on their time says more than the forecast of the time left
 STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
 
 
@@ -102,22 +101,13 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
-def duration(seconds: float) -> str:
-    """42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 class SearchDisplay:
     """Follows a search: a live table in a terminal, a line for each trial that ends anywhere else."""
 
     def __init__(self, console: Console, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         self.console, self.search, self.space, self.settings = console, search, space, settings
         self.started, self.entries = time.monotonic(), {}
+        self.forecast = search.forecast() if search.begun() else {}  # of a new search: there later
         for run in search.trials():  # of a search that is resumed
             if run.state not in UNFINISHED:
                 self.entries[run.path] = Entry.of(run, space)
@@ -149,7 +139,10 @@ class SearchDisplay:
 
     def changed(self, run: RunDir) -> None:
         if isinstance(run, SearchDir):
+            self._hear_forecast()
             return
+        if not self.entries:
+            self.started = time.monotonic()
         before = self.entries.get(run.path)
         entry = self.entries[run.path] = Entry.of(run, self.space)
         if self.live:
@@ -169,6 +162,11 @@ class SearchDisplay:
             if entry.state in BAD:
                 self.console.print(f"  {last_line(entry.reason)}", highlight=False, markup=False)
 
+    def _hear_forecast(self) -> None:
+        if not self.forecast and (made := self.search.forecast()):
+            self.forecast = made
+            self.say(in_a_line(made))
+
     def _say_epoch(self, entry: Entry, before: Entry | None) -> None:
         if entry.epochs > (before.epochs if before else 0):
             self.console.print(
@@ -185,16 +183,25 @@ class SearchDisplay:
         return sum(e.state != RUNNING for path, e in self.entries.items() if path.parent.name == "trials")
 
     def left_s(self) -> float:
-        """Time left, if the trials to come are like those that ended and the baseline goes through all its epochs."""
-        passed = time.monotonic() - self.started
-        trials = passed / max(self.ended - self.before, 1) * (self.settings.trials - self.ended)
+        """Time left: by the forecast at first, then if the trials to come are like those that ended.
+
+        The baseline is taken to go through all its epochs.
+        """
+        passed, ended = time.monotonic() - self.started, self.ended - self.before
+        trials = passed / max(ended, 1) * (self.settings.trials - self.ended)
+        if self.forecast and ended < ENOUGH:
+            expected = trials_left_s(self.forecast, self.search.used())
+            trials = expected if expected or not ended else trials
         epoch_s = [entry.best["epoch_s"] for entry in self.entries.values() if entry.best]
-        final = sum(epoch_s) / len(epoch_s) * self.settings.epochs if epoch_s and self.settings.baseline else 0.0
+        final = 0.0
+        if self.settings.baseline:
+            final = self.forecast.get("baseline_s") or sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
         return trials + final
 
     def _picture(self) -> RenderableType:
         board = leaderboard(self.search)
-        left = f"about {duration(self.left_s())} left" if self.ended > self.before else "the first trials are running"
+        known = self.forecast or self.ended > self.before
+        left = f"about {duration(self.left_s())} left" if known else "the first trials are running"
         self.bar.update(self.task, completed=self.ended, description=left)
         running = [e for e in self.entries.values() if e.state == RUNNING]
         now = ", ".join(f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running)
@@ -247,6 +254,8 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
         if entry.state in BAD:
             state = entry.state.replace("_", " ")
             console.print(f"{entry.name} {state}: {last_line(entry.reason)}", highlight=False, markup=False)
+    if (compared := comparison(search)) is not None:
+        console.print(compared)
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 
@@ -265,37 +274,6 @@ def progress_bar(console: Console) -> tuple[Progress, Callable[[str, int, int], 
             console.print(f"{what}: {total} of {total}", highlight=False)
 
     return bar, advance
-
-
-def show_forecast(console: Console, forecast: Forecast) -> None:
-    """Trials and epochs of each rung, then what they take, and what was measured."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("rung", "trials", "epochs"):
-        table.add_column(name, justify="left" if name == "rung" else "right")
-    for rung in forecast.rungs:
-        table.add_row(f"up to epoch {rung.epoch}", f"{rung.trials:.1f}", f"{rung.epochs:.1f}")
-    if forecast.baseline_epochs:
-        table.add_row("baseline", "1.0", f"{forecast.baseline_epochs:.1f}")
-    table.add_row("all", "", f"{forecast.epochs + forecast.baseline_epochs:.1f}", style="bold")
-    console.print(table)
-    parts = {"start": forecast.start_s, "search": forecast.search_s, "baseline": forecast.baseline_s}
-    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
-    lines = [
-        f"time      {duration(forecast.total_s)} ({shown}); an epoch of a trial takes {forecast.epoch_s:.2g} s",
-        *([f"GPU-hours {forecast.gpu_hours:.2g}"] if forecast.gpu_hours else []),
-        f"disk      {forecast.disk_bytes / 1e6:.3g} MB for checkpoints",
-        f"memory    {forecast.peak_memory_mb:.0f} MiB at the peak, for each worker",
-        f"measured  on {forecast.device}, {forecast.slots.count} at a time:",
-    ]
-    for entry in forecast.measured:
-        config, timing = entry.config, entry.timing
-        lines.append(
-            f"  {entry.of:<8}  depth {config.depth}, base_channels {config.base_channels}: "
-            f"{1000 * timing.train_s:.3g} ms an image to train ({timing.images} a step), "
-            f"{1000 * timing.val_s:.3g} ms to validate"
-        )
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:

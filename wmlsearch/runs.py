@@ -24,6 +24,7 @@ GOOD = ("completed", "early_stopped", "stopped")
 BAD = ("diverged", "out_of_memory", "lost", "failed")
 ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
+_USED = ("seconds", "gpu_seconds", "final_seconds", "checkpoint_bytes")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class RunDir:
 
     def about(self) -> dict[str, Any]:
         return read_json(self.path / "config.json")
+
+    def checkpoint_bytes(self) -> int:
+        """What its checkpoints take here."""
+        size = 0
+        for path in (self.last, self.best):
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return size
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's line."""
@@ -138,12 +147,25 @@ class SearchDir(RunDir):
         return self._stop.exists()
 
     def used(self) -> dict[str, float]:
-        """What of its budgets the search has used: `seconds` in which it ran, `gpu_seconds` of its trials."""
-        path = self.path / "used.json"
-        return {"seconds": 0.0, "gpu_seconds": 0.0, **(read_json(path) if path.exists() else {})}
+        """What the search has used: `seconds` in which its trials ran, `gpu_seconds` that they held.
+
+        And `final_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints took at a time, 0 where
+        they are kept elsewhere.
+        """
+        path, nothing = self.path / "used.json", dict.fromkeys(_USED, 0.0)
+        return {**nothing, **(read_json(path) if path.exists() else {})}
 
     def set_used(self, used: Mapping[str, float]) -> None:
-        write_json(self.path / "used.json", used)
+        """What isn't named stays as it is."""
+        write_json(self.path / "used.json", {**self.used(), **used})
+
+    def forecast(self) -> dict[str, Any]:
+        """What the search was expected to use, before its first trial; {} where nobody asked."""
+        path = self.path / "forecast.json"
+        return read_json(path) if path.exists() else {}
+
+    def set_forecast(self, forecast: Mapping[str, Any]) -> None:
+        write_json(self.path / "forecast.json", forecast)
 
     def earlier(self) -> list[dict[str, Any]]:
         """Trials of earlier searches that the study knows: config, state, values (of each epoch)."""
@@ -180,6 +202,9 @@ class SearchDir(RunDir):
 
     def about(self) -> dict[str, Any]:
         return read_json(self.path / "search.json")
+
+    def begun(self) -> bool:
+        return (self.path / "search.json").is_file()
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.foresight import CheckpointBytes, foresee, mind_load
 from wmlsearch.jobs import HERE, Outcome, Where, about_data, about_run, versions
 from wmlsearch.model.training import check_trainable, epochs
 from wmlsearch.runs import GOOD, RUNNING, UNFINISHED, RunDir, SearchDir, check_new
@@ -36,9 +37,11 @@ def plan(
 
     where.check_before_ray(settings.trials)
     _check(space, data, where.workers_per_trial)
+    mind_load(where, say)
     started = time.monotonic()
     with ray_at(where.ray_address), watchdog(say, lambda: "the measurement"):
         slots = where.slots(settings.trials)
+        _check_budgets(space, settings, slots)
         say(f"trials would run {slots}; timing three configurations ...")
         ray_s = time.monotonic() - started
         made = forecast(space, settings, parcel(data, send=bool(where.ray_address)), slots, where.slots(1))
@@ -68,6 +71,8 @@ def tune(
     where.check_before_ray(settings.trials)
     about_data = _check(space, data, where.workers_per_trial)
     earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
+    if settings.forecast:
+        mind_load(where, say)
     with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
         _check_budgets(space, settings, slots)
@@ -90,7 +95,7 @@ def tune(
         with search.owned():
             SearchDir.create(search.path, about)
             search.set_earlier(earlier)
-            return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots)
+            return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say)
 
 
 def resume(
@@ -133,7 +138,7 @@ def resume(
         )
         say(f"trials run {slots}")
         search.set_status(RUNNING)
-        return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots)
+        return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say)
 
 
 def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
@@ -167,19 +172,23 @@ def _tune(
     on_change: OnChange,
     where: Where,
     slots: Slots,
+    say: Say,
 ) -> Outcome:
     """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
     mirror = Mirror(search, mlflow_uri)
     for part in search.trials() + search.finals():  # of a resumed search: MLflow may lack the end of what died
         mirror.notify(part)
 
+    checkpoints = CheckpointBytes(search, where)
+
     def changed(run: RunDir) -> None:
+        checkpoints.look(run)
         mirror.notify(run)
         on_change(run)
 
     early, state = "it broke off with an error", "failed"
     try:
-        early, failed = _search(search, space, settings, data, where, slots, changed)
+        early, failed = _search(search, space, settings, data, where, slots, changed, say)
         state = "failed" if failed else "interrupted" if early.startswith("stopped") else "completed"
     except KeyboardInterrupt as stopped:
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
@@ -203,6 +212,7 @@ def _search(
     where: Where,
     slots: Slots,
     changed: OnChange,
+    say: Say,
 ) -> tuple[str, bool]:
     """The trials, then the baseline; returns why it ended early, or "", and whether by errors of the program."""
     from wmlsearch.search.budget import STOP_WISH
@@ -212,6 +222,9 @@ def _search(
 
     on_cluster = bool(where.ray_address)
     sent = parcel(data, send=on_cluster)
+    if settings.forecast and not search.trials():  # of a resumed search the first one stays
+        foresee(search, space, settings, sent, slots, where.slots(1), say)
+        changed(search)
     budget = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
     board = leaderboard(search)
     for best in board.front or [board.best]:
@@ -219,7 +232,10 @@ def _search(
             run = RunDir(Path(best.path))
             bring_back(run, where.place(run))
 
+    before, began = search.used()["final_seconds"], time.monotonic()
+
     def changed_or_stop(run: RunDir) -> None:
+        search.set_used({"final_seconds": before + time.monotonic() - began})
         changed(run)
         if search.stop_requested():
             raise KeyboardInterrupt(STOP_WISH)

@@ -156,7 +156,8 @@ def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) 
 def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) -> list[Any]:
     """A search whose trials have several ranks; each host has one CPU, so the ranks sit on different hosts."""
     words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
-    return [*words, "--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1, *more]
+    words += ["--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1]
+    return [*words, "--no-forecast", *more]
 
 
 def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) -> None:
@@ -220,6 +221,7 @@ def test_tune_on_the_head_itself(cluster: Cluster) -> None:
         " --no-baseline --name on-the-head --out ~/mine"
     )
     assert "trials run 1 at a time, each 2 workers with 1 CPU each" in said
+    assert "forecast: about " in said, "two ranks on two hosts were timed"
     assert "on-the-head: completed, 1 of 1 trials" in said
     run = cluster.hosts[HEAD].file("~/mine/on-the-head/trials/0000")
     assert json.loads((run / "status.json").read_text())["state"] == "completed"

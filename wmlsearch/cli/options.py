@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,16 @@ grace_epochs = click.option(
     help="No trial is stopped early before this. pbt: nor between its multiples.",
 )
 no_baseline = click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
+
+
+def of(verb: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
+    """The very options of another verb."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params += [parameter for parameter in verb.params if parameter.name in names]
+        return command
+
+    return add
 
 
 def say(text: str) -> None:

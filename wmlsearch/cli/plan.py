@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from wmlsearch.cli import options
+from wmlsearch.cli.runs import tune
+
+# What else of a search decides on what it costs.
+AS_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "scheduler")
 
 
+@options.of(tune, *AS_TUNE)
 @click.command(short_help="Forecast what a search would cost.")
 @click.argument("space")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A prepared data set.")
@@ -20,13 +26,6 @@ from wmlsearch.cli import options
 @options.epochs
 @options.seed
 @options.precision
-@click.option(
-    "--scheduler",
-    type=click.Choice(["asha", "none", "pbt"]),
-    default="asha",
-    show_default=True,
-    help="What stops poor trials early.",
-)
 @options.grace_epochs
 @options.no_baseline
 def plan(
@@ -40,9 +39,9 @@ def plan(
     epochs: int,
     seed: int,
     precision: str,
-    scheduler: str,
     grace_epochs: int,
     no_baseline: bool,
+    **more: Any,
 ) -> None:
     """Forecast trials, time, disk and memory of `wmlsearch tune SPACE` with the same options.
 
@@ -52,7 +51,8 @@ def plan(
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
     """
     from wmlsearch import jobs, study
-    from wmlsearch.display import console, show_forecast
+    from wmlsearch.display import console
+    from wmlsearch.outlook import show_forecast
 
     ranges = options.space_to_search(space)
     settings = options.settings(
@@ -60,9 +60,9 @@ def plan(
         seed=seed,
         precision=precision,
         trials=trials,
-        scheduler=scheduler,
         grace_epochs=grace_epochs,
         baseline=not no_baseline,
+        **more,
     )
     where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
     show_forecast(console(), study.plan(ranges, settings, data, where, options.say))

@@ -123,6 +123,7 @@ OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_ur
 )
 @options.grace_epochs
 @options.no_baseline
+@click.option("--no-forecast", is_flag=True, help="Begin at once, without timing some configurations first.")
 @options.uri
 def tune(
     space: str,
@@ -137,6 +138,7 @@ def tune(
     name: str | None,
     out: Path,
     no_baseline: bool,
+    no_forecast: bool,
     mlflow_uri: str | None,
     objectives: str | None,
     **settings: Any,
@@ -171,7 +173,7 @@ def tune(
         ranges = options.space_to_search(space)
         if objectives is not None:
             settings = _of_several(objectives, settings)
-        wanted = options.settings(**settings, baseline=not no_baseline)
+        wanted = options.settings(**settings, baseline=not no_baseline, forecast=not no_forecast)
         search = SearchDir(out / check_name(name or jobs.new_name("search")))
         check_new(search.path)
         earlier = [find_search(one, out) for one in warm_start]

@@ -34,7 +34,8 @@ class Budget(tune.Stopper):
         for run in search.trials():
             for row in run.own_rows():
                 self.add(row)
-        self._used = search.used()
+        used = search.used()
+        self._used = {name: used[name] for name in ("seconds", "gpu_seconds")}
         self._last = time.monotonic()
         self._errors: Counter[str] = Counter()
 

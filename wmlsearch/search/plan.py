@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import math
-import socket
 import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +15,27 @@ from typing import Any
 from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
 
 import numpy as np
-import ray
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch import distributed
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.model.timing import Timing, timed
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
+from wmlsearch.search.measure import Measured, Measuring, there_now
 from wmlsearch.search.population import comparisons, expected_size, most_parents, most_snapshots
-from wmlsearch.search.slot import open_data
 from wmlsearch.space import Choices, SearchSpace
 
 SAMPLES = 200  # configurations drawn from the space to stand for its trials
-LIMIT_S = 5.0  # for each configuration that is timed
+LIMIT_S = 5.0  # for each configuration that is timed, where nothing waits for it
 RECORD_BYTES = 305  # what a checkpoint holds for each tensor beside its numbers: names, checksum, alignment
 # Tensors like the weights that an optimiser keeps, and whether it counts its steps for each of them.
 OPTIMIZER_STATE = {"adam": (2, True), "adamw": (2, True), "sgd": (1, False)}
+HYPERBAND_BRACKETS = 3  # at most
+MEDIAN_NEEDS = 3  # trials beside one, before Ray's median rule stops it
+# What the forecast takes for granted, by scheduler.
+NOTES = {
+    "median": "what the median rule stops depends on how trials learn; taken is that half of them go on, and to the end"
+}
 
 
 @dataclass(frozen=True)
@@ -50,25 +48,18 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A configuration that was timed: `of` says which of the space it is."""
-
-    of: str  # cheapest, paper, dearest
-    config: TrialConfig
-    multiply_adds: int  # an image
-    timing: Timing  # the mean of the slots that ran at once
-
-
-@dataclass(frozen=True)
 class Forecast:
     """What a search is expected to spend."""
 
     rungs: tuple[Rung, ...]
+    ends_by: str  # the budget that is expected to end the trials before the last one: "--max-hours 2", or ""
+    notes: tuple[str, ...]  # what can't be known here
     baseline_epochs: int
     slots: Slots
+    final: Slots  # what the baseline gets
     start_s: float  # Ray and the processes of the slots
     search_s: float
-    baseline_s: float
+    baseline_s: float  # with its start
     epoch_s: float  # of a trial of the space, on average
     gpu_hours: float
     disk_bytes: int  # most that checkpoints take at a time
@@ -89,35 +80,72 @@ class Forecast:
         """Plain values: for JSON."""
         plain = dataclasses.asdict(self)
         measured = [{**entry, "config": entry["config"].model_dump()} for entry in plain["measured"]]
-        sums = {"epochs": self.epochs, "total_s": self.total_s}
-        return {**plain, "rungs": list(plain["rungs"]), "measured": measured, **sums}
+        lists = {"rungs": list(plain["rungs"]), "notes": list(self.notes), "measured": measured}
+        return {**plain, **lists, "epochs": self.epochs, "total_s": self.total_s}
 
 
-def rungs(trials: int, epochs: int, grace_epochs: int, reduction_factor: int) -> tuple[Rung, ...]:
-    """The levels of asynchronous successive halving, with the numbers of trials to expect on each.
+def rungs(
+    trials: float, epochs: int, grace_epochs: int, reduction_factor: int, scheduler: str = "asha"
+) -> tuple[Rung, ...]:
+    """The levels of a search, with the numbers of trials to expect on each.
 
-    A trial that comes to a rung goes on if it is among the best 1 / `reduction_factor` of those that came before it.
-    The first has nobody before it and goes on, so a small search trains more than that share. How trials rank is taken
-    as new at each rung: where the good stay good, Ray lets more of them go on (by its own scheduler with 27 trials half
-    as many epochs again); trials that end by their own patience, and a first trial that is hard to beat, make it less.
+    asha: a trial that comes to a rung goes on if it is among the best 1 / `reduction_factor` of those that came before
+    it. The first has nobody before it and goes on, so a small search trains more than that share. How trials rank is
+    taken as new at each rung: where the good stay good, Ray lets more of them go on (by its own scheduler with 27
+    trials half as many epochs again); trials that end by their own patience, and a first trial that is hard to beat,
+    make it less. hyperband: the same in each of its brackets. median: see NOTES.
     """
-    levels, before, arrive = [], 0, float(trials)
-    milestone = min(grace_epochs, epochs)
-    while before < epochs:
-        epoch = min(milestone, epochs)
-        levels.append(Rung(epoch, arrive, arrive * (epoch - before)))
-        before, milestone, arrive = epoch, milestone * reduction_factor, _going_on(arrive, reduction_factor)
-    return tuple(levels)
+    first = min(grace_epochs, epochs)
+    if scheduler == "asha":
+        return _levels(_halving(trials, epochs, first, reduction_factor))
+    if scheduler == "hyperband":
+        return _levels(_brackets(trials, epochs, first, reduction_factor))
+    if scheduler == "median":
+        return _levels({first: trials, epochs: (trials + min(trials, MEDIAN_NEEDS)) / 2})
+    return _levels({epochs: trials})
+
+
+def _levels(arrive: Mapping[int, float]) -> tuple[Rung, ...]:
+    """From the numbers of trials that come to each epoch."""
+    spans = zip(sorted(arrive), [0, *sorted(arrive)], strict=False)
+    return tuple(Rung(epoch, arrive[epoch], arrive[epoch] * (epoch - before)) for epoch, before in spans)
+
+
+def _halving(trials: float, epochs: int, first: int, reduction_factor: int) -> dict[int, float]:
+    """How many come to each rung."""
+    arrive, milestone = {}, first
+    while milestone < epochs:
+        arrive[milestone], trials = trials, _going_on(trials, reduction_factor)
+        milestone *= reduction_factor
+    return {**arrive, epochs: trials}
+
+
+def _brackets(trials: float, epochs: int, first: int, reduction_factor: int) -> dict[int, float]:
+    """As `_halving`, with the brackets that Ray shares trials out to by chance; each begins at a later rung."""
+    count = hyperband_brackets(epochs, first, reduction_factor)
+    weights = [math.exp(-bracket) for bracket in range(count)]  # by the numbers of their rungs
+    arrive: dict[int, float] = {}
+    milestones = _halving(trials, epochs, first, reduction_factor)
+    for bracket, weight in enumerate(weights):
+        there = trials * weight / sum(weights)
+        its = _halving(there, epochs, first * reduction_factor**bracket, reduction_factor)
+        for epoch in milestones:
+            arrive[epoch] = arrive.get(epoch, 0.0) + its.get(epoch, there)
+    return arrive
+
+
+def hyperband_brackets(epochs: int, first: int, reduction_factor: int) -> int:
+    """As many first rungs to begin at as there are, and not too many."""
+    return min(HYPERBAND_BRACKETS, int(math.log(epochs / first) / math.log(reduction_factor)) + 1)
 
 
 def levels_of(settings: RunSettings) -> tuple[Rung, ...]:
-    """The levels of a search; hyperband and median are taken as asha."""
+    """The levels of a search by its own scheduler, whatever its budgets."""
     if settings.scheduler == "pbt":
         size, step = expected_size(settings), settings.grace_epochs
         ends = [*range(step, settings.epochs, step), settings.epochs]
         return tuple(Rung(end, size, size * (end - start)) for start, end in itertools.pairwise([0, *ends]))
-    grace = settings.epochs if settings.scheduler == "none" else settings.grace_epochs
-    return rungs(settings.trials, settings.epochs, grace, settings.reduction_factor)
+    return rungs(settings.trials, settings.epochs, settings.grace_epochs, settings.reduction_factor, settings.scheduler)
 
 
 def _going_on(arrivals: float, reduction_factor: int) -> float:
@@ -129,6 +157,24 @@ def _going_on(arrivals: float, reduction_factor: int) -> float:
         chance = (1 + (before - 1) / reduction_factor) / (before + 1) if before else 1.0
         passed += chance * min(1.0, arrivals - before)
     return passed
+
+
+def rungs_within(settings: RunSettings, most_epochs: float) -> tuple[Rung, ...]:
+    """The levels of as many of the trials as train so many epochs in all."""
+
+    def of(trials: float) -> tuple[Rung, ...]:
+        if settings.scheduler == "pbt":
+            share = trials / settings.trials
+            return tuple(Rung(it.epoch, it.trials * share, it.epochs * share) for it in levels_of(settings))
+        return rungs(trials, settings.epochs, settings.grace_epochs, settings.reduction_factor, settings.scheduler)
+
+    low, high = 0.0, float(settings.trials)
+    if sum(level.epochs for level in of(high)) <= most_epochs:
+        return of(high)
+    for _ in range(40):  # halved: more than a float of this size can tell apart
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(level.epochs for level in of(middle)) > most_epochs else (middle, high)
+    return of(low)
 
 
 def multiply_adds(depth: int, base_channels: int, size: int) -> int:
@@ -229,10 +275,19 @@ def between(points: Sequence[tuple[float, float]], at: Sequence[float]) -> list[
     return [float(y) for y in np.interp(at, xs, [statistics.fmean(values[x]) for x in xs])]
 
 
-def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], slots: Slots, final: Slots) -> Forecast:
+def forecast(
+    space: SearchSpace,
+    settings: RunSettings,
+    data: dict[str, Any],
+    slots: Slots,
+    final: Slots,
+    limit_s: float = LIMIT_S,
+    patience_s: float | None = None,
+) -> Forecast:
     """Forecast a search on the Ray that we are connected to, as many trials at once as `slots` says.
 
-    `data` is a parcel; `final` is what the baseline gets. On a cluster that grows, what is there already is measured.
+    `data` is a parcel; `final` is what the baseline gets. Each configuration is timed for `limit_s` seconds. On a
+    cluster that grows, what is there already is measured. Raises TimeoutError when that takes `patience_s` or longer.
     """
     manifest = Manifest.read(Path(data["path"]))
     train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
@@ -240,14 +295,12 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
     sample = [space.config(space.sample(rng)) for _ in range(SAMPLES)]
     costs = [multiply_adds(config.depth, config.base_channels, manifest.size) for config in sample]
     chosen = to_measure(sample, manifest.size)
-    started = time.monotonic()
-    with _workers(data, slots, _there_now(slots)) as (groups, device):
-        start_s = time.monotonic() - started
+    with Measuring(data, slots, there_now(slots), patience_s) as there:
         # The dearest first: on CPUs the peak of a process's memory only rises, and nothing is to hide how it rises.
         measured = tuple(
             Measured(of, config, multiply_adds(config.depth, config.base_channels, manifest.size), timing)
             for of, config in reversed(chosen.items())
-            for timing in [_time(groups, config, settings)]
+            for timing in [there.time(config, settings, limit_s)]
         )[::-1]
     train_s, val_s = (
         statistics.fmean(between([(m.multiply_adds, getattr(m.timing, name)) for m in measured], costs))
@@ -256,37 +309,78 @@ def forecast(space: SearchSpace, settings: RunSettings, data: dict[str, Any], sl
     epoch_s = train_s * train + val_s * val
     paper = next(entry.timing for entry in measured if entry.of == "paper")
     paper_s = settings.epochs * (paper.train_s * train + paper.val_s * val)
-    levels = levels_of(settings)
+    most_epochs, ends_by = _first_budget(settings, slots, there.start_s, paper_s, epoch_s)
+    levels = rungs_within(settings, most_epochs)
+    epochs = sum(level.epochs for level in levels)
     # The first trial is the paper's configuration, and the first at each rung goes on.
-    trials_s = paper_s + epoch_s * (sum(level.epochs for level in levels) - settings.epochs)
+    firsts = min(epochs, settings.epochs)
+    trials_s = paper_s * firsts / settings.epochs + epoch_s * (epochs - firsts)
     baseline_s = 0.0
-    if settings.baseline:
-        started = time.monotonic()
-        with _workers(data, final, 1) as (groups, _):
-            start_s += time.monotonic() - started
-            timing = _time(groups, TrialConfig(), settings)
-        baseline_s = settings.epochs * (timing.train_s * train + timing.val_s * val)
-    running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
-    # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
-    disk_bytes = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
-    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison; the paper's may be one of them
-        others = (most_parents(settings.trials) - 1) * running_bytes
-        disk_bytes += comparisons(settings) * (others + sum(checkpoint_bytes(TrialConfig())))
+    if settings.baseline and final == slots:
+        baseline_s = there.start_s + paper_s
+    elif settings.baseline:
+        with Measuring(data, final, 1, patience_s) as alone:
+            timing = alone.time(TrialConfig(), settings, limit_s)
+        baseline_s = alone.start_s + settings.epochs * (timing.train_s * train + timing.val_s * val)
     gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
     return Forecast(
         rungs=levels,
+        ends_by=ends_by if levels[0].trials < settings.trials else "",
+        notes=_notes(settings),
         baseline_epochs=settings.epochs if settings.baseline else 0,
         slots=slots,
-        start_s=start_s,
-        search_s=max(trials_s / slots.count, paper_s),  # no number of slots makes a single trial faster
+        final=final,
+        start_s=there.start_s,
+        # no number of slots makes a single trial faster
+        search_s=max(trials_s / slots.count, paper_s * firsts / settings.epochs),
         baseline_s=baseline_s,
         epoch_s=epoch_s,
         gpu_hours=gpus / 3600,
-        disk_bytes=round(disk_bytes) + sum(checkpoint_bytes(TrialConfig())) * settings.baseline,
+        disk_bytes=_disk_bytes(sample, settings, slots),
         peak_memory_mb=_most_memory(measured, sample, manifest.size, slots.workers),
         measured=measured,
-        device=device,
+        device=there.device,
     )
+
+
+def _first_budget(
+    settings: RunSettings, slots: Slots, start_s: float, paper_s: float, epoch_s: float
+) -> tuple[float, str]:
+    """How many epochs the trials train in all until the first budget is reached, and its name."""
+
+    def epochs(trials_s: float) -> float:
+        return max(settings.epochs * min(1.0, trials_s / paper_s), settings.epochs + (trials_s - paper_s) / epoch_s)
+
+    limits = [(math.inf, "")]
+    if settings.max_epochs_total is not None:
+        limits.append((settings.max_epochs_total, f"--max-epochs-total {settings.max_epochs_total}"))
+    if settings.max_hours is not None:
+        left_s = max(0.0, 3600 * settings.max_hours - start_s)
+        limits.append((epochs(left_s * slots.count), f"--max-hours {settings.max_hours:g}"))
+    if settings.max_gpu_hours is not None:
+        held_s = 3600 * settings.max_gpu_hours / (slots.workers * slots.gpus)
+        limits.append((epochs(held_s), f"--max-gpu-hours {settings.max_gpu_hours:g}"))
+    return min(limits)
+
+
+def _notes(settings: RunSettings) -> tuple[str, ...]:
+    notes = [NOTES[settings.scheduler]] if settings.scheduler in NOTES else []
+    if settings.target_dice is not None:
+        notes.append(f"when --target-dice {settings.target_dice:g} is reached can't be known; taken is that it is not")
+    return tuple(notes)
+
+
+def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slots) -> int:
+    """Most that checkpoints take at a time."""
+    running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
+    # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
+    of_trials = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
+    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison; the paper's may be one of them
+        others = (most_parents(settings.trials) - 1) * running_bytes
+        of_trials += comparisons(settings) * (others + sum(checkpoint_bytes(TrialConfig())))
+    if settings.max_checkpoint_gb is not None:
+        of_trials = min(of_trials, 1e9 * settings.max_checkpoint_gb)
+    return round(of_trials) + sum(checkpoint_bytes(TrialConfig())) * settings.baseline
 
 
 def _most_memory(measured: Sequence[Measured], sample: Sequence[TrialConfig], size: int, workers: int) -> float:
@@ -299,73 +393,3 @@ def _most_memory(measured: Sequence[Measured], sample: Sequence[TrialConfig], si
         return most
     an_image = (timing.step_memory_mb - timing.least_memory_mb) / (timing.images - workers)
     return max(most, timing.least_memory_mb + an_image * (max(alike) - workers))
-
-
-def _there_now(slots: Slots) -> int:
-    """How many of the slots fit on the machines that are there: an autoscaler's are not started for a forecast."""
-    there = ray.cluster_resources()
-    fits = min(there.get(name, 0) / amount for name, amount in slots.resources.items())
-    return max(1, min(slots.count, int(fits + 1e-9) // slots.workers))
-
-
-class _Worker:
-    """A rank of a trial, as far as its speed goes."""
-
-    def __init__(self, data: Mapping[str, Any], threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.data, self.threads = open_data(dict(data)), threads
-
-    def device(self) -> str:
-        if self.data.train.images.device.type == "cuda":
-            return torch.cuda.get_device_name()
-        return f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''} a worker"
-
-    def address(self) -> str:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
-
-    def join(self, address: str, rank: int, world: int) -> None:
-        """Become a rank of a trial of several workers, over the network that its training would use."""
-        cuda = self.data.train.images.device.type == "cuda"
-        distributed.init_process_group("nccl" if cuda else "gloo", init_method=address, rank=rank, world_size=world)
-
-    def time(self, config: Mapping[str, Any], seed: int, precision: Any) -> Timing:
-        return timed(TrialConfig(**config), self.data, seed=seed, precision=precision, limit_s=LIMIT_S)
-
-
-@contextlib.contextmanager
-def _workers(data: dict[str, Any], slots: Slots, count: int) -> Iterator[tuple[list[list[Any]], str]]:
-    """The workers of `count` slots, each with a worker's resources, ready to time; and what they run on."""
-    rooms = [placement_group([slots.resources] * slots.workers) for _ in range(count)]
-    actor: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_Worker)
-    groups: list[list[Any]] = []
-    try:
-        ray.get([room.ready() for room in rooms])
-        for room in rooms:
-            places = [PlacementGroupSchedulingStrategy(room, rank) for rank in range(slots.workers)]
-            groups.append([actor.options(scheduling_strategy=it).remote(data, slots.cpus) for it in places])
-        devices = ray.get([worker.device.remote() for group in groups for worker in group])
-        for group in groups if slots.workers > 1 else ():
-            address = ray.get(group[0].address.remote())
-            ray.get([worker.join.remote(address, rank, slots.workers) for rank, worker in enumerate(group)])
-        yield groups, devices[0]
-    finally:
-        for worker in (worker for group in groups for worker in group):
-            ray.kill(worker)
-        for room in rooms:
-            remove_placement_group(room)
-
-
-def _time(groups: list[list[Any]], config: TrialConfig, settings: RunSettings) -> Timing:
-    """All slots at once, so that what they take from each other is in the figures: the mean, of memory the most."""
-    asked = [w.time.remote(config.model_dump(), settings.seed, settings.precision) for group in groups for w in group]
-    times: list[Timing] = ray.get(asked)
-    return Timing(
-        images=min(timing.images for timing in times),
-        train_s=statistics.fmean(timing.train_s for timing in times),
-        val_s=statistics.fmean(timing.val_s for timing in times),
-        least_memory_mb=max(timing.least_memory_mb for timing in times),
-        step_memory_mb=max(timing.step_memory_mb for timing in times),
-        peak_memory_mb=max(timing.peak_memory_mb for timing in times),
-    )

@@ -12,9 +12,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from wmlsearch.config import RunSettings
+from wmlsearch.search.plan import hyperband_brackets
 from wmlsearch.search.population import Population
-
-HYPERBAND_BRACKETS = 3  # as many first rungs to begin at, where there are so many
 
 
 class Scheduler(FIFOScheduler):
@@ -94,11 +93,11 @@ def _of_ray(settings: RunSettings) -> TrialScheduler:
     if settings.scheduler == "median":
         never: Any = math.inf  # it would pause trials while it knows little; our slots run each to its end
         return MedianStoppingRule(**shared, grace_period=grace, min_time_slice=never)
-    rungs = int(math.log(settings.epochs / grace) / math.log(settings.reduction_factor)) + 1
+    brackets = hyperband_brackets(settings.epochs, grace, settings.reduction_factor)
     return AsyncHyperBandScheduler(
         **shared,
         max_t=settings.epochs,
         grace_period=grace,
         reduction_factor=settings.reduction_factor,
-        brackets=min(HYPERBAND_BRACKETS, rungs) if settings.scheduler == "hyperband" else 1,
+        brackets=brackets if settings.scheduler == "hyperband" else 1,
     )

@@ -1,0 +1,110 @@
+"""What a search is expected to cost, as the terminal shows it: before, in a line, and beside what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from wmlsearch.runs import RUNNING, SearchDir
+
+if TYPE_CHECKING:
+    from wmlsearch.search.plan import Forecast  # imports Ray, which `status` can do without
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def show_forecast(console: Console, forecast: Forecast) -> None:
+    """Trials and epochs of each rung, then what they take, and what was measured."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("rung", "trials", "epochs"):
+        table.add_column(name, justify="left" if name == "rung" else "right")
+    for rung in forecast.rungs:
+        table.add_row(f"up to epoch {rung.epoch}", f"{rung.trials:.1f}", f"{rung.epochs:.1f}")
+    if forecast.baseline_epochs:
+        table.add_row("baseline", "1.0", f"{forecast.baseline_epochs:.1f}")
+    table.add_row("all", "", f"{forecast.epochs + forecast.baseline_epochs:.1f}", style="bold")
+    console.print(table)
+    parts = {"start": forecast.start_s, "search": forecast.search_s, "baseline": forecast.baseline_s}
+    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+    lines = [
+        *([f"ends by   {forecast.ends_by}, before the last trial"] if forecast.ends_by else []),
+        f"time      {duration(forecast.total_s)} ({shown}); an epoch of a trial takes {forecast.epoch_s:.2g} s",
+        *([f"GPU-hours {forecast.gpu_hours:.2g}"] if forecast.gpu_hours else []),
+        f"disk      {forecast.disk_bytes / 1e6:.3g} MB for checkpoints",
+        f"memory    {forecast.peak_memory_mb:.0f} MiB at the peak, for each worker",
+        f"measured  on {forecast.device}, {forecast.slots.count} at a time:",
+    ]
+    for entry in forecast.measured:
+        config, timing = entry.config, entry.timing
+        lines.append(
+            f"  {entry.of:<8}  depth {config.depth}, base_channels {config.base_channels}: "
+            f"{1000 * timing.train_s:.3g} ms an image to train ({timing.images} a step), "
+            f"{1000 * timing.val_s:.3g} ms to validate"
+        )
+    for line in [*lines, *(f"mind: {note}" for note in forecast.notes)]:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def in_a_line(forecast: Mapping[str, Any]) -> str:
+    """`forecast: about 12 min 3 s, 31 epochs of trials, 130 MB of checkpoints, 690 MiB a worker`, of a stored one."""
+    parts = [
+        f"about {duration(forecast['total_s'])}",
+        f"{forecast['epochs']:.0f} epochs of trials",
+        *([f"{forecast['gpu_hours']:.2g} GPU-hours"] if forecast["gpu_hours"] else []),
+        f"{forecast['disk_bytes'] / 1e6:.3g} MB of checkpoints",
+        f"{forecast['peak_memory_mb']:.0f} MiB a worker",
+        *([f"the trials end by {forecast['ends_by']}"] if forecast["ends_by"] else []),
+    ]
+    return f"forecast: {', '.join(parts)}"
+
+
+def trials_left_s(forecast: Mapping[str, Any], used: Mapping[str, float]) -> float:
+    """Of the time that the trials were expected to take."""
+    return max(0.0, forecast["start_s"] + forecast["search_s"] - used["seconds"])
+
+
+def comparison(search: SearchDir) -> Table | None:
+    """The stored forecast of a search beside what has happened, from its folder; None where there is no forecast."""
+    expected, used = search.forecast(), search.used()
+    if not expected:
+        return None
+    trials, finals = ([run.rows() for run in runs] for runs in (search.trials(), search.finals()))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    happened = "so far" if search.state == RUNNING else "happened"
+    for name in ("", "forecast", happened):
+        table.add_column(name, justify="right" if name else "left")
+    epochs = [rung["epoch"] for rung in expected["rungs"]]
+    table.add_row(
+        f"trials at epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}",
+        ", ".join(f"{rung['trials']:.1f}".removesuffix(".0") for rung in expected["rungs"]),
+        ", ".join(str(sum(len(rows) >= epoch for rows in trials)) for epoch in epochs),
+    )
+    table.add_row("epochs of all trials", f"{expected['epochs']:.1f}", str(sum(map(len, trials))))
+    table.add_row("time of the trials", duration(expected["start_s"] + expected["search_s"]), duration(used["seconds"]))
+    if expected["baseline_s"] or finals:
+        times = (expected["baseline_s"], used["final_seconds"])
+        table.add_row("time of the baseline", *(duration(seconds) if seconds else "-" for seconds in times))
+    gpu_s = used["gpu_seconds"] + used["final_seconds"] * expected["final"]["workers"] * expected["final"]["gpus"]
+    if expected["gpu_hours"] or gpu_s:
+        table.add_row("GPU-hours", f"{expected['gpu_hours']:.2g}", f"{gpu_s / 3600:.2g}")
+    memory = max((row.get("peak_memory_mb") or 0.0 for rows in trials for row in rows), default=0.0)
+    table.add_row("peak memory of a worker", *(_amount(mib, "MiB") for mib in (expected["peak_memory_mb"], memory)))
+    disk = (expected["disk_bytes"] / 1e6, used["checkpoint_bytes"] / 1e6)
+    table.add_row("checkpoints at most", *(_amount(mb, "MB") for mb in disk))
+    return table
+
+
+def _amount(value: float, unit: str) -> str:
+    """`690 MiB`, `4.3 MB`; `-` for what is not known."""
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}" if value else "-"

@@ -1,0 +1,144 @@
+"""Configurations timed where and as trials would run: in as many processes at once, with what each would get."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wmlsearch.search.cluster import Slots, available_cpus  # isort: skip - sets Ray's environment before Ray is imported
+
+import ray
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import distributed
+
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.model.timing import Timing, timed
+from wmlsearch.search.slot import open_data
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A configuration that was timed: `of` says which of the space it is."""
+
+    of: str  # cheapest, paper, dearest
+    config: TrialConfig
+    multiply_adds: int  # an image
+    timing: Timing  # the mean of the slots that ran at once
+
+
+class Measuring:
+    """The workers of `count` slots, ready to time, for as long as the block lasts; `device` is what they run on.
+
+    Raises TimeoutError when the workers have not started, or have not answered, `patience_s` after the beginning.
+    """
+
+    def __init__(self, data: dict[str, Any], slots: Slots, count: int, patience_s: float | None = None) -> None:
+        self.data, self.slots, self.count, self.patience_s = data, slots, count, patience_s
+        self.rooms: list[Any] = []
+        self.groups: list[list[Any]] = []
+        self.device, self.start_s = "", 0.0
+
+    def __enter__(self) -> Measuring:
+        self.began = time.monotonic()
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        self.start_s = time.monotonic() - self.began
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in (worker for group in self.groups for worker in group):
+            ray.kill(worker)
+        for room in self.rooms:
+            remove_placement_group(room)
+
+    def time(self, config: TrialConfig, settings: RunSettings, limit_s: float) -> Timing:
+        """All slots at once, so that what they take from each other is in the figures: the mean, of memory the most."""
+        words = (config.model_dump(), settings.seed, settings.precision, limit_s)
+        times: list[Timing] = self._get([worker.time.remote(*words) for group in self.groups for worker in group])
+        return Timing(
+            images=min(timing.images for timing in times),
+            train_s=statistics.fmean(timing.train_s for timing in times),
+            val_s=statistics.fmean(timing.val_s for timing in times),
+            least_memory_mb=max(timing.least_memory_mb for timing in times),
+            step_memory_mb=max(timing.step_memory_mb for timing in times),
+            peak_memory_mb=max(timing.peak_memory_mb for timing in times),
+        )
+
+    def _start(self) -> None:
+        slots = self.slots
+        self.rooms = [placement_group([slots.resources] * slots.workers) for _ in range(self.count)]
+        actor: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_Worker)
+        self._get([room.ready() for room in self.rooms])
+        for room in self.rooms:
+            places = [PlacementGroupSchedulingStrategy(room, rank) for rank in range(slots.workers)]
+            self.groups.append([actor.options(scheduling_strategy=it).remote(self.data, slots.cpus) for it in places])
+        self.device = self._get([worker.device.remote() for group in self.groups for worker in group])[0]
+        for group in self.groups if slots.workers > 1 else ():
+            (address,) = self._get([group[0].address.remote()])
+            self._get([worker.join.remote(address, rank, slots.workers) for rank, worker in enumerate(group)])
+
+    def _get(self, asked: list[Any]) -> Any:
+        left = None if self.patience_s is None else max(0.0, self.began + self.patience_s - time.monotonic())
+        try:
+            return ray.get(asked, timeout=left)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError(f"no answer within {self.patience_s:g} s") from None
+
+
+class _Worker:
+    """A rank of a trial, as far as its speed goes."""
+
+    def __init__(self, data: Mapping[str, Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.data, self.threads = open_data(dict(data)), threads
+
+    def device(self) -> str:
+        if self.data.train.images.device.type == "cuda":
+            return torch.cuda.get_device_name()
+        return f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''} a worker"
+
+    def address(self) -> str:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def join(self, address: str, rank: int, world: int) -> None:
+        """Become a rank of a trial of several workers, over the network that its training would use."""
+        cuda = self.data.train.images.device.type == "cuda"
+        distributed.init_process_group("nccl" if cuda else "gloo", init_method=address, rank=rank, world_size=world)
+
+    def time(self, config: Mapping[str, Any], seed: int, precision: Any, limit_s: float) -> Timing:
+        return timed(TrialConfig(**config), self.data, seed=seed, precision=precision, limit_s=limit_s)
+
+
+def there_now(slots: Slots) -> int:
+    """How many of the slots fit on the machines that are there: an autoscaler's are not started for a forecast."""
+    there = ray.cluster_resources()
+    fits = min(there.get(name, 0) / amount for name, amount in slots.resources.items())
+    return max(1, min(slots.count, int(fits + 1e-9) // slots.workers))
+
+
+def load_warning() -> str:
+    """What to mind where other programs use the cores of this machine that are about to be timed, or "".
+
+    To be asked before Ray starts, whose own processes would be counted too.
+    """
+    ours, all_cores = available_cpus(), os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # a machine that doesn't say
+        return ""
+    busy = min(load - (all_cores - ours), ours)  # others first use the cores that are not ours
+    if busy < max(0.5, ours / 10):
+        return ""
+    return f"mind: other programs use {max(1, round(busy))} of {ours} cores; the forecast will be too high"
