@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,9 @@ SPACE = SearchSpace.of(
 EPOCHS = 9
 
 
-def curve(values: Mapping[str, Any], epochs: int) -> dict[int, float]:
-    """Rates near 1e-3 and bce end well, dice begins well."""
-    end = 0.9 - 0.3 * abs(np.log10(values["learning_rate"]) + 3) - 0.5 * (values["loss"] == "dice")
-    return {
-        epoch: float(end * epoch / EPOCHS + 0.3 * (values["loss"] == "dice") / epoch) for epoch in range(1, epochs + 1)
-    }
+def end(values: Mapping[str, Any]) -> float:
+    """bce is better, and rates near 1e-3."""
+    return float(0.9 - 0.2 * abs(np.log10(values["learning_rate"]) + 3) - 0.4 * (values["loss"] == "dice"))
 
 
 def test_numbers_are_scaled_words_are_one_hot_and_what_is_off_says_so() -> None:
@@ -40,32 +38,33 @@ def test_numbers_are_scaled_words_are_one_hot_and_what_is_off_says_so() -> None:
     assert np.allclose(encode(SPACE, values), [0.5, 0, 1, 0.5, 1, 0, 1])
 
 
-def test_it_learns_from_broken_off_curves_what_ends_well() -> None:
-    """One trial in three is whole; at the first epoch, where most of them end, the wrong loss is ahead."""
+def test_who_came_further_is_better_whatever_the_value() -> None:
+    """Half of the trials are stopped at the first epoch, where the worse loss is far ahead."""
     rng = np.random.default_rng(0)
-    drawn = [SPACE.sample(rng) for _ in range(30)]
-    past = [(values, curve(values, EPOCHS if n % 3 == 0 else 1)) for n, values in enumerate(drawn)]
-    proposed = [propose(SPACE, past, EPOCHS, np.random.default_rng(seed)) for seed in range(20)]
-    ends = [curve(values, EPOCHS)[EPOCHS] for values in proposed]
-    by_chance = [curve(SPACE.sample(rng), EPOCHS)[EPOCHS] for _ in range(200)]
-    assert np.mean(ends) > np.quantile(by_chance, 0.75)
-    assert all(values["loss"] == "bce" for values in proposed)
-    assert propose(SPACE, past, EPOCHS, np.random.default_rng(7)) == proposed[7]
+    past = []
+    for values in (SPACE.sample(rng) for _ in range(40)):
+        past.append((values, (1, 0.99) if values["loss"] == "dice" else (EPOCHS, end(values))))
+    chosen = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(200)]
+    by_chance = [SPACE.sample(rng) for _ in range(2000)]
+    # of four drawn at random one is bce in 15 cases of 16
+    assert np.mean([values["loss"] == "bce" for values in chosen]) > 0.85
+    assert np.mean([end(values) for values in chosen]) > np.quantile([end(values) for values in by_chance], 0.7)
+    assert propose(SPACE, past, np.random.default_rng(7)) == chosen[7]
 
 
-def test_the_study_asks_it_once_there_is_a_past(tmp_path: Any) -> None:
+def test_the_study_asks_it_once_there_is_a_past(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", {"name": "s"})
     study = Study(search, SPACE, RunSettings(epochs=EPOCHS))
     drawn = []
-    for number in range(1, 40):
-        config = study.ask(number)
-        drawn.append(SPACE.values_of(config))
-        for epoch, value in curve(drawn[-1], EPOCHS).items():
-            study.report(number, epoch, value)
-        if drawn[-1]["depth"] == 4:
+    for number in range(1, 80):
+        values = SPACE.values_of(study.ask(number))
+        drawn.append(values)
+        if values["depth"] == 4:
             study.tell(number, "out_of_memory", None)
-        else:
-            study.tell(number, "completed", max(curve(drawn[-1], EPOCHS).values()))
-    later = drawn[STARTUP_TRIALS + 9 :]
-    assert np.mean([values["loss"] == "bce" for values in later]) > 0.9
-    assert np.mean([values["depth"] == 4 for values in later]) < 0.1
+            continue
+        for epoch in range(1, EPOCHS + 1):
+            study.report(number, epoch, end(values) * epoch / EPOCHS)
+        study.tell(number, "completed", end(values))
+    later = drawn[STARTUP_TRIALS + 10 :]
+    assert np.mean([values["loss"] == "bce" for values in later]) > 0.7  # by chance 0.5
+    assert np.mean([values["depth"] == 4 for values in later]) < 0.15  # by chance 0.33

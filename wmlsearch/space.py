@@ -110,8 +110,9 @@ class SearchSpace:
     def sample(self, rng: np.random.Generator) -> dict[str, Value]:
         """Values of the active dimensions, drawn independently and uniformly (log-uniformly where said)."""
         values: dict[str, Value] = {}
+        defaults = self.defaults
         for name, dimension in self.dimensions.items():
-            if dimension.active({**self.defaults, **values}):
+            if dimension.active({**defaults, **values}):
                 values[name] = dimension.domain.sample(rng)
         return values
 

@@ -150,16 +150,17 @@ class Study:
         return trial
 
     def _by_forest(self, rng: np.random.Generator) -> dict[str, Any]:
-        """What the forest proposes by all trials that are known, those that run included."""
-        past: list[tuple[Mapping[str, Any], Mapping[int, float]]] = []
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.constraints:  # it diverged or found no memory: nothing would come of it
-                past.append((trial.params, {self.settings.epochs: 0.0}))
-            elif trial.intermediate_values and trial.state is not TrialState.FAIL:
-                past.append((trial.params, trial.intermediate_values))
+        """What the forest proposes by all trials that have ended."""
+        past: list[tuple[Mapping[str, Any], tuple[int, float]]] = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            if trial.constraints:  # it diverged or found no memory: nothing came of it
+                past.append((trial.params, (0, 0.0)))
+            elif curve := trial.intermediate_values:
+                whole = trial.state is TrialState.COMPLETE
+                past.append((trial.params, (self.settings.epochs if whole else max(curve), max(curve.values()))))
         if len(past) < STARTUP_TRIALS:
             return self.space.sample(rng)
-        return propose(self.space, past, self.settings.epochs, rng)
+        return propose(self.space, past, rng)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """A trial's value after an epoch. With several objectives Optuna takes none."""
