@@ -26,7 +26,7 @@ from wmlsearch.space import SearchSpace
 
 HERE = Path(__file__).parent
 WITHIN = 0.01  # Dice
-MOST_EPOCHS = 4000  # given up after so many
+MOST_EPOCHS = 2500  # given up after so many
 RESAMPLES = 10_000
 SIGNALS = ("val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice", "val_loss")
 OURS = "wmlsearch"
@@ -40,11 +40,12 @@ def methods() -> dict[str, Callable[..., Any]]:
 
     return {
         OURS: Ours,
-        "wmlsearch, grace 1": partial(Ours, grace_epochs=1),
-        "wmlsearch, hyperband": partial(Ours, scheduler="hyperband", grace_epochs=1),
-        "wmlsearch, random + asha": partial(Ours, sampler="random"),
-        "wmlsearch, by average precision": partial(Ours, objective="val_average_precision"),
-        "wmlsearch, by soft Dice": partial(Ours, objective="val_soft_dice"),
+        "wmlsearch, --sampler tpe": partial(Ours, sampler="tpe"),
+        "wmlsearch, --sampler random": partial(Ours, sampler="random"),
+        "wmlsearch, reduction factor 3": partial(Ours, reduction_factor=3),
+        "wmlsearch, --grace-epochs 1": partial(Ours, grace_epochs=1),
+        "wmlsearch, --scheduler hyperband": partial(Ours, scheduler="hyperband"),
+        "wmlsearch, --objective val_average_precision": partial(Ours, objective="val_average_precision"),
         STOCK: RayWithOptuna,
         "Optuna + HyperbandPruner": OptunaAlone,
         RANDOM: RandomSearch,
