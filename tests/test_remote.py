@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,9 +17,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from wmlsearch import __version__, remote
+from wmlsearch import __version__, reach, remote
+from wmlsearch.cli import main
 from wmlsearch.cli import remote as cli_remote
 from wmlsearch.config import InputError
+from wmlsearch.on_head import MARK
+from wmlsearch.runs import SearchDir
 
 # Runs commands here, in the head's home; copies folders. Noise around the answers, as ssh and shells make it.
 RAY = """
@@ -53,6 +57,12 @@ class Head:
     def status(self, name: str | None = None) -> int:
         return remote.status(self.file, name, self.out, self.said.append)
 
+    def resume(self, *argv: str, name: str = "one") -> int:
+        return remote.resume(self.file, list(argv), name, self.out, self.said.append)
+
+    def stop(self, name: str | None = None) -> int:
+        return remote.stop(self.file, name, self.said.append)
+
 
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Head:
@@ -67,13 +77,14 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Head:
 def answer_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = folder / "ray.py"
     script.write_text(program)
-    monkeypatch.setattr(remote, "RAY", (sys.executable, str(script)))
+    monkeypatch.setattr(reach, "RAY", (sys.executable, str(script)))
 
 
 def ended(head: Head, name: str) -> None:
     """A search that has ended on the head."""
     job, run = head.folder / "jobs" / name, head.folder / "runs" / name
-    files = ("search.json", "trials/0000/best.pt", "trials/0000/metrics.jsonl", "owner")
+    SearchDir.create(run, {"name": name}).set_status("completed")
+    files = ("trials/0000/best.pt", "trials/0000/metrics.jsonl", "owner", "stop")
     for file in (*files, "final/paper-seed0/best.pt", "final/paper-seed0/last.pt", "report/curves.png"):
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).write_text("x")
@@ -121,11 +132,121 @@ def test_an_ended_search_is_fetched_without_the_trials_checkpoints(head: Head) -
     ended(head, "one")
     assert head.status("one") == 0
     fetched = {str(path.relative_to(head.out / "one")) for path in (head.out / "one").rglob("*") if path.is_file()}
-    assert fetched == {"search.json", "trials/0000/metrics.jsonl", "final/paper-seed0/best.pt", "report/curves.png"}
+    assert fetched == {
+        "search.json",
+        "status.json",
+        "trials/0000/metrics.jsonl",
+        "final/paper-seed0/best.pt",
+        "report/curves.png",
+    }
     assert not (head.out / ".one.part").exists()
     head.said.clear()
     assert head.status() == 0  # the latest
     assert head.said[-1] == f"one has ended on the head (exit status 0); {head.out / 'one'} is here already"
+
+
+def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) -> None:
+    ended(head, "one")
+    assert head.status("one") == 0
+    there, here = SearchDir(head.folder / "runs" / "one"), SearchDir(head.out / "one")
+    (here.path / "mine.txt").write_text("a note")
+    (there.path / "trials" / "0001").mkdir()
+    (there.path / "trials" / "0001" / "metrics.jsonl").write_text("y")
+    (there.path / "report" / "curves.png").write_text("newer")
+    there.set_used({"seconds": 10.0})
+    head.said.clear()
+    assert head.status("one") == 0
+    assert head.said[-2].startswith(f"fetched from the head into {here.path} (")
+    assert here.stands() == there.stands()
+    assert (here.path / "report" / "curves.png").read_text() == "newer"
+    assert (here.path / "trials" / "0001" / "metrics.jsonl").read_text() == "y"
+    assert (here.path / "mine.txt").read_text() == "a note"
+    assert sorted(path.name for path in head.out.iterdir()) == ["one"]
+    SearchDir.create(head.out / "two", {})
+    ended(head, "two")
+    for verb in (head.status, lambda name: head.resume(name=name)):
+        with pytest.raises(InputError) as error:
+            verb("two")
+        assert str(error.value) == (
+            f"{head.out / 'two'}: is another run than the one on the head, and nothing is overwritten; choose another "
+            "--out"
+        )
+
+
+def test_a_search_is_resumed_there(head: Head) -> None:
+    ended(head, "one")
+    log = head.folder / "jobs" / "one" / "log.txt"
+    log.write_text("what it said before\n")
+    assert head.resume("--trials", "none") == 2  # wmlsearch on the head refuses it
+    assert head.said[0].startswith("one runs on the head (process ")
+    assert "what it said before" not in head.said
+    assert any("'none' is not a valid integer" in line for line in head.said)
+    assert head.said[-1] == "one has ended on the head: exit status 2"
+    command = json.loads((head.folder / "jobs" / "one" / "job.json").read_text())["command"]
+    assert command == ["tune", "--resume", "one", "--out", str(head.folder / "runs"), "--trials", "none"]
+    assert log.read_text().startswith("what it said before\n")
+
+
+def running(head: Head, name: str) -> threading.Thread:
+    """A search that runs on the head until it is asked to stop; its thread, to be started."""
+    ended(head, name)
+    job, search = head.folder / "jobs" / name, SearchDir(head.folder / "runs" / name)
+    (job / "exit.json").unlink()
+    search.set_status("running")
+
+    def run() -> None:
+        with open(job / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            time.sleep(1)  # as when it is still to begin
+            with search.owned():
+                while not search.stop_requested():
+                    time.sleep(0.05)
+                search.set_status("interrupted", "stopped by `wmlsearch stop`")
+            (job / "exit.json").write_text(json.dumps({"status": 130, "ended": time.time()}))
+
+    return threading.Thread(target=run)
+
+
+def test_a_search_is_stopped_there(head: Head) -> None:
+    thread = running(head, "one")
+    thread.start()
+    time.sleep(0.2)
+    with pytest.raises(InputError) as refused:
+        head.resume()
+    assert str(refused.value) == (
+        f"one: is running on the head already; see it with `wmlsearch status one --cluster {head.file}`"
+    )
+    assert head.stop() == 0  # the latest
+    thread.join()
+    assert head.said == [
+        "one is asked to stop; its trials end after seconds ...",
+        "one: interrupted (stopped by `wmlsearch stop`)",
+        f"to fetch what it has found: wmlsearch status one --cluster {head.file}",
+        f"to go on with it: wmlsearch tune --resume one --cluster {head.file}",
+    ]
+    with pytest.raises(InputError) as again:
+        head.stop("one")
+    assert str(again.value) == "one: has ended on the head (exit status 130), nothing to stop"
+
+
+def test_what_can_not_be_resumed_there(head: Head, prepared: Path) -> None:
+    assert head.tune(prepared, "--trials", "none") == 2
+    with pytest.raises(InputError) as early:
+        head.resume()
+    assert str(early.value) == (
+        "one: ended on the head before its first trial, so there is nothing to go on with; begin it anew, with another "
+        "--name"
+    )
+    for verb in (head.stop, lambda name: head.resume(name=name)):
+        with pytest.raises(InputError) as unknown:
+            verb("two")
+        assert str(unknown.value) == f"two: no search of this name on the head of {head.file} (there: one)"
+    words = ["tune", "--resume", "one", "--cluster", str(head.file), "--data", "prepared"]
+    result = CliRunner().invoke(main, words, prog_name="wmlsearch")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "wmlsearch: --data prepared: can't be given with --resume and --cluster, the data are on the head already\n"
+    )
 
 
 def test_a_job_whose_process_died_is_told(head: Head) -> None:
@@ -196,7 +317,7 @@ def test_a_head_that_does_not_answer(
 ) -> None:
     answer_with(f"{program}\nraise SystemExit(1)", tmp_path, monkeypatch)
     if "sleep" in program:
-        monkeypatch.setattr(remote, "ANSWER_S", 1.5)
+        monkeypatch.setattr(reach, "ANSWER_S", 1.5)
     began = time.monotonic()
     with pytest.raises(InputError) as error:
         head.status()
@@ -208,7 +329,7 @@ def test_another_version_on_the_head(
     head: Head, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"version": "0.0.1", "home": "/", "has_data": True, "state": {"state": "unknown"}, "names": []}
-    answer_with(f"print({remote.MARK + json.dumps(answer)!r})", tmp_path, monkeypatch)
+    answer_with(f"print({MARK + json.dumps(answer)!r})", tmp_path, monkeypatch)
     with pytest.raises(InputError) as error:
         head.tune(prepared)
     assert str(error.value) == (

@@ -30,6 +30,7 @@ MARK = "@wmlsearch@ "
 HOME = Path("~/wmlsearch-head").expanduser()
 NOT_OURS = ("OMP_NUM_THREADS", "PYTHONWARNINGS")  # `ray exec` sets them; a search on the head has its own mind
 CHECKPOINT_OF_LAST_EPOCH = "last.pt"
+OF_ITS_PROCESS = ("owner", "stop")  # files of a search's folder that mean nothing elsewhere
 POLL_S = 0.5
 
 
@@ -43,7 +44,8 @@ def hello(name: str, fingerprint: str) -> None:
     for part in ("data", "runs", "jobs"):
         (HOME / part).mkdir(parents=True, exist_ok=True)
     data = HOME / "data" / fingerprint
-    tell(version=__version__, home=str(HOME), has_data=data.is_dir(), state=state(name), names=names())
+    known = {"state": state(name), "names": names(), "run": run(name)}
+    tell(version=__version__, home=str(HOME), has_data=data.is_dir(), **known)
 
 
 def accept(fingerprint: str) -> None:
@@ -65,13 +67,26 @@ def accept(fingerprint: str) -> None:
 
 def start(name: str, command: list[str]) -> None:
     """Start `wmlsearch COMMAND` as job `name`; it outlives this process and the connection."""
-    job = HOME / "jobs" / name
-    job.mkdir(parents=True, exist_ok=True)
     if state(name)["state"] != "unknown":
         return tell(error=f"{name}: there is a search of this name on the head already ({state(name)['state']})")
+    _launch(name, command)
+
+
+def resume(name: str, options: list[str]) -> None:
+    """Go on with a search that has ended, or died: `wmlsearch tune --resume NAME OPTIONS` is its job from now on."""
+    if state(name)["state"] not in ("ended", "gone"):
+        return tell(error=f"{name}: can't be resumed on the head ({state(name)['state']})")
+    _launch(name, ["tune", "--resume", name, "--out", str(HOME / "runs"), *options])
+
+
+def _launch(name: str, command: list[str]) -> None:
+    job = HOME / "jobs" / name
+    job.mkdir(parents=True, exist_ok=True)
     _write(job / "job.json", {"name": name, "command": command, "started": time.time(), "version": __version__})
+    (job / "exit.json").unlink(missing_ok=True)
     environment = {key: value for key, value in os.environ.items() if key not in NOT_OURS}
     with open(job / "log.txt", "ab") as log:
+        offset = log.tell()
         subprocess.Popen(  # noqa: S603 - our own interpreter
             [sys.executable, "-m", "wmlsearch.on_head", "keep", name],
             stdin=subprocess.DEVNULL,
@@ -85,7 +100,7 @@ def start(name: str, command: list[str]) -> None:
         if "pid" in read(job / "job.json") or (job / "exit.json").exists():
             break
         time.sleep(0.1)
-    tell(state=state(name))
+    tell(state=state(name), offset=offset)
 
 
 def keep(name: str) -> None:
@@ -121,6 +136,13 @@ def names() -> list[str]:
     return [job.name for job in sorted(jobs, key=lambda job: float(read(job / "job.json")["started"]))]
 
 
+def run(name: str) -> dict[str, Any]:
+    """How a search's own folder says that it stands; {} where there is none."""
+    from wmlsearch.runs import SearchDir
+
+    return SearchDir(HOME / "runs" / name).stands() if name else {}
+
+
 def follow(name: str, offset: int) -> None:
     """Tell the log's lines from byte `offset` on as they come, each with the offset after it; at the end the state."""
     log = HOME / "jobs" / name / "log.txt"
@@ -138,11 +160,27 @@ def follow(name: str, offset: int) -> None:
         time.sleep(POLL_S)
 
 
+def stop(name: str) -> None:
+    """Ask a running search (the latest where no name is given) to end; tell how it stands, then how it has ended."""
+    from wmlsearch.runs import SearchDir
+
+    name = name or (names() or [""])[-1]
+    now = state(name)
+    tell(state=now, names=names())
+    search = SearchDir(HOME / "runs" / name)
+    while now["state"] == "running":
+        if search.is_owned():  # else it is still to begin, or about to end
+            search.request_stop()
+        time.sleep(POLL_S)
+        now = state(name)
+    tell(state=now, run=run(name))
+
+
 def show(name: str, columns: str) -> None:
     """How a search (the latest where no name is given) stands: its job and its leaderboard."""
     name = name or (names() or [""])[-1]
     now = state(name)
-    tell(state=now, names=names())
+    tell(state=now, names=names(), run=run(name))
     if now["state"] == "unknown":
         return
     command = [sys.executable, "-m", "wmlsearch", "status", name, "--out", str(HOME / "runs")]
@@ -158,13 +196,13 @@ def show(name: str, columns: str) -> None:
 
 def pack(name: str) -> None:
     """Gather what the laptop gets of a search: all but checkpoints of trials; of final runs their best weights too."""
-    run, packed = HOME / "runs" / name, HOME / "jobs" / name / "result"
+    folder, packed = HOME / "runs" / name, HOME / "jobs" / name / "result"
     shutil.rmtree(packed, ignore_errors=True)
     size = 0
-    for path in sorted(run.rglob("*")) if run.is_dir() else []:
-        place = path.relative_to(run)
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        place = path.relative_to(folder)
         checkpoint = path.suffix == ".pt" and (place.parts[0] != "final" or path.name == CHECKPOINT_OF_LAST_EPOCH)
-        if not path.is_file() or checkpoint or path.name == "owner":
+        if not path.is_file() or checkpoint or path.name in OF_ITS_PROCESS:
             continue
         (packed / place).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -197,8 +235,8 @@ def _locked(path: Path) -> bool:
 
 
 def main(verb: str, *words: str) -> None:
-    if verb == "start":
-        start(words[0], list(words[1:]))
+    if verb in ("start", "resume"):
+        {"start": start, "resume": resume}[verb](words[0], list(words[1:]))
     elif verb == "follow":
         follow(words[0], int(words[1]))
     else:
@@ -206,6 +244,7 @@ def main(verb: str, *words: str) -> None:
             "hello": hello,
             "accept": accept,
             "keep": keep,
+            "stop": stop,
             "show": show,
             "pack": pack,
         }

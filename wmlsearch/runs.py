@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -24,6 +25,7 @@ GOOD = ("completed", "early_stopped", "stopped")
 BAD = ("diverged", "out_of_memory", "lost", "failed")
 ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
+_STATUS = "status.json"
 _USED = ("seconds", "gpu_seconds", "final_seconds", "checkpoint_bytes")
 
 
@@ -97,10 +99,10 @@ class RunDir:
         old = self.status()
         started = old.get("started") or time.time()
         ended = {} if state == RUNNING else {"ended": time.time()}
-        write_json(self.path / "status.json", {"state": state, "reason": reason, "started": started, **ended, **more})
+        write_json(self.path / _STATUS, {"state": state, "reason": reason, "started": started, **ended, **more})
 
     def status(self) -> dict[str, Any]:
-        path = self.path / "status.json"
+        path = self.path / _STATUS
         return read_json(path) if path.exists() else {}
 
     def begun(self) -> bool:
@@ -206,6 +208,21 @@ class SearchDir(RunDir):
     def begun(self) -> bool:
         return (self.path / "search.json").is_file()
 
+    def stands(self) -> dict[str, Any]:
+        """Which search this is and how it stands, by which copies of it are told apart; {} before it has begun."""
+        if not self.begun():
+            return {}
+        return {"key": self.about().get("key"), "status": self.status(), "used": self.used()}
+
+    def renew(self, newer: Path) -> None:
+        """Take the files of a newer copy of this search, each whole; the status last, so that a break shows."""
+        files = sorted((path for path in newer.rglob("*") if path.is_file()), key=lambda it: it == newer / _STATUS)
+        for path in files:
+            target = self.path / path.relative_to(newer)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        shutil.rmtree(newer)
+
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
         """Hold the search for this process. Raises InputError that names who holds it; a dead process holds nothing."""
@@ -237,7 +254,7 @@ class SearchDir(RunDir):
 
 def check_new(path: Path) -> None:
     """Refuse a folder in which something was run before. Raises InputError."""
-    status = path / "status.json"
+    status = path / _STATUS
     if status.exists():
         state = read_json(status).get("state")
         raise InputError(

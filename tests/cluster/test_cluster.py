@@ -1,4 +1,4 @@
-"""The README's commands on a cluster of three hosts: ray up, tune, a closed lid, the MLflow UI, a host dies, ray down.
+"""The README's commands on three hosts: ray up, tune, a closed lid, stop, resume, MLflow's UI, a host dies, ray down.
 
 Run by `make cluster-test` (see hosts.py); the tests are steps of one story and build on each other.
 """
@@ -176,19 +176,34 @@ def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) ->
     assert "stopped following" in text
     assert "first goes on on the head" in text
 
-    def ended() -> bool:
-        status = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file, "--out", LAPTOP / "runs")
-        assert status.returncode == 0
-        return "has ended on the head" in status.stdout
 
-    wait_for(ended, "the search has not ended", 240)
-    run = LAPTOP / "runs" / "first"
-    assert json.loads((run / "status.json").read_text())["state"] == "completed"
+def test_stop_and_go_on_from_the_laptop(cluster: Cluster) -> None:
+    run, of_laptop = LAPTOP / "runs" / "first", ["--cluster", cluster.file, "--out", LAPTOP / "runs"]
+
+    def state() -> str:
+        return str(json.loads((run / "status.json").read_text())["state"])
+
+    stop = cluster.run("wmlsearch", "stop", "first", "--cluster", cluster.file)
+    assert stop.returncode == 0
+    assert "first: interrupted (stopped by `wmlsearch stop`)" in stop.stdout
+    status = cluster.run("wmlsearch", "status", "first", *of_laptop)
+    assert status.returncode == 0
+    assert "fetched from the head" in status.stdout
+    assert state() == "interrupted"
+    again = cluster.run("wmlsearch", "tune", "--resume", "first", *of_laptop, timeout_s=300)
+    assert again.returncode == 0
+    assert "first goes on: " in again.stdout
+    assert "trials run 1 at a time" in again.stdout
+    assert again.stdout.count("trial-0000 completed") == 0, "the log is followed from where it stood"
+    assert state() == "completed"
     assert len(list(run.glob("trials/*/metrics.jsonl"))) == 3
+    for trial in run.glob("trials/*/metrics.jsonl"):
+        epochs = [json.loads(line)["epoch"] for line in trial.read_text().splitlines()]
+        assert epochs == list(range(1, len(epochs) + 1)), "each epoch once"
     assert not list(run.glob("trials/*/*.pt"))
     assert (run / "final" / "paper-seed1" / "best.pt").is_file()
-    again = cluster.run("wmlsearch", "status", "--cluster", cluster.file, "--out", LAPTOP / "runs")
-    assert "is here already" in again.stdout
+    last = cluster.run("wmlsearch", "status", *of_laptop)
+    assert "is here already" in last.stdout
 
 
 def test_mlflow_through_the_tunnel(cluster: Cluster) -> None:

@@ -75,7 +75,7 @@ def train(
 
 # What a resumed search may have otherwise than it began with; the rest is part of what it is.
 MAY_CHANGE = ("trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb")
-OF_THIS_MACHINE = ("resume", "data", "ray_address", "storage", "out", "mlflow_uri")
+OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri")
 
 
 @click.command(short_help="Search for a better configuration than the paper's.")
@@ -163,6 +163,12 @@ def tune(
     where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
     if resume is not None:
         changes = _changes()
+        if cluster is not None:
+            from wmlsearch.remote import resume as resume_there
+
+            _check_no_data(data)
+            argv = remote.given(but=("cluster", "resume", "out"))
+            sys.exit(resume_there(cluster, argv, resume, out, options.say))
         search = find_search(resume, out)
         about = search.about()
         ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
@@ -237,14 +243,26 @@ def _changes() -> dict[str, Any]:
     return {p.name: context.params[p.name] for p in given if p.name in MAY_CHANGE}
 
 
+def _check_no_data(data: Path | None) -> None:
+    from wmlsearch.config import InputError
+
+    if data is not None:
+        raise InputError(f"--data {data}: can't be given with --resume and --cluster, the data are on the head already")
+
+
 @click.command(short_help="End a running search cleanly.")
 @click.argument("name", required=False)
 @options.out
-def stop(name: str | None, out: Path) -> None:
+@remote.cluster
+def stop(name: str | None, out: Path, cluster: Path | None) -> None:
     """End a running search (default: the latest) cleanly, from another terminal; `tune --resume` goes on with it.
 
     Example: wmlsearch stop search-20261123-201512
     """
+    if cluster is not None:
+        from wmlsearch.remote import stop as stop_there
+
+        sys.exit(stop_there(cluster, name, options.say))
     import time
 
     from wmlsearch.config import InputError
