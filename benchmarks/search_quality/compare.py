@@ -26,7 +26,7 @@ from wmlsearch.space import SearchSpace
 
 HERE = Path(__file__).parent
 WITHIN = 0.01  # Dice
-MOST_EPOCHS = 2500  # given up after so many
+MOST_EPOCHS = 1500  # given up after so many
 RESAMPLES = 10_000
 SIGNALS = ("val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice", "val_loss")
 OURS = "wmlsearch"
