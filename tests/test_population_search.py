@@ -26,7 +26,8 @@ SLOT = Slots(1, 1, 1, 0.0)
 
 def begin(out: Path, prepared: Path) -> list[str]:
     (out / "space.yaml").write_text(SPACE)
-    sizes = ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--grace-epochs", "1", "--scheduler", "pbt"]
+    sizes = ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--grace-epochs", "1", "--sampler", "tpe"]
+    sizes += ["--scheduler", "pbt"]
     return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", "--no-baseline", *sizes)
 
 
