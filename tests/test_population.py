@@ -36,7 +36,9 @@ SPACE = SearchSpace.of({"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True
 
 
 def settings(**values: Any) -> RunSettings:
-    return RunSettings(**{"scheduler": "pbt", "epochs": 7, "grace_epochs": 2, "trials": 16, "seed": 2, **values})
+    return RunSettings(
+        **{"scheduler": "pbt", "sampler": "tpe", "epochs": 7, "grace_epochs": 2, "trials": 16, "seed": 2, **values}
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- who is stopped
@@ -217,7 +219,7 @@ class World:
         _recall(self.search, chosen, scheduler)
         proposals = Study(self.search, SPACE, chosen)
         budget = Budget(self.search, chosen, Slots(at_once, 1, 1, 0.0))
-        keeper = Keeper(self.place, lambda _run: 1, math.inf)
+        keeper = Keeper(self.place, lambda _run: 1, math.inf, chosen.ranked_by)
         recorder = _Recorder(self.search, chosen, proposals, budget, self.place, keeper, lambda _run: None, scheduler)
         job = {"data": {}, "settings": chosen.model_dump(), "threads": 1, "keep_every": chosen.grace_epochs}
         numbers = [n for n in range(chosen.trials) if self.search.trial(n).state in runs.UNFINISHED]
