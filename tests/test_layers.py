@@ -48,6 +48,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.search.slot": "ray torch pyarrow",
     "wmlsearch.search.group": "ray torch",
     "wmlsearch.search.confirm": "ray torch",
+    "wmlsearch.search.rungs": "",
     "wmlsearch.search.measure": "ray torch",
     "wmlsearch.search.plan": "torch",
     "wmlsearch.search.budget": "ray",

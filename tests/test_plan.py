@@ -28,16 +28,8 @@ from wmlsearch.runs import SearchDir
 from wmlsearch.search import measure, plan
 from wmlsearch.search.cluster import Slots, ray_at
 from wmlsearch.search.nodes import parcel
-from wmlsearch.search.plan import (
-    Rung,
-    between,
-    checkpoint_bytes,
-    forecast,
-    multiply_adds,
-    rungs,
-    rungs_within,
-    to_measure,
-)
+from wmlsearch.search.plan import between, checkpoint_bytes, forecast, multiply_adds, to_measure
+from wmlsearch.search.rungs import Rung, rungs, rungs_within
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.space import SearchSpace
 
@@ -124,6 +116,7 @@ def test_rungs_without_asha() -> None:
     assert rungs(5, 9, 2, 3, "none") == (Rung(9, 5, 45),)
     assert rungs(7, 9, 2, 3, "median") == (Rung(2, 7, 14), Rung(9, 5, 35))  # three that can't be judged, half the rest
     assert rungs(2, 9, 2, 3, "median")[-1].trials == 2
+    assert rungs(7, 9, 9, 3, "median") == rungs(7, 9, 9, 3, "hyperband") == (Rung(9, 7, 63),)
 
 
 def test_a_budget_ends_a_search_before_its_last_trial() -> None:

@@ -24,8 +24,9 @@ from wmlsearch.search import checkpoints, slot
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Checkpoints, Keeper
 from wmlsearch.search.cluster import Slots
-from wmlsearch.search.plan import Rung, levels_of, most_checkpoint_bytes, room_for_best
+from wmlsearch.search.plan import most_checkpoint_bytes, room_for_best
 from wmlsearch.search.population import FACTORS, Population, Takeover, expected_size, most_snapshots
+from wmlsearch.search.rungs import Rung, levels_of
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.slot import Training
 from wmlsearch.search.suggest import Study, known_earlier

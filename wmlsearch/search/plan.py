@@ -1,4 +1,4 @@
-"""What a search will cost, before anything is spent: trials and epochs by rule, seconds and memory by measuring."""
+"""What a search will cost, before anything is spent: epochs by rule, seconds and memory by measuring."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,16 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.measure import Measured, Measuring, there_now
-from wmlsearch.search.population import comparisons, expected_size, most_parents, most_snapshots
+from wmlsearch.search.population import comparisons, most_parents, most_snapshots
+from wmlsearch.search.rungs import NOTES, Rung, rungs_within
 from wmlsearch.space import Choices, SearchSpace
 
 SAMPLES = 200  # configurations drawn from the space to stand for its trials
+DRAWS = 20  # searches drawn from them, where order matters
 LIMIT_S = 5.0  # for each configuration that is timed, where nothing waits for it
 RECORD_BYTES = 305  # what a checkpoint holds for each tensor beside its numbers: names, checksum, alignment
 # Tensors like the weights that an optimiser keeps, and whether it counts its steps for each of them.
 OPTIMIZER_STATE = {"adam": (2, True), "adamw": (2, True), "sgd": (1, False)}
-HYPERBAND_BRACKETS = 3  # at most
-MEDIAN_NEEDS = 3  # trials beside one, before Ray's median rule stops it
-# What the forecast takes for granted, by scheduler.
-NOTES = {
-    "median": "what the median rule stops depends on how trials learn; taken is that half of them go on, and to the end"
-}
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A level of the search: so many trials are expected to train from the level before up to `epoch`."""
-
-    epoch: int
-    trials: float
-    epochs: float  # trained on this level, by all of its trials
 
 
 @dataclass(frozen=True)
@@ -82,99 +69,6 @@ class Forecast:
         measured = [{**entry, "config": entry["config"].model_dump()} for entry in plain["measured"]]
         lists = {"rungs": list(plain["rungs"]), "notes": list(self.notes), "measured": measured}
         return {**plain, **lists, "epochs": self.epochs, "total_s": self.total_s}
-
-
-def rungs(
-    trials: float, epochs: int, grace_epochs: int, reduction_factor: int, scheduler: str = "asha"
-) -> tuple[Rung, ...]:
-    """The levels of a search, with the numbers of trials to expect on each.
-
-    asha: a trial that comes to a rung goes on if it is among the best 1 / `reduction_factor` of those that came before
-    it. The first has nobody before it and goes on, so a small search trains more than that share. How trials rank is
-    taken as new at each rung: where the good stay good, Ray lets more of them go on (by its own scheduler with 27
-    trials half as many epochs again); trials that end by their own patience, and a first trial that is hard to beat,
-    make it less. hyperband: the same in each of its brackets. median: see NOTES.
-    """
-    first = min(grace_epochs, epochs)
-    if scheduler == "asha":
-        return _levels(_halving(trials, epochs, first, reduction_factor))
-    if scheduler == "hyperband":
-        return _levels(_brackets(trials, epochs, first, reduction_factor))
-    if scheduler == "median":
-        return _levels({first: trials, epochs: (trials + min(trials, MEDIAN_NEEDS)) / 2})
-    return _levels({epochs: trials})
-
-
-def _levels(arrive: Mapping[int, float]) -> tuple[Rung, ...]:
-    """From the numbers of trials that come to each epoch."""
-    spans = zip(sorted(arrive), [0, *sorted(arrive)], strict=False)
-    return tuple(Rung(epoch, arrive[epoch], arrive[epoch] * (epoch - before)) for epoch, before in spans)
-
-
-def _halving(trials: float, epochs: int, first: int, reduction_factor: int) -> dict[int, float]:
-    """How many come to each rung."""
-    arrive, milestone = {}, first
-    while milestone < epochs:
-        arrive[milestone], trials = trials, _going_on(trials, reduction_factor)
-        milestone *= reduction_factor
-    return {**arrive, epochs: trials}
-
-
-def _brackets(trials: float, epochs: int, first: int, reduction_factor: int) -> dict[int, float]:
-    """As `_halving`, with the brackets that Ray shares trials out to by chance; each begins at a later rung."""
-    count = hyperband_brackets(epochs, first, reduction_factor)
-    weights = [math.exp(-bracket) for bracket in range(count)]  # by the numbers of their rungs
-    arrive: dict[int, float] = {}
-    milestones = _halving(trials, epochs, first, reduction_factor)
-    for bracket, weight in enumerate(weights):
-        there = trials * weight / sum(weights)
-        its = _halving(there, epochs, first * reduction_factor**bracket, reduction_factor)
-        for epoch in milestones:
-            arrive[epoch] = arrive.get(epoch, 0.0) + its.get(epoch, there)
-    return arrive
-
-
-def hyperband_brackets(epochs: int, first: int, reduction_factor: int) -> int:
-    """As many first rungs to begin at as there are, and not too many."""
-    return min(HYPERBAND_BRACKETS, int(math.log(epochs / first) / math.log(reduction_factor)) + 1)
-
-
-def levels_of(settings: RunSettings) -> tuple[Rung, ...]:
-    """The levels of a search by its own scheduler, whatever its budgets."""
-    if settings.scheduler == "pbt":
-        size, step = expected_size(settings), settings.grace_epochs
-        ends = [*range(step, settings.epochs, step), settings.epochs]
-        return tuple(Rung(end, size, size * (end - start)) for start, end in itertools.pairwise([0, *ends]))
-    return rungs(settings.trials, settings.epochs, settings.grace_epochs, settings.reduction_factor, settings.scheduler)
-
-
-def _going_on(arrivals: float, reduction_factor: int) -> float:
-    """How many of them pass a rung, one after another, none known to be better than another."""
-    passed = 0.0
-    for before in range(int(np.ceil(arrivals))):
-        # The bar is the quantile 1 - 1/reduction_factor of the values before, as numpy interpolates it. By symmetry a
-        # new value is as likely in each of the before + 1 gaps; for evenly spread values that gives:
-        chance = (1 + (before - 1) / reduction_factor) / (before + 1) if before else 1.0
-        passed += chance * min(1.0, arrivals - before)
-    return passed
-
-
-def rungs_within(settings: RunSettings, most_epochs: float) -> tuple[Rung, ...]:
-    """The levels of as many of the trials as train so many epochs in all."""
-
-    def of(trials: float) -> tuple[Rung, ...]:
-        if settings.scheduler == "pbt":
-            share = trials / settings.trials
-            return tuple(Rung(it.epoch, it.trials * share, it.epochs * share) for it in levels_of(settings))
-        return rungs(trials, settings.epochs, settings.grace_epochs, settings.reduction_factor, settings.scheduler)
-
-    low, high = 0.0, float(settings.trials)
-    if sum(level.epochs for level in of(high)) <= most_epochs:
-        return of(high)
-    for _ in range(40):  # halved: more than a float of this size can tell apart
-        middle = (low + high) / 2
-        low, high = (low, middle) if sum(level.epochs for level in of(middle)) > most_epochs else (middle, high)
-    return of(low)
 
 
 def multiply_adds(depth: int, base_channels: int, size: int) -> int:
@@ -371,16 +265,24 @@ def _notes(settings: RunSettings) -> tuple[str, ...]:
 
 
 def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slots) -> int:
-    """Most that checkpoints take at a time."""
-    running_bytes, best_bytes = np.mean([(sum(sizes), sizes[1]) for sizes in map(checkpoint_bytes, sample)], axis=0)
-    # Running trials have both their checkpoints, of those that ended the weights of the best few are kept.
-    of_trials = slots.count * running_bytes + min(KEPT_BEST, settings.trials) * best_bytes
+    """Most that checkpoints take at a time, on average over searches drawn from a space's sample."""
+    paper = checkpoint_bytes(TrialConfig())
+    sizes = np.array([paper, *map(checkpoint_bytes, sample)], float)
+    rng, count, most = np.random.default_rng(settings.seed), min(settings.trials, SAMPLES), []
+    for _ in range(DRAWS):
+        last, best = sizes[[0, *rng.integers(1, len(sizes), count - 1)]].T  # the first trial is the paper's
+        # Running trials have both their checkpoints, of those that ended before the weights of the best few are kept.
+        running = np.convolve(last + best, np.ones(slots.count))[:count]
+        kept = np.convolve(best, np.ones(KEPT_BEST))[:count]
+        most.append((running + np.concatenate([np.zeros(slots.count), kept])[:count]).max())
+    of_trials = float(np.mean(most))
     if settings.scheduler == "pbt":  # and snapshots of the best at each comparison; the paper's may be one of them
-        others = (most_parents(settings.trials) - 1) * running_bytes
-        of_trials += comparisons(settings) * (others + sum(checkpoint_bytes(TrialConfig())))
+        others = (most_parents(settings.trials) - 1) * sizes[1:].sum(axis=1).mean()
+        of_trials += comparisons(settings) * (others + sum(paper))
     if settings.max_checkpoint_gb is not None:
         of_trials = min(of_trials, 1e9 * settings.max_checkpoint_gb)
-    return round(of_trials) + sum(checkpoint_bytes(TrialConfig())) * settings.baseline
+    at_the_end = min(KEPT_BEST, count) * sizes[1:, 1].mean() + sum(paper) if settings.baseline else 0.0
+    return round(max(of_trials, at_the_end))
 
 
 def _most_memory(measured: Sequence[Measured], sample: Sequence[TrialConfig], size: int, workers: int) -> float:

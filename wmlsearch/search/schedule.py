@@ -12,8 +12,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from wmlsearch.config import RunSettings
-from wmlsearch.search.plan import hyperband_brackets
 from wmlsearch.search.population import Population
+from wmlsearch.search.rungs import hyperband_brackets
 
 
 class Scheduler(FIFOScheduler):
