@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from processes import wait_for
 
 from wmlsearch import jobs
 from wmlsearch.runs import SearchDir
@@ -54,10 +54,7 @@ class Held:
         return self.read("free")
 
     def assert_all_free(self) -> None:
-        end = time.monotonic() + 60
-        while (free := self.free()) != "{'CPU': 1.0, 'memory': 1.0}":
-            assert time.monotonic() < end, free
-            time.sleep(0.5)
+        wait_for(lambda: self.free() == "{'CPU': 1.0, 'memory': 1.0}", 60)
 
 
 @contextlib.contextmanager
@@ -182,10 +179,7 @@ def test_the_watchdog_names_what_waits() -> None:
     said: list[str] = []
     with ray_at(None), watchdog(said.append, lambda: "trial-0007", limit_s=0.5, every_s=0.1):
         ray.util.placement_group([{"CPU": 4096}])
-        end = time.monotonic() + 30
-        while not said:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: bool(said), 30)
     (text,) = said
     assert text.startswith("trial-0007 has waited ")
     assert "s for [4096 CPU]; free in the cluster: " in text

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from processes import wait_for
 
 from wmlsearch import __version__, reach, remote
 from wmlsearch.cli import main
@@ -197,6 +198,7 @@ def running(head: Head, name: str) -> threading.Thread:
     def run() -> None:
         with open(job / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            (job / "held").touch()
             time.sleep(1)  # as when it is still to begin
             with search.owned():
                 while not search.stop_requested():
@@ -210,7 +212,7 @@ def running(head: Head, name: str) -> threading.Thread:
 def test_a_search_is_stopped_there(head: Head) -> None:
     thread = running(head, "one")
     thread.start()
-    time.sleep(0.2)
+    wait_for((head.folder / "jobs" / "one" / "held").exists)
     with pytest.raises(InputError) as refused:
         head.resume()
     assert str(refused.value) == (

@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from processes import wait_for
 
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
@@ -138,12 +138,7 @@ def test_a_group_beyond_repair_holds_nothing(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match=r"set_num_threads"):
             group.step()
         group.close()
-        end = time.monotonic() + 30
-        while {name: ray.available_resources().get(name) for name in ("CPU", "memory")} != {
-            name: whole[name] for name in ("CPU", "memory")
-        }:
-            assert time.monotonic() < end, ray.util.placement_group_table()
-            time.sleep(0.2)
+        wait_for(lambda: all(ray.available_resources().get(name) == whole[name] for name in ("CPU", "memory")), 30)
 
 
 @pytest.fixture(scope="module")

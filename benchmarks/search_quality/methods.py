@@ -80,12 +80,13 @@ class RayWithOptuna:
         return stop
 
     def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
-        trial, controller = self.trials.pop(number), None
+        trial = self.trials.pop(number)
+        controller: Any = None
         if value is None:
             self.searcher.on_trial_complete(trial.trial_id, error=True)
             return
         result = {"epoch": epoch, "training_iteration": epoch, "value": value}
-        self.scheduler.on_trial_complete(controller, trial, result)  # type: ignore[arg-type]
+        self.scheduler.on_trial_complete(controller, trial, result)
         self.searcher.on_trial_complete(trial.trial_id, result)
 
 

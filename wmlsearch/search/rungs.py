@@ -37,8 +37,8 @@ def rungs(
     asha: a trial that comes to a rung goes on if it is among the best 1 / `reduction_factor` of those that came before
     it. The first has nobody before it and goes on, so a small search trains more than that share. How trials rank is
     taken as new at each rung: where the good stay good (and rungs compare best epochs so far), Ray lets more of them go
-    on (by its own scheduler with 27 trials half as many epochs again); trials that end by their own patience, and a first trial that is hard to beat,
-    make it less. hyperband: the same in each of its brackets. median: see NOTES.
+    on (by its own scheduler with 27 trials half as many epochs again); trials that end by their own patience, and a
+    first trial that is hard to beat, make it less. hyperband: the same in each of its brackets. median: see NOTES.
     """
     first = min(grace_epochs, epochs)
     if scheduler == "asha":
