@@ -105,10 +105,10 @@ class RunSettings(_Strict):
     # Several metrics to make better at once; `objective` is then the first. Empty: that one alone.
     objectives: list[str] = Field(default_factory=list)
     trials: int = Field(20, ge=1, le=1_000_000)
-    # Budgets of the trials; the first that is reached ends them. None: no such budget.
+    # Budgets; the first that is reached ends the trials. They hold what the final runs will take back. None: no budget.
     max_hours: Annotated[float, Field(gt=0)] | None = None  # in which the search ran
-    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of all GPUs that trials hold
-    max_epochs_total: Annotated[int, Field(ge=1)] | None = None  # of all trials together
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of all GPUs that trainings hold
+    max_epochs_total: Annotated[int, Field(ge=1)] | None = None  # of all trainings together
     target_dice: Annotated[float, Field(gt=0, le=1)] | None = None  # val_dice_best of any trial
     # GB (1e9 bytes) that checkpoints of trials may take at a time. None: what running trials and the best few need.
     max_checkpoint_gb: Annotated[float, Field(gt=0)] | None = None
@@ -119,8 +119,19 @@ class RunSettings(_Strict):
     grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
     workers_per_trial: int = Field(1, ge=1)
-    baseline: bool = True  # train the paper's configuration at the end
+    baseline: bool = True  # train the paper's configuration at the end, and confirm the best ones beside it
+    confirm_top: int = Field(3, ge=0, le=100)  # so many of the best configurations, other than the paper's
+    confirm_seeds: int = Field(3, ge=1, le=100)  # each with so many seeds: `seed`, `seed` + 1, ...
     forecast: bool = True  # of what the search will cost, before its first trial
+
+    @property
+    def final_runs(self) -> int:
+        """At most so many trainings follow the trials: the baseline and the best configurations, with all seeds."""
+        return (1 + self.confirm_top) * self.confirm_seeds if self.baseline else 0
+
+    @property
+    def final_seeds(self) -> list[int]:
+        return [self.seed + k for k in range(self.confirm_seeds)]
 
     @property
     def ranked_by(self) -> list[str]:

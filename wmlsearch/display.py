@@ -185,7 +185,7 @@ class SearchDisplay:
     def left_s(self) -> float:
         """Time left: by the forecast at first, then if the trials to come are like those that ended.
 
-        The baseline is taken to go through all its epochs.
+        The final runs are taken to go through all their epochs.
         """
         passed, ended = time.monotonic() - self.started, self.ended - self.before
         trials = passed / max(ended, 1) * (self.settings.trials - self.ended)
@@ -195,7 +195,8 @@ class SearchDisplay:
         epoch_s = [entry.best["epoch_s"] for entry in self.entries.values() if entry.best]
         final = 0.0
         if self.settings.baseline:
-            final = self.forecast.get("baseline_s") or sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
+            of_one = sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
+            final = self.forecast.get("final_s") or of_one * self.settings.final_runs
         return trials + final
 
     def _picture(self) -> RenderableType:

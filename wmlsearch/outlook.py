@@ -31,11 +31,11 @@ def show_forecast(console: Console, forecast: Forecast) -> None:
         table.add_column(name, justify="left" if name == "rung" else "right")
     for rung in forecast.rungs:
         table.add_row(f"up to epoch {rung.epoch}", f"{rung.trials:.1f}", f"{rung.epochs:.1f}")
-    if forecast.baseline_epochs:
-        table.add_row("baseline", "1.0", f"{forecast.baseline_epochs:.1f}")
-    table.add_row("all", "", f"{forecast.epochs + forecast.baseline_epochs:.1f}", style="bold")
+    if forecast.final_runs:
+        table.add_row("final runs", f"{forecast.final_runs:.1f}", f"{forecast.final_epochs:.1f}")
+    table.add_row("all", "", f"{forecast.epochs + forecast.final_epochs:.1f}", style="bold")
     console.print(table)
-    parts = {"start": forecast.start_s, "search": forecast.search_s, "baseline": forecast.baseline_s}
+    parts = {"start": forecast.start_s, "search": forecast.search_s, "final runs": forecast.final_s}
     shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
     lines = [
         *([f"ends by   {forecast.ends_by}, before the last trial"] if forecast.ends_by else []),
@@ -58,9 +58,11 @@ def show_forecast(console: Console, forecast: Forecast) -> None:
 
 def in_a_line(forecast: Mapping[str, Any]) -> str:
     """`forecast: about 12 min 3 s, 31 epochs of trials, 130 MB of checkpoints, 690 MiB a worker`, of a stored one."""
+    finals = forecast["final_runs"]
     parts = [
         f"about {duration(forecast['total_s'])}",
-        f"{forecast['epochs']:.0f} epochs of trials",
+        f"{forecast['epochs']:.0f} epochs of trials"
+        + (f" and at most {forecast['final_epochs']} of {forecast['final_runs']} final runs" if finals else ""),
         *([f"{forecast['gpu_hours']:.2g} GPU-hours"] if forecast["gpu_hours"] else []),
         f"{forecast['disk_bytes'] / 1e6:.3g} MB of checkpoints",
         f"{forecast['peak_memory_mb']:.0f} MiB a worker",
@@ -92,10 +94,11 @@ def comparison(search: SearchDir) -> Table | None:
     )
     table.add_row("epochs of all trials", f"{expected['epochs']:.1f}", str(sum(map(len, trials))))
     table.add_row("time of the trials", duration(expected["start_s"] + expected["search_s"]), duration(used["seconds"]))
-    if expected["baseline_s"] or finals:
-        times = (expected["baseline_s"], used["final_seconds"])
-        table.add_row("time of the baseline", *(duration(seconds) if seconds else "-" for seconds in times))
-    gpu_s = used["gpu_seconds"] + used["final_seconds"] * expected["final"]["workers"] * expected["final"]["gpus"]
+    if expected["final_runs"] or finals:
+        table.add_row("epochs of final runs", f"at most {expected['final_epochs']}", str(sum(map(len, finals))))
+        times = (expected["final_s"], used["final_seconds"])
+        table.add_row("time of final runs", *(duration(seconds) if seconds else "-" for seconds in times))
+    gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
     if expected["gpu_hours"] or gpu_s:
         table.add_row("GPU-hours", f"{expected['gpu_hours']:.2g}", f"{gpu_s / 3600:.2g}")
     memory = max((row.get("peak_memory_mb") or 0.0 for rows in trials for row in rows), default=0.0)

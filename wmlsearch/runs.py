@@ -26,7 +26,7 @@ BAD = ("diverged", "out_of_memory", "lost", "failed")
 ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
 _STATUS = "status.json"
-_USED = ("seconds", "gpu_seconds", "final_seconds", "checkpoint_bytes")
+_USED = ("seconds", "gpu_seconds", "final_seconds", "final_gpu_seconds", "checkpoint_bytes")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class RunDir:
     def best(self) -> Path:
         """Weights of the best epoch."""
         return self.path / "best.pt"
+
+    @property
+    def export(self) -> Path:
+        """The model as a folder to hand on."""
+        return self.path / "export"
 
     def snapshot(self, epoch: int) -> tuple[Path, Path]:
         """What `last` and `best` were after an epoch, kept for trials that go on from there."""
@@ -114,6 +119,22 @@ class RunDir:
         """How it stands; a folder that was begun and says nothing is running."""
         return str(self.status().get("state", RUNNING))
 
+    def set_test(self, found: Mapping[str, Any], fingerprint: str = "") -> None:
+        """What the sealed test said; of other data than the run's own with their fingerprint."""
+        write_json(self._test(fingerprint), found)
+
+    def test(self, fingerprint: str = "") -> dict[str, Any]:
+        """What the sealed test said, {} before it was opened."""
+        path = self._test(fingerprint)
+        return read_json(path) if path.exists() else {}
+
+    def _test(self, fingerprint: str) -> Path:
+        return self.path / (f"test-{fingerprint[:12]}.json" if fingerprint else "test.json")
+
+    def remove(self) -> None:
+        """Delete the folder, if it is there."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def ledger(self) -> dict[str, Any]:
         """What the mirror has written to MLflow already."""
         path = self.path / "mlflow.json"
@@ -137,6 +158,11 @@ class SearchDir(RunDir):
         return self.path / "report"
 
     @property
+    def gallery(self) -> Path:
+        """Slices of the test patients with their predictions, for the report."""
+        return self.path / "test-gallery.npz"
+
+    @property
     def _stop(self) -> Path:
         """There while somebody wants the search to end."""
         return self.path / "stop"
@@ -151,7 +177,7 @@ class SearchDir(RunDir):
     def used(self) -> dict[str, float]:
         """What the search has used: `seconds` in which its trials ran, `gpu_seconds` that they held.
 
-        And `final_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints took at a time, 0 where
+        And `final_seconds` and `final_gpu_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints took at a time, 0 where
         they are kept elsewhere.
         """
         path, nothing = self.path / "used.json", dict.fromkeys(_USED, 0.0)
@@ -186,11 +212,18 @@ class SearchDir(RunDir):
     def final(self, name: str, seed: int) -> RunDir:
         return RunDir(self.path / "final" / f"{name}-seed{seed}")
 
+    def model(self, role: str) -> RunDir:
+        """What the search ends with: the "baseline" and the "champion", each with its exported networks."""
+        return RunDir(self.path / "models" / role)
+
     def trials(self) -> list[RunDir]:
         return _runs(self.path / "trials")
 
     def finals(self) -> list[RunDir]:
         return _runs(self.path / "final")
+
+    def models(self) -> list[RunDir]:
+        return _runs(self.path / "models")
 
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any]) -> SearchDir:

@@ -146,6 +146,12 @@ def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> N
     from wmlsearch.search.plan import room_for_best
 
     room_for_best(space, settings, slots)
+    final_epochs = settings.final_runs * settings.epochs
+    if settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
+        raise InputError(
+            f"--max-epochs-total {settings.max_epochs_total}: nothing is left for trials, since the {settings.final_runs} "
+            f"final runs may take {final_epochs} epochs; give more, or fewer by --confirm-top and --confirm-seeds"
+        )
     if "peak_memory_mb" in settings.objectives and not slots.gpus:
         raise InputError(
             "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "

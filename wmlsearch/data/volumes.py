@@ -309,6 +309,22 @@ def restore(prediction: Array, geometry: VolumeGeometry) -> Array:
         _window(prediction[index].astype(np.float32), inverse, 0.0, canvas)
         picture = _resample(canvas, geometry.picture)
         pictures[index] = picture >= 0.5 if is_mask else picture
+    return _onto_input(pictures, geometry)
+
+
+def expert_mask(source: Source, geometry: VolumeGeometry, mask_threshold: float | None = None) -> Array:
+    """The source's own mask on the input's own grid, checked as `cut` does: `geometry.shape`, uint8 0/1."""
+    try:
+        mask = load(source, geometry.axis, mask_threshold).mask
+    except Fault as fault:
+        raise InputError("a file has changed since it was checked", fault.lines) from None
+    if mask is None:
+        raise ValueError(f"{source.name(source.image[0])} has no mask")
+    return _onto_input(mask.astype(np.uint8), geometry)
+
+
+def _onto_input(pictures: Array, geometry: VolumeGeometry) -> Array:
+    """Upright pictures (n, rows, columns) turned back to the axes of the input."""
     if geometry.axis is None:
         return pictures
     canonical = np.moveaxis(pictures.transpose(0, 2, 1)[:, ::-1, ::-1], 0, geometry.axis)

@@ -22,15 +22,17 @@ STOP_WISH = "stopped by `wmlsearch stop`"
 class Budget(tune.Stopper):
     """What the trials have used, over all sessions of a search, and the `reason` to end it, once there is one.
 
-    Time in which no process ran the search does not count. Tune asks `stop_all` at each turn of its loop.
+    Time in which no process ran the search does not count. The trials end while enough is left of a budget for the
+    final runs, as far as their epochs can be foreseen. Tune asks `stop_all` at each turn of its loop.
     """
 
     def __init__(self, search: SearchDir, settings: RunSettings, slots: Slots) -> None:
         self.search, self.settings = search, settings
         self.gpus_per_trial = slots.workers * slots.gpus
         self.reason, self.failed = "", False
+        self.slots = slots.count
         self.running = 0  # trials, as the recorder counts them
-        self.epochs, self.best_dice = 0, 0.0
+        self.epochs, self.epochs_s, self.best_dice = 0, 0.0, 0.0
         for run in search.trials():
             for row in run.own_rows():
                 self.add(row)
@@ -42,6 +44,7 @@ class Budget(tune.Stopper):
     def add(self, row: dict[str, Any]) -> None:
         """An epoch of a trial."""
         self.epochs += 1
+        self.epochs_s += row["epoch_s"] or 0.0
         self.best_dice = max(self.best_dice, row["val_dice_best"] or 0.0)
 
     def add_error(self, trace: str) -> None:
@@ -75,15 +78,19 @@ class Budget(tune.Stopper):
         return bool(self.reason)
 
     def _reached(self) -> str:
-        limits = self.settings
-        for name, used, limit in (
-            ("--max-hours", self._used["seconds"] / 3600, limits.max_hours),
-            ("--max-gpu-hours", self._used["gpu_seconds"] / 3600, limits.max_gpu_hours),
-            ("--max-epochs-total", self.epochs, limits.max_epochs_total),
-            ("--target-dice", self.best_dice, limits.target_dice),
-        ):
-            if limit is not None and used >= limit:
-                return f"{name} {limit:g} is reached"
+        limits, runs = self.settings, self.settings.final_runs
+        run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # if it takes all its epochs
+        at_once = max(min(self.slots, runs), 1)
+        for name, used, final, limit in (
+            ("--max-hours", self._used["seconds"] / 3600, run_s * -(-runs // at_once) / 3600, limits.max_hours),
+            ("--max-gpu-hours", self._used["gpu_seconds"] / 3600, run_s * runs * self.gpus_per_trial / 3600,
+             limits.max_gpu_hours),
+            ("--max-epochs-total", self.epochs, runs * limits.epochs, limits.max_epochs_total),
+            ("--target-dice", self.best_dice, 0, limits.target_dice),
+        ):  # fmt: skip
+            if limit is not None and used + final >= limit:
+                kept = f", {final:.3g} of it are kept for the final runs" if final else ""
+                return f"{name} {limit:g} is reached{kept}"
         return ""
 
 

@@ -1,67 +1,113 @@
-"""Final runs and `wmlsearch train`: one configuration trained through Ray Train, its epochs written as they come."""
+"""Final runs and `wmlsearch train`: configurations trained through Ray Train, as many at once as fit."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs import RunDir
+from wmlsearch.config import RunSettings
+from wmlsearch.runs import RUNNING, RunDir
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
 
+MOST_LOSSES = 3  # so often a training whose process died is taken up again from its last checkpoint
 
-def train_run(
-    run: RunDir,
-    config: TrialConfig,
+
+@dataclass(frozen=True)
+class Order:
+    """A training that is wanted: into which folder, of what, with which seed, and where its checkpoints go."""
+
+    run: RunDir
+    about: Mapping[str, Any]  # what the folder is to say of it, if it is not there yet
+    seed: int
+    place: str
+
+
+def train_runs(
+    orders: Sequence[Order],
     settings: RunSettings,
     data: dict[str, Any],
     slots: Slots,
-    place: str,
     on_change: Callable[[RunDir], None],
     elastic: bool = False,
 ) -> None:
-    """Train `config` into `run` with Ray Train; its state says how it ended. Ctrl-C leaves it interrupted.
+    """Train each into its folder with Ray Train, `slots.count` at once; its state says how it ended.
 
-    `data` is a parcel, `place` where the checkpoints go: what is elsewhere than in the run folder is copied there. The
-    rate follows the `rate_factors` that the run folder has, if any: so what a trial of population based training has
-    found is trained again from its beginning.
+    `data` is a parcel; weights that are elsewhere than in the run folder are copied there. The rate follows the
+    `rate_factors` that a run folder has, if any: so what a trial of population based training has found is trained
+    again from its beginning. What was begun goes on from its last checkpoint. Ctrl-C leaves what runs interrupted.
     """
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
-    # In a process of its own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be ended.
+    # In processes of their own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     host: Any = ray.remote(num_cpus=0)(Group)
-    group = host.options(scheduling_strategy=here).remote(job, slots, elastic)
+    waiting, losses = deque(orders), Counter[Path]()
+    idle: list[Any] = []  # groups whose workers wait for the next training
+    steps: dict[Any, tuple[Any, Order]] = {}  # what runs: the epoch in training, by whom, of what
     try:
-        factors = run.rate_factors()
-        trial = {"config": config.model_dump(), "place": place, "heard": len(run.rows()), "rate_factors": factors}
-        ray.get(group.start.remote(trial))
-        result: dict[str, Any] = {}
-        while not result.get("done"):
-            result = ray.get(group.step.remote())
-            write_result(run, result)
-            on_change(run)
-        bring_back(run, place)
-        set_ended(run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
-    except KeyboardInterrupt as stopped:
-        run.set_status("interrupted", str(stopped) or "stopped by Ctrl-C")
-        raise
-    except (RuntimeError, RayError) as error:
-        set_ended(run, "failed", str(error).strip().splitlines()[-1], str(error))
-    else:
+        while waiting or steps:
+            while waiting and len(steps) < slots.count:
+                order = waiting.popleft()
+                if order.run.begun():
+                    order.run.set_status(RUNNING)
+                else:
+                    RunDir.create(order.run.path, order.about)
+                on_change(order.run)
+                group = idle.pop() if idle else host.options(scheduling_strategy=here).remote(job, slots, elastic)
+                group.start.remote(_trial(order))
+                steps[group.step.remote()] = group, order
+            (done,), _ = ray.wait(list(steps), num_returns=1)
+            group, order = steps.pop(done)
+            try:
+                result = ray.get(done)
+            except (RuntimeError, RayError) as error:
+                ray.kill(group)  # and with it go its workers
+                losses[order.run.path] += 1
+                if isinstance(error, ActorDiedError) and losses[order.run.path] <= MOST_LOSSES:
+                    waiting.appendleft(order)
+                    continue
+                state = "lost" if isinstance(error, ActorDiedError) else "failed"
+                set_ended(order.run, state, str(error).strip().splitlines()[-1], str(error))
+            else:
+                write_result(order.run, result)
+                if not result.get("done"):
+                    steps[group.step.remote()] = group, order
+                else:
+                    bring_back(order.run, order.place)
+                    set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+                    idle.append(group)
+            on_change(order.run)
         with contextlib.suppress(RayError):
-            ray.get(group.close.remote(), timeout=2 * CLOSE_TIMEOUT_S)
+            ray.get([group.close.remote() for group in idle], timeout=2 * CLOSE_TIMEOUT_S)
+    except KeyboardInterrupt as stopped:
+        for order in orders:
+            if order.run.begun() and order.run.state == RUNNING:
+                order.run.set_status("interrupted", str(stopped) or "stopped by Ctrl-C")
+        raise
     finally:
-        ray.kill(group)  # and with it go its workers
-        on_change(run)
+        for group in (*idle, *(group for group, _ in steps.values())):
+            ray.kill(group)
+
+
+def _trial(order: Order) -> dict[str, Any]:
+    """An order as `Training` wants it."""
+    return {
+        "config": order.run.about()["config"],
+        "seed": order.seed,
+        "place": order.place,
+        "heard": len(order.run.rows()),
+        "rate_factors": order.run.rate_factors(),
+    }
 
 
 def write_result(run: RunDir, result: dict[str, Any]) -> None:

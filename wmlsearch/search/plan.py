@@ -41,12 +41,13 @@ class Forecast:
     rungs: tuple[Rung, ...]
     ends_by: str  # the budget that is expected to end the trials before the last one: "--max-hours 2", or ""
     notes: tuple[str, ...]  # what can't be known here
-    baseline_epochs: int
+    final_runs: int  # the baseline and the best configurations, each with all seeds
+    final_epochs: int  # of them, if none stops early
     slots: Slots
-    final: Slots  # what the baseline gets
+    final: Slots  # as many of the final runs at once as fit
     start_s: float  # Ray and the processes of the slots
     search_s: float
-    baseline_s: float  # with its start
+    final_s: float  # with their start
     epoch_s: float  # of a trial of the space, on average
     gpu_hours: float
     disk_bytes: int  # most that checkpoints take at a time
@@ -56,12 +57,12 @@ class Forecast:
 
     @property
     def epochs(self) -> float:
-        """Of the trials, without the baseline."""
+        """Of the trials, without the final runs."""
         return sum(rung.epochs for rung in self.rungs)
 
     @property
     def total_s(self) -> float:
-        return self.start_s + self.search_s + self.baseline_s
+        return self.start_s + self.search_s + self.final_s
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: for JSON."""
@@ -180,8 +181,9 @@ def forecast(
 ) -> Forecast:
     """Forecast a search on the Ray that we are connected to, as many trials at once as `slots` says.
 
-    `data` is a parcel; `final` is what the baseline gets. Each configuration is timed for `limit_s` seconds. On a
-    cluster that grows, what is there already is measured. Raises TimeoutError when that takes `patience_s` or longer.
+    `data` is a parcel; `final` says how many of the final runs go on at once. Each configuration is timed for `limit_s`
+    seconds. On a cluster that grows, what is there already is measured. Raises TimeoutError when that takes
+    `patience_s` or longer.
     """
     manifest = Manifest.read(Path(data["path"]))
     train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
@@ -203,31 +205,31 @@ def forecast(
     epoch_s = train_s * train + val_s * val
     paper = next(entry.timing for entry in measured if entry.of == "paper")
     paper_s = settings.epochs * (paper.train_s * train + paper.val_s * val)
-    most_epochs, ends_by = _first_budget(settings, slots, there.start_s, paper_s, epoch_s)
+    # The baseline's seeds, and those of the best configurations, which are taken to be like the space's average.
+    final_work_s = settings.confirm_seeds * (paper_s + settings.confirm_top * settings.epochs * epoch_s)
+    final_s = 0.0
+    if settings.baseline:
+        longest_s = max(paper_s, settings.epochs * epoch_s if settings.confirm_top else 0.0)
+        final_s = there.start_s + max(final_work_s / final.count, longest_s)
+    most_epochs, ends_by = _first_budget(settings, slots, there.start_s, paper_s, epoch_s, final_s, final_work_s)
     levels = rungs_within(settings, most_epochs)
     epochs = sum(level.epochs for level in levels)
     # The first trial is the paper's configuration, and the first at each rung goes on.
     firsts = min(epochs, settings.epochs)
     trials_s = paper_s * firsts / settings.epochs + epoch_s * (epochs - firsts)
-    baseline_s = 0.0
-    if settings.baseline and final == slots:
-        baseline_s = there.start_s + paper_s
-    elif settings.baseline:
-        with Measuring(data, final, 1, patience_s) as alone:
-            timing = alone.time(TrialConfig(), settings, limit_s)
-        baseline_s = alone.start_s + settings.epochs * (timing.train_s * train + timing.val_s * val)
-    gpus = slots.workers * slots.gpus * trials_s + final.workers * final.gpus * baseline_s
+    gpus = slots.workers * slots.gpus * (trials_s + (final_work_s if settings.baseline else 0.0))
     return Forecast(
         rungs=levels,
         ends_by=ends_by if levels[0].trials < settings.trials else "",
         notes=_notes(settings),
-        baseline_epochs=settings.epochs if settings.baseline else 0,
+        final_runs=settings.final_runs,
+        final_epochs=settings.final_runs * settings.epochs,
         slots=slots,
         final=final,
         start_s=there.start_s,
         # no number of slots makes a single trial faster
         search_s=max(trials_s / slots.count, paper_s * firsts / settings.epochs),
-        baseline_s=baseline_s,
+        final_s=final_s,
         epoch_s=epoch_s,
         gpu_hours=gpus / 3600,
         disk_bytes=_disk_bytes(sample, settings, slots),
@@ -238,21 +240,31 @@ def forecast(
 
 
 def _first_budget(
-    settings: RunSettings, slots: Slots, start_s: float, paper_s: float, epoch_s: float
+    settings: RunSettings,
+    slots: Slots,
+    start_s: float,
+    paper_s: float,
+    epoch_s: float,
+    final_s: float = 0.0,
+    final_work_s: float = 0.0,
 ) -> tuple[float, str]:
-    """How many epochs the trials train in all until the first budget is reached, and its name."""
+    """How many epochs the trials train in all until the first budget is reached, and its name.
+
+    What the final runs take is left for them: `final_s` of the time, `final_work_s` of what all slots together give.
+    """
 
     def epochs(trials_s: float) -> float:
         return max(settings.epochs * min(1.0, trials_s / paper_s), settings.epochs + (trials_s - paper_s) / epoch_s)
 
     limits = [(math.inf, "")]
     if settings.max_epochs_total is not None:
-        limits.append((settings.max_epochs_total, f"--max-epochs-total {settings.max_epochs_total}"))
+        left = settings.max_epochs_total - settings.final_runs * settings.epochs
+        limits.append((left, f"--max-epochs-total {settings.max_epochs_total}"))
     if settings.max_hours is not None:
-        left_s = max(0.0, 3600 * settings.max_hours - start_s)
+        left_s = max(0.0, 3600 * settings.max_hours - start_s - final_s)
         limits.append((epochs(left_s * slots.count), f"--max-hours {settings.max_hours:g}"))
     if settings.max_gpu_hours is not None:
-        held_s = 3600 * settings.max_gpu_hours / (slots.workers * slots.gpus)
+        held_s = max(0.0, 3600 * settings.max_gpu_hours / (slots.workers * slots.gpus) - final_work_s)
         limits.append((epochs(held_s), f"--max-gpu-hours {settings.max_gpu_hours:g}"))
     return min(limits)
 
@@ -281,7 +293,10 @@ def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slo
         of_trials += comparisons(settings) * (others + sum(paper))
     if settings.max_checkpoint_gb is not None:
         of_trials = min(of_trials, 1e9 * settings.max_checkpoint_gb)
-    at_the_end = min(KEPT_BEST, count) * sizes[1:, 1].mean() + sum(paper) if settings.baseline else 0.0
+    # At the end: the weights of the best trials and of all final runs, and what those keep that still go on.
+    finals = settings.confirm_seeds * (paper[1] + settings.confirm_top * sizes[1:, 1].mean())
+    at_the_end = min(KEPT_BEST, count) * sizes[1:, 1].mean() + finals + slots.count * sizes[1:].sum(axis=1).mean()
+    at_the_end = at_the_end if settings.baseline else 0.0
     return round(max(of_trials, at_the_end))
 
 

@@ -1,0 +1,122 @@
+"""How a search ends: the best configurations and the baseline with several seeds, a champion, the sealed test, a verdict.
+
+Each step is kept in the run folder and not done again when a search is resumed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.jobs import Where, about_run
+from wmlsearch.model.export import export
+from wmlsearch.model.inference import Model
+from wmlsearch.runs import GOOD, RunDir, SearchDir
+from wmlsearch.verdict.champion import MEASURE, PAPER, Candidate, candidates, champion, to_confirm
+from wmlsearch.verdict.leaderboard import leaderboard
+
+if TYPE_CHECKING:
+    from wmlsearch.search.cluster import Slots
+
+BASELINE, CHAMPION = "baseline", "champion"
+
+
+def confirm(
+    search: SearchDir,
+    settings: RunSettings,
+    data: dict[str, Any],
+    where: Where,
+    slots: Slots,
+    changed: Callable[[RunDir], None],
+    say: Callable[[str], None],
+) -> None:
+    """Train the paper's configuration and the best others, with all seeds, through Ray Train, under the same budget.
+
+    `data` is a parcel. Runs that have come to their end are left as they are. KeyboardInterrupt when the search is
+    asked to stop.
+    """
+    from wmlsearch.search.budget import STOP_WISH
+    from wmlsearch.search.confirm import Order, train_runs
+
+    models: dict[str, tuple[dict[str, Any], dict[int, float]]] = {PAPER: (TrialConfig().model_dump(), {})}
+    for run in to_confirm(leaderboard(search), settings.confirm_top):
+        models[run.about()["name"]] = run.about()["config"], run.rate_factors()
+    orders = []
+    for seed in settings.final_seeds:
+        for name, (config, factors) in models.items():
+            run = search.final(name, seed)
+            if run.begun() and run.state in GOOD:
+                continue
+            about = about_run(
+                f"{name}-seed{seed}",
+                "baseline run" if name == PAPER else "confirmation",
+                TrialConfig(**config),
+                settings.model_copy(update={"seed": seed}),
+                search.about()["data"],
+            )
+            more = {"rate_factors": factors} if factors else {}
+            orders.append(Order(run, {**about, "model": name, **more}, seed, where.place(run)))
+    if not orders:
+        return
+    names = ", ".join(name for name in models if name != PAPER)
+    seeds = f"{len(settings.final_seeds)} seed{'s' if len(settings.final_seeds) > 1 else ''}"
+    say(f"final runs: the paper's configuration{f' and {names}' if names else ''}, {seeds} each, {slots}")
+    before, began = search.used(), time.monotonic()
+
+    def changed_or_stop(run: RunDir) -> None:
+        passed = time.monotonic() - began
+        held = slots.count * slots.workers * slots.gpus
+        search.set_used(
+            {
+                "final_seconds": before["final_seconds"] + passed,
+                "final_gpu_seconds": before["final_gpu_seconds"] + passed * held,
+            }
+        )
+        changed(run)
+        if search.stop_requested():
+            raise KeyboardInterrupt(STOP_WISH)
+
+    train_runs(orders, settings, data, slots, changed_or_stop, elastic=bool(where.ray_address))
+
+
+def crown(search: SearchDir, settings: RunSettings, changed: Callable[[RunDir], None], say: Callable[[str], None]) -> bool:
+    """Choose the champion on the validation patients; export it and the baseline. False where one of them is missing.
+
+    A model is a folder `models/<role>`: its networks, the best one first, and what is known of it as metrics.
+    """
+    found = candidates(search)
+    paper = next((it for it in found if it.name == PAPER and it.score is not None), None)
+    best = champion(found)
+    for role, candidate in ((BASELINE, paper), (CHAMPION, best)):
+        if candidate is not None:
+            changed(_keep_model(search, settings, role, candidate))
+    if paper is None:
+        say("no verdict: the baseline did not come to its end with all seeds")
+    elif settings.confirm_top and best is None:
+        say("no champion: no other configuration came to its end with all seeds")
+    elif best is not None:
+        spread = f" ± {best.standard_error:.4f}" if best.standard_error is not None else ""
+        say(f"champion on the validation patients: {best.name}, {MEASURE} {best.mean:.4f}{spread} (standard error)")
+    return paper is not None and best is not None
+
+
+def _keep_model(search: SearchDir, settings: RunSettings, role: str, candidate: Candidate) -> RunDir:
+    """The folder of a model, made anew where it is another one than before."""
+    kept, first = search.model(role), candidate.best
+    members = [first, *(run for run in candidate.runs if run.path != first.path)]
+    key = [f"{run.name} {run.about()['key']}" for run in members]
+    if kept.begun() and kept.about()["members"] == key:
+        return kept
+    kept.remove()
+    about = about_run(f"{role}: {candidate.name}", role, TrialConfig(**candidate.config), settings, search.about()["data"])
+    RunDir.create(kept.path, {**about, "model": candidate.name, "members": key})
+    export([Model.of_run(run) for run in members], kept.export)
+    values = [value for value in candidate.values if value is not None]
+    spread = {f"{MEASURE}_sd": statistics.stdev(values)} if len(values) > 1 else {}
+    kept.append({"epoch": 0, "time": time.time(), "ended": None, MEASURE: candidate.mean, **spread})
+    kept.set_status("completed")
+    return kept

@@ -1,0 +1,96 @@
+"""The door to the sealed test patients: whoever opens it is written down first."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmlsearch.config import InputError
+from wmlsearch.data.manifest import AGAIN, IMAGES, MANIFEST, MASKS, ORIGINALS, SEAL, SEALED, Manifest, SliceRow
+from wmlsearch.data.sources import Source
+from wmlsearch.runs import append_line, read_lines
+
+
+@dataclass(frozen=True)
+class TestVolume:
+    """A test patient's scan as it came, with its mask, and which of its slices belong to the kept ones."""
+
+    source: Source
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An opened test split. `opened_before` says how often it was opened, `opened` when this time (Unix seconds)."""
+
+    folder: Path
+    manifest: Manifest
+    opened_before: int
+    opened: float
+
+    @property
+    def by_patient(self) -> bool:
+        """Whether each slice's patient is known, so that scores can be paired over patients."""
+        return all(row.patient for row in self.manifest.slices)
+
+    @property
+    def has_volumes(self) -> bool:
+        """Whether whole volumes lie here as they came: NIfTI, split by patient."""
+        return self.manifest.split_level == "patient" and self.manifest.axis is not None
+
+    def volumes(self) -> Iterator[TestVolume]:
+        """Each test volume, in the manifest's order. The files are those that `prepare` has copied."""
+        root = self.folder / ORIGINALS
+        for number, geometry in enumerate(self.manifest.volumes):
+            images, masks = (tuple(root / name for name in names) for names in (geometry.images, geometry.masks))
+            if missing := [str(path) for path in (*images, *masks) if not path.is_file()]:
+                raise InputError(f"{self.folder}: test patients' files are missing; {AGAIN}", missing)
+            kept = tuple(row.index for row in self.manifest.slices if row.volume == number and row.kept)
+            yield TestVolume(Source(geometry.patient, geometry.timepoint, root, images, masks), kept)
+
+    def kept_slices(self) -> tuple[list[SliceRow], np.ndarray, np.ndarray]:
+        """The kept slices: their rows, images and masks (n, size, size) uint8. InputError where they are damaged."""
+        rows = [i for i, row in enumerate(self.manifest.slices) if row.kept]
+        try:
+            images, masks = (np.load(self.folder / name, mmap_mode="r") for name in (IMAGES, MASKS))
+            wanted = (len(self.manifest.slices), self.manifest.size, self.manifest.size)
+            if (images.shape, masks.shape, images.dtype, masks.dtype) != (wanted, wanted, np.uint8, np.uint8):
+                raise ValueError(f"expected {wanted} uint8, got {images.shape} {images.dtype}")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.folder}: the test slices can't be read ({error}); {AGAIN}") from None
+        return [self.manifest.slices[i] for i in rows], np.array(images[rows]), np.array(masks[rows])
+
+
+def openings(data: Path) -> list[dict[str, Any]]:
+    """Who has opened the test patients of a prepared data set, oldest first."""
+    return read_lines(data / SEALED / SEAL)
+
+
+def open_seal(data: Path, by: Mapping[str, Any]) -> Sealed:
+    """Open the test split of a prepared data set; `by` says for what, and goes into its ledger before anything is read.
+
+    Raises InputError where it isn't what was sealed, or the ledger can't be written.
+    """
+    folder, main = data / SEALED, Manifest.read(data)
+    path = folder / MANIFEST
+    try:
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == main.checksums.get(f"{SEALED}/{MANIFEST}")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); {AGAIN}") from None
+    if not whole:
+        raise InputError(f"{path}: is not the one that was sealed, its checksum differs; {AGAIN}")
+    before, now = len(openings(data)), time.time()
+    try:
+        append_line(folder / SEAL, {"time": now, **by})
+    except OSError as error:
+        raise InputError(
+            f"{folder / SEAL}: can't be written ({error.strerror or error}), and the test patients are not read without "
+            "a line there; make the folder writable"
+        ) from None
+    return Sealed(folder, Manifest.read(folder), before, now)
