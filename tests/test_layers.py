@@ -18,6 +18,7 @@ MOST_LINES = 400
 ROOMS: dict[str, str] = {
     "wmlsearch": "",
     "wmlsearch.config": "pydantic yaml",
+    "wmlsearch.files": "",
     "wmlsearch.objectives": "",
     "wmlsearch.space": "",
     "wmlsearch.data": "",

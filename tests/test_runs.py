@@ -16,7 +16,8 @@ import pytest
 
 from wmlsearch import runs
 from wmlsearch.config import InputError
-from wmlsearch.runs import RunDir, SearchDir, append_line, check_name, check_new, every, find, read_lines, write_json
+from wmlsearch.files import append_line, read_lines, write_json
+from wmlsearch.runs import RunDir, SearchDir, check_name, check_new, every, find
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -1,4 +1,4 @@
-"""How a search ends: the best configurations and the baseline with several seeds, a champion, the sealed test, a verdict.
+"""How a search ends: final runs with several seeds, a champion, the sealed test, a verdict.
 
 Each step is kept in the run folder and not done again when a search is resumed.
 """
@@ -11,12 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.jobs import Where, about_run
-from wmlsearch.model.export import export
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.jobs import Progress, Where, about_run
+from wmlsearch.model.ensemble import ensemble_threshold
+from wmlsearch.model.export import export, load_exported
 from wmlsearch.model.inference import Model
 from wmlsearch.runs import GOOD, RunDir, SearchDir
 from wmlsearch.verdict.champion import MEASURE, PAPER, Candidate, candidates, champion, to_confirm
+from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
 from wmlsearch.verdict.leaderboard import leaderboard
 
 if TYPE_CHECKING:
@@ -83,7 +89,9 @@ def confirm(
     train_runs(orders, settings, data, slots, changed_or_stop, elastic=bool(where.ray_address))
 
 
-def crown(search: SearchDir, settings: RunSettings, changed: Callable[[RunDir], None], say: Callable[[str], None]) -> bool:
+def crown(
+    search: SearchDir, settings: RunSettings, data: Path, changed: Callable[[RunDir], None], say: Callable[[str], None]
+) -> bool:
     """Choose the champion on the validation patients; export it and the baseline. False where one of them is missing.
 
     A model is a folder `models/<role>`: its networks, the best one first, and what is known of it as metrics.
@@ -93,30 +101,82 @@ def crown(search: SearchDir, settings: RunSettings, changed: Callable[[RunDir], 
     best = champion(found)
     for role, candidate in ((BASELINE, paper), (CHAMPION, best)):
         if candidate is not None:
-            changed(_keep_model(search, settings, role, candidate))
+            changed(_keep_model(search, settings, data, role, candidate))
     if paper is None:
         say("no verdict: the baseline did not come to its end with all seeds")
     elif settings.confirm_top and best is None:
-        say("no champion: no other configuration came to its end with all seeds")
+        say("no verdict: no other configuration than the paper's came to its end with all seeds")
     elif best is not None:
-        spread = f" ± {best.standard_error:.4f}" if best.standard_error is not None else ""
-        say(f"champion on the validation patients: {best.name}, {MEASURE} {best.mean:.4f}{spread} (standard error)")
+        spread = f", standard error {best.standard_error:.4f}" if best.standard_error is not None else ""
+        say(f"champion by the validation patients: {best.name}, mean {MEASURE} {best.mean:.4f}{spread}")
     return paper is not None and best is not None
 
 
-def _keep_model(search: SearchDir, settings: RunSettings, role: str, candidate: Candidate) -> RunDir:
+def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str, candidate: Candidate) -> RunDir:
     """The folder of a model, made anew where it is another one than before."""
     kept, first = search.model(role), candidate.best
-    members = [first, *(run for run in candidate.runs if run.path != first.path)]
-    key = [f"{run.name} {run.about()['key']}" for run in members]
+    runs = [first, *(run for run in candidate.runs if run.path != first.path)]
+    key = [f"{run.name} {run.about()['key']}" for run in runs]
     if kept.begun() and kept.about()["members"] == key:
         return kept
     kept.remove()
-    about = about_run(f"{role}: {candidate.name}", role, TrialConfig(**candidate.config), settings, search.about()["data"])
-    RunDir.create(kept.path, {**about, "model": candidate.name, "members": key})
-    export([Model.of_run(run) for run in members], kept.export)
+    config = TrialConfig(**candidate.config)
+    about = about_run(f"{role} ({candidate.name})", role, config, settings, search.about()["data"])
+    factors = {"rate_factors": first.rate_factors()} if first.rate_factors() else {}
+    RunDir.create(kept.path, {**about, "model": candidate.name, "members": key, **factors})
+    models = [Model.of_run(run) for run in runs]
+    export(models, kept.export, ensemble_threshold(models, PreparedData.open(data).val))
     values = [value for value in candidate.values if value is not None]
     spread = {f"{MEASURE}_sd": statistics.stdev(values)} if len(values) > 1 else {}
     kept.append({"epoch": 0, "time": time.time(), "ended": None, MEASURE: candidate.mean, **spread})
     kept.set_status("completed")
     return kept
+
+
+def test(
+    search: SearchDir, settings: RunSettings, data: Path, changed: Callable[[RunDir], None], progress: Progress
+) -> dict[str, Any]:
+    """Open the sealed test for the baseline and the champion, and judge; kept as the search's `test.json`."""
+    roles = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
+    names = {role: search.model(role).about()["model"] for role in roles}
+    fingerprint = Manifest.read(data).fingerprint
+    own = fingerprint == search.about()["data"]["fingerprint"]
+    by = {"run": search.name, "key": search.about()["key"], "path": str(search.path.resolve()), "models": names}
+    found, gallery = evaluate(
+        {role: it.members for role, it in roles.items()},
+        data,
+        by,
+        {role: it.ensemble_threshold for role, it in roles.items() if it.ensemble_threshold},
+        progress,
+    )
+    words = {BASELINE: "the paper's", CHAMPION: f"The found configuration ({names[CHAMPION]})"}
+    found |= {"names": names, "verdict": judge(found, BASELINE, CHAMPION, words, settings.seed)}
+    search.set_test(found, "" if own else fingerprint)
+    if own:
+        np.savez_compressed(search.gallery, **gallery)
+        for role in roles:
+            kept = search.model(role)
+            kept.set_test({"opened": found["opened"], "metrics": flat(found, role)})
+            changed(kept)
+        changed(search)
+    return found
+
+
+def flat(found: dict[str, Any], role: str) -> dict[str, float]:
+    """A model's test scores as metrics of a run: mean over seeds, and the standard deviation where there are several."""
+    metrics: dict[str, float] = {}
+    members = found["models"][role]["members"]
+    for scope, short in ((VOLUMES, "volumes"), (SLICES, "slices")):
+        if scope not in members[0]:
+            continue
+        for key, end in (("pooled", ""), ("pooled_half", "_half")):
+            for name in ("accuracy", "iou", "dice", "precision", "recall"):
+                values = [it[scope][key][name] for it in members if it[scope][key][name] is not None]
+                if values:
+                    metrics[f"test_{short}_{name}{end}"] = statistics.fmean(values)
+                if len(values) > 1:
+                    metrics[f"test_{short}_{name}{end}_sd"] = statistics.stdev(values)
+    means = [value for value in unit_means(found, role, "dice").values() if value is not None]
+    if means:
+        metrics[f"test_dice_{found['unit']}"] = statistics.fmean(means)
+    return metrics

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError
+from wmlsearch.files import read_json
 from wmlsearch.reach import ANSWER_S, STEP, Head, Message, Messages, call, until
-from wmlsearch.runs import SearchDir, check_new, read_json
+from wmlsearch.runs import SearchDir, check_new
 
 Say = Callable[[str], None]
 

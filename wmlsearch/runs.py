@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import InputError
+from wmlsearch.files import append_line, as_line, read_json, read_lines, write_json, write_text
 
 # How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
 # training whose process or machine died again and again, "failed" an error in the program.
@@ -97,7 +97,7 @@ class RunDir:
     def reconcile(self, rows: list[dict[str, Any]]) -> None:
         """Make the lines those that a checkpoint holds: what is missing is filled in, what lies past it is cut."""
         if self.rows() != rows:
-            text = "".join(_line(row) for row in rows)
+            text = "".join(as_line(row) for row in rows)
             write_text(self.path / "metrics.jsonl", text)
 
     def set_status(self, state: str, reason: str = "", **more: Any) -> None:
@@ -177,8 +177,8 @@ class SearchDir(RunDir):
     def used(self) -> dict[str, float]:
         """What the search has used: `seconds` in which its trials ran, `gpu_seconds` that they held.
 
-        And `final_seconds` and `final_gpu_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints took at a time, 0 where
-        they are kept elsewhere.
+        And `final_seconds` and `final_gpu_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints
+        took at a time, 0 where they are kept elsewhere.
         """
         path, nothing = self.path / "used.json", dict.fromkeys(_USED, 0.0)
         return {**nothing, **(read_json(path) if path.exists() else {})}
@@ -200,7 +200,7 @@ class SearchDir(RunDir):
         return read_lines(self.path / "earlier.jsonl")
 
     def set_earlier(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        write_text(self.path / "earlier.jsonl", "".join(_line(trial) for trial in trials))
+        write_text(self.path / "earlier.jsonl", "".join(as_line(trial) for trial in trials))
 
     def change_settings(self, settings: Mapping[str, Any]) -> None:
         """A resumed search may have other budgets than it began with."""
@@ -346,73 +346,3 @@ def check_name(name: str) -> str:
             f"--name {name!r}: letters, digits, '.', '_' and '-' only, at most 100, not starting with a sign"
         )
     return name
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises InputError where the file is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
-    return value
-
-
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line, whole or not at all: a torn last line is cut first, a failed write is taken back."""
-    line = _line(row).encode()
-    with open(path, "ab+", buffering=0) as file:
-        _cut_torn_line(file.fileno())
-        size = os.fstat(file.fileno()).st_size
-        try:
-            if file.write(line) != len(line):
-                raise OSError(f"{path}: only part of a line could be written")
-        except OSError:
-            os.ftruncate(file.fileno(), size)
-            raise
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a torn last one is left out. Raises InputError for a damaged one."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{path}: a line is damaged ({error})") from None
-
-
-def cut_torn_line(path: Path) -> None:
-    """Take away what stands behind the last whole line of a file."""
-    with open(path, "rb+", buffering=0) as file:
-        _cut_torn_line(file.fileno())
-
-
-def _cut_torn_line(descriptor: int) -> None:
-    size = os.fstat(descriptor).st_size
-    keep = size
-    while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
-        keep -= 1
-    if keep < size:
-        os.ftruncate(descriptor, keep)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"

@@ -149,8 +149,9 @@ def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> N
     final_epochs = settings.final_runs * settings.epochs
     if settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
         raise InputError(
-            f"--max-epochs-total {settings.max_epochs_total}: nothing is left for trials, since the {settings.final_runs} "
-            f"final runs may take {final_epochs} epochs; give more, or fewer by --confirm-top and --confirm-seeds"
+            f"--max-epochs-total {settings.max_epochs_total}: nothing is left for trials, since the "
+            f"{settings.final_runs} final runs may take {final_epochs} epochs; give more, or fewer final runs by "
+            "--confirm-top and --confirm-seeds"
         )
     if "peak_memory_mb" in settings.objectives and not slots.gpus:
         raise InputError(

@@ -49,13 +49,17 @@ class Counts:
     def add(self, logits: Tensor, masks: Tensor, patients: Tensor, losses: Tensor) -> None:
         """Count a batch: logits and masks (N, 1, H, W), the patient's number of each slice (N,), its loss (N,)."""
         probabilities = torch.sigmoid(logits)
-        bins = (probabilities * BINS).long().clamp_(0, BINS - 1)  # NaN too: the loss then says so
-        bins += masks.long() * BINS + patients.view(-1, 1, 1, 1) * (2 * BINS)
-        self.histograms += torch.bincount(bins.flatten(), minlength=len(self.histograms))
+        self.count(probabilities, masks, patients)
         self.sums += torch.stack(
             [(probabilities * masks).sum(), probabilities.sum(), masks.sum(), losses.sum()]
         ).double()
         self.slices += len(logits)
+
+    def count(self, probabilities: Tensor, masks: Tensor, patients: Tensor) -> None:
+        """Into the histograms alone: probabilities and masks (N, 1, H, W), the patient's number of each slice (N,)."""
+        bins = (probabilities * BINS).long().clamp_(0, BINS - 1)  # NaN too: the loss then says so
+        bins += masks.long() * BINS + patients.view(-1, 1, 1, 1) * (2 * BINS)
+        self.histograms += torch.bincount(bins.flatten(), minlength=len(self.histograms))
 
     def reduce(self) -> None:
         """Add up over all ranks, in place, where there are several."""

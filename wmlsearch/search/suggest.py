@@ -17,8 +17,9 @@ from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
+from wmlsearch.files import cut_torn_line
 from wmlsearch.objectives import values_of
-from wmlsearch.runs import GOOD, UNFINISHED, SearchDir, cut_torn_line
+from wmlsearch.runs import GOOD, UNFINISHED, SearchDir
 from wmlsearch.search.forest import propose
 from wmlsearch.space import Choices, Range, SearchSpace
 

@@ -1,7 +1,7 @@
 """The sealed test: models on the test patients, in two scopes that are never mixed.
 
-Whole volumes are predicted on the input's own grid, lesion-free slices included. Kept slices are what the paper's Table I
-is made of. Counts are added up and divided once; what is 0 / 0 is None and left out of every mean.
+Whole volumes are predicted on the input's own grid, lesion-free slices included. Kept slices are what the paper's
+Table I is made of. Counts are added up and divided once; what is 0 / 0 is None and left out of every mean.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, ver
 
 VOLUMES, SLICES = "whole volumes", "kept slices"
 HALF = 0.5  # the paper's threshold
-# Beside the primary endpoint, Dice: a unit's scores that are compared with Holm's correction. Of volumes, and of pictures.
+# Beside the primary endpoint, Dice: scores of a unit that are compared with Holm's correction.
+_OVERLAP = ("precision", "recall", "lesion_precision", "lesion_recall", "lesion_f1")
 SECONDARY = {
-    VOLUMES: ("precision", "recall", "lesion_precision", "lesion_recall", "lesion_f1", "hd95_mm", "volume_error_abs_ml"),
-    SLICES: ("precision", "recall", "lesion_precision", "lesion_recall", "lesion_f1", "hd95_px"),
+    VOLUMES: (*_OVERLAP, "hd95_mm", "volume_error_abs_ml"),
+    SLICES: (*_OVERLAP, "hd95_px"),
 }
 _MEASURED = ("hd95_mm", "hd95_px", "volume_ml", "expert_volume_ml", "volume_error_ml", "volume_error_abs_ml")
 Progress = Callable[[str, int, int], None]
@@ -148,7 +149,7 @@ class _Scored:
 
 
 def _units(rows: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
-    """A row for each patient: counts of all time points added up, distances and volumes averaged. Images: as they are."""
+    """A row for each patient, counts of all time points added up, distances and volumes averaged; or for each image."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         name = row["patient"] if unit == "patients" else f"{row['source']}#{row['index']}"
@@ -260,7 +261,9 @@ class _Gallery:
 # ------------------------------------------------------------------------------------------------------ the comparison
 
 
-def judge(found: Mapping[str, Any], baseline: str, champion: str, names: Mapping[str, str], seed: int) -> dict[str, Any]:
+def judge(
+    found: Mapping[str, Any], baseline: str, champion: str, names: Mapping[str, str], seed: int
+) -> dict[str, Any]:
     """The verdict of an evaluation of two roles: the primary endpoint, then the secondary ones with Holm's correction.
 
     The primary endpoint is the Dice of each unit at the models' own thresholds, averaged over a model's seeds, paired
@@ -279,8 +282,7 @@ def judge(found: Mapping[str, Any], baseline: str, champion: str, names: Mapping
         "unit": unit,
         "primary": {"metric": "dice", **asdict(primary)},
         "secondary": [
-            {"metric": name, **asdict(it), "p_holm": p}
-            for (name, it), p in zip(others.items(), corrected, strict=True)
+            {"metric": name, **asdict(it), "p_holm": p} for (name, it), p in zip(others.items(), corrected, strict=True)
         ],
     }
 

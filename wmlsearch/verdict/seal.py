@@ -14,7 +14,7 @@ import numpy as np
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import AGAIN, IMAGES, MANIFEST, MASKS, ORIGINALS, SEAL, SEALED, Manifest, SliceRow
 from wmlsearch.data.sources import Source
-from wmlsearch.runs import append_line, read_lines
+from wmlsearch.files import append_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def open_seal(data: Path, by: Mapping[str, Any]) -> Sealed:
         append_line(folder / SEAL, {"time": now, **by})
     except OSError as error:
         raise InputError(
-            f"{folder / SEAL}: can't be written ({error.strerror or error}), and the test patients are not read without "
-            "a line there; make the folder writable"
+            f"{folder / SEAL}: can't be written ({error.strerror or error}), and without a line there the test "
+            "patients are not read; make the folder writable"
         ) from None
     return Sealed(folder, Manifest.read(folder), before, now)

@@ -1,0 +1,81 @@
+"""Plain files that survive a crash: whole or not there, line by line, a torn last line cut before the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.config import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
+    return value
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line, whole or not at all: a torn last line is cut first, a failed write is taken back."""
+    line = as_line(row).encode()
+    with open(path, "ab+", buffering=0) as file:
+        _cut_torn_line(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(line) != len(line):
+                raise OSError(f"{path}: only part of a line could be written")
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a torn last one is left out. Raises InputError for a damaged one."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path}: a line is damaged ({error})") from None
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take away what stands behind the last whole line of a file."""
+    with open(path, "rb+", buffering=0) as file:
+        _cut_torn_line(file.fileno())
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    keep = size
+    while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
+        keep -= 1
+    if keep < size:
+        os.ftruncate(descriptor, keep)
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
