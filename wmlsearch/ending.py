@@ -150,7 +150,8 @@ def test(
         progress,
     )
     words = {BASELINE: "the paper's", CHAMPION: f"The found configuration ({names[CHAMPION]})"}
-    found |= {"names": names, "verdict": judge(found, BASELINE, CHAMPION, words, settings.seed)}
+    members = [search.model(role).about()["members"] for role in roles]
+    found |= {"names": names, "members": members, "verdict": judge(found, BASELINE, CHAMPION, words, settings.seed)}
     search.set_test(found, "" if own else fingerprint)
     if own:
         np.savez_compressed(search.gallery, **gallery)
@@ -163,7 +164,7 @@ def test(
 
 
 def flat(found: dict[str, Any], role: str) -> dict[str, float]:
-    """A model's test scores as metrics of a run: mean over seeds, and the standard deviation where there are several."""
+    """A model's test scores as metrics of a run: mean over seeds, standard deviation where there are several."""
     metrics: dict[str, float] = {}
     members = found["models"][role]["members"]
     for scope, short in ((VOLUMES, "volumes"), (SLICES, "slices")):

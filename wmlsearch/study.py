@@ -1,4 +1,4 @@
-"""The whole of `wmlsearch tune`: search, final baseline, pictures; mirrored in MLflow as it goes."""
+"""The whole of `wmlsearch tune`: search, final runs, sealed test, report; mirrored in MLflow as it goes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, test
 from wmlsearch.foresight import CheckpointBytes, foresee, mind_load
-from wmlsearch.jobs import HERE, Outcome, Where, about_data, about_run, versions
+from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, versions
 from wmlsearch.model.training import check_trainable, epochs
-from wmlsearch.runs import GOOD, RUNNING, UNFINISHED, RunDir, SearchDir, check_new
+from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.tracking import Mirror
 from wmlsearch.verdict.leaderboard import leaderboard
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 OnChange = Callable[[RunDir], None]
 Say = Callable[[str], None]
+
+
+def _nobody(what: str, done: int, total: int) -> None:
+    """Nobody watches the progress."""
 
 
 def plan(
@@ -44,7 +49,8 @@ def plan(
         _check_budgets(space, settings, slots)
         say(f"trials would run {slots}; timing three configurations ...")
         ray_s = time.monotonic() - started
-        made = forecast(space, settings, parcel(data, send=bool(where.ray_address)), slots, where.slots(1))
+        final = where.slots(max(settings.final_runs, 1))
+        made = forecast(space, settings, parcel(data, send=bool(where.ray_address)), slots, final)
     return dataclasses.replace(made, start_s=made.start_s + ray_s)
 
 
@@ -58,8 +64,9 @@ def tune(
     where: Where = HERE,
     say: Say = print,
     warm_start: Sequence[SearchDir] = (),
+    progress: Progress = _nobody,
 ) -> Outcome:
-    """Search `space` on prepared `data`, then train the paper's baseline under the same budget.
+    """Search `space` on prepared `data`, confirm the best beside the paper's baseline, and judge on the sealed test.
 
     Everything is in the run folder before it is anywhere else; `on_change` hears of each change. The study begins with
     what the searches of `warm_start` have found. Raises InputError for what can't run, before anything is started.
@@ -95,7 +102,7 @@ def tune(
         with search.owned():
             SearchDir.create(search.path, about)
             search.set_earlier(earlier)
-            return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say)
+            return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say, progress)
 
 
 def resume(
@@ -106,6 +113,7 @@ def resume(
     on_change: OnChange,
     where: Where = HERE,
     say: Say = print,
+    progress: Progress = _nobody,
 ) -> Outcome:
     """Go on with a search that was stopped or died: what it has is kept, what ran goes on from its last checkpoint.
 
@@ -138,7 +146,7 @@ def resume(
         )
         say(f"trials run {slots}")
         search.set_status(RUNNING)
-        return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say)
+        return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say, progress)
 
 
 def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
@@ -180,10 +188,13 @@ def _tune(
     where: Where,
     slots: Slots,
     say: Say,
+    progress: Progress,
 ) -> Outcome:
     """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
     mirror = Mirror(search, mlflow_uri)
-    for part in search.trials() + search.finals():  # of a resumed search: MLflow may lack the end of what died
+    for part in (
+        search.trials() + search.finals() + search.models()
+    ):  # of a resumed search: MLflow may lack the end of what died
         mirror.notify(part)
 
     checkpoints = CheckpointBytes(search, where)
@@ -195,7 +206,7 @@ def _tune(
 
     early, state = "it broke off with an error", "failed"
     try:
-        early, failed = _search(search, space, settings, data, where, slots, changed, say)
+        early, failed = _search(search, space, settings, data, where, slots, changed, say, progress)
         state = "failed" if failed else "interrupted" if early.startswith("stopped") else "completed"
     except KeyboardInterrupt as stopped:
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
@@ -220,17 +231,17 @@ def _search(
     slots: Slots,
     changed: OnChange,
     say: Say,
+    progress: Progress,
 ) -> tuple[str, bool]:
-    """The trials, then the baseline; returns why it ended early, or "", and whether by errors of the program."""
-    from wmlsearch.search.budget import STOP_WISH
-    from wmlsearch.search.confirm import bring_back, train_run
+    """The trials, the final runs, the verdict; returns why it ended early, or "", and whether by errors of the program."""
+    from wmlsearch.search.confirm import bring_back
     from wmlsearch.search.nodes import parcel
     from wmlsearch.search.trials import run_trials
 
     on_cluster = bool(where.ray_address)
     sent = parcel(data, send=on_cluster)
     if settings.forecast and not search.trials():  # of a resumed search the first one stays
-        foresee(search, space, settings, sent, slots, where.slots(1), say)
+        foresee(search, space, settings, sent, slots, where.slots(max(settings.final_runs, 1)), say)
         changed(search)
     budget = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
     board = leaderboard(search)
@@ -239,34 +250,23 @@ def _search(
             run = RunDir(Path(best.path))
             bring_back(run, where.place(run))
 
-    before, began = search.used()["final_seconds"], time.monotonic()
-
-    def changed_or_stop(run: RunDir) -> None:
-        search.set_used({"final_seconds": before + time.monotonic() - began})
-        changed(run)
-        if search.stop_requested():
-            raise KeyboardInterrupt(STOP_WISH)
-
-    final = search.final("paper", settings.seed)
-    wanted = settings.baseline and final.state not in GOOD
-    if wanted and not budget.failed and not budget.reason.startswith("stopped"):
-        if final.begun():
-            final.set_status(RUNNING)
-        else:
-            about = about_run(f"paper-seed{settings.seed}", "baseline", TrialConfig(), settings, search.about()["data"])
-            RunDir.create(final.path, about)
-        changed(final)
-        train_run(
-            final,
-            TrialConfig(),
-            settings,
-            sent,
-            where.slots(1),
-            where.place(final),
-            changed_or_stop,
-            elastic=on_cluster,
-        )
+    if settings.baseline and not budget.failed and not budget.reason.startswith("stopped"):
+        confirm(search, settings, sent, where, where.slots(settings.final_runs), changed, say)
+        _judge(search, settings, data, changed, say, progress)
     return budget.reason, budget.failed
+
+
+def _judge(
+    search: SearchDir, settings: RunSettings, data: Path, changed: OnChange, say: Say, progress: Progress
+) -> None:
+    """Champion, sealed test and verdict, as far as they can be had; what was tested already is not tested again."""
+    if not crown(search, settings, data, changed, say):
+        return
+    members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
+    found = search.test()
+    if found.get("members") != members:
+        found = test(search, settings, data, changed, progress)
+    say(found["verdict"]["sentence"])
 
 
 def _waiting(search: SearchDir) -> str:
@@ -312,13 +312,14 @@ def train(
     try:
         if workers:
             from wmlsearch.search.cluster import ray_at, watchdog
-            from wmlsearch.search.confirm import train_run
+            from wmlsearch.search.confirm import Order, train_runs
             from wmlsearch.search.nodes import parcel
 
             on_cluster = bool(where.ray_address)
             with ray_at(where.ray_address), watchdog(say, lambda: run.name):
                 sent = parcel(data, send=on_cluster)
-                train_run(run, config, settings, sent, where.slots(1), where.place(run), changed, elastic=on_cluster)
+                order = Order(run, run.about(), settings.seed, where.place(run))
+                train_runs([order], settings, sent, where.slots(1), changed, elastic=on_cluster)
         else:
             _train_here(run, config, settings, prepared, changed)
     except KeyboardInterrupt:
