@@ -225,6 +225,10 @@ class SearchDir(RunDir):
     def models(self) -> list[RunDir]:
         return _runs(self.path / "models")
 
+    def parts(self) -> list[RunDir]:
+        """All that is below it."""
+        return self.trials() + self.finals() + self.models()
+
     @classmethod
     def create(cls, path: Path, about: Mapping[str, Any]) -> SearchDir:
         """A new search folder. Raises InputError where one is there already: nothing is overwritten."""

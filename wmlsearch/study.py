@@ -192,9 +192,7 @@ def _tune(
 ) -> Outcome:
     """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
     mirror = Mirror(search, mlflow_uri)
-    for part in (
-        search.trials() + search.finals() + search.models()
-    ):  # of a resumed search: MLflow may lack the end of what died
+    for part in search.parts():  # of a resumed search: MLflow may lack the end of what died
         mirror.notify(part)
 
     checkpoints = CheckpointBytes(search, where)
@@ -233,7 +231,7 @@ def _search(
     say: Say,
     progress: Progress,
 ) -> tuple[str, bool]:
-    """The trials, the final runs, the verdict; returns why it ended early, or "", and whether by errors of the program."""
+    """The trials, the final runs, the verdict; returns why it ended early, or "", and whether by our errors."""
     from wmlsearch.search.confirm import bring_back
     from wmlsearch.search.nodes import parcel
     from wmlsearch.search.trials import run_trials

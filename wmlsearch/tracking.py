@@ -90,7 +90,7 @@ class Mirror:
 
 def sync(run: RunDir, uri: str) -> int:
     """Copy all of a run, sent before or not, to MLflow; returns how many MLflow runs it has. Raises InputError."""
-    parts = [run, *(run.trials() + run.finals() if isinstance(run, SearchDir) else [])]
+    parts = [run, *(run.parts() if isinstance(run, SearchDir) else [])]
     try:
         client = connect(uri)
         for part in parts:
@@ -145,6 +145,18 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
     if "params" not in ledger:
         params = [Param(name, str(value)) for name, value in _params(about).items()]
         tags = [RunTag(name, str(value)) for name, value in _tags(about).items()]
+        if certificate := root.about().get("certificate"):
+            client.log_dict(ledger["run_id"], certificate, "split_certificate.json")
+    test = run.test()
+    if test and ledger.get("tested") != test["opened"]:
+        opened = int(test["opened"] * 1000)
+        if isinstance(run, SearchDir):
+            found = test["verdict"]
+            note = RunTag("mlflow.note.content", found["sentence"])  # the description at the top of its page
+            tags += [RunTag("verdict", found["verdict"]), RunTag("champion", test["names"]["champion"]), note]
+        else:
+            metrics += [Metric(name, value, opened, 0) for name, value in test["metrics"].items()]
+        ledger["tested"] = test["opened"]
     state, reason = status.get("state", RUNNING), status.get("reason", "")
     if ledger.get("state") != state:
         tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
@@ -165,6 +177,8 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         else:
             if isinstance(run, SearchDir) and run.report.is_dir():
                 client.log_artifacts(ledger["run_id"], str(run.report), "report")
+            if about["kind"] in ROLES:
+                register(client, ledger["run_id"], run.export, about["kind"], f"{about['model']} of {root.name}")
             end = int(status.get("ended", time.time()) * 1000)
             client.set_terminated(ledger["run_id"], _mlflow_status(state), end)
     run.set_ledger({**ledger, "rows": len(rows), "params": True, "state": state})
