@@ -14,12 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from wmlsearch.conclusion import confirmed_table, show_verdict
 from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.outlook import comparison, duration, in_a_line, trials_left_s
 from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
+from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
 
 SHOWN = 10  # rows of a leaderboard while a search runs
@@ -29,7 +31,7 @@ STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dic
 
 
 def leaderboard_table(board: Leaderboard, title: str, width: int, most: int | None = None) -> Table:
-    """Rank, scores at the best epoch, epochs, state, hyperparameters; the final runs below a line.
+    """Rank, scores at the best epoch, epochs, state, hyperparameters.
 
     Each hyperparameter has a column, or they share one where `width` characters are too few for that.
     """
@@ -57,10 +59,6 @@ def _table(board: Leaderboard, title: str, most: int | None, columns: list[tuple
         table.add_row(rank, *_cells(entry, board, columns))
     if most and len(board.trials) > most:
         table.add_row("", f"... {len(board.trials) - most} more")
-    if board.finals:
-        table.add_section()
-    for entry in board.finals:
-        table.add_row("", *_cells(entry, board, columns), style="bold")
     return table
 
 
@@ -111,6 +109,8 @@ class SearchDisplay:
         for run in search.trials():  # of a search that is resumed
             if run.state not in UNFINISHED:
                 self.entries[run.path] = Entry.of(run, space)
+        self.finals: dict[Path, str] = {run.path: run.state for run in search.finals()} if search.begun() else {}
+        self.working = ""  # at what, after the final runs
         self.before = self.ended
         # One bar for the whole search: a new one at each change would begin to count its time again.
         self.bar = Progress(
@@ -141,17 +141,26 @@ class SearchDisplay:
         if isinstance(run, SearchDir):
             self._hear_forecast()
             return
-        if not self.entries:
-            self.started = time.monotonic()
-        before = self.entries.get(run.path)
-        entry = self.entries[run.path] = Entry.of(run, self.space)
+        if run.path.parent.name == "final":
+            self._final_changed(run)
+        elif run.path.parent.name == "trials":
+            self._trial_changed(run)
         if self.live:
             self.live.update(self._picture())
-        elif self._is_final(run):
-            if before is None:
-                self.console.print("training the paper's configuration as the final baseline")
-            self._say_epoch(entry, before)
-        elif entry.state != RUNNING:
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """How far the work after the final runs is."""
+        self.working = f"{what}: {done} of {total}"
+        if self.live:
+            self.live.update(self._picture())
+        elif done == total:
+            self.console.print(self.working, highlight=False)
+
+    def _trial_changed(self, run: RunDir) -> None:
+        if not self.entries:
+            self.started = time.monotonic()
+        entry = self.entries[run.path] = Entry.of(run, self.space)
+        if not self.live and entry.state != RUNNING:
             left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
             values = ", ".join(f"{name} {score(name, entry.best.get(name))}" for name in self.settings.ranked_by)
             self.console.print(
@@ -167,20 +176,22 @@ class SearchDisplay:
             self.forecast = made
             self.say(in_a_line(made))
 
-    def _say_epoch(self, entry: Entry, before: Entry | None) -> None:
-        if entry.epochs > (before.epochs if before else 0):
+    def _final_changed(self, run: RunDir) -> None:
+        self.finals[run.path] = run.state
+        ended = sum(state != RUNNING for state in self.finals.values())
+        if run.state != RUNNING and not self.live:
+            entry = Entry.of(run, self.space)
             self.console.print(
-                f"{entry.name} epoch {entry.epochs} of {self.settings.epochs}, "
-                f"best {self.settings.objective} {number(entry.value, 4)}",
+                f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, "
+                f"{MEASURE} {number(entry.best.get(MEASURE), 4)} ({ended} of at most {self.settings.final_runs} final runs)",
                 highlight=False,
             )
-
-    def _is_final(self, run: RunDir) -> bool:
-        return run.path.parent.name == "final"
+            if entry.state in BAD:
+                self.console.print(f"  {last_line(entry.reason)}", highlight=False, markup=False)
 
     @property
     def ended(self) -> int:
-        return sum(e.state != RUNNING for path, e in self.entries.items() if path.parent.name == "trials")
+        return sum(entry.state != RUNNING for entry in self.entries.values())
 
     def left_s(self) -> float:
         """Time left: by the forecast at first, then if the trials to come are like those that ended.
@@ -205,11 +216,15 @@ class SearchDisplay:
         left = f"about {duration(self.left_s())} left" if known else "the first trials are running"
         self.bar.update(self.task, completed=self.ended, description=left)
         running = [e for e in self.entries.values() if e.state == RUNNING]
-        now = ", ".join(f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running)
+        finals = [RunDir(path) for path, state in self.finals.items() if state == RUNNING]
+        now = [f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running]
+        now += [f"{run.about()['name']} epoch {len(run.rows()) + 1}/{self.settings.epochs}" for run in finals]
+        confirmed = [table] if (table := confirmed_table(self.search)) is not None else []
         return Group(
             self.bar,
-            Text(f"now: {now}"),
+            Text(f"now: {self.working or ', '.join(now)}"),
             leaderboard_table(board, "", self.console.width, SHOWN),
+            *confirmed,
             Text("Ctrl-C stops cleanly", style="dim"),
         )
 
@@ -255,8 +270,11 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
         if entry.state in BAD:
             state = entry.state.replace("_", " ")
             console.print(f"{entry.name} {state}: {last_line(entry.reason)}", highlight=False, markup=False)
+    if (confirmed := confirmed_table(search)) is not None:
+        console.print(confirmed)
     if (compared := comparison(search)) is not None:
         console.print(compared)
+    show_verdict(console, search)
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 

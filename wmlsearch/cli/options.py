@@ -60,7 +60,23 @@ grace_epochs = click.option(
     show_default=True,
     help="No trial is stopped early before this. pbt: nor between its multiples.",
 )
-no_baseline = click.option("--no-baseline", is_flag=True, help="Don't train the paper's configuration at the end.")
+no_baseline = click.option(
+    "--no-baseline", is_flag=True, help="Search only: no final runs, no sealed test, no verdict."
+)
+confirm_top = click.option(
+    "--confirm-top",
+    type=int,
+    default=3,
+    show_default=True,
+    help="So many of the best configurations are trained anew beside the paper's.",
+)
+confirm_seeds = click.option(
+    "--confirm-seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="With so many seeds each: --seed and those after it.",
+)
 
 
 def of(verb: click.Command, *names: str) -> Callable[[click.Command], click.Command]:

@@ -27,6 +27,8 @@ AS_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max
 @options.seed
 @options.precision
 @options.grace_epochs
+@options.confirm_top
+@options.confirm_seeds
 @options.no_baseline
 def plan(
     space: str,

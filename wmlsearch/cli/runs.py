@@ -83,9 +83,9 @@ OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out",
 @options.data
 @click.option("--resume", metavar="NAME", help="Go on with a search that was stopped or died.")
 @options.trials
-@click.option("--max-hours", type=float, help="End the trials when the search has run for so long.")
-@click.option("--max-gpu-hours", type=float, help="End the trials when they have held GPUs for so long.")
-@click.option("--max-epochs-total", type=int, help="End the trials after so many epochs of all of them.")
+@click.option("--max-hours", type=float, help="End the trials in time for the final runs to end within so long.")
+@click.option("--max-gpu-hours", type=float, help="The same for the hours that GPUs are held.")
+@click.option("--max-epochs-total", type=int, help="The same for epochs, of all trials and final runs.")
 @click.option("--target-dice", type=float, help="End the trials when one has reached this val_dice_best.")
 @click.option("--max-checkpoint-gb", type=float, help="Most that the checkpoints of trials may take at a time.")
 @click.option(
@@ -122,6 +122,8 @@ OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out",
     help="Several at once, the first a quality, without a scheduler: ends in a Pareto front.",
 )
 @options.grace_epochs
+@options.confirm_top
+@options.confirm_seeds
 @options.no_baseline
 @click.option("--no-forecast", is_flag=True, help="Begin at once, without timing some configurations first.")
 @options.uri
@@ -145,8 +147,9 @@ def tune(
 ) -> None:
     """Search SPACE (a file of ranges, or `unet`, `quick`) for a better configuration than the paper's.
 
-    The paper's point is tried first; poor trials are stopped early; at the end the paper's configuration is trained
-    once more as the baseline. Ctrl-C, `wmlsearch stop` or a budget end the trials cleanly; --resume goes on.
+    The paper's point is tried first; poor trials are stopped early. At the end the best configurations and the paper's
+    are trained anew with several seeds, and the best of them meets the paper's on the sealed test patients. Ctrl-C,
+    `wmlsearch stop` or a budget end the trials cleanly; --resume goes on.
 
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
@@ -174,7 +177,7 @@ def tune(
         ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
         wanted = options.settings(**{**about["settings"], **changes})
         with SearchDisplay(console(), search, ranges, wanted) as display:
-            outcome = study.resume(search, changes, data, uri, display.changed, where, display.say)
+            outcome = study.resume(search, changes, data, uri, display.changed, where, display.say, display.progress)
     else:
         ranges = options.space_to_search(space)
         if objectives is not None:
@@ -199,7 +202,9 @@ def tune(
             f"searching {space} on {data}: {wanted.trials} trials of at most {wanted.epochs} epochs, into {search.path}"
         )
         with SearchDisplay(console(), search, ranges, wanted) as display:
-            outcome = study.tune(search, ranges, wanted, data, uri, display.changed, where, display.say, earlier)
+            outcome = study.tune(
+                search, ranges, wanted, data, uri, display.changed, where, display.say, earlier, display.progress
+            )
     show_search(console(), search, outcome.pictures)
     options.where_next(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))
