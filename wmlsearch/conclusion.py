@@ -66,14 +66,12 @@ def _table(found: Mapping[str, Any], scope: str) -> Table:
         table.add_column(name, justify="right")
     for role, it in found["models"].items():
         name = f"{role} ({found['names'][role]})" if "names" in found else role
-        for key, threshold in (("pooled", "own"), ("pooled_half", "0.5")):
-            table.add_row(
-                name, threshold, *(mean_sd([one[scope][key][what] for one in it["members"]]) for what in RATIOS)
-            )
+        shown = [(name, "own", "pooled", it["members"]), (name, "0.5", "pooled_half", it["members"])]
         if it["ensemble"]:
-            table.add_row(
-                "  its ensemble", "own", *(mean_sd([it["ensemble"][scope]["pooled"][what]]) for what in RATIOS)
-            )
+            shown.append(("  its ensemble", "own", "pooled", [it["ensemble"]]))
+        for title, threshold, key, networks in shown:
+            cells = [mean_sd([network[scope][key][what] for network in networks]) for what in RATIOS]
+            table.add_row(title, threshold, *cells)
     if scope == SLICES:
         cells = (f"{mean:.4f} ± {spread:.4f}" for mean, spread in (PAPERS[what] for what in RATIOS))
         table.add_row("the paper's Table I (other data)", "0.5", *cells, style="dim")

@@ -183,7 +183,8 @@ class SearchDisplay:
             entry = Entry.of(run, self.space)
             self.console.print(
                 f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, "
-                f"{MEASURE} {number(entry.best.get(MEASURE), 4)} ({ended} of at most {self.settings.final_runs} final runs)",
+                f"{MEASURE} {number(entry.best.get(MEASURE), 4)} "
+                f"({ended} of at most {self.settings.final_runs} final runs)",
                 highlight=False,
             )
             if entry.state in BAD:

@@ -1,14 +1,12 @@
 """The mirror of run folders in MLflow: a thread that copies what is new, and may lag or fail without harm.
 
-The only place with MLflow. Everything it sends can be sent again: a run is found by its key before one is made, and a
+Everything it sends can be sent again: a run is found by its key before one is made, and a
 metric with the same name, step, value and time is one row however often it arrives.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -17,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.split import OPTIMISTIC
+from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
+from wmlsearch.store import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "wmlsearch"
 BATCH_METRICS = 1000  # MLflow takes no more in one call
-_SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
+ROLES = ("baseline", "champion")  # kinds of runs that are registered as models, under these aliases
 
 
 def default_uri(out: Path) -> str:
@@ -102,20 +102,6 @@ def sync(run: RunDir, uri: str) -> int:
             f"{uri}: MLflow doesn't take the runs ({_brief(error)}); nothing is lost, try `wmlsearch sync` later"
         ) from None
     return len(parts)
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client of the tracking store. One that is away is given up on after seconds, since the mirror tries again."""
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    for name in _SILENT:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from mlflow import MlflowClient
-
-    for name in _SILENT:  # MLflow sets its own level when imported
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
 
 
 def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool = False) -> None:

@@ -75,7 +75,7 @@ confirm_seeds = click.option(
     type=int,
     default=3,
     show_default=True,
-    help="With so many seeds each: --seed and those after it.",
+    help="With so many seeds each, from --seed on.",
 )
 
 
