@@ -54,6 +54,8 @@ ROOMS: dict[str, str] = {
     "wmlsearch.search.schedule": "ray",
     "wmlsearch.search.trials": "ray",
     "wmlsearch.verdict": "",
+    "wmlsearch.verdict.scores": "scipy",
+    "wmlsearch.verdict.statistics": "scipy",
     "wmlsearch.verdict.leaderboard": "",
     "wmlsearch.verdict.report": "matplotlib optuna jinja2",
     "wmlsearch.tracking": "mlflow",
