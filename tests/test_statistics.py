@@ -1,0 +1,166 @@
+"""Equal models are seldom called better, better ones mostly; intervals and p values equal those computed otherwise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, verdict
+
+FOUND, PAPER = "The found configuration (trial-0007)", "the paper's"
+
+
+def cohort(rng: np.random.Generator, patients: int, difference: float) -> tuple[np.ndarray, np.ndarray]:
+    """Dice of two models: patients differ more than models do, and differences have a deviation of 0.08."""
+    patient = rng.normal(0.6, 0.15, patients)
+    return patient + rng.normal(0, 0.0566, patients), patient + rng.normal(difference, 0.0566, patients)
+
+
+def compared(pairs: int, low: float, high: float, p: float, left_out: int = 0) -> Comparison:
+    return Comparison(pairs, left_out, 0.63, 0.63 + (low + high) / 2, (low + high) / 2, low, high, p)
+
+
+def test_equal_models_are_seldom_called_better() -> None:
+    rng = np.random.default_rng(1)
+    verdicts = [verdict(paired(*cohort(rng, 12, 0.0), seed, resamples=999)) for seed in range(1000)]
+    assert 0 < verdicts.count("better") <= 50
+    assert 0 < verdicts.count("worse") <= 50
+    assert verdicts.count("better") + verdicts.count("worse") <= 65  # 5 % and two standard deviations
+
+
+def test_a_true_difference_is_mostly_found_and_seldom_in_few_patients() -> None:
+    rng = np.random.default_rng(2)
+    verdicts = [verdict(paired(*cohort(rng, 30, 0.05), seed, resamples=999)) for seed in range(200)]
+    assert verdicts.count("better") > 160
+    assert verdicts.count("worse") == 0
+    few = [verdict(paired(*cohort(rng, 6, 0.05), seed, resamples=999)) for seed in range(200)]
+    assert 0 < few.count("better") < 100
+
+
+def test_the_interval_is_a_bootstrap_over_patients() -> None:
+    baseline, champion = cohort(np.random.default_rng(3), 30, 0.05)
+    differences = champion - baseline
+    ours = paired(baseline, champion, seed=0)
+    width = 2 * stats.sem(differences) * stats.t.ppf(0.975, 29)
+    for method in ("percentile", "BCa"):
+        theirs = stats.bootstrap((differences,), np.mean, method=method, rng=5).confidence_interval
+        assert (ours.low, ours.high) == pytest.approx(theirs, abs=0.06 * width)
+    tail = stats.norm.cdf(math.sqrt(30 / 29) * stats.t.ppf(0.025, 29))
+    drawn = differences[np.random.default_rng(6).integers(0, 30, (20000, 30))].mean(axis=1)
+    assert (ours.low, ours.high) == pytest.approx(np.quantile(drawn, [tail, 1 - tail]), abs=0.03 * width)
+
+
+def test_the_interval_of_six_patients_holds_the_truth() -> None:
+    rng = np.random.default_rng(4)
+    held = plain = 0
+    for seed in range(400):
+        baseline, champion = cohort(rng, 6, 0.05)
+        it = paired(baseline, champion, seed, resamples=999)
+        held += float(it.low or 0) <= 0.05 <= float(it.high or 0)
+        low, high = stats.bootstrap(
+            (champion - baseline,), np.mean, n_resamples=999, method="percentile", rng=seed
+        ).confidence_interval
+        plain += low <= 0.05 <= high
+    assert held > 0.91 * 400
+    assert plain < 0.9 * 400
+
+
+def test_p_counts_all_flips_of_signs() -> None:
+    baseline, champion = cohort(np.random.default_rng(5), 8, 0.04)
+    differences = champion - baseline
+    flipped = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=8)]
+    by_hand = np.mean(np.array(flipped) >= abs(differences.sum()) - 1e-12)
+    assert paired(baseline, champion, seed=0).p == pytest.approx(by_hand)
+    baseline, champion = cohort(np.random.default_rng(6), 14, 0.02)
+    exact = paired(baseline, champion, seed=0, resamples=2**14).p
+    assert paired(baseline, champion, seed=0).p == pytest.approx(exact, abs=0.015)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_swapped_models_the_opposite() -> None:
+    baseline, champion = cohort(np.random.default_rng(7), 20, 0.05)
+    it = paired(baseline, champion, seed=3)
+    assert it == paired(list(baseline), list(champion), seed=3)
+    assert it != paired(baseline, champion, seed=4)
+    swapped = paired(champion, baseline, seed=3)
+    assert (swapped.difference, swapped.baseline) == (pytest.approx(-float(it.difference or 0)), it.champion)
+    assert (verdict(it), verdict(swapped)) == ("better", "worse")
+
+
+def test_a_pair_without_a_score_is_left_out_and_counted() -> None:
+    it = paired([0.5, None, 0.7, 0.2, 0.3], [0.6, 0.9, math.nan, 0.4, 0.4], seed=0)
+    assert (it.pairs, it.left_out, it.baseline) == (3, 2, pytest.approx(1 / 3))
+    assert (it.difference, it.low, it.high, it.p) == (pytest.approx(0.4 / 3), None, None, 0.25)
+    assert paired([None], [0.5], seed=0) == Comparison(0, 1, None, None, None, None, None, None)
+    assert paired([0.4], [0.5], seed=0) == Comparison(1, 0, 0.4, 0.5, pytest.approx(0.1), None, None, None)
+    with pytest.raises(ValueError, match=r"one score for each patient, but got \(2,\) and \(3,\)"):
+        paired([1, 2], [1, 2, 3], seed=0)
+
+
+def test_differences_that_are_all_equal() -> None:
+    scores = np.linspace(0.4, 0.9, 12)
+    same = paired(scores, scores, seed=0)
+    assert (same.difference, same.low, same.high, same.p, verdict(same)) == (0, 0, 0, 1, "not shown")
+    shifted = paired(scores, scores + 0.1, seed=0)
+    assert (shifted.low, shifted.high) == pytest.approx((0.1, 0.1))
+    assert (shifted.p, verdict(shifted)) == (2 / 2**12, "better")
+
+
+def test_a_verdict_needs_interval_and_test() -> None:
+    assert verdict(compared(9, 0.03, 0.12, 0.004)) == "better"
+    assert verdict(compared(9, -0.12, -0.03, 0.004)) == "worse"
+    assert verdict(compared(9, -0.01, 0.12, 0.04)) == "not shown"
+    assert verdict(compared(9, 0.01, 0.12, 0.06)) == "not shown"
+    clear = paired(np.linspace(0.1, 0.2, 6), np.linspace(0.8, 0.9, 6), seed=0)
+    assert (clear.p, verdict(clear)) == (2 / 2**6, "better")
+    fewer = paired(np.linspace(0.1, 0.2, 5), np.linspace(0.8, 0.9, 5), seed=0)
+    assert (fewer.p, verdict(fewer)) == (2 / 2**5, "not shown: too few patients")
+    assert verdict(fewer, "images") == "not shown: too few images"
+
+
+def test_sentences() -> None:
+    assert sentence(compared(9, 0.03, 0.12, 0.00391), FOUND, PAPER) == (
+        "The found configuration (trial-0007) is better than the paper's on 9 sealed test patients: mean Dice per "
+        "patient 0.705 against 0.630, difference +0.075 (95 % interval 0.030 to 0.120, p = 0.00391)."
+    )
+    assert sentence(compared(9, -0.12, -0.03, 0.0117, left_out=2), FOUND, PAPER) == (
+        "The found configuration (trial-0007) is worse than the paper's on 9 sealed test patients: mean Dice per "
+        "patient 0.555 against 0.630, difference -0.075 (95 % interval -0.120 to -0.030, p = 0.0117). 2 patients "
+        "without Dice scores of both are left out."
+    )
+    assert sentence(compared(200, -0.02, 0.04, 0.5, left_out=1), FOUND, PAPER, "IoU", "images", optimistic=True) == (
+        "The found configuration (trial-0007) is not shown to be better or worse than the paper's on 200 sealed test "
+        "images: mean IoU per image 0.640 against 0.630, difference +0.010 (95 % interval -0.020 to 0.040, p = 0.5). "
+        "1 image without IoU scores of both is left out. Mind: image-level split: optimistic, since slices of a "
+        "patient can stand on both sides."
+    )
+    few = paired([0.5, 0.6, 0.7], [0.6, 0.7, 0.9], seed=0)
+    assert sentence(few, FOUND, PAPER) == (
+        "The found configuration (trial-0007) is not shown to be better or worse than the paper's: 3 sealed test "
+        "patients are too few, since fewer than 6 can't reach p < 0.05 in a paired test. Mean Dice per patient 0.733 "
+        "against 0.600, difference +0.133 (p = 0.25)."
+    )
+    assert sentence(paired([0.5], [0.6], seed=0), FOUND, PAPER) == (
+        "The found configuration (trial-0007) is not shown to be better or worse than the paper's: 1 sealed test "
+        "patient is too few, since fewer than 6 can't reach p < 0.05 in a paired test. Mean Dice per patient 0.600 "
+        "against 0.500, difference +0.100."
+    )
+    assert sentence(paired([None], [0.6], seed=0), FOUND, PAPER) == (
+        "The found configuration (trial-0007) can't be compared with the paper's: no sealed test patient has Dice "
+        "scores of both. 1 patient without Dice scores of both is left out."
+    )
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5, None, 0.5]) == [1, 1, None, 1]
+    with_nan = holm([math.nan, 0.02])
+    assert math.isnan(with_nan[0] or 0)
+    assert with_nan[1] == 0.02
+    assert holm([]) == []
+    rng = np.random.default_rng(8)
+    rejected = [min(p or 0 for p in holm(list(rng.random(5)))) < 0.05 for _ in range(2000)]
+    assert np.mean(rejected) == pytest.approx(1 - (1 - 0.01) ** 5, abs=0.015)  # of five true hypotheses, any at all
