@@ -73,8 +73,8 @@ def _table(found: Mapping[str, Any], scope: str) -> Table:
             cells = [mean_sd([network[scope][key][what] for network in networks]) for what in RATIOS]
             table.add_row(title, threshold, *cells)
     if scope == SLICES:
-        cells = (f"{mean:.4f} ± {spread:.4f}" for mean, spread in (PAPERS[what] for what in RATIOS))
-        table.add_row("the paper's Table I (other data)", "0.5", *cells, style="dim")
+        theirs = (f"{mean:.4f} ± {spread:.4f}" for mean, spread in (PAPERS[what] for what in RATIOS))
+        table.add_row("the paper's Table I (other data)", "0.5", *theirs, style="dim")
     return table
 
 

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.data.manifest import Manifest
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.jobs import Progress, Where, about_run
 from wmlsearch.model.ensemble import ensemble_threshold
@@ -154,7 +152,7 @@ def test(
     found |= {"names": names, "members": members, "verdict": judge(found, BASELINE, CHAMPION, words, settings.seed)}
     search.set_test(found, "" if own else fingerprint)
     if own:
-        np.savez_compressed(search.gallery, **gallery)
+        search.set_gallery(gallery)
         for role in roles:
             kept = search.model(role)
             kept.set_test({"opened": found["opened"], "metrics": flat(found, role)})
@@ -181,3 +179,60 @@ def flat(found: dict[str, Any], role: str) -> dict[str, float]:
     if means:
         metrics[f"test_dice_{found['unit']}"] = statistics.fmean(means)
     return metrics
+
+
+def root_of(run: RunDir) -> RunDir:
+    """The search that a run belongs to, or the run itself."""
+    above = SearchDir(run.path.resolve().parents[1])
+    return above if not isinstance(run, SearchDir) and above.begun() else run
+
+
+def evaluate_again(run: RunDir, data: Path | None, progress: Progress) -> tuple[dict[str, Any], Path]:
+    """`wmlsearch evaluate`: a search's models or a single training on the sealed test; and the file that it is in.
+
+    Raises InputError where there is nothing to evaluate, or on other data that the models may have been trained on.
+    """
+    about = run.about()
+    path = Path(root_of(run).about()["data_path"])
+    if data is None:
+        data = path
+        if Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
+            raise InputError(
+                f"{data}: is no longer the data that {run.name} was trained on; name those with --data, wherever they are"
+            )
+    own = Manifest.read(data).fingerprint == about["data"]["fingerprint"]
+    if not own:
+        _check_not_seen(path, data)
+    fingerprint = "" if own else Manifest.read(data).fingerprint
+    if isinstance(run, SearchDir):
+        if lacking := [role for role in (BASELINE, CHAMPION) if not run.model(role).begun()]:
+            raise InputError(
+                f"{run.name}: has no {' and no '.join(lacking)} yet (state: {run.state}); go on with it by "
+                f"`wmlsearch tune --resume {run.name}`, or name a single training"
+            )
+        settings = RunSettings.of(about["settings"])
+        return test(run, settings, data, lambda part: None, progress), run.test_file(fingerprint)
+    by = {"run": run.name, "key": about["key"], "path": str(run.path.resolve())}
+    found, _ = evaluate({"model": [Model.of_run(run)]}, data, by, progress=progress)
+    run.set_test({**found, "metrics": flat(found, "model")}, fingerprint)
+    return found, run.test_file(fingerprint)
+
+
+def _check_not_seen(trained_on: Path, data: Path) -> None:
+    """Refuse test slices that the models were trained or chosen on, as far as those data can still be read."""
+    try:
+        seen = {row.checksum: row for row in Manifest.read(trained_on).slices if row.lesion_pixels}
+    except InputError:
+        return
+    sealed = Manifest.read(data / SEALED)
+    if known := [(row, seen[row.checksum]) for row in sealed.slices if row.checksum in seen]:
+        lines = [
+            f"patient {row.patient or 'unknown'}, {row.source} slice {row.index}: is patient {other.patient or 'unknown'}, "
+            f"{other.source} slice {other.index} there"
+            for row, other in known[:5]
+        ]
+        raise InputError(
+            f"{data}: {len(known)} of its test slices are train or validation slices of {trained_on}, so they would say "
+            "nothing; leave those patients out",
+            lines,
+        )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wmlsearch.config import InputError
 from wmlsearch.files import append_line, as_line, read_json, read_lines, write_json, write_text
 
@@ -121,14 +123,14 @@ class RunDir:
 
     def set_test(self, found: Mapping[str, Any], fingerprint: str = "") -> None:
         """What the sealed test said; of other data than the run's own with their fingerprint."""
-        write_json(self._test(fingerprint), found)
+        write_json(self.test_file(fingerprint), found)
 
     def test(self, fingerprint: str = "") -> dict[str, Any]:
         """What the sealed test said, {} before it was opened."""
-        path = self._test(fingerprint)
+        path = self.test_file(fingerprint)
         return read_json(path) if path.exists() else {}
 
-    def _test(self, fingerprint: str) -> Path:
+    def test_file(self, fingerprint: str = "") -> Path:
         return self.path / (f"test-{fingerprint[:12]}.json" if fingerprint else "test.json")
 
     def remove(self) -> None:
@@ -157,9 +159,22 @@ class SearchDir(RunDir):
     def report(self) -> Path:
         return self.path / "report"
 
-    @property
-    def gallery(self) -> Path:
+    def set_gallery(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Slices of the test patients with their predictions, for the report."""
+        aside = self.path / ".test-gallery.npz"
+        with open(aside, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(aside, self._gallery)
+
+    def gallery(self) -> dict[str, np.ndarray]:
+        """What `set_gallery` was given; {} before."""
+        if not self._gallery.is_file():
+            return {}
+        with np.load(self._gallery, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    @property
+    def _gallery(self) -> Path:
         return self.path / "test-gallery.npz"
 
     @property

@@ -299,7 +299,9 @@ def train(
     check_new(run.path)
     if workers:
         where.check_before_ray(1)
-    RunDir.create(run.path, about_run(run.name, "train", config, settings, about_data(data, prepared)))
+    about = about_run(run.name, "train", config, settings, about_data(data, prepared))
+    certificate = dataclasses.asdict(prepared.manifest.certificate)
+    RunDir.create(run.path, {**about, "data_path": str(data.resolve()), "certificate": certificate})
     mirror = Mirror(run, mlflow_uri)
 
     def changed(part: RunDir) -> None:

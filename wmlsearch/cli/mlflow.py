@@ -107,7 +107,8 @@ def _answers(address: str) -> bool:
 
 
 def _experiment(uri: str) -> str:
-    from wmlsearch.tracking import EXPERIMENT, connect
+    from wmlsearch.store import connect
+    from wmlsearch.tracking import EXPERIMENT
 
     found = connect(uri).get_experiment_by_name(EXPERIMENT)
     return found.experiment_id if found else "0"

@@ -1,0 +1,46 @@
+"""Verbs after a search: `evaluate`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options
+
+
+@click.command(short_help="Score a run on the sealed test patients.")
+@click.argument("run")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A prepared data set.  [default: the one that the run was trained on]",
+)
+@options.out
+@options.uri
+def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> None:
+    """Open the sealed test for RUN: a search (its champion against the baseline), or a single training.
+
+    Each opening is written into the data set's ledger, and the report says how often it was opened before: a test that
+    is looked at again and again is none. `wmlsearch tune` does this at its end.
+
+    Example: wmlsearch evaluate search-20261123-201512
+    """
+    from wmlsearch import ending
+    from wmlsearch.conclusion import show_test
+    from wmlsearch.display import console, progress_bar
+    from wmlsearch.runs import find
+    from wmlsearch.tracking import Mirror
+
+    found_run = find(run, out)
+    bar, advance = progress_bar(console())
+    with bar:
+        found, where = ending.evaluate_again(found_run, data, advance)
+    show_test(console(), found)
+    options.say(f"scores of each patient and image: {where}")
+    root = ending.root_of(found_run)
+    mirror = Mirror(root, options.uri_of(out, mlflow_uri))
+    for part in root.parts() if root.path == found_run.path else [found_run]:
+        mirror.notify(part)
+    if problem := mirror.close():
+        options.say(f"MLflow lacks some of it ({problem}); later: wmlsearch sync {root.name}")
