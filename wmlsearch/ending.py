@@ -131,9 +131,7 @@ def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str,
     return kept
 
 
-def test(
-    search: SearchDir, settings: RunSettings, data: Path, changed: Callable[[RunDir], None], progress: Progress
-) -> dict[str, Any]:
+def test(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> dict[str, Any]:
     """Open the sealed test for the baseline and the champion, and judge; kept as the search's `test.json`."""
     roles = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
     names = {role: search.model(role).about()["model"] for role in roles}
@@ -154,10 +152,7 @@ def test(
     if own:
         search.set_gallery(gallery)
         for role in roles:
-            kept = search.model(role)
-            kept.set_test({"opened": found["opened"], "metrics": flat(found, role)})
-            changed(kept)
-        changed(search)
+            search.model(role).set_test({"opened": found["opened"], "metrics": flat(found, role)})
     return found
 
 
@@ -197,9 +192,7 @@ def evaluate_again(run: RunDir, data: Path | None, progress: Progress) -> tuple[
     if data is None:
         data = path
         if Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
-            raise InputError(
-                f"{data}: is no longer the data that {run.name} was trained on; name those with --data, wherever they are"
-            )
+            raise InputError(f"{data}: is no longer the data that {run.name} was trained on; name those with --data")
     own = Manifest.read(data).fingerprint == about["data"]["fingerprint"]
     if not own:
         _check_not_seen(path, data)
@@ -211,7 +204,7 @@ def evaluate_again(run: RunDir, data: Path | None, progress: Progress) -> tuple[
                 f"`wmlsearch tune --resume {run.name}`, or name a single training"
             )
         settings = RunSettings.of(about["settings"])
-        return test(run, settings, data, lambda part: None, progress), run.test_file(fingerprint)
+        return test(run, settings, data, progress), run.test_file(fingerprint)
     by = {"run": run.name, "key": about["key"], "path": str(run.path.resolve())}
     found, _ = evaluate({"model": [Model.of_run(run)]}, data, by, progress=progress)
     run.set_test({**found, "metrics": flat(found, "model")}, fingerprint)
@@ -227,12 +220,12 @@ def _check_not_seen(trained_on: Path, data: Path) -> None:
     sealed = Manifest.read(data / SEALED)
     if known := [(row, seen[row.checksum]) for row in sealed.slices if row.checksum in seen]:
         lines = [
-            f"patient {row.patient or 'unknown'}, {row.source} slice {row.index}: is patient {other.patient or 'unknown'}, "
-            f"{other.source} slice {other.index} there"
+            f"{row.patient or 'patient unknown'}, {row.source} slice {row.index}: is there "
+            f"{other.patient or 'patient unknown'}, {other.source} slice {other.index}"
             for row, other in known[:5]
         ]
         raise InputError(
-            f"{data}: {len(known)} of its test slices are train or validation slices of {trained_on}, so they would say "
-            "nothing; leave those patients out",
+            f"{data}: {len(known)} of its test slices are train or validation slices of {trained_on}, so they would "
+            "say nothing; leave those patients out",
             lines,
         )

@@ -263,7 +263,9 @@ def _judge(
     members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
     found = search.test()
     if found.get("members") != members:
-        found = test(search, settings, data, changed, progress)
+        found = test(search, settings, data, progress)
+        for part in (*search.models(), search):
+            changed(part)
     say(found["verdict"]["sentence"])
 
 
