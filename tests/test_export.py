@@ -134,7 +134,8 @@ def test_damage_is_named(folder: Path) -> None:
     first.write_text(text)
     save_file({**tensors, "head.bias": torch.tensor([torch.inf])}, weights)
     assert refused() == (
-        "F/member-1.safetensors: the weights don't fit the configuration\n  - head.bias holds values that are not finite"
+        "F/member-1.safetensors: the weights don't fit the configuration\n"
+        "  - head.bias holds values that are not finite"
     )
     weights.write_bytes(whole[: len(whole) // 2])
     assert refused().startswith("F/member-1.safetensors: not a readable safetensors file (")
@@ -161,12 +162,12 @@ def test_no_pickle_runs(folder: Path, tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(_Trap(sprung)))  # noqa: S301 - it would work
     sprung.unlink()
     (folder / "member-0.safetensors").write_bytes(pickle.dumps(_Trap(sprung)))
-    with pytest.raises(InputError, match="member-0.safetensors: not a readable safetensors file"):
+    with pytest.raises(InputError, match=r"member-0.safetensors: not a readable safetensors file"):
         load_exported(folder)
     torch.save({"format": 1, "model": _Trap(sprung)}, best)
-    with pytest.raises(InputError, match="best.pt: not a readable checkpoint"):
+    with pytest.raises(InputError, match=r"best.pt: not a readable checkpoint"):
         Model.load(best)
     best.write_bytes(pickle.dumps(_Trap(sprung)))
-    with pytest.raises(InputError, match="best.pt: not a readable checkpoint"):
+    with pytest.raises(InputError, match=r"best.pt: not a readable checkpoint"):
         Model.load(best)
     assert not sprung.exists()

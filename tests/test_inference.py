@@ -92,14 +92,14 @@ def test_a_preprocessing_is_checked_strictly() -> None:
         "  - fit must be crop or resize, but got 'pad'\n"
         "  - spacing_mm must be a number above 0, but got nan"
     )
-    with pytest.raises(InputError, match="spacing_mm must be null for 2-D pictures, but got 1.0"):
+    with pytest.raises(InputError, match=r"spacing_mm must be null for 2-D pictures, but got 1.0"):
         Preprocessing.of({**asdict(good), "plane": "image", "axis": None, "spacing_mm": 1.0}, "here")
 
 
 def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_made() -> None:
     tensors = UNet(2, 4).state_dict()
     huge = TrialConfig(depth=8, base_channels=512)  # would take terabytes
-    with pytest.raises(InputError, match="w.pt: the weights don't fit the configuration\n  - .* is missing"):
+    with pytest.raises(InputError, match=r"w.pt: the weights don't fit the configuration\n  - .* is missing"):
         network(huge, tensors, "w.pt")
     tensors["head.weight"], tensors["odd"] = tensors["head.weight"].double(), torch.zeros(1)
     tensors["head.bias"] = torch.full((1,), torch.nan)
@@ -221,7 +221,7 @@ def test_images_that_can_not_be_cut_as_the_training_data_were(models: list[Model
     data = image.get_fdata(dtype=np.float32)
     data[0, 0, 0] = np.nan
     nib.Nifti1Image(data, image.affine).to_filename(tmp_path / "nan.nii.gz")
-    with pytest.raises(InputError, match="nan.nii.gz: every voxel must be a finite number, but 1 are NaN or infinite"):
+    with pytest.raises(InputError, match=r"nan.nii.gz: every voxel must be a finite number, but 1 are NaN or infinite"):
         predict(models, source(tmp_path / "nan.nii.gz"))
 
 
