@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.jobs import about_data, about_run
+from wmlsearch.model.training import epochs
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.space import SearchSpace
 
 torch.set_num_threads(1)  # several threads on a busy machine are slower than one
 
@@ -27,6 +33,27 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom") / "prepared"
     prepare(raw, out, PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
     return out
+
+
+@pytest.fixture(scope="session")
+def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
+    """A search as it ends: a trial, and two seeds of it as its champion, trained just enough to find something."""
+    data, space = PreparedData.open(prepared), SearchSpace.of({"depth": {"choices": [2, 3]}}, "quick.yaml")
+    config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
+    about = {"space": {"source": "quick.yaml", "values": space.mapping()}, "settings": RunSettings().model_dump()}
+    search = SearchDir.create(tmp_path_factory.mktemp("searched") / "runs" / "s", {"name": "s", **about})
+    for run, name, seed in (
+        (search.trial(0), "trial-0000", 0),
+        (search.final("trial-0000", 0), "trial-0000-seed0", 0),
+        (search.final("trial-0000", 1), "trial-0000-seed1", 1),
+    ):
+        settings = RunSettings(epochs=6, seed=seed)
+        RunDir.create(run.path, about_run(name, "trial", config, settings, about_data(prepared, data)))
+        for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
+            run.append(report.row())
+        run.set_status("completed")
+    search.set_status("completed", champion="trial-0000")
+    return search
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,9 @@ ROOMS: dict[str, str] = {
     "wmlsearch.registry": "mlflow",
     "wmlsearch.tracking": "mlflow",
     "wmlsearch.jobs": "",
+    "wmlsearch.trained": "",
+    "wmlsearch.overlay": "PIL",
+    "wmlsearch.predictions": "nibabel PIL",
     "wmlsearch.foresight": "",
     "wmlsearch.ending": "",
     "wmlsearch.study": "",
@@ -85,6 +88,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.cli.runs": "click rich",
     "wmlsearch.cli.plan": "click rich",
     "wmlsearch.cli.mlflow": "click rich",
+    "wmlsearch.cli.use": "click rich",
     "wmlsearch.cli": "click rich",
     "wmlsearch.__main__": "",
 }

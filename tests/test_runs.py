@@ -67,7 +67,7 @@ def test_a_damaged_line_in_the_middle_is_refused(lines: Path) -> None:
 FILL = """
 import resource, signal, sys
 from pathlib import Path
-from wmlsearch.runs import append_line, read_lines
+from wmlsearch.files import append_line, read_lines
 path = Path(sys.argv[1])
 append_line(path, {"epoch": 1})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -58,7 +58,8 @@ def show_test(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _table(found: Mapping[str, Any], scope: str) -> Table:
-    table = Table(title=f"sealed test, {scope}, pooled over pixels", title_justify="left", title_style="bold", box=None)
+    title = f"sealed test, {scope}: pooled over pixels, mean ± standard deviation over seeds"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.header_style, table.pad_edge = "bold", False
     table.add_column("model")
     table.add_column("threshold", justify="right")

@@ -106,13 +106,15 @@ def _commit() -> str:
 
 
 def about_data(folder: Path, prepared: PreparedData) -> dict[str, Any]:
-    """What a run records of its data."""
+    """What a run records of its data; from plane, axis, size, fit and spacing_mm its model knows how to cut others."""
     manifest = prepared.manifest
     return {
         "name": folder.name,
         "fingerprint": manifest.fingerprint,
         "size": manifest.size,
         "plane": manifest.plane,
+        "axis": manifest.axis,
+        "fit": manifest.fit,
         "spacing_mm": manifest.spacing_mm,
         "split": manifest.split_level,
         "optimistic": manifest.optimistic,

@@ -261,12 +261,10 @@ def _judge(
     if not crown(search, settings, data, changed, say):
         return
     members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
-    found = search.test()
-    if found.get("members") != members:
-        found = test(search, settings, data, progress)
+    if search.test().get("members") != members:
+        test(search, settings, data, progress)
         for part in (*search.models(), search):
             changed(part)
-    say(found["verdict"]["sentence"])
 
 
 def _waiting(search: SearchDir) -> str:

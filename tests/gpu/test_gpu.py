@@ -12,6 +12,7 @@ from torch import distributed, multiprocessing
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.inference import Model
 from wmlsearch.model.training import epochs, has_fast_bfloat16, load_checkpoint
 
 pytestmark = [
@@ -53,6 +54,17 @@ def test_interrupted_and_resumed_on_a_gpu(prepared: Path, tmp_path: Path) -> Non
 def test_the_data_are_on_the_gpu_as_8_bit(prepared: Path) -> None:
     data = PreparedData.open(prepared, "cuda")
     assert (data.train.images.device.type, data.train.images.dtype) == ("cuda", torch.uint8)
+
+
+def test_a_gpu_predicts_like_a_cpu(prepared: Path, tmp_path: Path) -> None:
+    data = PreparedData.open(prepared)
+    list(epochs(SMALL, data, max_epochs=1, best=tmp_path / "best.pt"))
+    model, images = Model.load(tmp_path / "best.pt"), data.val.images.numpy()
+    on_cpu = model.probabilities(images)
+    model.unet.to("cuda")
+    on_gpu = model.probabilities(images)
+    assert on_gpu == pytest.approx(on_cpu, abs=1e-4)
+    assert (model.probabilities(images) == on_gpu).all()
 
 
 def _rank(rank: int, world: int, meeting: str, prepared: str, norm: str, out: str) -> None:

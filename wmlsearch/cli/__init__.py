@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import data, mlflow, plan, runs
+from wmlsearch.cli import data, mlflow, plan, runs, use, verdict
 
 HELP_WIDTH = 100
 
@@ -78,6 +78,9 @@ for verb in (
     runs.tune,
     runs.stop,
     runs.status,
+    verdict.evaluate,
+    use.predict,
+    use.export,
     mlflow.sync,
     mlflow.ui,
 ):

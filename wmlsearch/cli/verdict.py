@@ -29,7 +29,7 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch import ending
     from wmlsearch.conclusion import show_test
     from wmlsearch.display import console, progress_bar
-    from wmlsearch.runs import find
+    from wmlsearch.runs import SearchDir, find
     from wmlsearch.tracking import Mirror
 
     found_run = find(run, out)
@@ -40,7 +40,7 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     options.say(f"scores of each patient and image: {where}")
     root = ending.root_of(found_run)
     mirror = Mirror(root, options.uri_of(out, mlflow_uri))
-    for part in root.parts() if root.path == found_run.path else [found_run]:
+    for part in root.parts() if isinstance(root, SearchDir) else [root]:
         mirror.notify(part)
     if problem := mirror.close():
         options.say(f"MLflow lacks some of it ({problem}); later: wmlsearch sync {root.name}")

@@ -16,12 +16,12 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from PIL import Image
 
 from wmlsearch.config import InputError
-from wmlsearch.data.reading import Array, Fault, load, voxel_edges
+from wmlsearch.data.reading import Array, Fault, load, upright, voxel_edges
 from wmlsearch.data.sources import Source, discover
 
 __all__ = [
     "PLANES", "Cut", "Facts", "Source", "VolumeGeometry",
-    "choose_axis", "cut", "discover", "examine", "plan", "restore", "voxel_edges",
+    "as_pictures", "choose_axis", "cut", "discover", "examine", "plan", "restore", "voxel_edges",
 ]  # fmt: skip
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -75,6 +75,14 @@ class VolumeGeometry:
     def source(self) -> str:
         """The volume's image, or its first picture."""
         return self.images[0]
+
+    @property
+    def picture_mm(self) -> tuple[float, float] | None:
+        """Of a pixel of the upright pictures, down and across; None for 2-D pictures."""
+        if self.axis is None or self.voxel_mm is None:
+            return None
+        down, across = (self.voxel_mm[_input_axis(self, ras)] for ras in (2, 1, 0) if ras != self.axis)
+        return down, across
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -297,7 +305,7 @@ def restore(prediction: Array, geometry: VolumeGeometry) -> Array:
     Floats (probabilities) come back as float32, interpolated linearly, 0 outside the window. Whole numbers and booleans
     are masks: they come back as uint8 0/1. Without resampling nothing but what lies outside the window is changed.
     """
-    n = geometry.shape[0] if geometry.axis is None else geometry.shape[_input_axis(geometry)]
+    n = geometry.shape[0] if geometry.axis is None else geometry.shape[_input_axis(geometry, geometry.axis)]
     if prediction.shape != (n, geometry.size, geometry.size):
         raise ValueError(f"expected slices of shape {(n, geometry.size, geometry.size)}, got {prediction.shape}")
     is_mask = prediction.dtype.kind in "biu"
@@ -332,8 +340,16 @@ def _onto_input(pictures: Array, geometry: VolumeGeometry) -> Array:
     return np.ascontiguousarray(apply_orientation(canonical, back))
 
 
-def _input_axis(geometry: VolumeGeometry) -> int:
-    return [int(a) for a in axcodes2ornt(geometry.orientation)[:, 0]].index(geometry.axis or 0)
+def as_pictures(array: Array, geometry: VolumeGeometry) -> Array:
+    """An array on the input's grid, as upright pictures `(n, rows, columns)`."""
+    if geometry.axis is None:
+        return array
+    return upright(apply_orientation(array, axcodes2ornt(geometry.orientation)), geometry.axis)
+
+
+def _input_axis(geometry: VolumeGeometry, ras: int) -> int:
+    """Which of the input's axes runs along an axis of RAS+."""
+    return [int(a) for a in axcodes2ornt(geometry.orientation)[:, 0]].index(ras)
 
 
 def _resample(picture: Array, shape: tuple[int, int]) -> Array:

@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wmlsearch.config import RunSettings
-from wmlsearch.runs import RUNNING, RunDir
+from wmlsearch.runs import GOOD, RUNNING, RunDir
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
 
@@ -83,7 +83,7 @@ def train_runs(
                 if not result.get("done"):
                     steps[group.step.remote()] = group, order
                 else:
-                    bring_back(order.run, order.place)
+                    bring_back(order.run, order.place, over=result["ended"] in GOOD)
                     set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
                     idle.append(group)
             on_change(order.run)
@@ -123,12 +123,16 @@ def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "", **more
     run.set_status(state, reason, **({"traceback": trace} if trace else {}), **more)
 
 
-def bring_back(run: RunDir, place: str) -> None:
-    """Copy the weights of the best epoch into the run folder, from where the checkpoints are."""
-    if Path(place) == run.path.resolve():
-        return
+def bring_back(run: RunDir, place: str, over: bool = False) -> None:
+    """Copy the weights of the best epoch into the run folder, from where the checkpoints are.
+
+    A training that is `over` needs its latest state no more: it is deleted.
+    """
     kept = Checkpoints(place)
-    kept.fetch()
-    if kept.best.exists():
-        run.best.write_bytes(kept.best.read_bytes())
+    if Path(place) != run.path.resolve():
+        kept.fetch()
+        if kept.best.exists():
+            run.best.write_bytes(kept.best.read_bytes())
+    if over:
+        kept.delete(kept.last)
     kept.close()
