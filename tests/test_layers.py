@@ -89,6 +89,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.cli.plan": "click rich",
     "wmlsearch.cli.mlflow": "click rich",
     "wmlsearch.cli.use": "click rich",
+    "wmlsearch.cli.verdict": "click rich",
     "wmlsearch.cli": "click rich",
     "wmlsearch.__main__": "",
 }
