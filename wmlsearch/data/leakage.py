@@ -23,7 +23,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Task
@@ -38,6 +38,7 @@ NEAR_HASH = 51  # of 255 bits, a fifth, may differ
 NEAR_CORRELATION = 0.99  # of two thumbnails, more than
 NEAR_INSIDE = 0.9  # the same within the bright part of both: the outline of a head makes all slices correlate
 BRIGHT = 0.5  # of a thumbnail's typical brightness
+FEW = 100  # pixels that are not background
 EDGE = 32  # pixels of a thumbnail
 REACH = 2.2  # a thumbnail reaches so many standard deviations of the brightness from its centre; a disc ends at 2
 DARK = 0.15  # of a slice's typical brightness: below, pixels say nothing about where the head is
@@ -95,7 +96,7 @@ class _Slice:
     volume: int
     file: str  # the slice's name for the user
     split: str
-    checksum: bytes | None  # of the image; None where it has one grey value
+    checksum: bytes | None  # of the image, wherever the window lies; None where it has one grey value
     thumbnail: Array | None  # (EDGE, EDGE) uint8; None where there is too little foreground
 
 
@@ -118,22 +119,25 @@ class Guard:
         """Take in a volume's slices."""
         geometry, s = task.geometry, task.source
         scaled = (geometry.background - geometry.low) * 255 / (geometry.high - geometry.low)
-        bright = np.abs(slices.images.astype(np.int16) - round(min(max(scaled, 0), 255))).astype(np.uint8)
+        background = round(min(max(scaled, 0), 255))
+        bright = slices.images
+        if background:
+            bright = np.abs(bright.astype(np.int16) - background).astype(np.uint8)
         head = bright > HEAD * bright.max(initial=0)
-        enough = head.sum(axis=(1, 2)) >= FOREGROUND * _box_area(head.any(axis=0))
+        anywhere = head.any(axis=0)
+        least = FOREGROUND * max(1, anywhere[_box(anywhere)].size)
         for row, (index, split) in enumerate(zip(task.stored, task.splits, strict=True)):
-            image = slices.images[row]
             name = f"{s.name(s.image[0])} slice {index}" if s.is_nifti else s.name(s.image[index])
-            checksum = hashlib.sha256(image.tobytes()).digest() if image.min() < image.max() else None
-            thumbnail = _thumbnail(bright[row]) if enough[row] else None
+            checksum = _checksum(bright[row])
+            thumbnail = _thumbnail(bright[row]) if np.count_nonzero(head[row]) >= least else None
             self._slices.append(_Slice(len(self._patients), name, split, checksum, thumbnail))
         self._patients.append(s.patient)
 
     def certify(self, certificate: Certificate, allow: bool) -> Certificate:
         """The certificate with the number of slices compared and of duplicates found.
 
-        Raises InputError with patients and files when there are any, or a patient is in two splits, unless `allow`:
-        then they are counted, and the results marked as optimistic.
+        Raises InputError with patients and files when there are duplicates, unless `allow`: then they are counted, and
+        the split is marked as optimistic. A patient in two parts of a split by patient is always refused.
         """
         if certificate.level == "patient":
             self._check_patients()
@@ -218,10 +222,23 @@ def _some(lines: Sequence[str]) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- likenesses
 
 
-def _box_area(head: Array) -> int:
-    """Pixels of the smallest upright box around the pixels that are set."""
-    columns, rows = np.flatnonzero(head.any(axis=0)), np.flatnonzero(head.any(axis=1))
-    return int((np.ptp(rows) + 1) * (np.ptp(columns) + 1)) if len(rows) else 1
+def _box(pixels: Array) -> tuple[slice, slice]:
+    """The smallest upright box around the pixels that are not zero: rows, columns."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0), slice(0))
+
+
+def _checksum(bright: Array) -> bytes | None:
+    """Of a slice (rows, columns) that is 0 in the background: sha256 of the box that is not; None for one grey value.
+
+    A slice with a few pixels is taken whole: its box alone would be that of many another.
+    """
+    if bright.min() == bright.max():
+        return None
+    inside = bright[_box(bright)]
+    if np.count_nonzero(inside) < FEW:
+        inside = bright
+    return hashlib.sha256(repr(inside.shape).encode() + inside.tobytes()).digest()
 
 
 def _thumbnail(bright: Array) -> Array | None:
@@ -229,8 +246,10 @@ def _thumbnail(bright: Array) -> Array | None:
 
     Sums over pixels place it, so no single pixel moves it, and neither does a factor on the brightness.
     """
-    grey = bright.astype(np.float32)
-    weight = np.maximum(grey - DARK * _typical(grey.reshape(1, -1))[0], 0)
+    picture = Image.fromarray(bright)
+    count, grey = np.array(picture.histogram()), np.arange(256)
+    typical = np.sqrt(float(count @ grey**3) / max(1.0, float(count @ grey)))  # as in `_typical`, from the histogram
+    weight = np.maximum(bright.astype(np.float32) - np.float32(DARK * typical), 0)
     box = []
     for sums in (weight.sum(axis=0), weight.sum(axis=1)):  # left and right, then top and bottom
         at = np.arange(len(sums)) + 0.5
@@ -242,9 +261,9 @@ def _thumbnail(bright: Array) -> Array | None:
     margin = max(0, int(np.ceil(max(-left, -top, right - bright.shape[1], bottom - bright.shape[0]))))
     if margin:
         border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
-        bright = np.pad(bright, margin, constant_values=int(np.median(border)))
+        picture = ImageOps.expand(picture, margin, fill=int(np.median(border)))
     place = (left + margin, top + margin, right + margin, bottom + margin)
-    small = np.asarray(Image.fromarray(bright).resize((EDGE, EDGE), Image.Resampling.BILINEAR, box=place))
+    small = np.asarray(picture.resize((EDGE, EDGE), Image.Resampling.BILINEAR, box=place))
     return small if small.min() < small.max() else None
 
 
