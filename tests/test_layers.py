@@ -28,6 +28,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.data.volumes": "nibabel PIL",
     "wmlsearch.data.manifest": "",
     "wmlsearch.data.contact": "PIL",
+    "wmlsearch.data.leakage": "PIL",
     "wmlsearch.data.head": "",
     "wmlsearch.data.phantom": "nibabel",
     "wmlsearch.data.prepare": "",

@@ -27,7 +27,7 @@ def volume(seed: int) -> tuple[np.ndarray, np.ndarray]:
     inside = (grid**2).sum(axis=0) < 0.8
     place = rng.uniform(-0.3, 0.3, (3, 1, 1, 1))
     lesion = ((grid - place) ** 2).sum(axis=0) < 0.06
-    image = np.where(inside, 100 + rng.normal(0, 3, SHAPE), 0) + 80 * lesion
+    image = np.where(inside, 100 + rng.normal(0, 12, SHAPE), 0) + 80 * lesion
     return image.astype(np.float32), lesion.astype(np.uint8)
 
 
@@ -156,7 +156,9 @@ def test_manifest_round_trip_and_damage(prepared: tuple[Path, Path, Manifest], t
         text[:500]: "is damaged",
         text.replace('"size": 32', '"size": "32"', 1): r"is damaged \(size: '32' is not of type int\)",
         text.replace('"fit"', '"fat"', 1): "missing or unknown fields: fat, fit",
-        text.replace('"format": 1', '"format": 2'): "format must be 1, but is 2",
+        text.replace(
+            '"format": 2', '"format": 1'
+        ): "format must be 2, but is 1; make it again with `wmlsearch prepare`",
         "[]": "is damaged",
     }.items():
         (tmp_path / "manifest.json").write_text(bad)

@@ -73,7 +73,12 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
 @click.option("--train-patients", help="Names, separated by commas.")
 @click.option("--val-patients", help="Names, separated by commas.")
 @click.option("--test-patients", help="Names, separated by commas.")
-@click.option("--allow-leakage", is_flag=True, help="Needed for --split image; the results are marked as optimistic.")
+@click.option(
+    "--allow-leakage",
+    is_flag=True,
+    help="Needed for --split image. Slices that lie in two splits are counted instead of refused. With any, or with "
+    "--split image, all results are marked as optimistic.",
+)
 @click.option("--mask-threshold", type=float, help="Lesion is what lies above, in masks that are not binary (JPEG).")
 @click.option("--patient-pattern", metavar="REGEX", help="Takes the patient from the file name (images/ and masks/).")
 @click.option(
@@ -85,7 +90,8 @@ def prepare(raw: Path, out: Path, **options: Any) -> None:
     """Turn raw FLAIR images and masks into a prepared data set: sliced, cropped, scaled, split, checked.
 
     RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask), or a folder with images/ and masks/. The test
-    patients are sealed in OUT/sealed.
+    patients are sealed in OUT/sealed. Slices of one split that lie in another too, also as JPEG, scaled, shifted or
+    mirrored copies, are refused, and so are patients under two names (p1 and P01).
 
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """

@@ -20,7 +20,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.split import SPLITS, Certificate
 from wmlsearch.data.volumes import Cut, Source, VolumeGeometry
 
-FORMAT = 1
+FORMAT = 2
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"
 SEALED, SEAL, ORIGINALS = "sealed", "seal.jsonl", "originals"  # a folder in the prepared one, and what lies in it
 AGAIN = "make it again with `wmlsearch prepare`"

@@ -25,6 +25,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.contact import draw_contact_sheet
+from wmlsearch.data.leakage import Guard, check_names
 from wmlsearch.data.manifest import (
     FORMAT,
     IMAGES,
@@ -73,7 +74,7 @@ class PrepareOptions:
     train_patients: tuple[str, ...] = ()  # by name, with or without sub-
     val_patients: tuple[str, ...] = ()
     test_patients: tuple[str, ...] = ()
-    allow_leakage: bool = False  # needed for image-level splits
+    allow_leakage: bool = False  # needed for image-level splits; duplicates across splits are counted, not refused
     mask_threshold: float | None = None  # mask > threshold is lesion; None: masks must be binary
     seed: int = 0
     protocol: str | None = None  # paper: sagittal, annotated slices only, image-level split
@@ -179,7 +180,9 @@ def _split_patients(sources: Sequence[Source], options: PrepareOptions) -> dict[
             [f"{s.name(s.image[0])}: no patient" for s in nameless[:5]],
         )
     fixed = {"train": options.train_patients, "val": options.val_patients, "test": options.test_patients}
-    return assign_fixed((s.patient for s in sources), options.seed, fixed)
+    split_of = assign_fixed((s.patient for s in sources), options.seed, fixed)
+    check_names(split_of, sources)
+    return split_of
 
 
 def _plane(raw: Path, sources: Sequence[Source], plane: str | None) -> tuple[str, int | None, int]:
@@ -298,8 +301,11 @@ def _fill(
     common = replace(common, spacing_mm=round(float(np.median(spacings)), 6) if spacings else None)
     test = sum(task.splits.count("test") for task in tasks)
     train_val = sum(len(task.stored) for task in tasks) - test
+    guard = Guard()
     with Store(aside, train_val, options.size) as main, Store(aside / SEALED, test, options.size) as sealed:
-        lost = _cut_all(main, sealed, tasks, options, each, tell)
+        lost = _cut_all(main, sealed, guard, tasks, options, each, tell)
+        certificate = guard.certify(common.certificate, options.allow_leakage)
+        common = replace(common, certificate=certificate, optimistic=certificate.optimistic)
         (sealed.folder / SEAL).touch()
         rows = main.rows + sealed.rows
         common = replace(common, counts={s: split_facts(rows, s, options.size, lost[s]) for s in SPLITS})
@@ -312,7 +318,13 @@ def _fill(
 
 
 def _cut_all(
-    main: Store, sealed: Store, tasks: Sequence[Task], options: PrepareOptions, each: _Each, tell: Progress
+    main: Store,
+    sealed: Store,
+    guard: Guard,
+    tasks: Sequence[Task],
+    options: PrepareOptions,
+    each: _Each,
+    tell: Progress,
 ) -> dict[str, int]:
     """Cut and store all slices, and copy the test patients' files; the lesion pixels that were lost, per split."""
     lost = dict.fromkeys(SPLITS, 0)
@@ -321,6 +333,7 @@ def _cut_all(
     for done, (task, slices) in enumerate(zip(tasks, results, strict=True), 1):
         main.add(task, slices, ("train", "val"))
         sealed.add(task, slices, ("test",))
+        guard.add(task, slices)
         for split, count in zip(task.splits, slices.lost, strict=True):
             lost[split] += int(count)
         if options.split == "patient" and "test" in task.splits:

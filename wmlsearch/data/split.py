@@ -9,13 +9,15 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from wmlsearch.config import InputError
 
 SPLITS = ("train", "val", "test")
+PAIRS = ("train/val", "train/test", "val/test")
+DUPLICATES = ("equal", "near", "mirrored")  # slices of the second split that are in the first as well
 OPTIMISTIC = "image-level split: optimistic"
 _WORDS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -26,7 +28,9 @@ class Certificate:
 
     `patients` lists the patients of each split (in an image-level split one patient can stand in several), `units`
     counts what was dealt out (patients or images), `left_out` names the patients in no split, `assignment_sha256` is
-    the hash of the whole assignment, and `note` is `OPTIMISTIC` for image-level splits.
+    the hash of the whole assignment, and `note` is `OPTIMISTIC` for image-level splits. `compared` slices were looked
+    through for duplicates across splits, and `duplicates` counts them: {of PAIRS: {of DUPLICATES: slices}}. Where there
+    are some the split is `optimistic` too.
     """
 
     level: str
@@ -37,6 +41,8 @@ class Certificate:
     units: dict[str, int]
     left_out: tuple[str, ...]
     assignment_sha256: str
+    compared: int = 0
+    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def patient_name(name: str) -> str:
