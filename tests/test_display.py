@@ -18,7 +18,7 @@ SPACE = {"batch_size": {"choices": [4, 8]}, "schedule": {"choices": ["plateau", 
 
 
 def add(run: RunDir, name: str, state: str, config: dict[str, object], *dices: float) -> None:
-    about = {"name": name, "kind": "trial", "settings": SETTINGS, "data": DATA}
+    about = {"name": name, "kind": "trial", "model": name.partition("-seed")[0], "settings": SETTINGS, "data": DATA}
     RunDir.create(run.path, {**about, "config": TrialConfig.of(config).model_dump()})
     for epoch, dice in enumerate(dices, start=1):
         run.append({"epoch": epoch, "val_dice_best": dice, "val_dice": dice / 2})
@@ -46,13 +46,15 @@ def shown(search: SearchDir, width: int) -> list[str]:
 def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir) -> None:
     assert shown(search, 120) == [
         "s: completed, 3 of 3 trials on prepared",
-        "rank  trial        val_dice_best  val_dice  epochs  state      batch_size  schedule  warmup_fraction",
-        "   1  trial-0001          0.6000    0.3000       1  stopped             4    cosine              0.1",
-        "   2  trial-0000          0.5000    0.2500       3  completed           8   plateau",
-        "      trial-0002               -         -       0  failed              4   plateau",
-        "      paper-seed0         0.2000    0.1000       1  completed           5   plateau",
+        "rank  trial       val_dice_best  val_dice  epochs  state      batch_size  schedule  warmup_fraction",
+        "   1  trial-0001         0.6000    0.3000       1  stopped             4    cosine              0.1",
+        "   2  trial-0000         0.5000    0.2500       3  completed           8   plateau",
+        "      trial-0002              -         -       0  failed              4   plateau",
         "image-level split: optimistic: slices of a patient are on both sides of the split",
         "trial-0002 failed: ValueError: no luck",
+        "final runs",
+        "configuration  seeds  val_dice_best mean  standard error  mean - error  states",
+        "paper              1              0.2000               -        0.2000  1 completed  baseline",
     ]
 
 

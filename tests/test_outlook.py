@@ -27,7 +27,9 @@ FORECAST: dict[str, Any] = {
     "final": {"count": 1, "workers": 2, "cpus": 1, "gpus": 0.5},
     "start_s": 10.0,
     "search_s": 590.0,
-    "baseline_s": 120.0,
+    "final_runs": 2,
+    "final_epochs": 18,
+    "final_s": 120.0,
     "gpu_hours": 0.0,
     "disk_bytes": 130_400_000,
     "peak_memory_mb": 690.4,
@@ -60,11 +62,12 @@ def table(search: SearchDir) -> list[str]:
 
 def test_a_forecast_in_a_line() -> None:
     assert in_a_line(FORECAST) == (
-        "forecast: about 12 min 0 s, 30 epochs of trials, 130 MB of checkpoints, 690 MiB a worker"
+        "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 130 MB of checkpoints, "
+        "690 MiB a worker"
     )
     assert in_a_line({**FORECAST, "gpu_hours": 1.234, "ends_by": "--max-hours 0.2"}) == (
-        "forecast: about 12 min 0 s, 30 epochs of trials, 1.2 GPU-hours, 130 MB of checkpoints, 690 MiB a worker, "
-        "the trials end by --max-hours 0.2"
+        "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 1.2 GPU-hours, "
+        "130 MB of checkpoints, 690 MiB a worker, the trials end by --max-hours 0.2"
     )
 
 
@@ -76,20 +79,22 @@ def test_beside_what_happened(search: SearchDir) -> None:
         "trials at epochs 2, 6, 9   6, 3.1, 2  4, 2, 1",
         "epochs of all trials            30.5       19",
         "time of the trials        10 min 0 s      0 s",
-        "time of the baseline       2 min 0 s        -",
+        "epochs of final runs      at most 18        0",
+        "time of final runs         2 min 0 s        -",
         "peak memory of a worker      690 MiB  603 MiB",
         "checkpoints at most           130 MB        -",
     ]
     add(search.final("paper", 0), 9)
     search.set_used({"seconds": 700.0, "gpu_seconds": 7200.0})
-    search.set_used({"final_seconds": 100.0, "checkpoint_bytes": 4_312_345})
+    search.set_used({"final_seconds": 100.0, "final_gpu_seconds": 0.0, "checkpoint_bytes": 4_312_345})
     search.set_status("completed")
     assert table(search) == [
         "                            forecast     happened",
         "trials at epochs 2, 6, 9   6, 3.1, 2      4, 2, 1",
         "epochs of all trials            30.5           19",
         "time of the trials        10 min 0 s  11 min 40 s",
-        "time of the baseline       2 min 0 s   1 min 40 s",
+        "epochs of final runs      at most 18            9",
+        "time of final runs         2 min 0 s   1 min 40 s",
         "GPU-hours                          0            2",
         "peak memory of a worker      690 MiB      603 MiB",
         "checkpoints at most           130 MB      4.31 MB",

@@ -131,7 +131,7 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
 
     def first(of: Slots = slots, **budgets: Any) -> tuple[float, str]:
         # a start of 10 s, the first trial takes 540 s, an epoch of another 10 s
-        return plan._first_budget(RunSettings(epochs=27, **budgets), of, 10, 540, 10)
+        return plan._first_budget(RunSettings(epochs=27, **{"baseline": False, **budgets}), of, 10, 540, 10)
 
     assert first() == (float("inf"), "")
     assert first(max_epochs_total=30) == (30, "--max-epochs-total 30")
@@ -139,6 +139,9 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
     assert first(max_hours=1) == hour
     assert first(max_hours=1, max_epochs_total=10_000) == hour
     assert first(gpus, max_gpu_hours=1) == (27 + (3600 - 540) / 10, "--max-gpu-hours 1")  # two workers with half a GPU
+    # final runs: two of the paper's and two of a trial's, at most 27 epochs each
+    four: dict[str, Any] = {"baseline": True, "confirm_top": 1, "confirm_seeds": 2}
+    assert first(max_epochs_total=200, **four) == (200 - 4 * 27, "--max-epochs-total 200")
     assert first(max_hours=0.02)[0] == pytest.approx(27 * 2 * 62 / 540)  # not even the first trial ends
 
 
@@ -198,7 +201,7 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
     slots = Slots(count=1, workers=2, cpus=1, gpus=0)
     with ray_at(None):
         made = forecast(space, settings, parcel(prepared, send=False), slots, slots, limit_s=1)
-    assert made.baseline_s == made.baseline_epochs == made.gpu_hours == 0
+    assert made.final_s == made.final_epochs == made.final_runs == made.gpu_hours == 0
     assert made.search_s > 0
     assert made.notes == (
         "what the median rule stops depends on how trials learn; taken is that half of them go on, and to the end",
@@ -279,11 +282,11 @@ def test_plan_from_the_command_line(one_ray: None, space: Path, prepared: Path, 
         ["rung", "trials", "epochs"],
         ["up", "to", "epoch", "2", "4.0", "8.0"],
         ["up", "to", "epoch", "5", "2.4", "7.1"],
-        ["baseline", "1.0", "5.0"],
-        ["all", "20.1"],
+        ["final", "runs", "12.0", "60.0"],
+        ["all", "75.1"],
     ]
     assert re.fullmatch(
-        r"time      .+ \(start .+, search .+, baseline .+\); an epoch of a trial takes [\d.e-]+ s", lines[6]
+        r"time      .+ \(start .+, search .+, final runs .+\); an epoch of a trial takes [\d.e-]+ s", lines[6]
     )
     assert re.fullmatch(r"disk      [\d.]+ MB for checkpoints", lines[7])
     assert re.fullmatch(r"memory    \d+ MiB at the peak, for each worker", lines[8])
@@ -303,6 +306,7 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
         return [line.rstrip() for line in result.stdout.splitlines()]
 
     sizes = ["--trials", "3", "--epochs", "2", "--grace-epochs", "1", "--name", "s"]
+    sizes += ["--confirm-top", "1", "--confirm-seeds", "1"]
     lines = say("tune", "small.yaml", "--data", str(prepared), *sizes)
     search = SearchDir(Path("runs/s"))
     made = search.forecast()
@@ -310,26 +314,28 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     assert made["search_s"] > 0
     start = lines.index("forecast: three configurations are timed for some seconds ...")
     assert re.fullmatch(
-        r"forecast: about [\dmins ]+, 5 epochs of trials, [\d.]+ MB of checkpoints, \d+ MiB a worker", lines[start + 1]
+        r"forecast: about [\dmins ]+, 5 epochs of trials and at most 4 of 2 final runs, [\d.]+ MB of checkpoints, \d+ MiB a worker",
+        lines[start + 1],
     )
     assert re.search(r"\(1 of 3 trials, about [\dmins ]+ left\)", "\n".join(lines))
     table = [re.split(r"  +", line.strip()) for line in lines]
-    table = table[table.index(["forecast", "happened"]) :][:7]
+    table = table[table.index(["forecast", "happened"]) :][:8]
     rows = [run.rows() for run in search.trials()]
     assert table[1:3] == [
         ["trials at epochs 1, 2", "3, 1.9", f"3, {sum(len(its) == 2 for its in rows)}"],
         ["epochs of all trials", "4.9", str(sum(map(len, rows)))],
     ]
+    assert table.pop(4) == ["epochs of final runs", "at most 4", "4"]
     used, size = search.used(), r"[\d.]+"
     for row, (name, unit) in zip(
         table[3:],
-        (("time of the trials", "s"), ("time of the baseline", "s"), ("peak memory of a worker", "MiB"),
+        (("time of the trials", "s"), ("time of final runs", "s"), ("peak memory of a worker", "MiB"),
          ("checkpoints at most", "MB")),
         strict=True,
     ):  # fmt: skip
         assert re.fullmatch(rf"{name}\|({size} min )?{size} {unit}\|({size} min )?{size} {unit}", "|".join(row))
     assert used["seconds"] > 0
-    assert used["final_seconds"] > sum(row["epoch_s"] for row in search.finals()[0].rows())
+    assert used["final_seconds"] > max(sum(row["epoch_s"] for row in run.rows()) for run in search.finals())
     kept = sum(path.stat().st_size for path in search.path.glob("*/*/*.pt"))
     assert used["checkpoint_bytes"] >= kept > 0
 

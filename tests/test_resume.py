@@ -46,6 +46,7 @@ def tune(out: Path, *words: str) -> list[str]:
 def begin(out: Path, prepared: Path) -> list[str]:
     (out / "space.yaml").write_text(SPACE)
     sizes = ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
+    sizes += ["--confirm-top", "1", "--confirm-seeds", "1"]
     return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", *sizes)
 
 
@@ -108,7 +109,7 @@ def never_killed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Se
 
 @pytest.mark.timeout(1200)  # five searches one after another
 def test_killed_and_resumed_is_as_never_killed(never_killed: SearchDir, prepared: Path, tmp_path: Path) -> None:
-    """One search, killed in its first trial, midway and in its baseline: what a kill spoils stays spoilt."""
+    """One search, killed in its first trial, midway and in its final runs: what a kill spoils stays spoilt."""
     search, command = SearchDir(tmp_path / "s"), begin(tmp_path, prepared)
     for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
         process = start(command)
@@ -126,11 +127,15 @@ def test_killed_and_resumed_is_as_never_killed(never_killed: SearchDir, prepared
     assert search.status()["state"] == "completed"
     client = MlflowClient(default_uri(tmp_path))
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
-    assert sorted(run.info.run_name or "" for run in runs) == [
-        "paper-seed0",
+    champion = search.test()["names"]["champion"]
+    assert sorted(run.info.run_name or "" for run in runs) == sorted([
+        "baseline (paper)", f"champion ({champion})", "paper-seed0", f"{champion}-seed0",
         "s",
         *(f"trial-{number:04d}" for number in range(TRIALS)),
-    ]
+    ])  # fmt: skip
+    assert search.test()["opened_before"] == never_killed.test()["opened_before"] + 1, "opened once by each search"
+    for what in ("names", "models", "verdict"):
+        assert search.test()[what] == never_killed.test()[what]
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_name = {run.info.run_name: run.info.run_id for run in runs}
     for trial in search.trials() + search.finals():
@@ -161,13 +166,17 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
     assert again.stderr == "wmlsearch: s: is not running (state: interrupted), nothing to stop\n"
     # it goes on with other budgets than it began with, and ends by one of them
     had = sum(len(run.rows()) for run in search.trials())
-    output = run(tune(tmp_path, "--resume", "s", "--max-epochs-total", str(had + 3)))
-    assert f"ended early: --max-epochs-total {had + 3} is reached" in output
+    final = 2 * EPOCHS
+    output = run(tune(tmp_path, "--resume", "s", "--max-epochs-total", str(had + 3 + final)))
+    assert (
+        f"ended early: --max-epochs-total {had + 3 + final} is reached, {final} of it are kept for the final runs"
+        in output
+    )
     assert sum(len(run.rows()) for run in search.trials()) == had + 3
-    assert [run.name for run in search.finals()] == ["paper-seed0"]
+    assert [run.name for run in search.finals()] == ["paper-seed0", f"{search.test()['names']['champion']}-seed0"]
     for trial in search.trials():
         assert [row["epoch"] for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
-    assert search.about()["settings"]["max_epochs_total"] == had + 3
+    assert search.about()["settings"]["max_epochs_total"] == had + 3 + final
 
 
 def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:

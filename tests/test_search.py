@@ -58,7 +58,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
 def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """One search of six trials with its baseline, for all tests that only look at it."""
     out = tmp_path_factory.mktemp("runs")
-    settings = RunSettings(epochs=3, trials=6, grace_epochs=1, reduction_factor=2, forecast=False)
+    settings = RunSettings(
+        epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=2, forecast=False
+    )
     search = SearchDir(out / "s")
     outcome = study.tune(search, space, settings, prepared, default_uri(out), _ignore)
     return Done(search, settings, outcome)
@@ -110,11 +112,12 @@ def test_optuna_hears_the_truth(done: Done) -> None:
 
 
 def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
-    (final,) = done.search.finals()
-    assert final.about()["config"] == TrialConfig().model_dump()
-    assert final.about()["kind"] == "baseline"
-    assert final.status()["state"] == "completed"
-    assert [row["epoch"] for row in final.rows()] == [1, 2, 3]
+    for final in (done.search.final("paper", seed) for seed in (0, 1)):
+        assert final.about()["config"] == TrialConfig().model_dump()
+        assert final.about()["kind"] == "baseline run"
+        assert final.status()["state"] == "completed"
+        assert [row["epoch"] for row in final.rows()] == [1, 2, 3]
+        assert not final.last.exists(), "an ended training needs no state"
 
 
 def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:

@@ -295,7 +295,8 @@ def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slo
         of_trials = min(of_trials, 1e9 * settings.max_checkpoint_gb)
     # At the end: the weights of the best trials and of all final runs, and what those keep that still go on.
     finals = settings.confirm_seeds * (paper[1] + settings.confirm_top * sizes[1:, 1].mean())
-    at_the_end = min(KEPT_BEST, count) * sizes[1:, 1].mean() + finals + slots.count * sizes[1:].sum(axis=1).mean()
+    running = slots.count * max(sum(paper), sizes[1:].sum(axis=1).mean())
+    at_the_end = min(KEPT_BEST, count) * sizes[1:, 1].mean() + finals + running
     at_the_end = at_the_end if settings.baseline else 0.0
     return round(max(of_trials, at_the_end))
 
