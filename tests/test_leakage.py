@@ -14,10 +14,11 @@ from PIL import Image
 from rich.console import Console
 
 from wmlsearch.config import InputError
-from wmlsearch.data.leakage import check_names, correlations, near_pairs, perceptual_hashes
-from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.leakage import Guard, check_names, correlations, near_pairs, perceptual_hashes
+from wmlsearch.data.manifest import Manifest, Task
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sources import Source
+from wmlsearch.data.sources import Source, discover
+from wmlsearch.data.volumes import cut
 from wmlsearch.display import show_manifest
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/ms-flair"
@@ -197,7 +198,22 @@ def test_near_duplicates_are_alike_in_hash_and_correlation() -> None:
     assert correlations(pictures[:1], pictures[1:2])[0][0] == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-# --------------------------------------------------------------------------------------------- patients of two names
+# ---------------------------------------------------------------------------------------- patients in two splits
+
+
+def test_a_patient_in_two_parts_of_a_split_by_patient(raw: Path, honest: Path) -> None:
+    manifest = Manifest.read(honest)
+    source = next(s for s in discover(raw) if s.patient == "01")
+    geometry = next(v for v in manifest.volumes if v.patient == "01")
+    guard = Guard()
+    guard.add(Task(source, geometry, [], [], []), cut(source, geometry, []))
+    guard.add(Task(source, geometry, [3, 4], ["train", "test"], [True, True]), cut(source, geometry, [3, 4]))
+    with pytest.raises(InputError) as error:
+        guard.certify(manifest.certificate, allow=True)
+    assert str(error.value) == (
+        f"patient '01' is in train ({geometry.source} slice 3) and in test ({geometry.source} slice 4), "
+        "but a split by patient must keep all scans together"
+    )
 
 
 def sources(*names: str) -> list[Source]:

@@ -6,9 +6,9 @@ are *equal* when their images are, *near* duplicates when the perceptual hashes 
 the thumbnails agree, and *mirrored* when they do so left to right.
 
 Found: copies saved as JPEG, brightened, shifted in the window, scaled, mirrored, and neighbouring slices of one scan
-that look alike. Not found: copies turned by more than a few degrees, upside down, with little foreground, or under a
-window that cuts the head off at another place; and follow-up scans, which are other images: these are known by the
-patient's name alone.
+that look alike. Not found: changed copies that are turned by more than a few degrees, upside down, evenly grey inside
+their outline, with little foreground, or under a window that cuts the head off at another place; and follow-up scans,
+which are other images: these are known by the patient's name alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NEAR_HASH = 51  # of 255 bits, a fifth, may differ
 NEAR_CORRELATION = 0.99  # of two thumbnails, more than
 NEAR_INSIDE = 0.9  # the same within the bright part of both: the outline of a head makes all slices correlate
 BRIGHT = 0.5  # of a thumbnail's typical brightness
-FEW = 100  # pixels that are not background
+FEW = 100  # pixels that are not background: below, a slice is compared with its place in the window
 EDGE = 32  # pixels of a thumbnail
 REACH = 2.2  # a thumbnail reaches so many standard deviations of the brightness from its centre; a disc ends at 2
 DARK = 0.15  # of a slice's typical brightness: below, pixels say nothing about where the head is
