@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.ending import crown
 from wmlsearch.jobs import about_data, about_run
 from wmlsearch.model.training import epochs
 from wmlsearch.runs import RunDir, SearchDir
@@ -40,7 +42,13 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     """A search as it ends: a trial, and two seeds of it as its champion, trained just enough to find something."""
     data, space = PreparedData.open(prepared), SearchSpace.of({"depth": {"choices": [2, 3]}}, "quick.yaml")
     config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
-    about = {"space": {"source": "quick.yaml", "values": space.mapping()}, "settings": RunSettings().model_dump()}
+    about = {
+        "space": {"source": "quick.yaml", "values": space.mapping()},
+        "settings": RunSettings().model_dump(),
+        "data": about_data(prepared, data),
+        "data_path": str(prepared),
+        "certificate": dataclasses.asdict(data.manifest.certificate),
+    }
     search = SearchDir.create(tmp_path_factory.mktemp("searched") / "runs" / "s", {"name": "s", **about})
     for run, name, seed in (
         (search.trial(0), "trial-0000", 0),
@@ -48,11 +56,13 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         (search.final("trial-0000", 1), "trial-0000-seed1", 1),
     ):
         settings = RunSettings(epochs=6, seed=seed)
-        RunDir.create(run.path, about_run(name, "trial", config, settings, about_data(prepared, data)))
+        made = about_run(name, "trial", config, settings, about_data(prepared, data))
+        RunDir.create(run.path, {**made, "model": "trial-0000"})
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
             run.append(report.row())
         run.set_status("completed")
-    search.set_status("completed", champion="trial-0000")
+    crown(search, RunSettings(), prepared, lambda _: None, lambda _: None)
+    search.set_status("completed")
     return search
 
 

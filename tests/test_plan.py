@@ -314,7 +314,8 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     assert made["search_s"] > 0
     start = lines.index("forecast: three configurations are timed for some seconds ...")
     assert re.fullmatch(
-        r"forecast: about [\dmins ]+, 5 epochs of trials and at most 4 of 2 final runs, [\d.]+ MB of checkpoints, \d+ MiB a worker",
+        r"forecast: about [\dmins ]+, 5 epochs of trials and at most 4 of 2 final runs, [\d.]+ MB of checkpoints, "
+        r"\d+ MiB a worker",
         lines[start + 1],
     )
     assert re.search(r"\(1 of 3 trials, about [\dmins ]+ left\)", "\n".join(lines))

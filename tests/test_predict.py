@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from wmlsearch.model.inference import Model, Preprocessing, predict
 from wmlsearch.overlay import telling
 from wmlsearch.registry import register
 from wmlsearch.runs import SearchDir
-from wmlsearch.tracking import connect, default_uri
+from wmlsearch.store import connect
+from wmlsearch.tracking import default_uri
 from wmlsearch.trained import trained
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/ms-flair/unlabelled"
@@ -79,7 +81,7 @@ def refused(result: Result) -> str:
 def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) -> None:
     result = say("predict", "s", "in", "--out", "found")
     assert result.exit_code == 0, result.output
-    model = Model.of_run(searched.final("trial-0000", 0))
+    model = load_exported(searched.model("champion").export).members[0]
     found = Path("found")
     names = [f"{stem}_{kind}" for stem in ("01", "02") for kind in ("mask.nii.gz", "overlay.png", "probability.nii.gz")]
     assert sorted(path.name for path in found.iterdir()) == sorted([*names, "lesions.csv"])
@@ -103,7 +105,7 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
         assert row == {
             "input": f"in/{stem}.nii.gz",
             "predicted_by": "model",
-            "model": "trial-0000-seed0",
+            "model": model.name,
             "threshold": f"{model.threshold:.6g}",
             "lesions": str(ndimage.label(voxels, np.ones((3, 3, 3)))[1]),
             "volume_ml": f"{voxels.sum() * edges.prod() / 1000:.4f}",
@@ -134,8 +136,8 @@ def test_the_ensemble_has_rows_of_its_own(say: Say, flairs: Path, searched: Sear
     assert [row["predicted_by"] for row in (single, ensemble)] == ["model", "ensemble"]
     assert [row["mask"] for row in (single, ensemble)] == ["", "01_mask.nii.gz"]
     assert [row["threshold"] for row in (single, ensemble)] == ["0.4", "0.4"]
-    assert ensemble["model"] == "trial-0000-seed0 trial-0000-seed1"
-    models = [Model.of_run(run) for run in searched.finals()]
+    models = load_exported(searched.model("champion").export).members
+    assert ensemble["model"] == " ".join(model.name for model in models)
     source = Source("", "", flairs, (flairs / "01.nii.gz",))
     wanted = predict(models, source, 0.4)
     assert np.array_equal(np.asarray(nib.load("found/01_mask.nii.gz").dataobj), wanted.mask)
@@ -261,34 +263,28 @@ def test_what_a_model_may_be(say: Say, searched: SearchDir, flairs: Path, tmp_pa
     def names(model: object) -> list[str]:
         return [member.name for member in trained(str(model), searched.path.parent, default_uri(tmp_path)).members]
 
-    seeds = ["trial-0000-seed0", "trial-0000-seed1"]
-    assert names("s") == names(searched.path) == seeds
-    assert names(searched.final("trial-0000", 1).path) == seeds[1:]
+    seeds = names("s")
+    assert sorted(seeds) == ["trial-0000-seed0", "trial-0000-seed1"]
+    assert names(searched.path) == names(searched.model("champion").path) == seeds
+    assert names(searched.final("trial-0000", 1).path) == ["trial-0000-seed1"]
     result = say("export", "s", "model")
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        "model: 2 seeds, the first is trial-0000-seed0; next: wmlsearch predict model IMAGE --out found\n"
+        f"model: 2 seeds, the first is {seeds[0]}; next: wmlsearch predict model IMAGE --out found\n"
     )
     assert names("model") == seeds
     client = connect(default_uri(tmp_path))
     run_id = client.create_run(client.create_experiment("e", (tmp_path / "artifacts").as_uri())).info.run_id
-    register(default_uri(tmp_path), run_id, Path("model"), "champion")
+    register(client, run_id, Path("model"), "champion")
     assert names("models:/wml-unet@champion") == names("models:/wml-unet/1") == seeds
     uri = ("--mlflow-uri", default_uri(tmp_path))
     assert say("predict", "models:/wml-unet@champion", "in/01.nii.gz", "--out", "a", *uri).exit_code == 0
     assert say("predict", "s", "in/01.nii.gz", "--out", "b").exit_code == 0
     for path in Path("b").iterdir():
         assert (Path("a") / path.name).read_bytes() == path.read_bytes()
-    status = searched.status()
-    try:
-        searched.set_status("completed")
-        assert names("s") == ["trial-0000"]  # no champion: the best trial
-        searched.set_status("completed", champion="trial-0009")
-        assert refused(say("export", "s", "other")) == (
-            f"{searched.path}: its champion trial-0009 has no weights in final/; name a run instead"
-        )
-    finally:
-        searched.set_status("completed", champion=status["champion"])
+    other = SearchDir(shutil.copytree(searched.path, tmp_path / "other"))
+    other.model("champion").remove()
+    assert names(other.path) == ["trial-0000"]  # no champion: the best trial
     assert len(load_exported(Path("model")).members) == 2
 
 

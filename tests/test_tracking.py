@@ -44,7 +44,7 @@ def search(tmp_path: Path) -> SearchDir:
             run.append(row(epoch))
         if state != "running":
             run.set_status(state, f"because of {state}")
-    final = RunDir.create(made.final("paper", 0).path, about("paper-seed0", "baseline"))
+    final = RunDir.create(made.final("paper", 0).path, about("paper-seed0", "baseline run"))
     final.append(row(1))
     final.set_status("completed")
     return made

@@ -163,7 +163,7 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         else:
             if isinstance(run, SearchDir) and run.report.is_dir():
                 client.log_artifacts(ledger["run_id"], str(run.report), "report")
-            if about["kind"] in ROLES:
+            if about["kind"] in ROLES and run.export.is_dir():
                 register(client, ledger["run_id"], run.export, about["kind"], f"{about['model']} of {root.name}")
             end = int(status.get("ended", time.time()) * 1000)
             client.set_terminated(ledger["run_id"], _mlflow_status(state), end)

@@ -82,7 +82,7 @@ def candidates(search: SearchDir) -> list[Candidate]:
     """All configurations that have final runs: the paper's, then the others by their score, the best first."""
     runs: dict[str, list[RunDir]] = {}
     for run in search.finals():
-        runs.setdefault(run.about()["model"], []).append(run)
+        runs.setdefault(run.name.rpartition("-seed")[0], []).append(run)
     found = []
     for name, own in runs.items():
         values = tuple(best_row(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in own)
