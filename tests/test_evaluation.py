@@ -223,7 +223,7 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     assert found["verdict"]["verdict"] == "not shown: too few patients"
     assert f"verdict: {found['verdict']['sentence']}" in result.stdout
     tested = search.model(CHAMPION).test()["metrics"]
-    assert tested["test_dice_patients"] == pytest.approx(primary["champion"])
+    assert tested["test_dice"] == pytest.approx(primary["champion"])
     assert tested["test_volumes_dice"] == pytest.approx(
         np.mean([member[VOLUMES]["pooled"]["dice"] for member in found["models"][CHAMPION]["members"]])
     )

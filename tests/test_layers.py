@@ -68,6 +68,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.verdict.report": "matplotlib optuna jinja2",
     "wmlsearch.store": "mlflow",
     "wmlsearch.registry": "mlflow",
+    "wmlsearch.views": "",
     "wmlsearch.tracking": "mlflow",
     "wmlsearch.jobs": "",
     "wmlsearch.trained": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -125,15 +126,39 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert [run.info.run_name for run in parents] == ["s"]
-    assert len(runs) == 1 + 6 + 1
+    assert len(runs) == 1 + 6 + 4 + 2  # the search, its trials, two seeds of two configurations, the models
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
+    certificate = done.search.about()["certificate"]
     for run in done.search.trials() + done.search.finals():
         held = by_key[run.about()["key"]]
         for name in ("val_dice_best", "train_loss", "val_precision", "learning_rate"):
             wanted = [(row["epoch"], row[name]) for row in run.rows() if row[name] is not None]
             history = [(point.step, point.value) for point in client.get_metric_history(held.info.run_id, name)]
             assert sorted(history) == wanted
+    for run in runs:
+        assert "split_certificate.json" in [it.path for it in client.list_artifacts(run.info.run_id)]
+    path = client.download_artifacts(by_key[done.search.trial(0).about()["key"]].info.run_id, "split_certificate.json")
+    assert json.loads(Path(path).read_text()) == certificate
+
+
+def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done) -> None:
+    client, search = MlflowClient(default_uri(done.search.path.parent)), done.search
+    found = search.test()
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
+    by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
+    for role in ("baseline", "champion"):
+        model = search.model(role)
+        held = by_key[model.about()["key"]]
+        assert held.info.run_name == f"{role} ({found['names'][role]})"
+        assert {name: held.data.metrics[name] for name in model.test()["metrics"]} == model.test()["metrics"]
+        version = client.get_model_version_by_alias("wml-unet", role)
+        assert version.run_id == held.info.run_id
+        files = {Path(it.path).name for it in client.list_artifacts(held.info.run_id, "model")}
+        assert files == {"model.json", "member-0.safetensors", "member-1.safetensors"}
+    parent = by_key[search.about()["key"]].data.tags
+    assert parent["verdict"] == found["verdict"]["verdict"]
+    assert parent["mlflow.note.content"] == found["verdict"]["sentence"]
 
 
 def test_leaderboard_and_pictures(done: Done) -> None:
@@ -142,7 +167,10 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     assert values == sorted(values, reverse=True)  # type: ignore[type-var]
     assert board.best is not None
     assert board.best.value == max(row["val_dice_best"] for run in done.search.trials() for row in run.rows())
-    assert [entry.name for entry in board.finals] == ["paper-seed0"]
+    champion = done.search.test()["names"]["champion"]
+    assert {entry.name for entry in board.finals} == {
+        f"{name}-seed{seed}" for name in ("paper", champion) for seed in (0, 1)
+    }
     assert all(("warmup_fraction" in e.config) == (e.config["schedule"] == "cosine") for e in board.trials)
     assert [path.name for path in done.outcome.pictures] == ["curves.png", "examples.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in done.outcome.pictures)

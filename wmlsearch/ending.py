@@ -22,6 +22,7 @@ from wmlsearch.runs import GOOD, RunDir, SearchDir
 from wmlsearch.verdict.champion import MEASURE, PAPER, Candidate, candidates, champion, to_confirm
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
 from wmlsearch.verdict.leaderboard import leaderboard
+from wmlsearch.views import TEST
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Slots
@@ -172,7 +173,7 @@ def flat(found: dict[str, Any], role: str) -> dict[str, float]:
                     metrics[f"test_{short}_{name}{end}_sd"] = statistics.stdev(values)
     means = [value for value in unit_means(found, role, "dice").values() if value is not None]
     if means:
-        metrics[f"test_dice_{found['unit']}"] = statistics.fmean(means)
+        metrics[TEST] = statistics.fmean(means)
     return metrics
 
 

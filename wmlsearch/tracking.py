@@ -7,9 +7,10 @@ metric with the same name, step, value and time is one row however often it arri
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.store import connect
+from wmlsearch.verdict.champion import MEASURE
+from wmlsearch.views import BEST, view_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,11 +129,18 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         for row in fresh
         for name, value in row.items()
         if name not in ("epoch", "time", "ended") and value is not None
+    ] + [
+        Metric(BEST, float(row[MEASURE]), int(row["time"] * 1000), row["epoch"])
+        for row in _better(rows, about["settings"]["objective"])[ledger["rows"] :]
+        if row and row.get(MEASURE) is not None
     ]
     params, tags = [], []
     if "params" not in ledger:
         params = [Param(name, str(value)) for name, value in _params(about).items()]
-        tags = [RunTag(name, str(value)) for name, value in _tags(about).items()]
+        tags = [RunTag("search", root.name)] if isinstance(root, SearchDir) else []
+        tags += [RunTag(name, str(value)) for name, value in _tags(about).items()]
+        if isinstance(run, SearchDir):
+            client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(about["space"]["values"])))
         if certificate := root.about().get("certificate"):
             client.log_dict(ledger["run_id"], certificate, "split_certificate.json")
     test = run.test()
@@ -172,21 +182,33 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
 
 def _make(client: MlflowClient, uri: str, run: RunDir, parent: str | None) -> str:
     """The MLflow run of a run folder: the one with its key if there is one, else a new one."""
-    about = run.about()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        place = (
-            Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts" if uri.startswith("sqlite:///") else None
-        )
-        experiment_id = client.create_experiment(EXPERIMENT, place.as_uri() if place else None)
-    else:
-        experiment_id = experiment.experiment_id
+    about, experiment_id = run.about(), _experiment(client, uri)
     found = client.search_runs([experiment_id], f"tags.`wmlsearch.key` = '{about['key']}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
     tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
     made = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"])
     return str(made.info.run_id)
+
+
+def _experiment(client: MlflowClient, uri: str) -> str:
+    """The id of our experiment, made where it is missing."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    place = Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts" if uri.startswith("sqlite:///") else None
+    return str(client.create_experiment(EXPERIMENT, place.as_uri() if place else None))
+
+
+def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[str, Any]]:
+    """Each epoch that was better than all before it; in the place of others {}."""
+    best, found = -math.inf, []
+    for row in rows:
+        value = row.get(objective, row.get(MEASURE))
+        better = value is not None and value > best
+        best = value if better else best
+        found.append(row if better else {})
+    return found
 
 
 def _brief(error: Exception) -> str:

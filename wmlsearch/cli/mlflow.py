@@ -60,7 +60,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> No
         sys.exit(ui_there(cluster, _free_port(port), options.say))
     uri = options.uri_of(out, mlflow_uri)
     if uri.startswith(("http://", "https://")):
-        options.say(f"the MLflow server is at {uri}")
+        options.say(f"the MLflow server is at {uri.rstrip('/')}{_page(uri, out)}")
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not store.exists():
@@ -69,7 +69,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> No
     log = out / "mlflow-ui.log"
     options.say(f"starting MLflow on {uri} ...")
     with _server(uri, address, log) as server:
-        options.say(f"MLflow's pages: {address}/#/experiments/{_experiment(uri)}/runs  (Ctrl-C ends them)")
+        options.say(f"MLflow's pages: {address}{_page(uri, out)}  (Ctrl-C ends them)")
         server.wait()
         raise OSError(f"MLflow has ended by itself; why, stands in {log}")
 
@@ -106,12 +106,23 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _experiment(uri: str) -> str:
+def _page(uri: str, out: Path) -> str:
+    """The page of the latest search, where this store knows it, or of all runs."""
+    from wmlsearch.config import InputError
+    from wmlsearch.runs import SearchDir, every
     from wmlsearch.store import connect
     from wmlsearch.tracking import EXPERIMENT
+    from wmlsearch.views import TAG, page
 
-    found = connect(uri).get_experiment_by_name(EXPERIMENT)
-    return found.experiment_id if found else "0"
+    try:
+        found = connect(uri).get_experiment_by_name(EXPERIMENT)
+    except Exception as error:  # whatever the server raises
+        raise InputError(f"{uri}: MLflow doesn't answer ({type(error).__name__}: {str(error)[:200]})") from None
+    if found is None:
+        return ""
+    searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=lambda it: it.about()["created"])
+    known = [it.name for it in searches if TAG + it.name in found.tags]
+    return page(found.experiment_id, known[-1]) if known else f"/#/experiments/{found.experiment_id}/runs"
 
 
 def _free_port(first: int) -> int:
