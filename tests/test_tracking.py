@@ -16,6 +16,7 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.tracking import Mirror, connect, default_uri, push, sync
 
+SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
 DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
 
 
@@ -37,7 +38,7 @@ def row(epoch: int) -> dict[str, Any]:
 
 @pytest.fixture
 def search(tmp_path: Path) -> SearchDir:
-    made = SearchDir.create(tmp_path / "runs" / "s", about("s", "search"))
+    made = SearchDir.create(tmp_path / "runs" / "s", {**about("s", "search"), "space": SPACE})
     for number, state in enumerate(("completed", "stopped", "diverged", "interrupted", "running")):
         run = RunDir.create(made.trial(number).path, about(f"trial-{number:04d}", "trial"))
         for epoch in range(1, 4):

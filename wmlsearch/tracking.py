@@ -18,6 +18,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
+from wmlsearch.space import SearchSpace
 from wmlsearch.store import connect
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
@@ -140,7 +141,8 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         tags = [RunTag("search", root.name)] if isinstance(root, SearchDir) else []
         tags += [RunTag(name, str(value)) for name, value in _tags(about).items()]
         if isinstance(run, SearchDir):
-            client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(about["space"]["values"])))
+            space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+            client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(space.dimensions)))
         if certificate := root.about().get("certificate"):
             client.log_dict(ledger["run_id"], certificate, "split_certificate.json")
     test = run.test()

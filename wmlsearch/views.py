@@ -33,7 +33,12 @@ def view_tag(search: str, parameters: Sequence[str]) -> tuple[str, str]:
         {"type": "BAR", "metricKey": BEST, "displayName": "best_dice"},
         {"type": "BAR", "metricKey": TEST, "displayName": "test_dice: sealed test patients"},
     ]  # fmt: skip
-    common: dict[str, Any] = {"runsCountToCompare": 100, "metricSectionId": section["uuid"], "deleted": False, "isGenerated": False}
+    common: dict[str, Any] = {
+        "runsCountToCompare": 100,
+        "metricSectionId": section["uuid"],
+        "deleted": False,
+        "isGenerated": False,
+    }
     state: dict[str, Any] = {
         "searchFilter": f"tags.search = '{search}'",
         "orderByKey": f"metrics.`{BEST}`",
