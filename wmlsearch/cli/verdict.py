@@ -61,5 +61,4 @@ def report(name: str | None, out: Path) -> None:
     from wmlsearch.verdict.report import write_report
 
     page = write_report(find_search(name, out))
-    options.say(f"report: {page}")
-    options.say(f"open it: {page.resolve().as_uri()}")
+    options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

@@ -52,10 +52,9 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
                     axes.contour(found[row], levels=[0.5], colors=[colour], linewidths=0.9)
                 if found is not None and title != "expert":
                     either = found[row].sum() + masks[position].sum()
-                    score = 2 * np.logical_and(found[row], masks[position]).sum() / max(either, 1)
-                    axes.text(
-                        0.97, 0.03, f"Dice {score:.2f}", color="white", fontsize=8, ha="right", transform=axes.transAxes
-                    )
+                    both = np.logical_and(found[row], masks[position]).sum()
+                    score = f"Dice {2 * both / either:.2f}" if either else "no lesion"
+                    axes.text(0.97, 0.03, score, color="white", fontsize=8, ha="right", transform=axes.transAxes)
                 if row == 0:
                     axes.set_title(title, fontsize=10)
                 if title == "FLAIR":

@@ -27,9 +27,10 @@ from wmlsearch.verdict.leaderboard import Entry, Leaderboard
 
 BASELINE, CHAMPION = "#d95f02", "#1b6ca8"
 OTHERS, INK, FAINT = "#c4c9cf", "#30363d", "#e3e6ea"
+DPI = 150
 LABELLED = 12  # points of a front; more names would cover each other
 # parse_math: names of patients and files may hold a $.
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10.5, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#8b949e",
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": FAINT, "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False,
@@ -44,7 +45,7 @@ def drawn(path: Path, width: float, height: float, rows: int = 1, columns: int =
         try:
             yield figure, axes
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=DPI)
         finally:
             plt.close(figure)
 
@@ -63,7 +64,7 @@ def _values(run: RunDir, name: str) -> tuple[list[int], list[float]]:
 def history(path: Path, board: Leaderboard) -> None:
     """The objective of each trial, in the order in which they began, and the best so far."""
     entries = sorted(board.trials, key=lambda entry: entry.name)
-    with drawn(path, 6.4, 3.7) as (figure, grid):
+    with drawn(path, 5.3, 3.9) as (figure, grid):
         axes = grid[0, 0]
         known = [(n, entry) for n, entry in enumerate(entries) if entry.value is not None]
         for label, colour, face, chosen in (
@@ -74,7 +75,7 @@ def history(path: Path, board: Leaderboard) -> None:
             points = [(n, entry.value) for n, entry in known if chosen(entry)]
             if points:
                 axes.scatter(*zip(*points, strict=True), s=26, facecolor=face, edgecolor=colour, label=label, zorder=3)
-        best = np.maximum.accumulate([entry.value for _, entry in known])
+        best = np.maximum.accumulate([entry.value or 0.0 for _, entry in known])
         axes.step([n for n, _ in known], best, where="post", color=CHAMPION, linewidth=1.4, label="best so far")
         paper = [(n, entry.value) for n, entry in known if is_paper(entry)]
         if paper:
@@ -91,13 +92,14 @@ def history(path: Path, board: Leaderboard) -> None:
 
 def curves(path: Path, board: Leaderboard, settings: RunSettings, found: list[Candidate], chosen: str) -> None:
     """The objective of each training over its epochs, with the rungs at which trials are compared."""
-    with drawn(path, 6.4, 4.1) as (figure, grid):
+    with drawn(path, 5.3, 3.9) as (figure, grid):
         axes = grid[0, 0]
         rungs = [level.epoch for level in levels_of(settings) if level.epoch < settings.epochs]
         for n, epoch in enumerate(rungs):
             label = None if n else "trials are compared"
             axes.axvline(epoch, color="#8b949e", linestyle=":", linewidth=1.2, label=label, zorder=1)
-        ended, stopped = [], []
+            ended: list[Entry] = []
+        stopped: list[Entry] = []
         for entry in board.trials[::-1]:
             (stopped if entry.state in ("stopped", *BAD) else ended).append(entry)
         for entries, colour, label in ((stopped, OTHERS, "stopped or failed"), (ended, "#8fb8d6", "other trials")):
@@ -128,7 +130,7 @@ def _curve(axes: Axes, run: RunDir, name: str, **style: Any) -> None:
 
 def rates(path: Path, board: Leaderboard) -> None:
     """Population based training: the learning rate that each trial was trained with, and that of the best."""
-    with drawn(path, 6.4, 3.5) as (figure, grid):
+    with drawn(path, 6.8, 3.6) as (figure, grid):
         axes = grid[0, 0]
         for entry in board.trials[::-1]:
             best = board.best is not None and entry.path == board.best.path
@@ -151,7 +153,7 @@ def pareto(path: Path, board: Leaderboard) -> None:
     known = [entry for entry in board.trials if entry.best.get(up) is not None and entry.best.get(across) is not None]
     points = {entry.path: (entry.best[across], entry.best[up]) for entry in known}
     on_front = [points[entry.path] for entry in board.front]
-    with drawn(path, 6.4, 4.4) as (figure, grid):
+    with drawn(path, 6.8, 4.5) as (figure, grid):
         axes = grid[0, 0]
         for those, size, colour, label in (
             (list(points.values()), 24, OTHERS, "other trials"),
@@ -179,7 +181,7 @@ def pareto(path: Path, board: Leaderboard) -> None:
 def bars(path: Path, shares: Mapping[str, float]) -> None:
     """Importances, the largest on top."""
     names = list(shares)[::-1]
-    with drawn(path, 6.4, 0.9 + 0.3 * len(names)) as (_, grid):
+    with drawn(path, 6.8, 0.9 + 0.3 * len(names)) as (_, grid):
         axes = grid[0, 0]
         axes.barh(names, [shares[name] for name in names], color=CHAMPION, height=0.62)
         for n, name in enumerate(names):
@@ -207,7 +209,7 @@ def parallel(path: Path, board: Leaderboard, space: SearchSpace) -> None:
             places = [_place(space.dimensions[name], entry.config.get(name)) for name in names]
             value = (entry.value or 0.0) / top
             best = board.best is not None and entry.path == board.best.path
-            colour = CHAMPION if best else BASELINE if is_paper(entry) else scale(0.2 + 0.5 * value)
+            colour = CHAMPION if best else BASELINE if is_paper(entry) else scale(0.3 + 0.5 * value)
             style = {"linewidth": 2.8, "zorder": 4} if best else {"linewidth": 1.3, "zorder": 2 + value, "alpha": 0.85}
             axes.plot(range(len(names) + 1), [*places, value], color=colour, **style)
         for n, name in enumerate(names):
@@ -219,7 +221,7 @@ def parallel(path: Path, board: Leaderboard, space: SearchSpace) -> None:
             _tick(axes, len(names), share, f"{share * top:.3f}")
         for n in range(len(names) + 1):
             axes.plot([n, n], [0, 1], color="#57606a", linewidth=1.1, zorder=1)
-        axes.set_xticks(range(len(names) + 1), [*(name.replace("_", "\n") for name in names), "objective"])
+        axes.set_xticks(range(len(names) + 1), [*(name.replace("_", "\n") for name in (*names, board.objective))])
         axes.set(xlim=(-0.45, len(names) + 0.45), ylim=(OFF - 0.06, 1.06), yticks=[])
         axes.tick_params(axis="x", length=0)
         axes.grid(visible=False)

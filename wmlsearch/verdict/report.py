@@ -28,6 +28,7 @@ from wmlsearch.verdict.tables import seconds_of, write_tables
 
 SHOWN = 20  # rows of a table before the rest is folded away
 COLUMNS = 9  # hyperparameters with a column of their own; more stand in one
+DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 LESIONS = ("lesion_recall", "lesion_precision", "lesion_f1")
 # Table II of the paper: Dice that others reached on their own data.
 OTHERS = (("Valverde", "0.56"), ("Roy", "0.5639"), ("Aslani", "0.6114 (ISBI), 0.6655 (NRU)"), ("Krüger", "0.45"),
@@ -91,28 +92,43 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("wmlsearch", "verdict"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"score": _score, "signed": lambda value: _score(value, "+.4f"), "p": _p, "duration": _duration,
-                     "words": lambda name: WORDS.get(name, name.replace("_", " ")), "embedded": _embedded}  # fmt: skip
-    made.tests["number"] = lambda value: isinstance(value, int | float)
+    made.filters.update(
+        score=_score,
+        signed=lambda value: _score(value, "+.4f"),
+        p=_p,
+        duration=_duration,
+        words=_in_words,
+        embedded=_embedded,
+        width=_width,
+    )
     return made
 
 
+def _in_words(metric: str) -> str:
+    return WORDS.get(metric, metric.replace("_", " "))
+
+
 def _score(value: float | None, form: str = ".4f") -> str:
-    """`0.7292`; an en dash for what is not a number."""
-    return "–" if value is None else f"{value:{form}}".replace("-", "−")
+    """`0.7292`, with a true minus sign; a dash for what is not a number."""
+    return DASH if value is None else f"{value:{form}}".replace("-", MINUS)
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _duration(seconds: float | None) -> str:
-    return "–" if seconds is None else duration(seconds)
+    return DASH if seconds is None else duration(seconds)
 
 
 def _embedded(path: Path) -> str:
     """A picture as a data: URI, so that the page is whole wherever it goes."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _width(path: Path) -> int:
+    """In CSS pixels, at which all figures' letters are of one size: from the PNG's header."""
+    return round(int.from_bytes(path.read_bytes()[16:20], "big") * 100 / figures.DPI)
 
 
 def _figures(
@@ -184,16 +200,20 @@ def _failures(search: SearchDir) -> list[dict[str, Any]]:
             reason = status.get("reason", "")
             key = run.state, _last_line(reason)
             trace = status.get("traceback", "") or (reason if "\n" in reason.strip() else "")
-            new = {"state": run.state.replace("_", " "), "reason": key[1], "traceback": trace, "names": []}
+            state = run.state.replace("_", " ")
+            new: dict[str, Any] = {"state": state, "reason": key[1], "traceback": trace, "names": []}
             groups.setdefault(key, new)["names"].append(run.about()["name"])
     return list(groups.values())
 
 
 def _lineage(run: RunDir) -> dict[str, Any]:
     about = run.about()
-    factors = [f"× {factor:g} from epoch {epoch}" for epoch, factor in run.rate_factors().items()]
     parent = f"trial-{about['parent']:04d}"
-    return {"name": about["name"], "parent": parent, "epoch": about["parent_epoch"], "schedule": ", ".join(factors)}
+    return {"name": about["name"], "parent": parent, "epoch": about["parent_epoch"], "schedule": _factors(run)}
+
+
+def _factors(run: RunDir) -> str:
+    return ", ".join(f"{TIMES} {factor:g} from epoch {epoch}" for epoch, factor in run.rate_factors().items())
 
 
 def _final(candidate: Candidate, chosen: str) -> dict[str, Any]:
@@ -205,13 +225,13 @@ def _final(candidate: Candidate, chosen: str) -> dict[str, Any]:
 
 def _spent(search: SearchDir) -> dict[str, str]:
     """Time, GPU-hours and epochs, of trials and final runs."""
-    used, gpu = search.used(), "GPU-hours"
-    epochs = [sum(len(run.own_rows()) for run in runs) for runs in (search.trials(), search.finals())]
-    spent = {"trials": f"{duration(used['seconds'])}, {epochs[0]} epochs"}
-    if epochs[1]:
-        spent["final runs"] = f"{duration(used['final_seconds'])}, {epochs[1]} epochs"
+    used = search.used()
+    spent: dict[str, str] = {}
+    for what, key, runs in (("trials", "seconds", search.trials()), ("final runs", "final_seconds", search.finals())):
+        if epochs := sum(len(run.own_rows()) for run in runs):
+            spent |= {f"time of the {what}": duration(used[key]), f"epochs of the {what}": str(epochs)}
     gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
-    return {**spent, gpu: f"{gpu_s / 3600:.2f}" if gpu_s else "0 (no GPU used)"}
+    return {**spent, "GPU-hours": f"{gpu_s / 3600:.2f}" if gpu_s else "none used"}
 
 
 def _champion(
@@ -228,13 +248,12 @@ def _champion(
         return {}
     config = TrialConfig.of(run.about()["config"]).model_dump()
     write_text(search.report / "champion.yaml", point_yaml(config))
-    factors = ", ".join(f"× {factor:g} from epoch {epoch}" for epoch, factor in run.rate_factors().items())
     return {
         "name": chosen or run.about()["name"],
         "confirmed": known is not None,
         "yaml": point_yaml(config),
         "commands": train_commands(about, seeds),
-        "factors": factors,
+        "factors": _factors(run),
     }
 
 
@@ -263,13 +282,14 @@ def _test(test: Mapping[str, Any]) -> dict[str, Any]:
     theirs, ours = (unit_means(test, role, "dice") for role in ("baseline", "champion"))
     expert, _ = test_figures.lesion_sizes(test, "baseline")
     found = {role: test_figures.lesion_sizes(test, role)[1] for role in ("baseline", "champion")}
+    differences = {unit: our - their for unit, their, our in test_figures.pairs_of(test)}
     units = [
         {
             "unit": unit,
             "expert": expert[unit],
             "sizes": [its[unit] for its in found.values()],
             "dice": [their, ours[unit]],
-            "difference": None if their is None or ours[unit] is None else ours[unit] - their,
+            "difference": differences.get(unit),
         }
         for unit, their in sorted(theirs.items())
     ]
@@ -296,10 +316,16 @@ def _pooled(test: Mapping[str, Any], scope: str) -> list[dict[str, Any]]:
         if model["ensemble"]:
             shown.append((f"{role}, its ensemble", "own", "pooled", [model["ensemble"]]))
         for name, threshold, key, networks in shown:
-            cells = [mean_sd([one[scope][key][ratio] for one in networks]) for ratio in (*RATIOS, *LESIONS)]
+            cells = [_halves(mean_sd([one[scope][key][it] for one in networks])) for it in (*RATIOS, *LESIONS)]
             rows.append({"who": name, "threshold": threshold, "cells": cells, "kind": role})
     if scope == SLICES:
-        theirs = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in (PAPERS[ratio] for ratio in RATIOS)]
-        cells = [*theirs, *["–"] * len(LESIONS)]
+        theirs = [(f"{mean:.4f}", f"{spread:.4f}") for mean, spread in (PAPERS[it] for it in RATIOS)]
+        cells = [*theirs, *[_halves("-")] * len(LESIONS)]
         rows.append({"who": "the paper's Table I (other data)", "threshold": "0.5", "cells": cells, "kind": "other"})
     return rows
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """`0.7292 ± 0.0080` as two, the second empty where there is no spread."""
+    mean, _, spread = text.partition(" ± ")
+    return mean, spread

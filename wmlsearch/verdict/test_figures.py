@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from wmlsearch.verdict.evaluation import VOLUMES, unit_means
 from wmlsearch.verdict.figures import BASELINE, CHAMPION, INK, drawn
@@ -30,12 +31,11 @@ def paired(path: Path, found: Mapping[str, Any]) -> None:
     """Each unit's Dice from the baseline to the champion; and the differences with their mean and its interval."""
     pairs, primary, one = pairs_of(found), found["verdict"]["primary"], found["unit"].removesuffix("s")
     named = len(pairs) <= NAMED
-    with drawn(path, 7.2, max(3.8, 1.9 + 0.2 * len(pairs) * named), columns=2) as (_, grid):
+    with drawn(path, 8.0, max(3.8, 1.9 + 0.2 * len(pairs) * named), columns=2) as (_, grid):
         left, right = grid[0]
         alpha = 0.85 if named else 0.35
         for _, their, our in pairs:
-            colour = CHAMPION if our > their else BASELINE
-            left.plot([0, 1], [their, our], "o-", color=colour, linewidth=1.2, markersize=4, alpha=alpha)
+            left.plot([0, 1], [their, our], "o-", color=_colour(our - their), linewidth=1.2, markersize=4, alpha=alpha)
         means = [statistics.fmean(it[1] for it in pairs), statistics.fmean(it[2] for it in pairs)]
         left.plot([0, 1], means, "D-", color=INK, linewidth=2.2, markersize=6, label="mean")
         left.set_xticks([0, 1], ["baseline", "champion"])
@@ -45,30 +45,41 @@ def paired(path: Path, found: Mapping[str, Any]) -> None:
         differences = [our - their for _, their, our in pairs]
         right.axvline(0, color="#57606a", linewidth=1)
         right.scatter(differences, places, s=26, zorder=3, alpha=alpha,
-                      c=[CHAMPION if it > 0 else BASELINE for it in differences])  # fmt: skip
+                      c=[_colour(it) for it in differences])  # fmt: skip
         if primary["low"] is not None:
             right.plot([primary["low"], primary["high"]], [0, 0], color=INK, linewidth=2.6, solid_capstyle="butt")
         right.plot(primary["difference"], 0, "D", color=INK, markersize=7)
         right.set_yticks([0, *(places if named else [])], ["mean", *([it[0] for it in pairs] if named else [])])
         right.set(xlabel="champion - baseline (Dice)", ylim=(-0.8, len(pairs) + 0.8))
+        right.xaxis.set_major_locator(MaxNLocator(5))
         right.grid(axis="y", visible=False)
+
+
+def _colour(difference: float) -> str:
+    return CHAMPION if difference > 0 else BASELINE if difference < 0 else "#8b949e"
 
 
 def volumes(path: Path, found: Mapping[str, Any]) -> None:
     """How much lesion each model finds in each unit, against how much the expert has marked."""
-    expert, unit = lesion_sizes(found, "baseline")[0], "ml" if found["scope"] == VOLUMES else "pixels"
-    with drawn(path, 7.2, 4.0, columns=2) as (_, grid):
+    expert = lesion_sizes(found, "baseline")[0]
+    unit, step = ("ml", 1.0) if found["scope"] == VOLUMES else ("pixels", 10.0)
+    with drawn(path, 8.0, 4.3, columns=2) as (_, grid):
         sizes = {role: lesion_sizes(found, role)[1] for role in ROLES}
-        top = 1.08 * max(1e-9, *expert.values(), *(size for its in sizes.values() for size in its.values()))
+        top = 1.4 * max(step, *expert.values(), *(size for its in sizes.values() for size in its.values()))
         for axes, (role, its) in zip(grid[0], sizes.items(), strict=True):
-            _square(axes, top)
+            _square(axes, top, step)
             axes.scatter([expert[name] for name in its], list(its.values()), s=30, color=ROLES[role], alpha=0.75)
             axes.set(title=role, xlabel=f"expert ({unit})", ylabel=f"found ({unit})")
 
 
-def _square(axes: Axes, top: float) -> None:
+def _square(axes: Axes, top: float, step: float) -> None:
+    """Axes from 0: even up to `step`, logarithmic beyond; lesion loads span decades."""
     axes.plot([0, top], [0, top], color="#57606a", linewidth=1, linestyle="--")
-    axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+    axes.set_xscale("symlog", linthresh=step)
+    axes.set_yscale("symlog", linthresh=step)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlim=(-0.08 * step, top), ylim=(-0.08 * step, top), aspect="equal")
 
 
 def lesion_sizes(found: Mapping[str, Any], role: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -105,7 +116,7 @@ def gallery(path: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarra
     if not shown:
         return False
     means = {role: unit_means(found, role, "dice") for role in ROLES}
-    with drawn(path, 8.4, 2.25 * len(shown) + 0.3, rows=len(shown), columns=4) as (_, grid):
+    with drawn(path, 9.2, 2.75 * len(shown) + 0.3, rows=len(shown), columns=4) as (_, grid):
         for row, (title, unit) in enumerate(shown):
             place = units.index(unit)
             image, expert = arrays["images"][place], arrays["expert"][place].astype(bool)
@@ -133,9 +144,8 @@ def _image(axes: Axes, image: np.ndarray, mask: np.ndarray | None, colour: str) 
 
 
 def _words(axes: Axes, own: float | None, mean: float | None, one: str) -> None:
-    numbers: Sequence[tuple[str, float | None]] = (("this slice", own), (one, mean))
-    text = "\n".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in numbers)
-    axes.set_xlabel(f"Dice: {text}".replace("\n", " · "), fontsize=9)
+    lines = [f"{name}: {'-' if value is None else f'{value:.2f}'}" for name, value in (("slice", own), (one, mean))]
+    axes.set_xlabel(f"Dice of the {lines[0]}\nof the {lines[1]}", fontsize=9.5)
 
 
 def _dice(mask: np.ndarray, expert: np.ndarray) -> float | None:
