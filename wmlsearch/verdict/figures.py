@@ -98,7 +98,7 @@ def curves(path: Path, board: Leaderboard, settings: RunSettings, found: list[Ca
         for n, epoch in enumerate(rungs):
             label = None if n else "trials are compared"
             axes.axvline(epoch, color="#8b949e", linestyle=":", linewidth=1.2, label=label, zorder=1)
-            ended: list[Entry] = []
+        ended: list[Entry] = []
         stopped: list[Entry] = []
         for entry in board.trials[::-1]:
             (stopped if entry.state in ("stopped", *BAD) else ended).append(entry)
@@ -130,7 +130,7 @@ def _curve(axes: Axes, run: RunDir, name: str, **style: Any) -> None:
 
 def rates(path: Path, board: Leaderboard) -> None:
     """Population based training: the learning rate that each trial was trained with, and that of the best."""
-    with drawn(path, 6.8, 3.6) as (figure, grid):
+    with drawn(path, 5.9, 3.6) as (figure, grid):
         axes = grid[0, 0]
         for entry in board.trials[::-1]:
             best = board.best is not None and entry.path == board.best.path
@@ -153,7 +153,7 @@ def pareto(path: Path, board: Leaderboard) -> None:
     known = [entry for entry in board.trials if entry.best.get(up) is not None and entry.best.get(across) is not None]
     points = {entry.path: (entry.best[across], entry.best[up]) for entry in known}
     on_front = [points[entry.path] for entry in board.front]
-    with drawn(path, 6.8, 4.5) as (figure, grid):
+    with drawn(path, 5.9, 4.5) as (figure, grid):
         axes = grid[0, 0]
         for those, size, colour, label in (
             (list(points.values()), 24, OTHERS, "other trials"),
@@ -181,7 +181,7 @@ def pareto(path: Path, board: Leaderboard) -> None:
 def bars(path: Path, shares: Mapping[str, float]) -> None:
     """Importances, the largest on top."""
     names = list(shares)[::-1]
-    with drawn(path, 6.8, 0.9 + 0.3 * len(names)) as (_, grid):
+    with drawn(path, 5.9, 0.9 + 0.3 * len(names)) as (_, grid):
         axes = grid[0, 0]
         axes.barh(names, [shares[name] for name in names], color=CHAMPION, height=0.62)
         for n, name in enumerate(names):

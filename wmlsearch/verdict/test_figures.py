@@ -31,7 +31,7 @@ def paired(path: Path, found: Mapping[str, Any]) -> None:
     """Each unit's Dice from the baseline to the champion; and the differences with their mean and its interval."""
     pairs, primary, one = pairs_of(found), found["verdict"]["primary"], found["unit"].removesuffix("s")
     named = len(pairs) <= NAMED
-    with drawn(path, 8.0, max(3.8, 1.9 + 0.2 * len(pairs) * named), columns=2) as (_, grid):
+    with drawn(path, 5.9, max(3.8, 1.9 + 0.2 * len(pairs) * named), columns=2) as (_, grid):
         left, right = grid[0]
         alpha = 0.85 if named else 0.35
         for _, their, our in pairs:
@@ -50,8 +50,8 @@ def paired(path: Path, found: Mapping[str, Any]) -> None:
             right.plot([primary["low"], primary["high"]], [0, 0], color=INK, linewidth=2.6, solid_capstyle="butt")
         right.plot(primary["difference"], 0, "D", color=INK, markersize=7)
         right.set_yticks([0, *(places if named else [])], ["mean", *([it[0] for it in pairs] if named else [])])
-        right.set(xlabel="champion - baseline (Dice)", ylim=(-0.8, len(pairs) + 0.8))
-        right.xaxis.set_major_locator(MaxNLocator(5))
+        right.set(xlabel="difference of Dice", ylim=(-0.8, len(pairs) + 0.8))
+        right.xaxis.set_major_locator(MaxNLocator(3))
         right.grid(axis="y", visible=False)
 
 
@@ -63,7 +63,7 @@ def volumes(path: Path, found: Mapping[str, Any]) -> None:
     """How much lesion each model finds in each unit, against how much the expert has marked."""
     expert = lesion_sizes(found, "baseline")[0]
     unit, step = ("ml", 1.0) if found["scope"] == VOLUMES else ("pixels", 10.0)
-    with drawn(path, 8.0, 4.3, columns=2) as (_, grid):
+    with drawn(path, 5.9, 3.3, columns=2) as (_, grid):
         sizes = {role: lesion_sizes(found, role)[1] for role in ROLES}
         top = 1.4 * max(step, *expert.values(), *(size for its in sizes.values() for size in its.values()))
         for axes, (role, its) in zip(grid[0], sizes.items(), strict=True):
