@@ -201,7 +201,7 @@ def parallel(path: Path, board: Leaderboard, space: SearchSpace) -> None:
     names = list(space.dimensions)
     values = [entry.value or 0.0 for entry in known]
     top = max([*values, 1e-9])
-    scale = matplotlib.colormaps["Blues"]
+    scale, few = matplotlib.colormaps["Blues"], len(known) <= 30
     wide = max(7.2, 1.15 * (len(names) + 1))
     with drawn(path, wide, 4.3) as (_, grid):
         axes = grid[0, 0]
@@ -209,8 +209,12 @@ def parallel(path: Path, board: Leaderboard, space: SearchSpace) -> None:
             places = [_place(space.dimensions[name], entry.config.get(name)) for name in names]
             value = (entry.value or 0.0) / top
             best = board.best is not None and entry.path == board.best.path
-            colour = CHAMPION if best else BASELINE if is_paper(entry) else scale(0.3 + 0.5 * value)
-            style = {"linewidth": 2.8, "zorder": 4} if best else {"linewidth": 1.3, "zorder": 2 + value, "alpha": 0.85}
+            colour = CHAMPION if best else BASELINE if is_paper(entry) else scale(0.2 + 0.4 * value)
+            style = (
+                {"linewidth": 2.8, "zorder": 4}
+                if best
+                else {"linewidth": 1.3 if few else 0.9, "zorder": 2 + value, "alpha": 0.9 if few else 0.6}
+            )
             axes.plot(range(len(names) + 1), [*places, value], color=colour, **style)
         for n, name in enumerate(names):
             for place, text in _ticks(space.dimensions[name]):
