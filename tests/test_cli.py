@@ -19,7 +19,21 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.space import SearchSpace, shipped
 
-VERBS = ["phantom", "prepare", "train", "plan", "tune", "stop", "status", "predict", "export", "sync", "ui"]
+VERBS = [
+    "phantom",
+    "prepare",
+    "train",
+    "plan",
+    "tune",
+    "stop",
+    "status",
+    "evaluate",
+    "report",
+    "predict",
+    "export",
+    "sync",
+    "ui",
+]
 Say = Callable[..., Result]
 
 

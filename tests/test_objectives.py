@@ -27,7 +27,7 @@ from wmlsearch.search.suggest import Study, known_earlier
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 from wmlsearch.verdict.leaderboard import leaderboard
-from wmlsearch.verdict.report import write_pictures
+from wmlsearch.verdict.report import write_report
 
 BOTH = ["val_dice_best", "images_per_s"]
 ALL = "val_dice_best, val_dice, val_iou, val_soft_dice, val_average_precision or val_dice_patients"
@@ -351,9 +351,10 @@ def test_the_front_stands_first(by_hand: Callable[..., SearchDir]) -> None:
 @pytest.mark.parametrize("objectives", [BOTH, ["val_dice_best", "epoch_s"]])
 def test_the_picture_of_the_front(objectives: list[str], by_hand: Callable[..., SearchDir]) -> None:
     search = by_hand(objectives, (0.5, 81.25), (0.45, 60.0), (0.3, 240.04), (None, 500.0), (0.2, 10.0))
-    pictures = write_pictures(search, Path("nowhere"))  # without weights nothing is to be predicted
-    assert [path.name for path in pictures] == ["curves.png", "front.png"]
-    assert pictures[1].read_bytes().startswith(b"\x89PNG")
+    page = write_report(search).read_text()
+    assert (search.report / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert 'id="figure-front"' in page
+    assert "<dt>on the Pareto front</dt><dd>2 trials</dd>" in page if "images_per_s" in objectives else True
 
 
 # -------------------------------------------------------------------------------------------------- a whole search
@@ -385,7 +386,7 @@ def test_a_search_ends_in_a_front(done: Done) -> None:
     assert [f"trial-{run.name}" for run in done.search.trials() if run.best.exists()] == sorted(on_front)
     marked = [line.split()[1] for line in shown(done.search) if line.startswith("front  ")]
     assert marked == [entry.name for entry in board.front]
-    assert [path.name for path in done.outcome.pictures] == ["curves.png", "front.png", "examples.png"]
+    assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]
 
 
 def test_mlflow_knows_the_front(done: Done) -> None:

@@ -172,8 +172,9 @@ def test_leaderboard_and_pictures(done: Done) -> None:
         f"{name}-seed{seed}" for name in ("paper", champion) for seed in (0, 1)
     }
     assert all(("warmup_fraction" in e.config) == (e.config["schedule"] == "cosine") for e in board.trials)
-    assert [path.name for path in done.outcome.pictures] == ["curves.png", "examples.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in done.outcome.pictures)
+    assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]
+    assert "s: completed" not in (page := done.outcome.pictures[0].read_text()), "no terminal's words"
+    assert ": completed</p>" in page, "the page says how the search ended, though its folder said so only later"
 
 
 def test_a_finished_search_is_not_overwritten(done: Done, space: SearchSpace, prepared: Path) -> None:

@@ -77,35 +77,47 @@ def trials_left_s(forecast: Mapping[str, Any], used: Mapping[str, float]) -> flo
 
 
 def comparison(search: SearchDir) -> Table | None:
-    """The stored forecast of a search beside what has happened, from its folder; None where there is no forecast."""
-    expected, used = search.forecast(), search.used()
-    if not expected:
+    """The stored forecast of a search beside what has happened, as a table; None where there is no forecast."""
+    rows = compared(search)
+    if not rows:
         return None
-    trials, finals = ([run.rows() for run in runs] for runs in (search.trials(), search.finals()))
     table = Table(box=None, header_style="bold", pad_edge=False)
     happened = "so far" if search.state == RUNNING else "happened"
     for name in ("", "forecast", happened):
         table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def compared(search: SearchDir) -> list[tuple[str, str, str]]:
+    """What was forecast beside what has happened, from a search's folder: (what, forecast, happened)."""
+    expected, used = search.forecast(), search.used()
+    if not expected:
+        return []
+    trials, finals = ([run.rows() for run in runs] for runs in (search.trials(), search.finals()))
     epochs = [rung["epoch"] for rung in expected["rungs"]]
-    table.add_row(
-        f"trials at epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}",
-        ", ".join(f"{rung['trials']:.1f}".removesuffix(".0") for rung in expected["rungs"]),
-        ", ".join(str(sum(len(rows) >= epoch for rows in trials)) for epoch in epochs),
-    )
-    table.add_row("epochs of all trials", f"{expected['epochs']:.1f}", str(sum(map(len, trials))))
-    table.add_row("time of the trials", duration(expected["start_s"] + expected["search_s"]), duration(used["seconds"]))
+    rows = [
+        (
+            f"trials at epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}",
+            ", ".join(f"{rung['trials']:.1f}".removesuffix(".0") for rung in expected["rungs"]),
+            ", ".join(str(sum(len(rows) >= epoch for rows in trials)) for epoch in epochs),
+        ),
+        ("epochs of all trials", f"{expected['epochs']:.1f}", str(sum(map(len, trials)))),
+        ("time of the trials", duration(expected["start_s"] + expected["search_s"]), duration(used["seconds"])),
+    ]
     if expected["final_runs"] or finals:
-        table.add_row("epochs of final runs", f"at most {expected['final_epochs']}", str(sum(map(len, finals))))
-        times = (expected["final_s"], used["final_seconds"])
-        table.add_row("time of final runs", *(duration(seconds) if seconds else "-" for seconds in times))
+        rows.append(("epochs of final runs", f"at most {expected['final_epochs']}", str(sum(map(len, finals)))))
+        times = [duration(seconds) if seconds else "-" for seconds in (expected["final_s"], used["final_seconds"])]
+        rows.append(("time of final runs", times[0], times[1]))
     gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
     if expected["gpu_hours"] or gpu_s:
-        table.add_row("GPU-hours", f"{expected['gpu_hours']:.2g}", f"{gpu_s / 3600:.2g}")
-    memory = max((row.get("peak_memory_mb") or 0.0 for rows in trials for row in rows), default=0.0)
-    table.add_row("peak memory of a worker", *(_amount(mib, "MiB") for mib in (expected["peak_memory_mb"], memory)))
+        rows.append(("GPU-hours", f"{expected['gpu_hours']:.2g}", f"{gpu_s / 3600:.2g}"))
+    memory = max((row.get("peak_memory_mb") or 0.0 for its in trials for row in its), default=0.0)
+    rows.append(("peak memory of a worker", _amount(expected["peak_memory_mb"], "MiB"), _amount(memory, "MiB")))
     disk = (expected["disk_bytes"] / 1e6, used["checkpoint_bytes"] / 1e6)
-    table.add_row("checkpoints at most", *(_amount(mb, "MB") for mb in disk))
-    return table
+    rows.append(("checkpoints at most", _amount(disk[0], "MB"), _amount(disk[1], "MB")))
+    return rows
 
 
 def _amount(value: float, unit: str) -> str:

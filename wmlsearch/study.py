@@ -209,7 +209,7 @@ def _tune(
     except KeyboardInterrupt as stopped:
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
     finally:
-        pictures = _pictures(search, data)
+        pictures = _report(search, data, {**search.status(), "state": state, "reason": early}, say)
         several = bool(settings.objectives)
         front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
         search.set_status(state, early, **front)
@@ -275,10 +275,18 @@ def _waiting(search: SearchDir) -> str:
     return " or ".join(run.about()["name"] for run in begun) or "the next trial"
 
 
-def _pictures(search: SearchDir, data: Path) -> tuple[Path, ...]:
-    from wmlsearch.verdict.report import write_pictures
+def _report(search: SearchDir, data: Path, status: Mapping[str, Any], say: Say) -> tuple[Path, ...]:
+    """The report, and examples of predictions for it; whatever goes wrong with that, the search has ended well."""
+    from wmlsearch.verdict.examples import write_examples
+    from wmlsearch.verdict.report import write_report
 
-    return tuple(write_pictures(search, data)) if any(run.rows() for run in search.trials()) else ()
+    try:
+        examples = write_examples(search, data)
+        page = write_report(search, status)
+    except Exception as error:
+        say(f"no report ({type(error).__name__}: {error}); later: wmlsearch report {search.name}")
+        return ()
+    return (page, examples) if examples else (page,)
 
 
 def train(

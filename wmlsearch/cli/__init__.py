@@ -79,6 +79,7 @@ for verb in (
     runs.stop,
     runs.status,
     verdict.evaluate,
+    verdict.report,
     use.predict,
     use.export,
     mlflow.sync,

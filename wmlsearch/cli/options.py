@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
     from wmlsearch.jobs import Outcome
+    from wmlsearch.runs import SearchDir
     from wmlsearch.space import SearchSpace
 
 out = click.option(
@@ -131,6 +132,12 @@ def data_or_phantom(data: Path | None, out: Path) -> Path:
     bar, advance = progress_bar(console())
     with bar:
         return own_data(out, advance)
+
+
+def where_report(search: SearchDir) -> None:
+    page = search.report / "index.html"
+    if page.is_file():
+        say(f"report: {page}")
 
 
 def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:

@@ -205,7 +205,8 @@ def tune(
             outcome = study.tune(
                 search, ranges, wanted, data, uri, display.changed, where, display.say, earlier, display.progress
             )
-    show_search(console(), search, outcome.pictures)
+    show_search(console(), search)
+    options.where_report(search)
     options.where_next(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))
 
@@ -305,7 +306,8 @@ def status(name: str | None, out: Path, cluster: Path | None) -> None:
 
     run = find(name, out)
     if isinstance(run, SearchDir):
-        show_search(console(), run, sorted(run.report.glob("*.png")))
+        show_search(console(), run)
+        options.where_report(run)
     else:
         TrainingDisplay(console(), options.settings(**run.about()["settings"])).changed(run)
         options.say(f"{run.name}: {run.status().get('state')} {run.status().get('reason', '')}".rstrip())

@@ -44,3 +44,21 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
         mirror.notify(part)
     if problem := mirror.close():
         options.say(f"MLflow lacks some of it ({problem}); later: wmlsearch sync {root.name}")
+
+
+@click.command(short_help="Write the report of a search.")
+@click.argument("name", required=False)
+@options.out
+def report(name: str | None, out: Path) -> None:
+    """Write a search's report (default: the latest) from its folder alone: one HTML page, its figures and tables.
+
+    It can be written at any time, also of a search that is running or that was stopped. `wmlsearch tune` does it at its
+    end.
+
+    Example: wmlsearch report search-20261123-201512
+    """
+    from wmlsearch.runs import find_search
+    from wmlsearch.verdict.report import write_report
+
+    page = write_report(find_search(name, out))
+    options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

@@ -1,181 +1,331 @@
-"""Pictures of a search, from its run folders and the prepared data: learning curves, and predictions to look at."""
+"""The report of a search: one HTML page with its figures and tables, from the run folder alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-import numpy as np
+from jinja2 import Environment, PackageLoader
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-from wmlsearch.config import OBJECTIVES, InputError, TrialConfig
-from wmlsearch.data.slices import PreparedData
+from wmlsearch.conclusion import PAPERS, RATIOS, mean_sd
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.split import OPTIMISTIC
-from wmlsearch.model.inference import Model
-from wmlsearch.objectives import front
-from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.verdict.leaderboard import Leaderboard, leaderboard
+from wmlsearch.files import write_text
+from wmlsearch.outlook import compared, duration
+from wmlsearch.runs import BAD, RUNNING, RunDir, SearchDir
+from wmlsearch.space import SearchSpace
+from wmlsearch.verdict import figures, test_figures
+from wmlsearch.verdict.champion import MEASURE, PAPER, Candidate, candidates, champion
+from wmlsearch.verdict.commands import point_yaml, space_yaml, train_commands, tune_command
+from wmlsearch.verdict.evaluation import SLICES, VOLUMES, unit_means
+from wmlsearch.verdict.importances import importances
+from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
+from wmlsearch.verdict.statistics import BETTER, WORSE
+from wmlsearch.verdict.tables import seconds_of, write_tables
 
-EXAMPLES = 4
-LABELLED = 12  # points of a front; more names would cover each other
-BASELINE, CHAMPION = "#d95f02", "#1b6ca8"
+SHOWN = 20  # rows of a table before the rest is folded away
+COLUMNS = 9  # hyperparameters with a column of their own; more stand in one
+DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+LESIONS = ("lesion_recall", "lesion_precision", "lesion_f1")
+# Table II of the paper: Dice that others reached on their own data.
+OTHERS = (("Valverde", "0.56"), ("Roy", "0.5639"), ("Aslani", "0.6114 (ISBI), 0.6655 (NRU)"), ("Krüger", "0.45"),
+          ("Hashemi", "0.5642 (U-Net), 0.703 (FC-DenseNet)"), ("Gessert", "0.656"), ("La Rosa", "0.62"),
+          ("Cerri", "0.65, 0.58, 0.54, 0.58"))  # fmt: skip
+WORDS = {"hd95_mm": "95 % Hausdorff distance (mm)", "hd95_px": "95 % Hausdorff distance (pixels)",
+         "volume_error_abs_ml": "lesion volume error (ml)", "lesion_f1": "lesion-wise F1",
+         "lesion_recall": "lesion-wise recall", "lesion_precision": "lesion-wise precision", "iou": "IoU"}  # fmt: skip
 
 
-def write_pictures(search: SearchDir, data: Path) -> list[Path]:
-    """Write the pictures of a finished search into its report folder; returns those that could be made."""
+def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> Path:
+    """Write `report/index.html`, the figures and the tables of a search, running or finished; returns the page.
+
+    The same folder gives the same bytes. `status` is how the search stands where its folder doesn't say so yet. Raises
+    InputError for a damaged folder.
+    """
     search.report.mkdir(exist_ok=True)
-    written = [_curves(search)]
-    board = leaderboard(search)
-    if board.front:
-        written.append(_front(search, board))
-    models = [
-        (title, RunDir(Path(entry.path)))
-        for title, entry in (
-            (_title_of_best(board), board.best),
-            *(("paper's baseline", entry) for entry in board.finals[:1]),
-        )
-        if entry is not None and RunDir(Path(entry.path)).best.is_file()
+    about, status, board, found = search.about(), status or search.status(), leaderboard(search), candidates(search)
+    space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+    settings = RunSettings.of(about["settings"])
+    test = search.test() if "verdict" in search.test() else {}
+    best = champion(found)
+    chosen = test["names"]["champion"] if test else best.name if best is not None else ""
+    shares, note = importances(board, space)
+    write_text(search.report / "space.yaml", space_yaml(space))
+    page = _environment().get_template("report.html.j2").render(
+        name=search.name,
+        about=about,
+        settings=settings,
+        state=status.get("state", RUNNING),
+        reason=status.get("reason", ""),
+        warning=OPTIMISTIC if about["data"]["optimistic"] else "",
+        test=_test(test),
+        why_no_test=_why_no_test(settings, status.get("state", RUNNING), found),
+        verdict=test.get("verdict"),
+        better={BETTER: "good", WORSE: "bad"}.get(test["verdict"]["verdict"], "open") if test else "",
+        figures=_figures(search, board, space, settings, found, chosen, test, shares),
+        importances_note=note,
+        board=board,
+        columns=list(space.dimensions) if len(space.dimensions) <= COLUMNS else [],
+        trials=[_row(rank, entry, board) for rank, entry in enumerate(board.trials, 1)],
+        ends=_ends(board),
+        failures=_failures(search),
+        lineages=[_lineage(RunDir(Path(e.path))) for e in sorted(board.trials, key=lambda e: e.name) if e.parent],
+        final=[_final(candidate, chosen) for candidate in found],
+        measure=MEASURE,
+        spent=_spent(search),
+        compared=compared(search),
+        champion=_champion(search, about, board, found, chosen),
+        tables=write_tables(search, board, found, chosen, test),
+        tune=tune_command(about),
+        space_yaml=space_yaml(space),
+        shown=SHOWN,
+        others=OTHERS,
+    )  # fmt: skip
+    write_text(search.report / "index.html", page)
+    return search.report / "index.html"
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("wmlsearch", "verdict"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters.update(
+        score=_score,
+        signed=lambda value: _score(value, "+.4f"),
+        p=_p,
+        duration=_duration,
+        words=_in_words,
+        embedded=_embedded,
+        width=_width,
+    )
+    return made
+
+
+def _in_words(metric: str) -> str:
+    return WORDS.get(metric, metric.replace("_", " "))
+
+
+def _score(value: float | None, form: str = ".4f") -> str:
+    """`0.7292`, with a true minus sign; a dash for what is not a number."""
+    return DASH if value is None else f"{value:{form}}".replace("-", MINUS)
+
+
+def _p(value: float | None) -> str:
+    return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _duration(seconds: float | None) -> str:
+    return DASH if seconds is None else duration(seconds)
+
+
+def _embedded(path: Path) -> str:
+    """A picture as a data: URI, so that the page is whole wherever it goes."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _width(path: Path) -> int:
+    """In CSS pixels, at which all figures' letters are of one size: from the PNG's header."""
+    return round(int.from_bytes(path.read_bytes()[16:20], "big") * 100 / figures.DPI)
+
+
+def _figures(
+    search: SearchDir,
+    board: Leaderboard,
+    space: SearchSpace,
+    settings: RunSettings,
+    found: list[Candidate],
+    chosen: str,
+    test: Mapping[str, Any],
+    shares: Mapping[str, float],
+) -> dict[str, Path]:
+    """Draw what there is something for; the others of an earlier report are deleted."""
+    valued = any(entry.value is not None for entry in board.trials)
+    pairs = test_figures.pairs_of(test) if test else []
+    draw: dict[str, tuple[bool, Callable[[Path], object]]] = {
+        "history": (valued, lambda path: figures.history(path, board)),
+        "curves": (valued, lambda path: figures.curves(path, board, settings, found, chosen)),
+        "front": (bool(board.front), lambda path: figures.pareto(path, board)),
+        "rates": (valued and settings.scheduler == "pbt", lambda path: figures.rates(path, board)),
+        "parallel": (valued and bool(space.dimensions), lambda path: figures.parallel(path, board, space)),
+        "importances": (bool(shares), lambda path: figures.bars(path, shares)),
+        "paired": (bool(pairs), lambda path: test_figures.paired(path, test)),
+        "volumes": (bool(test), lambda path: test_figures.volumes(path, test)),
+        "gallery": (bool(test), lambda path: test_figures.gallery(path, test, search.gallery())),
+    }
+    for name, (wanted, make) in draw.items():
+        path = search.report / f"{name}.png"
+        path.unlink(missing_ok=True)
+        if wanted:
+            make(path)
+    made = {name: search.report / f"{name}.png" for name in (*draw, "examples")}
+    return {name: path for name, path in made.items() if path.is_file()}
+
+
+def _row(rank: int, entry: Entry, board: Leaderboard) -> dict[str, Any]:
+    front = any(entry.path == other.path for other in board.front)
+    return {
+        "rank": "front" if front else rank if entry.value is not None and not board.objectives else "",
+        "entry": entry,
+        "state": entry.state.replace("_", " "),
+        "values": [entry.best.get(name) for name in (board.objectives or (board.objective,))],
+        "config": {name: f"{it:.3g}" if isinstance(it, float) else str(it) for name, it in entry.config.items()},
+        "seconds": seconds_of(RunDir(Path(entry.path))),
+        "paper": figures.is_paper(entry),
+    }
+
+
+def _ends(board: Leaderboard) -> list[dict[str, Any]]:
+    """How trials ended: state, why, and which they are; the most frequent first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in sorted(board.trials, key=lambda entry: entry.name):
+        reason = entry.reason if entry.state not in BAD else _last_line(entry.reason)
+        groups.setdefault((entry.state.replace("_", " "), reason), []).append(entry.name)
+    ranked = sorted(groups.items(), key=lambda it: (-len(it[1]), it[0]))
+    return [{"state": state, "reason": reason, "trials": names} for (state, reason), names in ranked]
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+def _failures(search: SearchDir) -> list[dict[str, Any]]:
+    """Trials and final runs that went wrong, the same errors together, with the first one's traceback."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in search.trials() + search.finals():
+        status = run.status()
+        if run.state in BAD:
+            reason = status.get("reason", "")
+            key = run.state, _last_line(reason)
+            trace = status.get("traceback", "") or (reason if "\n" in reason.strip() else "")
+            state = run.state.replace("_", " ")
+            new: dict[str, Any] = {"state": state, "reason": key[1], "traceback": trace, "names": []}
+            groups.setdefault(key, new)["names"].append(run.about()["name"])
+    return list(groups.values())
+
+
+def _lineage(run: RunDir) -> dict[str, Any]:
+    about = run.about()
+    parent = f"trial-{about['parent']:04d}"
+    return {"name": about["name"], "parent": parent, "epoch": about["parent_epoch"], "schedule": _factors(run)}
+
+
+def _factors(run: RunDir) -> str:
+    return ", ".join(f"{TIMES} {factor:g} from epoch {epoch}" for epoch, factor in run.rate_factors().items())
+
+
+def _final(candidate: Candidate, chosen: str) -> dict[str, Any]:
+    states = [run.state.replace("_", " ") for run in candidate.runs]
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == chosen else ""
+    return {"it": candidate, "role": role, "states": ", ".join(counts)}
+
+
+def _spent(search: SearchDir) -> dict[str, str]:
+    """Time, GPU-hours and epochs, of trials and final runs."""
+    used = search.used()
+    spent: dict[str, str] = {}
+    for what, key, runs in (("trials", "seconds", search.trials()), ("final runs", "final_seconds", search.finals())):
+        if epochs := sum(len(run.own_rows()) for run in runs):
+            spent |= {f"time of the {what}": duration(used[key]), f"epochs of the {what}": str(epochs)}
+    gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
+    return {**spent, "GPU-hours": f"{gpu_s / 3600:.2f}" if gpu_s else "none used"}
+
+
+def _champion(
+    search: SearchDir, about: Mapping[str, Any], board: Leaderboard, found: list[Candidate], chosen: str
+) -> dict[str, Any]:
+    """The champion, or while there is none the best trial: its configuration, how to train it; {} without both."""
+    known = next((candidate for candidate in found if candidate.name == chosen), None)
+    (search.report / "champion.yaml").unlink(missing_ok=True)
+    if known is not None:
+        run, seeds = known.runs[0], [it.about()["settings"]["seed"] for it in known.runs]
+    elif board.best is not None:
+        run, seeds = RunDir(Path(board.best.path)), [about["settings"]["seed"]]
+    else:
+        return {}
+    config = TrialConfig.of(run.about()["config"]).model_dump()
+    write_text(search.report / "champion.yaml", point_yaml(config))
+    return {
+        "name": chosen or run.about()["name"],
+        "confirmed": known is not None,
+        "yaml": point_yaml(config),
+        "commands": train_commands(about, seeds),
+        "factors": _factors(run),
+    }
+
+
+def _why_no_test(settings: RunSettings, state: str, found: list[Candidate]) -> str:
+    """Why there is no verdict, in a sentence."""
+    if not settings.baseline:
+        return "This search was made without final runs and without the sealed test (--no-baseline)."
+    if state == RUNNING:
+        return "The search is still running: the sealed test is opened at its end."
+    if not found:
+        return f"The search ended ({state.replace('_', ' ')}) before its final runs."
+    paper = next((it for it in found if it.name == PAPER), None)
+    if paper is None or paper.score is None:
+        return "The baseline did not come to its end with all seeds, so there is nothing to compare with."
+    if champion(found) is None:
+        return "No other configuration than the paper's came to its end with all seeds."
+    return "The sealed test has not been opened yet: `wmlsearch tune --resume` or `wmlsearch evaluate` does that."
+
+
+def _test(test: Mapping[str, Any]) -> dict[str, Any]:
+    """The sealed test for the page: a table for each scope, and a row for each unit; {} before it was opened."""
+    if not test:
+        return {}
+    members = [it["members"][0] for it in test["models"].values()]
+    scopes = [{"name": scope, "rows": _pooled(test, scope)} for scope in (VOLUMES, SLICES) if scope in members[0]]
+    theirs, ours = (unit_means(test, role, "dice") for role in ("baseline", "champion"))
+    expert, _ = test_figures.lesion_sizes(test, "baseline")
+    found = {role: test_figures.lesion_sizes(test, role)[1] for role in ("baseline", "champion")}
+    differences = {unit: our - their for unit, their, our in test_figures.pairs_of(test)}
+    units = [
+        {
+            "unit": unit,
+            "expert": expert[unit],
+            "sizes": [its[unit] for its in found.values()],
+            "dice": [their, ours[unit]],
+            "difference": differences.get(unit),
+        }
+        for unit, their in sorted(theirs.items())
     ]
-    if models:
-        written.append(_examples(search, PreparedData.open(data), models))
-    return written
+    seeds = {len(it["members"]) for it in test["models"].values()}
+    return {
+        "found": test,
+        "one": test["unit"].removesuffix("s"),
+        "size": "ml" if test["scope"] == VOLUMES else "pixels",
+        "pixels": test["scope"] != VOLUMES,
+        "scopes": scopes,
+        "units": units,
+        "seeds": max(seeds),
+        "thresholds": {role: statistics.fmean(m["threshold"] for m in it["members"])
+                       for role, it in test["models"].items()},
+    }  # fmt: skip
 
 
-def _title_of_best(board: Leaderboard) -> str:
-    return f"highest {board.objective}" if board.objectives else "best trial"
+def _pooled(test: Mapping[str, Any], scope: str) -> list[dict[str, Any]]:
+    """Rows of a scope's table: who, threshold, the ratios' mean ± standard deviation; the paper's own in its scope."""
+    rows = []
+    for role, model in test["models"].items():
+        who = f"{role} ({test['names'][role]})"
+        shown = [(who, "own", "pooled", model["members"]), (who, "0.5", "pooled_half", model["members"])]
+        if model["ensemble"]:
+            shown.append((f"{role}, its ensemble", "own", "pooled", [model["ensemble"]]))
+        for name, threshold, key, networks in shown:
+            cells = [_halves(mean_sd([one[scope][key][it] for one in networks])) for it in (*RATIOS, *LESIONS)]
+            rows.append({"who": name, "threshold": threshold, "cells": cells, "kind": role})
+    if scope == SLICES:
+        theirs = [(f"{mean:.4f}", f"{spread:.4f}") for mean, spread in (PAPERS[it] for it in RATIOS)]
+        cells = [*theirs, *[_halves("-")] * len(LESIONS)]
+        rows.append({"who": "the paper's Table I (other data)", "threshold": "0.5", "cells": cells, "kind": "other"})
+    return rows
 
 
-def _curves(search: SearchDir) -> Path:
-    """The objective of each training over its epochs."""
-    board = leaderboard(search)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for entry in (*board.trials[::-1], *board.finals):
-        rows = RunDir(Path(entry.path)).rows()
-        colour, width, label = "#c8c8c8", 1.0, None
-        if board.best and entry.path == board.best.path:
-            colour, width, label = CHAMPION, 2.2, f"{_title_of_best(board)} ({entry.name})"
-        elif entry in board.finals:
-            colour, width, label = BASELINE, 2.2, entry.name
-        values = [np.nan if row[board.objective] is None else row[board.objective] for row in rows]
-        axes.plot(
-            [row["epoch"] for row in rows], values, "o-", color=colour, linewidth=width, markersize=3, label=label
-        )
-    warning = f"\n{OPTIMISTIC}" if search.about()["data"]["optimistic"] else ""
-    axes.set(
-        xlabel="epoch",
-        ylabel=board.objective,
-        title=f"{search.name}: {len(board.trials)} trials{warning}",
-        ylim=(0, None),
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    path = search.report / "curves.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def _front(search: SearchDir, board: Leaderboard) -> Path:
-    """All trials by the first two of several objectives, the first upwards; the front and the paper's point marked."""
-    up, across = board.objectives[:2]
-    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
-    known = [entry for entry in board.trials if entry.best.get(up) is not None and entry.best.get(across) is not None]
-    points = {entry.path: (entry.best[across], entry.best[up]) for entry in known}
-    on_front = [points[entry.path] for entry in board.front]
-    for those, size, colour, label in (
-        (list(points.values()), 22, "#c8c8c8", "other trials"),
-        (on_front, 34, CHAMPION, "on the front"),
-    ):
-        axes.scatter([x for x, _ in those], [y for _, y in those], s=size, color=colour, label=label)
-    # A step holds what can be had of the first objective by whoever wants so much of the second.
-    in_two = front([(y, x) for x, y in on_front], (up, across))
-    corners = sorted(point for point, it in zip(on_front, in_two, strict=True) if it)
-    less = OBJECTIVES[across] == "minimize"
-    axes.step(*np.array(corners).T, where="post" if less else "pre", color=CHAMPION, linewidth=1.2, alpha=0.6)
-    for entry in sorted(board.front, key=lambda entry: points[entry.path])[:: -(-len(board.front) // LABELLED)]:
-        axes.annotate(
-            entry.name, points[entry.path], xytext=(5, 5), textcoords="offset points", fontsize=8, color=CHAMPION
-        )
-    # The trial, not the final baseline: that one runs alone, with all cores or workers, so its speed is another.
-    paper = [points[e.path] for e in known if RunDir(Path(e.path)).about()["config"] == TrialConfig().model_dump()]
-    for x, y in paper[:1]:
-        axes.plot(
-            x, y, "o", markersize=12, fillstyle="none", color=BASELINE, markeredgewidth=1.8, label="paper's point"
-        )
-    warning = f"\n{OPTIMISTIC}" if search.about()["data"]["optimistic"] else ""
-    axes.set(
-        xlabel=f"{across} ({'less' if less else 'more'} is better)",
-        ylabel=f"{up} (more is better)",
-        title=f"{search.name}: {len(board.front)} of {len(board.trials)} trials on the front{warning}",
-    )
-    axes.margins(x=0.15, y=0.1)  # for the names
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    path = search.report / "front.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def _examples(search: SearchDir, data: PreparedData, models: Sequence[tuple[str, RunDir]]) -> Path:
-    """Validation slices: the image, the expert's outline, and what each model finds."""
-    slices = data.val
-    images, masks = (array[slices.rows].numpy() for array in (slices.images, slices.masks))
-    chosen = _telling(masks, slices.patients.numpy())
-    columns: list[tuple[str, np.ndarray | None, str]] = [
-        ("FLAIR", None, ""),
-        ("expert", masks[chosen].astype(bool), "#ffd166"),
-    ]
-    for (title, run), colour in zip(models, (CHAMPION, BASELINE), strict=False):
-        try:
-            model = Model.load(run.best)
-        except InputError:
-            continue
-        columns.append((title, model.probabilities(images[chosen]) >= model.threshold, colour))
-    figure, grid = plt.subplots(
-        len(chosen), len(columns), figsize=(2.2 * len(columns), 2.25 * len(chosen)), squeeze=False, layout="constrained"
-    )
-    for row, position in enumerate(chosen):
-        for axes, (title, found, colour) in zip(grid[row], columns, strict=True):
-            axes.imshow(images[position], cmap="gray", vmin=0, vmax=255)
-            axes.set_axis_off()
-            if found is not None and found[row].any():
-                axes.contourf(found[row], levels=[0.5, 1], colors=[colour], alpha=0.45)
-                axes.contour(found[row], levels=[0.5], colors=[colour], linewidths=0.9)
-            if found is not None and title != "expert":
-                either = found[row].sum() + masks[position].sum()
-                score = 2 * np.logical_and(found[row], masks[position]).sum() / max(either, 1)
-                axes.text(
-                    0.97, 0.03, f"Dice {score:.2f}", color="white", fontsize=8, ha="right", transform=axes.transAxes
-                )
-            if row == 0:
-                axes.set_title(title, fontsize=10)
-            if title == "FLAIR":
-                name = slices.patient_names[int(slices.patients[position])]
-                axes.text(0.03, 0.03, name, color="white", fontsize=8, transform=axes.transAxes)
-    path = search.report / "examples.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
-
-
-def _telling(masks: np.ndarray, patients: np.ndarray) -> list[int]:
-    """Slices worth a look: of different patients where there are enough, each the one with most lesion still free."""
-    loads = masks.sum(axis=(1, 2))
-    chosen: list[int] = []
-    while len(chosen) < min(EXAMPLES, len(masks)):
-        for patient in dict.fromkeys(patients.tolist()):
-            free = [i for i in np.flatnonzero(patients == patient) if all(abs(i - other) > 2 for other in chosen)]
-            if free and len(chosen) < EXAMPLES:
-                chosen.append(int(max(free, key=lambda i: loads[i])))
-        if len(chosen) < len(dict.fromkeys(patients.tolist())):
-            break
-        if len(masks) < 3 * EXAMPLES:
-            break
-    return chosen
+def _halves(text: str) -> tuple[str, str]:
+    """`0.7292 ± 0.0080` as two, the second empty where there is no spread."""
+    mean, _, spread = text.partition(" ± ")
+    return mean, spread
