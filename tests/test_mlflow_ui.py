@@ -22,7 +22,7 @@ from wmlsearch.views import page
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
-TRIALS = 500
+TRIALS = 500  # MLflow shows 100 of them at first
 SPACE = {"depth": {"choices": [2, 3, 4]}, "dropout": {"low": 0.0, "high": 0.5}, "batch_size": {"low": 4, "high": 16}}
 SHOTS = Path(os.environ["WMLSEARCH_SCREENSHOTS"]) if "WMLSEARCH_SCREENSHOTS" in os.environ else None
 
@@ -102,15 +102,13 @@ def shoot(view: Any, name: str) -> None:
 def test_the_runs_of_a_search_read_well(view: Any, server: str) -> None:
     view.goto(server)
     view.get_by_text("champion (trial-0490)").first.wait_for()
-    headers = [text for text in view.locator("[role=columnheader]").all_inner_texts() if text.strip()]
-    for name in ("Run Name", "Duration", "best_dice", "test_dice", *SPACE, "state"):
-        assert name in headers, headers
-    assert "val_loss" not in headers
-    assert len(headers) <= 14, "few columns"
+    texts = view.locator("[role=columnheader]").all_inner_texts()
+    headers = {text.strip() for text in texts} - {"", "Metrics", "Parameters", "Tags"}
+    assert headers == {"Run Name", "Created", "Duration", "best_dice", "test_dice", *SPACE, "state"}
     names = [name for name in view.locator("a[href*='/runs/']").all_inner_texts() if name]
     # ranked by the best epoch, not by the last: the champion's mean is the highest, then the baseline's
     assert names[:3] == ["champion (trial-0490)", "baseline (paper)", "trial-0490"]
-    assert view.get_by_text("503 matching runs").count() == 1 or view.get_by_text("matching runs").count() == 1
+    assert view.get_by_text("matching runs").count() == 1
     assert view.get_by_text("stopped", exact=True).count() + view.get_by_text("completed", exact=True).count() > 3
     shoot(view, "mlflow-runs.png")
 
@@ -120,14 +118,13 @@ def test_the_charts_compare_the_trials(view: Any, server: str) -> None:
     view.locator("#parcoords, .parcoords").first.wait_for(state="attached")
     for name in (*SPACE, "best_dice"):
         assert view.get_by_text(name, exact=True).count() > 0, name
-    assert view.get_by_text("val_dice_best by epoch").count() > 0
+    assert view.get_by_text("val_dice_best").count() > 0
     shoot(view, "mlflow-charts.png")
 
 
 def test_a_trial_says_how_it_ended(view: Any, server: str) -> None:
     view.goto(server)
     view.get_by_role("link", name="trial-0490", exact=True).first.click()
-    view.get_by_text("Parameters").first.wait_for()
-    assert view.get_by_text("completed").count() > 0
-    assert view.get_by_text("dropout").count() > 0
+    for text in ("completed", "dropout", "0.698"):  # its state, a parameter, its best_dice
+        view.get_by_text(text).first.wait_for()
     shoot(view, "mlflow-trial.png")

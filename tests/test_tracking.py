@@ -69,10 +69,11 @@ def content(uri: str) -> list[Any]:
 
 
 def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
+    """Each metric of each epoch; `best_dice` where an epoch is better than those before, as all are here."""
     return sorted(
         (name, line["epoch"], int(line["time"] * 1000), value)
         for line in run.rows()
-        for name, value in line.items()
+        for name, value in [*line.items(), ("best_dice", line["val_dice_best"])]
         if name not in ("epoch", "time", "ended") and value is not None
     )
 
