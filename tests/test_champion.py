@@ -35,7 +35,7 @@ def add(run: RunDir, config: dict[str, Any], values: list[float], state: str = "
 
 def test_the_best_different_ones_are_confirmed(search: SearchDir) -> None:
     add(search.trial(0), {}, [0.9])  # the paper's own configuration, the best of all
-    add(search.trial(1), {"depth": 2}, [0.5], "stopped")
+    add(search.trial(1), {"depth": 2}, [0.5], "interrupted")
     add(search.trial(2), {"depth": 3}, [0.8, 0.7])
     add(search.trial(3), {"depth": 3}, [0.75])  # the same again
     add(search.trial(4), {"batch_size": 8}, [0.85], "diverged")

@@ -50,7 +50,7 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
         "   1  trial-0001         0.6000    0.3000       1  stopped             4    cosine              0.1",
         "   2  trial-0000         0.5000    0.2500       3  completed           8   plateau",
         "      trial-0002              -         -       0  failed              4   plateau",
-        "image-level split: optimistic: slices of a patient are on both sides of the split",
+        "image-level split: optimistic: what is on both sides of the split makes results look better",
         "trial-0002 failed: ValueError: no luck",
         "final runs",
         "configuration  seeds  val_dice_best mean  standard error  mean - error  states",

@@ -173,7 +173,7 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
         in output
     )
     assert sum(len(run.rows()) for run in search.trials()) == had + 3
-    assert [run.name for run in search.finals()] == ["paper-seed0", f"{search.test()['names']['champion']}-seed0"]
+    assert search.final("paper", 0).state == "completed"
     for trial in search.trials():
         assert [row["epoch"] for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
     assert search.about()["settings"]["max_epochs_total"] == had + 3 + final

@@ -134,7 +134,7 @@ def test_sentences() -> None:
     assert sentence(compared(200, -0.02, 0.04, 0.5, left_out=1), FOUND, PAPER, "IoU", "images", optimistic=True) == (
         "The found configuration (trial-0007) is not shown to be better or worse than the paper's on 200 sealed test "
         "images: mean IoU per image 0.640 against 0.630, difference +0.010 (95 % interval -0.020 to 0.040, p = 0.5). "
-        "1 image without IoU scores of both is left out. Mind: image-level split: optimistic, since slices of a "
+        "1 image without IoU scores of both is left out. Mind: the split is optimistic, since slices of a "
         "patient can stand on both sides."
     )
     few = paired([0.5, 0.6, 0.7], [0.6, 0.7, 0.9], seed=0)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.runs import SearchDir
 from wmlsearch.verdict.champion import MEASURE, PAPER, candidates, champion
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES
@@ -77,6 +78,13 @@ def _table(found: Mapping[str, Any], scope: str) -> Table:
         theirs = (f"{mean:.4f} ± {spread:.4f}" for mean, spread in (PAPERS[what] for what in RATIOS))
         table.add_row("the paper's Table I (other data)", "0.5", *theirs, style="dim")
     return table
+
+
+def optimistic_note(about: Mapping[str, Any]) -> str:
+    """Why the results of a run on these data look better than they are: "image-level split: optimistic"; or ""."""
+    if not about["data"]["optimistic"]:
+        return ""
+    return str((about.get("certificate") or {}).get("note") or OPTIMISTIC)
 
 
 def mean_sd(values: list[float | None]) -> str:

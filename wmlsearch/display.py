@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from wmlsearch.conclusion import confirmed_table, show_verdict
+from wmlsearch.conclusion import confirmed_table, optimistic_note, show_verdict
 from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.split import OPTIMISTIC, Certificate
+from wmlsearch.data.split import Certificate
 from wmlsearch.outlook import comparison, duration, in_a_line, trials_left_s
 from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
@@ -263,8 +263,8 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
             highlight=False,
             soft_wrap=True,
         )
-    if about["data"]["optimistic"]:
-        console.print(f"{OPTIMISTIC}: slices of a patient are on both sides of the split", style="yellow")
+    if note := optimistic_note(about):
+        console.print(f"{note}: what is on both sides of the split makes results look better", style="yellow")
     if status.get("reason"):
         console.print(f"ended early: {status['reason']}", highlight=False)
     for entry in (*board.trials, *board.finals):

@@ -19,6 +19,7 @@ from wmlsearch.config import InputError
 from wmlsearch.files import read_json
 from wmlsearch.reach import ANSWER_S, STEP, Head, Message, Messages, call, until
 from wmlsearch.runs import SearchDir, check_new
+from wmlsearch.verdict.seal import note_opening
 
 Say = Callable[[str], None]
 
@@ -52,6 +53,8 @@ def tune(cluster: Path, argv: list[str], data: Path, space: str, name: str, out:
         head.run("exec", f"mkdir -p {shlex.quote(there['home'] + '/jobs/' + name)}")
         head.send(Path(space), f"{there['home']}/jobs/{name}/space.yaml")
         space = f"{there['home']}/jobs/{name}/space.yaml"
+    if "--no-baseline" not in argv:  # it will be opened there, and the ledger here should know
+        note_opening(data, {"run": name, "where": f"the head of {cluster.name}"})
     command = ["tune", space, "--data", f"{there['home']}/data/{fingerprint}", "--name", name]
     command += ["--out", f"{there['home']}/runs", *argv]
     return _watch(head, name, head.ask("start", name, *command), out, say)

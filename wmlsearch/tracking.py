@@ -139,11 +139,12 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
     if "params" not in ledger:
         params = [Param(name, str(value)) for name, value in _params(about).items()]
         tags = [RunTag("search", root.name)] if isinstance(root, SearchDir) else []
-        tags += [RunTag(name, str(value)) for name, value in _tags(about).items()]
+        certificate = root.about().get("certificate")
+        tags += [RunTag(name, str(value)) for name, value in _tags(about, certificate).items()]
         if isinstance(run, SearchDir):
             space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
             client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(space.dimensions)))
-        if certificate := root.about().get("certificate"):
+        if certificate:
             client.log_dict(ledger["run_id"], certificate, "split_certificate.json")
     test = run.test()
     if test and ledger.get("tested") != test["opened"]:
@@ -152,6 +153,8 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
             found = test["verdict"]
             note = RunTag("mlflow.note.content", found["sentence"])  # the description at the top of its page
             tags += [RunTag("verdict", found["verdict"]), RunTag("champion", test["names"]["champion"]), note]
+            if run.report.is_dir():  # of an evaluation after the search
+                client.log_artifacts(ledger["run_id"], str(run.report), "report")
         else:
             metrics += [Metric(name, value, opened, 0) for name, value in test["metrics"].items()]
         ledger["tested"] = test["opened"]
@@ -239,9 +242,10 @@ def _params(about: Mapping[str, Any]) -> dict[str, Any]:
     return {**about.get("config", {}), **settings}
 
 
-def _tags(about: Mapping[str, Any]) -> dict[str, Any]:
+def _tags(about: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, Any]:
     data = {f"data.{name}": value for name, value in about["data"].items()}
-    warning = {"warning": OPTIMISTIC} if about["data"]["optimistic"] else {}
+    note = (certificate or {}).get("note") or OPTIMISTIC
+    warning = {"warning": note} if about["data"]["optimistic"] else {}
     versions = {f"version.{name}": value for name, value in about["versions"].items()}
     lineage = {}
     if "parent" in about:

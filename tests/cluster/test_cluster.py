@@ -157,7 +157,7 @@ def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) 
     """A search whose trials have several ranks; each host has one CPU, so the ranks sit on different hosts."""
     words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
     words += ["--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1]
-    return [*words, "--no-forecast", *more]
+    return [*words, "--no-forecast", "--confirm-top", 1, "--confirm-seeds", 1, *more]
 
 
 def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) -> None:
@@ -202,6 +202,8 @@ def test_stop_and_go_on_from_the_laptop(cluster: Cluster) -> None:
         assert epochs == list(range(1, len(epochs) + 1)), "each epoch once"
     assert not list(run.glob("trials/*/*.pt"))
     assert (run / "final" / "paper-seed1" / "best.pt").is_file()
+    assert json.loads((run / "test.json").read_text())["opened_before"] == 1, "by the laptop, which sent it there"
+    assert (run / "report" / "index.html").is_file()
     last = cluster.run("wmlsearch", "status", *of_laptop)
     assert "is here already" in last.stdout
 
@@ -215,14 +217,15 @@ def test_mlflow_through_the_tunnel(cluster: Cluster) -> None:
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.run_name or "" for run in runs) == [
-        "first",
-        "paper-seed1",
+    champion = json.loads((LAPTOP / "runs" / "first" / "test.json").read_text())["names"]["champion"]
+    assert sorted(run.info.run_name or "" for run in runs) == sorted([
+        "baseline (paper)", f"champion ({champion})", "first", "paper-seed1", f"{champion}-seed1",
         *(f"trial-000{n}" for n in range(3)),
-    ]
+    ])  # fmt: skip
     assert {run.info.status for run in runs} == {"FINISHED"}
     search = next(run for run in runs if run.info.run_name == "first")
-    assert [file.path for file in client.list_artifacts(search.info.run_id)] == ["report"]
+    assert [file.path for file in client.list_artifacts(search.info.run_id)] == ["report", "split_certificate.json"]
+    assert client.get_model_version_by_alias("wml-unet", "champion").run_id in {run.info.run_id for run in runs}
     assert list((SHARED / "mlflow-artifacts").rglob("*.png"))
     laptop.send_signal(signal.SIGINT)
     assert laptop.wait(20) == 0

@@ -31,12 +31,15 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch.display import console, progress_bar
     from wmlsearch.runs import SearchDir, find
     from wmlsearch.tracking import Mirror
+    from wmlsearch.verdict.report import write_report
 
     found_run = find(run, out)
     bar, advance = progress_bar(console())
     with bar:
         found, where = ending.evaluate_again(found_run, data, advance)
     show_test(console(), found)
+    if isinstance(found_run, SearchDir) and data is None:
+        options.say(f"report: {write_report(found_run)}")
     options.say(f"scores of each patient and image: {where}")
     root = ending.root_of(found_run)
     mirror = Mirror(root, options.uri_of(out, mlflow_uri))

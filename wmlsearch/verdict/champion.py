@@ -11,7 +11,7 @@ from typing import Any
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.objectives import best_row
-from wmlsearch.runs import GOOD, RunDir, SearchDir
+from wmlsearch.runs import BAD, GOOD, RunDir, SearchDir
 from wmlsearch.verdict.leaderboard import Leaderboard
 
 PAPER = "paper"
@@ -57,6 +57,7 @@ class Candidate:
 def to_confirm(board: Leaderboard, count: int) -> list[RunDir]:
     """The best `count` trials with different configurations, none of them the paper's, from best to worst.
 
+    One that a budget interrupted may be among them, one that went wrong not.
     Two trials are the same where configuration and rate factors are (--scheduler pbt); a child whose best epoch is its
     parent's is left to its parent.
     """
@@ -66,7 +67,7 @@ def to_confirm(board: Leaderboard, count: int) -> list[RunDir]:
         run = RunDir(Path(entry.path))
         identity = _identity(run.about()["config"], run.rate_factors())
         inherited = entry.best.get("epoch", 0) <= run.about().get("parent_epoch", 0)
-        if entry.value is None or entry.state not in GOOD or identity == paper or inherited or identity in chosen:
+        if entry.value is None or entry.state in BAD or identity == paper or inherited or identity in chosen:
             continue
         chosen[identity] = run
         if len(chosen) == count:

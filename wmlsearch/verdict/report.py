@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from wmlsearch.conclusion import PAPERS, RATIOS, mean_sd
+from wmlsearch.conclusion import PAPERS, RATIOS, mean_sd, optimistic_note
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.files import write_text
 from wmlsearch.outlook import compared, duration
 from wmlsearch.runs import BAD, RUNNING, RunDir, SearchDir
@@ -23,6 +23,7 @@ from wmlsearch.verdict.commands import point_yaml, space_yaml, train_commands, t
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, unit_means
 from wmlsearch.verdict.importances import importances
 from wmlsearch.verdict.leaderboard import Entry, Leaderboard, leaderboard
+from wmlsearch.verdict.scores import SIZES
 from wmlsearch.verdict.statistics import BETTER, WORSE
 from wmlsearch.verdict.tables import seconds_of, write_tables
 
@@ -60,7 +61,7 @@ def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> 
         settings=settings,
         state=status.get("state", RUNNING),
         reason=status.get("reason", ""),
-        warning=OPTIMISTIC if about["data"]["optimistic"] else "",
+        warning=optimistic_note(about),
         test=_test(test),
         why_no_test=_why_no_test(settings, status.get("state", RUNNING), found),
         verdict=test.get("verdict"),
@@ -301,10 +302,28 @@ def _test(test: Mapping[str, Any]) -> dict[str, Any]:
         "pixels": test["scope"] != VOLUMES,
         "scopes": scopes,
         "units": units,
+        "sizes_found": _by_size(test),
         "seeds": max(seeds),
         "thresholds": {role: statistics.fmean(m["threshold"] for m in it["members"])
                        for role, it in test["models"].items()},
     }  # fmt: skip
+
+
+def _by_size(test: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How many lesions of each size are found, at the models' own thresholds: recall over all units, mean ± sd."""
+    scope, unit = test["scope"], "mm3" if test["scope"] == VOLUMES else "px"
+    rows = []
+    for name, low, below in SIZES:
+        words = f"under {below:g}" if not low else f"{low:g} to {below:g}" if below < math.inf else f"{low:g} and more"
+        counts = test["models"]["baseline"]["members"][0][scope]["pooled"]
+        cells = []
+        for model in test["models"].values():
+            pooled = [member[scope]["pooled"] for member in model["members"]]
+            there = [its[f"lesions_{name}_{unit}"] for its in pooled]
+            found = [its[f"found_{name}_{unit}"] for its in pooled]
+            cells.append(_halves(mean_sd([one / of if of else None for one, of in zip(found, there, strict=True)])))
+        rows.append({"size": words, "lesions": counts[f"lesions_{name}_{unit}"], "cells": cells})
+    return rows
 
 
 def _pooled(test: Mapping[str, Any], scope: str) -> list[dict[str, Any]]:

@@ -85,12 +85,18 @@ def open_seal(data: Path, by: Mapping[str, Any]) -> Sealed:
         raise InputError(f"{path}: can't be read ({error.strerror}); {AGAIN}") from None
     if not whole:
         raise InputError(f"{path}: is not the one that was sealed, its checksum differs; {AGAIN}")
-    before, now = len(openings(data)), time.time()
+    before, now = len(openings(data)), note_opening(data, by)
+    return Sealed(folder, Manifest.read(folder), before, now)
+
+
+def note_opening(data: Path, by: Mapping[str, Any]) -> float:
+    """Write a line into the ledger of a prepared data set; returns its time. InputError where that is not possible."""
+    path, now = data / SEALED / SEAL, time.time()
     try:
-        append_line(folder / SEAL, {"time": now, **by})
+        append_line(path, {"time": now, **by})
     except OSError as error:
         raise InputError(
-            f"{folder / SEAL}: can't be written ({error.strerror or error}), and without a line there the test "
-            "patients are not read; make the folder writable"
+            f"{path}: can't be written ({error.strerror or error}), and without a line there the test patients are not "
+            "read; make the folder writable"
         ) from None
-    return Sealed(folder, Manifest.read(folder), before, now)
+    return now

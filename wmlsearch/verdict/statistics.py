@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from wmlsearch.data.split import OPTIMISTIC
-
 ALPHA = 0.05  # of the test, and of the interval
 FEWEST = 6  # pairs: of fewer, even the clearest difference has p = 2 / 2^5, and no resampling spans 95 %
 RESAMPLES = 9999
@@ -107,7 +105,7 @@ def sentence(
         baseline: as it goes on, "the paper's".
         metric: the score's name.
         unit: what the pairs are, "patients" or "images".
-        optimistic: the split was by images: a warning is added.
+        optimistic: slices of a patient, or copies, can stand on both sides of the split: a warning is added.
     """
     it, one = comparison, unit.removesuffix("s")
     where = f"{it.pairs} sealed test {one if it.pairs == 1 else unit}"
@@ -126,7 +124,7 @@ def sentence(
         who = one if it.left_out == 1 else unit
         text += f" {it.left_out} {who} without {metric} scores of both {_be(it.left_out)} left out."
     if optimistic:
-        text += f" Mind: {OPTIMISTIC}, since slices of a patient can stand on both sides."
+        text += " Mind: the split is optimistic, since slices of a patient can stand on both sides."
     return text
 
 
