@@ -85,8 +85,8 @@ def open_seal(data: Path, by: Mapping[str, Any]) -> Sealed:
         raise InputError(f"{path}: can't be read ({error.strerror}); {AGAIN}") from None
     if not whole:
         raise InputError(f"{path}: is not the one that was sealed, its checksum differs; {AGAIN}")
-    before, now = len(openings(data)), note_opening(data, by)
-    return Sealed(folder, Manifest.read(folder), before, now)
+    now = note_opening(data, by)
+    return Sealed(folder, Manifest.read(folder), len(openings(data)) - 1, now)
 
 
 def note_opening(data: Path, by: Mapping[str, Any]) -> float:
