@@ -20,6 +20,8 @@ def ensemble_threshold(models: Sequence[Model], val: Slices) -> float | None:
     """
     if len(models) == 1:
         return None
+    for model in models:
+        model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
     counts = Counts(1)
     for positions in torch.arange(len(val)).split(AT_ONCE):
         images, masks = val.batch(positions.to(val.rows.device))

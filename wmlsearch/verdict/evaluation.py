@@ -24,6 +24,7 @@ from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, ver
 
 VOLUMES, SLICES = "whole volumes", "kept slices"
 HALF = 0.5  # the paper's threshold
+AT_ONCE = 64  # slices, of which each network's probabilities are held
 # Beside the primary endpoint, Dice: scores of a unit that are compared with Holm's correction.
 _OVERLAP = ("precision", "recall", "lesion_precision", "lesion_recall", "lesion_f1")
 SECONDARY = {
@@ -203,28 +204,22 @@ def _score_slices(
 ) -> None:
     """The kept test slices: of pictures, and of image-level splits."""
     rows, images, masks = sealed.kept_slices()
-    total = sum(len(members) for members in networks.values())
-    progress("predicting test slices", 0, total)
-    likely: dict[str, list[np.ndarray]] = {}
-    for role, members in networks.items():
-        likely[role] = []
-        for model in members:
-            likely[role].append(model.probabilities(images))
-            progress("predicting test slices", sum(map(len, likely.values())), total)
-    found: dict[str, np.ndarray] = {}
-    for it in scored:
-        own = it.of(likely)
-        for row, one, mask in zip(rows, own, masks, strict=True):
-            about = {name: getattr(row, name) for name in ("patient", "timepoint", "source", "index")}
-            it.add(SLICES, about, one[None], mask[None], None)
-        if it.place == 0:
-            found[it.role] = own >= it.threshold
-    units: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        units.setdefault(row.patient if sealed.by_patient else f"{row.source}#{row.index}", []).append(place)
-    for name, places in units.items():
-        own_masks = {role: mask[places] for role, mask in found.items()}
-        gallery.look(name, images[places], masks[places], own_masks, range(len(places)))
+    progress("scoring test slices", 0, len(rows))
+    for first in range(0, len(rows), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        likely = {role: [model.probabilities(images[some]) for model in members] for role, members in networks.items()}
+        found: dict[str, np.ndarray] = {}
+        for it in scored:
+            own = it.of(likely)
+            for row, one, mask in zip(rows[some], own, masks[some], strict=True):
+                about = {name: getattr(row, name) for name in ("patient", "timepoint", "source", "index")}
+                it.add(SLICES, about, one[None], mask[None], None)
+            if it.place == 0:
+                found[it.role] = own >= it.threshold
+        for place, row in enumerate(rows[some]):
+            name = row.patient if sealed.by_patient else f"{row.source}#{row.index}"
+            gallery.look(name, images[some], masks[some], found, [place])
+        progress("scoring test slices", min(first + AT_ONCE, len(rows)), len(rows))
 
 
 class _Gallery:
