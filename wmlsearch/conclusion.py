@@ -87,6 +87,17 @@ def optimistic_note(about: Mapping[str, Any]) -> str:
     return str((about.get("certificate") or {}).get("note") or OPTIMISTIC)
 
 
+def compared_slices(certificate: Mapping[str, Any]) -> str:
+    """What the guard against leakage has found: `480 slices compared: no duplicates across splits`."""
+    found = []
+    for pair, counts in certificate["duplicates"].items():
+        if some := [f"{n} {kind}" for kind, n in counts.items() if n]:
+            first, second = pair.split("/")
+            found.append(f"{', '.join(some)} of {second} in {first}")
+    what = f"duplicates across splits: {'; '.join(found)}" if found else "no duplicates across splits"
+    return f"{certificate['compared']} slices compared: {what}"
+
+
 def mean_sd(values: list[float | None]) -> str:
     """`0.7292 ± 0.0080`: mean and standard deviation; `-` where there is nothing."""
     known = [value for value in values if value is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from wmlsearch.conclusion import confirmed_table, optimistic_note, show_verdict
+from wmlsearch.conclusion import compared_slices, confirmed_table, optimistic_note, show_verdict
 from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.split import Certificate
 from wmlsearch.outlook import comparison, duration, in_a_line, trials_left_s
 from wmlsearch.runs import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
@@ -305,22 +305,11 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
         cells = [f"{count[name]:g}" for name in ("patients", "timepoints", "slices", "kept")]
         table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count['lesion_share']:.2f} %")
     console.print(table)
-    console.print(_compared(manifest.certificate), highlight=False)
+    console.print(compared_slices(dataclasses.asdict(manifest.certificate)), highlight=False)
     for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:
         console.print(f"mind: {warning}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"{manifest.plane} slices of {manifest.size} x {manifest.size} pixels are in {out}", highlight=False)
     console.print(f"have a look at {out / 'contact_sheet.png'}; next: wmlsearch tune --data {out}", highlight=False)
-
-
-def _compared(certificate: Certificate) -> str:
-    """What the guard against leakage has found."""
-    found = []
-    for pair, counts in certificate.duplicates.items():
-        if some := [f"{n} {kind}" for kind, n in counts.items() if n]:
-            first, second = pair.split("/")
-            found.append(f"{', '.join(some)} of {second} in {first}")
-    what = f"duplicates across splits: {'; '.join(found)}" if found else "no duplicates across splits"
-    return f"{certificate.compared} slices compared: {what}"
 
 
 def console() -> Console:

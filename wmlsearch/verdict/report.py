@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from wmlsearch.conclusion import PAPERS, RATIOS, mean_sd, optimistic_note
+from wmlsearch.conclusion import PAPERS, RATIOS, compared_slices, mean_sd, optimistic_note
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.files import write_text
 from wmlsearch.outlook import compared, duration
@@ -78,6 +78,7 @@ def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> 
         measure=MEASURE,
         spent=_spent(search),
         compared=compared(search),
+        compared_slices=compared_slices,
         champion=_champion(search, about, board, found, chosen),
         tables=write_tables(search, board, found, chosen, test),
         tune=tune_command(about),
