@@ -83,8 +83,16 @@ def test_a_ledger_that_can_not_be_written_keeps_the_seal_closed(data: Path) -> N
     seal = data / SEALED / "seal.jsonl"
     seal.unlink()
     seal.mkdir()
-    with pytest.raises(InputError, match=r"seal.jsonl: can't be "):
+    with pytest.raises(InputError) as error:
         open_seal(data, BY)
+    assert str(error.value) == (
+        f"{seal}: can't be written (Is a directory), and without a line there the test patients are not read; make the "
+        "folder writable"
+    )
+    # and a search of days says so before it begins
+    result = say("tune", "quick", "--data", data, "--out", data / "runs", "--name", "s")
+    assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {error.value}\n")
+    assert not (data / "runs" / "s").exists()
 
 
 def test_what_was_changed_after_it_was_sealed_is_refused(data: Path) -> None:

@@ -19,6 +19,7 @@ from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.tracking import Mirror
 from wmlsearch.verdict.leaderboard import leaderboard
+from wmlsearch.verdict.seal import check_sealed
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Slots
@@ -76,6 +77,8 @@ def tune(
 
     check_new(search.path)
     where.check_before_ray(settings.trials)
+    if settings.baseline:
+        check_sealed(data)
     about_data = _check(space, data, where.workers_per_trial)
     earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
     if settings.forecast:
@@ -134,6 +137,8 @@ def resume(
         )
     where = dataclasses.replace(where, **about["shape"])
     where.check_before_ray(settings.trials)
+    if settings.baseline:
+        check_sealed(data)
     with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
         _check_budgets(space, settings, slots)

@@ -16,6 +16,8 @@ from wmlsearch.data.manifest import AGAIN, IMAGES, MANIFEST, MASKS, ORIGINALS, S
 from wmlsearch.data.sources import Source
 from wmlsearch.files import append_line, read_lines
 
+_UNWRITABLE = "can't be written ({}), and without a line there the test patients are not read; make the folder writable"
+
 
 @dataclass(frozen=True)
 class TestVolume:
@@ -77,16 +79,30 @@ def open_seal(data: Path, by: Mapping[str, Any]) -> Sealed:
 
     Raises InputError where it isn't what was sealed, or the ledger can't be written.
     """
-    folder, main = data / SEALED, Manifest.read(data)
-    path = folder / MANIFEST
+    check_sealed(data)
+    folder = data / SEALED
+    now = note_opening(data, by)
+    return Sealed(folder, Manifest.read(folder), len(openings(data)) - 1, now)
+
+
+def check_sealed(data: Path) -> None:
+    """Refuse data whose test patients could not be opened later: known before a search, not after it.
+
+    Raises InputError where they are not what was sealed, or their ledger can't be written. Nothing is opened.
+    """
+    path, ledger = data / SEALED / MANIFEST, data / SEALED / SEAL
     try:
-        whole = hashlib.sha256(path.read_bytes()).hexdigest() == main.checksums.get(f"{SEALED}/{MANIFEST}")
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == Manifest.read(data).checksums.get(
+            f"{SEALED}/{MANIFEST}"
+        )
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); {AGAIN}") from None
     if not whole:
         raise InputError(f"{path}: is not the one that was sealed, its checksum differs; {AGAIN}")
-    now = note_opening(data, by)
-    return Sealed(folder, Manifest.read(folder), len(openings(data)) - 1, now)
+    try:
+        ledger.open("ab").close()
+    except OSError as error:
+        raise InputError(f"{ledger}: {_UNWRITABLE.format(error.strerror or error)}") from None
 
 
 def note_opening(data: Path, by: Mapping[str, Any]) -> float:
@@ -95,8 +111,5 @@ def note_opening(data: Path, by: Mapping[str, Any]) -> float:
     try:
         append_line(path, {"time": now, **by})
     except OSError as error:
-        raise InputError(
-            f"{path}: can't be written ({error.strerror or error}), and without a line there the test patients are not "
-            "read; make the folder writable"
-        ) from None
+        raise InputError(f"{path}: {_UNWRITABLE.format(error.strerror or error)}") from None
     return now
