@@ -90,11 +90,9 @@ def check_sealed(data: Path) -> None:
 
     Raises InputError where they are not what was sealed, or their ledger can't be written. Nothing is opened.
     """
-    path, ledger = data / SEALED / MANIFEST, data / SEALED / SEAL
+    path, ledger, main = data / SEALED / MANIFEST, data / SEALED / SEAL, Manifest.read(data)
     try:
-        whole = hashlib.sha256(path.read_bytes()).hexdigest() == Manifest.read(data).checksums.get(
-            f"{SEALED}/{MANIFEST}"
-        )
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == main.checksums.get(f"{SEALED}/{MANIFEST}")
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); {AGAIN}") from None
     if not whole:
