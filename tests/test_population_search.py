@@ -11,11 +11,11 @@ from mlflow import MlflowClient
 from processes import wait_for
 from test_resume import CLOCK, SPACE, facts, kill_everything, run, start, told, tune
 
-from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.config import RunSettings
 from wmlsearch.model.training import load_checkpoint
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.search.cluster import Slots, ray_at
-from wmlsearch.search.confirm import train_run
+from wmlsearch.search.confirm import Order, train_runs
 from wmlsearch.search.nodes import parcel
 from wmlsearch.search.slot import Training
 from wmlsearch.tracking import default_uri
@@ -108,8 +108,8 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
     # as a final run, which Ray Train's wrapper makes another sum of floats: its rates are the same
     final = RunDir.create(tmp_path / "final", {**about, "name": "again-seed0", "kind": "confirmation"})
     with ray_at(None):
-        place, config = str(final.path), TrialConfig(**about["config"])
-        train_run(final, config, settings, job["data"], SLOT, place, lambda part: part.name)
+        order = Order(final, final.about(), settings.seed, str(final.path))
+        train_runs([order], settings, job["data"], SLOT, lambda part: part.name)
     assert final.state == "completed"
     shown = [row["learning_rate"] for row in final.rows()]
     assert shown[: len(rows)] == [row["learning_rate"] for row in rows]

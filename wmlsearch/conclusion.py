@@ -11,7 +11,7 @@ from rich.table import Table
 
 from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.runs import SearchDir
-from wmlsearch.verdict.champion import MEASURE, PAPER, candidates, champion
+from wmlsearch.verdict.champion import MEASURE, PAPER, candidates
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES
 
 RATIOS = ("accuracy", "iou", "dice", "precision", "recall")
@@ -25,7 +25,8 @@ def confirmed_table(search: SearchDir) -> Table | None:
     found = candidates(search)
     if not found:
         return None
-    best = champion(found)
+    chosen = search.model("champion")
+    best = chosen.about()["model"] if chosen.begun() else ""
     table = Table(title="final runs", title_justify="left", title_style="bold", box=None, header_style="bold")
     table.pad_edge = False
     for name in ("configuration", "seeds", f"{MEASURE} mean", "standard error", "mean - error", "states", ""):
@@ -33,7 +34,7 @@ def confirmed_table(search: SearchDir) -> Table | None:
     for it in found:
         states = [run.state.replace("_", " ") for run in it.runs]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        role = "baseline" if it.name == PAPER else "champion" if best is not None and it.name == best.name else ""
+        role = "baseline" if it.name == PAPER else "champion" if it.name == best else ""
         numbers = ["-" if value is None else f"{value:.4f}" for value in (it.mean, it.standard_error, it.score)]
         table.add_row(it.name, str(len(it.runs)), *numbers, counts, role, style="bold" if role else "")
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,10 +48,24 @@ def train_runs(
     `rate_factors` that a run folder has, if any: so what a trial of population based training has found is trained
     again from its beginning. What was begun goes on from its last checkpoint. Ctrl-C leaves what runs interrupted.
     """
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-final-") as scratch:  # gone even where a group was killed
+        _train(orders, settings, data, slots, on_change, elastic, scratch)
+
+
+def _train(
+    orders: Sequence[Order],
+    settings: RunSettings,
+    data: dict[str, Any],
+    slots: Slots,
+    on_change: Callable[[RunDir], None],
+    elastic: bool,
+    scratch: str,
+) -> None:
     job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
     # In processes of their own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     host: Any = ray.remote(num_cpus=0)(Group)
+    start = host.options(scheduling_strategy=here).remote
     waiting, losses = deque(orders), Counter[Path]()
     idle: list[Any] = []  # groups whose workers wait for the next training
     steps: dict[Any, tuple[Any, Order]] = {}  # what runs: the epoch in training, by whom, of what
@@ -63,7 +78,7 @@ def train_runs(
                 else:
                     RunDir.create(order.run.path, order.about)
                 on_change(order.run)
-                group = idle.pop() if idle else host.options(scheduling_strategy=here).remote(job, slots, elastic)
+                group = idle.pop() if idle else start(job, slots, elastic, scratch=scratch)
                 group.start.remote(_trial(order))
                 steps[group.step.remote()] = group, order
             (done,), _ = ray.wait(list(steps), num_returns=1)

@@ -81,7 +81,12 @@ class Group:
     """The workers of one slot, for whoever drives them: `start(trial)`, then `step()` until a result is `done`."""
 
     def __init__(
-        self, job: dict[str, Any], slots: Slots, elastic: bool = False, retries: int = LOST_WORKER_RETRIES
+        self,
+        job: dict[str, Any],
+        slots: Slots,
+        elastic: bool = False,
+        retries: int = LOST_WORKER_RETRIES,
+        scratch: str | None = None,
     ) -> None:
         # Train's placement group outlives a run that fails, and nothing else says whose it is: a number of bytes does.
         self.mark = 1_000_000 + secrets.randbelow(1_000_000)
@@ -89,9 +94,8 @@ class Group:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Mailbox)
         self.mailbox = actor.options(scheduling_strategy=here).remote()
-        self.scratch = tempfile.mkdtemp(
-            prefix="wmlsearch-train-"
-        )  # Train wants a folder; our checkpoints are elsewhere
+        # Train wants a folder; our checkpoints are elsewhere.
+        self.scratch = tempfile.mkdtemp(prefix="wmlsearch-train-", dir=scratch)
         # With a node lost, an elastic group goes on with the workers that are left: they share the same global batch.
         workers: Any = (1, slots.workers) if elastic and slots.workers > 1 else slots.workers
         trainer = TorchTrainer(
