@@ -177,7 +177,7 @@ def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) ->
     assert "first goes on on the head" in text
 
 
-def test_stop_and_go_on_from_the_laptop(cluster: Cluster) -> None:
+def test_stop_and_go_on_from_the_laptop(cluster: Cluster, data: Path) -> None:
     run, of_laptop = LAPTOP / "runs" / "first", ["--cluster", cluster.file, "--out", LAPTOP / "runs"]
 
     def state() -> str:
@@ -202,7 +202,8 @@ def test_stop_and_go_on_from_the_laptop(cluster: Cluster) -> None:
         assert epochs == list(range(1, len(epochs) + 1)), "each epoch once"
     assert not list(run.glob("trials/*/*.pt"))
     assert (run / "final" / "paper-seed1" / "best.pt").is_file()
-    assert json.loads((run / "test.json").read_text())["opened_before"] == 1, "by the laptop, which sent it there"
+    assert json.loads((run / "test.json").read_text())["opened_before"] == 0
+    assert len((data / "sealed" / "seal.jsonl").read_text().splitlines()) == 1, "the ledger here knows, too"
     assert (run / "report" / "index.html").is_file()
     last = cluster.run("wmlsearch", "status", *of_laptop)
     assert "is here already" in last.stdout
