@@ -21,7 +21,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: install  ## the main job on a small phantom: a search, final runs, the verdict (some minutes)
 	@rm -rf $(DEMO)
 	$(BIN)/wmlsearch phantom $(DEMO)/raw --patients 24 --timepoints 1 --shape 64x64x24
-	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 64
+	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 64 --val-patients 06,12,18
 	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 6 --epochs 9 --confirm-top 1 --confirm-seeds 2 --name demo --out $(DEMO)/runs
 
 test: install  ## all tests
