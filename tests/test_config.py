@@ -104,7 +104,7 @@ def test_rule_that_joins_two_values() -> None:
 
 def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        TrialConfig().depth = 5  # type: ignore[misc] - that it is refused is the test
+        TrialConfig().depth = 5  # type: ignore[misc]  # that it is refused is the test
 
 
 @pytest.fixture

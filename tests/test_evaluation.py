@@ -172,10 +172,11 @@ def test_several_seeds_are_an_ensemble_too(search: SearchDir, data: Path) -> Non
     assert same[SLICES] == single[SLICES]
 
 
-def test_pictures_have_no_millimetres(tmp_path: Path) -> None:
+def write_pictures(raw: Path) -> None:
+    """Three slices of each of six patients, p0 to p5, with a bright square as lesion."""
     rng = np.random.default_rng(0)
     for folder in ("images", "masks"):
-        (tmp_path / "raw" / folder).mkdir(parents=True)
+        (raw / folder).mkdir(parents=True)
     for patient in range(6):
         for number in range(3):
             picture = np.zeros((32, 32), np.uint8)
@@ -185,19 +186,26 @@ def test_pictures_have_no_millimetres(tmp_path: Path) -> None:
             mask[y : y + 4, x : x + 4] = 255
             picture[mask > 0] = 250
             for folder, array in (("images", picture), ("masks", mask)):
-                Image.fromarray(array).save(tmp_path / "raw" / folder / f"p{patient}_{number}.png")
-    data = tmp_path / "data"
-    prepare(tmp_path / "raw", data, PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
+                Image.fromarray(array).save(raw / folder / f"p{patient}_{number}.png")
+
+
+def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
+    """A single training of an epoch on these data, after `wmlsearch evaluate`."""
     prepared, config = PreparedData.open(data), TrialConfig(depth=2, base_channels=4, norm="instance")
-    run = RunDir.create(
-        tmp_path / "runs" / "r",
-        {**about_run("r", "train", config, RunSettings(epochs=1), about_data(data, prepared)), "data_path": str(data)},
-    )
+    about = about_run("r", "train", config, RunSettings(epochs=1), about_data(data, prepared))
+    run = RunDir.create(out / "r", {**about, "data_path": str(data)})
     for report in epochs(config, prepared, max_epochs=1, seed=0, best=run.best):
         run.append(report.row())
     run.set_status("completed")
-    result = say("evaluate", "r", "--out", tmp_path / "runs")
+    result = say("evaluate", "r", "--out", out)
     assert result.exit_code == 0, result.output
+    return run, result
+
+
+def test_pictures_have_no_millimetres(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "data", PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
+    run, result = evaluated(tmp_path / "data", tmp_path / "runs")
     found = run.test()
     assert (found["scope"], found["unit"]) == (SLICES, "patients")
     (member,) = found["models"]["model"]["members"]
@@ -207,6 +215,45 @@ def test_pictures_have_no_millimetres(tmp_path: Path) -> None:
     assert "hd95_px" in member[SLICES]["rows"][0]
     assert "the sealed test was opened for the first time" in result.stdout
     assert "whole volumes" not in result.stdout
+
+
+def test_images_of_nobody_stand_for_themselves(tmp_path: Path) -> None:
+    """A split by images, whose patients are not known: the units are images, whatever they share."""
+    write_pictures(tmp_path / "raw")
+    data = tmp_path / "data"
+    prepare(tmp_path / "raw", data, PrepareOptions(size=32, split="image", allow_leakage=True, jobs=1))
+    run, _ = evaluated(data, tmp_path / "runs")
+    found, sealed = run.test(), Manifest.read(data / SEALED)
+    assert (found["scope"], found["unit"], found["data"]["optimistic"]) == (SLICES, "images", True)
+    units = found["models"]["model"]["members"][0][SLICES]["units"]
+    assert [row["unit"] for row in units] == [f"{row.source}#{row.index}" for row in sealed.slices]
+
+
+@pytest.mark.parametrize("what", ["volume", "slices"])
+def test_damaged_test_data_are_not_scored(what: str, search: SearchDir, data: Path, tmp_path: Path) -> None:
+    if what == "volume":
+        path = next((data / SEALED / "originals").rglob("*_FLAIR.nii.gz"))
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        voxels[tuple(n // 2 for n in voxels.shape)] += 500
+        nib.Nifti1Image(voxels, image.affine, image.header).to_filename(path)
+        result = say("evaluate", "s", "--out", search.path.parent)
+        assert result.stderr == (
+            f"wmlsearch: {path}: is not the file that was sealed, its slices differ; make it again with "
+            "`wmlsearch prepare`\n"
+        )
+    else:
+        write_pictures(tmp_path / "raw")
+        data = tmp_path / "pictures"
+        prepare(tmp_path / "raw", data, PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
+        run, _ = evaluated(data, tmp_path / "others")
+        images = np.lib.format.open_memmap(data / SEALED / "images.npy", mode="r+")
+        images[0, 16, 16] ^= 1
+        images.flush()
+        result = say("evaluate", "r", "--out", run.path.parent)
+        assert "images.npy: is damaged, its checksum is not the manifest's; make it again with" in result.stderr
+    assert result.exit_code == 2
+    assert search.test() == {}
 
 
 # ----------------------------------------------------------------------------------------------------- the verdict

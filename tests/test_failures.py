@@ -82,6 +82,20 @@ def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
     assert search.used()["gpu_seconds"] == pytest.approx(7190 + 2 * 10, abs=1)
 
 
+def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
+    """Four final runs of ten epochs, two at a time: two waves of as many epochs as trials have taken 90 s for."""
+    search = SearchDir.create(tmp_path / "s", {})
+    settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
+    budget = Budget(search, settings, Slots(2, 1, 1, 0.0))
+    for _ in range(3):
+        budget.add({"epoch_s": 90.0, "val_dice_best": 0.5})
+    budget._last -= 3600 - 2 * 10 * 90 - 10
+    assert not budget.stop_all()
+    budget._last -= 10
+    assert budget.stop_all()
+    assert budget.reason == "--max-hours 1 is reached, 0.5 of it are kept for the final runs"
+
+
 def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", {"created": time.time() - 1e6})
     search.set_used({"seconds": 3500.0, "gpu_seconds": 0.0})
@@ -155,7 +169,7 @@ def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: P
         assert status["reason"] == "KeyError: 'val_nonsense'"
         assert status["traceback"].startswith("Traceback")
     client = MlflowClient(default_uri(tmp_path))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     tagged = [run.data.tags for run in runs if run.data.tags["kind"] == "trial" and run.data.tags["state"] == "failed"]
     assert len(tagged) == len(failed)
     assert all("KeyError: 'val_nonsense'" in tags["traceback"] for tags in tagged)

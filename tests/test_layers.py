@@ -69,7 +69,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.conclusion": "rich",
     "wmlsearch.verdict.importances": "optuna",
     "wmlsearch.verdict.figures": "matplotlib",
-    "wmlsearch.verdict.test_figures": "matplotlib",
+    "wmlsearch.verdict.sealed_figures": "matplotlib",
     "wmlsearch.verdict.examples": "",
     "wmlsearch.verdict.tables": "",
     "wmlsearch.verdict.commands": "yaml",

@@ -24,7 +24,6 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync"]  # fmt: skip
 TRIALS = 500  # MLflow shows 100 of them at first
 SPACE = {"depth": {"choices": [2, 3, 4]}, "dropout": {"low": 0.0, "high": 0.5}, "batch_size": {"low": 4, "high": 16}}
-SHOTS = Path(os.environ["WMLSEARCH_SCREENSHOTS"]) if "WMLSEARCH_SCREENSHOTS" in os.environ else None
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),
@@ -93,13 +92,21 @@ def view(server: str) -> Iterator[Any]:
         browser.close()
 
 
-def shoot(view: Any, name: str) -> None:
-    if SHOTS is not None:
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        view.screenshot(path=SHOTS / name)
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the screenshots are left: a folder of the test's own, or WMLSEARCH_SCREENSHOTS."""
+    given = os.environ.get("WMLSEARCH_SCREENSHOTS")
+    folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def test_the_runs_of_a_search_read_well(view: Any, server: str) -> None:
+def shoot(view: Any, path: Path) -> None:
+    view.screenshot(path=path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_runs_of_a_search_read_well(view: Any, server: str, shots: Path) -> None:
     view.goto(server)
     view.get_by_text("champion (trial-0490)").first.wait_for()
     texts = view.locator("[role=columnheader]").all_inner_texts()
@@ -110,21 +117,21 @@ def test_the_runs_of_a_search_read_well(view: Any, server: str) -> None:
     assert names[:3] == ["champion (trial-0490)", "baseline (paper)", "trial-0490"]
     assert view.get_by_text("matching runs").count() == 1
     assert view.get_by_text("stopped", exact=True).count() + view.get_by_text("completed", exact=True).count() > 3
-    shoot(view, "mlflow-runs.png")
+    shoot(view, shots / "mlflow-runs.png")
 
 
-def test_the_charts_compare_the_trials(view: Any, server: str) -> None:
+def test_the_charts_compare_the_trials(view: Any, server: str, shots: Path) -> None:
     view.goto(f"{server}&compareRunsMode=CHART")
     view.locator("#parcoords, .parcoords").first.wait_for(state="attached")
     for name in (*SPACE, "best_dice"):
         assert view.get_by_text(name, exact=True).count() > 0, name
     assert view.get_by_text("val_dice_best").count() > 0
-    shoot(view, "mlflow-charts.png")
+    shoot(view, shots / "mlflow-charts.png")
 
 
-def test_a_trial_says_how_it_ended(view: Any, server: str) -> None:
+def test_a_trial_says_how_it_ended(view: Any, server: str, shots: Path) -> None:
     view.goto(server)
     view.get_by_role("link", name="trial-0490", exact=True).first.click()
     for text in ("completed", "dropout", "0.698"):  # its state, a parameter, its best_dice
         view.get_by_text(text).first.wait_for()
-    shoot(view, "mlflow-trial.png")
+    shoot(view, shots / "mlflow-trial.png")

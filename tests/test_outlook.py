@@ -110,7 +110,7 @@ def test_the_time_left_is_the_forecasts_until_trials_say_more(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the test
     display = SearchDisplay(console, search, SPACE, SETTINGS)
     now[0] += 60  # Ray starts: it is not in the time of trials
     display.changed(add(search.trial(0), 1, "running"))

@@ -81,7 +81,7 @@ def test_ray_stops_as_many(trials: int, most: int, grace: int, factor: int) -> N
 
 def epochs_with_ray(trials: int, most: int, grace: int, factor: int, keeps_rank: bool) -> float:
     """Epochs of a search under Ray's own scheduler, with scores by chance, on average."""
-    chance, rounds, spent = random.Random(1), 300, 0  # noqa: S311
+    chance, rounds, spent = random.Random(1), 300, 0  # noqa: S311 - a simulation
     for _ in range(rounds):
         scheduler = ASHAScheduler("epoch", "dice", "max", max_t=most, grace_period=grace, reduction_factor=factor)
         for number in range(trials):
@@ -98,7 +98,7 @@ def epochs_with_ray(trials: int, most: int, grace: int, factor: int, keeps_rank:
 @pytest.mark.parametrize(("trials", "most", "grace", "factor"), [(6, 9, 2, 3), (27, 27, 1, 3), (20, 18, 2, 2)])
 def test_the_brackets_of_hyperband_stop_as_many(trials: int, most: int, grace: int, factor: int) -> None:
     levels = rungs(trials, most, grace, factor, "hyperband")
-    chance, rounds, spent = random.Random(1), 100, 0  # noqa: S311
+    chance, rounds, spent = random.Random(1), 100, 0  # noqa: S311 - a simulation
     for seed in range(rounds):
         scheduler = Scheduler(
             RunSettings(scheduler="hyperband", epochs=most, grace_epochs=grace, reduction_factor=factor, seed=seed)

@@ -112,7 +112,7 @@ def test_a_population_that_could_never_move_is_refused() -> None:
 @pytest.mark.parametrize(("trials", "epochs", "grace"), [(20, 18, 2), (60, 9, 1), (8, 3, 1)])
 def test_the_forecast_of_a_population(trials: int, epochs: int, grace: int) -> None:
     chosen = settings(trials=trials, epochs=epochs, grace_epochs=grace)
-    chance, rounds, spent, most = random.Random(1), 200, 0, 0  # noqa: S311
+    chance, rounds, spent, most = random.Random(1), 200, 0, 0  # noqa: S311 - a simulation
     for _ in range(rounds):
         population, begin = Population(chosen), [0] * trials
         for number in range(trials):  # one after another, values by chance

@@ -201,8 +201,7 @@ def running(head: Head, name: str) -> threading.Thread:
             (job / "held").touch()
             time.sleep(1)  # as when it is still to begin
             with search.owned():
-                while not search.stop_requested():
-                    time.sleep(0.05)
+                wait_for(search.stop_requested)
                 search.set_status("interrupted", "stopped by `wmlsearch stop`")
             (job / "exit.json").write_text(json.dumps({"status": 130, "ended": time.time()}))
 

@@ -113,7 +113,7 @@ def test_killed_and_resumed_is_as_never_killed(never_killed: SearchDir, prepared
     search, command = SearchDir(tmp_path / "s"), begin(tmp_path, prepared)
     for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
         process = start(command)
-        wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023
+        wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
         assert process.poll() is None, process.communicate()[0]
         kill_everything(process)
         assert search.status()["state"] == "running", "nobody could say how it ended"
@@ -126,7 +126,7 @@ def test_killed_and_resumed_is_as_never_killed(never_killed: SearchDir, prepared
     assert told(search) == told(never_killed)
     assert search.status()["state"] == "completed"
     client = MlflowClient(default_uri(tmp_path))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     champion = search.test()["names"]["champion"]
     assert sorted(run.info.run_name or "" for run in runs) == sorted([
         "baseline (paper)", f"champion ({champion})", "paper-seed0", f"{champion}-seed0",

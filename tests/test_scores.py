@@ -243,7 +243,7 @@ def test_pooled_scores_are_those_of_all_voxels_at_once() -> None:
 
 def test_errors_say_what_does_not_fit() -> None:
     def text(*arguments: Any) -> str:
-        with pytest.raises(ValueError) as error:  # noqa: PT011
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared below
             score(*arguments)
         return str(error.value)
 

@@ -196,3 +196,27 @@ def test_ledgers_hold_no_metrics(search: SearchDir) -> None:
     assert set(json.loads((search.trial(0).path / "mlflow.json").read_text())) == {
         "uri", "run_id", "rows", "params", "state",
     }  # fmt: skip
+
+
+def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(search: SearchDir, tmp_path: Path) -> None:
+    """As of a server that keeps its artifacts in a folder of its own machine."""
+    uri = default_uri(search.path.parent)
+    wrong = tmp_path / "no-folder"
+    wrong.write_text("a file where the artifacts should go")
+    connect(uri).create_experiment("wmlsearch", (wrong / "artifacts").as_uri())
+    certificate = {"level": "patient", "note": None}
+    (search.path / "search.json").write_text(json.dumps({**search.about(), "certificate": certificate}))
+    with pytest.raises(InputError, match="MLflow has all metrics, but doesn't take files"):
+        sync(search, uri)
+    held = {key: rest for key, *rest in content(uri)}
+    for run in search.trials() + search.finals():
+        assert held[run.about()["key"]][3] == rows_of(run)
+    mirror = Mirror(search, uri)
+    for run in search.parts():
+        mirror.notify(run)
+    assert "FileExistsError" in (problem := mirror.close()) or "NotADirectoryError" in problem
+    wrong.unlink()
+    assert sync(search, uri) == 7
+    client = connect(uri)
+    for run in search.parts():
+        assert [it.path for it in client.list_artifacts(run.ledger()["run_id"])] == ["split_certificate.json"]

@@ -52,9 +52,7 @@ def show_test(console: Console, found: Mapping[str, Any]) -> None:
     for scope in (VOLUMES, SLICES):
         if all(scope in it["members"][0] for it in found["models"].values()):
             console.print(_table(found, scope))
-    opened = found["opened_before"]
-    before = "for the first time" if not opened else f"after {opened} time{'s' if opened > 1 else ''} before"
-    console.print(f"the sealed test was opened {before}", highlight=False)
+    console.print(how_often(found["opened_before"]), highlight=False)
     if "verdict" in found:
         console.print(f"verdict: {found['verdict']['sentence']}", style="bold", highlight=False, soft_wrap=True)
 
@@ -79,6 +77,14 @@ def _table(found: Mapping[str, Any], scope: str) -> Table:
         theirs = (f"{mean:.4f} ± {spread:.4f}" for mean, spread in (PAPERS[what] for what in RATIOS))
         table.add_row("the paper's Table I (other data)", "0.5", *theirs, style="dim")
     return table
+
+
+def how_often(opened_before: int) -> str:
+    """How often the sealed test was opened, in a sentence."""
+    if not opened_before:
+        return "the sealed test was opened for the first time"
+    times = "once" if opened_before == 1 else f"{opened_before} times"
+    return f"the sealed test had been opened {times} before: the more often, the less it says"
 
 
 def optimistic_note(about: Mapping[str, Any]) -> str:

@@ -132,7 +132,7 @@ def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str,
     return kept
 
 
-def test(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> dict[str, Any]:
+def sealed_test(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> dict[str, Any]:
     """Open the sealed test for the baseline and the champion, and judge; kept as the search's `test.json`."""
     roles = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
     names = {role: search.model(role).about()["model"] for role in roles}
@@ -189,11 +189,13 @@ def evaluate_again(run: RunDir, data: Path | None, progress: Progress) -> tuple[
     Raises InputError where there is nothing to evaluate, or on other data that the models may have been trained on.
     """
     about = run.about()
-    path = Path(root_of(run).about()["data_path"])
+    path = Path(root_of(run).about().get("data_path", ""))
     if data is None:
         data = path
-        if Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
-            raise InputError(f"{data}: is no longer the data that {run.name} was trained on; name those with --data")
+        if not path.is_dir() or Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
+            raise InputError(
+                f"{run.name}: the data that it was trained on are not at {path} any more; name them with --data"
+            )
     own = Manifest.read(data).fingerprint == about["data"]["fingerprint"]
     if not own:
         _check_not_seen(path, data)
@@ -205,7 +207,7 @@ def evaluate_again(run: RunDir, data: Path | None, progress: Progress) -> tuple[
                 f"`wmlsearch tune --resume {run.name}`, or name a single training"
             )
         settings = RunSettings.of(about["settings"])
-        return test(run, settings, data, progress), run.test_file(fingerprint)
+        return sealed_test(run, settings, data, progress), run.test_file(fingerprint)
     by = {"run": run.name, "key": about["key"], "path": str(run.path.resolve())}
     found, _ = evaluate({"model": [Model.of_run(run)]}, data, by, progress=progress)
     run.set_test({**found, "metrics": flat(found, "model")}, fingerprint)
@@ -215,6 +217,7 @@ def evaluate_again(run: RunDir, data: Path | None, progress: Progress) -> tuple[
 def _check_not_seen(trained_on: Path, data: Path) -> None:
     """Refuse test slices that the models were trained or chosen on, as far as those data can still be read."""
     try:
+        # Those with lesion: a slice without head looks the same in every data set.
         seen = {row.checksum: row for row in Manifest.read(trained_on).slices if row.lesion_pixels}
     except InputError:
         return

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,36 @@ def _cut_torn_line(descriptor: int) -> None:
 
 def as_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder to be made that is there and not empty, or is a link. Raises InputError."""
+    try:
+        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be used as OUT ({error.strerror}); name another") from None
+    if taken:
+        raise InputError(f"{out}: exists already and is not an empty folder; name another OUT or remove it")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """The path of a folder to be made beside `out`, which takes that name at the end of the block.
+
+    Nothing is left of it when something goes wrong. Raises InputError where it can't be written.
+    """
+    target = out.absolute()
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.replace(target)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from None
+        raise

@@ -101,7 +101,7 @@ def _commit() -> str:
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
         return ""
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603, S607 - whatever git is on the path
     return done.stdout.strip()
 
 

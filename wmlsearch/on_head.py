@@ -110,7 +110,7 @@ def keep(name: str) -> None:
     with open(job / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # whoever looks at it holds it for a moment
         environment = {"COLUMNS": "140", "PYTHONUNBUFFERED": "1", **os.environ}
-        child = subprocess.Popen([sys.executable, "-m", "wmlsearch", *about["command"]], env=environment)  # noqa: S603
+        child = subprocess.Popen([sys.executable, "-m", "wmlsearch", *about["command"]], env=environment)  # noqa: S603 - our own interpreter
         _write(job / "job.json", {**about, "pid": child.pid})
         status = child.wait()
         _write(job / "exit.json", {"status": status if status >= 0 else 128 - status, "ended": time.time()})
@@ -186,7 +186,7 @@ def show(name: str, columns: str) -> None:
     command = [sys.executable, "-m", "wmlsearch", "status", name, "--out", str(HOME / "runs")]
     if (HOME / "runs" / name).is_dir():
         environment = {**os.environ, "COLUMNS": columns}
-        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter
         lines = (shown.stdout + shown.stderr).splitlines()
     else:  # it ended, or still is, before its run folder
         lines = (HOME / "jobs" / name / "log.txt").read_text(errors="replace").splitlines()[-20:]

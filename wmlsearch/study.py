@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, test
+from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, sealed_test
 from wmlsearch.foresight import CheckpointBytes, foresee, mind_load
 from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, versions
 from wmlsearch.model.training import check_trainable, epochs
@@ -27,6 +28,26 @@ if TYPE_CHECKING:
 
 OnChange = Callable[[RunDir], None]
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A search that is to run: what, on what data, where; and who hears of it."""
+
+    search: SearchDir
+    space: SearchSpace
+    settings: RunSettings
+    data: Path
+    where: Where
+    slots: Slots  # of the trials
+    changed: OnChange
+    say: Say
+    progress: Progress
+
+    @property
+    def final_slots(self) -> Slots:
+        """Of the final runs. Raises InputError where none fits any more."""
+        return self.where.slots(max(self.settings.final_runs, 1))
 
 
 def _nobody(what: str, done: int, total: int) -> None:
@@ -105,7 +126,7 @@ def tune(
         with search.owned():
             SearchDir.create(search.path, about)
             search.set_earlier(earlier)
-            return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say, progress)
+            return _tune(_Job(search, space, settings, data, where, slots, on_change, say, progress), mlflow_uri)
 
 
 def resume(
@@ -151,7 +172,7 @@ def resume(
         )
         say(f"trials run {slots}")
         search.set_status(RUNNING)
-        return _tune(search, space, settings, data, mlflow_uri, on_change, where, slots, say, progress)
+        return _tune(_Job(search, space, settings, data, where, slots, on_change, say, progress), mlflow_uri)
 
 
 def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
@@ -183,24 +204,14 @@ def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> N
         )
 
 
-def _tune(
-    search: SearchDir,
-    space: SearchSpace,
-    settings: RunSettings,
-    data: Path,
-    mlflow_uri: str,
-    on_change: OnChange,
-    where: Where,
-    slots: Slots,
-    say: Say,
-    progress: Progress,
-) -> Outcome:
+def _tune(job: _Job, mlflow_uri: str) -> Outcome:
     """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
+    search, on_change = job.search, job.changed
     mirror = Mirror(search, mlflow_uri)
     for part in search.parts():  # of a resumed search: MLflow may lack the end of what died
         mirror.notify(part)
 
-    checkpoints = CheckpointBytes(search, where)
+    checkpoints = CheckpointBytes(search, job.where)
 
     def changed(run: RunDir) -> None:
         checkpoints.look(run)
@@ -209,13 +220,13 @@ def _tune(
 
     early, state = "it broke off with an error", "failed"
     try:
-        early, failed = _search(search, space, settings, data, where, slots, changed, say, progress)
+        early, failed = _search(dataclasses.replace(job, changed=changed))
         state = "failed" if failed else "interrupted" if early.startswith("stopped") else "completed"
     except KeyboardInterrupt as stopped:
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
     finally:
-        pictures = _report(search, data, {**search.status(), "state": state, "reason": early}, say)
-        several = bool(settings.objectives)
+        pictures = _report(search, job.data, {**search.status(), "state": state, "reason": early}, job.say)
+        several = bool(job.settings.objectives)
         front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
         search.set_status(state, early, **front)
         for part in search.trials() if several else ():  # only now it is known which of them are on the front
@@ -225,28 +236,19 @@ def _tune(
     return Outcome(search, early, problem, pictures)
 
 
-def _search(
-    search: SearchDir,
-    space: SearchSpace,
-    settings: RunSettings,
-    data: Path,
-    where: Where,
-    slots: Slots,
-    changed: OnChange,
-    say: Say,
-    progress: Progress,
-) -> tuple[str, bool]:
+def _search(job: _Job) -> tuple[str, bool]:
     """The trials, the final runs, the verdict; returns why it ended early, or "", and whether by our errors."""
     from wmlsearch.search.confirm import bring_back
     from wmlsearch.search.nodes import parcel
     from wmlsearch.search.trials import run_trials
 
+    search, settings, where = job.search, job.settings, job.where
     on_cluster = bool(where.ray_address)
-    sent = parcel(data, send=on_cluster)
+    sent = parcel(job.data, send=on_cluster)
     if settings.forecast and not search.trials():  # of a resumed search the first one stays
-        foresee(search, space, settings, sent, slots, where.slots(max(settings.final_runs, 1)), say)
-        changed(search)
-    budget = run_trials(search, space, settings, sent, slots, where.place, changed, elastic=on_cluster)
+        foresee(search, job.space, settings, sent, job.slots, job.final_slots, job.say)
+        job.changed(search)
+    budget = run_trials(search, job.space, settings, sent, job.slots, where.place, job.changed, elastic=on_cluster)
     board = leaderboard(search)
     for best in board.front or [board.best]:
         if best is not None:
@@ -254,22 +256,21 @@ def _search(
             bring_back(run, where.place(run))
 
     if settings.baseline and not budget.failed and not budget.reason.startswith("stopped"):
-        confirm(search, settings, sent, where, where.slots(settings.final_runs), changed, say)
-        _judge(search, settings, data, changed, say, progress)
+        confirm(search, settings, sent, where, job.final_slots, job.changed, job.say)
+        _judge(job)
     return budget.reason, budget.failed
 
 
-def _judge(
-    search: SearchDir, settings: RunSettings, data: Path, changed: OnChange, say: Say, progress: Progress
-) -> None:
+def _judge(job: _Job) -> None:
     """Champion, sealed test and verdict, as far as they can be had; what was tested already is not tested again."""
-    if not crown(search, settings, data, changed, say):
+    search = job.search
+    if not crown(search, job.settings, job.data, job.changed, job.say):
         return
     members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
     if search.test().get("members") != members:
-        test(search, settings, data, progress)
+        sealed_test(search, job.settings, job.data, job.progress)
         for part in (*search.models(), search):
-            changed(part)
+            job.changed(part)
 
 
 def _waiting(search: SearchDir) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,38 +78,59 @@ class Mirror:
                 changed, self._changed = self._changed, {}
                 closing = self._closing
             try:
-                client = client or connect(self.uri)
+                client, problem = client or connect(self.uri), ""
                 for path in list(changed):
-                    push(client, self.uri, changed[path], self.root)
-                    del changed[path]
-                self.problem, wait = "", 0.0
+                    try:
+                        push(client, self.uri, changed[path], self.root, files=not problem)
+                    except FilesMissing as error:  # the rows of the other runs don't wait for them
+                        problem = str(error)
+                    if not problem:
+                        del changed[path]
             except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
-                self.problem = _brief(error)
-                wait = min(max(2 * wait, 1.0), 60.0)
-                with self._condition:
-                    self._changed = {**changed, **self._changed}
+                problem = _brief(error)
+            self.problem = problem
+            wait = min(max(2 * wait, 1.0), 60.0) if problem else 0.0
+            with self._condition:
+                self._changed = {**changed, **self._changed}
             if closing:
                 return
 
 
 def sync(run: RunDir, uri: str) -> int:
     """Copy all of a run, sent before or not, to MLflow; returns how many MLflow runs it has. Raises InputError."""
-    parts = [run, *(run.parts() if isinstance(run, SearchDir) else [])]
+    parts, problem = [run, *(run.parts() if isinstance(run, SearchDir) else [])], ""
     try:
         client = connect(uri)
         for part in parts:
-            push(client, uri, part, run, everything=True)
+            try:
+                push(client, uri, part, run, everything=True, files=not problem)
+            except FilesMissing as error:
+                problem = str(error)
     except InputError:
         raise
     except Exception as error:
         raise InputError(
             f"{uri}: MLflow doesn't take the runs ({_brief(error)}); nothing is lost, try `wmlsearch sync` later"
         ) from None
+    if problem:
+        raise InputError(
+            f"{uri}: MLflow has all metrics, but doesn't take files ({problem}); see where it keeps its artifacts and "
+            "whether that can be written from here, then `wmlsearch sync` again"
+        )
     return len(parts)
 
 
-def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool = False) -> None:
-    """Send what MLflow lacks of one run folder, as its ledger says; with `everything`, all of it again."""
+class FilesMissing(Exception):
+    """MLflow has a run's rows, but its store of artifacts did not take the files."""
+
+
+def push(
+    client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool = False, files: bool = True
+) -> None:
+    """Send what MLflow lacks of one run folder, as its ledger says; with `everything`, all of it again.
+
+    Rows and tags first, then `files`, if wanted. Raises FilesMissing where only these could not be sent.
+    """
     from mlflow.entities import Metric, Param, RunTag
 
     about, status = run.about(), run.status()
@@ -144,8 +165,6 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         if isinstance(run, SearchDir):
             space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
             client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(space.dimensions)))
-        if certificate:
-            client.log_dict(ledger["run_id"], certificate, "split_certificate.json")
     test = run.test()
     if test and ledger.get("tested") != test["opened"]:
         opened = int(test["opened"] * 1000)
@@ -153,8 +172,6 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
             found = test["verdict"]
             note = RunTag("mlflow.note.content", found["sentence"])  # the description at the top of its page
             tags += [RunTag("verdict", found["verdict"]), RunTag("champion", test["names"]["champion"]), note]
-            if run.report.is_dir():  # of an evaluation after the search
-                client.log_artifacts(ledger["run_id"], str(run.report), "report")
         else:
             metrics += [Metric(name, value, opened, 0) for name, value in test["metrics"].items()]
         ledger["tested"] = test["opened"]
@@ -176,13 +193,36 @@ def push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: 
         if state == RUNNING:
             client.update_run(ledger["run_id"], status="RUNNING")
         else:
-            if isinstance(run, SearchDir) and run.report.is_dir():
-                client.log_artifacts(ledger["run_id"], str(run.report), "report")
-            if about["kind"] in ROLES and run.export.is_dir():
-                register(client, ledger["run_id"], run.export, about["kind"], f"{about['model']} of {root.name}")
             end = int(status.get("ended", time.time()) * 1000)
             client.set_terminated(ledger["run_id"], _mlflow_status(state), end)
-    run.set_ledger({**ledger, "rows": len(rows), "params": True, "state": state})
+    ledger |= {"rows": len(rows), "params": True, "state": state}
+    run.set_ledger(ledger)
+    if files:
+        try:
+            _push_files(client, run, root, ledger)
+        except Exception as error:  # of any of the stores that MLflow knows
+            raise FilesMissing(_brief(error)) from None
+
+
+def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[str, Any]) -> None:
+    """Send the files that belong to a run: its split certificate; a search's report; a model, registered."""
+    about, run_id = run.about(), ledger["run_id"]
+
+    def once(what: str, send: Callable[[], object]) -> None:
+        if what not in ledger.get("files", []):
+            send()
+            ledger["files"] = [*ledger.get("files", []), what]
+            run.set_ledger(ledger)
+
+    if certificate := root.about().get("certificate"):
+        once("certificate", lambda: client.log_dict(run_id, certificate, "split_certificate.json"))
+    if isinstance(run, SearchDir) and run.report.is_dir() and ledger["state"] != RUNNING:
+        # written anew at each end of a search, and by each evaluation
+        report = f"report {run.status().get('ended')} {ledger.get('tested')}"
+        once(report, lambda: client.log_artifacts(run_id, str(run.report), "report"))
+    if about["kind"] in ROLES and run.export.is_dir():
+        words = f"{about['model']} of {root.name}"
+        once("model", lambda: register(client, run_id, run.export, about["kind"], words))
 
 
 def _make(client: MlflowClient, uri: str, run: RunDir, parent: str | None) -> str:

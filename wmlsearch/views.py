@@ -58,8 +58,6 @@ def view_tag(search: str, parameters: Sequence[str]) -> tuple[str, str]:
     return TAG + search, value
 
 
-def page(experiment_id: str, search: str, charts: bool = False) -> str:
+def page(experiment_id: str, search: str) -> str:
     """Where MLflow's pages show a search, behind the server's address."""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={search}" + (
-        "&compareRunsMode=CHART" if charts else ""
-    )
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={search}"

@@ -38,7 +38,7 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     with bar:
         found, where = ending.evaluate_again(found_run, data, advance)
     show_test(console(), found)
-    if isinstance(found_run, SearchDir) and data is None:
+    if isinstance(found_run, SearchDir) and where == found_run.test_file():
         options.say(f"report: {write_report(found_run)}")
     options.say(f"scores of each patient and image: {where}")
     root = ending.root_of(found_run)

@@ -143,6 +143,11 @@ class Manifest:
         )
 
 
+def checksum(image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> str:
+    """Of a slice: sha256 of its image's bytes and its mask's."""
+    return hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
+
+
 def fingerprint(rows: Iterable[SliceRow], certificate: Certificate) -> str:
     """sha256 over the slices' identities, splits and checksums, and the assignment: same data, same text."""
     digest = hashlib.sha256(certificate.assignment_sha256.encode())
@@ -218,9 +223,9 @@ class Store:
         """Write those of the task's slices that belong to one of the splits."""
         rows = [row for row, split in enumerate(task.splits) if split in splits]
         for row in rows:
-            image, mask = slices.images[row].tobytes(), slices.masks[row].tobytes()
-            self._put(IMAGES, image)
-            self._put(MASKS, mask)
+            image, mask = slices.images[row], slices.masks[row]
+            self._put(IMAGES, image.tobytes())
+            self._put(MASKS, mask.tobytes())
             s, index = task.source, task.stored[row]
             self.rows.append(
                 SliceRow(
@@ -231,7 +236,7 @@ class Store:
                     split=task.splits[row],
                     kept=task.kept[row],
                     lesion_pixels=int(slices.masks[row].sum()),
-                    checksum=hashlib.sha256(image + mask).hexdigest(),
+                    checksum=checksum(image, mask),
                     volume=len(self.volumes),
                 )
             )

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from wmlsearch.data.volumes import (
     plan,
     voxel_edges,
 )  # fmt: skip
+from wmlsearch.files import check_free, new_folder
 
 __all__ = ["IMAGES", "MASKS", "Manifest", "PrepareOptions", "SliceRow", "VolumeGeometry", "prepare"]
 
@@ -126,12 +127,7 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
     all faults found; nothing is left behind on any failure.
     """
     tell = progress or _silent
-    try:
-        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be used as OUT ({error.strerror}); name another") from None
-    if taken:
-        raise InputError(f"{out}: exists already and is not an empty folder; name another OUT or remove it")
+    check_free(out)
     sources = discover(raw, options.patient_pattern)
     patient_split = _split_patients(sources, options) if options.split == "patient" else {}
     used = [s for s in sources if options.split == "image" or s.patient in patient_split]
@@ -166,7 +162,8 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
             seed=options.seed, mask_threshold=options.mask_threshold, spacing_mm=None, counts={},
             certificate=certificate, checksums={}, fingerprint="", volumes=(), slices=(),
         )  # fmt: skip
-        return _write(out, tasks, options, common, each, tell)
+        with new_folder(out) as aside:
+            return _fill(aside, tasks, options, common, each, tell)
 
 
 # --------------------------------------------------------------------------------------------------- before writing
@@ -272,31 +269,10 @@ def _refused(raw: Path, faults: Sequence[str]) -> InputError:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def _write(
-    out: Path, tasks: Sequence[Task], options: PrepareOptions, common: Manifest, each: _Each, tell: Progress
-) -> Manifest:
-    """Everything into a folder beside `out`, renamed at the end. `common` is the manifest without its slices."""
-    target = out.absolute()
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        manifest = _fill(aside, tasks, options, common, each, tell)
-        aside.replace(target)
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, OSError):
-            raise InputError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from None
-        raise
-    return manifest
-
-
 def _fill(
     aside: Path, tasks: Sequence[Task], options: PrepareOptions, common: Manifest, each: _Each, tell: Progress
 ) -> Manifest:
+    """Everything into the folder `aside`. `common` is the manifest without its slices."""
     spacings = [task.geometry.spacing_mm for task in tasks if task.geometry.spacing_mm is not None]
     common = replace(common, spacing_mm=round(float(np.median(spacings)), 6) if spacings else None)
     test = sum(task.splits.count("test") for task in tasks)

@@ -5,10 +5,7 @@ Nothing in such a folder can run when it is read, wherever it comes from: two fo
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from safetensors.torch import load, save_file
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.files import read_json, write_json
+from wmlsearch.files import check_free, new_folder, read_json, write_json
 from wmlsearch.model.inference import Model, Preprocessing, check_threshold, common_preprocessing, network
 
 FORMAT = 1
@@ -47,31 +44,16 @@ def export(members: Sequence[Model], out: Path, ensemble_threshold: float | None
     models that were not trained on data prepared alike.
     """
     preprocessing = common_preprocessing(members)
-    try:
-        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be used as OUT ({error.strerror}); name another") from None
-    if taken:
-        raise InputError(f"{out}: exists already and is not an empty folder; name another OUT or remove it")
-    target = out.absolute()
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
-    try:
-        aside.mkdir(parents=True)
+    check_free(out)
+    with new_folder(out) as aside:
+        aside.mkdir()
         for number, member in enumerate(members):
             tensors = {name: tensor.cpu().contiguous() for name, tensor in member.unet.state_dict().items()}
-            save_file(tensors, aside / weights_name(number))
+            try:
+                save_file(tensors, aside / weights_name(number))
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(str(error)) from None
         write_json(aside / ABOUT, _about(members, preprocessing, ensemble_threshold))
-        aside.replace(target)
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, OSError | SafetensorError):
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{out}: cannot be written ({reason}); nothing was left there") from None
-        raise
 
 
 def load_exported(folder: Path) -> Exported:

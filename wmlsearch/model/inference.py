@@ -132,7 +132,7 @@ def network(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet
         more = [f"and {len(faults) - 5} more"] if len(faults) > 6 else []
         raise InputError(f"{where}: the weights don't fit the configuration", [*faults[: 5 if more else 6], *more])
     unet.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
-    return unet.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return unet.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Trainer:
         self.bfloat16 = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(self.device))
         torch.manual_seed(seed)  # the same initial weights on all ranks
         unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
-        self.unet: nn.Module = unet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet: nn.Module = unet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in inference.py
         if several and self.device.type == "cuda":
             self.unet = nn.SyncBatchNorm.convert_sync_batchnorm(self.unet)
         self.model = DistributedDataParallel(self.unet) if several else self.unet

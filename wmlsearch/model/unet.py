@@ -43,7 +43,7 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # our convolutions have a bias
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 1, H, W) in [0, 1], any H and W -> logits (N, 1, H, W), float32."""

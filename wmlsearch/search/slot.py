@@ -36,7 +36,8 @@ class Training:
         self.keep_every = job.get("keep_every", 0)
         self.checkpoints = Checkpoints(trial["place"])
         self.checkpoints.fetch()
-        self.fresh, self.heard, self.unheard = True, int(trial.get("heard", 0)), []  # type: ignore[var-annotated]
+        self.fresh, self.heard = True, int(trial.get("heard", 0))
+        self.unheard: list[dict[str, Any]] = []
         settings = RunSettings(**job["settings"])
         self.reports = epochs(
             TrialConfig(**trial["config"]),

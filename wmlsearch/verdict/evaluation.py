@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from wmlsearch.config import InputError
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.volumes import cut, expert_mask, restore
 from wmlsearch.model.inference import Model, common_preprocessing, locate, mean_probabilities
 from wmlsearch.verdict.scores import Score, pooled, score
@@ -92,7 +93,11 @@ def evaluate(
     found = {
         "opened": sealed.opened,
         "opened_before": sealed.opened_before,
-        "data": {"path": str(data.resolve()), "fingerprint": manifest.fingerprint, "optimistic": manifest.optimistic},
+        "data": {
+            "path": str(data.resolve()),
+            "fingerprint": Manifest.read(data).fingerprint,
+            "optimistic": manifest.optimistic,
+        },
         "unit": unit,
         "scope": VOLUMES if sealed.has_volumes else SLICES,
         "models": {

@@ -168,7 +168,7 @@ def pareto(path: Path, board: Leaderboard) -> None:
         for entry in sorted(board.front, key=lambda entry: points[entry.path])[:: -(-len(board.front) // LABELLED)]:
             near = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 9, "color": CHAMPION}
             axes.annotate(entry.name, points[entry.path], **near)
-        # The trial, not the final baseline: that one runs alone, with all cores or workers, so its speed is another.
+        # The trial, not a final run: it ran among the other trials, so that its speed compares with theirs.
         for x, y in [points[entry.path] for entry in known if is_paper(entry)][:1]:
             ring = {"markersize": 12, "fillstyle": "none", "color": BASELINE, "markeredgewidth": 1.8}
             axes.plot(x, y, "o", label="the paper's point", **ring)

@@ -17,7 +17,7 @@ from wmlsearch.files import write_text
 from wmlsearch.outlook import compared, duration
 from wmlsearch.runs import BAD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.verdict import figures, test_figures
+from wmlsearch.verdict import figures, sealed_figures
 from wmlsearch.verdict.champion import MEASURE, PAPER, Candidate, candidates, champion
 from wmlsearch.verdict.commands import point_yaml, space_yaml, train_commands, tune_command
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, unit_means
@@ -145,7 +145,7 @@ def _figures(
 ) -> dict[str, Path]:
     """Draw what there is something for; the others of an earlier report are deleted."""
     valued = any(entry.value is not None for entry in board.trials)
-    pairs = test_figures.pairs_of(test) if test else []
+    pairs = sealed_figures.pairs_of(test) if test else []
     draw: dict[str, tuple[bool, Callable[[Path], object]]] = {
         "history": (valued, lambda path: figures.history(path, board)),
         "curves": (valued, lambda path: figures.curves(path, board, settings, found, chosen)),
@@ -153,9 +153,9 @@ def _figures(
         "rates": (valued and settings.scheduler == "pbt", lambda path: figures.rates(path, board)),
         "parallel": (valued and bool(space.dimensions), lambda path: figures.parallel(path, board, space)),
         "importances": (bool(shares), lambda path: figures.bars(path, shares)),
-        "paired": (bool(pairs), lambda path: test_figures.paired(path, test)),
-        "volumes": (bool(test), lambda path: test_figures.volumes(path, test)),
-        "gallery": (bool(test), lambda path: test_figures.gallery(path, test, search.gallery())),
+        "paired": (bool(pairs), lambda path: sealed_figures.paired(path, test)),
+        "volumes": (bool(test), lambda path: sealed_figures.volumes(path, test)),
+        "gallery": (bool(test), lambda path: sealed_figures.gallery(path, test, search.gallery())),
     }
     for name, (wanted, make) in draw.items():
         path = search.report / f"{name}.png"
@@ -282,9 +282,9 @@ def _test(test: Mapping[str, Any]) -> dict[str, Any]:
     members = [it["members"][0] for it in test["models"].values()]
     scopes = [{"name": scope, "rows": _pooled(test, scope)} for scope in (VOLUMES, SLICES) if scope in members[0]]
     theirs, ours = (unit_means(test, role, "dice") for role in ("baseline", "champion"))
-    expert, _ = test_figures.lesion_sizes(test, "baseline")
-    found = {role: test_figures.lesion_sizes(test, role)[1] for role in ("baseline", "champion")}
-    differences = {unit: our - their for unit, their, our in test_figures.pairs_of(test)}
+    expert, _ = sealed_figures.lesion_sizes(test, "baseline")
+    found = {role: sealed_figures.lesion_sizes(test, role)[1] for role in ("baseline", "champion")}
+    differences = {unit: our - their for unit, their, our in sealed_figures.pairs_of(test)}
     units = [
         {
             "unit": unit,

@@ -12,15 +12,27 @@ from typing import Any
 import numpy as np
 
 from wmlsearch.config import InputError
-from wmlsearch.data.manifest import AGAIN, IMAGES, MANIFEST, MASKS, ORIGINALS, SEAL, SEALED, Manifest, SliceRow
+from wmlsearch.data.manifest import (
+    AGAIN,
+    IMAGES,
+    MANIFEST,
+    MASKS,
+    ORIGINALS,
+    SEAL,
+    SEALED,
+    Manifest,
+    SliceRow,
+    checksum,
+)  # fmt: skip
 from wmlsearch.data.sources import Source
+from wmlsearch.data.volumes import cut
 from wmlsearch.files import append_line, read_lines
 
 _UNWRITABLE = "can't be written ({}), and without a line there the test patients are not read; make the folder writable"
 
 
 @dataclass(frozen=True)
-class TestVolume:
+class SealedVolume:
     """A test patient's scan as it came, with its mask, and which of its slices belong to the kept ones."""
 
     source: Source
@@ -46,19 +58,25 @@ class Sealed:
         """Whether whole volumes lie here as they came: NIfTI, split by patient."""
         return self.manifest.split_level == "patient" and self.manifest.axis is not None
 
-    def volumes(self) -> Iterator[TestVolume]:
+    def volumes(self) -> Iterator[SealedVolume]:
         """Each test volume, in the manifest's order. The files are those that `prepare` has copied."""
         root = self.folder / ORIGINALS
         for number, geometry in enumerate(self.manifest.volumes):
             images, masks = (tuple(root / name for name in names) for names in (geometry.images, geometry.masks))
             if missing := [str(path) for path in (*images, *masks) if not path.is_file()]:
                 raise InputError(f"{self.folder}: test patients' files are missing; {AGAIN}", missing)
-            kept = tuple(row.index for row in self.manifest.slices if row.volume == number and row.kept)
-            yield TestVolume(Source(geometry.patient, geometry.timepoint, root, images, masks), kept)
+            rows = [row for row in self.manifest.slices if row.volume == number]
+            source = Source(geometry.patient, geometry.timepoint, root, images, masks)
+            slices = cut(source, geometry, [row.index for row in rows], self.manifest.mask_threshold)
+            found = [checksum(image, mask) for image, mask in zip(slices.images, slices.masks, strict=True)]
+            if found != [row.checksum for row in rows]:
+                raise InputError(f"{images[0]}: is not the file that was sealed, its slices differ; {AGAIN}")
+            yield SealedVolume(source, tuple(row.index for row in rows if row.kept))
 
     def kept_slices(self) -> tuple[list[SliceRow], np.ndarray, np.ndarray]:
         """The kept slices: their rows, images and masks (n, size, size) uint8. InputError where they are damaged."""
         rows = [i for i, row in enumerate(self.manifest.slices) if row.kept]
+        self.manifest.verify(self.folder)
         try:
             images, masks = (np.load(self.folder / name, mmap_mode="r") for name in (IMAGES, MASKS))
             wanted = (len(self.manifest.slices), self.manifest.size, self.manifest.size)
