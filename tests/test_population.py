@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +181,9 @@ class World:
         monkeypatch.setattr(slot, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
         monkeypatch.setattr(slot, "open_data", lambda _parcel: None)
         if store:
+            scratch = root / "scratch"  # of a store's local copies: whoever is killed leaves them
+            scratch.mkdir(parents=True)
+            monkeypatch.setattr(tempfile, "tempdir", str(scratch))
             local = fs.LocalFileSystem()
             pretended = SimpleNamespace(from_uri=lambda uri: (local, uri.replace("store:/", str(self.store))))
             names = ("LocalFileSystem", "FileType", "FileSelector", "copy_files")
@@ -207,7 +211,8 @@ class World:
             rate = config.learning_rate * rates.get(max((it for it in rates if it <= epoch), default=0), 1.0)
             value = (rows[-1]["val_dice_best"] if rows else 0.0) + 0.1 / (1 + abs(math.log10(rate) + 2))
             ended = "completed" if epoch == max_epochs else "early_stopped" if rate > 0.08 and epoch == 2 else None
-            rows.append({"epoch": epoch, "time": float(next(self.clock)), "ended": ended, "val_dice_best": value})
+            now = float(next(self.clock))
+            rows.append({"epoch": epoch, "epoch_s": 1.0, "time": now, "ended": ended, "val_dice_best": value})
             for path in (best, last):
                 aside = path.with_name(f".{path.name}.aside")
                 aside.write_text(json.dumps(rows))
@@ -246,7 +251,12 @@ class World:
         recorder.finish_open()
 
     def snapshots(self) -> set[tuple[str, int]]:
-        return {(run.name, epoch) for run in self.search.trials() for epoch in Checkpoints(self.place(run)).snapshots()}
+        found = set()
+        for run in self.search.trials():
+            kept = Checkpoints(self.place(run))
+            found |= {(run.name, epoch) for epoch in kept.snapshots()}
+            kept.close()
+        return found
 
     def begin(self, chosen: RunSettings) -> None:
         about = {"settings": chosen.model_dump(), "data": {"fingerprint": "f"}, "versions": {}}
@@ -375,7 +385,7 @@ def test_a_search_that_a_budget_ended_keeps_what_it_may_go_on_with(world: Callab
     for one in (never, here):
         one.begin(settings())
     never.run(settings())
-    here.run(settings(max_epochs_total=35))
+    here.run(settings(max_epochs_total=35, baseline=False))  # no final runs, for which epochs would be kept
     assert here.snapshots()
     here.run(settings())
     assert here.facts() == never.facts()
