@@ -1,0 +1,67 @@
+"""What every benchmark gives: rows of one table, each with its ratio against a reference of the same run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HEAD = "| what | wmlsearch | reference | ratio | aim | met |\n|---|---|---|---:|---|---|"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `ratio` is how many times better than the reference, by medians; None: none was measured.
+
+    `met` is whether the aim is met; None where this machine can't say.
+    """
+
+    what: str
+    ours: str
+    reference: str = ""
+    ratio: float | None = None
+    aim: str = ""
+    met: bool | None = None
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f"{self.ratio:.3g}"
+        met = {True: "yes", False: "no", None: ""}[self.met]
+        return f"| {self.what} | {self.ours} | {self.reference} | {ratio} | {self.aim} | {met} |"
+
+
+def table(rows: Iterable[Row]) -> str:
+    return "\n".join([HEAD, *map(str, rows)])
+
+
+def machine() -> str:
+    """What the figures were measured on, in a line."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {_processor()}, {gpu}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def show(doc: str | None, measure: Callable[[], list[Row]]) -> None:
+    """The command line of a benchmark: measure, print the table; with `--json FILE` write its rows there too."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the rows into this file")
+    given = parser.parse_args()
+    rows = measure()
+    print(machine())
+    print(table(rows))
+    if given.json:
+        given.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
