@@ -29,8 +29,8 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch import ending
     from wmlsearch.conclusion import show_test
     from wmlsearch.display import console, progress_bar
+    from wmlsearch.mirror import Mirror
     from wmlsearch.runs import SearchDir, find
-    from wmlsearch.tracking import Mirror
     from wmlsearch.verdict.report import write_report
 
     found_run = find(run, out)
