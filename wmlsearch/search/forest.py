@@ -20,6 +20,7 @@ from wmlsearch.space import Choices, Range, SearchSpace
 
 CANDIDATES = 4
 TREES = 20
+MOST_PAST = 1000  # trials that the forest learns from: more make every proposal slower, and a judge of four no better
 
 Reached = tuple[int, float]  # the epoch that a trial reached (all of them, if it ended by itself), its best value
 
@@ -28,8 +29,10 @@ def propose(
     space: SearchSpace, past: Sequence[tuple[Mapping[str, Any], Reached]], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Values of the active dimensions for the next trial. `past`: the values of those that ended, in a fixed order."""
-    levels = sorted({reached for _, reached in past})
-    ranks = [levels.index(reached) / len(levels) for _, reached in past]
+    if len(past) > MOST_PAST:
+        past = [past[i] for i in np.sort(rng.choice(len(past), MOST_PAST, replace=False))]
+    place = {reached: i for i, reached in enumerate(sorted({reached for _, reached in past}))}
+    ranks = [place[reached] / len(place) for _, reached in past]
     forest = ExtraTreesRegressor(TREES, max_features=0.8, random_state=int(rng.integers(2**31)))
     forest.fit([encode(space, values) for values, _ in past], ranks)
     candidates = [space.sample(rng) for _ in range(CANDIDATES)]

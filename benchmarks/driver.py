@@ -1,0 +1,168 @@
+"""The driver at scale: a search of trials that train nothing, against as many bare Tune trials.
+
+python -m benchmarks.driver
+
+Both run the same actors (benchmarks/ready.py: a class trainable, reused, each step answers at once) on an embedded Ray
+of their own, as many at once, one after the other. The bare trials have no searcher, scheduler or callback. The search
+is `run_trials` itself, with all that belongs to it: study, forest, ASHA (which hears all and stops nobody), budget, run
+folders, the checkpoints' keeper, and the mirror in MLflow's SQLite store. Compared are the seconds from the `WARM`-th
+trial to the last, when all actors run; those from the beginning stand beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from wmlsearch.search import cluster, trials  # isort: skip - sets Ray's environment before Ray is imported
+
+import optuna
+from ray import tune
+
+from benchmarks.ready import Ready
+from benchmarks.simulated import new_search, row, space
+from benchmarks.table import Row, show
+from wmlsearch.config import RunSettings
+from wmlsearch.foresight import CheckpointBytes
+from wmlsearch.jobs import HERE
+from wmlsearch.mirror import Mirror
+from wmlsearch.runs import RUNNING, RunDir
+from wmlsearch.tracking import default_uri
+
+TRIALS, EPOCHS, AT_ONCE = 1000, 10, 64
+WARM = TRIALS // 5  # trials after which all actors run
+
+
+@dataclass
+class Watch:
+    """When trials ended, and what this process held then."""
+
+    started: float = field(default_factory=time.monotonic)
+    ended: list[float] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)  # resident
+
+    def one_more(self) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.ended.append(time.monotonic() - self.started)
+        self.memory_mb.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    @property
+    def warm_s(self) -> float:
+        return self.ended[-1] - self.ended[WARM - 1]
+
+    @property
+    def growth_mb(self) -> float:
+        """For each hundred trials, once all actors run."""
+        return 100 * (self.memory_mb[-1] - self.memory_mb[WARM - 1]) / (len(self.ended) - WARM)
+
+
+@contextlib.contextmanager
+def ray_with_room() -> Iterator[None]:
+    """An embedded Ray that takes this machine for one with a core for each actor."""
+    with patch.object(cluster, "available_cpus", lambda: AT_ONCE), cluster.ray_at(None):
+        yield
+
+
+def job(settings: RunSettings) -> dict[str, Any]:
+    return {"data": {"row": row(0, 1, EPOCHS)}, "settings": settings.model_dump(), "threads": 1}
+
+
+def bare(settings: RunSettings) -> Watch:
+    """As many Tune trials, with nothing around them."""
+    with ray_with_room(), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
+        watch = Watch()
+
+        def look(_: str, result: dict[str, Any]) -> bool:
+            if result.get("ended"):
+                watch.one_more()
+            return False
+
+        trainable = tune.with_parameters(Ready, job=job(settings))
+        tune.Tuner(
+            tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 1}])),
+            param_space={"number": tune.grid_search(list(range(TRIALS)))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=AT_ONCE, reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                stop=look,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    return watch
+
+
+def search(settings: RunSettings) -> tuple[Watch, float, int, int]:
+    """The search; the seconds after which its mirror was done, the epochs that the study has, the journal's bytes."""
+    slots = cluster.Slots(AT_ONCE, 1, 1, 0.0)
+    with ray_with_room(), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
+        made = new_search(Path(folder) / "search", settings)
+        watch, ended = Watch(), set[str]()
+        mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointBytes(made, HERE)
+
+        def changed(run: RunDir) -> None:
+            checkpoints.look(run)
+            mirror.notify(run)
+            if run.name not in ended and run.state != RUNNING:
+                ended.add(run.name)
+                watch.one_more()
+
+        with patch.object(trials, "Slot", Ready):
+            trials.run_trials(made, space(), settings, job(settings)["data"], slots, HERE.place, changed)
+        over = time.monotonic()
+        if problem := mirror.close(600):
+            raise SystemExit(f"the mirror: {problem}")
+        behind_s = time.monotonic() - over
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(made.journal)))
+        study = optuna.load_study(study_name=made.name, storage=storage)
+        heard = sum(len(trial.intermediate_values) for trial in study.get_trials(deepcopy=False))
+        return watch, behind_s, heard, made.journal.stat().st_size
+
+
+def measure() -> list[Row]:
+    settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
+    reference = bare(settings)
+    ours, behind_s, heard, journal_bytes = search(settings)
+    what = f"driver: {TRIALS} trials x {EPOCHS} epochs, {AT_ONCE} at once"
+    ratio = reference.warm_s / ours.warm_s
+    left = TRIALS - WARM
+    return [
+        Row(
+            f"{what}, a trial once all run",
+            f"{1000 * ours.warm_s / left:.0f} ms",
+            f"bare Tune {1000 * reference.warm_s / left:.0f} ms",
+            ratio,
+            "at least 1/1.2",
+            ratio >= 1 / 1.2,
+        ),
+        Row(
+            f"{what}, all, with the start of the actors",
+            f"{ours.ended[-1]:.0f} s",
+            f"bare Tune {reference.ended[-1]:.0f} s",
+            reference.ended[-1] / ours.ended[-1],
+        ),
+        Row(
+            f"driver: memory at trial {WARM} and {TRIALS}",
+            f"{ours.memory_mb[WARM - 1]:.0f} and {ours.memory_mb[-1]:.0f} MiB ({ours.growth_mb:.1f} per 100 trials)",
+            f"bare Tune {reference.memory_mb[WARM - 1]:.0f} and {reference.memory_mb[-1]:.0f} MiB "
+            f"({reference.growth_mb:.1f} per 100 trials)",
+            aim="flat",
+        ),
+        Row(
+            "driver: the mirror is done after the last trial by",
+            f"{behind_s:.1f} s, the study has {heard} of {TRIALS * EPOCHS} epochs ({journal_bytes / 1e6:.1f} MB)",
+            aim="keep up",
+            met=behind_s < 10 and heard == TRIALS * EPOCHS,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    show(__doc__, measure)
