@@ -12,7 +12,6 @@ trial to the last, when all actors run; those from the beginning stand beside th
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ import optuna
 from ray import tune
 
 from benchmarks.ready import Ready
-from benchmarks.simulated import new_search, row, space
+from benchmarks.simulated import new_search, resident_bytes, row, space
 from benchmarks.table import Row, show
 from wmlsearch.config import RunSettings
 from wmlsearch.foresight import CheckpointBytes
@@ -49,9 +48,8 @@ class Watch:
     memory_mb: list[float] = field(default_factory=list)  # resident
 
     def one_more(self) -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.ended.append(time.monotonic() - self.started)
-        self.memory_mb.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        self.memory_mb.append(resident_bytes() / 2**20)
 
     @property
     def warm_s(self) -> float:

@@ -171,11 +171,11 @@ class Study:
         self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
         trial = self._study.ask()
         trial.set_user_attr("trial", number)
-        drawn: dict[str, Any] = {}
+        drawn, defaults = dict[str, Any](), self.space.defaults
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Constraints have been set")  # by cmaes, which leaves those trials out
             for name, dimension in self.space.dimensions.items():
-                if dimension.active({**self.space.defaults, **drawn}):
+                if dimension.active({**defaults, **drawn}):
                     drawn[name] = suggest_value(trial, name, dimension.domain)
         self._open[number] = trial
         return trial
