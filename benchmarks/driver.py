@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def bare(settings: RunSettings) -> Watch:
     with ray_with_room(), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         watch = Watch()
 
-        def look(_: str, result: dict[str, Any]) -> bool:
+        def look(_: str, result: Mapping[str, Any]) -> bool:
             if result.get("ended"):
                 watch.one_more()
             return False

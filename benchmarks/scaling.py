@@ -30,7 +30,8 @@ from wmlsearch.search.forest import MOST_PAST
 from wmlsearch.search.plan import checkpoint_bytes
 from wmlsearch.search.rungs import levels_of
 from wmlsearch.search.suggest import Study
-from wmlsearch.tracking import connect, default_uri, push
+from wmlsearch.store import connect
+from wmlsearch.tracking import default_uri, push
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TRIALS, EPOCHS, AT_ONCE = 2000, 10, 64  # of the simulation
@@ -97,7 +98,6 @@ def measure() -> tuple[Constants, simulated.Times]:
         begin = bins(times.begin, BIN)
         learned = [min(BIN * at + BIN / 2, MOST_PAST) for at in range(len(begin))]
         begin_s, begin_slope_s = line(learned, begin)
-        folder_bytes, files = _tree_bytes(search.trial(0).path)
         rows_bytes = sum(len(json.dumps(row)) + 1 for row in search.trial(0).rows())
         journal = search.journal.read_text().splitlines(keepends=True)
         journal_reports = [len(text) for text in journal if '"intermediate_value"' in text]
@@ -105,6 +105,7 @@ def measure() -> tuple[Constants, simulated.Times]:
         Study(search, simulated.space(), settings)
         resume_s = time.perf_counter() - started
         mlflow = _mlflow(search)
+        folder_bytes, files = _tree_bytes(search.trial(0).path)  # with the mirror's ledger
         half = len(times.memory_bytes) // 2
         result = {"report": simulated.row(0, 1, EPOCHS), "epoch": 1, settings.objective: 0.5}
     return Constants(
@@ -152,7 +153,7 @@ def _mlflow(search: SearchDir) -> dict[str, float]:
         run.append(rows[-1])
         run.set_status(status["state"])
         end.append(sent(run))
-    rows, size = _rows(database) - rows_before, database.stat().st_size - bytes_before
+    made, size = _rows(database) - rows_before, database.stat().st_size - bytes_before
     per_report = len(simulated.METRICS[: simulated.OURS]) + 1  # and best_dice, where an epoch is the best so far
     of_reports = per_report * EPOCHS * MIRRORED
     # A metric's row is as long as any other: bytes are shared out by rows.
@@ -160,10 +161,10 @@ def _mlflow(search: SearchDir) -> dict[str, float]:
     return {
         "mlflow_ms_per_trial": trial_ms,
         "mlflow_ms_per_report": 1000 * statistics.median(report),
-        "mlflow_rows_per_trial": (rows - of_reports) / MIRRORED,
+        "mlflow_rows_per_trial": (made - of_reports) / MIRRORED,
         "mlflow_rows_per_report": per_report,
-        "mlflow_bytes_per_trial": size / rows * (rows - of_reports) / MIRRORED,
-        "mlflow_bytes_per_report": size / rows * per_report,
+        "mlflow_bytes_per_trial": size / made * (made - of_reports) / MIRRORED,
+        "mlflow_bytes_per_report": size / made * per_report,
     }
 
 

@@ -169,7 +169,7 @@ def beside(at: Server, folder: Path) -> float:
     trial = new_trial(search, 0)
     mirror.notify(trial)
     _wait(trial, "files", ["certificate"])
-    alone, mirrored = [], []
+    alone, mirrored = list[float](), list[float]()
     for turn in range(1, TURNS + 1):
         for times in (alone, mirrored) if turn % 2 else (mirrored, alone):
             trial.append(row(0, turn, 10 * TURNS, len(METRICS)))

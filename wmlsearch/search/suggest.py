@@ -157,6 +157,7 @@ class Study:
         seed = int(np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0])
         if values is None and self.settings.sampler == "forest":
             values = self._by_forest(np.random.default_rng(seed))
+        self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
         if values is not None and self.settings.sampler in ("forest", "random"):  # without notes: one line is enough
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING,
@@ -168,7 +169,6 @@ class Study:
             return self._open[number]
         if values is not None:
             self._study.enqueue_trial(dict(values))
-        self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
         trial = self._study.ask()
         trial.set_user_attr("trial", number)
         drawn, defaults = dict[str, Any](), self.space.defaults
