@@ -34,8 +34,9 @@ from wmlsearch.store import connect
 from wmlsearch.tracking import default_uri, push
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TRIALS, EPOCHS, AT_ONCE = 2000, 10, 64  # of the simulation
-MIRRORED = 60  # trials that are sent to MLflow, for its cost and bytes
+TRIALS, EPOCHS, AT_ONCE = 1200, 10, 64  # of the simulation
+BARE, BARE_AT_ONCE = 200, 16  # trials of Tune alone, and its actors
+MIRRORED = 40  # trials that are sent to MLflow, for its cost and bytes
 BIN = 100  # trials of a point of the figure
 # What is asked for: the search, and how long an epoch may take.
 SEARCH, GPUS, EPOCH_S = RunSettings(trials=10_000), 1000, (1.0, 5.0, 30.0)
@@ -52,7 +53,7 @@ class Constants:
     begin_ms_per_trial: float  # more for each trial that has ended, up to MOST_PAST of them
     report_ms: float
     end_ms: float
-    bare_trial_ms: float  # of Tune and Ray themselves, for a trial of `EPOCHS` reports with `AT_ONCE` actors
+    bare_trial_ms: float  # of Tune and Ray themselves, for a trial of `EPOCHS` reports, with `BARE_AT_ONCE` actors
     memory_bytes_per_trial: float
     bare_memory_bytes_per_trial: float
     result_bytes: float  # a report on its way to the driver
@@ -90,8 +91,7 @@ def _tree_bytes(folder: Path) -> tuple[int, int]:
 def measure() -> tuple[Constants, simulated.Times]:
     """Run the simulation, and ask its folders what they hold."""
     settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
-    few = settings.model_copy(update={"trials": driver.TRIALS})
-    bare = driver.bare(few)
+    bare = driver.bare(settings.model_copy(update={"trials": BARE}), BARE_AT_ONCE)
     with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out:
         search = simulated.new_search(Path(out) / "search", settings)
         times = simulated.simulate(search, settings, AT_ONCE)
@@ -114,7 +114,7 @@ def measure() -> tuple[Constants, simulated.Times]:
         begin_ms_per_trial=1000 * begin_slope_s,
         report_ms=1000 * statistics.median(times.report),
         end_ms=1000 * statistics.median(times.end),
-        bare_trial_ms=1000 * bare.warm_s / (driver.TRIALS - driver.WARM),
+        bare_trial_ms=1000 * bare.trial_s,
         memory_bytes_per_trial=(times.memory_bytes[-1] - times.memory_bytes[half]) / half,
         bare_memory_bytes_per_trial=bare.growth_mb * 2**20 / 100,
         result_bytes=len(pickle.dumps(result)),
