@@ -35,7 +35,7 @@ from wmlsearch.mirror import Mirror
 from wmlsearch.runs import RUNNING, RunDir
 from wmlsearch.tracking import default_uri
 
-TRIALS, EPOCHS, AT_ONCE = 1000, 10, 64
+TRIALS, EPOCHS, AT_ONCE = 300, 10, 16
 WARM = 1 / 5  # of the trials: after those all actors run
 
 

@@ -34,9 +34,9 @@ from wmlsearch.store import connect
 from wmlsearch.tracking import default_uri, push
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TRIALS, EPOCHS, AT_ONCE = 1200, 10, 64  # of the simulation
-BARE, BARE_AT_ONCE = 200, 16  # trials of Tune alone, and its actors
-MIRRORED = 40  # trials that are sent to MLflow, for its cost and bytes
+TRIALS, EPOCHS, AT_ONCE = 1100, 10, 64  # of the simulation
+BARE, BARE_AT_ONCE = 100, 8  # trials of Tune alone, and its actors
+MIRRORED = 20  # trials that are sent to MLflow, for its cost and bytes
 BIN = 100  # trials of a point of the figure
 # What is asked for: the search, and how long an epoch may take.
 SEARCH, GPUS, EPOCH_S = RunSettings(trials=10_000), 1000, (1.0, 5.0, 30.0)

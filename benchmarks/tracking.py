@@ -40,7 +40,7 @@ from wmlsearch.runs import RunDir
 TRIALS, EPOCHS = 5, 10
 START_S = 120.0
 WORK = 100_000  # additions of a loop that shares its process with the mirror
-TURNS = 100
+TURNS = 40
 
 
 class Server:
