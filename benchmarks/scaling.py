@@ -34,7 +34,7 @@ from wmlsearch.store import connect
 from wmlsearch.tracking import default_uri, push
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TRIALS, EPOCHS, AT_ONCE = 1100, 10, 64  # of the simulation
+TRIALS, EPOCHS, AT_ONCE = 800, 10, 64  # of the simulation
 BARE, BARE_AT_ONCE = 100, 8  # trials of Tune alone, and its actors
 MIRRORED = 20  # trials that are sent to MLflow, for its cost and bytes
 BIN = 100  # trials of a point of the figure

@@ -59,7 +59,7 @@ class Server:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
             )
         end = time.monotonic() + START_S
@@ -95,6 +95,7 @@ class Server:
 
 @contextlib.contextmanager
 def server() -> Iterator[Server]:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not without ending the server
     with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         made = Server(Path(folder))
         try:
