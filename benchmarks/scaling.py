@@ -2,8 +2,8 @@
 
 python -m benchmarks.scaling
 
-Measures the constants (some minutes), writes them into docs/scaling.json, draws docs/images/scaling.png, and prints the
-tables that docs/scaling.md holds. With `--keep` it measures nothing and takes the constants that are there.
+Measures the constants (some minutes), writes them into docs/scaling.json, draws docs/images/scaling.png, and puts the
+tables into docs/scaling.md. With `--keep` it measures nothing and takes the constants that are there.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from wmlsearch.store import connect
 from wmlsearch.tracking import default_uri, push
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TRIALS, EPOCHS, AT_ONCE = 800, 10, 64  # of the simulation
+TRIALS, EPOCHS, AT_ONCE = 500, 10, 64  # of the simulation
 BARE, BARE_AT_ONCE = 100, 8  # trials of Tune alone, and its actors
-MIRRORED = 20  # trials that are sent to MLflow, for its cost and bytes
+MIRRORED = 12  # trials that are sent to MLflow, for its cost and bytes
 BIN = 100  # trials of a point of the figure
 # What is asked for: the search, and how long an epoch may take.
 SEARCH, GPUS, EPOCH_S = RunSettings(trials=10_000), 1000, (1.0, 5.0, 30.0)
 DATA_BYTES = 2 * 4918 * 256 * 256  # the paper's data set with its masks, 8 bit each
 GPUS_PER_NODE = 8
+STORAGE_BYTES_PER_S = 1e9  # of a shared file system, taken to say where it would give way
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,40 @@ def inputs(constants: Constants) -> str:
     return "\n".join(["| constant | value |", "|---|---:|", *lines])
 
 
+def breaks(constants: Constants) -> str:
+    """The table of what gives way at how many GPUs, first of all first, with epochs of 5 seconds."""
+    one = need(constants, SEARCH, 1, 5.0)
+    last, best = checkpoint_bytes(TrialConfig())
+    rows = [
+        (1 / one.cores, "the driver's loop: one core, all that it does"),
+        (1 / one.proposal_cores, "proposals of the forest alone: one core"),
+        (STORAGE_BYTES_PER_S / one.checkpoint_bytes_per_s, "checkpoints to a shared storage that takes 1 GB/s"),
+        (1e9 / one.result_bytes_per_s, "results to the driver, 1 GB/s"),
+        (60 * 1000 / constants.mlflow_ms_per_report, "MLflow, if it may be a minute behind"),
+    ]
+    lines = [f"| {gpus:,.0f} | {what} |" for gpus, what in sorted(rows)]
+    each = f"A checkpoint is {(last + best) / 1e6:.0f} MB, `last.pt` and `best.pt` together."
+    return "\n".join(["| GPUs | what gives way |", "|---:|---|", *lines, "", each])
+
+
+TABLES: dict[str, Callable[[Constants], str]] = {
+    "measured": lambda constants: f"Measured {constants.measured}.",
+    "inputs": inputs,
+    "rates": rates,
+    "totals": totals,
+    "breaks": breaks,
+}
+
+
+def filled(text: str, constants: Constants) -> str:
+    """The document with its tables, each between two marks."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n{table(constants)}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
 def draw(constants: Constants, times: simulated.Times, path: Path) -> None:
     """Measured time of a report and of a proposal against the trials so far, with the model's lines."""
     import matplotlib
@@ -321,7 +356,9 @@ def main() -> None:
         constants, times = measure()
         path.write_text(json.dumps(dataclasses.asdict(constants), indent=1) + "\n")
         draw(constants, times, DOCS / "images" / "scaling.png")
-    print(constants.measured, inputs(constants), rates(constants), totals(constants), sep="\n\n")
+    page = DOCS / "scaling.md"
+    page.write_text(filled(page.read_text(encoding="utf-8"), constants), encoding="utf-8")
+    print(*(table(constants) for table in TABLES.values()), sep="\n\n")
 
 
 def stored(path: Path) -> Constants:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import DOCS, GPUS, SEARCH, inputs, most_gpus, need, rates, stored, totals
+from benchmarks.scaling import DOCS, GPUS, SEARCH, TABLES, filled, most_gpus, need, stored
 from wmlsearch.config import RunSettings
+
+if not (DOCS / "scaling.json").is_file():
+    pytest.skip("docs/scaling.json: not measured yet (python -m benchmarks.scaling)", allow_module_level=True)
 
 CONSTANTS = stored(DOCS / "scaling.json")
 
 
 def test_the_document_holds_the_tables_of_the_stored_constants() -> None:
     text = (DOCS / "scaling.md").read_text(encoding="utf-8")
-    for table in (CONSTANTS.measured, inputs(CONSTANTS), rates(CONSTANTS), totals(CONSTANTS)):
-        assert table in text
-    assert Path(DOCS / "images" / "scaling.png").is_file()
+    assert filled(text, CONSTANTS) == text
+    assert all(table(CONSTANTS) in text for table in TABLES.values())
+    assert (DOCS / "images" / "scaling.png").is_file()
 
 
 def test_twice_the_gpus_are_twice_the_rates_and_the_same_sums() -> None:
