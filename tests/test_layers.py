@@ -37,6 +37,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.model": "",
     "wmlsearch.model.unet": "torch",
     "wmlsearch.model.metrics": "torch",
+    "wmlsearch.model.steps": "torch",
     "wmlsearch.model.training": "torch",
     "wmlsearch.model.timing": "torch",
     "wmlsearch.model.inference": "torch",

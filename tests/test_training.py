@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model import training
+from wmlsearch.model import steps, training
 from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import (
-    Diverged,
     EpochReport,
     check_trainable,
     count,
@@ -242,7 +242,7 @@ def test_a_training_loss_that_is_not_finite_is_divergence(
         calls += logits.requires_grad
         return slice_losses(logits, masks, loss) * (math.inf if calls == 10 else 1)
 
-    monkeypatch.setattr(training, "slice_losses", broken)
+    monkeypatch.setattr(steps, "slice_losses", broken)
     last = tmp_path / "last.pt"
     reports = epochs(SMALL, data, max_epochs=5, last=last)  # 48 slices by 7: 7 steps an epoch
     assert next(reports).epoch == 1
@@ -577,19 +577,19 @@ def test_two_ranks_train_as_one(data: PreparedData, prepared: Path, tmp_path: Pa
 
 UNEQUAL = RANK.replace(
     "print(json.dumps([report.row() for report in reports]))",
-    """from wmlsearch.model import training
+    """from wmlsearch.model import steps as module
 calls, steps = [], []
-real_losses, real_step = training.slice_losses, torch.optim.SGD.step
+real_losses, real_step = module.slice_losses, torch.optim.SGD.step
 def losses(*arguments):
     calls.append(1)
     return real_losses(*arguments) * (float("nan") if rank == "1" and len(calls) == 2 else 1.0)
 def step(self, *arguments):
     steps.append(1)
     return real_step(self, *arguments)
-training.slice_losses, torch.optim.SGD.step = losses, step
+module.slice_losses, torch.optim.SGD.step = losses, step
 try:
     next(reports)
-except training.Diverged as error:
+except module.Diverged as error:
     print(json.dumps([str(error), len(steps)]))""",
 )
 

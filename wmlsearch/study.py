@@ -348,7 +348,7 @@ def train(
 
 
 def _train_here(run: RunDir, config: TrialConfig, settings: RunSettings, data: PreparedData, changed: OnChange) -> None:
-    from wmlsearch.model.training import Diverged
+    from wmlsearch.model.steps import Diverged
 
     try:
         for report in epochs(
