@@ -27,9 +27,7 @@ def data(prepared: Path) -> PreparedData:
     return PreparedData.open(prepared)
 
 
-def plain_loop(
-    config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tensor, ...]], seed: int
-) -> tuple[list[float], nn.Module]:
+def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tensor, ...]], seed: int) -> list[float]:
     """What anybody would write: no memory format, nothing fused; each epoch's loss as the mean over its slices."""
     torch.manual_seed(seed)
     model = UNet(config.depth, config.base_channels, config.dropout, config.norm)
@@ -48,12 +46,14 @@ def plain_loop(
             optimizer.step()
             total += loss.item() * len(batch)
         found.append(total / len(slices))
-    return found, model
+    return found
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+# Sums of floats in another order are all that differs, as shares of the loss after 21 steps. Adam divides a gradient by
+# its size, and so makes more of the rounding of small ones.
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("sgd", 1e-5), ("adam", 1e-3)])
 def test_the_losses_are_those_of_a_plain_loop(
-    data: PreparedData, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    data: PreparedData, optimizer: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = SMALL.model_copy(update={"optimizer": optimizer, "schedule": "constant", "learning_rate": 3e-3})
     orders = []
@@ -65,9 +65,8 @@ def test_the_losses_are_those_of_a_plain_loop(
 
     monkeypatch.setattr(Steps, "run", watched)
     reports = list(epochs(config, data, max_epochs=3, seed=4, precision="float32"))
-    wanted, _ = plain_loop(config, data.train, orders, seed=4)
-    # Sums of floats in another order are all that differs: 1e-4 of the loss after 21 steps.
-    assert [report.metrics["train_loss"] for report in reports] == pytest.approx(wanted, rel=1e-4)
+    wanted = plain_loop(config, data.train, orders, seed=4)
+    assert [report.metrics["train_loss"] for report in reports] == pytest.approx(wanted, rel=tolerance)
 
 
 class Watched(nn.Module):
