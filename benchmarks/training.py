@@ -193,7 +193,7 @@ def on_gpu(prepared: Path, repeats: int) -> list[Row]:
         Row("this GPU's matrix rate, by a product in bfloat16", f"{rate / 1e12:.0f} TFLOP/s"),
     ]
     for batch, aim in BATCHES.items():
-        config, images = TrialConfig(batch_size=batch), max(60, 5 * batch) if batch > 5 else 300
+        config, images = TrialConfig(batch_size=batch), max(300, 10 * batch)
         given = dataclasses.replace(data, train=repeated(data.train, images))
         loop = PlainLoop(UNet(), repeated(host.train, images), batch, "cuda")
         mine, plain = in_turn(config, given, [loop], repeats)

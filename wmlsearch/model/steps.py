@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from wmlsearch.data.slices import Augmentation, Slices
 from wmlsearch.model.metrics import slice_losses
@@ -87,7 +88,7 @@ class Steps:
         self.rank, self.world, self.device = rank, world, slices.images.device
         self.epoch, self.number = Epoch.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device), 0
         self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and optimiser find it
-        self.graphed = self.device.type == "cuda" and world == 1
+        self.graphed = self.device.type == "cuda" and not isinstance(model, DistributedDataParallel)
         self.stream = graph_stream(self.device) if self.graphed else None
         self.pool = torch.cuda.graph_pool_handle() if self.graphed else None  # of memory, which the graphs share
         self.graphs: dict[int, Callable[[], None]] = {}  # by size of batch
