@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
 from wmlsearch.model import steps as module
+from wmlsearch.model.layers import Convolution
 from wmlsearch.model.steps import WARM_UP, Steps
 from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
 
-SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7, dropout=0.0)
+SMALL = TrialConfig(depth=2, base_channels=8, batch_size=7, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,12 @@ def data(prepared: Path) -> PreparedData:
 
 
 def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tensor, ...]], seed: int) -> list[float]:
-    """What anybody would write: no memory format, nothing fused; each epoch's loss as the mean over its slices."""
+    """What anybody would write: torch's layers, no memory format, nothing fused. Each epoch's mean loss of a slice."""
     torch.manual_seed(seed)
     model = UNet(config.depth, config.base_channels, config.dropout, config.norm)
+    for layer in model.modules():
+        if type(layer) is Convolution:
+            layer.__class__ = nn.Conv2d
     optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=0.9, nesterov=True)
