@@ -43,7 +43,7 @@ SIZE = 256  # pixels, edge of a slice
 REPEATS = 3  # epochs that are timed, after one that warms up
 BATCHES = {5: 5.0, 32: 3.0, 128: None}  # on a GPU; and how many times faster than the plain loop they should be
 PAPER_EPOCHS, PAPER_SLICES, PAPER_AIM_S = 18, (3098, 344), 15  # slices to train and to validate on
-SEEDS, SEED_EPOCHS = 4, 8  # of the comparison of Dice
+SMALL_SIZE, SEEDS, SEED_EPOCHS = 32, 4, 12  # of the comparison of Dice
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -134,12 +134,14 @@ def compared(what: str, rates: list[float], reference: list[float], name: str, a
     return Row(what, f"{mine} ({how})", f"{its}, {name}", ratio, "" if aim is None else f"{aim:g}", met)
 
 
-def phantom(folder: Path, size: int, slices: int, patients: int = 5) -> Path:
-    """A prepared phantom with about so many training slices."""
+def phantoms(folder: Path, slices: int, sizes: tuple[int, ...], patients: int = 5) -> list[Path]:
+    """A phantom with about so many training slices, prepared once for each size."""
     depth = max(8, slices // max(1, patients - 2))
     raw = write_phantom(folder / "raw", patients=patients, timepoints=1, shape=(128, 128, depth))
-    prepare(raw, folder / "prepared", PrepareOptions(size=size, jobs=1))
-    return folder / "prepared"
+    found = [folder / f"prepared-{size}" for size in sizes]
+    for size, prepared in zip(sizes, found, strict=True):
+        prepare(raw, prepared, PrepareOptions(size=size, fit="resize", jobs=1))
+    return found
 
 
 def repeated(slices: Slices, count: int) -> Slices:
@@ -290,9 +292,8 @@ def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
 def measure(slices: int = 30, repeats: int = REPEATS) -> list[Row]:
     """All rows: about `slices` training slices on CPUs, `repeats` timed epochs of each loop."""
     with tempfile.TemporaryDirectory() as folder:
-        prepared = phantom(Path(folder) / "timed", SIZE, slices)
-        rows = on_cpu(prepared, repeats)
-        rows.append(equal_dice(phantom(Path(folder) / "dice", 32, 60, patients=8)))
+        prepared, small = phantoms(Path(folder), slices, (SIZE, SMALL_SIZE))
+        rows = [*on_cpu(prepared, repeats), equal_dice(small)]
         if torch.cuda.is_available():
             return [*rows, *on_gpu(prepared, repeats)]
     return [*rows, Row("training, paper's point, GPU", "no GPU here")]

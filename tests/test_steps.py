@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
@@ -212,3 +213,35 @@ def test_training_goes_on_where_capturing_fails(data: PreparedData, monkeypatch:
         "training goes on without CUDA graphs, since capturing failed: "
         "RuntimeError: operation not permitted when stream is capturing"
     ]
+
+
+class Asked(TorchDispatchMode):
+    """Notes which of torch's operations are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_step_on_a_gpu_asks_it_for_no_value(data: PreparedData, optimizer: str) -> None:
+    values = {"optimizer": optimizer, "dropout": 0.3, "loss": "bce_dice", "weight_decay": 1e-4}
+    drawn = Augmentation.draw("affine", len(data.train), torch.Generator().manual_seed(1))
+    order = batches(len(data.train), 7, torch.Generator().manual_seed(1))
+    waits = {"_local_scalar_dense", "nonzero", "bincount", "equal", "unique", "masked_select", "is_nonzero"}
+    found = []
+    for on_gpu in (False, True):
+        trainer = Trainer(SMALL.model_copy(update=values), data, 1, 0, "float32")
+        trainer.model.train()
+        steps = trainer.steps
+        steps.on_gpu = on_gpu
+        with Asked() as asked:
+            steps.run(order, [3e-3] * len(order), drawn, 1)
+        assert asked.names & waits == (set() if on_gpu else {"_local_scalar_dense"})
+        assert {"convolution_backward", "index_copy_", "grid_sampler_2d"} <= asked.names, "it looks at all of a step"
+        found.append(steps.run(order, [3e-3] * len(order), drawn, 2))
+    assert found[1] == pytest.approx(found[0], rel=1e-3), "but for its rates in float32, it is the same"

@@ -86,9 +86,10 @@ class Steps:
     ) -> None:
         self.model, self.optimizer, self.slices, self.loss, self.bfloat16 = model, optimizer, slices, loss, bfloat16
         self.rank, self.world, self.device = rank, world, slices.images.device
+        self.on_gpu = self.device.type == "cuda"
         self.epoch, self.number = Epoch.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device), 0
         self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and optimiser find it
-        self.graphed = self.device.type == "cuda" and not isinstance(model, DistributedDataParallel)
+        self.graphed = self.on_gpu and not isinstance(model, DistributedDataParallel)
         self.stream = graph_stream(self.device) if self.graphed else None
         self.pool = torch.cuda.graph_pool_handle() if self.graphed else None  # of memory, which the graphs share
         self.graphs: dict[int, Callable[[], None]] = {}  # by size of batch
@@ -116,7 +117,7 @@ class Steps:
                     self.advance(len(batch))
         finally:
             group["lr"] = own
-        if self.device.type == "cuda" and self.world > 1:
+        if self.on_gpu and self.world > 1:
             distributed.all_reduce(self.epoch.losses)
         losses: list[float] = self.epoch.losses.tolist()
         for step, loss in enumerate(losses):
@@ -134,8 +135,7 @@ class Steps:
             self.warmed[images] += 1
 
     def _step(self, images: int) -> None:
-        epoch, on_gpu = self.epoch, self.device.type == "cuda"
-        own = len(range(self.rank, images, self.world))
+        epoch, own = self.epoch, len(range(self.rank, images, self.world))
         positions = epoch.order[epoch.begin + torch.arange(own, device=self.device)]
         batch, masks = self.slices.batch(positions)
         if epoch.drawn is not None:
@@ -144,7 +144,7 @@ class Steps:
             logits = self.model(batch.contiguous(memory_format=torch.channels_last))
         losses = slice_losses(logits, masks, self.loss)
         total = losses.detach().sum().double()
-        if not on_gpu:
+        if not self.on_gpu:
             if self.world > 1:  # so that all ranks agree on it before the optimiser moves
                 distributed.all_reduce(total)
             self._check(total.item(), int(epoch.step.item()))
@@ -153,7 +153,7 @@ class Steps:
         # DDP averages over ranks: weighted so that uneven parts give the mean over the whole batch
         (losses.sum() * (self.world / images)).backward()
         rate = epoch.rates[epoch.step]
-        self.optimizer.param_groups[0]["lr"] = self.rate.copy_(rate) if on_gpu else rate.item()
+        self.optimizer.param_groups[0]["lr"] = self.rate.copy_(rate) if self.on_gpu else rate.item()
         self.optimizer.step()
         epoch.begin.add_(own)
         epoch.step.add_(1)
@@ -178,7 +178,7 @@ class Steps:
             self.optimizer.zero_grad()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"training goes on without CUDA graphs, since capturing failed: {reason}", stacklevel=2)
-            if self.device.type == "cuda":
+            if self.on_gpu:
                 forget_capture(self.device, self.pool)
         finally:
             group.update(before)
