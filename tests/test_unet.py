@@ -166,7 +166,7 @@ def test_a_convolution_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Convolution(32, 6, 3, padding=1)
     ours.load_state_dict(plain.state_dict())
     ours = ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
-    images, weights = torch.randn(3, 32, 9, 7), torch.randn(3, 6, 9, 7)
+    images, weights = torch.randn(2, 32, 64, 65), torch.randn(2, 6, 64, 65)
     found = []
     for layer, memory_format in ((plain, torch.contiguous_format), (ours, torch.channels_last)):
         taken = images.clone(memory_format=memory_format).requires_grad_()
@@ -177,7 +177,7 @@ def test_a_convolution_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     for one, other in zip(*found, strict=True):
         assert one is not None
         assert other is not None
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)
     with torch.no_grad():
         assert torch.equal(ours(images), F.conv2d(images, ours.weight, ours.bias, padding=1))
 
