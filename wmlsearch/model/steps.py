@@ -221,6 +221,7 @@ def forget_capture(device: torch.device, pool: Any) -> None:
     generator = torch.cuda.default_generators[device.index]
     fresh = torch.Generator(device).manual_seed(generator.initial_seed()).set_offset(generator.get_offset())
     generator.graphsafe_set_state(fresh.graphsafe_get_state())
-    with contextlib.suppress(RuntimeError):  # a capture that came to its end is none of the allocator's any more
+    # A capture that came to its end is none of the allocator's any more; torch 2.6 has other names.
+    with contextlib.suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
