@@ -35,7 +35,6 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, Slices
-from wmlsearch.model.layers import Convolution, Dropout
 from wmlsearch.model.training import count, epochs, has_fast_bfloat16
 from wmlsearch.model.unet import UNet
 
@@ -89,16 +88,6 @@ class PlainLoop:
             self.optimizer.step()
             loss.item()
         return time.perf_counter() - start
-
-
-def plain_unet() -> nn.Module:
-    """The same network of torch's own layers."""
-    unet = UNet()
-    for module in unet.modules():
-        for ours, torchs in ((Convolution, nn.Conv2d), (Dropout, nn.Dropout)):
-            if type(module) is ours:
-                module.__class__ = torchs
-    return unet
 
 
 def monai_unet() -> nn.Module | None:
@@ -160,7 +149,7 @@ def on_cpu(prepared: Path, repeats: int) -> list[Row]:
     fast = has_fast_bfloat16(torch.device("cpu"))
     aim, how = (3.0, "bfloat16") if fast else (1.15, "float32, no bfloat16 in this hardware")
     what = f"training, paper's point, batch 5, CPU, {len(data.train)} slices of {data.manifest.size}"
-    others = {"plain float32 loop with DataLoader": PlainLoop(plain_unet(), data.train, config.batch_size, "cpu")}
+    others = {"plain float32 loop with DataLoader": PlainLoop(UNet(), data.train, config.batch_size, "cpu")}
     if (theirs := monai_unet()) is not None:
         others["the same with MONAI's BasicUNet"] = PlainLoop(theirs, data.train, config.batch_size, "cpu")
     mine, *found = in_turn(config, data, list(others.values()), repeats)
@@ -178,7 +167,7 @@ def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOC
         *_, last = ours(config, data, count_epochs - 1, seed)
         mine.append(last["val_dice_best"] or 0.0)
         torch.manual_seed(seed)
-        loop = PlainLoop(plain_unet(), on_host.train, config.batch_size, device, seed)
+        loop = PlainLoop(UNet(), on_host.train, config.batch_size, device, seed)
         for _ in range(count_epochs):
             loop.epoch()
         with torch.no_grad():
@@ -208,11 +197,11 @@ def on_gpu(prepared: Path, repeats: int) -> list[Row]:
     for batch, aim in BATCHES.items():
         config, images = TrialConfig(batch_size=batch), max(300, 10 * batch)
         given = dataclasses.replace(data, train=repeated(data.train, images))
-        loop = PlainLoop(plain_unet(), repeated(host.train, images), batch, "cuda")
+        loop = PlainLoop(UNet(), repeated(host.train, images), batch, "cuda")
         mine, plain = in_turn(config, given, [loop], repeats)
         what = f"training, paper's point, batch {batch}, GPU"
         rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
-        moved, done = floor(plain_unet(), batch, data.manifest.size)
+        moved, done = floor(UNet(), batch, data.manifest.size)
         step, least = batch / statistics.median(mine), max(moved / bandwidth, done / rate)
         rows.append(
             Row(

@@ -35,7 +35,6 @@ ROOMS: dict[str, str] = {
     "wmlsearch.data.slices": "torch",
     "wmlsearch.runs": "",
     "wmlsearch.model": "",
-    "wmlsearch.model.layers": "torch",
     "wmlsearch.model.unet": "torch",
     "wmlsearch.model.metrics": "torch",
     "wmlsearch.model.steps": "torch",

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
 from wmlsearch.model import steps as module
-from wmlsearch.model.layers import Convolution
 from wmlsearch.model.steps import WARM_UP, Steps
 from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
@@ -33,9 +32,6 @@ def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tenso
     """What anybody would write: torch's layers, no memory format, nothing fused. Each epoch's mean loss of a slice."""
     torch.manual_seed(seed)
     model = UNet(config.depth, config.base_channels, config.dropout, config.norm)
-    for layer in model.modules():
-        if type(layer) is Convolution:
-            layer.__class__ = nn.Conv2d
     optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=0.9, nesterov=True)

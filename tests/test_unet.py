@@ -8,10 +8,8 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.model.layers import Convolution, Dropout
 from wmlsearch.model.metrics import slice_losses
 from wmlsearch.model.unet import UNet
 
@@ -124,7 +122,7 @@ def test_dropout_only_in_training(norm: str) -> None:
 def test_dropout_stands_after_the_first_convolution_of_each_block() -> None:
     for block in [*(unet := UNet(depth=2)).down, unet.bottom, *unet.merge]:
         kinds = [type(module).__name__ for module in block]
-        assert kinds == ["Convolution", "BatchNorm2d", "ReLU", "Dropout", "Convolution", "BatchNorm2d", "ReLU"]
+        assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Dropout", "Conv2d", "BatchNorm2d", "ReLU"]
         assert block[3].p == 0.1
 
 
@@ -154,52 +152,3 @@ def test_every_parameter_has_a_gradient() -> None:
     unet(torch.rand(2, 1, 16, 16)).square().mean().backward()
     for name, parameter in unet.named_parameters():
         assert parameter.grad is not None, name
-
-
-# ------------------------------------------------------------------------------------------------------------ layers
-
-
-def test_a_convolution_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    plain = nn.Conv2d(32, 6, 3, padding=1)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    ours = Convolution(32, 6, 3, padding=1)
-    ours.load_state_dict(plain.state_dict())
-    ours = ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
-    images, weights = torch.randn(2, 32, 64, 65), torch.randn(2, 6, 64, 65)
-    found = []
-    for layer, memory_format in ((plain, torch.contiguous_format), (ours, torch.channels_last)):
-        taken = images.clone(memory_format=memory_format).requires_grad_()
-        given = layer(taken)
-        (given * weights).sum().backward()
-        found.append([given, taken.grad, layer.weight.grad, layer.bias.grad])
-    assert "_Turned" in str(given.grad_fn)
-    for one, other in zip(*found, strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-3)
-    with torch.no_grad():
-        assert torch.equal(ours(images), F.conv2d(images, ours.weight, ours.bias, padding=1))
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_drops_its_share_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    layer = Dropout(p)
-    ones = torch.ones(5, 7, 101, 103, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-    given = layer(ones)
-    assert given.is_contiguous(memory_format=torch.channels_last)
-    assert given.dtype == dtype
-    dropped, n = (given == 0), given.numel()
-    sigma = (p * (1 - p) / n) ** 0.5
-    assert abs(dropped.float().mean().item() - p) < 4 * sigma
-    kept = given[~dropped].float()
-    assert torch.allclose(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
-    flat = dropped.permute(0, 2, 3, 1).float().flatten() - p  # in the order in which it was drawn
-    for apart in (1, 2, 4, 7, 8):  # elements of one drawn word, or of neighbours, have nothing to do with each other
-        assert abs((flat[:-apart] * flat[apart:]).mean().item()) < 4 * p * (1 - p) / n**0.5
-    given.sum().backward()
-    assert torch.equal(ones.grad, given.detach())  # type: ignore[arg-type]  # it was computed
-    assert torch.equal(layer.eval()(ones), ones)
-    assert not torch.equal(layer.train()(ones), given)

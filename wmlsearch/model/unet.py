@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmlsearch.model.layers import Convolution, Dropout
-
 
 class UNet(nn.Module):
     """A 2-D U-Net that gives one logit per pixel.
@@ -73,11 +71,11 @@ def _block(channels_in: int, channels_out: int, dropout: float, norm: str) -> nn
         return nn.BatchNorm2d(channels_out) if norm == "batch" else nn.InstanceNorm2d(channels_out, affine=True)
 
     return nn.Sequential(
-        Convolution(channels_in, channels_out, 3, padding=1),
+        nn.Conv2d(channels_in, channels_out, 3, padding=1),
         normalise(),
         nn.ReLU(inplace=True),
-        Dropout(dropout),
-        Convolution(channels_out, channels_out, 3, padding=1),
+        nn.Dropout(dropout),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1),
         normalise(),
         nn.ReLU(inplace=True),
     )
