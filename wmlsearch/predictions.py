@@ -175,8 +175,9 @@ def _stem(path: Path) -> str:
 
 
 def _check_out(out: Path, inputs: Sequence[_Input]) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; name a folder")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {'' if above == out else f'{above} '}is a file; name a folder")
     names = [TABLE, *(it.file(kind) for it in inputs for kind in ("mask", "probability", "overlay"))]
     there = [name for name in names if (out / name).exists()]
     if there:
