@@ -228,8 +228,10 @@ def shown(value: Any) -> str:
     """A value as a message shows it: never longer than a screen."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
-        return f"a {type(value).__name__} too big to be shown"
+    except ValueError:  # Python writes no number of so many digits
+        return "a number of more than 4300 digits"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
 
 

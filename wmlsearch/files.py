@@ -17,7 +17,7 @@ def write_text(path: Path, text: str) -> None:
     """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -53,7 +53,11 @@ class Where:
             from wmlsearch.search.checkpoints import check_writable
 
             check_writable(self.storage)
-        if not self.ray_address:
+        if self.ray_address:
+            from wmlsearch.search.cluster import knock
+
+            knock(self.ray_address)
+        else:
             self.slots(trials)
 
     def slots(self, trials: int) -> Slots:

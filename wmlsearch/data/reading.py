@@ -130,7 +130,8 @@ def _open(source: Source, path: Path) -> Any:
     """A NIfTI image, its header read and sane, its voxels still on disk."""
     name = source.name(path)
     try:
-        image: Any = nib.load(path)
+        with nib.imageglobals.LoggingOutputSuppressor():  # what it says of odd headers names no file
+            image: Any = nib.load(path)
         shape, affine, kind = image.shape, image.affine, image.get_data_dtype()
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         raise Fault(f"{name}: cannot be read ({_brief(error, path)}); replace the file") from None
@@ -150,7 +151,7 @@ def _voxels(source: Source, path: Path, image: Any) -> Array:
         with np.errstate(over="ignore"):  # infinite voxels are found later
             if not path.name.lower().endswith(".gz"):
                 return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-            with gzip.open(path) as file:
+            with gzip.open(path) as file, nib.imageglobals.LoggingOutputSuppressor():
                 voxels = np.asarray(type(image).from_stream(file).dataobj, dtype=np.float32)
                 while file.read(2**20):  # to its end, where its checksum stands: one flipped byte is found
                     pass

@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -271,14 +272,12 @@ class Trainer:
         """Go on from a checkpoint. Raises InputError where it is another training's, or isn't whole."""
         state = load_checkpoint(path)
         try:
-            other = self._differences(state)
-            if not other:
-                self._take(state)
+            if other := self._differences(state):
+                raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+            self._take(state)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: is damaged ({type(error).__name__}: {why}); delete it to start anew") from None
-        if other:
-            raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         """In what a checkpoint's training is another one than this."""
@@ -385,7 +384,8 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU. Nothing in the file is ever executed. Raises InputError."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files, pickle's among them
         raise InputError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew"
