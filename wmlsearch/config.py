@@ -218,9 +218,9 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif fault["type"] == "missing":
             lines.append(f"{name} is missing")
         else:
-            rule = fault["msg"].removeprefix("Input should be ").replace("'", "")
-            rule = re.sub("^a valid dictionary.*", "an object", rule)
-            lines.append(f"{name} must be {rule}, but got {shown(fault['input'])}")
+            rule = fault["msg"].partition(" should ")[2].replace("'", "")
+            rule = re.sub("^be a valid dictionary.*", "be an object", rule)
+            lines.append(f"{name} must {rule}, but got {shown(fault['input'])}")
     return lines
 
 

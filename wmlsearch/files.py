@@ -31,8 +31,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises InputError where the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read ({error}); restore it from a copy") from None
+    except RecursionError:
+        raise InputError(f"{path}: can't be read (nested too deeply); restore it from a copy") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
     return value
@@ -63,7 +65,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.decode()))
             if not isinstance(rows[-1], dict):
                 raise ValueError(f"it holds a {type(rows[-1]).__name__} instead of a JSON object")
         except (ValueError, RecursionError) as error:

@@ -53,7 +53,7 @@ def _fault_of_file(uri: str) -> str:
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or path == Path():
         return "must name a file (sqlite:///PATH), since nothing would be kept"
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if path.is_dir() or not above.is_dir():
         return f"{path} is a folder" if path.is_dir() else f"{above} is no folder"
     if path.exists():

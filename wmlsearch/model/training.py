@@ -390,7 +390,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); delete it to start anew")
     return state
 
