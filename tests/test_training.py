@@ -488,7 +488,7 @@ def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> 
         torch.save(state, path)
         with pytest.raises(InputError) as caught:
             load_checkpoint(path)
-        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1)"
+        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); delete it to start anew"
 
 
 def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,9 +240,9 @@ class TrainingDisplay:
         rows = run.rows()
         for row in rows[self.epochs :]:
             self.console.print(
-                f"epoch {row['epoch']:>3} of {self.settings.epochs}   train_loss {number(row['train_loss'], 4)}   "
-                f"val_loss {number(row['val_loss'], 4)}   val_dice {number(row['val_dice'], 4)}   "
-                f"val_dice_best {number(row['val_dice_best'], 4)}   {row['epoch_s']:.1f} s",
+                f"epoch {row['epoch']:>3} of {self.settings.epochs}   train_loss {number(row.get('train_loss'), 4)}   "
+                f"val_loss {number(row.get('val_loss'), 4)}   val_dice {number(row.get('val_dice'), 4)}   "
+                f"val_dice_best {number(row.get('val_dice_best'), 4)}   {number(row.get('epoch_s'), 1)} s",
                 highlight=False,
             )
         self.epochs = len(rows)

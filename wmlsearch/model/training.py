@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import InputError, TrialConfig, shown
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
 from wmlsearch.model.metrics import Counts, slice_losses
 from wmlsearch.model.steps import Diverged, Steps
@@ -257,8 +258,18 @@ class Trainer:
         }
 
     def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises InputError where it is another training's, or isn't whole."""
         state = load_checkpoint(path)
-        state.setdefault("rate_factors", {})  # of before there were any
+        try:
+            if other := self._differences(state):
+                raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+            self._take(state)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: is damaged ({type(error).__name__}: {why}); delete it to start anew") from None
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        """In what a checkpoint's training is another one than this."""
         mine = {
             "config": self.config.model_dump(),
             "seed": self.seed,
@@ -267,16 +278,21 @@ class Trainer:
             # only what was trained with: a child of population based training goes on from here at another rate
             "rate_factors": self._factors_until(len(state.get("reports", ()))),
         }
-        other = [
-            f"{name}: {state.get(name)} there, {value} here" for name, value in mine.items() if state.get(name) != value
+        its = {"rate_factors": {}, **state}  # of before there were any
+        return [
+            f"{name}: {shown(its.get(name))} there, {value} here"
+            for name, value in mine.items()
+            if its.get(name) != value
         ]
-        if other:
-            raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.unet.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
         self.reports, self.bfloat16 = state["reports"], state["bfloat16"]
-        torch.set_num_threads(state["threads"])  # sums of floats depend on it
+        if [row["epoch"] for row in self.reports] != list(range(1, len(self.reports) + 1)):
+            raise ValueError("its reports are not those of one epoch after another")
+        torch.set_num_threads(min(state["threads"], 1024))  # sums of floats depend on it
 
 
 def count(unet: nn.Module, slices: Slices, loss: str, bfloat16: bool, rank: int = 0, world: int = 1) -> Counts:
@@ -364,13 +380,14 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU. Nothing in the file is ever executed. Raises InputError."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files, pickle's among them
         raise InputError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT})")
+    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
+        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); delete it to start anew")
     return state
 
 
