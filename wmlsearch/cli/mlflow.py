@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +101,8 @@ def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[byte
 
 
 def _answers(address: str) -> bool:
+    import urllib.request
+
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=2):  # noqa: S310 - our own address
             return True
