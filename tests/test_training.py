@@ -443,7 +443,7 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
     other = replace(data, manifest=replace(data.manifest, fingerprint="f00d"))
     with pytest.raises(InputError) as caught:
         next(epochs(SMALL, other, max_epochs=3, last=last))
-    assert caught.value.faults == (f"data: {data.manifest.fingerprint} there, f00d here",)
+    assert caught.value.faults == (f"data: {data.manifest.fingerprint!r} there, 'f00d' here",)
     with pytest.raises(InputError, match="config: "):
         next(epochs(small(base_channels=2), data, max_epochs=3, last=last))
 

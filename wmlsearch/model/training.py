@@ -280,7 +280,7 @@ class Trainer:
         }
         its = {"rate_factors": {}, **state}  # of before there were any
         return [
-            f"{name}: {shown(its.get(name))} there, {value} here"
+            f"{name}: {shown(its.get(name))} there, {shown(value)} here"
             for name, value in mine.items()
             if its.get(name) != value
         ]
