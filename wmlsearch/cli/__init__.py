@@ -44,6 +44,7 @@ class _Verbs(click.Group):
 
 # A path that can't be what it is used as; anything else that goes wrong with files is no fault of the command line.
 _OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _check_words(arguments: Sequence[str]) -> None:
@@ -73,6 +74,14 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         click.echo("wmlsearch: stopped by Ctrl-C", err=True)
         return 130
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = "" if error.filename is None else f"{_printable(os.fsdecode(error.filename))}: "
+        click.echo(
+            f"wmlsearch: {where}{error.strerror}; files that were there are whole; free some space (`df` shows where) "
+            "and say it again",
+            err=True,
+        )
+        return 1
     if isinstance(error, OSError):
         click.echo(f"wmlsearch: {error}", err=True)
         return 1
