@@ -32,6 +32,7 @@ from wmlsearch.model.training import (
 )
 from wmlsearch.model.unet import UNet
 
+ANEW = "restore it from a copy, or train anew without it"
 SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
 CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two trainings have in common
 
@@ -466,9 +467,7 @@ def test_nothing_in_a_checkpoint_is_executed(data: PreparedData, tmp_path: Path)
         for use in (lambda: load_checkpoint(path), lambda: next(epochs(SMALL, data, max_epochs=1, last=path))):
             with pytest.raises(InputError) as caught:
                 use()
-            assert str(caught.value) == (
-                f"{path}: not a readable checkpoint (UnpicklingError); delete it to start anew"
-            )
+            assert str(caught.value) == (f"{path}: not a readable checkpoint (UnpicklingError); {ANEW}")
         assert not made.exists()
     pickle.loads(path.read_bytes())  # noqa: S301 - the trap works
     assert made.exists()
@@ -482,13 +481,16 @@ def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> 
     whole = path.read_bytes()
     for size in (len(whole) // 2, 10, 0):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"last.pt: not a readable checkpoint \(\w+\); delete it to start anew"):
+        with pytest.raises(
+            InputError,
+            match=rf"last.pt: not a readable checkpoint \(\w+\); {ANEW}",
+        ):
             next(epochs(SMALL, data, max_epochs=2, last=path))
     for state in ({"format": 99}, {"model": {}}, [1]):
         torch.save(state, path)
         with pytest.raises(InputError) as caught:
             load_checkpoint(path)
-        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); delete it to start anew"
+        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); {ANEW}"
 
 
 def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,15 +155,15 @@ def resume(
             f"{search.file('about')}: lacks {' and '.join(lacking)}, so it can't go on; begin a new search"
         )
     data = data or Path(about["data_path"])
-    fingerprint = Manifest.read(data).fingerprint
-    if fingerprint != about["data"]["fingerprint"]:
+    manifest = Manifest.read(data)
+    if manifest.fingerprint != about["data"]["fingerprint"]:
         raise InputError(
-            f"{data}: is not the data of {search.name} (fingerprint {fingerprint[:12]} instead of "
+            f"{data}: is not the data of {search.name} (fingerprint {manifest.fingerprint[:12]} instead of "
             f"{about['data']['fingerprint'][:12]}); give those with --data, or begin a new search"
         )
     where = dataclasses.replace(where, **about["shape"])
     check_settings(space, settings, where)
-    Manifest.read(data).verify(data)
+    manifest.verify(data)
     check_checkpoints(search, where)
     if settings.baseline:
         check_sealed(data)

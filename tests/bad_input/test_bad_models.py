@@ -21,6 +21,7 @@ from wmlsearch.runs import SearchDir
 
 Refused = Callable[..., str]
 Change = Callable[[Path], object]
+ANEW = "restore it from a copy, or train anew without it"
 TRIAL, BEST = "runs/s/trials/0000", "runs/s/trials/0000/best.pt"
 CONFIG = TrialConfig(depth=2, base_channels=4)
 SHAPE = {"workers_per_trial": 1, "gpus_per_worker": None}
@@ -66,15 +67,19 @@ def weights(change: Callable[[dict[str, Any]], object]) -> Change:
     return apply
 
 
+def pickled(protocol: int) -> Change:
+    return lambda path: path.write_bytes(pickle.dumps(Trap(), protocol))
+
+
 def unreadable(kind: str) -> str:
-    return f"{BEST}: not a readable checkpoint ({kind}); delete it to start anew"
+    return f"{BEST}: not a readable checkpoint ({kind}); {ANEW}"
 
 
 def foreign(why: str) -> str:
     return f"{BEST}: not a checkpoint of wmlsearch ({why}); restore it from a copy"
 
 
-OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); delete it to start anew"
+OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); {ANEW}"
 UNFIT = f"{BEST}: the weights don't fit the configuration\n  - "
 THRESHOLD = f"{BEST}: val_threshold: must be a number above 0 and below 1, but got "
 
@@ -84,7 +89,7 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), unreadable("OSError")),
     **{
         f"a pickle that runs something, protocol {protocol}": (
-            lambda path, protocol=protocol: path.write_bytes(pickle.dumps(Trap(), protocol)),  # type: ignore[misc]
+            pickled(protocol),
             unreadable("UnpicklingError"),
         )
         for protocol in (0, 2, 5)
@@ -151,7 +156,7 @@ def test_a_search_does_not_go_on_from_a_bad_checkpoint(
 ) -> None:
     search.trial(0).last.write_bytes(content)
     assert refused("tune", "--resume", "s") == (
-        f"s: can't go on from its checkpoints\n  - {TRIAL}/last.pt: {why}; delete it to start anew"
+        f"s: can't go on from its checkpoints\n  - {TRIAL}/last.pt: {why}; {ANEW}"
     )
     assert not Path("made").exists()
     assert search.status()["state"] == "completed", "it was not begun again"
@@ -195,7 +200,7 @@ def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
     with pytest.raises(InputError) as error:
         next(epochs(CONFIG, data, max_epochs=3, last=path))
     assert str(error.value).startswith(f"{path}: is damaged ({why}")
-    assert str(error.value).endswith("); delete it to start anew")
+    assert str(error.value).endswith(f"); {ANEW}")
 
 
 def test_a_checkpoint_of_tensors_where_words_should_be(data: PreparedData, checkpoint: Path, tmp_path: Path) -> None:

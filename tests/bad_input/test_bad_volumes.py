@@ -31,12 +31,16 @@ def three_patients(raw: Path) -> Path:
     return Path("raw")
 
 
+def opened(path: Path) -> Any:
+    return nib.load(path)
+
+
 def voxels(path: Path) -> Any:
-    return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+    return np.asarray(opened(path).dataobj)
 
 
 def write(path: Path, array: Any, affine: Any = None) -> None:
-    nib.Nifti1Image(array, nib.load(path).affine if affine is None else affine).to_filename(path)  # type: ignore[attr-defined]
+    nib.Nifti1Image(array, opened(path).affine if affine is None else affine).to_filename(path)
 
 
 def unpacked(change: Callable[[bytes], bytes]) -> Change:
@@ -139,7 +143,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "check the header's units, or leave it out",
     ),
     "mask a voxel off": (
-        lambda _, mask: write(mask, voxels(mask), nib.load(mask).affine + np.eye(4, k=3) * 4),  # type: ignore[attr-defined]
+        lambda _, mask: write(mask, voxels(mask), opened(mask).affine + np.eye(4, k=3) * 4),
         f"{MASK}: affine must be that of {FLAIR} to 0.01 voxel, but the grids lie up to 1 voxels apart; resample the "
         "mask onto the image",
     ),

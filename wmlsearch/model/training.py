@@ -30,6 +30,7 @@ from wmlsearch.model.steps import Diverged, Steps
 from wmlsearch.model.unet import UNet
 
 CHECKPOINT_FORMAT = 1
+ANEW = "restore it from a copy, or train anew without it"
 VALIDATION_BATCH = 16  # slices; changes nothing but speed and memory
 GPU_VALIDATION_PIXELS = 2**22  # of a batch on GPUs, which small batches leave idle: 64 slices of 256 x 256
 
@@ -266,7 +267,7 @@ class Trainer:
             self._take(state)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: is damaged ({type(error).__name__}: {why}); delete it to start anew") from None
+            raise InputError(f"{path}: is damaged ({type(error).__name__}: {why}); {ANEW}") from None
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         """In what a checkpoint's training is another one than this."""
@@ -383,11 +384,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files, pickle's among them
-        raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew"
-        ) from None
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {ANEW}") from None
     if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); delete it to start anew")
+        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {ANEW}")
     return state
 
 
