@@ -187,7 +187,7 @@ def test_a_mirror_that_lost_its_process_starts_another(search: SearchDir) -> Non
 
 
 def test_the_process_of_a_mirror_ends_with_the_one_that_started_it(search: SearchDir) -> None:
-    process = mirror_process(search, default_uri(search.path.parent))
+    process = mirror_process()
     assert process.poll() is None
     process.communicate(timeout=60)  # closes its standard input, as a death does
     assert process.returncode == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.store import connect
+from wmlsearch.store import connect, without_password
 from wmlsearch.tracking import FilesMissing, brief, push
 
 
@@ -51,7 +51,7 @@ class Mirror:
         self._thread.join(timeout_s)
         problem, process = self.problem, self._process
         if self._thread.is_alive():
-            problem = problem or f"{self.uri} has not answered within {timeout_s:g} s"
+            problem = problem or f"{without_password(self.uri)} has not answered within {timeout_s:g} s"
         if process is not None:  # it holds nothing that is not in MLflow or in the run folders
             process.kill()
             process.wait()
@@ -81,11 +81,11 @@ class Mirror:
 
     def _ask(self, runs: Iterable[RunDir]) -> tuple[list[Path], str]:
         """Let the process copy `runs`; returns the paths of those that MLflow still lacks something of, and why."""
-        self._process = self._process or _start(self.root, self.uri)
-        assert self._process.stdin is not None  # noqa: S101 - both are pipes
-        assert self._process.stdout is not None  # noqa: S101
-        self._process.stdin.write(json.dumps([_plain(run) for run in runs]) + "\n")
-        self._process.stdin.flush()
+        if self._process is None:
+            self._process = _start()
+            _say(self._process, {"uri": self.uri, "root": _plain(self.root)})
+        _say(self._process, [_plain(run) for run in runs])
+        assert self._process.stdout is not None  # noqa: S101 - a pipe
         answer = json.loads(self._process.stdout.readline())
         return [Path(path) for path in answer["left"]], answer["problem"]
 
@@ -98,11 +98,17 @@ def _run(plain: dict[str, Any]) -> RunDir:
     return (SearchDir if plain["search"] else RunDir)(Path(plain["path"]))
 
 
-def _start(root: RunDir, uri: str) -> subprocess.Popen[str]:
+def _say(process: subprocess.Popen[str], what: Any) -> None:
+    assert process.stdin is not None  # noqa: S101 - a pipe
+    process.stdin.write(json.dumps(what) + "\n")
+    process.stdin.flush()
+
+
+def _start() -> subprocess.Popen[str]:
     here = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(  # noqa: S603 - this module
-        [sys.executable, "-m", "wmlsearch.mirror", uri, json.dumps(_plain(root))],
+    return subprocess.Popen(
+        [sys.executable, "-m", "wmlsearch.mirror"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -113,14 +119,20 @@ def _start(root: RunDir, uri: str) -> subprocess.Popen[str]:
     )
 
 
-def serve(uri: str, root: RunDir) -> None:
+def serve() -> None:
     """Copy the runs that each line of the standard input names, and answer each with what is left and why.
 
-    Ends at once when the standard input ends, even in the middle of a run: whoever started this is dead, and the search
-    may go on elsewhere with a mirror of its own.
+    The first line says whose they are and where MLflow is: its address may hold a password, which others could read in
+    a list of processes. Ends at once when the standard input ends, even in the middle of a run: whoever started this is
+    dead, and the search may go on elsewhere with a mirror of its own.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+
+    if not (line := sys.stdin.readline()):
+        return
+    first = json.loads(line)
+    uri, root = first["uri"], _run(first["root"])
 
     def work() -> None:
         while True:
@@ -152,4 +164,4 @@ def copy(uri: str, root: RunDir, runs: Iterable[RunDir]) -> tuple[list[RunDir], 
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], _run(json.loads(sys.argv[2])))
+    serve()

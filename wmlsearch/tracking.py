@@ -18,7 +18,7 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect
+from wmlsearch.store import connect, without_password
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -49,12 +49,13 @@ def sync(run: RunDir, uri: str) -> int:
         raise
     except Exception as error:
         raise InputError(
-            f"{uri}: MLflow doesn't take the runs ({brief(error)}); nothing is lost, try `wmlsearch sync` later"
+            f"{without_password(uri)}: MLflow doesn't take the runs ({brief(error)}); nothing is lost, "
+            "try `wmlsearch sync` later"
         ) from None
     if problem:
         raise InputError(
-            f"{uri}: MLflow has all metrics, but doesn't take files ({problem}); see where it keeps its artifacts and "
-            "whether that can be written from here, then `wmlsearch sync` again"
+            f"{without_password(uri)}: MLflow has all metrics, but doesn't take files ({problem}); see where it keeps "
+            "its artifacts and whether that can be written from here, then `wmlsearch sync` again"
         )
     return len(parts)
 
@@ -199,7 +200,11 @@ def _experiment(client: MlflowClient, uri: str) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
-    place = Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts" if uri.startswith("sqlite:///") else None
+    place = (
+        Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts"
+        if uri.startswith("sqlite:///")
+        else None
+    )
     return str(client.create_experiment(EXPERIMENT, place.as_uri() if place else None))
 
 
@@ -215,8 +220,8 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
 
 
 def brief(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """An error in a line, without passwords."""
+    return without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

@@ -13,7 +13,7 @@ from torch import distributed
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
-from wmlsearch.model.training import VALIDATION_BATCH, Trainer, peak_memory_mb
+from wmlsearch.model.training import Trainer, peak_memory_mb, validation_batch
 
 MOST_STEPS = 50  # more say nothing new
 LEAST_IMAGES = 3  # for each rank in a step
@@ -71,7 +71,7 @@ def timed(
         train_s = train(images, steps) / steps
     stepped = peak_memory_mb(trainer.device)
 
-    shown = min(len(data.val), VALIDATION_BATCH * trainer.world)
+    shown = min(len(data.val), validation_batch(data.val) * trainer.world)
     val = dataclasses.replace(data.val, rows=data.val.rows[:shown], patients=data.val.patients[:shown])
     trainer.data = dataclasses.replace(data, val=val)
     val_s = seconds(trainer.validate)

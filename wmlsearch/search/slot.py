@@ -11,7 +11,8 @@ from ray import tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.training import Diverged, epochs, load_checkpoint
+from wmlsearch.model.steps import Diverged
+from wmlsearch.model.training import epochs, load_checkpoint
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.nodes import unpack
 
