@@ -119,6 +119,7 @@ def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_m
 def test_through_files_as_through_prepared_slices(models: list[Model], prepared: Path) -> None:
     sealed = Manifest.read(prepared / "sealed")
     images = np.load(prepared / "sealed" / "images.npy")
+    lesion = 0
     for number, geometry in enumerate(sealed.volumes):
         rows = [i for i, row in enumerate(sealed.slices) if row.volume == number]
         found = predict(models[:1], source(prepared / "sealed" / "originals" / geometry.source))
@@ -126,8 +127,9 @@ def test_through_files_as_through_prepared_slices(models: list[Model], prepared:
         assert found.probabilities.shape == found.mask.shape == geometry.shape
         assert (found.probabilities.dtype, found.mask.dtype) == (np.float32, np.uint8)
         assert np.array_equal(found.mask, found.probabilities >= np.float32(models[0].threshold))
-        assert found.mask.any()
         assert found.voxel_mm == geometry.voxel_mm
+        lesion += int(found.mask.sum())
+    assert lesion > 0
 
 
 @pytest.mark.parametrize("codes", ["LAS", "LPS", "PIR", "SLA"])

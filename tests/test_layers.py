@@ -37,6 +37,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.records": "pydantic",
     "wmlsearch.model": "",
     "wmlsearch.model.unet": "torch",
+    "wmlsearch.model.casts": "torch",
     "wmlsearch.model.metrics": "torch",
     "wmlsearch.model.steps": "torch",
     "wmlsearch.model.training": "torch",

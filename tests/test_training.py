@@ -94,7 +94,8 @@ def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedu
         state["reports"] = [facts(row) for row in state["reports"]]
         state["report"] = facts(state["report"])
     assert same(*states)
-    assert len(states[0]["optimizer"]["state"]) == len(list(UNet(2, 4).parameters()))
+    trained = [parameter.requires_grad for parameter in UNet(2, 4).parameters()]
+    assert list(states[0]["optimizer"]["state"]) == [number for number, it in enumerate(trained) if it]
     for name in ("whole", "parts"):
         best = load_checkpoint(tmp_path / f"{name}-best.pt")
         assert same(best["model"], load_checkpoint(tmp_path / "whole-best.pt")["model"])
@@ -447,6 +448,31 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
     assert caught.value.faults == (f"data: {data.manifest.fingerprint!r} there, 'f00d' here",)
     with pytest.raises(InputError, match="config: "):
         next(epochs(small(base_channels=2), data, max_epochs=3, last=last))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_checkpoint_whose_convolutions_added_biases_goes_on(
+    data: PreparedData, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, last, best = small(optimizer=optimizer), tmp_path / "last.pt", tmp_path / "best.pt"
+
+    def start(**files: Path) -> Iterator[EpochReport]:
+        return epochs(config, data, max_epochs=3, precision="float32", **files)
+
+    with monkeypatch.context() as patch:  # as networks were before: torch's own convolutions
+        patch.setattr("wmlsearch.model.unet.Unbiased", lambda before, after: nn.Conv2d(before, after, 3, padding=1))
+        wanted = rows(start())
+        before = start(last=last, best=best)
+        found = [facts(next(before).row()), facts(next(before).row())]
+    state = load_checkpoint(last)
+    assert found == wanted[:2]
+    assert len(state["optimizer"]["state"]) == len(list(UNet(2, 4).parameters())), "biases among them"
+    assert state["model"]["down.0.0.bias"].any(), "rounding moves them"
+    found += rows(start(last=last, best=best))
+    for name in ("train_loss", "val_loss", "val_soft_dice"):
+        assert found[2][name] == pytest.approx(wanted[2][name], rel=1e-2 if optimizer == "adam" else 1e-4), name
+    assert not load_checkpoint(last)["model"]["down.0.0.bias"].any()
+    list(start(last=last))
 
 
 class Malicious:

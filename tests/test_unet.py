@@ -122,7 +122,7 @@ def test_dropout_only_in_training(norm: str) -> None:
 def test_dropout_stands_after_the_first_convolution_of_each_block() -> None:
     for block in [*(unet := UNet(depth=2)).down, unet.bottom, *unet.merge]:
         kinds = [type(module).__name__ for module in block]
-        assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Dropout", "Conv2d", "BatchNorm2d", "ReLU"]
+        assert kinds == ["Unbiased", "BatchNorm2d", "ReLU", "Dropout", "Unbiased", "BatchNorm2d", "ReLU"]
         assert block[3].p == 0.1
 
 
@@ -147,8 +147,67 @@ def test_one_step_lowers_the_loss(loss: str) -> None:
     assert slice_losses(unet(images), masks, loss).mean() < before
 
 
-def test_every_parameter_has_a_gradient() -> None:
+def test_every_parameter_has_a_gradient_but_biases_before_a_normalisation() -> None:
     unet = UNet(depth=2, base_channels=4, dropout=0.0, norm="instance")
     unet(torch.rand(2, 1, 16, 16)).square().mean().backward()
     for name, parameter in unet.named_parameters():
-        assert parameter.grad is not None, name
+        unused = name.startswith(("down.", "bottom.", "merge.")) and name.endswith((".0.bias", ".4.bias"))
+        assert (parameter.grad is None) == unused == (not parameter.requires_grad), name
+
+
+def with_biases(norm: str, monkeypatch: pytest.MonkeyPatch) -> UNet:
+    """The network as torch's own convolutions make it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("wmlsearch.model.unet.Unbiased", lambda before, after: nn.Conv2d(before, after, 3, padding=1))
+        return UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_without_biases_a_network_says_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    biased, images = with_biases(norm, monkeypatch), torch.rand(4, 1, 16, 16)
+    for name, tensor in biased.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.normal_(tensor)
+    for _ in range(3):
+        biased(torch.rand(4, 1, 16, 16))  # its running means come to hold the biases
+    given = {name: tensor.clone() for name, tensor in biased.state_dict().items()}
+    unet = UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+    unet.load_state_dict(given)
+    assert all(torch.equal(given[name], tensor) for name, tensor in biased.state_dict().items()), "it is only read"
+    state = unet.state_dict()
+    assert list(state) == list(given)
+    changed = {name for name, tensor in given.items() if not torch.equal(state[name], tensor)}
+    unused = {name for name, parameter in unet.named_parameters() if not parameter.requires_grad}
+    assert changed == unused | {name for name in given if name.endswith(".running_mean")}
+    assert not any(state[name].any() for name in unused)
+    for network in (biased, unet):  # on statistics that were kept, then on the batch's own
+        network.eval()
+    with torch.inference_mode():
+        assert torch.allclose(unet(images), biased(images), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(unet.train()(images), biased.train()(images), rtol=1e-4, atol=1e-5)
+    after, wanted = unet.state_dict(), biased.state_dict()
+    for name in after:
+        if name.endswith(".running_mean"):
+            bias = wanted[name.replace("1.running_mean", "0.bias").replace("5.running_mean", "4.bias")]
+            assert torch.allclose(after[name], wanted[name] - bias, rtol=1e-4, atol=1e-5), name
+        if name.endswith(".running_var"):
+            assert torch.allclose(after[name], wanted[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_all_other_gradients_are_those_of_a_network_with_biases(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    biased = with_biases(norm, monkeypatch).double()
+    torch.manual_seed(0)
+    unet = UNet(depth=2, base_channels=4, dropout=0.0, norm=norm).double()  # type: ignore[arg-type]
+    images = torch.rand(4, 1, 16, 16, dtype=torch.float64)
+    for network in (biased, unet):
+        # the head would make float32 of it
+        network.head.register_forward_pre_hook(lambda _module, inputs: inputs[0].double())
+        network(images).square().mean().backward()
+    for (name, mine), (_, its) in zip(unet.named_parameters(), biased.named_parameters(), strict=True):
+        assert torch.equal(mine, its), "the seed gives the same weights"
+        assert its.grad is not None
+        wanted = torch.zeros_like(its.grad) if mine.grad is None else mine.grad
+        assert torch.allclose(its.grad, wanted, atol=1e-7), name

@@ -66,6 +66,20 @@ def test_graphs_compute_what_steps_do(
     assert graphed == pytest.approx(eager, rel=1e-2)
 
 
+def test_graphs_compute_what_steps_do_in_bfloat16(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, found = small(optimizer="sgd"), []
+    for graphs, at_once in ((True, True), (False, True), (False, False)):
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.filterwarnings("error", message="training goes on")
+            if not graphs:
+                patch.setattr(module, "WARM_UP", 10**9)
+            if not at_once:
+                patch.setattr(module, "CastAtOnce", lambda network: network)
+            found.append(losses(epochs(config, data, max_epochs=EPOCHS, precision="bfloat16")))
+    assert found[0] == pytest.approx(found[2], rel=3e-2)
+    assert found[1] == pytest.approx(found[2], rel=3e-2)
+
+
 def test_dropout_drops_others_at_each_replay(data: PreparedData) -> None:
     for dropout, different in ((0.5, True), (0.0, False)):
         trainer = Trainer(small(optimizer="sgd", dropout=dropout), data, 1, 0, "float32")

@@ -16,7 +16,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmlsearch.data.slices import Augmentation, Slices
+from wmlsearch.model.casts import CastAtOnce
 from wmlsearch.model.metrics import slice_losses
+from wmlsearch.model.unet import UNet
 
 WARM_UP = 3  # steps of each size of batch before it is captured: they set up what a capture may not
 
@@ -84,9 +86,11 @@ class Steps:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.model, self.optimizer, self.slices, self.loss, self.bfloat16 = model, optimizer, slices, loss, bfloat16
+        self.optimizer, self.slices, self.loss, self.bfloat16 = optimizer, slices, loss, bfloat16
         self.rank, self.world, self.device = rank, world, slices.images.device
         self.on_gpu = self.device.type == "cuda"
+        # DDP wants to hear of each weight's gradient on its own, as soon as there is one
+        self.network: Callable[[Tensor], Tensor] = CastAtOnce(model) if bfloat16 and isinstance(model, UNet) else model
         self.epoch, self.number = Epoch.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device), 0
         self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and optimiser find it
         self.graphed = self.on_gpu and not isinstance(model, DistributedDataParallel)
@@ -141,7 +145,7 @@ class Steps:
         if epoch.drawn is not None:
             batch, masks = epoch.drawn[positions].apply(batch, masks)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            logits = self.model(batch.contiguous(memory_format=torch.channels_last))
+            logits = self.network(batch.contiguous(memory_format=torch.channels_last))
         losses = slice_losses(logits, masks, self.loss)
         total = losses.detach().sum().double()
         if not self.on_gpu:

@@ -89,7 +89,7 @@ def multiply_adds(depth: int, base_channels: int, size: int) -> int:
 def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
     """Of a training's `last.pt` and `best.pt`."""
     weights, records = _weights(config.depth, config.base_channels, config.norm)
-    parameters, tensors = _parameters(config.depth, config.base_channels, config.norm)
+    parameters, tensors = _trained(config.depth, config.base_channels, config.norm)
     copies, counts = OPTIMIZER_STATE[config.optimizer]
     best = weights + RECORD_BYTES * records
     state = copies * (4 * parameters + RECORD_BYTES * tensors) + counts * tensors * (4 + RECORD_BYTES)
@@ -147,8 +147,9 @@ def _weights(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
 
 
 @functools.cache
-def _parameters(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
-    tensors = list(_unet(depth, base_channels, norm).parameters())
+def _trained(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
+    """Number of a network's parameters that an optimiser moves, and of their tensors."""
+    tensors = [tensor for tensor in _unet(depth, base_channels, norm).parameters() if tensor.requires_grad]
     return sum(tensor.numel() for tensor in tensors), len(tensors)
 
 

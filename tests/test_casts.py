@@ -1,0 +1,102 @@
+"""Weights cast at once: autocast's numbers, bit for bit, with two operations in place of two for each weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wmlsearch.config import TrialConfig
+from wmlsearch.data.slices import PreparedData, batches
+from wmlsearch.model import steps as module
+from wmlsearch.model.casts import CastAtOnce, copied
+from wmlsearch.model.training import Trainer
+from wmlsearch.model.unet import UNet
+
+
+def unet(norm: str = "batch") -> UNet:
+    torch.manual_seed(0)
+    made = UNet(depth=2, base_channels=8, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack memory_format
+
+
+class Watched(TorchDispatchMode):
+    """Counts torch's operations, and the casts of what is no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.casts = Counter[str](), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.names[name] += 1
+        self.casts += name == "_to_copy" and isinstance(args[0], Tensor) and len(args[0]) != 3
+        return func(*args, **(kwargs or {}))
+
+
+def step(network: UNet, at_once: bool) -> tuple[Tensor, list[Tensor | None], Watched]:
+    """Logits and gradients for three images."""
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    with Watched() as watched:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = (CastAtOnce(network) if at_once else network)(images)
+        logits.square().mean().backward()
+    return logits, [parameter.grad for parameter in network.parameters()], watched
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_logits_gradients_and_statistics_are_autocasts(norm: str) -> None:
+    one, other = unet(norm), unet(norm)
+    logits, gradients, _ = step(one, at_once=True)
+    wanted, wanted_gradients, _ = step(other, at_once=False)
+    assert torch.equal(logits, wanted)
+    for (name, weight), mine, its in zip(one.named_parameters(), gradients, wanted_gradients, strict=True):
+        assert (mine is None) == (its is None) == (not weight.requires_grad), name
+        if mine is not None and its is not None:
+            assert torch.equal(mine, its), name
+            assert (mine.dtype, mine.stride()) == (torch.float32, its.stride()), name
+    for name, buffer in one.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name)), name
+    assert all(weight.dtype == torch.float32 for weight in one.parameters()), "the network keeps its own"
+
+
+def test_all_weights_are_cast_by_one_operation_and_their_gradients_by_another() -> None:
+    network = unet()
+    weights = len(CastAtOnce(network).weights)
+    assert weights == 5 * 2 + 2 * 2, "two in each of the blocks, and weight and bias on each way up"
+    _, _, watched = step(network, at_once=True)
+    _, _, autocast = step(unet(), at_once=False)
+    assert (watched.casts, watched.names["_foreach_copy_"]) == (0, 2)
+    assert (autocast.casts, autocast.names["_foreach_copy_"]) == (2 * weights, 0)
+    assert watched.names["clone"] == autocast.names["clone"], "gradients are taken, not copied again"
+
+
+def test_copies_have_the_type_asked_for_and_the_memory_format_they_had() -> None:
+    shape = (4, 8, 3, 3)
+    tensors = torch.rand(shape), torch.rand(shape).contiguous(memory_format=torch.channels_last), torch.rand(5)
+    for tensor, copy in zip(tensors, copied(tensors, torch.bfloat16), strict=True):
+        assert torch.equal(copy, tensor.bfloat16())
+        assert copy.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_training_in_bfloat16_is_autocasts(prepared: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = PreparedData.open(prepared)
+    config = TrialConfig(depth=2, base_channels=8, batch_size=7, optimizer=optimizer, dropout=0.2)
+    found = []
+    for precision, at_once in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
+        if not at_once:
+            monkeypatch.setattr(module, "CastAtOnce", lambda network: network)
+        trainer = Trainer(config, data, 1, 0, precision)
+        trainer.model.train()
+        steps = trainer.steps
+        assert isinstance(steps.network, CastAtOnce) == (at_once and precision == "bfloat16")
+        order = batches(len(data.train), 7, torch.Generator().manual_seed(1))
+        found.append(steps.run(order, [1e-2] * len(order), None, 1))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
