@@ -1,11 +1,17 @@
-"""The forecast that a search begins with, and what of it only shows while the search runs."""
+"""What a search finds out before its first trial: how many trials share a GPU, whether the baseline fits, a forecast.
+
+And what of the forecast only shows while the search runs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.jobs import Where
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.space import SearchSpace
@@ -44,6 +50,58 @@ def foresee(
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         say(f"no forecast ({reason}); the search goes on without")
+
+
+def packed(
+    where: Where, space: SearchSpace, settings: RunSettings, data: Path, say: Callable[[str], None]
+) -> tuple[Where, dict[str, Any]]:
+    """`where` with the number of trials that share a GPU, tried where it is "auto", and what was found in trying.
+
+    Whatever goes wrong with that, the search goes on with one trial on each GPU.
+    """
+    from wmlsearch.search.nodes import parcel
+    from wmlsearch.search.packing import mps_is_on, pack
+
+    if where.trials_per_gpu == 1:
+        return where, {}
+    alone = dataclasses.replace(where, trials_per_gpu=1).slots(settings.trials)
+    if where.trials_per_gpu != "auto":
+        say(f"{where.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
+        return where, {}
+    say("trials per GPU: the paper's point is timed with one trial, two at once, and so on ...")
+    try:
+        found = pack(space, settings, parcel(data, send=bool(where.ray_address)), alone)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        say(f"1 trial has a GPU, since no other number could be tried ({reason})")
+        return dataclasses.replace(where, trials_per_gpu=1), {}
+    say(str(found))
+    return dataclasses.replace(where, trials_per_gpu=found.trials_per_gpu), found.as_dict()
+
+
+def check_baseline_fits(settings: RunSettings, data: Path, where: Where, slots: Slots) -> None:
+    """Refuse a search whose baseline finds no room in memory, by the slots of its trials. Raises InputError."""
+    from wmlsearch.search.room import fit_before
+
+    if not settings.baseline:
+        return
+    paper, manifest = TrialConfig(), Manifest.read(data)
+    try:
+        fit = fit_before(paper, manifest, settings.precision, slots, here=not where.ray_address)
+    except TimeoutError:  # others hold what the trials will have: then each is asked only before it runs
+        return
+    if not fit.refusal:
+        return
+    if slots.gpus and slots.gpus < 1:
+        advice = "let fewer trials share a GPU (--trials-per-gpu, --gpus-per-worker)"
+    elif slots.gpus:
+        advice = "give each trial more GPUs by --workers-per-trial, or prepare with a smaller --size"
+    else:
+        advice = "use a machine with more memory, or prepare with a smaller --size"
+    raise InputError(
+        f"the baseline, the paper's configuration with batches of {paper.batch_size} images of {manifest.size} x "
+        f"{manifest.size} pixels, {fit.refusal}; {advice}, or search without it by --no-baseline"
+    )
 
 
 class CheckpointBytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -19,7 +19,7 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs import RunDir
 
 if TYPE_CHECKING:
-    from wmlsearch.search.cluster import Slots
+    from wmlsearch.search.cluster import Node, Request, Slots
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,6 +32,7 @@ class Where:
     storage: str | None = None  # a place for checkpoints that all machines reach; None: the run folders
     workers_per_trial: int = 1
     gpus_per_worker: float | None = None  # None: one, where there are GPUs
+    trials_per_gpu: int | Literal["auto"] = 1  # auto: as many as search/packing.py finds best, one until it has
 
     def check_before_ray(self, trials: int) -> None:
         """Refuse what can't run, before Ray starts. Raises InputError."""
@@ -44,18 +45,37 @@ class Where:
 
     def slots(self, trials: int) -> Slots:
         """How many trials of this shape run at once. Raises InputError where none fits."""
-        from wmlsearch.search.cluster import Request, cluster_nodes, free_memory_gb, plan_slots, this_machine
+        from wmlsearch.search.cluster import cluster_nodes, free_memory_gb, plan_slots, this_machine
 
-        request = Request(self.workers_per_trial, None, self.gpus_per_worker)
         if not self.ray_address:
-            return plan_slots(this_machine(), request, trials, free_memory_gb())
+            nodes = this_machine()
+            return plan_slots(nodes, self._request(nodes), trials, free_memory_gb())
         nodes = cluster_nodes()
         if len(nodes) > 1 and not self.storage:
             raise InputError(
                 f"the cluster has {len(nodes)} machines, so checkpoints need a place that all of them reach: "
                 "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
             )
-        return plan_slots(nodes, request, trials)
+        return plan_slots(nodes, self._request(nodes), trials)
+
+    def _request(self, nodes: Sequence[Node]) -> Request:
+        """Raises InputError where trials can't share GPUs as is wished."""
+        from wmlsearch.search.cluster import Request, share_of_gpu
+
+        gpus, wish = self.gpus_per_worker, f"--trials-per-gpu {self.trials_per_gpu}"
+        if self.trials_per_gpu != 1:
+            if gpus is not None:
+                raise InputError(f"{wish}: --gpus-per-worker {gpus:g} says already what a trial gets; leave out either")
+            if self.workers_per_trial != 1:
+                raise InputError(
+                    f"{wish}: --workers-per-trial {self.workers_per_trial} gives each trial several GPUs, or parts of "
+                    "them, and a trial that shares its GPU has one worker; leave out either"
+                )
+            if not any(node.get("GPU") for node in nodes):
+                raise InputError(f"{wish}: no GPU is there, so there is nothing to share; leave it out")
+            if self.trials_per_gpu != "auto":
+                gpus = share_of_gpu(self.trials_per_gpu)
+        return Request(self.workers_per_trial, None, gpus)
 
     def place(self, run: RunDir) -> str:
         """Where a run's checkpoints go: its folder, or its place in the storage."""

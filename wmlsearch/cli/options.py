@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from wmlsearch.runs import SearchDir
     from wmlsearch.space import SearchSpace
 
+MOST_ON_A_GPU = 64
+
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
 )
@@ -40,6 +42,31 @@ storage = click.option(
 )
 gpus_per_worker = click.option(
     "--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 where there are GPUs]"
+)
+
+
+class _TrialsPerGpu(click.ParamType):
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        from wmlsearch.config import InputError
+
+        given = str(value)
+        if given == "auto":
+            return given
+        if not given.isdecimal() or not 1 <= int(given) <= MOST_ON_A_GPU:
+            raise InputError(
+                f"--trials-per-gpu must be auto or a whole number from 1 to {MOST_ON_A_GPU}, but got {given!r}"
+            )
+        return int(given)
+
+
+trials_per_gpu = click.option(
+    "--trials-per-gpu",
+    type=_TrialsPerGpu(),
+    default=1,
+    show_default=True,
+    help="Trials that share a GPU. auto: as many as make the search faster and fit into its memory.",
 )
 precision = click.option(
     "--precision",
