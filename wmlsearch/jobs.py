@@ -68,8 +68,8 @@ class Where:
                 raise InputError(f"{wish}: --gpus-per-worker {gpus:g} says already what a trial gets; leave out either")
             if self.workers_per_trial != 1:
                 raise InputError(
-                    f"{wish}: --workers-per-trial {self.workers_per_trial} gives each trial several GPUs, or parts of "
-                    "them, and a trial that shares its GPU has one worker; leave out either"
+                    f"{wish}: --workers-per-trial {self.workers_per_trial} gives each trial several GPUs, so there is "
+                    "none to share; leave out either"
                 )
             if not any(node.get("GPU") for node in nodes):
                 raise InputError(f"{wish}: no GPU is there, so there is nothing to share; leave it out")

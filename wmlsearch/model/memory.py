@@ -80,23 +80,24 @@ def _count(
         weights = sum(tensor.nbytes for tensor in own)
         gradients = sum(tensor.nbytes for tensor in unet.parameters())
 
-        def losses(images: int) -> Tensor:
+        def forward(images: int) -> tuple[Tensor, ...]:
+            """All that a step has at hand until its end."""
             inputs, masks = torch.empty(images, 1, size, size), torch.empty(images, 1, size, size)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
                 logits = unet(inputs)
-            return slice_losses(logits, masks, loss)
+            return inputs, masks, logits, slice_losses(logits, masks, loss)
 
         of_steps = []
         for images in (1, 2):
             with Held(own) as held:
-                step = losses(images)
+                step = forward(images)
             # The backward pass begins with all that the forward pass has kept, and with gradients: those that go into
             # a layer and come out of it take as much as the biggest of what was kept.
             of_steps.append(held.now + images * held.biggest_image)
             del step
         unet.eval()
         with torch.no_grad(), Held(own) as held:
-            losses(shown)
+            forward(shown)
     return weights, gradients, *of_steps, held.most
 
 

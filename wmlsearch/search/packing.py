@@ -47,8 +47,8 @@ class Packing:
 
     def __str__(self) -> str:
         count = self.trials_per_gpu
-        rates = ", ".join(f"{rate:.3g}" for rate in self.images_per_s)
-        at_once = " and ".join(str(n) for n in dict.fromkeys((1, len(self.images_per_s)))).replace(" and ", " to ")
+        rates = ", ".join(f"{rate:.0f}" for rate in self.images_per_s)
+        at_once = "1 to " * (len(self.images_per_s) > 1) + str(len(self.images_per_s))
         why = {
             "gain": f"one more would add less than {100 * GAIN - 100:.0f} %",
             "memory": "the memory has room for no more",

@@ -33,7 +33,7 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training needs at its peak and what is left for it; with several ranks, of the one with least room."""
+    """What a training needs at its peak and what is left for it; of several ranks the most and the least."""
 
     need_bytes: int
     left_bytes: int
@@ -66,13 +66,13 @@ def foretell(
     estimate = counted(config, data.manifest.size, _uses_bfloat16(precision, device), len(data.val), world)
     held = held_bytes(device)  # after counting, which imports what training needs too
     left = limit_bytes(device, slots) - held
-    if world > 1:  # all ranks have the same estimate, and go by the least room, so that all of them begin or none
-        least = torch.tensor(left, device=device)
-        distributed.all_reduce(least, distributed.ReduceOp.MIN)
-        left = int(least.item())
     if device.type == "cuda" and world == 1 and estimate.bytes(min(images, 2)) <= left:
         estimate = measured(config, data, precision)
     need = _of_process(estimate.bytes(images), device)
+    if world > 1:  # all of them begin, or none
+        least = torch.tensor([left, -need], device=device)
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        left, need = least[0].item(), -least[1].item()
     return Fit(need, left, (held + need) / 2**20)
 
 
