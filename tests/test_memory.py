@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
-from wmlsearch.model.memory import Estimate, Held, counted, images_in_step
+from wmlsearch.model.memory import CONTEXT_BYTES, Estimate, Held, counted, images_in_step
 from wmlsearch.model.metrics import slice_losses
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs import SearchDir
@@ -132,10 +132,10 @@ def test_a_slot_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: set_to.append(share))
     for gpus, bytes_there in ((1.0, 80e9), (2.0, 80e9), (0.25, 20e9)):
         slots = Slots(4, 1, 1, gpus)
-        assert limit_bytes(GPU, slots) == bytes_there - room.CONTEXT_BYTES
+        assert limit_bytes(GPU, slots) == bytes_there - CONTEXT_BYTES
         limit_to_share(GPU, slots)
-    assert set_to == [(20e9 - room.CONTEXT_BYTES) / 80e9]
-    assert limit_bytes(GPU) == 80e9 - room.CONTEXT_BYTES
+    assert set_to == [(20e9 - CONTEXT_BYTES) / 80e9]
+    assert limit_bytes(GPU) == 80e9 - CONTEXT_BYTES
     limit_to_share(GPU, None)
     limit_to_share(torch.device("cpu"), Slots(4, 1, 1, 0.0))
     assert len(set_to) == 1
@@ -196,7 +196,7 @@ def test_on_a_gpu_the_measured_line_counts(prepared: Path, monkeypatch: pytest.M
     images = images_in_step(TrialConfig(batch_size=5), len(data.train))
     assert (fit.need_bytes, fit.left_bytes) == (
         (1 + 2 * images) * 10**9,
-        20 * 10**9 - room.CONTEXT_BYTES - 300_000_000,
+        20 * 10**9 - CONTEXT_BYTES - 300_000_000,
     )
     assert fit.peak_mb == (fit.need_bytes + 300_000_000) / 2**20
     # Where the count says that not even two images fit, nothing is tried.

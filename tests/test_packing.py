@@ -14,13 +14,14 @@ import torch
 from wmlsearch import jobs, study
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.model.memory import CONTEXT_BYTES
 from wmlsearch.model.timing import Timing
 from wmlsearch.runs import SearchDir
 from wmlsearch.search import cluster, packing
 from wmlsearch.search.cluster import Request, Slots, plan_slots, share_of_gpu
 from wmlsearch.search.measure import Measuring
 from wmlsearch.search.packing import Packing, dearest_of, enough, mps_is_on, pack, room_for
-from wmlsearch.search.room import CONTEXT_BYTES, Fit
+from wmlsearch.search.room import Fit
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 from wmlsearch.verdict.commands import tune_command

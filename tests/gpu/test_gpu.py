@@ -11,8 +11,10 @@ import torch
 from torch import distributed, multiprocessing
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.inference import Model
+from wmlsearch.model.memory import CONTEXT_BYTES, counted, images_in_step, measured
 from wmlsearch.model.training import epochs, has_fast_bfloat16, load_checkpoint
 
 pytestmark = [
@@ -65,6 +67,85 @@ def test_a_gpu_predicts_like_a_cpu(prepared: Path, tmp_path: Path) -> None:
     on_gpu = model.probabilities(images)
     assert on_gpu == pytest.approx(on_cpu, abs=1e-4)
     assert (model.probabilities(images) == on_gpu).all()
+
+
+@pytest.fixture(scope="session")
+def large(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `prepared`, in the paper's size, so that training takes more than libraries do."""
+    out = tmp_path_factory.mktemp("large") / "prepared"
+    prepare(raw, out, PrepareOptions(size=256, fit="resize", val_patients=("04",), jobs=1))
+    return out
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 16},
+        {"depth": 4, "base_channels": 32, "batch_size": 24, "dropout": 0.0},
+        {
+            "depth": 3,
+            "base_channels": 16,
+            "batch_size": 24,
+            "norm": "instance",
+            "optimizer": "sgd",
+            "augment": "affine",
+        },
+    ],
+    ids=["paper", "wide", "other"],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_peak_of_memory_is_known_before(values: dict[str, Any], precision: Any, large: Path) -> None:
+    """By steps of one and two images within a fifth and 32 MiB (workspace of cuDNN); by counting within a half."""
+    config, data = TrialConfig(**values), PreparedData.open(large, "cuda")
+    images = images_in_step(config, len(data.train))
+    assert images > 8
+    expected = measured(config, data, precision)
+    assert measured(config, data, precision) is expected  # once for each shape
+    before = torch.cuda.memory_allocated()
+    list(epochs(config, data, max_epochs=1, precision=precision))
+    peak = torch.cuda.max_memory_allocated() - before
+    assert expected.bytes(images) == pytest.approx(peak, rel=0.2, abs=32 * 2**20)
+    count = counted(config, data.manifest.size, precision == "bfloat16", len(data.val)).bytes(images)
+    assert count == pytest.approx(peak, rel=0.5, abs=64 * 2**20)
+
+
+def _context(rank: int, prepared: str, out: str) -> None:
+    list(epochs(SMALL, PreparedData.open(Path(prepared), "cuda"), max_epochs=1))
+    free, _ = torch.cuda.mem_get_info()
+    torch.save((free, torch.cuda.memory_reserved()), out)
+
+
+def test_what_a_process_takes_beside_its_tensors(prepared: Path, tmp_path: Path) -> None:
+    """Of a GPU that nobody else uses meanwhile."""
+    free_before, _ = torch.cuda.mem_get_info()
+    multiprocessing.spawn(_context, (str(prepared), str(tmp_path / "out")), nprocs=1)
+    free, reserved = torch.load(tmp_path / "out", weights_only=True)
+    assert 0.3 * CONTEXT_BYTES < free_before - free - reserved < CONTEXT_BYTES
+
+
+def _greedy(rank: int, out: str) -> None:
+    from wmlsearch.search.cluster import Slots
+    from wmlsearch.search.room import limit_bytes, limit_to_share
+
+    device, slots = torch.device("cuda", 0), Slots(4, 1, 1, 0.25)
+    limit_to_share(device, slots)
+    limit = limit_bytes(device, slots)
+    kept = torch.empty(int(0.9 * limit), dtype=torch.uint8, device=device)
+    try:
+        torch.empty(int(0.2 * limit), dtype=torch.uint8, device=device)
+        ended = "took more than its share"
+    except torch.OutOfMemoryError:
+        ended = "out of memory"
+    torch.save((ended, len(kept), limit), out)
+
+
+def test_no_trial_takes_its_neighbours_memory(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    multiprocessing.spawn(_greedy, (str(tmp_path / "out"),), nprocs=1)
+    ended, kept, limit = torch.load(tmp_path / "out", weights_only=True)
+    assert ended == "out of memory"
+    assert kept == int(0.9 * limit)
+    assert limit < 0.25 * torch.cuda.get_device_properties(0).total_memory
 
 
 def _rank(rank: int, world: int, meeting: str, prepared: str, norm: str, out: str) -> None:

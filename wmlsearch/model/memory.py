@@ -27,6 +27,8 @@ from wmlsearch.model.unet import UNet
 
 # Tensors like the weights that an optimiser keeps, and whether it counts its steps for each of them.
 OPTIMIZER_STATE = {"adam": (2, True), "adamw": (2, True), "sgd": (1, False)}
+# Of a process on a GPU beside its tensors: the CUDA context, with the code of cuDNN and cuBLAS.
+CONTEXT_BYTES = 700 * 2**20
 
 
 @dataclass(frozen=True)

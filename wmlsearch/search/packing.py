@@ -16,8 +16,8 @@ from wmlsearch.search.cluster import Slots, share_of_gpu  # isort: skip - sets R
 import numpy as np
 
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.model.memory import CONTEXT_BYTES
 from wmlsearch.search.measure import Measuring
-from wmlsearch.search.room import CONTEXT_BYTES
 from wmlsearch.space import SearchSpace
 
 MOST = 8  # trials on a GPU that are tried

@@ -18,11 +18,9 @@ from torch import distributed
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.memory import counted, images_in_step, measured
+from wmlsearch.model.memory import CONTEXT_BYTES, counted, images_in_step, measured
 from wmlsearch.model.training import check_trainable, has_fast_bfloat16
 
-# Of a process on a GPU beside its tensors: the CUDA context, with the code of cuDNN and cuBLAS.
-CONTEXT_BYTES = 700 * 2**20
 # What a process takes on a CPU beside the tensors that are counted, by benchmarks/peak.py: of the libraries, once, and
 # for each counted byte, since they work on copies and what was freed stays in pieces.
 CPU_LIBRARIES_BYTES = 150 * 2**20
