@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,16 +17,18 @@ from torch import Tensor, distributed
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
-from wmlsearch.model.memory import CONTEXT_BYTES, Estimate, Held, counted, images_in_step
+from wmlsearch.model.memory import CONTEXT_BYTES, Estimate, Held, counted, images_in_step, measured
 from wmlsearch.model.metrics import slice_losses
 from wmlsearch.model.unet import UNet
-from wmlsearch.runs import SearchDir
-from wmlsearch.search import room, trials
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search import cluster, room, trials
 from wmlsearch.search.cluster import Slots
+from wmlsearch.search.confirm import set_ended, write_result
 from wmlsearch.search.room import Fit, foretell, limit_bytes, limit_to_share
-from wmlsearch.search.slot import Slot
+from wmlsearch.search.slot import Slot, Training
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
+from wmlsearch.verdict import figures
 
 TINY = TrialConfig(depth=1, base_channels=1, dropout=0.0)
 GPU = torch.device("cuda", 0)
@@ -159,9 +163,7 @@ def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_does_not_fit_says_the_numbers(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Fit(91_200_000_000, 70_000_000_000, 0.0).refusal == (
-        "needs about 91.2 GB of memory, but 70 GB are there: not run"
-    )
+    assert Fit(91_200_000_000, 70_000_000_000, 0.0).refusal == ("needs about 91.2 GB of memory, but 70 GB are there")
     assert Fit(1, 1, 0.0).refusal == ""
     data = PreparedData.open(prepared)
     fit = foretell(TrialConfig(**BIG), data, "float32")
@@ -185,11 +187,11 @@ def test_on_a_gpu_the_measured_line_counts(prepared: Path, monkeypatch: pytest.M
     on_gpu.train = type("Train", (), {"images": Named(), "__len__": lambda _: len(data.train)})()
     asked: list[TrialConfig] = []
 
-    def measured(config: TrialConfig, *_: object) -> Estimate:
+    def measure(config: TrialConfig, *_: object) -> Estimate:
         asked.append(config)
         return Estimate(10**9, 2 * 10**9, 0)
 
-    monkeypatch.setattr(room, "measured", measured)
+    monkeypatch.setattr(room, "measured", measure)
     monkeypatch.setattr(room, "gpu_bytes", lambda _: 20 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300_000_000)
     fit = foretell(TrialConfig(batch_size=5), on_gpu, "float32")
@@ -204,6 +206,56 @@ def test_on_a_gpu_the_measured_line_counts(prepared: Path, monkeypatch: pytest.M
     assert [config.base_channels for config in asked] == [16]
 
 
+def test_the_line_is_measured_by_the_trainer_itself(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, with a GPU's counters made up: a first step, then steps of one and two images, then validation."""
+    peaks = iter([500, 400, 650, 700])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: next(peaks))
+    seen: list[int] = []
+    forward = UNet.forward
+
+    def looked_at(self: UNet, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(UNet, "forward", looked_at)
+    data, config = PreparedData.open(prepared), TrialConfig(**SMALL)
+    estimate = measured(config, data, "float32")
+    assert estimate == Estimate(300 - 250, 250, 600)
+    assert seen == [1, 1, 2, min(16, len(data.val))]
+    assert measured(config.model_copy(update={"learning_rate": 0.5, "batch_size": 9}), data, "float32") is estimate
+
+
+def test_a_training_without_room_ends_before_it_begins(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process; what the run folder then says of it, and of one that fits."""
+    monkeypatch.setattr(room, "machine_bytes", lambda: 8 * 10**9)
+    sent = {"path": str(prepared), "fingerprint": "here", "files": {}}
+    job = {"data": sent, "settings": RunSettings(epochs=1).model_dump(), "threads": torch.get_num_threads()}
+    found = {}
+    for name, values in (("big", BIG), ("small", SMALL)):
+        run = RunDir.create(tmp_path / name, {"name": name})
+        training = Training(job, {"config": TrialConfig(**values).model_dump(), "place": str(run.path)})
+        found[name] = training.step()
+        training.close()
+        write_result(run, found[name])
+        set_ended(run, found[name]["ended"], found[name].get("reason", ""))
+    big, small = RunDir(tmp_path / "big"), RunDir(tmp_path / "small")
+    assert (found["big"]["done"], big.state, big.rows()) == (True, "out_of_memory", [])
+    assert big.status()["reason"] == found["big"]["reason"]
+    assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", big.status()["reason"])
+    assert big.status()["predicted_memory_mb"] == found["big"]["predicted_memory_mb"] > 8e9 / 2**20
+    assert (small.state, len(small.rows())) == ("completed", 1)
+    assert 100 < small.status()["predicted_memory_mb"] < 8000
+    # One that goes on from a checkpoint has found its room before.
+    monkeypatch.setattr(room, "machine_bytes", lambda: 0)
+    again = Training(job, {"config": TrialConfig(**SMALL).model_dump(), "place": str(small.path), "heard": 1})
+    assert again.step()["ended"] == "completed"
+    again.close()
+
+
 def test_all_ranks_begin_or_none(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hears the least room of all ranks, and the most need."""
     of_other = torch.tensor([10**9, -(10**13)])
@@ -214,6 +266,21 @@ def test_all_ranks_begin_or_none(prepared: Path, monkeypatch: pytest.MonkeyPatch
     of_other = torch.tensor([10**15, -1])
     fit = foretell(TrialConfig(**SMALL), data, "float32", None, 2)
     assert 1 < fit.need_bytes < 10**9 < fit.left_bytes < 10**14
+
+
+def test_the_report_draws_predicted_and_measured(tmp_path: Path) -> None:
+    for number, (predicted, peaks) in enumerate([(100.0, [80.0, 90.0]), (None, [50.0]), (900.0, []), (400.0, [420.0])]):
+        run = RunDir.create(tmp_path / str(number), {})
+        if predicted is not None:
+            run.set_predicted_memory(predicted)
+        for epoch, peak in enumerate(peaks, start=1):
+            run.append({"epoch": epoch, "peak_memory_mb": peak})
+        run.set_status("completed")
+    board: Any = SimpleNamespace(trials=[SimpleNamespace(path=str(tmp_path / str(number))) for number in range(4)])
+    pairs = figures.memory_of(board)
+    assert pairs == [(100.0, 90.0), (400.0, 420.0)]
+    figures.memory(tmp_path / "memory.png", pairs)
+    assert (tmp_path / "memory.png").stat().st_size > 1000
 
 
 def tune(prepared: Path, out: Path, values: dict[str, Any], say: list[str], **settings: Any) -> jobs.Outcome:
@@ -257,9 +324,7 @@ def test_what_finds_no_room_is_never_run(prepared: Path, tmp_path: Path, monkeyp
         if run.state == "out_of_memory":
             assert not run.rows()
             assert not run.last.exists()
-            assert status["reason"].startswith("needs about ")
-            assert " GB of memory, but " in status["reason"]
-            assert status["reason"].endswith(" GB are there: not run")
+            assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", status["reason"])
             assert status["predicted_memory_mb"] > 4 * 4 * 1.9e9 / 2**20
         else:
             assert status["predicted_memory_mb"] > 300
@@ -282,7 +347,7 @@ def test_a_baseline_without_room_is_said_at_once(
         "the baseline, the paper's configuration with batches of 5 images of 32 x 32 pixels, needs about 0."
     )
     assert text.endswith(
-        "but 0 GB are there: not run; use a machine with more memory, or prepare with a smaller --size, or search "
-        "without it by --no-baseline"
+        f" GB of memory, but 0 GB are there for each of {min(6, cluster.available_cpus())} at a time; share out each "
+        "batch (--workers-per-trial), prepare with a smaller --size, or search without it (--no-baseline)"
     )
     assert not (tmp_path / "s" / "search.json").exists()

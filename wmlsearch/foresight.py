@@ -94,13 +94,12 @@ def check_baseline_fits(settings: RunSettings, data: Path, where: Where, slots: 
         return
     if slots.gpus and slots.gpus < 1:
         advice = "let fewer trials share a GPU (--trials-per-gpu, --gpus-per-worker)"
-    elif slots.gpus:
-        advice = "give each trial more GPUs by --workers-per-trial, or prepare with a smaller --size"
     else:
-        advice = "use a machine with more memory, or prepare with a smaller --size"
+        advice = "share out each batch (--workers-per-trial), prepare with a smaller --size"
     raise InputError(
         f"the baseline, the paper's configuration with batches of {paper.batch_size} images of {manifest.size} x "
-        f"{manifest.size} pixels, {fit.refusal}; {advice}, or search without it by --no-baseline"
+        f"{manifest.size} pixels, {fit.refusal} for each of {slots.count} at a time; {advice}, or search without it "
+        "(--no-baseline)"
     )
 
 

@@ -43,7 +43,7 @@ class Fit:
         if self.need_bytes <= self.left_bytes:
             return ""
         need, left = (f"{size / 1e9:.3g} GB" for size in (self.need_bytes, max(self.left_bytes, 0)))
-        return f"needs about {need} of memory, but {left} are there: not run"
+        return f"needs about {need} of memory, but {left} are there"
 
 
 def foretell(

@@ -105,7 +105,11 @@ class Training:
         world = distributed.get_world_size() if several else 1
         fit = foretell(self.config, self.data, self.precision, self.slots, world)
         told: dict[str, Any] = {"predicted_memory_mb": fit.peak_mb}
-        return {**told, "done": True, "ended": "out_of_memory", "reason": fit.refusal} if fit.refusal else told
+        return (
+            {**told, "done": True, "ended": "out_of_memory", "reason": f"{fit.refusal}: not run"}
+            if fit.refusal
+            else told
+        )
 
     def close(self) -> None:
         """Forget the network: the next one finds its memory free."""
