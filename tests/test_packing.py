@@ -61,8 +61,10 @@ def test_as_many_as_fit() -> None:
 
 
 def test_the_dearest_of_a_space_holds_most() -> None:
-    dearest = dearest_of(SPACE, 0)
-    assert (dearest.base_channels, dearest.batch_size) == (4, 8)
+    wide = SearchSpace.of({"base_channels": {"choices": [16, 32]}, "batch_size": {"low": 2, "high": 8}})
+    dearest = dearest_of(wide, 0)
+    assert (dearest.base_channels, dearest.batch_size) == (32, 8)
+    assert dearest_of(SPACE, 0) == TrialConfig()  # the baseline has to fit, too
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3, 6, 7, 8, 64])

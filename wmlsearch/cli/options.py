@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wmlsearch.runs import SearchDir
     from wmlsearch.space import SearchSpace
 
-MOST_ON_A_GPU = 64
+MOST_ON_A_GPU = 64  # trials; more would have less of it each than a process takes for itself
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."

@@ -127,8 +127,9 @@ def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
 
 def limit_to_share(device: torch.device, slots: Slots | None) -> None:
     """Where trials share a GPU, let PyTorch give this process no more than its share: its neighbours keep theirs."""
-    if device.type == "cuda" and slots and slots.gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(limit_bytes(device, slots) / gpu_bytes(device), device)
+    if device.type == "cuda" and slots and 0 < slots.gpus < 1:
+        share = max(limit_bytes(device, slots), 0) / gpu_bytes(device)
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def gpu_bytes(device: torch.device) -> int:

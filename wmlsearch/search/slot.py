@@ -45,11 +45,8 @@ class Training:
         self.fresh, self.heard = True, int(trial.get("heard", 0))
         self.unheard: list[dict[str, Any]] = []
         settings = RunSettings(**job["settings"])
-        self.config, self.data, self.precision = (
-            TrialConfig(**trial["config"]),
-            open_data(job["data"]),
-            settings.precision,
-        )
+        self.config, self.precision = TrialConfig(**trial["config"]), settings.precision
+        self.data = open_data(job["data"])
         self.slots = Slots(**job["slots"]) if "slots" in job else None
         limit_to_share(self.data.train.images.device, self.slots)
         self.reports = epochs(
@@ -105,11 +102,9 @@ class Training:
         world = distributed.get_world_size() if several else 1
         fit = foretell(self.config, self.data, self.precision, self.slots, world)
         told: dict[str, Any] = {"predicted_memory_mb": fit.peak_mb}
-        return (
-            {**told, "done": True, "ended": "out_of_memory", "reason": f"{fit.refusal}: not run"}
-            if fit.refusal
-            else told
-        )
+        if fit.refusal:
+            told |= {"done": True, "ended": "out_of_memory", "reason": f"{fit.refusal}: not run"}
+        return told
 
     def close(self) -> None:
         """Forget the network: the next one finds its memory free."""
