@@ -45,7 +45,7 @@ gpus_per_worker = click.option(
 )
 
 
-class _TrialsPerGpu(click.ParamType):
+class _TrialsPerGpu(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
     name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:

@@ -70,7 +70,7 @@ def foretell(
     if world > 1:  # all of them begin, or none
         least = torch.tensor([left, -need], device=device)
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
-        left, need = least[0].item(), -least[1].item()
+        left, need = int(least[0].item()), -int(least[1].item())
     return Fit(need, left, (held + need) / 2**20)
 
 
