@@ -64,7 +64,7 @@ def packed(
 
     if where.trials_per_gpu == 1:
         return where, {}
-    alone = dataclasses.replace(where, trials_per_gpu=1).slots(settings.trials)
+    alone = where.slots(settings.trials)  # whatever was wished, a wish that can't be is refused here
     if where.trials_per_gpu != "auto":
         say(f"{where.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
         return where, {}

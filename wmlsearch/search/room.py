@@ -24,7 +24,7 @@ from wmlsearch.model.training import check_trainable, has_fast_bfloat16
 # What a process takes on a CPU beside the tensors that are counted, by benchmarks/peak.py: of the libraries, once, and
 # for each counted byte, since they work on copies and what was freed stays in pieces.
 CPU_LIBRARIES_BYTES = 150 * 2**20
-CPU_FACTOR = 1.5
+CPU_FACTOR = 1.4
 PATIENCE_S = 180.0  # for a worker that says what memory it has
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
