@@ -33,8 +33,8 @@ cluster-test: install  ## the README's commands on three hosts made of namespace
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs
 
-bench: install  ## timings, as ratios within one run
-	$(BIN)/python -m benchmarks.training
+bench: install  ## timings, as ratios within one run (a quarter of an hour)
+	$(BIN)/python -m benchmarks
 
 lint: install  ## style, security rules and types
 	$(BIN)/ruff check .

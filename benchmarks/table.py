@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 HEAD = "| what | wmlsearch | reference | ratio | aim | met |\n|---|---|---|---:|---|---|"
 
 
@@ -42,6 +40,8 @@ def table(rows: Iterable[Row]) -> str:
 
 def machine() -> str:
     """What the figures were measured on, in a line."""
+    import torch  # not at import: benchmarks that measure memory do without it
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} cores of {_processor()}, {gpu}, torch {torch.__version__}, Python {platform.python_version()}"

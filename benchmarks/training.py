@@ -1,30 +1,48 @@
-"""Training the paper's point: this project's loop against a plain PyTorch one, in turn, in one process.
+"""Training the paper's point: this project's loop against plain PyTorch ones, in turn, in one process.
 
-    python -m benchmarks.training [--size 256] [--slices 40] [--repeats 3]
+    python -m benchmarks.training [--json FILE]
 
-Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow), so it runs on any machine with torch.
+Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow, safetensors), so it runs on any machine with
+torch; where MONAI is installed, its network is compared too.
+
+The floor of a step on a GPU is counted, not measured: operations are the multiplications and additions of convolutions,
+forward and back (torch's own counter). Bytes are those of activations, two each (bfloat16): going forward each layer
+(convolution, normalisation, ReLU, dropout, pooling, transposed convolution, concatenation) reads its input once and
+writes its output once; going back moves twice that, the gradients of both and what was kept for them. Beside these the
+optimiser reads and writes weights, gradients and its two moments, 28 bytes for each weight. Layers that are fused may
+move less. Memory bandwidth and matrix rate are measured in the same run, by a large copy and a large product.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
+import dataclasses
+import math
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.table import Row, show
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, Slices
-from wmlsearch.model.training import epochs, has_fast_bfloat16
+from wmlsearch.model.training import count, epochs, has_fast_bfloat16
 from wmlsearch.model.unet import UNet
+
+SIZE = 256  # pixels, edge of a slice
+REPEATS = 3  # epochs that are timed, after one that warms up
+BATCHES = {5: 5.0, 32: 3.0, 128: None}  # on a GPU; and how many times faster than the plain loop they should be
+PAPER_EPOCHS, PAPER_SLICES, PAPER_AIM_S = 18, (3098, 344), 15  # slices to train and to validate on
+SMALL_SIZE, SEEDS, SEED_EPOCHS = 32, 4, 12  # of the comparison of Dice
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -41,62 +59,234 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
         return images[0], masks[0]
 
 
-def plain_epoch(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[tuple[Tensor, Tensor]]
-) -> None:
-    """The reference: float32, a DataLoader, one loss read back at each step."""
-    device = next(model.parameters()).device
-    model.train()
-    for images, masks in loader:
-        loss = F.binary_cross_entropy_with_logits(model(images.to(device)), masks.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+class PlainLoop:
+    """The reference: float32 (TF32 in a GPU's convolutions, torch's default), Adam, a DataLoader, a loss read back at
+    each step. On a GPU the loader has four workers and pinned memory."""
+
+    def __init__(self, model: nn.Module, slices: Slices, batch_size: int, device: str, seed: int = 0) -> None:
+        self.model, self.device = model.to(device), device
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=TrialConfig().learning_rate)
+        workers = min(4, os.cpu_count() or 1) if device == "cuda" else 0
+        self.loader = DataLoader(
+            PlainDataset(slices),
+            batch_size,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device == "cuda",
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def epoch(self) -> float:
+        """Train an epoch; returns its seconds."""
+        start = time.perf_counter()
+        self.model.train()
+        for images, masks in self.loader:
+            loss = F.binary_cross_entropy_with_logits(self.model(images.to(self.device)), masks.to(self.device))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
+        return time.perf_counter() - start
 
 
-def main() -> None:
-    """Print a table: images per second of both, and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--slices", type=int, default=40, help="about so many training slices")
-    parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        depth = max(8, given.slices // 3)
-        raw = write_phantom(Path(folder) / "raw", patients=5, timepoints=1, shape=(128, 128, depth))
-        prepare(raw, Path(folder) / "prepared", PrepareOptions(size=given.size, jobs=1))
-        data = PreparedData.open(Path(folder) / "prepared", device)
-        config = TrialConfig()
-        ours: list[float] = []
-        plain: list[float] = []
-        reports = epochs(config, data, max_epochs=given.repeats + 1)
-        on_cpu = PreparedData.open(Path(folder) / "prepared").train
-        loader = DataLoader(PlainDataset(on_cpu), config.batch_size, shuffle=True)
-        model = UNet().to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-        for repeat in range(given.repeats + 1):
-            report = next(reports)
-            start = time.perf_counter()
-            plain_epoch(model, optimizer, loader)
-            seconds = time.perf_counter() - start
-            if repeat:  # the first warms up
-                ours.append(report.metrics["images_per_s"] or 0.0)
-                plain.append(len(on_cpu) / seconds)
-    ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, CPU"
-    precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
-    print(
-        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {len(on_cpu)} slices of {given.size}"
+def monai_unet() -> nn.Module | None:
+    """MONAI's BasicUNet with our channels, normalisation and dropout; None where MONAI isn't installed."""
+    try:
+        from monai.networks.nets import BasicUNet
+    except ImportError:
+        return None
+    return BasicUNet(2, 1, 1, features=(16, 32, 64, 128, 256, 16), norm="batch", dropout=0.1)  # type: ignore[no-any-return]  # MONAI is not typed
+
+
+def ours(config: TrialConfig, data: PreparedData, repeats: int, seed: int = 0) -> Iterator[dict[str, float | None]]:
+    """The metrics of each epoch, which is trained as it is asked for; the first one warms up."""
+    for report in epochs(config, data, max_epochs=repeats + 1, seed=seed):
+        yield dict(report.metrics)
+
+
+def in_turn(config: TrialConfig, data: PreparedData, others: list[PlainLoop], repeats: int) -> list[list[float]]:
+    """Images per second, epoch by epoch, of ours and of each of the others, one epoch of each after another."""
+    found: list[list[float]] = [[] for _ in range(1 + len(others))]
+    for repeat, metrics in enumerate(ours(config, data, repeats)):
+        rates = [metrics["images_per_s"] or 0.0, *(len(data.train) / other.epoch() for other in others)]
+        if repeat:
+            for row, rate in zip(found, rates, strict=True):
+                row.append(rate)
+    return found
+
+
+def compared(what: str, rates: list[float], reference: list[float], name: str, aim: float | None, how: str) -> Row:
+    ratio = statistics.median(a / b for a, b in zip(rates, reference, strict=True))
+    mine, its = (f"{statistics.median(values):.3g} images/s" for values in (rates, reference))
+    met = None if aim is None else ratio >= aim
+    return Row(what, f"{mine} ({how})", f"{its}, {name}", ratio, "" if aim is None else f"{aim:g}", met)
+
+
+def phantoms(folder: Path, slices: int, sizes: tuple[int, ...], patients: int = 5) -> list[Path]:
+    """A phantom with about so many training slices, prepared once for each size."""
+    depth = max(8, slices // max(1, patients - 2))
+    raw = write_phantom(folder / "raw", patients=patients, timepoints=1, shape=(128, 128, depth))
+    found = [folder / f"prepared-{size}" for size in sizes]
+    for size, prepared in zip(sizes, found, strict=True):
+        prepare(raw, prepared, PrepareOptions(size=size, fit="resize", jobs=1))
+    return found
+
+
+def repeated(slices: Slices, count: int) -> Slices:
+    """So many slices: the same ones, again and again."""
+    times = math.ceil(count / len(slices))
+    return dataclasses.replace(
+        slices, rows=slices.rows.repeat(times)[:count], patients=slices.patients.repeat(times)[:count]
     )
-    print("| training, paper's point, batch 5 | images/s | ratio |")
-    print("|---|---|---|")
-    print(f"| plain float32 loop with DataLoader | {statistics.median(plain):.1f} | 1 |")
-    print(f"| wmlsearch ({precision}) | {statistics.median(ours):.1f} | {ratio:.1f} |")
-    if device == "cpu":
-        print("no GPU here: nothing is said about GPUs")
+
+
+# ------------------------------------------------------------------------------------------------------------- CPU
+
+
+def on_cpu(prepared: Path, repeats: int) -> list[Row]:
+    data, config = PreparedData.open(prepared), TrialConfig()
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    aim, how = (3.0, "bfloat16") if fast else (1.15, "float32, no bfloat16 in this hardware")
+    what = f"training, paper's point, batch 5, CPU, {len(data.train)} slices of {data.manifest.size}"
+    others = {"plain float32 loop with DataLoader": PlainLoop(UNet(), data.train, config.batch_size, "cpu")}
+    if (theirs := monai_unet()) is not None:
+        others["the same with MONAI's BasicUNet"] = PlainLoop(theirs, data.train, config.batch_size, "cpu")
+    mine, *found = in_turn(config, data, list(others.values()), repeats)
+    rows = [compared(what, mine, rates, name, aim, how) for (name, _), rates in zip(others.items(), found, strict=True)]
+    return rows if theirs is not None else [*rows, Row(what, "", "MONAI isn't installed here")]
+
+
+def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOCHS) -> Row:
+    """The best Dice on the validation slices after some epochs of each loop, over some seeds."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data, on_host = PreparedData.open(prepared, device), PreparedData.open(prepared)
+    config = TrialConfig(batch_size=5, schedule="constant", loss="bce")
+    mine, plain = [], []
+    for seed in range(seeds):
+        *_, last = ours(config, data, count_epochs - 1, seed)
+        mine.append(last["val_dice_best"] or 0.0)
+        torch.manual_seed(seed)
+        loop = PlainLoop(UNet(), on_host.train, config.batch_size, device, seed)
+        for _ in range(count_epochs):
+            loop.epoch()
+        with torch.no_grad():
+            metrics = count(loop.model, data.val, config.loss, bfloat16=False).metrics()
+        plain.append(metrics["val_dice_best"] or 0.0)
+    apart = statistics.mean(mine) - statistics.mean(plain)
+    noise = math.sqrt((statistics.variance(mine) + statistics.variance(plain)) / seeds)  # of that difference
+    return Row(
+        f"equal Dice: {count_epochs} epochs, {seeds} seeds, {len(data.train)} slices of {data.manifest.size}, {device}",
+        f"{statistics.mean(mine):.3f} (seeds' standard deviation {statistics.stdev(mine):.3f})",
+        f"{statistics.mean(plain):.3f} ({statistics.stdev(plain):.3f}), plain float32 loop",
+        aim=f"difference within 2 standard errors: {apart:+.3f}, {2 * noise:.3f}",
+        met=abs(apart) <= 2 * noise,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- GPU
+
+
+def on_gpu(prepared: Path, repeats: int) -> list[Row]:
+    data, host = PreparedData.open(prepared, "cuda"), PreparedData.open(prepared)
+    bandwidth, rate = measured_bandwidth(), measured_matrix_rate()
+    rows = [
+        Row("this GPU's memory bandwidth, by a copy", f"{bandwidth / 1e12:.2f} TB/s"),
+        Row("this GPU's matrix rate, by a product in bfloat16", f"{rate / 1e12:.0f} TFLOP/s"),
+    ]
+    for batch, aim in BATCHES.items():
+        config, images = TrialConfig(batch_size=batch), max(300, 10 * batch)
+        given = dataclasses.replace(data, train=repeated(data.train, images))
+        loop = PlainLoop(UNet(), repeated(host.train, images), batch, "cuda")
+        mine, plain = in_turn(config, given, [loop], repeats)
+        what = f"training, paper's point, batch {batch}, GPU"
+        rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
+        moved, done = floor(UNet(), batch, data.manifest.size)
+        step, least = batch / statistics.median(mine), max(moved / bandwidth, done / rate)
+        rows.append(
+            Row(
+                f"share of the floor, batch {batch}",
+                f"{least / step:.0%} of {step * 1e3:.2f} ms a step",
+                f"{moved / 1e9:.2f} GB in {moved / bandwidth * 1e3:.2f} ms, "
+                f"{done / 1e12:.3f} TFLOP in {done / rate * 1e3:.2f} ms",
+            )
+        )
+    train, val = (repeated(*pair) for pair in zip((data.train, data.val), PAPER_SLICES, strict=True))
+    paper = dataclasses.replace(data, train=train, val=val)
+    start = time.perf_counter()
+    seconds = [metrics["epoch_s"] or 0.0 for metrics in ours(TrialConfig(), paper, repeats)]
+    first = time.perf_counter() - start - sum(seconds[1:])  # with all that it sets up
+    whole = first + (PAPER_EPOCHS - 1) * statistics.median(seconds[1:])
+    what = f"the paper's training: {PAPER_EPOCHS} epochs of {PAPER_SLICES[0]} + {PAPER_SLICES[1]} slices of {SIZE}"
+    told = f"{whole:.1f} s, from {first:.1f} s for the first epoch and {seconds[-1]:.2f} s for the others"
+    return [*rows, Row(what, told, ratio=PAPER_AIM_S / whole, aim=f"{PAPER_AIM_S} s", met=whole <= PAPER_AIM_S)]
+
+
+def floor(unet: nn.Module, batch: int, size: int) -> tuple[int, int]:
+    """What a training step must do at least: bytes to move, operations (see this module's docstring)."""
+    elements = 0
+
+    def add(_module: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> None:
+        nonlocal elements
+        elements += sum(it.numel() for it in taken) + given.numel()
+
+    def add_merge(_module: nn.Module, taken: tuple[Tensor, ...]) -> None:  # a concatenation, which is no module
+        nonlocal elements
+        elements += 2 * taken[0].numel()
+
+    def add_pool(_module: nn.Module, _taken: tuple[Tensor, ...], given: Tensor) -> None:  # nor is pooling
+        nonlocal elements
+        elements += given.numel() + given.numel() // 4
+
+    for name, module in unet.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(add)
+        if name.startswith("merge.") and name.count(".") == 1:
+            module.register_forward_pre_hook(add_merge)
+        if name.startswith("down.") and name.count(".") == 1:
+            module.register_forward_hook(add_pool)
+    with FlopCounterMode(display=False) as counter:
+        unet(torch.zeros(1, 1, size, size)).sum().backward()  # on the CPU: one image, to multiply
+    weights = sum(weight.numel() for weight in unet.parameters())
+    return batch * 3 * 2 * elements + 28 * weights, batch * counter.get_total_flops()
+
+
+def measured_bandwidth() -> float:
+    """Bytes per second, read and written, of a copy of 2 GiB."""
+    source = torch.zeros(2**31, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * len(source) / gpu_seconds(lambda: target.copy_(source))
+
+
+def measured_matrix_rate() -> float:
+    """Operations per second of a product of two bfloat16 matrices, 8192 x 8192."""
+    one = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / gpu_seconds(lambda: one @ one)
+
+
+def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
+    """Median, by the GPU's own clock."""
+    found = []
+    for repeat in range(repeats + 2):  # two to warm up
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        if repeat >= 2:
+            found.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(found)
+
+
+def measure(slices: int = 30, repeats: int = REPEATS) -> list[Row]:
+    """All rows: about `slices` training slices on CPUs, `repeats` timed epochs of each loop."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, small = phantoms(Path(folder), slices, (SIZE, SMALL_SIZE))
+        rows = [*on_cpu(prepared, repeats), equal_dice(small)]
+        if torch.cuda.is_available():
+            return [*rows, *on_gpu(prepared, repeats)]
+    return [*rows, Row("training, paper's point, GPU", "no GPU here")]
 
 
 if __name__ == "__main__":
-    main()
+    show(__doc__, measure)

@@ -49,7 +49,9 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         "data_path": str(prepared),
         "certificate": dataclasses.asdict(data.manifest.certificate),
     }
-    search = SearchDir.create(tmp_path_factory.mktemp("searched") / "runs" / "s", {"name": "s", **about})
+    search = SearchDir.create(
+        tmp_path_factory.mktemp("searched") / "runs" / "s", {"name": "s", "kind": "search", **about}
+    )
     for run, name, seed in (
         (search.trial(0), "trial-0000", 0),
         (search.final("trial-0000", 0), "trial-0000-seed0", 0),

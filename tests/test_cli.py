@@ -278,7 +278,10 @@ def test_a_problem_with_a_file_is_one_line(say: Say, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("wmlsearch.data.phantom.write_phantom", fail)
     result = say("phantom", "out")
-    assert (result.exit_code, result.stderr) == (1, "wmlsearch: [Errno 28] No space left on device: 'out'\n")
+    assert (result.exit_code, result.stderr) == (
+        1, "wmlsearch: out: No space left on device; files that were there are whole; free some space (`df` shows "
+        "where) and say it again\n",
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- it goes on

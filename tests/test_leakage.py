@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from wmlsearch.config import InputError
-from wmlsearch.data.leakage import Guard, check_names, correlations, near_pairs, perceptual_hashes
+from wmlsearch.data.leakage import Guard, check_names, correlations, look, near_pairs, perceptual_hashes
 from wmlsearch.data.manifest import Manifest, Task
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sources import Source, discover
@@ -206,8 +206,9 @@ def test_a_patient_in_two_parts_of_a_split_by_patient(raw: Path, honest: Path) -
     source = next(s for s in discover(raw) if s.patient == "01")
     geometry = next(v for v in manifest.volumes if v.patient == "01")
     guard = Guard()
-    guard.add(Task(source, geometry, [], [], []), cut(source, geometry, []))
-    guard.add(Task(source, geometry, [3, 4], ["train", "test"], [True, True]), cut(source, geometry, [3, 4]))
+    guard.add(Task(source, geometry, [], [], []), look(geometry, cut(source, geometry, [])))
+    two = look(geometry, cut(source, geometry, [3, 4]))
+    guard.add(Task(source, geometry, [3, 4], ["train", "test"], [True, True]), two)
     with pytest.raises(InputError) as error:
         guard.certify(manifest.certificate, allow=True)
     assert str(error.value) == (

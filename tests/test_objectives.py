@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from rich.console import Console
 
-from wmlsearch import jobs, study
+from wmlsearch import jobs, preflight, study
 from wmlsearch.cli import main, runs
 from wmlsearch.config import OBJECTIVES, QUALITIES, InputError, RunSettings, TrialConfig
 from wmlsearch.display import show_search
@@ -130,9 +130,9 @@ def test_what_is_unwise_is_said() -> None:
 
 def test_memory_is_no_objective_without_gpus() -> None:
     settings = RunSettings(objectives=["val_dice_best", "peak_memory_mb"])
-    study._check_budgets(SPACE, settings, Slots(1, 1, 1, 1.0))
+    preflight.check_budgets(SPACE, settings, Slots(1, 1, 1, 1.0))
     with pytest.raises(InputError) as caught:
-        study._check_budgets(SPACE, settings, Slots(1, 1, 1, 0.0))
+        preflight.check_budgets(SPACE, settings, Slots(1, 1, 1, 0.0))
     assert str(caught.value) == (
         "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "
         "another on CPUs only rises, so it says nothing of a single trial; leave it out"

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import fs
 from test_resume import told
 
-from wmlsearch import runs, study
+from wmlsearch import preflight, runs
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.search import checkpoints, slot
@@ -100,7 +100,7 @@ def test_a_population_that_could_never_move_is_refused() -> None:
         "trials >= 5 must hold with pbt, since the worst of 4 is the first that a child replaces, but got (trials=4)",
     )
     with pytest.raises(InputError) as caught:
-        study._check_budgets(SPACE, settings(trials=6), Slots(6, 1, 1, 0.0))
+        preflight.check_budgets(SPACE, settings(trials=6), Slots(6, 1, 1, 0.0))
     assert str(caught.value) == (
         "--scheduler pbt: all 6 trials would begin at once, and no child of a good one could take the place of a poor "
         "one; give more --trials"

@@ -59,9 +59,9 @@ def test_a_file_of_nothing_but_a_torn_line(lines: Path) -> None:
 
 def test_a_damaged_line_in_the_middle_is_refused(lines: Path) -> None:
     lines.write_bytes(b'{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
-    assert refusal(lambda: read_lines(lines)).startswith(f"{lines}: a line is damaged (")
+    assert refusal(lambda: read_lines(lines)).startswith(f"{lines}: line 2 is damaged (")
     lines.write_bytes(b'{"epoch": 1}\n\xff\xfe\n')
-    assert refusal(lambda: read_lines(lines)).startswith(f"{lines}: a line is damaged (")
+    assert refusal(lambda: read_lines(lines)).startswith(f"{lines}: line 2 is damaged (")
 
 
 FILL = """

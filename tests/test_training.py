@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model import training
+from wmlsearch.model import steps, training
 from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import (
-    Diverged,
     EpochReport,
     check_trainable,
     count,
@@ -32,6 +32,7 @@ from wmlsearch.model.training import (
 )
 from wmlsearch.model.unet import UNet
 
+ANEW = "restore it from a copy, or train anew without it"
 SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
 CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two trainings have in common
 
@@ -242,7 +243,7 @@ def test_a_training_loss_that_is_not_finite_is_divergence(
         calls += logits.requires_grad
         return slice_losses(logits, masks, loss) * (math.inf if calls == 10 else 1)
 
-    monkeypatch.setattr(training, "slice_losses", broken)
+    monkeypatch.setattr(steps, "slice_losses", broken)
     last = tmp_path / "last.pt"
     reports = epochs(SMALL, data, max_epochs=5, last=last)  # 48 slices by 7: 7 steps an epoch
     assert next(reports).epoch == 1
@@ -443,7 +444,7 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
     other = replace(data, manifest=replace(data.manifest, fingerprint="f00d"))
     with pytest.raises(InputError) as caught:
         next(epochs(SMALL, other, max_epochs=3, last=last))
-    assert caught.value.faults == (f"data: {data.manifest.fingerprint} there, f00d here",)
+    assert caught.value.faults == (f"data: {data.manifest.fingerprint!r} there, 'f00d' here",)
     with pytest.raises(InputError, match="config: "):
         next(epochs(small(base_channels=2), data, max_epochs=3, last=last))
 
@@ -466,9 +467,7 @@ def test_nothing_in_a_checkpoint_is_executed(data: PreparedData, tmp_path: Path)
         for use in (lambda: load_checkpoint(path), lambda: next(epochs(SMALL, data, max_epochs=1, last=path))):
             with pytest.raises(InputError) as caught:
                 use()
-            assert str(caught.value) == (
-                f"{path}: not a readable checkpoint (UnpicklingError); delete it to start anew"
-            )
+            assert str(caught.value) == (f"{path}: not a readable checkpoint (UnpicklingError); {ANEW}")
         assert not made.exists()
     pickle.loads(path.read_bytes())  # noqa: S301 - the trap works
     assert made.exists()
@@ -482,13 +481,16 @@ def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> 
     whole = path.read_bytes()
     for size in (len(whole) // 2, 10, 0):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"last.pt: not a readable checkpoint \(\w+\); delete it to start anew"):
+        with pytest.raises(
+            InputError,
+            match=rf"last.pt: not a readable checkpoint \(\w+\); {ANEW}",
+        ):
             next(epochs(SMALL, data, max_epochs=2, last=path))
     for state in ({"format": 99}, {"model": {}}, [1]):
         torch.save(state, path)
         with pytest.raises(InputError) as caught:
             load_checkpoint(path)
-        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1)"
+        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); {ANEW}"
 
 
 def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,19 +579,19 @@ def test_two_ranks_train_as_one(data: PreparedData, prepared: Path, tmp_path: Pa
 
 UNEQUAL = RANK.replace(
     "print(json.dumps([report.row() for report in reports]))",
-    """from wmlsearch.model import training
+    """from wmlsearch.model import steps as module
 calls, steps = [], []
-real_losses, real_step = training.slice_losses, torch.optim.SGD.step
+real_losses, real_step = module.slice_losses, torch.optim.SGD.step
 def losses(*arguments):
     calls.append(1)
     return real_losses(*arguments) * (float("nan") if rank == "1" and len(calls) == 2 else 1.0)
 def step(self, *arguments):
     steps.append(1)
     return real_step(self, *arguments)
-training.slice_losses, torch.optim.SGD.step = losses, step
+module.slice_losses, torch.optim.SGD.step = losses, step
 try:
     next(reports)
-except training.Diverged as error:
+except module.Diverged as error:
     print(json.dumps([str(error), len(steps)]))""",
 )
 

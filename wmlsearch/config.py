@@ -19,6 +19,7 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "images_per_s": "maximize",
     **dict.fromkeys(("val_loss", "epoch_s", "peak_memory_mb"), "minimize"),
 }
+MOST_SHOWN = 500  # characters of a value in a message
 MAX_YAML_BYTES = 1_000_000  # a hyperparameter file has a few hundred bytes; more is a mistake or an attack
 
 
@@ -214,16 +215,30 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
             lines.append(unknown_name(name, list(model.model_fields)))
         elif fault["type"] == "value_error":
             lines += str(fault["ctx"]["error"]).splitlines()
+        elif fault["type"] == "missing":
+            lines.append(f"{name} is missing")
         else:
-            rule = fault["msg"].removeprefix("Input should be ").replace("'", "")
-            lines.append(f"{name} must be {rule}, but got {fault['input']!r}")
+            rule = fault["msg"].partition(" should ")[2].replace("'", "")
+            rule = re.sub("^be a valid dictionary.*", "be an object", rule)
+            lines.append(f"{name} must {rule}, but got {shown(fault['input'])}")
     return lines
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: never longer than a screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of so many digits
+        return "a number of more than 4300 digits"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
     """`unknown name 'dropuot': did you mean 'dropout'?`, or all known names where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown name {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+    return f"unknown name {shown(name)}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -239,9 +254,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             name = self.construct_object(key, deep=True)
             if not isinstance(name, str):
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a name must be text, but got {name!r}")
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a name must be text, but got {shown(name)}")
             if name in names:
-                raise yaml.YAMLError(f"{name!r} stands there twice: keep one")
+                raise yaml.YAMLError(f"{shown(name)} stands there twice: keep one")
             names.add(name)
         return super().construct_mapping(node, deep)
 
@@ -258,9 +273,11 @@ _OF_ODD_VALUES = (ValueError, TypeError, KeyError, AttributeError)
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises InputError that names file and place."""
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
+        with path.open("rb") as file:  # not by its size: /dev/zero has none
+            content = file.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
             raise InputError(f"{path}: more than {MAX_YAML_BYTES:,} bytes; is this a hyperparameter file?")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

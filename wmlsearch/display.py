@@ -94,6 +94,10 @@ def score(name: str, value: Any) -> str:
     return number(value, DIGITS.get(name, 4))
 
 
+def _epochs(entry: Entry) -> str:
+    return f"{entry.epochs} epoch{'s' if entry.epochs != 1 else ''}"
+
+
 def last_line(text: str) -> str:
     """Of a traceback, what was raised."""
     return (text.strip().splitlines() or [""])[-1]
@@ -164,7 +168,7 @@ class SearchDisplay:
             left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
             values = ", ".join(f"{name} {score(name, entry.best.get(name))}" for name in self.settings.ranked_by)
             self.console.print(
-                f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, {values} "
+                f"{entry.name} {entry.state.replace('_', ' ')} after {_epochs(entry)}, {values} "
                 f"({self.ended} of {self.settings.trials} trials{left})",
                 highlight=False,
             )
@@ -182,7 +186,7 @@ class SearchDisplay:
         if run.state != RUNNING and not self.live:
             entry = Entry.of(run, self.space)
             self.console.print(
-                f"{entry.name} {entry.state.replace('_', ' ')} after {entry.epochs} epochs, "
+                f"{entry.name} {entry.state.replace('_', ' ')} after {_epochs(entry)}, "
                 f"{MEASURE} {number(entry.best.get(MEASURE), 4)} "
                 f"({ended} of at most {self.settings.final_runs} final runs)",
                 highlight=False,
@@ -240,9 +244,9 @@ class TrainingDisplay:
         rows = run.rows()
         for row in rows[self.epochs :]:
             self.console.print(
-                f"epoch {row['epoch']:>3} of {self.settings.epochs}   train_loss {number(row['train_loss'], 4)}   "
-                f"val_loss {number(row['val_loss'], 4)}   val_dice {number(row['val_dice'], 4)}   "
-                f"val_dice_best {number(row['val_dice_best'], 4)}   {row['epoch_s']:.1f} s",
+                f"epoch {row['epoch']:>3} of {self.settings.epochs}   train_loss {number(row.get('train_loss'), 4)}   "
+                f"val_loss {number(row.get('val_loss'), 4)}   val_dice {number(row.get('val_dice'), 4)}   "
+                f"val_dice_best {number(row.get('val_dice_best'), 4)}   {number(row.get('epoch_s'), 1)} s",
                 highlight=False,
             )
         self.epochs = len(rows)

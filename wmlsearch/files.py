@@ -17,7 +17,7 @@ def write_text(path: Path, text: str) -> None:
     """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -32,7 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({error})") from None
+        raise InputError(f"{path}: can't be read ({error}); restore it from a copy") from None
+    except RecursionError:
+        raise InputError(f"{path}: can't be read (nested too deeply); restore it from a copy") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
     return value
@@ -58,10 +60,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{path}: a line is damaged ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); restore it from a copy") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line.decode()))
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"it holds a {type(rows[-1]).__name__} instead of a JSON object")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: line {number} is damaged ({error}); restore the file from a copy") from None
+    return rows
 
 
 def cut_torn_line(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a search finds out before its first trial: how many trials share a GPU, whether the baseline fits, a forecast.
+"""What a search finds out before its first trial: how many trials share a GPU, and a forecast.
 
 And what of the forecast only shows while the search runs.
 """
@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.data.manifest import Manifest
+from wmlsearch.config import RunSettings
 from wmlsearch.jobs import Where
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.space import SearchSpace
@@ -59,8 +58,9 @@ def packed(
 
     Whatever goes wrong with that, the search goes on with one trial on each GPU.
     """
+    from wmlsearch.model.timing import mps_is_on
     from wmlsearch.search.nodes import parcel
-    from wmlsearch.search.packing import mps_is_on, pack
+    from wmlsearch.search.packing import pack
 
     if where.trials_per_gpu == 1:
         return where, {}
@@ -77,30 +77,6 @@ def packed(
         return dataclasses.replace(where, trials_per_gpu=1), {}
     say(str(found))
     return dataclasses.replace(where, trials_per_gpu=found.trials_per_gpu), found.as_dict()
-
-
-def check_baseline_fits(settings: RunSettings, data: Path, where: Where, slots: Slots) -> None:
-    """Refuse a search whose baseline finds no room in memory, by the slots of its trials. Raises InputError."""
-    from wmlsearch.search.room import fit_before
-
-    if not settings.baseline:
-        return
-    paper, manifest = TrialConfig(), Manifest.read(data)
-    try:
-        fit = fit_before(paper, manifest, settings.precision, slots, here=not where.ray_address)
-    except TimeoutError:  # others hold what the trials will have: then each is asked only before it runs
-        return
-    if not fit.refusal:
-        return
-    if slots.gpus and slots.gpus < 1:
-        advice = "let fewer trials share a GPU (--trials-per-gpu, --gpus-per-worker)"
-    else:
-        advice = "share out each batch (--workers-per-trial), prepare with a smaller --size"
-    raise InputError(
-        f"the baseline, the paper's configuration with batches of {paper.batch_size} images of {manifest.size} x "
-        f"{manifest.size} pixels, {fit.refusal} for each of {slots.count} at a time; {advice}, or search without it "
-        "(--no-baseline)"
-    )
 
 
 class CheckpointBytes:

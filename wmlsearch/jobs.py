@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from wmlsearch.search.cluster import Node, Request, Slots
 
 Progress = Callable[[str, int, int], None]
+MOST_WORKERS = 4096  # of a trial
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,26 @@ class Where:
 
     def check_before_ray(self, trials: int) -> None:
         """Refuse what can't run, before Ray starts. Raises InputError."""
+        faults = []
+        if not 1 <= self.workers_per_trial <= MOST_WORKERS:
+            faults.append(
+                f"--workers-per-trial must be a whole number from 1 to {MOST_WORKERS}, but got {self.workers_per_trial}"
+            )
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
+            faults.append(f"--gpus-per-worker must be 0 or a number above, but got {self.gpus_per_worker}")
+        if self.ray_address and not re.fullmatch(r"auto|(ray://)?[^/\s]+:[0-9]{1,5}", self.ray_address):
+            faults.append(f"--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got {self.ray_address!r}")
+        if faults:
+            raise InputError("these options can't be used", faults)
         if self.storage:
             from wmlsearch.search.checkpoints import check_writable
 
             check_writable(self.storage)
-        if not self.ray_address:
+        if self.ray_address:
+            from wmlsearch.search.cluster import knock
+
+            knock(self.ray_address)
+        else:
             self.slots(trials)
 
     def slots(self, trials: int) -> Slots:

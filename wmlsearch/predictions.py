@@ -120,7 +120,7 @@ def _inputs(given: Sequence[Path]) -> list[_Input]:
             elif not path.name.lower().endswith((*NIFTI, *PICTURE_TYPES)):
                 faults.append(f"{path}: must be one of {_KINDS}; convert it")
         for image in images:
-            found.setdefault(image.resolve(), image)
+            found.setdefault(Path(os.path.realpath(image)), image)  # which bears loops of links
     if faults:
         raise InputError(f"{many(len(faults), 'fault')}, nothing was written", faults)
     return [_Input(path, name) for path, name in zip(found.values(), _names(list(found.values())), strict=True)]
@@ -147,7 +147,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """A name for each image's files: its own, with as many folders before it as make it the only one."""
-    whole = [path.parent.resolve() / path.name for path in paths]  # the name of a link itself counts
+    whole = [Path(os.path.realpath(path.parent)) / path.name for path in paths]  # the name of a link itself counts
     same = Counter((path.parent, _stem(path)) for path in whole)  # but for their ending
     parts = []
     for path in whole:
@@ -175,8 +175,9 @@ def _stem(path: Path) -> str:
 
 
 def _check_out(out: Path, inputs: Sequence[_Input]) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; name a folder")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {'' if above == out else f'{above} '}is a file; name a folder")
     names = [TABLE, *(it.file(kind) for it in inputs for kind in ("mask", "probability", "overlay"))]
     there = [name for name in names if (out / name).exists()]
     if there:

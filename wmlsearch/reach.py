@@ -106,6 +106,8 @@ class Head:
             raise InputError(
                 f"{cluster}: no such cluster file; take cluster.yaml or one of clusters/ as a pattern"
             ) from None
+        except RecursionError:
+            raise InputError(f"{cluster}: can't be read as a cluster file (nested too deeply)") from None
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{cluster}: can't be read as a cluster file ({' '.join(str(error).split())})") from None
         if not isinstance(config, dict) or not isinstance(config.get("provider"), dict) or "cluster_name" not in config:

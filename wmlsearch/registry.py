@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
-from wmlsearch.store import connect
+from wmlsearch.store import connect, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,9 +52,9 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
         known = _known(client)
         version = known.get(name, {}).get(f"@{alias}" if alias else f"/{number}")
         if version is None:
-            there = [f"{SCHEME}{model}{end}" for model, ends in known.items() for end in ends]
+            there = ", ".join(f"{SCHEME}{model}{end}" for model, ends in known.items() for end in ends)
             raise InputError(
-                f"{model_uri}: no such model in {tracking_uri} (there: {', '.join(there) or 'none'}); "
+                f"{model_uri}: no such model in {without_password(tracking_uri)} (there: {there or 'none'}); "
                 "--mlflow-uri names another store"
             )
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -66,7 +66,7 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
         raise
     except Exception as error:  # whatever MLflow and the stores behind it raise
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InputError(f"{model_uri}: can't be fetched from {tracking_uri} ({why})") from None
+        raise InputError(without_password(f"{model_uri}: can't be fetched from {tracking_uri} ({why})")) from None
 
 
 def _known(client: MlflowClient) -> dict[str, dict[str, str]]:

@@ -10,10 +10,12 @@ import shutil
 import socket
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +39,7 @@ class RunDir:
     """The folder of one training: a trial, a final run, or a run of `wmlsearch train`."""
 
     path: Path
+    _FILES: ClassVar = {"about": "config.json", "status": _STATUS, "metrics": "metrics.jsonl", "ledger": "mlflow.json"}
 
     @property
     def name(self) -> str:
@@ -66,12 +69,16 @@ class RunDir:
         """A new run folder; `about` says what runs (name, kind, config, settings, data) and never changes."""
         run = cls(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "config.json", {"key": uuid.uuid4().hex, "created": time.time(), **about})
+        write_json(run.file("about"), {"key": uuid.uuid4().hex, "created": time.time(), **about})
         run.set_status(RUNNING)
         return run
 
+    def file(self, what: str) -> Path:
+        """Where it says `what` of itself: about, status, metrics, ledger; a search also used, forecast, earlier."""
+        return self.path / self._FILES[what]
+
     def about(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
+        return read_json(self.file("about"))
 
     def checkpoint_bytes(self) -> int:
         """What its checkpoints take here."""
@@ -83,11 +90,11 @@ class RunDir:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's line."""
-        append_line(self.path / "metrics.jsonl", row)
+        append_line(self.file("metrics"), row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The epochs so far, oldest first."""
-        return read_lines(self.path / "metrics.jsonl")
+        return read_lines(self.file("metrics"))
 
     def own_rows(self) -> list[dict[str, Any]]:
         """The epochs that were trained here: without those that a child took over from its parent."""
@@ -101,26 +108,25 @@ class RunDir:
         """Make the lines those that a checkpoint holds: what is missing is filled in, what lies past it is cut."""
         if self.rows() != rows:
             text = "".join(as_line(row) for row in rows)
-            write_text(self.path / "metrics.jsonl", text)
+            write_text(self.file("metrics"), text)
 
     def set_status(self, state: str, reason: str = "", **more: Any) -> None:
         old = self.status()
         started = old.get("started") or time.time()
         ended = {} if state == RUNNING else {"ended": time.time()}
         kept = {name: old[name] for name in _KEPT if name in old}
-        write_json(self.path / _STATUS, {"state": state, "reason": reason, "started": started, **ended, **kept, **more})
+        write_json(self.file("status"), {"state": state, "reason": reason, "started": started, **ended, **kept, **more})
 
     def set_predicted_memory(self, mb: float) -> None:
         """What its `peak_memory_mb` (MiB) should be, as known before its first epoch."""
-        write_json(self.path / _STATUS, {**self.status(), "predicted_memory_mb": mb})
+        write_json(self.file("status"), {**self.status(), "predicted_memory_mb": mb})
 
     def status(self) -> dict[str, Any]:
-        path = self.path / _STATUS
-        return read_json(path) if path.exists() else {}
+        return read_json(self.file("status")) if self.file("status").exists() else {}
 
     def begun(self) -> bool:
         """Whether something was ever run here."""
-        return (self.path / "config.json").is_file()
+        return self.file("about").is_file()
 
     @property
     def state(self) -> str:
@@ -145,16 +151,20 @@ class RunDir:
 
     def ledger(self) -> dict[str, Any]:
         """What the mirror has written to MLflow already."""
-        path = self.path / "mlflow.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(self.file("ledger")) if self.file("ledger").exists() else {}
 
     def set_ledger(self, ledger: Mapping[str, Any]) -> None:
-        write_json(self.path / "mlflow.json", ledger)
+        write_json(self.file("ledger"), ledger)
 
 
 @dataclass(frozen=True)
 class SearchDir(RunDir):
     """The folder of a search: its own `search.json` and `status.json`, its trials and final runs below it."""
+
+    _FILES: ClassVar = {
+        **RunDir._FILES, "about": "search.json", "used": "used.json", "forecast": "forecast.json",
+        "earlier": "earlier.jsonl",
+    }  # fmt: skip
 
     @property
     def journal(self) -> Path:
@@ -176,8 +186,11 @@ class SearchDir(RunDir):
         """What `set_gallery` was given; {} before."""
         if not self._gallery.is_file():
             return {}
-        with np.load(self._gallery, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(self._gallery, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{self._gallery}: can't be read ({error}); `wmlsearch evaluate` makes it anew") from None
 
     @property
     def _gallery(self) -> Path:
@@ -201,31 +214,30 @@ class SearchDir(RunDir):
         And `final_seconds` and `final_gpu_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints
         took at a time, 0 where they are kept elsewhere.
         """
-        path, nothing = self.path / "used.json", dict.fromkeys(_USED, 0.0)
-        return {**nothing, **(read_json(path) if path.exists() else {})}
+        used = read_json(self.file("used")) if self.file("used").exists() else {}
+        return {**dict.fromkeys(_USED, 0.0), **used}
 
     def set_used(self, used: Mapping[str, float]) -> None:
         """What isn't named stays as it is."""
-        write_json(self.path / "used.json", {**self.used(), **used})
+        write_json(self.file("used"), {**self.used(), **used})
 
     def forecast(self) -> dict[str, Any]:
         """What the search was expected to use, before its first trial; {} where nobody asked."""
-        path = self.path / "forecast.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(self.file("forecast")) if self.file("forecast").exists() else {}
 
     def set_forecast(self, forecast: Mapping[str, Any]) -> None:
-        write_json(self.path / "forecast.json", forecast)
+        write_json(self.file("forecast"), forecast)
 
     def earlier(self) -> list[dict[str, Any]]:
         """Trials of earlier searches that the study knows: config, state, values (of each epoch)."""
-        return read_lines(self.path / "earlier.jsonl")
+        return read_lines(self.file("earlier"))
 
     def set_earlier(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        write_text(self.path / "earlier.jsonl", "".join(as_line(trial) for trial in trials))
+        write_text(self.file("earlier"), "".join(as_line(trial) for trial in trials))
 
     def change_settings(self, settings: Mapping[str, Any]) -> None:
         """A resumed search may have other budgets than it began with."""
-        write_json(self.path / "search.json", {**self.about(), "settings": dict(settings)})
+        write_json(self.file("about"), {**self.about(), "settings": dict(settings)})
 
     def trial(self, number: int) -> RunDir:
         return RunDir(self.path / "trials" / f"{number:04d}")
@@ -256,15 +268,9 @@ class SearchDir(RunDir):
         check_new(path)
         path.mkdir(parents=True, exist_ok=True)
         search = cls(path)
-        write_json(path / "search.json", {"key": uuid.uuid4().hex, "created": time.time(), **about})
+        write_json(search.file("about"), {"key": uuid.uuid4().hex, "created": time.time(), **about})
         search.set_status(RUNNING)
         return search
-
-    def about(self) -> dict[str, Any]:
-        return read_json(self.path / "search.json")
-
-    def begun(self) -> bool:
-        return (self.path / "search.json").is_file()
 
     def stands(self) -> dict[str, Any]:
         """Which search this is and how it stands, by which copies of it are told apart; {} before it has begun."""
@@ -311,7 +317,7 @@ class SearchDir(RunDir):
 
 
 def check_new(path: Path) -> None:
-    """Refuse a folder in which something was run before. Raises InputError."""
+    """Refuse a folder in which something was run before, or that can't be made. Raises InputError."""
     status = path / _STATUS
     if status.exists():
         state = read_json(status).get("state")
@@ -321,22 +327,35 @@ def check_new(path: Path) -> None:
         )
     if path.exists() and any(entry.name != "owner" for entry in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "can't be written" if above.is_dir() else "is no folder"
+        raise InputError(f"{path}: can't be made, since {above} {what}; choose another --out")
 
 
 def find(name: str | None, out: Path) -> RunDir:
     """A search or run by NAME below `out`, by path, or the latest one. Raises InputError that says what there is."""
-    there = sorted(every(out), key=lambda run: run.about()["created"])
+    there = every(out)
     if name is None:
         if not there:
             raise InputError(f"{out}: no search or run there yet; start one with `wmlsearch tune`, or give --out")
-        return there[-1]
+        return max(there, key=created)
     for path in (out / name, Path(name)):
         if (path / "search.json").is_file():
             return SearchDir(path)
         if (path / "config.json").is_file():
             return RunDir(path)
-    names = ", ".join(run.name for run in there) or "none"
+    names = ", ".join(run.name for run in sorted(there, key=created)) or "none"
     raise InputError(f"{name}: no search or run of this name in {out} (there: {names}), and no path to one")
+
+
+def created(run: RunDir) -> float:
+    """When a run was begun, Unix seconds; of a damaged folder, which must not block others, when it was changed."""
+    try:
+        time_s = run.about().get("created")
+    except InputError:
+        time_s = None
+    return time_s if isinstance(time_s, int | float) else run.path.stat().st_mtime
 
 
 def find_search(name: str | None, out: Path) -> SearchDir:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from wmlsearch.config import InputError, TrialConfig, read_yaml, unknown_name
+from wmlsearch.config import InputError, TrialConfig, read_yaml, shown, unknown_name
 
 Value = int | float | str | bool
+MOST_CHOICES = 1000  # of a hyperparameter
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class SearchSpace:
         fixed: dict[str, Value] = {}
         dimensions: dict[str, Dimension] = {}
         known = list(TrialConfig.model_fields)
+        if len(values) > 10 * len(known):  # each unknown one is compared with all known ones
+            raise InputError(f"{source}: holds {len(values)} names, but there are {len(known)} hyperparameters")
         for name, entry in values.items():
             if name not in known:
                 faults.append(unknown_name(name, known))
@@ -215,9 +218,10 @@ def _matters(name: str, values: Mapping[str, Any]) -> bool:
 
 def _value_faults(name: str, value: Any) -> list[str]:
     try:
-        TrialConfig.of({"min_learning_rate": 0.0, name: value})
+        # under a schedule without a floor: whether floor and rate fit together is asked of the whole space
+        TrialConfig.of({"min_learning_rate": 0.0, "schedule": "constant", name: value})
     except InputError as error:
-        return [fault for fault in error.faults if fault.startswith(name)]
+        return list(error.faults)
     return []
 
 
@@ -229,27 +233,30 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
         choices = rest.pop("choices")
         faults += [f"{name}: `choices` stands alone, but got {', '.join(rest)} beside it"] if rest else []
         if not isinstance(choices, list) or not choices:
-            return None, [*faults, f"{name}: `choices` must be a list of at least one value, but got {choices!r}"]
+            return None, [*faults, f"{name}: `choices` must be a list of at least one value, but got {shown(choices)}"]
+        if len(choices) > MOST_CHOICES:
+            return None, [*faults, f"{name}: `choices` may have {MOST_CHOICES} values, but has {len(choices)}"]
         for choice in choices:
             faults += _value_faults(name, choice)
         # 1 and 1.0 are one value of a float hyperparameter: bring them to the type that TrialConfig gives
         as_float = isinstance(TrialConfig().model_dump()[name], float)
         typed = tuple(float(c) if as_float and type(c) is int and not faults else c for c in choices)
-        if len({repr(choice) for choice in typed}) < len(typed):
-            faults.append(f"{name}: `choices` has a value twice: {choices}")
+        if not faults and len({repr(choice) for choice in typed}) < len(typed):
+            faults.append(f"{name}: `choices` has a value twice: {shown(choices)}")
         return (None if faults else Dimension(Choices(typed), when)), faults
     low, high, log = rest.pop("low", None), rest.pop("high", None), rest.pop("log", False)
     faults += [f"{name}: " + unknown_name(key, ["choices", "low", "high", "log", "when"]) for key in rest]
     if low is None or high is None:
-        return None, [*faults, f"{name}: give a value, `choices`, or both `low` and `high`; got {entry!r}"]
+        return None, [*faults, f"{name}: give a value, `choices`, or both `low` and `high`; got {shown(entry)}"]
     if any(type(bound) not in (int, float) for bound in (low, high)):
-        return None, [*faults, f"{name}: `low` and `high` must be numbers, but got (low={low!r}, high={high!r})"]
+        got = f"(low={shown(low)}, high={shown(high)})"
+        return None, [*faults, f"{name}: `low` and `high` must be numbers, but got {got}"]
     if type(log) is not bool:
-        faults.append(f"{name}: `log` must be true or false, but got {log!r}")
+        faults.append(f"{name}: `log` must be true or false, but got {shown(log)}")
     if low >= high:
-        faults.append(f"{name}: low < high must hold, but got (low={low}, high={high})")
+        faults.append(f"{name}: low < high must hold, but got (low={shown(low)}, high={shown(high)})")
     elif log and low <= 0:
-        faults.append(f"{name}: low > 0 must hold with log: true, but got low={low}")
+        faults.append(f"{name}: low > 0 must hold with log: true, but got low={shown(low)}")
     for bound in (low, high):
         faults += _value_faults(name, bound)
     if isinstance(TrialConfig().model_dump()[name], float) and not faults:
@@ -259,7 +266,7 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
 
 def _conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], list[str]]:
     if not isinstance(when, dict):
-        return {}, [f"{name}: `when` must be {{name: value}} or {{name: [values]}}, but got {when!r}"]
+        return {}, [f"{name}: `when` must be {{name: value}} or {{name: [values]}}, but got {shown(when)}"]
     conditions: dict[str, tuple[Value, ...]] = {}
     faults = []
     for parent, allowed in when.items():
@@ -267,6 +274,10 @@ def _conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], lis
             faults.append(f"{name}: `when`: {unknown_name(parent, list(TrialConfig.model_fields))}")
             continue
         conditions[parent] = tuple(allowed) if isinstance(allowed, list) else (allowed,)
+        if not 0 < len(conditions[parent]) <= MOST_CHOICES:
+            got = len(conditions[parent])
+            faults.append(f"{name}: `when`: {parent} must be one value or a list of 1 to {MOST_CHOICES}, but got {got}")
+            continue
         for value in conditions[parent]:
             faults += [f"{name}: `when`: {fault}" for fault in _value_faults(parent, value)]
     return conditions, faults

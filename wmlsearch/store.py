@@ -4,12 +4,68 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from wmlsearch.config import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
+_DATABASES = ("postgresql", "mysql", "mssql")
+
+
+def check_uri(uri: str) -> None:
+    """Refuse what can't be the address of a store of MLflow's, before anything runs for it. Raises InputError.
+
+    Whether somebody answers there is another question: training doesn't wait for that.
+    """
+    kind, colon, _ = uri.partition(":")
+    kind, fault = kind.partition("+")[0].lower(), ""
+    if kind in ("http", "https"):
+        fault = _fault_of_server(uri)
+    elif kind == "sqlite" and colon:
+        fault = _fault_of_file(uri)
+    elif (not colon and kind != "databricks") or kind == "file":
+        fault = "is a folder, and MLflow keeps no store in folders any more"
+    elif kind not in (*_DATABASES, "databricks", *(it.name for it in entry_points(group="mlflow.tracking_store"))):
+        fault = f"MLflow has no store of the kind {kind!r}"
+    if fault:
+        raise InputError(
+            f"{without_password(uri)}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
+            "such as http://127.0.0.1:5000 or sqlite:///PATH/mlflow.db"
+        )
+
+
+def _fault_of_server(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+        return "" if parts.hostname and parts.port != 0 else "must name a host, and a port from 1 to 65535"
+    except ValueError as error:
+        return f"is no address ({error})"
+
+
+def _fault_of_file(uri: str) -> str:
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path == Path():
+        return "must name a file (sqlite:///PATH), since nothing would be kept"
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+    if path.is_dir() or not above.is_dir():
+        return f"{path} is a folder" if path.is_dir() else f"{above} is no folder"
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                return f"{path} is no SQLite database, and is left as it is"
+    return ""
+
+
+def without_password(text: str) -> str:
+    """A text that is to be shown, without the password of any URI in it."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
 
 
 def connect(uri: str) -> MlflowClient:

@@ -13,11 +13,12 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, sealed_test
-from wmlsearch.foresight import CheckpointBytes, check_baseline_fits, foresee, mind_load, packed
+from wmlsearch.foresight import CheckpointBytes, foresee, mind_load, packed
 from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, versions
 from wmlsearch.model.training import check_trainable, epochs
+from wmlsearch.preflight import check_baseline_fits, check_budgets, check_checkpoints, check_data, check_settings
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir, check_new
-from wmlsearch.space import Choices, SearchSpace
+from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import Mirror
 from wmlsearch.verdict.leaderboard import leaderboard
 from wmlsearch.verdict.seal import check_sealed
@@ -63,14 +64,14 @@ def plan(
     from wmlsearch.search.nodes import parcel
     from wmlsearch.search.plan import forecast
 
-    where.check_before_ray(settings.trials)
-    _check(space, data, where.workers_per_trial)
+    check_settings(space, settings, where)
+    check_data(space, data, where.workers_per_trial)
     mind_load(where, say)
     started = time.monotonic()
     with ray_at(where.ray_address), watchdog(say, lambda: "the measurement"):
         where, _ = packed(where, space, settings, data, say)
         slots = where.slots(settings.trials)
-        _check_budgets(space, settings, slots)
+        check_budgets(space, settings, slots)
         check_baseline_fits(settings, data, where, slots)
         say(f"trials would run {slots}; timing three configurations ...")
         ray_s = time.monotonic() - started
@@ -100,17 +101,17 @@ def tune(
     from wmlsearch.search.suggest import known_earlier
 
     check_new(search.path)
-    where.check_before_ray(settings.trials)
+    check_settings(space, settings, where)
     if settings.baseline:
         check_sealed(data)
-    about_data = _check(space, data, where.workers_per_trial)
+    about_data = check_data(space, data, where.workers_per_trial)
     earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
     if settings.forecast:
         mind_load(where, say)
     with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         where, packing = packed(where, space, settings, data, say)
         slots = where.slots(settings.trials)
-        _check_budgets(space, settings, slots)
+        check_budgets(space, settings, slots)
         check_baseline_fits(settings, data, where, slots)
         say(f"trials run {slots}")
         if warm_start:
@@ -155,20 +156,26 @@ def resume(
     about = search.about()
     settings = RunSettings.of({**about["settings"], **changes})
     space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
-    data = data or Path(about["data_path"])
-    fingerprint = Manifest.read(data).fingerprint
-    if fingerprint != about["data"]["fingerprint"]:
+    if lacking := [name for name in ("shape", "data_path") if name not in about]:
         raise InputError(
-            f"{data}: is not the data of {search.name} (fingerprint {fingerprint[:12]} instead of "
+            f"{search.file('about')}: lacks {' and '.join(lacking)}, so it can't go on; begin a new search"
+        )
+    data = data or Path(about["data_path"])
+    manifest = Manifest.read(data)
+    if manifest.fingerprint != about["data"]["fingerprint"]:
+        raise InputError(
+            f"{data}: is not the data of {search.name} (fingerprint {manifest.fingerprint[:12]} instead of "
             f"{about['data']['fingerprint'][:12]}); give those with --data, or begin a new search"
         )
     where = dataclasses.replace(where, **about["shape"])
-    where.check_before_ray(settings.trials)
+    check_settings(space, settings, where)
+    manifest.verify(data)
+    check_checkpoints(search, where)
     if settings.baseline:
         check_sealed(data)
     with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
-        _check_budgets(space, settings, slots)
+        check_budgets(space, settings, slots)
         check_baseline_fits(settings, data, where, slots)
         search.change_settings(settings.model_dump())
         trials = search.trials()
@@ -180,35 +187,6 @@ def resume(
         say(f"trials run {slots}")
         search.set_status(RUNNING)
         return _tune(_Job(search, space, settings, data, where, slots, on_change, say, progress), mlflow_uri)
-
-
-def _check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
-    """Refuse budgets that could not be held to. Raises InputError."""
-    from wmlsearch.search.plan import room_for_best
-
-    room_for_best(space, settings, slots)
-    final_epochs = settings.final_runs * settings.epochs
-    if settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
-        raise InputError(
-            f"--max-epochs-total {settings.max_epochs_total}: nothing is left for trials, since the "
-            f"{settings.final_runs} final runs may take {final_epochs} epochs; give more, or fewer final runs by "
-            "--confirm-top and --confirm-seeds"
-        )
-    if "peak_memory_mb" in settings.objectives and not slots.gpus:
-        raise InputError(
-            "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "
-            "another on CPUs only rises, so it says nothing of a single trial; leave it out"
-        )
-    if settings.scheduler == "pbt" and slots.count >= settings.trials:
-        raise InputError(
-            f"--scheduler pbt: all {settings.trials} trials would begin at once, and no child of a good one could "
-            "take the place of a poor one; give more --trials"
-        )
-    if settings.max_gpu_hours is not None and not slots.gpus:
-        raise InputError(
-            f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "
-            "search; give --max-hours instead"
-        )
 
 
 def _tune(job: _Job, mlflow_uri: str) -> Outcome:
@@ -315,6 +293,7 @@ def train(
 ) -> Outcome:
     """Train one configuration: through Ray Train with `workers` ranks, or with 0 in this process. Raises InputError."""
     prepared = PreparedData.open(data)
+    prepared.manifest.verify(data)
     check_trainable(config, prepared, max(workers, 1))
     where = dataclasses.replace(where, workers_per_trial=max(workers, 1))
     check_new(run.path)
@@ -355,7 +334,7 @@ def train(
 
 
 def _train_here(run: RunDir, config: TrialConfig, settings: RunSettings, data: PreparedData, changed: OnChange) -> None:
-    from wmlsearch.model.training import Diverged
+    from wmlsearch.model.steps import Diverged
 
     try:
         for report in epochs(
@@ -373,21 +352,3 @@ def _train_here(run: RunDir, config: TrialConfig, settings: RunSettings, data: P
         run.set_status(report.ended or "completed")
     except Diverged as error:
         run.set_status("diverged", str(error))
-
-
-def _check(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
-    """Refuse a search some of whose trials could not train on this data; returns what a run records of the data."""
-    prepared = PreparedData.open(data)
-    values = {}
-    for name, hardest in (("depth", max), ("batch_size", min)):
-        if name in space.dimensions:
-            domain = space.dimensions[name].domain
-            values[name] = hardest(domain.values if isinstance(domain, Choices) else (domain.low, domain.high))
-    for config in (space.config(values), TrialConfig()):  # the hardest, and the baseline
-        check_trainable(config, prepared, workers)
-    if not any(row.lesion_pixels for row in prepared.manifest.slices if row.split == "val"):
-        raise InputError(
-            f"{data}: the validation slices hold no lesion, so no Dice can be measured; "
-            "prepare with other --val-patients or another --seed"
-        )
-    return about_data(data, prepared)

@@ -19,7 +19,7 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect
+from wmlsearch.store import connect, without_password
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -64,7 +64,7 @@ class Mirror:
             self._condition.notify()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            return self.problem or f"{self.uri} has not answered within {timeout_s:g} s"
+            return self.problem or f"{without_password(self.uri)} has not answered within {timeout_s:g} s"
         return self.problem
 
     def _work(self) -> None:
@@ -110,12 +110,13 @@ def sync(run: RunDir, uri: str) -> int:
         raise
     except Exception as error:
         raise InputError(
-            f"{uri}: MLflow doesn't take the runs ({_brief(error)}); nothing is lost, try `wmlsearch sync` later"
+            f"{without_password(uri)}: MLflow doesn't take the runs ({_brief(error)}); nothing is lost, "
+            "try `wmlsearch sync` later"
         ) from None
     if problem:
         raise InputError(
-            f"{uri}: MLflow has all metrics, but doesn't take files ({problem}); see where it keeps its artifacts and "
-            "whether that can be written from here, then `wmlsearch sync` again"
+            f"{without_password(uri)}: MLflow has all metrics, but doesn't take files ({problem}); see where it keeps "
+            "its artifacts and whether that can be written from here, then `wmlsearch sync` again"
         )
     return len(parts)
 
@@ -243,7 +244,11 @@ def _experiment(client: MlflowClient, uri: str) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
-    place = Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts" if uri.startswith("sqlite:///") else None
+    place = (
+        Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts"
+        if uri.startswith("sqlite:///")
+        else None
+    )
     return str(client.create_experiment(EXPERIMENT, place.as_uri() if place else None))
 
 
@@ -259,7 +264,7 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from wmlsearch.config import InputError
 from wmlsearch.model.export import Exported, is_exported, load_exported
 from wmlsearch.model.inference import Model
+from wmlsearch.records import open_run
 from wmlsearch.registry import SCHEME, fetch
-from wmlsearch.runs import RunDir, SearchDir, find
+from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.verdict.leaderboard import leaderboard
 
 
@@ -26,7 +27,7 @@ def trained(model: str, runs: Path, mlflow_uri: str) -> Exported:
             return load_exported(fetch(model, mlflow_uri, Path(folder)))
     if is_exported(Path(model)):
         return load_exported(Path(model))
-    run = find(model, runs)
+    run = open_run(model, runs)
     champion = run.model("champion").export if isinstance(run, SearchDir) else run.export
     if is_exported(champion):
         return load_exported(champion)

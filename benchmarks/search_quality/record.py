@@ -40,7 +40,8 @@ from wmlsearch.config import InputError
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.training import Diverged, epochs
+from wmlsearch.model.steps import Diverged
+from wmlsearch.model.training import epochs
 from wmlsearch.space import SearchSpace
 
 HERE = Path(__file__).parent

@@ -5,6 +5,7 @@ Run by `make cluster-test` (see hosts.py); the tests are steps of one story and 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -81,6 +82,8 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=ENVIRONMENT,
+                # whoever runs these tests in the background may ignore Ctrl-C, and a process inherits that
+                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
 
     def exec(self, command: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -23,6 +26,7 @@ class _Verbs(click.Group):
         given = args[0] if args else kwargs.get("args")
         arguments = sys.argv[1:] if given is None else list(given)
         try:
+            _check_words(arguments)
             return super().main(*args, **kwargs)
         except SystemExit:
             raise
@@ -38,15 +42,46 @@ class _Verbs(click.Group):
             sys.exit(_explain(error))
 
 
+# A path that can't be what it is used as; anything else that goes wrong with files is no fault of the command line.
+_OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuse an empty word: it stands for a variable of the shell that isn't set, not for a default."""
+    from wmlsearch.config import InputError
+
+    if "" in arguments:
+        before = " ".join(["wmlsearch", *arguments[: arguments.index("")]])
+        raise InputError(f"the word after `{before}` is empty (a variable that isn't set?); give it, or leave it out")
+
+
+def _printable(text: str) -> str:
+    """Names of files may hold what a terminal would obey, or bytes that are no text."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _explain(error: BaseException) -> int:
     from wmlsearch.config import InputError
 
     if isinstance(error, InputError):
-        click.echo(f"wmlsearch: {error}", err=True)
+        click.echo(f"wmlsearch: {_printable(str(error))}", err=True)
+        return 2
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename is not None:
+        path = _printable(os.fsdecode(error.filename))
+        click.echo(f"wmlsearch: {path}: {error.strerror}; check the path and its permissions", err=True)
         return 2
     if isinstance(error, KeyboardInterrupt):
         click.echo("wmlsearch: stopped by Ctrl-C", err=True)
         return 130
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = "" if error.filename is None else f"{_printable(os.fsdecode(error.filename))}: "
+        click.echo(
+            f"wmlsearch: {where}{error.strerror}; files that were there are whole; free some space (`df` shows where) "
+            "and say it again",
+            err=True,
+        )
+        return 1
     if isinstance(error, OSError):
         click.echo(f"wmlsearch: {error}", err=True)
         return 1

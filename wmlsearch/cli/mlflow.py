@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +27,11 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
     from wmlsearch.display import console, progress_bar
-    from wmlsearch.runs import every, find
+    from wmlsearch.records import open_all, open_run
+    from wmlsearch.store import without_password
     from wmlsearch.tracking import sync as sync_run
 
-    runs = [find(name, out)] if name else every(out) or [find(None, out)]
+    runs = [open_run(name, out)] if name else open_all(out) or [open_run(None, out)]
     uri = options.uri_of(out, mlflow_uri)
     bar, advance = progress_bar(console())
     total = 0
@@ -39,7 +39,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
         for number, run in enumerate(runs, start=1):
             total += sync_run(run, uri)
             advance("searches and runs", number, len(runs))
-    options.say(f"{uri} has all of {', '.join(run.name for run in runs)} ({total} MLflow runs)")
+    options.say(f"{without_password(uri)} has all of {', '.join(run.name for run in runs)} ({total} MLflow runs)")
 
 
 @click.command(short_help="Open MLflow's pages on the runs.")
@@ -54,6 +54,8 @@ def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> No
     """
     from wmlsearch.config import InputError
 
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port must be a whole number from 1 to 65535, but got {port}")
     if cluster is not None:
         from wmlsearch.remote import ui as ui_there
 
@@ -99,6 +101,8 @@ def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[byte
 
 
 def _answers(address: str) -> bool:
+    import urllib.request
+
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=2):  # noqa: S310 - our own address
             return True
@@ -109,18 +113,19 @@ def _answers(address: str) -> bool:
 def _page(uri: str, out: Path) -> str:
     """The page of the latest search, where this store knows it, or of all runs."""
     from wmlsearch.config import InputError
-    from wmlsearch.runs import SearchDir, every
-    from wmlsearch.store import connect
+    from wmlsearch.runs import SearchDir, created, every
+    from wmlsearch.store import connect, without_password
     from wmlsearch.tracking import EXPERIMENT
     from wmlsearch.views import TAG, page
 
     try:
         found = connect(uri).get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # whatever the server raises
-        raise InputError(f"{uri}: MLflow doesn't answer ({type(error).__name__}: {str(error)[:200]})") from None
+        why = f"{uri}: MLflow doesn't answer ({type(error).__name__}: {str(error)[:200]}); is the server up?"
+        raise InputError(without_password(why)) from None
     if found is None:
         return ""
-    searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=lambda it: it.about()["created"])
+    searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=created)
     known = [it.name for it in searches if TAG + it.name in found.tags]
     return page(found.experiment_id, known[-1]) if known else f"/#/experiments/{found.experiment_id}/runs"
 
@@ -132,7 +137,7 @@ def _free_port(first: int) -> int:
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
             return port
     raise InputError(f"--port {first}: no port from {first} to {first + 99} is free; give another")

@@ -118,7 +118,7 @@ def of(verb: click.Command, *names: str) -> Callable[[click.Command], click.Comm
 
 
 def say(text: str) -> None:
-    click.echo(text)
+    click.echo(text.encode(errors="backslashreplace").decode())  # names of files need not be text
 
 
 def settings(**values: Any) -> RunSettings:
@@ -144,9 +144,14 @@ def space_to_search(space: str) -> SearchSpace:
 
 
 def uri_of(out: Path, given: str | None) -> str:
+    """The address of MLflow's store. Raises InputError for what can be none."""
+    from wmlsearch.store import check_uri
     from wmlsearch.tracking import default_uri
 
-    return given or default_uri(out)
+    uri = given or default_uri(out)
+    if given or out.is_dir():
+        check_uri(uri)
+    return uri
 
 
 def data_or_phantom(data: Path | None, out: Path) -> Path:

@@ -50,21 +50,21 @@ def train(
     from wmlsearch import jobs, study
     from wmlsearch.config import InputError
     from wmlsearch.display import TrainingDisplay, console
-    from wmlsearch.runs import RunDir, check_name
+    from wmlsearch.runs import RunDir, check_name, check_new
     from wmlsearch.space import SearchSpace
 
     if workers < 0:
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
+    uri = options.uri_of(out, mlflow_uri)
     config = SearchSpace.read(point).point()
     settings = options.settings(epochs=epochs, seed=seed, precision=precision)
     run = RunDir(out / check_name(name or jobs.new_name("train")))
+    check_new(run.path)
     data = options.data_or_phantom(data, out)
     options.say(f"training {point} on {data}, at most {epochs} epochs, into {run.path}")
     display = TrainingDisplay(console(), settings)
     where = jobs.Where(ray_address, storage, max(workers, 1), gpus_per_worker)
-    outcome = study.train(
-        run, config, settings, data, options.uri_of(out, mlflow_uri), display.changed, workers, where, options.say
-    )
+    outcome = study.train(run, config, settings, data, uri, display.changed, workers, where, options.say)
     status = run.status()
     options.say(f"{status['state'].replace('_', ' ')} {status['reason']}".rstrip())
     if run.best.exists():
@@ -161,7 +161,8 @@ def tune(
     from wmlsearch import jobs, study
     from wmlsearch.display import SearchDisplay, console, show_search
     from wmlsearch.objectives import unwise
-    from wmlsearch.runs import SearchDir, check_name, check_new, find_search
+    from wmlsearch.records import open_search
+    from wmlsearch.runs import SearchDir, check_name, check_new
     from wmlsearch.space import SearchSpace
 
     uri = options.uri_of(out, mlflow_uri)
@@ -174,7 +175,7 @@ def tune(
             _check_no_data(data)
             argv = remote.given(but=("cluster", "resume", "out"))
             sys.exit(resume_there(cluster, argv, resume, out, options.say))
-        search = find_search(resume, out)
+        search = open_search(resume, out)
         about = search.about()
         ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
         wanted = options.settings(**{**about["settings"], **changes})
@@ -187,7 +188,7 @@ def tune(
         wanted = options.settings(**settings, baseline=not no_baseline, forecast=not no_forecast)
         search = SearchDir(out / check_name(name or jobs.new_name("search")))
         check_new(search.path)
-        earlier = [find_search(one, out) for one in warm_start]
+        earlier = [open_search(one, out) for one in warm_start]
         data = options.data_or_phantom(data, out)
         if cluster is not None:
             from wmlsearch.remote import tune as tune_there
@@ -304,9 +305,10 @@ def status(name: str | None, out: Path, cluster: Path | None) -> None:
 
         sys.exit(status_there(cluster, name, out, options.say))
     from wmlsearch.display import TrainingDisplay, console, show_search
-    from wmlsearch.runs import SearchDir, find
+    from wmlsearch.records import open_run
+    from wmlsearch.runs import SearchDir
 
-    run = find(name, out)
+    run = open_run(name, out)
     if isinstance(run, SearchDir):
         show_search(console(), run)
         options.where_report(run)

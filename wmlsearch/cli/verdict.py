@@ -29,11 +29,12 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch import ending
     from wmlsearch.conclusion import show_test
     from wmlsearch.display import console, progress_bar
-    from wmlsearch.runs import SearchDir, find
+    from wmlsearch.records import open_run
+    from wmlsearch.runs import SearchDir
     from wmlsearch.tracking import Mirror
     from wmlsearch.verdict.report import write_report
 
-    found_run = find(run, out)
+    found_run = open_run(run, out)
     bar, advance = progress_bar(console())
     with bar:
         found, where = ending.evaluate_again(found_run, data, advance)
@@ -60,8 +61,8 @@ def report(name: str | None, out: Path) -> None:
 
     Example: wmlsearch report search-20261123-201512
     """
-    from wmlsearch.runs import find_search
+    from wmlsearch.records import open_search
     from wmlsearch.verdict.report import write_report
 
-    page = write_report(find_search(name, out))
+    page = write_report(open_search(name, out))
     options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

@@ -29,7 +29,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Task
 from wmlsearch.data.sources import Source
 from wmlsearch.data.split import DUPLICATES, PAIRS, Certificate, patient_name
-from wmlsearch.data.volumes import HEAD, Cut
+from wmlsearch.data.volumes import HEAD, Cut, VolumeGeometry
 
 Array = np.ndarray[Any, Any]
 
@@ -91,6 +91,9 @@ def _plain_name(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- slices
 
 
+Look = tuple[bytes | None, Array | None]  # checksum and thumbnail of a slice
+
+
 @dataclass(frozen=True)
 class _Slice:
     volume: int
@@ -108,6 +111,20 @@ class _Duplicate:
     correlation: float
 
 
+def look(geometry: VolumeGeometry, slices: Cut) -> list[Look]:
+    """What the guard keeps of each slice of a volume."""
+    scaled = (geometry.background - geometry.low) * 255 / (geometry.high - geometry.low)
+    background = round(min(max(scaled, 0), 255))
+    bright = slices.images
+    if background:
+        bright = np.abs(bright.astype(np.int16) - background).astype(np.uint8)
+    head = bright > HEAD * bright.max(initial=0)
+    anywhere = head.any(axis=0)
+    least = FOREGROUND * max(1, anywhere[_box(anywhere)].size)
+    enough = head.sum(axis=(1, 2)) >= least
+    return [(_checksum(one), _thumbnail(one) if seen else None) for one, seen in zip(bright, enough, strict=True)]
+
+
 class Guard:
     """Sees all slices of a data set as they are cut, about 1 KiB of each, and then looks for what splits share."""
 
@@ -115,22 +132,12 @@ class Guard:
         self._slices: list[_Slice] = []
         self._patients: list[str] = []  # by volume
 
-    def add(self, task: Task, slices: Cut) -> None:
-        """Take in a volume's slices."""
-        geometry, s = task.geometry, task.source
-        scaled = (geometry.background - geometry.low) * 255 / (geometry.high - geometry.low)
-        background = round(min(max(scaled, 0), 255))
-        bright = slices.images
-        if background:
-            bright = np.abs(bright.astype(np.int16) - background).astype(np.uint8)
-        head = bright > HEAD * bright.max(initial=0)
-        anywhere = head.any(axis=0)
-        least = FOREGROUND * max(1, anywhere[_box(anywhere)].size)
-        for row, (index, split) in enumerate(zip(task.stored, task.splits, strict=True)):
+    def add(self, task: Task, looks: Sequence[Look]) -> None:
+        """Take in a volume's slices, as `look` has seen them."""
+        s = task.source
+        for look, index, split in zip(looks, task.stored, task.splits, strict=True):
             name = f"{s.name(s.image[0])} slice {index}" if s.is_nifti else s.name(s.image[index])
-            checksum = _checksum(bright[row])
-            thumbnail = _thumbnail(bright[row]) if np.count_nonzero(head[row]) >= least else None
-            self._slices.append(_Slice(len(self._patients), name, split, checksum, thumbnail))
+            self._slices.append(_Slice(len(self._patients), name, split, *look))
         self._patients.append(s.patient)
 
     def certify(self, certificate: Certificate, allow: bool) -> Certificate:

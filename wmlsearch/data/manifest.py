@@ -81,6 +81,8 @@ class Manifest:
             raise InputError(f"{folder}: not a prepared data set, {MANIFEST} is missing; {AGAIN}") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: is damaged ({error}); {AGAIN}") from None
+        except RecursionError:
+            raise InputError(f"{path}: is damaged (nested too deeply); {AGAIN}") from None
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise InputError(f"{path}: format must be {FORMAT}, but is {data.get('format')!r}; {AGAIN}")
         try:

@@ -218,9 +218,15 @@ def _patient(
 
 def _check(out: Path, patients: int, timepoints: int, shape: Shape, seed: int) -> None:
     faults = []
-    for name, value, least in (("patients", patients, 1), ("timepoints", timepoints, 1), ("seed", seed, 0)):
+    for name, value, least, most in (
+        ("patients", patients, 1, 9999),
+        ("timepoints", timepoints, 1, 99),
+        ("seed", seed, 0, 2**63),
+    ):
         if type(value) is not int or value < least:
             faults.append(f"{name}: a whole number of at least {least} is needed, but got {value!r}")
+        elif value > most:
+            faults.append(f"{name}: at most {most} are possible, but got {value}")
     fits = len(shape) == 3 and all(
         type(n) is int and low <= n <= high for n, low, high in zip(shape, SMALLEST, LARGEST, strict=True)
     )

@@ -25,7 +25,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.contact import draw_contact_sheet
-from wmlsearch.data.leakage import Guard, check_names
+from wmlsearch.data.leakage import Guard, Look, check_names, look
 from wmlsearch.data.manifest import (
     FORMAT,
     IMAGES,
@@ -44,6 +44,7 @@ from wmlsearch.data.manifest import (
 from wmlsearch.data.split import SPLITS, assign, assign_fixed, certify
 from wmlsearch.data.volumes import (
     PLANES,
+    Cut,
     Facts,
     Source,
     VolumeGeometry,
@@ -305,11 +306,11 @@ def _cut_all(
     """Cut and store all slices, and copy the test patients' files; the lesion pixels that were lost, per split."""
     lost = dict.fromkeys(SPLITS, 0)
     tell("cutting", 0, len(tasks))
-    results = each(cut, ((task.source, task.geometry, task.stored, options.mask_threshold) for task in tasks))
-    for done, (task, slices) in enumerate(zip(tasks, results, strict=True), 1):
+    results = each(_cut_and_look, ((task.source, task.geometry, task.stored, options.mask_threshold) for task in tasks))
+    for done, (task, (slices, looks)) in enumerate(zip(tasks, results, strict=True), 1):
         main.add(task, slices, ("train", "val"))
         sealed.add(task, slices, ("test",))
-        guard.add(task, slices)
+        guard.add(task, looks)
         for split, count in zip(task.splits, slices.lost, strict=True):
             lost[split] += int(count)
         if options.split == "patient" and "test" in task.splits:
@@ -319,6 +320,13 @@ def _cut_all(
                 shutil.copyfile(path, copy)
         tell("cutting", done, len(tasks))
     return lost
+
+
+def _cut_and_look(
+    source: Source, geometry: VolumeGeometry, indices: Sequence[int], mask_threshold: float | None
+) -> tuple[Cut, list[Look]]:
+    slices = cut(source, geometry, indices, mask_threshold)
+    return slices, look(geometry, slices)
 
 
 def _manifest(common: Manifest, store: Store, checksums: dict[str, str]) -> Manifest:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.sources import Source
 
 Array = np.ndarray[Any, Any]
+MOST_VOXELS = 2**30  # 1024 x 1024 x 1024; they are read into memory
 SAME_GRID = 0.01  # voxels: how far a mask's corners may lie from its image's
 
 
@@ -126,12 +130,15 @@ def _open(source: Source, path: Path) -> Any:
     """A NIfTI image, its header read and sane, its voxels still on disk."""
     name = source.name(path)
     try:
-        image: Any = nib.load(path)
+        with nib.imageglobals.LoggingOutputSuppressor():  # what it says of odd headers names no file
+            image: Any = nib.load(path)
         shape, affine, kind = image.shape, image.affine, image.get_data_dtype()
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         raise Fault(f"{name}: cannot be read ({_brief(error, path)}); replace the file") from None
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
         raise Fault(f"{name}: must be one 3-D volume, but its shape is {tuple(shape)}; extract one volume")
+    if math.prod(shape) > MOST_VOXELS:
+        raise Fault(f"{name}: may have {MOST_VOXELS:,} voxels, but its header promises {tuple(shape)}; mend the header")
     if kind.kind not in "biuf":
         raise Fault(f"{name}: voxels must be plain numbers, but are {kind}; convert it")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -141,7 +148,14 @@ def _open(source: Source, path: Path) -> Any:
 
 def _voxels(source: Source, path: Path, image: Any) -> Array:
     try:
-        return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+        with np.errstate(over="ignore"):  # infinite voxels are found later
+            if not path.name.lower().endswith(".gz"):
+                return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+            with gzip.open(path) as file, nib.imageglobals.LoggingOutputSuppressor():
+                voxels = np.asarray(type(image).from_stream(file).dataobj, dtype=np.float32)
+                while file.read(2**20):  # to its end, where its checksum stands: one flipped byte is found
+                    pass
+            return voxels.reshape(image.shape[:3])
     except Exception as error:
         raise Fault(f"{source.name(path)}: cannot be read ({_brief(error, path)}); replace the file") from None
 
@@ -150,7 +164,10 @@ def _read_picture(source: Source, path: Path) -> Array:
     """One grey picture (rows, columns); colours are accepted when all channels are equal."""
     name = source.name(path)
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             pages = getattr(image, "n_frames", 1)
             array = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "CMYK") else image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, ...

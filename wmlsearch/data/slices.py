@@ -102,8 +102,14 @@ class Augmentation:
     scale: Tensor
     shift: Tensor  # (n, 2), as a share of half the image
 
+    def tensors(self) -> list[Tensor]:
+        return [self.mirror, self.angle, self.scale, self.shift]
+
+    def to(self, device: torch.device) -> Augmentation:
+        return Augmentation(*(tensor.to(device) for tensor in self.tensors()))
+
     def __getitem__(self, positions: Tensor) -> Augmentation:
-        return Augmentation(self.mirror[positions], self.angle[positions], self.scale[positions], self.shift[positions])
+        return Augmentation(*(tensor[positions] for tensor in self.tensors()))
 
     @classmethod
     def draw(cls, kind: Literal["flip", "affine"], slices: int, generator: torch.Generator) -> Augmentation:
@@ -115,14 +121,16 @@ class Augmentation:
         return cls(mirror, uniform[:, 1] * math.radians(15), 1 + 0.1 * uniform[:, 2], 0.1 * uniform[:, 3:])
 
     def apply(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, S, S) resampled linearly, masks to the nearest pixel, so that they stay 0 or 1."""
+        """Images (n, 1, S, S) resampled linearly, masks to the nearest pixel, so that they stay 0 or 1.
+
+        On the device that holds all of it, and without waiting for it.
+        """
         cos, sin = (self.angle.cos() / self.scale, self.angle.sin() / self.scale)
         rows = (
             torch.stack([cos * self.mirror, -sin, self.shift[:, 0]], dim=1),
             torch.stack([sin * self.mirror, cos, self.shift[:, 1]], dim=1),
         )
-        theta = torch.stack(rows, dim=1).to(images.device)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
         return (
             F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False),
             F.grid_sample(masks, grid, mode="nearest", padding_mode="zeros", align_corners=False),

@@ -63,7 +63,7 @@ def discover(raw: Path, patient_pattern: str | None = None) -> list[Source]:
         faults.append("--patient-pattern is for a folder with images/ and masks/ only; leave it out")
     for source in sources:
         for path in (*source.image, *source.mask):
-            if not path.is_file():
+            if not _is_file(path):
                 faults.append(f"{source.name(path)}: no such file; mend the path or the link")
             elif source.name(path).startswith("../") or not _inside(source.root, path):
                 faults.append(
@@ -87,6 +87,8 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def _from_bids(raw: Path, faults: list[str]) -> list[Source]:
     sources = []
+    for link in [entry for entry in sorted(raw.glob("sub-*")) if entry.is_symlink() and not entry.exists()]:
+        faults.append(f"{link.name}: the link leads nowhere; mend or delete it")
     for subject in [entry for entry in _folders(raw) if entry.name.startswith("sub-")]:
         sessions = [entry for entry in _folders(subject) if entry.name.startswith("ses-")]
         for folder in [subject, *sessions]:
@@ -133,6 +135,8 @@ def _from_table(table: Path, faults: list[str]) -> list[Source]:
             reader = csv.DictReader(file, skipinitialspace=True)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = header
+            if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                raise InputError(f"{table}: the column {' and '.join(twice)} stands there twice; keep one")
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: must be a CSV table in UTF-8, but {error}; export it again") from None
@@ -156,6 +160,8 @@ def _from_table(table: Path, faults: list[str]) -> list[Source]:
         image, mask = (Path(os.path.normpath(table.parent / cells[name])) for name in ("image", "mask"))
         if image in seen and cells["image"]:
             wrong.append(f"{cells['image']} stands in line {seen[image]} already; remove one")
+        if image == mask and cells["image"]:
+            wrong.append(f"{cells['image']} is image and mask at once; name the mask's file")
         seen[image] = line
         if wrong:
             faults += [f"{table.name}, line {line}: {text}" for text in wrong]
@@ -241,6 +247,13 @@ def _files(folder: Path) -> list[Path]:
     """The files in a folder, broken links included (they are named as faults later), hidden ones not."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in entries if not path.name.startswith(".") and not path.is_dir()]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _inside(root: Path, path: Path) -> bool:

@@ -79,8 +79,10 @@ class Model:
         try:
             config, threshold = TrialConfig.of(state["config"], str(best)), float(state["report"]["val_threshold"])
             tensors, seed = dict(state["model"]), int(state["seed"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{best}: not a checkpoint of wmlsearch ({type(error).__name__}: {error})") from None
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{best}: not a checkpoint of wmlsearch ({why}); restore it from a copy") from None
+        threshold = check_threshold(threshold, f"{best}: val_threshold")
         return cls(network(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
 
     @classmethod

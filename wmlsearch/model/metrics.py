@@ -59,7 +59,11 @@ class Counts:
         """Into the histograms alone: probabilities and masks (N, 1, H, W), the patient's number of each slice (N,)."""
         bins = (probabilities * BINS).long().clamp_(0, BINS - 1)  # NaN too: the loss then says so
         bins += masks.long() * BINS + patients.view(-1, 1, 1, 1) * (2 * BINS)
-        self.histograms += torch.bincount(bins.flatten(), minlength=len(self.histograms))
+        if bins.is_cuda:  # bincount would wait for the GPU, to see how many bins there are; sums of integers are exact
+            one = torch.ones(1, dtype=torch.int64, device=bins.device)
+            self.histograms.index_add_(0, bins.flatten(), one.expand(bins.numel()))
+        else:
+            self.histograms += torch.bincount(bins.flatten(), minlength=len(self.histograms))
 
     def reduce(self) -> None:
         """Add up over all ranks, in place, where there are several."""

@@ -10,9 +10,10 @@ import math
 import os
 import resource
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +23,16 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import InputError, TrialConfig, shown
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
 from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.steps import Diverged, Steps
 from wmlsearch.model.unet import UNet
 
 CHECKPOINT_FORMAT = 1
+ANEW = "restore it from a copy, or train anew without it"
 VALIDATION_BATCH = 16  # slices; changes nothing but speed and memory
-
-
-class Diverged(Exception):
-    """The loss is no longer a finite number, so training can't go on."""
+GPU_VALIDATION_PIXELS = 2**22  # of a batch on GPUs, which small batches leave idle: 64 slices of 256 x 256
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class Trainer:
             raise InputError(f"rate_factors must be epochs (from 1) with factors above 0, but got {self.rate_factors}")
         self.device = data.train.images.device
         if self.device.type == "cuda":  # a warm process has trained others before
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         self.bfloat16 = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(self.device))
         torch.manual_seed(seed)  # the same initial weights on all ranks
@@ -150,6 +151,13 @@ class Trainer:
             min_lr=config.min_learning_rate,
         )
         self.reports: list[dict[str, Any]] = []
+
+    @cached_property
+    def steps(self) -> Steps:
+        """Made when the first begins, since a checkpoint says in what precision."""
+        return Steps(
+            self.model, self.optimizer, self.data.train, self.config.loss, self.bfloat16, self.rank, self.world
+        )
 
     @property
     def ended(self) -> str | None:
@@ -193,34 +201,17 @@ class Trainer:
     def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
         """A step for each batch of positions; returns the loss summed over them, by the number of train slices."""
         self.model.train()
-        factor, (group,) = self.rate_factor(epoch), self.optimizer.param_groups
-        slices, total = self.data.train, torch.zeros((), dtype=torch.float64, device=self.device)
+        slices, (group,) = len(self.data.train), self.optimizer.param_groups
         drawn = None
         if self.config.augment != "none":
-            drawn = Augmentation.draw(self.config.augment, len(slices), generator)
-        for step, batch in enumerate(order):
-            part = batch[self.rank :: self.world]
-            images, masks = slices.batch(part)
-            if drawn is not None:
-                images, masks = drawn[part].apply(images, masks)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-                logits = self.model(images.contiguous(memory_format=torch.channels_last))
-            losses = slice_losses(logits, masks, self.config.loss)
-            batch_loss = losses.detach().sum().double()
-            if self.world > 1:  # so that all ranks agree on it before the optimiser moves
-                distributed.all_reduce(batch_loss)
-            if not math.isfinite(batch_loss.item()):
-                raise Diverged(f"the training loss is not finite in epoch {epoch}, step {step + 1} of {len(order)}")
-            total += batch_loss
-            self.optimizer.zero_grad()
-            # DDP averages over ranks: weighted so that uneven parts give the mean over the whole batch
-            (losses.sum() * (self.world / len(batch))).backward()
-            rate = learning_rate(self.config, (epoch - 1) * len(order) + step, self.max_epochs * len(order))
-            rate = group["lr"] if rate is None else rate
-            group["lr"] = rate * factor
-            self.optimizer.step()
-            group["lr"] = rate  # the schedule's own: plateau goes on from it, and so does a checkpoint
-        return float(total.item()) / len(slices)
+            drawn = Augmentation.draw(self.config.augment, slices, generator)
+        done, steps = (epoch - 1) * len(order), self.max_epochs * len(order)
+        planned = [learning_rate(self.config, done + step, steps) for step in range(len(order))]
+        rates = [group["lr"] if rate is None else rate for rate in planned]
+        factor = self.rate_factor(epoch)
+        losses = self.steps.run(order, [rate * factor for rate in rates], drawn, epoch)
+        group["lr"] = rates[-1]  # the schedule's own: plateau goes on from it, and so does a checkpoint
+        return sum(losses) / slices
 
     def rate_factor(self, epoch: int) -> float:
         """What the schedule's rate is multiplied with in an epoch."""
@@ -268,8 +259,18 @@ class Trainer:
         }
 
     def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises InputError where it is another training's, or isn't whole."""
         state = load_checkpoint(path)
-        state.setdefault("rate_factors", {})  # of before there were any
+        try:
+            if other := self._differences(state):
+                raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+            self._take(state)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: is damaged ({type(error).__name__}: {why}); {ANEW}") from None
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        """In what a checkpoint's training is another one than this."""
         mine = {
             "config": self.config.model_dump(),
             "seed": self.seed,
@@ -278,16 +279,21 @@ class Trainer:
             # only what was trained with: a child of population based training goes on from here at another rate
             "rate_factors": self._factors_until(len(state.get("reports", ()))),
         }
-        other = [
-            f"{name}: {state.get(name)} there, {value} here" for name, value in mine.items() if state.get(name) != value
+        its = {"rate_factors": {}, **state}  # of before there were any
+        return [
+            f"{name}: {shown(its.get(name))} there, {shown(value)} here"
+            for name, value in mine.items()
+            if its.get(name) != value
         ]
-        if other:
-            raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.unet.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
         self.reports, self.bfloat16 = state["reports"], state["bfloat16"]
-        torch.set_num_threads(state["threads"])  # sums of floats depend on it
+        if [row["epoch"] for row in self.reports] != list(range(1, len(self.reports) + 1)):
+            raise ValueError("its reports are not those of one epoch after another")
+        torch.set_num_threads(min(state["threads"], 1024))  # sums of floats depend on it
 
 
 def count(unet: nn.Module, slices: Slices, loss: str, bfloat16: bool, rank: int = 0, world: int = 1) -> Counts:
@@ -295,12 +301,18 @@ def count(unet: nn.Module, slices: Slices, loss: str, bfloat16: bool, rank: int 
     unet.eval()
     device = slices.images.device
     counts = Counts(len(slices.patient_names), device)
-    for positions in torch.arange(rank, len(slices), world).split(VALIDATION_BATCH):
+    at_once = validation_batch(device, slices.images[0].numel())
+    for positions in torch.arange(rank, len(slices), world, device=device).split(at_once):
         images, masks = slices.batch(positions)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = unet(images.contiguous(memory_format=torch.channels_last))
         counts.add(logits, masks, slices.patients[positions], slice_losses(logits, masks, loss))
     return counts
+
+
+def validation_batch(device: torch.device, pixels: int) -> int:
+    """How many slices of so many pixels are validated at a time."""
+    return max(VALIDATION_BATCH, GPU_VALIDATION_PIXELS // pixels if device.type == "cuda" else 0)
 
 
 def learning_rate(config: TrialConfig, step: int, steps: int) -> float | None:
@@ -349,8 +361,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory that this training held on its GPU so far, else the whole process in all its life (MiB)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "cuda":  # reserved: what graphs hold between replays isn't allocated, but nobody else can have it
+        return torch.cuda.max_memory_reserved(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -368,13 +380,12 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU. Nothing in the file is ever executed. Raises InputError."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files, pickle's among them
-        raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start anew"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT})")
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {ANEW}") from None
+    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
+        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {ANEW}")
     return state
 
 

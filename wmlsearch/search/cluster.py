@@ -209,7 +209,7 @@ def _embedded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
-    _knock(address)
+    knock(address)
     failure: list[BaseException] = []
 
     def connect() -> None:
@@ -242,7 +242,7 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Whether anybody listens there, before Ray tries for long. Raises InputError."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:

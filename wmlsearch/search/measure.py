@@ -19,7 +19,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.model.timing import Timing, timed
+from wmlsearch.model.memory import held_bytes
+from wmlsearch.model.timing import Pace, Timing, timed
 from wmlsearch.search.room import Fit, foretell
 from wmlsearch.search.slot import open_data
 
@@ -65,13 +66,13 @@ class Measuring:
         for room in self.rooms:
             remove_placement_group(room)
 
-    def time(self, config: TrialConfig, settings: RunSettings, limit_s: float, count: int | None = None) -> Timing:
-        """All slots at once, or the first `count`, so that what they take from each other is in the figures.
+    def time(self, config: TrialConfig, settings: RunSettings, limit_s: float) -> Timing:
+        """All slots at once, so that what they take from each other is in the figures.
 
         Of times the mean, of memory the most.
         """
         words = (config.model_dump(), settings.seed, settings.precision, limit_s)
-        asked = [worker.time.remote(*words) for group in self.groups[:count] for worker in group]
+        asked = [worker.time.remote(*words) for group in self.groups for worker in group]
         times: list[Timing] = self._get(asked)
         return Timing(
             images=min(timing.images for timing in times),
@@ -82,8 +83,15 @@ class Measuring:
             peak_memory_mb=max(timing.peak_memory_mb for timing in times),
         )
 
+    def images_per_s(self, config: TrialConfig, settings: RunSettings, seconds: float, count: int) -> float:
+        """What the first `count` slots, of one worker each, train together when all are at it at once."""
+        workers = [worker for (worker,) in self.groups[:count]]
+        words = (config.model_dump(), settings.seed, settings.precision)
+        self._get([worker.make_ready.remote(*words) for worker in workers])
+        return float(sum(self._get([worker.images_per_s.remote(seconds) for worker in workers])))
+
     def fit(self, config: TrialConfig, settings: RunSettings) -> tuple[Fit, int]:
-        """Whether a configuration fits into a whole GPU, or a machine's memory; and the bytes of the data there."""
+        """Whether a configuration fits into a whole GPU, or a machine's memory; and what the data take there."""
         (told,) = self._get([self.groups[0][0].fit.remote(config.model_dump(), settings.precision)])
         return told
 
@@ -117,6 +125,7 @@ class _Worker:
     def __init__(self, data: Mapping[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
         self.data, self.threads = open_data(dict(data)), threads
+        self.pace: Pace | None = None
 
     def device(self) -> str:
         if self.data.train.images.device.type == "cuda":
@@ -137,8 +146,18 @@ class _Worker:
         return timed(TrialConfig(**config), self.data, seed=seed, precision=precision, limit_s=limit_s)
 
     def fit(self, config: Mapping[str, Any], precision: Any) -> tuple[Fit, int]:
-        bytes_of_data = sum(it.nbytes for part in (self.data.train, self.data.val) for it in (part.images, part.masks))
-        return foretell(TrialConfig(**config), self.data, precision), bytes_of_data
+        fit = foretell(TrialConfig(**config), self.data, precision)
+        return fit, held_bytes(self.data.train.images.device)
+
+    def make_ready(self, config: Mapping[str, Any], seed: int, precision: Any) -> None:
+        """Once for all that is asked of this worker: what was ready before is so still."""
+        if self.pace is None:
+            self.pace = Pace(TrialConfig(**config), self.data, seed, precision)
+
+    def images_per_s(self, seconds: float) -> float:
+        if self.pace is None:
+            raise RuntimeError("images_per_s comes after make_ready")
+        return self.pace.images_per_s(seconds)
 
 
 def there_now(slots: Slots) -> int:

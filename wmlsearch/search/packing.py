@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wmlsearch.search.cluster import Slots, share_of_gpu  # isort: skip - sets Ray's environment before Ray is imported
@@ -17,17 +15,15 @@ import numpy as np
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.model.memory import CONTEXT_BYTES
+from wmlsearch.model.timing import mps_is_on
 from wmlsearch.search.measure import Measuring
 from wmlsearch.space import SearchSpace
 
 MOST = 8  # trials on a GPU that are tried
 GAIN = 1.1  # one trial more has to make all of them together so many times faster
 SAMPLES = 200  # configurations drawn from the space, the dearest of which has to fit as often as trials run
-# Of a share, for what lies idle between a process's tensors: the allocator's blocks are bigger than what is in them.
-FRAGMENTATION = 0.1
 LIMIT_S = 2.0  # for each number of trials that is timed
 PATIENCE_S = 300.0
-MPS_PIPE = Path("/tmp/nvidia-mps")  # noqa: S108 - where NVIDIA's control daemon listens unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,13 @@ def enough(images_per_s: Sequence[float]) -> int:
 
 
 def room_for(gpu_bytes: int, need_bytes: int, data_bytes: int) -> int:
-    """How many trials of `need_bytes` a GPU holds, each in a process of its own with the data; at least 1.
+    """How many trials of `need_bytes` a GPU holds, each in a process of its own with the data; from 1 to `MOST`.
 
     Args:
         gpu_bytes: all that one process may hold.
     """
-    each = (need_bytes + data_bytes) / (1 - FRAGMENTATION) + CONTEXT_BYTES
-    return max(1, math.floor((gpu_bytes + CONTEXT_BYTES) / each))
+    whole, each = gpu_bytes + CONTEXT_BYTES, need_bytes + data_bytes + CONTEXT_BYTES
+    return max((count for count in range(1, MOST + 1) if each <= share_of_gpu(count) * whole), default=1)
 
 
 def dearest_of(space: SearchSpace, seed: int) -> TrialConfig:
@@ -106,16 +102,9 @@ def pack(space: SearchSpace, settings: RunSettings, data: dict[str, Any], alone:
         limits["memory"] = room_for(fit.left_bytes + data_bytes, fit.need_bytes, data_bytes)
         rates: list[float] = []
         for count in range(1, min(limits.values()) + 1):
-            timing = there.time(TrialConfig(), settings, LIMIT_S, count)
-            rates.append(count / timing.train_s)
+            rates.append(there.images_per_s(TrialConfig(), settings, LIMIT_S, count))
             if enough(rates) < count:
                 break
     chosen = enough(rates)
     ended_by = "gain" if chosen < len(rates) else min(limits, key=lambda name: limits[name])
     return Packing(chosen, tuple(rates), fit.need_bytes, fit.left_bytes + data_bytes, ended_by, mps_is_on())
-
-
-def mps_is_on() -> bool:
-    """Whether NVIDIA's Multi-Process Service is on: then kernels of several processes run side by side on a GPU."""
-    pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY")
-    return (Path(pipe) if pipe else MPS_PIPE).is_dir()

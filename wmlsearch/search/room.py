@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wmlsearch.search.cluster import Slots, at_once_here  # isort: skip - sets Ray's environment before Ray is imported
 
@@ -18,13 +18,20 @@ from torch import distributed
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.memory import CONTEXT_BYTES, counted, images_in_step, measured
-from wmlsearch.model.training import check_trainable, has_fast_bfloat16
+from wmlsearch.model.memory import (
+    CONTEXT_BYTES,
+    Precision,
+    counted,
+    foreseen,
+    graphs_of,
+    held_bytes,
+    images_in_step,
+    of_process,
+    process_bytes,
+    uses_bfloat16,
+)
+from wmlsearch.model.training import check_trainable, validation_batch
 
-# What a process takes on a CPU beside the tensors that are counted, by benchmarks/peak.py: of the libraries, once, and
-# for each counted byte, since they work on copies and what was freed stays in pieces.
-CPU_LIBRARIES_BYTES = 150 * 2**20
-CPU_FACTOR = 1.4
 PATIENCE_S = 180.0  # for a worker that says what memory it has
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -46,27 +53,18 @@ class Fit:
         return f"needs about {need} of memory, but {left} are there"
 
 
-def foretell(
-    config: TrialConfig,
-    data: PreparedData,
-    precision: Literal["auto", "bfloat16", "float32"],
-    slots: Slots | None = None,
-    world: int = 1,
-) -> Fit:
+def foretell(config: TrialConfig, data: PreparedData, precision: Precision, slots: Slots | None = None) -> Fit:
     """Whether `config` fits into the memory of this process, one of `slots`; all ranks of a training ask at once.
 
     Raises InputError for what can't be trained on this data, torch.OutOfMemoryError where a GPU has no room for two
     images.
     """
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     check_trainable(config, data, world)
     device = data.train.images.device
-    images = images_in_step(config, len(data.train), world)
-    estimate = counted(config, data.manifest.size, _uses_bfloat16(precision, device), len(data.val), world)
-    held = held_bytes(device)  # after counting, which imports what training needs too
-    left = limit_bytes(device, slots) - held
-    if device.type == "cuda" and world == 1 and estimate.bytes(min(images, 2)) <= left:
-        estimate = measured(config, data, precision)
-    need = _of_process(estimate.bytes(images), device)
+    limit = limit_bytes(device, slots)
+    held, need = foreseen(config, data, precision, limit)
+    left = limit - held
     if world > 1:  # all of them begin, or none
         least = torch.tensor([left, -need], device=device)
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
@@ -92,24 +90,17 @@ def fit_before(config: TrialConfig, manifest: Manifest, precision: str, slots: S
     train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
     if device.type == "cuda":
         left -= 2 * (train + val) * manifest.size**2  # images and masks, 8 bit
-    images = images_in_step(config, train, slots.workers)
-    need = _of_process(counted(config, manifest.size, bfloat16, val, slots.workers).bytes(images), device)
+    shown = min(validation_batch(device, manifest.size**2), math.ceil(val / slots.workers))
+    estimate = counted(config, manifest.size, bfloat16, shown, slots.workers)
+    graphs = graphs_of(config, train, device, slots.workers > 1)
+    need = of_process(estimate.bytes(images_in_step(config, train, slots.workers), graphs), device)
     return Fit(need, left, need / 2**20)
 
 
 def _there(slots: Slots, precision: str) -> tuple[torch.device, int, bool]:
     """Where this process would train, what is left for that, and whether in bfloat16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, limit_bytes(device, slots) - held_bytes(device), _uses_bfloat16(precision, device)
-
-
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
-    return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
-
-
-def _of_process(need: int, device: torch.device) -> int:
-    """What a process takes for tensors of `need` bytes."""
-    return CPU_LIBRARIES_BYTES + round(CPU_FACTOR * need) if device.type == "cpu" else need
+    return device, limit_bytes(device, slots) - held_bytes(device), uses_bfloat16(precision, device)
 
 
 def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
@@ -144,27 +135,10 @@ def machine_bytes() -> int:
     return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def held_bytes(device: torch.device) -> int:
-    """What this process holds before a training: on a GPU tensors, the data; on a CPU all, libraries too."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _at_first()
-
-
-@functools.cache
-def _at_first() -> int:
-    """When it was asked first: later there is also what the allocator keeps of earlier trainings, to be used again."""
-    return _pages()[1]
-
-
 def _address_space_bytes() -> int:
     """What the process may hold by its limit of address space, `ulimit -v`."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return 2**63 - 1
-    mapped, resident = _pages()
+    mapped, resident = process_bytes()
     return limit - mapped + resident
-
-
-def _pages() -> tuple[int, int]:
-    """Bytes of this process that are mapped, and that are in memory."""
-    mapped, resident = Path("/proc/self/statm").read_text().split()[:2]
-    return int(mapped) * resource.getpagesize(), int(resident) * resource.getpagesize()

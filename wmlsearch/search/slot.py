@@ -10,11 +10,11 @@ from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environme
 
 import torch
 from ray import tune
-from torch import distributed
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.training import Diverged, epochs, load_checkpoint
+from wmlsearch.model.steps import Diverged
+from wmlsearch.model.training import epochs, load_checkpoint
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.nodes import unpack
 from wmlsearch.search.room import foretell, limit_to_share
@@ -98,9 +98,7 @@ class Training:
 
     def _foretell(self) -> dict[str, Any]:
         """What it will take at its peak; where that is more than there is, it ends here."""
-        several = distributed.is_available() and distributed.is_initialized()
-        world = distributed.get_world_size() if several else 1
-        fit = foretell(self.config, self.data, self.precision, self.slots, world)
+        fit = foretell(self.config, self.data, self.precision, self.slots)
         told: dict[str, Any] = {"predicted_memory_mb": fit.peak_mb}
         if fit.refusal:
             told |= {"done": True, "ended": "out_of_memory", "reason": f"{fit.refusal}: not run"}

@@ -111,7 +111,7 @@ def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> l
     stopped: dict[int, int] = {}
     for _, number, row in sorted(rows, key=lambda it: it[:2]):
         ended = row["ended"] is not None
-        if scheduler.hear(number, row["epoch"], row[settings.objective] or 0.0, ended):
+        if scheduler.hear(number, row["epoch"], row.get(settings.objective) or 0.0, ended):
             stopped[number] = row["epoch"]
     for run in search.trials():
         if run.state in UNFINISHED and (its := run.rows()):

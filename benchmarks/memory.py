@@ -1,0 +1,113 @@
+"""Memory of several trials on a node, beside one: is the data set there once?
+
+    python -m benchmarks.memory
+
+Trials are actors of Ray that train as the slots of a search do, on the same prepared data of about 200 MB; each has
+read all of it (an epoch of training and validation) before it is measured. Measured is the proportional set size of all
+trial processes: what several of them map counts once in the sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import call, mapped, memory
+from benchmarks.table import Row, show
+
+TRIALS = 3
+DATA_MB = 200
+LIMIT_S = 420
+
+
+def measure() -> list[Row]:
+    """The data set in memory, and what further trials add beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "prepared"
+        size = _make(Path(folder), data) / 1e6
+        found = call(trials_on_a_node, str(data), str(folder), limit_s=LIMIT_S)
+    total = [whole / 1e6 for whole, _ in found]
+    shared = [part / 1e6 for _, part in found]
+    own = [a - b for a, b in zip(total, shared, strict=True)]
+    return [
+        Row(
+            f"a data set of {size:.0f} MB in the memory of {TRIALS} trials",
+            f"{shared[-1]:.0f} MB",
+            f"of one trial: {shared[0]:.0f} MB",
+            shared[0] / shared[-1],
+            "counted once",
+            shared[-1] < 1.05 * shared[0],
+        ),
+        *(
+            Row(
+                f"memory of {count} trials on a node",
+                f"{total[count - 1]:.0f} MB, {own[count - 1] - own[count - 2]:.0f} MB more than {count - 1}",
+                f"one: {total[0]:.0f} MB, {own[0]:.0f} MB without the data",
+                total[0] / total[count - 1],
+                "a further trial adds no more than the first has beside the data",
+                total[count - 1] - total[count - 2] < 1.05 * own[0],
+            )
+            for count in range(2, TRIALS + 1)
+        ),
+    ]
+
+
+def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
+    """For 1, 2, ... trials on this machine: bytes of all of them, and those of the data set among them."""
+    from wmlsearch.search.cluster import ray_at  # isort: skip - sets Ray's environment before Ray is imported
+
+    import ray
+
+    from wmlsearch.config import RunSettings, TrialConfig
+    from wmlsearch.search.nodes import parcel
+    from wmlsearch.search.slot import Training
+
+    class Trial(Training):
+        def pid(self) -> int:
+            return os.getpid()
+
+    config = TrialConfig(depth=1, base_channels=2, batch_size=32)
+    job = {"data": parcel(Path(data), send=False), "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
+    found: list[tuple[int, int]] = []
+    actors, pids = [], []
+    remote: Any = ray.remote(num_cpus=0)(Trial)
+    with ray_at(None):
+        for number in range(TRIALS):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            actor = remote.remote(job, {"config": config.model_dump(), "place": str(place)})
+            result = ray.get(actor.step.remote())
+            if "report" not in result:
+                raise RuntimeError(result["reason"])
+            actors.append(actor)  # it lives as long as something refers to it
+            pids.append(ray.get(actor.pid.remote()))
+            found.append((sum(map(memory, pids)), sum(mapped(pid, Path(data)) for pid in pids)))
+    return found
+
+
+def _make(folder: Path, data: Path) -> int:
+    """Prepared data whose arrays are of `DATA_MB`: those of a small phantom, repeated. Returns their bytes."""
+    from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
+    from wmlsearch.data.phantom import write_phantom
+    from wmlsearch.data.prepare import PrepareOptions, prepare
+
+    small = folder / "small"
+    raw = write_phantom(folder / "raw", patients=4, timepoints=1, shape=(48, 48, 12))
+    prepare(raw, small, PrepareOptions(size=256, fit="resize", jobs=1))
+    data.mkdir()
+    arrays = {name: np.load(small / name) for name in (IMAGES, MASKS)}
+    times = round(DATA_MB * 1e6 / sum(array.nbytes for array in arrays.values()))
+    for name, array in arrays.items():
+        np.save(data / name, np.tile(array, (times, 1, 1)))
+    manifest = Manifest.read(small)
+    dataclasses.replace(manifest, slices=manifest.slices * times).write(data)
+    return times * sum(array.nbytes for array in arrays.values())
+
+
+if __name__ == "__main__":
+    show(__doc__, measure)

@@ -1,0 +1,48 @@
+"""How long `wmlsearch --help` takes, beside a Python that imports click and no more.
+
+    python -m benchmarks.startup
+
+Fresh processes in turn, 7 of each after one that warms the disk's cache; medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.table import Row, show
+
+REPEATS = 7
+AIM_S = 0.3
+OURS = (sys.executable, "-m", "wmlsearch", "--help")
+REFERENCE = (sys.executable, "-c", "import click")
+
+
+def measure() -> list[Row]:
+    """Medians of both, and what `--help` takes more."""
+    pairs = [(_seconds(OURS), _seconds(REFERENCE)) for _ in range(REPEATS + 1)][1:]
+    ours, reference = (statistics.median(times) for times in zip(*pairs, strict=True))
+    more = statistics.median(a - b for a, b in pairs)
+    return [
+        Row(
+            "`wmlsearch --help`",
+            f"{ours:.2f} s ({more:.2f} s more)",
+            f"`import click`: {reference:.2f} s",
+            reference / ours,
+            f"less than {AIM_S} s more",
+            more < AIM_S,
+        )
+    ]
+
+
+def _seconds(command: Sequence[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 - our own code
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    show(__doc__, measure)

@@ -1,0 +1,299 @@
+"""Checkpoints, exported models and images to predict: damaged, of others, and such as would run something."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.training import epochs
+from wmlsearch.runs import SearchDir
+
+Refused = Callable[..., str]
+Change = Callable[[Path], object]
+ANEW = "restore it from a copy, or train anew without it"
+TRIAL, BEST = "runs/s/trials/0000", "runs/s/trials/0000/best.pt"
+CONFIG = TrialConfig(depth=2, base_channels=4)
+SHAPE = {"workers_per_trial": 1, "gpus_per_worker": None}
+
+
+class Trap:
+    """Whoever unpickles this makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("made",)
+
+
+@pytest.fixture
+def search(searched: SearchDir, prepared: Path, tmp_path: Path, refused: Refused) -> SearchDir:
+    """A copy of the search, in the working folder, whose only trial was interrupted."""
+    copy = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
+    about = {**copy.about(), "shape": SHAPE, "data_path": str(prepared)}
+    copy.file("about").write_text(json.dumps(about))
+    copy.trial(0).set_status("interrupted", "stopped by Ctrl-C")
+    return copy
+
+
+def state(**changes: Any) -> Change:
+    """Other contents in the checkpoint; `...` takes one away."""
+
+    def apply(path: Path) -> None:
+        whole = {**torch.load(path, weights_only=True), **changes}
+        torch.save({name: value for name, value in whole.items() if value is not ...}, path)
+
+    return apply
+
+
+def report(**changes: Any) -> Change:
+    return lambda path: state(report={**torch.load(path, weights_only=True)["report"], **changes})(path)
+
+
+def weights(change: Callable[[dict[str, Any]], object]) -> Change:
+    def apply(path: Path) -> None:
+        tensors = torch.load(path, weights_only=True)["model"]
+        change(tensors)
+        state(model=tensors)(path)
+
+    return apply
+
+
+def pickled(protocol: int) -> Change:
+    return lambda path: path.write_bytes(pickle.dumps(Trap(), protocol))
+
+
+def unreadable(kind: str) -> str:
+    return f"{BEST}: not a readable checkpoint ({kind}); {ANEW}"
+
+
+def foreign(why: str) -> str:
+    return f"{BEST}: not a checkpoint of wmlsearch ({why}); restore it from a copy"
+
+
+OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); {ANEW}"
+UNFIT = f"{BEST}: the weights don't fit the configuration\n  - "
+THRESHOLD = f"{BEST}: val_threshold: must be a number above 0 and below 1, but got "
+
+CHECKPOINTS: dict[str, tuple[Change, str]] = {
+    "empty": (lambda path: path.write_bytes(b""), unreadable("EOFError")),
+    "text": (lambda path: path.write_text("hello"), unreadable("KeyError")),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), unreadable("OSError")),
+    **{
+        f"a pickle that runs something, protocol {protocol}": (
+            pickled(protocol),
+            unreadable("UnpicklingError"),
+        )
+        for protocol in (0, 2, 5)
+    },
+    "one that runs something within": (state(model={"head.weight": Trap()}), unreadable("UnpicklingError")),
+    "a list": (lambda path: torch.save([1], path), OTHER),
+    "weights only": (lambda path: torch.save(torch.load(path, weights_only=True)["model"], path), OTHER),
+    "another format": (state(format=2), OTHER),
+    "no configuration": (state(config=...), foreign("KeyError: 'config'")),
+    "a configuration with a typo": (
+        state(config={"detph": 3}),
+        f"{BEST}: not a valid configuration\n  - unknown name 'detph': did you mean 'depth'?",
+    ),
+    "no report": (state(report=None), foreign("TypeError: 'NoneType' object is not subscriptable")),
+    "no threshold": (report(val_threshold=None), foreign(
+        "TypeError: float() argument must be a string or a real number, not 'NoneType'"
+    )),
+    "a threshold that is none": (report(val_threshold=float("nan")), f"{THRESHOLD}nan"),
+    "a threshold above all": (report(val_threshold=2.0), f"{THRESHOLD}2.0"),
+    "a seed that is none": (
+        state(seed=float("inf")),
+        foreign("OverflowError: cannot convert float infinity to integer"),
+    ),
+    "a tensor less": (weights(lambda it: it.pop("head.bias")), f"{UNFIT}head.bias is missing"),
+    "a tensor more": (
+        weights(lambda it: it.update(tail=torch.zeros(1))),
+        f"{UNFIT}tail is not part of the network",
+    ),
+    "a tensor of another shape": (
+        weights(lambda it: it.update({"head.bias": torch.zeros(2)})),
+        f"{UNFIT}head.bias must be [1] float32, but is [2] float32",
+    ),
+    "weights that are no numbers": (
+        weights(lambda it: it.update({"head.bias": torch.full((1,), torch.nan)})),
+        f"{UNFIT}head.bias holds values that are not finite",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_bad_checkpoint(name: str, search: SearchDir, refused: Refused, prepared: Path) -> None:
+    change, message = CHECKPOINTS[name]
+    change(Path(BEST))
+    ledger = (prepared / "sealed/seal.jsonl").read_bytes()
+    for verb in (("predict", TRIAL, "x.nii.gz", "--out", "o"), ("export", TRIAL, "e")):
+        assert refused(*verb) == message
+    assert refused("evaluate", TRIAL, "--data", prepared) == message
+    assert (prepared / "sealed/seal.jsonl").read_bytes() == ledger, "the sealed test was not opened for it"
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"], "nothing was run or made"
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "not a readable checkpoint (EOFError)"),
+        (b"PK\x03\x04", "not a readable checkpoint (RuntimeError)"),
+        (pickle.dumps(Trap()), "not a readable checkpoint (UnpicklingError)"),
+    ],
+    ids=["empty", "cut", "a pickle that runs something"],
+)
+def test_a_search_does_not_go_on_from_a_bad_checkpoint(
+    content: bytes, why: str, search: SearchDir, refused: Refused
+) -> None:
+    search.trial(0).last.write_bytes(content)
+    assert refused("tune", "--resume", "s") == (
+        f"s: can't go on from its checkpoints\n  - {TRIAL}/last.pt: {why}; {ANEW}"
+    )
+    assert not Path("made").exists()
+    assert search.status()["state"] == "completed", "it was not begun again"
+
+
+# What a training that goes on finds in its checkpoint: changes, and what is said of them.
+DAMAGED = {
+    "no optimizer": ({"optimizer": ...}, "KeyError: 'optimizer'"),
+    "an optimizer of text": ({"optimizer": "adam"}, "AttributeError: 'str' object has no attribute 'copy'"),
+    "no weights": ({"model": {}}, "RuntimeError: Error(s) in loading state_dict for UNet: "),
+    "reports of nothing": ({"reports": 5}, "TypeError: object of type 'int' has no len()"),
+    "reports of text": ({"reports": ["x"]}, "TypeError: string indices must be integers, not 'str'"),
+    "a report less": (
+        {"reports": [{"epoch": 2}]},
+        "ValueError: its reports are not those of one epoch after another",
+    ),
+    "threads of text": ({"threads": "all"}, "TypeError: '<' not supported between instances of 'int' and 'str'"),
+    "threads below nothing": ({"threads": -1}, "RuntimeError: "),
+}
+
+
+@pytest.fixture(scope="module")
+def data(prepared: Path) -> PreparedData:
+    return PreparedData.open(prepared)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "last.pt"
+    next(epochs(CONFIG, data, max_epochs=3, last=path))
+    return path
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
+    name: str, data: PreparedData, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes, why = DAMAGED[name]
+    path = Path(shutil.copy(checkpoint, tmp_path))
+    state(**changes)(path)
+    with pytest.raises(InputError) as error:
+        next(epochs(CONFIG, data, max_epochs=3, last=path))
+    assert str(error.value).startswith(f"{path}: is damaged ({why}")
+    assert str(error.value).endswith(f"); {ANEW}")
+
+
+def test_a_checkpoint_of_tensors_where_words_should_be(data: PreparedData, checkpoint: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(checkpoint, tmp_path))
+    state(seed=torch.zeros(3), data="x" * 2000)(path)
+    with pytest.raises(InputError) as error:
+        next(epochs(CONFIG, data, max_epochs=3, last=path))
+    assert len(str(error.value)) < 1000
+
+
+EXPORT = "runs/s/models/champion/export"
+
+
+def safetensors(header: bytes, size: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if size is None else size) + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        pickle.dumps(Trap()),
+        safetensors(b"{}", 2**63),
+        safetensors(b"[" * 9999),
+        safetensors(b"\xff{}"),
+    ],
+    ids=["empty", "a checkpoint", "a pickle", "a huge header", "depths", "no text"],
+)
+def test_weights_that_are_no_safetensors(content: bytes, search: SearchDir, refused: Refused) -> None:
+    Path(EXPORT, "member-0.safetensors").write_bytes(content)
+    for verb in (("predict", "s", "x.nii.gz", "--out", "o"), ("export", EXPORT, "e")):
+        message = refused(*verb)
+        assert message.startswith(f"{EXPORT}/member-0.safetensors: not a readable safetensors file (")
+        assert message.endswith("); export the model again")
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"], "nothing was run or made"
+
+
+def test_a_model_can_not_name_a_file_elsewhere(search: SearchDir, refused: Refused) -> None:
+    path = Path(EXPORT, "model.json")
+    about = json.loads(path.read_text())
+    about["members"][0]["file"] = about["members"][0]["name"] = "../../../secret"
+    path.write_text(json.dumps(about))
+    Path(EXPORT, "member-0.safetensors").unlink()
+    assert refused("predict", "s", "x.nii.gz", "--out", "o") == (
+        f"{EXPORT}/member-0.safetensors: is missing; copy the whole folder, or export the model again"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- images to predict
+
+
+def link(target: str) -> Change:
+    return lambda path: path.symlink_to(target)
+
+
+IMAGES: dict[str, tuple[str, Change, str]] = {
+    "a loop of links": ("x.nii.gz", link("x.nii.gz"), "x.nii.gz: no such file or folder; check the path"),
+    "a folder without images": (
+        "x",
+        lambda path: path.mkdir(),
+        "x: no image in this folder; .nii, .nii.gz, .png, .tif, .tiff, .jpg, .jpeg, or BIDS "
+        "(sub-*/[ses-*/]anat/*_FLAIR.nii.gz)",
+    ),
+    "an empty volume": (
+        "x.nii",
+        lambda path: path.touch(),
+        "x.nii: cannot be read (Empty file: 'x.nii'); replace the file",
+    ),
+    "a picture for a model of volumes": (
+        "x.png",
+        lambda path: path.touch(),
+        "x.png: is a picture, but the model was trained on volumes; choose another model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_bad_image_to_predict(name: str, search: SearchDir, refused: Refused) -> None:
+    given, make, fault = IMAGES[name]
+    make(Path(given))
+    assert refused("predict", "s", given, "--out", "o") == f"1 fault, nothing was written\n  - {fault}"
+    assert not Path("o").exists()
+
+
+def test_where_predictions_can_not_go(search: SearchDir, raw: Path, refused: Refused) -> None:
+    image = next(raw.glob("sub-01/**/*_FLAIR.nii.gz"))
+    Path("file").touch()
+    assert refused("predict", "s", image, "--out", "file") == "--out file: is a file; name a folder"
+    assert refused("predict", "s", image, "--out", "file/o") == (
+        f"--out file/o: {Path.cwd() / 'file'} is a file; name a folder"
+    )
+    assert refused("predict", "s", image, "--out", "x" * 300) == (
+        f"{'x' * 300}: File name too long; check the path and its permissions"
+    )
+    assert refused("export", "s", "file/e") == "file/e: cannot be written (File exists); nothing was left there"

@@ -1,0 +1,241 @@
+"""Bad pictures in images/ and masks/, and bad tables: each message is asserted whole; odd but good ones are taken."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wmlsearch.data.prepare import PrepareOptions, prepare
+
+Change = Callable[[Path, Path], object]
+IMAGE, MASK = Path("p/images/p00_1.png"), Path("p/masks/p00_1.png")
+PATTERN = r"^(p\d+)_"
+OPTIONS = ("--size", 32, "--fit", "resize", "--jobs", 1)
+
+
+def pictures(patients: int = 12) -> None:
+    """A picture and a mask of each patient, no two alike, below `p`."""
+    rng = np.random.default_rng(0)
+    for place in ("images", "masks"):
+        Path("p", place).mkdir(parents=True)
+    for number in range(patients):
+        grey = np.zeros((40, 40), np.uint8)
+        grey[4:36, 4:36] = rng.integers(60, 200, (32, 32))
+        mask = np.zeros((40, 40), np.uint8)
+        mask[10 + number : 14 + number, 10:14] = 255
+        Image.fromarray(grey).save(f"p/images/p{number:02d}_1.png")
+        Image.fromarray(mask).save(f"p/masks/p{number:02d}_1.png")
+
+
+def pixels(path: Path) -> Any:
+    return np.asarray(Image.open(path))
+
+
+def save(path: Path, array: Any, ending: str = ".png", **how: Any) -> None:
+    path.unlink()
+    Image.fromarray(array).save(path.with_suffix(ending), **how)
+
+
+def colours(grey: Any) -> Any:
+    return np.stack([grey, grey // 2, grey // 3], axis=-1)
+
+
+def as_palette(path: Path, array: Any) -> None:
+    Image.fromarray(array).convert("P").save(path)
+
+
+def promising(rows: int, columns: int) -> bytes:
+    """A PNG of a few bytes that says it has so many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+def unreadable(why: str) -> str:
+    return f"images/p00_1.png: cannot be read ({why}); replace the file"
+
+
+TOO_MANY = "exceeds limit of {} pixels, could be decompression bomb DOS attack."
+
+FAULTS: dict[str, tuple[Change, str]] = {
+    "empty": (lambda image, _: image.write_bytes(b""), unreadable("cannot identify image file 'p00_1.png'")),
+    "text": (lambda image, _: image.write_text("hello"), unreadable("cannot identify image file 'p00_1.png'")),
+    "cut": (lambda image, _: image.write_bytes(image.read_bytes()[:300]), unreadable("image file is truncated")),
+    "more pixels than can be": (
+        lambda image, _: image.write_bytes(promising(60000, 60000)),
+        unreadable("Image size (3600000000 pixels) " + TOO_MANY.format(178956970)),
+    ),
+    "more pixels than are wise": (
+        lambda image, _: image.write_bytes(promising(10000, 10000)),
+        unreadable("Image size (100000000 pixels) " + TOO_MANY.format(89478485)),
+    ),
+    "a coloured palette": (
+        lambda image, _: as_palette(image, colours(pixels(image))),
+        "images/p00_1.png: must be grey, but its colour channels differ; convert it to grey",
+    ),
+    "transparent": (
+        lambda image, _: save(image, np.stack([pixels(image)] * 4, axis=-1)),
+        "images/p00_1.png: must be opaque, but has transparent pixels; save it as grey",
+    ),
+    "two pages": (
+        lambda image, _: save(
+            image, pixels(image), ".tif", save_all=True, append_images=[Image.fromarray(pixels(image))]
+        ),
+        "images/p00_1.tif: must hold one picture, but holds 2; save one file per slice",
+    ),
+    "floats with NaN": (
+        lambda image, _: save(image, np.where(pixels(image) > 0, np.nan, 0).astype(np.float32), ".tif"),
+        "images/p00_1.tif: every voxel must be a finite number, but 1024 are NaN or infinite; mend the image",
+    ),
+    "one grey": (
+        lambda image, _: save(image, pixels(image) * 0 + 9),
+        "images/p00_1.png: the FLAIR is empty, every voxel is 9; leave it out or replace it",
+    ),
+    "a mask of another shape": (
+        lambda _, mask: save(mask, pixels(mask)[:30]),
+        "masks/p00_1.png: shape must be that of images/p00_1.png, (40, 40), but is (30, 40); resample the mask",
+    ),
+    "a mask as JPEG": (
+        lambda _, mask: save(mask, pixels(mask) // 255 * 9 + np.eye(40, dtype=np.uint8), ".png"),
+        "masks/p00_1.png: a mask must hold 0 and one other value, but holds 0, 1, 9, 10; give --mask-threshold T to "
+        "take every value above T as lesion",
+    ),
+    "a name that is an ending": (
+        lambda image, _: image.rename(image.with_name(".png")),
+        "masks/p00_1.png: no image; add images/p00_1.* (same name, extension aside)",
+    ),
+    "a link to /etc/passwd": (
+        lambda image, _: (image.unlink(), image.symlink_to("/etc/passwd")),
+        "images/p00_1.png: must lie inside the data folder, but a link or '..' leads out; copy it in",
+    ),
+    "volumes among pictures": (
+        lambda image, mask: [it.rename(it.with_suffix(".nii.gz")) for it in (image, mask)],
+        "NIfTI volumes and 2-D pictures must not be mixed, but both were found; prepare them apart",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_bad_picture(name: str, refused: Callable[..., str]) -> None:
+    change, fault = FAULTS[name]
+    pictures()
+    change(IMAGE, MASK)
+    assert refused("prepare", "p", "out", "--patient-pattern", PATTERN, *OPTIONS) == (
+        f"p: 1 fault, nothing was written\n  - {fault}"
+    )
+    assert not Path("out").exists()
+
+
+GOOD: dict[str, Change] = {
+    "16 bits": lambda image, _: save(image, pixels(image).astype(np.uint16) * 257),
+    "32 bits": lambda image, _: save(image, pixels(image).astype(np.int32) * 70000, ".tif"),
+    "floats": lambda image, _: save(image, pixels(image).astype(np.float32) / 7, ".tif"),
+    "a grey palette": lambda image, _: as_palette(image, pixels(image)),
+    "a mask with a palette": lambda _, mask: as_palette(mask, pixels(mask)),
+    "grey as RGB": lambda image, _: save(image, np.stack([pixels(image)] * 3, axis=-1)),
+    "a mask of one bit": lambda _, mask: save(mask, pixels(mask) > 0),
+    "a name with everything": lambda *both: [it.rename(it.with_name("p00_ 'é\"\udcff\n.png")) for it in both],
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_odd_picture_that_is_fine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures()
+    GOOD[name](IMAGE, MASK)
+    options = PrepareOptions(size=32, fit="resize", patient_pattern=PATTERN, jobs=1)
+    manifest = prepare(Path("p"), Path("out"), options)
+    assert sum(count["slices"] for count in manifest.counts.values()) == 12
+
+
+HEADER = "patient,timepoint,image,mask\n"
+LONG = "x" * 300
+
+TABLES: dict[str, tuple[str, str]] = {
+    "an absolute path": (
+        HEADER + "a,0,/etc/ssl.png,masks/p00_1.png\n",
+        ": 1 fault, nothing was written\n  - {up}etc/ssl.png: no such file; mend the path or the link",
+    ),
+    "what is no picture": (
+        HEADER + "a,0,/etc/passwd,masks/p00_1.png\n",
+        ": 1 fault, nothing was written\n  - t.csv, line 2: /etc/passwd: must be NIfTI, PNG, TIFF or JPEG",
+    ),
+    "a path that leads out": (
+        HEADER + "a,0,../outside.png,masks/p00_1.png\n",
+        ": 1 fault, nothing was written\n  - ../outside.png: must lie inside the data folder, but a link or '..' leads "
+        "out; copy it in",
+    ),
+    "a long name": (
+        HEADER + f"a,0,{LONG}.png,masks/p00_1.png\n",
+        f": 1 fault, nothing was written\n  - {LONG}.png: no such file; mend the path or the link",
+    ),
+    "a name with a zero byte": (
+        HEADER + "a,0,x\0.png,masks/p00_1.png\n",
+        ": 1 fault, nothing was written\n  - x\\x00.png: no such file; mend the path or the link",
+    ),
+    "a cell longer than cells are": (
+        HEADER + f"a,0,{'x' * 200_000}.png,masks/p00_1.png\n",
+        ": must be a CSV table in UTF-8, but field larger than field limit (131072); export it again",
+    ),
+    "nothing": (
+        "",
+        ": needs the columns patient,timepoint,image,mask; patient, image, mask missing, got an empty file",
+    ),
+    "semicolons": (
+        HEADER.replace(",", ";"),
+        ": needs the columns patient,timepoint,image,mask; patient, image, mask missing, got "
+        "patient;timepoint;image;mask",
+    ),
+    "a column twice": (
+        "patient,image,image,mask\na,images/p00_1.png,images/p01_1.png,masks/p00_1.png\n",
+        ": the column image stands there twice; keep one",
+    ),
+    "an image that is its own mask": (
+        HEADER + "a,0,images/p00_1.png,images/p00_1.png\n",
+        ": 1 fault, nothing was written\n  - t.csv, line 2: images/p00_1.png is image and mask at once; name the "
+        "mask's file",
+    ),
+    "an open quote": (
+        HEADER + 'a,0,"images/p00_1.png,masks/p00_1.png\n',
+        ": 1 fault, nothing was written\n  - t.csv, line 2: no mask; name its file",
+    ),
+    "more cells than columns": (
+        HEADER + "a,0,images/p00_1.png,masks/p00_1.png,x\n",
+        ": 1 fault, nothing was written\n  - t.csv, line 2: more cells than columns; quote names that hold a comma",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_bad_table(name: str, refused: Callable[..., str]) -> None:
+    text, message = TABLES[name]
+    pictures(3)
+    Path("outside.png").write_bytes(IMAGE.read_bytes())
+    Path("p/t.csv").write_text(text, encoding="utf-8")
+    up = "../" * (len(Path.cwd().parts))
+    assert refused("prepare", "p/t.csv", "out", *OPTIONS) == "p/t.csv" + message.replace("{up}", up)
+
+
+def test_what_is_no_table(refused: Callable[..., str]) -> None:
+    pictures(3)
+    assert refused("prepare", IMAGE, "out") == (
+        "p/images/p00_1.png: must be a CSV table in UTF-8, but 'utf-8' codec can't decode byte 0x89 in position 0: "
+        "invalid start byte; export it again"
+    )
+    Path("t.csv").write_text(HEADER, encoding="utf-16")
+    assert refused("prepare", "t.csv", "out") == (
+        "t.csv: must be a CSV table in UTF-8, but 'utf-8' codec can't decode byte 0xff in position 0: invalid start "
+        "byte; export it again"
+    )

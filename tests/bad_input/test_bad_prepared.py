@@ -1,0 +1,149 @@
+"""Damaged prepared data: every file, a flipped byte, a manifest of any shape; said before a training is begun."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Refused = Callable[..., str]
+Change = Callable[[Path], object]
+AGAIN = "make it again with `wmlsearch prepare`"
+pytestmark = pytest.mark.usefixtures("no_ray")
+
+
+def bytes_of(name: str, change: Callable[[bytes], bytes]) -> Change:
+    return lambda data: (data / name).write_bytes(change((data / name).read_bytes()))
+
+
+def flipped(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def told(change: Callable[[Any], object], name: str = "manifest.json") -> Change:
+    """A change of what a manifest says."""
+
+    def apply(data: Path) -> None:
+        manifest = json.loads((data / name).read_text())
+        change(manifest)
+        (data / name).write_text(json.dumps(manifest))
+
+    return apply
+
+
+def row(**values: Any) -> Change:
+    return told(lambda it: it["slices"][0].update(values))
+
+
+def objects(data: Path) -> None:
+    np.save(data / "images.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+
+
+MANIFEST = f"data/manifest.json: is damaged ({{}}); {AGAIN}"
+WHOLE = f"data: the prepared data set is damaged\n  - {{}}; {AGAIN}"
+SHAPE = "the manifest says (60, 32, 32) uint8, but it holds {}; " + AGAIN
+
+FAULTS: dict[str, tuple[Change, str]] = {
+    "a bit of the images": (
+        bytes_of("images.npy", flipped),
+        WHOLE.format("images.npy: is damaged, its checksum is not the manifest's"),
+    ),
+    "a bit of the masks": (
+        bytes_of("masks.npy", flipped),
+        WHOLE.format("masks.npy: is damaged, its checksum is not the manifest's"),
+    ),
+    "images and masks swapped": (
+        lambda data: [
+            (data / a).rename(data / b)
+            for a, b in (("images.npy", "x"), ("masks.npy", "images.npy"), ("x", "masks.npy"))
+        ],
+        "data: the prepared data set is damaged\n"
+        f"  - images.npy: is damaged, its checksum is not the manifest's; {AGAIN}\n"
+        f"  - masks.npy: is damaged, its checksum is not the manifest's; {AGAIN}",
+    ),
+    "a row's split": (
+        row(split="val"),
+        WHOLE.format("manifest.json: is damaged, its fingerprint does not fit its slices"),
+    ),
+    "no images": (
+        lambda data: (data / "images.npy").unlink(),
+        f"data/images.npy: can't be read ([Errno 2] No such file or directory: 'data/images.npy'); {AGAIN}",
+    ),
+    "empty images": (
+        bytes_of("images.npy", lambda _: b""),
+        f"data/images.npy: can't be read (EOF: reading magic string, expected 8 bytes got 0); {AGAIN}",
+    ),
+    "images cut": (
+        bytes_of("images.npy", lambda it: it[:-1]),
+        f"data/images.npy: can't be read (mmap length is greater than file size); {AGAIN}",
+    ),
+    "images that are pickled": (
+        objects,
+        f"data/images.npy: can't be read (Array can't be memory-mapped: Python objects in dtype.); {AGAIN}",
+    ),
+    "images of another size": (
+        lambda data: np.save(data / "images.npy", np.zeros((60, 16, 16), np.uint8)),
+        f"data/images.npy: {SHAPE.format('(60, 16, 16) uint8')}",
+    ),
+    "masks of floats": (
+        lambda data: np.save(data / "masks.npy", np.zeros((60, 32, 32), np.float32)),
+        f"data/masks.npy: {SHAPE.format('(60, 32, 32) float32')}",
+    ),
+    "an empty manifest": (
+        bytes_of("manifest.json", lambda _: b""),
+        MANIFEST.format("Expecting value: line 1 column 1 (char 0)"),
+    ),
+    "a manifest that is a list": (
+        bytes_of("manifest.json", lambda _: b"[1]"),
+        MANIFEST.format("manifest: '[1]' is not of type Manifest"),
+    ),
+    "a manifest in UTF-16": (
+        bytes_of("manifest.json", lambda it: it.decode().encode("utf-16")),
+        MANIFEST.format("'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ),
+    "a manifest of depths": (
+        bytes_of("manifest.json", lambda _: b"[" * 100_000),
+        MANIFEST.format("nested too deeply"),
+    ),
+    "another format": (
+        told(lambda it: it.update(format=3)),
+        f"data/manifest.json: format must be 2, but is 3; {AGAIN}",
+    ),
+    "no size": (told(lambda it: it.pop("size")), MANIFEST.format("manifest: missing or unknown fields: size")),
+    "a size of text": (told(lambda it: it.update(size="32")), MANIFEST.format("size: '32' is not of type int")),
+    "an unknown field": (
+        told(lambda it: it.update(colour=1)),
+        MANIFEST.format("manifest: missing or unknown fields: colour"),
+    ),
+    "a volume that isn't there": (
+        row(volume=99),
+        MANIFEST.format("slice 0 is in split 'train' and volume 99"),
+    ),
+    "a split that isn't one": (row(split="extra"), MANIFEST.format("slice 0 is in split 'extra' and volume 0")),
+    "a sealed manifest that was changed": (
+        told(lambda it: it.update(seed=1), "sealed/manifest.json"),
+        f"data/sealed/manifest.json: is not the one that was sealed, its checksum differs; {AGAIN}",
+    ),
+    "no sealed patients": (
+        lambda data: shutil.rmtree(data / "sealed"),
+        f"data/sealed/manifest.json: can't be read (No such file or directory); {AGAIN}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_damaged_data_set(name: str, prepared: Path, refused: Refused) -> None:
+    change, message = FAULTS[name]
+    shutil.copytree(prepared, "data")
+    change(Path("data"))
+    assert refused("tune", "quick", "--data", "data") == message
+    if "sealed" not in name:
+        assert refused("train", "paper", "--data", "data", "--workers", 0) == message
+        assert refused("plan", "quick", "--data", "data") == message
+    assert [path.name for path in Path().iterdir()] == ["data"], "nothing was begun"

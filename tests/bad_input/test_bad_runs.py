@@ -1,0 +1,294 @@
+"""Damaged run folders: empty, torn, of another form, in another encoding; whoever is asked for them names the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmlsearch.config import InputError
+from wmlsearch.runs import SearchDir
+
+Refused = Callable[..., str]
+Change = Callable[[Path], object]
+RESTORE = "restore it from a copy, or move the run away"
+TRIAL = "runs/s/trials/0000"
+
+
+@pytest.fixture
+def search(searched: SearchDir, tmp_path: Path, refused: Refused) -> Path:
+    """A copy of the search, in the working folder."""
+    shutil.copytree(searched.path, tmp_path / "runs" / "s")
+    return tmp_path / "runs" / "s"
+
+
+def content(name: str, change: Callable[[bytes], bytes]) -> Change:
+    return lambda search: (search / name).write_bytes(change((search / name).read_bytes()))
+
+
+def said(file: str, **values: Any) -> Change:
+    """Other values in a JSON file of the search; `...` takes a name away; `a__b` is the b within a."""
+
+    def apply(search: Path) -> None:
+        whole = json.loads((search / file).read_text()) if (search / file).exists() else {}
+        for key, value in values.items():
+            place, *path = key.split("__")
+            inner = whole
+            for step in path:
+                inner, place = inner[place], step
+            if value is ...:
+                del inner[place]
+            else:
+                inner[place] = value
+        (search / file).write_text(json.dumps(whole))
+
+    return apply
+
+
+def line(number: int, text: str | None = None, **values: Any) -> Change:
+    """Another line (from 1) in the first trial's metrics, or other values in it."""
+
+    def apply(search: Path) -> None:
+        path = search / "trials/0000/metrics.jsonl"
+        lines = path.read_text().splitlines()
+        new = json.dumps({k: v for k, v in {**json.loads(lines[number - 1]), **values}.items() if v is not ...})
+        lines[number - 1] = new if text is None else text
+        path.write_text("".join(f"{it}\n" for it in lines))
+
+    return apply
+
+
+def damaged(name: str, *faults: str, remedy: str = RESTORE) -> str:
+    return "\n  - ".join([f"runs/s/{name}: is damaged; {remedy}", *faults])
+
+
+def unreadable(name: str, why: str) -> str:
+    return f"runs/s/{name}: can't be read ({why}); restore it from a copy"
+
+
+def in_line(number: int, fault: str) -> str:
+    return f"{TRIAL}/metrics.jsonl: line {number} is damaged; {RESTORE}\n  - {fault}"
+
+
+NOTHING = "Expecting value: line 1 column 1 (char 0)"
+CONFIG, METRICS, STATUS = "trials/0000/config.json", "trials/0000/metrics.jsonl", "trials/0000/status.json"
+STATES = (
+    "match pattern '^(running|completed|early_stopped|stopped|diverged|out_of_memory|lost|failed|interrupted)$'"
+).replace("'", "")
+FORECAST = (
+    "epochs", "start_s", "search_s", "total_s", "final_s", "final_runs", "final_epochs", "gpu_hours", "disk_bytes",
+    "peak_memory_mb",
+)  # fmt: skip
+
+FAULTS: dict[str, tuple[Change, str]] = {
+    # search.json
+    "search empty": (content("search.json", lambda _: b""), unreadable("search.json", NOTHING)),
+    "search cut": (
+        content("search.json", lambda _: b'{"key": "a'),
+        unreadable("search.json", "Unterminated string starting at: line 1 column 9 (char 8)"),
+    ),
+    "search a list": (
+        content("search.json", lambda _: b"[]"),
+        "runs/s/search.json: must hold a JSON object, but holds a list",
+    ),
+    "search in UTF-16": (
+        content("search.json", lambda it: it.decode().encode("utf-16")),
+        unreadable("search.json", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ),
+    "search of depths": (
+        content("search.json", lambda _: b'{"a":' * 100_000),
+        unreadable("search.json", "nested too deeply"),
+    ),
+    "no key": (said("search.json", key=...), damaged("search.json", "key is missing")),
+    "created in words": (
+        said("search.json", created="today"),
+        damaged("search.json", "created must be a valid number, but got 'today'"),
+    ),
+    "no settings": (said("search.json", settings=...), damaged("search.json", "settings is missing")),
+    "settings a list": (
+        said("search.json", settings=[]),
+        damaged("search.json", "settings must be an object, but got []"),
+    ),
+    "settings without objective": (
+        said("search.json", settings__objective=...),
+        damaged("search.json", "settings.objective is missing"),
+    ),
+    "settings of another version": (
+        said("search.json", settings__colour=1, settings__trials=0),
+        "runs/s/search.json: its settings can't be used\n  - trials must be greater than or equal to 1, but got 0\n"
+        "  - unknown name 'colour': known are ",
+    ),
+    "data null": (said("search.json", data=None), damaged("search.json", "data must be an object, but got None")),
+    "no fingerprint": (
+        said("search.json", data__fingerprint=...),
+        damaged("search.json", "data.fingerprint is missing"),
+    ),
+    "space text": (said("search.json", space="x"), damaged("search.json", "space must be an object, but got 'x'")),
+    "space with a range turned round": (
+        said("search.json", space__values={"depth": {"low": 4, "high": 2}}),
+        "runs/s/search.json: space: not a valid search space\n"
+        "  - depth: low < high must hold, but got (low=4, high=2)",
+    ),
+    "certificate of another form": (
+        said("search.json", certificate__duplicates={"train": {}}),
+        damaged(
+            "search.json",
+            "certificate.duplicates.train.[key] must match pattern ^[a-z]+/[a-z]+$, but got 'train'",
+        ),
+    ),
+    "shape of nobody": (
+        said("search.json", shape={"workers_per_trial": 0, "gpus_per_worker": None}),
+        damaged("search.json", "shape.workers_per_trial must be greater than or equal to 1, but got 0"),
+    ),
+    # config.json of a trial
+    "trial empty": (content(CONFIG, lambda _: b""), unreadable(CONFIG, NOTHING)),
+    "trial null": (
+        content(CONFIG, lambda _: b"null"),
+        f"runs/s/{CONFIG}: must hold a JSON object, but holds a NoneType",
+    ),
+    "no configuration": (said(CONFIG, config=...), damaged(CONFIG, "config is missing")),
+    "a configuration with a typo": (
+        said(CONFIG, config={"detph": 3}),
+        f"runs/s/{CONFIG}: config: not a valid configuration\n  - unknown name 'detph': did you mean 'depth'?",
+    ),
+    "a child of nobody": (
+        said(CONFIG, parent=0),
+        damaged(CONFIG, "parent_epoch is missing, though parent is there"),
+    ),
+    "a rate factor in words": (
+        said(CONFIG, rate_factors={"2": "more"}),
+        damaged(CONFIG, "rate_factors.2 must be a valid number, but got 'more'"),
+    ),
+    "a name that is a number": (said(CONFIG, name=7), damaged(CONFIG, "name must be a valid string, but got 7")),
+    # status.json
+    "status cut": (
+        content(STATUS, lambda it: it[:5]),
+        unreadable(STATUS, "Unterminated string starting at: line 2 column 2 (char 3)"),
+    ),
+    "a state that isn't one": (said(STATUS, state="fine"), damaged(STATUS, f"state must {STATES}, but got 'fine'")),
+    "ended in words": (said(STATUS, ended="late"), damaged(STATUS, "ended must be a valid number, but got 'late'")),
+    # metrics.jsonl
+    "a line torn in the middle": (
+        line(2, '{"epoch": 2, "val'),
+        f"{TRIAL}/metrics.jsonl: line 2 is damaged (Unterminated string starting at: line 1 column 14 (char 13)); "
+        "restore the file from a copy",
+    ),
+    "a line of zeros": (
+        line(3, "\0" * 20),
+        f"{TRIAL}/metrics.jsonl: line 3 is damaged ({NOTHING}); restore the file from a copy",
+    ),
+    "a line that is a list": (
+        line(1, "[1]"),
+        f"{TRIAL}/metrics.jsonl: line 1 is damaged (it holds a list instead of a JSON object); restore the file from a "
+        "copy",
+    ),
+    "an empty line": (
+        line(1, ""),
+        f"{TRIAL}/metrics.jsonl: line 1 is damaged ({NOTHING}); restore the file from a copy",
+    ),
+    "a line without epoch": (line(2, epoch=...), in_line(2, "epoch is missing")),
+    "a metric in words": (
+        line(2, val_dice_best="good"),
+        in_line(2, "val_dice_best must be a valid number, but got 'good'"),
+    ),
+    "a metric that is no number": (
+        line(2, '{"epoch": 2, "time": 1, "ended": null, "val_dice_best": NaN}'),
+        in_line(2, "val_dice_best must be a finite number, but got nan"),
+    ),
+    "metrics in UTF-16": (
+        content(METRICS, lambda it: it.decode().encode("utf-16")),
+        f"{TRIAL}/metrics.jsonl: line 1 is damaged ('utf-8' codec can't decode byte 0xff in position 0: invalid start "
+        "byte); restore the file from a copy",
+    ),
+    "metrics that are a folder": (
+        lambda search: ((search / METRICS).unlink(), (search / METRICS).mkdir()),
+        f"{TRIAL}/metrics.jsonl: can't be read (Is a directory); restore it from a copy",
+    ),
+    # the others
+    "time used in words": (
+        said("used.json", seconds="long"),
+        damaged("used.json", "seconds must be a valid number, but got 'long'"),
+    ),
+    "time used below nothing": (
+        said("used.json", seconds=-1),
+        damaged("used.json", "seconds must be greater than or equal to 0, but got -1"),
+    ),
+    "a forecast of nothing": (
+        said("forecast.json", rungs=3, **dict.fromkeys(FORECAST, 1), ends_by=""),
+        damaged(
+            "forecast.json",
+            "rungs must be a valid list, but got 3",
+            remedy="delete it, it is for looking at only",
+        ),
+    ),
+    "an earlier trial of nothing": (
+        lambda search: (search / "earlier.jsonl").write_text('{"config": {}}\n'),
+        f"runs/s/earlier.jsonl: line 1 is damaged; {RESTORE}\n  - state is missing\n  - values is missing",
+    ),
+    "a ledger of another form": (
+        said("trials/0000/mlflow.json", uri="x", rows=-1),
+        damaged(
+            "trials/0000/mlflow.json",
+            "rows must be greater than or equal to 0, but got -1",
+            remedy="delete it, and `wmlsearch sync` makes it anew",
+        ),
+    ),
+    "a test of nobody": (
+        said("test.json", opened=1.0, models={"baseline": {"members": []}}),
+        damaged(
+            "test.json",
+            "models.baseline.members must have at least 1 item after validation, not 0, but got []",
+            "models.baseline.ensemble is missing",
+        ),
+    ),
+    "a trial without a number": (
+        lambda search: shutil.copytree(search / "trials/0000", search / "trials/0000 copy"),
+        "runs/s/trials/0000 copy: a trial's folder is named by its number (0000, 0001, ...); move it away",
+    ),
+    "a model without members": (
+        said("models/champion/config.json", members=...),
+        damaged("models/champion/config.json", "members is missing"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_damaged_search(name: str, search: Path, refused: Refused) -> None:
+    change, message = FAULTS[name]
+    change(search)
+    found = refused("status", "s")
+    if message.endswith("known are "):
+        assert found.startswith(message)
+    else:
+        assert found == message
+    for verb in (("report", "s"), ("sync", "s"), ("tune", "--resume", "s"), ("predict", "s", "x.nii", "--out", "o")):
+        assert refused(*verb) == found
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"], "nothing was made"
+
+
+def test_a_damaged_run_does_not_stand_in_the_way_of_another(search: Path, refused: Refused) -> None:
+    shutil.copytree(search, search.with_name("t"))
+    (search / "search.json").write_text("[]")
+    assert refused("stop", "t") == "t: is not running (state: completed), nothing to stop"
+    assert refused("status", "u") == "u: no search or run of this name in runs (there: t, s), and no path to one"
+
+
+def test_what_a_search_needs_to_go_on(search: Path, refused: Refused, no_ray: None) -> None:
+    assert refused("tune", "--resume", "s") == (
+        "runs/s/search.json: lacks shape, so it can't go on; begin a new search"
+    )
+    said("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
+    assert refused("tune", "--resume", "s") == ("nowhere: no such folder; make it with `wmlsearch prepare RAW nowhere`")
+
+
+def test_a_gallery_that_is_none(search: Path) -> None:
+    for wrong in (b"", b"PK\x03\x04", b"\x80\x04.", b"\x93NUMPY"):
+        (search / "test-gallery.npz").write_bytes(wrong)
+        with pytest.raises(
+            InputError, match=r"test-gallery.npz: can't be read \(.*\); `wmlsearch evaluate` makes it anew"
+        ):
+            SearchDir(search).gallery()

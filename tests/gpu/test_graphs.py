@@ -1,0 +1,175 @@
+"""CUDA graphs of the training steps: what they compute, what they wait for, what they leave behind."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmlsearch.config import TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model import steps as module
+from wmlsearch.model import training
+from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.steps import Diverged, Steps
+from wmlsearch.model.training import EpochReport, Trainer, count, epochs, load_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+]
+EPOCHS = 6  # of 6 batches of 7 slices and one of 6: both sizes are captured
+SMALL = TrialConfig(depth=2, base_channels=8, batch_size=7, dropout=0.0, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def data(prepared: Path) -> PreparedData:
+    return PreparedData.open(prepared, "cuda")
+
+
+def small(**values: Any) -> TrialConfig:
+    return TrialConfig.of({**SMALL.model_dump(), **values})
+
+
+def losses(reports: Iterator[EpochReport]) -> list[float]:
+    return [report.metrics["train_loss"] or 0.0 for report in reports]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("augment", ["none", "affine"])
+def test_graphs_compute_what_steps_do(
+    data: PreparedData, optimizer: str, augment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(optimizer=optimizer, augment=augment, schedule="cosine", weight_decay=1e-4)
+    made = []
+    captured = module.captured
+
+    def watched(*arguments: Any) -> Any:
+        made.append(captured(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(module, "captured", watched)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="training goes on")
+        graphed = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    assert len(made) == 2, "a graph of each size of batch"
+    monkeypatch.setattr(module, "WARM_UP", 10**9)
+    eager = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    assert len(made) == 2
+    # Convolutions' gradients are sums without a fixed order, and training amplifies: 1 % after 42 steps.
+    assert graphed == pytest.approx(eager, rel=1e-2)
+
+
+def test_dropout_drops_others_at_each_replay(data: PreparedData) -> None:
+    for dropout, different in ((0.5, True), (0.0, False)):
+        trainer = Trainer(small(optimizer="sgd", dropout=dropout), data, 1, 0, "float32")
+        trainer.model.train()
+        same = tuple(torch.arange(7) for _ in range(9))
+        found = trainer.steps.run(same, [0.0] * 9, None, 1)  # nothing is learned at a rate of 0
+        assert list(trainer.steps.graphs) == [7]
+        replayed = {round(loss, 5) for loss in found[module.WARM_UP :]}
+        assert (len(replayed) > 1) == different
+
+
+def test_the_host_waits_for_nothing_within_an_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited_for: list[str] = []
+    advance, add = Steps.advance, Counts.add
+
+    def silent(self: Any, what: str, *arguments: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            (advance if what == "step" else add)(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waited_for.append(what)
+
+    for kind, warm_up in (("replays", module.WARM_UP), ("eager steps", 10**9)):
+        monkeypatch.setattr(module, "WARM_UP", warm_up)
+        with monkeypatch.context() as patch:
+            trainer = Trainer(small(augment="affine", dropout=0.1), data, EPOCHS, 0, "auto")
+            for _ in range(EPOCHS - 1):
+                trainer.train_epoch()
+            assert bool(trainer.steps.graphs) == (kind == "replays")
+            patch.setattr(Steps, "advance", lambda self, images: silent(self, "step", images))
+            patch.setattr(Counts, "add", lambda self, *arguments: silent(self, "count", *arguments))
+            trainer.train_epoch()
+        assert waited_for == ["step"] * 7 + ["count"], kind
+        waited_for.clear()
+
+
+def test_interrupted_and_resumed_with_graphs(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
+    config = small(optimizer="adamw", dropout=0.1, augment="flip")
+    whole = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    last = tmp_path / "last.pt"
+    for where in (data, PreparedData.open(prepared), data):  # on a GPU, on CPUs, on a GPU
+        reports = epochs(config, where, max_epochs=EPOCHS, precision="float32", last=last)
+        next(reports)
+        (group,) = load_checkpoint(last)["optimizer"]["param_groups"]
+        assert (type(group["lr"]), group["capturable"]) == (float, False)
+    losses(reports)
+    found = [row["train_loss"] for row in load_checkpoint(last)["reports"]]
+    assert found[0] == pytest.approx(whole[0], rel=1e-2)
+    assert found == pytest.approx(whole, rel=0.15), "an epoch of them with other dropout: a CPU draws its own"
+
+
+def test_trainings_after_one_another_leave_no_memory(data: PreparedData) -> None:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    def train() -> None:
+        losses(epochs(small(base_channels=16, augment="affine"), data, max_epochs=EPOCHS))
+
+    train()  # libraries keep workspaces
+    before = held()
+    train()
+    train()
+    assert held() == before
+
+
+def test_a_capture_that_fails_costs_nothing_but_speed(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(dropout=0.3)
+
+    def looks(logits: Tensor, masks: Tensor, loss: str) -> Tensor:
+        found = slice_losses(logits, masks, loss)
+        if torch.cuda.is_current_stream_capturing():
+            found.sum().item()  # the host may not wait within a capture
+        return found
+
+    wanted = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "slice_losses", looks)
+        with pytest.warns(UserWarning, match="^training goes on without CUDA graphs, since capturing failed: "):
+            found = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    assert found == pytest.approx(wanted, rel=5e-2)
+    torch.cuda.empty_cache()
+    with warnings.catch_warnings():  # and the next training of this process has graphs again
+        warnings.filterwarnings("error", message="training goes on")
+        again = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    assert again == pytest.approx(wanted, rel=5e-2)
+
+
+def test_divergence_is_noticed_at_the_end_of_the_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "learning_rate", lambda _config, step, _steps: 1e38 if step == 4 else 1e-3)
+    with pytest.raises(Diverged, match=r"^the training loss is not finite in epoch 1, step 6 of 7$"):
+        next(epochs(small(optimizer="sgd"), data, max_epochs=2, precision="float32"))
+
+
+def test_a_gpu_counts_like_a_cpu(data: PreparedData, prepared: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 1, 32, 32, generator=generator)
+    masks = (torch.rand(12, 1, 32, 32, generator=generator) > 0.9).float()
+    patients = torch.arange(12) % 3
+    here, there = Counts(3), Counts(3, "cuda")
+    here.count(torch.sigmoid(logits), masks, patients)
+    there.count(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda())
+    assert torch.equal(there.histograms.cpu(), here.histograms)
+    unet = Trainer(SMALL, data, 1, 0, "float32").unet
+    assert count(unet, data.val, "bce", bfloat16=False).slices == len(data.val)
