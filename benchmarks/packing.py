@@ -1,63 +1,108 @@
-"""Trials per hour on one GPU, as many at once as `--trials-per-gpu auto` finds best, against one at a time.
+"""The paper's point trained by one process, two, three and four at once on one GPU, against one alone.
 
     python -m benchmarks.packing [--json FILE]
 
-Some configurations of the default space are timed, each by as many processes at once; a trial is one of the paper's
-length, 18 epochs of 3098 images.
+Counted are the images that all of them train in a second while all are at it, in steady state; every process has the
+data on the GPU, and four are there all the time, those that have no turn idle. Needs the core only, as
+benchmarks.training does. `--trials-per-gpu auto` measures the same through Ray.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.table import Row, show
-from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.data.phantom import write_phantom
-from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.search.cluster import Request, Slots, plan_slots, ray_at, share_of_gpu, this_machine
-from wmlsearch.search.measure import Measuring
-from wmlsearch.search.nodes import parcel
-from wmlsearch.search.packing import pack
-from wmlsearch.space import SearchSpace
+from benchmarks.training import SIZE, phantoms
+from wmlsearch.config import TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.timing import Pace, mps_is_on
 
-WHAT, AIM = "trials per hour on one GPU, default space", 3.0
-CONFIGURATIONS = 6
-LIMIT_S = 3.0  # for each that is timed
-IMAGES = 18 * 3098  # of a trial
+MOST = 4  # processes at once
+AIM = 3.0  # times what one alone trains
+SECONDS, REPEATS = 2.0, 3  # of each number of processes, in turn
+PATIENCE_S = 120.0
 
 
 def measure() -> list[Row]:
-    """One row, and what was chosen."""
+    """A row for each number of processes, and what is best."""
     if not torch.cuda.is_available():
-        return [Row(WHAT, "no GPU here", aim=f"{AIM:g}")]
-    space, settings = SearchSpace.read("unet"), RunSettings(trials=100)
-    rng = np.random.default_rng(0)
-    sample = [TrialConfig(), *(space.config(space.sample(rng)) for _ in range(CONFIGURATIONS - 1))]
-    with tempfile.TemporaryDirectory() as folder, ray_at(None):
-        raw = write_phantom(Path(folder) / "raw", patients=6, timepoints=1, shape=(128, 128, 48))
-        prepare(raw, Path(folder) / "prepared", PrepareOptions(size=256, jobs=1))
-        data = parcel(Path(folder) / "prepared", send=False)
-        alone = plan_slots(this_machine(), Request(), settings.trials)
-        found = pack(space, settings, data, alone)
-        count = found.trials_per_gpu
-        slots = Slots(count, 1, max(1, alone.cpus // count), share_of_gpu(count))
-        with Measuring(data, slots, count, one_gpu=True) as there:
-            one, several = (
-                [
-                    at_once * 3600 / (IMAGES * there.time(config, settings, LIMIT_S, at_once).train_s)
-                    for config in sample
-                ]
-                for at_once in (1, count)
-            )
-    ratio = statistics.median(b / a for a, b in zip(one, several, strict=True))
-    ours, theirs = (f"{statistics.median(rates):.0f}" for rates in (several, one))
-    row = Row(WHAT, f"{ours}, {count} at once", f"{theirs}, one at a time", ratio, f"{AIM:g}", ratio >= AIM)
-    return [row, Row(f"--trials-per-gpu auto: {found}", str(count))]
+        return [Row("paper's point, several trainings at once on one GPU", "no GPU here")]
+    with tempfile.TemporaryDirectory() as folder:
+        (prepared,) = phantoms(Path(folder), 30, (SIZE,))
+        rates = together(prepared, "cuda", MOST, SECONDS, REPEATS)
+    return rows(rates)
+
+
+def rows(rates: Sequence[float]) -> list[Row]:
+    """Of the images per second of 1, 2, ... trainings at once."""
+    alone, mps = rates[0], f"MPS {'on' if mps_is_on() else 'off'}"
+    what = f"paper's point, batch {TrialConfig().batch_size}, GPU, {mps}"
+    found = [
+        Row(f"{what}, {count} at once", f"{rate:.0f} images/s", f"{alone:.0f} images/s, one alone", rate / alone)
+        for count, rate in enumerate(rates, start=1)
+    ]
+    best = max(range(len(rates)), key=lambda place: rates[place])
+    told, ratio = f"{best + 1} at once", rates[best] / alone
+    return [*found, Row(f"{what}, trainings an hour at best", told, "one at a time", ratio, f"{AIM:g}", ratio >= AIM)]
+
+
+def together(prepared: Path, device: str, most: int, seconds: float, repeats: int) -> list[float]:
+    """Images that 1, 2, ..., `most` trainings at once train in a second, all together: medians."""
+    with processes(prepared, device, most) as others:
+        found: list[list[float]] = [[] for _ in others]
+        for _ in range(repeats):
+            for count in range(1, most + 1):
+                for other in others[:count]:
+                    other.send(seconds)
+                found[count - 1].append(sum(_answer(other) for other in others[:count]))
+    return [statistics.median(rates) for rates in found]
+
+
+@contextmanager
+def processes(prepared: Path, device: str, count: int) -> Iterator[list[Connection]]:
+    """So many that are ready to train: each answers a number of seconds with the images per second meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(count)]
+    started = [context.Process(target=_serve, args=(str(prepared), device, theirs)) for _, theirs in pipes]
+    try:
+        for process, (_, theirs) in zip(started, pipes, strict=True):
+            process.start()
+            theirs.close()
+        ours = [mine for mine, _ in pipes]
+        for mine in ours:
+            _answer(mine)  # that it is ready
+        yield ours
+    finally:
+        for process in started:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+
+
+def _serve(prepared: str, device: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    pace = Pace(TrialConfig(), PreparedData.open(Path(prepared), device))
+    pipe.send(0.0)
+    while True:
+        pipe.send(pace.images_per_s(pipe.recv()))
+
+
+def _answer(pipe: Connection) -> float:
+    """Raises RuntimeError where a process has ended or is silent."""
+    if not pipe.poll(PATIENCE_S):
+        raise RuntimeError(f"a training process has not answered within {PATIENCE_S:g} s")
+    try:
+        return float(pipe.recv())
+    except EOFError:
+        raise RuntimeError("a training process has ended with an error") from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,18 @@ from torch import Tensor, distributed
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
-from wmlsearch.model.memory import CONTEXT_BYTES, Estimate, Held, counted, images_in_step, measured
+from wmlsearch.model import memory
+from wmlsearch.model.memory import (
+    CONTEXT_BYTES,
+    TAKEN,
+    Estimate,
+    Held,
+    counted,
+    graphs_of,
+    held_bytes,
+    images_in_step,
+    measured,
+)
 from wmlsearch.model.metrics import slice_losses
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs import RunDir, SearchDir
@@ -44,7 +55,7 @@ def test_the_count_of_a_tiny_network_is_its_closed_form() -> None:
     joined = 2 * 4  # the skip and what came from below
     held = image_and_padded + mask + block + pooled + bottom + joined + block + logits
     size = 32
-    estimate = counted(TINY, size, bfloat16=False, val_slices=1)
+    estimate = counted(TINY, size, bfloat16=False, shown=1)
     # At the beginning of the backward pass gradients as big as the biggest tensor come; a loss is a number an image.
     assert estimate.image_bytes == pytest.approx((held + joined) * size**2, abs=16)
     parameters = sum(it.numel() for it in UNet(1, 1, 0.0).parameters())
@@ -76,7 +87,7 @@ def test_what_is_counted_is_what_autograd_saves(values: dict[str, Any], bfloat16
         losses = slice_losses(logits, masks, config.loss)
     own = {it.untyped_storage().data_ptr() for it in unet.parameters()}
     kept = sum(it.untyped_storage().nbytes() for pointer, it in saved.items() if pointer not in own)
-    estimate = counted(config, size, bfloat16, val_slices=1)
+    estimate = counted(config, size, bfloat16, shown=1)
     biggest = max(it.untyped_storage().nbytes() for pointer, it in saved.items() if pointer not in own)
     parameters = sum(it.nbytes for it in unet.parameters())
     state = sum(it.nbytes for it in unet.state_dict().values()) + 3 * parameters  # gradients, two averages of Adam
@@ -94,7 +105,7 @@ def test_more_images_take_so_much_more() -> None:
         padded = inputs.clone()
         losses = slice_losses(unet(padded), masks.clone(), "bce")
     config = TrialConfig(depth=2, base_channels=4, dropout=0.5)
-    estimate = counted(config, 32, bfloat16=False, val_slices=1)
+    estimate = counted(config, 32, bfloat16=False, shown=1)
     assert estimate.bytes(5) - estimate.bytes(3) == 2 * estimate.image_bytes
     assert 5 * estimate.image_bytes == pytest.approx(held.now + 5 * held.biggest_image, rel=0.01)
     assert losses.requires_grad
@@ -103,8 +114,8 @@ def test_more_images_take_so_much_more() -> None:
 
 
 def test_what_differs_between_trainings_differs_in_the_count() -> None:
-    def of(bfloat16: bool = False, world: int = 1, val_slices: int = 100, **values: Any) -> Estimate:
-        return counted(TrialConfig(**values), 64, bfloat16, val_slices, world)
+    def of(bfloat16: bool = False, world: int = 1, shown: int = 16, **values: Any) -> Estimate:
+        return counted(TrialConfig(**values), 64, bfloat16, shown, world)
 
     weights = 4 * 1_943_761  # the paper's
     paper = of()
@@ -116,9 +127,30 @@ def test_what_differs_between_trainings_differs_in_the_count() -> None:
     assert of(dropout=0.0).image_bytes < 0.8 * paper.image_bytes
     assert counted(TrialConfig(), 128, False, 1).image_bytes == pytest.approx(4 * paper.image_bytes, rel=0.01)
     # 16 images to validate are more than one to train on; a single one is not.
-    assert paper.bytes(1) == paper.validation_bytes > paper.fixed_bytes + paper.image_bytes
-    assert of(val_slices=1).bytes(1) == paper.fixed_bytes + paper.image_bytes
+    assert paper.bytes(1) == paper.fixed_bytes + paper.validation_bytes > paper.fixed_bytes + paper.image_bytes
+    assert of(shown=1).bytes(1) == paper.fixed_bytes + paper.image_bytes
     assert of(**{**BIG, "depth": 5}).bytes(1) > 100e9  # and nothing was allocated
+
+
+def test_graphs_keep_what_they_hold() -> None:
+    """Beside the graphs' memory the other size of batch warms up, or validation runs: by hand."""
+    weights, image, validation = 10, 100, 650
+    of = Estimate(4 * weights, weights, image, validation)
+    assert of.bytes(5) == 40 + 650  # without graphs what a step held is free for validation
+    assert of.bytes(7) == 40 + 700
+    assert of.bytes(5, graphs=1) == 40 + 500 + 650
+    assert of.bytes(5, graphs=2) == 40 + 500 + 650
+    assert of.bytes(7, graphs=2) == 40 + 700 + (10 + 700)
+    assert Estimate(40, 10, 100, 0).bytes(7, graphs=1) == 40 + 700 + 10  # gradients of the warm-up
+
+
+@pytest.mark.parametrize("slices", [1, 5, 22, 43, 100])
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+def test_a_graph_for_each_size_of_batch(slices: int, batch_size: int) -> None:
+    sizes = {len(batch) for batch in batches(slices, batch_size, torch.Generator())}
+    config = TrialConfig(batch_size=batch_size)
+    assert graphs_of(config, slices, GPU, several=False) == len(sizes)
+    assert graphs_of(config, slices, GPU, several=True) == graphs_of(config, slices, torch.device("cpu"), False) == 0
 
 
 @pytest.mark.parametrize("slices", [1, 5, 22, 43, 100])
@@ -158,7 +190,7 @@ def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch
     assert room.machine_bytes() == whole
     # A limit of address space counts what is only mapped, too.
     monkeypatch.setattr(room.resource, "getrlimit", lambda _: (10**9, 10**9))
-    monkeypatch.setattr(room, "_pages", lambda: (600_000_000, 200_000_000))
+    monkeypatch.setattr(room, "process_bytes", lambda: (600_000_000, 200_000_000))
     assert limit_bytes(cpu) == 600_000_000
 
 
@@ -171,7 +203,7 @@ def test_what_does_not_fit_says_the_numbers(prepared: Path, monkeypatch: pytest.
     small = foretell(TrialConfig(**SMALL), data, "float32")
     assert small.refusal == ""
     # The peak of the process: what it holds already, and what comes.
-    assert small.peak_mb * 2**20 == pytest.approx(room.held_bytes(torch.device("cpu")) + small.need_bytes)
+    assert small.peak_mb * 2**20 == pytest.approx(held_bytes(torch.device("cpu")) + small.need_bytes)
     with pytest.raises(InputError, match="size >= 2\\^"):
         foretell(TrialConfig(depth=8), data, "float32")
 
@@ -189,17 +221,17 @@ def test_on_a_gpu_the_measured_line_counts(prepared: Path, monkeypatch: pytest.M
 
     def measure(config: TrialConfig, *_: object) -> Estimate:
         asked.append(config)
-        return Estimate(10**9, 2 * 10**9, 0)
+        return Estimate(10**9, 10**8, 2 * 10**9, 0)
 
-    monkeypatch.setattr(room, "measured", measure)
+    monkeypatch.setattr(memory, "measured", measure)
     monkeypatch.setattr(room, "gpu_bytes", lambda _: 20 * 10**9)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300_000_000)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300_000_000)
     fit = foretell(TrialConfig(batch_size=5), on_gpu, "float32")
     images = images_in_step(TrialConfig(batch_size=5), len(data.train))
-    assert (fit.need_bytes, fit.left_bytes) == (
-        (1 + 2 * images) * 10**9,
-        20 * 10**9 - CONTEXT_BYTES - 300_000_000,
-    )
+    assert graphs_of(TrialConfig(batch_size=5), len(data.train), GPU, several=False) == 2
+    once, each = TAKEN["cuda"]
+    tensors = 10**9 + 2 * (2 * 10**9 * images) + 10**8  # the graphs', and those of a warm-up
+    assert (fit.need_bytes, fit.left_bytes) == (once + each * tensors, 20 * 10**9 - CONTEXT_BYTES - 300_000_000)
     assert fit.peak_mb == (fit.need_bytes + 300_000_000) / 2**20
     # Where the count says that not even two images fit, nothing is tried.
     foretell(TrialConfig(**BIG), on_gpu, "float32")
@@ -222,7 +254,8 @@ def test_the_line_is_measured_by_the_trainer_itself(prepared: Path, monkeypatch:
     monkeypatch.setattr(UNet, "forward", looked_at)
     data, config = PreparedData.open(prepared), TrialConfig(**SMALL)
     estimate = measured(config, data, "float32")
-    assert estimate == Estimate(300 - 250, 250, 600)
+    gradients = 4 * sum(it.numel() for it in UNet(config.depth, config.base_channels).parameters())
+    assert estimate == Estimate(300 - 250, gradients, 250, 600 - (300 - 250))
     assert seen == [1, 1, 2, min(16, len(data.val))]
     assert measured(config.model_copy(update={"learning_rate": 0.5, "batch_size": 9}), data, "float32") is estimate
 
@@ -259,12 +292,14 @@ def test_a_training_without_room_ends_before_it_begins(
 def test_all_ranks_begin_or_none(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hears the least room of all ranks, and the most need."""
     of_other = torch.tensor([10**9, -(10**13)])
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce", lambda mine, _: mine.copy_(torch.minimum(mine, of_other)))
     data = PreparedData.open(prepared)
-    fit = foretell(TrialConfig(**SMALL), data, "float32", None, 2)
+    fit = foretell(TrialConfig(**SMALL), data, "float32")
     assert (fit.left_bytes, fit.need_bytes) == (10**9, 10**13)
     of_other = torch.tensor([10**15, -1])
-    fit = foretell(TrialConfig(**SMALL), data, "float32", None, 2)
+    fit = foretell(TrialConfig(**SMALL), data, "float32")
     assert 1 < fit.need_bytes < 10**9 < fit.left_bytes < 10**14
 
 

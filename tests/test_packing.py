@@ -15,13 +15,14 @@ import torch
 from wmlsearch import jobs, study
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.model import timing
 from wmlsearch.model.memory import CONTEXT_BYTES
-from wmlsearch.model.timing import Timing
+from wmlsearch.model.timing import mps_is_on
 from wmlsearch.runs import SearchDir
 from wmlsearch.search import cluster, packing
 from wmlsearch.search.cluster import Request, Slots, plan_slots, share_of_gpu
 from wmlsearch.search.measure import Measuring
-from wmlsearch.search.packing import Packing, dearest_of, enough, mps_is_on, pack, room_for
+from wmlsearch.search.packing import Packing, dearest_of, enough, pack, room_for
 from wmlsearch.search.room import Fit
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
@@ -53,12 +54,13 @@ def test_as_many_as_fit() -> None:
     of_80 = 80 * GB - CONTEXT_BYTES
     assert room_for(of_80, 79 * GB, 0) == 1
     assert room_for(of_80, 200 * GB, 0) == 1  # no number makes it fit: the trial itself will say so
-    assert room_for(of_80, 9 * GB, 0) == int(80 / (10 + CONTEXT_BYTES / GB)) == 7
-    assert room_for(of_80, 8 * GB, GB) == 7  # each process has the data
+    assert room_for(of_80, 10 * GB, 0) == int(80 / (10 + CONTEXT_BYTES / GB)) == 7
+    assert room_for(of_80, 9 * GB, GB) == 7  # each process has the data
+    assert room_for(of_80, GB, 0) == packing.MOST
     for count in range(1, 9):  # what is chosen is what `foretell` lets through in a share
-        need = int(0.9 * (80 * GB / count - CONTEXT_BYTES))
+        need = int(80 * GB * share_of_gpu(count) - CONTEXT_BYTES)
         assert room_for(of_80, need, 0) == count
-        assert need <= 80 * GB * share_of_gpu(count) - CONTEXT_BYTES
+        assert room_for(of_80, need + 1, 0) < count or count == 1
 
 
 def test_the_dearest_of_a_space_holds_most() -> None:
@@ -122,10 +124,10 @@ class Table:
     def fit(self, config: TrialConfig, settings: RunSettings) -> tuple[Fit, int]:
         return self.fits, GB
 
-    def time(self, config: TrialConfig, settings: RunSettings, limit_s: float, count: int) -> Timing:
+    def images_per_s(self, config: TrialConfig, settings: RunSettings, seconds: float, count: int) -> float:
         assert config == TrialConfig()
         Table.asked.append(count)
-        return Timing(5, count / self.rates[count - 1], 1.0, 1.0, 1.0, 1.0)
+        return self.rates[count - 1]
 
 
 @pytest.mark.parametrize(
@@ -159,9 +161,9 @@ def test_it_is_tried_as_long_as_it_gains_and_fits(
 
 def test_mps_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
-    monkeypatch.setattr(packing, "MPS_PIPE", tmp_path / "missing")
+    monkeypatch.setattr(timing, "MPS_PIPE", tmp_path / "missing")
     assert not mps_is_on()
-    monkeypatch.setattr(packing, "MPS_PIPE", tmp_path)
+    monkeypatch.setattr(timing, "MPS_PIPE", tmp_path)
     assert mps_is_on()
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "missing"))
     assert not mps_is_on()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import math
 import resource
 import weakref
@@ -86,7 +87,8 @@ def held_bytes(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return _at_first()
-    torch.cuda.empty_cache()  # of earlier trainings, too
+    gc.collect()  # of earlier trainings, too
+    torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)
 
 
