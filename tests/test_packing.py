@@ -32,6 +32,7 @@ SPACE = SearchSpace.of(
     {"depth": 2, "base_channels": {"choices": [2, 4]}, "batch_size": {"low": 2, "high": 8}}, "small.yaml"
 )
 GB = 10**9
+OPTIONS = "these options can't be used\n  - "
 
 
 @pytest.mark.parametrize(
@@ -172,18 +173,15 @@ def test_mps_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["0"], "--trials-per-gpu must be auto or a whole number from 1 to 64, but got '0'"),
-        (["many"], "--trials-per-gpu must be auto or a whole number from 1 to 64, but got 'many'"),
+        (["0"], f"{OPTIONS}--trials-per-gpu must be auto or a whole number from 1 to 64, but got 0"),
+        (["many"], f"{OPTIONS}--trials-per-gpu must be auto or a whole number from 1 to 64, but got many"),
         (["2"], "--trials-per-gpu 2: no GPU is there, so there is nothing to share; leave it out"),
         (["auto"], "--trials-per-gpu auto: no GPU is there, so there is nothing to share; leave it out"),
         (
-            ["auto", "--gpus-per-worker", "0.5"],
-            "--trials-per-gpu auto: --gpus-per-worker 0.5 says already what a trial gets; leave out either",
-        ),
-        (
-            ["2", "--workers-per-trial", "2"],
-            "--trials-per-gpu 2: --workers-per-trial 2 gives each trial several GPUs, so there is none to share; "
-            "leave out either",
+            ["auto", "--gpus-per-worker", "0.5", "--workers-per-trial", "2"],
+            f"{OPTIONS}--trials-per-gpu auto: --gpus-per-worker 0.5 says already what a trial gets; leave out either\n"
+            "  - --trials-per-gpu auto: --workers-per-trial 2 gives each trial several GPUs, so there is none to "
+            "share; leave out either",
         ),
     ],
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 MOST_WORKERS = 4096  # of a trial
+MOST_ON_A_GPU = 64  # trials; more would have less of it each than a process takes for itself
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,23 @@ class Where:
             )
         if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
             faults.append(f"--gpus-per-worker must be 0 or a number above, but got {self.gpus_per_worker}")
+        if self.trials_per_gpu not in ("auto", *range(1, MOST_ON_A_GPU + 1)):
+            faults.append(
+                f"--trials-per-gpu must be auto or a whole number from 1 to {MOST_ON_A_GPU}, but got "
+                f"{self.trials_per_gpu}"
+            )
+        elif self.trials_per_gpu != 1:
+            wish = f"--trials-per-gpu {self.trials_per_gpu}"
+            if self.gpus_per_worker is not None:
+                faults.append(
+                    f"{wish}: --gpus-per-worker {self.gpus_per_worker:g} says already what a trial gets; leave out "
+                    "either"
+                )
+            if self.workers_per_trial != 1:
+                faults.append(
+                    f"{wish}: --workers-per-trial {self.workers_per_trial} gives each trial several GPUs, so there is "
+                    "none to share; leave out either"
+                )
         if self.ray_address and not re.fullmatch(r"auto|(ray://)?[^/\s]+:[0-9]{1,5}", self.ray_address):
             faults.append(f"--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got {self.ray_address!r}")
         if faults:
@@ -77,22 +95,16 @@ class Where:
         return plan_slots(nodes, self._request(nodes), trials)
 
     def _request(self, nodes: Sequence[Node]) -> Request:
-        """Raises InputError where trials can't share GPUs as is wished."""
+        """Raises InputError where there are no GPUs for trials to share."""
         from wmlsearch.search.cluster import Request, share_of_gpu
 
-        gpus, wish = self.gpus_per_worker, f"--trials-per-gpu {self.trials_per_gpu}"
-        if self.trials_per_gpu != 1:
-            if gpus is not None:
-                raise InputError(f"{wish}: --gpus-per-worker {gpus:g} says already what a trial gets; leave out either")
-            if self.workers_per_trial != 1:
-                raise InputError(
-                    f"{wish}: --workers-per-trial {self.workers_per_trial} gives each trial several GPUs, so there is "
-                    "none to share; leave out either"
-                )
+        gpus, shared = self.gpus_per_worker, self.trials_per_gpu
+        if shared != 1:
             if not any(node.get("GPU") for node in nodes):
-                raise InputError(f"{wish}: no GPU is there, so there is nothing to share; leave it out")
-            if self.trials_per_gpu != "auto":
-                gpus = share_of_gpu(self.trials_per_gpu)
+                raise InputError(
+                    f"--trials-per-gpu {shared}: no GPU is there, so there is nothing to share; leave it out"
+                )
+            gpus = None if shared == "auto" else share_of_gpu(shared)
         return Request(self.workers_per_trial, None, gpus)
 
     def place(self, run: RunDir) -> str:

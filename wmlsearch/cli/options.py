@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from wmlsearch.runs import SearchDir
     from wmlsearch.space import SearchSpace
 
-MOST_ON_A_GPU = 64  # trials; more would have less of it each than a process takes for itself
-
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
 )
@@ -43,29 +41,12 @@ storage = click.option(
 gpus_per_worker = click.option(
     "--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 where there are GPUs]"
 )
-
-
-class _TrialsPerGpu(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        from wmlsearch.config import InputError
-
-        given = str(value)
-        if given == "auto":
-            return given
-        if not given.isdecimal() or not 1 <= int(given) <= MOST_ON_A_GPU:
-            raise InputError(
-                f"--trials-per-gpu must be auto or a whole number from 1 to {MOST_ON_A_GPU}, but got {given!r}"
-            )
-        return int(given)
-
-
 trials_per_gpu = click.option(
     "--trials-per-gpu",
-    type=_TrialsPerGpu(),
-    default=1,
+    metavar="N|auto",
+    default="1",
     show_default=True,
+    callback=lambda _context, _option, given: int(given) if re.fullmatch("[0-9]{1,9}", given) else given,
     help="Trials that share a GPU. auto: as many as make the search faster and fit into its memory.",
 )
 precision = click.option(
