@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.ensemble import ExtraTreesRegressor
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs import SearchDir
-from wmlsearch.search.forest import encode, propose
+from wmlsearch.search.forest import MOST_PAST, TREES, encode, judge, propose
 from wmlsearch.search.suggest import STARTUP_TRIALS, Study
 from wmlsearch.space import SearchSpace
 
@@ -68,3 +69,19 @@ def test_the_study_asks_it_once_there_is_a_past(tmp_path: Path) -> None:
     later = drawn[STARTUP_TRIALS + 10 :]
     assert np.mean([values["loss"] == "bce" for values in later]) > 0.7  # by chance 0.5
     assert np.mean([values["depth"] == 4 for values in later]) < 0.15  # by chance 0.33
+
+
+def test_it_judges_as_scikit_learns_forest_does() -> None:
+    rng = np.random.default_rng(0)
+    known, ranks, asked = rng.random((50, 7)).tolist(), rng.random(50).tolist(), rng.random((4, 7)).tolist()
+    forest = ExtraTreesRegressor(TREES, max_features=0.8, random_state=7).fit(known, ranks)
+    assert np.array_equal(judge(known, ranks, asked, seed=7), forest.predict(asked))
+
+
+def test_of_very_many_trials_it_learns_from_some_and_still_finds_what_is_good() -> None:
+    rng = np.random.default_rng(0)
+    sampled = [SPACE.sample(rng) for _ in range(2 * MOST_PAST)]
+    past = [(values, (EPOCHS, end(values))) for values in sampled]
+    proposed = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(10)]
+    assert proposed[0] == propose(SPACE, past, np.random.default_rng(0)), "the same some for the same seed"
+    assert np.median([end(values) for values in proposed]) > np.quantile([value for _, (_, value) in past], 0.7)

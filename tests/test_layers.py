@@ -83,6 +83,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.registry": "mlflow",
     "wmlsearch.views": "",
     "wmlsearch.tracking": "mlflow",
+    "wmlsearch.mirror": "",
     "wmlsearch.jobs": "",
     "wmlsearch.trained": "",
     "wmlsearch.overlay": "PIL",

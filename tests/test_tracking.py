@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from processes import wait_for
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.mirror import Mirror
+from wmlsearch.mirror import _start as mirror_process
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.tracking import Mirror, connect, default_uri, push, sync
+from wmlsearch.tracking import connect, default_uri, push, sync
 
 SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
 DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
@@ -123,6 +126,18 @@ def test_a_batch_that_arrived_but_was_not_noted_is_not_doubled(search: SearchDir
     assert run.ledger()["rows"] == 3
 
 
+def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client, run = connect(uri), search.trial(0)
+    push(client, uri, search, search)
+    push(client, uri, run, search)
+    once, noted = content(uri), run.ledger()
+    run.set_ledger({"uri": uri, "run_id": None, "rows": 0})
+    push(client, uri, run, search)
+    assert content(uri) == once
+    assert run.ledger() == noted
+
+
 def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:
     first, second = default_uri(search.path.parent), f"sqlite:///{tmp_path}/other.db"
     sync(search, first)
@@ -157,6 +172,25 @@ def test_the_mirror_follows_and_ends_complete(search: SearchDir) -> None:
     assert held[run.about()["key"]][0] == "FINISHED"
     assert held[run.about()["key"]][3] == rows_of(run)
     assert [status for status, *_ in held.values()].count("RUNNING") == 0
+
+
+def test_a_mirror_that_lost_its_process_starts_another(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    mirror = Mirror(search, uri)
+    wait_for(lambda: mirror._process is not None)
+    assert mirror._process is not None
+    mirror._process.kill()
+    wait_for(lambda: mirror.problem != "")
+    assert "the mirror's process has ended" in mirror.problem
+    assert mirror.close() == ""
+    assert [run[1] for run in content(uri)] == ["RUNNING"]
+
+
+def test_the_process_of_a_mirror_ends_with_the_one_that_started_it(search: SearchDir) -> None:
+    process = mirror_process()
+    assert process.poll() is None
+    process.communicate(timeout=60)  # closes its standard input, as a death does
+    assert process.returncode == 0
 
 
 class _Refusing(http.server.BaseHTTPRequestHandler):

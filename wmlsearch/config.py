@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,11 +45,16 @@ class _Strict(BaseModel):
         """`learning_rate: 1` means 1.0; pydantic's strict mode keeps everything else apart (true is not 1)."""
         if not isinstance(values, Mapping):
             return values
-        wants_float = {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
+        wants_float = _of_floats(cls)
         return {
             name: float(value) if name in wants_float and type(value) is int and abs(value) < 2**53 else value
             for name, value in values.items()
         }
+
+
+@functools.cache
+def _of_floats(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(name for name, field in model.model_fields.items() if "float" in str(field.annotation))
 
 
 class TrialConfig(_Strict):

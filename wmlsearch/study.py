@@ -15,11 +15,11 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, sealed_test
 from wmlsearch.foresight import CheckpointBytes, foresee, mind_load, packed
 from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, versions
+from wmlsearch.mirror import Mirror
 from wmlsearch.model.training import check_trainable, epochs
 from wmlsearch.preflight import check_baseline_fits, check_budgets, check_checkpoints, check_data, check_settings
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking import Mirror
 from wmlsearch.verdict.leaderboard import leaderboard
 from wmlsearch.verdict.seal import check_sealed
 

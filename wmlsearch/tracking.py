@@ -1,14 +1,13 @@
-"""The mirror of run folders in MLflow: a thread that copies what is new, and may lag or fail without harm.
+"""Run folders in MLflow: what of them it lacks is sent, and may be sent again.
 
-Everything it sends can be sent again: a run is found by its key before one is made, and a
-metric with the same name, step, value and time is one row however often it arrives.
+A run is found by its key before one is made, and a metric with the same name, step, value and time is one row however
+often it arrives.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,66 +35,6 @@ def default_uri(out: Path) -> str:
     return f"sqlite:///{out.resolve()}/mlflow.db"
 
 
-class Mirror:
-    """Copies a run (a search with all its trials, or a single training) to MLflow while it goes on.
-
-    `notify(run)` returns at once. `close()` waits for what is left, and says what could not be copied.
-    """
-
-    def __init__(self, root: RunDir, uri: str) -> None:
-        self.root, self.uri, self.problem = root, uri, ""
-        self._changed: dict[Path, RunDir] = {root.path: root}
-        self._condition = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
-        self._thread.start()
-
-    def notify(self, run: RunDir) -> None:
-        """`run` has changed."""
-        with self._condition:
-            self._changed[run.path] = run
-            self._condition.notify()
-
-    def close(self, timeout_s: float = 60) -> str:
-        """Copy what is left, for at most `timeout_s` seconds; returns what went wrong, or ""."""
-        with self._condition:
-            self._changed[self.root.path] = self.root
-            self._closing = True
-            self._condition.notify()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return self.problem or f"{without_password(self.uri)} has not answered within {timeout_s:g} s"
-        return self.problem
-
-    def _work(self) -> None:
-        client, wait = None, 0.0
-        while True:
-            with self._condition:
-                if wait:  # MLflow was away: not before a while, however much changes
-                    self._condition.wait_for(lambda: self._closing, timeout=wait)
-                else:
-                    self._condition.wait_for(lambda: self._closing or self._changed)
-                changed, self._changed = self._changed, {}
-                closing = self._closing
-            try:
-                client, problem = client or connect(self.uri), ""
-                for path in list(changed):
-                    try:
-                        push(client, self.uri, changed[path], self.root, files=not problem)
-                    except FilesMissing as error:  # the rows of the other runs don't wait for them
-                        problem = str(error)
-                    if not problem:
-                        del changed[path]
-            except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
-                problem = _brief(error)
-            self.problem = problem
-            wait = min(max(2 * wait, 1.0), 60.0) if problem else 0.0
-            with self._condition:
-                self._changed = {**changed, **self._changed}
-            if closing:
-                return
-
-
 def sync(run: RunDir, uri: str) -> int:
     """Copy all of a run, sent before or not, to MLflow; returns how many MLflow runs it has. Raises InputError."""
     parts, problem = [run, *(run.parts() if isinstance(run, SearchDir) else [])], ""
@@ -110,7 +49,7 @@ def sync(run: RunDir, uri: str) -> int:
         raise
     except Exception as error:
         raise InputError(
-            f"{without_password(uri)}: MLflow doesn't take the runs ({_brief(error)}); nothing is lost, "
+            f"{without_password(uri)}: MLflow doesn't take the runs ({brief(error)}); nothing is lost, "
             "try `wmlsearch sync` later"
         ) from None
     if problem:
@@ -136,14 +75,24 @@ def push(
 
     about, status = run.about(), run.status()
     ledger = run.ledger()
-    if ledger.get("uri") != uri or everything:
-        ledger = {"uri": uri, "run_id": ledger.get("run_id") if ledger.get("uri") == uri else None, "rows": 0}
+    untried = ledger.get("uri") != uri  # as far as its ledger knows
+    if untried or everything:
+        ledger = {"uri": uri, "run_id": None if untried else ledger["run_id"], "rows": 0}
+    made = False
     if not ledger["run_id"] or (everything and not _exists(client, ledger["run_id"])):
-        parent = None
-        if run.path != root.path:
-            of_root = root.ledger()
-            parent = of_root["run_id"] if of_root.get("uri") == uri else _make(client, uri, root, None)
-        ledger = {"uri": uri, "run_id": _make(client, uri, run, parent), "rows": 0}
+        run.set_ledger({**ledger, "run_id": None})  # who dies from here on may have made one: it is looked for
+        if run.path == root.path:
+            ledger = _make(client, uri, run)
+            made = ledger["made"]
+        else:
+            ledger_of_root = root.ledger()
+            if ledger_of_root.get("uri") != uri:
+                ledger_of_root = _make(client, uri, root)
+            # below a run that was made for this search there is nothing but what its folders have noted
+            alone = untried and not everything and bool(ledger_of_root.get("made"))
+            experiment_id = ledger_of_root["experiment_id"] if alone else None
+            its = _make(client, uri, run, ledger_of_root["run_id"], experiment_id)
+            ledger, made = {name: its[name] for name in ("uri", "run_id", "rows")}, its["made"]
         run.set_ledger(ledger)
     rows = [] if isinstance(run, SearchDir) else run.rows()
     fresh = rows[ledger["rows"] :]
@@ -194,7 +143,8 @@ def push(
             params, tags = [], []
     if ledger.get("state") != state:
         if state == RUNNING:
-            client.update_run(ledger["run_id"], status="RUNNING")
+            if not made:  # a new one has this status
+                client.update_run(ledger["run_id"], status="RUNNING")
         else:
             end = int(status.get("ended", time.time()) * 1000)
             client.set_terminated(ledger["run_id"], _mlflow_status(state), end)
@@ -204,7 +154,7 @@ def push(
         try:
             _push_files(client, run, root, ledger)
         except Exception as error:  # of any of the stores that MLflow knows
-            raise FilesMissing(_brief(error)) from None
+            raise FilesMissing(brief(error)) from None
 
 
 def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[str, Any]) -> None:
@@ -228,15 +178,23 @@ def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[st
         once("model", lambda: register(client, run_id, run.export, about["kind"], words))
 
 
-def _make(client: MlflowClient, uri: str, run: RunDir, parent: str | None) -> str:
-    """The MLflow run of a run folder: the one with its key if there is one, else a new one."""
-    about, experiment_id = run.about(), _experiment(client, uri)
-    found = client.search_runs([experiment_id], f"tags.`wmlsearch.key` = '{about['key']}'", max_results=1)
+def _make(
+    client: MlflowClient, uri: str, run: RunDir, parent: str | None = None, experiment_id: str | None = None
+) -> dict[str, Any]:
+    """The ledger of a run folder's MLflow run: the one with its key if there is one, else a new one.
+
+    With the `experiment_id` nothing is looked for.
+    """
+    about, found = run.about(), None
+    if experiment_id is None:
+        experiment_id = _experiment(client, uri)
+        found = client.search_runs([experiment_id], f"tags.`wmlsearch.key` = '{about['key']}'", max_results=1)
     if found:
-        return str(found[0].info.run_id)
-    tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
-    made = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"])
-    return str(made.info.run_id)
+        run_id = found[0].info.run_id
+    else:
+        tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
+        run_id = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"]).info.run_id
+    return {"uri": uri, "run_id": run_id, "rows": 0, "made": not found, "experiment_id": experiment_id}
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:
@@ -263,7 +221,8 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
     return found
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """An error in a line, without passwords."""
     return without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 

@@ -29,9 +29,9 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch import ending
     from wmlsearch.conclusion import show_test
     from wmlsearch.display import console, progress_bar
+    from wmlsearch.mirror import Mirror
     from wmlsearch.records import open_run
     from wmlsearch.runs import SearchDir
-    from wmlsearch.tracking import Mirror
     from wmlsearch.verdict.report import write_report
 
     found_run = open_run(run, out)

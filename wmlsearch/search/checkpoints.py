@@ -150,7 +150,7 @@ class Keeper:
             wanted = front([values for values, _ in self.best], self.objectives)
         out = [it for it, keep in zip(self.best, wanted, strict=True) if not keep]
         self.best = [it for it, keep in zip(self.best, wanted, strict=True) if keep]
-        while sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
+        while math.isfinite(self.room) and sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
             out.append(self.best.pop())
         kept = Checkpoints(self.place(run))
         kept.delete(kept.last)

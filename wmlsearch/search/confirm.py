@@ -126,14 +126,17 @@ def _trial(order: Order) -> dict[str, Any]:
     }
 
 
-def write_result(run: RunDir, result: dict[str, Any]) -> None:
-    """Into the run folder with what a training has reported."""
+def write_result(run: RunDir, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Into the run folder with what a training has reported; returns all its rows."""
     if "replayed" in result:
         run.reconcile(result["replayed"])
     if "predicted_memory_mb" in result:
         run.set_predicted_memory(result["predicted_memory_mb"])
-    if "report" in result and result["epoch"] > len(run.rows()):  # one of the checkpoint's is there already
+    rows = run.rows()
+    if "report" in result and result["epoch"] > len(rows):  # one of the checkpoint's is there already
         run.append(result["report"])
+        rows.append(result["report"])
+    return rows
 
 
 def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "", **more: Any) -> None:

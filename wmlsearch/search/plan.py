@@ -138,12 +138,14 @@ def _unet(depth: int, base_channels: int, norm: Any) -> UNet:
         return UNet(depth, base_channels, 0.0, norm)
 
 
+@functools.cache
 def _weights(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
     """Bytes and number of the tensors of a network, statistics of its normalisation included."""
     tensors = _unet(depth, base_channels, norm).state_dict().values()
     return sum(tensor.nbytes for tensor in tensors), len(tensors)
 
 
+@functools.cache
 def _parameters(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
     tensors = list(_unet(depth, base_channels, norm).parameters())
     return sum(tensor.numel() for tensor in tensors), len(tensors)

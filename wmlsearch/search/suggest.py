@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
@@ -44,6 +45,23 @@ NOTES_OF_CMAES = ("cma:", "x_for_tell")
 STARTUP_TRIALS = 10  # drawn at random before a model of the past proposes
 
 
+class _Journal(JournalFileBackend):
+    """Optuna's journal file, without a wait for the disk at each line: what a power cut takes is in the run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._own_lock = path, JournalFileSymlinkLock(str(path))
+        super().__init__(str(path), self._own_lock)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._own_lock.acquire()  # optuna-dashboard may write notes there
+        try:
+            with open(self._path, "ab") as file:
+                file.write(text.encode())
+        finally:
+            self._own_lock.release()
+
+
 class Study:
     """The Optuna study of a search, kept as a journal file in its folder; trials go by the search's own numbers.
 
@@ -58,10 +76,10 @@ class Study:
         aside = search.journal.with_name(f".{search.journal.name}.new")
         for leftover in (aside, Path(f"{search.journal}.lock"), Path(f"{aside}.lock")):
             leftover.unlink(missing_ok=True)  # the lock of a process that was killed blocks for half a minute
-        self._study, storage = self._create(search.name, aside)
+        self._study, self._storage = self._create(search.name, aside)
         of_study, of_trials = _notes_of_samplers(search.journal, search.name)
         for key, value in of_study.items():
-            storage.set_study_system_attr(storage.get_study_id_from_name(search.name), key, value)
+            self._storage.set_study_system_attr(self._study._study_id, key, value)
         for trial in search.earlier():
             steps = {int(epoch): value for epoch, value in trial["values"].items()}
             self._add(trial["config"], trial["state"], steps, trial.get("final"), {})
@@ -77,19 +95,19 @@ class Study:
             if state in UNFINISHED:
                 trial_ = self._ask(number, space.values_of(config))
                 for key, value in of_trials.get(number, {}).items():
-                    storage.set_trial_system_attr(trial_._trial_id, key, value)
+                    self._storage.set_trial_system_attr(trial_._trial_id, key, value)
                 for epoch, value in values.items():
                     trial_.report(value, epoch)
                 unfinished[number] = trial_.number
             else:
                 self._add(config.model_dump(), state, values, final, {"trial": number}, of_trials.get(number))
         os.replace(aside, search.journal)
-        self._study, _ = self._create(search.name, search.journal)
+        self._study, self._storage = self._create(search.name, search.journal)
         trials = self._study.get_trials(deepcopy=False)
         self._open = {number: Trial(self._study, trials[there]._trial_id) for number, there in unfinished.items()}
 
     def _create(self, name: str, path: Path) -> tuple[optuna.Study, JournalStorage]:
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        storage = JournalStorage(_Journal(path))
         ways = [OBJECTIVES[objective] for objective in self.settings.objectives] or ["maximize"]
         study = optuna.create_study(study_name=name, storage=storage, directions=ways, load_if_exists=True)
         return study, storage
@@ -114,13 +132,16 @@ class Study:
             value=value,
             values=final if self.settings.objectives and told is TrialState.COMPLETE else None,
             params=params,
-            distributions={name: _distribution(self.space.dimensions[name].domain) for name in params},
+            distributions=self._distributions(params),
             intermediate_values=dict(values),
             user_attrs=dict(attrs),
             system_attrs=dict(notes or {}),
             constraints={state: 1.0} if state in VIOLATED else None,
         )
         self._study.add_trial(trial)
+
+    def _distributions(self, names: Iterable[str]) -> dict[str, optuna.distributions.BaseDistribution]:
+        return {name: _distribution(self.space.dimensions[name].domain) for name in names}
 
     def ask(self, number: int) -> TrialConfig:
         """The configuration of trial `number`. The first is the paper's point, told to the study if in the space."""
@@ -136,16 +157,25 @@ class Study:
         seed = int(np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0])
         if values is None and self.settings.sampler == "forest":
             values = self._by_forest(np.random.default_rng(seed))
+        self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
+        if values is not None and self.settings.sampler in ("forest", "random"):  # without notes: one line is enough
+            template = optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=dict(values),
+                distributions=self._distributions(values),
+                user_attrs={"trial": number},
+            )
+            self._open[number] = Trial(self._study, self._storage.create_new_trial(self._study._study_id, template))
+            return self._open[number]
         if values is not None:
             self._study.enqueue_trial(dict(values))
-        self._study.sampler = sampler(self.settings.sampler, seed, self.settings.seed)
         trial = self._study.ask()
         trial.set_user_attr("trial", number)
-        drawn: dict[str, Any] = {}
+        drawn, defaults = dict[str, Any](), self.space.defaults
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Constraints have been set")  # by cmaes, which leaves those trials out
             for name, dimension in self.space.dimensions.items():
-                if dimension.active({**self.space.defaults, **drawn}):
+                if dimension.active({**defaults, **drawn}):
                     drawn[name] = suggest_value(trial, name, dimension.domain)
         self._open[number] = trial
         return trial

@@ -190,8 +190,7 @@ class _Recorder(tune.Callback):
     ) -> None:
         number = trial.config["number"]
         run = self.search.trial(number)
-        write_result(run, result)
-        for row in run.rows()[self.told[number] : result.get("epoch", 0)]:
+        for row in write_result(run, result)[self.told[number] : result.get("epoch", 0)]:
             self.study.report(number, row["epoch"], row[self.settings.objective] or 0.0)
             self.budget.add(row)
             self.told[number] = row["epoch"]
@@ -230,11 +229,12 @@ class _Recorder(tune.Callback):
         self.budget.running = len(self.open)
         run = self.search.trial(number)
         set_ended(run, state, reason, trace, **more)
-        self.study.tell(number, state, self._best(run))
+        best = self._best(run)
+        self.study.tell(number, state, best)
         if state == "failed":
             self.budget.add_error(trace or reason)
         if state != "interrupted":
-            self.keeper.ended(run, self._best(run))
+            self.keeper.ended(run, best)
         self.on_change(run)
 
     def _best(self, run: RunDir) -> list[float] | None:

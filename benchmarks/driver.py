@@ -1,0 +1,171 @@
+"""The driver at scale: a search of trials that train nothing, against as many bare Tune trials.
+
+python -m benchmarks.driver
+
+Both run the same actors (benchmarks/ready.py: a class trainable, reused, each step answers at once) on an embedded Ray
+of their own, as many at once, one after the other. The bare trials have no searcher, scheduler or callback. The search
+is `run_trials` itself, with all that belongs to it: study, forest, ASHA (which hears all and stops nobody), budget, run
+folders, the checkpoints' keeper, and the mirror in MLflow's SQLite store. Compared are the seconds from the fifth of
+the trials on, when all actors run; those from the beginning stand beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from wmlsearch.search import cluster, trials  # isort: skip - sets Ray's environment before Ray is imported
+
+import optuna
+from ray import tune
+
+from benchmarks.ready import Ready
+from benchmarks.simulated import new_search, resident_bytes, row, space
+from benchmarks.table import Row, show
+from wmlsearch.config import RunSettings
+from wmlsearch.foresight import CheckpointBytes
+from wmlsearch.jobs import HERE
+from wmlsearch.mirror import Mirror
+from wmlsearch.runs import RUNNING, RunDir
+from wmlsearch.tracking import default_uri
+
+TRIALS, EPOCHS, AT_ONCE = 300, 10, 16
+WARM = 1 / 5  # of the trials: after those all actors run
+
+
+@dataclass
+class Watch:
+    """When trials ended, and what this process held then."""
+
+    started: float = field(default_factory=time.monotonic)
+    ended: list[float] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)  # resident
+
+    def one_more(self) -> None:
+        self.ended.append(time.monotonic() - self.started)
+        self.memory_mb.append(resident_bytes() / 2**20)
+
+    @property
+    def warm(self) -> int:
+        """The trial after which all actors run."""
+        return int(WARM * len(self.ended))
+
+    @property
+    def trial_s(self) -> float:
+        """From one trial to the next, once all actors run."""
+        return (self.ended[-1] - self.ended[self.warm - 1]) / (len(self.ended) - self.warm)
+
+    @property
+    def growth_mb(self) -> float:
+        """For each hundred trials, once all actors run."""
+        return 100 * (self.memory_mb[-1] - self.memory_mb[self.warm - 1]) / (len(self.ended) - self.warm)
+
+
+@contextlib.contextmanager
+def ray_with_room(at_once: int) -> Iterator[None]:
+    """An embedded Ray that takes this machine for one with a core for each actor."""
+    with patch.object(cluster, "available_cpus", lambda: at_once), cluster.ray_at(None):
+        yield
+
+
+def job(settings: RunSettings) -> dict[str, Any]:
+    return {"data": {"row": row(0, 1, settings.epochs)}, "settings": settings.model_dump(), "threads": 1}
+
+
+def bare(settings: RunSettings, at_once: int) -> Watch:
+    """As many Tune trials, with nothing around them."""
+    with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
+        watch = Watch()
+
+        def look(_: str, result: Mapping[str, Any]) -> bool:
+            if result.get("ended"):
+                watch.one_more()
+            return False
+
+        trainable = tune.with_parameters(Ready, job=job(settings))
+        tune.Tuner(
+            tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 1}])),
+            param_space={"number": tune.grid_search(list(range(settings.trials)))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                stop=look,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    return watch
+
+
+def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int]:
+    """The search; the seconds after which its mirror was done, the epochs that the study has, the journal's bytes."""
+    slots = cluster.Slots(at_once, 1, 1, 0.0)
+    with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
+        made = new_search(Path(folder) / "search", settings)
+        watch, ended = Watch(), set[str]()
+        mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointBytes(made, HERE)
+
+        def changed(run: RunDir) -> None:
+            checkpoints.look(run)
+            mirror.notify(run)
+            if run.name not in ended and run.state != RUNNING:
+                ended.add(run.name)
+                watch.one_more()
+
+        with patch.object(trials, "Slot", Ready):
+            trials.run_trials(made, space(), settings, job(settings)["data"], slots, HERE.place, changed)
+        over = time.monotonic()
+        if problem := mirror.close(600):
+            raise SystemExit(f"the mirror: {problem}")
+        behind_s = time.monotonic() - over
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(made.journal)))
+        study = optuna.load_study(study_name=made.name, storage=storage)
+        heard = sum(len(trial.intermediate_values) for trial in study.get_trials(deepcopy=False))
+        return watch, behind_s, heard, made.journal.stat().st_size
+
+
+def measure() -> list[Row]:
+    settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
+    reference = bare(settings, AT_ONCE)
+    ours, behind_s, heard, journal_bytes = search(settings, AT_ONCE)
+    what = f"driver: {TRIALS} trials x {EPOCHS} epochs, {AT_ONCE} at once"
+    ratio, warm = reference.trial_s / ours.trial_s, ours.warm
+    return [
+        Row(
+            f"{what}, a trial once all run",
+            f"{1000 * ours.trial_s:.0f} ms",
+            f"bare Tune {1000 * reference.trial_s:.0f} ms",
+            ratio,
+            "at least 1/1.2",
+            ratio >= 1 / 1.2,
+        ),
+        Row(
+            f"{what}, all, with the start of the actors",
+            f"{ours.ended[-1]:.0f} s",
+            f"bare Tune {reference.ended[-1]:.0f} s",
+            reference.ended[-1] / ours.ended[-1],
+        ),
+        Row(
+            f"driver: memory at trial {warm} and {TRIALS}",
+            f"{ours.memory_mb[warm - 1]:.0f} and {ours.memory_mb[-1]:.0f} MiB ({ours.growth_mb:.1f} per 100 trials)",
+            f"bare Tune {reference.memory_mb[warm - 1]:.0f} and {reference.memory_mb[-1]:.0f} MiB "
+            f"({reference.growth_mb:.1f} per 100 trials)",
+            aim="flat",
+        ),
+        Row(
+            "driver: the mirror is done after the last trial by",
+            f"{behind_s:.1f} s, the study has {heard} of {TRIALS * EPOCHS} epochs ({journal_bytes / 1e6:.1f} MB)",
+            aim="keep up",
+            met=behind_s < 10 and heard == TRIALS * EPOCHS,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    show(__doc__, measure)

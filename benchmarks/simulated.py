@@ -1,0 +1,123 @@
+"""A search without training: folders and rows as a real one has them, at once and without a GPU."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
+
+from wmlsearch.config import RunSettings, TrialConfig, read_yaml
+from wmlsearch.jobs import HERE
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search.budget import Budget
+from wmlsearch.search.checkpoints import Keeper
+from wmlsearch.search.schedule import Scheduler
+from wmlsearch.search.suggest import Study
+from wmlsearch.search.trials import _Recorder
+from wmlsearch.space import SearchSpace
+
+# What an epoch reports. The last ones are none of ours: they make 25, as the benchmark of the tracking says.
+METRICS = (
+    "val_dice_best", "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy",
+    "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "learning_rate", "images_per_s",
+    "epoch_s", "peak_memory_mb", *(f"other_{i}" for i in range(9)),
+)  # fmt: skip
+OURS = 16  # of them
+DATA = {"name": "prepared", "fingerprint": "0" * 64, "size": 256, "plane": "axial", "axis": 2, "fit": "pad",
+        "spacing_mm": 1.0, "split": "patient", "optimistic": False}  # fmt: skip
+CERTIFICATE = {"level": "patient", "note": None, "train": [f"{i:02d}" for i in range(40)], "val": ["40", "41"]}
+
+
+def row(number: int, epoch: int, epochs: int, metrics: int = OURS) -> dict[str, Any]:
+    """The report of an epoch of trial `number`. The later a trial begins, the better it is: no scheduler stops one."""
+    values = {name: 0.1234567 * (place + 1) / epoch for place, name in enumerate(METRICS[:metrics])}
+    values["val_dice_best"] = (1 - 1 / (number + 2)) * (1 - math.exp(-epoch / 4))
+    return {"epoch": epoch, "time": time.time(), "ended": "completed" if epoch == epochs else None, **values}
+
+
+def space() -> SearchSpace:
+    """The default space of a search."""
+    path = Path(__file__).resolve().parents[1] / "search_spaces" / "unet.yaml"
+    return SearchSpace.of(read_yaml(path), path.name)
+
+
+def new_search(folder: Path, settings: RunSettings) -> SearchDir:
+    """A search folder as `wmlsearch tune` begins it."""
+    about = {
+        "name": folder.name,
+        "kind": "search",
+        "space": {"source": "unet.yaml", "values": space().mapping()},
+        "settings": settings.model_dump(),
+        "data": DATA,
+        "certificate": CERTIFICATE,
+        "versions": {"wmlsearch": "0"},
+    }
+    return SearchDir.create(folder, about)
+
+
+def new_trial(search: SearchDir, number: int) -> RunDir:
+    """A trial's folder as the search begins it; its configuration is the paper's."""
+    shared = {name: search.about()[name] for name in ("settings", "data", "versions")}
+    about = {"name": f"trial-{number:04d}", "kind": "trial", "config": TrialConfig().model_dump(), **shared}
+    return RunDir.create(search.trial(number).path, about)
+
+
+@dataclass
+class Times:
+    """Seconds of the driver's own work, in the order in which it was done: what `benchmarks.scaling` draws."""
+
+    begin: list[float] = field(default_factory=list)  # of each trial: its proposal and its folder
+    report: list[float] = field(default_factory=list)  # of each report but a trial's last
+    end: list[float] = field(default_factory=list)  # of each trial's last report
+    memory_bytes: list[int] = field(default_factory=list)  # resident, at the end of each trial
+
+
+def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
+    """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
+    slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
+    study, budget = Study(search, space(), settings), Budget(search, settings, slots)
+    keeper = Keeper(HERE.place, _no_size, math.inf, settings.ranked_by)
+    recorder = _Recorder(search, settings, study, budget, HERE.place, keeper, _nobody, scheduler)
+    times, running, following = Times(), deque[tuple[Any, int]](), 0
+    while running or following < settings.trials:
+        if len(running) < at_once and following < settings.trials:
+            started = time.perf_counter()
+            config = recorder.begin(following)
+            times.begin.append(time.perf_counter() - started)
+            running.append((SimpleNamespace(config=config, run_metadata=SimpleNamespace(num_failures=0)), 1))
+            following += 1
+            continue
+        trial, epoch = running.popleft()
+        report = row(trial.config["number"], epoch, settings.epochs)
+        result = {"report": report, "epoch": epoch, settings.objective: report[settings.objective]}
+        last = epoch == settings.epochs
+        result |= {"done": True, "ended": "completed"} if last else {}
+        started = time.perf_counter()
+        (scheduler.on_trial_complete if last else scheduler.on_trial_result)(None, trial, result)
+        recorder.on_trial_result(0, [], trial, result)
+        (times.end if last else times.report).append(time.perf_counter() - started)
+        if last:
+            times.memory_bytes.append(resident_bytes())
+        else:
+            running.append((trial, epoch + 1))
+    return times
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _no_size(_: RunDir) -> int:
+    return 0
+
+
+def _nobody(_: RunDir) -> None:
+    """Nobody hears of the changes."""

@@ -1,0 +1,41 @@
+"""docs/scaling.md says what its model says, and the model adds up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from benchmarks.scaling import DOCS, GPUS, SEARCH, TABLES, filled, most_gpus, need, stored
+from wmlsearch.config import RunSettings
+
+if not (DOCS / "scaling.json").is_file():
+    pytest.skip("docs/scaling.json: not measured yet (python -m benchmarks.scaling)", allow_module_level=True)
+
+CONSTANTS = stored(DOCS / "scaling.json")
+
+
+def test_the_document_holds_the_tables_of_the_stored_constants() -> None:
+    text = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    assert filled(text, CONSTANTS) == text
+    assert all(table(CONSTANTS) in text for table in TABLES.values())
+    assert (DOCS / "images" / "scaling.png").is_file()
+
+
+def test_twice_the_gpus_are_twice_the_rates_and_the_same_sums() -> None:
+    one, two = need(CONSTANTS, SEARCH, GPUS, 5.0), need(CONSTANTS, SEARCH, 2 * GPUS, 5.0)
+    assert two.cores == pytest.approx(2 * one.cores)
+    assert two.checkpoint_bytes_per_s == pytest.approx(2 * one.checkpoint_bytes_per_s)
+    assert (two.reports, two.journal_bytes, two.mlflow_rows) == (one.reports, one.journal_bytes, one.mlflow_rows)
+
+
+def test_one_core_is_busy_with_as_many_gpus_as_the_model_says() -> None:
+    most = most_gpus(CONSTANTS, SEARCH, 5.0)
+    assert need(CONSTANTS, SEARCH, most, 5.0).cores <= 1 < need(CONSTANTS, SEARCH, most + 1, 5.0).cores
+
+
+def test_a_search_without_scheduler_reports_each_epoch_of_each_trial() -> None:
+    settings = RunSettings(trials=100, epochs=18, scheduler="none")
+    free = dataclasses.replace(CONSTANTS, folder_bytes_per_trial=0.0, folder_bytes_per_report=10.0)
+    assert need(free, settings, GPUS, 5.0).reports == 1800
+    assert need(free, settings, GPUS, 5.0).folder_bytes == 18_000
