@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.table import Row, machine, table
 
-NAMES = ("training", "turnaround", "tracking", "driver", "memory", "prepare", "startup")
+NAMES = ("training", "packing", "peak", "turnaround", "tracking", "driver", "memory", "prepare", "startup")
 VERSIONS = ("ray", "optuna", "mlflow", "monai", "numpy")  # beside torch and Python, which are in the machine's line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import multiprocessing
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
+from benchmarks import packing
 from benchmarks.processes import Overdue, call, descendants, mapped, memory
 from benchmarks.table import HEAD, Row, table
 from benchmarks.turnaround import platform_s
@@ -62,6 +64,21 @@ def test_what_a_trial_costs_beside_its_training() -> None:
     # Two places from 0 on: trials of 3, 4 and 3 s, of each 1 s training; the third takes the place that is free first.
     trials = [(0.5, 3.0, 1.0), (3.0, 6.0, 1.0), (0.5, 4.0, 1.0)]
     assert platform_s(trials, 0.0, 2) == [2.0, 3.0, 2.0]
+
+
+def test_several_trainings_at_once(prepared: Path) -> None:
+    """Real processes, on this CPU; their table by hand, and one that ended."""
+    rates = packing.together(prepared, "cpu", most=2, seconds=0.1, repeats=1)
+    assert len(rates) == 2
+    assert all(0 < rate < 1e6 for rate in rates)
+    mine, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(RuntimeError, match="a training process has ended with an error"):
+        packing._answer(mine)
+    *each, best = packing.rows([1000.0, 1900.0, 3100.0, 2900.0])
+    assert [row.ratio for row in each] == [1.0, 1.9, 3.1, 2.9]
+    assert re.fullmatch(r"paper's point, batch 5, GPU, MPS (on|off), 2 at once", each[1].what)
+    assert (best.ours, best.ratio, best.met) == ("3 at once", 3.1, True)
 
 
 def test_a_function_in_a_process_of_its_own() -> None:

@@ -1,8 +1,13 @@
-"""The forecast that a search begins with, and what of it only shows while the search runs."""
+"""What a search finds out before its first trial: how many trials share a GPU, and a forecast.
+
+And what of the forecast only shows while the search runs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import RunSettings
@@ -44,6 +49,34 @@ def foresee(
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         say(f"no forecast ({reason}); the search goes on without")
+
+
+def packed(
+    where: Where, space: SearchSpace, settings: RunSettings, data: Path, say: Callable[[str], None]
+) -> tuple[Where, dict[str, Any]]:
+    """`where` with the number of trials that share a GPU, tried where it is "auto", and what was found in trying.
+
+    Whatever goes wrong with that, the search goes on with one trial on each GPU.
+    """
+    from wmlsearch.model.timing import mps_is_on
+    from wmlsearch.search.nodes import parcel
+    from wmlsearch.search.packing import pack
+
+    if where.trials_per_gpu == 1:
+        return where, {}
+    alone = where.slots(settings.trials)  # whatever was wished, a wish that can't be is refused here
+    if where.trials_per_gpu != "auto":
+        say(f"{where.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
+        return where, {}
+    say("trials per GPU: the paper's point is timed with one trial, two at once, and so on ...")
+    try:
+        found = pack(space, settings, parcel(data, send=bool(where.ray_address)), alone)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        say(f"1 trial has a GPU, since no other number could be tried ({reason})")
+        return dataclasses.replace(where, trials_per_gpu=1), {}
+    say(str(found))
+    return dataclasses.replace(where, trials_per_gpu=found.trials_per_gpu), found.as_dict()
 
 
 class CheckpointBytes:

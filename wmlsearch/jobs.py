@@ -7,11 +7,11 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -21,10 +21,11 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs import RunDir
 
 if TYPE_CHECKING:
-    from wmlsearch.search.cluster import Slots
+    from wmlsearch.search.cluster import Node, Request, Slots
 
 Progress = Callable[[str, int, int], None]
 MOST_WORKERS = 4096  # of a trial
+MOST_ON_A_GPU = 64  # trials; more would have less of it each than a process takes for itself
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Where:
     storage: str | None = None  # a place for checkpoints that all machines reach; None: the run folders
     workers_per_trial: int = 1
     gpus_per_worker: float | None = None  # None: one, where there are GPUs
+    trials_per_gpu: int | Literal["auto"] = 1  # auto: as many as search/packing.py finds best, one until it has
 
     def check_before_ray(self, trials: int) -> None:
         """Refuse what can't run, before Ray starts. Raises InputError."""
@@ -45,6 +47,23 @@ class Where:
             )
         if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
             faults.append(f"--gpus-per-worker must be 0 or a number above, but got {self.gpus_per_worker}")
+        if self.trials_per_gpu not in ("auto", *range(1, MOST_ON_A_GPU + 1)):
+            faults.append(
+                f"--trials-per-gpu must be auto or a whole number from 1 to {MOST_ON_A_GPU}, but got "
+                f"{self.trials_per_gpu}"
+            )
+        elif self.trials_per_gpu != 1:
+            wish = f"--trials-per-gpu {self.trials_per_gpu}"
+            if self.gpus_per_worker is not None:
+                faults.append(
+                    f"{wish}: --gpus-per-worker {self.gpus_per_worker:g} says already what a trial gets; leave out "
+                    "either"
+                )
+            if self.workers_per_trial != 1:
+                faults.append(
+                    f"{wish}: --workers-per-trial {self.workers_per_trial} gives each trial several GPUs, so there is "
+                    "none to share; leave out either"
+                )
         if self.ray_address and not re.fullmatch(r"auto|(ray://)?[^/\s]+:[0-9]{1,5}", self.ray_address):
             faults.append(f"--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got {self.ray_address!r}")
         if faults:
@@ -62,18 +81,31 @@ class Where:
 
     def slots(self, trials: int) -> Slots:
         """How many trials of this shape run at once. Raises InputError where none fits."""
-        from wmlsearch.search.cluster import Request, cluster_nodes, free_memory_gb, plan_slots, this_machine
+        from wmlsearch.search.cluster import cluster_nodes, free_memory_gb, plan_slots, this_machine
 
-        request = Request(self.workers_per_trial, None, self.gpus_per_worker)
         if not self.ray_address:
-            return plan_slots(this_machine(), request, trials, free_memory_gb())
+            nodes = this_machine()
+            return plan_slots(nodes, self._request(nodes), trials, free_memory_gb())
         nodes = cluster_nodes()
         if len(nodes) > 1 and not self.storage:
             raise InputError(
                 f"the cluster has {len(nodes)} machines, so checkpoints need a place that all of them reach: "
                 "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
             )
-        return plan_slots(nodes, request, trials)
+        return plan_slots(nodes, self._request(nodes), trials)
+
+    def _request(self, nodes: Sequence[Node]) -> Request:
+        """Raises InputError where there are no GPUs for trials to share."""
+        from wmlsearch.search.cluster import Request, share_of_gpu
+
+        gpus, shared = self.gpus_per_worker, self.trials_per_gpu
+        if shared != 1:
+            if not any(node.get("GPU") for node in nodes):
+                raise InputError(
+                    f"--trials-per-gpu {shared}: no GPU is there, so there is nothing to share; leave it out"
+                )
+            gpus = None if shared == "auto" else share_of_gpu(shared)
+        return Request(self.workers_per_trial, None, gpus)
 
     def place(self, run: RunDir) -> str:
         """Where a run's checkpoints go: its folder, or its place in the storage."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.jobs import Where, about_data
 from wmlsearch.model.training import check_trainable, load_checkpoint
@@ -89,3 +90,27 @@ def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> No
             f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "
             "search; give --max-hours instead"
         )
+
+
+def check_baseline_fits(settings: RunSettings, data: Path, where: Where, slots: Slots) -> None:
+    """Refuse a search whose baseline finds no room in memory, by the slots of its trials. Raises InputError."""
+    from wmlsearch.search.room import fit_before
+
+    if not settings.baseline:
+        return
+    paper, manifest = TrialConfig(), Manifest.read(data)
+    try:
+        fit = fit_before(paper, manifest, settings.precision, slots, here=not where.ray_address)
+    except TimeoutError:  # others hold what the trials will have: then each is asked only before it runs
+        return
+    if not fit.refusal:
+        return
+    if slots.gpus and slots.gpus < 1:
+        advice = "let fewer trials share a GPU (--trials-per-gpu, --gpus-per-worker)"
+    else:
+        advice = "share out each batch (--workers-per-trial), prepare with a smaller --size"
+    raise InputError(
+        f"the baseline, the paper's configuration with batches of {paper.batch_size} images of {manifest.size} x "
+        f"{manifest.size} pixels, {fit.refusal} for each of {slots.count} at a time; {advice}, or search without it "
+        "(--no-baseline)"
+    )

@@ -85,6 +85,7 @@ class _Shape(_Form):
 
     workers_per_trial: Annotated[int, Field(ge=1)]
     gpus_per_worker: _Amount | None
+    trials_per_gpu: Annotated[int, Field(ge=1)] = 1  # of before they could share one
 
 
 class _AboutSearch(_About):
@@ -98,6 +99,7 @@ class _Status(_Form):
     traceback: str = ""
     started: float = 0
     ended: float = 0
+    predicted_memory_mb: _Amount = 0
     front: list[str] = Field(default_factory=list)
 
 

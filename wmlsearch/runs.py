@@ -30,6 +30,7 @@ BAD = ("diverged", "out_of_memory", "lost", "failed")
 ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
 _STATUS = "status.json"
+_KEPT = ("predicted_memory_mb",)  # in it, however its state changes
 _USED = ("seconds", "gpu_seconds", "final_seconds", "final_gpu_seconds", "checkpoint_bytes")
 
 
@@ -113,7 +114,12 @@ class RunDir:
         old = self.status()
         started = old.get("started") or time.time()
         ended = {} if state == RUNNING else {"ended": time.time()}
-        write_json(self.file("status"), {"state": state, "reason": reason, "started": started, **ended, **more})
+        kept = {name: old[name] for name in _KEPT if name in old}
+        write_json(self.file("status"), {"state": state, "reason": reason, "started": started, **ended, **kept, **more})
+
+    def set_predicted_memory(self, mb: float) -> None:
+        """What its `peak_memory_mb` (MiB) should be, as known before its first epoch."""
+        write_json(self.file("status"), {**self.status(), "predicted_memory_mb": mb})
 
     def status(self) -> dict[str, Any]:
         return read_json(self.file("status")) if self.file("status").exists() else {}

@@ -13,11 +13,11 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, sealed_test
-from wmlsearch.foresight import CheckpointBytes, foresee, mind_load
+from wmlsearch.foresight import CheckpointBytes, foresee, mind_load, packed
 from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, versions
 from wmlsearch.mirror import Mirror
 from wmlsearch.model.training import check_trainable, epochs
-from wmlsearch.preflight import check_budgets, check_checkpoints, check_data, check_settings
+from wmlsearch.preflight import check_baseline_fits, check_budgets, check_checkpoints, check_data, check_settings
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.leaderboard import leaderboard
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wmlsearch.search.cluster import Slots
     from wmlsearch.search.plan import Forecast
 
+SHAPE = ("workers_per_trial", "gpus_per_worker", "trials_per_gpu")  # of the trials, which a resumed search keeps
 OnChange = Callable[[RunDir], None]
 Say = Callable[[str], None]
 
@@ -68,8 +69,10 @@ def plan(
     mind_load(where, say)
     started = time.monotonic()
     with ray_at(where.ray_address), watchdog(say, lambda: "the measurement"):
+        where, _ = packed(where, space, settings, data, say)
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
+        check_baseline_fits(settings, data, where, slots)
         say(f"trials would run {slots}; timing three configurations ...")
         ray_s = time.monotonic() - started
         final = where.slots(max(settings.final_runs, 1))
@@ -106,8 +109,10 @@ def tune(
     if settings.forecast:
         mind_load(where, say)
     with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
+        where, packing = packed(where, space, settings, data, say)
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
+        check_baseline_fits(settings, data, where, slots)
         say(f"trials run {slots}")
         if warm_start:
             reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
@@ -120,7 +125,8 @@ def tune(
             "data": about_data,
             "data_path": str(data.resolve()),
             "warm_start": {"taken": len(earlier), "left_out": dict(left_out)},
-            "shape": {"workers_per_trial": where.workers_per_trial, "gpus_per_worker": where.gpus_per_worker},
+            "shape": {name: getattr(where, name) for name in SHAPE},
+            "packing": packing,
             "certificate": dataclasses.asdict(Manifest.read(data).certificate),
             "versions": versions(),
         }
@@ -170,6 +176,7 @@ def resume(
     with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
+        check_baseline_fits(settings, data, where, slots)
         search.change_settings(settings.model_dump())
         trials = search.trials()
         unfinished = [run.about()["name"] for run in trials if run.state in UNFINISHED]

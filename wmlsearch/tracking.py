@@ -128,6 +128,8 @@ def push(
     state, reason = status.get("state", RUNNING), status.get("reason", "")
     if ledger.get("state") != state:
         tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
+        if "predicted_memory_mb" in status:  # beside the metric peak_memory_mb
+            tags.append(RunTag("predicted_memory_mb", f"{status['predicted_memory_mb']:.0f}"))
         if "traceback" in status:
             tags.append(RunTag("traceback", status["traceback"][-4000:]))
     front = root.status().get("front")  # of a search with several objectives, from its end on

@@ -144,6 +144,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
         said("search.json", shape={"workers_per_trial": 0, "gpus_per_worker": None}),
         damaged("search.json", "shape.workers_per_trial must be greater than or equal to 1, but got 0"),
     ),
+    "a share for nobody": (
+        said("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 0}),
+        damaged("search.json", "shape.trials_per_gpu must be greater than or equal to 1, but got 0"),
+    ),
     # config.json of a trial
     "trial empty": (content(CONFIG, lambda _: b""), unreadable(CONFIG, NOTHING)),
     "trial null": (

@@ -11,15 +11,27 @@ import torch
 from torch import distributed, multiprocessing
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.inference import Model
-from wmlsearch.model.training import epochs, has_fast_bfloat16, load_checkpoint
+from wmlsearch.model.memory import (
+    CONTEXT_BYTES,
+    counted,
+    foreseen,
+    graphs_of,
+    images_in_step,
+    measured,
+    of_process,
+)
+from wmlsearch.model.steps import WARM_UP
+from wmlsearch.model.training import epochs, has_fast_bfloat16, load_checkpoint, validation_batch
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
 ]
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{torch.cuda.device_count()} GPUs here, needs 2")
+CUDA = torch.device("cuda")
 SMALL = TrialConfig(depth=2, base_channels=8, batch_size=8)
 
 
@@ -65,6 +77,107 @@ def test_a_gpu_predicts_like_a_cpu(prepared: Path, tmp_path: Path) -> None:
     on_gpu = model.probabilities(images)
     assert on_gpu == pytest.approx(on_cpu, abs=1e-4)
     assert (model.probabilities(images) == on_gpu).all()
+
+
+@pytest.fixture(scope="session")
+def large(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `prepared`, in the paper's size, so that training takes more than libraries do."""
+    out = tmp_path_factory.mktemp("large") / "prepared"
+    prepare(raw, out, PrepareOptions(size=256, fit="resize", val_patients=("04",), jobs=1))
+    return out
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 16},
+        {"depth": 4, "base_channels": 32, "batch_size": 24, "dropout": 0.0},
+        {
+            "depth": 3,
+            "base_channels": 16,
+            "batch_size": 24,
+            "norm": "instance",
+            "optimizer": "sgd",
+            "augment": "affine",
+        },
+    ],
+    ids=["paper", "wide", "other"],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_peak_of_memory_is_known_before(values: dict[str, Any], precision: Any, large: Path) -> None:
+    """Of what PyTorch reserves, graphs' memory included: by steps of one and two images within a quarter."""
+    config, data = TrialConfig(**values), PreparedData.open(large, "cuda")
+    images, graphs = images_in_step(config, len(data.train)), graphs_of(config, len(data.train), CUDA, several=False)
+    assert images > 8
+    held, expected = foreseen(config, data, precision)
+    assert measured(config, data, precision) is measured(config, data, precision)  # once for each shape
+    *_, last = epochs(config, data, max_epochs=WARM_UP + 2, precision=precision)  # all steps are graphs at last
+    peak = torch.cuda.max_memory_reserved() - held
+    assert last.metrics["peak_memory_mb"] == (held + peak) / 2**20
+    assert expected == pytest.approx(peak, rel=0.25, abs=64 * 2**20)
+    shown = min(validation_batch(CUDA, data.manifest.size**2), len(data.val))
+    count = counted(config, data.manifest.size, precision == "bfloat16", shown)
+    assert of_process(count.bytes(images, graphs), CUDA) == pytest.approx(peak, rel=0.5, abs=64 * 2**20)
+
+
+def _limited(rank: int, prepared: str, share: float, out: str) -> None:
+    data, config = PreparedData.open(Path(prepared), "cuda"), TrialConfig(batch_size=16)
+    held, expected = foreseen(config, data, "auto")
+    limit = held + share * expected
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        list(epochs(config, data, max_epochs=WARM_UP + 2))
+        ended = "completed"
+    except torch.OutOfMemoryError:
+        ended = "out of memory"
+    torch.save(ended, out)
+
+
+@pytest.mark.parametrize(("share", "ended"), [(1.0, "completed"), (0.4, "out of memory")])
+def test_what_was_foreseen_is_enough_and_not_far_too_much(
+    share: float, ended: str, large: Path, tmp_path: Path
+) -> None:
+    multiprocessing.spawn(_limited, (str(large), share, str(tmp_path / "out")), nprocs=1)
+    assert torch.load(tmp_path / "out", weights_only=True) == ended
+
+
+def _context(rank: int, prepared: str, out: str) -> None:
+    list(epochs(SMALL, PreparedData.open(Path(prepared), "cuda"), max_epochs=WARM_UP + 2))
+    free, _ = torch.cuda.mem_get_info()
+    torch.save((free, torch.cuda.memory_reserved()), out)
+
+
+def test_what_a_process_takes_beside_its_tensors(prepared: Path, tmp_path: Path) -> None:
+    """Of a GPU that nobody else uses meanwhile."""
+    free_before, _ = torch.cuda.mem_get_info()
+    multiprocessing.spawn(_context, (str(prepared), str(tmp_path / "out")), nprocs=1)
+    free, reserved = torch.load(tmp_path / "out", weights_only=True)
+    assert 0.3 * CONTEXT_BYTES < free_before - free - reserved < CONTEXT_BYTES
+
+
+def _greedy(rank: int, out: str) -> None:
+    from wmlsearch.search.cluster import Slots
+    from wmlsearch.search.room import limit_bytes, limit_to_share
+
+    device, slots = torch.device("cuda", 0), Slots(4, 1, 1, 0.25)
+    limit_to_share(device, slots)
+    limit = limit_bytes(device, slots)
+    kept = torch.empty(int(0.9 * limit), dtype=torch.uint8, device=device)
+    try:
+        torch.empty(int(0.2 * limit), dtype=torch.uint8, device=device)
+        ended = "took more than its share"
+    except torch.OutOfMemoryError:
+        ended = "out of memory"
+    torch.save((ended, len(kept), limit), out)
+
+
+def test_no_trial_takes_its_neighbours_memory(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    multiprocessing.spawn(_greedy, (str(tmp_path / "out"),), nprocs=1)
+    ended, kept, limit = torch.load(tmp_path / "out", weights_only=True)
+    assert ended == "out of memory"
+    assert kept == int(0.9 * limit)
+    assert limit < 0.25 * torch.cuda.get_device_properties(0).total_memory
 
 
 def _rank(rank: int, world: int, meeting: str, prepared: str, norm: str, out: str) -> None:

@@ -41,6 +41,14 @@ storage = click.option(
 gpus_per_worker = click.option(
     "--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 where there are GPUs]"
 )
+trials_per_gpu = click.option(
+    "--trials-per-gpu",
+    metavar="N|auto",
+    default="1",
+    show_default=True,
+    callback=lambda _context, _option, given: int(given) if re.fullmatch("[0-9]{1,9}", given) else given,
+    help="Trials that share a GPU. auto: as many as make the search faster and fit into its memory.",
+)
 precision = click.option(
     "--precision",
     default="auto",

@@ -21,6 +21,7 @@ AS_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max
 @options.trials
 @options.workers_per_trial
 @options.gpus_per_worker
+@options.trials_per_gpu
 @options.ray_address
 @options.storage
 @options.epochs
@@ -36,6 +37,7 @@ def plan(
     trials: int,
     workers_per_trial: int,
     gpus_per_worker: float | None,
+    trials_per_gpu: Any,
     ray_address: str | None,
     storage: str | None,
     epochs: int,
@@ -66,5 +68,5 @@ def plan(
         baseline=not no_baseline,
         **more,
     )
-    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
+    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     show_forecast(console(), study.plan(ranges, settings, data, where, options.say))

@@ -105,6 +105,7 @@ OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out",
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @options.workers_per_trial
 @options.gpus_per_worker
+@options.trials_per_gpu
 @remote.cluster
 @options.ray_address
 @options.storage
@@ -134,6 +135,7 @@ def tune(
     warm_start: tuple[str, ...],
     workers_per_trial: int,
     gpus_per_worker: float | None,
+    trials_per_gpu: Any,
     cluster: Path | None,
     ray_address: str | None,
     storage: str | None,
@@ -164,7 +166,7 @@ def tune(
     from wmlsearch.space import SearchSpace
 
     uri = options.uri_of(out, mlflow_uri)
-    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker)
+    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if resume is not None:
         changes = _changes()
         if cluster is not None:

@@ -117,8 +117,13 @@ class Steps:
                     self.epoch = new
                     self.graphs.clear()
                     self.warmed.clear()
+                warming = self.graphed and any(len(batch) not in self.graphs for batch in order)
+                if warming:  # what validation keeps for itself would come on top of warm-ups and graphs
+                    torch.cuda.empty_cache()
                 for batch in order:
                     self.advance(len(batch))
+                if warming:  # and what warm-ups keep, on top of validation
+                    torch.cuda.empty_cache()
         finally:
             group["lr"] = own
         if self.on_gpu and self.world > 1:

@@ -301,7 +301,8 @@ def count(unet: nn.Module, slices: Slices, loss: str, bfloat16: bool, rank: int 
     unet.eval()
     device = slices.images.device
     counts = Counts(len(slices.patient_names), device)
-    for positions in torch.arange(rank, len(slices), world, device=device).split(validation_batch(slices)):
+    at_once = validation_batch(device, slices.images[0].numel())
+    for positions in torch.arange(rank, len(slices), world, device=device).split(at_once):
         images, masks = slices.batch(positions)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = unet(images.contiguous(memory_format=torch.channels_last))
@@ -309,11 +310,9 @@ def count(unet: nn.Module, slices: Slices, loss: str, bfloat16: bool, rank: int 
     return counts
 
 
-def validation_batch(slices: Slices) -> int:
-    """How many slices are validated at a time, where they are."""
-    if slices.images.device.type != "cuda":
-        return VALIDATION_BATCH
-    return max(VALIDATION_BATCH, GPU_VALIDATION_PIXELS // slices.images[0].numel())
+def validation_batch(device: torch.device, pixels: int) -> int:
+    """How many slices of so many pixels are validated at a time."""
+    return max(VALIDATION_BATCH, GPU_VALIDATION_PIXELS // pixels if device.type == "cuda" else 0)
 
 
 def learning_rate(config: TrialConfig, step: int, steps: int) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -100,11 +101,25 @@ def plan_slots(nodes: Sequence[Node], request: Request, trials: int, memory_gb: 
 def _workers_that_fit(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
     total = 0
     for node in nodes:
-        fits = node.get("CPU", 0) / cpus
-        if gpus:
-            fits = min(fits, node.get("GPU", 0) / gpus)
-        total += int(fits + 1e-9)
+        fits = int(node.get("CPU", 0) / cpus + 1e-9)
+        if gpus >= 1:
+            fits = min(fits, int(node.get("GPU", 0) / gpus + 1e-9))
+        elif gpus:  # a worker's part of a GPU is never spread over two
+            fits = min(fits, int(node.get("GPU", 0)) * int(1 / gpus + 1e-9))
+        total += fits
     return total
+
+
+def share_of_gpu(trials: int) -> float:
+    """What each of so many trials has of a GPU: Ray counts in ten-thousandths, and rounds up what is finer."""
+    return math.floor(10_000 / trials) / 10_000
+
+
+def at_once_here(slots: Slots) -> int:
+    """How many workers of the slots may run at once on the machine of this process."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, min(slots.count * slots.workers, _workers_that_fit([node], slots.cpus, slots.gpus)))
 
 
 def _does_not_fit(nodes: Sequence[Node], workers: int, cpus: int, gpus: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,7 @@ def _train(
     elastic: bool,
     scratch: str,
 ) -> None:
-    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
+    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus, "slots": dataclasses.asdict(slots)}
     # In processes of their own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     host: Any = ray.remote(num_cpus=0)(Group)
@@ -129,6 +130,8 @@ def write_result(run: RunDir, result: dict[str, Any]) -> list[dict[str, Any]]:
     """Into the run folder with what a training has reported; returns all its rows."""
     if "replayed" in result:
         run.reconcile(result["replayed"])
+    if "predicted_memory_mb" in result:
+        run.set_predicted_memory(result["predicted_memory_mb"])
     rows = run.rows()
     if "report" in result and result["epoch"] > len(rows):  # one of the checkpoint's is there already
         run.append(result["report"])

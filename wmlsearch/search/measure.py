@@ -19,7 +19,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.model.timing import Timing, timed
+from wmlsearch.model.memory import held_bytes
+from wmlsearch.model.timing import Pace, Timing, timed
+from wmlsearch.search.room import Fit, foretell
 from wmlsearch.search.slot import open_data
 
 
@@ -36,11 +38,14 @@ class Measured:
 class Measuring:
     """The workers of `count` slots, ready to time, for as long as the block lasts; `device` is what they run on.
 
-    Raises TimeoutError when the workers have not started, or have not answered, `patience_s` after the beginning.
+    With `one_gpu` the slots, of one worker each, are on one GPU, which they have for themselves. Raises TimeoutError
+    when the workers have not started, or have not answered, `patience_s` after the beginning.
     """
 
-    def __init__(self, data: dict[str, Any], slots: Slots, count: int, patience_s: float | None = None) -> None:
-        self.data, self.slots, self.count, self.patience_s = data, slots, count, patience_s
+    def __init__(
+        self, data: dict[str, Any], slots: Slots, count: int, patience_s: float | None = None, one_gpu: bool = False
+    ) -> None:
+        self.data, self.slots, self.count, self.patience_s, self.one_gpu = data, slots, count, patience_s, one_gpu
         self.rooms: list[Any] = []
         self.groups: list[list[Any]] = []
         self.device, self.start_s = "", 0.0
@@ -62,9 +67,13 @@ class Measuring:
             remove_placement_group(room)
 
     def time(self, config: TrialConfig, settings: RunSettings, limit_s: float) -> Timing:
-        """All slots at once, so that what they take from each other is in the figures: the mean, of memory the most."""
+        """All slots at once, so that what they take from each other is in the figures.
+
+        Of times the mean, of memory the most.
+        """
         words = (config.model_dump(), settings.seed, settings.precision, limit_s)
-        times: list[Timing] = self._get([worker.time.remote(*words) for group in self.groups for worker in group])
+        asked = [worker.time.remote(*words) for group in self.groups for worker in group]
+        times: list[Timing] = self._get(asked)
         return Timing(
             images=min(timing.images for timing in times),
             train_s=statistics.fmean(timing.train_s for timing in times),
@@ -74,12 +83,27 @@ class Measuring:
             peak_memory_mb=max(timing.peak_memory_mb for timing in times),
         )
 
+    def images_per_s(self, config: TrialConfig, settings: RunSettings, seconds: float, count: int) -> float:
+        """What the first `count` slots, of one worker each, train together when all are at it at once."""
+        workers = [worker for (worker,) in self.groups[:count]]
+        words = (config.model_dump(), settings.seed, settings.precision)
+        self._get([worker.make_ready.remote(*words) for worker in workers])
+        return float(sum(self._get([worker.images_per_s.remote(seconds) for worker in workers])))
+
+    def fit(self, config: TrialConfig, settings: RunSettings) -> tuple[Fit, int]:
+        """Whether a configuration fits into a whole GPU, or a machine's memory; and what the data take there."""
+        (told,) = self._get([self.groups[0][0].fit.remote(config.model_dump(), settings.precision)])
+        return told
+
     def _start(self) -> None:
         slots = self.slots
-        self.rooms = [placement_group([slots.resources] * slots.workers) for _ in range(self.count)]
+        if self.one_gpu:
+            self.rooms = [placement_group([{"CPU": slots.cpus * self.count, "GPU": 1}])]
+        else:
+            self.rooms = [placement_group([slots.resources] * slots.workers) for _ in range(self.count)]
         actor: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_Worker)
         self._get([room.ready() for room in self.rooms])
-        for room in self.rooms:
+        for room in self.rooms * (self.count if self.one_gpu else 1):
             places = [PlacementGroupSchedulingStrategy(room, rank) for rank in range(slots.workers)]
             self.groups.append([actor.options(scheduling_strategy=it).remote(self.data, slots.cpus) for it in places])
         self.device = self._get([worker.device.remote() for group in self.groups for worker in group])[0]
@@ -101,6 +125,7 @@ class _Worker:
     def __init__(self, data: Mapping[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
         self.data, self.threads = open_data(dict(data)), threads
+        self.pace: Pace | None = None
 
     def device(self) -> str:
         if self.data.train.images.device.type == "cuda":
@@ -119,6 +144,20 @@ class _Worker:
 
     def time(self, config: Mapping[str, Any], seed: int, precision: Any, limit_s: float) -> Timing:
         return timed(TrialConfig(**config), self.data, seed=seed, precision=precision, limit_s=limit_s)
+
+    def fit(self, config: Mapping[str, Any], precision: Any) -> tuple[Fit, int]:
+        fit = foretell(TrialConfig(**config), self.data, precision)
+        return fit, held_bytes(self.data.train.images.device)
+
+    def make_ready(self, config: Mapping[str, Any], seed: int, precision: Any) -> None:
+        """Once for all that is asked of this worker: what was ready before is so still."""
+        if self.pace is None:
+            self.pace = Pace(TrialConfig(**config), self.data, seed, precision)
+
+    def images_per_s(self, seconds: float) -> float:
+        if self.pace is None:
+            raise RuntimeError("images_per_s comes after make_ready")
+        return self.pace.images_per_s(seconds)
 
 
 def there_now(slots: Slots) -> int:

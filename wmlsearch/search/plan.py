@@ -19,6 +19,7 @@ import torch
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.model.memory import OPTIMIZER_STATE
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.measure import Measured, Measuring, there_now
@@ -30,8 +31,6 @@ SAMPLES = 200  # configurations drawn from the space to stand for its trials
 DRAWS = 20  # searches drawn from them, where order matters
 LIMIT_S = 5.0  # for each configuration that is timed, where nothing waits for it
 RECORD_BYTES = 305  # what a checkpoint holds for each tensor beside its numbers: names, checksum, alignment
-# Tensors like the weights that an optimiser keeps, and whether it counts its steps for each of them.
-OPTIMIZER_STATE = {"adam": (2, True), "adamw": (2, True), "sgd": (1, False)}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
+
 import torch
 from ray import tune
 
@@ -15,6 +17,7 @@ from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs, load_checkpoint
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.nodes import unpack
+from wmlsearch.search.room import foretell, limit_to_share
 
 _opened: dict[tuple[str, str], PreparedData] = {}  # of this process: mapped once, however many trials it runs
 
@@ -22,13 +25,15 @@ _opened: dict[tuple[str, str], PreparedData] = {}  # of this process: mapped onc
 class Training:
     """One training in this process, an epoch a step, as plain results that may cross to other processes.
 
-    `job` is the same for all trainings of a run: `data` (a parcel), `settings`, `threads`. `trial` says which one:
+    `job` is the same for all trainings of a run: `data` (a parcel), `settings`, `threads`, and the `slots` of which
+    this process is one; without them it has the machine or the GPU for itself. `trial` says which one:
     `config` (with `rate_factors`, if any), `place`, where its checkpoints are, and `heard`, how many epochs of it are
     known already. With `keep_every` in `job`, a snapshot is kept of each epoch that is a multiple of it. A result holds
     `report` (a row of EpochReport) with `epoch` and the objective beside it for the scheduler; the first also
-    `replayed` (all reports of the checkpoint that it goes on from); the last also `done` and `ended` (a state of
+    `replayed` (all reports of the checkpoint that it goes on from) and, of a training from its beginning,
+    `predicted_memory_mb` (what `peak_memory_mb` should be); the last also `done` and `ended` (a state of
     `runs.ENDED`), with a `reason` and `traceback` if it went wrong. Epochs that the checkpoint has and nobody has heard
-    of come first, one at a time, so that the scheduler decides about each.
+    of come first, one at a time, so that the scheduler decides about each. What finds no room in memory is not begun.
     """
 
     def __init__(self, job: dict[str, Any], trial: dict[str, Any], rank: int = 0) -> None:
@@ -40,9 +45,13 @@ class Training:
         self.fresh, self.heard = True, int(trial.get("heard", 0))
         self.unheard: list[dict[str, Any]] = []
         settings = RunSettings(**job["settings"])
+        self.config, self.precision = TrialConfig(**trial["config"]), settings.precision
+        self.data = open_data(job["data"])
+        self.slots = Slots(**job["slots"]) if "slots" in job else None
+        limit_to_share(self.data.train.images.device, self.slots)
         self.reports = epochs(
-            TrialConfig(**trial["config"]),
-            open_data(job["data"]),
+            self.config,
+            self.data,
             max_epochs=settings.epochs,
             seed=trial.get("seed", settings.seed),
             precision=settings.precision,
@@ -61,6 +70,10 @@ class Training:
                 result["replayed"] = load_checkpoint(self.checkpoints.last)["reports"] if there else []
                 self.unheard = list(result["replayed"][self.heard :])
                 self.fresh = False
+                if not there:  # what trained before has found its room
+                    result |= self._foretell()
+                    if "done" in result:
+                        return result
             if self.unheard:
                 row = self.unheard.pop(0)
             else:
@@ -82,6 +95,14 @@ class Training:
         # for the scheduler a metric that is not a number is as bad as none can be
         result |= {"report": row, "epoch": row["epoch"], self.objective: row[self.objective] or 0.0}
         return result | ({"done": True, "ended": row["ended"]} if row["ended"] else {})
+
+    def _foretell(self) -> dict[str, Any]:
+        """What it will take at its peak; where that is more than there is, it ends here."""
+        fit = foretell(self.config, self.data, self.precision, self.slots)
+        told: dict[str, Any] = {"predicted_memory_mb": fit.peak_mb}
+        if fit.refusal:
+            told |= {"done": True, "ended": "out_of_memory", "reason": f"{fit.refusal}: not run"}
+        return told
 
     def close(self) -> None:
         """Forget the network: the next one finds its memory free."""

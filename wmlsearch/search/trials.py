@@ -56,12 +56,12 @@ def run_trials(
     budget = Budget(search, settings, slots)
     keeper = Keeper(place, _bytes_of_best, room_for_best(space, settings, slots), settings.ranked_by)
     recorder = _Recorder(search, settings, study, budget, place, keeper, on_change, scheduler)
-    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus}
+    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus, "slots": dataclasses.asdict(slots)}
     if scheduler.population is not None:
         job["keep_every"] = settings.grace_epochs
     if slots.workers > 1:
         # The slot's own process only drives its worker group, which asks for its resources itself.
-        job |= {"slots": dataclasses.asdict(slots), "elastic": elastic}
+        job["elastic"] = elastic
         trainable: type[tune.Trainable] = GroupSlot
         resources = tune.PlacementGroupFactory([ON_HEAD])
     else:

@@ -35,6 +35,8 @@ def tune_command(about: Mapping[str, Any]) -> str:
         if settings.get(name, defaults[name]) != defaults[name]:
             words += ["--" + name.replace("_", "-"), f"{settings[name]}"]
     words += _shape(about, "--workers-per-trial")
+    if (shared := about.get("shape", {}).get("trials_per_gpu", 1)) != 1:
+        words += ["--trials-per-gpu", str(shared)]
     words += [] if settings.get("baseline", True) else ["--no-baseline"]
     words += [] if settings.get("forecast", True) else ["--no-forecast"]
     return shlex.join(["wmlsearch", "tune", *words])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,29 @@ def bars(path: Path, shares: Mapping[str, float]) -> None:
         axes.set(xlabel="share of importance", xlim=(0, 1.12 * max(shares.values())))
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+def memory_of(board: Leaderboard) -> list[tuple[float, float]]:
+    """What the trials were predicted to take at their peak, and what they took, MiB; of those that know both."""
+    pairs = []
+    for run in (RunDir(Path(entry.path)) for entry in board.trials):
+        predicted = run.status().get("predicted_memory_mb")
+        _, peaks = _values(run, "peak_memory_mb")
+        if predicted is not None and peaks:
+            pairs.append((predicted, max(peaks)))
+    return pairs
+
+
+def memory(path: Path, pairs: Sequence[tuple[float, float]]) -> None:
+    """Predicted and measured peak memory of each trial; on the line the prediction was right."""
+    gigabytes = np.array(pairs) * 2**20 / 1e9
+    with drawn(path, 5.3, 3.9) as (figure, grid):
+        axes = grid[0, 0]
+        top = 1.08 * gigabytes.max()
+        axes.plot([0, top], [0, top], color="#8b949e", linewidth=1.2, linestyle=":", label="as predicted")
+        axes.scatter(*gigabytes.T, s=26, color=CHAMPION, label="trials", zorder=3)
+        axes.set(xlabel="predicted peak (GB)", ylabel="measured peak (GB)", xlim=(0, top), ylim=(0, top))
+        _legend(figure, axes)
 
 
 OFF = -0.14  # where a line runs at a hyperparameter that its condition has switched off

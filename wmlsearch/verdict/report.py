@@ -146,12 +146,15 @@ def _figures(
     """Draw what there is something for; the others of an earlier report are deleted."""
     valued = any(entry.value is not None for entry in board.trials)
     pairs = sealed_figures.pairs_of(test) if test else []
+    # On CPUs the peak is that of a process since its start, so it says little of a single trial.
+    memory = figures.memory_of(board) if search.used()["gpu_seconds"] else []
     draw: dict[str, tuple[bool, Callable[[Path], object]]] = {
         "history": (valued, lambda path: figures.history(path, board)),
         "curves": (valued, lambda path: figures.curves(path, board, settings, found, chosen)),
         "front": (bool(board.front), lambda path: figures.pareto(path, board)),
         "rates": (valued and settings.scheduler == "pbt", lambda path: figures.rates(path, board)),
         "parallel": (valued and bool(space.dimensions), lambda path: figures.parallel(path, board, space)),
+        "memory": (bool(memory), lambda path: figures.memory(path, memory)),
         "importances": (bool(shares), lambda path: figures.bars(path, shares)),
         "paired": (bool(pairs), lambda path: sealed_figures.paired(path, test)),
         "volumes": (bool(test), lambda path: sealed_figures.volumes(path, test)),

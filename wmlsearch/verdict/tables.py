@@ -69,6 +69,7 @@ def _trial(rank: int, path: str, parent: str) -> dict[str, Any]:
         "epochs": len(rows),
         "seconds": seconds_of(run),
         **_of_epoch(best),
+        "predicted_memory_mb": status.get("predicted_memory_mb"),
         **about["config"],
     }
 

@@ -1,0 +1,109 @@
+"""The paper's point trained by one process, two, three and four at once on one GPU, against one alone.
+
+    python -m benchmarks.packing [--json FILE]
+
+Counted are the images that all of them train in a second while all are at it, in steady state; every process has the
+data on the GPU, and four are there all the time, those that have no turn idle. Needs the core only, as
+benchmarks.training does. `--trials-per-gpu auto` measures the same through Ray.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from benchmarks.table import Row, show
+from benchmarks.training import SIZE, phantoms
+from wmlsearch.config import TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.timing import Pace, mps_is_on
+
+MOST = 4  # processes at once
+AIM = 3.0  # times what one alone trains
+SECONDS, REPEATS = 2.0, 3  # of each number of processes, in turn
+PATIENCE_S = 120.0
+
+
+def measure() -> list[Row]:
+    """A row for each number of processes, and what is best."""
+    if not torch.cuda.is_available():
+        return [Row("paper's point, several trainings at once on one GPU", "no GPU here")]
+    with tempfile.TemporaryDirectory() as folder:
+        (prepared,) = phantoms(Path(folder), 30, (SIZE,))
+        rates = together(prepared, "cuda", MOST, SECONDS, REPEATS)
+    return rows(rates)
+
+
+def rows(rates: Sequence[float]) -> list[Row]:
+    """Of the images per second of 1, 2, ... trainings at once."""
+    alone, mps = rates[0], f"MPS {'on' if mps_is_on() else 'off'}"
+    what = f"paper's point, batch {TrialConfig().batch_size}, GPU, {mps}"
+    found = [
+        Row(f"{what}, {count} at once", f"{rate:.0f} images/s", f"{alone:.0f} images/s, one alone", rate / alone)
+        for count, rate in enumerate(rates, start=1)
+    ]
+    best = max(range(len(rates)), key=lambda place: rates[place])
+    told, ratio = f"{best + 1} at once", rates[best] / alone
+    return [*found, Row(f"{what}, trainings an hour at best", told, "one at a time", ratio, f"{AIM:g}", ratio >= AIM)]
+
+
+def together(prepared: Path, device: str, most: int, seconds: float, repeats: int) -> list[float]:
+    """Images that 1, 2, ..., `most` trainings at once train in a second, all together: medians."""
+    with processes(prepared, device, most) as others:
+        found: list[list[float]] = [[] for _ in others]
+        for _ in range(repeats):
+            for count in range(1, most + 1):
+                for other in others[:count]:
+                    other.send(seconds)
+                found[count - 1].append(sum(_answer(other) for other in others[:count]))
+    return [statistics.median(rates) for rates in found]
+
+
+@contextmanager
+def processes(prepared: Path, device: str, count: int) -> Iterator[list[Connection]]:
+    """So many that are ready to train: each answers a number of seconds with the images per second meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(count)]
+    started = [context.Process(target=_serve, args=(str(prepared), device, theirs)) for _, theirs in pipes]
+    try:
+        for process, (_, theirs) in zip(started, pipes, strict=True):
+            process.start()
+            theirs.close()
+        ours = [mine for mine, _ in pipes]
+        for mine in ours:
+            _answer(mine)  # that it is ready
+        yield ours
+    finally:
+        for process in started:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+
+
+def _serve(prepared: str, device: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    pace = Pace(TrialConfig(), PreparedData.open(Path(prepared), device))
+    pipe.send(0.0)
+    while True:
+        pipe.send(pace.images_per_s(pipe.recv()))
+
+
+def _answer(pipe: Connection) -> float:
+    """Raises RuntimeError where a process has ended or is silent."""
+    if not pipe.poll(PATIENCE_S):
+        raise RuntimeError(f"a training process has not answered within {PATIENCE_S:g} s")
+    try:
+        return float(pipe.recv())
+    except EOFError:
+        raise RuntimeError("a training process has ended with an error") from None
+
+
+if __name__ == "__main__":
+    show(__doc__, measure)

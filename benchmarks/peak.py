@@ -1,0 +1,86 @@
+"""The peak memory that a training is predicted to have, against the one that it has.
+
+    python -m benchmarks.peak [--json FILE]
+
+Compared is what training adds to the libraries and the data: on CPUs to the memory of the process, each configuration
+in a fresh one, since that peak never falls; on a GPU to what PyTorch reserves of it, over as many epochs as it takes
+until all steps are CUDA graphs. Needs the core only, as benchmarks.training does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.table import Row, show
+from benchmarks.training import phantoms
+from wmlsearch.config import TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.memory import foreseen
+from wmlsearch.model.steps import WARM_UP
+from wmlsearch.model.training import epochs, has_fast_bfloat16
+
+SIZES = {"cpu": 128, "cuda": 256}
+SLICES = 45  # to train on: batches of the larger configurations are of two sizes
+CONFIGURATIONS: tuple[dict[str, Any], ...] = (
+    {"batch_size": 2},
+    {},
+    {"batch_size": 16},
+    {"depth": 3, "base_channels": 32, "batch_size": 8, "norm": "instance"},
+    {"depth": 5, "base_channels": 32, "batch_size": 8, "loss": "bce_dice"},
+    {"depth": 2, "base_channels": 8, "batch_size": 32, "dropout": 0.0, "augment": "affine"},
+    {"depth": 4, "base_channels": 48, "batch_size": 4, "optimizer": "sgd"},
+)
+
+
+def measure() -> list[Row]:
+    """A row for each configuration, and the errors together."""
+    rows, errors = [], []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
+    with tempfile.TemporaryDirectory() as folder:
+        (prepared,) = phantoms(Path(folder), SLICES, (SIZES[device],))
+        for values, (predicted, peak, tensors) in zip(CONFIGURATIONS, found(prepared, device), strict=True):
+            errors.append(peak / predicted - 1)
+            words = ", ".join(f"{name} {value}" for name, value in values.items()) or "the paper's point"
+            of_tensors = f", {tensors / 1e6:.0f} MB of it tensors at once" if tensors else ""
+            what = f"peak of training, {words}, {SIZES[device]} x {SIZES[device]}, {precision}, {device}"
+            told = f"{peak / 1e6:.0f} MB{of_tensors}"
+            rows.append(Row(what, f"{predicted / 1e6:.0f} MB predicted", told, peak / predicted))
+    spread = f"{100 * min(errors):+.0f} % to {100 * max(errors):+.0f} %"
+    middle = f"median {100 * statistics.median(errors):+.0f} %"
+    return [*rows, Row(f"peak against prediction, {len(errors)} trainings, {device}", spread, middle)]
+
+
+def found(prepared: Path, device: str) -> Iterator[tuple[int, int, int]]:
+    """Of each configuration what `trained` returns."""
+    for values in CONFIGURATIONS:
+        if device == "cuda":  # trainings after one another leave no memory there
+            yield trained(str(prepared), values, device)
+        else:
+            with multiprocessing.get_context("spawn").Pool(1) as fresh:
+                yield fresh.apply(trained, (str(prepared), values, device))
+
+
+def trained(folder: str, values: dict[str, Any], device: str) -> tuple[int, int, int]:
+    """Bytes that a training is predicted to take at its peak, that it took, and on a GPU those of tensors at once."""
+    torch.set_num_threads(1)
+    data, config = PreparedData.open(Path(folder), device), TrialConfig(**values)
+    held, predicted = foreseen(config, data, "auto")
+    if device == "cuda":
+        data_bytes = torch.cuda.memory_allocated()
+        list(epochs(config, data, max_epochs=WARM_UP + 2))
+        return predicted, torch.cuda.max_memory_reserved() - held, torch.cuda.max_memory_allocated() - data_bytes
+    list(epochs(config, data, max_epochs=1))
+    return predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held, 0
+
+
+if __name__ == "__main__":
+    show(__doc__, measure)
