@@ -32,7 +32,7 @@ Precision = Literal["auto", "bfloat16", "float32"]
 # Tensors like the weights that an optimiser keeps, and whether it counts its steps for each of them.
 OPTIMIZER_STATE = {"adam": (2, True), "adamw": (2, True), "sgd": (1, False)}
 # Of a process on a GPU beside what PyTorch reserves: the CUDA context, with the code of cuDNN and cuBLAS, and graphs.
-CONTEXT_BYTES = 700 * 2**20
+CONTEXT_BYTES = 800 * 2**20
 # What a process takes for so many bytes of tensors, as (once, for each): see benchmarks/peak.py. On CPUs libraries work
 # on copies, and what was freed stays in pieces; on GPUs PyTorch reserves 20 MiB or more at a time.
 TAKEN = {"cpu": (150 * 2**20, 1.4), "cuda": (64 * 2**20, 1.1)}
