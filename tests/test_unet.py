@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.model.metrics import slice_losses
-from wmlsearch.model.unet import UNet
+from wmlsearch.model.unet import UNet, widened
 
 
 def parameters(unet: nn.Module) -> int:
@@ -211,3 +212,15 @@ def test_all_other_gradients_are_those_of_a_network_with_biases(norm: str, monke
         assert its.grad is not None
         wanted = torch.zeros_like(its.grad) if mine.grad is None else mine.grad
         assert torch.allclose(its.grad, wanted, atol=1e-7), name
+
+
+def test_a_convolution_of_eight_channels_says_what_one_of_a_single_channel_does() -> None:
+    torch.manual_seed(0)
+    images, weight = torch.rand(2, 1, 9, 7), torch.randn(4, 1, 3, 3, requires_grad=True)
+    wide, padded = widened(images, weight)
+    assert (wide.shape, padded.shape) == ((2, 8, 9, 7), (4, 8, 3, 3))
+    assert wide.is_contiguous(memory_format=torch.channels_last)
+    found, wanted = (F.conv2d(*pair, padding=1) for pair in ((wide, padded), (images, weight)))
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(result.square().sum(), weight)[0] for result in (found, wanted)]
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-4)

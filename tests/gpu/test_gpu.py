@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, multiprocessing
+from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -25,6 +26,7 @@ from wmlsearch.model.memory import (
 )
 from wmlsearch.model.steps import WARM_UP
 from wmlsearch.model.training import epochs, has_fast_bfloat16, load_checkpoint, validation_batch
+from wmlsearch.model.unet import UNet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,6 +52,18 @@ def test_mixed_precision_stays_close(prepared: Path) -> None:
     data, config = PreparedData.open(prepared, "cuda"), SMALL.model_copy(update={"dropout": 0.0})
     mixed = losses(config, data, precision="bfloat16")
     assert mixed == pytest.approx(losses(config, data, precision="float32"), rel=5e-2)
+
+
+def test_the_first_convolution_under_autocast_is_that_of_one_channel() -> None:
+    torch.manual_seed(0)
+    block = UNet(depth=1, base_channels=16).down[0].cuda()
+    images = torch.rand(3, 1, 32, 32, device="cuda")
+    first = block.to(memory_format=torch.channels_last)[0]  # type: ignore[call-overload]  # torch's stubs lack memory_format
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = first(images)
+    wanted = F.conv2d(images, first.weight, padding=1)
+    assert (found.dtype, found.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, True)
+    assert torch.allclose(found.float(), wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_interrupted_and_resumed_on_a_gpu(prepared: Path, tmp_path: Path) -> None:
