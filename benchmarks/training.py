@@ -36,7 +36,7 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, Slices
 from wmlsearch.model.training import count, epochs, has_fast_bfloat16
-from wmlsearch.model.unet import UNet
+from wmlsearch.model.unet import Unbiased, UNet
 
 SIZE = 256  # pixels, edge of a slice
 REPEATS = 3  # epochs that are timed, after one that warms up
@@ -88,6 +88,17 @@ class PlainLoop:
             self.optimizer.step()
             loss.item()
         return time.perf_counter() - start
+
+
+def plain_unet() -> nn.Module:
+    """The paper's network with torch's own convolutions, which add their biases, as anybody would write it."""
+    unet = UNet()
+    for block in list(unet.modules()):
+        for name, module in list(block.named_children()):
+            if isinstance(module, Unbiased):
+                block.add_module(name, plain := nn.Conv2d(module.in_channels, module.out_channels, 3, padding=1))
+                plain.load_state_dict(module.state_dict())
+    return unet
 
 
 def monai_unet() -> nn.Module | None:
@@ -149,7 +160,7 @@ def on_cpu(prepared: Path, repeats: int) -> list[Row]:
     fast = has_fast_bfloat16(torch.device("cpu"))
     aim, how = (3.0, "bfloat16") if fast else (1.15, "float32, no bfloat16 in this hardware")
     what = f"training, paper's point, batch 5, CPU, {len(data.train)} slices of {data.manifest.size}"
-    others = {"plain float32 loop with DataLoader": PlainLoop(UNet(), data.train, config.batch_size, "cpu")}
+    others = {"plain float32 loop with DataLoader": PlainLoop(plain_unet(), data.train, config.batch_size, "cpu")}
     if (theirs := monai_unet()) is not None:
         others["the same with MONAI's BasicUNet"] = PlainLoop(theirs, data.train, config.batch_size, "cpu")
     mine, *found = in_turn(config, data, list(others.values()), repeats)
@@ -167,7 +178,7 @@ def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOC
         *_, last = ours(config, data, count_epochs - 1, seed)
         mine.append(last["val_dice_best"] or 0.0)
         torch.manual_seed(seed)
-        loop = PlainLoop(UNet(), on_host.train, config.batch_size, device, seed)
+        loop = PlainLoop(plain_unet(), on_host.train, config.batch_size, device, seed)
         for _ in range(count_epochs):
             loop.epoch()
         with torch.no_grad():
@@ -197,7 +208,7 @@ def on_gpu(prepared: Path, repeats: int) -> list[Row]:
     for batch, aim in BATCHES.items():
         config, images = TrialConfig(batch_size=batch), max(300, 10 * batch)
         given = dataclasses.replace(data, train=repeated(data.train, images))
-        loop = PlainLoop(UNet(), repeated(host.train, images), batch, "cuda")
+        loop = PlainLoop(plain_unet(), repeated(host.train, images), batch, "cuda")
         mine, plain = in_turn(config, given, [loop], repeats)
         what = f"training, paper's point, batch {batch}, GPU"
         rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
