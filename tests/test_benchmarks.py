@@ -66,6 +66,13 @@ def test_what_a_trial_costs_beside_its_training() -> None:
     assert platform_s(trials, 0.0, 2) == [2.0, 3.0, 2.0]
 
 
+def test_those_for_gpus_need_the_core_only() -> None:
+    code = "import sys, benchmarks.packing, benchmarks.peak, benchmarks.training; print(*sys.modules)"
+    words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in words
+    assert not {"ray", "mlflow", "optuna", "click", "sklearn"}.intersection(words)
+
+
 def test_several_trainings_at_once(prepared: Path) -> None:
     """Real processes, on this CPU; their table by hand, and one that ended."""
     rates = packing.together(prepared, "cpu", most=2, seconds=0.1, repeats=1)

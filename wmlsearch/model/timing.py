@@ -72,8 +72,8 @@ def timed(
     steps = min(MOST_STEPS, int(limit_s / 2 / train_s))
     if steps:  # else the first step of this size, which also sets up, has to do
         train_s = train(images, steps) / steps
-    if trainer.steps.graphs:  # which were captured meanwhile, so only now it is as fast as it will be
-        train_s = train(images, steps) / steps
+        if trainer.steps.graphs:  # which were captured meanwhile, so only now it is as fast as it will be
+            train_s = train(images, steps) / steps
     stepped = peak_memory_mb(trainer.device)
 
     shown = min(len(data.val), validation_batch(trainer.device, data.manifest.size**2) * trainer.world)
