@@ -369,7 +369,10 @@ def test_the_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     assert remote.ui(head.file, port, stop) == 0
-    assert head.said == [f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)"]
+    assert head.said == [
+        f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)\n"
+        f"it asks for user and password: `ray exec {head.file} 'cat ~/.mlflow/credentials'` shows them"
+    ]
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError) as error:

@@ -19,7 +19,7 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect, without_password
+from wmlsearch.store import connect, reason, without_password, without_places
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -134,6 +134,7 @@ def push(
     """
     from mlflow.entities import Metric, Param, RunTag
 
+    uri = without_password(uri)  # the ledger is a plain file
     about, status = run.about(), run.status()
     ledger = run.ledger()
     if ledger.get("uri") != uri or everything:
@@ -176,11 +177,13 @@ def push(
         else:
             metrics += [Metric(name, value, opened, 0) for name, value in test["metrics"].items()]
         ledger["tested"] = test["opened"]
-    state, reason = status.get("state", RUNNING), status.get("reason", "")
+    state = status.get("state", RUNNING)
     if ledger.get("state") != state:
-        tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
-        if "traceback" in status:
-            tags.append(RunTag("traceback", status["traceback"][-4000:]))
+        tags.append(RunTag("state", state))
+        for name in ("reason", "traceback"):
+            if name == "reason" or name in status:
+                words = without_places(status.get(name, ""), data=str(root.about().get("data_path", "")))
+                tags.append(RunTag(name, words[-4000:]))
     front = root.status().get("front")  # of a search with several objectives, from its end on
     if front is not None and about["kind"] == "trial" and ledger.get("front") != (on_front := about["name"] in front):
         tags.append(RunTag("pareto_front", str(on_front).lower()))
@@ -262,7 +265,7 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
 
 
 def _brief(error: Exception) -> str:
-    return without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return reason(error)
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

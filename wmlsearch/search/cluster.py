@@ -38,6 +38,7 @@ from wmlsearch.config import InputError
 
 MEMORY_PER_TRIAL_GB = 2.0  # of a trial's process on a CPU: the libraries, the model, its activations
 CONNECT_TIMEOUT_S = 30
+EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # in the environment of all processes of an embedded Ray
 HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster file on the head
 
 # On the head, and next to nothing of it: where the drivers of worker groups stay, whatever happens to other machines.
@@ -175,6 +176,8 @@ def ray_at(address: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _embedded() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="wmlsearch-ray-")  # short: it holds sockets, whose paths may have 107 characters
+    before = dict(os.environ)
+    os.environ |= _on_this_machine_only()
     try:
         ray.init(
             address="local",
@@ -190,6 +193,15 @@ def _embedded() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        for name in _on_this_machine_only():
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}
+
+
+def _on_this_machine_only() -> dict[str, str]:
+    """The environment of an embedded Ray: its ranks talk over the loopback interface ("lo", on a Mac "lo0")."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    return {EMBEDDED: "1", "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 @contextlib.contextmanager
