@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +63,7 @@ def listening(pids: list[int]) -> set[tuple[str, str, int]]:
             name = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].rpartition("/")[2]
             for entry in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    if (held := os.readlink(entry)) in sockets:
+                    if (held := str(entry.readlink())) in sockets:
                         found.add((name, *sockets[held]))
     return found
 

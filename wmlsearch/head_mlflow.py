@@ -3,8 +3,8 @@
 It listens on 127.0.0.1 of the head only, at the port of MLFLOW_TRACKING_URI, answers no other host name, and asks for
 a password: other users of the head, and pages in a browser at the far end of a tunnel, are no readers. The password
 lies in ~/.mlflow/credentials, where MLflow's clients on the head find it by themselves. Its database is on the head,
-its artifacts below WMLSEARCH_STORAGE where that is given. It ends by itself when Ray has been gone from the head for a while, so that
-`ray down` leaves nothing behind. `tunnel` is the head's end of `wmlsearch ui --cluster`.
+its artifacts below WMLSEARCH_STORAGE where that is given. It ends by itself when Ray has been gone from the head for a
+while, so that `ray down` leaves nothing behind. `tunnel` is the head's end of `wmlsearch ui --cluster`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def credentials() -> tuple[str, str]:
     path = Path(CREDENTIALS).expanduser()
     known = configparser.ConfigParser(interpolation=None)
     known.read(path)
-    found = known["mlflow"] if "mlflow" in known else {}
+    found = dict(known["mlflow"]) if known.has_section("mlflow") else {}
     if "mlflow_tracking_username" in found and "mlflow_tracking_password" in found:
         return found["mlflow_tracking_username"], found["mlflow_tracking_password"]
     password = secrets.token_urlsafe(24)

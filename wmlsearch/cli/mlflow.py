@@ -100,7 +100,7 @@ def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[byte
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port]
     environment = {
         **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": uri,  # all users of the machine see the words of a command, and this may hold a password
+        "MLFLOW_BACKEND_STORE_URI": uri,  # it may hold a password, and all users of the machine see a command's words
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of no use here, and many processes
     }
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,25 @@ def _voxels(source: Source, path: Path, image: Any) -> Array:
             return voxels.reshape(image.shape[:3])
     except Exception as error:
         raise Fault(f"{source.name(path)}: cannot be read ({_brief(error, path)}); replace the file") from None
+
+
+def copy_without_words(path: Path, target: Path) -> None:
+    """Copy a NIfTI file: the same grid and voxels, byte for byte, but no text in its header and no extension."""
+    kind: Any = type(nib.load(path)).header_class
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file, target.open("wb") as bare:
+        header = kind.from_fileobj(file)
+        for name in header.template_dtype.names:
+            if header.template_dtype[name].kind == "S" and name != "magic":  # that says that it is NIfTI
+                header[name] = b""
+        start = int(header.get_data_offset())
+        file.seek(start)
+        voxels = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        packed = target.name.endswith(".gz")  # without a file name or a time of its own
+        with gzip.GzipFile("", "wb", fileobj=bare, mtime=0) if packed else nullcontext(bare) as out:
+            out.write(header.binaryblock.ljust(start, b"\0"))
+            while voxels and (part := file.read(min(voxels, 2**20))):
+                out.write(part)
+                voxels -= len(part)
 
 
 def _read_picture(source: Source, path: Path) -> Array:

@@ -244,7 +244,9 @@ def _matches(pattern: str, names: list[str]) -> list[dict[str, str | None]]:
             "write it without a repetition within a repetition, such as '^(p[0-9]+)_'"
         ) from None
     found = [it or [{}, [None]] for it in json.loads(done.stdout)]
-    return [named if "patient" in named or not groups[0] else {**named, "patient": groups[0]} for named, groups in found]
+    return [
+        named if "patient" in named or not groups[0] else {**named, "patient": groups[0]} for named, groups in found
+    ]
 
 
 def _group(root: Path, groups: Mapping[tuple[str, ...], list[tuple[Path, Path]]], faults: list[str]) -> list[Source]:

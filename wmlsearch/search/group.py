@@ -49,7 +49,7 @@ class OneMachine(TorchConfig):
 
 
 class _ByFile(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: OneMachine) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_set_torch_distributed_env_vars)
         place = Path(backend_config.folder, f"rendezvous-{uuid.uuid4().hex}").as_uri()  # a new one at each start
         size = len(worker_group)
