@@ -52,12 +52,10 @@ def healthy(port: int) -> bool:
 
 def start() -> None:
     """Start the server unless it runs; returns when it answers. Exits with its log's last lines when it does not."""
-    folder, where = HOME / "mlflow", port()
+    folder, where = _folder(), port()
     if healthy(where):
         print(f"the MLflow server runs already, on 127.0.0.1:{where}")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
     log = folder / "server.log"
     with open(log, "ab") as file:
         keeper = subprocess.Popen(
@@ -76,6 +74,14 @@ def start() -> None:
         time.sleep(0.5)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
     sys.exit(f"the MLflow server has not answered on 127.0.0.1:{where}; the end of {log}:\n{tail}")
+
+
+def _folder() -> Path:
+    """Where the server keeps its database and log; nobody else may look into it."""
+    folder = HOME / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
 
 
 def credentials() -> tuple[str, str]:
@@ -98,7 +104,7 @@ def credentials() -> tuple[str, str]:
 
 def keep() -> None:
     """Run the server until Ray is gone from the head."""
-    folder = HOME / "mlflow"
+    folder = _folder()
     user, password = credentials()
     users = folder / "auth.ini"
     users.write_text(

@@ -1,7 +1,4 @@
-"""MLflow's client, made quiet and impatient: only this module, the registry and the mirror know MLflow.
-
-And what must not go there or be shown: passwords, and where on a machine something lies.
-"""
+"""MLflow's client, made quiet and impatient: only this module, the registry and the mirror know MLflow."""
 
 from __future__ import annotations
 
@@ -71,22 +68,12 @@ def without_password(text: str) -> str:
     return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
 
 
-def reason(error: Exception) -> str:
+def why(error: Exception) -> str:
     """Why MLflow failed, in one line without passwords; where it wants to know who we are, how to tell it."""
     text = without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     if re.search(r"\b401\b|\b403\b|not authenticated", text, re.IGNORECASE):
         text += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (run folders keep no password)"
     return text
-
-
-def without_places(text: str, **known: str) -> str:
-    """A text for MLflow without home directories, which name people; `known` are folders that have a short name.
-
-    `without_places("/home/ann/data/images.npy", prepared="/home/ann/data")` is "prepared/images.npy".
-    """
-    for name, place in known.items():
-        text = text.replace(place, name) if place else text
-    return re.sub(r"(?:/(?:home|Users)/[^/\s:'\"]+|/root)(?=[/\s:'\"]|$)", "~", text.replace(str(Path.home()), "~"))
 
 
 def connect(uri: str) -> MlflowClient:

@@ -19,7 +19,7 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect, reason, without_password, without_places
+from wmlsearch.store import connect, why, without_password
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -177,13 +177,11 @@ def push(
         else:
             metrics += [Metric(name, value, opened, 0) for name, value in test["metrics"].items()]
         ledger["tested"] = test["opened"]
-    state = status.get("state", RUNNING)
+    state, reason = status.get("state", RUNNING), status.get("reason", "")
     if ledger.get("state") != state:
-        tags.append(RunTag("state", state))
-        for name in ("reason", "traceback"):
-            if name == "reason" or name in status:
-                words = without_places(status.get(name, ""), data=str(root.about().get("data_path", "")))
-                tags.append(RunTag(name, words[-4000:]))
+        tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
+        if "traceback" in status:
+            tags.append(RunTag("traceback", status["traceback"][-4000:]))
     front = root.status().get("front")  # of a search with several objectives, from its end on
     if front is not None and about["kind"] == "trial" and ledger.get("front") != (on_front := about["name"] in front):
         tags.append(RunTag("pareto_front", str(on_front).lower()))
@@ -265,7 +263,7 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
 
 
 def _brief(error: Exception) -> str:
-    return reason(error)
+    return why(error)
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

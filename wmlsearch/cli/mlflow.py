@@ -135,7 +135,7 @@ def _page(uri: str, out: Path) -> str:
     """The page of the latest search, where this store knows it, or of all runs."""
     from wmlsearch.config import InputError
     from wmlsearch.runs import SearchDir, created, every
-    from wmlsearch.store import connect, reason, without_password
+    from wmlsearch.store import connect, why, without_password
     from wmlsearch.tracking import EXPERIMENT
     from wmlsearch.views import TAG, page
 
@@ -143,7 +143,7 @@ def _page(uri: str, out: Path) -> str:
         found = connect(uri).get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
-        raise InputError(f"{where}: MLflow doesn't answer ({reason(error)}); is the server up?") from None
+        raise InputError(f"{where}: MLflow doesn't answer ({why(error)}); is the server up?") from None
     if found is None:
         return ""
     searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=created)
