@@ -12,9 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from test_prepare import FAST, volume
 
+from wmlsearch.cli import main
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -136,6 +138,22 @@ def test_a_later_cohort_has_the_same_pseudonyms(hidden: tuple[Path, Path, Manife
         **FAST, pseudonyms=tmp_path / "new.json"
     ))  # fmt: skip
     assert not everyone & {name for names in other.certificate.patients.values() for name in names}, "no hash of the id"
+
+
+def test_from_the_command_line_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bids(Path("raw"))
+    words = ["prepare", "raw", "out", "--plane", "axial", "--size", "32", "--jobs", "1", "--pseudonymise"]
+    first = CliRunner().invoke(main, words)
+    assert first.exit_code == 0, first.output
+    own = tmp_path / "out-pseudonyms.json"
+    assert first.output.endswith(f"who is who stands in {own}: keep it apart from out, and from whoever gets that\n")
+    assert own.stat().st_mode & 0o777 == 0o600
+    patients, before = Manifest.read(Path("out")).certificate.patients, own.read_text()
+    shutil.rmtree("out")
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert Manifest.read(Path("out")).certificate.patients == patients
+    assert own.read_text() == before
 
 
 def test_leaks_between_splits_are_told_by_the_patients_own_names(tmp_path: Path) -> None:
