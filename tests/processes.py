@@ -54,9 +54,11 @@ def listening(pids: list[int]) -> set[tuple[str, str, int]]:
             _, local, _, state, *rest = line.split()
             address, port = local.split(":")
             words = bytes.fromhex(address)  # in words of four bytes, each in the machine's order
-            packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+            packed = b"".join(words[n : n + 4][::-1] for n in range(0, len(words), 4))
             if state == "0A":
-                sockets[f"socket:[{rest[5]}]"] = str(ipaddress.ip_address(packed)), int(port, 16)
+                at = ipaddress.ip_address(packed)  # ::ffff:127.0.0.1 is 127.0.0.1, on a socket that could do both
+                at = (at.ipv4_mapped or at) if isinstance(at, ipaddress.IPv6Address) else at
+                sockets[f"socket:[{rest[5]}]"] = str(at), int(port, 16)
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended, or closes them now
