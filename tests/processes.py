@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -41,3 +44,46 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def listening(pids: list[int]) -> set[tuple[str, str, int]]:
+    """The TCP sockets on which processes listen, as /proc has them: name of the process, address, port."""
+    sockets: dict[str, tuple[str, int]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            address, port = local.split(":")
+            words = bytes.fromhex(address)  # in words of four bytes, each in the machine's order
+            packed = b"".join(words[n : n + 4][::-1] for n in range(0, len(words), 4))
+            if state == "0A":
+                at = ipaddress.ip_address(packed)  # ::ffff:127.0.0.1 is 127.0.0.1, on a socket that could do both
+                at = (at.ipv4_mapped or at) if isinstance(at, ipaddress.IPv6Address) else at
+                sockets[f"socket:[{rest[5]}]"] = str(at), int(port, 16)
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended, or closes them now
+            name = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].rpartition("/")[2]
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if (held := str(entry.readlink())) in sockets:
+                        found.add((name, *sockets[held]))
+    return found
+
+
+@contextlib.contextmanager
+def watching_sockets(pid: int) -> Iterator[set[tuple[str, str, int]]]:
+    """All sockets on which a process and its descendants listen while the block runs, those of helpers too."""
+    seen: set[tuple[str, str, int]] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.25):
+            seen.update(listening([pid, *descendants(pid)]))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()

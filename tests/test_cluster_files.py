@@ -174,6 +174,17 @@ def test_all_pin_the_tested_ray() -> None:
         assert all((ROOT / place).exists() for place in word.split())
 
 
+def test_kuberays_mlflow_asks_for_the_operators_token() -> None:
+    _, cluster = yaml.safe_load_all(KUBERAY.read_text())
+    ray, mlflow = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    token = {"secretKeyRef": {"name": cluster["metadata"]["name"], "key": "auth_token"}}
+    own, its = ({item.pop("name"): item for item in each["env"]} for each in (ray, mlflow))
+    assert its["MLFLOW_AUTH_ADMIN_USERNAME"] == own["MLFLOW_TRACKING_USERNAME"] == {"value": head_mlflow.USER}
+    assert its["MLFLOW_AUTH_ADMIN_PASSWORD"] == own["MLFLOW_TRACKING_PASSWORD"] == {"valueFrom": token}
+    assert mlflow["command"][:4] == ["mlflow", "server", "--host", "127.0.0.1"]
+    assert {"--app-name=basic-auth", f"--allowed-hosts={head_mlflow.HOSTS}"} <= set(mlflow["args"])
+
+
 def test_kuberay_manifest() -> None:
     claim, cluster = yaml.safe_load_all(KUBERAY.read_text())
     assert (claim["kind"], cluster["apiVersion"], cluster["kind"]) == (
@@ -196,15 +207,15 @@ def test_kuberay_manifest() -> None:
             names.add(container["name"])
             assert container["image"] == head["template"]["spec"]["containers"][0]["image"]
             assert set(container["resources"]["requests"]) == set(container["resources"]["limits"])
-            assert all(isinstance(item["value"], str) for item in container.get("env", ()))
+            assert all(isinstance(item["value"], str) for item in container.get("env", ()) if "value" in item)
             assert {mount["name"] for mount in container["volumeMounts"]} <= {
                 volume["name"] for volume in pod["volumes"]
             }
         assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-        ray = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+        ray = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
         assert ray["WMLSEARCH_STORAGE"].startswith(pod["containers"][0]["volumeMounts"][0]["mountPath"])
     for group in workers:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    own = {item["name"]: item["value"] for item in head["template"]["spec"]["containers"][0]["env"]}
+    own = {item["name"]: item.get("value") for item in head["template"]["spec"]["containers"][0]["env"]}
     assert own["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
     assert own["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI

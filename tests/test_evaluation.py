@@ -226,7 +226,7 @@ def test_images_of_nobody_stand_for_themselves(tmp_path: Path) -> None:
     found, sealed = run.test(), Manifest.read(data / SEALED)
     assert (found["scope"], found["unit"], found["data"]["optimistic"]) == (SLICES, "images", True)
     units = found["models"]["model"]["members"][0][SLICES]["units"]
-    assert [row["unit"] for row in units] == [f"{row.source}#{row.index}" for row in sealed.slices]
+    assert [row["unit"] for row in units] == [f"image {place:04d}" for place in range(1, len(sealed.slices) + 1)]
 
 
 @pytest.mark.parametrize("what", ["volume", "slices"])

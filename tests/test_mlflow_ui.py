@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import descendants, listening
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs import RunDir, SearchDir
@@ -74,6 +75,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         said = [process.stdout.readline(), process.stdout.readline()]
         address = said[1].removeprefix("MLflow's pages: ").split("  ")[0]
         assert address.endswith(page("1", "big")), said
+        sockets = listening([process.pid, *descendants(process.pid)])
+        assert {where for _, where, _ in sockets} == {"127.0.0.1"}
         yield address
     finally:
         process.send_signal(signal.SIGTERM)

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from processes import wait_for
+from processes import descendants, listening, wait_for
 
 from wmlsearch import __version__, reach, remote
 from wmlsearch.cli import main
@@ -364,12 +364,19 @@ def test_the_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
+    reachable = set()
+
     def stop(text: str) -> None:
         head.said.append(text)
+        reachable.update(where for _, where, at in listening(descendants(os.getpid())) if at == port)
         raise KeyboardInterrupt
 
     assert remote.ui(head.file, port, stop) == 0
-    assert head.said == [f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)"]
+    assert reachable == {"127.0.0.1"}
+    assert head.said == [
+        f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)\n"
+        f"it asks for user and password: `ray exec {head.file} 'cat ~/.mlflow/credentials'` shows them"
+    ]
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError) as error:

@@ -203,12 +203,12 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     space = SearchSpace.read(str(search.report / "space.yaml"))
     assert space.mapping() == SearchSpace.of(SPACE).mapping()
     command = (
-        "wmlsearch tune space.yaml --data 'some where/prepared' --trials 8 --epochs 6 --sampler tpe --confirm-seeds 2 "
+        "wmlsearch tune space.yaml --data prepared --trials 8 --epochs 6 --sampler tpe --confirm-seeds 2 "
         "--max-hours 1.5"
     )
     assert tune_command(search.about()) == command
     assert command in text
-    assert "wmlsearch train champion.yaml --data 'some where/prepared' --epochs 6 --seed 1" in text
+    assert "wmlsearch train champion.yaml --data prepared --epochs 6 --seed 1" in text
 
 
 def test_commands_of_several_objectives(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
-from processes import slots, wait_for
+from processes import slots, wait_for, watching_sockets
 
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -46,6 +47,7 @@ class Done:
     search: SearchDir
     settings: RunSettings
     outcome: jobs.Outcome
+    sockets: set[tuple[str, str, int]]  # on which any of its processes listened
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +65,29 @@ def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: py
         epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=2, forecast=False
     )
     search = SearchDir(out / "s")
-    outcome = study.tune(search, space, settings, prepared, default_uri(out), _ignore)
-    return Done(search, settings, outcome)
+    with watching_sockets(os.getpid()) as sockets:
+        outcome = study.tune(search, space, settings, prepared, default_uri(out), _ignore)
+    return Done(search, settings, outcome, sockets)
+
+
+def test_a_search_listens_on_this_machine_only(done: Done) -> None:
+    names = {name for name, _, _ in done.sockets}
+    assert {"gcs_server", "raylet"} <= names, "Ray's own"
+    assert any("RayTrainWorker" in name for name in names), "the ranks of a final run, by gloo"
+    assert [found for found in done.sockets if not ipaddress.ip_address(found[1]).is_loopback] == []
+
+
+def test_the_embedded_ray_wants_its_token(done: Done) -> None:
+    import ray  # not before ours, which says first where it is to listen
+
+    (address,) = {f"127.0.0.1:{port}" for name, _, port in done.sockets if name == "gcs_server"} & {
+        ray.get_runtime_context().gcs_address
+    }
+    other = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    refused = subprocess.run(command, env=other, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "InvalidAuthToken" in refused.stderr
 
 
 def test_every_trial_is_in_its_folder(done: Done) -> None:

@@ -125,6 +125,17 @@ def test_images_and_masks_of_equal_names(tmp_path: Path) -> None:
     )
 
 
+def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bids(tmp_path, [f"{kind}/{'a' * 60}!.png" for kind in ("images", "masks")])
+    monkeypatch.setattr("wmlsearch.data.sources.PATTERN_TIMEOUT_S", 1.0)
+    with pytest.raises(InputError) as error:
+        discover(tmp_path, r"^((?:a+)+)$")
+    assert str(error.value) == (
+        "--patient-pattern '^((?:a+)+)$': takes more than 1 s on 1 name; write it without a repetition within a "
+        "repetition, such as '^(p[0-9]+)_'"
+    )
+
+
 def test_not_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"RAW must be a BIDS folder"):
         discover(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +22,24 @@ def write_text(path: Path, text: str) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """As `write_text`, but readable and writable by this user alone, from its first byte on."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def without_home(text: str) -> str:
+    """A text in which home directories are `~`: they have people's names, and others read what is sent to MLflow."""
+    home = os.environ.get("HOME", "")
+    text = text.replace(home, "~") if len(home) > 1 else text
+    return re.sub(r"(?:/(?:home|Users)/[^/\s:'\"]+|(?<![\w/])/root)(?=[/\s:'\",;)]|$)", "~", text)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

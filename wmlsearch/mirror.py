@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.store import connect, without_password
-from wmlsearch.tracking import FilesMissing, brief, push
+from wmlsearch.store import connect, why, without_password
+from wmlsearch.tracking import FilesMissing, push
 
 
 class Mirror:
@@ -70,7 +70,7 @@ class Mirror:
             try:
                 left, problem = self._ask(changed.values())
             except (OSError, ValueError) as error:  # it was killed: another one takes its place
-                left, problem = list(changed), f"the mirror's process has ended ({brief(error)})"
+                left, problem = list(changed), f"the mirror's process has ended ({why(error)})"
                 self._process = None
             self.problem = problem
             wait = min(max(2 * wait, 1.0), 60.0) if problem else 0.0
@@ -159,7 +159,7 @@ def copy(uri: str, root: RunDir, runs: Iterable[RunDir]) -> tuple[list[RunDir], 
             if not problem:
                 left.remove(run)
     except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
-        problem = brief(error)
+        problem = why(error)
     return left, problem
 
 

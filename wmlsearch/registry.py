@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
-from wmlsearch.store import connect, without_password
+from wmlsearch.store import connect, why, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,8 +65,8 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
     except InputError:
         raise
     except Exception as error:  # whatever MLflow and the stores behind it raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InputError(without_password(f"{model_uri}: can't be fetched from {tracking_uri} ({why})")) from None
+        where = without_password(tracking_uri)
+        raise InputError(f"{model_uri}: can't be fetched from {where} ({why(error)})") from None
 
 
 def _known(client: MlflowClient) -> dict[str, dict[str, str]]:

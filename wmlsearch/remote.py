@@ -138,7 +138,10 @@ def ui(cluster: Path, port: int, say: Say) -> int:
             else:
                 raise head.silent(messages)
             _wait_healthy(cluster, port, messages)
-            say(f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)")
+            say(
+                f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)\nit asks for user and "
+                f"password: `ray exec {shlex.quote(str(cluster))} 'cat ~/.mlflow/credentials'` shows them"
+            )
             while messages.next(3600) is not None or messages.alive:
                 pass
             say("the tunnel has ended: the connection to the head is gone")

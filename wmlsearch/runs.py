@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wmlsearch.config import InputError
-from wmlsearch.files import append_line, as_line, read_json, read_lines, write_json, write_text
+from wmlsearch.files import append_line, as_line, read_json, read_lines, without_home, write_json, write_text
 
 # How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
 # training whose process or machine died again and again, "failed" an error in the program.
@@ -111,7 +111,9 @@ class RunDir:
             write_text(self.file("metrics"), text)
 
     def set_status(self, state: str, reason: str = "", **more: Any) -> None:
+        """How the run stands; home directories in its reason and traceback are `~`, since MLflow gets them."""
         old = self.status()
+        reason, more = without_home(reason), {k: without_home(v) if isinstance(v, str) else v for k, v in more.items()}
         started = old.get("started") or time.time()
         ended = {} if state == RUNNING else {"ended": time.time()}
         kept = {name: old[name] for name in _KEPT if name in old}

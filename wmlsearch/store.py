@@ -68,6 +68,14 @@ def without_password(text: str) -> str:
     return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
 
 
+def why(error: Exception) -> str:
+    """Why MLflow failed, in one line without passwords; where it wants to know who we are, how to tell it."""
+    text = without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if re.search(r"\b401\b|\b403\b|not authenticated", text, re.IGNORECASE):
+        text += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (run folders keep no password)"
+    return text
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking store. One that is away is given up on after seconds, since the mirror tries again."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

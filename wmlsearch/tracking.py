@@ -18,7 +18,7 @@ from wmlsearch.data.split import OPTIMISTIC
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect, without_password
+from wmlsearch.store import connect, why, without_password
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -49,7 +49,7 @@ def sync(run: RunDir, uri: str) -> int:
         raise
     except Exception as error:
         raise InputError(
-            f"{without_password(uri)}: MLflow doesn't take the runs ({brief(error)}); nothing is lost, "
+            f"{without_password(uri)}: MLflow doesn't take the runs ({why(error)}); nothing is lost, "
             "try `wmlsearch sync` later"
         ) from None
     if problem:
@@ -73,6 +73,7 @@ def push(
     """
     from mlflow.entities import Metric, Param, RunTag
 
+    uri = without_password(uri)  # the ledger is a plain file
     about, status = run.about(), run.status()
     ledger = run.ledger()
     untried = ledger.get("uri") != uri  # as far as its ledger knows
@@ -154,7 +155,7 @@ def push(
         try:
             _push_files(client, run, root, ledger)
         except Exception as error:  # of any of the stores that MLflow knows
-            raise FilesMissing(brief(error)) from None
+            raise FilesMissing(why(error)) from None
 
 
 def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[str, Any]) -> None:
@@ -219,11 +220,6 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
         best = value if better else best
         found.append(row if better else {})
     return found
-
-
-def brief(error: Exception) -> str:
-    """An error in a line, without passwords."""
-    return without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

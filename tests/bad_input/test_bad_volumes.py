@@ -107,11 +107,20 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "more voxels than memory": (
         header(42, "3h", 2000, 2000, 2000),
-        f"{FLAIR}: may have 1,073,741,824 voxels, but its header promises (2000, 2000, 2000); mend the header",
+        f"{FLAIR}: may have 268,435,456 voxels, but its header promises (2000, 2000, 2000); mend the header",
     ),
     "as many voxels as can be said": (
         header(42, "3h", 32767, 32767, 32767),
-        f"{FLAIR}: may have 1,073,741,824 voxels, but its header promises (32767, 32767, 32767); mend the header",
+        f"{FLAIR}: may have 268,435,456 voxels, but its header promises (32767, 32767, 32767); mend the header",
+    ),
+    "a bomb that its header denies": (
+        unpacked(lambda it: it + bytes(2**26)),  # 64 MiB of nothing in 64 KiB
+        unreadable("more than 1,048,576 bytes follow the voxels that its header promises"),
+    ),
+    "a header that promises what no gzip file of this size holds": (
+        header(42, "3h", 600, 600, 600),
+        f"{FLAIR}: its header promises 432,000,000 bytes of voxels, which can't be in a gzip file of {{size:,}}; "
+        "replace the file",
     ),
     "colours": (of_kind(RGB), f"{FLAIR}: voxels must be plain numbers, but are {RGB}; convert it"),
     "complex": (of_kind(np.complex64), f"{FLAIR}: voxels must be plain numbers, but are complex64; convert it"),
@@ -171,6 +180,8 @@ def test_a_bad_volume(name: str, raw: Path, refused: Callable[..., str]) -> None
     change, fault = FAULTS[name]
     root = three_patients(raw)
     change(root / FLAIR, root / MASK)
+    if "{size" in fault:
+        fault = fault.format(size=(root / FLAIR).stat().st_size)
     assert refused("prepare", "raw", "out", *OPTIONS) == f"raw: 1 fault, nothing was written\n  - {fault}"
     assert not Path("out").exists()
 

@@ -5,6 +5,7 @@ Run by `make cluster-test` (see hosts.py); the tests are steps of one story and 
 
 from __future__ import annotations
 
+import configparser
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 import yaml
 from hosts import REPOSITORY, SHARED, Host
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -212,12 +214,18 @@ def test_stop_and_go_on_from_the_laptop(cluster: Cluster, data: Path) -> None:
     assert "is here already" in last.stdout
 
 
-def test_mlflow_through_the_tunnel(cluster: Cluster) -> None:
+def test_mlflow_through_the_tunnel(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     log = LAPTOP / "ui.log"
     laptop = cluster.start(log, "wmlsearch", "ui", "--cluster", cluster.file, "--port", UI_PORT)
     wait_for(lambda: f"http://127.0.0.1:{UI_PORT}" in log.read_text() or laptop.poll() is not None, "no tunnel", 90)
     print(log.read_text())
     client = MlflowClient(f"http://127.0.0.1:{UI_PORT}")
+    with pytest.raises(MlflowException, match="You are not authenticated"):
+        client.get_experiment_by_name("wmlsearch")
+    credentials = configparser.ConfigParser(interpolation=None)
+    credentials.read(cluster.hosts[HEAD].file("~/.mlflow/credentials"))
+    for name, value in credentials["mlflow"].items():
+        monkeypatch.setenv(name.upper(), value)
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -84,9 +84,20 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
 @click.option(
     "--protocol", type=click.Choice(["paper"]), help="paper: sagittal, annotated slices only, image-level split."
 )
+@click.option(
+    "--pseudonymise",
+    is_flag=True,
+    help="Patients get random pseudonyms in all of OUT. The table of them, readable by you alone, is "
+    "OUT-pseudonyms.json.",
+)
+@click.option(
+    "--pseudonyms",
+    type=click.Path(path_type=Path),
+    help="The same with this table, of an earlier cohort: who is in it keeps the pseudonym, others are added.",
+)
 @click.option("--jobs", type=int, help="Processes.  [default: as many as make sense]")
 @options.seed
-def prepare(raw: Path, out: Path, **options: Any) -> None:
+def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, **options: Any) -> None:
     """Turn raw FLAIR images and masks into a prepared data set: sliced, cropped, scaled, split, checked.
 
     RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask), or a folder with images/ and masks/. The test
@@ -101,7 +112,11 @@ def prepare(raw: Path, out: Path, **options: Any) -> None:
 
     for name in ("train_patients", "val_patients", "test_patients"):
         options[name] = tuple(part.strip() for part in (options[name] or "").split(",") if part.strip())
+    if pseudonymise and pseudonyms is None:
+        pseudonyms = out.absolute().with_name(f"{out.absolute().name}-pseudonyms.json")
     bar, advance = progress_bar(console())
     with bar:
-        manifest = prepare_data(raw, out, PrepareOptions(**options), advance)
+        manifest = prepare_data(raw, out, PrepareOptions(**options, pseudonyms=pseudonyms), advance)
     show_manifest(console(), out, manifest)
+    if pseudonyms is not None:
+        click.echo(f"who is who stands in {pseudonyms}: keep it apart from {out}, and from whoever gets that")

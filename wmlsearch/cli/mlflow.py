@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -15,6 +17,8 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import options, remote
+
+HERE = "127.0.0.1"
 
 
 @click.command(short_help="Copy to MLflow what it lacks.")
@@ -46,30 +50,41 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
 @options.out
 @options.uri
 @click.option("--port", type=int, default=5000, show_default=True, help="The first free port from here on is taken.")
+@click.option("--host", default=HERE, show_default=True, help="The address to listen on. Others are open to others.")
 @remote.cluster
-def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> None:
+def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | None) -> None:
     """Open MLflow's own pages on the runs, on 127.0.0.1; Ctrl-C ends them.
 
     Example: wmlsearch ui
     """
     from wmlsearch.config import InputError
+    from wmlsearch.store import without_password
 
     if not 1 <= port <= 65535:
         raise InputError(f"--port must be a whole number from 1 to 65535, but got {port}")
     if cluster is not None:
+        if host != HERE:
+            raise InputError(f"--host {host}: a tunnel to a cluster ends on {HERE} only; leave one of the two out")
         from wmlsearch.remote import ui as ui_there
 
-        sys.exit(ui_there(cluster, _free_port(port), options.say))
+        sys.exit(ui_there(cluster, _free_port(port, HERE), options.say))
     uri = options.uri_of(out, mlflow_uri)
+    shown = without_password(uri)
     if uri.startswith(("http://", "https://")):
-        options.say(f"the MLflow server is at {uri.rstrip('/')}{_page(uri, out)}")
+        options.say(f"the MLflow server is at {shown.rstrip('/')}{_page(uri, out)}")
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not store.exists():
         raise InputError(f"{store}: no MLflow store there yet; run `wmlsearch tune` first, or give --out")
-    address = f"http://127.0.0.1:{_free_port(port)}"
+    if not _is_loopback(host):
+        options.say(
+            f"mind: on {host}, whoever reaches this machine can read, change and delete all runs, pictures and models, "
+            "with no password and no encryption; safer: leave --host out, and `ssh -L` from the other machine "
+            "(docs/security.md)"
+        )
+    address = f"http://{host}:{_free_port(port, host)}"
     log = out / "mlflow-ui.log"
-    options.say(f"starting MLflow on {uri} ...")
+    options.say(f"starting MLflow on {shown} ...")
     with _server(uri, address, log) as server:
         options.say(f"MLflow's pages: {address}{_page(uri, out)}  (Ctrl-C ends them)")
         server.wait()
@@ -79,9 +94,15 @@ def ui(out: Path, mlflow_uri: str | None, port: int, cluster: Path | None) -> No
 @contextlib.contextmanager
 def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server, once it answers; it and all its helpers end with the block."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--port", address.rpartition(":")[2]]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # of no use here, and many processes
+    from wmlsearch.store import without_password
+
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port]
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # it may hold a password, and all users of the machine see a command's words
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of no use here, and many processes
+    }
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -91,7 +112,7 @@ def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[byte
         try:
             while not _answers(address):
                 if server.poll() is not None:
-                    raise OSError(f"MLflow doesn't start on {uri}; why, stands in {log}")
+                    raise OSError(f"MLflow doesn't start on {without_password(uri)}; why, stands in {log}")
                 time.sleep(0.2)
             yield server
         finally:
@@ -114,15 +135,15 @@ def _page(uri: str, out: Path) -> str:
     """The page of the latest search, where this store knows it, or of all runs."""
     from wmlsearch.config import InputError
     from wmlsearch.runs import SearchDir, created, every
-    from wmlsearch.store import connect, without_password
+    from wmlsearch.store import connect, why, without_password
     from wmlsearch.tracking import EXPERIMENT
     from wmlsearch.views import TAG, page
 
     try:
         found = connect(uri).get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # whatever the server raises
-        why = f"{uri}: MLflow doesn't answer ({type(error).__name__}: {str(error)[:200]}); is the server up?"
-        raise InputError(without_password(why)) from None
+        where = without_password(uri)
+        raise InputError(f"{where}: MLflow doesn't answer ({why(error)}); is the server up?") from None
     if found is None:
         return ""
     searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=created)
@@ -130,14 +151,26 @@ def _page(uri: str, out: Path) -> str:
     return page(found.experiment_id, known[-1]) if known else f"/#/experiments/{found.experiment_id}/runs"
 
 
-def _free_port(first: int) -> int:
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there. Raises InputError for what is no IPv4 address."""
+    from wmlsearch.config import InputError
+
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        raise InputError(f"--host must be an IPv4 address of this machine, such as {HERE}, but got {host!r}") from None
+
+
+def _free_port(first: int, host: str) -> int:
     from wmlsearch.config import InputError
 
     for port in range(first, min(first + 100, 65536)):
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise InputError(f"--host {host}: is no address of this machine; leave it out for {HERE}") from None
                 continue
             return port
     raise InputError(f"--port {first}: no port from {first} to {first + 99} is free; give another")

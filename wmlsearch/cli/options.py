@@ -154,7 +154,10 @@ def where_report(search: SearchDir) -> None:
 
 
 def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
-    options = ("" if out == Path("runs") else f" --out {out}") + (f" --mlflow-uri {mlflow_uri}" if mlflow_uri else "")
+    from wmlsearch.store import without_password
+
+    options = "" if out == Path("runs") else f" --out {out}"
+    options += f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
     say(f"everything is in {outcome.run.path}")
     if outcome.mlflow_problem:
         say(f"MLflow lacks some of it ({outcome.mlflow_problem}); later: wmlsearch sync {outcome.run.name}{options}")

@@ -196,6 +196,7 @@ class Task:
     stored: list[int]
     splits: list[str]
     kept: list[bool]
+    shown: Source | None = None  # how patient, time point and files are named in what is written; None: as they are
 
 
 class Store:
@@ -228,7 +229,7 @@ class Store:
             image, mask = slices.images[row], slices.masks[row]
             self._put(IMAGES, image.tobytes())
             self._put(MASKS, mask.tobytes())
-            s, index = task.source, task.stored[row]
+            s, index = task.shown or task.source, task.stored[row]
             self.rows.append(
                 SliceRow(
                     patient=s.patient,

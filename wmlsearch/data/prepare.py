@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
-import os
 import shutil
-import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,6 +33,9 @@ from wmlsearch.data.manifest import (
     fingerprint,
     split_facts,
 )  # fmt: skip
+from wmlsearch.data.pool import Each, workers
+from wmlsearch.data.pseudonyms import Pseudonyms
+from wmlsearch.data.reading import copy_without_words
 from wmlsearch.data.split import SPLITS, assign, assign_fixed, certify
 from wmlsearch.data.volumes import (
     PLANES,
@@ -60,8 +55,6 @@ from wmlsearch.files import check_free, new_folder
 __all__ = ["IMAGES", "MASKS", "Manifest", "PrepareOptions", "SliceRow", "VolumeGeometry", "prepare"]
 
 Progress = Callable[[str, int, int], None]
-_Each = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]
-SMALL = 30_000_000  # bytes of files: below this a process pool costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,7 @@ class PrepareOptions:
     protocol: str | None = None  # paper: sagittal, annotated slices only, image-level split
     patient_pattern: str | None = None  # regular expression for a folder with images/ and masks/
     jobs: int | None = None  # processes; None: as many as make sense
+    pseudonyms: Path | None = None  # file of the table by which patients are renamed; None: they keep their ids
 
     def __post_init__(self) -> None:
         faults = []
@@ -129,33 +123,44 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
     """
     tell = progress or _silent
     check_free(out)
+    table = _table(out, options.pseudonyms)
     sources = discover(raw, options.patient_pattern)
+    names = dict(zip(sources, table.hide(sources) if table else sources, strict=True))  # as they are written
+    if table:  # the order of the ids says something of them too
+        sources.sort(key=lambda s: names[s].image)
     patient_split = _split_patients(sources, options) if options.split == "patient" else {}
     used = [s for s in sources if options.split == "image" or s.patient in patient_split]
     plane, axis, work = _plane(raw, used, options.plane)
-    with _workers(options.jobs, len(used), work) as each:
+    with workers(options.jobs, len(used), work) as each:
         facts = _examine_all(raw, used, axis, options, each, tell)
         kept = [_kept(f, options.keep or "brain") for f in facts]
         units = [[_unit(s, i) for i in range(len(f.head))] for s, f in zip(used, facts, strict=True)]
+        shown = [[_unit(names[s], i) for i in range(len(f.head))] for s, f in zip(used, facts, strict=True)]
         if options.split == "image":
             chosen = [
                 unit for row, keep in zip(units, kept, strict=True) for unit, k in zip(row, keep, strict=True) if k
             ]
             split_of = assign(chosen, options.seed, "images")
-            owner = {unit: s.patient for s, row in zip(used, units, strict=True) for unit in row}
+            owner = {unit: names[s].patient for s, row in zip(used, shown, strict=True) for unit in row}
+            dealt = {
+                b: split_of[a]
+                for u, v in zip(units, shown, strict=True)
+                for a, b in zip(u, v, strict=True)
+                if a in split_of
+            }
         else:
             split_of = {unit: patient_split[s.patient] for s, row in zip(used, units, strict=True) for unit in row}
-            owner = {patient: patient for patient in patient_split}
-        certificate = certify(
-            split_of if options.split == "image" else patient_split,
-            owner, options.split or "patient", options.seed, (s.patient for s in sources),
-        )  # fmt: skip
+            dealt = {names[s].patient: patient_split[s.patient] for s in used}
+            owner = {patient: patient for patient in dealt}
+        everyone = (names[s].patient for s in sources)
+        certificate = certify(dealt, owner, options.split or "patient", options.seed, everyone)
         spacing = _common_spacing(raw, used, facts)
         tasks = []
-        for s, f, names, keep in zip(used, facts, units, kept, strict=True):
-            stored = [i for i, name in enumerate(names) if name in split_of and (keep[i] or split_of[name] != "train")]
-            geometry = plan(s, f, options.size, options.fit, spacing)
-            tasks.append(Task(s, geometry, stored, [split_of[names[i]] for i in stored], [keep[i] for i in stored]))
+        for s, f, row, keep in zip(used, facts, units, kept, strict=True):
+            stored = [i for i, name in enumerate(row) if name in split_of and (keep[i] or split_of[name] != "train")]
+            geometry = plan(names[s], f, options.size, options.fit, spacing)
+            splits = [split_of[row[i]] for i in stored]
+            tasks.append(Task(s, geometry, stored, splits, [keep[i] for i in stored], names[s] if table else None))
         _check_tasks(raw, out, tasks, options, [sum(f.lesion) for f in facts])
         common = Manifest(
             format=FORMAT, plane=plane, axis=axis, size=options.size, fit=options.fit, keep=options.keep or "brain",
@@ -164,10 +169,26 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
             certificate=certificate, checksums={}, fingerprint="", volumes=(), slices=(),
         )  # fmt: skip
         with new_folder(out) as aside:
-            return _fill(aside, tasks, options, common, each, tell)
+            manifest = _fill(aside, tasks, options, common, each, tell)
+            if table:
+                table.save()
+            return manifest
 
 
 # --------------------------------------------------------------------------------------------------- before writing
+
+
+def _table(out: Path, path: Path | None) -> Pseudonyms | None:
+    """The table of pseudonyms, if one is wanted. Raises InputError where OUT would hold it: OUT is handed on."""
+    if path is None:
+        return None
+    if path.absolute().is_relative_to(out.absolute()):
+        raise InputError(
+            f"{path}: the table of pseudonyms can't be inside {out}, which is handed on; name another place"
+        )
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: can't be written, since its folder is missing; make it, or name another place")
+    return Pseudonyms(path)
 
 
 def _split_patients(sources: Sequence[Source], options: PrepareOptions) -> dict[str, str]:
@@ -202,7 +223,7 @@ def _plane(raw: Path, sources: Sequence[Source], plane: str | None) -> tuple[str
 
 
 def _examine_all(
-    raw: Path, sources: Sequence[Source], axis: int | None, options: PrepareOptions, each: _Each, tell: Progress
+    raw: Path, sources: Sequence[Source], axis: int | None, options: PrepareOptions, each: Each, tell: Progress
 ) -> list[Facts]:
     faults: list[str] = []
     found: list[Facts] = []
@@ -271,7 +292,7 @@ def _refused(raw: Path, faults: Sequence[str]) -> InputError:
 
 
 def _fill(
-    aside: Path, tasks: Sequence[Task], options: PrepareOptions, common: Manifest, each: _Each, tell: Progress
+    aside: Path, tasks: Sequence[Task], options: PrepareOptions, common: Manifest, each: Each, tell: Progress
 ) -> Manifest:
     """Everything into the folder `aside`. `common` is the manifest without its slices."""
     spacings = [task.geometry.spacing_mm for task in tasks if task.geometry.spacing_mm is not None]
@@ -300,7 +321,7 @@ def _cut_all(
     guard: Guard,
     tasks: Sequence[Task],
     options: PrepareOptions,
-    each: _Each,
+    each: Each,
     tell: Progress,
 ) -> dict[str, int]:
     """Cut and store all slices, and copy the test patients' files; the lesion pixels that were lost, per split."""
@@ -314,12 +335,25 @@ def _cut_all(
         for split, count in zip(task.splits, slices.lost, strict=True):
             lost[split] += int(count)
         if options.split == "patient" and "test" in task.splits:
-            for path in (*task.source.image, *task.source.mask):
-                copy = sealed.folder / ORIGINALS / task.source.name(path)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+            for paths, names in (
+                (task.source.image, task.geometry.images),
+                (task.source.mask, task.geometry.masks),
+            ):
+                for path, name in zip(paths, names, strict=True):
+                    _keep_original(path, sealed.folder / ORIGINALS / name, task)
         tell("cutting", done, len(tasks))
     return lost
+
+
+def _keep_original(path: Path, copy: Path, task: Task) -> None:
+    """A test patient's file as it came; under a pseudonym without the words in it, and no picture: they have no use."""
+    if task.shown and not task.source.is_nifti:
+        return
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if task.shown:
+        copy_without_words(path, copy)
+    else:
+        shutil.copyfile(path, copy)
 
 
 def _cut_and_look(
@@ -339,44 +373,5 @@ def _manifest(common: Manifest, store: Store, checksums: dict[str, str]) -> Mani
     )
 
 
-# -------------------------------------------------------------------------------------------------------- processes
-
-
 def _silent(*_: object) -> None:
     pass
-
-
-def _ignore_interrupt() -> None:  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _workers(jobs: int | None, volumes: int, work: int) -> Iterator[_Each]:
-    """A function that calls another for each of many arguments, in order, in some processes or in this one."""
-    count = min(
-        jobs or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8),
-        volumes,
-    )
-    if count == 1 or (jobs is None and work < SMALL):
-        yield lambda function, arguments: (function(*each) for each in arguments)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupt) as pool:
-
-        def in_order(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-            waiting: deque[Future[Any]] = deque()  # a few at a time: each result is a volume
-            for each in arguments:
-                waiting.append(pool.submit(function, *each))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-        try:
-            yield in_order
-        except BrokenProcessPool:
-            raise InputError(
-                "a process that reads volumes was killed, probably for want of memory; try --jobs 1"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from wmlsearch.config import InputError
 from wmlsearch.data.sources import Source
 
 Array = np.ndarray[Any, Any]
-MOST_VOXELS = 2**30  # 1024 x 1024 x 1024; they are read into memory
+MOST_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
+MOST_SURPLUS = 2**20  # bytes that may follow the voxels in a gzip file
+MOST_DEFLATION = 1032  # no deflated file gets smaller than by this factor (zlib's technical details)
 SAME_GRID = 0.01  # voxels: how far a mask's corners may lie from its image's
 
 
@@ -143,6 +146,12 @@ def _open(source: Source, path: Path) -> Any:
         raise Fault(f"{name}: voxels must be plain numbers, but are {kind}; convert it")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise Fault(f"{name}: the affine must be finite and invertible, but is {affine[:3].tolist()}; mend the header")
+    promised = math.prod(shape) * kind.itemsize
+    if path.name.lower().endswith(".gz") and promised > MOST_DEFLATION * (size := path.stat().st_size):
+        raise Fault(
+            f"{name}: its header promises {promised:,} bytes of voxels, which can't be in a gzip file of {size:,}; "
+            "replace the file"
+        )
     return image
 
 
@@ -153,11 +162,31 @@ def _voxels(source: Source, path: Path, image: Any) -> Array:
                 return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
             with gzip.open(path) as file, nib.imageglobals.LoggingOutputSuppressor():
                 voxels = np.asarray(type(image).from_stream(file).dataobj, dtype=np.float32)
-                while file.read(2**20):  # to its end, where its checksum stands: one flipped byte is found
-                    pass
+                # to its end, where its checksum stands: one flipped byte is found
+                if len(file.read(MOST_SURPLUS + 1)) > MOST_SURPLUS:
+                    raise ValueError(f"more than {MOST_SURPLUS:,} bytes follow the voxels that its header promises")
             return voxels.reshape(image.shape[:3])
     except Exception as error:
         raise Fault(f"{source.name(path)}: cannot be read ({_brief(error, path)}); replace the file") from None
+
+
+def copy_without_words(path: Path, target: Path) -> None:
+    """Copy a NIfTI file: the same grid and voxels, byte for byte, but no text in its header and no extension."""
+    kind: Any = type(nib.load(path)).header_class
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file, target.open("wb") as bare:
+        header = kind.from_fileobj(file)
+        for name in header.template_dtype.names:
+            if header.template_dtype[name].kind == "S" and name != "magic":  # that says that it is NIfTI
+                header[name] = b""
+        start = int(header.get_data_offset())
+        file.seek(start)
+        voxels = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        packed = target.name.endswith(".gz")  # without a file name or a time of its own
+        with gzip.GzipFile("", "wb", fileobj=bare, mtime=0) if packed else nullcontext(bare) as out:
+            out.write(header.binaryblock.ljust(start, b"\0"))
+            while voxels and (part := file.read(min(voxels, 2**20))):
+                out.write(part)
+                voxels -= len(part)
 
 
 def _read_picture(source: Source, path: Path) -> Array:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +16,13 @@ from pathlib import Path
 from wmlsearch.config import InputError
 from wmlsearch.data.split import patient_name
 
+PATTERN_TIMEOUT_S = 10.0  # for the names of all files: some patterns take for ever on some names
+_MATCH = """
+import json, re, sys
+pattern, names = json.load(sys.stdin)
+found = map(re.compile(pattern).search, names)
+json.dump([it and [it.groupdict(), it.groups()] for it in found], sys.stdout)
+"""
 PICTURE_TYPES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
@@ -198,20 +208,45 @@ def _from_pairs(raw: Path, pattern: str | None, faults: list[str]) -> list[Sourc
         elif stem not in images:
             faults.append(f"masks/{masks[stem][0].name}: no image; add images/{stem}.* (same name, extension aside)")
     groups: dict[tuple[str, ...], list[tuple[Path, Path]]] = defaultdict(list)
-    for stem in sorted(images.keys() & masks.keys(), key=natural):
-        match = regex.search(stem) if regex is not None else None
-        if regex is not None and not (match and match["patient" if "patient" in regex.groupindex else 1]):
+    both = sorted(images.keys() & masks.keys(), key=natural)
+    matches = [{}] * len(both) if pattern is None else _matches(pattern, both)
+    for stem, match in zip(both, matches, strict=True):
+        if pattern is not None and not match.get("patient"):
             faults.append(
                 f"images/{images[stem][0].name}: --patient-pattern {pattern!r} finds no patient in the name {stem!r}"
             )
             continue
-        named = match.groupdict() if match else {}
-        patient = patient_name(named.get("patient") or (match[1] if match else ""))
-        key = (patient, named.get("timepoint") or "")
-        if match and "timepoint" not in named and _is_nifti(images[stem][0]):
+        patient = patient_name(match.get("patient") or "")
+        key = (patient, match.get("timepoint") or "")
+        if match and "timepoint" not in match and _is_nifti(images[stem][0]):
             key = (patient, stem)  # each volume is a time point of its own
         groups[key if patient else (*key, stem)].append((images[stem][0], masks[stem][0]))
     return _group(raw, groups, faults)
+
+
+def _matches(pattern: str, names: list[str]) -> list[dict[str, str | None]]:
+    """What the pattern finds in each name: patient, and timepoint where it has that group; {} for nothing.
+
+    In a process of its own, since nothing else ends a pattern such as (a+)+$ before its time.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter
+            [sys.executable, "-I", "-c", _MATCH],
+            input=json.dumps([pattern, names]),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATTERN_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"--patient-pattern {pattern!r}: takes more than {PATTERN_TIMEOUT_S:g} s on {many(len(names), 'name')}; "
+            "write it without a repetition within a repetition, such as '^(p[0-9]+)_'"
+        ) from None
+    found = [it or [{}, [None]] for it in json.loads(done.stdout)]
+    return [
+        named if "patient" in named or not groups[0] else {**named, "patient": groups[0]} for named, groups in found
+    ]
 
 
 def _group(root: Path, groups: Mapping[tuple[str, ...], list[tuple[Path, Path]]], faults: list[str]) -> list[Source]:

@@ -16,20 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Read by Ray when it is imported, so set before (this module is the first to import it).
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # an embedded Ray listens on 127.0.0.1 only
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray warns of more than four processes at a core, and a group of Ray Train alone is four: we know.
-os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, 2 * (os.cpu_count() or 1))))
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints banners even when silent
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the run folder is our log
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a diverged trial ends without a metric
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is handled by trials.py
-os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "3")  # a trial in mid-epoch is not waited for
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # nothing of Tune's is ever restored
-
 import ray
 import torch
 import yaml
@@ -39,6 +25,7 @@ from wmlsearch.config import InputError
 
 MEMORY_PER_TRIAL_GB = 2.0  # of a trial's process on a CPU: the libraries, the model, its activations
 CONNECT_TIMEOUT_S = 30
+EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # in the environment of all processes of an embedded Ray
 HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster file on the head
 
 # On the head, and next to nothing of it: where the drivers of worker groups stay, whatever happens to other machines.
@@ -190,6 +177,8 @@ def ray_at(address: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _embedded() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="wmlsearch-ray-")  # short: it holds sockets, whose paths may have 107 characters
+    before = dict(os.environ)
+    os.environ |= _on_this_machine_only()
     try:
         ray.init(
             address="local",
@@ -205,6 +194,15 @@ def _embedded() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        for name in _on_this_machine_only():
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}
+
+
+def _on_this_machine_only() -> dict[str, str]:
+    """The environment of an embedded Ray: its ranks talk over the loopback interface ("lo", on a Mac "lo0")."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    return {EMBEDDED: "1", "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 @contextlib.contextmanager

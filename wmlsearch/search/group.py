@@ -8,19 +8,24 @@ placement group is released on the way.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
 import tempfile
 import threading
 import traceback
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import Slots, release_placement_groups  # isort: skip - sets Ray's environment before Ray is imported
+from wmlsearch.search.cluster import EMBEDDED, Slots, release_placement_groups  # isort: skip - sets Ray's environment before Ray is imported
 
 import ray
 from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
@@ -30,6 +35,37 @@ from wmlsearch.search.slot import Training
 LOST_WORKER_RETRIES = 5  # how often a group whose worker or node died is set up again
 CLOSE_TIMEOUT_S = 20
 ANSWER_TIMEOUT_S = 120  # of the mailbox, which has nothing else to do
+
+
+@dataclass
+class OneMachine(TorchConfig):
+    """Ranks of one machine find each other by a file in `folder`: torch's own store listens on all interfaces."""
+
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[_ByFile]:
+        return _ByFile
+
+
+class _ByFile(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_set_torch_distributed_env_vars)
+        place = Path(backend_config.folder, f"rendezvous-{uuid.uuid4().hex}").as_uri()  # a new one at each start
+        size = len(worker_group)
+        joining = [
+            worker_group.execute_single_async(
+                rank,
+                _setup_torch_process_group,
+                backend=backend_config.backend,
+                world_rank=rank,
+                world_size=size,
+                init_method=place,
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(size)
+        ]
+        ray.get(joining)
 
 
 class Mailbox:
@@ -98,10 +134,12 @@ class Group:
         self.scratch = tempfile.mkdtemp(prefix="wmlsearch-train-", dir=scratch)
         # With a node lost, an elastic group goes on with the workers that are left: they share the same global batch.
         workers: Any = (1, slots.workers) if elastic and slots.workers > 1 else slots.workers
+        backend = "nccl" if slots.gpus else "gloo"
+        alone = EMBEDDED in os.environ
         trainer = TorchTrainer(
             _rank,
             train_loop_config={"job": job, "mailbox": self.mailbox},
-            torch_config=TorchConfig(backend="nccl" if slots.gpus else "gloo"),
+            torch_config=OneMachine(backend, folder=self.scratch) if alone else TorchConfig(backend),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=bool(slots.gpus),

@@ -53,7 +53,8 @@ def train_commands(about: Mapping[str, Any], seeds: list[int]) -> list[str]:
 
 
 def _data(about: Mapping[str, Any]) -> list[str]:
-    return ["--data", about.get("data_path") or about["data"]["name"]]
+    """The data by their folder's name: where it lies may name people, and a report is handed on."""
+    return ["--data", about["data"]["name"]]
 
 
 def _shape(about: Mapping[str, Any], workers: str) -> list[str]:

@@ -157,8 +157,8 @@ class _Scored:
 def _units(rows: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
     """A row for each patient, counts of all time points added up, distances and volumes averaged; or for each image."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        name = row["patient"] if unit == "patients" else f"{row['source']}#{row['index']}"
+    for place, row in enumerate(rows):
+        name = row["patient"] if unit == "patients" else _image(place)
         groups.setdefault(name, []).append(row)
     units = []
     for name, own in groups.items():
@@ -169,6 +169,11 @@ def _units(rows: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]
                 means[key] = statistics.fmean(known) if known else None
         units.append({"unit": name, **pooled(own), **means})
     return units
+
+
+def _image(place: int) -> str:
+    """An image's name in reports: that of its file may be a patient's, and stands beside its scores in `rows` only."""
+    return f"image {place + 1:04d}"
 
 
 def _score_volumes(
@@ -222,7 +227,7 @@ def _score_slices(
             if it.place == 0:
                 found[it.role] = own >= it.threshold
         for place, row in enumerate(rows[some]):
-            name = row.patient if sealed.by_patient else f"{row.source}#{row.index}"
+            name = row.patient if sealed.by_patient else _image(first + place)
             gallery.look(name, images[some], masks[some], found, [place])
         progress("scoring test slices", min(first + AT_ONCE, len(rows)), len(rows))
 

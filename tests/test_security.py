@@ -1,0 +1,314 @@
+"""What others can see and reach: MLflow's store, run folders, the head's MLflow, what listens. See docs/security.md."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from processes import descendants, listening, wait_for
+
+from wmlsearch import head_mlflow
+from wmlsearch.cli import main
+from wmlsearch.config import InputError, RunSettings
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.ending import sealed_test
+from wmlsearch.files import without_home
+from wmlsearch.jobs import about_data, versions
+from wmlsearch.runs import SearchDir
+from wmlsearch.tracking import default_uri, sync
+from wmlsearch.verdict.report import write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKER = "Mustermann"
+HOME = f"/home/{MARKER}"
+
+
+def holding(folder: Path, word: str) -> list[str]:
+    """The files below a folder that have a word in their name or content."""
+    return [
+        path.name
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (word in str(path.relative_to(folder)) or word.encode() in path.read_bytes())
+    ]
+
+
+@pytest.fixture
+def copied(searched: SearchDir, tmp_path: Path) -> SearchDir:
+    """The search that several tests share, in a folder of its own, not in any MLflow yet."""
+    copy = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
+    copy.file("about").write_text(json.dumps({**copy.about(), "versions": versions()}))
+    for run in [copy, *copy.parts()]:
+        run.file("ledger").unlink(missing_ok=True)
+    return copy
+
+
+# ------------------------------------------------------------------------------------------------- what MLflow is told
+
+
+def marked(raw: Path, to: Path) -> Path:
+    """The phantom in a home directory, with a name in each header and in each file's name."""
+    shutil.copytree(raw, to)
+    for path in sorted(to.rglob("*.nii.gz")):
+        image = nib.load(path)  # type: ignore[attr-defined]
+        for name in ("descrip", "aux_file", "intent_name", "db_name"):
+            image.header[name] = MARKER
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", MARKER.encode()))
+        nib.save(image, path.with_name(path.name.replace("_ses", f"_acq-{MARKER}_ses")))  # type: ignore[attr-defined]
+        path.unlink()
+    return to
+
+
+def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDir, raw: Path, tmp_path: Path) -> None:
+    data = tmp_path / "home" / MARKER / "prepared"
+    options = PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1)
+    prepare(marked(raw, data.parent / "raw"), data, options)
+    assert MARKER in (data / "manifest.json").read_text(), "as names of files"
+    opened = PreparedData.open(data)
+    copied.change_settings(RunSettings().model_dump())
+    about = copied.about() | {
+        "data": about_data(data, opened),
+        "data_path": str(data),
+        "space": {**copied.about()["space"], "source": f"{HOME}/space.yaml"},
+        "certificate": dataclasses.asdict(opened.manifest.certificate),
+    }
+    copied.file("about").write_text(json.dumps(about))
+    baseline, champion = copied.model("baseline"), copied.model("champion")
+    shutil.copytree(champion.path, baseline.path)
+    other = {"key": "b", "kind": "baseline", "model": "paper", "name": "baseline (paper)"}
+    baseline.file("about").write_text(json.dumps(champion.about() | other))
+    sealed_test(copied, RunSettings(), data, lambda *_: None)
+    lost = f"OSError: {HOME}/prepared/images.npy"
+    copied.trial(0).set_status("failed", lost, traceback=f'File "{HOME}/venv/torch.py", line 1\n{lost}')
+    write_report(copied)
+    assert MARKER in (copied.path / "test.json").read_text(), "here it is, to look things up"
+    uri = default_uri(copied.path.parent)
+    sync(copied, uri)
+    store = tmp_path / "store"
+    store.mkdir()
+    for part in ("mlflow.db", "mlflow-artifacts"):
+        (copied.path.parent / part).rename(store / part)
+    texts = sorted({path.suffix for path in store.rglob("*") if path.is_file()})
+    assert set(texts) >= {".csv", ".db", ".html", ".json", ".png", ".safetensors", ".yaml"}
+    assert holding(store, MARKER) == []
+    assert holding(store, "split_certificate"), "what is there is found"
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (failed,) = (run for run in runs if run.data.tags.get("state") == "failed")
+    assert failed.data.tags["reason"] == "OSError: ~/prepared/images.npy"
+    assert failed.data.tags["traceback"].startswith('File "~/venv/torch.py", line 1')
+    assert {run.info.user_id for run in runs} <= {None, "", "unknown"}
+    assert not {"mlflow.user", "mlflow.source.name"} & {name for run in runs for name in run.data.tags}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"{HOME}/x.py, and '{HOME}'", "~/x.py, and '~'"),
+        ("/Users/ann/data: no such file", "~/data: no such file"),
+        ("/root/x /rooted /srv/root/x /data/home.npy", "~/x /rooted /srv/root/x /data/home.npy"),
+    ],
+)
+def test_home_directories_are_not_named(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    assert without_home(text) == shown
+
+
+# ------------------------------------------------------------------------------------------------ MLflow of a cluster
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadServer:
+    """The head's MLflow server: its home, its process, where it is, its user and password."""
+
+    home: Path
+    process: int
+    port: int
+    user: str
+    password: str
+
+    def answer(self, path: str, host: str = "", user: str = "", password: str = "") -> int:
+        """The status of an answer to GET."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers={"Host": host} if host else {})
+        if user:
+            request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answered:  # noqa: S310 - our own server
+                return int(answered.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadServer]:
+    """The server that a cluster file starts, in a home of its own, beside something that listens where Ray would."""
+    pytest.importorskip("flask_wtf", reason="MLflow's authentication needs Flask-WTF")
+    home = tmp_path_factory.mktemp("head")
+    with socket.create_server(("127.0.0.1", 0)) as ray:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
+            "HOME": str(home),
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+            "RAY_ADDRESS": f"127.0.0.1:{ray.getsockname()[1]}",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        with (home / "log").open("wb") as log:
+            keeper = subprocess.Popen(
+                [sys.executable, "-m", "wmlsearch.head_mlflow", "keep"],
+                cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            wait_for(lambda: head_mlflow.healthy(port) or keeper.poll() is not None)
+            assert keeper.poll() is None, (home / "log").read_text()
+            file = configparser.ConfigParser(interpolation=None)
+            file.read(home / ".mlflow/credentials")
+            own = file["mlflow"]
+            yield HeadServer(home, keeper.pid, port, own["mlflow_tracking_username"], own["mlflow_tracking_password"])
+        finally:
+            os.killpg(keeper.pid, signal.SIGTERM)
+            keeper.wait(60)
+
+
+LISTING = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+
+
+def test_the_heads_mlflow_wants_a_password_and_its_own_name(head: HeadServer) -> None:
+    assert head.answer("/health") == 200
+    for path in ("/", LISTING):
+        assert head.answer(path) == 401
+        assert head.answer(path, user=head.user, password=head.password[::-1]) == 401
+        assert head.answer(path, user=head.user, password=head.password) == 200
+        for host in ("evil.example", f"10.0.0.1:{head.port}"):  # a page that has its own name lead here
+            assert head.answer(path, host, head.user, head.password) == 403
+    assert len(head.password) == 32
+    assert {address for _, address, _ in listening([head.process, *descendants(head.process)])} == {"127.0.0.1"}
+
+
+def test_the_heads_password_is_its_users_alone(head: HeadServer) -> None:
+    assert (head.home / ".mlflow/credentials").stat().st_mode & 0o777 == 0o600
+    assert (head.home / "wmlsearch-head/mlflow").stat().st_mode & 0o777 == 0o700
+    assert holding(head.home, head.password) == ["credentials"], "in no log, no database, no other file"
+    words = "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in (head.process, *descendants(head.process)))
+    assert "mlflow" in words
+    assert head.password not in words, "all users of a machine see the words of a command"
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """No name and password for MLflow, from nowhere."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return monkeypatch
+
+
+def test_a_password_is_used_and_kept_nowhere(
+    head: HeadServer, copied: SearchDir, nobody: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, bare = copied.trial(0), f"http://127.0.0.1:{head.port}"
+    with pytest.raises(InputError) as error:
+        sync(run, bare)
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (run folders keep no password)" in str(
+        error.value
+    )
+    given = bare.replace("//", f"//{head.user}:{head.password}@")
+    for step in ("first", "with the password in the environment"):
+        if step != "first":
+            nobody.setenv("MLFLOW_TRACKING_USERNAME", head.user)
+            nobody.setenv("MLFLOW_TRACKING_PASSWORD", head.password)
+            given = bare
+        assert sync(run, given) == 1
+        assert holding(copied.path, head.password) == []
+        said = CliRunner().invoke(main, ["ui", "--mlflow-uri", given, "--out", str(copied.path.parent)])
+        assert said.exit_code == 0
+        assert head.password not in said.output
+        assert said.output.startswith("the MLflow server is at http://")
+    assert run.ledger()["uri"] == bare
+    client = MlflowClient(bare)
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    (kept,) = client.search_runs([experiment.experiment_id])  # the same store under both addresses: nothing twice
+    assert kept.data.tags["wmlsearch.key"] == run.about()["key"]
+
+
+# ---------------------------------------------------------------------------------------------------- what else listens
+
+
+def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None:
+    out = copied.path.parent
+    (out / "mlflow.db").touch()
+    command = [sys.executable, "-m", "wmlsearch", "ui", "--out", str(out), "--host", "0.0.0.0", "--port", "5700"]  # noqa: S104 - what is warned of
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == (
+            "mind: on 0.0.0.0, whoever reaches this machine can read, change and delete all runs, pictures and "
+            "models, with no password and no encryption; safer: leave --host out, and `ssh -L` from the other machine "
+            "(docs/security.md)\n"
+        )
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--host example.org",
+            "--host must be an IPv4 address of this machine, such as 127.0.0.1, but got 'example.org'",
+        ),
+        ("--host 192.0.2.77", "--host 192.0.2.77: is no address of this machine; leave it out for 127.0.0.1"),
+        (
+            "--host 0.0.0.0 --cluster c.yaml",
+            "--host 0.0.0.0: a tunnel to a cluster ends on 127.0.0.1 only; leave one of the two out",
+        ),
+    ],
+)
+def test_hosts_that_are_refused(words: str, said: str, copied: SearchDir) -> None:
+    (copied.path.parent / "mlflow.db").touch()
+    result = CliRunner().invoke(main, ["ui", "--out", str(copied.path.parent), *words.split()])
+    assert result.exit_code == 2
+    assert result.stderr == f"wmlsearch: {said}\n"
+
+
+# ------------------------------------------------------------------------------------------------------ rules of `ruff`
+
+
+def test_the_security_rules_are_on_and_few_lines_are_excused() -> None:
+    """pickle, eval, YAML without a safe loader, torch.load without weights_only are refused by `make lint`."""
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    assert "S" in rules["select"]
+    assert not [rule for rule in rules["ignore"] if rule.startswith("S") and rule[1:].isdigit()]
+    assert set(rules["per-file-ignores"]) == {"tests/*"}
+    excused = [
+        (path.name, rule)
+        for path in sorted((ROOT / "wmlsearch").rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if (found := re.search(r"# noqa: ([A-Z0-9, ]+)", line))
+        for rule in re.findall(r"S\d+", found[1])
+        if rule not in ("S603", "S607")  # a program of our own is run, without a shell
+    ]
+    assert excused == [("mlflow.py", "S310"), ("config.py", "S506")], "our own address; a subclass of the SafeLoader"
