@@ -75,6 +75,14 @@ class Where:
             )
         return plan_slots(nodes, request, trials)
 
+    def make_place(self, search: RunDir) -> None:
+        """Make the folder of a search in the storage: workers make those of its trainings below it.
+
+        So a storage that is gone while it runs is waited for, and not made anew where it should be. Raises OSError.
+        """
+        if self.storage and "://" not in self.storage:
+            Path(self.place(search)).mkdir(parents=True, exist_ok=True)
+
     def place(self, run: RunDir) -> str:
         """Where a run's checkpoints go: its folder, or its place in the storage."""
         if not self.storage:

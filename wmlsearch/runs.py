@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wmlsearch.config import InputError
-from wmlsearch.files import append_line, as_line, read_json, read_lines, write_json, write_text
+from wmlsearch.files import append_line, as_line, read_json, read_lines, write_json, write_text, writing
 
 # How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
 # training whose process or machine died again and again, "failed" an error in the program.
@@ -112,7 +112,7 @@ class RunDir:
     def set_status(self, state: str, reason: str = "", **more: Any) -> None:
         old = self.status()
         started = old.get("started") or time.time()
-        ended = {} if state == RUNNING else {"ended": time.time()}
+        ended = {} if state == RUNNING else {"ended": max(time.time(), started)}  # clocks are set back at times
         write_json(self.file("status"), {"state": state, "reason": reason, "started": started, **ended, **more})
 
     def status(self) -> dict[str, Any]:
@@ -290,15 +290,25 @@ class SearchDir(RunDir):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                raise InputError(
-                    f"{self.path}: this search is running already ({file.read().strip() or 'owner unknown'}); "
-                    f"follow it with `wmlsearch status {self.path}`, or choose another --name"
-                ) from None
+                raise self._runs_already(file.read()) from None
             self._stop.unlink(missing_ok=True)  # meant for whoever held it before
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            owner = f"process {os.getpid()} on {socket.gethostname()}\n"
+            with writing(self.path / "owner", len(owner)):
+                file.truncate(0)
+                file.write(owner)
+                file.flush()
             yield
+
+    def _runs_already(self, owner: str) -> InputError:
+        return InputError(
+            f"{self.path}: this search is running already ({owner.strip() or 'owner unknown'}); "
+            f"follow it with `wmlsearch status {self.path}`, or choose another --name"
+        )
+
+    def check_not_owned(self) -> None:
+        """Raises InputError that names the process that runs this search now, if there is one."""
+        if self.is_owned():
+            raise self._runs_already((self.path / "owner").read_text(encoding="utf-8"))
 
     def is_owned(self) -> bool:
         """Whether a process runs this search now."""
@@ -314,12 +324,14 @@ def check_new(path: Path) -> None:
     """Refuse a folder in which something was run before, or that can't be made. Raises InputError."""
     status = path / _STATUS
     if status.exists():
+        SearchDir(path).check_not_owned()
         state = read_json(status).get("state")
         raise InputError(
             f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; "
             "choose another --name, or delete the folder"
         )
-    if path.exists() and any(entry.name != "owner" for entry in path.iterdir()):
+    # what was aside when its writer was killed is nothing that could be overwritten
+    if path.exists() and any(it.name != "owner" and not it.name.startswith(".") for it in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """The moments of one test: the same with the same seed, whatever other tests run."""
-    return random.Random(f"{request.config.stash[SEED]} {request.node.name}")
+    return random.Random(f"{request.config.stash[SEED]} {request.node.name}")  # noqa: S311 - seeded on purpose
 
 
 @pytest.fixture
