@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from processes import descendants, wait_for
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.tracking import connect
 from wmlsearch.verdict.leaderboard import leaderboard
 
 Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, what was seen): a row of the table
@@ -34,12 +36,18 @@ class Running:
     """`wmlsearch tune` in a process of its own, with its output in a file. Its end is the end of all of it."""
 
     def __init__(
-        self, out: Path, *words: Any, cores: int = 0, env: Mapping[str, str] | None = None, name: str = "s"
+        self,
+        out: Path,
+        *words: Any,
+        cores: int = 0,
+        env: Mapping[str, str] | None = None,
+        name: str = "s",
+        log: Path | None = None,
     ) -> None:
         """`words` follow `wmlsearch tune`; `cores`: on so many, which decides how many trials run at once (0: all)."""
         self.out, self.search = out, SearchDir(out / name)
         there = sorted(os.sched_getaffinity(0))[: cores or None]
-        self.log = out / f"{name}-{len(list(out.glob('*.log')))}.log"
+        self.log = log or out.parent / f"{name}-{len(list(out.parent.glob('*.log')))}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "wmlsearch", "tune", *(str(word) for word in words), "--out", str(out)],
@@ -170,3 +178,46 @@ def check_whole(search: SearchDir, trials: int, epochs: int) -> None:
     assert sorted(names) == [f"trial-{number:04d}" for number in range(trials)]
     assert [len(run.rows()) for run in search.trials()[1:]] == [epochs] * (trials - 1)  # the first is the paper's
     assert search.state == "completed", search.status()
+
+
+def sync(out: Path, uri: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wmlsearch", "sync", "s", "--out", str(out), "--mlflow-uri", uri]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
+    """Metric rows that MLflow's own database lacks and has too often, and what else is not as in the run folders."""
+    client, faults, lacking, doubled = connect(f"sqlite:///{store}"), [], 0, 0
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_key: dict[str, list[Any]] = {}
+    for run in runs:
+        by_key.setdefault(run.data.tags["wmlsearch.key"], []).append(run)
+    with sqlite3.connect(store) as database:
+        for part in [search, *search.trials()]:
+            found = by_key.pop(part.about()["key"], [])
+            if len(found) != 1:
+                faults.append(f"{part.path.name}: {len(found)} runs")
+                continue
+            (run,) = found
+            if (run.info.status, run.data.tags["state"]) != ("FINISHED", part.state):
+                faults.append(
+                    f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
+                )
+            wanted = [] if isinstance(part, SearchDir) else rows_of(part)
+            query = "select key, step, timestamp, value from metrics where run_uuid = ? and key != 'best_dice'"
+            held = database.execute(query, (run.info.run_id,)).fetchall()
+            lacking += len(set(wanted) - set(held))
+            doubled += len(held) - len({(name, step) for name, step, *_ in held})
+            faults += [f"{part.path.name}: {row} is in no folder" for row in set(held) - set(wanted)]
+    return lacking, doubled, faults + [f"a run of nobody: {key}" for key in by_key]
+
+
+def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
+    return [
+        (name, row["epoch"], int(row["time"] * 1000), float(value))
+        for row in run.rows()
+        for name, value in row.items()
+        if name not in ("epoch", "time", "ended") and value is not None
+    ]

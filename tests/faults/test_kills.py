@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from search import Lines, Record, Running, begin, check_whole, kill
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
-KILLS = 5
+KILLS, HUNG_S = 5, 30
 SLOT = ("ray::Slot", "ray::ImplicitFunc", "Trainable")
 HEAD = ("gcs_server", "raylet/raylet")
 
@@ -25,25 +26,31 @@ def more_lines(running: Running, lines: Lines, chance: random.Random, most: int)
 
 
 def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    with Running(out, *begin(out, prepared, trials=3, epochs=60), cores=1) as running, Lines(running.search) as lines:
+    words = begin(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=30)
+    with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
-            more_lines(running, lines, chance, 12)
+            more_lines(running, lines, chance, 5)
             (slot,) = running.parts(*SLOT)
             assert kill(slot)
             running.until(lambda slot=slot: bool(set(running.parts(*SLOT)) - {slot}))
+        more_lines(running, lines, chance, 5)
+        (slot,) = running.parts(*SLOT)
+        assert kill(slot, signal.SIGSTOP)  # it hangs, and none of its own threads could end it
+        running.until(lambda: slot not in running.parts(*SLOT))
         assert running.end() == 0, running.text()
     lost, doubled = lines.lost_and_doubled()
     record("kill -9 of a trial's process", KILLS, lost, doubled)
+    record("a trial's process that hangs (SIGSTOP)", 1, lost, doubled, f"ended by --trial-timeout {HUNG_S}")
     assert (lost, doubled) == (0, 0)
-    check_whole(running.search, trials=3, epochs=60)
+    check_whole(running.search, trials=2, epochs=30)
     assert "Traceback" not in running.text()
 
 
 def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    words = begin(out, prepared, "--workers-per-trial", 2, trials=2, epochs=60)
+    words = begin(out, prepared, "--workers-per-trial", 2, trials=2, epochs=40)
     with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
-            more_lines(running, lines, chance, 10)
+            more_lines(running, lines, chance, 6)
             ranks = running.parts("RayTrainWorker")
             assert len(ranks) == 2, ranks
             assert kill(chance.choice(ranks))
@@ -51,19 +58,19 @@ def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, recor
     lost, doubled = lines.lost_and_doubled()
     record("kill -9 of one rank of two", KILLS, lost, doubled)
     assert (lost, doubled) == (0, 0)
-    check_whole(running.search, trials=2, epochs=60)
+    check_whole(running.search, trials=2, epochs=40)
 
 
 @pytest.mark.parametrize("victim", ["driver", "head"])
 def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     """Killed five times in one search, each session at some other point of it; then it is resumed once more."""
-    words, seen = begin(out, prepared, trials=3, epochs=50), None
+    words, seen = begin(out, prepared, trials=2, epochs=40), None
     ends = []
     for _ in range(KILLS):
         with Running(out, *words, cores=1) as running:
             seen = seen or Lines(running.search).__enter__()
             if seen.count() or chance.random() < 0.7:
-                more_lines(running, seen, chance, 15)
+                more_lines(running, seen, chance, 6)
             else:  # before the first epoch, anywhere between the folder's making and the first report
                 running.until(lambda: running.search.begun())
                 time.sleep(chance.uniform(0, 3))
@@ -86,4 +93,4 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
     what = "the driver" if victim == "driver" else "Ray's head (GCS and raylet)"
     record(f"kill -9 of {what}", KILLS, lost, doubled, f"the driver ends after {max(ends):.0f} s" if ends else "")
     assert (lost, doubled) == (0, 0)
-    check_whole(running.search, trials=3, epochs=50)
+    check_whole(running.search, trials=2, epochs=40)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import random
 import sqlite3
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processes import wait_for
 from proxy import Proxy, Server
-from search import Lines, Record, Running, begin, check_whole
-
-from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.tracking import connect
+from search import Lines, Record, Running, begin, check_whole, differences, sync
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EPOCHS_EACH = 25  # of a phase
@@ -36,49 +30,6 @@ def proxy(server: Server) -> Iterator[Proxy]:
     made = Proxy(server.port)
     yield made
     made.close()
-
-
-def sync(out: Path, uri: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "wmlsearch", "sync", "s", "--out", str(out), "--mlflow-uri", uri]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
-    """Metric rows that MLflow's own database lacks and has too often, and what else is not as in the run folders."""
-    client, faults, lacking, doubled = connect(f"sqlite:///{store}"), [], 0, 0
-    experiment = client.get_experiment_by_name("wmlsearch")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    by_key: dict[str, list[Any]] = {}
-    for run in runs:
-        by_key.setdefault(run.data.tags["wmlsearch.key"], []).append(run)
-    with sqlite3.connect(store) as database:
-        for part in [search, *search.trials()]:
-            found = by_key.pop(part.about()["key"], [])
-            if len(found) != 1:
-                faults.append(f"{part.path.name}: {len(found)} runs")
-                continue
-            (run,) = found
-            if (run.info.status, run.data.tags["state"]) != ("FINISHED", part.state):
-                faults.append(
-                    f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
-                )
-            wanted = [] if isinstance(part, SearchDir) else rows_of(part)
-            query = "select key, step, timestamp, value from metrics where run_uuid = ? and key != 'best_dice'"
-            held = database.execute(query, (run.info.run_id,)).fetchall()
-            lacking += len(set(wanted) - set(held))
-            doubled += len(held) - len({(name, step) for name, step, *_ in held})
-            faults += [f"{part.path.name}: {row} is in no folder" for row in set(held) - set(wanted)]
-    return lacking, doubled, faults + [f"a run of nobody: {key}" for key in by_key]
-
-
-def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
-    return [
-        (name, row["epoch"], int(row["time"] * 1000), float(value))
-        for row in run.rows()
-        for name, value in row.items()
-        if name not in ("epoch", "time", "ended") and value is not None
-    ]
 
 
 def test_a_server_that_breaks_in_every_way(

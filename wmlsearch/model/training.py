@@ -78,6 +78,8 @@ def epochs(
     of all ranks agree, and rank 0 writes. Raises Diverged, and InputError for what can't be trained on this data.
     """
     trainer = Trainer(config, data, max_epochs, seed, precision, rate_factors)
+    for path in filter(None, (last, best)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if last is not None and last.exists():
         trainer.load(last)
     while trainer.ended is None:
