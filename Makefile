@@ -37,7 +37,7 @@ faults: install  ## inject faults at random moments: kills, full disks, a broken
 	$(BIN)/python -m pytest tests/faults -m faults -rs
 
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute
-	$(BIN)/python tests/faults/soak.py
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py
 
 bench: install  ## timings, as ratios within one run (a quarter of an hour)
 	$(BIN)/python -m benchmarks

@@ -19,8 +19,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-
 from processes import descendants, slots
 from proxy import Server
 from search import Running, begin, differences, sync
@@ -46,7 +44,10 @@ class Use:
         memory = re.search(r"VmRSS:\s+(\d+)", status)
         alive = [it for it in descendants(pid) if "Z" not in state(it)]
         return cls(
-            int(memory[1]) / 1024 if memory else 0.0, len(os.listdir(f"/proc/{pid}/fd")), len(alive), groups(pid)
+            int(memory[1]) / 1024 if memory else 0.0,
+            len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            len(alive),
+            groups(pid),
         )
 
 
@@ -150,7 +151,7 @@ def soak(folder: Path, wanted: argparse.Namespace, chance: random.Random) -> int
         "MLflow equals the run folders": (lacking, doubled, faults) == (0, 0, []),
         "no more processes than at the beginning": last.processes <= first.processes + 2,
         "no more open files": last.files <= first.files + 10,
-        "no more placement groups": last.placement_groups <= max(first.placement_groups, 0) + 1,
+        "no more placement groups": 0 <= last.placement_groups <= max(first.placement_groups, 0) + 1,
         "memory within 150 MB": last.memory_mb <= first.memory_mb + 150,
     }
     for name, holds in checks.items():
