@@ -6,6 +6,7 @@ What writes is what the search itself writes with: run folders, checkpoints, the
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -109,13 +110,12 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
     return lost
 
 
-def test_five_hundred_power_cuts(
-    tmp_path: Path, chance: random.Random, record: Record, capfd: pytest.CaptureFixture[str]
-) -> None:
-    injected, torn, said, lost, ended = 0, 0, 0, 0, 0
+def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: Record) -> None:
+    injected, torn, lost, ended = 0, 0, 0, 0
+    logging.getLogger("wmlsearch.files").addHandler(note := logging.FileHandler(tmp_path / "said.log"))
     search, seen = SearchDir.create(tmp_path / "0", {"name": "s"}), dict[tuple[str, int], dict[str, Any]]()
     while injected < KILLS:
-        injected += killed(search, chance.uniform(0, 0.25))
+        injected += killed(search, chance.uniform(0, 0.2))
         lost += check(search, seen)
         if chance.random() < 0.5 and (path := tear(search, chance)) is not None:
             torn += 1
@@ -129,7 +129,9 @@ def test_five_hundred_power_cuts(
             assert states == ["COMPLETE"] * TRIALS
             shutil.rmtree(search.path)
             search, seen = SearchDir.create(tmp_path / str(ended), {"name": "s"}), {}
-    said = capfd.readouterr().err.count("torn last line")
+    note.close()
+    logging.getLogger("wmlsearch.files").removeHandler(note)
+    said = (tmp_path / "said.log").read_text().count("torn last line")
     record("power cut: kill -9 of a writer", injected, lost, 0, f"{torn} torn last lines, {said} cut and said")
     assert lost == 0
     assert said > 0
