@@ -105,7 +105,7 @@ def tune(
     earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
     if settings.forecast:
         mind_load(where, say)
-    with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
+    with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search), hint=_go_on(search)):
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
         say(f"trials run {slots}")
@@ -167,7 +167,7 @@ def resume(
     check_checkpoints(search, where)
     if settings.baseline:
         check_sealed(data)
-    with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
+    with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search), hint=_go_on(search)):
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
         search.change_settings(settings.model_dump())
@@ -255,6 +255,10 @@ def _judge(job: _Job) -> None:
         sealed_test(search, job.settings, job.data, job.progress)
         for part in (*search.models(), search):
             job.changed(part)
+
+
+def _go_on(search: SearchDir) -> str:
+    return f"; to go on with it: wmlsearch tune --resume {search.name}"
 
 
 def _waiting(search: SearchDir) -> str:
