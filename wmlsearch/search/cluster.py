@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Read by Ray when it is imported, so set before (this module is the first to import it).
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # an embedded Ray listens on 127.0.0.1 only
@@ -305,7 +306,7 @@ def watchdog(
 
 def _dead_servers() -> str:
     """Of an embedded Ray's own servers, those that have ended though nobody has ended Ray; "" while all is well."""
-    node = ray._private.worker._global_node
+    node: Any = ray._private.worker._global_node
     up = node is not None and ray.is_initialized()
     dead: set[str] = {name for name, _ in node.dead_processes()} if up else set()
     return " and ".join(name for name in ("gcs_server", "raylet") if name in dead)
