@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test cluster-test gpu-test bench lint install clean
+.PHONY: help demo test cluster-test gpu-test faults soak bench lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,12 @@ cluster-test: install  ## the README's commands on three hosts made of namespace
 
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs
+
+faults: install  ## inject faults at random moments: kills, full disks, a broken MLflow (a quarter of an hour)
+	$(BIN)/python -m pytest tests/faults -m faults -rs
+
+soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py
 
 bench: install  ## timings, as ratios within one run (a quarter of an hour)
 	$(BIN)/python -m benchmarks

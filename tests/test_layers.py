@@ -35,6 +35,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.data.pool": "",
     "wmlsearch.data.prepare": "",
     "wmlsearch.data.slices": "torch",
+    "wmlsearch.owner": "",
     "wmlsearch.runs": "",
     "wmlsearch.records": "pydantic",
     "wmlsearch.model": "",

@@ -185,7 +185,8 @@ def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "wmlsearch: --resume: SPACE, --seed can't be given with it, since a search goes on as it began; what may be "
-        "changed: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice, --max-checkpoint-gb\n"
+        "changed: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice, --max-checkpoint-gb, "
+        "--trial-timeout\n"
     )
 
 

@@ -138,6 +138,22 @@ def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> 
     assert run.ledger() == noted
 
 
+def test_a_run_that_a_slow_server_made_after_all_is_deleted(search: SearchDir) -> None:
+    """Its request was given up, another one made the run, and then the server came to the first."""
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once, client, run = content(uri), connect(uri), search.trial(0)
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    late = client.create_run(
+        experiment.experiment_id, tags={"wmlsearch.key": run.about()["key"]}, run_name="trial-0000"
+    )
+    assert len(content(uri)) == len(once) + 1
+    sync(search, uri)
+    assert content(uri) == once
+    assert run.ledger()["run_id"] != late.info.run_id
+
+
 def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:
     first, second = default_uri(search.path.parent), f"sqlite:///{tmp_path}/other.db"
     sync(search, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import pickle
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.files import StorageError
 from wmlsearch.model import steps, training
 from wmlsearch.model.metrics import Counts, slice_losses
 from wmlsearch.model.steps import Diverged
@@ -523,12 +525,14 @@ def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "last.pt"
     training.save_atomically({"format": 1, "n": 1}, path)
 
-    def full(_state: object, aside: Path) -> None:
-        aside.write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full(aside: Path, data: memoryview) -> None:
+        with open(aside, "wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    needed = r"No space left on device \([\d,]+ bytes are needed, [\d,]+ are free\): '.*/last\.pt'"
+    with pytest.raises(StorageError, match=needed):
         training.save_atomically({"format": 1, "n": 2}, path)
     assert load_checkpoint(path)["n"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]

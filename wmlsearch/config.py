@@ -126,6 +126,7 @@ class RunSettings(_Strict):
     grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
     reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
     workers_per_trial: int = Field(1, ge=1)
+    trial_timeout: Annotated[float, Field(gt=0)] | None = None  # seconds without a report, then its process is ended
     baseline: bool = True  # train the paper's configuration at the end, and confirm the best ones beside it
     confirm_top: int = Field(3, ge=0, le=100)  # so many of the best configurations, other than the paper's
     confirm_seeds: int = Field(3, ge=1, le=100)  # each with so many seeds: `seed`, `seed` + 1, ...

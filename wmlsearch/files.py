@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wmlsearch.config import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE_S = 600.0  # so long a storage that is away is waited for
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
-def write_text(path: Path, text: str) -> None:
-    """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
+
+class StorageError(OSError):
+    """A place that has no room, or that could not be reached for longer than one waits; it says which and why."""
+
+
+def patiently(action: Callable[[], T], place: Path | str, patience_s: float = PATIENCE_S) -> T:
+    """What `action` returns, tried again and again while the storage at `place` is away, as networks sometimes are.
+
+    Raises StorageError at once where it is full, and after `patience_s` seconds otherwise.
+    """
+    end, wait = time.monotonic() + patience_s, 0.2
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno in FULL or time.monotonic() + wait > end:
+                away = "" if error.errno in FULL else f", for {patience_s:.0f} s"
+                why = f"{error.strerror or ' '.join(str(error).split())[:200]}{away}"
+                raise StorageError(error.errno or errno.EIO, why, str(error.filename or place)) from None
+        time.sleep(wait)
+        wait = min(2 * wait, 5.0)
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """Where something of `size` bytes is written to `path`: an error says so, and what is missing on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in FULL:
+            with suppress(OSError):
+                why += f" ({size:,} bytes are needed, {shutil.disk_usage(path.parent).free:,} are free)"
+        raise OSError(error.errno, why, str(path)) from None
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Written aside, then renamed: whoever looks finds the old file or the new one, whole. Raises OSError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
-        os.replace(aside, path)
+        with writing(path, len(data)):
+            aside.write_bytes(data)
+            os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files need not be text
 
 
 def write_private(path: Path, text: str) -> None:
@@ -60,14 +110,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line, whole or not at all: a torn last line is cut first, a failed write is taken back."""
-    line = as_line(row).encode()
-    with open(path, "ab+", buffering=0) as file:
-        _cut_torn_line(file.fileno())
+    """Append one line, as `append` does."""
+    append(path, as_line(row).encode())
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Append lines, all or none: a torn last line is cut first, a failed write is taken back. Raises OSError."""
+    with writing(path, len(lines)), open(path, "ab+", buffering=0) as file:
+        _cut_torn_line(file.fileno(), path)
         size = os.fstat(file.fileno()).st_size
         try:
-            if file.write(line) != len(line):
-                raise OSError(f"{path}: only part of a line could be written")
+            left = memoryview(lines)
+            while left:  # a disk that is nearly full takes a part, and says at the next one why no more
+                left = left[file.write(left) :]
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise
@@ -93,18 +148,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take away what stands behind the last whole line of a file."""
+    """Take away what stands behind the last whole line of a file, and say so."""
     with open(path, "rb+", buffering=0) as file:
-        _cut_torn_line(file.fileno())
+        _cut_torn_line(file.fileno(), path)
 
 
-def _cut_torn_line(descriptor: int) -> None:
+def _cut_torn_line(descriptor: int, path: Path) -> None:
     size = os.fstat(descriptor).st_size
     keep = size
     while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
         keep -= 1
     if keep < size:
         os.ftruncate(descriptor, keep)
+        _log.warning("%s: its torn last line (%d bytes) is cut: its writer died in the middle of it", path, size - keep)
 
 
 def as_line(row: Mapping[str, Any]) -> str:

@@ -107,6 +107,14 @@ class Where:
             gpus = None if shared == "auto" else share_of_gpu(shared)
         return Request(self.workers_per_trial, None, gpus)
 
+    def make_place(self, search: RunDir) -> None:
+        """Make the folder of a search in the storage: workers make those of its trainings below it.
+
+        So a storage that is gone while it runs is waited for, and not made anew where it should be. Raises OSError.
+        """
+        if self.storage and "://" not in self.storage:
+            Path(self.place(search)).mkdir(parents=True, exist_ok=True)
+
     def place(self, run: RunDir) -> str:
         """Where a run's checkpoints go: its folder, or its place in the storage."""
         if not self.storage:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
 import zipfile
@@ -21,6 +19,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.files import append_line, as_line, read_json, read_lines, without_home, write_json, write_text
+from wmlsearch.owner import check_not_owned, is_owned, owning
 
 # How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
 # training whose process or machine died again and again, "failed" an error in the program.
@@ -115,7 +114,7 @@ class RunDir:
         old = self.status()
         reason, more = without_home(reason), {k: without_home(v) if isinstance(v, str) else v for k, v in more.items()}
         started = old.get("started") or time.time()
-        ended = {} if state == RUNNING else {"ended": time.time()}
+        ended = {} if state == RUNNING else {"ended": max(time.time(), started)}  # clocks are set back at times
         kept = {name: old[name] for name in _KEPT if name in old}
         write_json(self.file("status"), {"state": state, "reason": reason, "started": started, **ended, **kept, **more})
 
@@ -293,41 +292,27 @@ class SearchDir(RunDir):
     def owned(self) -> Iterator[None]:
         """Hold the search for this process. Raises InputError that names who holds it; a dead process holds nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "owner", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise InputError(
-                    f"{self.path}: this search is running already ({file.read().strip() or 'owner unknown'}); "
-                    f"follow it with `wmlsearch status {self.path}`, or choose another --name"
-                ) from None
+        with owning(self.path):
             self._stop.unlink(missing_ok=True)  # meant for whoever held it before
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
             yield
 
     def is_owned(self) -> bool:
         """Whether a process runs this search now."""
-        with contextlib.suppress(FileNotFoundError), open(self.path / "owner", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        return is_owned(self.path)
 
 
 def check_new(path: Path) -> None:
     """Refuse a folder in which something was run before, or that can't be made. Raises InputError."""
     status = path / _STATUS
     if status.exists():
+        check_not_owned(path)
         state = read_json(status).get("state")
         raise InputError(
             f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; "
             "choose another --name, or delete the folder"
         )
-    if path.exists() and any(entry.name != "owner" for entry in path.iterdir()):
+    # what was aside when its writer was killed is nothing that could be overwritten
+    if path.exists() and any(it.name != "owner" and not it.name.startswith(".") for it in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

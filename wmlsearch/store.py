@@ -80,7 +80,8 @@ def connect(uri: str) -> MlflowClient:
     """A client of the tracking store. One that is away is given up on after seconds, since the mirror tries again."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # Its own retries send again what may have arrived: a run that was made would be made twice. We look first.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     for name in _SILENT:
         logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient

@@ -108,7 +108,7 @@ def tune(
     earlier, left_out = known_earlier(warm_start, space, settings, about_data["fingerprint"])
     if settings.forecast:
         mind_load(where, say)
-    with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
+    with ray_at(where.ray_address), watchdog(say, lambda: _waiting(search), hint=_go_on(search)):
         where, packing = packed(where, space, settings, data, say)
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
@@ -173,7 +173,7 @@ def resume(
     check_checkpoints(search, where)
     if settings.baseline:
         check_sealed(data)
-    with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search)):
+    with search.owned(), ray_at(where.ray_address), watchdog(say, lambda: _waiting(search), hint=_go_on(search)):
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
         check_baseline_fits(settings, data, where, slots)
@@ -192,6 +192,7 @@ def resume(
 def _tune(job: _Job, mlflow_uri: str) -> Outcome:
     """A search in its own folder, mirrored: whatever happens, the folder says how it ended."""
     search, on_change = job.search, job.changed
+    job.where.make_place(search)
     mirror = Mirror(search, mlflow_uri)
     for part in search.parts():  # of a resumed search: MLflow may lack the end of what died
         mirror.notify(part)
@@ -209,11 +210,16 @@ def _tune(job: _Job, mlflow_uri: str) -> Outcome:
         state = "failed" if failed else "interrupted" if early.startswith("stopped") else "completed"
     except KeyboardInterrupt as stopped:
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
+    except OSError as error:  # a disk that is full, a storage that is away: what is there stays, and can go on
+        early, state = f"stopped, since {error}", "interrupted"
     finally:
         pictures = _report(search, job.data, {**search.status(), "state": state, "reason": early}, job.say)
         several = bool(job.settings.objectives)
         front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
-        search.set_status(state, early, **front)
+        try:
+            search.set_status(state, early, **front)
+        except OSError as error:  # it still says "running", as after a kill
+            early = early or f"stopped, since {error}"
         for part in search.trials() if several else ():  # only now it is known which of them are on the front
             mirror.notify(part)
         on_change(search)
@@ -256,6 +262,10 @@ def _judge(job: _Job) -> None:
         sealed_test(search, job.settings, job.data, job.progress)
         for part in (*search.models(), search):
             job.changed(part)
+
+
+def _go_on(search: SearchDir) -> str:
+    return f"; to go on with it: wmlsearch tune --resume {search.name}"
 
 
 def _waiting(search: SearchDir) -> str:

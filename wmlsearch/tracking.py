@@ -95,6 +95,8 @@ def push(
             its = _make(client, uri, run, ledger_of_root["run_id"], experiment_id)
             ledger, made = {name: its[name] for name in ("uri", "run_id", "rows")}, its["made"]
         run.set_ledger(ledger)
+    elif everything:
+        _alone(client, _experiment(client, uri), about["key"], ledger["run_id"])
     rows = [] if isinstance(run, SearchDir) else run.rows()
     fresh = rows[ledger["rows"] :]
     metrics = [
@@ -186,16 +188,30 @@ def _make(
 
     With the `experiment_id` nothing is looked for.
     """
-    about, found = run.about(), None
+    about, found = run.about(), ""
     if experiment_id is None:
         experiment_id = _experiment(client, uri)
-        found = client.search_runs([experiment_id], f"tags.`wmlsearch.key` = '{about['key']}'", max_results=1)
+        found = _alone(client, experiment_id, about["key"])
     if found:
-        run_id = found[0].info.run_id
+        run_id = found
     else:
         tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
         run_id = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"]).info.run_id
     return {"uri": uri, "run_id": run_id, "rows": 0, "made": not found, "experiment_id": experiment_id}
+
+
+def _alone(client: MlflowClient, experiment_id: str, key: str, keep: str = "") -> str:
+    """The id of the run with this key, `keep` if that is one, or "". Others with the key are deleted.
+
+    A server that has not answered in time may have made a run all the same, after another one was made in its place.
+    """
+    filter_ = f"tags.`wmlsearch.key` = '{key}'"
+    ids = sorted(run.info.run_id for run in client.search_runs([experiment_id], filter_, max_results=100))
+    first = keep if keep in ids else ids[0] if ids else ""
+    for run_id in ids:
+        if run_id != first:
+            client.delete_run(run_id)
+    return first
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:

@@ -60,6 +60,12 @@ class Host:
         self.process.kill()
         self.process.wait()
 
+    def cut(self, seconds: float) -> None:
+        """As when somebody pulls the network cable and puts it back: what is sent meanwhile is gone."""
+        sh("ip", "link", "set", self.link, "down")
+        time.sleep(seconds)
+        sh("ip", "link", "set", self.link, "up")
+
     def processes(self) -> list[str]:
         """The command lines of what runs on it, without its sshd and first process."""
         own = self._namespace()

@@ -160,15 +160,15 @@ def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) 
 
 def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) -> list[Any]:
     """A search whose trials have several ranks; each host has one CPU, so the ranks sit on different hosts."""
+    (LAPTOP / "space.yaml").write_text(
+        "base_channels: {choices: [4, 8]}\ndepth: 2\nbatch_size: 8\nlearning_rate: {low: 1e-3, high: 1e-2, log: true}\n"
+    )
     words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
     words += ["--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1]
     return [*words, "--no-forecast", "--confirm-top", 1, "--confirm-seeds", 1, *more]
 
 
 def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) -> None:
-    (LAPTOP / "space.yaml").write_text(
-        "base_channels: {choices: [4, 8]}\ndepth: 2\nbatch_size: 8\nlearning_rate: {low: 1e-3, high: 1e-2, log: true}\n"
-    )
     log = LAPTOP / "first.log"
     laptop = cluster.start(log, *tune(cluster, data, "first", "--trials", 3, "--epochs", 4))
     wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, "no trial has ended", 240)
@@ -260,6 +260,31 @@ def test_tune_on_the_head_itself(cluster: Cluster) -> None:
     assert kept == ["best.pt"], "checkpoints are in the storage; an ended trial needs no last state"
 
 
+def test_a_network_that_is_cut_for_ten_seconds_is_waited_for(cluster: Cluster, data: Path) -> None:
+    """The ranks wait for each other and go on: no process is lost, and no epoch is trained again."""
+    log = LAPTOP / "third.log"
+    laptop = cluster.start(
+        log, *tune(cluster, data, "third", "--trials", 1, "--epochs", 12, "--no-baseline", workers=3)
+    )
+    lines = cluster.hosts[HEAD].file("~/wmlsearch-head/runs/third/trials/0000/metrics.jsonl")
+
+    def epochs() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+    wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, "no third epoch", 180)
+    assert laptop.poll() is None, log.read_text()
+    before = epochs()
+    cluster.hosts[WORKERS[1]].cut(10)
+    print(f"cut after epoch {len(before)}; when the network was back, {len(epochs())} epochs were there")
+    wait_for(lambda: laptop.poll() is not None, "the trial has not ended", 300)
+    assert laptop.poll() == 0, log.read_text()
+    trial = LAPTOP / "runs" / "third" / "trials" / "0000"
+    after = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in after] == list(range(1, 13)), "each epoch once"
+    assert after[: len(before)] == before
+    assert json.loads((trial / "status.json").read_text())["state"] == "completed"
+
+
 def test_a_host_dies_and_the_trial_goes_on_with_fewer_ranks(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "second.log"
     words = tune(cluster, data, "second", "--trials", 1, "--epochs", 12, "--no-baseline", workers=3)
@@ -303,7 +328,7 @@ def test_mistakes_are_one_message(cluster: Cluster, data: Path) -> None:
     unknown = cluster.run("wmlsearch", "status", "nobody", "--cluster", cluster.file)
     assert (
         unknown.stdout
-        == f"wmlsearch: nobody: no search of this name on the head of {cluster.file} (there: first, second)\n"
+        == f"wmlsearch: nobody: no search of this name on the head of {cluster.file} (there: first, third, second)\n"
     )
 
 

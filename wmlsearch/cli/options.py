@@ -154,10 +154,13 @@ def where_report(search: SearchDir) -> None:
 
 
 def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+    from wmlsearch.runs import SearchDir
     from wmlsearch.store import without_password
 
     options = "" if out == Path("runs") else f" --out {out}"
     options += f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
+    if isinstance(outcome.run, SearchDir) and outcome.early.startswith("stopped"):
+        say(f"{outcome.early}; to go on with it: wmlsearch tune --resume {outcome.run.name}{options}")
     say(f"everything is in {outcome.run.path}")
     if outcome.mlflow_problem:
         say(f"MLflow lacks some of it ({outcome.mlflow_problem}); later: wmlsearch sync {outcome.run.name}{options}")
@@ -166,6 +169,6 @@ def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
 
 
 def exit_status(outcome: Outcome) -> int:
-    if outcome.early.startswith("stopped"):
+    if outcome.early.startswith("stopped by"):
         return 130
     return 0 if outcome.run.status()["state"] in ("completed", "early_stopped") else 1

@@ -74,7 +74,9 @@ def train(
 
 
 # What a resumed search may have otherwise than it began with; the rest is part of what it is.
-MAY_CHANGE = ("trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb")
+MAY_CHANGE = (
+    "trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "trial_timeout",
+)  # fmt: skip
 OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri")
 
 
@@ -88,6 +90,11 @@ OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out",
 @click.option("--max-epochs-total", type=int, help="The same for epochs, of all trials and final runs.")
 @click.option("--target-dice", type=float, help="End the trials when one has reached this val_dice_best.")
 @click.option("--max-checkpoint-gb", type=float, help="Most that the checkpoints of trials may take at a time.")
+@click.option(
+    "--trial-timeout",
+    type=float,
+    help="Seconds without a report (an epoch is one) after which a trial's process is ended, to go on in another.",
+)
 @click.option(
     "--sampler",
     type=click.Choice(["forest", "tpe", "gp", "random", "qmc", "cmaes"]),

@@ -6,8 +6,8 @@ only torch, and asks `torch.distributed` whether it is alone.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import resource
 import time
 import warnings
@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wmlsearch.config import InputError, TrialConfig, shown
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
+from wmlsearch.files import patiently, write_bytes
 from wmlsearch.model.metrics import Counts, slice_losses
 from wmlsearch.model.steps import Diverged, Steps
 from wmlsearch.model.unet import UNet
@@ -77,6 +78,8 @@ def epochs(
     of all ranks agree, and rank 0 writes. Raises Diverged, and InputError for what can't be trained on this data.
     """
     trainer = Trainer(config, data, max_epochs, seed, precision, rate_factors)
+    for path in filter(None, (last, best)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if last is not None and last.exists():
         trainer.load(last)
     while trainer.ended is None:
@@ -184,7 +187,7 @@ class Trainer:
             ended = "early_stopped"
         report = EpochReport(
             epoch,
-            time.time(),
+            max(time.time(), self.reports[-1]["time"] if self.reports else 0.0),  # clocks are set back at times
             {
                 "train_loss": train_loss,
                 **metrics,
@@ -367,14 +370,13 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    """Written aside, then renamed: whoever looks finds the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(dict(state), aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Whoever looks finds the old file or the new one, whole. A storage that is away is waited for.
+
+    Raises StorageError where it stays away, or is full.
+    """
+    buffer = io.BytesIO()  # torch hides why a file can't be written
+    torch.save(dict(state), buffer)
+    patiently(lambda: write_bytes(path, buffer.getbuffer()), path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
@@ -30,6 +31,7 @@ class Budget(tune.Stopper):
         self.search, self.settings = search, settings
         self.gpus_per_trial = slots.workers * slots.gpus
         self.reason, self.failed = "", False
+        self.broken: OSError | None = None  # why the run folder or a storage can't be written any more
         self.slots = slots.count
         self.running = 0  # trials, as the recorder counts them
         self.epochs, self.epochs_s, self.best_dice = 0, 0.0, 0.0
@@ -54,6 +56,11 @@ class Budget(tune.Stopper):
             self.reason = f"{SAME_ERRORS} trials failed with the same error:\n{trace.strip()}"
             self.failed = True
 
+    def break_off(self, error: OSError) -> None:
+        """The search can't go on: what it is told could not be kept."""
+        self.broken = self.broken or error
+        self.reason = self.reason or f"stopped, since {error}"
+
     def tick(self, at_least_s: float = 0.0) -> None:
         """Count the time since the last tick, if it is long enough ago."""
         passed = time.monotonic() - self._last
@@ -61,7 +68,8 @@ class Budget(tune.Stopper):
             self._last += passed
             self._used["seconds"] += passed
             self._used["gpu_seconds"] += passed * self.running * self.gpus_per_trial
-            self.search.set_used(self._used)
+            with suppress(OSError):  # the disk is full or away: a later tick writes it, and an epoch's line says so
+                self.search.set_used(self._used)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False

@@ -8,11 +8,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pyarrow import fs
 
 from wmlsearch.config import InputError
+from wmlsearch.files import patiently
 from wmlsearch.objectives import front
 from wmlsearch.runs import RunDir
 
@@ -23,7 +25,8 @@ class Checkpoints:
     """The checkpoints of one training at `place` (a path or a URI such as s3://bucket/runs/x).
 
     Training reads and writes `last` and `best`. In a folder those are the files themselves; of an object store they are
-    local copies, which `fetch` brings and `push` takes back.
+    local copies, which `fetch` brings and `push` takes back. A place that is away is waited for: whoever takes its
+    silence for an answer trains again what is trained already. Raises StorageError where it is full or stays away.
     """
 
     def __init__(self, place: str) -> None:
@@ -35,29 +38,43 @@ class Checkpoints:
         self.last, self.best = RunDir(self._folder).last, RunDir(self._folder).best
 
     def fetch(self) -> None:
-        """Bring what is there."""
+        """Bring what is there. In a folder: make it, where all but its last two levels are there."""
         if self._remote:
-            system, root = self._remote
-            for path in (self.last, self.best):
-                source = f"{root}/{path.name}"
-                if system.get_file_info(source).type == fs.FileType.File:
-                    aside = f"{path}.part"
-                    fs.copy_files(source, aside, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
-                    os.replace(aside, path)
+            patiently(self._fetch, self._remote[1])
+        else:
+            patiently(self._make, self._folder)
+
+    def _make(self) -> None:
+        for folder in (self._folder.parent, self._folder):
+            folder.mkdir(exist_ok=True)
+
+    def _fetch(self) -> None:
+        assert self._remote is not None  # noqa: S101 - of an object store
+        system, root = self._remote
+        for path in (self.last, self.best):
+            source = f"{root}/{path.name}"
+            if system.get_file_info(source).type == fs.FileType.File:
+                aside = f"{path}.part"
+                fs.copy_files(source, aside, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+                os.replace(aside, path)
 
     def push(self) -> None:
         """Take back what training has written. An object appears whole or not at all."""
         if self._remote:
-            system, root = self._remote
-            system.create_dir(root)
-            for path in (self.best, self.last):
-                if path.exists():
-                    fs.copy_files(
-                        str(path),
-                        f"{root}/{path.name}",
-                        source_filesystem=fs.LocalFileSystem(),
-                        destination_filesystem=system,
-                    )
+            patiently(self._push, self._remote[1])
+
+    def _push(self) -> None:
+        assert self._remote is not None  # noqa: S101 - of an object store
+        system, root = self._remote
+        system.create_dir(root)
+        for path in (self.best, self.last):
+            if path.exists():
+                fs.copy_files(
+                    str(path),
+                    f"{root}/{path.name}",
+                    source_filesystem=fs.LocalFileSystem(),
+                    destination_filesystem=system,
+                )
 
     def keep(self, epoch: int) -> None:
         """Keep a snapshot: what `last` and `best` are after this epoch, beside them."""
@@ -152,13 +169,15 @@ class Keeper:
         self.best = [it for it, keep in zip(self.best, wanted, strict=True) if keep]
         while math.isfinite(self.room) and sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
             out.append(self.best.pop())
-        kept = Checkpoints(self.place(run))
-        kept.delete(kept.last)
-        kept.close()
+        self._delete(run, "last")
         for _, other in out:
-            left = Checkpoints(self.place(other))
-            left.delete(left.best)
-            left.close()
+            self._delete(other, "best")
+
+    def _delete(self, run: RunDir, which: str) -> None:
+        kept = Checkpoints(self.place(run))
+        with suppress(OSError):  # the storage is away: what is left there takes room and does no harm
+            kept.delete(getattr(kept, which))
+        kept.close()
 
 
 def check_writable(place: str) -> None:

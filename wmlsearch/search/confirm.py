@@ -18,6 +18,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wmlsearch.config import RunSettings
+from wmlsearch.files import StorageError, write_bytes
 from wmlsearch.runs import GOOD, RUNNING, RunDir
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
@@ -101,11 +102,13 @@ def _train(
                 else:
                     bring_back(order.run, order.place, over=result["ended"] in GOOD)
                     set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+                    if result["ended"] == "interrupted":  # its storage is full or away
+                        raise StorageError(result["reason"])
                     idle.append(group)
             on_change(order.run)
         with contextlib.suppress(RayError):
             ray.get([group.close.remote() for group in idle], timeout=2 * CLOSE_TIMEOUT_S)
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, StorageError) as stopped:
         for order in orders:
             if order.run.begun() and order.run.state == RUNNING:
                 order.run.set_status("interrupted", str(stopped) or "stopped by Ctrl-C")
@@ -153,7 +156,7 @@ def bring_back(run: RunDir, place: str, over: bool = False) -> None:
     if Path(place) != run.path.resolve():
         kept.fetch()
         if kept.best.exists():
-            run.best.write_bytes(kept.best.read_bytes())
+            write_bytes(run.best, kept.best.read_bytes())
     if over:
         kept.delete(kept.last)
     kept.close()

@@ -13,6 +13,7 @@ from ray import tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.files import StorageError
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs, load_checkpoint
 from wmlsearch.search.checkpoints import Checkpoints
@@ -41,7 +42,6 @@ class Training:
         self.objective, self.rank = job["settings"]["objective"], rank
         self.keep_every = job.get("keep_every", 0)
         self.checkpoints = Checkpoints(trial["place"])
-        self.checkpoints.fetch()
         self.fresh, self.heard = True, int(trial.get("heard", 0))
         self.unheard: list[dict[str, Any]] = []
         settings = RunSettings(**job["settings"])
@@ -66,6 +66,7 @@ class Training:
         result: dict[str, Any] = {}
         try:
             if self.fresh:
+                self.checkpoints.fetch()
                 there = self.checkpoints.last.exists()
                 result["replayed"] = load_checkpoint(self.checkpoints.last)["reports"] if there else []
                 self.unheard = list(result["replayed"][self.heard :])
@@ -85,6 +86,8 @@ class Training:
                 self.checkpoints.keep(row["epoch"])
         except StopIteration:  # the checkpoint was its last epoch, and that is known
             return {**result, "done": True, "ended": result["replayed"][-1]["ended"]}
+        except StorageError as error:  # no fault of the trial, and the next one would have the same
+            return {**result, "done": True, "ended": "interrupted", "reason": str(error)}
         except Diverged as error:
             return {**result, "done": True, "ended": "diverged", "reason": str(error)}
         except InputError as error:

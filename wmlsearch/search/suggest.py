@@ -18,7 +18,7 @@ from optuna.trial import Trial, TrialState
 from ray.tune.search import Searcher
 
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
-from wmlsearch.files import cut_torn_line
+from wmlsearch.files import append, cut_torn_line
 from wmlsearch.objectives import values_of
 from wmlsearch.runs import GOOD, UNFINISHED, SearchDir
 from wmlsearch.search.forest import propose
@@ -56,8 +56,7 @@ class _Journal(JournalFileBackend):
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._own_lock.acquire()  # optuna-dashboard may write notes there
         try:
-            with open(self._path, "ab") as file:
-                file.write(text.encode())
+            append(self._path, text.encode())
         finally:
             self._own_lock.release()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.files import StorageError
 from wmlsearch.objectives import values_of
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.budget import Budget
@@ -98,6 +101,8 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
         recorder.finish_open()
         budget.tick()
+    if budget.broken is not None:
+        raise budget.broken
     return budget
 
 
@@ -152,6 +157,8 @@ class _Recorder(tune.Callback):
         self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
         self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
+        self.heard: dict[int, float] = {}  # when a trial that runs has reported last, or was started
+        self.hung: dict[int, str] = {}  # of trials whose process was ended since it had said nothing for too long
         for run in search.trials():
             if run.state not in UNFINISHED:
                 self.keeper.ended(run, self._best(run))
@@ -163,6 +170,13 @@ class _Recorder(tune.Callback):
         """Begin a trial, or go on with it: its folder is there before it runs. None when the search is to end."""
         if self.budget.stop_all():
             return None
+        try:
+            return self._begin(number)
+        except OSError as error:
+            self.budget.break_off(error)
+            return None
+
+    def _begin(self, number: int) -> dict[str, Any]:
         run = self.search.trial(number)
         if run.begun():
             run.set_status(RUNNING)
@@ -188,6 +202,14 @@ class _Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        self.heard[trial.config["number"]] = time.monotonic()
+        if self.budget.broken is None:  # whoever could not write it down once writes nothing more: it comes again
+            try:
+                self._hear(trial, result)
+            except OSError as error:
+                self.budget.break_off(error)
+
+    def _hear(self, trial: Trial, result: dict[str, Any]) -> None:
         number = trial.config["number"]
         run = self.search.trial(number)
         for row in write_result(run, result)[self.told[number] : result.get("epoch", 0)]:
@@ -198,6 +220,8 @@ class _Recorder(tune.Callback):
             trial.run_metadata.num_failures = 0
         if "ended" in result:
             self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+            if result["ended"] == "interrupted":
+                self.budget.break_off(StorageError(result["reason"]))
         elif result.get("done"):
             reason, more = self.scheduler.why(number, result["epoch"])
             self._finish(number, "stopped", reason, **more)
@@ -209,15 +233,37 @@ class _Recorder(tune.Callback):
             self.snapshots.heard(number, result["epoch"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        state, reason, trace = _failure(trial.get_error())
-        self._finish(trial.config["number"], state, reason, trace)
+        number = trial.config["number"]
+        state, reason, trace = _failure(trial.get_error(), self.hung.get(number, ""))
+        try:
+            self._finish(number, state, reason, trace)
+        except OSError as error:
+            self.budget.break_off(error)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.heard[trial.config["number"]] = time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End the processes that have said nothing for too long: their trials go on from their checkpoints."""
+        limit = self.settings.trial_timeout or math.inf
+        for trial in trials:
+            number, actor = trial.config["number"], trial.temporary_state.ray_actor
+            if trial.status != Trial.RUNNING or actor is None:
+                continue
+            if time.monotonic() - self.heard.setdefault(number, time.monotonic()) > limit:
+                self.hung[number] = f"no report for {limit:g} s (--trial-timeout)"
+                self.heard[number] = math.inf  # until it starts again
+                ray.kill(actor)
 
     def finish_open(self) -> None:
         """What has not ended by itself is interrupted, whether it ran in this session or not."""
         reason = (self.budget.reason or "the search ended").splitlines()[0]
         for run in self.search.trials():
             if run.state in UNFINISHED:
-                self._finish(int(run.name), "interrupted", reason)
+                try:
+                    self._finish(int(run.name), "interrupted", reason)
+                except OSError as error:  # it says "running", as after a kill
+                    self.budget.break_off(error)
         if self.snapshots and all(
             self.search.trial(number).state not in UNFINISHED for number in range(self.settings.trials)
         ):
@@ -242,14 +288,14 @@ class _Recorder(tune.Callback):
         return values_of(run.rows(), self.settings.ranked_by)
 
 
-def _failure(error: Exception | None) -> tuple[str, str, str]:
-    """State, reason and traceback of a trial that Tune gave up."""
+def _failure(error: Exception | None, hung: str = "") -> tuple[str, str, str]:
+    """State, reason and traceback of a trial that Tune gave up; `hung` says that its process had to be ended."""
     text = str(error or "its process died").strip()
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "out_of_memory", "Ray ended its process, since the machine ran low on memory", text
     if error is None or isinstance(error, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
         times = f"{LOST_PROCESS_RETRIES + 1} times without a new epoch"
-        return "lost", f"its process or machine died {times}", text
+        return "lost", f"{hung or 'its process or machine died'} {times}", text
     return "failed", text.splitlines()[-1], text
 
 

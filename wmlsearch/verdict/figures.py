@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
+from wmlsearch.files import write_bytes
 from wmlsearch.objectives import front
 from wmlsearch.runs import BAD, RunDir
 from wmlsearch.search.rungs import levels_of
@@ -45,7 +47,9 @@ def drawn(path: Path, width: float, height: float, rows: int = 1, columns: int =
         try:
             yield figure, axes
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=path.suffix[1:], dpi=DPI)
+            write_bytes(path, buffer.getbuffer())
         finally:
             plt.close(figure)
 

@@ -1,0 +1,62 @@
+"""What the fault tests share: chance with a seed that is printed, and the table of what was injected."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from search import Record
+
+ROWS = pytest.StashKey[list[tuple[str, int, int, int, str]]]()
+SEED = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="of the moments at which faults are injected; also WMLSEARCH_FAULTS_SEED")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--seed")
+    if given is None:
+        given = os.environ.get("WMLSEARCH_FAULTS_SEED")
+    config.stash[SEED] = int(given) if given is not None else random.SystemRandom().randrange(2**32)
+    config.stash[ROWS] = []
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"faults are injected at moments of the seed {config.stash[SEED]}: again with --seed {config.stash[SEED]}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table that docs/reliability.md keeps."""
+    if rows := config.stash[ROWS]:
+        terminalreporter.section(f"faults, seed {config.stash[SEED]}")
+        terminalreporter.write_line("| fault | injected | epochs lost | duplicates | what was seen |")
+        terminalreporter.write_line("|---|---|---|---|---|")
+        for fault, times, lost, doubled, seen in rows:
+            terminalreporter.write_line(f"| {fault} | {times} | {lost} | {doubled} | {seen} |")
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """The moments of one test: the same with the same seed, whatever other tests run."""
+    return random.Random(f"{request.config.stash[SEED]} {request.node.name}")  # noqa: S311 - seeded on purpose
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """`record(fault, times, lost, doubled, seen)`: a row of the table."""
+
+    def add(fault: str, times: int, lost: int = 0, doubled: int = 0, seen: str = "") -> None:
+        request.config.stash[ROWS].append((fault, times, lost, doubled, seen))
+
+    return add
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder of runs."""
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"

@@ -1,0 +1,223 @@
+"""A search as real processes, and what its run folder has shown while it ran: for tests that break it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from processes import descendants, wait_for
+
+from wmlsearch.config import InputError
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.tracking import connect
+from wmlsearch.verdict.leaderboard import leaderboard
+
+Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, what was seen): a row of the table
+
+# Trainings of many short epochs, that nothing but their number ends.
+SPACE = {
+    "depth": 2,
+    "base_channels": 4,
+    "batch_size": 4,
+    "early_stop_patience": 1000,
+    "learning_rate": {"low": 1e-4, "high": 1e-3, "log": True},
+}
+
+
+class Running:
+    """`wmlsearch tune` in a process of its own, with its output in a file. Its end is the end of all of it."""
+
+    def __init__(
+        self,
+        out: Path,
+        *words: Any,
+        cores: int = 0,
+        env: Mapping[str, str] | None = None,
+        name: str = "s",
+        log: Path | None = None,
+    ) -> None:
+        """`words` follow `wmlsearch tune`; `cores`: on so many, which decides how many trials run at once (0: all)."""
+        self.out, self.search = out, SearchDir(out / name)
+        there = sorted(os.sched_getaffinity(0))[: cores or None]
+        self.log = log or out.parent / f"{name}-{len(list(out.parent.glob('*.log')))}.log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "wmlsearch", "tune", *(str(word) for word in words), "--out", str(out)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                start_new_session=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, there),
+            )
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill_everything()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 180) -> None:
+        """Wait for a condition while the search runs; its output is shown where it has ended before."""
+        wait_for(lambda: self.ended or condition(), timeout_s)
+        assert condition() or not self.ended, f"ended with {self.process.returncode}\n{self.text()}"
+
+    def end(self, timeout_s: float = 300) -> int:
+        """Wait for the end of it; returns its exit status."""
+        wait_for(lambda: self.ended, timeout_s)
+        return int(self.process.wait())
+
+    def parts(self, *titles: str) -> list[int]:
+        """The processes below it whose command line has one of these words."""
+        found = []
+        for pid in descendants(self.process.pid):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if any(title in command for title in titles):
+                found.append(pid)
+        return found
+
+    def kill_everything(self) -> None:
+        """As when the power goes: the driver, Ray's head, all its workers."""
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            kill(pid)
+        self.process.wait()
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def begin(out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40, name: str = "s") -> list[Any]:
+    """The words of a search without forecast, scheduler and final runs: every trial takes all its epochs."""
+    space = out / "space.yaml"
+    space.write_text(yaml.safe_dump(SPACE))
+    sizes = ["--trials", trials, "--epochs", epochs, "--scheduler", "none", "--no-baseline", "--no-forecast"]
+    return [space, "--data", data, "--name", name, "--sampler", "random", *sizes, *words]
+
+
+class Lines:
+    """All lines of all trials that a search's folder has ever shown, read again and again while it runs."""
+
+    def __init__(self, search: SearchDir) -> None:
+        self.search = search
+        self.seen: dict[tuple[str, int], dict[str, Any]] = {}
+        self.changed: set[tuple[str, int]] = set()  # epochs that were seen with other content later: trained again
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Lines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def count(self) -> int:
+        return sum(rows_now(run) for run in self.search.trials())
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.05):
+            self.look()
+
+    def look(self) -> None:
+        for run in self.search.trials():
+            try:
+                rows = run.rows()
+            except InputError:  # in the middle of nothing: lines come whole
+                self.changed.add((run.name, -1))
+                continue
+            for row in rows:
+                key = (run.name, row["epoch"])
+                if self.seen.setdefault(key, row) != row:
+                    self.changed.add(key)
+                    self.seen[key] = row
+
+    def lost_and_doubled(self) -> tuple[int, int]:
+        """Epochs that were reported and are not in the folder as they were; epochs that are there more than once."""
+        now: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for run in self.search.trials():
+            for row in run.rows():
+                now.setdefault((run.name, row["epoch"]), []).append(row)
+        lost = sum(now.get(key, [None])[0] != row for key, row in self.seen.items()) + len(self.changed)
+        return lost, sum(len(rows) - 1 for rows in now.values())
+
+
+def rows_now(run: RunDir) -> int:
+    return len(run.rows())
+
+
+def check_whole(search: SearchDir, trials: int, epochs: int) -> None:
+    """Every trial completed with each of its epochs once, in order; the leaderboard has each trial once."""
+    for run in search.trials():
+        assert [row["epoch"] for row in run.rows()] == list(range(1, len(run.rows()) + 1)), run.path
+        assert run.state in ("completed", "early_stopped"), run.status()
+    names = [entry.name for entry in leaderboard(search).trials]
+    assert sorted(names) == [f"trial-{number:04d}" for number in range(trials)]
+    assert [len(run.rows()) for run in search.trials()[1:]] == [epochs] * (trials - 1)  # the first is the paper's
+    assert search.state == "completed", search.status()
+
+
+def sync(out: Path, uri: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wmlsearch", "sync", "s", "--out", str(out), "--mlflow-uri", uri]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
+    """Metric rows that MLflow's own database lacks and has too often, and what else is not as in the run folders."""
+    client, faults, lacking, doubled = connect(f"sqlite:///{store}"), [], 0, 0
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_key: dict[str, list[Any]] = {}
+    for run in runs:
+        by_key.setdefault(run.data.tags["wmlsearch.key"], []).append(run)
+    with sqlite3.connect(store) as database:
+        for part in [search, *search.trials()]:
+            found = by_key.pop(part.about()["key"], [])
+            if len(found) != 1:
+                faults.append(f"{part.path.name}: {len(found)} runs")
+                continue
+            (run,) = found
+            if (run.info.status, run.data.tags["state"]) != ("FINISHED", part.state):
+                faults.append(
+                    f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
+                )
+            wanted = [] if isinstance(part, SearchDir) else rows_of(part)
+            query = "select key, step, timestamp, value from metrics where run_uuid = ? and key != 'best_dice'"
+            held = database.execute(query, (run.info.run_id,)).fetchall()
+            lacking += len(set(wanted) - set(held))
+            doubled += len(held) - len({(name, step) for name, step, *_ in held})
+            faults += [f"{part.path.name}: {row} is in no folder" for row in set(held) - set(wanted)]
+    return lacking, doubled, faults + [f"a run of nobody: {key}" for key in by_key]
+
+
+def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
+    return [
+        (name, row["epoch"], int(row["time"] * 1000), float(value))
+        for row in run.rows()
+        for name, value in row.items()
+        if name not in ("epoch", "time", "ended") and value is not None
+    ]

@@ -1,0 +1,163 @@
+"""A long search under random kills: `python tests/faults/soak.py --trials 300`. Nothing may be lost, and nothing leak.
+
+A trial's process is killed about every 20 seconds, the MLflow server every minute, which starts again at once. At the
+end every trial is accounted for, MLflow equals the run folders, and memory, open files, processes and placement groups
+are what they were when the first trial had ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from processes import descendants, slots
+from proxy import Server
+from search import Running, begin, differences, sync
+
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.runs import ENDED
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the driver and all below it hold: its own memory and open files, and how many processes there are."""
+
+    memory_mb: float
+    files: int
+    processes: int
+    placement_groups: int
+
+    @classmethod
+    def of(cls, running: Running) -> Use:
+        pid = running.process.pid
+        status = Path(f"/proc/{pid}/status").read_text()
+        memory = re.search(r"VmRSS:\s+(\d+)", status)
+        alive = [it for it in descendants(pid) if "Z" not in state(it)]
+        return cls(
+            int(memory[1]) / 1024 if memory else 0.0,
+            len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            len(alive),
+            groups(pid),
+        )
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def groups(driver: int) -> int:
+    """The placement groups of the search's Ray that have not been removed, asked from another process."""
+    gcs = next((pid for pid in descendants(driver) if "gcs_server" in command(pid)), None)
+    port = re.search(r"--gcs_server_port=(\d+)", command(gcs)) if gcs else None
+    if port is None:
+        return -1
+    code = (
+        "import ray; from ray.util.placement_group import placement_group_table as t\n"
+        f"ray.init(address='127.0.0.1:{port[1]}', log_to_driver=False, logging_level=50)\n"
+        "print(sum(g['state'] != 'REMOVED' for g in t().values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else -1
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--kill-every", type=float, default=20, help="seconds, on average, between kills of a trial")
+    parser.add_argument("--restart-every", type=float, default=60, help="seconds between restarts of MLflow")
+    parser.add_argument("--max-minutes", type=float, default=60, help="then the search is stopped, and the soak fails")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    wanted = parser.parse_args()
+    print(f"seed {wanted.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-soak-") as folder:
+        return soak(Path(folder), wanted, random.Random(wanted.seed))  # noqa: S311 - seeded on purpose
+
+
+def soak(folder: Path, wanted: argparse.Namespace, chance: random.Random) -> int:
+    raw = write_phantom(folder / "raw", patients=8, timepoints=1, shape=(48, 48, 12))
+    prepare(raw, folder / "prepared", PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
+    out = folder / "runs"
+    out.mkdir()
+    server = Server(folder)
+    server.up()
+    uri = f"http://127.0.0.1:{server.port}"
+    words = begin(out, folder / "prepared", "--mlflow-uri", uri, trials=wanted.trials, epochs=wanted.epochs)
+    killed, restarted, begun = 0, 0, time.monotonic()
+    with Running(out, *words) as running:
+        try:
+            running.until(lambda: any(run.state in ENDED for run in running.search.trials()), 600)
+            first = last = Use.of(running)
+            print(f"at the beginning: {first}", flush=True)
+            now = time.monotonic()
+            next_kill, next_restart, next_look = now + chance.expovariate(1 / wanted.kill_every), now, now
+            while not running.ended and time.monotonic() - begun < 60 * wanted.max_minutes:
+                now = time.monotonic()
+                if now > next_kill and (there := slots(running.process.pid)):
+                    os.kill(chance.choice(there), signal.SIGKILL)
+                    killed += 1
+                    next_kill = now + chance.expovariate(1 / wanted.kill_every)
+                if now > next_restart + wanted.restart_every:
+                    server.kill()
+                    server.start()
+                    restarted, next_restart = restarted + 1, now
+                left = sum(run.state not in ENDED for run in running.search.trials())
+                if now > next_look or (left <= 2 and len(running.search.trials()) == wanted.trials):
+                    next_look = now + 30
+                    try:
+                        last = Use.of(running)
+                    except OSError:  # it has ended
+                        break
+                time.sleep(0.5)
+            in_time = running.ended or running.process.wait(120) is not None
+        finally:
+            ended = running.process.poll()
+        print(f"shortly before the end: {last}", flush=True)
+        server.kill()
+        server.up()
+        synced = sync(out, uri)
+        server.kill()
+    lacking, doubled, faults = (
+        differences(running.search, server.store) if synced.returncode == 0 else (-1, -1, [synced.stderr])
+    )
+    states: dict[str, int] = {}
+    for run in running.search.trials():
+        states[run.state] = states.get(run.state, 0) + 1
+    print(f"{killed} kills, {restarted} restarts of MLflow, {time.monotonic() - begun:.0f} s; trials: {states}")
+    print(f"metric rows that MLflow lacks: {lacking}, has twice: {doubled}; other differences: {len(faults)}")
+    checks = {
+        "the search ended by itself": bool(in_time and ended == 0),
+        "every trial is accounted for": sum(states.values()) == wanted.trials and set(states) <= set(ENDED),
+        "MLflow equals the run folders": (lacking, doubled, faults) == (0, 0, []),
+        "no more processes than at the beginning": last.processes <= first.processes + 2,
+        "no more open files": last.files <= first.files + 10,
+        "no more placement groups": 0 <= last.placement_groups <= max(first.placement_groups, 0) + 1,
+        "memory within 150 MB": last.memory_mb <= first.memory_mb + 150,
+    }
+    for name, holds in checks.items():
+        print(f"{'ok    ' if holds else 'FAILED'} {name}")
+    return 0 if all(checks.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

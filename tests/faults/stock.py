@@ -1,0 +1,189 @@
+"""The same faults in the stock pattern: Tune, OptunaSearch and MLflowLoggerCallback as Ray's documentation shows them.
+
+`PYTHONPATH=tests python tests/faults/stock.py` prints a table. The training is ours in both: an epoch, a checkpoint, a
+report. What differs is who keeps account of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from processes import descendants, wait_for
+from proxy import Server
+
+EPOCHS, TRIALS = 30, 4
+EXPERIMENT = "stock"
+LIMIT_S = 420.0
+
+
+def drive(folder: Path, uri: str, restore: bool) -> None:
+    """The driver, in a process of its own."""
+    import ray
+    from ray import tune
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+    from ray.tune.search.optuna import OptunaSearch
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    data, said = str(folder / "prepared"), str(folder / "reports.jsonl")
+
+    def train(config: dict[str, float]) -> None:
+        from wmlsearch.config import TrialConfig
+        from wmlsearch.data.slices import PreparedData
+        from wmlsearch.model.training import epochs
+
+        point = TrialConfig(depth=2, base_channels=4, batch_size=4, early_stop_patience=1000, **config)
+        mine = tune.get_context().get_trial_id()
+        with tempfile.TemporaryDirectory() as scratch:
+            last = Path(scratch) / "last.pt"
+            if (before := tune.get_checkpoint()) is not None:
+                with before.as_directory() as there:
+                    last.write_bytes((Path(there) / "last.pt").read_bytes())
+            for report in epochs(point, PreparedData.open(Path(data)), max_epochs=EPOCHS, last=last):
+                with open(said, "a") as file:  # the witness: what was trained, by whom
+                    file.write(json.dumps([mine, report.epoch]) + "\n")
+                metrics = {"epoch": report.epoch, "val_dice_best": report.metrics["val_dice_best"] or 0.0}
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(scratch))
+
+    storage = str(folder / "results")
+    if restore:
+        tuner = tune.Tuner.restore(f"{storage}/{EXPERIMENT}", train, resume_errored=True)
+    else:
+        tuner = tune.Tuner(
+            train,
+            param_space={"learning_rate": tune.loguniform(1e-4, 1e-3)},
+            tune_config=tune.TuneConfig(
+                search_alg=OptunaSearch(), metric="val_dice_best", mode="max", num_samples=TRIALS
+            ),
+            run_config=tune.RunConfig(
+                name=EXPERIMENT,
+                storage_path=storage,
+                callbacks=[MLflowLoggerCallback(tracking_uri=uri, experiment_name=EXPERIMENT)],
+                failure_config=tune.FailureConfig(max_failures=3),
+            ),
+        )
+    tuner.fit()
+
+
+class Stock:
+    """A folder in which the stock pattern runs, and what it leaves."""
+
+    def __init__(self, folder: Path, prepared: Path, uri: str) -> None:
+        self.folder, self.uri = folder, uri
+        folder.mkdir()
+        (folder / "prepared").symlink_to(prepared)
+
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
+        log = open(self.folder / "driver.log", "ab")  # noqa: SIM115 - the process writes there
+        command = [sys.executable, __file__, "drive", str(self.folder), self.uri, *more]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def reports(self) -> list[tuple[str, int]]:
+        path = self.folder / "reports.jsonl"
+        return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def completed(self) -> int:
+        return len({trial for trial, epoch in self.reports() if epoch == EPOCHS})
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def held(store: Path) -> tuple[int, Counter[str], int, int]:
+    """MLflow's runs, by status; epochs of val_dice_best that are there, and how many more than once."""
+    with sqlite3.connect(store) as database:
+        query = (
+            "select run_uuid, status from runs join experiments using (experiment_id) where experiments.name = ? "
+            "and runs.lifecycle_stage = 'active'"
+        )
+        runs = dict(database.execute(query, (EXPERIMENT,)).fetchall())
+        query = "select run_uuid, step, value from metrics where key = 'epoch'"
+        rows = [row for row in database.execute(query).fetchall() if row[0] in runs]
+    once = {(run, value) for run, _, value in rows}
+    return len(runs), Counter(runs.values()), len(once), len(rows) - len(once)
+
+
+def wait_until_over(process: subprocess.Popen[bytes], limit_s: float = LIMIT_S) -> str:
+    try:
+        return f"ended with {process.wait(limit_s)}"
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        return f"not ended after {limit_s:.0f} s"
+
+
+def main() -> None:
+    from wmlsearch.data.phantom import write_phantom
+    from wmlsearch.data.prepare import PrepareOptions, prepare
+
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-stock-") as name:
+        folder = Path(name)
+        raw = write_phantom(folder / "raw", patients=8, timepoints=1, shape=(48, 48, 12))
+        prepare(raw, folder / "prepared", PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
+        print("| fault | how it ended | s from the fault on | trials completed | epochs trained, again | "
+              "MLflow: runs | epochs missing | doubled |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        for fault in ("trial's process killed", "driver killed, Tuner.restore", "MLflow's server killed for good"):
+            place = folder / fault.split("'")[0].split(",")[0].replace(" ", "-").lower()
+            place.mkdir()
+            server = Server(place)
+            server.up()
+            stock = Stock(place / "stock", folder / "prepared", f"http://127.0.0.1:{server.port}")
+            process = stock.start()
+            try:
+                wait_for(lambda p=process, s=stock: p.poll() is not None or len(s.reports()) > EPOCHS * 1.5, 240)
+                began = time.monotonic()
+                if fault.startswith("trial"):
+                    inject_into_trial(process)
+                elif fault.startswith("driver"):
+                    kill_all(process)
+                    process = stock.start("--restore")
+                else:
+                    server.kill()
+                over = wait_until_over(process)
+            finally:
+                kill_all(process)
+            row(fault, over, time.monotonic() - began, stock, server)
+
+
+def inject_into_trial(process: subprocess.Popen[bytes]) -> None:
+    for pid in descendants(process.pid):
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if title.startswith("ray::") and "IDLE" not in title:
+            os.kill(pid, signal.SIGKILL)
+
+
+def row(fault: str, over: str, seconds: float, stock: Stock, server: Server) -> None:
+    server.kill()
+    trained = stock.reports()
+    runs, statuses, there, doubled = held(server.store)
+    told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    again = len(trained) - len(set(trained))
+    print(
+        f"| {fault} | {over} | {seconds:.0f} | {stock.completed()} of {TRIALS} | {again} | {runs} ({told}) | "
+        f"{max(0, len(set(trained)) - there)} | {doubled} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["drive"]:
+        drive(Path(sys.argv[2]), sys.argv[3], "--restore" in sys.argv)
+    else:
+        main()

@@ -1,0 +1,96 @@
+"""`kill -9` of what a search consists of, at random moments: every reported epoch is there once, and it goes on."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from search import Lines, Record, Running, begin, check_whole, kill
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+KILLS, HUNG_S = 5, 30
+SLOT = ("ray::Slot", "ray::ImplicitFunc", "Trainable")
+HEAD = ("gcs_server", "raylet/raylet")
+
+
+def more_lines(running: Running, lines: Lines, chance: random.Random, most: int) -> int:
+    """Wait for some new epochs and a random part of the next; returns how many there were then."""
+    wanted = lines.count() + chance.randint(1, most)
+    running.until(lambda: lines.count() >= wanted)
+    time.sleep(chance.uniform(0, 0.3))  # the moment is what is drawn
+    lines.look()
+    return lines.count()
+
+
+def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+    words = begin(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=30)
+    with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
+        for _ in range(KILLS):
+            more_lines(running, lines, chance, 5)
+            (slot,) = running.parts(*SLOT)
+            assert kill(slot)
+            running.until(lambda slot=slot: bool(set(running.parts(*SLOT)) - {slot}))
+        more_lines(running, lines, chance, 5)
+        (slot,) = running.parts(*SLOT)
+        assert kill(slot, signal.SIGSTOP)  # it hangs, and none of its own threads could end it
+        running.until(lambda: slot not in running.parts(*SLOT))
+        assert running.end() == 0, running.text()
+    lost, doubled = lines.lost_and_doubled()
+    record("kill -9 of a trial's process", KILLS, lost, doubled)
+    record("a trial's process that hangs (SIGSTOP)", 1, lost, doubled, f"ended by --trial-timeout {HUNG_S}")
+    assert (lost, doubled) == (0, 0)
+    check_whole(running.search, trials=2, epochs=30)
+    assert "Traceback" not in running.text()
+
+
+def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+    words = begin(out, prepared, "--workers-per-trial", 2, trials=2, epochs=40)
+    with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
+        for _ in range(KILLS):
+            more_lines(running, lines, chance, 6)
+            ranks = running.parts("RayTrainWorker")
+            assert len(ranks) == 2, ranks
+            assert kill(chance.choice(ranks))
+        assert running.end() == 0, running.text()
+    lost, doubled = lines.lost_and_doubled()
+    record("kill -9 of one rank of two", KILLS, lost, doubled)
+    assert (lost, doubled) == (0, 0)
+    check_whole(running.search, trials=2, epochs=40)
+
+
+@pytest.mark.parametrize("victim", ["driver", "head"])
+def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+    """Killed five times in one search, each session at some other point of it; then it is resumed once more."""
+    words, seen = begin(out, prepared, trials=2, epochs=40), None
+    ends = []
+    for _ in range(KILLS):
+        with Running(out, *words, cores=1) as running:
+            seen = seen or Lines(running.search).__enter__()
+            if seen.count() or chance.random() < 0.7:
+                more_lines(running, seen, chance, 6)
+            else:  # before the first epoch, anywhere between the folder's making and the first report
+                running.until(lambda: running.search.begun())
+                time.sleep(chance.uniform(0, 3))
+            if victim == "driver":
+                running.process.kill()
+                running.process.wait()
+            else:
+                for pid in running.parts(*HEAD):
+                    assert kill(pid)
+                began = time.monotonic()
+                assert running.end(120) != 0, running.text()
+                ends.append(time.monotonic() - began)
+                assert f"--resume {running.search.name}" in running.text(), running.text()
+        words = ["--resume", "s"]
+    assert seen is not None
+    with Running(out, *words, cores=1) as running:
+        assert running.end() == 0, running.text()
+    seen.__exit__()
+    lost, doubled = seen.lost_and_doubled()
+    what = "the driver" if victim == "driver" else "Ray's head (GCS and raylet)"
+    record(f"kill -9 of {what}", KILLS, lost, doubled, f"the driver ends after {max(ends):.0f} s" if ends else "")
+    assert (lost, doubled) == (0, 0)
+    check_whole(running.search, trials=2, epochs=40)

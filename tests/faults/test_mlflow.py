@@ -1,0 +1,89 @@
+"""MLflow's server breaks in every way during one search; afterwards MLflow equals the run folders, row by row."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import wait_for
+from proxy import Proxy, Server
+from search import Lines, Record, Running, begin, check_whole, differences, sync
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+EPOCHS_EACH = 25  # of a phase
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    made = Server(tmp_path / "server")
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    made = Proxy(server.port)
+    yield made
+    made.close()
+
+
+def test_a_server_that_breaks_in_every_way(
+    prepared: Path, out: Path, server: Server, proxy: Proxy, chance: random.Random, record: Record
+) -> None:
+    times: dict[str, float] = {}
+    words = begin(out, prepared, "--mlflow-uri", proxy.uri, trials=3, epochs=300)
+    with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
+
+        def phase(name: str) -> None:
+            """Some epochs pass with things as they are; their mean time is noted."""
+            lines.look()
+            before = set(lines.seen)
+            running.until(lambda: lines.count() >= len(before) + EPOCHS_EACH, 240)
+            lines.look()
+            fresh = [row["epoch_s"] for key, row in lines.seen.items() if key not in before]
+            times[name] = statistics.median(fresh)
+
+        phase("down from the start")
+        server.up()
+        wait_for(lambda: running.ended or proxy.done["pass"] > 10, 120)
+        phase("no fault")
+        for turn in range(2):
+            server.kill()
+            phase(f"killed ({turn + 1})")
+            server.up()
+        injected = {}
+        for mode in chance.sample(["500", "429", "hang", "cut"], 4):
+            # MLflow was away: not asked again before a while, however much changes
+            proxy.set(mode)
+            wait_for(lambda mode=mode: running.ended or proxy.done[mode] >= (1 if mode == "hang" else 2), 120)
+            phase(mode)
+            injected[mode] = proxy.done[mode]
+            proxy.set("pass")
+            seen = proxy.done["pass"]
+            wait_for(lambda seen=seen: running.ended or proxy.done["pass"] > seen + 3, 120)
+        locked = sqlite3.connect(server.store, isolation_level=None)
+        locked.execute("begin exclusive")
+        phase("database locked")
+        locked.execute("rollback")
+        locked.close()
+        server.kill()  # and it stays away until the end
+        assert running.end(600) == 0, running.text()
+    lost, doubled = lines.lost_and_doubled()
+    check_whole(running.search, trials=3, epochs=300)
+    assert "MLflow lacks some of it" in running.text(), running.text()
+    server.up()
+    done = sync(out, proxy.uri)
+    assert done.returncode == 0, done.stderr
+    server.kill()
+    lacking, rows_doubled, faults = differences(running.search, server.store)
+    for name, seconds in times.items():
+        print(f"median time of an epoch, {name}: {1000 * seconds:.0f} ms")
+        record(f"MLflow: {name}", injected.get(name, 1), lost, doubled, f"{1000 * seconds:.0f} ms an epoch")
+    record("MLflow after all of these, and `sync`", 1, lacking, rows_doubled, f"{len(faults)} other differences")
+    assert (lost, doubled) == (0, 0)
+    assert (lacking, rows_doubled, faults) == (0, 0, [])

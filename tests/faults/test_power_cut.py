@@ -1,0 +1,155 @@
+"""A writer is killed 500 times in the middle of all that a search writes, and half of the times a last line is torn.
+
+What writes is what the search itself writes with: run folders, checkpoints, the study's journal. No Ray is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from search import Record
+
+from wmlsearch.config import RunSettings
+from wmlsearch.files import read_lines
+from wmlsearch.model.training import load_checkpoint, save_atomically
+from wmlsearch.runs import ENDED, RUNNING, UNFINISHED, RunDir, SearchDir
+from wmlsearch.search.suggest import Study
+from wmlsearch.space import SearchSpace
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+KILLS, TRIALS, EPOCHS = 500, 10, 6
+SPACE = SearchSpace.of({"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "depth": {"choices": [2, 4]}})
+SETTINGS = RunSettings(epochs=EPOCHS, trials=TRIALS, sampler="random", baseline=False)
+GALLERY = {"image": np.arange(4096, dtype=np.uint8)}
+
+
+def write(search: SearchDir) -> None:
+    """A search without training: whatever is begun goes on from its checkpoint, as in `search/trials.py`."""
+    study = Study(search, SPACE, SETTINGS)
+    for number in range(TRIALS):
+        run = search.trial(number)
+        if run.begun() and run.state not in UNFINISHED:
+            continue
+        if run.begun():
+            run.set_status(RUNNING)
+        else:
+            about = {"name": f"trial-{number:04d}", "kind": "trial", "config": study.ask(number).model_dump()}
+            RunDir.create(run.path, {**about, "settings": SETTINGS.model_dump()})
+        rows = load_checkpoint(run.last)["reports"] if run.last.exists() else []
+        run.reconcile(rows)
+        for epoch in range(len(rows) + 1, EPOCHS + 1):
+            value = (number + epoch) / 100
+            rows.append({"epoch": epoch, "time": time.time(), "ended": None, "val_dice_best": value})
+            save_atomically({"format": 1, "reports": rows, "weights": torch.zeros(20_000)}, run.last)
+            run.append(rows[-1])
+            study.report(number, epoch, value)
+            run.set_ledger({"rows": epoch})
+            search.set_used({"seconds": float(epoch)})
+        search.set_gallery(GALLERY)
+        run.set_status("completed")
+        study.tell(number, "completed", [rows[-1]["val_dice_best"]])
+
+
+def killed(search: SearchDir, after_s: float) -> bool:
+    """Let a process write, and kill it so long after; whether it was still writing."""
+    child = os.fork()
+    if child == 0:
+        try:
+            write(search)
+        except BaseException as error:  # seen by the parent as another way to end
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(3)
+        os._exit(0)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL), "it failed by itself"
+    return code != 0
+
+
+def tear(search: SearchDir, chance: random.Random) -> Path | None:
+    """A power cut in the middle of an append: some of the next line stands at the end of a journal."""
+    journals = [path for path in [search.journal, *search.path.glob("trials/*/metrics.jsonl")] if path.exists()]
+    if not journals:
+        return None
+    path, line = chance.choice(journals), json.dumps({"op_code": 5, "worker_id": "x", "epoch": 7, "time": 1.5}).encode()
+    with open(path, "ab") as file:
+        file.write(line[: chance.randint(1, len(line))])
+    return path
+
+
+def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int:
+    """All files can be read and say nothing else than before; returns how many reported epochs are missing."""
+    lost = 0
+    for run in search.trials():
+        assert run.state in (RUNNING, *ENDED)
+        assert set(run.about()) >= {"name", "config", "key"}
+        run.ledger()
+        known = load_checkpoint(run.last)["reports"] if run.last.exists() else []
+        rows = run.rows()
+        assert rows == known[: len(rows)], "lines are never ahead of their checkpoint"
+        assert [row["epoch"] for row in known] == list(range(1, len(known) + 1))
+        for row in known:
+            lost += seen.setdefault((run.name, row["epoch"]), row) != row
+        lost += sum(name == run.name and epoch > len(known) for name, epoch in seen)
+    search.used()
+    assert search.gallery().keys() <= GALLERY.keys()
+    return lost
+
+
+def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: Record) -> None:
+    injected, torn, lost, ended = 0, 0, 0, 0
+    logging.getLogger("wmlsearch.files").addHandler(note := logging.FileHandler(tmp_path / "said.log"))
+    search, seen = SearchDir.create(tmp_path / "0", {"name": "s"}), dict[tuple[str, int], dict[str, Any]]()
+    while injected < KILLS:
+        injected += killed(search, chance.uniform(0, 0.2))
+        lost += check(search, seen)
+        if chance.random() < 0.5 and (path := tear(search, chance)) is not None:
+            torn += 1
+            assert check(search, seen) == 0, f"{path} is torn, and no line before it is lost"
+        if sum(run.state == "completed" for run in search.trials()) == TRIALS:
+            ended += 1
+            assert all(len(run.rows()) == EPOCHS for run in search.trials())
+            write(search)  # whatever was torn last
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
+            states = [trial.state.name for trial in optuna.load_study(study_name=search.name, storage=storage).trials]
+            assert states == ["COMPLETE"] * TRIALS
+            shutil.rmtree(search.path)
+            search, seen = SearchDir.create(tmp_path / str(ended), {"name": "s"}), {}
+    note.close()
+    logging.getLogger("wmlsearch.files").removeHandler(note)
+    said = (tmp_path / "said.log").read_text().count("torn last line")
+    record("power cut: kill -9 of a writer", injected, lost, 0, f"{torn} torn last lines, {said} cut and said")
+    assert lost == 0
+    assert said > 0
+    assert ended > 0
+
+
+def test_a_torn_last_line_is_cut_before_the_next_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    search = SearchDir.create(tmp_path / "s", {"name": "s"})
+    write(search)
+    metrics = search.trial(0).file("metrics")
+    for path in (search.journal, metrics):
+        whole = path.read_bytes()
+        path.write_bytes(whole + b'{"op_code": 5, "wor')
+        caplog.clear()
+        if path == metrics:
+            search.trial(0).append({"epoch": EPOCHS + 1})
+            assert [row["epoch"] for row in read_lines(path)] == list(range(1, EPOCHS + 2))
+        else:
+            Study(search, SPACE, SETTINGS)
+        said = [note.getMessage() for note in caplog.records]
+        assert said == [f"{path}: its torn last line (19 bytes) is cut: its writer died in the middle of it"]

@@ -1,0 +1,62 @@
+"""Searches at the same time, with one name or two, and one whose clock is set back on the way."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from search import Lines, Record, Running, begin, differences, sync
+from test_kinds import environment
+
+from wmlsearch.runs import SearchDir
+from wmlsearch.tracking import connect, default_uri
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+EPOCHS = 12
+
+
+def test_two_of_one_name_and_one_of_another(prepared: Path, out: Path, tmp_path: Path, record: Record) -> None:
+    clock = tmp_path / "set-back"
+    words = begin(out, prepared, trials=2, epochs=EPOCHS)
+    other = begin(out, prepared, trials=2, epochs=EPOCHS, name="other")
+    with (
+        Running(out, *words, cores=1) as one,
+        Running(out, *words, cores=1) as two,
+        Running(out, *other, cores=1, name="other", env=environment(WMLSEARCH_FAULT_CLOCK=str(clock))) as third,
+        Lines(third.search) as lines,
+    ):
+        third.until(lambda: lines.count() >= 3)
+        clock.touch()
+        ends = {it: it.end(300) for it in (one, two, third)}
+    first, second = (one, two) if ends[one] == 0 else (two, one)
+    assert (ends[first], ends[second], ends[third]) == (0, 2, 0), second.text()
+    assert re.search(
+        rf"s: this search is running already \(process {first.process.pid} on \S+\); follow it with "
+        r"`wmlsearch status \S+`, or choose another --name",
+        second.text(),
+    ), second.text()
+    for name in ("s", "other"):
+        search = SearchDir(out / name)
+        assert search.state == "completed"
+        for run in search.trials():
+            assert [row["epoch"] for row in run.rows()] == list(range(1, EPOCHS + 1))
+    record("two searches of one name at once", 1, seen="the second is refused, with the first's process")
+    record("two searches of other names at once", 1, *lines.lost_and_doubled(), "both finish")
+
+    search, durations = SearchDir(out / "other"), []
+    for part in [search, *search.trials()]:
+        status = part.status()
+        durations.append(status["ended"] - status["started"])
+        times = [] if part is search else [row["time"] for row in part.rows()]
+        assert times == sorted(times)
+        assert all(row["epoch_s"] >= 0 for row in part.rows())
+    assert min(durations) >= 0
+    assert search.used()["seconds"] >= 0
+    client = connect(default_uri(out))
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    assert all(run.info.end_time >= run.info.start_time for run in client.search_runs([experiment.experiment_id]))
+    record("clock set back by an hour", 1, *lines.lost_and_doubled(), f"shortest duration {min(durations):.1f} s")
+    assert sync(out, default_uri(out)).returncode == 0
+    assert differences(SearchDir(out / "s"), out / "mlflow.db")[:2] == (0, 0)
