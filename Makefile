@@ -24,8 +24,8 @@ demo: install  ## the main job on a small phantom: a search, final runs, the ver
 	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 64 --val-patients 06,12,18
 	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 6 --epochs 9 --confirm-top 1 --confirm-seeds 2 --name demo --out $(DEMO)/runs
 
-test: install  ## all tests
-	$(BIN)/python -m pytest
+test: install  ## all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 cluster-test: install  ## the README's commands on three hosts made of namespaces (Linux, root)
 	@PYTHON=$(BIN)/python tests/cluster/run
