@@ -32,6 +32,10 @@ SPACE = {
 }
 
 
+# What MLflow calls the ways to end that a fault may leave. None is RUNNING.
+STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED"}
+
+
 class Running:
     """`wmlsearch tune` in a process of its own, with its output in a file. Its end is the end of all of it."""
 
@@ -201,7 +205,7 @@ def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
                 faults.append(f"{part.path.name}: {len(found)} runs")
                 continue
             (run,) = found
-            if (run.info.status, run.data.tags["state"]) != ("FINISHED", part.state):
+            if (run.info.status, run.data.tags["state"]) != (STATUSES[part.state], part.state):
                 faults.append(
                     f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
                 )

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from processes import wait_for
 from proxy import Proxy, Server
-from search import Lines, Record, Running, begin, check_whole, differences, sync
+from search import Lines, Record, Running, begin, differences, sync
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-EPOCHS_EACH = 25  # of a phase
+EPOCHS_EACH = 10  # of a phase
+ENDLESS = 50_000  # epochs: it ends when it is stopped
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_server_that_breaks_in_every_way(
     prepared: Path, out: Path, server: Server, proxy: Proxy, chance: random.Random, record: Record
 ) -> None:
     times: dict[str, float] = {}
-    words = begin(out, prepared, "--mlflow-uri", proxy.uri, trials=3, epochs=300)
+    words = begin(out, prepared, "--mlflow-uri", proxy.uri, trials=2, epochs=ENDLESS)
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
 
         def phase(name: str) -> None:
@@ -72,9 +73,10 @@ def test_a_server_that_breaks_in_every_way(
         locked.execute("rollback")
         locked.close()
         server.kill()  # and it stays away until the end
-        assert running.end(600) == 0, running.text()
+        running.search.request_stop()
+        assert running.end(120) == 130, running.text()
     lost, doubled = lines.lost_and_doubled()
-    check_whole(running.search, trials=3, epochs=300)
+    assert running.search.state == "interrupted"
     assert "MLflow lacks some of it" in running.text(), running.text()
     server.up()
     done = sync(out, proxy.uri)
