@@ -218,6 +218,7 @@ class _Recorder(tune.Callback):
             self.told[number] = row["epoch"]
             # Tune counts a trial's failures from its beginning; only those without an epoch in between speak against it
             trial.run_metadata.num_failures = 0
+            self.hung.pop(number, None)
         if "ended" in result:
             self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
             if result["ended"] == "interrupted":
