@@ -220,9 +220,10 @@ class _Recorder(tune.Callback):
             trial.run_metadata.num_failures = 0
             self.hung.pop(number, None)
         if "ended" in result:
-            self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
-            if result["ended"] == "interrupted":
+            if result["ended"] == "interrupted":  # and so is the whole search
                 self.budget.break_off(StorageError(result["reason"]))
+            else:
+                self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
         elif result.get("done"):
             reason, more = self.scheduler.why(number, result["epoch"])
             self._finish(number, "stopped", reason, **more)
