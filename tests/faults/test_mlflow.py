@@ -48,6 +48,7 @@ def test_a_server_that_breaks_in_every_way(
             lines.look()
             fresh = [row["epoch_s"] for key, row in lines.seen.items() if key not in before]
             times[name] = statistics.median(fresh)
+            print(f"{name}: {1000 * times[name]:.0f} ms an epoch, {lines.count()} epochs so far", flush=True)
 
         phase("down from the start")
         server.up()
@@ -84,7 +85,6 @@ def test_a_server_that_breaks_in_every_way(
     server.kill()
     lacking, rows_doubled, faults = differences(running.search, server.store)
     for name, seconds in times.items():
-        print(f"median time of an epoch, {name}: {1000 * seconds:.0f} ms")
         record(f"MLflow: {name}", injected.get(name, 1), lost, doubled, f"{1000 * seconds:.0f} ms an epoch")
     record("MLflow after all of these, and `sync`", 1, lacking, rows_doubled, f"{len(faults)} other differences")
     assert (lost, doubled) == (0, 0)
