@@ -20,7 +20,6 @@ from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.store import connect, without_password
 from wmlsearch.tracking import FilesMissing, brief, push
 
-
 LONGEST_WAIT_S = 15.0  # for an MLflow that is away, before it is asked again
 
 
