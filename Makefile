@@ -35,6 +35,7 @@ gpu-test: install  ## the tests that need GPUs
 
 faults: install  ## inject faults at random moments: kills, full disks, a broken MLflow (a quarter of an hour)
 	$(BIN)/python -m pytest tests/faults -m faults -rs
+	@PYTHON=$(BIN)/python tests/cluster/run -k "starts_all_hosts or cut_for_ten or host_dies or ray_down"
 
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute
 	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py

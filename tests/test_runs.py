@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from wmlsearch import runs
 from wmlsearch.config import InputError
-from wmlsearch.files import append_line, read_lines, write_json
+from wmlsearch.files import StorageError, append_line, patiently, read_lines, write_bytes, write_json
 from wmlsearch.runs import RunDir, SearchDir, check_name, check_new, every, find
 
 
@@ -286,3 +287,39 @@ def test_rows_hold_anything_plain(tmp_path: Path) -> None:
     row: dict[str, Any] = {"epoch": 1, "val_dice": 0.1 + 0.2, "ended": None, "big": 2**60}
     run.append(row)
     assert run.rows() == [row]  # floats come back bit for bit
+
+
+def test_a_storage_that_is_away_is_waited_for_and_a_full_one_is_not(tmp_path: Path) -> None:
+    answers = [OSError(errno.ESTALE, "Stale file handle"), FileNotFoundError(errno.ENOENT, "No such file"), "there"]
+
+    def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert patiently(ask, tmp_path) == "there"
+    answers[:] = [OSError(errno.ENOSPC, "No space left on device"), "never asked"]
+    with pytest.raises(StorageError, match=rf"^\[Errno 28\] No space left on device: '{tmp_path}'$"):
+        patiently(ask, tmp_path)
+    assert answers == ["never asked"]
+    with pytest.raises(StorageError, match=r"^\[Errno 2\] No such file or directory, for 0 s: '.*/gone/last.pt'$"):
+        patiently(lambda: write_bytes(tmp_path / "gone" / "last.pt", b"x"), tmp_path, patience_s=0)
+
+
+def test_clocks_that_are_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "r", {})
+    started = run.status()["started"]
+    monkeypatch.setattr(runs.time, "time", lambda: started - 3600)
+    run.set_status("completed")
+    assert run.status()["ended"] == started
+
+
+def test_a_name_whose_search_runs_is_refused_with_its_owner(tmp_path: Path) -> None:
+    search = SearchDir(tmp_path / "s")
+    with search.owned():
+        SearchDir.create(search.path, {})
+        assert refusal(lambda: check_new(search.path)).startswith(
+            f"{search.path}: this search is running already (process {os.getpid()} on "
+        )
+    assert "there is a run of this name already (state: running)" in refusal(lambda: check_new(search.path))

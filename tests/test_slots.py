@@ -20,6 +20,7 @@ from wmlsearch.runs import SearchDir
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
 from wmlsearch.search.cluster import Request, Slots, plan_slots, ray_at
 from wmlsearch.search.group import Group
+from wmlsearch.search.slot import _lost_a_rank
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 
@@ -183,3 +184,16 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     states = [run.status()["state"] for run in search.trials()]
     assert len(states) == 8
     assert set(states) == {"completed", "stopped"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:25249: Connection reset by peer.", "NCCL error in: x"],
+)
+def test_a_rank_whose_peer_has_died_is_no_failed_trial(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not _lost_a_rank(RuntimeError(text)), "alone in its process"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert _lost_a_rank(RuntimeError(text))
+    assert _lost_a_rank(torch.distributed.DistNetworkError("the store is gone"))
+    assert not _lost_a_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not _lost_a_rank(KeyError("gloo"))

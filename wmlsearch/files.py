@@ -60,13 +60,13 @@ def writing(path: Path, size: int) -> Iterator[None]:
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Written aside, then renamed: whoever looks finds the old file or the new one, whole. Raises OSError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with writing(path, len(data)):
+    with writing(path, len(data)):
+        try:
             aside.write_bytes(data)
             os.replace(aside, path)
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

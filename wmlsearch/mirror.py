@@ -20,6 +20,8 @@ from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.store import connect, why, without_password
 from wmlsearch.tracking import FilesMissing, push
 
+LONGEST_WAIT_S = 15.0  # for an MLflow that is away, before it is asked again
+
 
 class Mirror:
     """Copies a run (a search with all its trials, or a single training) to MLflow while it goes on.
@@ -73,7 +75,7 @@ class Mirror:
                 left, problem = list(changed), f"the mirror's process has ended ({why(error)})"
                 self._process = None
             self.problem = problem
-            wait = min(max(2 * wait, 1.0), 60.0) if problem else 0.0
+            wait = min(max(2 * wait, 1.0), LONGEST_WAIT_S) if problem else 0.0
             with self._condition:
                 self._changed = {**{path: changed[path] for path in left}, **self._changed}
             if closing:

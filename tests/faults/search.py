@@ -32,6 +32,10 @@ SPACE = {
 }
 
 
+# What MLflow calls the ways to end that a fault may leave. None is RUNNING.
+STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED"}
+
+
 class Running:
     """`wmlsearch tune` in a process of its own, with its output in a file. Its end is the end of all of it."""
 
@@ -46,7 +50,8 @@ class Running:
     ) -> None:
         """`words` follow `wmlsearch tune`; `cores`: on so many, which decides how many trials run at once (0: all)."""
         self.out, self.search = out, SearchDir(out / name)
-        there = sorted(os.sched_getaffinity(0))[: cores or None]
+        there = sorted(os.sched_getaffinity(0))
+        there = [*there[os.getpid() % len(there) :], *there][: cores or len(there)]  # suites beside each other spread
         self.log = log or out.parent / f"{name}-{len(list(out.parent.glob('*.log')))}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -201,7 +206,7 @@ def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
                 faults.append(f"{part.path.name}: {len(found)} runs")
                 continue
             (run,) = found
-            if (run.info.status, run.data.tags["state"]) != ("FINISHED", part.state):
+            if (run.info.status, run.data.tags["state"]) != (STATUSES[part.state], part.state):
                 faults.append(
                     f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
                 )

@@ -26,7 +26,7 @@ def more_lines(running: Running, lines: Lines, chance: random.Random, most: int)
 
 
 def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    words = begin(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=30)
+    words = begin(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=50)
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
             more_lines(running, lines, chance, 5)
@@ -42,7 +42,7 @@ def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, reco
     record("kill -9 of a trial's process", KILLS, lost, doubled)
     record("a trial's process that hangs (SIGSTOP)", 1, lost, doubled, f"ended by --trial-timeout {HUNG_S}")
     assert (lost, doubled) == (0, 0)
-    check_whole(running.search, trials=2, epochs=30)
+    check_whole(running.search, trials=2, epochs=50)
     assert "Traceback" not in running.text()
 
 

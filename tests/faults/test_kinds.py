@@ -17,6 +17,7 @@ from wmlsearch.verdict.leaderboard import leaderboard
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 INJECT = Path(__file__).parent / "inject"
 FAULTS = {"0001": "raise", "0002": "hang", "0003": "diverge", "0004": "memory"}
+NAMES = {"raise": "raises", "hang": "hangs", "diverge": "diverges", "memory": "needs more memory than there is"}
 TIMEOUT_S = 15
 KINDS = {
     "0001": ("failed", "ZeroDivisionError: injected"),
@@ -60,7 +61,7 @@ def test_each_kind_of_failure(prepared: Path, out: Path, record: Record) -> None
             assert reason in told, told
         if reason:
             assert f"{name} {state.replace('_', ' ')}: " in running.text()
-            record(f"a trial that shall {FAULTS[run.name]}", 1, seen=f"{state}: {reason}")
+            record(f"a trial that {NAMES[FAULTS[run.name]]}", 1, seen=f"{state}: {reason}")
         else:
             assert [row["epoch"] for row in run.rows()] == list(range(1, 7))
     assert search.state == "completed"

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from processes import wait_for
 from proxy import Proxy, Server
-from search import Lines, Record, Running, begin, check_whole, differences, sync
+from search import Lines, Record, Running, begin, differences, sync
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-EPOCHS_EACH = 25  # of a phase
+EPOCHS_EACH = 10  # of a phase
+ENDLESS = 50_000  # epochs: it ends when it is stopped
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_server_that_breaks_in_every_way(
     prepared: Path, out: Path, server: Server, proxy: Proxy, chance: random.Random, record: Record
 ) -> None:
     times: dict[str, float] = {}
-    words = begin(out, prepared, "--mlflow-uri", proxy.uri, trials=3, epochs=300)
+    words = begin(out, prepared, "--mlflow-uri", proxy.uri, trials=2, epochs=ENDLESS)
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
 
         def phase(name: str) -> None:
@@ -47,6 +48,7 @@ def test_a_server_that_breaks_in_every_way(
             lines.look()
             fresh = [row["epoch_s"] for key, row in lines.seen.items() if key not in before]
             times[name] = statistics.median(fresh)
+            print(f"{name}: {1000 * times[name]:.0f} ms an epoch, {lines.count()} epochs so far", flush=True)
 
         phase("down from the start")
         server.up()
@@ -72,9 +74,10 @@ def test_a_server_that_breaks_in_every_way(
         locked.execute("rollback")
         locked.close()
         server.kill()  # and it stays away until the end
-        assert running.end(600) == 0, running.text()
+        running.search.request_stop()
+        assert running.end(120) == 130, running.text()
     lost, doubled = lines.lost_and_doubled()
-    check_whole(running.search, trials=3, epochs=300)
+    assert running.search.state == "interrupted"
     assert "MLflow lacks some of it" in running.text(), running.text()
     server.up()
     done = sync(out, proxy.uri)
@@ -82,7 +85,6 @@ def test_a_server_that_breaks_in_every_way(
     server.kill()
     lacking, rows_doubled, faults = differences(running.search, server.store)
     for name, seconds in times.items():
-        print(f"median time of an epoch, {name}: {1000 * seconds:.0f} ms")
         record(f"MLflow: {name}", injected.get(name, 1), lost, doubled, f"{1000 * seconds:.0f} ms an epoch")
     record("MLflow after all of these, and `sync`", 1, lacking, rows_doubled, f"{len(faults)} other differences")
     assert (lost, doubled) == (0, 0)

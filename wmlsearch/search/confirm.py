@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ def _train(
     waiting, losses = deque(orders), Counter[Path]()
     idle: list[Any] = []  # groups whose workers wait for the next training
     steps: dict[Any, tuple[Any, Order]] = {}  # what runs: the epoch in training, by whom, of what
+    since: dict[Any, float] = {}  # when it began
     try:
         while waiting or steps:
             while waiting and len(steps) < slots.count:
@@ -83,8 +86,15 @@ def _train(
                 group = idle.pop() if idle else start(job, slots, elastic, scratch=scratch)
                 group.start.remote(_trial(order))
                 steps[group.step.remote()] = group, order
-            (done,), _ = ray.wait(list(steps), num_returns=1)
-            group, order = steps.pop(done)
+            ready, _ = ray.wait(list(steps), num_returns=1, timeout=1.0)
+            for step, (group, _) in steps.items():  # who hangs is ended, and taken up again as one that has died
+                if time.monotonic() - since.setdefault(step, time.monotonic()) > (settings.trial_timeout or math.inf):
+                    since[step] = math.inf
+                    ray.kill(group)
+            if not ready:
+                continue
+            since.pop(ready[0], None)
+            group, order = steps.pop(done := ready[0])
             try:
                 result = ray.get(done)
             except (RuntimeError, RayError) as error:

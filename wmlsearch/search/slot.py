@@ -10,6 +10,7 @@ from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environme
 
 import torch
 from ray import tune
+from torch import distributed
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
@@ -62,7 +63,7 @@ class Training:
         )
 
     def step(self) -> dict[str, Any]:
-        """Train an epoch. What goes wrong in it is a result, not an exception."""
+        """Train an epoch. What goes wrong in it is a result, not an exception, unless another rank has died."""
         result: dict[str, Any] = {}
         try:
             if self.fresh:
@@ -93,6 +94,8 @@ class Training:
         except InputError as error:
             return {**result, "done": True, "ended": "failed", "reason": str(error)}
         except Exception as error:
+            if _lost_a_rank(error):  # no fault of this one: the group is set up again, and goes on from the checkpoint
+                raise
             told = {"ended": "out_of_memory" if _is_out_of_memory(error) else "failed", "reason": _last_line(error)}
             return {**result, **told, "done": True, "traceback": traceback.format_exc(), "broke": True}
         # for the scheduler a metric that is not a number is as bad as none can be
@@ -137,6 +140,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _lost_a_rank(error: Exception) -> bool:
+    """Whether another rank of the group does not answer any more; of gloo, only the text of a RuntimeError says so."""
+    return distributed.is_initialized() and (
+        isinstance(error, distributed.DistError)
+        or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl")))
     )
 
 

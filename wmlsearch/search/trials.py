@@ -218,10 +218,12 @@ class _Recorder(tune.Callback):
             self.told[number] = row["epoch"]
             # Tune counts a trial's failures from its beginning; only those without an epoch in between speak against it
             trial.run_metadata.num_failures = 0
+            self.hung.pop(number, None)
         if "ended" in result:
-            self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
-            if result["ended"] == "interrupted":
+            if result["ended"] == "interrupted":  # and so is the whole search
                 self.budget.break_off(StorageError(result["reason"]))
+            else:
+                self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
         elif result.get("done"):
             reason, more = self.scheduler.why(number, result["epoch"])
             self._finish(number, "stopped", reason, **more)
