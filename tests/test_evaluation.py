@@ -15,7 +15,7 @@ from PIL import Image
 from wmlsearch import ending
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.data.manifest import SEALED, Manifest
+from wmlsearch.data.manifest import SEAL, SEALED, Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
@@ -40,8 +40,10 @@ def _watch(*_: object) -> None:
 
 @pytest.fixture
 def data(prepared: Path, tmp_path: Path) -> Path:
-    """The prepared data with a ledger of their own."""
-    return Path(shutil.copytree(prepared, tmp_path / "data"))
+    """The prepared data with a ledger of their own: nobody has opened them."""
+    copy = Path(shutil.copytree(prepared, tmp_path / "data"))
+    (copy / SEALED / SEAL).write_text("")
+    return copy
 
 
 @pytest.fixture

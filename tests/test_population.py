@@ -21,7 +21,7 @@ from test_resume import told
 from wmlsearch import preflight, runs
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.search import checkpoints, slot
+from wmlsearch.search import checkpoints, room, slot
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Checkpoints, Keeper
 from wmlsearch.search.cluster import Slots
@@ -179,7 +179,10 @@ class World:
             monkeypatch.setattr(module, name, self.watched(act))
         monkeypatch.setattr(slot, "epochs", self.epochs)
         monkeypatch.setattr(slot, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
-        monkeypatch.setattr(slot, "open_data", lambda _parcel: None)
+        data = SimpleNamespace(train=SimpleNamespace(images=SimpleNamespace(device=None)))
+        monkeypatch.setattr(slot, "open_data", lambda _parcel: data)
+        monkeypatch.setattr(slot, "limit_to_share", lambda *_: None)
+        monkeypatch.setattr(slot, "foretell", lambda *_: room.Fit(1, 2, 1.0))
         if store:
             scratch = root / "scratch"  # of a store's local copies: whoever is killed leaves them
             scratch.mkdir(parents=True)

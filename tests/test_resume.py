@@ -43,9 +43,9 @@ def tune(out: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "wmlsearch", "tune", *words, "--out", str(out)]
 
 
-def begin(out: Path, prepared: Path) -> list[str]:
+def begin(out: Path, prepared: Path, trials: int = TRIALS) -> list[str]:
     (out / "space.yaml").write_text(SPACE)
-    sizes = ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
+    sizes = ["--trials", str(trials), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
     sizes += ["--confirm-top", "1", "--confirm-seeds", "1"]
     return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", *sizes)
 
@@ -63,7 +63,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def run(command: list[str]) -> str:
-    output, _ = (process := start(command)).communicate(timeout=300)
+    output, _ = (process := start(command)).communicate(timeout=500)
     assert process.returncode == 0, output
     return output
 
@@ -144,14 +144,14 @@ def test_killed_and_resumed_is_as_never_killed(never_killed: SearchDir, prepared
 
 
 def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) -> None:
-    process, search = start(begin(tmp_path, prepared)), SearchDir(tmp_path / "s")
+    process, search = start(begin(tmp_path, prepared, trials=100)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or len(search.trials()) >= 1)
     second = subprocess.run(tune(tmp_path, "--resume", "s"), capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert f"{search.path}: this search is running already (process {process.pid} on " in second.stderr
     stop = [sys.executable, "-m", "wmlsearch", "stop", "s", "--out", str(tmp_path)]
-    done = subprocess.run(stop, capture_output=True, text=True, timeout=120, check=False)
-    output, _ = process.communicate(timeout=120)
+    done = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
+    output, _ = process.communicate(timeout=300)
     assert (done.returncode, process.returncode) == (0, 130), done.stderr + output
     assert done.stdout == (
         "s is asked to stop; its trials end after seconds ...\n"
@@ -161,7 +161,7 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
     assert "ended early: stopped by `wmlsearch stop`" in output
     assert {run.status()["state"] for run in search.trials()} <= set(ENDED)
     assert search.finals() == []
-    again = subprocess.run(stop, capture_output=True, text=True, timeout=120, check=False)
+    again = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 2
     assert again.stderr == "wmlsearch: s: is not running (state: interrupted), nothing to stop\n"
     # it goes on with other budgets than it began with, and ends by one of them

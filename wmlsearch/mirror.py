@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.store import connect, why, without_password
@@ -87,8 +87,7 @@ class Mirror:
             self._process = _start()
             _say(self._process, {"uri": self.uri, "root": _plain(self.root)})
         _say(self._process, [_plain(run) for run in runs])
-        assert self._process.stdout is not None  # noqa: S101 - a pipe
-        answer = json.loads(self._process.stdout.readline())
+        answer = json.loads(cast(IO[str], self._process.stdout).readline())
         return [Path(path) for path in answer["left"]], answer["problem"]
 
 
@@ -101,9 +100,9 @@ def _run(plain: dict[str, Any]) -> RunDir:
 
 
 def _say(process: subprocess.Popen[str], what: Any) -> None:
-    assert process.stdin is not None  # noqa: S101 - a pipe
-    process.stdin.write(json.dumps(what) + "\n")
-    process.stdin.flush()
+    pipe = cast(IO[str], process.stdin)
+    pipe.write(json.dumps(what) + "\n")
+    pipe.flush()
 
 
 def _start() -> subprocess.Popen[str]:

@@ -40,7 +40,8 @@ class Checkpoints:
     def fetch(self) -> None:
         """Bring what is there. In a folder: make it, where all but its last two levels are there."""
         if self._remote:
-            patiently(self._fetch, self._remote[1])
+            system, root = self._remote
+            patiently(lambda: self._fetch(system, root), root)
         else:
             patiently(self._make, self._folder)
 
@@ -48,9 +49,7 @@ class Checkpoints:
         for folder in (self._folder.parent, self._folder):
             folder.mkdir(exist_ok=True)
 
-    def _fetch(self) -> None:
-        assert self._remote is not None  # noqa: S101 - of an object store
-        system, root = self._remote
+    def _fetch(self, system: fs.FileSystem, root: str) -> None:
         for path in (self.last, self.best):
             source = f"{root}/{path.name}"
             if system.get_file_info(source).type == fs.FileType.File:
@@ -61,11 +60,10 @@ class Checkpoints:
     def push(self) -> None:
         """Take back what training has written. An object appears whole or not at all."""
         if self._remote:
-            patiently(self._push, self._remote[1])
+            system, root = self._remote
+            patiently(lambda: self._push(system, root), root)
 
-    def _push(self) -> None:
-        assert self._remote is not None  # noqa: S101 - of an object store
-        system, root = self._remote
+    def _push(self, system: fs.FileSystem, root: str) -> None:
         system.create_dir(root)
         for path in (self.best, self.last):
             if path.exists():
