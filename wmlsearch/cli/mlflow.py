@@ -103,13 +103,17 @@ def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[byte
         "MLFLOW_BACKEND_STORE_URI": uri,  # it may hold a password, and all users of the machine see a command's words
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of no use here, and many processes
     }
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    asked: list[int] = []  # to end, before there is a server that would be left behind
+    signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         server = subprocess.Popen(  # noqa: S603 - our own interpreter
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            if asked:
+                sys.exit(0)
             while not _answers(address):
                 if server.poll() is not None:
                     raise OSError(f"MLflow doesn't start on {without_password(uri)}; why, stands in {log}")
