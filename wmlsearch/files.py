@@ -87,9 +87,9 @@ def write_private(path: Path, text: str) -> None:
 
 def without_home(text: str) -> str:
     """A text in which home directories are `~`: they have people's names, and others read what is sent to MLflow."""
-    home = os.environ.get("HOME", "")
-    text = text.replace(home, "~") if len(home) > 1 else text
-    return re.sub(r"(?:/(?:home|Users)/[^/\s:'\"]+|(?<![\w/])/root)(?=[/\s:'\",;)]|$)", "~", text)
+    own = re.escape(os.environ.get("HOME", "").rstrip("/") or "/root")
+    homes = rf"(?:/(?:home|Users)/[^/\s:'\"]+|(?<!\w)(?:/root|{own}))"
+    return re.sub(rf"{homes}(?=[/\s:'\",;)]|$)", "~", text)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -8,12 +8,11 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
-
 from ray import tune
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs import SearchDir
+from wmlsearch.search.cluster import Slots
 
 TICK_S = 1.0  # how often the clock is read and the run folder asked
 SAME_ERRORS = 3  # so many trials with the same traceback are no accident

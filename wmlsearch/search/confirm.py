@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
-
 import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,6 +21,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.files import StorageError, write_bytes
 from wmlsearch.runs import GOOD, RUNNING, RunDir
 from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.cluster import Slots
 from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
 
 MOST_LOSSES = 3  # so often a training whose process died is taken up again from its last checkpoint

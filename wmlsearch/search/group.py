@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import EMBEDDED, Slots, release_placement_groups  # isort: skip - sets Ray's environment before Ray is imported
-
 import ray
 from ray import tune
 from ray.train import RunConfig, ScalingConfig
@@ -30,6 +28,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
+from wmlsearch.search.cluster import EMBEDDED, Slots, release_placement_groups
 from wmlsearch.search.slot import Training
 
 LOST_WORKER_RETRIES = 5  # how often a group whose worker or node died is set up again

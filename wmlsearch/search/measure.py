@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wmlsearch.search.cluster import Slots, available_cpus  # isort: skip - sets Ray's environment before Ray is imported
-
 import ray
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -21,6 +19,7 @@ from torch import distributed
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.model.memory import held_bytes
 from wmlsearch.model.timing import Pace, Timing, timed
+from wmlsearch.search.cluster import Slots, available_cpus
 from wmlsearch.search.room import Fit, foretell
 from wmlsearch.search.slot import open_data
 

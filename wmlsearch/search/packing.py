@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wmlsearch.search.cluster import Slots, share_of_gpu  # isort: skip - sets Ray's environment before Ray is imported
-
 import numpy as np
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.model.memory import CONTEXT_BYTES
 from wmlsearch.model.timing import mps_is_on
+from wmlsearch.search.cluster import Slots, share_of_gpu
 from wmlsearch.search.measure import Measuring
 from wmlsearch.space import SearchSpace
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
-
 import numpy as np
 import torch
 
@@ -22,6 +20,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.memory import OPTIMIZER_STATE
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.checkpoints import KEPT_BEST
+from wmlsearch.search.cluster import Slots
 from wmlsearch.search.measure import Measured, Measuring, there_now
 from wmlsearch.search.population import comparisons, most_parents, most_snapshots
 from wmlsearch.search.rungs import NOTES, Rung, rungs_within

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import Slots, at_once_here  # isort: skip - sets Ray's environment before Ray is imported
-
 import ray
 import torch
 from torch import distributed
@@ -31,6 +29,7 @@ from wmlsearch.model.memory import (
     uses_bfloat16,
 )
 from wmlsearch.model.training import check_trainable, validation_batch
+from wmlsearch.search.cluster import Slots, at_once_here
 
 PATIENCE_S = 180.0  # for a worker that says what memory it has
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

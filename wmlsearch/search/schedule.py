@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from wmlsearch.search.cluster import ON_HEAD as _  # isort: skip  # noqa: F401 - sets Ray's environment before Ray is imported
-
 import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler

@@ -6,8 +6,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
-
 import torch
 from ray import tune
 from torch import distributed
@@ -18,6 +16,7 @@ from wmlsearch.files import StorageError
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs, load_checkpoint
 from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.cluster import Slots
 from wmlsearch.search.nodes import unpack
 from wmlsearch.search.room import foretell, limit_to_share
 

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from wmlsearch.search.cluster import ON_HEAD, Slots  # isort: skip - sets Ray's environment before Ray is imported
-
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
@@ -25,6 +23,7 @@ from wmlsearch.objectives import values_of
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
+from wmlsearch.search.cluster import ON_HEAD, Slots
 from wmlsearch.search.confirm import set_ended, write_result
 from wmlsearch.search.group import GroupSlot
 from wmlsearch.search.plan import checkpoint_bytes, room_for_best
