@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -125,6 +126,13 @@ class Where:
 
 
 HERE = Where()
+
+
+def resume_command(search: RunDir) -> str:
+    """What goes on with a search, wherever it lies."""
+    out = search.path.parent
+    words = ["wmlsearch", "tune", "--resume", search.name, *([] if out == Path("runs") else ["--out", str(out)])]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, sealed_test
 from wmlsearch.foresight import CheckpointBytes, foresee, mind_load, packed
-from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, versions
+from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, resume_command, versions
 from wmlsearch.mirror import Mirror
 from wmlsearch.model.training import check_trainable, epochs
 from wmlsearch.preflight import check_baseline_fits, check_budgets, check_checkpoints, check_data, check_settings
@@ -265,7 +265,7 @@ def _judge(job: _Job) -> None:
 
 
 def _go_on(search: SearchDir) -> str:
-    return f"; to go on with it: wmlsearch tune --resume {search.name}"
+    return f"; to go on with it: {resume_command(search)}"
 
 
 def _waiting(search: SearchDir) -> str:

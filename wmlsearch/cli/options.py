@@ -154,13 +154,14 @@ def where_report(search: SearchDir) -> None:
 
 
 def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+    from wmlsearch.jobs import resume_command
     from wmlsearch.runs import SearchDir
     from wmlsearch.store import without_password
 
-    options = "" if out == Path("runs") else f" --out {out}"
-    options += f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
+    uri = f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
+    options = ("" if out == Path("runs") else f" --out {out}") + uri
     if isinstance(outcome.run, SearchDir) and outcome.early.startswith("stopped"):
-        say(f"{outcome.early}; to go on with it: wmlsearch tune --resume {outcome.run.name}{options}")
+        say(f"{outcome.early}; to go on with it: {resume_command(outcome.run)}{uri}")
     say(f"everything is in {outcome.run.path}")
     if outcome.mlflow_problem:
         say(f"MLflow lacks some of it ({outcome.mlflow_problem}); later: wmlsearch sync {outcome.run.name}{options}")

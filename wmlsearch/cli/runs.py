@@ -282,6 +282,7 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
     import time
 
     from wmlsearch.config import InputError
+    from wmlsearch.jobs import resume_command
     from wmlsearch.runs import find_search
 
     search = find_search(name, out)
@@ -293,9 +294,7 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
         time.sleep(0.2)
     status = search.status()
     options.say(f"{search.name}: {status.get('state')} ({status.get('reason') or 'it had ended by itself'})")
-    options.say(
-        f"to go on with it: wmlsearch tune --resume {search.name}" + ("" if out == Path("runs") else f" --out {out}")
-    )
+    options.say(f"to go on with it: {resume_command(search)}")
 
 
 @click.command(short_help="Show how a search or training stands.")
