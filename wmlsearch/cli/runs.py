@@ -93,7 +93,8 @@ OF_THIS_MACHINE = ("resume", "data", "cluster", "ray_address", "storage", "out",
 @click.option(
     "--trial-timeout",
     type=float,
-    help="Seconds without a report (an epoch is one) after which a trial's process is ended, to go on in another.",
+    help="Seconds without a report (an epoch is one; the start of a process counts) after which a trial's process is "
+    "ended, to go on in another.",
 )
 @click.option(
     "--sampler",
