@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test cluster-test gpu-test faults soak bench lint install clean
+.PHONY: help demo test coverage cluster-test gpu-test faults soak bench lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,12 @@ demo: install  ## the main job on a small phantom: a search, final runs, the ver
 
 test: install  ## all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+coverage: install  ## all tests again, and the lines and branches that they don't reach
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 cluster-test: install  ## the README's commands on three hosts made of namespaces (Linux, root)
 	@PYTHON=$(BIN)/python tests/cluster/run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -12,20 +13,27 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from mlflow import MlflowClient
 from processes import slots
+from rich.console import Console
 
+from benchmarks.simulated import new_search, row, space
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
+from wmlsearch.display import SearchDisplay
 from wmlsearch.runs import SearchDir
 from wmlsearch.search.budget import Budget
+from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.cluster import Slots
 from wmlsearch.search.plan import most_checkpoint_bytes
-from wmlsearch.search.trials import _failure
+from wmlsearch.search.schedule import Scheduler
+from wmlsearch.search.suggest import Study
+from wmlsearch.search.trials import _failure, _Recorder
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 
@@ -256,6 +264,35 @@ def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_
     assert trial.status()["reason"] == "its process or machine died 4 times without a new epoch"
     assert "trial-0000 lost: its process or machine died 4 times without a new epoch" in output
     assert "Traceback" not in output
+    assert "raylet" not in output, "what Ray prints of it is kept off, though Ray has no switch for that"
+
+
+def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) -> None:
+    settings = RunSettings(trials=1, epochs=3, baseline=False, forecast=False)
+    search = new_search(tmp_path / "s", settings)
+    console = Console(width=120, record=True, file=io.StringIO())
+    display = SearchDisplay(console, search, space(), settings)
+    proposals, budget = Study(search, space(), settings), Budget(search, settings, Slots(1, 1, 1, 0.0))
+    keeper = Keeper(jobs.HERE.place, lambda _: 0, math.inf, settings.ranked_by)
+    scheduler = Scheduler(settings)
+    recorder = _Recorder(search, settings, proposals, budget, jobs.HERE.place, keeper, display.changed, scheduler)
+    trial = SimpleNamespace(config=recorder.begin(0), run_metadata=SimpleNamespace(num_failures=0))
+
+    def hear(epoch: int, **more: Any) -> None:
+        report = row(0, epoch, settings.epochs)
+        recorder.on_trial_result(0, [], trial, {"report": report, "epoch": epoch, "val_dice_best": 0.5, **more})
+
+    hear(1, replayed=[])
+    assert search.trial(0).status()["reason"] == ""
+    hear(2, replayed=search.trial(0).rows())  # another process has begun
+    assert search.trial(0).status()["reason"] == (
+        "its process or machine died, so another one goes on with it after epoch 1"
+    )
+    hear(3, done=True, ended="completed")
+    assert search.trial(0).status()["reason"] == ""
+    said = console.export_text().splitlines()
+    assert said[0] == "trial-0000: its process or machine died, so another one goes on with it after epoch 1"
+    assert said[1].startswith("trial-0000 completed after 3 epochs")
 
 
 def test_what_tune_gave_up_has_a_kind() -> None:

@@ -163,7 +163,10 @@ class SearchDisplay:
     def _trial_changed(self, run: RunDir) -> None:
         if not self.entries:
             self.started = time.monotonic()
+        before = self.entries.get(run.path)
         entry = self.entries[run.path] = Entry.of(run, self.space)
+        if entry.state == RUNNING and entry.reason and (before is None or before.reason != entry.reason):
+            self.say(f"{entry.name}: {entry.reason}")
         if not self.live and entry.state != RUNNING:
             left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
             values = ", ".join(f"{name} {score(name, entry.best.get(name))}" for name in self.settings.ranked_by)

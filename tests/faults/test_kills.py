@@ -16,6 +16,13 @@ SLOT = ("ray::Slot", "ray::ImplicitFunc", "Trainable")
 HEAD = ("gcs_server", "raylet/raylet")
 
 
+def check_said(running: Running, injected: int) -> None:
+    """Each death is said in a line of ours; of a trial that had not told anything yet there is nothing to say."""
+    assert running.text().count("so another one goes on with it") >= injected - 1, running.text()
+    assert "raylet" not in running.text(), running.text()
+    assert "Traceback" not in running.text(), running.text()
+
+
 def more_lines(running: Running, lines: Lines, chance: random.Random, most: int) -> int:
     """Wait for some new epochs and a random part of the next; returns how many there were then."""
     wanted = lines.count() + chance.randint(1, most)
@@ -43,7 +50,7 @@ def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, reco
     record("a trial's process that hangs (SIGSTOP)", 1, lost, doubled, f"ended by --trial-timeout {HUNG_S}")
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=50)
-    assert "Traceback" not in running.text()
+    check_said(running, KILLS + 1)
 
 
 def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
@@ -59,6 +66,7 @@ def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, recor
     record("kill -9 of one rank of two", KILLS, lost, doubled)
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=40)
+    check_said(running, KILLS)
 
 
 @pytest.mark.parametrize("victim", ["driver", "head"])

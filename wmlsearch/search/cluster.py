@@ -169,10 +169,25 @@ def ray_at(address: str | None) -> Iterator[None]:
 
     Others on this machine are neither joined nor disturbed. Raises InputError where the cluster doesn't answer.
     """
-    with _connected(address) if address else _embedded():
+    with _connected(address) if address else _embedded(), _quiet():
         for name in ("ray.tune", "ray.train"):  # what fails there is told by the run folder, with its reason
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the standard output what raylets tell of dead workers: Ray prints it there, whatever `log_to_driver` is.
+
+    Of a trial that lost its process its folder tells, in a line that says what became of it.
+    """
+    worker: Any = ray._private.worker
+    printed = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, *_, **__: logging.getLogger("ray").debug("%s", data)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printed
 
 
 @contextlib.contextmanager
