@@ -39,8 +39,8 @@ cluster-test: install  ## the README's commands on three hosts made of namespace
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs
 
-faults: install  ## inject faults at random moments: kills, full disks, a broken MLflow (a quarter of an hour)
-	$(BIN)/python -m pytest tests/faults -m faults -rs
+faults: install  ## inject faults at random moments: kills, full disks, a broken MLflow (half an hour)
+	$(BIN)/python -m pytest tests/faults -m faults -rs -n 2
 	@PYTHON=$(BIN)/python tests/cluster/run -k "starts_all_hosts or cut_for_ten or host_dies or ray_down"
 
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute

@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 from search import Record
 
-ROWS = pytest.StashKey[list[tuple[str, int, int, int, str]]]()
+FAULT = "fault"  # the name under which a test's report carries its rows
+SEED_VARIABLE = "WMLSEARCH_FAULTS_SEED"
 SEED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, help="of the moments at which faults are injected; also WMLSEARCH_FAULTS_SEED")
+    parser.addoption("--seed", type=int, help=f"of the moments at which faults are injected; also {SEED_VARIABLE}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--seed")
     if given is None:
-        given = os.environ.get("WMLSEARCH_FAULTS_SEED")
+        given = os.environ.get(SEED_VARIABLE)
     config.stash[SEED] = int(given) if given is not None else random.SystemRandom().randrange(2**32)
-    config.stash[ROWS] = []
+    os.environ[SEED_VARIABLE] = str(config.stash[SEED])  # for pytest-xdist's processes
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -31,7 +32,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The table that docs/reliability.md keeps."""
-    if rows := config.stash[ROWS]:
+    ended = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    if rows := [row for report in ended for name, row in report.user_properties if name == FAULT]:
         terminalreporter.section(f"faults, seed {config.stash[SEED]}")
         terminalreporter.write_line("| fault | injected | epochs lost | duplicates | what was seen |")
         terminalreporter.write_line("|---|---|---|---|---|")
@@ -50,7 +52,7 @@ def record(request: pytest.FixtureRequest) -> Record:
     """`record(fault, times, lost, doubled, seen)`: a row of the table."""
 
     def add(fault: str, times: int, lost: int = 0, doubled: int = 0, seen: str = "") -> None:
-        request.config.stash[ROWS].append((fault, times, lost, doubled, seen))
+        request.node.user_properties.append((FAULT, (fault, times, lost, doubled, seen)))
 
     return add
 

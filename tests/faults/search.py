@@ -51,7 +51,8 @@ class Running:
         """`words` follow `wmlsearch tune`; `cores`: on so many, which decides how many trials run at once (0: all)."""
         self.out, self.search = out, SearchDir(out / name)
         there = sorted(os.sched_getaffinity(0))
-        there = [*there[os.getpid() % len(there) :], *there][: cores or len(there)]  # suites beside each other spread
+        place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(there)
+        there = [*there[place:], *there][: cores or len(there)]  # tests beside each other have cores of their own
         self.log = log or out.parent / f"{name}-{len(list(out.parent.glob('*.log')))}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
