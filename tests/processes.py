@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+
+def own_cores(number: int) -> list[int]:
+    """So many cores of this machine, the first of them this test process's own, if pytest runs in several."""
+    there = sorted(os.sched_getaffinity(0))
+    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(there)
+    return [*there[place:], *there[:place]][:number]
 
 
 def descendants(pid: int) -> list[int]:
@@ -43,7 +51,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(0.05)  # what is looked at, processes and run folders, costs a core more than a wait does
 
 
 def listening(pids: list[int]) -> set[tuple[str, str, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from mlflow import MlflowClient
-from processes import descendants, wait_for
+from processes import descendants, own_cores, wait_for
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import ENDED, RunDir, SearchDir
@@ -58,7 +58,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+        preexec_fn=lambda: os.sched_setaffinity(0, own_cores(1)),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from processes import descendants, wait_for
+from processes import descendants, own_cores, wait_for
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import RunDir, SearchDir
@@ -50,9 +50,7 @@ class Running:
     ) -> None:
         """`words` follow `wmlsearch tune`; `cores`: on so many, which decides how many trials run at once (0: all)."""
         self.out, self.search = out, SearchDir(out / name)
-        there = sorted(os.sched_getaffinity(0))
-        place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(there)
-        there = [*there[place:], *there][: cores or len(there)]  # tests beside each other have cores of their own
+        on = own_cores(cores or len(os.sched_getaffinity(0)))
         self.log = log or out.parent / f"{name}-{len(list(out.parent.glob('*.log')))}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -62,7 +60,7 @@ class Running:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
                 start_new_session=True,
-                preexec_fn=lambda: os.sched_setaffinity(0, there),
+                preexec_fn=lambda: os.sched_setaffinity(0, on),
             )
 
     def __enter__(self) -> Running:
