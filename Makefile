@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test coverage cluster-test gpu-test faults soak bench lint install clean
+.PHONY: help demo test coverage cluster-test gpu-test fault-test faults soak bench lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,8 +39,10 @@ cluster-test: install  ## the README's commands on three hosts made of namespace
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs
 
-faults: install  ## inject faults at random moments: kills, full disks, a broken MLflow (half an hour)
+fault-test: install  ## inject faults at random moments: kills, full disks, a broken MLflow (half an hour)
 	$(BIN)/python -m pytest tests/faults -m faults -rs -n 2
+
+faults: fault-test  ## these, and the network's between the hosts of cluster-test (Linux, root)
 	@PYTHON=$(BIN)/python tests/cluster/run -k "starts_all_hosts or cut_for_ten or host_dies or ray_down"
 
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute

@@ -103,8 +103,8 @@ def bare(settings: RunSettings, at_once: int) -> Watch:
     return watch
 
 
-def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int]:
-    """The search; the seconds after which its mirror was done, the epochs that the study has, the journal's bytes."""
+def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int, int]:
+    """The search; the seconds after which its mirror was done, epochs in study and in folders, the journal's bytes."""
     slots = cluster.Slots(at_once, 1, 1, 0.0)
     with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         made = new_search(Path(folder) / "search", settings)
@@ -127,13 +127,14 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int]
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(made.journal)))
         study = optuna.load_study(study_name=made.name, storage=storage)
         heard = sum(len(trial.intermediate_values) for trial in study.get_trials(deepcopy=False))
-        return watch, behind_s, heard, made.journal.stat().st_size
+        told = sum(len(run.rows()) for run in made.trials())
+        return watch, behind_s, heard, told, made.journal.stat().st_size
 
 
 def measure() -> list[Row]:
     settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
     reference = bare(settings, AT_ONCE)
-    ours, behind_s, heard, journal_bytes = search(settings, AT_ONCE)
+    ours, behind_s, heard, told, journal_bytes = search(settings, AT_ONCE)
     what = f"driver: {TRIALS} trials x {EPOCHS} epochs, {AT_ONCE} at once"
     ratio, warm = reference.trial_s / ours.trial_s, ours.warm
     return [
@@ -160,9 +161,9 @@ def measure() -> list[Row]:
         ),
         Row(
             "driver: the mirror is done after the last trial by",
-            f"{behind_s:.1f} s, the study has {heard} of {TRIALS * EPOCHS} epochs ({journal_bytes / 1e6:.1f} MB)",
+            f"{behind_s:.1f} s, the study has {heard} of {told} epochs ({journal_bytes / 1e6:.1f} MB)",
             aim="keep up",
-            met=behind_s < 10 and heard == TRIALS * EPOCHS,
+            met=behind_s < 10 and heard == told,
         ),
     ]
 

@@ -39,7 +39,10 @@ def call(
     `watch(pid)` is called again and again while it runs. Raises Overdue when it takes longer than `limit_s` seconds,
     and RuntimeError with its error when it fails; in any case all processes that it has started are gone.
     """
-    code = _CODE.format(module=function.__module__, name=function.__name__)
+    module = function.__module__
+    if module == "__main__":  # python -m, whose name only its specification has
+        module = sys.modules[module].__spec__.name  # type: ignore[union-attr]  # it is there
+    code = _CODE.format(module=module, name=function.__name__)
     with tempfile.TemporaryDirectory() as folder:
         answer, errors = Path(folder) / "answer.json", Path(folder) / "errors"
         command = [sys.executable, "-c", code, json.dumps(arguments), str(answer)]

@@ -66,6 +66,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.search.plan": "torch",
     "wmlsearch.search.budget": "ray",
     "wmlsearch.search.schedule": "ray",
+    "wmlsearch.search.reuse": "ray",
     "wmlsearch.search.trials": "ray",
     "wmlsearch.verdict": "",
     "wmlsearch.verdict.scores": "scipy",

@@ -127,6 +127,7 @@ def serve() -> None:
     a list of processes. Ends at once when the standard input ends, even in the middle of a run: whoever started this is
     dead, and the search may go on elsewhere with a mirror of its own.
     """
+    os.nice(19)  # trials come first: Ray gives their processes a niceness of 15
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
 

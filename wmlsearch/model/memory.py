@@ -35,7 +35,7 @@ OPTIMIZER_STATE = {"adam": (2, True), "adamw": (2, True), "sgd": (1, False)}
 CONTEXT_BYTES = 800 * 2**20
 # What a process takes for so many bytes of tensors, as (once, for each): see benchmarks/peak.py. On CPUs libraries work
 # on copies, and what was freed stays in pieces; on GPUs PyTorch reserves 20 MiB or more at a time.
-TAKEN = {"cpu": (150 * 2**20, 1.4), "cuda": (64 * 2**20, 1.1)}
+TAKEN = {"cpu": (200 * 2**20, 1.5), "cuda": (64 * 2**20, 1.1)}
 
 
 @dataclass(frozen=True)

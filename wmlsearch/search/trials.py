@@ -28,6 +28,7 @@ from wmlsearch.search.confirm import set_ended, write_result
 from wmlsearch.search.group import GroupSlot
 from wmlsearch.search.plan import checkpoint_bytes, room_for_best
 from wmlsearch.search.population import Snapshots, child_of
+from wmlsearch.search.reuse import every_process_kept
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.slot import Slot
 from wmlsearch.search.suggest import Study, StudySearcher
@@ -94,7 +95,7 @@ def run_trials(
         ),
     )
     try:
-        with _interrupts(budget):
+        with _interrupts(budget), every_process_kept():
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

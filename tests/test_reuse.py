@@ -1,0 +1,54 @@
+"""As many processes as trials run at once, however short the trials are."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from benchmarks.ready import Ready
+from benchmarks.simulated import new_search, row, space
+from wmlsearch.config import RunSettings
+from wmlsearch.jobs import HERE
+from wmlsearch.search import trials
+from wmlsearch.search.cluster import Slots, available_cpus
+
+pytestmark = pytest.mark.usefixtures("one_ray")
+TRIALS = 12
+
+
+class Counted(Ready):
+    """Takes much longer to start than to train; each process leaves a file."""
+
+    def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
+        super().setup(config, job)
+        started = Path(self.job["data"]["started"])
+        (started / str(os.getpid())).touch()
+        time.sleep(0.5 * len(list(started.iterdir())))  # not all at the same time
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        with open(Path(self.job["data"]["started"]) / str(os.getpid()), "a") as file:
+            file.write(f"{new_config['number']}\n")
+        return super().reset_config(new_config)
+
+
+def test_a_process_is_kept_as_long_as_trials_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = min(2, available_cpus())
+    settings = RunSettings(trials=TRIALS, epochs=2, scheduler="none", baseline=False, forecast=False)
+    search, started = new_search(tmp_path / "s", settings), tmp_path / "started"
+    started.mkdir()
+    monkeypatch.setattr(trials, "Slot", Counted)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes don't know this module
+    data = {"row": row(0, 1, settings.epochs), "started": str(started)}
+    slots = Slots(at_once, 1, 1, 0.0)
+    trials.run_trials(search, space(), settings, data, slots, HERE.place, lambda _: None)
+    assert [run.state for run in search.trials()] == ["completed"] * TRIALS
+    had = [file.read_text().split() for file in started.iterdir()]
+    assert len(had) == at_once, "a process was thrown away, or never came to a trial"
+    assert sorted(number for numbers in had for number in numbers) == sorted(str(n) for n in range(TRIALS))
+    assert all(had)
