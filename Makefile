@@ -48,7 +48,7 @@ faults: fault-test  ## these, and the network's between the hosts of cluster-tes
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute
 	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py
 
-bench: install  ## timings, as ratios within one run (a quarter of an hour)
+bench: install  ## timings, as ratios within one run (half an hour)
 	$(BIN)/python -m benchmarks
 
 lint: install  ## style, security rules and types
