@@ -28,6 +28,7 @@ from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.forest import MOST_PAST
 from wmlsearch.search.plan import checkpoint_bytes
+from wmlsearch.search.reuse import every_process_kept
 from wmlsearch.search.rungs import levels_of
 from wmlsearch.search.suggest import Study
 from wmlsearch.store import connect
@@ -92,7 +93,8 @@ def _tree_bytes(folder: Path) -> tuple[int, int]:
 def measure() -> tuple[Constants, simulated.Times]:
     """Run the simulation, and ask its folders what they hold."""
     settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
-    bare = driver.bare(settings.model_copy(update={"trials": BARE}), BARE_AT_ONCE)
+    with every_process_kept():  # as in a search: else it is the start of processes that is measured
+        bare = driver.bare(settings.model_copy(update={"trials": BARE}), BARE_AT_ONCE)
     with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out:
         search = simulated.new_search(Path(out) / "search", settings)
         times = simulated.simulate(search, settings, AT_ONCE)
