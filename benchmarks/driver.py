@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from wmlsearch.search import cluster, trials  # isort: skip - sets Ray's environment before Ray is imported
-
 import optuna
 from ray import tune
 
@@ -33,6 +31,7 @@ from wmlsearch.foresight import CheckpointBytes
 from wmlsearch.jobs import HERE
 from wmlsearch.mirror import Mirror
 from wmlsearch.runs import RUNNING, RunDir
+from wmlsearch.search import cluster, trials
 from wmlsearch.tracking import default_uri
 
 TRIALS, EPOCHS, AT_ONCE = 300, 10, 16

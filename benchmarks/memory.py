@@ -59,11 +59,10 @@ def measure() -> list[Row]:
 
 def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
     """For 1, 2, ... trials on this machine: bytes of all of them, and those of the data set among them."""
-    from wmlsearch.search.cluster import ray_at  # isort: skip - sets Ray's environment before Ray is imported
-
     import ray
 
     from wmlsearch.config import RunSettings, TrialConfig
+    from wmlsearch.search.cluster import ray_at
     from wmlsearch.search.nodes import parcel
     from wmlsearch.search.slot import Training
 

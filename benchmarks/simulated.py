@@ -11,13 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from wmlsearch.search.cluster import Slots  # isort: skip - sets Ray's environment before Ray is imported
-
 from wmlsearch.config import RunSettings, TrialConfig, read_yaml
 from wmlsearch.jobs import HERE
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
+from wmlsearch.search.cluster import Slots
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.suggest import Study
 from wmlsearch.search.trials import _Recorder

@@ -26,8 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import wmlsearch.search.cluster  # isort: skip  # noqa: F401 - sets Ray's environment before Ray is imported
-
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.experiment import Trial
 

@@ -150,9 +150,9 @@ def _rank(config: dict[str, Any]) -> None:
 
 
 def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, at_once: int) -> Found:
-    from wmlsearch.search.cluster import ray_at  # isort: skip - sets Ray's environment before Ray is imported
-
     from ray import tune
+
+    from wmlsearch.search.cluster import ray_at
 
     class Clock(tune.Callback):
         def __init__(self) -> None:

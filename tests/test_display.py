@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.display import show_search
+from wmlsearch.display import SearchDisplay, show_search
 from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search.confirm import write_result
+from wmlsearch.space import SearchSpace
 
 SETTINGS = RunSettings(trials=3).model_dump()
 DATA = {"name": "prepared", "fingerprint": "f00d", "optimistic": True}
@@ -63,3 +66,28 @@ def test_a_narrow_one_has_one_for_all(search: SearchDir) -> None:
     assert lines[1].split() == ["rank", "trial", "val_dice_best", "val_dice", "epochs", "state", "hyperparameters"]
     assert "batch_size=4" in lines[2]
     assert all(len(line) <= 90 for line in lines)
+
+
+@pytest.mark.parametrize("which", ["trial", "final"])
+def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchDir) -> None:
+    run = search.trial(3) if which == "trial" else search.final("paper", 1)
+    name = "trial-0003" if which == "trial" else "paper-seed1"
+    add(run, name, "running", {}, 0.1)
+    console = Console(width=120, record=True, file=io.StringIO())
+    display = SearchDisplay(console, search, SearchSpace.of(SPACE, "here"), RunSettings(**SETTINGS))
+    display.changed(run)
+    assert console.export_text() == ""
+    trained = {run.path}
+    write_result(run, {"replayed": run.rows()}, trained)
+    display.changed(run)
+    display.changed(run)
+    assert console.export_text() == (
+        f"{name}: its process or machine died, so another one goes on with it after epoch 1\n"
+    )
+    write_result(run, {"replayed": []}, trained, "no report for 5 s (--trial-timeout)")
+    display.changed(run)
+    assert console.export_text() == (
+        f"{name}: no report for 5 s (--trial-timeout), so another one goes on with it at its beginning\n"
+    )
+    run.set_status("completed")
+    assert run.status()["reason"] == ""

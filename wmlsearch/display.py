@@ -114,6 +114,7 @@ class SearchDisplay:
             if run.state not in UNFINISHED:
                 self.entries[run.path] = Entry.of(run, space)
         self.finals: dict[Path, str] = {run.path: run.state for run in search.finals()} if search.begun() else {}
+        self.reasons: dict[Path, str] = {}  # of runs that go on, said already
         self.working = ""  # at what, after the final runs
         self.before = self.ended
         # One bar for the whole search: a new one at each change would begin to count its time again.
@@ -145,6 +146,7 @@ class SearchDisplay:
         if isinstance(run, SearchDir):
             self._hear_forecast()
             return
+        self._hear_reason(run)
         if run.path.parent.name == "final":
             self._final_changed(run)
         elif run.path.parent.name == "trials":
@@ -163,10 +165,7 @@ class SearchDisplay:
     def _trial_changed(self, run: RunDir) -> None:
         if not self.entries:
             self.started = time.monotonic()
-        before = self.entries.get(run.path)
         entry = self.entries[run.path] = Entry.of(run, self.space)
-        if entry.state == RUNNING and entry.reason and (before is None or before.reason != entry.reason):
-            self.say(f"{entry.name}: {entry.reason}")
         if not self.live and entry.state != RUNNING:
             left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
             values = ", ".join(f"{name} {score(name, entry.best.get(name))}" for name in self.settings.ranked_by)
@@ -177,6 +176,14 @@ class SearchDisplay:
             )
             if entry.state in BAD:
                 self.console.print(f"  {last_line(entry.reason)}", highlight=False, markup=False)
+
+    def _hear_reason(self, run: RunDir) -> None:
+        """What has befallen a run that goes on."""
+        status = run.status()
+        reason = status.get("reason", "") if status.get("state") == RUNNING else ""
+        if reason and reason != self.reasons.get(run.path):
+            self.say(f"{run.about()['name']}: {reason}")
+        self.reasons[run.path] = reason
 
     def _hear_forecast(self) -> None:
         if not self.forecast and (made := self.search.forecast()):

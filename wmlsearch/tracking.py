@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.split import OPTIMISTIC
+from wmlsearch.files import write_json
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "wmlsearch"
 BATCH_METRICS = 1000  # MLflow takes no more in one call
+CERTIFICATE = "split_certificate.json"
 ROLES = ("baseline", "champion")  # kinds of runs that are registered as models, under these aliases
 
 
@@ -73,27 +76,26 @@ def push(
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    uri = without_password(uri)  # the ledger is a plain file
+    address, uri = uri, without_password(uri)  # the ledger is a plain file
     about, status = run.about(), run.status()
     ledger = run.ledger()
     untried = ledger.get("uri") != uri  # as far as its ledger knows
     if untried or everything:
         ledger = {"uri": uri, "run_id": None if untried else ledger["run_id"], "rows": 0}
-    made = False
+    place = ""  # for the files of a run that is made now
     if not ledger["run_id"] or (everything and not _exists(client, ledger["run_id"])):
         run.set_ledger({**ledger, "run_id": None})  # who dies from here on may have made one: it is looked for
         if run.path == root.path:
-            ledger = _make(client, uri, run)
-            made = ledger["made"]
+            ledger, place = _make(client, uri, run)
         else:
             ledger_of_root = root.ledger()
             if ledger_of_root.get("uri") != uri:
-                ledger_of_root = _make(client, uri, root)
+                ledger_of_root, _ = _make(client, uri, root)
             # below a run that was made for this search there is nothing but what its folders have noted
             alone = untried and not everything and bool(ledger_of_root.get("made"))
             experiment_id = ledger_of_root["experiment_id"] if alone else None
-            its = _make(client, uri, run, ledger_of_root["run_id"], experiment_id)
-            ledger, made = {name: its[name] for name in ("uri", "run_id", "rows")}, its["made"]
+            its, place = _make(client, uri, run, ledger_of_root["run_id"], experiment_id)
+            ledger = {name: its[name] for name in ("uri", "run_id", "rows")}
         run.set_ledger(ledger)
     elif everything:
         _alone(client, _experiment(client, uri), about["key"], ledger["run_id"])
@@ -146,7 +148,7 @@ def push(
             params, tags = [], []
     if ledger.get("state") != state:
         if state == RUNNING:
-            if not made:  # a new one has this status
+            if not place:  # a new one has this status
                 client.update_run(ledger["run_id"], status="RUNNING")
         else:
             end = int(status.get("ended", time.time()) * 1000)
@@ -155,13 +157,18 @@ def push(
     run.set_ledger(ledger)
     if files:
         try:
-            _push_files(client, run, root, ledger)
+            _push_files(client, run, root, ledger, address, place)
         except Exception as error:  # of any of the stores that MLflow knows
             raise FilesMissing(why(error)) from None
 
 
-def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[str, Any]) -> None:
-    """Send the files that belong to a run: its split certificate; a search's report; a model, registered."""
+def _push_files(
+    client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[str, Any], address: str, place: str
+) -> None:
+    """Send the files that belong to a run: its split certificate; a search's report; a model, registered.
+
+    `place` is where MLflow at `address` keeps the files of a run that it has just made; "" if that is to be asked.
+    """
     about, run_id = run.about(), ledger["run_id"]
 
     def once(what: str, send: Callable[[], object]) -> None:
@@ -171,7 +178,7 @@ def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[st
             run.set_ledger(ledger)
 
     if certificate := root.about().get("certificate"):
-        once("certificate", lambda: client.log_dict(run_id, certificate, "split_certificate.json"))
+        once("certificate", lambda: _log_certificate(client, run_id, certificate, address, place))
     if isinstance(run, SearchDir) and run.report.is_dir() and ledger["state"] != RUNNING:
         # written anew at each end of a search, and by each evaluation
         report = f"report {run.status().get('ended')} {ledger.get('tested')}"
@@ -181,14 +188,26 @@ def _push_files(client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[st
         once("model", lambda: register(client, run_id, run.export, about["kind"], words))
 
 
+def _log_certificate(client: MlflowClient, run_id: str, certificate: dict[str, Any], address: str, place: str) -> None:
+    """As `log_dict` does, which asks for each run where its files go; and each trial has the certificate."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if not place:
+        client.log_dict(run_id, certificate, CERTIFICATE)
+        return
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-") as folder:
+        write_json(Path(folder) / CERTIFICATE, certificate)
+        get_artifact_repository(place, tracking_uri=address).log_artifact(str(Path(folder) / CERTIFICATE))
+
+
 def _make(
     client: MlflowClient, uri: str, run: RunDir, parent: str | None = None, experiment_id: str | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], str]:
     """The ledger of a run folder's MLflow run: the one with its key if there is one, else a new one.
 
-    With the `experiment_id` nothing is looked for.
+    Of a new one also where its files go, else "". With the `experiment_id` nothing is looked for.
     """
-    about, found = run.about(), ""
+    about, found, place = run.about(), "", ""
     if experiment_id is None:
         experiment_id = _experiment(client, uri)
         found = _alone(client, experiment_id, about["key"])
@@ -196,8 +215,9 @@ def _make(
         run_id = found
     else:
         tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
-        run_id = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"]).info.run_id
-    return {"uri": uri, "run_id": run_id, "rows": 0, "made": not found, "experiment_id": experiment_id}
+        made = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"]).info
+        run_id, place = made.run_id, made.artifact_uri
+    return {"uri": uri, "run_id": run_id, "rows": 0, "made": not found, "experiment_id": experiment_id}, place
 
 
 def _alone(client: MlflowClient, experiment_id: str, key: str, keep: str = "") -> str:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.search.schedule import Scheduler  # isort: skip - sets Ray's environment before Ray is imported
-
 import numpy as np
 import optuna
 from ray.tune.experiment import Trial
@@ -19,6 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs import SearchDir
+from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.suggest import Study, suggest_value
 from wmlsearch.space import SearchSpace
 

@@ -63,7 +63,7 @@ class Host:
     def cut(self, seconds: float) -> None:
         """As when somebody pulls the network cable and puts it back: what is sent meanwhile is gone."""
         sh("ip", "link", "set", self.link, "down")
-        time.sleep(seconds)
+        time.sleep(seconds)  # the fault lasts so long
         sh("ip", "link", "set", self.link, "up")
 
     def processes(self) -> list[str]:

@@ -88,7 +88,7 @@ def test_full_disks_and_one_that_is_away(
     def some_epochs(running: Running) -> None:
         wanted = lines.count() + chance.randint(2, 6)
         running.until(lambda: lines.count() >= wanted)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.3))  # the moment is what is drawn
 
     with lines:
         for full, what in (("runs", "the run folder"), ("storage", "the checkpoints")):
@@ -113,10 +113,10 @@ def test_full_disks_and_one_that_is_away(
             some_epochs(running)
             gone = storage.rename(storage.with_name("gone"))
             before = lines.count()
-            time.sleep(AWAY_S / 2)
+            time.sleep(AWAY_S / 2)  # the fault lasts so long
             for slot in running.parts(*SLOT):  # who takes its place finds no checkpoint
                 kill(slot)
-            time.sleep(AWAY_S / 2)
+            time.sleep(AWAY_S / 2)  # and as long again without the process
             assert not running.ended, running.text()
             assert lines.count() <= before + 1
             assert not storage.exists(), "nobody made another one in its place"

@@ -81,7 +81,7 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
                 more_lines(running, seen, chance, 6)
             else:  # before the first epoch, anywhere between the folder's making and the first report
                 running.until(lambda: running.search.begun())
-                time.sleep(chance.uniform(0, 3))
+                time.sleep(chance.uniform(0, 3))  # the moment is what is drawn
             if victim == "driver":
                 running.process.kill()
                 running.process.wait()

@@ -177,9 +177,10 @@ def ray_at(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep off the standard output what raylets tell of dead workers: Ray prints it there, whatever `log_to_driver` is.
+    """Keep off the standard output what raylets and Ray's other servers tell: Ray prints it there, whatever
+    `log_to_driver` is.
 
-    Of a trial that lost its process its folder tells, in a line that says what became of it.
+    Of a training that lost its process its folder tells what became of it; of what waits for room, `watchdog`.
     """
     worker: Any = ray._private.worker
     printed = worker.print_to_stdstream

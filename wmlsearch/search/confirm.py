@@ -69,7 +69,7 @@ def _train(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     host: Any = ray.remote(num_cpus=0)(Group)
     start = host.options(scheduling_strategy=here).remote
-    waiting, losses = deque(orders), Counter[Path]()
+    waiting, losses, trained = deque(orders), Counter[Path](), set[Path]()
     idle: list[Any] = []  # groups whose workers wait for the next training
     steps: dict[Any, tuple[Any, Order]] = {}  # what runs: the epoch in training, by whom, of what
     since: dict[Any, float] = {}  # when it began
@@ -105,7 +105,7 @@ def _train(
                 state = "lost" if isinstance(error, ActorDiedError) else "failed"
                 set_ended(order.run, state, str(error).strip().splitlines()[-1], str(error))
             else:
-                write_result(order.run, result)
+                write_result(order.run, result, trained)
                 if not result.get("done"):
                     steps[group.step.remote()] = group, order
                 else:
@@ -138,10 +138,19 @@ def _trial(order: Order) -> dict[str, Any]:
     }
 
 
-def write_result(run: RunDir, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Into the run folder with what a training has reported; returns all its rows."""
-    if "replayed" in result:
+def write_result(run: RunDir, result: dict[str, Any], trained: set[Path], hung: str = "") -> list[dict[str, Any]]:
+    """Into the run folder with what a training has reported; returns all its rows.
+
+    `trained` are the folders of which a process has reported in this session. If another one begins, the first has
+    died, or was ended since it was `hung`: the folder says so while it goes on.
+    """
+    if "replayed" in result:  # the first word of a process
         run.reconcile(result["replayed"])
+        if run.path in trained:
+            epochs = len(result["replayed"])
+            where = f"after epoch {epochs}" if epochs else "at its beginning"
+            run.set_status(RUNNING, f"{hung or 'its process or machine died'}, so another one goes on with it {where}")
+        trained.add(run.path)
     if "predicted_memory_mb" in result:
         run.set_predicted_memory(result["predicted_memory_mb"])
     rows = run.rows()

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -156,7 +157,7 @@ class _Recorder(tune.Callback):
         about = search.about()
         self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
-        self.trained: set[int] = set()  # trials of which a process has told something in this session
+        self.trained: set[Path] = set()  # of trials of which a process has reported in this session
         self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
         self.heard: dict[int, float] = {}  # when a trial that runs has reported last, or was started
         self.hung: dict[int, str] = {}  # of trials whose process was ended since it had said nothing for too long
@@ -213,11 +214,7 @@ class _Recorder(tune.Callback):
     def _hear(self, trial: Trial, result: dict[str, Any]) -> None:
         number = trial.config["number"]
         run = self.search.trial(number)
-        rows = write_result(run, result)
-        if "replayed" in result:  # the first word of a process
-            if number in self.trained:
-                run.set_status(RUNNING, _went_on(len(result["replayed"]), self.hung.get(number, "")))
-            self.trained.add(number)
+        rows = write_result(run, result, self.trained, self.hung.get(number, ""))
         for row in rows[self.told[number] : result.get("epoch", 0)]:
             self.study.report(number, row["epoch"], row[self.settings.objective] or 0.0)
             self.budget.add(row)
@@ -305,12 +302,6 @@ def _failure(error: Exception | None, hung: str = "") -> tuple[str, str, str]:
         times = f"{LOST_PROCESS_RETRIES + 1} times without a new epoch"
         return "lost", f"{hung or 'its process or machine died'} {times}", text
     return "failed", text.splitlines()[-1], text
-
-
-def _went_on(epochs: int, hung: str = "") -> str:
-    """What became of a trial whose process died; its checkpoint held so many epochs."""
-    where = f"after epoch {epochs}" if epochs else "at its beginning"
-    return f"{hung or 'its process or machine died'}, so another one goes on with it {where}"
 
 
 class _interrupts:

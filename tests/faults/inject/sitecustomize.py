@@ -33,7 +33,7 @@ def faulty(epochs):
             if done >= 2 and fault == "raise":
                 raise ZeroDivisionError("injected")
             while done >= 2 and fault == "hang":
-                time.sleep(1)
+                time.sleep(1)  # the fault: nothing comes any more
             try:
                 yield next(reports)
             except StopIteration:
