@@ -37,7 +37,7 @@ def call(
     """What a module's function gives in a fresh Python; arguments and answer are plain (JSON).
 
     `watch(pid)` is called again and again while it runs. Raises Overdue when it takes longer than `limit_s` seconds,
-    and RuntimeError with its error when it fails; in any case all processes that it has started are gone.
+    and RuntimeError with its error when it fails; in any case all processes that it has started are killed.
     """
     module = function.__module__
     if module == "__main__":  # python -m, whose name only its specification has

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -173,6 +174,24 @@ def test_what_an_autoscaler_may_add_counts(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cluster.cluster_nodes() == [{"CPU": 0.0}, *[{"CPU": 4, "GPU": 1}] * 3]
     file.write_text(yaml.safe_dump({**config, "provider": {"type": "local"}}))
     assert cluster.cluster_nodes() == [{"CPU": 0.0}]
+
+
+def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is tried twice (tests/faults starts it once more for real), then said; nothing stays behind."""
+    folders: list[Path] = []
+
+    def init(_temp_dir: str, **_: Any) -> None:
+        folders.append(Path(_temp_dir))
+        raise Exception("The current node\n timed out")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    before = dict(os.environ)
+    said = r"^Ray's servers have not come up on this machine \(The current node timed out\); "
+    with pytest.raises(ConnectionError, match=said), ray_at(None):
+        pytest.fail("there is no Ray")
+    assert len(folders) == 2
+    assert not any(folder.exists() for folder in folders)
+    assert dict(os.environ) == before
 
 
 def test_the_watchdog_names_what_waits() -> None:

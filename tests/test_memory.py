@@ -273,7 +273,7 @@ def test_a_training_without_room_ends_before_it_begins(
         training = Training(job, {"config": TrialConfig(**values).model_dump(), "place": str(run.path)})
         found[name] = training.step()
         training.close()
-        write_result(run, found[name])
+        write_result(run, found[name], set())
         set_ended(run, found[name]["ended"], found[name].get("reason", ""))
     big, small = RunDir(tmp_path / "big"), RunDir(tmp_path / "small")
     assert (found["big"]["done"], big.state, big.rows()) == (True, "out_of_memory", [])

@@ -11,10 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +151,3 @@ class Server:
     def up(self) -> None:
         self.start()
         wait_for(self.answers, 120)
-
-
-def during(seconds: float, condition: Callable[[], bool]) -> None:
-    """Let a state of things last: at most so long, and until a condition holds at least."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not condition():
-        time.sleep(0.05)

@@ -79,14 +79,16 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
             seen = seen or Lines(running.search).__enter__()
             if seen.count() or chance.random() < 0.7:
                 more_lines(running, seen, chance, 6)
-            else:  # before the first epoch, anywhere between the folder's making and the first report
-                running.until(lambda: running.search.begun())
+            else:  # before the first epoch, anywhere between the start of a trial's process and its first report
+                running.until(lambda: bool(running.parts(*SLOT)))
                 time.sleep(chance.uniform(0, 3))  # the moment is what is drawn
             if victim == "driver":
                 running.process.kill()
                 running.process.wait()
             else:
-                for pid in running.parts(*HEAD):
+                head = running.parts(*HEAD)
+                assert len(head) == len(HEAD), running.text()
+                for pid in head:
                     assert kill(pid)
                 began = time.monotonic()
                 assert running.end(120) != 0, running.text()
@@ -102,3 +104,18 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
     record(f"kill -9 of {what}", KILLS, lost, doubled, f"the driver ends after {max(ends):.0f} s" if ends else "")
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=40)
+
+
+def test_the_head_while_it_starts(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+    """What has not come up is started once more."""
+    words = begin(out, prepared, trials=2, epochs=3)
+    with Running(out, *words, cores=1) as running:
+        running.until(lambda: len(running.parts(*HEAD)) >= len(HEAD))
+        time.sleep(chance.uniform(0, 0.5))  # the moment is what is drawn
+        head = running.parts(*HEAD)
+        assert all(kill(pid) for pid in head)
+        running.until(lambda: bool(set(running.parts(*HEAD)) - set(head)))
+        assert running.end() == 0, running.text()
+    record("kill -9 of Ray's head while it starts", 1, 0, 0, "started again")
+    check_whole(running.search, trials=2, epochs=3)
+    assert "Traceback" not in running.text(), running.text()

@@ -167,7 +167,8 @@ def _autoscaler_may_add(there: int) -> list[Node]:
 def ray_at(address: str | None) -> Iterator[None]:
     """Connected to the cluster at `address`, or to an embedded Ray of our own that ends with the block.
 
-    Others on this machine are neither joined nor disturbed. Raises InputError where the cluster doesn't answer.
+    Others on this machine are neither joined nor disturbed. Raises InputError where the cluster doesn't answer, and
+    ConnectionError where Ray's own servers don't come up, twice.
     """
     with _connected(address) if address else _embedded(), _quiet():
         for name in ("ray.tune", "ray.train"):  # what fails there is told by the run folder, with its reason
@@ -197,6 +198,23 @@ def _embedded() -> Iterator[None]:
     before = dict(os.environ)
     os.environ |= _on_this_machine_only()
     try:
+        try:
+            _start(folder)
+        except ConnectionError:  # Ray gives them 30 s, which a machine may exceed that is very busy just then
+            ray.shutdown()
+            _start(folder)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in _on_this_machine_only():
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}
+
+
+def _start(folder: str) -> None:
+    """Raises ConnectionError where Ray's servers don't come up."""
+    try:
         ray.init(
             address="local",
             num_cpus=available_cpus(),
@@ -207,13 +225,12 @@ def _embedded() -> Iterator[None]:
             # Ray may hold objects for us, but nothing that we send is big: a small store spares /dev/shm
             object_store_memory=200 * 2**20,
         )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-        for name in _on_this_machine_only():
-            os.environ.pop(name)
-            os.environ |= {name: before[name]} if name in before else {}
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConnectionError(
+            f"Ray's servers have not come up on this machine ({why}); is it very busy or short of memory "
+            "(`uptime`, `free`)? Then say the command again when it is not"
+        ) from error
 
 
 def _on_this_machine_only() -> dict[str, str]:
