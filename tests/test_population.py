@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
-from test_resume import told
+from whole_search import told
 
 from wmlsearch import preflight, runs
 from wmlsearch.config import InputError, RunSettings, TrialConfig

@@ -1,10 +1,8 @@
-"""A search that dies and goes on: the same decisions and the same leaderboard as one that never died."""
+"""A search that is stopped and goes on, and what it needs for that: its study and its scheduler, made anew."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,8 +11,8 @@ from typing import Any
 
 import optuna
 import pytest
-from mlflow import MlflowClient
-from processes import descendants, own_cores, wait_for
+from processes import wait_for
+from whole_search import EPOCHS, begin, run, start, told, tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import ENDED, RunDir, SearchDir
@@ -23,124 +21,6 @@ from wmlsearch.search.suggest import Study, known_earlier
 from wmlsearch.search.trials import _recall
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
-
-CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two runs have in common
-SPACE = """
-depth: 2
-base_channels: {choices: [4, 8]}
-batch_size: {choices: [4, 8]}
-learning_rate: {low: 1e-4, high: 1e-2, log: true}
-schedule: {choices: [plateau, cosine]}
-warmup_fraction: {low: 0.0, high: 0.2, when: {schedule: cosine}}
-"""
-TRIALS, EPOCHS = 8, 4
-
-
-# --------------------------------------------------------------------------------------- the whole search, as processes
-
-
-def tune(out: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "wmlsearch", "tune", *words, "--out", str(out)]
-
-
-def begin(out: Path, prepared: Path, trials: int = TRIALS) -> list[str]:
-    (out / "space.yaml").write_text(SPACE)
-    sizes = ["--trials", str(trials), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
-    sizes += ["--confirm-top", "1", "--confirm-seeds", "1"]
-    return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", *sizes)
-
-
-def start(command: list[str]) -> subprocess.Popen[str]:
-    """On one core, so that one trial runs at a time."""
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, own_cores(1)),
-    )
-
-
-def run(command: list[str]) -> str:
-    output, _ = (process := start(command)).communicate(timeout=500)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_everything(process: subprocess.Popen[str]) -> None:
-    """As when the power goes: the driver, Ray's head and all its workers."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.communicate(timeout=60)
-
-
-def facts(search: SearchDir) -> list[dict[str, Any]]:
-    """What a search decided and found, without clocks."""
-    return [
-        {
-            "config": run.about()["config"],
-            "state": run.status()["state"],
-            "rows": [{key: value for key, value in row.items() if key not in CLOCK} for row in run.rows()],
-        }
-        for run in search.trials() + search.finals()
-    ]
-
-
-def told(search: SearchDir) -> list[tuple[Any, ...]]:
-    """The study, without clocks."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
-    trials = optuna.load_study(study_name=search.name, storage=storage).trials
-    return [
-        (t.number, t.state, t.params, t.distributions, t.values, t.intermediate_values, t.user_attrs["trial"])
-        for t in trials
-    ]
-
-
-@pytest.fixture(scope="module")
-def never_killed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
-    out = tmp_path_factory.mktemp("never-killed")
-    run(begin(out, prepared))
-    return SearchDir(out / "s")
-
-
-@pytest.mark.timeout(1200)  # five searches one after another
-def test_killed_and_resumed_is_as_never_killed(never_killed: SearchDir, prepared: Path, tmp_path: Path) -> None:
-    """One search, killed in its first trial, midway and in its final runs: what a kill spoils stays spoilt."""
-    search, command = SearchDir(tmp_path / "s"), begin(tmp_path, prepared)
-    for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
-        process = start(command)
-        wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
-        assert process.poll() is None, process.communicate()[0]
-        kill_everything(process)
-        assert search.status()["state"] == "running", "nobody could say how it ended"
-        with search.journal.open("a") as journal:  # a torn last line, which Optuna never gets over
-            journal.write('{"op_code": 5, "wor')
-        command = tune(tmp_path, "--resume", "s")
-    output = run(command)
-    assert "s goes on: 8 of 8 trials have ended\n" in output
-    assert facts(search) == facts(never_killed)
-    assert told(search) == told(never_killed)
-    assert search.status()["state"] == "completed"
-    client = MlflowClient(default_uri(tmp_path))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
-    champion = search.test()["names"]["champion"]
-    assert sorted(run.info.run_name or "" for run in runs) == sorted([
-        "baseline (paper)", f"champion ({champion})", "paper-seed0", f"{champion}-seed0",
-        "s",
-        *(f"trial-{number:04d}" for number in range(TRIALS)),
-    ])  # fmt: skip
-    assert search.test()["opened_before"] == never_killed.test()["opened_before"] + 1, "opened once by each search"
-    for what in ("names", "models", "verdict"):
-        assert search.test()[what] == never_killed.test()[what]
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    by_name = {run.info.run_name: run.info.run_id for run in runs}
-    for trial in search.trials() + search.finals():
-        history = client.get_metric_history(by_name[trial.about()["name"]], "train_loss")
-        assert sorted(point.step for point in history) == [row["epoch"] for row in trial.rows()]
 
 
 def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) -> None:

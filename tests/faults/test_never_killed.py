@@ -1,0 +1,81 @@
+"""A search that is killed and goes on decides and finds what one that never died does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from processes import wait_for
+from search import Record
+from whole_search import TRIALS, begin, begin_population, facts, kill_everything, run, start, told, tune
+
+from wmlsearch.runs import SearchDir
+from wmlsearch.tracking import default_uri
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+
+
+def finished(out: Path, command: Callable[[Path, Path], list[str]], prepared: Path) -> SearchDir:
+    out.mkdir()
+    run(command(out, prepared))
+    return SearchDir(out / "s")
+
+
+def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> None:
+    """In its first trial, midway and in its final runs: what a kill spoils stays spoilt."""
+    never_killed = finished(tmp_path / "never", begin, prepared)
+    search, command = SearchDir(tmp_path / "s"), begin(tmp_path, prepared)
+    for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
+        process = start(command)
+        wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
+        assert process.poll() is None, process.communicate()[0]
+        kill_everything(process)
+        assert search.status()["state"] == "running", "nobody could say how it ended"
+        with search.journal.open("a") as journal:  # a torn last line, which Optuna never gets over
+            journal.write('{"op_code": 5, "wor')
+        command = tune(tmp_path, "--resume", "s")
+    output = run(command)
+    assert "s goes on: 8 of 8 trials have ended\n" in output
+    assert facts(search) == facts(never_killed)
+    assert told(search) == told(never_killed)
+    assert search.status()["state"] == "completed"
+    client = MlflowClient(default_uri(tmp_path))
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    champion = search.test()["names"]["champion"]
+    assert sorted(run.info.run_name or "" for run in runs) == sorted([
+        "baseline (paper)", f"champion ({champion})", "paper-seed0", f"{champion}-seed0",
+        "s",
+        *(f"trial-{number:04d}" for number in range(TRIALS)),
+    ])  # fmt: skip
+    assert search.test()["opened_before"] == never_killed.test()["opened_before"] + 1, "opened once by each search"
+    for what in ("names", "models", "verdict"):
+        assert search.test()[what] == never_killed.test()[what]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_name = {run.info.run_name: run.info.run_id for run in runs}
+    for trial in search.trials() + search.finals():
+        history = client.get_metric_history(by_name[trial.about()["name"]], "train_loss")
+        assert sorted(point.step for point in history) == [row["epoch"] for row in trial.rows()]
+    record("kill -9 of everything, and a torn journal, `--resume`", 3, seen="all decided and found as if never killed")
+
+
+def lineages(search: SearchDir) -> list[Any]:
+    names = ("parent", "parent_epoch", "replaces", "rate_factors")
+    return [({name: it.about().get(name) for name in names}, it.status()["reason"]) for it in search.trials()]
+
+
+def test_a_population_killed_when_a_child_took_over(prepared: Path, tmp_path: Path, record: Record) -> None:
+    never_killed = finished(tmp_path / "never", begin_population, prepared)
+    process, search = start(begin_population(tmp_path, prepared)), SearchDir(tmp_path / "s")
+    wait_for(lambda: process.poll() is not None or any("parent" in it.about() for it in search.trials()))
+    assert process.poll() is None
+    kill_everything(process)
+    assert search.status()["state"] == "running", "nobody could say how it ended"
+    run(tune(tmp_path, "--resume", "s"))
+    assert facts(search) == facts(never_killed)
+    assert lineages(search) == lineages(never_killed)
+    assert told(search) == told(never_killed)
+    assert not any(search.path.rglob("epoch-*"))
+    record("kill -9 of everything, `--scheduler pbt`", 1, seen="all decided and found as if never killed")
