@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test coverage cluster-test gpu-test fault-test faults soak bench lint install clean
+.PHONY: help demo test slow-test coverage cluster-test gpu-test fault-test faults soak bench lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,12 +24,15 @@ demo: install  ## the main job on a small phantom: a search, final runs, the ver
 	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 64 --val-patients 06,12,18
 	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 6 --epochs 9 --confirm-top 1 --confirm-seeds 2 --name demo --out $(DEMO)/runs
 
-test: install  ## all tests, in two processes
+test: install  ## the tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-coverage: install  ## all tests again, and the lines and branches that they don't reach
+slow-test: install  ## the tests that take a minute or more each: whole searches
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+coverage: install  ## both again, and the lines and branches that they don't reach
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest -m 'not faults' -n 2 --dist loadfile
 	-$(BIN)/coverage combine --quiet  # of a process that was killed in the middle of writing nothing can be read
 	$(BIN)/coverage report
 

@@ -82,6 +82,7 @@ def held() -> Iterator[Held]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
 @pytest.mark.parametrize(
     ("dashboard", "another"),

@@ -113,6 +113,7 @@ def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> N
     assert budget.stop_all()
 
 
+@pytest.mark.slow
 def test_checkpoints_never_take_more_than_they_may(prepared: Path, tmp_path: Path) -> None:
     space = {"depth": {"choices": [2, 3]}, "base_channels": {"choices": [2, 4]}, "batch_size": 16, **RATES}
     last, best = most_checkpoint_bytes(SearchSpace.of(space))  # those of the paper's network
@@ -238,6 +239,7 @@ def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -
     assert all("loss is not finite in epoch" in run.status()["reason"] for run in trials)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(tmp_path)]
     process = subprocess.Popen(

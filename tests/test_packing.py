@@ -227,6 +227,7 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ray_with_a_gpu")
+@pytest.mark.slow
 def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes at once on one GPU, timed by the real thing; what is made of the times is fixed."""
     monkeypatch.setattr(packing, "LIMIT_S", 0.2)

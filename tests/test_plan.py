@@ -299,6 +299,7 @@ def test_plan_from_the_command_line(one_ray: None, space: Path, prepared: Path, 
     assert list(tmp_path.iterdir()) == [space]  # nothing was written
 
 
+@pytest.mark.slow
 def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None, space: Path, prepared: Path) -> None:
     def say(*words: str) -> list[str]:
         result = CliRunner().invoke(main, list(words), prog_name="wmlsearch")

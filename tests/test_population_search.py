@@ -19,6 +19,7 @@ from wmlsearch.search.nodes import parcel
 from wmlsearch.search.slot import Training
 from wmlsearch.tracking import default_uri
 
+pytestmark = pytest.mark.slow
 SLOT = Slots(1, 1, 1, 0.0)
 
 

@@ -23,6 +23,7 @@ from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 
 
+@pytest.mark.slow
 def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) -> None:
     process, search = start(begin(tmp_path, prepared, trials=100)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or len(search.trials()) >= 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
-from processes import slots, wait_for, watching_sockets
+from processes import wait_for, watching_sockets
 
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -209,6 +209,7 @@ def test_a_finished_search_is_not_overwritten(done: Done, space: SearchSpace, pr
     assert sorted(done.search.path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_train_by_any_number_of_workers(workers: int, one_ray: None, prepared: Path, tmp_path: Path) -> None:
     if workers > len(os.sched_getaffinity(0)):
@@ -289,6 +290,7 @@ def start(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
             process.wait(60)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = start("--trials", "200", "--epochs", "3", "--no-forecast")
     search = SearchDir(tmp_path / "runs" / "s")
@@ -307,24 +309,3 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     assert len(runs) == 1 + len(search.trials())
     assert "RUNNING" not in {run.info.status for run in runs}
-
-
-def test_a_killed_trial_goes_on_from_its_checkpoint(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    process = start("--trials", "3", "--epochs", "10", "--no-baseline", "--no-forecast")
-    search = SearchDir(tmp_path / "runs" / "s")
-
-    def under_way() -> list[RunDir]:
-        return [run for run in search.trials() if run.state == "running" and len(run.rows()) >= 3]
-
-    wait_for(lambda: bool(under_way()))
-    for pid in slots(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert len(search.trials()) == 3
-    for run in search.trials():
-        epochs = [row["epoch"] for row in run.rows()]
-        assert epochs == list(range(1, len(epochs) + 1))
-        assert run.status()["state"] in ("completed", "stopped", "early_stopped")

@@ -129,6 +129,7 @@ def test_checkpoints_in_a_folder_are_the_files_themselves(tmp_path: Path) -> Non
     assert (tmp_path / "last.pt").read_bytes() == b"state"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
 def test_a_group_beyond_repair_holds_nothing(tmp_path: Path) -> None:
     """Ray Train leaves the placement group of a run that failed, and the next trial would wait for ever."""
@@ -164,6 +165,7 @@ def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert output.strip() == "1 1.0"  # nobody has joined it, nothing of it is taken
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
 def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     other_ray: None, prepared: Path, tmp_path: Path
