@@ -33,7 +33,7 @@ SPACE = {
 
 
 # What MLflow calls the ways to end that a fault may leave. None is RUNNING.
-STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED"}
+STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED", "lost": "FAILED"}
 
 
 class Running:

@@ -104,9 +104,16 @@ def main() -> int:
 def soak(folder: Path, wanted: argparse.Namespace, chance: random.Random) -> int:
     raw = write_phantom(folder / "raw", patients=8, timepoints=1, shape=(48, 48, 12))
     prepare(raw, folder / "prepared", PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
+    server = Server(folder)
+    try:
+        return under_kills(folder, server, wanted, chance)
+    finally:
+        server.kill()
+
+
+def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance: random.Random) -> int:
     out = folder / "runs"
     out.mkdir()
-    server = Server(folder)
     server.up()
     uri = f"http://127.0.0.1:{server.port}"
     words = begin(out, folder / "prepared", "--mlflow-uri", uri, trials=wanted.trials, epochs=wanted.epochs)
@@ -143,7 +150,6 @@ def soak(folder: Path, wanted: argparse.Namespace, chance: random.Random) -> int
         server.kill()
         server.up()
         synced = sync(out, uri)
-        server.kill()
     lacking, doubled, faults = (
         differences(running.search, server.store) if synced.returncode == 0 else (-1, -1, [synced.stderr])
     )
