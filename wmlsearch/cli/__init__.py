@@ -49,9 +49,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def _check_words(arguments: Sequence[str]) -> None:
     """Refuse an empty word: it stands for a variable of the shell that isn't set, not for a default."""
-    from wmlsearch.config import InputError
-
     if "" in arguments:
+        from wmlsearch.config import InputError
+
         before = " ".join(["wmlsearch", *arguments[: arguments.index("")]])
         raise InputError(f"the word after `{before}` is empty (a variable that isn't set?); give it, or leave it out")
 
