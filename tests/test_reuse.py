@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,17 @@ class Counted(Ready):
         return super().reset_config(new_config)
 
 
+class Mortal(Ready):
+    """Dies, once in a search, while it is given to its third trial."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        died = Path(self.job["data"]["died"])
+        if new_config["number"] == 2 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset_config(new_config)
+
+
 def test_a_process_is_kept_as_long_as_trials_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = min(2, available_cpus())
     settings = RunSettings(trials=TRIALS, epochs=2, scheduler="none", baseline=False, forecast=False)
@@ -52,3 +64,16 @@ def test_a_process_is_kept_as_long_as_trials_come(tmp_path: Path, monkeypatch: p
     assert len(had) == at_once, "a process was thrown away, or never came to a trial"
     assert sorted(number for numbers in had for number in numbers) == sorted(str(n) for n in range(TRIALS))
     assert all(had)
+
+
+def test_a_trial_whose_process_dies_as_it_is_given_to_it_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RunSettings(trials=4, epochs=2, scheduler="none", baseline=False, forecast=False)
+    search, died = new_search(tmp_path / "s", settings), tmp_path / "died"
+    monkeypatch.setattr(trials, "Slot", Mortal)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes don't know this module
+    data = {"row": row(0, 1, settings.epochs), "died": str(died)}
+    trials.run_trials(search, space(), settings, data, Slots(1, 1, 1, 0.0), HERE.place, lambda _: None)
+    assert died.exists()
+    assert [run.state for run in search.trials()] == ["completed"] * 4, [run.status() for run in search.trials()]

@@ -1,8 +1,10 @@
 """Tune reuses a process for the next trial; here it does so also where trials end sooner than processes start.
 
 With `reuse_actors=True` alone, of trials that end in the same turn of Tune's loop only one leaves its process to a
-later trial, and a process that is just starting is thrown away as soon as another one is free. Tune has no switch for
-either, so this is the one place that knows its controller from inside.
+later trial, and a process that is just starting is thrown away as soon as another one is free. And where a process dies
+while it is given to its next trial, or has died since its last one, Tune hears of it twice, by the process and by its
+task, and gives the trial up at the second time. It has no switch for any of this, so this is the one place that knows
+its controller from inside.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import importlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
@@ -36,12 +39,22 @@ class _Controller(TuneController):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._actor_cache = _AllFree()
+        self._heard: Exception | None = None
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
         coming = self._trial_to_actor.get(trial)
         if coming is not None and self._actor_manager.is_actor_started(coming):  # it has its resources already
             return False
         return bool(super()._maybe_reuse_cached_actor(trial))
+
+    def _actor_failed(self, tracked_actor: TrackedActor, exception: Exception) -> None:
+        self._resetting_trials.discard(self._actor_to_trial.get(tracked_actor))  # or it would wait for that process
+        super()._actor_failed(tracked_actor, exception)
+
+    def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
+        if exception is not self._heard:
+            self._heard = exception
+            super()._trial_task_failure(trial, exception)
 
 
 @contextlib.contextmanager
