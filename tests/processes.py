@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,21 @@ def slots(driver: int) -> list[int]:
         if "ray::" in title and ("Slot" in title or "Trainable" in title):  # Tune's class around it has that name
             found.append(pid)
     return found
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> bool:
+    """Whether there was such a process."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_everything(pid: int) -> None:
+    """As when the power goes: a driver, Ray's head and all its workers."""
+    for each in [pid, *descendants(pid)]:
+        kill(each)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:

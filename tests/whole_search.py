@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
-from processes import descendants, own_cores
+from processes import kill_everything, own_cores
 
 from wmlsearch.runs import SearchDir
 
@@ -61,19 +60,14 @@ def run(command: list[str]) -> str:
     try:
         output, _ = process.communicate(timeout=500)
     except subprocess.TimeoutExpired:
-        kill_everything(process)
+        end(process)
         raise
     assert process.returncode == 0, output
     return output
 
 
-def kill_everything(process: subprocess.Popen[str]) -> None:
-    """As when the power goes: the driver, Ray's head and all its workers."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def end(process: subprocess.Popen[str]) -> None:
+    kill_everything(process.pid)
     process.communicate(timeout=60)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from processes import descendants, own_cores, wait_for
+from processes import descendants, kill_everything, own_cores, wait_for
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import RunDir, SearchDir
@@ -67,7 +66,8 @@ class Running:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.kill_everything()
+        kill_everything(self.process.pid)
+        self.process.wait()
 
     @property
     def ended(self) -> bool:
@@ -97,20 +97,6 @@ class Running:
             if any(title in command for title in titles):
                 found.append(pid)
         return found
-
-    def kill_everything(self) -> None:
-        """As when the power goes: the driver, Ray's head, all its workers."""
-        for pid in [self.process.pid, *descendants(self.process.pid)]:
-            kill(pid)
-        self.process.wait()
-
-
-def kill(pid: int, number: int = signal.SIGKILL) -> bool:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def begin(out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40, name: str = "s") -> list[Any]:

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import descendants, slots
+from processes import descendants, kill, slots
 from proxy import Server
 from search import Running, begin, differences, sync
 
@@ -128,7 +128,7 @@ def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance
             while not running.ended and time.monotonic() - begun < 60 * wanted.max_minutes:
                 now = time.monotonic()
                 if now > next_kill and (there := slots(running.process.pid)):
-                    os.kill(chance.choice(there), signal.SIGKILL)
+                    kill(chance.choice(there))
                     killed += 1
                     next_kill = now + chance.expovariate(1 / wanted.kill_every)
                 if now > next_restart + wanted.restart_every:
@@ -143,7 +143,10 @@ def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance
                     except (OSError, StopIteration, subprocess.CalledProcessError):  # it was ending just then
                         running.end(120)
                 time.sleep(0.5)
-            in_time = running.ended or running.process.wait(120) is not None
+            in_time = running.ended
+            if not in_time:
+                kill(running.process.pid, signal.SIGTERM)  # it stops, and MLflow hears of it
+                running.end(120)
         finally:
             ended = running.process.poll()
         print(f"shortly before the end: {last}", flush=True)

@@ -7,8 +7,6 @@ report. What differs is who keeps account of them.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from processes import descendants, wait_for
+from processes import descendants, kill, kill_everything, wait_for
 from proxy import Server
 
 EPOCHS, TRIALS = 30, 4
@@ -94,12 +92,8 @@ class Stock:
         return len({trial for trial, epoch in self.reports() if epoch == EPOCHS})
 
 
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def end(process: subprocess.Popen[bytes]) -> None:
+    kill_everything(process.pid)
     process.wait()
 
 
@@ -121,7 +115,7 @@ def wait_until_over(process: subprocess.Popen[bytes], limit_s: float = LIMIT_S) 
     try:
         return f"ended with {process.wait(limit_s)}"
     except subprocess.TimeoutExpired:
-        kill_all(process)
+        end(process)
         return f"not ended after {limit_s:.0f} s"
 
 
@@ -149,24 +143,27 @@ def main() -> None:
                 if fault.startswith("trial"):
                     inject_into_trial(process)
                 elif fault.startswith("driver"):
-                    kill_all(process)
+                    end(process)
                     process = stock.start("--restore")
                 else:
                     server.kill()
                 over = wait_until_over(process)
             finally:
-                kill_all(process)
+                end(process)
             row(fault, over, time.monotonic() - began, stock, server)
 
 
 def inject_into_trial(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process that Tune has made for a trial, and no other of Ray's."""
+    killed = 0
     for pid in descendants(process.pid):
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if title.startswith("ray::") and "IDLE" not in title:
-            os.kill(pid, signal.SIGKILL)
+        if title.startswith("ray::ImplicitFunc"):
+            killed += kill(pid)
+    assert killed == 1, f"{killed} processes of trials"
 
 
 def row(fault: str, over: str, seconds: float, stock: Stock, server: Server) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from search import Lines, Record, Running, begin, check_whole, differences, kill, sync
+from processes import kill
+from search import Lines, Record, Running, begin, check_whole, differences, sync
 
 from wmlsearch.model.training import load_checkpoint
 from wmlsearch.runs import SearchDir

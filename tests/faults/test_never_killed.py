@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from processes import wait_for
 from search import Record
-from whole_search import TRIALS, begin, begin_population, facts, kill_everything, run, start, told, tune
+from whole_search import TRIALS, begin, begin_population, end, facts, run, start, told, tune
 
 from wmlsearch.runs import SearchDir
 from wmlsearch.tracking import default_uri
@@ -32,7 +32,7 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
         process = start(command)
         wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
         assert process.poll() is None, process.communicate()[0]
-        kill_everything(process)
+        end(process)
         assert search.status()["state"] == "running", "nobody could say how it ended"
         with search.journal.open("a") as journal:  # a torn last line, which Optuna never gets over
             journal.write('{"op_code": 5, "wor')
@@ -71,7 +71,7 @@ def test_a_population_killed_when_a_child_took_over(prepared: Path, tmp_path: Pa
     process, search = start(begin_population(tmp_path, prepared)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or any("parent" in it.about() for it in search.trials()))
     assert process.poll() is None
-    kill_everything(process)
+    end(process)
     assert search.status()["state"] == "running", "nobody could say how it ended"
     run(tune(tmp_path, "--resume", "s"))
     assert facts(search) == facts(never_killed)

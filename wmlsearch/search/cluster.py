@@ -226,6 +226,8 @@ def _start(folder: str) -> None:
             object_store_memory=200 * 2**20,
         )
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # of a file: it is full, or may not be written
         why = " ".join(str(error).split())[:200]
         raise ConnectionError(
             f"Ray's servers have not come up on this machine ({why}); is it very busy or short of memory "
