@@ -26,8 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[SEED_VARIABLE] = str(config.stash[SEED])  # for pytest-xdist's processes
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"faults are injected at moments of the seed {config.stash[SEED]}: again with --seed {config.stash[SEED]}"
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # in one of pytest-xdist's processes
+        seed = session.config.stash[SEED]
+        print(f"faults are injected at moments of the seed {seed}: again with --seed {seed}", flush=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from processes import kill
-from search import Lines, Record, Running, begin, check_whole
+from search import Lines, Record, Running, begin, check_whole, differences
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 KILLS, HUNG_S = 5, 30
@@ -51,6 +51,7 @@ def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, reco
     record("a trial's process that hangs (SIGSTOP)", 1, lost, doubled, f"ended by --trial-timeout {HUNG_S}")
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=50)
+    assert differences(running.search, out / "mlflow.db") == (0, 0, []), "in MLflow"
     check_said(running, KILLS + 1)
 
 
@@ -67,6 +68,7 @@ def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, recor
     record("kill -9 of one rank of two", KILLS, lost, doubled)
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=40)
+    assert differences(running.search, out / "mlflow.db") == (0, 0, []), "in MLflow"
     check_said(running, KILLS)
 
 
@@ -105,6 +107,7 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
     record(f"kill -9 of {what}", KILLS, lost, doubled, f"the driver ends after {max(ends):.0f} s" if ends else "")
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=40)
+    assert differences(running.search, out / "mlflow.db") == (0, 0, []), "in MLflow"
 
 
 def test_the_head_while_it_starts(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
