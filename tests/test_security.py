@@ -289,9 +289,13 @@ def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None
             "--host 0.0.0.0 --cluster c.yaml",
             "--host 0.0.0.0: a tunnel to a cluster ends on 127.0.0.1 only; leave one of the two out",
         ),
+        (
+            "--mlflow-uri http://localhost:5000 --cluster c.yaml",
+            "--mlflow-uri: with --cluster the pages are those of its head; leave one of the two out",
+        ),
     ],
 )
-def test_hosts_that_are_refused(words: str, said: str, copied: SearchDir) -> None:
+def test_hosts_and_addresses_that_are_refused(words: str, said: str, copied: SearchDir) -> None:
     (copied.path.parent / "mlflow.db").touch()
     result = CliRunner().invoke(main, ["ui", "--out", str(copied.path.parent), *words.split()])
     assert result.exit_code == 2

@@ -42,7 +42,7 @@ def methods() -> dict[str, Callable[..., Any]]:
         OURS: Ours,
         "wmlsearch, --sampler tpe": partial(Ours, sampler="tpe"),
         "wmlsearch, --sampler random": partial(Ours, sampler="random"),
-        "wmlsearch, reduction factor 3": partial(Ours, reduction_factor=3),
+        "wmlsearch, reduction factor 4": partial(Ours, reduction_factor=4),
         "wmlsearch, --grace-epochs 1": partial(Ours, grace_epochs=1),
         "wmlsearch, --scheduler hyperband": partial(Ours, scheduler="hyperband"),
         "wmlsearch, --objective val_average_precision": partial(Ours, objective="val_average_precision"),

@@ -65,6 +65,8 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
     if cluster is not None:
         if host != HERE:
             raise InputError(f"--host {host}: a tunnel to a cluster ends on {HERE} only; leave one of the two out")
+        if remote.given(but=("cluster", "port", "host", "out")):
+            raise InputError("--mlflow-uri: with --cluster the pages are those of its head; leave one of the two out")
         from wmlsearch.remote import ui as ui_there
 
         sys.exit(ui_there(cluster, _free_port(port, HERE), options.say))

@@ -47,7 +47,7 @@ def plan(
     no_baseline: bool,
     **more: Any,
 ) -> None:
-    """Forecast trials, time, disk and memory of `wmlsearch tune SPACE` with the same options.
+    """Forecast trials, time, disk and memory of `wmlsearch tune SPACE`, with those of its options that decide on them.
 
     The cheapest, the paper's and the dearest configuration are timed for some seconds, where and as the trials would
     run. Nothing is written.

@@ -50,9 +50,9 @@ def patient_name(name: str) -> str:
     return name.strip().removeprefix("sub-")
 
 
-def split_counts(n: int) -> tuple[int, int, int]:
-    """How many of n units go to train, validation and test: 4918 -> (3098, 344, 1476)."""
-    test = -(-3 * n // 10)
+def split_counts(n: int, test: int = 0) -> tuple[int, int, int]:
+    """How many of n units go to train, validation and test: 4918 -> (3098, 344, 1476). With `test`, so many to test."""
+    test = test or -(-3 * n // 10)
     val = max(1, (n - test) // 10)
     return n - test - val, val, test
 
@@ -128,8 +128,8 @@ def _shares(n: int, free: int, lists: Mapping[str, Sequence[str]], missing: Sequ
     """How many of the `free` units each missing split gets: the rule on all n, at least 1 each, nothing left over."""
     if not missing:
         return {}
-    test = len(lists["test"]) or -(-3 * n // 10)
-    val = len(lists["val"]) or max(1, (n - test) // 10)
+    rule = split_counts(n, len(lists["test"]))
+    test, val = rule[2], len(lists["val"]) or rule[1]
     if len(missing) == 1:
         return {missing[0]: free}
     if "train" not in missing:
