@@ -68,6 +68,38 @@ def say(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words], prog_name="wmlsearch")
 
 
+# ----------------------------------------------------------------------------------------- what broke off and goes on
+
+
+def test_a_model_that_was_not_finished_is_finished(search: SearchDir, data: Path) -> None:
+    kept = search.model(CHAMPION)
+    key, rows = kept.about()["key"], kept.rows()
+    shutil.rmtree(kept.export)
+    (kept.path / ".export.1.partial").mkdir()
+    kept.set_status("running")  # as a kill leaves it
+    assert ending.crown(search, RunSettings(), data, _watch, _watch)
+    assert kept.state == "completed"
+    assert len(load_exported(kept.export).members) == 2
+    assert (kept.about()["key"], kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"
+    assert not list(kept.path.glob(".*"))
+
+
+def test_the_test_is_noted_only_when_all_of_it_is_kept(
+    search: SearchDir, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchDir, "set_gallery", full)
+        with pytest.raises(OSError, match="No space"):
+            ending.sealed_test(search, RunSettings(), data, _watch)
+    assert search.test() == {}, "so a resumed search opens it again"
+    ending.sealed_test(search, RunSettings(), data, _watch)
+    assert search.test()["opened_before"] == 1
+    assert search.model(CHAMPION).test()["metrics"]
+
+
 # ------------------------------------------------------------------------------------------------------- the seal
 
 

@@ -26,7 +26,8 @@ from benchmarks.simulated import new_search, row, space
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.display import SearchDisplay
-from wmlsearch.runs import SearchDir
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search import confirm
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.cluster import Slots
@@ -302,3 +303,47 @@ def test_what_tune_gave_up_has_a_kind() -> None:
     assert _failure(ray.exceptions.ActorDiedError())[0] == "lost"
     assert _failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
     assert _failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")
+
+
+def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) -> None:
+    search = SearchDir(tmp_path / "s")
+
+    def look(run: RunDir) -> None:
+        left = search.final("trial-0099", 0)  # of a session before, wanted by nobody any more
+        if run.path.parent.name == "final" and not left.begun():
+            RunDir.create(left.path, {**run.about(), "key": "99", "name": "trial-0099-seed0"})
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = study.tune(
+        search,
+        SearchSpace.of({**SMALL, **RATES}),
+        RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1),
+        prepared,
+        default_uri(tmp_path),
+        look,
+        say=lambda text: text,
+    )
+    assert (outcome.early, search.state) == ("stopped by SIGTERM", "interrupted")
+    assert {run.name: run.state for run in search.finals()} == {
+        "paper-seed0": "interrupted",
+        "trial-0099-seed0": "interrupted",
+    }
+    client = MlflowClient(default_uri(tmp_path))
+    assert {run.info.status for run in client.search_runs(["1"])} == {"FINISHED", "KILLED"}
+
+
+def test_a_final_runs_latest_state_is_deleted_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "r", {})
+    run.last.touch()
+    order = confirm.Order(run, {}, 0, str(run.path))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(confirm, "set_ended", full)
+        with pytest.raises(OSError, match="No space"):
+            confirm.finish(order, {"ended": "completed"})
+    assert run.last.exists(), "it says running, and goes on from here"
+    confirm.finish(order, {"ended": "completed"})
+    assert (run.state, run.last.exists()) == ("completed", False)

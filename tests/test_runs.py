@@ -18,7 +18,7 @@ import pytest
 from wmlsearch import runs
 from wmlsearch.config import InputError
 from wmlsearch.files import StorageError, append_line, patiently, read_lines, write_bytes, write_json
-from wmlsearch.runs import RunDir, SearchDir, check_name, check_new, every, find
+from wmlsearch.runs import RunDir, SearchDir, check_name, check_new, end_what_died, every, find
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -220,6 +220,19 @@ def test_one_owner_at_a_time_and_the_dead_own_nothing(tmp_path: Path) -> None:
         assert f"(process {os.getpid()} on" in refusal(lambda: SearchDir(tmp_path / "s").owned().__enter__())
     with search.owned():  # given back at the end of the block
         check_new(search.path)  # the owner's note alone doesn't make it a run
+
+
+def test_what_says_running_and_is_held_by_nobody_has_died(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {})
+    final = RunDir.create(search.final("paper", 0).path, {})
+    done = RunDir.create(search.trial(0).path, {})
+    done.set_status("completed")
+    with search.owned():
+        end_what_died(search)
+        assert (search.state, final.state) == ("running", "running"), "its process is at work"
+    end_what_died(search)
+    assert [run.status()["reason"] for run in (search, final)] == ["its process died"] * 2
+    assert (search.state, final.state, done.state) == ("interrupted", "interrupted", "completed")
 
 
 @pytest.mark.parametrize("name", ["a", "search-20261123-201512", "v1.2_x", "0", "a" * 100])

@@ -5,6 +5,7 @@ Each step is kept in the run folder and not done again when a search is resumed.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.jobs import Progress, Where, about_run
 from wmlsearch.model.ensemble import ensemble_threshold
-from wmlsearch.model.export import export, load_exported
+from wmlsearch.model.export import export, is_exported, load_exported
 from wmlsearch.model.inference import Model
-from wmlsearch.runs import GOOD, RunDir, SearchDir
+from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.verdict.champion import MEASURE, PAPER, Candidate, candidates, champion, to_confirm
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
 from wmlsearch.verdict.leaderboard import leaderboard
@@ -112,22 +113,28 @@ def crown(
 
 
 def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str, candidate: Candidate) -> RunDir:
-    """The folder of a model, made anew where it is another one than before."""
+    """The folder of a model, made anew where it is another one than before, or was not finished."""
     kept, first = search.model(role), candidate.best
     runs = [first, *(run for run in candidate.runs if run.path != first.path)]
     key = [f"{run.name} {run.about()['key']}" for run in runs]
     if kept.begun() and kept.about()["members"] == key:
-        return kept
-    kept.remove()
-    config = TrialConfig(**candidate.config)
-    about = about_run(f"{role} ({candidate.name})", role, config, settings, search.about()["data"])
-    factors = {"rate_factors": first.rate_factors()} if first.rate_factors() else {}
-    RunDir.create(kept.path, {**about, "model": candidate.name, "members": key, **factors})
+        if kept.state == "completed" and is_exported(kept.export):
+            return kept
+        for half in (kept.export, *kept.path.glob(f".{kept.export.name}.*")):  # its writer may have been killed
+            shutil.rmtree(half, ignore_errors=True)
+        kept.set_status(RUNNING)
+    else:
+        kept.remove()
+        config = TrialConfig(**candidate.config)
+        about = about_run(f"{role} ({candidate.name})", role, config, settings, search.about()["data"])
+        factors = {"rate_factors": first.rate_factors()} if first.rate_factors() else {}
+        RunDir.create(kept.path, {**about, "model": candidate.name, "members": key, **factors})
     models = [Model.of_run(run) for run in runs]
     export(models, kept.export, ensemble_threshold(models, PreparedData.open(data).val))
     values = [value for value in candidate.values if value is not None]
     spread = {f"{MEASURE}_sd": statistics.stdev(values)} if len(values) > 1 else {}
-    kept.append({"epoch": 0, "time": time.time(), "ended": None, MEASURE: candidate.mean, **spread})
+    if not kept.rows():
+        kept.append({"epoch": 0, "time": time.time(), "ended": None, MEASURE: candidate.mean, **spread})
     kept.set_status("completed")
     return kept
 
@@ -149,11 +156,11 @@ def sealed_test(search: SearchDir, settings: RunSettings, data: Path, progress: 
     words = {BASELINE: "the paper's", CHAMPION: f"The found configuration ({names[CHAMPION]})"}
     members = [search.model(role).about()["members"] for role in roles]
     found |= {"names": names, "members": members, "verdict": judge(found, BASELINE, CHAMPION, words, settings.seed)}
-    search.set_test(found, "" if own else fingerprint)
     if own:
         search.set_gallery(gallery)
         for role in roles:
             search.model(role).set_test({"opened": found["opened"], "metrics": flat(found, role)})
+    search.set_test(found, "" if own else fingerprint)  # last: a resumed search takes it for all of it
     return found
 
 

@@ -181,7 +181,8 @@ def check_free(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """The path of a folder to be made beside `out`, which takes that name at the end of the block.
 
-    Nothing is left of it when something goes wrong. Raises InputError where it can't be written.
+    Nothing is left of it when something goes wrong. Raises InputError where it can't be written, and OSError on a full
+    disk.
     """
     target = out.absolute()
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -195,6 +196,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(error.errno, f"{error.strerror}; nothing was left there", str(out)) from None
         if isinstance(error, OSError):
             raise InputError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from None
         raise

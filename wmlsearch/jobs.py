@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import re
 import shlex
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -154,6 +157,26 @@ def own_data(out: Path, progress: Progress) -> Path:
             write_phantom(raw, progress=lambda done, total: progress("making the phantom", done, total))
         prepare(raw, prepared, PrepareOptions(size=128), progress)
     return prepared
+
+
+@contextlib.contextmanager
+def sigterm_stops() -> Iterator[None]:
+    """In the block SIGTERM, by which batch systems and containers end a job, is as Ctrl-C: what runs ends cleanly.
+
+    Ray's own handler, which `ray.init` has set, would end the process without a word.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt("stopped by SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # where nobody may set one
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def versions() -> dict[str, str]:

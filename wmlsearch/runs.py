@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -18,7 +19,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wmlsearch.config import InputError
-from wmlsearch.files import append_line, as_line, read_json, read_lines, without_home, write_json, write_text
+from wmlsearch.files import (
+    append_line,
+    as_line,
+    read_json,
+    read_lines,
+    without_home,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from wmlsearch.owner import check_not_owned, is_owned, owning
 
 # How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
@@ -178,10 +188,9 @@ class SearchDir(RunDir):
 
     def set_gallery(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Slices of the test patients with their predictions, for the report."""
-        aside = self.path / ".test-gallery.npz"
-        with open(aside, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(aside, self._gallery)
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_bytes(self._gallery, file.getbuffer())
 
     def gallery(self) -> dict[str, np.ndarray]:
         """What `set_gallery` was given; {} before."""
@@ -368,6 +377,15 @@ def _runs(folder: Path) -> list[RunDir]:
     if not folder.is_dir():
         return []
     return [RunDir(path) for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+
+
+def end_what_died(root: RunDir) -> None:
+    """What says "running" below a search or run that no process holds has died without a word: it is interrupted."""
+    parts = [root, *(root.parts() if isinstance(root, SearchDir) else [])]
+    if still := [part for part in parts if part.state == RUNNING]:
+        with contextlib.suppress(InputError), owning(root.path):
+            for part in still:
+                part.set_status("interrupted", "its process died")
 
 
 def check_name(name: str) -> str:

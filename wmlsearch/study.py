@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,20 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.ending import BASELINE, CHAMPION, confirm, crown, sealed_test
 from wmlsearch.foresight import CheckpointBytes, foresee, mind_load, packed
-from wmlsearch.jobs import HERE, Outcome, Progress, Where, about_data, about_run, resume_command, versions
+from wmlsearch.jobs import (
+    HERE,
+    Outcome,
+    Progress,
+    Where,
+    about_data,
+    about_run,
+    resume_command,
+    sigterm_stops,
+    versions,
+)
 from wmlsearch.mirror import Mirror
 from wmlsearch.model.training import check_trainable, epochs
+from wmlsearch.owner import owning
 from wmlsearch.preflight import check_baseline_fits, check_budgets, check_checkpoints, check_data, check_settings
 from wmlsearch.runs import RUNNING, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.space import SearchSpace
@@ -206,13 +218,19 @@ def _tune(job: _Job, mlflow_uri: str) -> Outcome:
 
     early, state = "it broke off with an error", "failed"
     try:
-        early, failed = _search(dataclasses.replace(job, changed=changed))
+        with sigterm_stops():
+            early, failed = _search(dataclasses.replace(job, changed=changed))
         state = "failed" if failed else "interrupted" if early.startswith("stopped") else "completed"
     except KeyboardInterrupt as stopped:
         early, state = str(stopped) or "stopped by Ctrl-C", "interrupted"
     except OSError as error:  # a disk that is full, a storage that is away: what is there stays, and can go on
         early, state = f"stopped, since {error}", "interrupted"
     finally:
+        for part in search.parts():  # final runs that broke off, or that are not wanted any more
+            if part.state == RUNNING:
+                with contextlib.suppress(OSError):
+                    part.set_status("interrupted", early or "the search ended without it")
+                mirror.notify(part)
         pictures = _report(search, job.data, {**search.status(), "state": state, "reason": early}, job.say)
         several = bool(job.settings.objectives)
         front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
@@ -311,35 +329,39 @@ def train(
         where.check_before_ray(1)
     about = about_run(run.name, "train", config, settings, about_data(data, prepared))
     certificate = dataclasses.asdict(prepared.manifest.certificate)
-    RunDir.create(run.path, {**about, "data_path": str(data.resolve()), "certificate": certificate})
-    mirror = Mirror(run, mlflow_uri)
-
-    def changed(part: RunDir) -> None:
-        mirror.notify(part)
-        on_change(part)
-
+    about |= {"data_path": str(data.resolve()), "certificate": certificate}
+    run.path.mkdir(parents=True, exist_ok=True)
     early = ""
-    try:
-        if workers:
-            from wmlsearch.search.cluster import ray_at, watchdog
-            from wmlsearch.search.confirm import Order, train_runs
-            from wmlsearch.search.nodes import parcel
+    with owning(run.path):
+        RunDir.create(run.path, about)
+        mirror = Mirror(run, mlflow_uri)
 
-            on_cluster = bool(where.ray_address)
-            with ray_at(where.ray_address), watchdog(say, lambda: run.name):
-                sent = parcel(data, send=on_cluster)
-                order = Order(run, run.about(), settings.seed, where.place(run))
-                train_runs([order], settings, sent, where.slots(1), changed, elastic=on_cluster)
-        else:
-            _train_here(run, config, settings, prepared, changed)
-    except KeyboardInterrupt:
-        early = "stopped by Ctrl-C"
-        run.set_status("interrupted", early)
-    except Exception as error:
-        run.set_status("failed", str(error))
-        raise
-    finally:
-        problem = mirror.close()
+        def changed(part: RunDir) -> None:
+            mirror.notify(part)
+            on_change(part)
+
+        try:
+            if workers:
+                from wmlsearch.search.cluster import ray_at, watchdog
+                from wmlsearch.search.confirm import Order, train_runs
+                from wmlsearch.search.nodes import parcel
+
+                on_cluster = bool(where.ray_address)
+                with ray_at(where.ray_address), sigterm_stops(), watchdog(say, lambda: run.name):
+                    sent = parcel(data, send=on_cluster)
+                    order = Order(run, run.about(), settings.seed, where.place(run))
+                    train_runs([order], settings, sent, where.slots(1), changed, elastic=on_cluster)
+            else:
+                with sigterm_stops():
+                    _train_here(run, config, settings, prepared, changed)
+        except KeyboardInterrupt as stopped:
+            early = str(stopped) or "stopped by Ctrl-C"
+            run.set_status("interrupted", early)
+        except Exception as error:
+            run.set_status("failed", str(error))
+            raise
+        finally:
+            problem = mirror.close()
     return Outcome(run, early, problem)
 
 

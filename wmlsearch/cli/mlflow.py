@@ -32,6 +32,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     """
     from wmlsearch.display import console, progress_bar
     from wmlsearch.records import open_all, open_run
+    from wmlsearch.runs import end_what_died
     from wmlsearch.store import without_password
     from wmlsearch.tracking import sync as sync_run
 
@@ -41,6 +42,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     total = 0
     with bar:
         for number, run in enumerate(runs, start=1):
+            end_what_died(run)
             total += sync_run(run, uri)
             advance("searches and runs", number, len(runs))
     options.say(f"{without_password(uri)} has all of {', '.join(run.name for run in runs)} ({total} MLflow runs)")

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.files import check_free, new_folder, read_json, write_json
+from wmlsearch.files import check_free, new_folder, read_json, write_bytes, write_json
 from wmlsearch.model.inference import Model, Preprocessing, check_threshold, common_preprocessing, network
 
 FORMAT = 1
@@ -49,10 +49,7 @@ def export(members: Sequence[Model], out: Path, ensemble_threshold: float | None
         aside.mkdir()
         for number, member in enumerate(members):
             tensors = {name: tensor.cpu().contiguous() for name, tensor in member.unet.state_dict().items()}
-            try:
-                save_file(tensors, aside / weights_name(number))
-            except SafetensorError as error:  # what it makes of a full disk
-                raise OSError(str(error)) from None
+            write_bytes(aside / weights_name(number), save(tensors))
         write_json(aside / ABOUT, _about(members, preprocessing, ensemble_threshold))
 
 

@@ -109,8 +109,7 @@ def _train(
                 if not result.get("done"):
                     steps[group.step.remote()] = group, order
                 else:
-                    bring_back(order.run, order.place, over=result["ended"] in GOOD)
-                    set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+                    finish(order, result)
                     if result["ended"] == "interrupted":  # its storage is full or away
                         raise StorageError(result["reason"])
                     idle.append(group)
@@ -165,16 +164,21 @@ def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "", **more
     run.set_status(state, reason, **({"traceback": trace} if trace else {}), **more)
 
 
-def bring_back(run: RunDir, place: str, over: bool = False) -> None:
-    """Copy the weights of the best epoch into the run folder, from where the checkpoints are.
+def finish(order: Order, result: Mapping[str, Any]) -> None:
+    """Keep what a training ends with. Its latest state goes last: what says "running" without it would begin anew."""
+    bring_back(order.run, order.place)
+    set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+    if result["ended"] in GOOD:
+        kept = Checkpoints(order.place)
+        kept.delete(kept.last)
+        kept.close()
 
-    A training that is `over` needs its latest state no more: it is deleted.
-    """
+
+def bring_back(run: RunDir, place: str) -> None:
+    """Copy the weights of the best epoch into the run folder, from where the checkpoints are."""
     kept = Checkpoints(place)
     if Path(place) != run.path.resolve():
         kept.fetch()
         if kept.best.exists():
             write_bytes(run.best, kept.best.read_bytes())
-    if over:
-        kept.delete(kept.last)
     kept.close()
