@@ -160,6 +160,21 @@ def test_an_odd_picture_that_is_fine(name: str, tmp_path: Path, monkeypatch: pyt
     assert sum(count["slices"] for count in manifest.counts.values()) == 12
 
 
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("(a{99999999999999999999})", "the repetition number is too large), got '(a{99999999999999999999})'"),
+        ("(" * 3000 + ")" * 3000, f"nested too deeply), got '{'(' * 499}... (6002 characters)"),
+    ],
+    ids=["a huge repetition", "depths"],
+)
+def test_a_bad_pattern(pattern: str, fault: str, refused: Callable[..., str]) -> None:
+    pictures(1)
+    assert refused("prepare", "p", "out", "--patient-pattern", pattern) == (
+        f"--patient-pattern: not a regular expression ({fault}"
+    )
+
+
 HEADER = "patient,timepoint,image,mask\n"
 LONG = "x" * 300
 
