@@ -72,6 +72,14 @@ TOO_MANY = "exceeds limit of {} pixels, could be decompression bomb DOS attack."
 FAULTS: dict[str, tuple[Change, str]] = {
     "empty": (lambda image, _: image.write_bytes(b""), unreadable("cannot identify image file 'p00_1.png'")),
     "text": (lambda image, _: image.write_text("hello"), unreadable("cannot identify image file 'p00_1.png'")),
+    "a bitmap by another name": (
+        lambda image, _: Image.fromarray(pixels(image)).save(image, "BMP"),
+        unreadable("cannot identify image file 'p00_1.png'"),
+    ),
+    "a program for Ghostscript": (
+        lambda image, _: Image.fromarray(pixels(image)).save(image, "EPS"),
+        unreadable("cannot identify image file 'p00_1.png'"),
+    ),
     "cut": (lambda image, _: image.write_bytes(image.read_bytes()[:300]), unreadable("image file is truncated")),
     "more pixels than can be": (
         lambda image, _: image.write_bytes(promising(60000, 60000)),
