@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import wmlsearch.search  # noqa: F401 - before any test imports Ray, which then listens on this machine only
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare

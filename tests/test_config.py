@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def faults(**values: Any) -> tuple[str, ...]:
     assert caught.value.headline == "my.yaml: not a valid configuration"
     assert str(caught.value) == "\n".join([caught.value.headline, *(f"  - {fault}" for fault in caught.value.faults)])
     return caught.value.faults
+
+
+@pytest.mark.parametrize("model", [TrialConfig, RunSettings])
+def test_each_number_has_a_most(model: type[TrialConfig] | type[RunSettings]) -> None:
+    """What is beyond it breaks NumPy, JSON or a clock in the middle of a search."""
+    for name, field in model.model_fields.items():
+        for kind, value in ((int, 10**30), (float, 1e30)):
+            if re.search(rf"\b{kind.__name__}\b", str(field.annotation)):
+                with pytest.raises(InputError, match=f"{name} must be less than") as caught:
+                    model.of({name: value})
+                assert len(caught.value.faults) == 1
 
 
 def test_defaults_are_the_papers_point() -> None:

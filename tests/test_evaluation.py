@@ -223,6 +223,11 @@ def write_pictures(raw: Path) -> None:
                 Image.fromarray(array).save(raw / folder / f"p{patient}_{number}.png")
 
 
+def test_a_training_below_the_root_folder_belongs_to_no_search() -> None:
+    run = RunDir(Path("/model"))  # as a container mounts it
+    assert ending.root_of(run) is run
+
+
 def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
     """A single training of an epoch on these data, after `wmlsearch evaluate`."""
     prepared, config = PreparedData.open(data), TrialConfig(depth=2, base_channels=4, norm="instance")

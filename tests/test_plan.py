@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner
+from processes import watching_sockets
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -199,8 +201,10 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
     space = SearchSpace.of({"depth": {"choices": [1, 2]}, "base_channels": 4})
     settings = RunSettings(trials=2, epochs=3, baseline=False, scheduler="median", target_dice=0.9)
     slots = Slots(count=1, workers=2, cpus=1, gpus=0)
-    with ray_at(None):
+    with ray_at(None), watching_sockets(os.getpid()) as sockets:
         made = forecast(space, settings, parcel(prepared, send=False), slots, slots, limit_s=1)
+    assert any("_Worker" in name for name, _, _ in sockets), "the ranks, by gloo"
+    assert [found for found in sockets if not ipaddress.ip_address(found[1]).is_loopback] == []
     assert made.final_s == made.final_epochs == made.final_runs == made.gpu_hours == 0
     assert made.search_s > 0
     assert made.notes == (

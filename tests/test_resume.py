@@ -179,6 +179,19 @@ def test_warm_start_takes_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
     assert "warmup_fraction" not in trials[2].params, "the paper's schedule is plateau"
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["null", "[]", "7", "{}", '{"op_code": 99, "worker_id": "w"}', '{"op_code": 0, "worker_id": {}}', "[" * 100_000],
+    ids=lambda line: line[:20],
+)
+def test_a_damaged_line_of_the_journal_stands_in_no_ones_way(line: str, tmp_path: Path) -> None:
+    search, space = SearchDir.create(tmp_path / "new", about()), SearchSpace.read("quick")
+    asked = Study(search, space, RunSettings()).ask(0)
+    lines = search.journal.read_text().splitlines()
+    search.journal.write_text("".join(f"{it}\n" for it in [lines[0], line, *lines[1:]]))
+    assert Study(search, space, RunSettings()).ask(0) == asked
+
+
 def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
     from wmlsearch import study
 

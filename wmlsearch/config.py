@@ -75,13 +75,13 @@ class TrialConfig(_Strict):
     weight_decay: float = Field(0.0, ge=0, le=10)
     batch_size: int = Field(5, ge=1, le=4096)  # slices a step, over all workers of the trial
     schedule: Literal["plateau", "cosine", "step", "onecycle", "constant"] = "plateau"
-    min_learning_rate: float = Field(1e-5, ge=0)  # floor of plateau, end of cosine
-    plateau_patience: int = Field(5, ge=1)  # epochs without a better validation loss before the rate falls
+    min_learning_rate: float = Field(1e-5, ge=0, le=10)  # floor of plateau, end of cosine
+    plateau_patience: int = Field(5, ge=1, le=100_000)  # epochs without a better validation loss before the rate falls
     plateau_factor: float = Field(0.1, gt=0, lt=1)  # what it falls by (not in the paper)
     warmup_fraction: float = Field(0.0, ge=0, lt=1)  # cosine: share of all steps in which the rate rises
     step_fraction: float = Field(0.5, gt=0, lt=1)  # step: share of all steps before the rate falls
     step_factor: float = Field(0.1, gt=0, lt=1)  # step: what it falls by
-    early_stop_patience: int = Field(10, ge=1)  # epochs without a better validation loss before training ends
+    early_stop_patience: int = Field(10, ge=1, le=100_000)  # epochs without a better validation loss before the end
     augment: Literal["none", "flip", "affine"] = "none"
 
     @model_validator(mode="after")
@@ -113,20 +113,22 @@ class RunSettings(_Strict):
     objectives: list[str] = Field(default_factory=list)
     trials: int = Field(20, ge=1, le=1_000_000)
     # Budgets; the first that is reached ends the trials. They hold what the final runs will take back. None: no budget.
-    max_hours: Annotated[float, Field(gt=0)] | None = None  # in which the search ran
-    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of all GPUs that trainings hold
-    max_epochs_total: Annotated[int, Field(ge=1)] | None = None  # of all trainings together
+    max_hours: Annotated[float, Field(gt=0, le=1_000_000)] | None = None  # in which the search ran
+    max_gpu_hours: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None  # of all GPUs that trainings hold
+    max_epochs_total: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None  # of all trainings together
     target_dice: Annotated[float, Field(gt=0, le=1)] | None = None  # val_dice_best of any trial
     # GB (1e9 bytes) that checkpoints of trials may take at a time. None: what running trials and the best few need.
-    max_checkpoint_gb: Annotated[float, Field(gt=0)] | None = None
+    max_checkpoint_gb: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None
     # What proposes configurations: search/forest.py, or one of Optuna's samplers.
     sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = "forest"
     # What stops poor trials early: one of Ray's, or pbt, which puts children of good trials in their place.
     scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = "asha"
-    grace_epochs: int = Field(2, ge=1)  # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
-    reduction_factor: int = Field(3, ge=2)  # ASHA: of each rung the best 1/reduction_factor go on
-    workers_per_trial: int = Field(1, ge=1)
-    trial_timeout: Annotated[float, Field(gt=0)] | None = None  # seconds without a report, then its process is ended
+    # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
+    grace_epochs: int = Field(2, ge=1, le=100_000)
+    reduction_factor: int = Field(3, ge=2, le=1_000_000)  # ASHA: of each rung the best 1/reduction_factor go on
+    workers_per_trial: int = Field(1, ge=1, le=4096)
+    # Seconds without a report, then its process is ended.
+    trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None
     baseline: bool = True  # train the paper's configuration at the end, and confirm the best ones beside it
     confirm_top: int = Field(3, ge=0, le=100)  # so many of the best configurations, other than the paper's
     confirm_seeds: int = Field(3, ge=1, le=100)  # each with so many seeds: `seed`, `seed` + 1, ...

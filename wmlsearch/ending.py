@@ -186,7 +186,7 @@ def flat(found: dict[str, Any], role: str) -> dict[str, float]:
 
 def root_of(run: RunDir) -> RunDir:
     """The search that a run belongs to, or the run itself."""
-    above = SearchDir(run.path.resolve().parents[1])
+    above = SearchDir(run.path.resolve().parent.parent)  # which is / at /, where `parents` has an end
     return above if not isinstance(run, SearchDir) and above.begun() else run
 
 

@@ -72,6 +72,14 @@ TOO_MANY = "exceeds limit of {} pixels, could be decompression bomb DOS attack."
 FAULTS: dict[str, tuple[Change, str]] = {
     "empty": (lambda image, _: image.write_bytes(b""), unreadable("cannot identify image file 'p00_1.png'")),
     "text": (lambda image, _: image.write_text("hello"), unreadable("cannot identify image file 'p00_1.png'")),
+    "a bitmap by another name": (
+        lambda image, _: Image.fromarray(pixels(image)).save(image, "BMP"),
+        unreadable("cannot identify image file 'p00_1.png'"),
+    ),
+    "a program for Ghostscript": (
+        lambda image, _: Image.fromarray(pixels(image)).save(image, "EPS"),
+        unreadable("cannot identify image file 'p00_1.png'"),
+    ),
     "cut": (lambda image, _: image.write_bytes(image.read_bytes()[:300]), unreadable("image file is truncated")),
     "more pixels than can be": (
         lambda image, _: image.write_bytes(promising(60000, 60000)),
@@ -158,6 +166,21 @@ def test_an_odd_picture_that_is_fine(name: str, tmp_path: Path, monkeypatch: pyt
     options = PrepareOptions(size=32, fit="resize", patient_pattern=PATTERN, jobs=1)
     manifest = prepare(Path("p"), Path("out"), options)
     assert sum(count["slices"] for count in manifest.counts.values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("(a{99999999999999999999})", "the repetition number is too large), got '(a{99999999999999999999})'"),
+        ("(" * 3000 + ")" * 3000, f"nested too deeply), got '{'(' * 499}... (6002 characters)"),
+    ],
+    ids=["a huge repetition", "depths"],
+)
+def test_a_bad_pattern(pattern: str, fault: str, refused: Callable[..., str]) -> None:
+    pictures(1)
+    assert refused("prepare", "p", "out", "--patient-pattern", pattern) == (
+        f"--patient-pattern: not a regular expression ({fault}"
+    )
 
 
 HEADER = "patient,timepoint,image,mask\n"

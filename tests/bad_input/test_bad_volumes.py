@@ -54,6 +54,16 @@ def header(offset: int, form: str, *values: Any) -> Change:
     return unpacked(lambda it: it[:offset] + new + it[offset + len(new) :])
 
 
+def extended(size: int, extensions: bytes) -> Change:
+    """So many bytes more between the FLAIR's header and its voxels, which begin with these extensions."""
+    offset = struct.pack("<f", 352 + size)
+    return unpacked(lambda it: it[:108] + offset + it[112:348] + b"\1\0\0\0" + extensions.ljust(size, b"\0") + it[352:])
+
+
+def before_voxels(rule: str) -> str:
+    return f"{FLAIR}: {rule}; write it anew, without extensions of its header"
+
+
 def cut(size: int) -> Change:
     return lambda flair, _: flair.write_bytes(flair.read_bytes()[:size])
 
@@ -121,6 +131,24 @@ FAULTS: dict[str, tuple[Change, str]] = {
         header(42, "3h", 600, 600, 600),
         f"{FLAIR}: its header promises 432,000,000 bytes of voxels, which can't be in a gzip file of {{size:,}}; "
         "replace the file",
+    ),
+    "96 MiB of nothing before its voxels": (
+        extended(2**20 * 96, struct.pack("<2i", 2**20 * 96, 6)),
+        before_voxels("its voxels must begin between byte 352 and byte 1048576, but its header says byte 100663648"),
+    ),
+    "voxels that begin with the header": (
+        header(108, "f", 0.0),
+        before_voxels("its voxels must begin between byte 352 and byte 1048576, but its header says byte 0"),
+    ),
+    "an extension longer than what is before the voxels": (
+        extended(64, struct.pack("<2i", 32, 6) + bytes(24) + struct.pack("<2i", 2**31 - 16, 6)),
+        before_voxels(
+            "an extension of its header must have from 8 to 32 bytes, up to the voxels, but it says 2147483632"
+        ),
+    ),
+    "an extension that is read to the file's end": (
+        extended(64, bytes(64)),
+        before_voxels("an extension of its header must have from 8 to 64 bytes, up to the voxels, but it says 0"),
     ),
     "colours": (of_kind(RGB), f"{FLAIR}: voxels must be plain numbers, but are {RGB}; convert it"),
     "complex": (of_kind(np.complex64), f"{FLAIR}: voxels must be plain numbers, but are complex64; convert it"),

@@ -42,6 +42,7 @@ FAULTS = {
     "step_factor: 0": "step_factor must be greater than 0, but got 0.0",
     "step_factor: null": "step_factor must be a valid number, but got None",
     "early_stop_patience: 0": "early_stop_patience must be greater than or equal to 1, but got 0",
+    "early_stop_patience: 100001": "early_stop_patience must be less than or equal to 100000, but got 100001",
     "early_stop_patience: '7'": "early_stop_patience must be a valid integer, but got '7'",
     "augment: rotate": "augment must be none, flip or affine, but got 'rotate'",
     "epochs: 18": "unknown name 'epochs': known are " + ", ".join(TrialConfig.model_fields),
@@ -56,6 +57,9 @@ FAULTS = {
     f"depth: {{low: {HUGE}, high: 3}}": (
         "depth: low < high must hold, but got (low=a number of more than 4300 digits, high=3)\n"
         "  - depth must be less than or equal to 8, but got a number of more than 4300 digits"
+    ),
+    f"plateau_patience: {{low: 2, high: {10**30}}}": (
+        f"plateau_patience must be less than or equal to 100000, but got {10**30}"
     ),
     "depth: {low: 1, high: .nan}": "depth must be a valid integer, but got nan",
     "weight_decay: {low: -1.0, high: 1.0, log: true}": (

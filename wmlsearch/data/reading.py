@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import warnings
+import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from wmlsearch.data.sources import Source
 
 Array = np.ndarray[Any, Any]
 MOST_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
+MOST_BEFORE = 2**20  # bytes that may stand before the voxels: the header and its extensions
 MOST_SURPLUS = 2**20  # bytes that may follow the voxels in a gzip file
 MOST_DEFLATION = 1032  # no deflated file gets smaller than by this factor (zlib's technical details)
+PICTURE_FORMATS = ("PNG", "TIFF", "JPEG")  # of all that Pillow knows: for EPS it would run Ghostscript
 SAME_GRID = 0.01  # voxels: how far a mask's corners may lie from its image's
 
 
@@ -132,6 +135,7 @@ def _load_pictures(source: Source, threshold: float | None) -> Stack:
 def _open(source: Source, path: Path) -> Any:
     """A NIfTI image, its header read and sane, its voxels still on disk."""
     name = source.name(path)
+    _check_before_voxels(name, path)
     try:
         with nib.imageglobals.LoggingOutputSuppressor():  # what it says of odd headers names no file
             image: Any = nib.load(path)
@@ -153,6 +157,37 @@ def _open(source: Source, path: Path) -> Any:
             "replace the file"
         )
     return image
+
+
+def _check_before_voxels(name: str, path: Path) -> None:
+    """Refuse a header that sends nibabel far: it reads all extensions into memory, be they as long as they say."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            before = file.read(MOST_BEFORE)
+    except (OSError, EOFError, zlib.error):
+        return  # nibabel finds it too, and says what it is
+    kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(before)), None)
+    if kind is None:
+        return
+    place = kind.template_dtype.itemsize
+    header = kind(before[:place], check=False)
+    start = float(header["vox_offset"])
+    if start == 0 or start > MOST_BEFORE:
+        raise Fault(
+            f"{name}: its voxels must begin between byte {place + 4} and byte {MOST_BEFORE}, but its header says byte "
+            f"{start:.0f}; write it anew, without extensions of its header"
+        )
+    if before[place : place + 1] in (b"", b"\0"):
+        return
+    place += 4
+    while place + 16 <= min(start, len(before)):
+        size = int(np.frombuffer(before, f"{header.endianness}i4", 1, place)[0])
+        if not 8 <= size <= start - place:
+            raise Fault(
+                f"{name}: an extension of its header must have from 8 to {start - place:.0f} bytes, up to the voxels, "
+                f"but it says {size}; write it anew, without extensions of its header"
+            )
+        place += size
 
 
 def _voxels(source: Source, path: Path, image: Any) -> Array:
@@ -195,7 +230,7 @@ def _read_picture(source: Source, path: Path) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=PICTURE_FORMATS)
         with image:
             pages = getattr(image, "n_frames", 1)
             array = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "CMYK") else image)

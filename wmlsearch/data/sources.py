@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.config import InputError, shown
 from wmlsearch.data.split import patient_name
 
 PATTERN_TIMEOUT_S = 10.0  # for the names of all files: some patterns take for ever on some names
@@ -184,8 +184,9 @@ def _from_table(table: Path, faults: list[str]) -> list[Source]:
 def _from_pairs(raw: Path, pattern: str | None, faults: list[str]) -> list[Source]:
     try:
         regex = re.compile(pattern) if pattern is not None else None
-    except re.error as error:
-        raise InputError(f"--patient-pattern: not a regular expression ({error}), got {pattern!r}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"--patient-pattern: not a regular expression ({why}), got {shown(pattern)}") from None
     if regex is not None and "patient" not in regex.groupindex and regex.groups != 1:
         raise InputError(
             f"--patient-pattern: needs one group, the patient, or groups named patient and timepoint, "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,7 +21,7 @@ from torch import distributed
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.model.memory import held_bytes
 from wmlsearch.model.timing import Pace, Timing, timed
-from wmlsearch.search.cluster import Slots, available_cpus
+from wmlsearch.search.cluster import EMBEDDED, Slots, available_cpus
 from wmlsearch.search.room import Fit, foretell
 from wmlsearch.search.slot import open_data
 
@@ -51,6 +53,7 @@ class Measuring:
 
     def __enter__(self) -> Measuring:
         self.began = time.monotonic()
+        self.scratch = tempfile.TemporaryDirectory(prefix="wmlsearch-measure-")
         try:
             self._start()
         except BaseException:
@@ -64,6 +67,7 @@ class Measuring:
             ray.kill(worker)
         for room in self.rooms:
             remove_placement_group(room)
+        self.scratch.cleanup()
 
     def time(self, config: TrialConfig, settings: RunSettings, limit_s: float) -> Timing:
         """All slots at once, so that what they take from each other is in the figures.
@@ -106,8 +110,11 @@ class Measuring:
             places = [PlacementGroupSchedulingStrategy(room, rank) for rank in range(slots.workers)]
             self.groups.append([actor.options(scheduling_strategy=it).remote(self.data, slots.cpus) for it in places])
         self.device = self._get([worker.device.remote() for group in self.groups for worker in group])[0]
-        for group in self.groups if slots.workers > 1 else ():
-            (address,) = self._get([group[0].address.remote()])
+        for number, group in enumerate(self.groups if slots.workers > 1 else ()):
+            if EMBEDDED in os.environ:  # by a file, as in group.py: torch's own store listens on all interfaces
+                address = Path(self.scratch.name, f"rendezvous-{number}").as_uri()
+            else:
+                (address,) = self._get([group[0].address.remote()])
             self._get([worker.join.remote(address, rank, slots.workers) for rank, worker in enumerate(group)])
 
     def _get(self, asked: list[Any]) -> Any:

@@ -42,6 +42,8 @@ TOLD = {
 TOLD_OF_SEVERAL = {**TOLD, "stopped": TrialState.FAIL, "interrupted": TrialState.FAIL}
 VIOLATED = ("diverged", "out_of_memory")
 NOTES_OF_CMAES = ("cma:", "x_for_tell")
+# What Optuna raises for a damaged journal, depending on what stands in the line.
+_OF_DAMAGE = (LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
 STARTUP_TRIALS = 10  # drawn at random before a model of the past proposes
 
 
@@ -238,7 +240,7 @@ def _notes_of_samplers(journal: Path, name: str) -> tuple[dict[str, Any], dict[i
             if "trial" in trial.user_attrs
         }
         return dict(storage.get_study_system_attrs(study)), of_trials
-    except (KeyError, ValueError):  # damaged, or a search that died before its study was made
+    except _OF_DAMAGE:  # or of a search that died before its study was made
         return {}, {}
 
 
