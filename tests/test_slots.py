@@ -109,6 +109,20 @@ def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("given", ["ckpts", "./ckpts/", "file://CWD/ckpts"])
+def test_a_storage_is_the_same_folder_from_wherever(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers have other working folders than the command line."""
+    monkeypatch.chdir(tmp_path)
+    where, search = jobs.Where(storage=given.replace("CWD", str(tmp_path))), SearchDir(tmp_path / "runs" / "s")
+    where.make_place(search)
+    monkeypatch.chdir("/")
+    assert where.place(search.trial(3)) == str(tmp_path / "ckpts/s/trials/0003")
+    Checkpoints(where.place(search.trial(3))).fetch()
+    assert (tmp_path / "ckpts/s/trials/0003").is_dir()
+
+
 def test_an_unreachable_cluster_is_told_in_bounded_time(prepared: Path, tmp_path: Path) -> None:
     address = "127.0.0.1:1"  # nobody listens there
     done = run("tune", "quick", "--data", str(prepared), "--out", str(tmp_path / "runs"), "--ray-address", address)

@@ -39,6 +39,11 @@ class Where:
     gpus_per_worker: float | None = None  # None: one, where there are GPUs
     trials_per_gpu: int | Literal["auto"] = 1  # auto: as many as search/packing.py finds best, one until it has
 
+    def __post_init__(self) -> None:
+        """A folder gets its whole path: Ray's processes have working folders of their own."""
+        if self.storage and ("://" not in self.storage or self.storage.startswith("file:///")):
+            object.__setattr__(self, "storage", str(Path(self.storage.removeprefix("file://")).absolute()))
+
     def check_before_ray(self, trials: int) -> None:
         """Refuse what can't run, before Ray starts. Raises InputError."""
         faults = []
