@@ -8,8 +8,8 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs import RunDir
+from wmlsearch.store import without_password
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Node, Request, Slots
@@ -112,6 +113,24 @@ class Where:
                 )
             gpus = None if shared == "auto" else share_of_gpu(shared)
         return Request(self.workers_per_trial, None, gpus)
+
+    def as_begun(self, about: Mapping[str, Any]) -> Where:
+        """For a search that goes on: its trials keep their shape and, unless another one is given, their storage.
+
+        Raises InputError where that can't be read from what the search says of itself.
+        """
+        storage = self.storage or about.get("storage")
+        if storage and "***" in storage:
+            raise InputError(
+                f"{about['name']}: its checkpoints are in {storage}, whose password is kept nowhere; give --storage "
+                "(or WMLSEARCH_STORAGE) with it"
+            )
+        return replace(self, **about["shape"], storage=storage)
+
+    @property
+    def storage_to_keep(self) -> str | None:
+        """The storage as a search's folder may hold it."""
+        return without_password(self.storage) if self.storage else None
 
     def make_place(self, search: RunDir) -> None:
         """Make the folder of a search in the storage: workers make those of its trainings below it.

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wmlsearch.config import RunSettings
 from wmlsearch.files import StorageError, write_bytes
 from wmlsearch.runs import GOOD, RUNNING, RunDir
-from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.checkpoints import Checkpoints, forget
 from wmlsearch.search.cluster import Slots
 from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
 
@@ -109,8 +109,7 @@ def _train(
                 if not result.get("done"):
                     steps[group.step.remote()] = group, order
                 else:
-                    bring_back(order.run, order.place, over=result["ended"] in GOOD)
-                    set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+                    _end(order, result)
                     if result["ended"] == "interrupted":  # its storage is full or away
                         raise StorageError(result["reason"])
                     idle.append(group)
@@ -160,21 +159,24 @@ def write_result(run: RunDir, result: dict[str, Any], trained: set[Path], hung: 
     return rows
 
 
+def _end(order: Order, result: Mapping[str, Any]) -> None:
+    """Its weights, then the word how it ended, then its latest state: who is killed in between loses nothing."""
+    bring_back(order.run, order.place)
+    set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+    if result["ended"] in GOOD:
+        forget(order.place, "last")
+
+
 def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "", **more: Any) -> None:
     """How a training ended: the reason in one line, and the traceback where there is one."""
     run.set_status(state, reason, **({"traceback": trace} if trace else {}), **more)
 
 
-def bring_back(run: RunDir, place: str, over: bool = False) -> None:
-    """Copy the weights of the best epoch into the run folder, from where the checkpoints are.
-
-    A training that is `over` needs its latest state no more: it is deleted.
-    """
+def bring_back(run: RunDir, place: str) -> None:
+    """Copy the weights of the best epoch into the run folder, from where the checkpoints are."""
     kept = Checkpoints(place)
     if Path(place) != run.path.resolve():
         kept.fetch()
         if kept.best.exists():
             write_bytes(run.best, kept.best.read_bytes())
-    if over:
-        kept.delete(kept.last)
     kept.close()
