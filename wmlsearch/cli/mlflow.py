@@ -142,7 +142,7 @@ def _page(uri: str, out: Path) -> str:
     from wmlsearch.config import InputError
     from wmlsearch.runs import SearchDir, created, every
     from wmlsearch.store import connect, why, without_password
-    from wmlsearch.tracking import EXPERIMENT
+    from wmlsearch.tracking import DELETED, EXPERIMENT
     from wmlsearch.views import TAG, page
 
     try:
@@ -150,7 +150,7 @@ def _page(uri: str, out: Path) -> str:
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
         raise InputError(f"{where}: MLflow doesn't answer ({why(error)}); is the server up?") from None
-    if found is None:
+    if found is None or found.lifecycle_stage == DELETED:
         return ""
     searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=created)
     known = [it.name for it in searches if TAG + it.name in found.tags]
