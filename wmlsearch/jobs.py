@@ -19,8 +19,8 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.files import without_password
 from wmlsearch.runs import RunDir
-from wmlsearch.store import without_password
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Node, Request, Slots

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from wmlsearch.config import InputError
+from wmlsearch.files import without_password
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.store import connect, why, without_password
+from wmlsearch.store import connect, why
 from wmlsearch.tracking import FilesMissing, Refused, push
 
 LONGEST_WAIT_S = 15.0  # for an MLflow that is away, before it is asked again
@@ -166,7 +167,7 @@ def copy(uri: str, root: RunDir, runs: Iterable[RunDir]) -> tuple[list[RunDir], 
     except InputError as error:
         problem = str(error)
     except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
-        problem = why(error)
+        problem = why(error, uri)
     return left, problem
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.files import without_password
 from wmlsearch.jobs import Where, about_data
 from wmlsearch.model.training import check_trainable, load_checkpoint
 from wmlsearch.runs import GOOD, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import Choices, SearchSpace
-from wmlsearch.store import without_password
 
 if TYPE_CHECKING:
     from wmlsearch.search.cluster import Slots

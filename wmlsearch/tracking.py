@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.split import OPTIMISTIC
-from wmlsearch.files import write_json
+from wmlsearch.files import without_password, write_json
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect, why, without_password
+from wmlsearch.store import connect, why
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -56,7 +56,7 @@ def sync(run: RunDir, uri: str) -> int:
         raise
     except Exception as error:
         raise InputError(
-            f"{without_password(uri)}: MLflow doesn't take the runs ({why(error)}); nothing is lost, "
+            f"{without_password(uri)}: MLflow doesn't take the runs ({why(error, uri)}); nothing is lost, "
             "try `wmlsearch sync` later"
         ) from None
     if refused:
@@ -102,7 +102,7 @@ def push(
         if error.error_code not in REFUSALS:
             raise
         _experiment(client, uri)
-        raise Refused(why(error)) from None
+        raise Refused(why(error, uri)) from None
 
 
 def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool, files: bool) -> None:
@@ -193,7 +193,7 @@ def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything:
         try:
             _push_files(client, run, root, ledger, address, place)
         except Exception as error:  # of any of the stores that MLflow knows
-            raise FilesMissing(why(error)) from None
+            raise FilesMissing(why(error, address)) from None
 
 
 def _push_files(

@@ -14,7 +14,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from wmlsearch.config import InputError
-from wmlsearch.files import patiently
+from wmlsearch.files import patiently, without_password
 from wmlsearch.objectives import front
 from wmlsearch.runs import RunDir
 
@@ -198,8 +198,10 @@ def check_writable(place: str) -> None:
         system.delete_file(probe)
     except (OSError, ValueError) as error:
         code = getattr(error, "errno", None)
-        reason = os.strerror(code) if code else " ".join(str(error).split())[:200]
+        shown = without_password(place)
+        said = without_password(" ".join(str(error).replace(place, shown).split()))
+        reason = os.strerror(code) if code else said[:200]
         raise InputError(
-            f"--storage {place}: can't be written ({reason}); "
+            f"--storage {shown}: can't be written ({reason}); "
             "name a folder or URI that all machines of the cluster can write"
         ) from None
