@@ -27,7 +27,6 @@ from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.display import SearchDisplay
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.search import confirm
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.cluster import Slots
@@ -330,20 +329,3 @@ def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) 
     }
     client = MlflowClient(default_uri(tmp_path))
     assert {run.info.status for run in client.search_runs(["1"])} == {"FINISHED", "KILLED"}
-
-
-def test_a_final_runs_latest_state_is_deleted_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDir.create(tmp_path / "r", {})
-    run.last.touch()
-    order = confirm.Order(run, {}, 0, str(run.path))
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(confirm, "set_ended", full)
-        with pytest.raises(OSError, match="No space"):
-            confirm.finish(order, {"ended": "completed"})
-    assert run.last.exists(), "it says running, and goes on from here"
-    confirm.finish(order, {"ended": "completed"})
-    assert (run.state, run.last.exists()) == ("completed", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from processes import wait_for
 from whole_search import EPOCHS, begin, run, start, told, tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.jobs import Where
 from wmlsearch.runs import ENDED, RunDir, SearchDir
 from wmlsearch.search.schedule import Scheduler
 from wmlsearch.search.suggest import Study, known_earlier
@@ -200,3 +202,20 @@ def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path)
     )
     with pytest.raises(InputError, match=rf"^{prepared}: is not the data of s \(fingerprint \w+ instead of f\); give"):
         study.resume(search, {}, None, default_uri(tmp_path), lambda run: run.name)
+
+
+def test_a_search_goes_on_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmlsearch import study
+
+    monkeypatch.setattr("wmlsearch.search.cluster.ray_at", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(study, "_tune", lambda job, _: job.where.storage)
+    monkeypatch.chdir(tmp_path)
+    search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
+    settings = RunSettings(trials=2, epochs=2, baseline=False, forecast=False)
+    study.tune(search, SearchSpace.read("quick"), settings, prepared, uri, print, Where(storage="kept"), print)
+    assert search.about()["storage"] == f"{tmp_path}/kept"
+    monkeypatch.chdir("/")
+    assert study.resume(search, {}, None, uri, print) == f"{tmp_path}/kept"
+    moved = Where(storage=f"{tmp_path}/moved")
+    assert study.resume(search, {}, None, uri, print, moved) == f"{tmp_path}/moved"
+    assert study.resume(search, {}, None, uri, print) == f"{tmp_path}/moved", "given once, it is the search's own"

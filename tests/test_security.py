@@ -31,9 +31,11 @@ from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.ending import sealed_test
-from wmlsearch.files import without_home
+from wmlsearch.files import without_home, without_password
 from wmlsearch.jobs import about_data, versions
 from wmlsearch.runs import SearchDir
+from wmlsearch.search.checkpoints import check_writable
+from wmlsearch.store import check_uri, why
 from wmlsearch.tracking import default_uri, sync
 from wmlsearch.verdict.report import write_report
 
@@ -136,6 +138,47 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
 def test_home_directories_are_not_named(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/srv/ann")
     assert without_home(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:p@ss@host:5000", "http://me:***@host:5000"),
+        ("http://me@corp.com:p@ss@host", "http://me@corp.com:***@host"),
+        ("postgresql://me:pa/s?s@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:p w@host/db", "postgresql://me:***@host/db"),
+        (
+            "postgresql://host:5432/db?user=me&password=s3@c ret&x=1",
+            "postgresql://host:5432/db?user=me&password=***&x=1",
+        ),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dpa%3Bx", "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D***"),
+        ("s3://key:se/cret@bucket/x?region=eu", "s3://key:***@bucket/x?region=eu"),
+        ("s3://bucket/x?sas_token=abc&sig=def", "s3://bucket/x?sas_token=***&sig=***"),
+        ("an error at http://me:p@s/s@host:1/x, for a@b", "an error at http://me:***@host:1/x, for a@b"),
+        (
+            "no passwords: http://host:5000/x, s3://bucket/a@b?c=d",
+            "no passwords: http://host:5000/x, s3://bucket/a@b?c=d",
+        ),
+        ("sqlite:////data/a:b/m@il/mlflow.db", "sqlite:////data/a:b/m@il/mlflow.db"),
+    ],
+)
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    assert without_password(text) == shown
+    assert without_password(shown) == shown
+
+
+def test_no_message_has_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("http://me:se/cret@host", "me:secret@host:1", "ftp://me:sec ret@host"):
+        with pytest.raises(InputError) as refused:
+            check_uri(uri)
+        assert re.search("se/?c ?r?et", str(refused.value)) is None, str(refused.value)
+        assert re.match(r"(\w+://)?me:\*\*\*@host", str(refused.value))
+    uri = f"postgresql://me:{'p w' * 100}@host"
+    assert why(ValueError(f"can't parse {uri}"), uri) == "ValueError: can't parse postgresql://me:***@host"
+    assert "cut" not in why(ValueError(f"{'x' * 280} http://me:cutthis@host"))
+    with pytest.raises(InputError, match=r"^--storage foo://key:\*\*\*@bucket: can't be written \(") as refused:
+        check_writable("foo://key:se/cret@bucket")
+    assert "cret" not in str(refused.value)
 
 
 # ------------------------------------------------------------------------------------------------ MLflow of a cluster

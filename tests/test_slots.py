@@ -16,7 +16,8 @@ from processes import wait_for
 
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
-from wmlsearch.runs import SearchDir
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search import confirm
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
 from wmlsearch.search.cluster import Request, Slots, plan_slots, ray_at
 from wmlsearch.search.group import Group
@@ -107,6 +108,43 @@ def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
     )
     check_writable(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("given", ["ckpts", "./ckpts/", "file://CWD/ckpts"])
+def test_a_storage_is_the_same_folder_from_wherever(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers have other working folders than the command line."""
+    monkeypatch.chdir(tmp_path)
+    where, search = jobs.Where(storage=given.replace("CWD", str(tmp_path))), SearchDir(tmp_path / "runs" / "s")
+    where.make_place(search)
+    monkeypatch.chdir("/")
+    assert where.place(search.trial(3)) == str(tmp_path / "ckpts/s/trials/0003")
+    Checkpoints(where.place(search.trial(3))).fetch()
+    assert (tmp_path / "ckpts/s/trials/0003").is_dir()
+
+
+def test_a_final_run_that_is_killed_at_its_end_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, kept = RunDir.create(tmp_path / "run", {"name": "paper-seed0"}), Checkpoints(str(tmp_path / "kept" / "run"))
+    order = confirm.Order(run, {}, 0, str(tmp_path / "kept" / "run"))
+    (tmp_path / "kept").mkdir()
+    kept.fetch()
+    for path in (kept.best, kept.last):
+        path.write_bytes(path.name.encode())
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    for word, state in (("bring_back", "running"), ("set_ended", "running"), ("forget", "completed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(confirm, word, killed)
+            with pytest.raises(SystemExit):
+                confirm.finish(order, {"ended": "completed"})
+        assert (run.state, kept.last.exists()) == (state, True), "it goes on, or has ended"
+    confirm.finish(order, {"ended": "completed"})
+    assert (run.best.read_bytes(), kept.last.exists(), kept.best.exists()) == (b"best.pt", False, True)
 
 
 def test_an_unreachable_cluster_is_told_in_bounded_time(prepared: Path, tmp_path: Path) -> None:

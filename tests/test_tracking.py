@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from processes import wait_for
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.mirror import Mirror
+from wmlsearch.mirror import Mirror, copy
 from wmlsearch.mirror import _start as mirror_process
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.tracking import connect, default_uri, push, sync
@@ -152,6 +152,65 @@ def test_a_run_that_a_slow_server_made_after_all_is_deleted(search: SearchDir) -
     sync(search, uri)
     assert content(uri) == once
     assert run.ledger()["run_id"] != late.info.run_id
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_made_anew(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client = connect(uri)
+    sync(search, uri)
+    once = content(uri)
+    for run in (search.trial(0), search):
+        client.delete_run(run.ledger()["run_id"])
+    (run := search.trial(0)).set_ledger({**run.ledger(), "rows": 1})
+    assert copy(uri, search, [run, search.trial(1)]) == ([], "")
+    assert [key for key, *_ in content(uri)] == [key for key, *_ in once if key != search.about()["key"]]
+    client.delete_run(run.ledger()["run_id"])
+    assert sync(search, uri) == 7
+    assert content(uri) == once
+    parent = search.ledger()["run_id"]
+    assert len(client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")) == 6
+
+
+def test_a_deleted_experiment_is_left_deleted(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client = connect(uri)
+    sync(search, uri)
+    once = content(uri)
+    client.delete_experiment("1")
+    said = (
+        f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`mlflow experiments "
+        "restore -x 1`, with MLFLOW_TRACKING_URI), or give another --mlflow-uri"
+    )
+    with pytest.raises(InputError) as refused:
+        sync(search, uri)
+    assert str(refused.value) == said
+    run = search.trial(0)
+    run.append(row(4))
+    new = RunDir.create(search.trial(5).path, about("trial-0005", "trial"))
+    for one in (run, new):
+        assert copy(uri, search, [one]) == ([one], said)
+    client.restore_experiment("1")
+    assert copy(uri, search, [run, new]) == ([], "")
+    assert len(content(uri)) == len(once) + 1
+
+
+def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client, bad, good = connect(uri), search.trial(0), search.trial(1)
+    assert copy(uri, search, [search]) == ([], "")
+    found = client.create_run("1", tags={"wmlsearch.key": bad.about()["key"]}, run_name="trial-0000")
+    client.log_param(found.info.run_id, "seed", "another")
+    for run in (bad, good):
+        run.set_ledger({"uri": uri, "run_id": None, "rows": 0})  # whoever wrote it died: runs are looked for
+    left, problem = copy(uri, search, [bad, good])
+    assert left == [bad]
+    assert "Changing param values is not allowed" in problem
+    assert rows_of(good) in [history for *_, history in content(uri)]
+    with pytest.raises(InputError, match=r"the others, but doesn't take trial-0000 \(.*; delete what it has"):
+        sync(search, uri)
+    assert len(content(uri)) == 7
+    client.delete_run(found.info.run_id)
+    assert sync(search, uri) == 7
 
 
 def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def without_home(text: str) -> str:
     return re.sub(rf"{homes}(?=[/\s:'\",;)]|$)", "~", text)
 
 
+def without_password(text: str) -> str:
+    """A text that is to be shown, without the password of any URI in it, wherever that stands.
+
+    A password may hold any sign, so all up to the last @ is taken for it; spaces only where the text is a URI alone.
+    """
+    space = "" if re.match(r"[\w+.-]+://", text) else r"\s"
+    names = r"\b(?:[\w.-]*(?:password|passwd|pwd|token|secret)[\w.-]*|sig)"
+    text = re.sub(rf"({names}(?:=|%3D))[^&{space}]+", r"\1***", text, flags=re.IGNORECASE)
+    return re.sub(rf"(://[^/\s:]*):[^\0{space}]*@", r"\1:***@", text)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 

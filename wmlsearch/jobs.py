@@ -11,8 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.files import without_password
 from wmlsearch.runs import RunDir
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Where:
     workers_per_trial: int = 1
     gpus_per_worker: float | None = None  # None: one, where there are GPUs
     trials_per_gpu: int | Literal["auto"] = 1  # auto: as many as search/packing.py finds best, one until it has
+
+    def __post_init__(self) -> None:
+        """A folder gets its whole path: Ray's processes have working folders of their own."""
+        if self.storage and ("://" not in self.storage or self.storage.startswith("file:///")):
+            object.__setattr__(self, "storage", str(Path(self.storage.removeprefix("file://")).absolute()))
 
     def check_before_ray(self, trials: int) -> None:
         """Refuse what can't run, before Ray starts. Raises InputError."""
@@ -110,6 +116,24 @@ class Where:
                 )
             gpus = None if shared == "auto" else share_of_gpu(shared)
         return Request(self.workers_per_trial, None, gpus)
+
+    def as_begun(self, about: Mapping[str, Any]) -> Where:
+        """For a search that goes on: its trials keep their shape and, unless another one is given, their storage.
+
+        Raises InputError where that can't be read from what the search says of itself.
+        """
+        storage = self.storage or about.get("storage")
+        if storage and "***" in storage:
+            raise InputError(
+                f"{about['name']}: its checkpoints are in {storage}, whose password is kept nowhere; give --storage "
+                "(or WMLSEARCH_STORAGE) with it"
+            )
+        return replace(self, **about["shape"], storage=storage)
+
+    @property
+    def storage_to_keep(self) -> str | None:
+        """The storage as a search's folder may hold it."""
+        return without_password(self.storage) if self.storage else None
 
     def make_place(self, search: RunDir) -> None:
         """Make the folder of a search in the storage: workers make those of its trainings below it.

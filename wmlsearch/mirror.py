@@ -16,9 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, cast
 
+from wmlsearch.config import InputError
+from wmlsearch.files import without_password
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.store import connect, why, without_password
-from wmlsearch.tracking import FilesMissing, push
+from wmlsearch.store import connect, why
+from wmlsearch.tracking import FilesMissing, Refused, push
 
 LONGEST_WAIT_S = 15.0  # for an MLflow that is away, before it is asked again
 
@@ -150,18 +152,22 @@ def serve() -> None:
 
 def copy(uri: str, root: RunDir, runs: Iterable[RunDir]) -> tuple[list[RunDir], str]:
     """Copy what MLflow lacks of `runs`; returns those that it still lacks something of, and what went wrong, or ""."""
-    left, problem = list(runs), ""
+    left, problem, files = list(runs), "", True
     try:
         client = connect(uri)
         for run in list(left):
             try:
-                push(client, uri, run, root, files=not problem)
+                push(client, uri, run, root, files=files)
+                if files:
+                    left.remove(run)
             except FilesMissing as error:  # the rows of the other runs don't wait for them
+                problem, files = str(error), False
+            except Refused as error:  # nor do the other runs wait for one
                 problem = str(error)
-            if not problem:
-                left.remove(run)
+    except InputError as error:
+        problem = str(error)
     except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
-        problem = why(error)
+        problem = why(error, uri)
     return left, problem
 
 

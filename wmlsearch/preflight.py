@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.files import without_password
 from wmlsearch.jobs import Where, about_data
 from wmlsearch.model.training import check_trainable, load_checkpoint
-from wmlsearch.runs import UNFINISHED, SearchDir
+from wmlsearch.runs import GOOD, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import Choices, SearchSpace
 
 if TYPE_CHECKING:
@@ -49,18 +50,41 @@ def check_data(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
 
 
 def check_checkpoints(search: SearchDir, where: Where) -> None:
-    """Refuse to go on from checkpoints that can't be read, as far as they are here. Raises InputError with all faults.
+    """Refuse to go on from checkpoints that can't be read or aren't there. Raises InputError with all faults.
 
-    Said before anything is started: each of them would only fail its own trial.
+    Said before anything is started: one that can't be read would only fail its own trial, and what finds none begins at
+    its first epoch, so that those in its folder would be lost. Each epoch is in the checkpoint before it is in the
+    folder, and the checkpoint goes after the word how a training ended: only of one that is over there may be none.
     """
+    from wmlsearch.search.checkpoints import Checkpoints
+
     faults = []
-    for run in [run for run in search.parts() if run.state in UNFINISHED and not where.storage and run.last.exists()]:
+    seen = bool(where.storage) or not (where.ray_address or "").startswith("ray://")  # else they are on that machine
+    trials = [run for run in search.trials() if run.state in UNFINISHED]
+    finals = [run for run in search.finals() if run.state not in GOOD]  # those that went wrong have another try
+    for run in trials + finals:
+        kept = Checkpoints(where.place(run))
         try:
-            load_checkpoint(run.last)
+            if not where.storage and run.last.exists():
+                load_checkpoint(run.last)
+            elif seen and _has_begun(run) and not kept.has_last():
+                epoch = len(run.rows()) or run.about()["parent_epoch"]
+                faults.append(
+                    f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(where.place(run))}; "
+                    "give --storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train it anew"
+                )
         except InputError as error:
             faults.append(str(error))
+        finally:
+            kept.close()
     if faults:
         raise InputError(f"{search.name}: can't go on from its checkpoints", faults)
+
+
+def _has_begun(run: RunDir) -> bool:
+    """Whether it needs a checkpoint to go on: it has epochs, be they its parent's, and the last is not its end."""
+    rows = run.rows()
+    return not rows[-1]["ended"] if rows else "parent" in run.about()
 
 
 def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:

@@ -91,6 +91,7 @@ class _Shape(_Form):
 class _AboutSearch(_About):
     space: _Space
     shape: _Shape | None = None
+    storage: str | None = None
 
 
 class _Status(_Form):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
-from wmlsearch.store import connect, why, without_password
+from wmlsearch.files import without_password
+from wmlsearch.store import connect, why
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,7 +67,7 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
         raise
     except Exception as error:  # whatever MLflow and the stores behind it raise
         where = without_password(tracking_uri)
-        raise InputError(f"{model_uri}: can't be fetched from {where} ({why(error)})") from None
+        raise InputError(f"{model_uri}: can't be fetched from {where} ({why(error, tracking_uri)})") from None
 
 
 def _known(client: MlflowClient) -> dict[str, dict[str, str]]:

@@ -245,9 +245,9 @@ class SearchDir(RunDir):
     def set_earlier(self, trials: Sequence[Mapping[str, Any]]) -> None:
         write_text(self.file("earlier"), "".join(as_line(trial) for trial in trials))
 
-    def change_settings(self, settings: Mapping[str, Any]) -> None:
-        """A resumed search may have other budgets than it began with."""
-        write_json(self.file("about"), {**self.about(), "settings": dict(settings)})
+    def change_settings(self, settings: Mapping[str, Any], **more: Any) -> None:
+        """A resumed search may have other budgets than it began with, and its checkpoints elsewhere."""
+        write_json(self.file("about"), {**self.about(), "settings": dict(settings), **more})
 
     def trial(self, number: int) -> RunDir:
         return RunDir(self.path / "trials" / f"{number:04d}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from wmlsearch.config import InputError
+from wmlsearch.files import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,8 +36,9 @@ def check_uri(uri: str) -> None:
     elif kind not in (*_DATABASES, "databricks", *(it.name for it in entry_points(group="mlflow.tracking_store"))):
         fault = f"MLflow has no store of the kind {kind!r}"
     if fault:
+        shown = without_password(uri if "://" in uri else f"://{uri}").removeprefix("://")
         raise InputError(
-            f"{without_password(uri)}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
+            f"{shown}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
             "such as http://127.0.0.1:5000 or sqlite:///PATH/mlflow.db"
         )
 
@@ -46,6 +48,8 @@ def _fault_of_server(uri: str) -> str:
         parts = urlsplit(uri)
         return "" if parts.hostname and parts.port != 0 else "must name a host, and a port from 1 to 65535"
     except ValueError as error:
+        if "@" in uri:  # what it says may be a part of the password
+            return "is no address (a name or password has its : / ? # [ ] @ written as %3A %2F %3F %23 %5B %5D %40)"
         return f"is no address ({error})"
 
 
@@ -63,14 +67,12 @@ def _fault_of_file(uri: str) -> str:
     return ""
 
 
-def without_password(text: str) -> str:
-    """A text that is to be shown, without the password of any URI in it."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
-
-
-def why(error: Exception) -> str:
-    """Why MLflow failed, in one line without passwords; where it wants to know who we are, how to tell it."""
-    text = without_password(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+def why(error: Exception, uri: str = "") -> str:
+    """Why MLflow at `uri` failed, in a line without passwords; where it wants to know who we are, how to tell it."""
+    kind, said = type(error).__name__, str(error)
+    if uri:
+        said = said.replace(uri, without_password(uri))
+    text = without_password(f"{kind}: {' '.join(said.split())}")[: len(kind) + 302]
     if re.search(r"\b401\b|\b403\b|not authenticated", text, re.IGNORECASE):
         text += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (run folders keep no password)"
     return text

@@ -138,6 +138,7 @@ def tune(
             "data_path": str(data.resolve()),
             "warm_start": {"taken": len(earlier), "left_out": dict(left_out)},
             "shape": {name: getattr(where, name) for name in SHAPE},
+            "storage": where.storage_to_keep,
             "packing": packing,
             "certificate": dataclasses.asdict(Manifest.read(data).certificate),
             "versions": versions(),
@@ -161,7 +162,8 @@ def resume(
     """Go on with a search that was stopped or died: what it has is kept, what ran goes on from its last checkpoint.
 
     `changes` are settings to replace (budgets); `data` is where the prepared data are now, if they were moved. `where`
-    names the Ray and the storage; the shape of the trials stays. Raises InputError for what can't be.
+    names the Ray, and the storage where it is another one now; the shape of the trials stays. Raises InputError for
+    what can't be.
     """
     from wmlsearch.search.cluster import ray_at, watchdog
 
@@ -179,7 +181,7 @@ def resume(
             f"{data}: is not the data of {search.name} (fingerprint {manifest.fingerprint[:12]} instead of "
             f"{about['data']['fingerprint'][:12]}); give those with --data, or begin a new search"
         )
-    where = dataclasses.replace(where, **about["shape"])
+    where = where.as_begun(about)
     check_settings(space, settings, where)
     manifest.verify(data)
     check_checkpoints(search, where)
@@ -189,7 +191,7 @@ def resume(
         slots = where.slots(settings.trials)
         check_budgets(space, settings, slots)
         check_baseline_fits(settings, data, where, slots)
-        search.change_settings(settings.model_dump())
+        search.change_settings(settings.model_dump(), storage=where.storage_to_keep)
         trials = search.trials()
         unfinished = [run.about()["name"] for run in trials if run.state in UNFINISHED]
         say(

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.split import OPTIMISTIC
-from wmlsearch.files import write_json
+from wmlsearch.files import without_password, write_json
 from wmlsearch.registry import register
 from wmlsearch.runs import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import connect, why, without_password
+from wmlsearch.store import connect, why
 from wmlsearch.verdict.champion import MEASURE
 from wmlsearch.views import BEST, view_tag
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "wmlsearch"
+DELETED = "deleted"  # the stage of what MLflow keeps, but takes nothing for
 BATCH_METRICS = 1000  # MLflow takes no more in one call
+REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")  # answers, to be had again each time
 CERTIFICATE = "split_certificate.json"
 ROLES = ("baseline", "champion")  # kinds of runs that are registered as models, under these aliases
 
@@ -40,7 +42,7 @@ def default_uri(out: Path) -> str:
 
 def sync(run: RunDir, uri: str) -> int:
     """Copy all of a run, sent before or not, to MLflow; returns how many MLflow runs it has. Raises InputError."""
-    parts, problem = [run, *(run.parts() if isinstance(run, SearchDir) else [])], ""
+    parts, problem, refused = [run, *(run.parts() if isinstance(run, SearchDir) else [])], "", dict[str, str]()
     try:
         client = connect(uri)
         for part in parts:
@@ -48,13 +50,20 @@ def sync(run: RunDir, uri: str) -> int:
                 push(client, uri, part, run, everything=True, files=not problem)
             except FilesMissing as error:
                 problem = str(error)
+            except Refused as error:  # the others don't wait for it
+                refused[part.about()["name"]] = str(error)
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"{without_password(uri)}: MLflow doesn't take the runs ({why(error)}); nothing is lost, "
+            f"{without_password(uri)}: MLflow doesn't take the runs ({why(error, uri)}); nothing is lost, "
             "try `wmlsearch sync` later"
         ) from None
+    if refused:
+        raise InputError(
+            f"{without_password(uri)}: MLflow has the others, but doesn't take {', '.join(refused)} "
+            f"({next(iter(refused.values()))}); delete what it has of them there, then `wmlsearch sync` again"
+        )
     if problem:
         raise InputError(
             f"{without_password(uri)}: MLflow has all metrics, but doesn't take files ({problem}); see where it keeps "
@@ -67,13 +76,36 @@ class FilesMissing(Exception):
     """MLflow has a run's rows, but its store of artifacts did not take the files."""
 
 
+class Refused(Exception):
+    """MLflow answers, and doesn't take what is sent of one run."""
+
+
 def push(
     client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool = False, files: bool = True
 ) -> None:
     """Send what MLflow lacks of one run folder, as its ledger says; with `everything`, all of it again.
 
-    Rows and tags first, then `files`, if wanted. Raises FilesMissing where only these could not be sent.
+    A run that was deleted there is made anew. Rows and tags first, then `files`, if wanted. Raises FilesMissing where
+    only these could not be sent, Refused where this run is not taken, and InputError where none is.
     """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        try:
+            _push(client, uri, run, root, everything, files)
+        except MlflowException as error:
+            run_id = run.ledger().get("run_id")
+            if error.error_code not in REFUSALS or not run_id or _exists(client, run_id):
+                raise
+            _push(client, uri, run, root, True, files)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        _experiment(client, uri)
+        raise Refused(why(error, uri)) from None
+
+
+def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool, files: bool) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     address, uri = uri, without_password(uri)  # the ledger is a plain file
@@ -117,6 +149,8 @@ def push(
         tags = [RunTag("search", root.name)] if isinstance(root, SearchDir) else []
         certificate = root.about().get("certificate")
         tags += [RunTag(name, str(value)) for name, value in _tags(about, certificate).items()]
+        if run.path != root.path:  # which may be another one now
+            tags.append(RunTag("mlflow.parentRunId", root.ledger()["run_id"]))
         if isinstance(run, SearchDir):
             space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
             client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(space.dimensions)))
@@ -159,7 +193,7 @@ def push(
         try:
             _push_files(client, run, root, ledger, address, place)
         except Exception as error:  # of any of the stores that MLflow knows
-            raise FilesMissing(why(error)) from None
+            raise FilesMissing(why(error, address)) from None
 
 
 def _push_files(
@@ -235,8 +269,17 @@ def _alone(client: MlflowClient, experiment_id: str, key: str, keep: str = "") -
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:
-    """The id of our experiment, made where it is missing."""
+    """The id of our experiment, made where it is missing.
+
+    Raises InputError where it was deleted: MLflow keeps its name, and who deleted it may not want its runs back.
+    """
     found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None and found.lifecycle_stage == DELETED:
+        raise InputError(
+            f"{without_password(uri)}: the experiment {EXPERIMENT!r} was deleted there, so it takes no runs; restore "
+            f"it (`mlflow experiments restore -x {found.experiment_id}`, with MLFLOW_TRACKING_URI), or give another "
+            "--mlflow-uri"
+        )
     if found is not None:
         return str(found.experiment_id)
     place = (
@@ -259,15 +302,15 @@ def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[s
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run takes rows: one that was deleted can be had, but takes none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        return str(client.get_run(run_id).info.lifecycle_stage) != DELETED
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
-    return True
 
 
 def _params(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,11 @@ import torch
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.jobs import Where
 from wmlsearch.model.training import epochs
-from wmlsearch.runs import SearchDir
+from wmlsearch.preflight import check_checkpoints
+from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.search.checkpoints import Checkpoints
 
 Refused = Callable[..., str]
 Change = Callable[[Path], object]
@@ -160,6 +163,64 @@ def test_a_search_does_not_go_on_from_a_bad_checkpoint(
     )
     assert not Path("made").exists()
     assert search.status()["state"] == "completed", "it was not begun again"
+
+
+@pytest.fixture
+def killed(search: SearchDir) -> SearchDir:
+    """The same search, killed when its trial had five epochs of six."""
+    run = search.trial(0)
+    run.reconcile(run.rows()[:5])
+    run.set_status("running")
+    return search
+
+
+LOST = (
+    f"s: can't go on from its checkpoints\n  - {TRIAL}: its checkpoint after epoch 5 is not in PLACE; give "
+    "--storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train it anew"
+)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, refused: Refused) -> None:
+    """It would begin again at its first epoch, and what its folder has would be cut."""
+    rows = killed.trial(0).rows()
+    assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(Path(TRIAL).absolute()))
+    killed.change_settings(killed.about()["settings"], storage=str(Path("kept").absolute()))
+    kept = Path("kept/s/trials/0000").absolute()
+    assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(kept)), "where it began is where it goes on"
+    there = Path("elsewhere/s/trials/0000").absolute()
+    assert refused("tune", "--resume", "s", "--storage", "elsewhere") == LOST.replace("PLACE", str(there))
+    assert killed.trial(0).rows() == rows
+    killed.change_settings(killed.about()["settings"], storage="s3://me:***@bucket/x")
+    assert refused("tune", "--resume", "s") == (
+        "s: its checkpoints are in s3://me:***@bucket/x, whose password is kept nowhere; give --storage (or "
+        "WMLSEARCH_STORAGE) with it"
+    )
+
+
+def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
+    """Whatever is written is written in this order: the checkpoint, its epoch's line; the word how it ended."""
+    run, where = killed.trial(0), Where(storage=str(Path("kept").absolute()))
+    with pytest.raises(InputError, match="after epoch 5 is not in"):
+        check_checkpoints(killed, where)
+    Path(where.place(run)).mkdir(parents=True)
+    Checkpoints(where.place(run)).last.touch()
+    check_checkpoints(killed, where)
+    run.reconcile([])
+    Checkpoints(where.place(run)).last.unlink()
+    check_checkpoints(killed, where)  # before its first epoch
+    final = killed.final("trial-0000", 0)
+    final.set_status("running")
+    check_checkpoints(killed, where)  # its last line says that it is over
+    final.reconcile(final.rows()[:5])
+    with pytest.raises(InputError, match="trial-0000-seed0: its checkpoint after epoch 5"):
+        check_checkpoints(killed, where)
+    final.set_status("completed")
+    check_checkpoints(killed, where)
+    parent = {"parent": 3, "parent_epoch": 2}
+    RunDir.create(killed.trial(1).path, {**run.about(), **parent})
+    with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):  # a child has its parent's checkpoint first
+        check_checkpoints(killed, where)
 
 
 # What a training that goes on finds in its checkpoint: changes, and what is said of them.

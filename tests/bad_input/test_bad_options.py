@@ -144,8 +144,8 @@ REFUSED: dict[str, str] = {
         "all machines of the cluster can write"
     ),
     "tune quick --data DATA --storage file": (
-        "--storage file: can't be written (File exists); name a folder or URI that all machines of the cluster can "
-        "write"
+        "--storage CWD/file: can't be written (File exists); name a folder or URI that all machines of the cluster "
+        "can write"
     ),
     "tune quick --data DATA --storage file://": (
         "--storage file://: can't be written (File URI cannot be relative: 'file://'); name a folder or URI that all "

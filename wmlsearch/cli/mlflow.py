@@ -31,9 +31,9 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
     from wmlsearch.display import console, progress_bar
+    from wmlsearch.files import without_password
     from wmlsearch.records import open_all, open_run
     from wmlsearch.runs import end_what_died
-    from wmlsearch.store import without_password
     from wmlsearch.tracking import sync as sync_run
 
     runs = [open_run(name, out)] if name else open_all(out) or [open_run(None, out)]
@@ -60,7 +60,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
     Example: wmlsearch ui
     """
     from wmlsearch.config import InputError
-    from wmlsearch.store import without_password
+    from wmlsearch.files import without_password
 
     if not 1 <= port <= 65535:
         raise InputError(f"--port must be a whole number from 1 to 65535, but got {port}")
@@ -98,7 +98,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
 @contextlib.contextmanager
 def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server, once it answers; it and all its helpers end with the block."""
-    from wmlsearch.store import without_password
+    from wmlsearch.files import without_password
 
     host, _, port = address.removeprefix("http://").rpartition(":")
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port]
@@ -142,17 +142,18 @@ def _answers(address: str) -> bool:
 def _page(uri: str, out: Path) -> str:
     """The page of the latest search, where this store knows it, or of all runs."""
     from wmlsearch.config import InputError
+    from wmlsearch.files import without_password
     from wmlsearch.runs import SearchDir, created, every
-    from wmlsearch.store import connect, why, without_password
-    from wmlsearch.tracking import EXPERIMENT
+    from wmlsearch.store import connect, why
+    from wmlsearch.tracking import DELETED, EXPERIMENT
     from wmlsearch.views import TAG, page
 
     try:
         found = connect(uri).get_experiment_by_name(EXPERIMENT)
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
-        raise InputError(f"{where}: MLflow doesn't answer ({why(error)}); is the server up?") from None
-    if found is None:
+        raise InputError(f"{where}: MLflow doesn't answer ({why(error, uri)}); is the server up?") from None
+    if found is None or found.lifecycle_stage == DELETED:
         return ""
     searches = sorted((it for it in every(out) if isinstance(it, SearchDir)), key=created)
     known = [it.name for it in searches if TAG + it.name in found.tags]

@@ -154,9 +154,9 @@ def where_report(search: SearchDir) -> None:
 
 
 def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+    from wmlsearch.files import without_password
     from wmlsearch.jobs import resume_command
     from wmlsearch.runs import SearchDir
-    from wmlsearch.store import without_password
 
     uri = f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
     options = ("" if out == Path("runs") else f" --out {out}") + uri

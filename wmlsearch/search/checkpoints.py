@@ -14,7 +14,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from wmlsearch.config import InputError
-from wmlsearch.files import patiently
+from wmlsearch.files import patiently, without_password
 from wmlsearch.objectives import front
 from wmlsearch.runs import RunDir
 
@@ -132,6 +132,13 @@ class Checkpoints:
             if system.get_file_info(f"{root}/{path.name}").type == fs.FileType.File:
                 system.delete_file(f"{root}/{path.name}")
 
+    def has_last(self) -> bool:
+        """Whether there is a `last` to go on from. Raises OSError where the place does not answer."""
+        if self._remote:
+            system, root = self._remote
+            return bool(system.get_file_info(f"{root}/{self.last.name}").type == fs.FileType.File)
+        return self.last.exists()
+
     def close(self) -> None:
         """Remove local copies."""
         if self._remote:
@@ -167,15 +174,17 @@ class Keeper:
         self.best = [it for it, keep in zip(self.best, wanted, strict=True) if keep]
         while math.isfinite(self.room) and sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
             out.append(self.best.pop())
-        self._delete(run, "last")
+        forget(self.place(run), "last")
         for _, other in out:
-            self._delete(other, "best")
+            forget(self.place(other), "best")
 
-    def _delete(self, run: RunDir, which: str) -> None:
-        kept = Checkpoints(self.place(run))
-        with suppress(OSError):  # the storage is away: what is left there takes room and does no harm
-            kept.delete(getattr(kept, which))
-        kept.close()
+
+def forget(place: str, which: str) -> None:
+    """Delete the "last" or "best" of a training that has ended, as its folder says already."""
+    kept = Checkpoints(place)
+    with suppress(OSError):  # the storage is away: what is left there takes room and does no harm
+        kept.delete(getattr(kept, which))
+    kept.close()
 
 
 def check_writable(place: str) -> None:
@@ -189,8 +198,10 @@ def check_writable(place: str) -> None:
         system.delete_file(probe)
     except (OSError, ValueError) as error:
         code = getattr(error, "errno", None)
-        reason = os.strerror(code) if code else " ".join(str(error).split())[:200]
+        shown = without_password(place)
+        said = without_password(" ".join(str(error).replace(place, shown).split()))
+        reason = os.strerror(code) if code else said[:200]
         raise InputError(
-            f"--storage {place}: can't be written ({reason}); "
+            f"--storage {shown}: can't be written ({reason}); "
             "name a folder or URI that all machines of the cluster can write"
         ) from None

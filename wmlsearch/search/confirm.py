@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from wmlsearch.config import RunSettings
 from wmlsearch.files import StorageError, write_bytes
 from wmlsearch.runs import GOOD, RUNNING, RunDir
-from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.checkpoints import Checkpoints, forget
 from wmlsearch.search.cluster import Slots
 from wmlsearch.search.group import CLOSE_TIMEOUT_S, Group
 
@@ -169,9 +169,7 @@ def finish(order: Order, result: Mapping[str, Any]) -> None:
     bring_back(order.run, order.place)
     set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
     if result["ended"] in GOOD:
-        kept = Checkpoints(order.place)
-        kept.delete(kept.last)
-        kept.close()
+        forget(order.place, "last")
 
 
 def bring_back(run: RunDir, place: str) -> None:
