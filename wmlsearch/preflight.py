@@ -68,10 +68,10 @@ def check_checkpoints(search: SearchDir, where: Where) -> None:
             if not where.storage and run.last.exists():
                 load_checkpoint(run.last)
             elif seen and _has_begun(run) and not kept.has_last():
+                epoch = len(run.rows()) or run.about()["parent_epoch"]
                 faults.append(
-                    f"{run.path}: has {len(run.rows())} epochs, but their checkpoint is not in "
-                    f"{without_password(where.place(run))}; give --storage (or WMLSEARCH_STORAGE) as it was, or delete "
-                    "this folder to train them again"
+                    f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(where.place(run))}; "
+                    "give --storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train it anew"
                 )
         except InputError as error:
             faults.append(str(error))

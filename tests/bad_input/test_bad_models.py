@@ -175,8 +175,8 @@ def killed(search: SearchDir) -> SearchDir:
 
 
 LOST = (
-    f"s: can't go on from its checkpoints\n  - {TRIAL}: has 5 epochs, but their checkpoint is not in PLACE; give "
-    "--storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train them again"
+    f"s: can't go on from its checkpoints\n  - {TRIAL}: its checkpoint after epoch 5 is not in PLACE; give "
+    "--storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train it anew"
 )
 
 
@@ -201,7 +201,7 @@ def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, 
 def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
     """Whatever is written is written in this order: the checkpoint, its epoch's line; the word how it ended."""
     run, where = killed.trial(0), Where(storage=str(Path("kept").absolute()))
-    with pytest.raises(InputError, match="has 5 epochs"):
+    with pytest.raises(InputError, match="after epoch 5 is not in"):
         check_checkpoints(killed, where)
     Path(where.place(run)).mkdir(parents=True)
     Checkpoints(where.place(run)).last.touch()
@@ -213,13 +213,13 @@ def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
     final.set_status("running")
     check_checkpoints(killed, where)  # its last line says that it is over
     final.reconcile(final.rows()[:5])
-    with pytest.raises(InputError, match="trial-0000-seed0: has 5 epochs"):
+    with pytest.raises(InputError, match="trial-0000-seed0: its checkpoint after epoch 5"):
         check_checkpoints(killed, where)
     final.set_status("completed")
     check_checkpoints(killed, where)
-    parent = {"parent": 3, "parent_epoch": 2}
+    parent = {"parent": 3, "parent_epoch": 2}  # whose checkpoint a child has before it has a folder
     RunDir.create(killed.trial(1).path, {**run.about(), **parent})
-    with pytest.raises(InputError, match=r"trials/0001: has 0 epochs"):  # a child has its parent's checkpoint first
+    with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):
         check_checkpoints(killed, where)
 
 
