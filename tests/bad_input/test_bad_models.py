@@ -217,9 +217,9 @@ def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
         check_checkpoints(killed, where)
     final.set_status("completed")
     check_checkpoints(killed, where)
-    parent = {"parent": 3, "parent_epoch": 2}
+    parent = {"parent": 3, "parent_epoch": 2}  # whose checkpoint a child has before it has a folder
     RunDir.create(killed.trial(1).path, {**run.about(), **parent})
-    with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):  # a child has its parent's checkpoint first
+    with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):
         check_checkpoints(killed, where)
 
 
