@@ -52,7 +52,7 @@ def show_test(console: Console, found: Mapping[str, Any]) -> None:
     for scope in (VOLUMES, SLICES):
         if all(scope in it["members"][0] for it in found["models"].values()):
             console.print(_table(found, scope))
-    console.print(how_often(found["opened_before"]), highlight=False)
+    console.print(how_often(found.get("opened_before", 0)), highlight=False)
     if "verdict" in found:
         console.print(f"verdict: {found['verdict']['sentence']}", style="bold", highlight=False, soft_wrap=True)
 

@@ -275,8 +275,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-# What PyYAML lets through for values that only look like a date, a number or a mapping: 2001-99-99, !!bool x, !!set [1]
-_OF_ODD_VALUES = (ValueError, TypeError, KeyError, AttributeError)
+# What PyYAML lets through for values that only look like a date, a number or a mapping: 2001-99-99, !!int '', !!set [1]
+_OF_ODD_VALUES = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def leaderboard_table(board: Leaderboard, title: str, width: int, most: int | No
     return table
 
 
-_UNBOUNDED = Console(width=10_000)
+_UNBOUNDED = Console(width=10_000, markup=False, emoji=False)
 
 
 def _table(board: Leaderboard, title: str, most: int | None, columns: list[tuple[str, list[str]]]) -> Table:
@@ -327,8 +327,8 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
 
 
 def console() -> Console:
-    """Standard output."""
-    console = Console()
+    """Standard output, where a name or a reason such as "[/x]" or ":x:" stands as it is."""
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:  # a log or a pipe: no line should break because of a guessed width
         console.width = 200
     return console

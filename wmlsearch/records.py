@@ -15,7 +15,7 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig, faults_of
 from wmlsearch.runs import ENDED, RUNNING, RunDir, SearchDir, every, find, find_search
 from wmlsearch.space import SearchSpace
 
-_Amount = Annotated[float, Field(ge=0)]
+_Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours: what can be
 _Scores = dict[str, Any]
 
 
@@ -105,7 +105,7 @@ class _Status(_Form):
 
 
 class _Row(_Form):
-    epoch: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0, le=100_000)]
     time: float
     ended: str | None
     __pydantic_extra__: dict[str, float | None]

@@ -183,6 +183,15 @@ def test_a_bad_pattern(pattern: str, fault: str, refused: Callable[..., str]) ->
     )
 
 
+def test_a_patients_name_of_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(6)
+    rows = "".join(f'"p\n{n}",0,images/p{n:02d}_1.png,masks/p{n:02d}_1.png\n' for n in range(6))
+    Path("p/t.csv").write_text(f"patient,timepoint,image,mask\n{rows}")
+    prepare(Path("p/t.csv"), Path("out"), PrepareOptions(size=32, fit="resize", jobs=1))
+    assert Path("out/contact_sheet.png").is_file()
+
+
 HEADER = "patient,timepoint,image,mask\n"
 LONG = "x" * 300
 

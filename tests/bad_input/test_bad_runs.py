@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from wmlsearch.cli import main
 from wmlsearch.config import InputError
 from wmlsearch.runs import SearchDir
 
@@ -195,6 +197,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
         f"{TRIAL}/metrics.jsonl: line 1 is damaged ({NOTHING}); restore the file from a copy",
     ),
     "a line without epoch": (line(2, epoch=...), in_line(2, "epoch is missing")),
+    "an epoch beyond all epochs": (
+        line(2, epoch=10**400),
+        in_line(2, f"epoch must be less than or equal to 100000, but got {10**400}"),
+    ),
     "a metric in words": (
         line(2, val_dice_best="good"),
         in_line(2, "val_dice_best must be a valid number, but got 'good'"),
@@ -216,6 +222,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "time used in words": (
         said("used.json", seconds="long"),
         damaged("used.json", "seconds must be a valid number, but got 'long'"),
+    ),
+    "time used beyond all time": (
+        said("used.json", seconds=1e308),
+        damaged("used.json", "seconds must be less than or equal to 1000000000000000000, but got 1e+308"),
     ),
     "time used below nothing": (
         said("used.json", seconds=-1),
@@ -287,6 +297,15 @@ def test_what_a_search_needs_to_go_on(search: Path, refused: Refused, no_ray: No
     )
     said("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
     assert refused("tune", "--resume", "s") == ("nowhere: no such folder; make it with `wmlsearch prepare RAW nowhere`")
+
+
+@pytest.mark.parametrize("word", ["[/x]", ":fire:", "[red]"])
+def test_words_that_the_display_would_obey_stand_as_they_are(word: str, search: Path) -> None:
+    said("search.json", data__name=word)(search)
+    said("status.json", state="failed", reason=f"KeyError: '{word}'")(search)
+    result = CliRunner().invoke(main, ["status", "s"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count(word) == 2
 
 
 def test_a_gallery_that_is_none(search: Path) -> None:

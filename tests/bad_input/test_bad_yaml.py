@@ -149,6 +149,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "depths": (b"depth: " + b"{a: " * 20000, "nested too deeply"),
     "no name": (b"null: 3\n", "not valid YAML: line 1: a name must be text, but got None"),
     "a number as name": (b"depth: {choices: {3: a}}\n", "not valid YAML: line 1: a name must be text, but got 3"),
+    "an empty number": (b"depth: !!int ''\n", "not valid YAML: string index out of range"),
     "two documents": (
         b"depth: 3\n---\ndepth: 4\n",
         'not valid YAML: expected a single document in the stream in "<unicode string>", line 1, column 1: depth: 3 ^ '

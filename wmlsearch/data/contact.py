@@ -53,6 +53,7 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str
     if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow without FreeType knows Latin letters only
         text = text.encode("latin-1", "replace").decode("latin-1")
     text = text.encode("utf-8", "replace").decode("utf-8")  # file names that aren't text
+    text = " ".join(text.split())  # nor one line
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text.removesuffix("...")[:-1] + "..." if len(text) > 4 else text[:-1]
     return text
