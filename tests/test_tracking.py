@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,3 +331,17 @@ def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(searc
     client = connect(uri)
     for run in search.parts():
         assert [it.path for it in client.list_artifacts(run.ledger()["run_id"])] == ["split_certificate.json"]
+
+
+def test_a_death_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    code = f"from wmlsearch.store import connect; connect({uri!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_for(lambda: process.poll() is not None or any(it.stat().st_size for it in tmp_path.glob(".*/*.db")), 120)
+        assert process.poll() is None, "it was being made"
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [it.name for it in connect(uri).search_experiments()] == ["Default"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,4 +91,26 @@ def connect(uri: str) -> MlflowClient:
 
     for name in _SILENT:  # MLflow sets its own level when imported
         logging.getLogger(name).setLevel(logging.ERROR)
+    file = uri.removeprefix("sqlite:///").partition("?")[0]
+    if uri.startswith("sqlite:///") and not file.startswith("file:") and not Path(file).exists():
+        _make(Path(file))
     return MlflowClient(tracking_uri=uri)
+
+
+def _make(path: Path) -> None:
+    """A new store in a SQLite file, which appears when it is whole.
+
+    MLflow makes its tables in many steps, for seconds, and can never open what was left by a death between them.
+    """
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+        made = Path(aside, path.name)
+        MlflowClient(tracking_uri=f"sqlite:///{made.absolute()}").search_experiments()
+        try:
+            os.link(made, path)
+        except FileExistsError:  # another process was faster
+            return
+        except OSError:  # a file system without hard links
+            made.rename(path)

@@ -40,7 +40,7 @@ NEAR_INSIDE = 0.9  # the same within the bright part of both: the outline of a h
 BRIGHT = 0.5  # of a thumbnail's typical brightness
 FEW = 100  # pixels that are not background: below, a slice is compared with its place in the window
 EDGE = 32  # pixels of a thumbnail
-PAIRS_AT_ONCE = 512  # of thumbnails that are correlated, in float32
+AT_ONCE = 512  # thumbnails, or pairs of them, that are looked at in float32
 REACH = 2.2  # a thumbnail reaches so many standard deviations of the brightness from its centre; a disc ends at 2
 DARK = 0.15  # of a slice's typical brightness: below, pixels say nothing about where the head is
 SHOWN = 20  # lines of a refusal
@@ -280,8 +280,8 @@ def perceptual_hashes(thumbnails: Array) -> Array:
     n = np.arange(EDGE)
     waves = np.cos(np.pi / EDGE * n[: EDGE // 2, None] * (n + 0.5)).astype(np.float32)
     hashes = np.empty((len(thumbnails), 4), np.uint64)
-    for start in range(0, len(thumbnails), 4096):
-        part = slice(start, start + 4096)
+    for start in range(0, len(thumbnails), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
         levels = (waves @ thumbnails[part].astype(np.float32) @ waves.T).reshape(-1, EDGE**2 // 4)
         levels[:, 0] = -np.inf  # the mean grey
         bits = levels > np.median(levels[:, 1:], axis=1, keepdims=True)
@@ -301,8 +301,8 @@ def near_pairs(left: Array, right: Array) -> dict[int, tuple[int, float]]:
         for word in range(a.shape[1]):
             apart += np.bitwise_count(b[start : start + 64, word, None] ^ a[None, :, word])
         rows, columns = np.nonzero(apart <= NEAR_HASH)
-        for at in range(0, len(rows), PAIRS_AT_ONCE):
-            mine, other = rows[at : at + PAIRS_AT_ONCE] + start, columns[at : at + PAIRS_AT_ONCE]
+        for at in range(0, len(rows), AT_ONCE):
+            mine, other = rows[at : at + AT_ONCE] + start, columns[at : at + AT_ONCE]
             correlation, inside = correlations(right[mine], left[other])
             for i in np.flatnonzero((correlation > NEAR_CORRELATION) & (inside > NEAR_INSIDE)):
                 row, value = int(mine[i]), float(correlation[i])
