@@ -42,7 +42,7 @@ cluster-test: install  ## the README's commands on three hosts made of namespace
 gpu-test: install  ## the tests that need GPUs
 	$(BIN)/python -m pytest tests/gpu -rs
 
-fault-test: install  ## inject faults at random moments: kills, full disks, a broken MLflow (half an hour)
+fault-test: install  ## inject faults at random moments: kills, full disks, a broken MLflow (a quarter of an hour)
 	$(BIN)/python -m pytest tests/faults -m faults -rs -n 2
 
 faults: fault-test  ## these, and the network's between the hosts of cluster-test (Linux, root)
