@@ -40,7 +40,8 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
             progress=lambda done, total: advance("volumes", done, total),
         )
     options.say(
-        f"{patients} patients with {timepoints} scan{'s' if timepoints > 1 else ''} each are in {out}; next: wmlsearch prepare {out} prepared"
+        f"{patients} patients with {timepoints} scan{'s' if timepoints > 1 else ''} each are in {out}; "
+        f"next: wmlsearch prepare {out} prepared"
     )
 
 
