@@ -56,7 +56,7 @@ def _fault_of_server(uri: str) -> str:
 
 def _fault_of_file(uri: str) -> str:
     path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path == Path():
+    if not uri.startswith("sqlite:///") or path in (Path(), Path(":memory:")):
         return "must name a file (sqlite:///PATH), since nothing would be kept"
     above = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if path.is_dir() or not above.is_dir():
@@ -113,4 +113,5 @@ def _make(path: Path) -> None:
         except FileExistsError:  # another process was faster
             return
         except OSError:  # a file system without hard links
-            made.rename(path)
+            if not path.exists():
+                made.rename(path)

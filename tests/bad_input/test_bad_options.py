@@ -189,6 +189,9 @@ REFUSED: dict[str, str] = {
     "tune quick --data DATA --mlflow-uri sqlite://": (
         f"sqlite://: must name a file (sqlite:///PATH), since nothing would be kept; {STORES}"
     ),
+    "tune quick --data DATA --mlflow-uri sqlite:///:memory:": (
+        f"sqlite:///:memory:: must name a file (sqlite:///PATH), since nothing would be kept; {STORES}"
+    ),
     "tune quick --data DATA --mlflow-uri sqlite:x.db": (
         f"sqlite:x.db: must name a file (sqlite:///PATH), since nothing would be kept; {STORES}"
     ),

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):  # in one of pytest-xdist's processes
+    if not hasattr(session.config, "workerinput"):  # said once, not by each of pytest-xdist's processes
         seed = session.config.stash[SEED]
         print(f"faults are injected at moments of the seed {seed}: again with --seed {seed}", flush=True)
 
