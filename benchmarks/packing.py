@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.table import Row, show
-from benchmarks.training import SIZE, phantoms
+from benchmarks.training import SIZE, phantom
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.timing import Pace, mps_is_on
@@ -36,7 +36,7 @@ def measure() -> list[Row]:
     if not torch.cuda.is_available():
         return [Row("paper's point, several trainings at once on one GPU", "no GPU here")]
     with tempfile.TemporaryDirectory() as folder:
-        (prepared,) = phantoms(Path(folder), 30, (SIZE,))
+        prepared = phantom(Path(folder), 30, SIZE)
         rates = together(prepared, "cuda", MOST, SECONDS, REPEATS)
     return rows(rates)
 

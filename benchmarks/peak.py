@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.table import Row, show
-from benchmarks.training import phantoms
+from benchmarks.training import phantom
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.memory import foreseen
@@ -46,7 +46,7 @@ def measure() -> list[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
     with tempfile.TemporaryDirectory() as folder:
-        (prepared,) = phantoms(Path(folder), SLICES, (SIZES[device],))
+        prepared = phantom(Path(folder), SLICES, SIZES[device])
         for values, (predicted, peak, tensors) in zip(CONFIGURATIONS, found(prepared, device), strict=True):
             errors.append(peak / predicted - 1)
             words = ", ".join(f"{name} {value}" for name, value in values.items()) or "the paper's point"

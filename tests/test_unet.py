@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.model.metrics import slice_losses
-from wmlsearch.model.unet import UNet, widened
+from wmlsearch.model.unet import Dropout, UNet, widened
 
 
 def parameters(unet: nn.Module) -> int:
@@ -118,6 +118,41 @@ def test_dropout_only_in_training(norm: str) -> None:
     assert torch.equal(unet(images), unet(images))
     without = UNet(depth=1, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
     assert torch.equal(without(images), without(images))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_dropout_drops_its_share_and_scales_the_rest(kind: torch.dtype, order: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(3, 16, 65, 33, dtype=kind).contiguous(memory_format=order).requires_grad_()  # no multiple of four
+    dropped = Dropout(0.3)(x)
+    assert (dropped.dtype, dropped.shape) == (kind, x.shape)
+    assert dropped.is_contiguous(memory_format=order)
+    assert dropped.unique().tolist() == [0, torch.ones((), dtype=kind).div(1 - 0.3).item()]
+    dropped.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, dropped), "a gradient passes where its element did"
+    away = (dropped == 0).double()
+    error = 5 * math.sqrt(0.3 * 0.7 / (x.numel() / 4))
+    in_memory = away.permute(0, 2, 3, 1).flatten() if order is torch.channels_last else away.flatten()
+    for lane in range(4):  # a draw is shared out among four
+        assert abs(in_memory[lane::4].mean().item() - 0.3) < error
+        together = in_memory[lane::4][: x.numel() // 4] * in_memory[(lane + 1) % 4 :: 4][: x.numel() // 4]
+        assert abs(together.mean().item() - 0.09) < error, "neighbours don't depend on each other"
+
+
+def test_dropout_of_nearly_all_and_of_nothing() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(5, 7)
+    assert not Dropout(1 - 2**-20)(x).any()
+    state = torch.get_rng_state()
+    assert Dropout(0.0)(x) is x
+    assert Dropout(0.5).eval()(x) is x
+    assert torch.equal(torch.get_rng_state(), state), "nothing was drawn"
+    once, again = Dropout(0.5)(x), Dropout(0.5)(x)
+    torch.set_rng_state(state)
+    assert torch.equal(Dropout(0.5)(x), once)
+    assert not torch.equal(once, again)
 
 
 def test_dropout_stands_after_the_first_convolution_of_each_block() -> None:
