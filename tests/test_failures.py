@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import ray
 from mlflow import MlflowClient
-from processes import slots
+from processes import slots, wait_for
 from rich.console import Console
 
 from benchmarks.simulated import new_search, row, space
@@ -307,9 +307,16 @@ def test_what_tune_gave_up_has_a_kind() -> None:
 def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
 
+    def running() -> bool:
+        """MLflow has the final run already, so it must be told of its end, too."""
+        store = tmp_path / "mlflow.db"  # who asks for it before it is there makes one
+        runs = MlflowClient(default_uri(tmp_path)).search_runs(["1"]) if store.exists() else []
+        return ("paper-seed0", "RUNNING") in {(run.info.run_name, run.info.status) for run in runs}
+
     def look(run: RunDir) -> None:
         left = search.final("trial-0099", 0)  # of a session before, wanted by nobody any more
         if run.path.parent.name == "final" and not left.begun():
+            wait_for(running)
             RunDir.create(left.path, {**run.about(), "key": "99", "name": "trial-0099-seed0"})
             os.kill(os.getpid(), signal.SIGTERM)
 

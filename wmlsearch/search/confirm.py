@@ -49,7 +49,8 @@ def train_runs(
 
     `data` is a parcel; weights that are elsewhere than in the run folder are copied there. The rate follows the
     `rate_factors` that a run folder has, if any: so what a trial of population based training has found is trained
-    again from its beginning. What was begun goes on from its last checkpoint. Ctrl-C leaves what runs interrupted.
+    again from its beginning. What was begun goes on from its last checkpoint. Where Ctrl-C or a full storage ends it,
+    what ran still says "running": how it ended is for the caller to say, here and in MLflow.
     """
     with tempfile.TemporaryDirectory(prefix="wmlsearch-final-") as scratch:  # gone even where a group was killed
         _train(orders, settings, data, slots, on_change, elastic, scratch)
@@ -116,11 +117,6 @@ def _train(
             on_change(order.run)
         with contextlib.suppress(RayError):
             ray.get([group.close.remote() for group in idle], timeout=2 * CLOSE_TIMEOUT_S)
-    except (KeyboardInterrupt, StorageError) as stopped:
-        for order in orders:
-            if order.run.begun() and order.run.state == RUNNING:
-                order.run.set_status("interrupted", str(stopped) or "stopped by Ctrl-C")
-        raise
     finally:
         for group in (*idle, *(group for group, _ in steps.values())):
             ray.kill(group)
