@@ -109,10 +109,10 @@ def _train(
                 write_result(order.run, result, trained)
                 if not result.get("done"):
                     steps[group.step.remote()] = group, order
+                elif result["ended"] == "interrupted":  # its storage is full or away
+                    raise StorageError(result["reason"])
                 else:
                     finish(order, result)
-                    if result["ended"] == "interrupted":  # its storage is full or away
-                        raise StorageError(result["reason"])
                     idle.append(group)
             on_change(order.run)
         with contextlib.suppress(RayError):
