@@ -45,7 +45,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
     about = {
         "space": {"source": "quick.yaml", "values": space.mapping()},
-        "settings": RunSettings().model_dump(),
+        "settings": RunSettings(confirm_seeds=2).model_dump(),
         "data": about_data(prepared, data),
         "data_path": str(prepared),
         "certificate": dataclasses.asdict(data.manifest.certificate),

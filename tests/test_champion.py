@@ -16,12 +16,14 @@ from wmlsearch.verdict.leaderboard import leaderboard
 SPACE = {"depth": {"choices": [2, 3, 4]}, "batch_size": {"choices": [4, 5, 8]}}
 
 
+def search_of(path: Path, seeds: int) -> SearchDir:
+    settings = RunSettings(trials=9, confirm_seeds=seeds).model_dump()
+    return SearchDir.create(path, {"name": "s", "settings": settings, "space": {"source": "", "values": SPACE}})
+
+
 @pytest.fixture
 def search(tmp_path: Path) -> SearchDir:
-    settings = RunSettings(trials=9).model_dump()
-    return SearchDir.create(
-        tmp_path / "s", {"name": "s", "settings": settings, "space": {"source": "", "values": SPACE}}
-    )
+    return search_of(tmp_path / "s", 3)
 
 
 def add(run: RunDir, config: dict[str, Any], values: list[float], state: str = "completed", **more: Any) -> RunDir:
@@ -62,7 +64,7 @@ def final(search: SearchDir, model: str, values: list[float | None], state: str 
 
 
 def test_the_champion_is_the_surest(search: SearchDir) -> None:
-    final(search, "paper", [0.9, 0.9])
+    final(search, "paper", [0.9, 0.9, 0.9])
     final(search, "trial-0001", [0.9, 0.5, 0.7])  # the highest mean, but it depends on the seed
     final(search, "trial-0002", [0.68, 0.66, 0.67])
     final(search, "trial-0003", [0.99, 0.99, None])  # a seed failed
@@ -78,7 +80,21 @@ def test_the_champion_is_the_surest(search: SearchDir) -> None:
     assert found[3].score is None
 
 
-def test_one_seed_has_no_error_and_the_paper_is_never_champion(search: SearchDir) -> None:
+def test_who_has_not_all_seeds_is_no_champion(search: SearchDir) -> None:
+    """It was among the best when its first seed was trained; then the search was resumed with more trials."""
+    final(search, "paper", [0.5, 0.5, 0.5])
+    final(search, "trial-0003", [0.99])
+    (paper, lucky) = candidates(search)
+    assert (paper.lacking, lucky.lacking, lucky.score) == ((), (1, 2), None)
+    assert champion([paper, lucky]) is None
+    final(search, "trial-0021", [0.6, 0.61, 0.62])
+    best = champion(candidates(search))
+    assert best is not None
+    assert best.name == "trial-0021"
+
+
+def test_one_seed_has_no_error_and_the_paper_is_never_champion(tmp_path: Path) -> None:
+    search = search_of(tmp_path / "s", 1)
     final(search, "paper", [0.9])
     assert champion(candidates(search)) is None
     final(search, "trial-0001", [0.4])

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +19,14 @@ from typing import Any
 import pytest
 import ray
 from mlflow import MlflowClient
-from processes import slots, wait_for
+from processes import slots
 from rich.console import Console
 
 from benchmarks.simulated import new_search, row, space
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.display import SearchDisplay
-from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.runs import SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import Keeper
 from wmlsearch.search.cluster import Slots
@@ -303,71 +302,3 @@ def test_what_tune_gave_up_has_a_kind() -> None:
     assert _failure(ray.exceptions.ActorDiedError())[0] == "lost"
     assert _failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
     assert _failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")
-
-
-def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -> jobs.Outcome:
-    """A trial, then the paper's configuration; `look` is called when MLflow has its run already."""
-
-    def mirrored() -> bool:
-        store = out / "mlflow.db"  # who asks for it before it is there makes one
-        runs = MlflowClient(default_uri(out)).search_runs(["1"]) if store.exists() else []
-        return ("paper-seed0", "RUNNING") in {(run.info.run_name, run.info.status) for run in runs}
-
-    def final(run: RunDir) -> None:
-        if run.path.parent.name == "final" and run.state == "running":
-            wait_for(mirrored)
-            look(run)
-
-    return study.tune(
-        SearchDir(out / "s"),
-        SearchSpace.of({**SMALL, **RATES}),
-        RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1),
-        prepared,
-        default_uri(out),
-        final,
-        say=lambda text: text,
-    )
-
-
-def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) -> None:
-    search = SearchDir(tmp_path / "s")
-
-    def look(run: RunDir) -> None:
-        left = search.final("trial-0099", 0)  # of a session before, wanted by nobody any more
-        if not left.begun():
-            RunDir.create(left.path, {**run.about(), "key": "99", "name": "trial-0099-seed0"})
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    outcome = tune_to_the_end(prepared, tmp_path, look)
-    assert (outcome.early, search.state) == ("stopped by SIGTERM", "interrupted")
-    assert {run.name: run.state for run in search.finals()} == {
-        "paper-seed0": "interrupted",
-        "trial-0099-seed0": "interrupted",
-    }
-    client = MlflowClient(default_uri(tmp_path))
-    assert {run.info.status for run in client.search_runs(["1"])} == {"FINISHED", "KILLED"}
-
-
-def test_a_full_storage_ends_the_final_runs_everywhere(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full:
-        """A group whose checkpoints find no room."""
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def start(self, _trial: Any) -> None:
-            pass
-
-        def step(self) -> dict[str, Any]:
-            return {"done": True, "ended": "interrupted", "reason": "No space left on device: 'last.pt'"}
-
-    monkeypatch.setattr("wmlsearch.search.confirm.Group", Full)
-    outcome = tune_to_the_end(prepared, tmp_path, lambda _run: None)
-    search, reason = SearchDir(outcome.run.path), "stopped, since No space left on device: 'last.pt'"
-    assert (outcome.early, search.state) == (reason, "interrupted")
-    (paper,) = search.finals()
-    assert (paper.state, paper.status()["reason"]) == ("interrupted", reason)
-    found = {run.info.run_name: run.info.status for run in MlflowClient(default_uri(tmp_path)).search_runs(["1"])}
-    assert found == {"s": "KILLED", "trial-0000": "FINISHED", "paper-seed0": "KILLED"}

@@ -16,7 +16,7 @@ from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.volumes import Source, restore
 from wmlsearch.model.inference import Model, Preprocessing, locate, network, predict
-from wmlsearch.model.training import load_checkpoint
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs import RunDir, SearchDir
 

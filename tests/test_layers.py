@@ -43,6 +43,7 @@ ROOMS: dict[str, str] = {
     "wmlsearch.model.casts": "torch",
     "wmlsearch.model.metrics": "torch",
     "wmlsearch.model.steps": "torch",
+    "wmlsearch.model.states": "torch",
     "wmlsearch.model.training": "torch",
     "wmlsearch.model.timing": "torch",
     "wmlsearch.model.memory": "torch",

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from whole_search import CLOCK, begin_population, run, told
 
 from wmlsearch.config import RunSettings
-from wmlsearch.model.training import load_checkpoint
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.search.cluster import Slots, ray_at
 from wmlsearch.search.confirm import Order, train_runs

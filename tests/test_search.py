@@ -19,7 +19,7 @@ from processes import wait_for, watching_sockets
 
 from wmlsearch import jobs, study
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.model.training import load_checkpoint
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.runs import RunDir, SearchDir
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.suggest import Study

@@ -8,20 +8,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 import torch
 from processes import wait_for
+from pyarrow import fs
 
 from wmlsearch import jobs, study
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.search import confirm
-from wmlsearch.search.checkpoints import Checkpoints, check_writable
+from wmlsearch.search import checkpoints, confirm
+from wmlsearch.search.checkpoints import Checkpoints, check_unused, check_writable, forget
 from wmlsearch.search.cluster import Request, Slots, plan_slots, ray_at
 from wmlsearch.search.group import Group
-from wmlsearch.search.slot import _lost_a_rank
+from wmlsearch.search.nodes import parcel
+from wmlsearch.search.slot import Training, _lost_a_rank
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking import default_uri
 
@@ -108,6 +112,59 @@ def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
     )
     check_writable(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_storage_with_another_runs_checkpoints_is_refused(tmp_path: Path) -> None:
+    """Whose folder was deleted, as the storage was not; or it has another --out."""
+    check_unused(str(tmp_path / "s"))
+    left = tmp_path / "s" / "trials" / "0000"
+    left.mkdir(parents=True)
+    check_unused(str(tmp_path / "s"))
+    (left / "last.pt").write_bytes(b"state")
+    with pytest.raises(InputError) as refused:
+        check_unused(str(tmp_path / "s"))
+    assert str(refused.value) == (
+        f"--storage: {tmp_path}/s holds 1 checkpoint of another run of this name already, such as trials/0000/last.pt, "
+        "and nothing is overwritten; choose another --name, or delete that folder"
+    )
+
+
+def test_of_another_trainings_checkpoint_nobody_hears(prepared: Path, tmp_path: Path) -> None:
+    job = {"data": parcel(prepared, send=False), "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
+    small = {"depth": 2, "base_channels": 4, "batch_size": 7}
+
+    def training(**more: Any) -> Training:
+        return Training(job, {"config": TrialConfig(**small, **more).model_dump(), "place": str(tmp_path)})
+
+    one = training()
+    assert one.step()["epoch"] == 1
+    one.close()
+    result = training(dropout=0.3).step()
+    assert (result["done"], result["ended"]) == (True, "failed")
+    assert result["reason"].startswith(f"{tmp_path}/last.pt: is a checkpoint of another training; use another name")
+    assert not {"replayed", "report", "epoch"} & set(result)
+    assert training().step()["replayed"][0]["epoch"] == 1
+
+
+def test_an_object_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it does not even say its region, as an S3 store is asked if its URI doesn't."""
+    away = [OSError("NETWORK_CONNECTION during HeadBucket")] * 2
+
+    def from_uri(uri: str) -> tuple[fs.FileSystem, str]:
+        if away:
+            raise away.pop()
+        return fs.LocalFileSystem(), uri.replace("s3:/", str(tmp_path))
+
+    monkeypatch.setattr(checkpoints.fs, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "last.pt").write_bytes(b"state")
+    kept = Checkpoints("s3://bucket")
+    kept.fetch()
+    assert (kept.last.read_bytes(), away) == (b"state", [])
+    kept.close()
+    away.append(OSError("away again"))
+    forget("s3://bucket", "last")  # takes room there, and does no harm
+    assert (tmp_path / "bucket" / "last.pt").exists()
 
 
 @pytest.mark.parametrize("given", ["ckpts", "./ckpts/", "file://CWD/ckpts"])

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.files import StorageError
-from wmlsearch.model import steps, training
+from wmlsearch.model import states, steps, training
 from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import (
     EpochReport,
@@ -30,7 +31,6 @@ from wmlsearch.model.training import (
     count,
     epochs,
     learning_rate,
-    load_checkpoint,
 )
 from wmlsearch.model.unet import UNet
 
@@ -523,7 +523,7 @@ def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> 
 
 def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
-    training.save_atomically({"format": 1, "n": 1}, path)
+    states.save_atomically({"format": 1, "n": 1}, path)
 
     def full(aside: Path, data: memoryview) -> None:
         with open(aside, "wb") as file:
@@ -533,7 +533,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "write_bytes", full)
     needed = r"No space left on device \([\d,]+ bytes are needed, [\d,]+ are free\): '.*/last\.pt'"
     with pytest.raises(StorageError, match=needed):
-        training.save_atomically({"format": 1, "n": 2}, path)
+        states.save_atomically({"format": 1, "n": 2}, path)
     assert load_checkpoint(path)["n"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 

@@ -135,6 +135,13 @@ class Where:
         """The storage as a search's folder may hold it."""
         return without_password(self.storage) if self.storage else None
 
+    def check_unused(self, run: RunDir) -> None:
+        """Refuse a new run whose place in the storage holds checkpoints of another one. Raises InputError."""
+        if self.storage:
+            from wmlsearch.search.checkpoints import check_unused
+
+            check_unused(self.place(run))
+
     def make_place(self, search: RunDir) -> None:
         """Make the folder of a search in the storage: workers make those of its trainings below it.
 

@@ -10,7 +10,8 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.files import without_password
 from wmlsearch.jobs import Where, about_data
-from wmlsearch.model.training import check_trainable, load_checkpoint
+from wmlsearch.model.states import load_checkpoint
+from wmlsearch.model.training import check_trainable
 from wmlsearch.runs import GOOD, UNFINISHED, RunDir, SearchDir
 from wmlsearch.space import Choices, SearchSpace
 

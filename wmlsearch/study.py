@@ -114,6 +114,7 @@ def tune(
 
     check_new(search.path)
     check_settings(space, settings, where)
+    where.check_unused(search)
     if settings.baseline:
         check_sealed(data)
     about_data = check_data(space, data, where.workers_per_trial)
@@ -214,8 +215,8 @@ def _tune(job: _Job, mlflow_uri: str) -> Outcome:
     checkpoints = CheckpointBytes(search, job.where)
 
     def changed(run: RunDir) -> None:
+        mirror.notify(run)  # first: what comes after may find its disk full
         checkpoints.look(run)
-        mirror.notify(run)
         on_change(run)
 
     early, state = "it broke off with an error", "failed"
@@ -228,11 +229,11 @@ def _tune(job: _Job, mlflow_uri: str) -> Outcome:
     except OSError as error:  # a disk that is full, a storage that is away: what is there stays, and can go on
         early, state = f"stopped, since {error}", "interrupted"
     finally:
-        for part in search.parts():  # final runs that broke off, or that are not wanted any more
-            if part.state == RUNNING:
+        for part in search.parts():
+            if part.state == RUNNING:  # final runs that broke off, or that are not wanted any more
                 with contextlib.suppress(OSError):
                     part.set_status("interrupted", early or "the search ended without it")
-                mirror.notify(part)
+            mirror.notify(part)  # whoever changed it may have been interrupted before he said so
         pictures = _report(search, job.data, {**search.status(), "state": state, "reason": early}, job.say)
         several = bool(job.settings.objectives)
         front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
@@ -302,10 +303,12 @@ def _report(search: SearchDir, data: Path, status: Mapping[str, Any], say: Say) 
     from wmlsearch.verdict.report import write_report
 
     try:
-        examples = write_examples(search, data)
-        page = write_report(search, status)
-    except Exception as error:
-        say(f"no report ({type(error).__name__}: {error}); later: wmlsearch report {search.name}")
+        with sigterm_stops():
+            examples = write_examples(search, data)
+            page = write_report(search, status)
+    except (Exception, KeyboardInterrupt) as error:  # who says Ctrl-C twice has the search's end all the same
+        why = f"{type(error).__name__}: {error}" if str(error) else "stopped by Ctrl-C"
+        say(f"no report ({why}); later: wmlsearch report {search.name}")
         return ()
     return (page, examples) if examples else (page,)
 
@@ -329,6 +332,7 @@ def train(
     check_new(run.path)
     if workers:
         where.check_before_ray(1)
+        where.check_unused(run)
     about = about_run(run.name, "train", config, settings, about_data(data, prepared))
     certificate = dataclasses.asdict(prepared.manifest.certificate)
     about |= {"data_path": str(data.resolve()), "certificate": certificate}
@@ -357,10 +361,12 @@ def train(
                 with sigterm_stops():
                     _train_here(run, config, settings, prepared, changed)
         except KeyboardInterrupt as stopped:
-            early = str(stopped) or "stopped by Ctrl-C"
-            run.set_status("interrupted", early)
+            if run.state == RUNNING:  # else it has come to its end, and only Ray was to be shut down
+                early = str(stopped) or "stopped by Ctrl-C"
+                run.set_status("interrupted", early)
         except Exception as error:
-            run.set_status("failed", str(error))
+            if run.state == RUNNING:
+                run.set_status("failed", str(error))
             raise
         finally:
             problem = mirror.close()

@@ -22,7 +22,7 @@ from wmlsearch.data.volumes import examine
 from wmlsearch.files import read_json, read_lines
 from wmlsearch.model.export import load_exported
 from wmlsearch.model.inference import Model
-from wmlsearch.model.training import load_checkpoint
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.records import check
 from wmlsearch.runs import SearchDir
 from wmlsearch.space import SearchSpace

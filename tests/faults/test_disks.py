@@ -15,7 +15,7 @@ import pytest
 from processes import kill
 from search import Lines, Record, Running, begin, check_whole, differences, sync
 
-from wmlsearch.model.training import load_checkpoint
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.runs import SearchDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

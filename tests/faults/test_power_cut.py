@@ -23,7 +23,7 @@ from search import Record
 
 from wmlsearch.config import RunSettings
 from wmlsearch.files import read_lines
-from wmlsearch.model.training import load_checkpoint, save_atomically
+from wmlsearch.model.states import load_checkpoint, save_atomically
 from wmlsearch.runs import ENDED, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.suggest import Study
 from wmlsearch.space import SearchSpace

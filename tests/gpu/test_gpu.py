@@ -24,8 +24,9 @@ from wmlsearch.model.memory import (
     measured,
     of_process,
 )
+from wmlsearch.model.states import load_checkpoint
 from wmlsearch.model.steps import WARM_UP
-from wmlsearch.model.training import epochs, has_fast_bfloat16, load_checkpoint, validation_batch
+from wmlsearch.model.training import epochs, has_fast_bfloat16, validation_batch
 from wmlsearch.model.unet import UNet
 
 pytestmark = [

@@ -15,7 +15,8 @@ from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.reading import Array
 from wmlsearch.data.sources import Source
 from wmlsearch.data.volumes import PLANES, VolumeGeometry, cut, examine, plan, restore
-from wmlsearch.model.training import VALIDATION_BATCH, load_checkpoint
+from wmlsearch.model.states import load_checkpoint
+from wmlsearch.model.training import VALIDATION_BATCH
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs import RunDir
 

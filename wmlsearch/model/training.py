@@ -6,11 +6,9 @@ only torch, and asks `torch.distributed` whether it is alone.
 
 from __future__ import annotations
 
-import io
 import math
 import resource
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,15 +21,13 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from wmlsearch.config import InputError, TrialConfig, shown
+from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
-from wmlsearch.files import patiently, write_bytes
 from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.states import ANEW, CHECKPOINT_FORMAT, check_same, load_checkpoint, save_atomically
 from wmlsearch.model.steps import Diverged, Steps
 from wmlsearch.model.unet import UNet
 
-CHECKPOINT_FORMAT = 1
-ANEW = "restore it from a copy, or train anew without it"
 VALIDATION_BATCH = 16  # slices; changes nothing but speed and memory
 GPU_VALIDATION_PIXELS = 2**22  # of a batch on GPUs, which small batches leave idle: 64 slices of 256 x 256
 
@@ -265,29 +261,11 @@ class Trainer:
         """Go on from a checkpoint. Raises InputError where it is another training's, or isn't whole."""
         state = load_checkpoint(path)
         try:
-            if other := self._differences(state):
-                raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+            check_same(path, state, self.config, self.data, self.max_epochs, self.seed, self.rate_factors)
             self._take(state)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: is damaged ({type(error).__name__}: {why}); {ANEW}") from None
-
-    def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        """In what a checkpoint's training is another one than this."""
-        mine = {
-            "config": self.config.model_dump(),
-            "seed": self.seed,
-            "data": self.data.manifest.fingerprint,
-            "max_epochs": self.max_epochs,
-            # only what was trained with: a child of population based training goes on from here at another rate
-            "rate_factors": self._factors_until(len(state.get("reports", ()))),
-        }
-        its = {"rate_factors": {}, **state}  # of before there were any
-        return [
-            f"{name}: {shown(its.get(name))} there, {shown(value)} here"
-            for name, value in mine.items()
-            if its.get(name) != value
-        ]
 
     def _take(self, state: Mapping[str, Any]) -> None:
         self.unet.load_state_dict(state["model"])
@@ -367,28 +345,6 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":  # reserved: what graphs hold between replays isn't allocated, but nobody else can have it
         return torch.cuda.max_memory_reserved(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    """Whoever looks finds the old file or the new one, whole. A storage that is away is waited for.
-
-    Raises StorageError where it stays away, or is full.
-    """
-    buffer = io.BytesIO()  # torch hides why a file can't be written
-    torch.save(dict(state), buffer)
-    patiently(lambda: write_bytes(path, buffer.getbuffer()), path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU. Nothing in the file is ever executed. Raises InputError."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files, pickle's among them
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {ANEW}") from None
-    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {ANEW}")
-    return state
 
 
 def _mix(*numbers: int) -> int:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from pyarrow import fs
@@ -30,18 +31,22 @@ class Checkpoints:
     """
 
     def __init__(self, place: str) -> None:
-        self._remote = None
-        if "://" in place and not place.startswith("file://"):
-            self._remote = fs.FileSystem.from_uri(place)
+        self._uri = place if "://" in place and not place.startswith("file://") else ""
+        if self._uri:
             self._scratch = tempfile.mkdtemp(prefix="wmlsearch-checkpoints-")
-        self._folder = Path(self._scratch if self._remote else place.removeprefix("file://"))
+        self._folder = Path(self._scratch if self._uri else place.removeprefix("file://"))
         self.last, self.best = RunDir(self._folder).last, RunDir(self._folder).best
+
+    @cached_property
+    def _store(self) -> tuple[fs.FileSystem, str]:
+        """The object store and the place in it. Raises OSError where it doesn't say its region, if the URI doesn't."""
+        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(self._uri)
+        return found
 
     def fetch(self) -> None:
         """Bring what is there. In a folder: make it, where all but its last two levels are there."""
-        if self._remote:
-            system, root = self._remote
-            patiently(lambda: self._fetch(system, root), root)
+        if self._uri:
+            patiently(lambda: self._fetch(*self._store), without_password(self._uri))
         else:
             patiently(self._make, self._folder)
 
@@ -59,9 +64,8 @@ class Checkpoints:
 
     def push(self) -> None:
         """Take back what training has written. An object appears whole or not at all."""
-        if self._remote:
-            system, root = self._remote
-            patiently(lambda: self._push(system, root), root)
+        if self._uri:
+            patiently(lambda: self._push(*self._store), without_password(self._uri))
 
     def _push(self, system: fs.FileSystem, root: str) -> None:
         system.create_dir(root)
@@ -89,8 +93,8 @@ class Checkpoints:
 
     def snapshots(self) -> list[int]:
         """The epochs of which a snapshot is kept."""
-        if self._remote:
-            system, root = self._remote
+        if self._uri:
+            system, root = self._store
             names = [info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))]
         else:
             names = [path.name for path in self._folder.glob("epoch-*.pt")]
@@ -102,9 +106,9 @@ class Checkpoints:
 
     def _copy(self, source: Checkpoints, name: str, to: str) -> bool:
         """Copy where it is kept; False if it isn't there. What is copied is never written again, only replaced."""
-        if self._remote and source._remote:
-            system, root = self._remote
-            there: str = f"{source._remote[1]}/{name}"
+        if self._uri and source._uri:
+            system, root = self._store
+            there: str = f"{source._store[1]}/{name}"
             if system.get_file_info(there).type != fs.FileType.File:
                 return False
             system.create_dir(root)
@@ -127,21 +131,21 @@ class Checkpoints:
     def delete(self, path: Path) -> None:
         """Delete `last`, `best` or a snapshot, wherever it is kept."""
         path.unlink(missing_ok=True)
-        if self._remote:
-            system, root = self._remote
+        if self._uri:
+            system, root = self._store
             if system.get_file_info(f"{root}/{path.name}").type == fs.FileType.File:
                 system.delete_file(f"{root}/{path.name}")
 
     def has_last(self) -> bool:
         """Whether there is a `last` to go on from. Raises OSError where the place does not answer."""
-        if self._remote:
-            system, root = self._remote
+        if self._uri:
+            system, root = self._store
             return bool(system.get_file_info(f"{root}/{self.last.name}").type == fs.FileType.File)
         return self.last.exists()
 
     def close(self) -> None:
         """Remove local copies."""
-        if self._remote:
+        if self._uri:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
@@ -185,6 +189,24 @@ def forget(place: str, which: str) -> None:
     with suppress(OSError):  # the storage is away: what is left there takes room and does no harm
         kept.delete(getattr(kept, which))
     kept.close()
+
+
+def check_unused(place: str) -> None:
+    """Refuse a place with checkpoints in it: a new run would go on from them. Raises InputError."""
+    shown = without_password(place)
+    try:
+        system, root = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).resolve()))
+        found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    except (OSError, ValueError) as error:
+        said = without_password(" ".join(str(error).replace(place, shown).split()))[:200]
+        raise InputError(f"--storage: {shown} can't be read ({said}); name a place that answers") from None
+    kept = sorted(info.path for info in found if info.base_name.endswith(".pt"))
+    if kept:
+        raise InputError(
+            f"--storage: {shown} holds {len(kept)} checkpoint{'' if len(kept) == 1 else 's'} of another run of this "
+            f"name already, such as {kept[0].removeprefix(root).lstrip('/')}, and nothing is overwritten; choose "
+            "another --name, or delete that folder"
+        )
 
 
 def check_writable(place: str) -> None:

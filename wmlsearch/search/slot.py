@@ -13,8 +13,9 @@ from torch import distributed
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.files import StorageError
+from wmlsearch.model.states import check_same, load_checkpoint
 from wmlsearch.model.steps import Diverged
-from wmlsearch.model.training import epochs, load_checkpoint
+from wmlsearch.model.training import epochs
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.cluster import Slots
 from wmlsearch.search.nodes import unpack
@@ -49,16 +50,19 @@ class Training:
         self.data = open_data(job["data"])
         self.slots = Slots(**job["slots"]) if "slots" in job else None
         limit_to_share(self.data.train.images.device, self.slots)
+        self.which: dict[str, Any] = {
+            "config": self.config,
+            "data": self.data,
+            "max_epochs": settings.epochs,
+            "seed": trial.get("seed", settings.seed),
+            "rate_factors": {int(epoch): factor for epoch, factor in trial.get("rate_factors", {}).items()},
+        }
         self.reports = epochs(
-            self.config,
-            self.data,
-            max_epochs=settings.epochs,
-            seed=trial.get("seed", settings.seed),
+            **self.which,
             precision=settings.precision,
             objective=settings.objective,
             last=self.checkpoints.last,
             best=self.checkpoints.best,
-            rate_factors={int(epoch): factor for epoch, factor in trial.get("rate_factors", {}).items()},
         )
 
     def step(self) -> dict[str, Any]:
@@ -68,7 +72,10 @@ class Training:
             if self.fresh:
                 self.checkpoints.fetch()
                 there = self.checkpoints.last.exists()
-                result["replayed"] = load_checkpoint(self.checkpoints.last)["reports"] if there else []
+                state = load_checkpoint(self.checkpoints.last) if there else {"reports": []}
+                if there:  # before anybody hears of its epochs
+                    check_same(self.checkpoints.last, state, **self.which)
+                result["replayed"] = state["reports"]
                 self.unheard = list(result["replayed"][self.heard :])
                 self.fresh = False
                 if not there:  # what trained before has found its room

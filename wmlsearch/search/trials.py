@@ -308,7 +308,7 @@ class _interrupts:
     """Ctrl-C (and SIGTERM) ends the search cleanly; a second one ends it at once."""
 
     def __init__(self, budget: Budget) -> None:
-        self.budget = budget
+        self.budget, self.asked = budget, False
 
     def __enter__(self) -> None:
         self.old = {}
@@ -316,8 +316,9 @@ class _interrupts:
             self.old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.budget.reason:
+        if self.asked:
             os._exit(130)
+        self.asked = True
         self.budget.reason = "stopped by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
 
     def __exit__(self, *error: object) -> None:

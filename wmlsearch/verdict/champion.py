@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.objectives import best_row
 from wmlsearch.runs import BAD, GOOD, RunDir, SearchDir
 from wmlsearch.verdict.leaderboard import Leaderboard
@@ -26,11 +26,12 @@ class Candidate:
     runs: tuple[RunDir, ...]
     values: tuple[float | None, ...]  # `val_dice_best` of the weights that each run keeps; None where it has none
     config: Mapping[str, Any]
+    lacking: tuple[int, ...]  # seeds without a run: it was among the best when it was begun, and then no more
 
     @property
     def complete(self) -> bool:
         """All seeds have come to their end with a value."""
-        return bool(self.runs) and None not in self.values and all(run.state in GOOD for run in self.runs)
+        return not self.lacking and None not in self.values and all(run.state in GOOD for run in self.runs)
 
     @property
     def mean(self) -> float | None:
@@ -84,10 +85,11 @@ def candidates(search: SearchDir) -> list[Candidate]:
     runs: dict[str, list[RunDir]] = {}
     for run in search.finals():
         runs.setdefault(run.name.rpartition("-seed")[0], []).append(run)
-    found = []
+    found, seeds = [], RunSettings.of(search.about()["settings"]).final_seeds
     for name, own in runs.items():
         values = tuple(best_row(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in own)
-        found.append(Candidate(name, tuple(own), values, own[0].about()["config"]))
+        lacking = tuple(seed for seed in seeds if not search.final(name, seed).begun())
+        found.append(Candidate(name, tuple(own), values, own[0].about()["config"], lacking))
     return sorted(found, key=lambda it: (it.name != PAPER, -(it.score if it.score is not None else -math.inf), it.name))
 
 
