@@ -27,6 +27,8 @@ from wmlsearch.model.inference import Model
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.model.training import epochs
 from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.store import connect
+from wmlsearch.tracking import default_uri
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
 from wmlsearch.verdict.scores import score
 from wmlsearch.verdict.seal import open_seal, openings
@@ -51,7 +53,7 @@ def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
     """A search with final runs of both: its champion, and the paper's configuration, hardly trained."""
     made = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
     about = json.loads((made.path / "search.json").read_text())
-    (made.path / "search.json").write_text(json.dumps({**about, "data_path": str(data)}))
+    (made.path / "search.json").write_text(json.dumps({**about, "data_path": str(data), "versions": {}}))
     prepared, settings = PreparedData.open(data), RunSettings(epochs=1)
     config = TrialConfig(depth=2, base_channels=4)  # stands for the paper's, which takes longer
     run = made.final("paper", 0)
@@ -241,10 +243,10 @@ def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
     return run, result
 
 
-def test_pictures_have_no_millimetres(tmp_path: Path) -> None:
+def test_pictures_have_no_millimetres(data: Path, tmp_path: Path) -> None:
     write_pictures(tmp_path / "raw")
-    prepare(tmp_path / "raw", tmp_path / "data", PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
-    run, result = evaluated(tmp_path / "data", tmp_path / "runs")
+    prepare(tmp_path / "raw", tmp_path / "own", PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
+    run, result = evaluated(tmp_path / "own", tmp_path / "runs")
     found = run.test()
     assert (found["scope"], found["unit"]) == (SLICES, "patients")
     (member,) = found["models"]["model"]["members"]
@@ -254,6 +256,9 @@ def test_pictures_have_no_millimetres(tmp_path: Path) -> None:
     assert "hd95_px" in member[SLICES]["rows"][0]
     assert "the sealed test was opened for the first time" in result.stdout
     assert "whole volumes" not in result.stdout
+    volumes = say("evaluate", "r", "--data", data, "--out", tmp_path / "runs")
+    assert (volumes.exit_code, openings(data)) == (2, []), volumes.output
+    assert "(native, fit resize), but the models were trained on 32 (image, fit crop)" in volumes.stderr
 
 
 def test_images_of_nobody_stand_for_themselves(tmp_path: Path) -> None:
@@ -326,6 +331,20 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     assert [line["run"] for line in openings(data)] == ["s", "s"]
 
 
+def test_mlflow_has_the_scores_where_no_report_can_be_written(
+    search: SearchDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wmlsearch.verdict.report.write_report", full)
+    result = say("evaluate", "s", "--out", search.path.parent)
+    assert (result.exit_code, "No space left" in result.stderr) == (1, True), result.output
+    kept = search.model(CHAMPION)
+    told = connect(default_uri(search.path.parent)).get_run(kept.ledger()["run_id"])
+    assert told.data.metrics["test_dice"] == pytest.approx(kept.test()["metrics"]["test_dice"])
+
+
 def test_the_verdict_follows_from_the_units(search: SearchDir) -> None:
     def member(dices: list[float]) -> dict[str, object]:
         return {VOLUMES: {"units": [{"unit": f"p{i}", "dice": dice} for i, dice in enumerate(dices)]}}
@@ -363,17 +382,6 @@ def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) ->
     assert f"of its test slices are train or validation slices of {data}, so they would say nothing" in refused.stderr
     assert f"- {seen[0]}, sub-{seen[0]}/" in refused.stderr
     assert openings(tmp_path / "swapped") == []
-
-
-def test_what_can_not_be_evaluated(searched: SearchDir, tmp_path: Path) -> None:
-    before = openings(Path(searched.about()["data_path"]))  # by other tests of the same data
-    result = say("evaluate", "s", "--out", searched.path.parent)
-    assert result.exit_code == 2
-    assert result.stderr == (
-        "wmlsearch: s: has no baseline yet (state: completed); go on with it by `wmlsearch tune --resume s`, or name a "
-        "single training\n"
-    )
-    assert openings(Path(searched.about()["data_path"])) == before
 
 
 def test_a_single_final_run(search: SearchDir) -> None:

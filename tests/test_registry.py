@@ -75,6 +75,49 @@ def test_registered_twice_is_once(client: MlflowClient, uri: str, tmp_path: Path
     assert client.get_registered_model(MODEL).aliases.keys() == {"champion", "second"}
 
 
+def at(client: MlflowClient) -> str:
+    """The version that the champion is."""
+    return str(client.get_model_version_by_alias(MODEL, "champion").version)
+
+
+def test_an_alias_only_goes_forward(client: MlflowClient, tmp_path: Path) -> None:
+    """Searches that are sent again: the newest one's model stays, and so does what was chosen by hand instead."""
+    there = folder(tmp_path / "f", "x")
+    first, second, third = (run_of(client, tmp_path) for _ in range(3))
+    for run_id in (first, second):
+        register(client, run_id, there, "champion")
+    assert register(client, first, there, "champion") == "1"
+    assert at(client) == "2"
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    for run_id in (second, first):
+        register(client, run_id, there, "champion")
+    assert at(client) == "1", "as it was set by hand"
+    register(client, third, there, "champion")
+    assert at(client) == "3", "a new model"
+    client.delete_registered_model_alias(MODEL, "champion")
+    for run_id in (first, second, third):
+        register(client, run_id, there, "champion")
+    assert at(client) == "3", "one that is missing goes to the newest of those that are sent"
+
+
+def test_a_death_between_a_version_and_its_alias(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    there, first, second = folder(tmp_path / "f", "x"), run_of(client, tmp_path), run_of(client, tmp_path)
+    register(client, first, there, "champion")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(client, second, there, "champion")
+    assert at(client) == "1"
+    for run_id, version in ((first, "1"), (second, "2"), (first, "2")):
+        register(client, run_id, there, "champion")
+        assert at(client) == version
+
+
 def test_what_is_not_there(client: MlflowClient, uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         fetch("models:/wml-unet@champion", uri, tmp_path / "to")

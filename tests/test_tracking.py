@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from processes import wait_for
 
+from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.mirror import Mirror, copy
 from wmlsearch.mirror import _start as mirror_process
@@ -213,6 +215,34 @@ def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> 
     assert len(content(uri)) == 7
     client.delete_run(found.info.run_id)
     assert sync(search, uri) == 7
+
+
+def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> None:
+    out, uri = tmp_path / "runs", default_uri(tmp_path)
+    a, b, c, d = (RunDir.create(out / name, about(name, "train")) for name in "abcd")
+    for run in (a, b, c, d):
+        run.append(row(1))
+        run.set_status("completed")
+    a.file("about").write_text(json.dumps({name: value for name, value in a.about().items() if name != "key"}))
+    sync(b, uri)
+    client = connect(uri)
+    found = client.create_run("1", tags={"wmlsearch.key": c.about()["key"]}, run_name="c")
+    client.log_param(found.info.run_id, "seed", "another")
+    words = ["sync", "--out", str(out), "--mlflow-uri", uri]
+    result = CliRunner().invoke(main, words)
+    damaged = f"{out}/a/config.json: is damaged; restore it from a copy, or move the run away"
+    assert result.exit_code == 2
+    assert f"{uri} has all of b, d (2 MLflow runs)\n" in result.stdout
+    assert result.stderr.startswith(
+        f"wmlsearch: {uri} lacks some of 2 of 4 searches and runs; mend that, then `wmlsearch sync` again\n"
+        f"  - a: {damaged}\n      - key is missing\n"
+        f"  - c: {uri}: MLflow has the others, but doesn't take c ("
+    )
+    client.delete_run(found.info.run_id)
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {damaged}\n  - key is missing\n")
+    held = {key: rest for key, *rest in content(uri)}
+    assert {key: rest[-1] for key, rest in held.items()} == {run.about()["key"]: rows_of(run) for run in (b, c, d)}
 
 
 def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig, faults_of
-from wmlsearch.runs import ENDED, RUNNING, RunDir, SearchDir, every, find, find_search
+from wmlsearch.runs import ENDED, RUNNING, RunDir, SearchDir, find, find_search
 from wmlsearch.space import SearchSpace
 
 _Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours: what can be
@@ -196,14 +196,6 @@ def open_search(name: str | None, out: Path) -> SearchDir:
     search = find_search(name, out)
     check(search)
     return search
-
-
-def open_all(out: Path) -> list[RunDir]:
-    """All searches and runs directly below `out`, with their files checked. Raises InputError."""
-    runs = every(out)
-    for run in runs:
-        check(run)
-    return runs
 
 
 def check(run: RunDir) -> None:

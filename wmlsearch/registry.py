@@ -22,8 +22,9 @@ SCHEME = "models:/"
 def register(client: MlflowClient, run_id: str, folder: Path, alias: str, description: str = "") -> str:
     """Log an exported folder as artifact of an MLflow run, make a version of the model `MODEL` of it, and alias it.
 
-    Called again for the same run it sends nothing and only sets the alias, which is at one version at a time. Returns
-    the version. Raises MLflow's own errors.
+    Called again for the same run it sends nothing. The alias only goes forward, from the highest version that it was
+    ever at: older runs that are sent again don't take it, and who moves it back by hand keeps it there. Returns the
+    version. Raises MLflow's own errors.
     """
     mine = [str(it.version) for it in client.search_model_versions(f"run_id = '{run_id}'") if it.name == MODEL]
     if not mine:
@@ -33,7 +34,13 @@ def register(client: MlflowClient, run_id: str, folder: Path, alias: str, descri
         source = f"runs:/{run_id}/{ARTIFACT}"
         mine = [str(client.create_model_version(MODEL, source, run_id, description=description).version)]
     version = max(mine, key=int)
-    client.set_registered_model_alias(MODEL, alias, version)
+    model, mark = client.get_registered_model(MODEL), f"wmlsearch.{alias}"
+    at = model.aliases.get(alias)
+    # the mark tells a move by hand from a death between a version and its alias, which is made good
+    highest = max(int(at), int(model.tags.get(mark, at))) if at else 0
+    if int(version) > highest:
+        client.set_registered_model_alias(MODEL, alias, version)
+        client.set_registered_model_tag(MODEL, mark, version)
     return version
 
 

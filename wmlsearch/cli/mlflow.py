@@ -28,24 +28,42 @@ HERE = "127.0.0.1"
 def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     """Copy to MLflow what it lacks of a search or run (default: all of OUT). Twice changes nothing.
 
+    One that is damaged, or that MLflow doesn't take, is named at the end; the others don't wait for it.
+
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
+    from wmlsearch.config import InputError
     from wmlsearch.display import console, progress_bar
     from wmlsearch.files import without_password
-    from wmlsearch.records import open_all, open_run
-    from wmlsearch.runs import end_what_died
+    from wmlsearch.records import check
+    from wmlsearch.runs import end_what_died, every, find
     from wmlsearch.tracking import sync as sync_run
 
-    runs = [open_run(name, out)] if name else open_all(out) or [open_run(None, out)]
+    runs = [find(name, out)] if name else every(out) or [find(None, out)]
     uri = options.uri_of(out, mlflow_uri)
     bar, advance = progress_bar(console())
-    total = 0
+    sent: dict[str, int] = {}
+    problems: dict[str, InputError | OSError] = {}
     with bar:
         for number, run in enumerate(runs, start=1):
-            end_what_died(run)
-            total += sync_run(run, uri)
+            try:
+                check(run)
+                end_what_died(run)
+                sent[run.name] = sync_run(run, uri)
+            except (InputError, OSError) as error:
+                problems[run.name] = error
             advance("searches and runs", number, len(runs))
-    options.say(f"{without_password(uri)} has all of {', '.join(run.name for run in runs)} ({total} MLflow runs)")
+    where = without_password(uri)
+    if sent:
+        options.say(f"{where} has all of {', '.join(sent)} ({sum(sent.values())} MLflow runs)")
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    if problems:
+        raise InputError(
+            f"{where} lacks some of {len(problems)} of {len(runs)} searches and runs; mend that, then `wmlsearch "
+            "sync` again",
+            [f"{it}: {error}".replace("\n", "\n    ") for it, error in problems.items()],
+        )
 
 
 @click.command(short_help="Open MLflow's pages on the runs.")

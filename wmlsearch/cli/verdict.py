@@ -34,20 +34,22 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch.runs import SearchDir
     from wmlsearch.verdict.report import write_report
 
-    found_run = open_run(run, out)
+    found_run, uri = open_run(run, out), options.uri_of(out, mlflow_uri)  # what is refused, before anything is opened
     bar, advance = progress_bar(console())
     with bar:
         found, where = ending.evaluate_again(found_run, data, advance)
     show_test(console(), found)
-    if isinstance(found_run, SearchDir) and where == found_run.test_file():
-        options.say(f"report: {write_report(found_run)}")
-    options.say(f"scores of each patient and image: {where}")
-    root = ending.root_of(found_run)
-    mirror = Mirror(root, options.uri_of(out, mlflow_uri))
-    for part in root.parts() if isinstance(root, SearchDir) else [root]:
-        mirror.notify(part)
-    if problem := mirror.close():
-        options.say(f"MLflow lacks some of it ({problem}); later: wmlsearch sync {root.name}")
+    try:
+        if isinstance(found_run, SearchDir) and where == found_run.test_file():
+            options.say(f"report: {write_report(found_run)}")
+        options.say(f"scores of each patient and image: {where}")
+    finally:  # the scores are kept already, and MLflow gets the report with them where there is one
+        root = ending.root_of(found_run)
+        mirror = Mirror(root, uri)
+        for part in root.parts() if isinstance(root, SearchDir) else [root]:
+            mirror.notify(part)
+        if problem := mirror.close():
+            options.say(f"MLflow lacks some of it ({problem}); later: wmlsearch sync {root.name}")
 
 
 @click.command(short_help="Write the report of a search.")

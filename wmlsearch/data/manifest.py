@@ -107,6 +107,11 @@ class Manifest:
                 lines.append(f'"{name}": {json.dumps(value)}')
         (folder / MANIFEST).write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
+    @property
+    def has_volumes(self) -> bool:
+        """Whether its test patients' whole volumes are kept as they came: NIfTI, split by patient."""
+        return self.split_level == "patient" and self.axis is not None
+
     def indices(self, split: str, kept_only: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows (n,) of a split, ascending; only those flagged `kept` if so asked."""
         rows = [i for i, row in enumerate(self.slices) if row.split == split and (row.kept or not kept_only)]

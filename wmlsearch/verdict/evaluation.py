@@ -20,7 +20,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.volumes import cut, expert_mask, restore
 from wmlsearch.model.inference import Model, common_preprocessing, locate, mean_probabilities
 from wmlsearch.verdict.scores import Score, pooled, score
-from wmlsearch.verdict.seal import Sealed, open_seal
+from wmlsearch.verdict.seal import Sealed, check_sealed, open_seal
 from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, verdict
 
 VOLUMES, SLICES = "whole volumes", "kept slices"
@@ -57,21 +57,19 @@ def evaluate(
         patient or image) and `rows` (one for each volume or image).
         And pictures of each unit: `images`, `expert` and, by role, masks, (units, size, size) uint8.
 
-    Raises InputError for data that were not sealed so, are damaged, or can't be cut as the models want.
+    Raises InputError for data that were not sealed so, are damaged, or can't be cut as the models want, which is known
+    before they are opened.
     """
     preprocessing = common_preprocessing([model for members in models.values() for model in members])
-    sealed = open_seal(data, by)
-    same = (sealed.manifest.axis, sealed.manifest.size, sealed.manifest.fit) == (
-        preprocessing.axis,
-        preprocessing.size,
-        preprocessing.fit,
-    )
-    if not sealed.has_volumes and not same:
+    manifest = check_sealed(data)
+    same = (manifest.axis, manifest.size, manifest.fit) == (preprocessing.axis, preprocessing.size, preprocessing.fit)
+    if not (preprocessing.axis is not None if manifest.has_volumes else same):  # volumes are cut as the models want
         raise InputError(
-            f"{data}: its test slices are {sealed.manifest.size} pixels wide ({sealed.manifest.plane}, fit "
-            f"{sealed.manifest.fit}), but the models were trained on {preprocessing.size} ({preprocessing.plane}, fit "
-            f"{preprocessing.fit}); prepare it with the same options"
+            f"{data}: its test slices are {manifest.size} pixels wide ({manifest.plane}, fit {manifest.fit}), but the "
+            f"models were trained on {preprocessing.size} ({preprocessing.plane}, fit {preprocessing.fit}); prepare it "
+            "with the same options"
         )
+    sealed = open_seal(data, by)
     scored = [
         _Scored(role, place, model.threshold, model.name, model.seed)
         for role, members in models.items()
@@ -87,9 +85,8 @@ def evaluate(
         for model in members:
             model.unet.to(device)
     gallery = _Gallery(list(models))
-    (_score_volumes if sealed.has_volumes else _score_slices)(sealed, networks, scored, gallery, progress)
+    (_score_volumes if manifest.has_volumes else _score_slices)(sealed, networks, scored, gallery, progress)
     unit = "patients" if sealed.by_patient else "images"
-    manifest = sealed.manifest
     found = {
         "opened": sealed.opened,
         "opened_before": sealed.opened_before,
@@ -99,7 +96,7 @@ def evaluate(
             "optimistic": manifest.optimistic,
         },
         "unit": unit,
-        "scope": VOLUMES if sealed.has_volumes else SLICES,
+        "scope": VOLUMES if manifest.has_volumes else SLICES,
         "models": {
             role: {
                 "members": [it.result(unit) for it in scored if it.role == role and it.place is not None],

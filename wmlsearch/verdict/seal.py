@@ -53,11 +53,6 @@ class Sealed:
         """Whether each slice's patient is known, so that scores can be paired over patients."""
         return all(row.patient for row in self.manifest.slices)
 
-    @property
-    def has_volumes(self) -> bool:
-        """Whether whole volumes lie here as they came: NIfTI, split by patient."""
-        return self.manifest.split_level == "patient" and self.manifest.axis is not None
-
     def volumes(self) -> Iterator[SealedVolume]:
         """Each test volume, in the manifest's order. The files are those that `prepare` has copied."""
         root = self.folder / ORIGINALS
@@ -93,20 +88,20 @@ def openings(data: Path) -> list[dict[str, Any]]:
 
 
 def open_seal(data: Path, by: Mapping[str, Any]) -> Sealed:
-    """Open the test split of a prepared data set; `by` says for what, and goes into its ledger before anything is read.
+    """Open the test split of a prepared data set; `by` says for what, and is in its ledger before any image is read.
 
     Raises InputError where it isn't what was sealed, or the ledger can't be written.
     """
-    check_sealed(data)
-    folder = data / SEALED
+    manifest = check_sealed(data)
     now = note_opening(data, by)
-    return Sealed(folder, Manifest.read(folder), len(openings(data)) - 1, now)
+    return Sealed(data / SEALED, manifest, len(openings(data)) - 1, now)
 
 
-def check_sealed(data: Path) -> None:
+def check_sealed(data: Path) -> Manifest:
     """Refuse data whose test patients could not be opened later: known before a search, not after it.
 
-    Raises InputError where they are not what was sealed, or their ledger can't be written. Nothing is opened.
+    Returns their manifest. Raises InputError where they are not what was sealed, or their ledger can't be written.
+    Nothing is opened.
     """
     path, ledger, main = data / SEALED / MANIFEST, data / SEALED / SEAL, Manifest.read(data)
     try:
@@ -119,6 +114,7 @@ def check_sealed(data: Path) -> None:
         ledger.open("ab").close()
     except OSError as error:
         raise InputError(f"{ledger}: {_UNWRITABLE.format(error.strerror or error)}") from None
+    return Manifest.read(path.parent)
 
 
 def note_opening(data: Path, by: Mapping[str, Any]) -> float:
