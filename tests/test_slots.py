@@ -155,7 +155,8 @@ def test_an_object_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch:
             raise away.pop()
         return fs.LocalFileSystem(), uri.replace("s3:/", str(tmp_path))
 
-    monkeypatch.setattr(checkpoints.fs, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    shown = {name: getattr(fs, name) for name in ("LocalFileSystem", "FileType", "copy_files")}
+    monkeypatch.setattr(checkpoints, "fs", SimpleNamespace(FileSystem=SimpleNamespace(from_uri=from_uri), **shown))
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "last.pt").write_bytes(b"state")
     kept = Checkpoints("s3://bucket")

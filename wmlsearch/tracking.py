@@ -327,7 +327,7 @@ def _tags(about: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> di
     data = {f"data.{name}": value for name, value in about["data"].items()}
     note = (certificate or {}).get("note") or OPTIMISTIC
     warning = {"warning": note} if about["data"]["optimistic"] else {}
-    versions = {f"version.{name}": value for name, value in about["versions"].items()}
+    versions = {f"version.{name}": value for name, value in about.get("versions", {}).items()}
     lineage = {}
     if "parent" in about:
         lineage = {"parent_trial": f"trial-{about['parent']:04d}", "parent_epoch": about["parent_epoch"]}
