@@ -306,11 +306,14 @@ def _report(search: SearchDir, data: Path, status: Mapping[str, Any], say: Say) 
         with sigterm_stops():
             examples = write_examples(search, data)
             page = write_report(search, status)
-    except (Exception, KeyboardInterrupt) as error:  # who says Ctrl-C twice has the search's end all the same
-        why = f"{type(error).__name__}: {error}" if str(error) else "stopped by Ctrl-C"
-        say(f"no report ({why}); later: wmlsearch report {search.name}")
-        return ()
-    return (page, examples) if examples else (page,)
+    except KeyboardInterrupt as stopped:  # perhaps the second one: how the search ended is told all the same
+        why = str(stopped) or "stopped by Ctrl-C"
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    else:
+        return (page, examples) if examples else (page,)
+    say(f"no report ({why}); later: wmlsearch report {search.name}")
+    return ()
 
 
 def train(

@@ -319,7 +319,8 @@ class _interrupts:
         if self.asked:
             os._exit(130)
         self.asked = True
-        self.budget.reason = "stopped by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
+        if not self.budget.failed:  # which says more
+            self.budget.reason = "stopped by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.old.items():
