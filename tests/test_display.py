@@ -57,7 +57,7 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
         "trial-0002 failed: ValueError: no luck",
         "final runs",
         "configuration  seeds  val_dice_best mean  standard error  mean - error  states",
-        "paper              1              0.2000               -             -  1 completed  baseline",  # of three seeds
+        "paper              1              0.2000               -             -  1 completed  baseline",  # of 3 seeds
     ]
 
 
