@@ -255,7 +255,8 @@ def test_a_busy_machine_is_told(
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: all_cores)
     monkeypatch.setattr(measure, "available_cpus", lambda: ours)
-    text = f"mind: other programs use {used} of {ours} cores; the forecast will be too high" if used else ""
+    told = f"mind: in the last minute other programs used {used} of {ours} cores; if they still do, the forecast will "
+    text = f"{told}be too high" if used else ""
     assert measure.load_warning() == text
 
 

@@ -186,4 +186,7 @@ def load_warning() -> str:
     busy = min(load - (all_cores - ours), ours)  # others first use the cores that are not ours
     if busy < max(0.5, ours / 10):
         return ""
-    return f"mind: other programs use {max(1, round(busy))} of {ours} cores; the forecast will be too high"
+    return (
+        f"mind: in the last minute other programs used {max(1, round(busy))} of {ours} cores; if they still do, the "
+        "forecast will be too high"
+    )
