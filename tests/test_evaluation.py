@@ -53,7 +53,7 @@ def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
     """A search with final runs of both: its champion, and the paper's configuration, hardly trained."""
     made = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
     about = json.loads((made.path / "search.json").read_text())
-    (made.path / "search.json").write_text(json.dumps({**about, "data_path": str(data), "versions": {}}))
+    (made.path / "search.json").write_text(json.dumps({**about, "data_path": str(data)}))
     prepared, settings = PreparedData.open(data), RunSettings(epochs=1, confirm_seeds=2)
     config = TrialConfig(depth=2, base_channels=4)  # stands for the paper's, which takes longer
     for seed in settings.final_seeds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -291,6 +292,39 @@ def test_a_mirror_that_lost_its_process_starts_another(search: SearchDir) -> Non
     assert "the mirror's process has ended" in mirror.problem
     assert mirror.close() == ""
     assert [run[1] for run in content(uri)] == ["RUNNING"]
+
+
+def test_nobody_has_to_wait_for_a_store_that_never_answers(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the mirror is waited for: the search has ended, and its end is told with what MLflow lacks."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which accepts, and says nothing
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        mirror = Mirror(search, uri)
+        wait_for(lambda: mirror._process is not None)
+        process = mirror._process
+        assert process is not None
+
+        def interrupted(_timeout_s: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(mirror._thread, "join", interrupted)
+        assert mirror.close() == f"{uri} has not answered before Ctrl-C"
+    assert process.poll() is not None
+
+
+def test_sync_asks_a_store_that_is_away_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, uri = tmp_path / "runs", "http://127.0.0.1:1"
+    for name in "ab":
+        RunDir.create(out / name, about(name, "train"))
+    asked: list[str] = []
+
+    def counted(run: RunDir, at: str) -> int:
+        asked.append(run.name)
+        return sync(run, at)
+
+    monkeypatch.setattr("wmlsearch.tracking.sync", counted)
+    result = CliRunner().invoke(main, ["sync", "--out", str(out), "--mlflow-uri", uri])
+    assert (result.exit_code, asked) == (2, ["a"])
+    assert result.stderr.startswith(f"wmlsearch: {uri}: MLflow doesn't take the runs (")
 
 
 def test_the_process_of_a_mirror_ends_with_the_one_that_started_it(search: SearchDir) -> None:

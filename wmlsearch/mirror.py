@@ -47,15 +47,19 @@ class Mirror:
             self._condition.notify()
 
     def close(self, timeout_s: float = 60) -> str:
-        """Copy what is left, for at most `timeout_s` seconds; returns what went wrong, or ""."""
+        """Copy what is left, for at most `timeout_s` seconds or until Ctrl-C; returns what went wrong, or ""."""
         with self._condition:
             self._changed[self.root.path] = self.root
             self._closing = True
             self._condition.notify()
-        self._thread.join(timeout_s)
+        waited = f"within {timeout_s:g} s"
+        try:
+            self._thread.join(timeout_s)
+        except KeyboardInterrupt:
+            waited = "before Ctrl-C"
         problem, process = self.problem, self._process
         if self._thread.is_alive():
-            problem = problem or f"{without_password(self.uri)} has not answered within {timeout_s:g} s"
+            problem = problem or f"{without_password(self.uri)} has not answered {waited}"
         if process is not None:  # it holds nothing that is not in MLflow or in the run folders
             process.kill()
             process.wait()

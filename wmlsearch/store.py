@@ -97,6 +97,15 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
+def answers(uri: str) -> bool:
+    """Whether MLflow answers at all, within seconds."""
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except Exception:  # of all the libraries that it talks through
+        return False
+    return True
+
+
 def _make(path: Path) -> None:
     """A new store in a SQLite file, which appears when it is whole.
 

@@ -229,11 +229,10 @@ def _tune(job: _Job, mlflow_uri: str) -> Outcome:
     except OSError as error:  # a disk that is full, a storage that is away: what is there stays, and can go on
         early, state = f"stopped, since {error}", "interrupted"
     finally:
-        for part in search.parts():
-            if part.state == RUNNING:  # final runs that broke off, or that are not wanted any more
+        for part in search.parts():  # final runs that broke off, or that are not wanted any more
+            if part.state == RUNNING:
                 with contextlib.suppress(OSError):
                     part.set_status("interrupted", early or "the search ended without it")
-            mirror.notify(part)  # whoever changed it may have been interrupted before he said so
         pictures = _report(search, job.data, {**search.status(), "state": state, "reason": early}, job.say)
         several = bool(job.settings.objectives)
         front = {"front": [entry.name for entry in leaderboard(search).front]} if several else {}
@@ -241,7 +240,9 @@ def _tune(job: _Job, mlflow_uri: str) -> Outcome:
             search.set_status(state, early, **front)
         except OSError as error:  # it still says "running", as after a kill
             early = early or f"stopped, since {error}"
-        for part in search.trials() if several else ():  # only now it is known which of them are on the front
+        # All of them: who changed one may have been interrupted before he said so, and which are on the front of a
+        # search with several objectives is known only now. Nothing is sent of what MLflow has.
+        for part in search.parts():
             mirror.notify(part)
         on_change(search)
         problem = mirror.close()

@@ -37,6 +37,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     from wmlsearch.files import without_password
     from wmlsearch.records import check
     from wmlsearch.runs import end_what_died, every, find
+    from wmlsearch.store import answers
     from wmlsearch.tracking import sync as sync_run
 
     runs = [find(name, out)] if name else every(out) or [find(None, out)]
@@ -51,6 +52,8 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
                 end_what_died(run)
                 sent[run.name] = sync_run(run, uri)
             except (InputError, OSError) as error:
+                if not answers(uri):  # nor will it for the others
+                    raise
                 problems[run.name] = error
             advance("searches and runs", number, len(runs))
     where = without_password(uri)

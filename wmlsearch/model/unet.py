@@ -96,7 +96,7 @@ def widened(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 class Dropout(nn.Dropout):
     """Dropout that draws 16 bits for each element on CPUs, so its share is a multiple of 2**-16 there.
 
-    torch draws a float64 for each, one after another: a fifth of a training step in bfloat16.
+    torch draws a float64 for each, one after another: the biggest part of a step after its convolutions.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -195,11 +195,10 @@ def check_unused(place: str) -> None:
     """Refuse a place with checkpoints in it: a new run would go on from them. Raises InputError."""
     shown = without_password(place)
     try:
-        system, root = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).resolve()))
+        system, root = _system(place)
         found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     except (OSError, ValueError) as error:
-        said = without_password(" ".join(str(error).replace(place, shown).split()))[:200]
-        raise InputError(f"--storage: {shown} can't be read ({said}); name a place that answers") from None
+        raise InputError(f"--storage: {shown} can't be read ({_why(error, place)}); name a place that can be") from None
     kept = sorted(info.path for info in found if info.base_name.endswith(".pt"))
     if kept:
         raise InputError(
@@ -212,18 +211,26 @@ def check_unused(place: str) -> None:
 def check_writable(place: str) -> None:
     """Write and remove a small file. Raises InputError where that fails, with the reason."""
     try:
-        system, root = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).resolve()))
+        system, root = _system(place)
         system.create_dir(root, recursive=True)
         probe = f"{root}/.wmlsearch-probe-{os.getpid()}"
         with system.open_output_stream(probe) as stream:
             stream.write(b"wmlsearch")
         system.delete_file(probe)
     except (OSError, ValueError) as error:
-        code = getattr(error, "errno", None)
-        shown = without_password(place)
-        said = without_password(" ".join(str(error).replace(place, shown).split()))
-        reason = os.strerror(code) if code else said[:200]
         raise InputError(
-            f"--storage {shown}: can't be written ({reason}); "
+            f"--storage {without_password(place)}: can't be written ({_why(error, place)}); "
             "name a folder or URI that all machines of the cluster can write"
         ) from None
+
+
+def _system(place: str) -> tuple[fs.FileSystem, str]:
+    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).resolve()))
+    return found
+
+
+def _why(error: Exception, place: str) -> str:
+    """Why `place` failed, in a line without a password."""
+    if code := getattr(error, "errno", None):
+        return os.strerror(code)
+    return without_password(" ".join(str(error).replace(place, without_password(place)).split()))[:200]

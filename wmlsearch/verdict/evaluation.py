@@ -63,7 +63,8 @@ def evaluate(
     preprocessing = common_preprocessing([model for members in models.values() for model in members])
     manifest = check_sealed(data)
     same = (manifest.axis, manifest.size, manifest.fit) == (preprocessing.axis, preprocessing.size, preprocessing.fit)
-    if not (preprocessing.axis is not None if manifest.has_volumes else same):  # volumes are cut as the models want
+    fits = preprocessing.axis is not None if manifest.has_volumes else same  # volumes are cut as the models want
+    if not fits:
         raise InputError(
             f"{data}: its test slices are {manifest.size} pixels wide ({manifest.plane}, fit {manifest.fit}), but the "
             f"models were trained on {preprocessing.size} ({preprocessing.plane}, fit {preprocessing.fit}); prepare it "
