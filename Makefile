@@ -58,6 +58,7 @@ lint: install  ## style, security rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:  ## remove .venv and the demo
 	rm -rf .venv $(DEMO)

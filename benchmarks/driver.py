@@ -26,13 +26,14 @@ from ray import tune
 from benchmarks.ready import Ready
 from benchmarks.simulated import new_search, resident_bytes, row, space
 from benchmarks.table import Row, show
+from wmlsearch.cluster import connect, resources
 from wmlsearch.config import RunSettings
-from wmlsearch.foresight import CheckpointBytes
-from wmlsearch.jobs import HERE
-from wmlsearch.mirror import Mirror
-from wmlsearch.runs import RUNNING, RunDir
-from wmlsearch.search import cluster, trials
-from wmlsearch.tracking import default_uri
+from wmlsearch.runs.folders import RUNNING, RunDir
+from wmlsearch.search import tune_loop
+from wmlsearch.tracking.mirror import Mirror
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows.forecast import CheckpointBytes
+from wmlsearch.workflows.placement import HERE
 
 TRIALS, EPOCHS, AT_ONCE = 300, 10, 16
 WARM = 1 / 5  # of the trials: after those all actors run
@@ -69,7 +70,7 @@ class Watch:
 @contextlib.contextmanager
 def ray_with_room(at_once: int) -> Iterator[None]:
     """An embedded Ray that takes this machine for one with a core for each actor."""
-    with patch.object(cluster, "available_cpus", lambda: at_once), cluster.ray_at(None):
+    with patch.object(resources, "available_cpus", lambda: at_once), connect.ray_session(None):
         yield
 
 
@@ -104,7 +105,7 @@ def bare(settings: RunSettings, at_once: int) -> Watch:
 
 def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int, int]:
     """The search; the seconds after which its mirror was done, epochs in study and in folders, the journal's bytes."""
-    slots = cluster.Slots(at_once, 1, 1, 0.0)
+    slots = resources.Slots(at_once, 1, 1, 0.0)
     with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         made = new_search(Path(folder) / "search", settings)
         watch, ended = Watch(), set[str]()
@@ -117,8 +118,8 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
                 ended.add(run.name)
                 watch.one_more()
 
-        with patch.object(trials, "Slot", Ready):
-            trials.run_trials(made, space(), settings, job(settings)["data"], slots, HERE.place, changed)
+        with patch.object(tune_loop, "TrialWorker", Ready):
+            tune_loop.run_trials(made, space(), settings, job(settings)["data"], slots, HERE.place, changed)
         over = time.monotonic()
         if problem := mirror.close(600):
             raise SystemExit(f"the mirror: {problem}")

@@ -61,21 +61,21 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
     """For 1, 2, ... trials on this machine: bytes of all of them, and those of the data set among them."""
     import ray
 
+    from wmlsearch.cluster.connect import ray_session
+    from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.config import RunSettings, TrialConfig
-    from wmlsearch.search.cluster import ray_at
-    from wmlsearch.search.nodes import parcel
-    from wmlsearch.search.slot import Training
+    from wmlsearch.search.trial_worker import Training
 
     class Trial(Training):
         def pid(self) -> int:
             return os.getpid()
 
     config = TrialConfig(depth=1, base_channels=2, batch_size=32)
-    job = {"data": parcel(Path(data), send=False), "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
+    job = {"data": make_shipment(Path(data), send=False), "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
     found: list[tuple[int, int]] = []
     actors, pids = [], []
     remote: Any = ray.remote(num_cpus=0)(Trial)
-    with ray_at(None):
+    with ray_session(None):
         for number in range(TRIALS):
             place = Path(folder) / str(number)
             place.mkdir()

@@ -23,7 +23,7 @@ from benchmarks.table import Row, show
 from benchmarks.training import SIZE, phantom
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.timing import Pace, mps_is_on
+from wmlsearch.model.throughput import Pace, mps_is_on
 
 MOST = 4  # processes at once
 AIM = 3.0  # times what one alone trains

@@ -23,7 +23,7 @@ from benchmarks.table import Row, show
 from benchmarks.training import phantom
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.memory import foreseen
+from wmlsearch.model.memory import predicted_bytes
 from wmlsearch.model.steps import WARM_UP
 from wmlsearch.model.training import epochs, has_fast_bfloat16
 
@@ -73,7 +73,7 @@ def trained(folder: str, values: dict[str, Any], device: str) -> tuple[int, int,
     """Bytes that a training is predicted to take at its peak, that it took, and on a GPU those of tensors at once."""
     torch.set_num_threads(1)
     data, config = PreparedData.open(Path(folder), device), TrialConfig(**values)
-    held, predicted = foreseen(config, data, "auto")
+    held, predicted = predicted_bytes(config, data, "auto")
     if device == "cuda":
         data_bytes = torch.cuda.memory_allocated()
         list(epochs(config, data, max_epochs=WARM_UP + 2))

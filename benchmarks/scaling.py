@@ -24,15 +24,15 @@ from typing import Any
 from benchmarks import driver, simulated
 from benchmarks.table import machine
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import KEPT_BEST
-from wmlsearch.search.forest import MOST_PAST
-from wmlsearch.search.plan import checkpoint_bytes
-from wmlsearch.search.reuse import every_process_kept
+from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.rungs import levels_of
-from wmlsearch.search.suggest import Study
-from wmlsearch.store import connect
-from wmlsearch.tracking import default_uri, push
+from wmlsearch.search.samplers.forest import MOST_PAST
+from wmlsearch.search.tune_patches import keep_all_processes
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.sync import default_uri, push
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TRIALS, EPOCHS, AT_ONCE = 500, 10, 64  # of the simulation
@@ -93,7 +93,7 @@ def _tree_bytes(folder: Path) -> tuple[int, int]:
 def measure() -> tuple[Constants, simulated.Times]:
     """Run the simulation, and ask its folders what they hold."""
     settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
-    with every_process_kept():  # as in a search: else it is the start of processes that is measured
+    with keep_all_processes():  # as in a search: else it is the start of processes that is measured
         bare = driver.bare(settings.model_copy(update={"trials": BARE}), BARE_AT_ONCE)
     with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out:
         search = simulated.new_search(Path(out) / "search", settings)

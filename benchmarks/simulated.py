@@ -11,16 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig, read_yaml
-from wmlsearch.jobs import HERE
-from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.budget import Budget
-from wmlsearch.search.checkpoints import Keeper
-from wmlsearch.search.cluster import Slots
-from wmlsearch.search.schedule import Scheduler
-from wmlsearch.search.suggest import Study
-from wmlsearch.search.trials import _Recorder
+from wmlsearch.search.checkpoints import CheckpointRetention
+from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.recorder import _Recorder
+from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.placement import HERE
 
 # What an epoch reports. The last ones are none of ours: they make 25, as the benchmark of the tracking says.
 METRICS = (
@@ -82,7 +82,7 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
     """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
-    keeper = Keeper(HERE.place, _no_size, math.inf, settings.ranked_by)
+    keeper = CheckpointRetention(HERE.place, _no_size, math.inf, settings.ranked_by)
     recorder = _Recorder(search, settings, study, budget, HERE.place, keeper, _nobody, scheduler)
     times, running, following = Times(), deque[tuple[Any, int]](), 0
     while running or following < settings.trials:

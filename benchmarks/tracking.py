@@ -32,8 +32,8 @@ from ray.tune.experiment import Trial
 from benchmarks.simulated import METRICS, new_search, new_trial, row
 from benchmarks.table import Row, show
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.mirror import Mirror
-from wmlsearch.runs import RunDir
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.tracking.mirror import Mirror
 
 TRIALS, EPOCHS = 5, 10
 START_S = 120.0

@@ -48,26 +48,26 @@ def train(data: str, learning_rate: float) -> float:
 
 def make_store(folder: str) -> None:
     """Create MLflow's tables beside the run folders of `search`, as they are after anybody's first search."""
-    from wmlsearch.store import connect
-    from wmlsearch.tracking import default_uri
+    from wmlsearch.tracking.client import connect
+    from wmlsearch.tracking.sync import default_uri
 
     connect(default_uri(Path(folder))).search_experiments()
 
 
 def search(data: str, folder: str, trials: int, workers: int) -> Found:
     """`wmlsearch tune` without scheduler, forecast and final runs, for nothing of these is part of a trial."""
-    from wmlsearch import study
-    from wmlsearch.jobs import Where
-    from wmlsearch.runs import SearchDir
+    from wmlsearch.runs.folders import SearchDir
     from wmlsearch.space import SearchSpace
-    from wmlsearch.tracking import default_uri
+    from wmlsearch.tracking.sync import default_uri
+    from wmlsearch.workflows import tune
+    from wmlsearch.workflows.placement import Placement
 
     _on_two_cores()
     space = SearchSpace.of({**FIXED, "learning_rate": {"low": LOW, "high": HIGH, "log": True}}, "trivial.yaml")
     settings = RunSettings(epochs=EPOCHS, trials=trials, scheduler="none", baseline=False, forecast=False)
-    out, where = Path(folder), Where(workers_per_trial=workers)
+    out, where = Path(folder), Placement(workers_per_trial=workers)
     result = SearchDir(out / f"workers-{workers}")
-    outcome = study.tune(result, space, settings, Path(data), default_uri(out), lambda _: None, where)
+    outcome = tune.tune(result, space, settings, Path(data), default_uri(out), lambda _: None, where)
     states = {run.state for run in result.trials()}
     if outcome.early or outcome.mlflow_problem or states != {"completed"}:
         raise RuntimeError(f"{outcome.early} {outcome.mlflow_problem} {states}")
@@ -152,7 +152,7 @@ def _rank(config: dict[str, Any]) -> None:
 def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, at_once: int) -> Found:
     from ray import tune
 
-    from wmlsearch.search.cluster import ray_at
+    from wmlsearch.cluster.connect import ray_session
 
     class Clock(tune.Callback):
         def __init__(self) -> None:
@@ -172,7 +172,7 @@ def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, 
 
     _on_two_cores()
     clock = Clock()
-    with ray_at(None):
+    with ray_session(None):
         tuner = tune.Tuner(
             tune.with_resources(function, resources),
             param_space={"learning_rate": tune.loguniform(LOW, HIGH)},

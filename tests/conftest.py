@@ -15,11 +15,11 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.ending import crown
-from wmlsearch.jobs import about_data, about_run
 from wmlsearch.model.training import epochs
-from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.confirmation import select_champion
+from wmlsearch.workflows.provenance import data_record, run_record
 
 torch.set_num_threads(1)  # several threads on a busy machine are slower than one
 
@@ -46,7 +46,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     about = {
         "space": {"source": "quick.yaml", "values": space.mapping()},
         "settings": RunSettings(confirm_seeds=2).model_dump(),
-        "data": about_data(prepared, data),
+        "data": data_record(prepared, data),
         "data_path": str(prepared),
         "certificate": dataclasses.asdict(data.manifest.certificate),
     }
@@ -59,12 +59,12 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         (search.final("trial-0000", 1), "trial-0000-seed1", 1),
     ):
         settings = RunSettings(epochs=6, seed=seed)
-        made = about_run(name, "trial", config, settings, about_data(prepared, data))
+        made = run_record(name, "trial", config, settings, data_record(prepared, data))
         RunDir.create(run.path, {**made, "model": "trial-0000"})
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
             run.append(report.row())
         run.set_status("completed")
-    crown(search, RunSettings(), prepared, lambda _: None, lambda _: None)
+    select_champion(search, RunSettings(), prepared, lambda _: None, lambda _: None)
     search.set_status("completed")
     return search
 
@@ -72,8 +72,8 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """An embedded Ray that the searches of a module share: to start one takes longer than many a search."""
-    from wmlsearch.search import cluster
+    from wmlsearch.cluster import connect
 
-    with cluster.ray_at(None), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_embedded", contextlib.nullcontext)
+    with connect.ray_session(None), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connect, "_embedded", contextlib.nullcontext)
         yield

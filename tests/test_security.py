@@ -23,23 +23,23 @@ import nibabel as nib
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from paths import REPOSITORY as ROOT
 from processes import descendants, listening, wait_for
 
-from wmlsearch import head_mlflow
 from wmlsearch.cli import main
+from wmlsearch.cluster import head_mlflow
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.ending import sealed_test
-from wmlsearch.files import without_home, without_password
-from wmlsearch.jobs import about_data, versions
-from wmlsearch.runs import SearchDir
+from wmlsearch.report.page import write_report
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.redaction import without_home, without_password
 from wmlsearch.search.checkpoints import check_writable
-from wmlsearch.store import check_uri, why
-from wmlsearch.tracking import default_uri, sync
-from wmlsearch.verdict.report import write_report
+from wmlsearch.tracking.client import check_uri, why
+from wmlsearch.tracking.sync import default_uri, sync
+from wmlsearch.workflows.provenance import data_record, versions
+from wmlsearch.workflows.sealed_test import sealed_test
 
-ROOT = Path(__file__).resolve().parents[1]
 MARKER = "Mustermann"
 HOME = f"/home/{MARKER}"
 
@@ -58,7 +58,7 @@ def copied(searched: SearchDir, tmp_path: Path) -> SearchDir:
     """The search that several tests share, in a folder of its own, not in any MLflow yet."""
     copy = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
     copy.file("about").write_text(json.dumps({**copy.about(), "versions": versions()}))
-    for run in [copy, *copy.parts()]:
+    for run in [copy, *copy.all_runs()]:
         run.file("ledger").unlink(missing_ok=True)
     return copy
 
@@ -87,7 +87,7 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
     opened = PreparedData.open(data)
     copied.change_settings(RunSettings().model_dump())
     about = copied.about() | {
-        "data": about_data(data, opened),
+        "data": data_record(data, opened),
         "data_path": str(data),
         "space": {**copied.about()["space"], "source": f"{HOME}/space.yaml"},
         "certificate": dataclasses.asdict(opened.manifest.certificate),
@@ -223,7 +223,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadServer]:
         }
         with (home / "log").open("wb") as log:
             keeper = subprocess.Popen(
-                [sys.executable, "-m", "wmlsearch.head_mlflow", "keep"],
+                [sys.executable, "-m", "wmlsearch.cluster.head_mlflow", "keep"],
                 cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from processes import kill_everything, own_cores
 
-from wmlsearch.runs import SearchDir
+from wmlsearch.runs.folders import SearchDir
 
 CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two runs have in common
 SPACE = """

@@ -16,9 +16,9 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from wmlsearch.config import RunSettings
-from wmlsearch.runs import SearchDir
-from wmlsearch.search.schedule import Scheduler
-from wmlsearch.search.suggest import Study, suggest_value
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.search.optuna_study import Study, suggest_value
+from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 
 

@@ -37,4 +37,4 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("Ray was asked for")
 
-    monkeypatch.setattr("wmlsearch.search.cluster.ray.init", forbidden)
+    monkeypatch.setattr("wmlsearch.cluster.connect.ray.init", forbidden)

@@ -19,14 +19,14 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig, read_yaml
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source, discover
 from wmlsearch.data.volumes import examine
-from wmlsearch.files import read_json, read_lines
-from wmlsearch.model.export import load_exported
-from wmlsearch.model.inference import Model
-from wmlsearch.model.states import load_checkpoint
-from wmlsearch.records import check
-from wmlsearch.runs import SearchDir
+from wmlsearch.inference.export import load_exported
+from wmlsearch.inference.predictor import Model
+from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.runs.files import read_json, read_lines
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import check
 from wmlsearch.space import SearchSpace
-from wmlsearch.store import check_uri
+from wmlsearch.tracking.client import check_uri
 
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -194,7 +194,8 @@ def test_any_value_in_any_file_of_a_search(
     name: str, inside: st.DataObject, value: Any, searched: SearchDir, tmp_path: Path
 ) -> None:
     """A value is replaced, at any depth; the folder is refused, or the terminal can show it."""
-    from wmlsearch.display import console, show_search
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.tables import show_search
 
     copy = tmp_path / "s"
     if not copy.exists():

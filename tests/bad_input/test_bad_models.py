@@ -16,11 +16,11 @@ import torch
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.jobs import Where
 from wmlsearch.model.training import epochs
-from wmlsearch.preflight import check_checkpoints
-from wmlsearch.runs import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.preflight import check_checkpoints
 
 Refused = Callable[..., str]
 Change = Callable[[Path], object]
@@ -200,7 +200,7 @@ def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, 
 
 def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
     """Whatever is written is written in this order: the checkpoint, its epoch's line; the word how it ended."""
-    run, where = killed.trial(0), Where(storage=str(Path("kept").absolute()))
+    run, where = killed.trial(0), Placement(storage=str(Path("kept").absolute()))
     with pytest.raises(InputError, match="after epoch 5 is not in"):
         check_checkpoints(killed, where)
     Path(where.place(run)).mkdir(parents=True)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError
-from wmlsearch.runs import SearchDir
+from wmlsearch.runs.folders import SearchDir
 
 Refused = Callable[..., str]
 Change = Callable[[Path], object]

@@ -15,9 +15,9 @@ import yaml
 from processes import descendants, kill_everything, own_cores, wait_for
 
 from wmlsearch.config import InputError
-from wmlsearch.runs import RunDir, SearchDir
-from wmlsearch.tracking import connect
-from wmlsearch.verdict.leaderboard import leaderboard
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.tracking.client import connect
 
 Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, what was seen): a row of the table
 
@@ -86,7 +86,7 @@ class Running:
         wait_for(lambda: self.ended, timeout_s)
         return int(self.process.wait())
 
-    def parts(self, *titles: str) -> list[int]:
+    def all_runs(self, *titles: str) -> list[int]:
         """The processes below it whose command line has one of these words."""
         found = []
         for pid in descendants(self.process.pid):

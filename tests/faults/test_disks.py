@@ -15,8 +15,8 @@ import pytest
 from processes import kill
 from search import Lines, Record, Running, begin, check_whole, differences, sync
 
-from wmlsearch.model.states import load_checkpoint
-from wmlsearch.runs import SearchDir
+from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.runs.folders import SearchDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 AWAY_S = 60

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from search import Record, Running, begin
 
-from wmlsearch.runs import SearchDir
-from wmlsearch.tracking import connect, default_uri
-from wmlsearch.verdict.leaderboard import leaderboard
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.sync import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 INJECT = Path(__file__).parent / "inject"

@@ -12,8 +12,8 @@ from processes import wait_for
 from search import Record
 from whole_search import TRIALS, begin, begin_population, end, facts, run, start, told, tune
 
-from wmlsearch.runs import SearchDir
-from wmlsearch.tracking import default_uri
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.tracking.sync import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 

@@ -22,10 +22,10 @@ import torch
 from search import Record
 
 from wmlsearch.config import RunSettings
-from wmlsearch.files import read_lines
-from wmlsearch.model.states import load_checkpoint, save_atomically
-from wmlsearch.runs import ENDED, RUNNING, UNFINISHED, RunDir, SearchDir
-from wmlsearch.search.suggest import Study
+from wmlsearch.model.checkpoint import load_checkpoint, save_atomically
+from wmlsearch.runs.files import read_lines
+from wmlsearch.runs.folders import ENDED, RUNNING, UNFINISHED, RunDir, SearchDir
+from wmlsearch.search.optuna_study import Study
 from wmlsearch.space import SearchSpace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -40,9 +40,9 @@ def write(search: SearchDir) -> None:
     study = Study(search, SPACE, SETTINGS)
     for number in range(TRIALS):
         run = search.trial(number)
-        if run.begun() and run.state not in UNFINISHED:
+        if run.exists() and run.state not in UNFINISHED:
             continue
-        if run.begun():
+        if run.exists():
             run.set_status(RUNNING)
         else:
             about = {"name": f"trial-{number:04d}", "kind": "trial", "config": study.ask(number).model_dump()}
@@ -112,7 +112,7 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
 
 def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: Record) -> None:
     injected, torn, lost, ended = 0, 0, 0, 0
-    logging.getLogger("wmlsearch.files").addHandler(note := logging.FileHandler(tmp_path / "said.log"))
+    logging.getLogger("wmlsearch.runs.files").addHandler(note := logging.FileHandler(tmp_path / "said.log"))
     search, seen = SearchDir.create(tmp_path / "0", {"name": "s"}), dict[tuple[str, int], dict[str, Any]]()
     while injected < KILLS:
         injected += killed(search, chance.uniform(0, 0.2))
@@ -130,7 +130,7 @@ def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: 
             shutil.rmtree(search.path)
             search, seen = SearchDir.create(tmp_path / str(ended), {"name": "s"}), {}
     note.close()
-    logging.getLogger("wmlsearch.files").removeHandler(note)
+    logging.getLogger("wmlsearch.runs.files").removeHandler(note)
     said = (tmp_path / "said.log").read_text().count("torn last line")
     record("power cut: kill -9 of a writer", injected, lost, 0, f"{torn} torn last lines, {said} cut and said")
     assert lost == 0

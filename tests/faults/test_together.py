@@ -9,8 +9,9 @@ import pytest
 from search import Lines, Record, Running, begin, differences, sync
 from test_kinds import environment
 
-from wmlsearch.runs import SearchDir
-from wmlsearch.tracking import connect, default_uri
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.sync import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EPOCHS = 12

@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.inference import Model
+from wmlsearch.inference.predictor import Model
+from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.memory import (
     CONTEXT_BYTES,
     counted,
-    foreseen,
     graphs_of,
     images_in_step,
     measured,
     of_process,
+    predicted_bytes,
 )
-from wmlsearch.model.states import load_checkpoint
 from wmlsearch.model.steps import WARM_UP
 from wmlsearch.model.training import epochs, has_fast_bfloat16, validation_batch
 from wmlsearch.model.unet import UNet
@@ -124,7 +124,7 @@ def test_the_peak_of_memory_is_known_before(values: dict[str, Any], precision: A
     config, data = TrialConfig(**values), PreparedData.open(large, "cuda")
     images, graphs = images_in_step(config, len(data.train)), graphs_of(config, len(data.train), CUDA, several=False)
     assert images > 8
-    held, expected = foreseen(config, data, precision)
+    held, expected = predicted_bytes(config, data, precision)
     assert measured(config, data, precision) is measured(config, data, precision)  # once for each shape
     *_, last = epochs(config, data, max_epochs=WARM_UP + 2, precision=precision)  # all steps are graphs at last
     peak = torch.cuda.max_memory_reserved() - held
@@ -137,7 +137,7 @@ def test_the_peak_of_memory_is_known_before(values: dict[str, Any], precision: A
 
 def _limited(rank: int, prepared: str, share: float, out: str) -> None:
     data, config = PreparedData.open(Path(prepared), "cuda"), TrialConfig(batch_size=16)
-    held, expected = foreseen(config, data, "auto")
+    held, expected = predicted_bytes(config, data, "auto")
     limit = held + share * expected
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
@@ -171,8 +171,8 @@ def test_what_a_process_takes_beside_its_tensors(prepared: Path, tmp_path: Path)
 
 
 def _greedy(rank: int, out: str) -> None:
-    from wmlsearch.search.cluster import Slots
-    from wmlsearch.search.room import limit_bytes, limit_to_share
+    from wmlsearch.cluster.resources import Slots
+    from wmlsearch.search.memory_admission import limit_bytes, limit_to_share
 
     device, slots = torch.device("cuda", 0), Slots(4, 1, 1, 0.25)
     limit_to_share(device, slots)

@@ -16,8 +16,8 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import steps as module
 from wmlsearch.model import training
+from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.metrics import Counts, slice_losses
-from wmlsearch.model.states import load_checkpoint
 from wmlsearch.model.steps import Diverged, Steps
 from wmlsearch.model.training import EpochReport, Trainer, count, epochs
 

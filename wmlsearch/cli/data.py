@@ -22,9 +22,9 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
 
     Example: wmlsearch phantom phantom-raw --patients 10
     """
+    from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.config import InputError
     from wmlsearch.data.phantom import write_phantom
-    from wmlsearch.display import console, progress_bar
 
     if not re.fullmatch(r"\d{1,4}x\d{1,4}x\d{1,4}", shape):
         raise InputError(f"--shape {shape!r}: must be three numbers like 128x128x24 (right, anterior, superior)")
@@ -107,9 +107,10 @@ def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, *
 
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """
+    from wmlsearch.cli.console import console, progress_bar
+    from wmlsearch.cli.tables import show_manifest
     from wmlsearch.data.prepare import PrepareOptions
     from wmlsearch.data.prepare import prepare as prepare_data
-    from wmlsearch.display import console, progress_bar, show_manifest
 
     for name in ("train_patients", "val_patients", "test_patients"):
         options[name] = tuple(part.strip() for part in (options[name] or "").split(",") if part.strip())

@@ -32,13 +32,13 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
 
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
+    from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.config import InputError
-    from wmlsearch.display import console, progress_bar
-    from wmlsearch.files import without_password
-    from wmlsearch.records import check
-    from wmlsearch.runs import end_what_died, every, find
-    from wmlsearch.store import answers
-    from wmlsearch.tracking import sync as sync_run
+    from wmlsearch.runs.folders import every, find, mark_dead_runs
+    from wmlsearch.runs.redaction import without_password
+    from wmlsearch.runs.schema import check
+    from wmlsearch.tracking.client import answers
+    from wmlsearch.tracking.sync import sync as sync_run
 
     runs = [find(name, out)] if name else every(out) or [find(None, out)]
     uri = options.uri_of(out, mlflow_uri)
@@ -49,7 +49,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
         for number, run in enumerate(runs, start=1):
             try:
                 check(run)
-                end_what_died(run)
+                mark_dead_runs(run)
                 sent[run.name] = sync_run(run, uri)
             except (InputError, OSError) as error:
                 if not answers(uri):  # nor will it for the others
@@ -81,7 +81,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
     Example: wmlsearch ui
     """
     from wmlsearch.config import InputError
-    from wmlsearch.files import without_password
+    from wmlsearch.runs.redaction import without_password
 
     if not 1 <= port <= 65535:
         raise InputError(f"--port must be a whole number from 1 to 65535, but got {port}")
@@ -90,7 +90,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
             raise InputError(f"--host {host}: a tunnel to a cluster ends on {HERE} only; leave one of the two out")
         if remote.given(but=("cluster", "port", "host", "out")):
             raise InputError("--mlflow-uri: with --cluster the pages are those of its head; leave one of the two out")
-        from wmlsearch.remote import ui as ui_there
+        from wmlsearch.cluster.remote import ui as ui_there
 
         sys.exit(ui_there(cluster, _free_port(port, HERE), options.say))
     uri = options.uri_of(out, mlflow_uri)
@@ -119,7 +119,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
 @contextlib.contextmanager
 def _server(uri: str, address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server, once it answers; it and all its helpers end with the block."""
-    from wmlsearch.files import without_password
+    from wmlsearch.runs.redaction import without_password
 
     host, _, port = address.removeprefix("http://").rpartition(":")
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port]
@@ -163,11 +163,11 @@ def _answers(address: str) -> bool:
 def _page(uri: str, out: Path) -> str:
     """The page of the latest search, where this store knows it, or of all runs."""
     from wmlsearch.config import InputError
-    from wmlsearch.files import without_password
-    from wmlsearch.runs import SearchDir, created, every
-    from wmlsearch.store import connect, why
-    from wmlsearch.tracking import DELETED, EXPERIMENT
-    from wmlsearch.views import TAG, page
+    from wmlsearch.runs.folders import SearchDir, created, every
+    from wmlsearch.runs.redaction import without_password
+    from wmlsearch.tracking.client import connect, why
+    from wmlsearch.tracking.sync import DELETED, EXPERIMENT
+    from wmlsearch.tracking.ui_views import TAG, page
 
     try:
         found = connect(uri).get_experiment_by_name(EXPERIMENT)

@@ -11,9 +11,9 @@ import click
 
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
-    from wmlsearch.jobs import Outcome
-    from wmlsearch.runs import SearchDir
+    from wmlsearch.runs.folders import SearchDir
     from wmlsearch.space import SearchSpace
+    from wmlsearch.workflows.placement import Outcome
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
@@ -126,8 +126,8 @@ def space_to_search(space: str) -> SearchSpace:
 
 def uri_of(out: Path, given: str | None) -> str:
     """The address of MLflow's store. Raises InputError for what can be none."""
-    from wmlsearch.store import check_uri
-    from wmlsearch.tracking import default_uri
+    from wmlsearch.tracking.client import check_uri
+    from wmlsearch.tracking.sync import default_uri
 
     uri = given or default_uri(out)
     if given or out.is_dir():
@@ -138,13 +138,13 @@ def uri_of(out: Path, given: str | None) -> str:
 def data_or_phantom(data: Path | None, out: Path) -> Path:
     if data is not None:
         return data
-    from wmlsearch.display import console, progress_bar
-    from wmlsearch.jobs import own_data
+    from wmlsearch.cli.console import console, progress_bar
+    from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
 
     say("no --data given: the built-in phantom is used")
     bar, advance = progress_bar(console())
     with bar:
-        return own_data(out, advance)
+        return ensure_builtin_phantom(out, advance)
 
 
 def where_report(search: SearchDir) -> None:
@@ -154,9 +154,9 @@ def where_report(search: SearchDir) -> None:
 
 
 def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
-    from wmlsearch.files import without_password
-    from wmlsearch.jobs import resume_command
-    from wmlsearch.runs import SearchDir
+    from wmlsearch.report.commands import resume_command
+    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.redaction import without_password
 
     uri = f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
     options = ("" if out == Path("runs") else f" --out {out}") + uri

@@ -54,9 +54,9 @@ def plan(
 
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
     """
-    from wmlsearch import jobs, study
-    from wmlsearch.display import console
-    from wmlsearch.outlook import show_forecast
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.forecast_tables import show_forecast
+    from wmlsearch.workflows import forecast, placement
 
     ranges = options.space_to_search(space)
     settings = options.settings(
@@ -68,5 +68,5 @@ def plan(
         baseline=not no_baseline,
         **more,
     )
-    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
-    show_forecast(console(), study.plan(ranges, settings, data, where, options.say))
+    where = placement.Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+    show_forecast(console(), forecast.plan(ranges, settings, data, where, options.say))

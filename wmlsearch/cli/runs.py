@@ -47,24 +47,25 @@ def train(
 
     Example: wmlsearch train paper --data prepared --epochs 18
     """
-    from wmlsearch import jobs, study
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.live_display import TrainingDisplay
     from wmlsearch.config import InputError
-    from wmlsearch.display import TrainingDisplay, console
-    from wmlsearch.runs import RunDir, check_name, check_new
+    from wmlsearch.runs.folders import RunDir, check_name, check_new
     from wmlsearch.space import SearchSpace
+    from wmlsearch.workflows import placement, train
 
     if workers < 0:
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
     uri = options.uri_of(out, mlflow_uri)
     config = SearchSpace.read(point).point()
     settings = options.settings(epochs=epochs, seed=seed, precision=precision)
-    run = RunDir(out / check_name(name or jobs.new_name("train")))
+    run = RunDir(out / check_name(name or placement.new_name("train")))
     check_new(run.path)
     data = options.data_or_phantom(data, out)
     options.say(f"training {point} on {data}, at most {epochs} epochs, into {run.path}")
     display = TrainingDisplay(console(), settings)
-    where = jobs.Where(ray_address, storage, max(workers, 1), gpus_per_worker)
-    outcome = study.train(run, config, settings, data, uri, display.changed, workers, where, options.say)
+    where = placement.Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
+    outcome = train.train(run, config, settings, data, uri, display.changed, workers, where, options.say)
     status = run.status()
     options.say(f"{status['state'].replace('_', ' ')} {status['reason']}".rstrip())
     if run.best.exists():
@@ -166,19 +167,21 @@ def tune(
     Another: wmlsearch tune --resume search-20261123-201512 --trials 40
     Another: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
     """
-    from wmlsearch import jobs, study
-    from wmlsearch.display import SearchDisplay, console, show_search
-    from wmlsearch.objectives import unwise
-    from wmlsearch.records import open_search
-    from wmlsearch.runs import SearchDir, check_name, check_new
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.live_display import SearchDisplay
+    from wmlsearch.cli.tables import show_search
+    from wmlsearch.runs.folders import SearchDir, check_name, check_new
+    from wmlsearch.runs.objectives import objective_warnings
+    from wmlsearch.runs.schema import open_search
     from wmlsearch.space import SearchSpace
+    from wmlsearch.workflows import placement, tune
 
     uri = options.uri_of(out, mlflow_uri)
-    where = jobs.Where(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+    where = placement.Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if resume is not None:
         changes = _changes()
         if cluster is not None:
-            from wmlsearch.remote import resume as resume_there
+            from wmlsearch.cluster.remote import resume as resume_there
 
             _check_no_data(data)
             argv = remote.given(but=("cluster", "resume", "out"))
@@ -188,18 +191,18 @@ def tune(
         ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
         wanted = options.settings(**{**about["settings"], **changes})
         with SearchDisplay(console(), search, ranges, wanted) as display:
-            outcome = study.resume(search, changes, data, uri, display.changed, where, display.say, display.progress)
+            outcome = tune.resume(search, changes, data, uri, display.changed, where, display.say, display.progress)
     else:
         ranges = options.space_to_search(space)
         if objectives is not None:
             settings = _of_several(objectives, settings)
         wanted = options.settings(**settings, baseline=not no_baseline, forecast=not no_forecast)
-        search = SearchDir(out / check_name(name or jobs.new_name("search")))
+        search = SearchDir(out / check_name(name or placement.new_name("search")))
         check_new(search.path)
         earlier = [open_search(one, out) for one in warm_start]
         data = options.data_or_phantom(data, out)
         if cluster is not None:
-            from wmlsearch.remote import tune as tune_there
+            from wmlsearch.cluster.remote import tune as tune_there
 
             sys.exit(tune_there(cluster, remote.given(), data, space, search.name, out, options.say))
         if wanted.sampler in ("gp", "cmaes") and wanted.scheduler != "none":
@@ -207,13 +210,13 @@ def tune(
                 f"mind: {wanted.sampler} learns from finished trials only, and the scheduler stops most of them early; "
                 "consider --scheduler none"
             )
-        for note in unwise(wanted, bool(earlier)):
+        for note in objective_warnings(wanted, bool(earlier)):
             options.say(f"mind: {note}")
         options.say(
             f"searching {space} on {data}: {wanted.trials} trials of at most {wanted.epochs} epochs, into {search.path}"
         )
         with SearchDisplay(console(), search, ranges, wanted) as display:
-            outcome = study.tune(
+            outcome = tune.tune(
                 search, ranges, wanted, data, uri, display.changed, where, display.say, earlier, display.progress
             )
     show_search(console(), search)
@@ -277,21 +280,21 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
     Example: wmlsearch stop search-20261123-201512
     """
     if cluster is not None:
-        from wmlsearch.remote import stop as stop_there
+        from wmlsearch.cluster.remote import stop as stop_there
 
         sys.exit(stop_there(cluster, name, options.say))
     import time
 
     from wmlsearch.config import InputError
-    from wmlsearch.jobs import resume_command
-    from wmlsearch.runs import find_search
+    from wmlsearch.report.commands import resume_command
+    from wmlsearch.runs.folders import find_search
 
     search = find_search(name, out)
-    if not search.is_owned():
+    if not search.is_running():
         raise InputError(f"{search.name}: is not running (state: {search.status().get('state')}), nothing to stop")
     search.request_stop()
     options.say(f"{search.name} is asked to stop; its trials end after seconds ...")
-    while search.is_owned():
+    while search.is_running():
         time.sleep(0.2)
     status = search.status()
     options.say(f"{search.name}: {status.get('state')} ({status.get('reason') or 'it had ended by itself'})")
@@ -308,12 +311,14 @@ def status(name: str | None, out: Path, cluster: Path | None) -> None:
     Example: wmlsearch status search-20261123-201512
     """
     if cluster is not None:
-        from wmlsearch.remote import status as status_there
+        from wmlsearch.cluster.remote import status as status_there
 
         sys.exit(status_there(cluster, name, out, options.say))
-    from wmlsearch.display import TrainingDisplay, console, show_search
-    from wmlsearch.records import open_run
-    from wmlsearch.runs import SearchDir
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.live_display import TrainingDisplay
+    from wmlsearch.cli.tables import show_search
+    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.schema import open_run
 
     run = open_run(name, out)
     if isinstance(run, SearchDir):

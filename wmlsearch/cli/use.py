@@ -42,10 +42,10 @@ def predict(
 
     Example: wmlsearch predict models:/wml-unet@champion path/to/flair.nii.gz --out found
     """
-    from wmlsearch.display import console, progress_bar
-    from wmlsearch.model.inference import check_threshold
-    from wmlsearch.predictions import TABLE, predict_files
-    from wmlsearch.trained import trained
+    from wmlsearch.cli.console import console, progress_bar
+    from wmlsearch.inference.predictor import check_threshold
+    from wmlsearch.workflows.model_lookup import trained
+    from wmlsearch.workflows.predict import TABLE, predict_files
 
     if threshold is not None:
         check_threshold(threshold, "--threshold")
@@ -72,8 +72,8 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
 
     Example: wmlsearch export search-20261123-201512 model
     """
-    from wmlsearch.model.export import export as write
-    from wmlsearch.trained import trained
+    from wmlsearch.inference.export import export as write
+    from wmlsearch.workflows.model_lookup import trained
 
     chosen = trained(run, runs, options.uri_of(runs, mlflow_uri))
     write(chosen.members, out, chosen.ensemble_threshold)

@@ -26,27 +26,27 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
 
     Example: wmlsearch evaluate search-20261123-201512
     """
-    from wmlsearch import ending
-    from wmlsearch.conclusion import show_test
-    from wmlsearch.display import console, progress_bar
-    from wmlsearch.mirror import Mirror
-    from wmlsearch.records import open_run
-    from wmlsearch.runs import SearchDir
-    from wmlsearch.verdict.report import write_report
+    from wmlsearch.cli.console import console, progress_bar
+    from wmlsearch.cli.verdict_tables import show_test
+    from wmlsearch.report.page import write_report
+    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.schema import open_run
+    from wmlsearch.tracking.mirror import Mirror
+    from wmlsearch.workflows import sealed_test
 
     found_run, uri = open_run(run, out), options.uri_of(out, mlflow_uri)  # what is refused, before anything is opened
     bar, advance = progress_bar(console())
     with bar:
-        found, where = ending.evaluate_again(found_run, data, advance)
+        found, where = sealed_test.evaluate_run(found_run, data, advance)
     show_test(console(), found)
     try:
         if isinstance(found_run, SearchDir) and where == found_run.test_file():
             options.say(f"report: {write_report(found_run)}")
         options.say(f"scores of each patient and image: {where}")
     finally:  # the scores are kept already, and MLflow gets the report with them where there is one
-        root = ending.root_of(found_run)
+        root = sealed_test.parent_search(found_run)
         mirror = Mirror(root, uri)
-        for part in root.parts() if isinstance(root, SearchDir) else [root]:
+        for part in root.all_runs() if isinstance(root, SearchDir) else [root]:
             mirror.notify(part)
         if problem := mirror.close():
             options.say(f"MLflow lacks some of it ({problem}); later: wmlsearch sync {root.name}")
@@ -63,8 +63,8 @@ def report(name: str | None, out: Path) -> None:
 
     Example: wmlsearch report search-20261123-201512
     """
-    from wmlsearch.records import open_search
-    from wmlsearch.verdict.report import write_report
+    from wmlsearch.report.page import write_report
+    from wmlsearch.runs.schema import open_search
 
     page = write_report(open_search(name, out))
     options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

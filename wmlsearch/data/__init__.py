@@ -1,1 +1,1 @@
-"""Raw images to prepared slices."""
+"""From raw images to prepared slices: formats, splits, the sealed test, the phantom."""

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from wmlsearch.config import InputError
+from wmlsearch.data.sources import Source
 from wmlsearch.data.split import SPLITS, Certificate
-from wmlsearch.data.volumes import Cut, Source, VolumeGeometry
+from wmlsearch.data.volumes import Cut, VolumeGeometry
 
 FORMAT = 2
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wmlsearch.config import InputError
-from wmlsearch.data.head import BRAIN_MM, VENTRICLE, Floats, Head, Waves, ramp
+from wmlsearch.data.phantom_anatomy import BRAIN_MM, VENTRICLE, Floats, Head, Waves, ramp
 
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from wmlsearch.config import InputError
-from wmlsearch.data.contact import draw_contact_sheet
+from wmlsearch.data.contact_sheet import draw_contact_sheet
 from wmlsearch.data.leakage import Guard, Look, check_names, look
-from wmlsearch.data.manifest import (
+from wmlsearch.data.manifest import (  # fmt: skip
     FORMAT,
     IMAGES,
     MANIFEST,
@@ -32,25 +32,17 @@ from wmlsearch.data.manifest import (
     Task,
     fingerprint,
     split_facts,
-)  # fmt: skip
-from wmlsearch.data.pool import Each, workers
+)
 from wmlsearch.data.pseudonyms import Pseudonyms
-from wmlsearch.data.reading import copy_without_words
+from wmlsearch.data.reading import (
+    copy_without_words,
+    voxel_edges,  # fmt: skip
+)
+from wmlsearch.data.sources import Source, discover  # fmt: skip
 from wmlsearch.data.split import SPLITS, assign, assign_fixed, certify
-from wmlsearch.data.volumes import (
-    PLANES,
-    Cut,
-    Facts,
-    Source,
-    VolumeGeometry,
-    choose_axis,
-    cut,
-    discover,
-    examine,
-    plan,
-    voxel_edges,
-)  # fmt: skip
-from wmlsearch.files import check_free, new_folder
+from wmlsearch.data.volumes import PLANES, Cut, Facts, VolumeGeometry, choose_axis, cut, examine, plan  # fmt: skip
+from wmlsearch.data.worker_pool import Each, workers
+from wmlsearch.runs.files import atomic_folder, check_output_folder
 
 __all__ = ["IMAGES", "MASKS", "Manifest", "PrepareOptions", "SliceRow", "VolumeGeometry", "prepare"]
 
@@ -122,7 +114,7 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
     all faults found; nothing is left behind on any failure.
     """
     tell = progress or _silent
-    check_free(out)
+    check_output_folder(out)
     table = _table(out, options.pseudonyms)
     sources = discover(raw, options.patient_pattern)
     names = dict(zip(sources, table.hide(sources) if table else sources, strict=True))  # as they are written
@@ -168,7 +160,7 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
             seed=options.seed, mask_threshold=options.mask_threshold, spacing_mm=None, counts={},
             certificate=certificate, checksums={}, fingerprint="", volumes=(), slices=(),
         )  # fmt: skip
-        with new_folder(out) as aside:
+        with atomic_folder(out) as aside:
             manifest = _fill(aside, tasks, options, common, each, tell)
             if table:
                 table.save()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.data.sources import Source
-from wmlsearch.files import read_json, write_private
+from wmlsearch.runs.files import read_json, write_private
 
 FORMAT = 1
 

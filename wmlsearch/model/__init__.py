@@ -1,1 +1,1 @@
-"""The U-Net, its training, its use."""
+"""The U-Net and its training: one report per epoch, with torch alone."""

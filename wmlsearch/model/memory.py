@@ -107,7 +107,7 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
 
 
-def foreseen(
+def predicted_bytes(
     config: TrialConfig, data: PreparedData, precision: Precision, limit_bytes: int = 2**63 - 1
 ) -> tuple[int, int]:
     """Bytes that this process holds already, and those that training `config` takes beside them at its peak.

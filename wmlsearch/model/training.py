@@ -23,8 +23,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
+from wmlsearch.model.checkpoint import ANEW, CHECKPOINT_FORMAT, check_same, load_checkpoint, save_atomically
 from wmlsearch.model.metrics import Counts, slice_losses
-from wmlsearch.model.states import ANEW, CHECKPOINT_FORMAT, check_same, load_checkpoint, save_atomically
 from wmlsearch.model.steps import Diverged, Steps
 from wmlsearch.model.unet import UNet
 

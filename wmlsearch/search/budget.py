@@ -10,9 +10,9 @@ from typing import Any
 
 from ray import tune
 
+from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
-from wmlsearch.runs import SearchDir
-from wmlsearch.search.cluster import Slots
+from wmlsearch.runs.folders import SearchDir
 
 TICK_S = 1.0  # how often the clock is read and the run folder asked
 SAME_ERRORS = 3  # so many trials with the same traceback are no accident
@@ -35,7 +35,7 @@ class Budget(tune.Stopper):
         self.running = 0  # trials, as the recorder counts them
         self.epochs, self.epochs_s, self.best_dice = 0, 0.0, 0.0
         for run in search.trials():
-            for row in run.own_rows():
+            for row in run.trained_rows():
                 self.add(row)
         used = search.used()
         self._used = {name: used[name] for name in ("seconds", "gpu_seconds")}

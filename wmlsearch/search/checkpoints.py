@@ -15,9 +15,10 @@ from pathlib import Path
 from pyarrow import fs
 
 from wmlsearch.config import InputError
-from wmlsearch.files import patiently, without_password
-from wmlsearch.objectives import front
-from wmlsearch.runs import RunDir
+from wmlsearch.runs.files import retry_while_unavailable
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.objectives import front
+from wmlsearch.runs.redaction import without_password
 
 KEPT_BEST = 5  # trials whose weights are kept
 
@@ -46,9 +47,9 @@ class Checkpoints:
     def fetch(self) -> None:
         """Bring what is there. In a folder: make it, where all but its last two levels are there."""
         if self._uri:
-            patiently(lambda: self._fetch(*self._store), without_password(self._uri))
+            retry_while_unavailable(lambda: self._fetch(*self._store), without_password(self._uri))
         else:
-            patiently(self._make, self._folder)
+            retry_while_unavailable(self._make, self._folder)
 
     def _make(self) -> None:
         for folder in (self._folder.parent, self._folder):
@@ -65,7 +66,7 @@ class Checkpoints:
     def push(self) -> None:
         """Take back what training has written. An object appears whole or not at all."""
         if self._uri:
-            patiently(lambda: self._push(*self._store), without_password(self._uri))
+            retry_while_unavailable(lambda: self._push(*self._store), without_password(self._uri))
 
     def _push(self, system: fs.FileSystem, root: str) -> None:
         system.create_dir(root)
@@ -149,7 +150,7 @@ class Checkpoints:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-class Keeper:
+class CheckpointRetention:
     """Deletes the checkpoints of ended trials that nobody needs: what is kept is the weights of the best few.
 
     Only a trial that may go on needs its latest state; of a hundred trials' weights, hardly one is ever used. With
@@ -178,12 +179,12 @@ class Keeper:
         self.best = [it for it, keep in zip(self.best, wanted, strict=True) if keep]
         while math.isfinite(self.room) and sum(self.bytes_of_best(it) for _, it in self.best) > self.room:
             out.append(self.best.pop())
-        forget(self.place(run), "last")
+        delete_checkpoint(self.place(run), "last")
         for _, other in out:
-            forget(self.place(other), "best")
+            delete_checkpoint(self.place(other), "best")
 
 
-def forget(place: str, which: str) -> None:
+def delete_checkpoint(place: str, which: str) -> None:
     """Delete the "last" or "best" of a training that has ended, as its folder says already."""
     kept = Checkpoints(place)
     with suppress(OSError):  # the storage is away: what is left there takes room and does no harm

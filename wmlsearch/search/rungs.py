@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmlsearch.config import RunSettings
-from wmlsearch.search.population import expected_size
+from wmlsearch.search.pbt import expected_size
 
 HYPERBAND_BRACKETS = 3  # at most
 MEDIAN_NEEDS = 3  # trials beside one, before Ray's median rule stops it

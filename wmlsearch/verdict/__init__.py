@@ -1,1 +1,1 @@
-"""From a search to what it is worth: leaderboard, figures."""
+"""What a search is worth: scores, statistics, the champion, the evaluation on the sealed test."""

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.objectives import best_row
-from wmlsearch.runs import BAD, GOOD, RunDir, SearchDir
-from wmlsearch.verdict.leaderboard import Leaderboard
-
-PAPER = "paper"
-MEASURE = "val_dice_best"  # what candidates are compared in, whatever the search has maximised
+from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.runs.folders import BAD, GOOD, RunDir, SearchDir
+from wmlsearch.runs.leaderboard import Leaderboard
+from wmlsearch.runs.objectives import MEASURE, best_epoch
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Candidate:
         return max(zip(self.runs, self.values, strict=True), key=lambda it: -math.inf if it[1] is None else it[1])[0]
 
 
-def to_confirm(board: Leaderboard, count: int) -> list[RunDir]:
+def select_candidates(board: Leaderboard, count: int) -> list[RunDir]:
     """The best `count` trials with different configurations, none of them the paper's, from best to worst.
 
     One that a budget interrupted may be among them, one that went wrong not.
@@ -87,8 +84,8 @@ def candidates(search: SearchDir) -> list[Candidate]:
         runs.setdefault(run.name.rpartition("-seed")[0], []).append(run)
     found, seeds = [], RunSettings.of(search.about()["settings"]).final_seeds
     for name, own in runs.items():
-        values = tuple(best_row(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in own)
-        lacking = tuple(seed for seed in seeds if not search.final(name, seed).begun())
+        values = tuple(best_epoch(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in own)
+        lacking = tuple(seed for seed in seeds if not search.final(name, seed).exists())
         found.append(Candidate(name, tuple(own), values, own[0].about()["config"], lacking))
     return sorted(found, key=lambda it: (it.name != PAPER, -(it.score if it.score is not None else -math.inf), it.name))
 

@@ -17,10 +17,10 @@ import torch
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
 from wmlsearch.data.volumes import cut, expert_mask, restore
-from wmlsearch.model.inference import Model, common_preprocessing, locate, mean_probabilities
+from wmlsearch.inference.predictor import Model, common_preprocessing, locate, mean_probabilities
 from wmlsearch.verdict.scores import Score, pooled, score
-from wmlsearch.verdict.seal import Sealed, check_sealed, open_seal
 from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, verdict
 
 VOLUMES, SLICES = "whole volumes", "kept slices"
@@ -61,7 +61,7 @@ def evaluate(
     before they are opened.
     """
     preprocessing = common_preprocessing([model for members in models.values() for model in members])
-    manifest = check_sealed(data)
+    manifest = check_sealed_test(data)
     same = (manifest.axis, manifest.size, manifest.fit) == (preprocessing.axis, preprocessing.size, preprocessing.fit)
     fits = preprocessing.axis is not None if manifest.has_volumes else same  # volumes are cut as the models want
     if not fits:
@@ -70,7 +70,7 @@ def evaluate(
             f"models were trained on {preprocessing.size} ({preprocessing.plane}, fit {preprocessing.fit}); prepare it "
             "with the same options"
         )
-    sealed = open_seal(data, by)
+    sealed = open_sealed_test(data, by)
     scored = [
         _Scored(role, place, model.threshold, model.name, model.seed)
         for role, members in models.items()
@@ -175,7 +175,7 @@ def _image(place: int) -> str:
 
 
 def _score_volumes(
-    sealed: Sealed,
+    sealed: SealedTest,
     networks: Mapping[str, Sequence[Model]],
     scored: Sequence[_Scored],
     gallery: _Gallery,
@@ -204,7 +204,7 @@ def _score_volumes(
 
 
 def _score_slices(
-    sealed: Sealed,
+    sealed: SealedTest,
     networks: Mapping[str, Sequence[Model]],
     scored: Sequence[_Scored],
     gallery: _Gallery,

@@ -47,7 +47,7 @@ class Finder(importlib.abc.MetaPathFinder):
     """Finds the slots' module as everybody does, and changes it once it is loaded."""
 
     def find_spec(self, name, path, target=None):
-        if name != "wmlsearch.search.slot":
+        if name != "wmlsearch.search.trial_worker":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

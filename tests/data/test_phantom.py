@@ -1,0 +1,184 @@
+"""The phantom: the same seed is the same bytes, its lesions are where and as large as lesions are, thresholds fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from wmlsearch.config import InputError
+from wmlsearch.data import phantom
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.phantom_anatomy import Head
+
+SHAPE = (64, 64, 12)  # 3 x 3 x 12 mm
+ML = 3 * 3 * 12 / 1000
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def volume(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "raw", patients=3, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def scans(cohort: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`sub-01_ses-1` -> (FLAIR, mask)."""
+    found = {}
+    for path in sorted(cohort.glob("sub-*/ses-*/anat/*_FLAIR.nii.gz")):
+        name = path.name.removesuffix("_FLAIR.nii.gz")
+        mask = cohort / "derivatives" / "lesions" / path.relative_to(cohort).parent / f"{name}_label-lesion_mask.nii.gz"
+        found[name] = volume(path), volume(mask) == 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def brains() -> list[np.ndarray]:
+    """Where at least half of a voxel is brain, patient by patient, known because the phantom is ours."""
+    grid = phantom._Grid(SHAPE)
+    return [phantom._anatomy(Head(np.random.default_rng([0, number, 0])), grid)[1] >= 0.5 for number in range(1, 4)]
+
+
+def test_same_seed_same_bytes_and_a_patient_does_not_depend_on_the_others(tmp_path: Path) -> None:
+    small = (32, 32, 8)
+    two = files(write_phantom(tmp_path / "two", patients=2, shape=small, seed=3))
+    again = files(write_phantom(tmp_path / "again", patients=2, shape=small, seed=3))
+    one = files(write_phantom(tmp_path / "one", patients=1, timepoints=1, shape=small, seed=3))
+    other = files(write_phantom(tmp_path / "other", patients=1, shape=small, seed=4))
+    assert two == again
+    first = [name for name in one if name.endswith(".nii.gz")]
+    assert len(first) == 2
+    assert all(one[name] == two[name] and one[name] != other[name] for name in first if "FLAIR" in name)
+    assert all(one[name] == two[name] for name in first)
+    assert two["sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz"] != two["sub-02/ses-1/anat/sub-02_ses-1_FLAIR.nii.gz"]
+
+
+def test_the_files_are_bids(cohort: Path) -> None:
+    assert len(list(cohort.rglob("*.nii.gz"))) == 3 * 2 * 2
+    image = nib.load(cohort / "sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz")
+    mask = nib.load(cohort / "derivatives/lesions/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz")
+    assert image.shape == mask.shape == SHAPE
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(image.affine, mask.affine)
+    np.testing.assert_allclose(image.header.get_zooms(), (3, 3, 12))
+    assert (image.get_data_dtype(), mask.get_data_dtype()) == (np.int16, np.uint8)
+    assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
+    assert json.loads((cohort / "dataset_description.json").read_text())["DatasetType"] == "raw"
+    derived = json.loads((cohort / "derivatives/lesions/dataset_description.json").read_text())
+    assert derived["GeneratedBy"][0]["Name"] == "wmlsearch phantom"
+    rows = (cohort / "participants.tsv").read_text().splitlines()
+    assert rows[0].startswith("participant_id\t")
+    assert [row.split("\t")[0] for row in rows[1:]] == [f"sub-{number:02d}" for number in range(1, 4)]
+    assert [path.name for path in cohort.parent.iterdir()] == ["raw"]  # the temporary folder is gone
+
+
+def test_the_head_is_in_the_picture_and_the_air_is_dark(scans: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    for image, _ in scans.values():
+        assert image.min() >= 0
+        border = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel(), image[:, -2:].ravel()])
+        assert np.median(border) < 0.1 * np.percentile(image, 95)
+    scales = [np.percentile(image, 90) for image, _ in scans.values()]
+    assert max(scales) > 1.3 * min(scales)  # arbitrary units
+
+
+def test_every_grid_shows_the_same_head() -> None:
+    head = Head(np.random.default_rng([0, 1, 0]))
+    fine, coarse = (phantom._anatomy(head, phantom._Grid(shape))[0] for shape in ((64, 64, 16), (32, 32, 8)))
+    np.testing.assert_allclose(fine.reshape(32, 2, 32, 2, 8, 2).mean((1, 3, 5)), coarse, atol=0.35)
+    assert np.corrcoef(fine.reshape(32, 2, 32, 2, 8, 2).mean((1, 3, 5)).ravel(), coarse.ravel())[0, 1] > 0.98
+
+
+def test_the_load_is_heavy_tailed() -> None:
+    loads = []
+    for number in range(1, 17):
+        head = Head(np.random.default_rng([0, number, 0]))
+        lesions = phantom._first_lesions(np.random.default_rng([0, number, 1]), head)
+        loads.append(sum(4.19e-3 * np.prod(np.linalg.norm(lesion.axes, axis=1)) * 0.72 for lesion in lesions))
+        assert 1 <= len(lesions) <= 200
+    assert 6 < np.median(loads) < 28
+    assert min(loads) < 4
+    assert 30 < max(loads) < 60
+    assert max(loads) > 2 * np.median(loads) > 6 * min(loads)
+
+
+def test_lesions_are_in_the_brain(scans: dict[str, tuple[np.ndarray, np.ndarray]], brains: list[np.ndarray]) -> None:
+    loads = np.array([mask.sum() * ML for _, mask in scans.values()])
+    assert loads.min() > 0.1
+    assert loads.max() < 75
+    for name, (_, mask) in scans.items():
+        assert not (mask & ~brains[int(name[4:6]) - 1]).any()
+
+
+def test_follow_up_keeps_most_of_the_lesions_and_adds_some(scans: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    before = [mask for name, (_, mask) in scans.items() if name.endswith("ses-1")]
+    after = [mask for name, (_, mask) in scans.items() if name.endswith("ses-2")]
+    kept = sum((a & b).sum() for a, b in zip(before, after, strict=True))
+    assert kept > 0.85 * sum(a.sum() for a in before)
+    assert sum(b.sum() for b in after) > 1.02 * sum(a.sum() for a in before)
+    assert any((a & ~b).any() for a, b in zip(before, after, strict=True))  # some shrink
+    assert not np.array_equal(scans["sub-01_ses-1"][0], scans["sub-01_ses-2"][0])
+
+
+def test_no_threshold_solves_it(scans: dict[str, tuple[np.ndarray, np.ndarray]], brains: list[np.ndarray]) -> None:
+    """Even with the brain given, and each scan scaled to its own tissue: bright is not yet a lesion."""
+    bright, truth = [], []
+    for name, (image, mask) in scans.items():
+        brain = brains[int(name[4:6]) - 1]
+        bright.append(image[brain] / np.median(image[brain]))
+        truth.append(mask[brain])
+    values, lesion = np.concatenate(bright), np.concatenate(truth)
+    dice = [
+        2 * (lesion & (values > level)).sum() / (lesion.sum() + (values > level).sum())
+        for level in np.linspace(0.9, 2, 111)
+    ]
+    assert 0.2 < max(dice) < 0.65
+    assert values[lesion].mean() > 1.15 * values[~lesion].mean()  # but it is no guess either
+
+
+def test_progress_counts_volumes(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    write_phantom(
+        tmp_path / "p", patients=1, shape=(32, 32, 8), progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "taken"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(InputError) as caught:
+        write_phantom(out, patients=0, timepoints=-1, shape=(16, 64, 8), seed=-2)
+    assert str(caught.value) == (
+        "phantom: nothing was written\n"
+        "  - patients: a whole number of at least 1 is needed, but got 0\n"
+        "  - timepoints: a whole number of at least 1 is needed, but got -1\n"
+        "  - seed: a whole number of at least 0 is needed, but got -2\n"
+        "  - shape: 32x32x8 to 512x512x512 voxels are possible, but got 16x64x8\n"
+        f"  - {out}: exists and is not an empty folder; name another one, or remove it"
+    )
+    assert (out / "mine.txt").read_text() == "precious"
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom(tmp_path / "half", patients=1, shape=(32, 32, 8), progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert (write_phantom(tmp_path / "empty", patients=1, timepoints=1, shape=(32, 32, 8)) / "sub-01").is_dir()

@@ -1,0 +1,146 @@
+"""Which files make up a raw data set: the three forms, odd names, loops of links, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wmlsearch.config import InputError
+from wmlsearch.data.sources import discover
+
+
+def bids(root: Path, names: list[str]) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_bids_with_and_without_sessions(tmp_path: Path) -> None:
+    bids(tmp_path, [
+        "sub-10/anat/sub-10_FLAIR.nii.gz", "derivatives/a b/sub-10/sub-10_mask.nii",
+        "sub-9 'é'/ses-12/anat/x_FLAIR.nii", "derivatives/les/sub-9 'é'/ses-12/deep/er/x_mask.nii.gz",
+        "sub-9 'é'/ses-2/anat/x_FLAIR.nii.gz", "derivatives/les/sub-9 'é'/ses-2/x_mask.nii.gz",
+        "unlabelled/sub-1/anat/sub-1_FLAIR.nii.gz", "sub-11/anat/sub-11_T1w.nii.gz",
+    ])  # fmt: skip
+    (tmp_path / "derivatives" / "loop").symlink_to(tmp_path / "derivatives")
+    (tmp_path / "derivatives" / "les" / "sub-10").symlink_to(tmp_path / "derivatives" / "les" / "sub-10")
+    found = discover(tmp_path)
+    assert [(s.patient, s.timepoint) for s in found] == [("9 'é'", "2"), ("9 'é'", "12"), ("10", "")]
+    assert found[2].name(found[2].mask[0]) == "derivatives/a b/sub-10/sub-10_mask.nii"
+
+
+def test_bids_faults_all_at_once(tmp_path: Path) -> None:
+    bids(tmp_path / "d", [
+        "sub-1/anat/a_FLAIR.nii", "sub-2/anat/a_FLAIR.nii", "sub-2/anat/b_FLAIR.nii", "sub-3/ses-1/anat/a_FLAIR.nii",
+        "derivatives/x/sub-3/ses-1/a_mask.nii", "derivatives/y/sub-3/ses-1/b_mask.nii",
+        "derivatives/x/sub-4/a_mask.nii", "sub-4/anat/a_T1w.nii", "sub-5/anat/x", "derivatives/x/sub-5/a_mask.nii",
+    ])  # fmt: skip
+    (tmp_path / "secret.nii").touch()
+    (tmp_path / "d/sub-5/anat/a_FLAIR.nii").symlink_to(tmp_path / "secret.nii")
+    bids(tmp_path / "d", ["derivatives/x/sub-6/a_mask.nii", "sub-6/anat/x"])
+    (tmp_path / "d/sub-6/anat/a_FLAIR.nii").symlink_to(tmp_path / "d/sub-6/anat/a_FLAIR.nii")
+    with pytest.raises(InputError) as error:
+        discover(tmp_path / "d")
+    assert error.value.headline == f"{tmp_path / 'd'}: 6 faults, nothing was written"
+    assert error.value.faults == (
+        "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz",
+        "sub-2: exactly one FLAIR image is needed, but found 2 (sub-2/anat/a_FLAIR.nii, "
+        "sub-2/anat/b_FLAIR.nii); leave one",
+        "sub-3/ses-1/anat/a_FLAIR.nii: exactly one mask is needed, but found 2 (derivatives/x/sub-3/ses-1/a_mask.nii, "
+        "derivatives/y/sub-3/ses-1/b_mask.nii); leave one",
+        "sub-4: no FLAIR image for the mask derivatives/x/sub-4/a_mask.nii; add sub-4/anat/sub-4_FLAIR.nii.gz",
+        "sub-5/anat/a_FLAIR.nii: must lie inside the data folder, but a link or '..' leads out; copy it in",
+        "sub-6/anat/a_FLAIR.nii: no such file; mend the path or the link",
+    )
+
+
+def table(root: Path, text: str) -> Path:
+    path = root / "table.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    return path
+
+
+def test_table_groups_slices_of_a_time_point_in_order(tmp_path: Path) -> None:
+    bids(tmp_path, ["b 1.png", "a.png", "m1.png", "m2.png", "c.png"])
+    rows = 'patient,timepoint,image,mask,note\nsub-é,0,"b 1.png",m1.png,\né,0,a.png,m2.png,x\né,6,c.png,m1.png,\n'
+    found = discover(table(tmp_path, rows))
+    assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in found] == [
+        ("é", "0", ["b 1.png", "a.png"]),
+        ("é", "6", ["c.png"]),
+    ]
+
+
+def test_table_faults_all_at_once(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    bids(tmp_path, ["outside.nii", "d/a.nii", "d/m.nii", "d/b.nii"])
+    rows = "patient,timepoint,image,mask\np,0,a.nii,m.nii\nq,0,../outside.nii,m.nii\nr,0,gone.nii,m.nii\n"
+    rows += "s,0,b.nii,\nt,0,a.nii,m.nii\nu,0,x.bmp,m.nii\n"
+    with pytest.raises(InputError) as error:
+        discover(table(tmp_path / "d", rows))
+    assert error.value.faults == (
+        "table.csv, line 5: no mask; name its file",
+        "table.csv, line 6: a.nii stands in line 2 already; remove one",
+        "table.csv, line 7: x.bmp: must be NIfTI, PNG, TIFF or JPEG",
+        "../outside.nii: must lie inside the data folder, but a link or '..' leads out; copy it in",
+        "gone.nii: no such file; mend the path or the link",
+    )
+    with pytest.raises(
+        InputError, match=r"needs the columns patient,timepoint,image,mask; mask missing, got patient, "
+    ):
+        discover(table(tmp_path, "patient,image\n"))
+    (tmp_path / "table.csv").write_bytes(b"patient,image,mask\n\xff\xfe,a,b\n")
+    with pytest.raises(InputError, match="must be a CSV table in UTF-8"):
+        discover(tmp_path / "table.csv")
+
+
+def test_images_and_masks_of_equal_names(tmp_path: Path) -> None:
+    bids(tmp_path, [f"{kind}/p{p}_m{t}_{i}.{end}" for kind, end in (("images", "jpg"), ("masks", "png"))
+                    for p, t, i in ((1, 0, 2), (1, 0, 10), (1, 6, 1), (2, 0, 1))])  # fmt: skip
+    bids(tmp_path, ["images/.hidden.png", "images/notes.txt"])
+    found = discover(tmp_path, r"^(?P<patient>p\d)_m(?P<timepoint>\d)")
+    assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in found] == [
+        ("p1", "0", ["p1_m0_2.jpg", "p1_m0_10.jpg"]),
+        ("p1", "6", ["p1_m6_1.jpg"]),
+        ("p2", "0", ["p2_m0_1.jpg"]),
+    ]
+    assert [s.patient for s in discover(tmp_path, r"(p\d)")] == ["p1", "p2"]
+    assert [s.patient for s in discover(tmp_path)] == [""] * 4
+    with pytest.raises(InputError, match="needs one group, the patient"):
+        discover(tmp_path, "p1")
+    with pytest.raises(InputError, match="not a regular expression"):
+        discover(tmp_path, "(")
+    with pytest.raises(
+        InputError, match=r"images/p1_m0_10.jpg: --patient-pattern '\(q\)' finds no patient in the name"
+    ):
+        discover(tmp_path, "(q)")
+    bids(tmp_path, ["images/only.png", "masks/lonely.png", "images/p2_m0_1.png"])
+    with pytest.raises(InputError) as error:
+        discover(tmp_path)
+    assert error.value.faults == (
+        "masks/lonely.png: no image; add images/lonely.* (same name, extension aside)",
+        "images/only.png: missing mask; add masks/only.* (same name, extension aside)",
+        "images/p2_m0_1: exactly one file is needed, but found 2; leave one",
+    )
+
+
+def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bids(tmp_path, [f"{kind}/{'a' * 60}!.png" for kind in ("images", "masks")])
+    monkeypatch.setattr("wmlsearch.data.sources.PATTERN_TIMEOUT_S", 1.0)
+    with pytest.raises(InputError) as error:
+        discover(tmp_path, r"^((?:a+)+)$")
+    assert str(error.value) == (
+        "--patient-pattern '^((?:a+)+)$': takes more than 1 s on 1 name; write it without a repetition within a "
+        "repetition, such as '^(p[0-9]+)_'"
+    )
+
+
+def test_not_a_data_set(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"RAW must be a BIDS folder"):
+        discover(tmp_path)
+    with pytest.raises(InputError, match=r"no such file or folder"):
+        discover(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError):
+        discover(tmp_path / "loop")

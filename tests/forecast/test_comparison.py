@@ -1,0 +1,133 @@
+"""A stored forecast in a line, beside what happened, and in the time that is left."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from wmlsearch.cli.forecast_tables import comparison, in_a_line
+from wmlsearch.cli.live_display import ENOUGH, SearchDisplay
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.space import SearchSpace
+
+SETTINGS = RunSettings(trials=20, epochs=9)
+SPACE = SearchSpace.of({"depth": {"choices": [2, 4]}})
+FORECAST: dict[str, Any] = {
+    "rungs": [
+        {"epoch": 2, "trials": 6.0, "epochs": 12.0},
+        {"epoch": 6, "trials": 3.14, "epochs": 12.5},
+        {"epoch": 9, "trials": 1.97, "epochs": 6.0},
+    ],
+    "ends_by": "",
+    "final": {"count": 1, "workers": 2, "cpus": 1, "gpus": 0.5},
+    "start_s": 10.0,
+    "search_s": 590.0,
+    "final_runs": 2,
+    "final_epochs": 18,
+    "final_s": 120.0,
+    "gpu_hours": 0.0,
+    "disk_bytes": 130_400_000,
+    "peak_memory_mb": 690.4,
+    "epochs": 30.5,
+    "total_s": 720.0,
+}
+
+
+def add(run: RunDir, epochs: int, state: str = "completed", **more: float) -> RunDir:
+    about = {"name": run.name, "kind": "trial", "settings": SETTINGS.model_dump(), "config": TrialConfig().model_dump()}
+    RunDir.create(run.path, about)
+    for epoch in range(1, epochs + 1):
+        run.append({"epoch": epoch, "val_dice_best": 0.5, "val_dice": 0.5, "epoch_s": 2.0, **more})
+    run.set_status(state)
+    return run
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> SearchDir:
+    made = SearchDir.create(tmp_path / "s", {"name": "s", "settings": SETTINGS.model_dump()})
+    made.set_forecast(FORECAST)
+    return made
+
+
+def table(search: SearchDir) -> list[str]:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - what it prints is kept
+    console.print(comparison(search))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_a_forecast_in_a_line() -> None:
+    assert in_a_line(FORECAST) == (
+        "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 130 MB of checkpoints, "
+        "690 MiB a worker"
+    )
+    assert in_a_line({**FORECAST, "gpu_hours": 1.234, "ends_by": "--max-hours 0.2"}) == (
+        "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 1.2 GPU-hours, "
+        "130 MB of checkpoints, 690 MiB a worker, the trials end by --max-hours 0.2"
+    )
+
+
+def test_beside_what_happened(search: SearchDir) -> None:
+    for number, epochs in enumerate((9, 6, 2, 2)):
+        add(search.trial(number), epochs, peak_memory_mb=600.0 + number)
+    assert table(search) == [
+        "                            forecast   so far",
+        "trials at epochs 2, 6, 9   6, 3.1, 2  4, 2, 1",
+        "epochs of all trials            30.5       19",
+        "time of the trials        10 min 0 s      0 s",
+        "epochs of final runs      at most 18        0",
+        "time of final runs         2 min 0 s        -",
+        "peak memory of a worker      690 MiB  603 MiB",
+        "checkpoints at most           130 MB        -",
+    ]
+    add(search.final("paper", 0), 9)
+    search.set_used({"seconds": 700.0, "gpu_seconds": 7200.0})
+    search.set_used({"final_seconds": 100.0, "final_gpu_seconds": 0.0, "checkpoint_bytes": 4_312_345})
+    search.set_status("completed")
+    assert table(search) == [
+        "                            forecast     happened",
+        "trials at epochs 2, 6, 9   6, 3.1, 2      4, 2, 1",
+        "epochs of all trials            30.5           19",
+        "time of the trials        10 min 0 s  11 min 40 s",
+        "epochs of final runs      at most 18            9",
+        "time of final runs         2 min 0 s   1 min 40 s",
+        "GPU-hours                          0            2",
+        "peak memory of a worker      690 MiB      603 MiB",
+        "checkpoints at most           130 MB      4.31 MB",
+    ]
+
+
+def test_without_a_forecast_there_is_no_table(tmp_path: Path) -> None:
+    assert comparison(SearchDir.create(tmp_path / "s", {})) is None
+
+
+def test_the_time_left_is_the_forecasts_until_trials_say_more(
+    search: SearchDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the test
+    display = SearchDisplay(console, search, SPACE, SETTINGS)
+    now[0] += 60  # Ray starts: it is not in the time of trials
+    display.changed(add(search.trial(0), 1, "running"))
+    search.set_used({"seconds": 40.0})
+    assert display.left_s() == 560 + 120
+    now[0] += 40
+    for number in range(ENOUGH - 1):
+        display.changed(add(search.trial(number), 9))
+    assert display.left_s() == 560 + 120
+    display.changed(add(search.trial(ENOUGH - 1), 9))
+    assert display.left_s() == pytest.approx(40 / ENOUGH * (20 - ENOUGH) + 120)
+    # of a search that is resumed, what it used before is gone from the forecast
+    search.set_used({"seconds": 500.0})
+    assert SearchDisplay(console, search, SPACE, SETTINGS).left_s() == 100 + 120
+    # a forecast that was too low says nothing any more
+    late = SearchDisplay(console, search, SPACE, SETTINGS)
+    search.set_used({"seconds": 5000.0})
+    now[0] += 100
+    late.changed(add(search.trial(ENOUGH), 9))
+    assert late.left_s() == pytest.approx(100 * (20 - ENOUGH - 1) + 120)

@@ -1,0 +1,280 @@
+"""How many trials share a GPU: the choice, what it is made from, how it is said and kept, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from wmlsearch.cli import main
+from wmlsearch.cluster import connect, resources
+from wmlsearch.cluster.resources import Request, Slots, plan_slots, share_of_gpu
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.forecast import gpu_sharing
+from wmlsearch.forecast.gpu_sharing import Packing, choose_trials_per_gpu, enough, largest_configuration, room_for
+from wmlsearch.forecast.measurement import TimingWorkers
+from wmlsearch.model import throughput
+from wmlsearch.model.memory import CONTEXT_BYTES
+from wmlsearch.model.throughput import mps_is_on
+from wmlsearch.report.commands import tune_command
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.search.memory_admission import MemoryFit
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows import placement, tune
+
+SPACE = SearchSpace.of(
+    {"depth": 2, "base_channels": {"choices": [2, 4]}, "batch_size": {"low": 2, "high": 8}}, "small.yaml"
+)
+GB = 10**9
+OPTIONS = "these options can't be used\n  - "
+
+
+@pytest.mark.parametrize(
+    ("images_per_s", "count"),
+    [
+        ([1000], 1),
+        ([1000, 1050], 1),  # two are hardly faster than one
+        ([1000, 1900, 2600, 2700], 3),
+        ([1000, 1900, 2600, 2900], 4),  # each added a tenth: more might be better still
+        ([1000, 1099, 3000], 1),  # where it stops to grow, it ends
+        ([1000, 1100], 2),  # just a tenth
+        ([1000, 900], 1),
+    ],
+)
+def test_as_many_as_get_faster(images_per_s: list[float], count: int) -> None:
+    assert enough(images_per_s) == count
+
+
+def test_as_many_as_fit() -> None:
+    of_80 = 80 * GB - CONTEXT_BYTES
+    assert room_for(of_80, 79 * GB, 0) == 1
+    assert room_for(of_80, 200 * GB, 0) == 1  # no number makes it fit: the trial itself will say so
+    assert room_for(of_80, 10 * GB, 0) == int(80 / (10 + CONTEXT_BYTES / GB)) == 7
+    assert room_for(of_80, 9 * GB, GB) == 7  # each process has the data
+    assert room_for(of_80, GB, 0) == gpu_sharing.MOST
+    for count in range(1, 9):  # what is chosen is what `foretell` lets through in a share
+        need = int(80 * GB * share_of_gpu(count) - CONTEXT_BYTES)
+        assert room_for(of_80, need, 0) == count
+        assert room_for(of_80, need + 1, 0) < count or count == 1
+
+
+def test_the_dearest_of_a_space_holds_most() -> None:
+    wide = SearchSpace.of({"base_channels": {"choices": [16, 32]}, "batch_size": {"low": 2, "high": 8}})
+    dearest = largest_configuration(wide, 0)
+    assert (dearest.base_channels, dearest.batch_size) == (32, 8)
+    assert largest_configuration(SPACE, 0) == TrialConfig()  # the baseline has to fit, too
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 6, 7, 8, 64])
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_shares_of_a_gpu_are_what_ray_grants(trials: int, gpus: int) -> None:
+    share = share_of_gpu(trials)
+    assert share * trials <= 1  # Ray counts in ten-thousandths
+    assert share == round(share, 4)
+    node = {"CPU": 1000.0, "GPU": float(gpus)}
+    assert plan_slots([node], Request(gpus_per_worker=share), 10_000).count == trials * gpus
+
+
+def test_no_worker_is_spread_over_two_gpus() -> None:
+    node = {"CPU": 16.0, "GPU": 4.0}
+    assert plan_slots([node], Request(gpus_per_worker=0.4), 20) == Slots(8, 1, 2, 0.4)
+
+
+def made(**values: Any) -> Packing:
+    return Packing(**{
+        "trials_per_gpu": 3, "images_per_s": (1000.0, 1900.0, 2600.0, 2700.0), "dearest_bytes": 6_120_000_000,
+        "gpu_bytes": 79_300_000_000, "ended_by": "gain", "mps": False, **values,
+    })  # fmt: skip
+
+
+def test_the_choice_is_said_in_a_line() -> None:
+    assert str(made()) == (
+        "3 trials share a GPU: the paper's point trains 1000, 1900, 2600, 2700 images/s with 1 to 4 at once, and one "
+        "more would add less than 10 %; the dearest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is off"
+    )
+    assert str(made(trials_per_gpu=1, images_per_s=(1000.0,), ended_by="memory", mps=True)) == (
+        "1 trial has a GPU: the paper's point trains 1000 images/s with 1 at once, and the memory has room for no "
+        "more; the dearest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is on"
+    )
+
+
+class Table:
+    """In place of Measuring: a GPU that trains so many images a second, by how many trials run."""
+
+    rates: tuple[float, ...] = ()
+    fits = MemoryFit(8 * GB, 79 * GB, 0.0)
+    asked: list[int]
+
+    def __init__(self, data: object, slots: Slots, count: int, patience_s: float, one_gpu: bool) -> None:
+        assert one_gpu
+        assert slots == Slots(count, 1, 16 // count, share_of_gpu(count))
+        Table.asked = []
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to end."""
+
+    def fit(self, config: TrialConfig, settings: RunSettings) -> tuple[MemoryFit, int]:
+        return self.fits, GB
+
+    def images_per_s(self, config: TrialConfig, settings: RunSettings, seconds: float, count: int) -> float:
+        assert config == TrialConfig()
+        Table.asked.append(count)
+        return self.rates[count - 1]
+
+
+@pytest.mark.parametrize(
+    ("rates", "need_gb", "trials", "cpus", "chosen", "ended_by", "timed"),
+    [
+        ((100, 200, 300, 310, 400), 1, 50, 16, 3, "gain", 4),
+        ((100, 200, 300, 400, 500, 600, 700, 800), 1, 50, 16, 8, "most", 8),
+        ((100, 200, 300, 400, 500, 600, 700, 800), 20, 50, 16, 3, "memory", 3),
+        ((100, 200, 300, 400), 100, 50, 16, 1, "memory", 1),
+        ((100, 200, 300, 400), 1, 2, 16, 2, "trials", 2),
+    ],
+)
+def test_it_is_tried_as_long_as_it_gains_and_fits(
+    rates: tuple[float, ...],
+    need_gb: int,
+    trials: int,
+    cpus: int,
+    chosen: int,
+    ended_by: str,
+    timed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_sharing, "TimingWorkers", Table)
+    monkeypatch.setattr(Table, "rates", rates)
+    monkeypatch.setattr(Table, "fits", MemoryFit(need_gb * GB, 79 * GB, 0.0))
+    found = choose_trials_per_gpu(SPACE, RunSettings(trials=trials), {}, Slots(1, 1, cpus, 1.0))
+    assert (found.trials_per_gpu, found.ended_by, Table.asked) == (chosen, ended_by, list(range(1, timed + 1)))
+    assert found.images_per_s == pytest.approx(rates[:timed])
+    assert (found.dearest_bytes, found.gpu_bytes) == (need_gb * GB, 80 * GB)
+
+
+def test_mps_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    monkeypatch.setattr(throughput, "MPS_PIPE", tmp_path / "missing")
+    assert not mps_is_on()
+    monkeypatch.setattr(throughput, "MPS_PIPE", tmp_path)
+    assert mps_is_on()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "missing"))
+    assert not mps_is_on()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["0"], f"{OPTIONS}--trials-per-gpu must be auto or a whole number from 1 to 64, but got 0"),
+        (["many"], f"{OPTIONS}--trials-per-gpu must be auto or a whole number from 1 to 64, but got many"),
+        (["2"], "--trials-per-gpu 2: no GPU is there, so there is nothing to share; leave it out"),
+        (["auto"], "--trials-per-gpu auto: no GPU is there, so there is nothing to share; leave it out"),
+        (
+            ["auto", "--gpus-per-worker", "0.5", "--workers-per-trial", "2"],
+            f"{OPTIONS}--trials-per-gpu auto: --gpus-per-worker 0.5 says already what a trial gets; leave out either\n"
+            "  - --trials-per-gpu auto: --workers-per-trial 2 gives each trial several GPUs, so there is none to "
+            "share; leave out either",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["tune", "plan"])
+def test_what_can_not_be_is_refused(
+    verb: str,
+    options: list[str],
+    text: str,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["wmlsearch", verb, "quick", "--data", str(prepared), "--trials-per-gpu", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip() == f"wmlsearch: {text}"
+
+
+def test_the_command_of_a_report_has_it() -> None:
+    about = {
+        "settings": RunSettings().model_dump(),
+        "space": {"source": "quick", "values": {}},
+        "data": {"name": "prepared"},
+        "shape": {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 3},
+    }
+    assert tune_command(about) == "wmlsearch tune quick --data prepared --trials-per-gpu 3"
+
+
+@pytest.fixture(scope="module")
+def ray_with_a_gpu() -> Iterator[None]:
+    """An embedded Ray that believes in a GPU which isn't there: PyTorch trains on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        start = ray.init
+        patch.setattr(connect.ray, "init", lambda **options: start(**{**options, "num_cpus": 2, "num_gpus": 1}))
+        with connect.ray_session(None):
+            patch.setattr(connect, "_embedded", contextlib.nullcontext)
+            patch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 1.0}])
+            yield
+
+
+@pytest.mark.usefixtures("ray_with_a_gpu")
+@pytest.mark.slow
+def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes at once on one GPU, timed by the real thing; what is made of the times is fixed."""
+    monkeypatch.setattr(gpu_sharing, "LIMIT_S", 0.2)
+    monkeypatch.setattr(gpu_sharing, "enough", len)
+    where: list[set[str]] = []
+    start = TimingWorkers._start
+
+    def looked_at(self: TimingWorkers) -> None:
+        start(self)
+        where.append({str(ray.get(w.__ray_call__.remote(lambda _: ray.get_gpu_ids()))) for (w,) in self.groups})
+
+    monkeypatch.setattr(TimingWorkers, "_start", looked_at)
+    said: list[str] = []
+    settings = RunSettings(epochs=1, trials=2, baseline=False, forecast=False, sampler="random")
+    search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
+    shared = placement.Placement(trials_per_gpu="auto")
+    tune.tune(search, SPACE, settings, prepared, uri, lambda run: run.name, shared, said.append)
+    assert where == [{"[0]"}], "both on the same GPU"
+    assert said[0] == "trials per GPU: the paper's point is timed with one trial, two at once, and so on ..."
+    assert said[1].startswith("2 trials share a GPU: the paper's point trains ")
+    assert said[2] == "trials run 2 at a time, each 1 worker with 1 CPU and 0.5 GPUs each"
+    about = search.about()
+    assert about["shape"] == {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 2}
+    assert about["packing"]["trials_per_gpu"] == len(about["packing"]["images_per_s"]) == 2
+    assert about["packing"]["ended_by"] in ("cores", "trials")
+    assert [run.state for run in search.trials()] == ["completed", "completed"]
+    resumed = dataclasses.replace(placement.LOCAL, **about["shape"])  # as `resume` does it
+    assert resumed.slots(3) == Slots(2, 1, 1, 0.5)
+
+
+def test_without_a_measurement_the_search_goes_on(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise TimeoutError("no answer within 300 s")
+
+    monkeypatch.setattr(gpu_sharing, "TimingWorkers", broken)
+    monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 1.0}])
+    said: list[str] = []
+    where, found = tune.resolve_trials_per_gpu(
+        placement.Placement(trials_per_gpu="auto"), SPACE, RunSettings(), prepared, said.append
+    )
+    assert (where.trials_per_gpu, found) == (1, {})
+    assert said[1] == "1 trial has a GPU, since no other number could be tried (no answer within 300 s)"
+    monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 0.0}])
+    with pytest.raises(InputError, match="nothing to share"):
+        tune.resolve_trials_per_gpu(
+            placement.Placement(trials_per_gpu="auto"), SPACE, RunSettings(), prepared, said.append
+        )

@@ -1,0 +1,640 @@
+"""Training: resumed equals uninterrupted, schedules are torch's, ends are told, checkpoints are safe, ranks agree."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model import checkpoint, steps, training
+from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.steps import Diverged
+from wmlsearch.model.training import EpochReport, check_trainable, count, epochs, learning_rate
+from wmlsearch.model.unet import UNet
+from wmlsearch.runs.files import StorageError
+
+ANEW = "restore it from a copy, or train anew without it"
+SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
+CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two trainings have in common
+
+
+@pytest.fixture(scope="module")
+def data(prepared: Path) -> PreparedData:
+    return PreparedData.open(prepared)
+
+
+def small(**values: Any) -> TrialConfig:
+    return TrialConfig.of({**SMALL.model_dump(), **values})
+
+
+def facts(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in CLOCK}
+
+
+def rows(reports: Iterator[EpochReport]) -> list[dict[str, Any]]:
+    return [facts(report.row()) for report in reports]
+
+
+def same(one: object, other: object) -> bool:
+    """Equal bit for bit, whatever is nested in them."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return type(one) is type(other) and one == other
+
+
+# ----------------------------------------------------------------------------------------------- interrupted, resumed
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedule: str, precision: str) -> None:
+    config = small(
+        schedule=schedule, warmup_fraction=0.3, plateau_patience=1, augment="affine", dropout=0.2, learning_rate=0.01
+    )
+
+    def start(name: str) -> Iterator[EpochReport]:
+        last, best = tmp_path / f"{name}-last.pt", tmp_path / f"{name}-best.pt"
+        return epochs(config, data, max_epochs=4, seed=3, precision=precision, last=last, best=best)  # type: ignore[arg-type]
+
+    whole = rows(start("whole"))
+    assert [row["epoch"] for row in whole] == [1, 2, 3, 4]
+    assert [row["ended"] for row in whole] == [None, None, None, "completed"]
+    first = start("parts")
+    parts = [facts(next(first).row()), facts(next(first).row())]
+    first.close()  # type: ignore[attr-defined]
+    torch.manual_seed(12345)  # nothing of the process may matter
+    torch.rand(17)
+    parts += rows(start("parts"))
+    assert parts == whole
+    checkpoint = [load_checkpoint(tmp_path / f"{name}-last.pt") for name in ("whole", "parts")]
+    for state in checkpoint:
+        state["reports"] = [facts(row) for row in state["reports"]]
+        state["report"] = facts(state["report"])
+    assert same(*checkpoint)
+    trained = [parameter.requires_grad for parameter in UNet(2, 4).parameters()]
+    assert list(checkpoint[0]["optimizer"]["state"]) == [number for number, it in enumerate(trained) if it]
+    for name in ("whole", "parts"):
+        best = load_checkpoint(tmp_path / f"{name}-best.pt")
+        assert same(best["model"], load_checkpoint(tmp_path / "whole-best.pt")["model"])
+    assert rows(start("parts")) == []  # a finished training has nothing left to do
+
+
+def test_a_resumed_training_takes_the_number_of_threads_along(data: PreparedData, tmp_path: Path) -> None:
+    last = tmp_path / "last.pt"
+    next(epochs(SMALL, data, max_epochs=3, last=last))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert next(epochs(SMALL, data, max_epochs=3, last=last)).epoch == 2
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_checkpoint_is_there_before_its_report(data: PreparedData, tmp_path: Path) -> None:
+    last, best = tmp_path / "new" / "last.pt", tmp_path / "new" / "best.pt"
+    for report in epochs(SMALL, data, max_epochs=2, last=last, best=best):
+        assert load_checkpoint(last)["reports"][-1] == report.row()
+        assert load_checkpoint(best)["report"]["epoch"] <= report.epoch
+        assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
+    state = load_checkpoint(best)
+    assert TrialConfig.of(state["config"]) == SMALL
+    assert (state["seed"], state["data"]) == (0, data.manifest.fingerprint)
+
+
+def test_the_seed_decides(data: PreparedData) -> None:
+    config = small(augment="flip")
+
+    def losses(seed: int) -> list[float]:
+        return [report.metrics["train_loss"] or 0 for report in epochs(config, data, max_epochs=2, seed=seed)]
+
+    first = losses(1)
+    assert losses(1) == first
+    assert all(a != b for a, b in zip(losses(2), first, strict=True))
+
+
+def test_it_learns(data: PreparedData) -> None:
+    reports = list(epochs(small(learning_rate=0.01), data, max_epochs=4))
+    losses = [report.metrics["train_loss"] for report in reports]
+    assert losses == sorted(losses, reverse=True)  # type: ignore[type-var]
+    assert set(reports[0].metrics) == {
+        "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy", "val_dice_best",
+        "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "val_patients_empty",
+        "learning_rate", "images_per_s", "epoch_s", "peak_memory_mb",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+def test_every_optimizer_and_loss_trains(data: PreparedData, optimizer: str, loss: str) -> None:
+    few = replace(data, train=replace(data.train, rows=data.train.rows[:8], patients=data.train.patients[:8]))
+    config = small(optimizer=optimizer, loss=loss, weight_decay=1e-4, learning_rate=0.01, batch_size=4)
+    losses = [report.metrics["train_loss"] for report in epochs(config, few, max_epochs=3)]
+    assert losses[-1] < losses[0]  # type: ignore[operator]  # neither is None
+
+
+def test_best_is_the_best_epoch(data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.2, 0.5, 0.5, None, 0.1])
+    pretend(monkeypatch, lambda metrics: metrics.update(val_dice_best=next(values)))
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    weights = {}
+    for report in epochs(SMALL, data, max_epochs=5, last=last, best=best):
+        weights[report.epoch] = load_checkpoint(last)["model"]
+    state = load_checkpoint(best)
+    assert state["report"]["epoch"] == 2  # the first of equals
+    assert same(state["model"], weights[2])
+    assert not same(weights[2], weights[3])
+
+
+def test_another_objective_names_another_best_epoch(
+    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([(0.5, 0.1), (0.4, 0.3), (0.3, 0.2)])
+
+    def change(metrics: dict[str, float | None]) -> None:
+        metrics["val_dice_best"], metrics["val_dice"] = next(values)
+
+    pretend(monkeypatch, change)
+    best = tmp_path / "best.pt"
+    list(epochs(SMALL, data, max_epochs=3, objective="val_dice", best=best))
+    assert load_checkpoint(best)["report"]["epoch"] == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- ends
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, float | None]], None]) -> None:
+    """Let the validation say something else than it measured."""
+    measured = Counts.metrics
+
+    def metrics(self: Counts) -> dict[str, float | None]:
+        values = measured(self)
+        change(values)
+        return values
+
+    monkeypatch.setattr(Counts, "metrics", metrics)
+
+
+def pretend_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    values = iter(losses)
+    pretend(monkeypatch, lambda metrics: metrics.update(val_loss=next(values)))
+
+
+def test_early_stopping(data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, last = small(early_stop_patience=3, schedule="constant"), tmp_path / "last.pt"
+    pretend_losses(monkeypatch, [1.0, 0.9, 0.95, 0.9, 0.91, 0.1])
+    reports = list(epochs(config, data, max_epochs=20, last=last))
+    assert [report.ended for report in reports] == [None] * 4 + ["early_stopped"]  # 3 epochs behind the second
+    assert list(epochs(config, data, max_epochs=20, last=last)) == []
+
+
+def test_patience_that_ends_with_the_last_epoch_is_no_early_stop(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_losses(monkeypatch, [1.0, 1.0, 1.0])
+    reports = list(epochs(small(early_stop_patience=2), data, max_epochs=3))
+    assert [report.ended for report in reports] == [None, None, "completed"]
+
+
+def test_plateau_lowers_the_rate_after_its_patience(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(learning_rate=1e-2, min_learning_rate=2e-4, plateau_patience=2, early_stop_patience=50)
+    pretend_losses(monkeypatch, [1.0, 1.0, 1.1, 0.9, 0.95, 0.89999, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
+    rates = [report.metrics["learning_rate"] for report in epochs(config, data, max_epochs=13)]
+    #         bad bad | good bad good(barely) bad bad | bad bad: to the floor, and no further
+    assert rates == pytest.approx([1e-2] * 3 + [1e-3] * 5 + [2e-4] * 5)
+
+
+def test_plateau_has_the_papers_patience(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_losses(monkeypatch, [1.0] * 12)
+    reports = list(epochs(SMALL, data, max_epochs=18))
+    assert [report.metrics["learning_rate"] for report in reports] == pytest.approx([1e-3] * 6 + [1e-4] * 5)
+    assert reports[-1].ended == "early_stopped"  # ten epochs behind the first
+
+
+def test_a_training_loss_that_is_not_finite_is_divergence(
+    data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def broken(logits: Tensor, masks: Tensor, loss: str) -> Tensor:
+        nonlocal calls
+        calls += logits.requires_grad
+        return slice_losses(logits, masks, loss) * (math.inf if calls == 10 else 1)
+
+    monkeypatch.setattr(steps, "slice_losses", broken)
+    last = tmp_path / "last.pt"
+    reports = epochs(SMALL, data, max_epochs=5, last=last)  # 48 slices by 7: 7 steps an epoch
+    assert next(reports).epoch == 1
+    with pytest.raises(Diverged, match=r"^the training loss is not finite in epoch 2, step 3 of 7$"):
+        next(reports)
+    assert len(load_checkpoint(last)["reports"]) == 1
+    assert all(torch.isfinite(weights).all() for weights in load_checkpoint(last)["model"].values())
+
+
+@pytest.mark.parametrize("rate", [1e38, 1e20])
+def test_weights_that_blow_up_in_the_last_step_are_divergence(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    monkeypatch.setattr(training, "learning_rate", lambda _config, step, _steps: rate if step == 6 else 1e-3)
+    with pytest.raises(Diverged, match=r"^the validation loss is not finite in epoch 1$"):
+        list(epochs(small(optimizer="sgd"), data, max_epochs=2, precision="float32"))
+
+
+def test_what_cannot_be_trained_is_refused(data: PreparedData) -> None:
+    check_trainable(small(depth=4), data)
+    check_trainable(small(batch_size=4), data, workers=4)
+    headline = "this configuration can't be trained on this data"
+    deep = (
+        "size >= 2^(depth + 1) must hold, but got (size=32, depth=5): the lowest level would have a single pixel; "
+        "lower `depth` or prepare with a bigger --size"
+    )
+    few = (
+        "each worker needs a slice of each batch, but batch_size=5 of 48 slices makes batches of 4 for 5 workers: "
+        "raise `batch_size` or use fewer workers"
+    )
+    empty = replace(data, train=replace(data.train, rows=data.train.rows[:0]))
+    none = "slices are needed, but there are 0 to train on and 12 to validate on"
+    for config, slices, workers, wanted in (
+        (small(depth=5), data, 1, [deep]),
+        (small(batch_size=5), data, 5, [few]),
+        (small(depth=5, batch_size=5), data, 5, [deep, few]),
+        (SMALL, empty, 1, [none]),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_trainable(config, slices, workers)
+        assert (caught.value.headline, list(caught.value.faults)) == (headline, wanted)
+    with pytest.raises(InputError, match=headline):
+        next(epochs(small(depth=5), data, max_epochs=1))
+
+
+# -------------------------------------------------------------------------------------------------------- schedules
+
+
+def of_torch(make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler], steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(rates) < steps else None
+    return rates
+
+
+def ours(steps: int, **values: Any) -> list[float | None]:
+    config = small(learning_rate=0.02, min_learning_rate=1e-4, **values)
+    return [learning_rate(config, step, steps) for step in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [5, 10, 11, 37, 100])
+def test_one_cycle_is_torchs(steps: int) -> None:
+    wanted = of_torch(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.02, total_steps=steps), steps)
+    assert ours(steps, schedule="onecycle") == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 37, 100])
+def test_cosine_is_torchs(steps: int) -> None:
+    wanted = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps, eta_min=1e-4), steps)
+    assert ours(steps, schedule="cosine") == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(10, 0.3), (40, 0.25), (33, 0.1), (7, 0.01), (4, 0.9)])
+def test_warm_up_rises_in_a_line_then_falls_as_a_cosine(steps: int, fraction: float) -> None:
+    rates = [rate or 0 for rate in ours(steps, schedule="cosine", warmup_fraction=fraction)]
+    n = math.ceil(fraction * steps)
+    assert rates[:n] == pytest.approx([0.02 * (k + 1) / n for k in range(n)])
+    assert rates[n - 1] == max(rates) == pytest.approx(0.02)
+    assert rates[n - 1 :] == sorted(rates[n - 1 :], reverse=True)
+    for k in range(n, steps):
+        rest = (k / steps - fraction) / (1 - fraction)
+        assert rates[k] == pytest.approx(1e-4 + (0.02 - 1e-4) * (1 + math.cos(math.pi * rest)) / 2)
+
+
+def test_step_is_torchs() -> None:
+    wanted = of_torch(lambda o: torch.optim.lr_scheduler.StepLR(o, 12, gamma=0.3), 20)
+    assert ours(20, schedule="step", step_fraction=0.6, step_factor=0.3) == pytest.approx(wanted)
+
+
+def test_constant_and_plateau() -> None:
+    assert ours(5, schedule="constant") == [0.02] * 5
+    assert ours(5, schedule="plateau") == [None] * 5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "onecycle", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_shortest_trainings_have_a_rate_too(schedule: str, steps: int) -> None:
+    for rate in ours(steps, schedule=schedule):
+        assert rate is not None
+        assert 0 < rate <= 0.02 * (1 + 1e-12)
+
+
+def test_the_optimizer_gets_the_rate_of_each_step(data: PreparedData) -> None:
+    config = small(schedule="onecycle", learning_rate=0.02)
+    reports = list(epochs(config, data, max_epochs=3))
+    wanted = [learning_rate(config, step, 21) for step in (6, 13, 20)]  # 7 steps an epoch, the last of each
+    assert [report.metrics["learning_rate"] for report in reports] == wanted
+
+
+# ----------------------------------------------------------------------------------------------------- rate factors
+
+
+def lineage(data: PreparedData, tmp_path: Path, name: str, config: TrialConfig, **how: Any) -> Iterator[EpochReport]:
+    last, best = tmp_path / f"{name}-last.pt", tmp_path / f"{name}-best.pt"
+    return epochs(config, data, max_epochs=4, seed=3, last=last, best=best, **how)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+def test_rate_factors_multiply_the_rate_of_each_step(
+    data: PreparedData, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(schedule=schedule, learning_rate=0.01, plateau_patience=1, min_learning_rate=2e-3, optimizer="sgd")
+    losses, used = [1.0, 1.0, 0.9, 0.95], []
+    pretend(monkeypatch, lambda metrics: metrics.update(val_loss=losses[(len(used) - 1) // 7 % 4]))
+    step = torch.optim.SGD.step
+
+    def watched(self: torch.optim.SGD, *arguments: Any) -> Any:
+        used.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    shown = [report.metrics["learning_rate"] for report in epochs(config, data, max_epochs=4)]
+    plain, used[:] = list(used), []
+    assert shown == plain[6::7]
+    factors = {2: 0.8, 4: 0.96}
+    shown = [report.metrics["learning_rate"] for report in epochs(config, data, max_epochs=4, rate_factors=factors)]
+    assert len(used) == 28  # 7 steps an epoch
+    assert used == [rate * factor for rate, factor in zip(plain, [1.0] * 7 + [0.8] * 14 + [0.96] * 7, strict=True)]
+    assert shown == used[6::7], "the metric is the rate that was used"
+    if schedule == "plateau":
+        assert used[6::7] == pytest.approx([0.01, 0.008, 0.8 * 2e-3, 0.96 * 2e-3]), "the floor is the schedule's own"
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+def test_a_child_is_what_its_schedule_trains_from_the_beginning(
+    data: PreparedData, tmp_path: Path, schedule: str
+) -> None:
+    config = small(schedule=schedule, plateau_patience=1, augment="flip", learning_rate=0.01)
+    parent = lineage(data, tmp_path, "child", config)
+    first = [facts(next(parent).row()), facts(next(parent).row())]
+    parent.close()  # type: ignore[attr-defined]
+    factors = {3: 1.2, 4: 0.96}
+    one = lineage(data, tmp_path, "child", config, rate_factors=factors)
+    parts = [*first, facts(next(one).row())]
+    one.close()  # type: ignore[attr-defined]
+    parts += rows(lineage(data, tmp_path, "child", config, rate_factors=factors))
+    assert parts == rows(lineage(data, tmp_path, "anew", config, rate_factors=factors))
+    for kind in ("last", "best"):
+        checkpoint = [load_checkpoint(tmp_path / f"{name}-{kind}.pt") for name in ("child", "anew")]
+        for state in checkpoint:
+            state["report"] = facts(state["report"])
+            state["reports"] = [facts(row) for row in state.get("reports", [])]
+        assert same(*checkpoint)
+    plain = rows(lineage(data, tmp_path, "plain", config))
+    assert plain[:2] == parts[:2]
+    assert plain[3]["train_loss"] != parts[3]["train_loss"]
+
+
+def test_a_checkpoint_that_was_trained_at_other_rates_is_refused(data: PreparedData, tmp_path: Path) -> None:
+    start = lineage(data, tmp_path, "one", SMALL, rate_factors={2: 0.8})
+    assert [next(start).epoch, next(start).epoch] == [1, 2]
+    assert load_checkpoint(tmp_path / "one-last.pt")["rate_factors"] == {2: 0.8}
+    with pytest.raises(InputError) as caught:
+        next(lineage(data, tmp_path, "one", SMALL, rate_factors={2: 1.2}))
+    assert caught.value.faults == ("rate_factors: {2: 0.8} there, {2: 1.2} here",)
+    for wrong in ({0: 0.8}, {2: 0.0}, {2: math.inf}):
+        with pytest.raises(InputError) as caught:
+            next(lineage(data, tmp_path, "two", SMALL, rate_factors=wrong))
+        assert str(caught.value) == f"rate_factors must be epochs (from 1) with factors above 0, but got {wrong}"
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_path: Path) -> None:
+    last = tmp_path / "last.pt"
+    next(epochs(SMALL, data, max_epochs=3, seed=0, last=last))
+    with pytest.raises(InputError) as caught:
+        next(epochs(SMALL, data, max_epochs=4, seed=1, last=last))
+    assert str(caught.value) == (
+        f"{last}: is a checkpoint of another training; use another name or folder\n"
+        "  - seed: 0 there, 1 here\n  - max_epochs: 3 there, 4 here"
+    )
+    other = replace(data, manifest=replace(data.manifest, fingerprint="f00d"))
+    with pytest.raises(InputError) as caught:
+        next(epochs(SMALL, other, max_epochs=3, last=last))
+    assert caught.value.faults == (f"data: {data.manifest.fingerprint!r} there, 'f00d' here",)
+    with pytest.raises(InputError, match="config: "):
+        next(epochs(small(base_channels=2), data, max_epochs=3, last=last))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_checkpoint_whose_convolutions_added_biases_goes_on(
+    data: PreparedData, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, last, best = small(optimizer=optimizer), tmp_path / "last.pt", tmp_path / "best.pt"
+
+    def start(**files: Path) -> Iterator[EpochReport]:
+        return epochs(config, data, max_epochs=3, precision="float32", **files)
+
+    with monkeypatch.context() as patch:  # as networks were before: torch's own convolutions
+        patch.setattr("wmlsearch.model.unet.Unbiased", lambda before, after: nn.Conv2d(before, after, 3, padding=1))
+        wanted = rows(start())
+        before = start(last=last, best=best)
+        found = [facts(next(before).row()), facts(next(before).row())]
+    state = load_checkpoint(last)
+    assert found == wanted[:2]
+    assert len(state["optimizer"]["state"]) == len(list(UNet(2, 4).parameters())), "biases among them"
+    assert state["model"]["down.0.0.bias"].any(), "rounding moves them"
+    found += rows(start(last=last, best=best))
+    for name in ("train_loss", "val_loss", "val_soft_dice"):
+        assert found[2][name] == pytest.approx(wanted[2][name], rel=1e-2 if optimizer == "adam" else 1e-4), name
+    assert not load_checkpoint(last)["model"]["down.0.0.bias"].any()
+    list(start(last=last))
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_nothing_in_a_checkpoint_is_executed(data: PreparedData, tmp_path: Path) -> None:
+    path, made = tmp_path / "last.pt", tmp_path / "made"
+    for write in (
+        lambda: torch.save({"format": 1, "model": Malicious(made)}, path),
+        lambda: path.write_bytes(pickle.dumps(Malicious(made), protocol=2)),
+    ):
+        write()
+        for use in (lambda: load_checkpoint(path), lambda: next(epochs(SMALL, data, max_epochs=1, last=path))):
+            with pytest.raises(InputError) as caught:
+                use()
+            assert str(caught.value) == (f"{path}: not a readable checkpoint (UnpicklingError); {ANEW}")
+        assert not made.exists()
+    pickle.loads(path.read_bytes())  # noqa: S301 - the trap works
+    assert made.exists()
+
+
+def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(InputError, match=r"last.pt: not a readable checkpoint \(FileNotFoundError\)"):
+        load_checkpoint(path)
+    next(epochs(SMALL, data, max_epochs=2, last=path))
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, 10, 0):
+        path.write_bytes(whole[:size])
+        with pytest.raises(
+            InputError,
+            match=rf"last.pt: not a readable checkpoint \(\w+\); {ANEW}",
+        ):
+            next(epochs(SMALL, data, max_epochs=2, last=path))
+    for state in ({"format": 99}, {"model": {}}, [1]):
+        torch.save(state, path)
+        with pytest.raises(InputError) as caught:
+            load_checkpoint(path)
+        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); {ANEW}"
+
+
+def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save_atomically({"format": 1, "n": 1}, path)
+
+    def full(aside: Path, data: memoryview) -> None:
+        with open(aside, "wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    needed = r"No space left on device \([\d,]+ bytes are needed, [\d,]+ are free\): '.*/last\.pt'"
+    with pytest.raises(StorageError, match=needed):
+        checkpoint.save_atomically({"format": 1, "n": 2}, path)
+    assert load_checkpoint(path)["n"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+# ------------------------------------------------------------------------------------------------------- many ranks
+
+
+@pytest.mark.parametrize("world", [2, 3, 13])
+def test_the_ranks_count_each_validation_slice_once(data: PreparedData, world: int) -> None:
+    torch.manual_seed(0)
+    unet = UNet(2, 4)
+    whole = count(unet, data.val, "bce", False)
+    parts = [count(unet, data.val, "bce", False, rank, world) for rank in range(world)]
+    assert sum(part.slices for part in parts) == whole.slices == len(data.val) == 12
+    assert torch.equal(torch.stack([part.histograms for part in parts]).sum(0), whole.histograms)
+    assert torch.allclose(torch.stack([part.sums for part in parts]).sum(0), whole.sums)
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+import torch
+from wmlsearch.config import TrialConfig
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.training import epochs
+prepared, folder, rank, config, options = sys.argv[1:]
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
+data = PreparedData.open(Path(prepared))
+reports = epochs(TrialConfig.of(json.loads(config)), data, last=Path(folder, "last.pt"), **json.loads(options))
+print(json.dumps([report.row() for report in reports]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def two_ranks(prepared: Path, folder: Path, config: TrialConfig, **options: Any) -> list[list[dict[str, Any]]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "meet").unlink(missing_ok=True)
+    words = [config.model_dump_json(), json.dumps(options)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(prepared), str(folder), str(rank), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    results = []
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        results.append([facts(row) for row in json.loads(output)])
+    return results
+
+
+def test_two_ranks_train_as_one(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
+    config = small(norm="instance", dropout=0.0, augment="flip", optimizer="sgd", learning_rate=5e-3, loss="bce_dice")
+    options: dict[str, Any] = {"max_epochs": 3, "seed": 5, "precision": "float32"}
+    alone = rows(epochs(config, data, **options))
+    first, second = two_ranks(prepared, tmp_path / "two", config, **options)  # 7 slices a batch: 4 and 3
+    assert first == second
+    for row, wanted in zip(first, alone, strict=True):
+        for name in ("train_loss", "val_loss", "val_soft_dice", "learning_rate"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-4), name
+        assert row["val_accuracy"] == pytest.approx(wanted["val_accuracy"], abs=1e-3)
+    # what they have left goes on in one process, since a checkpoint knows no ranks
+    shutil.copy(tmp_path / "two" / "last.pt", tmp_path / "last.pt")
+    state = load_checkpoint(tmp_path / "last.pt")
+    UNet(config.depth, config.base_channels, config.dropout, config.norm).load_state_dict(state["model"])
+    assert [facts(row) for row in state["reports"]] == first
+
+
+UNEQUAL = RANK.replace(
+    "print(json.dumps([report.row() for report in reports]))",
+    """from wmlsearch.model import steps as module
+calls, steps = [], []
+real_losses, real_step = module.slice_losses, torch.optim.SGD.step
+def losses(*arguments):
+    calls.append(1)
+    return real_losses(*arguments) * (float("nan") if rank == "1" and len(calls) == 2 else 1.0)
+def step(self, *arguments):
+    steps.append(1)
+    return real_step(self, *arguments)
+module.slice_losses, torch.optim.SGD.step = losses, step
+try:
+    next(reports)
+except module.Diverged as error:
+    print(json.dumps([str(error), len(steps)]))""",
+)
+
+
+def test_all_ranks_agree_that_a_loss_is_not_finite_before_the_optimiser_moves(prepared: Path, tmp_path: Path) -> None:
+    config = small(optimizer="sgd", batch_size=4)
+    words = [config.model_dump_json(), json.dumps({"max_epochs": 1, "precision": "float32"})]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNEQUAL, str(prepared), str(tmp_path), str(rank), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        text, steps = json.loads(output)
+        assert text.startswith("the training loss is not finite in epoch 1, step 2 of ")
+        assert steps == 1, "the optimiser moved on a loss that was not finite on one of the ranks"

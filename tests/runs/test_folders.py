@@ -1,0 +1,338 @@
+"""Run folders: whole lines or none, atomic files, one owner, names, and what is found under them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmlsearch.config import InputError
+from wmlsearch.runs import folders
+from wmlsearch.runs.files import StorageError, append_line, read_lines, retry_while_unavailable, write_bytes, write_json
+from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, every, find, mark_dead_runs
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    return str(caught.value)
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def test_lines_come_back(lines: Path) -> None:
+    assert read_lines(lines) == []
+    rows = [{"epoch": n, "val_dice": None if n == 1 else n / 3, "who": "Zoë\n"} for n in range(1, 4)]
+    for row in rows:
+        append_line(lines, row)
+    assert read_lines(lines) == rows
+    assert lines.read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize("torn", [b'{"epoch": 2', b"{", b'{"epoch": 2}', b"\x00" * 100])
+def test_a_torn_last_line_is_left_out_and_cut(lines: Path, torn: bytes) -> None:
+    append_line(lines, {"epoch": 1})
+    whole = lines.read_bytes()
+    lines.write_bytes(whole + torn)
+    assert read_lines(lines) == [{"epoch": 1}]
+    append_line(lines, {"epoch": 2})
+    assert lines.read_bytes() == whole + b'{"epoch": 2}\n'
+
+
+def test_a_file_of_nothing_but_a_torn_line(lines: Path) -> None:
+    lines.write_bytes(b'{"epo')
+    assert read_lines(lines) == []
+    append_line(lines, {"epoch": 1})
+    assert read_lines(lines) == [{"epoch": 1}]
+
+
+def test_a_damaged_line_in_the_middle_is_refused(lines: Path) -> None:
+    lines.write_bytes(b'{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
+    assert refusal(lambda: read_lines(lines)).startswith(f"{lines}: line 2 is damaged (")
+    lines.write_bytes(b'{"epoch": 1}\n\xff\xfe\n')
+    assert refusal(lambda: read_lines(lines)).startswith(f"{lines}: line 2 is damaged (")
+
+
+FILL = """
+import resource, signal, sys
+from pathlib import Path
+from wmlsearch.files import append_line, read_lines
+path = Path(sys.argv[1])
+append_line(path, {"epoch": 1})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+room = path.stat().st_size + 10
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+try:
+    append_line(path, {"epoch": 2, "text": "x" * 100})
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_leaves_no_half_line(lines: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FILL, str(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"refused: [Errno 27] File too large: '{lines}'\n"
+    assert lines.read_bytes() == b'{"epoch": 1}\n'
+    append_line(lines, {"epoch": 2})
+    assert read_lines(lines) == [{"epoch": 1}, {"epoch": 2}]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_never_holds_what_is_not_a_number(lines: Path, tmp_path: Path, value: float) -> None:
+    append_line(lines, {"epoch": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_line(lines, {"epoch": 2, "val_dice": value})
+    assert read_lines(lines) == [{"epoch": 1}]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "status.json", {"value": value})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_reconcile_fills_and_cuts(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "r", {"name": "r"})
+    rows = [{"epoch": n} for n in range(1, 5)]
+    for row in rows[:2]:
+        run.append(row)
+    run.reconcile(rows)  # the checkpoint knew more
+    assert run.rows() == rows
+    run.reconcile(rows[:1])  # the checkpoint knew less
+    assert run.rows() == rows[:1]
+    (run.path / "metrics.jsonl").write_bytes(b'{"epoch": 1}\n{"ep')
+    run.append({"epoch": 2})
+    run.reconcile(rows[:2])
+    assert run.rows() == rows[:2]
+    run.reconcile([])
+    assert run.rows() == []
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "status.json"
+    write_json(path, {"state": "old"})
+    seen: list[str] = []
+
+    def broken(aside: Path, target: Path) -> None:
+        seen.append(Path(aside).read_text())  # complete before it takes the name
+        assert json.loads(path.read_text()) == {"state": "old"}
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.os, "replace", broken)
+        with pytest.raises(OSError, match="no"):
+            write_json(path, {"state": "new"})
+    assert [json.loads(text) for text in seen] == [{"state": "new"}]
+    assert json.loads(path.read_text()) == {"state": "old"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
+    write_json(path, {"state": "new"})
+    assert json.loads(path.read_text()) == {"state": "new"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_damaged_json_is_refused(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "r", {"name": "r"})
+    path = run.path / "config.json"
+    path.write_text("{")
+    assert refusal(run.about).startswith(f"{path}: can't be read (")
+    path.write_text("[1]")
+    assert refusal(run.about) == f"{path}: must hold a JSON object, but holds a list"
+    path.unlink()
+    assert refusal(run.about).startswith(f"{path}: can't be read (")
+
+
+def test_status_keeps_when_it_began(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "r", {"name": "r", "kind": "train"})
+    begun = run.status()
+    assert begun["state"] == "running"
+    assert "ended" not in begun
+    run.set_status("diverged", "because")
+    assert {**run.status(), "ended": 0} == {**begun, "state": "diverged", "reason": "because", "ended": 0}
+    assert run.status()["ended"] >= begun["started"]
+    about = run.about()
+    assert (about["name"], about["kind"], len(about["key"])) == ("r", "train", 32)
+    assert RunDir.create(tmp_path / "s", {}).about()["key"] != about["key"]
+    assert run.ledger() == {}
+    run.set_ledger({"epoch": 3})
+    assert run.ledger() == {"epoch": 3}
+
+
+def test_a_search_and_its_runs(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {"name": "s"})
+    assert search.trials() == search.finals() == []
+    for number in (10, 2):
+        RunDir.create(search.trial(number).path, {})
+    RunDir.create(search.final("paper", 3).path, {})
+    search.trial(4).path.mkdir()  # nothing in it: not a run
+    assert [run.name for run in search.trials()] == ["0002", "0010"]
+    assert [run.name for run in search.finals()] == ["paper-seed3"]
+
+
+OWN = """
+import sys
+from pathlib import Path
+from wmlsearch.config import InputError
+from wmlsearch.runs import SearchDir
+try:
+    with SearchDir(Path(sys.argv[1])).locked():
+        print("mine", flush=True)
+        sys.stdin.read()
+except InputError as error:
+    print(error)
+"""
+
+
+def test_one_owner_at_a_time_and_the_dead_own_nothing(tmp_path: Path) -> None:
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", OWN, str(tmp_path / "s")]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def first_line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    search = SearchDir(tmp_path / "s")
+    first = start()
+    try:
+        assert first_line(first) == "mine"
+        wanted = (
+            f"{search.path}: this search is running already (process {first.pid} on {os.uname().nodename}); "
+            f"follow it with `wmlsearch status {search.path}`, or choose another --name"
+        )
+        second = start()
+        assert first_line(second) == wanted
+        second.communicate(timeout=30)
+        assert refusal(lambda: search.locked().__enter__()) == wanted
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate(timeout=30)
+    with search.locked():
+        assert f"process {os.getpid()} on" in (search.path / "owner").read_text()
+        assert f"(process {os.getpid()} on" in refusal(lambda: SearchDir(tmp_path / "s").locked().__enter__())
+    with search.locked():  # given back at the end of the block
+        check_new(search.path)  # the owner's note alone doesn't make it a run
+
+
+def test_what_says_running_and_is_held_by_nobody_has_died(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {})
+    final = RunDir.create(search.final("paper", 0).path, {})
+    done = RunDir.create(search.trial(0).path, {})
+    done.set_status("completed")
+    with search.locked():
+        mark_dead_runs(search)
+        assert (search.state, final.state) == ("running", "running"), "its process is at work"
+    mark_dead_runs(search)
+    assert [run.status()["reason"] for run in (search, final)] == ["its process died"] * 2
+    assert (search.state, final.state, done.state) == ("interrupted", "interrupted", "completed")
+
+
+@pytest.mark.parametrize("name", ["a", "search-20261123-201512", "v1.2_x", "0", "a" * 100])
+def test_names_that_are_folders(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "-a", "_a", "a b", "ä", "a\n", "a\x00", "a" * 101])
+def test_names_that_are_none(name: str) -> None:
+    assert refusal(lambda: check_name(name)) == (
+        f"--name {name!r}: letters, digits, '.', '_' and '-' only, at most 100, not starting with a sign"
+    )
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    check_new(tmp_path / "absent")
+    check_new(tmp_path)
+    run = RunDir.create(tmp_path / "r", {})
+    run.set_status("completed")
+    assert refusal(lambda: check_new(run.path)) == (
+        f"{run.path}: there is a run of this name already (state: completed), and nothing is overwritten; "
+        "choose another --name, or delete the folder"
+    )
+    with pytest.raises(InputError, match="there is a run of this name already"):
+        SearchDir.create(run.path, {})
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    assert refusal(lambda: check_new(other)) == f"{other}: is not empty and not a run; choose another --name or --out"
+
+
+def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "runs"
+    assert refusal(lambda: find(None, out)) == (
+        f"{out}: no search or run there yet; start one with `wmlsearch tune`, or give --out"
+    )
+    assert (
+        refusal(lambda: find("x", out))
+        == f"x: no search or run of this name in {out} (there: none), and no path to one"
+    )
+    clock = iter(range(100))
+    monkeypatch.setattr(folders.time, "time", lambda: float(next(clock)))
+    search = SearchDir.create(out / "zebra", {})
+    run = RunDir.create(out / "apple", {})
+    trial = RunDir.create(search.trial(0).path, {})
+    (out / "phantom").mkdir()  # no run
+    (out / "mlflow.db").touch()
+    assert every(out) == [run, search]
+    assert find(None, out) == run  # the latest
+    assert find("zebra", out) == search
+    assert isinstance(find("zebra", out), SearchDir)
+    assert find("apple", out) == run
+    assert find(str(search.path), tmp_path / "elsewhere") == search
+    assert find("zebra/trials/0000", out) == trial
+    monkeypatch.chdir(out)
+    assert find("zebra", tmp_path).path == Path("zebra")
+    monkeypatch.chdir(tmp_path)
+    assert refusal(lambda: find("zebr", out)) == (
+        f"zebr: no search or run of this name in {out} (there: zebra, apple), and no path to one"
+    )
+
+
+def test_rows_hold_anything_plain(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "r", {})
+    row: dict[str, Any] = {"epoch": 1, "val_dice": 0.1 + 0.2, "ended": None, "big": 2**60}
+    run.append(row)
+    assert run.rows() == [row]  # floats come back bit for bit
+
+
+def test_a_storage_that_is_away_is_waited_for_and_a_full_one_is_not(tmp_path: Path) -> None:
+    answers = [OSError(errno.ESTALE, "Stale file handle"), FileNotFoundError(errno.ENOENT, "No such file"), "there"]
+
+    def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert retry_while_unavailable(ask, tmp_path) == "there"
+    answers[:] = [OSError(errno.ENOSPC, "No space left on device"), "never asked"]
+    with pytest.raises(StorageError, match=rf"^\[Errno 28\] No space left on device: '{tmp_path}'$"):
+        retry_while_unavailable(ask, tmp_path)
+    assert answers == ["never asked"]
+    with pytest.raises(StorageError, match=r"^\[Errno 2\] No such file or directory, for 0 s: '.*/gone/last.pt'$"):
+        retry_while_unavailable(lambda: write_bytes(tmp_path / "gone" / "last.pt", b"x"), tmp_path, patience_s=0)
+
+
+def test_clocks_that_are_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "r", {})
+    started = run.status()["started"]
+    monkeypatch.setattr(folders.time, "time", lambda: started - 3600)
+    run.set_status("completed")
+    assert run.status()["ended"] == started
+
+
+def test_a_name_whose_search_runs_is_refused_with_its_owner(tmp_path: Path) -> None:
+    search = SearchDir(tmp_path / "s")
+    with search.locked():
+        SearchDir.create(search.path, {})
+        assert refusal(lambda: check_new(search.path)).startswith(
+            f"{search.path}: this search is running already (process {os.getpid()} on "
+        )
+    assert "there is a run of this name already (state: running)" in refusal(lambda: check_new(search.path))

@@ -1,0 +1,305 @@
+"""What ends a trial or a search early: budgets, and each kind of failure, with its word in every place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from processes import slots
+from rich.console import Console
+
+from benchmarks.simulated import new_search, row, space
+from wmlsearch.cli.live_display import SearchDisplay
+from wmlsearch.cluster.resources import Slots
+from wmlsearch.config import InputError, RunSettings
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.search.budget import Budget
+from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
+from wmlsearch.search.checkpoints import CheckpointRetention
+from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.recorder import _failure, _Recorder
+from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows import placement
+from wmlsearch.workflows import tune as tune_workflow
+
+SMALL = {"depth": 2, "base_channels": 4, "batch_size": 4}
+RATES = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+ONE_GPU = Slots(1, 1, 1, 1.0)
+
+pytestmark = pytest.mark.usefixtures("one_ray")
+
+
+def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> placement.Outcome:
+    return tune_workflow.tune(
+        SearchDir(out / "s"),
+        SearchSpace.of(values),
+        RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, "forecast": False, **settings}),
+        prepared,
+        default_uri(out),
+        lambda run: run.name,
+        say=lambda text: text,
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        ({"max_epochs_total": 4}, "--max-epochs-total 4 is reached"),
+        ({"max_hours": 1e-6}, "--max-hours 1e-06 is reached"),
+        ({"target_dice": 1e-6}, "--target-dice 1e-06 is reached"),
+        ({"trials": 2}, ""),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_each_budget_ends_a_search_cleanly(budget: dict[str, Any], reason: str, prepared: Path, tmp_path: Path) -> None:
+    outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, **budget)
+    assert (outcome.early, outcome.run.status()["state"]) == (reason, "completed")
+    search = SearchDir(outcome.run.path)
+    states = [run.status()["state"] for run in search.trials()]
+    assert "running" not in states
+    assert len(states) < 50
+    epochs = sum(len(run.rows()) for run in search.trials())
+    if "max_epochs_total" in budget:  # as many trials as run at once may end an epoch when it is reached
+        assert 4 <= epochs < 4 + len(os.sched_getaffinity(0))
+
+
+def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {})
+    search.set_used({"seconds": 9000.0, "gpu_seconds": 7190.0})
+    budget = Budget(search, RunSettings(max_gpu_hours=2.0), Slots(2, 2, 1, 0.5))
+    assert not budget.stop_all()
+    budget.running = 2
+    budget._last -= 10  # ten seconds pass: two trials of two workers with half a GPU each
+    assert budget.stop_all()
+    assert budget.reason == "--max-gpu-hours 2 is reached"
+    assert search.used()["gpu_seconds"] == pytest.approx(7190 + 2 * 10, abs=1)
+
+
+def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
+    """Four final runs of ten epochs, two at a time: two waves of as many epochs as trials have taken 90 s for."""
+    search = SearchDir.create(tmp_path / "s", {})
+    settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
+    budget = Budget(search, settings, Slots(2, 1, 1, 0.0))
+    for _ in range(3):
+        budget.add({"epoch_s": 90.0, "val_dice_best": 0.5})
+    budget._last -= 3600 - 2 * 10 * 90 - 10
+    assert not budget.stop_all()
+    budget._last -= 10
+    assert budget.stop_all()
+    assert budget.reason == "--max-hours 1 is reached, 0.5 of it are kept for the final runs"
+
+
+def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", {"created": time.time() - 1e6})
+    search.set_used({"seconds": 3500.0, "gpu_seconds": 0.0})
+    budget = Budget(search, RunSettings(max_hours=1.0), ONE_GPU)
+    assert not budget.stop_all()
+    budget._last -= 101
+    assert budget.stop_all()
+
+
+@pytest.mark.slow
+def test_checkpoints_never_take_more_than_they_may(prepared: Path, tmp_path: Path) -> None:
+    space = {"depth": {"choices": [2, 3]}, "base_channels": {"choices": [2, 4]}, "batch_size": 16, **RATES}
+    last, best = most_checkpoint_bytes(SearchSpace.of(space))  # those of the paper's network
+    cores = len(os.sched_getaffinity(0))
+    needed = cores * (2 * last + best) + best
+    with pytest.raises(InputError) as refused:
+        tune(prepared, tmp_path, space, max_checkpoint_gb=0.9 * needed / 1e9)
+    assert re.fullmatch(
+        rf"--max-checkpoint-gb [\d.]+: {cores} running trials may need [\d.]+ GB and the best weights [\d.]+ GB; "
+        rf"give at least {math.ceil(needed / 1e6) / 1000:g}, or search smaller networks",
+        str(refused.value),
+    )
+    cap, most, done = 1.001 * needed, [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            most[0] = max(most[0], taken(tmp_path / "s"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    outcome = tune(prepared, tmp_path, space, max_checkpoint_gb=cap / 1e9, epochs=2, grace_epochs=1)
+    done.set()
+    watcher.join()
+    trials = SearchDir(outcome.run.path).trials()
+    assert len(trials) == 50
+    assert 0 < most[0] <= cap
+    kept = [run for run in trials if run.best.exists()]
+    assert kept, "the best weights are kept"
+    assert not any(run.last.exists() for run in trials)
+
+
+def taken(folder: Path) -> int:
+    """Bytes of all checkpoints, and of those that are being written."""
+    size = 0
+    for path in folder.glob("trials/*/*"):
+        if ".pt" in path.name:
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
+
+
+def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError) as refused:
+        tune(prepared, tmp_path, {**SMALL, **RATES}, max_gpu_hours=1.0)
+    assert str(refused.value) == (
+        "--max-gpu-hours 1: no GPU is used here, so this budget would never end the search; give --max-hours instead"
+    )
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: Path) -> None:
+    outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, objective="val_nonsense")
+    search = SearchDir(outcome.run.path)
+    assert outcome.early.startswith("3 trials failed with the same error:\nTraceback (most recent call last):")
+    assert outcome.early.count("Traceback") == 1
+    assert outcome.early.endswith("KeyError: 'val_nonsense'")
+    assert search.status()["state"] == "failed"
+    failed = [run.status() for run in search.trials() if run.status()["state"] == "failed"]
+    assert 3 <= len(failed) <= 3 + len(os.sched_getaffinity(0))
+    for status in failed:
+        assert status["reason"] == "KeyError: 'val_nonsense'"
+        assert status["traceback"].startswith("Traceback")
+    client = MlflowClient(default_uri(tmp_path))
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    tagged = [run.data.tags for run in runs if run.data.tags["kind"] == "trial" and run.data.tags["state"] == "failed"]
+    assert len(tagged) == len(failed)
+    assert all("KeyError: 'val_nonsense'" in tags["traceback"] for tags in tagged)
+
+
+def test_other_errors_and_other_places_do_not_add_up(tmp_path: Path) -> None:
+    budget = Budget(SearchDir.create(tmp_path / "s", {}), RunSettings(), ONE_GPU)
+    trace = 'Traceback (most recent call last):\n  File "{}", line {}, in f\n{}: {}'
+    for place in (("a.py", 1, "ValueError", "x"), ("a.py", 2, "ValueError", "x"), ("a.py", 1, "KeyError", "x")):
+        budget.add_error(trace.format(*place))
+        budget.add_error(trace.format(*place))
+    assert budget.reason == ""
+    budget.add_error(trace.format("a.py", 1, "ValueError", "another text"))
+    assert budget.reason.startswith("3 trials failed with the same error")
+    assert budget.failed
+
+
+OUT_OF_MEMORY = """
+import json, resource, sys
+from wmlsearch.search import room
+from wmlsearch.search.slot import Training
+from wmlsearch.config import RunSettings, TrialConfig
+data = {"path": sys.argv[1], "fingerprint": sys.argv[2], "files": {}}
+job = {"data": data, "settings": RunSettings().model_dump(), "threads": 1}
+training = Training(job, {"config": TrialConfig(base_channels=512).model_dump(), "place": sys.argv[3]})
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+room.limit_bytes = lambda *_: 2**62  # what is known before lets it through
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+print(json.dumps(training.step()))
+"""
+
+
+def test_a_trial_without_room_in_memory_ends_with_that_word(prepared: Path, tmp_path: Path) -> None:
+    """However it came to be run, in a process with a limit of its own: the network alone would need 8 GB."""
+    import json
+
+    fingerprint = json.loads((prepared / "manifest.json").read_text())["fingerprint"]
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(prepared), fingerprint, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["done"], result["ended"]) == (True, "out_of_memory"), done.stderr
+    assert "memory" in result["reason"]
+    assert "\n" not in result["reason"]
+    assert result["traceback"].startswith("Traceback")
+
+
+def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -> None:
+    wild = {**SMALL, "optimizer": "sgd", "norm": "instance", "weight_decay": {"low": 9.0, "high": 10.0}}
+    outcome = tune(prepared, tmp_path, {**wild, "learning_rate": 10.0}, trials=3)
+    assert outcome.early == ""
+    trials = SearchDir(outcome.run.path).trials()[1:]  # the first is the paper's
+    assert [run.status()["state"] for run in trials] == ["diverged", "diverged"]
+    assert all("loss is not finite in epoch" in run.status()["reason"] for run in trials)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline", "--no-forecast"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    search = SearchDir(tmp_path / "s")
+    end = time.monotonic() + 480
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < end
+            for pid in slots(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        output, _ = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    (trial,) = search.trials()
+    assert trial.status()["state"] == "lost"
+    assert trial.status()["reason"] == "its process or machine died 4 times without a new epoch"
+    assert "trial-0000 lost: its process or machine died 4 times without a new epoch" in output
+    assert "Traceback" not in output
+    assert "raylet" not in output, "what Ray prints of it is kept off, though Ray has no switch for that"
+
+
+def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) -> None:
+    settings = RunSettings(trials=1, epochs=3, baseline=False, forecast=False)
+    search = new_search(tmp_path / "s", settings)
+    console = Console(width=120, record=True, file=io.StringIO())
+    display = SearchDisplay(console, search, space(), settings)
+    proposals, budget = Study(search, space(), settings), Budget(search, settings, Slots(1, 1, 1, 0.0))
+    keeper = CheckpointRetention(placement.LOCAL.place, lambda _: 0, math.inf, settings.ranked_by)
+    scheduler = Scheduler(settings)
+    recorder = _Recorder(search, settings, proposals, budget, placement.LOCAL.place, keeper, display.changed, scheduler)
+    trial = SimpleNamespace(config=recorder.begin(0), run_metadata=SimpleNamespace(num_failures=0))
+
+    def hear(epoch: int, **more: Any) -> None:
+        report = row(0, epoch, settings.epochs)
+        recorder.on_trial_result(0, [], trial, {"report": report, "epoch": epoch, "val_dice_best": 0.5, **more})
+
+    hear(1, replayed=[])
+    assert search.trial(0).status()["reason"] == ""
+    hear(2, replayed=search.trial(0).rows())  # another process has begun
+    assert search.trial(0).status()["reason"] == (
+        "its process or machine died, so another one goes on with it after epoch 1"
+    )
+    hear(3, done=True, ended="completed")
+    assert search.trial(0).status()["reason"] == ""
+    said = console.export_text().splitlines()
+    assert said[0] == "trial-0000: its process or machine died, so another one goes on with it after epoch 1"
+    assert said[1].startswith("trial-0000 completed after 3 epochs")
+
+
+def test_what_tune_gave_up_has_a_kind() -> None:
+    assert _failure(None)[0] == "lost"
+    assert _failure(ray.exceptions.ActorDiedError())[0] == "lost"
+    assert _failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
+    assert _failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")

@@ -1,0 +1,418 @@
+"""Population based training: who is stopped, who goes on from whom, and that a search killed anywhere decides alike."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyarrow import fs
+from whole_search import told
+
+from wmlsearch.cluster.resources import Slots
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.runs import folders
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search import checkpoints, memory_admission, trial_worker
+from wmlsearch.search.budget import Budget
+from wmlsearch.search.checkpoint_size import bytes_for_best_weights, most_checkpoint_bytes
+from wmlsearch.search.checkpoints import CheckpointRetention, Checkpoints
+from wmlsearch.search.optuna_study import Study, known_earlier
+from wmlsearch.search.pbt import FACTORS, Population, Takeover, expected_size, most_snapshots
+from wmlsearch.search.recorder import _Recorder
+from wmlsearch.search.rungs import Rung, levels_of
+from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.search.trial_worker import Training
+from wmlsearch.search.tune_loop import _recall
+from wmlsearch.space import SearchSpace
+from wmlsearch.workflows import preflight
+
+SPACE = SearchSpace.of({"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "schedule": "constant"})
+
+
+def settings(**values: Any) -> RunSettings:
+    return RunSettings(
+        **{"scheduler": "pbt", "sampler": "tpe", "epochs": 7, "grace_epochs": 2, "trials": 16, "seed": 2, **values}
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- who is stopped
+
+
+def test_the_worst_quarter_is_stopped_and_the_best_quarter_is_kept() -> None:
+    population = Population(settings())
+    assert [population.hear(number, 1, 0.0) for number in range(9)] == [False] * 9, "compared at multiples of 2 only"
+    heard = [0.5, 0.6, 0.4, 0.3, 0.1, 0.7, 0.2, 0.65, 0.45, 0.15]
+    stopped = [number for number, value in enumerate(heard) if population.hear(number, 2, value)]
+    # the fourth is the worst of four; 0.2 is among the worst of seven but not the worst; of ten the worst two go
+    assert stopped == [3, 4, 9]
+    assert population.kept[2] == [5, 7, 1, 0], "a quarter of 16 trials"
+    assert population.successors[3] == Takeover(3, 1, 2)
+    assert population.successors[4] == Takeover(4, 1, 2)
+    assert population.successors[9].parent in (5, 7)
+    for number in range(10, 13):
+        population.hear(number, 2, 0.8)
+    assert population.kept[2] == [10, 11, 12, 5], "of equals who came first"
+    assert not population.wants(1, 2)
+    population.owe(3)
+    assert population.wants(1, 2), "a child is to begin with it"
+    assert [population.hear(number, 7, 0.0) for number in range(9)] == [False] * 9, "the last epoch ends a trial anyway"
+
+
+def test_among_equals_nobody_is_poor() -> None:
+    population = Population(settings())
+    assert not any(population.hear(number, 2, 0.0) for number in range(40))
+    assert population.kept[2] == list(range(4))
+    assert not population.hear(40, 2, 0.1)
+    assert population.hear(41, 2, -0.1)
+
+
+def test_who_ended_by_itself_is_no_parent_and_counts_for_nothing() -> None:
+    scheduler = Scheduler(settings())
+    for number in range(3):
+        assert not scheduler.hear(number, 2, 0.5)
+    assert not scheduler.hear(3, 2, 0.1, ended=True)
+    assert not scheduler.hear(3, 2, 0.1), "what was heard before changes nothing"
+    assert scheduler.hear(4, 2, 0.1)
+    assert scheduler.why(4, 2) == (
+        "in the worst quarter at epoch 2: a child of trial-0000 takes its place",
+        {"successor": {"parent": 0, "epoch": 2}},
+    )
+
+
+def test_a_population_that_could_never_move_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        RunSettings.of({"scheduler": "pbt", "epochs": 4, "grace_epochs": 4})
+    assert caught.value.faults == (
+        "grace_epochs < epochs must hold with pbt, which compares trials at each multiple of it, "
+        "but got (grace_epochs=4, epochs=4)",
+    )
+    with pytest.raises(InputError) as caught:
+        RunSettings.of({"scheduler": "pbt", "trials": 4})
+    assert caught.value.faults == (
+        "trials >= 5 must hold with pbt, since the worst of 4 is the first that a child replaces, but got (trials=4)",
+    )
+    with pytest.raises(InputError) as caught:
+        preflight.check_budgets(SPACE, settings(trials=6), Slots(6, 1, 1, 0.0))
+    assert str(caught.value) == (
+        "--scheduler pbt: all 6 trials would begin at once, and no child of a good one could take the place of a poor "
+        "one; give more --trials"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- what it costs
+
+
+@pytest.mark.parametrize(("trials", "epochs", "grace"), [(20, 18, 2), (60, 9, 1), (8, 3, 1)])
+def test_the_forecast_of_a_population(trials: int, epochs: int, grace: int) -> None:
+    chosen = settings(trials=trials, epochs=epochs, grace_epochs=grace)
+    chance, rounds, spent, most = random.Random(1), 200, 0, 0  # noqa: S311 - a simulation
+    for _ in range(rounds):
+        population, begin = Population(chosen), [0] * trials
+        for number in range(trials):  # one after another, values by chance
+            for epoch in range(begin[number] + 1, epochs + 1):
+                spent += 1
+                if population.hear(number, epoch, chance.random()):
+                    if number + 1 < trials:
+                        begin[number + 1] = epoch
+                    break
+        most = max(most, sum(len(parents) for parents in population.kept.values()))
+    expected = sum(level.epochs for level in levels_of(chosen))
+    assert expected == pytest.approx(spent / rounds, rel=0.06)
+    assert most <= most_snapshots(chosen, 1)
+
+
+def test_the_levels_of_a_population() -> None:
+    size = expected_size(settings())
+    assert 0 < size < 16
+    assert levels_of(settings()) == tuple(
+        Rung(end, size, size * epochs) for end, epochs in ((2, 2), (4, 2), (6, 2), (7, 1))
+    )
+    assert levels_of(settings(scheduler="none")) == (Rung(7, 16, 16 * 7),)
+    assert expected_size(settings(trials=5, epochs=3)) == pytest.approx(4.0 + (1 - 0.25) / (1 + 1 / 5))
+
+
+def test_a_cap_on_checkpoints_has_room_for_snapshots() -> None:
+    last, best = most_checkpoint_bytes(SPACE)
+    chosen = settings(trials=20, epochs=18, max_checkpoint_gb=0.5)
+    assert most_snapshots(chosen, 2) == 8 * 5 + 4
+    assert most_snapshots(settings(scheduler="asha"), 2) == 0
+    running, kept = 2 * (2 * last + best), 44 * (last + best)
+    with pytest.raises(InputError) as caught:
+        bytes_for_best_weights(SPACE, chosen, Slots(2, 1, 1, 0.0))
+    assert str(caught.value) == (
+        f"--max-checkpoint-gb 0.5: 2 running trials may need {running / 1e9:.3g} GB, 44 snapshots that children may "
+        f"begin with {kept / 1e9:.3g} GB and the best weights {best / 1e9:.3g} GB; give at least "
+        f"{math.ceil((running + kept + best) / 1e6) / 1000:g}, or search smaller networks, or compare less often by "
+        "--grace-epochs"
+    )
+    enough = chosen.model_copy(update={"max_checkpoint_gb": 2.0})
+    assert bytes_for_best_weights(SPACE, enough, Slots(2, 1, 1, 0.0)) == 2e9 - running - kept
+
+
+# --------------------------------------------------------------- a whole search but for Tune and torch, killed anywhere
+
+
+class Killed(BaseException):
+    """What no handler of the program catches."""
+
+
+WRITES = ((os, "replace", os.replace), (folders, "append_line", folders.append_line), (Path, "unlink", Path.unlink))
+
+
+class World:
+    """A machine on which trainings cost nothing and which can die at any write: a file that is replaced, a line that is
+    appended, a file that is deleted."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, store: bool) -> None:
+        self.search, self.store = SearchDir(root / "s"), root / "store" if store else None
+        self.writes, self.dies_at, self.clock, self.trained = 0, -1, itertools.count(1), 0
+        self.most = 0  # snapshots at a time
+        for module, name, act in WRITES:
+            monkeypatch.setattr(module, name, self.watched(act))
+        monkeypatch.setattr(trial_worker, "epochs", self.epochs)
+        monkeypatch.setattr(trial_worker, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
+        monkeypatch.setattr(trial_worker, "check_same", lambda *_, **__: None)
+        data = SimpleNamespace(train=SimpleNamespace(images=SimpleNamespace(device=None)))
+        monkeypatch.setattr(trial_worker, "open_data", lambda _parcel: data)
+        monkeypatch.setattr(trial_worker, "limit_to_share", lambda *_: None)
+        monkeypatch.setattr(trial_worker, "predict_peak_memory", lambda *_: memory_admission.MemoryFit(1, 2, 1.0))
+        if store:
+            scratch = root / "scratch"  # of a store's local copies: whoever is killed leaves them
+            scratch.mkdir(parents=True)
+            monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+            local = fs.LocalFileSystem()
+            pretended = SimpleNamespace(from_uri=lambda uri: (local, uri.replace("store:/", str(self.store))))
+            names = ("LocalFileSystem", "FileType", "FileSelector", "copy_files")
+            shown = {name: getattr(fs, name) for name in names}
+            monkeypatch.setattr(checkpoints, "fs", SimpleNamespace(FileSystem=pretended, **shown))
+
+    def watched(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any, **named: Any) -> Any:
+            self.writes += 1
+            if self.writes == self.dies_at:
+                raise Killed
+            return act(*arguments, **named)
+
+        return write
+
+    def place(self, run: RunDir) -> str:
+        return f"store://{run.name}" if self.store else str(run.path)
+
+    def epochs(self, config: TrialConfig, data: None, *, last: Path, best: Path, max_epochs: int, **how: Any) -> Any:
+        """A training whose score grows the faster, the nearer its rate is to 0.01; one of them ends by itself."""
+        rows = json.loads(last.read_text()) if last.exists() else []
+        while not (rows and rows[-1]["ended"]):
+            self.trained += 1
+            epoch, rates = len(rows) + 1, how["rate_factors"]
+            rate = config.learning_rate * rates.get(max((it for it in rates if it <= epoch), default=0), 1.0)
+            value = (rows[-1]["val_dice_best"] if rows else 0.0) + 0.1 / (1 + abs(math.log10(rate) + 2))
+            ended = "completed" if epoch == max_epochs else "early_stopped" if rate > 0.08 and epoch == 2 else None
+            now = float(next(self.clock))
+            rows.append({"epoch": epoch, "epoch_s": 1.0, "time": now, "ended": ended, "val_dice_best": value})
+            for path in (best, last):
+                aside = path.with_name(f".{path.name}.aside")
+                aside.write_text(json.dumps(rows))
+                os.replace(aside, path)
+            yield SimpleNamespace(row=lambda: rows[-1])
+
+    def run(self, chosen: RunSettings, at_once: int = 1) -> None:
+        """As `run_trials`, without Tune; of several slots each trains an epoch in turn."""
+        scheduler = Scheduler(chosen)
+        _recall(self.search, chosen, scheduler)
+        proposals = Study(self.search, SPACE, chosen)
+        budget = Budget(self.search, chosen, Slots(at_once, 1, 1, 0.0))
+        keeper = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.ranked_by)
+        recorder = _Recorder(self.search, chosen, proposals, budget, self.place, keeper, lambda _run: None, scheduler)
+        job = {"data": {}, "settings": chosen.model_dump(), "threads": 1, "keep_every": chosen.grace_epochs}
+        numbers = [n for n in range(chosen.trials) if self.search.trial(n).state in folders.UNFINISHED]
+        running: list[tuple[Any, Training]] = []
+        while True:
+            while numbers and len(running) < at_once and (begun := recorder.begin(numbers[0])) is not None:
+                numbers.pop(0)
+                trial = SimpleNamespace(config=begun, run_metadata=SimpleNamespace(num_failures=0))
+                running.append((trial, Training(job, begun)))
+            if not running or budget.reason:
+                break
+            for trial, training in list(running):
+                result = training.step()
+                if result.get("done"):
+                    scheduler.on_trial_complete(None, trial, result)
+                elif scheduler.on_trial_result(None, trial, result) == "STOP":
+                    result["done"] = True
+                recorder.on_trial_result(0, [], trial, result)
+                self.most = max(self.most, len(self.snapshots()))
+                if result.get("done"):
+                    training.close()
+                    running.remove((trial, training))
+        recorder.finish_open()
+
+    def snapshots(self) -> set[tuple[str, int]]:
+        found = set()
+        for run in self.search.trials():
+            kept = Checkpoints(self.place(run))
+            found |= {(run.name, epoch) for epoch in kept.snapshots()}
+            kept.close()
+        return found
+
+    def begin(self, chosen: RunSettings) -> None:
+        about = {"settings": chosen.model_dump(), "data": {"fingerprint": "f"}, "versions": {}}
+        SearchDir.create(self.search.path, about)
+
+    def facts(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **{name: run.about().get(name) for name in ("config", "parent", "parent_epoch", "replaces")},
+                "factors": run.rate_factors(),
+                **{name: run.status().get(name) for name in ("state", "reason", "successor")},
+                "rows": [{name: value for name, value in row.items() if name != "time"} for row in run.rows()],
+            }
+            for run in self.search.trials()
+        ]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    count = itertools.count()
+    return lambda store=False: World(tmp_path / str(next(count)), monkeypatch, store)
+
+
+def test_children_go_on_where_their_parents_were(world: Callable[..., World]) -> None:
+    here, chosen = world(), settings()
+    here.begin(chosen)
+    here.run(chosen)
+    trials = here.search.trials()
+    children = [run for run in trials if "parent" in run.about()]
+    assert any("parent" in here.search.trial(run.about()["parent"]).about() for run in children), "a grandchild"
+    for run in children:
+        about, rows = run.about(), run.rows()
+        parent, epoch = here.search.trial(about["parent"]), about["parent_epoch"]
+        assert about["config"] == parent.about()["config"]
+        assert rows[:epoch] == parent.rows()[:epoch]
+        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+        *before, last = sorted(run.rate_factors().items())
+        assert dict(before) == parent.rate_factors()
+        assert last[0] == epoch + 1
+        assert last[1] / (before[-1][1] if before else 1.0) in [pytest.approx(factor) for factor in FACTORS]
+        replaced = here.search.trial(about["replaces"])
+        assert replaced.status()["successor"] == {"parent": about["parent"], "epoch": epoch}
+        assert replaced.status()["reason"] == (
+            f"in the worst quarter at epoch {epoch}: a child of trial-{parent.name} takes its place"
+        )
+        assert int(run.name) == int(replaced.name) + 1, "one at a time, who is stopped is replaced at once"
+    stopped = [run for run in trials if run.state == "stopped"]
+    assert len(stopped) - len(children) == (trials[-1].state == "stopped")
+    assert here.trained == sum(len(run.trained_rows()) for run in trials), "no epoch twice"
+    fresh = [int(run.name) for run in trials[1:] if run not in children]
+    assert [trial[-1] for trial in told(here.search)] == fresh, "the paper's point lies outside this space"
+    assert not any(here.search.path.rglob("epoch-*")), "at the end nobody begins any more"
+    assert 0 < here.most <= most_snapshots(chosen, 1)
+    left = known_earlier([here.search], SPACE, chosen, "f")[1]
+    assert left["children of population based training"] == len(children)
+
+
+@pytest.mark.parametrize(("store", "every"), [(False, 13), (True, 29)], ids=["folder", "object store"])
+def test_a_search_that_dies_at_any_write_ends_as_one_that_never_did(
+    store: bool, every: int, world: Callable[..., World]
+) -> None:
+    chosen = settings(trials=11)
+    never = world(store)
+    never.begin(chosen)
+    first = never.writes
+    never.run(chosen)
+    facts, study_ = never.facts(), told(never.search)
+    assert sum(fact["parent"] is not None for fact in facts) >= 2
+    for dies_at in range(first + 1, never.writes, every):
+        here = world(store)
+        here.begin(chosen)
+        here.dies_at = dies_at
+        with pytest.raises(Killed):
+            here.run(chosen)
+        here.run(chosen)
+        assert here.facts() == facts, dies_at
+        assert told(here.search) == study_, dies_at
+        assert here.snapshots() == set(), dies_at
+        assert here.trained - never.trained <= 1, "at most the epoch that was not kept is trained again"
+
+
+def test_several_at_once_and_killed_again_and_again(world: Callable[..., World]) -> None:
+    here, chosen = world(), settings(trials=24)
+    here.begin(chosen)
+    deaths = 0
+    while not here.search.trial(chosen.trials - 1).exists() or here.snapshots():
+        here.dies_at = here.writes + 150
+        try:
+            here.run(chosen, at_once=3)
+        except Killed:
+            deaths += 1
+    assert deaths > 4
+    assert here.most <= most_snapshots(chosen, 3)
+    trials = here.search.trials()
+    assert not [run.state for run in trials if run.state in folders.UNFINISHED]
+    children = {run.about()["replaces"]: run for run in trials if "parent" in run.about()}
+    assert len(children) == sum("parent" in run.about() for run in trials), "a trial is replaced by one child"
+    stopped = {int(run.name) for run in trials if run.state == "stopped"}
+    assert set(children) <= stopped
+    assert len(stopped) - len(children) <= 3, "no more than ran at the end are not replaced"
+    for replaced, run in children.items():
+        about = run.about()
+        assert here.search.trial(replaced).status()["successor"] == {
+            "parent": about["parent"],
+            "epoch": about["parent_epoch"],
+        }
+    for run in trials:
+        assert [row["epoch"] for row in run.rows()] == list(range(1, len(run.rows()) + 1))
+    assert sum(len(run.trained_rows()) for run in trials) <= here.trained
+
+
+def test_a_search_that_was_complete_goes_on_with_a_new_population(world: Callable[..., World]) -> None:
+    here = world()
+    here.begin(settings(trials=8))
+    here.run(settings(trials=8))
+    before = here.facts()
+    here.run(settings(trials=24))
+    assert here.facts()[:8] == before
+    children = [run.about() for run in here.search.trials() if "parent" in run.about() and int(run.name) >= 8]
+    assert children
+    assert all(about["parent"] >= 8 for about in children), "of those before, nothing is left to begin with"
+
+
+def test_a_search_that_a_budget_ended_keeps_what_it_may_go_on_with(world: Callable[..., World]) -> None:
+    never, here = world(), world()
+    for one in (never, here):
+        one.begin(settings())
+    never.run(settings())
+    here.run(settings(max_epochs_total=35, baseline=False))  # no final runs, for which epochs would be kept
+    assert here.snapshots()
+    here.run(settings())
+    assert here.facts() == never.facts()
+    assert here.snapshots() == set()
+
+
+# ------------------------------------------------------------------------------------------------------------ snapshots
+
+
+def test_a_snapshot_is_another_name_of_the_file(tmp_path: Path) -> None:
+    parent, child = Checkpoints(str(tmp_path / "0")), Checkpoints(str(tmp_path / "1"))
+    (tmp_path / "0").mkdir()
+    for path in (parent.last, parent.best):
+        path.write_bytes(path.name.encode())
+    for _ in range(2):  # a process that died may do it again
+        parent.keep(4)
+    assert (tmp_path / "0" / "epoch-0004.pt").samefile(parent.last)
+    assert parent.snapshots() == [4]
+    assert not child.take_over(str(tmp_path / "0"), 2)
+    assert child.take_over(str(tmp_path / "0"), 4)
+    assert (child.last.read_bytes(), child.best.read_bytes()) == (b"last.pt", b"best.pt")
+    parent.delete_snapshot(4)
+    assert sorted(path.name for path in tmp_path.rglob("*.pt*")) == ["best.pt", "best.pt", "last.pt", "last.pt"]
+    assert re.fullmatch(r"epoch-\d{4}-best\.pt", RunDir(tmp_path).snapshot(123)[1].name)

@@ -1,0 +1,91 @@
+"""A real search with `--scheduler pbt`, one trial at a time: a child takes over, and its schedule replays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from whole_search import CLOCK, begin_population, run, told
+
+from wmlsearch.cluster.connect import ray_session
+from wmlsearch.cluster.data_shipping import make_shipment
+from wmlsearch.cluster.resources import Slots
+from wmlsearch.config import RunSettings
+from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search.final_training import TrainingRequest, train_runs
+from wmlsearch.search.trial_worker import Training
+from wmlsearch.tracking.sync import default_uri
+
+pytestmark = pytest.mark.slow
+SLOT = Slots(1, 1, 1, 0.0)
+
+
+@pytest.fixture(scope="module")
+def population(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
+    out = tmp_path_factory.mktemp("population")
+    run(begin_population(out, prepared))
+    return SearchDir(out / "s")
+
+
+def child(search: SearchDir) -> RunDir:
+    """The first one."""
+    return next(it for it in search.trials() if "parent" in it.about())
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in CLOCK}
+
+
+def test_a_child_took_over(population: SearchDir) -> None:
+    one = child(population)
+    about = one.about()
+    parent = population.trial(about["parent"])
+    assert about["config"] == parent.about()["config"]
+    assert one.rows()[: about["parent_epoch"]] == parent.rows()[: about["parent_epoch"]]
+    assert one.trained_rows()
+    assert population.trial(about["replaces"]).state == "stopped"
+    assert not any(population.path.rglob("epoch-*"))
+    fresh = [int(it.name) for it in population.trials()[1:] if "parent" not in it.about()]
+    assert [trial[-1] for trial in told(population)] == fresh, "the paper's point lies outside this space"
+    client = MlflowClient(default_uri(population.path.parent))
+    (held,) = client.search_runs(
+        [client.get_experiment_by_name("wmlsearch").experiment_id],  # type: ignore[union-attr]
+        f"attributes.run_name = '{about['name']}'",
+    )
+    assert held.data.tags["parent_trial"] == f"trial-{parent.name}"
+    assert held.data.tags["parent_epoch"] == str(about["parent_epoch"])
+    assert json.loads(held.data.tags["rate_factors"]) == about["rate_factors"]
+    history = client.get_metric_history(held.info.run_id, "learning_rate")
+    assert sorted((p.step, p.value) for p in history) == [(row["epoch"], row["learning_rate"]) for row in one.rows()]
+
+
+def test_the_stored_schedule_trains_the_same_from_the_beginning(
+    population: SearchDir, prepared: Path, tmp_path: Path
+) -> None:
+    one = child(population)
+    about = one.about()
+    settings = RunSettings(**about["settings"])
+    job = {"data": make_shipment(prepared, send=False), "settings": about["settings"], "threads": 1}
+    trial = {"config": about["config"], "place": str(tmp_path / "here"), "rate_factors": about["rate_factors"]}
+    training = Training(job, trial)
+    rows = [plain(training.step()["report"]) for _ in one.rows()]
+    assert rows == [plain(row) for row in one.rows()]
+    if one.best.exists():
+        assert (
+            load_checkpoint(one.best)["report"]["epoch"]
+            == load_checkpoint(training.checkpoints.best)["report"]["epoch"]
+        )
+    training.close()
+    # as a final run, which Ray Train's wrapper makes another sum of floats: its rates are the same
+    final = RunDir.create(tmp_path / "final", {**about, "name": "again-seed0", "kind": "confirmation"})
+    with ray_session(None):
+        order = TrainingRequest(final, final.about(), settings.seed, str(final.path))
+        train_runs([order], settings, job["data"], SLOT, lambda part: part.name)
+    assert final.state == "completed"
+    shown = [row["learning_rate"] for row in final.rows()]
+    assert shown[: len(rows)] == [row["learning_rate"] for row in rows]
+    assert final.rows()[0]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=2e-3)

@@ -1,0 +1,140 @@
+"""MLflow's registry, on a real store: a version for each run, an alias that moves, the folder back as it was."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from wmlsearch.config import InputError
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.model_registry import MODEL, fetch, register
+from wmlsearch.tracking.sync import default_uri
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without anything in it, which takes MLflow some seconds to make."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    connect(default_uri(folder)).search_registered_models()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(empty: Path, tmp_path: Path) -> str:
+    shutil.copy(empty, tmp_path)
+    return default_uri(tmp_path)
+
+
+@pytest.fixture
+def client(uri: str) -> MlflowClient:
+    return connect(uri)
+
+
+def run_of(client: MlflowClient, tmp_path: Path) -> str:
+    found = client.get_experiment_by_name("wmlsearch")
+    experiment = found.experiment_id if found else client.create_experiment("wmlsearch", (tmp_path / "a").as_uri())
+    return str(client.create_run(experiment).info.run_id)
+
+
+def folder(path: Path, text: str) -> Path:
+    """What is registered: files, without anything of MLflow's own."""
+    path.mkdir()
+    (path / "model.json").write_text(text)
+    (path / "member-0.safetensors").write_bytes(text.encode() * 3)
+    return path
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {it.name: it.read_bytes() for it in path.iterdir()}
+
+
+def test_registered_and_fetched_by_alias_and_by_version(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+    old, new = folder(tmp_path / "old", "old"), folder(tmp_path / "new", "new")
+    first, second = run_of(client, tmp_path), run_of(client, tmp_path)
+    assert register(client, first, old, "champion", "of search s") == "1"
+    assert register(client, second, new, "champion") == "2"  # the alias moves
+    assert register(client, first, old, "baseline") == "1"
+    wanted = {f"{MODEL}@champion": new, f"{MODEL}/2": new, f"{MODEL}@baseline": old, f"{MODEL}/1": old}
+    for number, (name, there) in enumerate(wanted.items()):
+        fetched = fetch(f"models:/{name}", uri, tmp_path / f"to-{number}")
+        assert fetched.is_relative_to(tmp_path / f"to-{number}")
+        assert content(fetched) == content(there)
+    version = client.get_model_version(MODEL, "1")
+    assert (version.run_id, version.description) == (first, "of search s")
+
+
+def test_registered_twice_is_once(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+    run_id, there = run_of(client, tmp_path), folder(tmp_path / "f", "x")
+    assert [register(client, run_id, there, "champion") for _ in range(3)] == ["1"] * 3
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+    register(client, run_id, there, "second")
+    assert client.get_registered_model(MODEL).aliases.keys() == {"champion", "second"}
+
+
+def at(client: MlflowClient) -> str:
+    """The version that the champion is."""
+    return str(client.get_model_version_by_alias(MODEL, "champion").version)
+
+
+def test_an_alias_only_goes_forward(client: MlflowClient, tmp_path: Path) -> None:
+    """Searches that are sent again: the newest one's model stays, and so does what was chosen by hand instead."""
+    there = folder(tmp_path / "f", "x")
+    first, second, third = (run_of(client, tmp_path) for _ in range(3))
+    for run_id in (first, second):
+        register(client, run_id, there, "champion")
+    assert register(client, first, there, "champion") == "1"
+    assert at(client) == "2"
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    for run_id in (second, first):
+        register(client, run_id, there, "champion")
+    assert at(client) == "1", "as it was set by hand"
+    register(client, third, there, "champion")
+    assert at(client) == "3", "a new model"
+    client.delete_registered_model_alias(MODEL, "champion")
+    for run_id in (first, second, third):
+        register(client, run_id, there, "champion")
+    assert at(client) == "3", "one that is missing goes to the newest of those that are sent"
+
+
+def test_a_death_between_a_version_and_its_alias(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    there, first, second = folder(tmp_path / "f", "x"), run_of(client, tmp_path), run_of(client, tmp_path)
+    register(client, first, there, "champion")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(client, second, there, "champion")
+    assert at(client) == "1"
+    for run_id, version in ((first, "1"), (second, "2"), (first, "2")):
+        register(client, run_id, there, "champion")
+        assert at(client) == version
+
+
+def test_what_is_not_there(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        fetch("models:/wml-unet@champion", uri, tmp_path / "to")
+    assert str(error.value) == (
+        f"models:/wml-unet@champion: no such model in {uri} (there: none); --mlflow-uri names another store"
+    )
+    register(client, run_of(client, tmp_path), folder(tmp_path / "f", "x"), "champion")
+    for name in ("models:/wml-unet@baseline", "models:/wml-unet/2", "models:/other'/1"):
+        with pytest.raises(InputError, match=r"\(there: models:/wml-unet@champion, models:/wml-unet/1\)"):
+            fetch(name, uri, tmp_path / "to")
+    for name in ("models:/wml-unet", "models:/wml-unet/latest", "models:/a/b@c"):
+        with pytest.raises(InputError, match=re.escape(f"{name}: must be models:/NAME@ALIAS or models:/NAME/VERSION")):
+            fetch(name, uri, tmp_path / "to")
+
+
+def test_artifacts_that_are_gone(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+    register(client, run_of(client, tmp_path), folder(tmp_path / "f", "x"), "champion")
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="models:/wml-unet@champion: can't be fetched from sqlite"):
+        fetch("models:/wml-unet@champion", uri, tmp_path / "to")

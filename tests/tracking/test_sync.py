@@ -1,0 +1,412 @@
+"""MLflow equals the run folders: once, twice, after a loss of the ledger, in a second store."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from processes import wait_for
+
+from wmlsearch.cli import main
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.mirror import Mirror, copy
+from wmlsearch.tracking.mirror import _start as mirror_process
+from wmlsearch.tracking.sync import default_uri, push, sync
+
+SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
+DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
+
+
+def about(name: str, kind: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "config": TrialConfig().model_dump(),
+        "settings": RunSettings().model_dump(),
+        "data": DATA,
+        "versions": {"wmlsearch": "0"},
+    }
+
+
+def row(epoch: int) -> dict[str, Any]:
+    metrics = {"val_dice_best": epoch / 10, "val_loss": 1 / epoch, "val_precision": None if epoch == 1 else 0.5}
+    return {"epoch": epoch, "time": 1_700_000_000.25 + epoch, "ended": None, **metrics}
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> SearchDir:
+    made = SearchDir.create(tmp_path / "runs" / "s", {**about("s", "search"), "space": SPACE})
+    for number, state in enumerate(("completed", "stopped", "diverged", "interrupted", "running")):
+        run = RunDir.create(made.trial(number).path, about(f"trial-{number:04d}", "trial"))
+        for epoch in range(1, 4):
+            run.append(row(epoch))
+        if state != "running":
+            run.set_status(state, f"because of {state}")
+    final = RunDir.create(made.final("paper", 0).path, about("paper-seed0", "baseline run"))
+    final.append(row(1))
+    final.set_status("completed")
+    return made
+
+
+def content(uri: str) -> list[Any]:
+    """All that MLflow holds, comparable: (key, status, tags, params, metric rows) of each run."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    found = []
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        history = sorted(
+            (name, point.step, point.timestamp, point.value)
+            for name in run.data.metrics
+            for point in client.get_metric_history(run.info.run_id, name)
+        )
+        tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+        found.append((run.data.tags["wmlsearch.key"], run.info.status, tags, run.data.params, history))
+    return sorted(found, key=lambda item: item[0])
+
+
+def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
+    """Each metric of each epoch; `best_dice` where an epoch is better than those before, as all are here."""
+    return sorted(
+        (name, line["epoch"], int(line["time"] * 1000), value)
+        for line in run.rows()
+        for name, value in [*line.items(), ("best_dice", line["val_dice_best"])]
+        if name not in ("epoch", "time", "ended") and value is not None
+    )
+
+
+def test_mlflow_equals_the_run_folders(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    assert sync(search, uri) == 7
+    held = {key: rest for key, *rest in content(uri)}
+    statuses = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"}
+    for run in search.trials() + search.finals():
+        status, tags, params, history = held[run.about()["key"]]
+        assert history == rows_of(run)
+        assert status == statuses.get(run.status()["state"], "RUNNING")
+        assert tags["state"] == run.status()["state"]
+        assert tags["warning"] == "image-level split: optimistic"
+        assert params["batch_size"] == "5"
+        assert params["seed"] == "0"
+    assert len(held) == 7
+    parent = search.ledger()["run_id"]
+    children = MlflowClient(uri).search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {child.info.run_name for child in children} == {
+        *(f"trial-{number:04d}" for number in range(5)),
+        "paper-seed0",
+    }
+
+
+def test_twice_is_once(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once = content(uri)
+    sync(search, uri)
+    assert content(uri) == once
+    for run in [search, *search.trials()]:
+        (run.path / "mlflow.json").unlink()  # killed between receiving and noting
+    sync(search, uri)
+    assert content(uri) == once
+
+
+def test_a_batch_that_arrived_but_was_not_noted_is_not_doubled(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once = content(uri)
+    run = search.trial(0)
+    run.set_ledger({**run.ledger(), "rows": 1})
+    push(connect(uri), uri, run, search)
+    assert content(uri) == once
+    assert run.ledger()["rows"] == 3
+
+
+def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client, run = connect(uri), search.trial(0)
+    push(client, uri, search, search)
+    push(client, uri, run, search)
+    once, noted = content(uri), run.ledger()
+    run.set_ledger({"uri": uri, "run_id": None, "rows": 0})
+    push(client, uri, run, search)
+    assert content(uri) == once
+    assert run.ledger() == noted
+
+
+def test_a_run_that_a_slow_server_made_after_all_is_deleted(search: SearchDir) -> None:
+    """Its request was given up, another one made the run, and then the server came to the first."""
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once, client, run = content(uri), connect(uri), search.trial(0)
+    experiment = client.get_experiment_by_name("wmlsearch")
+    assert experiment is not None
+    late = client.create_run(
+        experiment.experiment_id, tags={"wmlsearch.key": run.about()["key"]}, run_name="trial-0000"
+    )
+    assert len(content(uri)) == len(once) + 1
+    sync(search, uri)
+    assert content(uri) == once
+    assert run.ledger()["run_id"] != late.info.run_id
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_made_anew(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client = connect(uri)
+    sync(search, uri)
+    once = content(uri)
+    for run in (search.trial(0), search):
+        client.delete_run(run.ledger()["run_id"])
+    (run := search.trial(0)).set_ledger({**run.ledger(), "rows": 1})
+    assert copy(uri, search, [run, search.trial(1)]) == ([], "")
+    assert [key for key, *_ in content(uri)] == [key for key, *_ in once if key != search.about()["key"]]
+    client.delete_run(run.ledger()["run_id"])
+    assert sync(search, uri) == 7
+    assert content(uri) == once
+    parent = search.ledger()["run_id"]
+    assert len(client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")) == 6
+
+
+def test_a_deleted_experiment_is_left_deleted(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client = connect(uri)
+    sync(search, uri)
+    once = content(uri)
+    client.delete_experiment("1")
+    said = (
+        f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`mlflow experiments "
+        "restore -x 1`, with MLFLOW_TRACKING_URI), or give another --mlflow-uri"
+    )
+    with pytest.raises(InputError) as refused:
+        sync(search, uri)
+    assert str(refused.value) == said
+    run = search.trial(0)
+    run.append(row(4))
+    new = RunDir.create(search.trial(5).path, about("trial-0005", "trial"))
+    for one in (run, new):
+        assert copy(uri, search, [one]) == ([one], said)
+    client.restore_experiment("1")
+    assert copy(uri, search, [run, new]) == ([], "")
+    assert len(content(uri)) == len(once) + 1
+
+
+def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    client, bad, good = connect(uri), search.trial(0), search.trial(1)
+    assert copy(uri, search, [search]) == ([], "")
+    found = client.create_run("1", tags={"wmlsearch.key": bad.about()["key"]}, run_name="trial-0000")
+    client.log_param(found.info.run_id, "seed", "another")
+    for run in (bad, good):
+        run.set_ledger({"uri": uri, "run_id": None, "rows": 0})  # whoever wrote it died: runs are looked for
+    left, problem = copy(uri, search, [bad, good])
+    assert left == [bad]
+    assert "Changing param values is not allowed" in problem
+    assert rows_of(good) in [history for *_, history in content(uri)]
+    with pytest.raises(InputError, match=r"the others, but doesn't take trial-0000 \(.*; delete what it has"):
+        sync(search, uri)
+    assert len(content(uri)) == 7
+    client.delete_run(found.info.run_id)
+    assert sync(search, uri) == 7
+
+
+def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> None:
+    out, uri = tmp_path / "runs", default_uri(tmp_path)
+    a, b, c, d = (RunDir.create(out / name, about(name, "train")) for name in "abcd")
+    for run in (a, b, c, d):
+        run.append(row(1))
+        run.set_status("completed")
+    a.file("about").write_text(json.dumps({name: value for name, value in a.about().items() if name != "key"}))
+    sync(b, uri)
+    client = connect(uri)
+    found = client.create_run("1", tags={"wmlsearch.key": c.about()["key"]}, run_name="c")
+    client.log_param(found.info.run_id, "seed", "another")
+    words = ["sync", "--out", str(out), "--mlflow-uri", uri]
+    result = CliRunner().invoke(main, words)
+    damaged = f"{out}/a/config.json: is damaged; restore it from a copy, or move the run away"
+    assert result.exit_code == 2
+    assert f"{uri} has all of b, d (2 MLflow runs)\n" in result.stdout
+    assert result.stderr.startswith(
+        f"wmlsearch: {uri} lacks some of 2 of 4 searches and runs; mend that, then `wmlsearch sync` again\n"
+        f"  - a: {damaged}\n      - key is missing\n"
+        f"  - c: {uri}: MLflow has the others, but doesn't take c ("
+    )
+    client.delete_run(found.info.run_id)
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {damaged}\n  - key is missing\n")
+    held = {key: rest for key, *rest in content(uri)}
+    assert {key: rest[-1] for key, rest in held.items()} == {run.about()["key"]: rows_of(run) for run in (b, c, d)}
+
+
+def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:
+    first, second = default_uri(search.path.parent), f"sqlite:///{tmp_path}/other.db"
+    sync(search, first)
+    sync(search, second)
+    assert content(second) == content(first)
+
+
+def test_a_store_that_was_deleted_is_filled_again(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    once = content(uri)
+    (search.path.parent / "mlflow.db").rename(search.path.parent / "gone.db")
+    other = f"sqlite:///{search.path.parent}/new.db"
+    for run in [search, *search.trials(), *search.finals()]:
+        run.set_ledger({**run.ledger(), "uri": other})
+    sync(search, other)
+    assert content(other) == once
+
+
+def test_the_mirror_follows_and_ends_complete(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    mirror = Mirror(search, uri)
+    for run in search.trials() + search.finals():
+        mirror.notify(run)
+    run = search.trial(4)
+    run.append(row(4))
+    run.set_status("early_stopped")
+    mirror.notify(run)
+    search.set_status("completed")
+    assert mirror.close() == ""
+    held = {key: rest for key, *rest in content(uri)}
+    assert held[run.about()["key"]][0] == "FINISHED"
+    assert held[run.about()["key"]][3] == rows_of(run)
+    assert [status for status, *_ in held.values()].count("RUNNING") == 0
+
+
+def test_a_mirror_that_lost_its_process_starts_another(search: SearchDir) -> None:
+    uri = default_uri(search.path.parent)
+    mirror = Mirror(search, uri)
+    wait_for(lambda: mirror._process is not None)
+    assert mirror._process is not None
+    mirror._process.kill()
+    wait_for(lambda: mirror.problem != "")
+    assert "the mirror's process has ended" in mirror.problem
+    assert mirror.close() == ""
+    assert [run[1] for run in content(uri)] == ["RUNNING"]
+
+
+def test_nobody_has_to_wait_for_a_store_that_never_answers(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the mirror is waited for: the search has ended, and its end is told with what MLflow lacks."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which accepts, and says nothing
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        mirror = Mirror(search, uri)
+        wait_for(lambda: mirror._process is not None)
+        process = mirror._process
+        assert process is not None
+
+        def interrupted(_timeout_s: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(mirror._thread, "join", interrupted)
+        assert mirror.close() == f"{uri} has not answered before Ctrl-C"
+    assert process.poll() is not None
+
+
+def test_sync_asks_a_store_that_is_away_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, uri = tmp_path / "runs", "http://127.0.0.1:1"
+    for name in "ab":
+        RunDir.create(out / name, about(name, "train"))
+    asked: list[str] = []
+
+    def counted(run: RunDir, at: str) -> int:
+        asked.append(run.name)
+        return sync(run, at)
+
+    monkeypatch.setattr("wmlsearch.tracking.sync.sync", counted)
+    result = CliRunner().invoke(main, ["sync", "--out", str(out), "--mlflow-uri", uri])
+    assert (result.exit_code, asked) == (2, ["a"])
+    assert result.stderr.startswith(f"wmlsearch: {uri}: MLflow doesn't take the runs (")
+
+
+def test_the_process_of_a_mirror_ends_with_the_one_that_started_it(search: SearchDir) -> None:
+    process = mirror_process()
+    assert process.poll() is None
+    process.communicate(timeout=60)  # closes its standard input, as a death does
+    assert process.returncode == 0
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(500, "on strike")
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_refuses_is_reported_and_caught_up_later(search: SearchDir, refusing_server: str) -> None:
+    mirror = Mirror(search, refusing_server)
+    problem = mirror.close(timeout_s=60)
+    assert "500" in problem
+    with pytest.raises(
+        InputError, match=r"MLflow doesn't take the runs .* nothing is lost, try `wmlsearch sync` later"
+    ):
+        sync(search, refusing_server)
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    assert len(content(uri)) == 7
+
+
+def test_ledgers_hold_no_metrics(search: SearchDir) -> None:
+    sync(search, default_uri(search.path.parent))
+    assert set(json.loads((search.trial(0).path / "mlflow.json").read_text())) == {
+        "uri", "run_id", "rows", "params", "state",
+    }  # fmt: skip
+
+
+def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(search: SearchDir, tmp_path: Path) -> None:
+    """As of a server that keeps its artifacts in a folder of its own machine."""
+    uri = default_uri(search.path.parent)
+    wrong = tmp_path / "no-folder"
+    wrong.write_text("a file where the artifacts should go")
+    connect(uri).create_experiment("wmlsearch", (wrong / "artifacts").as_uri())
+    certificate = {"level": "patient", "note": None}
+    (search.path / "search.json").write_text(json.dumps({**search.about(), "certificate": certificate}))
+    with pytest.raises(InputError, match="MLflow has all metrics, but doesn't take files"):
+        sync(search, uri)
+    held = {key: rest for key, *rest in content(uri)}
+    for run in search.trials() + search.finals():
+        assert held[run.about()["key"]][3] == rows_of(run)
+    mirror = Mirror(search, uri)
+    for run in search.all_runs():
+        mirror.notify(run)
+    assert "FileExistsError" in (problem := mirror.close()) or "NotADirectoryError" in problem
+    wrong.unlink()
+    assert sync(search, uri) == 7
+    client = connect(uri)
+    for run in search.all_runs():
+        assert [it.path for it in client.list_artifacts(run.ledger()["run_id"])] == ["split_certificate.json"]
+
+
+def test_a_death_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    code = f"from wmlsearch.tracking.client import connect; connect({uri!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_for(lambda: process.poll() is not None or any(it.stat().st_size for it in tmp_path.glob(".*/*.db")), 120)
+        assert process.poll() is None, "it was being made"
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [it.name for it in connect(uri).search_experiments()] == ["Default"]

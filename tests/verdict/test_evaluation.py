@@ -1,0 +1,393 @@
+"""The sealed test: who opens it is written down, both scopes are right, and a verdict follows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from wmlsearch.cli import main
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import SEAL, SEALED, Manifest
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.sealed_test import open_sealed_test, openings
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.inference.ensemble import ensemble_threshold
+from wmlsearch.inference.export import load_exported
+from wmlsearch.inference.predictor import Model
+from wmlsearch.model.metrics import Confusion
+from wmlsearch.model.training import epochs
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
+from wmlsearch.verdict.scores import score
+from wmlsearch.workflows import confirmation, sealed_test
+from wmlsearch.workflows.confirmation import BASELINE, CHAMPION
+from wmlsearch.workflows.provenance import data_record, run_record
+
+BY = {"run": "r"}
+
+
+def _watch(*_: object) -> None:
+    """Nobody looks."""
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> Path:
+    """The prepared data with a ledger of their own: nobody has opened them."""
+    copy = Path(shutil.copytree(prepared, tmp_path / "data"))
+    (copy / SEALED / SEAL).write_text("")
+    return copy
+
+
+@pytest.fixture
+def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
+    """A search with final runs of both: its champion, and the paper's configuration, hardly trained."""
+    made = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
+    about = json.loads((made.path / "search.json").read_text())
+    (made.path / "search.json").write_text(json.dumps({**about, "data_path": str(data)}))
+    prepared, settings = PreparedData.open(data), RunSettings(epochs=1, confirm_seeds=2)
+    config = TrialConfig(depth=2, base_channels=4)  # stands for the paper's, which takes longer
+    for seed in settings.final_seeds:
+        run = made.final("paper", seed)
+        stands_for = run_record(f"paper-seed{seed}", "baseline run", config, settings, data_record(data, prepared))
+        RunDir.create(run.path, {**stands_for, "model": "paper"})
+        for report in epochs(config, prepared, max_epochs=1, seed=seed, best=run.best):
+            run.append(report.row())
+        run.set_status("completed")
+    assert confirmation.select_champion(made, RunSettings(), data, _watch, _watch)
+    return made
+
+
+def say(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], prog_name="wmlsearch")
+
+
+# ----------------------------------------------------------------------------------------- what broke off and goes on
+
+
+def test_a_model_that_was_not_finished_is_finished(search: SearchDir, data: Path) -> None:
+    kept = search.model(CHAMPION)
+    key, rows = kept.about()["key"], kept.rows()
+    shutil.rmtree(kept.export)
+    (kept.path / ".export.1.partial").mkdir()
+    kept.set_status("running")  # as a kill leaves it
+    assert confirmation.select_champion(search, RunSettings(), data, _watch, _watch)
+    assert kept.state == "completed"
+    assert len(load_exported(kept.export).members) == 2
+    assert (kept.about()["key"], kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"
+    assert not list(kept.path.glob(".*"))
+
+
+def test_the_test_is_noted_only_when_all_of_it_is_kept(
+    search: SearchDir, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchDir, "set_gallery", full)
+        with pytest.raises(OSError, match="No space"):
+            sealed_test.sealed_test(search, RunSettings(), data, _watch)
+    assert search.test() == {}, "so a resumed search opens it again"
+    sealed_test.sealed_test(search, RunSettings(), data, _watch)
+    assert search.test()["opened_before"] == 1
+    assert search.model(CHAMPION).test()["metrics"]
+
+
+# ------------------------------------------------------------------------------------------------------- the seal
+
+
+def test_each_opening_is_written_down_before_anything_is_read(data: Path) -> None:
+    assert openings(data) == []
+    first = open_sealed_test(data, {"run": "one"})
+    second = open_sealed_test(data, {"run": "two"})
+    assert (first.opened_before, second.opened_before) == (0, 1)
+    assert [line["run"] for line in openings(data)] == ["one", "two"]
+    assert first.opened <= second.opened
+    assert [row.split for row in first.manifest.slices] == ["test"] * len(first.manifest.slices)
+
+
+def test_a_ledger_that_can_not_be_written_keeps_the_seal_closed(data: Path) -> None:
+    seal = data / SEALED / "seal.jsonl"
+    seal.unlink()
+    seal.mkdir()
+    with pytest.raises(InputError) as error:
+        open_sealed_test(data, BY)
+    assert str(error.value) == (
+        f"{seal}: can't be written (Is a directory), and without a line there the test patients are not read; make the "
+        "folder writable"
+    )
+    # and a search of days says so before it begins
+    result = say("tune", "quick", "--data", data, "--out", data / "runs", "--name", "s")
+    assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {error.value}\n")
+    assert not (data / "runs" / "s").exists()
+
+
+def test_what_was_changed_after_it_was_sealed_is_refused(data: Path) -> None:
+    path = data / SEALED / "manifest.json"
+    path.write_text(path.read_text().replace('"kept": true', '"kept": false', 1))
+    with pytest.raises(InputError) as error:
+        open_sealed_test(data, BY)
+    assert str(error.value) == (
+        f"{path}: is not the one that was sealed, its checksum differs; make it again with `wmlsearch prepare`"
+    )
+    assert openings(data) == []
+
+
+# ------------------------------------------------------------------------------------------------------ the scores
+
+
+def test_volumes_are_scored_as_predicted_through_files(search: SearchDir, data: Path, tmp_path: Path) -> None:
+    """What `wmlsearch predict` writes, scored against the raw masks by hand, is what `evaluate` says."""
+    members = load_exported(search.model(CHAMPION).export).members
+    found, _ = evaluate({"model": members[:1]}, data, BY)
+    originals = data / SEALED / "originals"
+    flairs = sorted(originals.rglob("*_FLAIR.nii.gz"))
+    given = say("predict", search.model(CHAMPION).path, *flairs, "--out", tmp_path / "found")
+    assert given.exit_code == 0, given.output
+    rows = found["models"]["model"]["members"][0][VOLUMES]["rows"]
+    assert [row["patient"] for row in rows] == [path.name.split("_")[0].removeprefix("sub-") for path in flairs]
+    for row, flair in zip(rows, flairs, strict=True):
+        stem = flair.name.removesuffix(".nii.gz")
+        mask, expert = (
+            nib.load(path)
+            for path in (
+                tmp_path / "found" / f"{stem}_mask.nii.gz",
+                next(originals.rglob(f"*{row['patient']}*_mask.nii.gz")),
+            )
+        )
+        wanted = score(np.asarray(mask.dataobj), np.asarray(expert.dataobj), mask.header.get_zooms()[:3])
+        for name, value in wanted.items():
+            assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+    assert sum(row["tp"] for row in rows) > 0
+
+
+def test_kept_slices_are_the_papers_scope(search: SearchDir, raw: Path, tmp_path: Path) -> None:
+    data = tmp_path / "annotated"  # where not all are kept
+    prepare(raw, data, PrepareOptions(size=32, fit="resize", keep="lesion", jobs=1))
+    model = load_exported(search.model(CHAMPION).export).members[0]
+    found, gallery = evaluate({"model": [model]}, data, BY)
+    sealed = Manifest.read(data / SEALED)
+    images, masks = (np.load(data / SEALED / name) for name in ("images.npy", "masks.npy"))
+    kept = [i for i, row in enumerate(sealed.slices) if row.kept]
+    assert 0 < len(kept) < len(sealed.slices)
+    likely, expert = model.probabilities(images[kept]), masks[kept] != 0
+    result = found["models"]["model"]["members"][0][SLICES]
+    for key, threshold in (("pooled", model.threshold), ("pooled_half", 0.5)):
+        lesion = likely >= threshold
+        counts = Confusion(
+            *(int(it.sum()) for it in (lesion & expert, lesion & ~expert, ~lesion & expert, ~lesion & ~expert))
+        )
+        assert [result[key][name] for name in ("tp", "fp", "fn", "tn")] == [
+            counts.true_positives, counts.false_positives, counts.false_negatives, counts.true_negatives,
+        ]  # fmt: skip
+    assert len(result["rows"]) == len(kept)
+    patients = sorted({sealed.slices[i].patient for i in kept})
+    assert [row["unit"] for row in result["units"]] == list(gallery["units"]) == patients
+    assert gallery["images"].shape == gallery["expert"].shape == gallery["model"].shape == (len(patients), 32, 32)
+
+
+def test_several_seeds_are_an_ensemble_too(search: SearchDir, data: Path) -> None:
+    exported = load_exported(search.model(CHAMPION).export)
+    assert exported.ensemble_threshold == ensemble_threshold(exported.members, PreparedData.open(data).val)
+    found, _ = evaluate({"model": exported.members}, data, BY, {"model": exported.ensemble_threshold or 0.5})
+    ensemble = found["models"]["model"]["ensemble"]
+    assert ensemble["threshold"] == exported.ensemble_threshold
+    twice, _ = evaluate({"model": [exported.members[0]] * 2}, data, BY)  # the mean of two equal ones is that one
+    single = twice["models"]["model"]["members"][0]
+    same = twice["models"]["model"]["ensemble"]
+    assert same[VOLUMES] == single[VOLUMES]
+    assert same[SLICES] == single[SLICES]
+
+
+def write_pictures(raw: Path) -> None:
+    """Three slices of each of six patients, p0 to p5, with a bright square as lesion."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (raw / folder).mkdir(parents=True)
+    for patient in range(6):
+        for number in range(3):
+            picture = np.zeros((32, 32), np.uint8)
+            picture[4:28, 4:28] = rng.integers(60, 140, (24, 24))
+            mask = np.zeros((32, 32), np.uint8)
+            y, x = rng.integers(6, 20, 2)
+            mask[y : y + 4, x : x + 4] = 255
+            picture[mask > 0] = 250
+            for folder, array in (("images", picture), ("masks", mask)):
+                Image.fromarray(array).save(raw / folder / f"p{patient}_{number}.png")
+
+
+def test_a_training_below_the_root_folder_belongs_to_no_search() -> None:
+    run = RunDir(Path("/model"))  # as a container mounts it
+    assert sealed_test.parent_search(run) is run
+
+
+def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
+    """A single training of an epoch on these data, after `wmlsearch evaluate`."""
+    prepared, config = PreparedData.open(data), TrialConfig(depth=2, base_channels=4, norm="instance")
+    about = run_record("r", "train", config, RunSettings(epochs=1), data_record(data, prepared))
+    run = RunDir.create(out / "r", {**about, "data_path": str(data)})
+    for report in epochs(config, prepared, max_epochs=1, seed=0, best=run.best):
+        run.append(report.row())
+    run.set_status("completed")
+    result = say("evaluate", "r", "--out", out)
+    assert result.exit_code == 0, result.output
+    return run, result
+
+
+def test_pictures_have_no_millimetres(data: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "raw")
+    prepare(tmp_path / "raw", tmp_path / "own", PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
+    run, result = evaluated(tmp_path / "own", tmp_path / "runs")
+    found = run.test()
+    assert (found["scope"], found["unit"]) == (SLICES, "patients")
+    (member,) = found["models"]["model"]["members"]
+    assert VOLUMES not in member
+    assert len(member[SLICES]["units"]) == 2
+    assert not [name for name in member[SLICES]["rows"][0] if name.endswith(("_mm", "_mm3", "_ml"))]
+    assert "hd95_px" in member[SLICES]["rows"][0]
+    assert "the sealed test was opened for the first time" in result.stdout
+    assert "whole volumes" not in result.stdout
+    volumes = say("evaluate", "r", "--data", data, "--out", tmp_path / "runs")
+    assert (volumes.exit_code, openings(data)) == (2, []), volumes.output
+    assert "(native, fit resize), but the models were trained on 32 (image, fit crop)" in volumes.stderr
+
+
+def test_images_of_nobody_stand_for_themselves(tmp_path: Path) -> None:
+    """A split by images, whose patients are not known: the units are images, whatever they share."""
+    write_pictures(tmp_path / "raw")
+    data = tmp_path / "data"
+    prepare(tmp_path / "raw", data, PrepareOptions(size=32, split="image", allow_leakage=True, jobs=1))
+    run, _ = evaluated(data, tmp_path / "runs")
+    found, sealed = run.test(), Manifest.read(data / SEALED)
+    assert (found["scope"], found["unit"], found["data"]["optimistic"]) == (SLICES, "images", True)
+    units = found["models"]["model"]["members"][0][SLICES]["units"]
+    assert [row["unit"] for row in units] == [f"image {place:04d}" for place in range(1, len(sealed.slices) + 1)]
+
+
+@pytest.mark.parametrize("what", ["volume", "slices"])
+def test_damaged_test_data_are_not_scored(what: str, search: SearchDir, data: Path, tmp_path: Path) -> None:
+    if what == "volume":
+        path = next((data / SEALED / "originals").rglob("*_FLAIR.nii.gz"))
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        voxels[tuple(n // 2 for n in voxels.shape)] += 500
+        nib.Nifti1Image(voxels, image.affine, image.header).to_filename(path)
+        result = say("evaluate", "s", "--out", search.path.parent)
+        assert result.stderr == (
+            f"wmlsearch: {path}: is not the file that was sealed, its slices differ; make it again with "
+            "`wmlsearch prepare`\n"
+        )
+    else:
+        write_pictures(tmp_path / "raw")
+        data = tmp_path / "pictures"
+        prepare(tmp_path / "raw", data, PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
+        run, _ = evaluated(data, tmp_path / "others")
+        images = np.lib.format.open_memmap(data / SEALED / "images.npy", mode="r+")
+        images[0, 16, 16] ^= 1
+        images.flush()
+        result = say("evaluate", "r", "--out", run.path.parent)
+        assert "images.npy: is damaged, its checksum is not the manifest's; make it again with" in result.stderr
+    assert result.exit_code == 2
+    assert search.test() == {}
+
+
+# ----------------------------------------------------------------------------------------------------- the verdict
+
+
+def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
+    result = say("evaluate", "s", "--out", search.path.parent)
+    assert result.exit_code == 0, result.output
+    found = search.test()
+    assert found["names"] == {BASELINE: "paper", CHAMPION: "trial-0000"}
+    assert (found["scope"], found["unit"], found["opened_before"]) == (VOLUMES, "patients", 0)
+    units = unit_means(found, CHAMPION, "dice")
+    by_seed = [
+        {row["unit"]: row["dice"] for row in member[VOLUMES]["units"]}
+        for member in found["models"][CHAMPION]["members"]
+    ]
+    assert len(by_seed) == 2
+    for unit, mean in units.items():
+        assert mean == pytest.approx(np.mean([its[unit] for its in by_seed]))
+    primary = found["verdict"]["primary"]
+    assert primary["champion"] == pytest.approx(np.mean(list(units.values())))
+    assert found["verdict"]["verdict"] == "not shown: too few patients"
+    assert f"verdict: {found['verdict']['sentence']}" in result.stdout
+    tested = search.model(CHAMPION).test()["metrics"]
+    assert tested["test_dice"] == pytest.approx(primary["champion"])
+    assert tested["test_volumes_dice"] == pytest.approx(
+        np.mean([member[VOLUMES]["pooled"]["dice"] for member in found["models"][CHAMPION]["members"]])
+    )
+    assert say("evaluate", "s", "--out", search.path.parent).exit_code == 0
+    assert search.test()["opened_before"] == 1
+    assert [line["run"] for line in openings(data)] == ["s", "s"]
+
+
+def test_mlflow_has_the_scores_where_no_report_can_be_written(
+    search: SearchDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wmlsearch.report.page.write_report", full)
+    result = say("evaluate", "s", "--out", search.path.parent)
+    assert (result.exit_code, "No space left" in result.stderr) == (1, True), result.output
+    kept = search.model(CHAMPION)
+    told = connect(default_uri(search.path.parent)).get_run(kept.ledger()["run_id"])
+    assert told.data.metrics["test_dice"] == pytest.approx(kept.test()["metrics"]["test_dice"])
+
+
+def test_the_verdict_follows_from_the_units(search: SearchDir) -> None:
+    def member(dices: list[float]) -> dict[str, object]:
+        return {VOLUMES: {"units": [{"unit": f"p{i}", "dice": dice} for i, dice in enumerate(dices)]}}
+
+    worse, better = [0.5 + i / 100 for i in range(12)], [0.6 + i / 90 for i in range(12)]
+    names = {"baseline": "the paper's", "champion": "The found configuration"}
+
+    def judged(theirs: list[float], ours: list[float]) -> str:
+        found = {
+            "scope": VOLUMES, "unit": "patients", "data": {"optimistic": False},
+            "models": {"baseline": {"members": [member(theirs)]}, "champion": {"members": [member(ours)] * 2}},
+        }  # fmt: skip
+        return str(judge(found, "baseline", "champion", names, 0)["verdict"])
+
+    assert judged(worse, better) == "better"
+    assert judged(better, worse) == "worse"
+    assert judged(worse, [*worse[6:], *worse[:6]]) == "not shown"
+    assert judged(worse[:5], better[:5]) == "not shown: too few patients"
+
+
+def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) -> None:
+    """Another cohort may be cut otherwise: whole volumes are cut as the models want. Seen slices are refused."""
+    write_phantom(tmp_path / "raw", patients=4, timepoints=1, shape=(40, 44, 12), seed=7)
+    prepare(tmp_path / "raw", tmp_path / "other", PrepareOptions(size=48, jobs=1))
+    out = ("--out", search.path.parent)
+    result = say("evaluate", "s", "--data", tmp_path / "other", *out)
+    assert result.exit_code == 0, result.output
+    assert search.test() == {}, "that of its own data is still to come"
+    fingerprint = Manifest.read(tmp_path / "other").fingerprint
+    assert len(search.test(fingerprint)["models"][CHAMPION]["members"][0][VOLUMES]["rows"]) == 2
+    seen = Manifest.read(data).certificate.patients["train"][:2]
+    prepare(raw, tmp_path / "swapped", PrepareOptions(size=32, fit="resize", test_patients=seen, jobs=1))
+    refused = say("evaluate", "s", "--data", tmp_path / "swapped", *out)
+    assert refused.exit_code == 2
+    assert f"of its test slices are train or validation slices of {data}, so they would say nothing" in refused.stderr
+    assert f"- {seen[0]}, sub-{seen[0]}/" in refused.stderr
+    assert openings(tmp_path / "swapped") == []
+
+
+def test_a_single_final_run(search: SearchDir) -> None:
+    run = search.final("trial-0000", 1)
+    result = say("evaluate", run.path, "--out", search.path.parent)
+    assert result.exit_code == 0, result.output
+    assert Model.of_run(run).threshold == run.test()["models"]["model"]["members"][0]["threshold"]
+    assert run.test()["metrics"]["test_volumes_dice"] >= 0

@@ -1,0 +1,197 @@
+"""How a search or a training is told to have ended, in its folder and in MLflow, when its end is disturbed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from processes import wait_for
+
+from wmlsearch.cluster.resources import Slots
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search import final_training
+from wmlsearch.search.budget import Budget
+from wmlsearch.search.checkpoints import CheckpointRetention
+from wmlsearch.search.interrupts import graceful_stop
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows import placement
+from wmlsearch.workflows import tune as tune_workflow
+
+SPACE = {
+    "depth": 2, "base_channels": 4, "batch_size": 4, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}
+}  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("one_ray")
+
+
+def in_mlflow(out: Path) -> dict[str, str]:
+    """The status of each MLflow run, by name."""
+    return {run.info.run_name: run.info.status for run in MlflowClient(default_uri(out)).search_runs(["1"])}
+
+
+def pretended(result: dict[str, Any]) -> type:
+    """A group of Ray Train's workers whose first step is its last, with this result."""
+
+    class Pretended:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def start(self, _trial: Any) -> None:
+            pass
+
+        def step(self) -> dict[str, Any]:
+            return {**result, "done": True}
+
+        def close(self) -> None:
+            pass
+
+    return Pretended
+
+
+def tune(prepared: Path, out: Path, say: Callable[[str], object] = str) -> placement.Outcome:
+    """A trial, and nothing else."""
+    return tune_workflow.tune(
+        SearchDir(out / "s"),
+        SearchSpace.of(SPACE),
+        RunSettings(epochs=2, trials=1, forecast=False, baseline=False),
+        prepared,
+        default_uri(out),
+        lambda run: run.name,
+        say=say,
+    )
+
+
+def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -> placement.Outcome:
+    """A trial, then the paper's configuration; `look` is called when MLflow has its run already."""
+
+    def mirrored() -> bool:
+        store = out / "mlflow.db"  # who asks for it before it is there makes one
+        return store.exists() and in_mlflow(out).get("paper-seed0") == "RUNNING"
+
+    def final(run: RunDir) -> None:
+        if run.path.parent.name == "final" and run.state == "running":
+            wait_for(mirrored)
+            look(run)
+
+    return tune_workflow.tune(
+        SearchDir(out / "s"),
+        SearchSpace.of(SPACE),
+        RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1),
+        prepared,
+        default_uri(out),
+        final,
+        say=lambda text: text,
+    )
+
+
+def test_a_full_storage_ends_the_final_runs_everywhere(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = pretended({"ended": "interrupted", "reason": "No space left on device: 'last.pt'"})
+    monkeypatch.setattr(final_training, "WorkerGroup", group)
+    outcome = tune_to_the_end(prepared, tmp_path, lambda _run: None)
+    search, reason = SearchDir(outcome.run.path), "stopped, since No space left on device: 'last.pt'"
+    assert (outcome.early, search.state) == (reason, "interrupted")
+    (paper,) = search.finals()
+    assert (paper.state, paper.status()["reason"]) == ("interrupted", reason)
+    assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED", "paper-seed0": "KILLED"}
+
+
+def test_mlflow_hears_of_an_end_after_which_the_disk_was_full(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial's folder says how it ended, and what comes next in the driver finds no room."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "journal")
+
+    monkeypatch.setattr(CheckpointRetention, "ended", full)
+    outcome = tune(prepared, tmp_path)
+    assert outcome.early == "stopped, since [Errno 28] No space left on device: 'journal'"
+    assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_takes_the_report_only(
+    number: signal.Signals, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(
+        "wmlsearch.report.examples.write_examples", lambda *_: os.kill(os.getpid(), number), raising=True
+    )
+    outcome = tune(prepared, tmp_path, said.append)
+    assert (outcome.early, outcome.pictures, outcome.run.state) == ("", (), "completed")
+    (told,) = [line for line in said if line.startswith("no report")]
+    how = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert told == f"no report (stopped by {how}); later: wmlsearch report s"
+    assert in_mlflow(tmp_path) == {"s": "FINISHED", "trial-0000": "FINISHED"}
+
+
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, False), (RuntimeError, True)])
+def test_a_training_that_has_ended_stays_ended(
+    error: type[BaseException], raised: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, or an error, while Ray Train's processes are shut down."""
+    finish = final_training.finish
+
+    def disturbed(*arguments: Any) -> None:
+        finish(*arguments)
+        raise error
+
+    monkeypatch.setattr(final_training, "WorkerGroup", pretended({"ended": "completed"}))
+    monkeypatch.setattr(final_training, "finish", disturbed)
+    run = RunDir(tmp_path / "t")
+
+    def train() -> placement.Outcome:
+        config = TrialConfig(depth=2, base_channels=4, batch_size=4)
+        return train.train(run, config, RunSettings(epochs=2), prepared, default_uri(tmp_path), lambda part: part.name)
+
+    if raised:
+        with pytest.raises(error):
+            train()
+    else:
+        assert train().early == ""
+    assert run.state == "completed"
+    assert in_mlflow(tmp_path) == {"t": "FINISHED"}
+
+
+def test_the_first_ctrl_c_is_clean_whatever_ends_the_search_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(SearchDir.create(tmp_path / "s", {}), RunSettings(), Slots(1, 1, 1, 0.0))
+    budget.reason = "--target-dice 0.7 is reached"
+    gone: list[int] = []
+    monkeypatch.setattr("wmlsearch.search.tune_loop.os", SimpleNamespace(_exit=gone.append))
+    with graceful_stop(budget):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (budget.reason, gone) == ("stopped by Ctrl-C", [])
+        os.kill(os.getpid(), signal.SIGINT)
+        assert gone == [130]
+
+
+def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) -> None:
+    """The last one here: for a minute Ray keeps the room of workers that were ended for whoever asks for it next."""
+    search = SearchDir(tmp_path / "s")
+
+    def look(run: RunDir) -> None:
+        left = search.final("trial-0099", 0)  # of a session before, wanted by nobody any more
+        if not left.exists():
+            RunDir.create(left.path, {**run.about(), "key": "99", "name": "trial-0099-seed0"})
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = tune_to_the_end(prepared, tmp_path, look)
+    assert (outcome.early, search.state) == ("stopped by SIGTERM", "interrupted")
+    assert {run.name: run.state for run in search.finals()} == {
+        "paper-seed0": "interrupted",
+        "trial-0099-seed0": "interrupted",
+    }
+    assert set(in_mlflow(tmp_path).values()) == {"FINISHED", "KILLED"}

@@ -1,0 +1,221 @@
+"""A search that is stopped and goes on, and what it needs for that: its study and its scheduler, made anew."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from processes import wait_for
+from whole_search import EPOCHS, begin, run, start, told, tune
+
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.runs.folders import ENDED, RunDir, SearchDir
+from wmlsearch.search.optuna_study import Study, known_earlier
+from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.search.tune_loop import _recall
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows.placement import Placement
+
+
+@pytest.mark.slow
+def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) -> None:
+    process, search = start(begin(tmp_path, prepared, trials=100)), SearchDir(tmp_path / "s")
+    wait_for(lambda: process.poll() is not None or len(search.trials()) >= 1)
+    second = subprocess.run(tune(tmp_path, "--resume", "s"), capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"{search.path}: this search is running already (process {process.pid} on " in second.stderr
+    stop = [sys.executable, "-m", "wmlsearch", "stop", "s", "--out", str(tmp_path)]
+    done = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
+    output, _ = process.communicate(timeout=300)
+    assert (done.returncode, process.returncode) == (0, 130), done.stderr + output
+    assert done.stdout == (
+        "s is asked to stop; its trials end after seconds ...\n"
+        "s: interrupted (stopped by `wmlsearch stop`)\n"
+        f"to go on with it: wmlsearch tune --resume s --out {tmp_path}\n"
+    )
+    assert "ended early: stopped by `wmlsearch stop`" in output
+    assert {run.status()["state"] for run in search.trials()} <= set(ENDED)
+    assert search.finals() == []
+    again = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 2
+    assert again.stderr == "wmlsearch: s: is not running (state: interrupted), nothing to stop\n"
+    # it goes on with other budgets than it began with, and ends by one of them
+    had = sum(len(run.rows()) for run in search.trials())
+    final = 2 * EPOCHS
+    output = run(tune(tmp_path, "--resume", "s", "--max-epochs-total", str(had + 3 + final)))
+    assert (
+        f"ended early: --max-epochs-total {had + 3 + final} is reached, {final} of it are kept for the final runs"
+        in output
+    )
+    assert sum(len(run.rows()) for run in search.trials()) == had + 3
+    assert search.final("paper", 0).state == "completed"
+    for trial in search.trials():
+        assert [row["epoch"] for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
+    assert search.about()["settings"]["max_epochs_total"] == had + 3 + final
+
+
+def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
+    command = tune(tmp_path, "quick", "--resume", "s", "--seed", "3", "--trials", "9")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "wmlsearch: --resume: SPACE, --seed can't be given with it, since a search goes on as it began; what may be "
+        "changed: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice, --max-checkpoint-gb, "
+        "--trial-timeout\n"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- the parts, by hand
+
+
+def written(search: SearchDir, number: int, config: TrialConfig, values: list[float], state: str) -> RunDir:
+    """A trial's folder as a search leaves it."""
+    about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config.model_dump()}
+    run = RunDir.create(search.trial(number).path, about)
+    for epoch, value in enumerate(values, start=1):
+        ended = state if epoch == len(values) and state in ("completed", "early_stopped") else None
+        run.append({"epoch": epoch, "time": number + epoch / 100, "ended": ended, "val_dice_best": value})
+    run.set_status(state)
+    return run
+
+
+STATES = ("completed", "stopped", "early_stopped", "diverged", "out_of_memory", "lost", "failed", "stopped")
+
+
+@pytest.mark.parametrize("sampler", ["forest", "tpe", "gp", "random", "qmc", "cmaes"])
+def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
+    search = SearchDir(tmp_path / "s")
+    search.path.mkdir()
+    space, settings = SearchSpace.read("quick"), RunSettings(sampler=sampler)  # type: ignore[arg-type]
+    tune = Study(search, space, settings)
+    for number in range(16):
+        config, state = tune.ask(number), STATES[number % len(STATES)]
+        values = [0.1 + number / 50, 0.2 + number / 40][: 1 if state == "stopped" else 2]
+        for epoch, value in enumerate(values, start=1):
+            tune.report(number, epoch, value)
+        if number == 15:
+            state = "running"
+        else:
+            tune.tell(number, state, max(values))
+        written(search, number, config, values, state)
+    before = told(search)
+    assert len(before) == 16
+    copy = SearchDir(tmp_path / "copy" / "s")
+    shutil.copytree(search.path, copy.path)
+    anew = Study(copy, space, settings)
+    assert told(copy) == before
+    assert [anew.ask(number) for number in (16, 17)] == [tune.ask(number) for number in (16, 17)]
+    anew.tell(15, "completed", 0.9)
+    assert told(copy)[15][1] is optuna.trial.TrialState.COMPLETE
+
+
+@pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "none"])
+def test_a_scheduler_that_hears_the_past_decides_as_before(kind: str, tmp_path: Path) -> None:
+    settings = RunSettings(scheduler=kind, epochs=9, grace_epochs=1, reduction_factor=2)  # type: ignore[arg-type]
+    search, space = SearchDir(tmp_path), SearchSpace.read("quick")
+    curves = {n: [((n * 7) % 12) / 20 + epoch / 100 for epoch in range(9)] for n in range(24)}
+
+    def live(scheduler: Scheduler, numbers: range) -> dict[int, int]:
+        lasted = {}
+        for number in numbers:
+            for epoch, value in enumerate(curves[number], start=1):
+                lasted[number] = epoch
+                if scheduler.hear(number, epoch, value, ended=epoch == 9):
+                    break
+        return lasted
+
+    whole = live(Scheduler(settings), range(24))
+    assert (len(set(whole.values())) > 1) == (kind != "none")
+    for number in range(12):
+        values = curves[number][: whole[number]]
+        state = "completed" if whole[number] == 9 else "running" if number == 11 else "stopped"
+        written(search, number, space.config({}), values, state)
+    scheduler = Scheduler(settings)
+    _recall(search, settings, scheduler)
+    assert live(scheduler, range(12, 24)) == {number: whole[number] for number in range(12, 24)}
+    # number 11 died between its last line and the word how it ended
+    assert search.trial(11).status()["state"] == ("completed" if whole[11] == 9 else "stopped")
+    assert not scheduler.hear(3, 1, 0.0), "what was heard before changes nothing"
+
+
+def about(**more: Any) -> Mapping[str, Any]:
+    return {"data": {"fingerprint": "f"}, "settings": RunSettings().model_dump(), **more}
+
+
+def test_warm_start_takes_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
+    space, settings = SearchSpace.read("quick"), RunSettings()
+    inside = space.config({"learning_rate": 0.002, "schedule": "cosine", "warmup_fraction": 0.1})
+    first = SearchDir.create(tmp_path / "first", about())
+    written(first, 0, inside, [0.3, 0.5], "completed")
+    written(first, 1, inside, [0.2], "stopped")
+    written(first, 2, inside, [0.2], "failed")
+    written(first, 3, TrialConfig(depth=5), [0.2], "completed")
+    other = SearchDir.create(tmp_path / "other", {**about(), "data": {"fingerprint": "g"}})
+    written(other, 0, inside, [0.9], "completed")
+    longer = SearchDir.create(tmp_path / "longer", about(settings=RunSettings(epochs=40).model_dump()))
+    written(longer, 0, inside, [0.9], "completed")
+    taken, left_out = known_earlier([first, other, longer], space, settings, "f")
+    assert [(trial["state"], trial["values"]) for trial in taken] == [
+        ("completed", {"1": 0.3, "2": 0.5}),
+        ("stopped", {"1": 0.2}),
+    ]
+    assert left_out == {"failed": 1, "outside the space": 1, "other data": 1, "40 epochs instead of 18": 1}
+
+    search = SearchDir.create(tmp_path / "new", about())
+    search.set_earlier(taken)
+    Study(search, space, settings).ask(0)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
+    trials = optuna.load_study(study_name="new", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "RUNNING"]
+    assert trials[0].value == 0.5
+    assert trials[0].params == space.values_of(inside)
+    assert "warmup_fraction" in trials[0].params
+    assert "warmup_fraction" not in trials[2].params, "the paper's schedule is plateau"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["null", "[]", "7", "{}", '{"op_code": 99, "worker_id": "w"}', '{"op_code": 0, "worker_id": {}}', "[" * 100_000],
+    ids=lambda line: line[:20],
+)
+def test_a_damaged_line_of_the_journal_stands_in_no_ones_way(line: str, tmp_path: Path) -> None:
+    search, space = SearchDir.create(tmp_path / "new", about()), SearchSpace.read("quick")
+    asked = Study(search, space, RunSettings()).ask(0)
+    lines = search.journal.read_text().splitlines()
+    search.journal.write_text("".join(f"{it}\n" for it in [lines[0], line, *lines[1:]]))
+    assert Study(search, space, RunSettings()).ask(0) == asked
+
+
+def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
+    from wmlsearch.workflows import tune
+
+    search = SearchDir.create(
+        tmp_path / "s", {**about(), "space": {"source": "x", "values": {}}, "data_path": str(prepared), "shape": {}}
+    )
+    with pytest.raises(InputError, match=rf"^{prepared}: is not the data of s \(fingerprint \w+ instead of f\); give"):
+        tune.resume(search, {}, None, default_uri(tmp_path), lambda run: run.name)
+
+
+def test_a_search_goes_on_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmlsearch.workflows import tune
+
+    monkeypatch.setattr("wmlsearch.cluster.connect.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(tune, "_tune", lambda job, _: job.where.storage)
+    monkeypatch.chdir(tmp_path)
+    search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
+    settings = RunSettings(trials=2, epochs=2, baseline=False, forecast=False)
+    tune.tune(search, SearchSpace.read("quick"), settings, prepared, uri, print, Placement(storage="kept"), print)
+    assert search.about()["storage"] == f"{tmp_path}/kept"
+    monkeypatch.chdir("/")
+    assert tune.resume(search, {}, None, uri, print) == f"{tmp_path}/kept"
+    moved = Placement(storage=f"{tmp_path}/moved")
+    assert tune.resume(search, {}, None, uri, print, moved) == f"{tmp_path}/moved"
+    assert tune.resume(search, {}, None, uri, print) == f"{tmp_path}/moved", "given once, it is the search's own"

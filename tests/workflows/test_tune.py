@@ -1,0 +1,311 @@
+"""A whole search on real Ray, Train, Optuna and MLflow: what it leaves must tell one story."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from processes import wait_for, watching_sockets
+
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.search.checkpoints import KEPT_BEST
+from wmlsearch.search.optuna_study import Study
+from wmlsearch.space import SearchSpace
+from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows import placement, train, tune
+
+SPACE = """
+depth: {choices: [2, 3]}
+base_channels: 4
+batch_size: {choices: [4, 8]}
+learning_rate: {low: 1e-4, high: 1e-2, log: true}
+schedule: {choices: [plateau, cosine]}
+warmup_fraction: {low: 0.0, high: 0.2, when: {schedule: cosine}}
+"""
+SMALL = TrialConfig(depth=2, base_channels=4)
+
+
+def _ignore(run: RunDir) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Done:
+    search: SearchDir
+    settings: RunSettings
+    outcome: placement.Outcome
+    sockets: set[tuple[str, str, int]]  # on which any of its processes listened
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
+    path = tmp_path_factory.mktemp("space") / "small.yaml"
+    path.write_text(SPACE)
+    return SearchSpace.read(path)
+
+
+@pytest.fixture(scope="module")
+def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One search of six trials with its baseline, for all tests that only look at it."""
+    out = tmp_path_factory.mktemp("runs")
+    settings = RunSettings(
+        epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=2, forecast=False
+    )
+    search = SearchDir(out / "s")
+    with watching_sockets(os.getpid()) as sockets:
+        outcome = tune.tune(search, space, settings, prepared, default_uri(out), _ignore)
+    return Done(search, settings, outcome, sockets)
+
+
+def test_a_search_listens_on_this_machine_only(done: Done) -> None:
+    names = {name for name, _, _ in done.sockets}
+    assert {"gcs_server", "raylet"} <= names, "Ray's own"
+    assert any("RayTrainWorker" in name for name in names), "the ranks of a final run, by gloo"
+    assert [found for found in done.sockets if not ipaddress.ip_address(found[1]).is_loopback] == []
+
+
+def test_the_embedded_ray_wants_its_token(done: Done) -> None:
+    import ray  # not before ours, which says first where it is to listen
+
+    (address,) = {f"127.0.0.1:{port}" for name, _, port in done.sockets if name == "gcs_server"} & {
+        ray.get_runtime_context().gcs_address
+    }
+    other = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    refused = subprocess.run(command, env=other, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "InvalidAuthToken" in refused.stderr
+
+
+def test_every_trial_is_in_its_folder(done: Done) -> None:
+    assert (done.outcome.early, done.outcome.mlflow_problem) == ("", "")
+    assert done.search.status()["state"] == "completed"
+    trials = done.search.trials()
+    assert [run.name for run in trials] == [f"{number:04d}" for number in range(6)]
+    for run in trials:
+        rows = run.rows()
+        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+        assert run.status()["state"] in ("completed", "stopped")
+        assert (len(rows) == 3) == (run.status()["state"] == "completed")
+        assert not run.last.exists(), "an ended trial needs no state"
+    kept = [run for run in trials if run.best.exists()]
+    best_first = sorted(trials, key=lambda run: -max(row["val_dice_best"] for row in run.rows()))
+    assert len(kept) == KEPT_BEST
+    assert {run.name for run in kept} == {run.name for run in best_first[:KEPT_BEST]}
+    for run in kept:
+        report = load_checkpoint(run.best)["report"]
+        assert report["val_dice_best"] == max(row["val_dice_best"] for row in run.rows())
+
+
+def test_the_first_trial_is_the_papers_point_and_lies_outside_this_space(done: Done, space: SearchSpace) -> None:
+    assert space.outside(TrialConfig()) == [
+        "depth=4 is not in [2, 3]",
+        "base_channels is fixed at 4, not 16",
+        "batch_size=5 is not in [4, 8]",
+    ]
+    assert done.search.trial(0).about()["config"] == TrialConfig().model_dump()
+
+
+def test_optuna_hears_the_truth(done: Done) -> None:
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(done.search.journal)))
+    told = {t.user_attrs["trial"]: t for t in optuna.load_study(study_name="s", storage=storage).trials}
+    assert sorted(told) == [1, 2, 3, 4, 5]  # the paper's point lies outside the space
+    for number, trial in told.items():
+        run = done.search.trial(number)
+        values = [row["val_dice_best"] for row in run.rows()]
+        assert list(trial.intermediate_values.values()) == pytest.approx(values)
+        assert list(trial.intermediate_values) == list(range(1, len(values) + 1))
+        state = optuna.trial.TrialState.COMPLETE if run.status()["state"] == "completed" else "PRUNED"
+        assert trial.state == (state if state != "PRUNED" else optuna.trial.TrialState.PRUNED)
+        if state != "PRUNED":
+            assert trial.value == pytest.approx(max(values))
+        assert ("warmup_fraction" in trial.params) == (trial.params["schedule"] == "cosine")
+
+
+def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
+    for final in (done.search.final("paper", seed) for seed in (0, 1)):
+        assert final.about()["config"] == TrialConfig().model_dump()
+        assert final.about()["kind"] == "baseline run"
+        assert final.status()["state"] == "completed"
+        assert [row["epoch"] for row in final.rows()] == [1, 2, 3]
+        assert not final.last.exists(), "an ended training needs no state"
+
+
+def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
+    client = MlflowClient(default_uri(done.search.path.parent))
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_name for run in parents] == ["s"]
+    assert len(runs) == 1 + 6 + 4 + 2  # the search, its trials, two seeds of two configurations, the models
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
+    certificate = done.search.about()["certificate"]
+    for run in done.search.trials() + done.search.finals():
+        held = by_key[run.about()["key"]]
+        for name in ("val_dice_best", "train_loss", "val_precision", "learning_rate"):
+            wanted = [(row["epoch"], row[name]) for row in run.rows() if row[name] is not None]
+            history = [(point.step, point.value) for point in client.get_metric_history(held.info.run_id, name)]
+            assert sorted(history) == wanted
+    for run in runs:
+        assert "split_certificate.json" in [it.path for it in client.list_artifacts(run.info.run_id)]
+    path = client.download_artifacts(by_key[done.search.trial(0).about()["key"]].info.run_id, "split_certificate.json")
+    assert json.loads(Path(path).read_text()) == certificate
+
+
+def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done) -> None:
+    client, search = MlflowClient(default_uri(done.search.path.parent)), done.search
+    found = search.test()
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
+    for role in ("baseline", "champion"):
+        model = search.model(role)
+        held = by_key[model.about()["key"]]
+        assert held.info.run_name == f"{role} ({found['names'][role]})"
+        assert {name: held.data.metrics[name] for name in model.test()["metrics"]} == model.test()["metrics"]
+        version = client.get_model_version_by_alias("wml-unet", role)
+        assert version.run_id == held.info.run_id
+        files = {Path(it.path).name for it in client.list_artifacts(held.info.run_id, "model")}
+        assert files == {"model.json", "member-0.safetensors", "member-1.safetensors"}
+    parent = by_key[search.about()["key"]].data.tags
+    assert parent["verdict"] == found["verdict"]["verdict"]
+    assert parent["mlflow.note.content"] == found["verdict"]["sentence"]
+
+
+def test_leaderboard_and_pictures(done: Done) -> None:
+    board = leaderboard(done.search)
+    values = [entry.value for entry in board.trials]
+    assert values == sorted(values, reverse=True)  # type: ignore[type-var]  # none is None
+    assert board.best is not None
+    assert board.best.value == max(row["val_dice_best"] for run in done.search.trials() for row in run.rows())
+    champion = done.search.test()["names"]["champion"]
+    assert {entry.name for entry in board.finals} == {
+        f"{name}-seed{seed}" for name in ("paper", champion) for seed in (0, 1)
+    }
+    assert all(("warmup_fraction" in e.config) == (e.config["schedule"] == "cosine") for e in board.trials)
+    assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]
+    assert "s: completed" not in (page := done.outcome.pictures[0].read_text()), "no terminal's words"
+    assert ": completed</p>" in page, "the page says how the search ended, though its folder said so only later"
+
+
+def test_a_finished_search_is_not_overwritten(done: Done, space: SearchSpace, prepared: Path) -> None:
+    before = sorted(done.search.path.rglob("*"))
+    with pytest.raises(
+        InputError, match=r"there is a run of this name already \(state: completed\), and nothing is over"
+    ):
+        tune.tune(done.search, space, done.settings, prepared, "sqlite:///unused.db", _ignore)
+    assert sorted(done.search.path.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_train_by_any_number_of_workers(workers: int, one_ray: None, prepared: Path, tmp_path: Path) -> None:
+    if workers > len(os.sched_getaffinity(0)):
+        pytest.skip(f"needs {workers} CPU cores")
+    config = SMALL.model_copy(update={"norm": "instance", "dropout": 0.0})
+    settings = RunSettings(epochs=2, precision="float32")
+    run, alone = RunDir(tmp_path / "r"), RunDir(tmp_path / "alone")
+    seen: list[int] = []
+    uri = default_uri(tmp_path)
+    outcome = train.train(run, config, settings, prepared, uri, lambda part: seen.append(len(part.rows())), workers)
+    assert outcome.run.status()["state"] == "completed"
+    assert seen[-1] == 2
+    assert 1 in seen
+    train.train(alone, config, settings, prepared, uri, _ignore, 0)
+    for name in ("train_loss", "val_loss"):  # two ranks add the same numbers in another order
+        assert [row[name] for row in run.rows()] == pytest.approx([row[name] for row in alone.rows()], rel=2e-3)
+
+
+def test_a_trial_that_diverges_or_fails_is_no_finished_trial(tmp_path: Path, space: SearchSpace) -> None:
+    search = SearchDir(tmp_path)
+    told = Study(search, SearchSpace.read("quick"), RunSettings())
+    states = ("completed", "stopped", "diverged", "failed", "interrupted", "out_of_memory", "lost")
+    for number, state in enumerate(states):
+        told.ask(number)
+        told.report(number, 1, 0.5)
+        told.tell(number, state, 0.5)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
+    trials = optuna.load_study(study_name=search.name, storage=storage).trials
+    assert [trial.state.name for trial in trials] == [
+        *("COMPLETE", "PRUNED", "PRUNED", "FAIL", "PRUNED", "PRUNED", "FAIL")
+    ]
+    violated = [any("constraint" in name for name in trial.system_attrs) for trial in trials]
+    assert violated == [False, False, True, False, False, True, False]
+
+
+def test_proposals_depend_on_seed_and_number_alone(tmp_path: Path) -> None:
+    def proposals(name: str, seed: int) -> list[TrialConfig]:
+        told = Study(SearchDir(tmp_path / name), SearchSpace.read("unet"), RunSettings(seed=seed))
+        (tmp_path / name).mkdir(exist_ok=True)
+        configs = []
+        for number in range(14):
+            configs.append(told.ask(number))
+            told.report(number, 1, number / 20)
+            told.tell(number, "completed", number / 20)
+        return configs
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    first = proposals("a", 1)
+    assert first[0] == TrialConfig()
+    assert proposals("b", 1) == first
+    assert proposals("c", 2)[1:] != first[1:]
+
+
+@pytest.fixture
+def start(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`wmlsearch tune` as a process of its own, in a session of its own as a terminal gives it."""
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "wmlsearch", "tune", str(space), "--data", str(prepared), "--name", "s"]
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "runs"), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    process = start("--trials", "200", "--epochs", "3", "--no-forecast")
+    search = SearchDir(tmp_path / "runs" / "s")
+    wait_for(lambda: any(run.state == "completed" for run in search.trials()))
+    os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "ended early: stopped by Ctrl-C" in output
+    assert f"everything is in {search.path}" in output
+    assert "Traceback" not in output
+    states = {run.status()["state"] for run in search.trials()}
+    assert "completed" in states
+    assert "running" not in states
+    assert search.status()["state"] == "interrupted"
+    client = MlflowClient(default_uri(tmp_path / "runs"))
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    assert len(runs) == 1 + len(search.trials())
+    assert "RUNNING" not in {run.info.status for run in runs}

@@ -1,0 +1,195 @@
+"""Plain files that survive a crash: whole or not there, line by line, a torn last line cut before the next."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wmlsearch.config import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE_S = 600.0  # so long a storage that is away is waited for
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class StorageError(OSError):
+    """A place that has no room, or that could not be reached for longer than one waits; it says which and why."""
+
+
+def retry_while_unavailable(action: Callable[[], T], place: Path | str, patience_s: float = PATIENCE_S) -> T:
+    """What `action` returns, tried again and again while the storage at `place` is away, as networks sometimes are.
+
+    Raises StorageError at once where it is full, and after `patience_s` seconds otherwise.
+    """
+    end, wait = time.monotonic() + patience_s, 0.2
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno in FULL or time.monotonic() + wait > end:
+                away = "" if error.errno in FULL else f", for {patience_s:.0f} s"
+                why = f"{error.strerror or ' '.join(str(error).split())[:200]}{away}"
+                raise StorageError(error.errno or errno.EIO, why, str(error.filename or place)) from None
+        time.sleep(wait)
+        wait = min(2 * wait, 5.0)
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """Where something of `size` bytes is written to `path`: an error says so, and what is missing on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in FULL:
+            with suppress(OSError):
+                why += f" ({size:,} bytes are needed, {shutil.disk_usage(path.parent).free:,} are free)"
+        raise OSError(error.errno, why, str(path)) from None
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Written aside, then renamed: whoever looks finds the old file or the new one, whole. Raises OSError."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path, len(data)):
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files need not be text
+
+
+def write_private(path: Path, text: str) -> None:
+    """As `write_text`, but readable and writable by this user alone, from its first byte on."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({error}); restore it from a copy") from None
+    except RecursionError:
+        raise InputError(f"{path}: can't be read (nested too deeply); restore it from a copy") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
+    return value
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line, as `append` does."""
+    append(path, as_line(row).encode())
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Append lines, all or none: a torn last line is cut first, a failed write is taken back. Raises OSError."""
+    with writing(path, len(lines)), open(path, "ab+", buffering=0) as file:
+        _cut_torn_line(file.fileno(), path)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            left = memoryview(lines)
+            while left:  # a disk that is nearly full takes a part, and says at the next one why no more
+                left = left[file.write(left) :]
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a torn last one is left out. Raises InputError for a damaged one."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); restore it from a copy") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line.decode()))
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"it holds a {type(rows[-1]).__name__} instead of a JSON object")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: line {number} is damaged ({error}); restore the file from a copy") from None
+    return rows
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take away what stands behind the last whole line of a file, and say so."""
+    with open(path, "rb+", buffering=0) as file:
+        _cut_torn_line(file.fileno(), path)
+
+
+def _cut_torn_line(descriptor: int, path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    keep = size
+    while keep and os.pread(descriptor, 1, keep - 1) != b"\n":
+        keep -= 1
+    if keep < size:
+        os.ftruncate(descriptor, keep)
+        _log.warning("%s: its torn last line (%d bytes) is cut: its writer died in the middle of it", path, size - keep)
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def check_output_folder(out: Path) -> None:
+    """Refuse a folder to be made that is there and not empty, or is a link. Raises InputError."""
+    try:
+        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be used as OUT ({error.strerror}); name another") from None
+    if taken:
+        raise InputError(f"{out}: exists already and is not an empty folder; name another OUT or remove it")
+
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """The path of a folder to be made beside `out`, which takes that name at the end of the block.
+
+    Nothing is left of it when something goes wrong. Raises InputError where it can't be written, and OSError on a full
+    disk.
+    """
+    target = out.absolute()
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    made = [folder for folder in target.parents if not folder.exists()]  # innermost first
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.replace(target)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(error.errno, f"{error.strerror}; nothing was left there", str(out)) from None
+        if isinstance(error, OSError):
+            raise InputError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from None
+        raise

@@ -1,0 +1,65 @@
+"""What a search makes better: a trial's values of one metric or of several, and the front of trials that none beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wmlsearch.config import OBJECTIVES, RunSettings
+
+MANY = 3  # with more objectives hardly a trial is beaten in all of them
+
+
+def best_epoch(rows: Sequence[Mapping[str, Any]], objective: str) -> Mapping[str, Any]:
+    """The epoch with the highest objective, the first of equal ones: its weights are kept. Empty before the first."""
+    return max(rows, key=lambda row: float("-inf") if row.get(objective) is None else row[objective], default={})
+
+
+def values_of(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[float] | None:
+    """A trial's value of each objective, all of the epoch that is best by the first, so that they belong to one set
+    of weights. None where one of them is no number."""
+    row = best_epoch(rows, objectives[0])
+    values = [row.get(name) for name in objectives]
+    return None if None in values else [float(value) for value in values if value is not None]
+
+
+def front(values: Sequence[Sequence[float] | None], objectives: Sequence[str]) -> list[bool]:
+    """For each trial, whether it is on the Pareto front: no other is as good in every objective and better in one.
+
+    Equal ones are on it together. A trial without values is not.
+    """
+    signs = np.array([-1.0 if OBJECTIVES.get(name) == "minimize" else 1.0 for name in objectives])
+    there = [i for i, its in enumerate(values) if its is not None]
+    scores = np.array([values[i] for i in there], dtype=float).reshape(len(there), len(objectives)) * signs
+    on_front = [False] * len(values)
+    for i, own in zip(there, scores, strict=True):
+        beaten = (scores >= own).all(axis=1) & (scores > own).any(axis=1)
+        on_front[i] = not beaten.any()
+    return on_front
+
+
+def objective_warnings(settings: RunSettings, warm_start: bool) -> list[str]:
+    """What can be done with several objectives, but is better known before."""
+    names, notes = settings.objectives, []
+    if measured := [name for name in names if name in ("images_per_s", "epoch_s")]:
+        which = " and ".join(measured)
+        notes.append(
+            f"{which}: measured beside all else that runs on the machine, so small differences say nothing"
+            + ("; earlier trials had what their own search gave them" if warm_start else "")
+        )
+    if {"val_dice", "val_iou"} <= set(names):
+        notes.append("val_dice and val_iou: each follows from the other, so they rank alike; one of them is enough")
+    if {"images_per_s", "epoch_s"} <= set(names):
+        notes.append("images_per_s and epoch_s: both say how fast a network trains; one of them is enough")
+    if len(names) > MANY:
+        notes.append(f"{len(names)} objectives: most trials are then beaten by none, so the front tells little")
+    if names and settings.target_dice is not None:
+        notes.append(
+            "--target-dice: ends the search by val_dice_best alone, whatever the other objectives have reached"
+        )
+    return notes
+
+
+MEASURE = "val_dice_best"  # what candidates are compared in, whatever the search has maximised

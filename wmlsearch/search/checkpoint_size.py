@@ -1,0 +1,86 @@
+"""How many bytes the checkpoints of a configuration take, and what a limit on them leaves for the best trials."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import torch
+
+from wmlsearch.cluster.resources import Slots
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.model.memory import OPTIMIZER_STATE
+from wmlsearch.model.unet import UNet
+from wmlsearch.search.pbt import most_snapshots
+from wmlsearch.space import Choices, SearchSpace
+
+RECORD_BYTES = 305  # what a checkpoint holds for each tensor beside its numbers: names, checksum, alignment
+
+
+def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
+    """Of a training's `last.pt` and `best.pt`."""
+    weights, records = _weights(config.depth, config.base_channels, config.norm)
+    parameters, tensors = _trained(config.depth, config.base_channels, config.norm)
+    copies, counts = OPTIMIZER_STATE[config.optimizer]
+    best = weights + RECORD_BYTES * records
+    state = copies * (4 * parameters + RECORD_BYTES * tensors) + counts * tensors * (4 + RECORD_BYTES)
+    return best + state, best
+
+
+def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
+    """Of the biggest network of a space, or the paper's: `last.pt` and `best.pt`."""
+    options: dict[str, list[Any]] = {}
+    for name in ("depth", "base_channels", "norm", "optimizer"):
+        if name in space.dimensions:
+            domain = space.dimensions[name].domain
+            options[name] = list(domain.values) if isinstance(domain, Choices) else [int(domain.high)]
+        else:
+            options[name] = [space.defaults[name]]
+    corners = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+    sizes = [checkpoint_bytes(TrialConfig(**corner)) for corner in corners] + [checkpoint_bytes(TrialConfig())]
+    return max(last for last, _ in sizes), max(best for _, best in sizes)
+
+
+def bytes_for_best_weights(space: SearchSpace, settings: RunSettings, slots: Slots) -> float:
+    """Bytes that the weights of ended trials may take, beside what running trials need. Raises InputError.
+
+    A checkpoint is written beside the one that it replaces, so a running trial needs room for three.
+    """
+    if settings.max_checkpoint_gb is None:
+        return math.inf
+    last, best = most_checkpoint_bytes(space)
+    running = slots.count * (last + best + last)
+    snapshots = most_snapshots(settings, slots.count)
+    kept = snapshots * (last + best)
+    room = settings.max_checkpoint_gb * 1e9 - running - kept
+    if room < best:
+        of_pbt = f", {snapshots} snapshots that children may begin with {kept / 1e9:.3g} GB" if snapshots else ""
+        raise InputError(
+            f"--max-checkpoint-gb {settings.max_checkpoint_gb:g}: {slots.count} running trials may need "
+            f"{running / 1e9:.3g} GB{of_pbt} and the best weights {best / 1e9:.3g} GB; "
+            f"give at least {math.ceil((running + kept + best) / 1e6) / 1000:g}, or search smaller networks"
+            + (", or compare less often by --grace-epochs" if snapshots else "")
+        )
+    return room
+
+
+@functools.cache
+def _unet(depth: int, base_channels: int, norm: Any) -> UNet:
+    with torch.device("meta"):  # shapes without memory
+        return UNet(depth, base_channels, 0.0, norm)
+
+
+@functools.cache
+def _weights(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
+    """Bytes and number of the tensors of a network, statistics of its normalisation included."""
+    tensors = _unet(depth, base_channels, norm).state_dict().values()
+    return sum(tensor.nbytes for tensor in tensors), len(tensors)
+
+
+@functools.cache
+def _trained(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
+    """Number of a network's parameters that an optimiser moves, and of their tensors."""
+    tensors = [tensor for tensor in _unet(depth, base_channels, norm).parameters() if tensor.requires_grad]
+    return sum(tensor.numel() for tensor in tensors), len(tensors)

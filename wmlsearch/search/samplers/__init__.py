@@ -1,0 +1,1 @@
+"""Samplers of our own, beside those of Optuna."""

@@ -1,0 +1,1 @@
+"""Whole jobs: one file per job, each built from the rooms below."""
