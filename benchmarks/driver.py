@@ -33,7 +33,7 @@ from wmlsearch.search import tune_loop
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows.forecast import CheckpointBytes
-from wmlsearch.workflows.placement import HERE
+from wmlsearch.workflows.placement import LOCAL
 
 TRIALS, EPOCHS, AT_ONCE = 300, 10, 16
 WARM = 1 / 5  # of the trials: after those all actors run
@@ -109,7 +109,7 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
     with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         made = new_search(Path(folder) / "search", settings)
         watch, ended = Watch(), set[str]()
-        mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointBytes(made, HERE)
+        mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointBytes(made, LOCAL)
 
         def changed(run: RunDir) -> None:
             checkpoints.look(run)
@@ -119,7 +119,7 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
                 watch.one_more()
 
         with patch.object(tune_loop, "TrialWorker", Ready):
-            tune_loop.run_trials(made, space(), settings, job(settings)["data"], slots, HERE.place, changed)
+            tune_loop.run_trials(made, space(), settings, job(settings)["data"], slots, LOCAL.place, changed)
         over = time.monotonic()
         if problem := mirror.close(600):
             raise SystemExit(f"the mirror: {problem}")

@@ -20,7 +20,7 @@ from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.recorder import _Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.placement import HERE
+from wmlsearch.workflows.placement import LOCAL
 
 # What an epoch reports. The last ones are none of ours: they make 25, as the benchmark of the tracking says.
 METRICS = (
@@ -82,8 +82,8 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
     """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
-    keeper = CheckpointRetention(HERE.place, _no_size, math.inf, settings.ranked_by)
-    recorder = _Recorder(search, settings, study, budget, HERE.place, keeper, _nobody, scheduler)
+    keeper = CheckpointRetention(LOCAL.place, _no_size, math.inf, settings.ranked_by)
+    recorder = _Recorder(search, settings, study, budget, LOCAL.place, keeper, _nobody, scheduler)
     times, running, following = Times(), deque[tuple[Any, int]](), 0
     while running or following < settings.trials:
         if len(running) < at_once and following < settings.trials:

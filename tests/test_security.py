@@ -363,4 +363,4 @@ def test_the_security_rules_are_on_and_few_lines_are_excused() -> None:
         if rule not in ("S603", "S607")  # a program of our own is run, without a shell
     ]
     why = "our own address; a subclass of the SafeLoader; where NVIDIA's daemon listens, which is only looked at"
-    assert excused == [("mlflow.py", "S310"), ("config.py", "S506"), ("timing.py", "S108")], why
+    assert excused == [("mlflow.py", "S310"), ("config.py", "S506"), ("throughput.py", "S108")], why

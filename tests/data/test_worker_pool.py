@@ -14,7 +14,7 @@ VOLUMES = """
 import sys
 from pathlib import Path
 import numpy as np
-from wmlsearch.data.pool import LARGE, free_at_once
+from wmlsearch.data.worker_pool import LARGE, free_at_once
 
 def held():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

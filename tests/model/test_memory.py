@@ -37,7 +37,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import memory_admission, tune_loop
 from wmlsearch.search.final_training import set_ended, write_result
 from wmlsearch.search.memory_admission import MemoryFit, limit_bytes, limit_to_share, predict_peak_memory
-from wmlsearch.search.trial_worker import Slot, Training
+from wmlsearch.search.trial_worker import Training, TrialWorker
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import placement
@@ -340,14 +340,14 @@ def tune(prepared: Path, out: Path, values: dict[str, Any], say: list[str], **se
 def test_what_finds_no_room_is_never_run(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine of 6 GB: networks of 8 GB of weights end before their first epoch, and the study hears why."""
 
-    class OfSmallMachine(Slot):
+    class OfSmallMachine(TrialWorker):
         def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
             from wmlsearch.search import memory_admission
 
             memory_admission.machine_bytes = lambda: 6 * 10**9
             super().setup(config, job)
 
-    monkeypatch.setattr(tune_loop, "Slot", OfSmallMachine)
+    monkeypatch.setattr(tune_loop, "TrialWorker", OfSmallMachine)
     choices = {"choices": [4, 512]}
     outcome = tune(prepared, tmp_path, {"batch_size": 4, "depth": 4, "base_channels": choices}, [])
     search = SearchDir(outcome.run.path)

@@ -68,7 +68,7 @@ def test_a_damaged_line_in_the_middle_is_refused(lines: Path) -> None:
 FILL = """
 import resource, signal, sys
 from pathlib import Path
-from wmlsearch.files import append_line, read_lines
+from wmlsearch.runs.files import append_line, read_lines
 path = Path(sys.argv[1])
 append_line(path, {"epoch": 1})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -181,7 +181,7 @@ OWN = """
 import sys
 from pathlib import Path
 from wmlsearch.config import InputError
-from wmlsearch.runs import SearchDir
+from wmlsearch.runs.folders import SearchDir
 try:
     with SearchDir(Path(sys.argv[1])).locked():
         print("mine", flush=True)

@@ -200,7 +200,7 @@ def test_other_errors_and_other_places_do_not_add_up(tmp_path: Path) -> None:
 OUT_OF_MEMORY = """
 import json, resource, sys
 from wmlsearch.search import room
-from wmlsearch.search.slot import Training
+from wmlsearch.search.trial_worker import Training
 from wmlsearch.config import RunSettings, TrialConfig
 data = {"path": sys.argv[1], "fingerprint": sys.argv[2], "files": {}}
 job = {"data": data, "settings": RunSettings().model_dump(), "threads": 1}

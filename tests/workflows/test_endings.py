@@ -24,6 +24,7 @@ from wmlsearch.search.interrupts import graceful_stop
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import placement
+from wmlsearch.workflows import train as train_workflow
 from wmlsearch.workflows import tune as tune_workflow
 
 SPACE = {
@@ -153,7 +154,9 @@ def test_a_training_that_has_ended_stays_ended(
 
     def train() -> placement.Outcome:
         config = TrialConfig(depth=2, base_channels=4, batch_size=4)
-        return train.train(run, config, RunSettings(epochs=2), prepared, default_uri(tmp_path), lambda part: part.name)
+        return train_workflow.train(
+            run, config, RunSettings(epochs=2), prepared, default_uri(tmp_path), lambda part: part.name
+        )
 
     if raised:
         with pytest.raises(error):

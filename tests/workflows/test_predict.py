@@ -242,14 +242,14 @@ def test_all_faults_at_once_and_nothing_written(say: Say, flairs: Path, tmp_path
 
 
 def test_results_so_far_are_kept(say: Say, flairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wmlsearch.workflows import predict
+    from wmlsearch.workflows import predict as predict_workflow
 
     def fails_later(models: Any, source: Source, *more: Any) -> Any:
         if source.image[0].name == "02.nii.gz":
             raise KeyboardInterrupt
         return predict(models, source, *more)
 
-    monkeypatch.setattr(predict, "predict", fails_later)
+    monkeypatch.setattr(predict_workflow, "predict", fails_later)
     assert say("predict", "s", "in", "--out", "found").exit_code == 130
     assert [row["input"] for row in table(Path("found"))] == ["in/01.nii.gz"]
     assert sorted(path.name for path in Path("found").iterdir()) == [
