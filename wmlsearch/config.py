@@ -58,31 +58,61 @@ def _of_floats(model: type[BaseModel]) -> frozenset[str]:
 
 
 class TrialConfig(_Strict):
-    """The hyperparameters of one training: all that differs between the trials of a search.
+    """The hyperparameters of one training: everything that differs between the trials of a search.
 
-    Every default is the value of the paper (II.B and III), or stands for what it leaves open.
+    Every default is the value of the published baseline (sections II.B and III of the paper) or, where a description
+    says so, this project's choice for what the paper leaves open.
     """
 
-    depth: int = Field(4, ge=1, le=8)  # levels down, each halves the image
-    base_channels: int = Field(16, ge=1, le=512)  # filters of the first level; each level doubles them
-    norm: Literal["batch", "instance"] = "batch"
+    depth: int = Field(4, ge=1, le=8, description="Levels of the U-Net below the first. Each halves the image.")
+    base_channels: int = Field(16, ge=1, le=512, description="Filters of the first level. Each level doubles them.")
+    norm: Literal["batch", "instance"] = Field("batch", description="Normalisation after each convolution.")
     dropout: float = Field(
-        0.1, ge=0, lt=1
-    )  # element-wise, after each block's first convolution (place not in the paper)
-    loss: Literal["bce", "dice", "bce_dice"] = "bce"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd: Nesterov momentum 0.9
-    learning_rate: float = Field(1e-3, gt=0, le=10)
-    weight_decay: float = Field(0.0, ge=0, le=10)
-    batch_size: int = Field(5, ge=1, le=4096)  # slices a step, over all workers of the trial
-    schedule: Literal["plateau", "cosine", "step", "onecycle", "constant"] = "plateau"
-    min_learning_rate: float = Field(1e-5, ge=0, le=10)  # floor of plateau, end of cosine
-    plateau_patience: int = Field(5, ge=1, le=100_000)  # epochs without a better validation loss before the rate falls
-    plateau_factor: float = Field(0.1, gt=0, lt=1)  # what it falls by (not in the paper)
-    warmup_fraction: float = Field(0.0, ge=0, lt=1)  # cosine: share of all steps in which the rate rises
-    step_fraction: float = Field(0.5, gt=0, lt=1)  # step: share of all steps before the rate falls
-    step_factor: float = Field(0.1, gt=0, lt=1)  # step: what it falls by
-    early_stop_patience: int = Field(10, ge=1, le=100_000)  # epochs without a better validation loss before the end
-    augment: Literal["none", "flip", "affine"] = "none"
+        0.1,
+        ge=0,
+        lt=1,
+        description="Probability of element-wise dropout after the first convolution of each block. The paper gives "
+        "the value but not the place.",
+    )
+    loss: Literal["bce", "dice", "bce_dice"] = Field(
+        "bce", description="Pixel-wise binary cross-entropy, soft Dice loss, or the sum of the two."
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="Optimiser. `sgd` has Nesterov momentum 0.9."
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, le=10, description="Highest learning rate, which `plateau` and `step` start from."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of the optimiser. Not in the paper.")
+    batch_size: int = Field(
+        5, ge=1, le=4096, description="Slices per step, over all workers of the trial (global batch size)."
+    )
+    schedule: Literal["plateau", "cosine", "step", "onecycle", "constant"] = Field(
+        "plateau", description="How the learning rate changes during the training."
+    )
+    min_learning_rate: float = Field(
+        1e-5, ge=0, le=10, description="Lowest learning rate of `plateau` and last one of `cosine`."
+    )
+    plateau_patience: int = Field(
+        5,
+        ge=1,
+        le=100_000,
+        description="`plateau`: epochs without a better validation loss before the learning rate is reduced.",
+    )
+    plateau_factor: float = Field(0.1, gt=0, lt=1, description="`plateau`: factor of each reduction. Not in the paper.")
+    warmup_fraction: float = Field(
+        0.0, ge=0, lt=1, description="`cosine`: fraction of all steps during which the learning rate rises."
+    )
+    step_fraction: float = Field(
+        0.5, gt=0, lt=1, description="`step`: fraction of all steps before the learning rate is reduced."
+    )
+    step_factor: float = Field(0.1, gt=0, lt=1, description="`step`: factor of the reduction.")
+    early_stop_patience: int = Field(
+        10, ge=1, le=100_000, description="Epochs without a better validation loss before the training ends."
+    )
+    augment: Literal["none", "flip", "affine"] = Field(
+        "none", description="Augmentation of the training slices. `affine` includes `flip`."
+    )
 
     @model_validator(mode="after")
     def _floor_below_rate(self) -> TrialConfig:
@@ -103,36 +133,72 @@ class TrialConfig(_Strict):
 
 
 class RunSettings(_Strict):
-    """Where and how much: what is the same for all trials of a run."""
+    """The settings of a run: everything that is the same for all of its trials."""
 
-    epochs: int = Field(18, ge=1, le=100_000)  # at most this many; the paper stopped at its 18th
-    seed: int = Field(0, ge=0, le=2**32 - 1)
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the hardware has it
-    objective: str = "val_dice_best"  # the metric of an epoch that scheduler, sampler and leaderboard rank by
-    # Several metrics to make better at once; `objective` is then the first. Empty: that one alone.
-    objectives: list[str] = Field(default_factory=list)
-    trials: int = Field(20, ge=1, le=1_000_000)
-    # Budgets; the first that is reached ends the trials. They hold what the final runs will take back. None: no budget.
-    max_hours: Annotated[float, Field(gt=0, le=1_000_000)] | None = None  # in which the search ran
-    max_gpu_hours: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None  # of all GPUs that trainings hold
-    max_epochs_total: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None  # of all trainings together
-    target_dice: Annotated[float, Field(gt=0, le=1)] | None = None  # val_dice_best of any trial
-    # GB (1e9 bytes) that checkpoints of trials may take at a time. None: what running trials and the best few need.
-    max_checkpoint_gb: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None
-    # What proposes configurations: search/forest.py, or one of Optuna's samplers.
-    sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = "forest"
-    # What stops poor trials early: one of Ray's, or pbt, which puts children of good trials in their place.
-    scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = "asha"
-    # ASHA's first rung: no trial is stopped before; pbt compares at each multiple
-    grace_epochs: int = Field(2, ge=1, le=100_000)
-    reduction_factor: int = Field(3, ge=2, le=1_000_000)  # ASHA: of each rung the best 1/reduction_factor go on
-    workers_per_trial: int = Field(1, ge=1, le=4096)
-    # Seconds without a report, then its process is ended.
-    trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = None
-    baseline: bool = True  # train the paper's configuration at the end, and confirm the best ones beside it
-    confirm_top: int = Field(3, ge=0, le=100)  # so many of the best configurations, other than the paper's
-    confirm_seeds: int = Field(3, ge=1, le=100)  # each with so many seeds: `seed`, `seed` + 1, ...
-    forecast: bool = True  # of what the search will cost, before its first trial
+    epochs: int = Field(18, ge=1, le=100_000, description="Most epochs of a training. The paper's ended after 18.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number.")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Precision of the training. `auto` is bfloat16 where the hardware supports it."
+    )
+    objective: str = Field(
+        "val_dice_best", description="Metric of an epoch by which scheduler, sampler and leaderboard rank trials."
+    )
+    objectives: list[str] = Field(
+        default_factory=list,
+        description="Several metrics to optimise at once. `objective` is the first of them. Empty: `objective` alone.",
+    )
+    trials: int = Field(20, ge=1, le=1_000_000, description="Number of configurations to try.")
+    # The first budget that is reached ends the trials. Budgets reserve what the final runs will take.
+    max_hours: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
+        None, description="Budget: hours during which the search runs, over all of its sessions."
+    )
+    max_gpu_hours: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
+        None, description="Budget: hours of all GPUs that trainings hold."
+    )
+    max_epochs_total: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = Field(
+        None, description="Budget: epochs of all trials and final runs."
+    )
+    target_dice: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="The trials end when one of them reaches this `val_dice_best`."
+    )
+    max_checkpoint_gb: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
+        None,
+        description="Most gigabytes (1e9 bytes) that checkpoints of trials take at a time. None: what the running "
+        "trials and the five best need.",
+    )
+    sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = Field(
+        "forest", description="What proposes configurations: `forest` is this project's, the others are Optuna's."
+    )
+    scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = Field(
+        "asha",
+        description="What stops poor trials early: one of Ray Tune's schedulers, or this project's `pbt`, which starts "
+        "children of good trials in their place.",
+    )
+    grace_epochs: int = Field(
+        2,
+        ge=1,
+        le=100_000,
+        description="No trial is stopped before this epoch: the first rung of ASHA. `pbt` compares trials at each "
+        "multiple of it.",
+    )
+    reduction_factor: int = Field(
+        3, ge=2, le=1_000_000, description="ASHA: the best 1/`reduction_factor` of each rung go on to the next."
+    )
+    workers_per_trial: int = Field(1, ge=1, le=4096, description="Workers (processes) that train one trial together.")
+    trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
+        None, description="Seconds without a report after which the process of a trial is ended. None: no limit."
+    )
+    baseline: bool = Field(
+        True,
+        description="Train the baseline and the best configurations anew at the end, test them and give a verdict.",
+    )
+    confirm_top: int = Field(
+        3, ge=0, le=100, description="Number of the best configurations, beside the baseline, that get final runs."
+    )
+    confirm_seeds: int = Field(
+        3, ge=1, le=100, description="Seeds of each configuration's final runs: `seed`, `seed` + 1, ..."
+    )
+    forecast: bool = Field(True, description="Forecast what the search will cost, before its first trial.")
 
     @property
     def final_runs(self) -> int:
