@@ -17,7 +17,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.search.optuna_study import Study, suggest_value
+from wmlsearch.search.distributions import suggest_value
+from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 

@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import GOOD, RunDir
 from wmlsearch.runs.leaderboard import Leaderboard
-from wmlsearch.space import Choices, Dimension, SearchSpace
+from wmlsearch.search.distributions import distribution
+from wmlsearch.space import SearchSpace
 
 FEWEST = 4  # trials; of fewer, even the evaluator's best tenth is a single one beside hardly any other
 
@@ -34,7 +34,7 @@ def importances(board: Leaderboard, space: SearchSpace) -> tuple[dict[str, float
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for entry in sorted(inside, key=lambda it: it.name):
-        distributions = {name: _distribution(space.dimensions[name]) for name in entry.config}
+        distributions = {name: distribution(space.dimensions[name].domain) for name in entry.config}
         study.add_trial(
             optuna.trial.create_trial(params=dict(entry.config), distributions=distributions, value=entry.value)
         )
@@ -43,12 +43,3 @@ def importances(board: Leaderboard, space: SearchSpace) -> tuple[dict[str, float
     outside = len(known) - len(inside)
     note = f"of {len(inside)} trials" + (f" ({outside} outside the space left out)" if outside else "")
     return {name: float(share) for name, share in shares.items()}, note
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    domain = dimension.domain
-    if isinstance(domain, Choices):
-        return CategoricalDistribution(domain.values)
-    if domain.whole:
-        return IntDistribution(int(domain.low), int(domain.high), log=domain.log)
-    return FloatDistribution(domain.low, domain.high, log=domain.log)

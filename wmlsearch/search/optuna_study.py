@@ -20,8 +20,9 @@ from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.files import append, cut_torn_line
 from wmlsearch.runs.folders import GOOD, UNFINISHED, SearchDir
 from wmlsearch.runs.objectives import values_of
+from wmlsearch.search.distributions import distribution, suggest_value
 from wmlsearch.search.samplers.forest import propose
-from wmlsearch.space import Choices, Range, SearchSpace
+from wmlsearch.space import SearchSpace
 
 # What Optuna is told for each way to end. A trial stopped by the scheduler is no finished trial: its score is that of
 # an early epoch. One that diverged or found no room in memory is pruned with a violated constraint, for TPE would rank
@@ -141,7 +142,7 @@ class Study:
         self._study.add_trial(trial)
 
     def _distributions(self, names: Iterable[str]) -> dict[str, optuna.distributions.BaseDistribution]:
-        return {name: _distribution(self.space.dimensions[name].domain) for name in names}
+        return {name: distribution(self.space.dimensions[name].domain) for name in names}
 
     def ask(self, number: int) -> TrialConfig:
         """The configuration of trial `number`. The first is the paper's point, told to the study if in the space."""
@@ -277,24 +278,6 @@ def sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSample
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
         )
-
-
-def suggest_value(trial: Trial, name: str, domain: Choices | Range) -> Any:
-    """Let Optuna draw a value of one dimension."""
-    if isinstance(domain, Choices):
-        return trial.suggest_categorical(name, domain.values)
-    if domain.whole:
-        return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
-    return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
-
-
-def _distribution(domain: Choices | Range) -> optuna.distributions.BaseDistribution:
-    """What `suggest_value` leaves in the study."""
-    if isinstance(domain, Choices):
-        return optuna.distributions.CategoricalDistribution(domain.values)
-    if domain.whole:
-        return optuna.distributions.IntDistribution(int(domain.low), int(domain.high), log=domain.log)
-    return optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
 def known_earlier(
