@@ -11,7 +11,7 @@ from ray import tune
 
 
 class Ready(tune.Trainable):
-    """Stands in for `search.slot.Slot`, of which Tune's other side sees nothing but these results.
+    """Stands in for `search.trial_worker.TrialWorker`, of which Tune's other side sees nothing but these results.
 
     The metrics are those of `row` in the job's `data`, but for the objective: the later a trial begins, the better it
     is, so no scheduler stops one. A trial that has a `place` leaves checkpoints of a byte there.

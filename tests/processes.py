@@ -43,7 +43,8 @@ def slots(driver: int) -> list[int]:
             title = Path(f"/proc/{pid}/cmdline").read_text()
         except OSError:
             continue
-        if "ray::" in title and ("Slot" in title or "Trainable" in title):  # Tune's class around it has that name
+        # Tune's class around a trial worker is named "Trainable"
+        if "ray::" in title and ("TrialWorker" in title or "Trainable" in title):
             found.append(pid)
     return found
 

@@ -20,7 +20,7 @@ from wmlsearch.runs.folders import SearchDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 AWAY_S = 60
-SLOT = ("ray::Slot", "ray::ImplicitFunc", "Trainable")
+SLOT = ("ray::TrialWorker", "ray::ImplicitFunc", "Trainable")
 
 
 class Disk:

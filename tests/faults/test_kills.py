@@ -13,7 +13,7 @@ from search import Lines, Record, Running, begin, check_whole, differences
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 KILLS, HUNG_S = 5, 30
-SLOT = ("ray::Slot", "ray::ImplicitFunc", "Trainable")
+SLOT = ("ray::TrialWorker", "ray::ImplicitFunc", "Trainable")
 HEAD = ("gcs_server", "raylet/raylet")
 
 

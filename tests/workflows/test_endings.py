@@ -173,7 +173,7 @@ def test_the_first_ctrl_c_is_clean_whatever_ends_the_search_already(
     budget = Budget(SearchDir.create(tmp_path / "s", {}), RunSettings(), Slots(1, 1, 1, 0.0))
     budget.reason = "--target-dice 0.7 is reached"
     gone: list[int] = []
-    monkeypatch.setattr("wmlsearch.search.tune_loop.os", SimpleNamespace(_exit=gone.append))
+    monkeypatch.setattr("wmlsearch.search.interrupts.os", SimpleNamespace(_exit=gone.append))
     with graceful_stop(budget):
         os.kill(os.getpid(), signal.SIGINT)
         assert (budget.reason, gone) == ("stopped by Ctrl-C", [])
