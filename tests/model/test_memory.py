@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from torch import Tensor, distributed
 
 from wmlsearch.cluster import resources
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
@@ -269,7 +270,7 @@ def test_a_training_without_room_ends_before_it_begins(
 ) -> None:
     """In this process; what the run folder then says of it, and of one that fits."""
     monkeypatch.setattr(memory_admission, "machine_bytes", lambda: 8 * 10**9)
-    sent = {"path": str(prepared), "fingerprint": "here", "files": {}}
+    sent = Shipment(prepared, "here")
     job = {"data": sent, "settings": RunSettings(epochs=1).model_dump(), "threads": torch.get_num_threads()}
     found = {}
     for name, values in (("big", BIG), ("small", SMALL)):

@@ -199,10 +199,12 @@ def test_other_errors_and_other_places_do_not_add_up(tmp_path: Path) -> None:
 
 OUT_OF_MEMORY = """
 import json, resource, sys
+from pathlib import Path
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.search import memory_admission
 from wmlsearch.search.trial_worker import Training
 from wmlsearch.config import RunSettings, TrialConfig
-data = {"path": sys.argv[1], "fingerprint": sys.argv[2], "files": {}}
+data = Shipment(Path(sys.argv[1]), sys.argv[2])
 job = {"data": data, "settings": RunSettings().model_dump(), "threads": 1}
 training = Training(job, {"config": TrialConfig(base_channels=512).model_dump(), "place": sys.argv[3]})
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

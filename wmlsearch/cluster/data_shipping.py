@@ -1,14 +1,15 @@
-"""The prepared data on every machine of a cluster: each gets them once, known by their checksum."""
+"""The prepared data on every machine of a cluster: each machine receives them once and keeps them by their checksum."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
+from filelock import FileLock
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
@@ -17,41 +18,63 @@ PART_BYTES = 64 * 2**20
 CACHE = "~/.cache/wmlsearch/data"
 
 
-def make_shipment(data: Path, send: bool) -> dict[str, Any]:
-    """What a worker needs to find the data, or with `send` to get them from here. The sealed test is never sent."""
-    manifest = Manifest.read(data)
-    made: dict[str, Any] = {"path": str(data.resolve()), "fingerprint": manifest.fingerprint, "files": {}}
+@dataclass(frozen=True)
+class Shipment:
+    """A prepared data set on its way from the driver to the workers. It never holds the sealed test.
+
+    Args:
+        path: The folder of the data on the driver's machine; absolute.
+        fingerprint: The checksum of the data set, from its manifest.
+        files: The contents of each file as parts in Ray's object store, in order. Empty where workers read `path`.
+    """
+
+    path: Path
+    fingerprint: str
+    files: Mapping[str, Sequence[ray.ObjectRef[bytes]]] = field(default_factory=dict)
+
+
+def make_shipment(data: Path, send: bool) -> Shipment:
+    """Return what a worker needs to open the prepared data set `data`; with `send`, put its files into Ray's store."""
+    files: dict[str, list[ray.ObjectRef[bytes]]] = {}
     for name in (MANIFEST, IMAGES, MASKS) if send else ():
         with (data / name).open("rb") as file:
-            made["files"][name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
-    return made
+            files[name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
+    return Shipment(data.resolve(), Manifest.read(data).fingerprint, files)
 
 
-def receive_shipment(sent: dict[str, Any]) -> Path:
-    """The data on this machine: where the driver has them, if that is the same here, or else a copy in the cache."""
-    here = Path(sent["path"])
-    if _is(here, sent["fingerprint"]) or not sent["files"]:
-        return here
+def receive_shipment(shipment: Shipment) -> Path:
+    """Return a folder of this machine that holds the data.
+
+    It is the driver's own folder where this machine has the same data under the same path, else a copy in the cache
+    (WMLSEARCH_CACHE), which the first worker of a machine makes.
+    """
+    if _holds(shipment.path, shipment.fingerprint) or not shipment.files:
+        return shipment.path
     cache = Path(os.environ.get("WMLSEARCH_CACHE", CACHE)).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / sent["fingerprint"][:32]
-    with (cache / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers of a machine start together: one fetches
-        if not _is(folder, sent["fingerprint"]):
-            aside = cache / f"{folder.name}.part"
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            for name, parts in sent["files"].items():
-                with (aside / name).open("wb") as file:
-                    for part in parts:
-                        file.write(ray.get(part))
-            Manifest.read(aside).verify(aside)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
+    folder = cache / shipment.fingerprint[:32]
+    with FileLock(cache / f"{folder.name}.lock"):  # the workers of a machine start together: one of them fetches
+        if not _holds(folder, shipment.fingerprint):
+            _write_copy(shipment, folder)
     return folder
 
 
-def _is(folder: Path, fingerprint: str) -> bool:
+def _write_copy(shipment: Shipment, folder: Path) -> None:
+    """Write the shipped files into `folder`, which appears when it is complete and its checksums are right."""
+    partial = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, parts in shipment.files.items():
+        with (partial / name).open("wb") as file:
+            for part in parts:
+                file.write(ray.get(part))
+    Manifest.read(partial).verify(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _holds(folder: Path, fingerprint: str) -> bool:
+    """Whether `folder` is a prepared data set with this fingerprint."""
     try:
         return Manifest.read(folder).fingerprint == fingerprint
     except InputError:

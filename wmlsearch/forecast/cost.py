@@ -7,11 +7,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
@@ -102,7 +102,7 @@ def between(points: Sequence[tuple[float, float]], at: Sequence[float]) -> list[
 def forecast(
     space: SearchSpace,
     settings: RunSettings,
-    data: dict[str, Any],
+    data: Shipment,
     slots: Slots,
     final: Slots,
     limit_s: float = LIMIT_S,
@@ -110,11 +110,11 @@ def forecast(
 ) -> Forecast:
     """Forecast a search on the Ray that we are connected to, as many trials at once as `slots` says.
 
-    `data` is a parcel; `final` says how many of the final runs go on at once. Each configuration is timed for `limit_s`
+    `data` is shipped; `final` says how many of the final runs go on at once. Each configuration is timed for `limit_s`
     seconds. On a cluster that grows, what is there already is measured. Raises TimeoutError when that takes
     `patience_s` or longer.
     """
-    manifest = Manifest.read(Path(data["path"]))
+    manifest = Manifest.read(data.path)
     train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
     rng = np.random.default_rng(settings.seed)
     sample = [space.config(space.sample(rng)) for _ in range(SAMPLES)]

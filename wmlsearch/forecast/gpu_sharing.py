@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots, share_of_gpu
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.forecast.measurement import TimingWorkers
@@ -86,10 +87,10 @@ def largest_configuration(space: SearchSpace, seed: int) -> TrialConfig:
     return max(sample, key=lambda it: (it.batch_size * it.base_channels, it.depth))
 
 
-def choose_trials_per_gpu(space: SearchSpace, settings: RunSettings, data: dict[str, Any], alone: Slots) -> Packing:
+def choose_trials_per_gpu(space: SearchSpace, settings: RunSettings, data: Shipment, alone: Slots) -> Packing:
     """Try how many trials are best on one GPU of the Ray that we are connected to.
 
-    `data` is a parcel, `alone` what a trial has with a GPU of its own. The paper's point is timed by one trial, two at
+    `data` is shipped, `alone` what a trial has with a GPU of its own. The paper's point is timed by one trial, two at
     once, three, ..., as long as they get faster together and the space's dearest configuration fits for each of them.
     Raises TimeoutError when the GPU is not to be had.
     """

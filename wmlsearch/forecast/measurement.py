@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
 from wmlsearch.cluster.connect import EMBEDDED
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots, available_cpus
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.model.memory import held_bytes
@@ -45,7 +46,7 @@ class TimingWorkers:
     """
 
     def __init__(
-        self, data: dict[str, Any], slots: Slots, count: int, patience_s: float | None = None, one_gpu: bool = False
+        self, data: Shipment, slots: Slots, count: int, patience_s: float | None = None, one_gpu: bool = False
     ) -> None:
         self.data, self.slots, self.count, self.patience_s, self.one_gpu = data, slots, count, patience_s, one_gpu
         self.rooms: list[Any] = []
@@ -129,9 +130,9 @@ class TimingWorkers:
 class _Worker:
     """A rank of a trial, as far as its speed goes."""
 
-    def __init__(self, data: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, data: Shipment, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.data, self.threads = open_data(dict(data)), threads
+        self.data, self.threads = open_data(data), threads
         self.pace: Pace | None = None
 
     def device(self) -> str:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError, write_bytes
@@ -40,14 +41,14 @@ class TrainingRequest:
 def train_runs(
     orders: Sequence[TrainingRequest],
     settings: RunSettings,
-    data: dict[str, Any],
+    data: Shipment,
     slots: Slots,
     on_change: Callable[[RunDir], None],
     elastic: bool = False,
 ) -> None:
     """Train each into its folder with Ray Train, `slots.count` at once; its state says how it ended.
 
-    `data` is a parcel; weights that are elsewhere than in the run folder are copied there. The rate follows the
+    `data` is shipped; weights that are elsewhere than in the run folder are copied there. The rate follows the
     `rate_factors` that a run folder has, if any: so what a trial of population based training has found is trained
     again from its beginning. What was begun goes on from its last checkpoint. Where Ctrl-C or a full storage ends it,
     what ran still says "running": how it ended is for the caller to say, here and in MLflow.
@@ -59,7 +60,7 @@ def train_runs(
 def _train(
     orders: Sequence[TrainingRequest],
     settings: RunSettings,
-    data: dict[str, Any],
+    data: Shipment,
     slots: Slots,
     on_change: Callable[[RunDir], None],
     elastic: bool,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 from torch import distributed
 
-from wmlsearch.cluster.data_shipping import receive_shipment
+from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
@@ -27,7 +26,7 @@ _opened: dict[tuple[str, str], PreparedData] = {}  # of this process: mapped onc
 class Training:
     """One training in this process, an epoch a step, as plain results that may cross to other processes.
 
-    `job` is the same for all trainings of a run: `data` (a parcel), `settings`, `threads`, and the `slots` of which
+    `job` is the same for all trainings of a run: `data` (a Shipment), `settings`, `threads`, and the `slots` of which
     this process is one; without them it has the machine or the GPU for itself. `trial` says which one:
     `config` (with `rate_factors`, if any), `place`, where its checkpoints are, and `heard`, how many epochs of it are
     known already. With `keep_every` in `job`, a snapshot is kept of each epoch that is a multiple of it. A result holds
@@ -161,10 +160,10 @@ def _last_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
-def open_data(sent: dict[str, Any]) -> PreparedData:
-    """The data of a parcel, where this process trains: on its GPU, if it has one."""
+def open_data(shipment: Shipment) -> PreparedData:
+    """Open the shipped data set where this process trains: on its GPU, if it has one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = (sent["fingerprint"], device)
+    key = (shipment.fingerprint, device)
     if key not in _opened:
-        _opened[key] = PreparedData.open(Path(receive_shipment(sent)), device)
+        _opened[key] = PreparedData.open(receive_shipment(shipment), device)
     return _opened[key]

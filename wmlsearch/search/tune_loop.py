@@ -6,10 +6,10 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 from ray import tune
 
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import ON_HEAD, Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import UNFINISHED, RunDir, SearchDir
@@ -31,7 +31,7 @@ def run_trials(
     search: SearchDir,
     space: SearchSpace,
     settings: RunSettings,
-    data: dict[str, Any],
+    data: Shipment,
     slots: Slots,
     place: Callable[[RunDir], str],
     on_change: Callable[[RunDir], None],
@@ -39,7 +39,7 @@ def run_trials(
 ) -> Budget:
     """Run the trials of a search, or those that it still lacks, to their end; the budget says why it ended early.
 
-    `data` is a parcel, `place` says where a trial's checkpoints go. `on_change` is called after each change in a run
+    `data` is shipped, `place` says where a trial's checkpoints go. `on_change` is called after each change in a run
     folder. Ctrl-C ends the trials that run, and keeps what is there.
     """
     scheduler = Scheduler(settings)

@@ -25,6 +25,7 @@ from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import run_record
 
 if TYPE_CHECKING:
+    from wmlsearch.cluster.data_shipping import Shipment
     from wmlsearch.cluster.resources import Slots
 
 BASELINE, CHAMPION = "baseline", "champion"
@@ -33,7 +34,7 @@ BASELINE, CHAMPION = "baseline", "champion"
 def confirm(
     search: SearchDir,
     settings: RunSettings,
-    data: dict[str, Any],
+    data: Shipment,
     where: Placement,
     slots: Slots,
     changed: Callable[[RunDir], None],
@@ -41,7 +42,7 @@ def confirm(
 ) -> None:
     """Train the paper's configuration and the best others, with all seeds, through Ray Train, under the same budget.
 
-    `data` is a parcel. Runs that have come to their end are left as they are. KeyboardInterrupt when the search is
+    `data` is shipped. Runs that have come to their end are left as they are. KeyboardInterrupt when the search is
     asked to stop.
     """
     from wmlsearch.search.budget import STOP_WISH

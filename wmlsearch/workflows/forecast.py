@@ -18,11 +18,9 @@ from wmlsearch.workflows.placement import LOCAL, Placement
 from wmlsearch.workflows.preflight import check_baseline_fits, check_budgets, check_data, check_settings
 
 if TYPE_CHECKING:
+    from wmlsearch.cluster.data_shipping import Shipment
     from wmlsearch.cluster.resources import Slots
     from wmlsearch.forecast.cost import Forecast
-
-if TYPE_CHECKING:
-    from wmlsearch.cluster.resources import Slots
 
 LIMIT_S = 2.0  # for each configuration that is timed
 PATIENCE_S = 180.0  # then a search begins without its forecast: others may hold what it would be measured on
@@ -40,7 +38,7 @@ def record_forecast(
     search: SearchDir,
     space: SearchSpace,
     settings: RunSettings,
-    data: dict[str, Any],
+    data: Shipment,
     slots: Slots,
     final: Slots,
     say: Callable[[str], None],

@@ -63,9 +63,9 @@ def train(
 
                 on_cluster = bool(where.ray_address)
                 with ray_session(where.ray_address), sigterm_as_interrupt(), watchdog(say, lambda: run.name):
-                    sent = make_shipment(data, send=on_cluster)
+                    shipment = make_shipment(data, send=on_cluster)
                     order = TrainingRequest(run, run.about(), settings.seed, where.place(run))
-                    train_runs([order], settings, sent, where.slots(1), changed, elastic=on_cluster)
+                    train_runs([order], settings, shipment, where.slots(1), changed, elastic=on_cluster)
             else:
                 with sigterm_as_interrupt():
                     _train_here(run, config, settings, prepared, changed)

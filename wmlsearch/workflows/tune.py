@@ -230,11 +230,11 @@ def _search(job: _Job) -> tuple[str, bool]:
 
     search, settings, where = job.search, job.settings, job.where
     on_cluster = bool(where.ray_address)
-    sent = make_shipment(job.data, send=on_cluster)
+    shipment = make_shipment(job.data, send=on_cluster)
     if settings.forecast and not search.trials():  # of a resumed search the first one stays
-        record_forecast(search, job.space, settings, sent, job.slots, job.final_slots, job.say)
+        record_forecast(search, job.space, settings, shipment, job.slots, job.final_slots, job.say)
         job.changed(search)
-    budget = run_trials(search, job.space, settings, sent, job.slots, where.place, job.changed, elastic=on_cluster)
+    budget = run_trials(search, job.space, settings, shipment, job.slots, where.place, job.changed, elastic=on_cluster)
     board = leaderboard(search)
     for best in board.front or [board.best]:
         if best is not None:
@@ -242,7 +242,7 @@ def _search(job: _Job) -> tuple[str, bool]:
             fetch_best_weights(run, where.place(run))
 
     if settings.baseline and not budget.failed and not budget.reason.startswith("stopped"):
-        confirm(search, settings, sent, where, job.final_slots, job.changed, job.say)
+        confirm(search, settings, shipment, where, job.final_slots, job.changed, job.say)
         _judge(job)
     return budget.reason, budget.failed
 
