@@ -105,7 +105,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "floats with NaN": (
         lambda image, _: save(image, np.where(pixels(image) > 0, np.nan, 0).astype(np.float32), ".tif"),
-        "images/p00_1.tif: every voxel must be a finite number, but 1024 are NaN or infinite; mend the image",
+        "images/p00_1.tif: every voxel must be a finite number, but 1024 are NaN or infinite; correct the image",
     ),
     "one grey": (
         lambda image, _: save(image, pixels(image) * 0 + 9),
@@ -198,7 +198,7 @@ LONG = "x" * 300
 TABLES: dict[str, tuple[str, str]] = {
     "an absolute path": (
         HEADER + "a,0,/etc/ssl.png,masks/p00_1.png\n",
-        ": 1 fault, nothing was written\n  - {up}etc/ssl.png: no such file; mend the path or the link",
+        ": 1 fault, nothing was written\n  - {up}etc/ssl.png: no such file; correct the path or the link",
     ),
     "what is no picture": (
         HEADER + "a,0,/etc/passwd,masks/p00_1.png\n",
@@ -211,11 +211,11 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "a long name": (
         HEADER + f"a,0,{LONG}.png,masks/p00_1.png\n",
-        f": 1 fault, nothing was written\n  - {LONG}.png: no such file; mend the path or the link",
+        f": 1 fault, nothing was written\n  - {LONG}.png: no such file; correct the path or the link",
     ),
     "a name with a zero byte": (
         HEADER + "a,0,x\0.png,masks/p00_1.png\n",
-        ": 1 fault, nothing was written\n  - x\\x00.png: no such file; mend the path or the link",
+        ": 1 fault, nothing was written\n  - x\\x00.png: no such file; correct the path or the link",
     ),
     "a cell longer than cells are": (
         HEADER + f"a,0,{'x' * 200_000}.png,masks/p00_1.png\n",
@@ -232,11 +232,11 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "a column twice": (
         "patient,image,image,mask\na,images/p00_1.png,images/p01_1.png,masks/p00_1.png\n",
-        ": the column image stands there twice; keep one",
+        ": column names must differ, but image is repeated; keep one",
     ),
     "an image that is its own mask": (
         HEADER + "a,0,images/p00_1.png,images/p00_1.png\n",
-        ": 1 fault, nothing was written\n  - t.csv, line 2: images/p00_1.png is image and mask at once; name the "
+        ": 1 fault, nothing was written\n  - t.csv, line 2: images/p00_1.png is both image and mask; name the "
         "mask's file",
     ),
     "an open quote": (

@@ -117,11 +117,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "more voxels than memory": (
         header(42, "3h", 2000, 2000, 2000),
-        f"{FLAIR}: may have 268,435,456 voxels, but its header promises (2000, 2000, 2000); mend the header",
+        f"{FLAIR}: may have 268,435,456 voxels, but its header promises (2000, 2000, 2000); correct the header",
     ),
     "as many voxels as can be said": (
         header(42, "3h", 32767, 32767, 32767),
-        f"{FLAIR}: may have 268,435,456 voxels, but its header promises (32767, 32767, 32767); mend the header",
+        f"{FLAIR}: may have 268,435,456 voxels, but its header promises (32767, 32767, 32767); correct the header",
     ),
     "a bomb that its header denies": (
         unpacked(lambda it: it + bytes(2**26)),  # 64 MiB of nothing in 64 KiB
@@ -159,12 +159,12 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "flat affine": (
         header(312, "4f", 0, 0, 0, 0),
         f"{FLAIR}: the affine must be finite and invertible, but is [[4.0, 0.0, 0.0, -94.0], [0.0, 4.0, 0.0, -94.0], "
-        "[0.0, 0.0, 0.0, 0.0]]; mend the header",
+        "[0.0, 0.0, 0.0, 0.0]]; correct the header",
     ),
     "affine with NaN": (
         header(280, "f", np.nan),
         f"{FLAIR}: the affine must be finite and invertible, but is [[nan, 0.0, 0.0, -94.0], [0.0, 4.0, 0.0, -94.0], "
-        "[0.0, 0.0, 12.0, -66.0]]; mend the header",
+        "[0.0, 0.0, 12.0, -66.0]]; correct the header",
     ),
     "one value": (
         lambda flair, _: write(flair, np.full_like(voxels(flair), 7)),
@@ -172,7 +172,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "scaled to infinity": (
         header(112, "f", 1e38),
-        f"{FLAIR}: every voxel must be a finite number, but 27446 are NaN or infinite; mend the image",
+        f"{FLAIR}: every voxel must be a finite number, but 27446 are NaN or infinite; correct the image",
     ),
     "metres for millimetres": (
         lambda *both: [write(it, voxels(it), np.diag([4000.0, 4000.0, 12000.0, 1.0])) for it in both],
@@ -186,16 +186,16 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "mask with NaN": (
         lambda _, mask: write(mask, np.where(voxels(mask) > 0, np.nan, 0).astype(np.float32)),
-        f"{MASK}: every voxel must be a finite number, but the mask has NaN or infinite ones; mend the mask",
+        f"{MASK}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask",
     ),
     "a folder of that name": (
         lambda flair, _: (flair.unlink(), flair.mkdir()),
         f"sub-01/ses-1: no FLAIR image for the mask {MASK}; add sub-01/ses-1/anat/sub-01_FLAIR.nii.gz",
     ),
-    "a loop of links": (lambda flair, _: link(flair, NAME), f"{FLAIR}: no such file; mend the path or the link"),
+    "a loop of links": (lambda flair, _: link(flair, NAME), f"{FLAIR}: no such file; correct the path or the link"),
     "a subject that is a loop": (
         lambda *_: Path("raw/sub-99").symlink_to("sub-99"),
-        "sub-99: the link leads nowhere; mend or delete it",
+        "sub-99: the link leads nowhere; correct or delete it",
     ),
     "a link to /etc/passwd": (lambda flair, _: link(flair, "/etc/passwd"), f"{FLAIR}: {LEADS_OUT}"),
     "a mask that leads out": (lambda _, mask: link(mask, "/etc/passwd"), f"{MASK}: {LEADS_OUT}"),

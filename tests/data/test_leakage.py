@@ -16,10 +16,10 @@ from rich.console import Console
 
 from wmlsearch.cli.tables import show_manifest
 from wmlsearch.config import InputError
-from wmlsearch.data.leakage import Guard, check_names, correlations, look, near_pairs, perceptual_hashes
+from wmlsearch.data.leakage import Guard, correlations, look, near_pairs, perceptual_hashes
 from wmlsearch.data.manifest import Manifest, Task
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sources import Source, discover
+from wmlsearch.data.sources import discover
 from wmlsearch.data.volumes import cut
 
 NAMED: dict[str, Any] = {"train_patients": ("01", "02"), "val_patients": ("03",), "test_patients": ("04",)}
@@ -217,10 +217,6 @@ def test_a_patient_in_two_parts_of_a_split_by_patient(raw: Path, honest: Path) -
     )
 
 
-def sources(*names: str) -> list[Source]:
-    return [Source(name, "", Path("raw"), (Path("raw") / f"{name}.nii.gz",)) for name in names]
-
-
 def test_a_follow_up_under_another_spelling(tmp_path: Path, raw: Path) -> None:
     raw = shutil.copytree(raw, tmp_path / "raw")
     table = "patient,timepoint,image,mask\n"
@@ -238,30 +234,6 @@ def test_a_follow_up_under_another_spelling(tmp_path: Path, raw: Path) -> None:
         f"  - patients 'P01' (test, {files[0]}) and 'p1' (train, {files[1]})"
     )
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("p1", "P001"), ("7", "007"), ("Zoë", "Zoe\u0308"), ("p 1", "p1"), ("sub01", "1"), ("sub_3", "03"),
-        ("p1-ses1", "p1-ses2"), ("p1", "p01_followup"), ("P1_baseline", "p1_follow-up2"), ("p1_tp2", "p1 "),
-    ],
-)  # fmt: skip
-def test_names_of_one_patient(a: str, b: str) -> None:
-    with pytest.raises(InputError, match="likely one patient's"):
-        check_names({a: "train", b: "test"}, sources(a, b))
-    check_names({a: "train", b: "train"}, sources(a, b))
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("site1_02", "site10_2"), ("site1_02", "site1_20"), ("a_1", "b_1"), ("1 1", "11"), ("p1", "p10"), ("0", "00A"),
-        ("ms_m01", "ms_m02"), ("t1", "t2"), ("visit1", "visit2"), ("subject1", "1"), ("p1a", "p1b"), ("horses", "hor"),
-    ],
-)  # fmt: skip
-def test_names_of_two_patients(a: str, b: str) -> None:
-    check_names({a: "train", b: "test"}, sources(a, b))
 
 
 def shown(out: Path, manifest: Manifest) -> list[str]:

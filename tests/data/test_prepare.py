@@ -318,7 +318,7 @@ def test_likely_mistakes(prepared: tuple[Path, Path, Manifest], tmp_path: Path) 
     with pytest.raises(InputError) as error:
         prepare(raw, tmp_path / "out", PrepareOptions(**FAST, test_patients=("1",)))
     assert error.value.faults == (
-        "--test-patients: no patient '1' in the data; did you mean '01'? there are 01, 02, 03, 04, 05",
+        "--test-patients: no patient '1' in the data; did you mean '01'? the data have 01, 02, 03, 04, 05",
     )
     with pytest.raises(InputError, match=r"--plane native needs thick slices"):
         prepare(raw, tmp_path / "out", PrepareOptions(plane="native"))

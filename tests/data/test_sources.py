@@ -46,13 +46,13 @@ def test_bids_faults_all_at_once(tmp_path: Path) -> None:
     assert error.value.headline == f"{tmp_path / 'd'}: 6 faults, nothing was written"
     assert error.value.faults == (
         "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz",
-        "sub-2: exactly one FLAIR image is needed, but found 2 (sub-2/anat/a_FLAIR.nii, "
-        "sub-2/anat/b_FLAIR.nii); leave one",
-        "sub-3/ses-1/anat/a_FLAIR.nii: exactly one mask is needed, but found 2 (derivatives/x/sub-3/ses-1/a_mask.nii, "
-        "derivatives/y/sub-3/ses-1/b_mask.nii); leave one",
+        "sub-2: must have exactly one FLAIR image, but has 2 (sub-2/anat/a_FLAIR.nii, "
+        "sub-2/anat/b_FLAIR.nii); keep one",
+        "sub-3/ses-1/anat/a_FLAIR.nii: must have exactly one mask, but has 2 (derivatives/x/sub-3/ses-1/a_mask.nii, "
+        "derivatives/y/sub-3/ses-1/b_mask.nii); keep one",
         "sub-4: no FLAIR image for the mask derivatives/x/sub-4/a_mask.nii; add sub-4/anat/sub-4_FLAIR.nii.gz",
         "sub-5/anat/a_FLAIR.nii: must lie inside the data folder, but a link or '..' leads out; copy it in",
-        "sub-6/anat/a_FLAIR.nii: no such file; mend the path or the link",
+        "sub-6/anat/a_FLAIR.nii: no such file; correct the path or the link",
     )
 
 
@@ -81,10 +81,10 @@ def test_table_faults_all_at_once(tmp_path: Path) -> None:
         discover(table(tmp_path / "d", rows))
     assert error.value.faults == (
         "table.csv, line 5: no mask; name its file",
-        "table.csv, line 6: a.nii stands in line 2 already; remove one",
+        "table.csv, line 6: a.nii is in line 2 already; remove one",
         "table.csv, line 7: x.bmp: must be NIfTI, PNG, TIFF or JPEG",
         "../outside.nii: must lie inside the data folder, but a link or '..' leads out; copy it in",
-        "gone.nii: no such file; mend the path or the link",
+        "gone.nii: no such file; correct the path or the link",
     )
     with pytest.raises(
         InputError, match=r"needs the columns patient,timepoint,image,mask; mask missing, got patient, "
@@ -121,13 +121,13 @@ def test_images_and_masks_of_equal_names(tmp_path: Path) -> None:
     assert error.value.faults == (
         "masks/lonely.png: no image; add images/lonely.* (same name, extension aside)",
         "images/only.png: missing mask; add masks/only.* (same name, extension aside)",
-        "images/p2_m0_1: exactly one file is needed, but found 2; leave one",
+        "images/p2_m0_1: must be exactly one file, but there are 2; keep one",
     )
 
 
 def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bids(tmp_path, [f"{kind}/{'a' * 60}!.png" for kind in ("images", "masks")])
-    monkeypatch.setattr("wmlsearch.data.sources.PATTERN_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("wmlsearch.data.sources.patient_pattern.TIMEOUT_S", 1.0)
     with pytest.raises(InputError) as error:
         discover(tmp_path, r"^((?:a+)+)$")
     assert str(error.value) == (
@@ -137,7 +137,7 @@ def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_not_a_data_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"RAW must be a BIDS folder"):
+    with pytest.raises(InputError, match=r"RAW must be a CSV table"):
         discover(tmp_path)
     with pytest.raises(InputError, match=r"no such file or folder"):
         discover(tmp_path / "nowhere")

@@ -1,11 +1,12 @@
-"""Who goes where: the paper's counts, names that are given, and what is refused."""
+"""Splits: the paper's counts, lists of patients, and refusals; the certificate."""
 
 from __future__ import annotations
 
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data.split import OPTIMISTIC, SPLITS, assign, assign_fixed, certify, patient_name, split_counts
+from wmlsearch.data.certificate import OPTIMISTIC, certify
+from wmlsearch.data.split import SPLITS, assign, split_counts
 
 
 def count(assignment: dict[str, str]) -> tuple[int, ...]:
@@ -14,7 +15,7 @@ def count(assignment: dict[str, str]) -> tuple[int, ...]:
 
 def test_paper_counts() -> None:
     assert split_counts(4918) == (3098, 344, 1476)
-    assert count(assign((str(i) for i in range(4918)), 0, "images")) == (3098, 344, 1476)
+    assert count(assign((str(i) for i in range(4918)), 0, noun="images")) == (3098, 344, 1476)
 
 
 @pytest.mark.parametrize("n", range(3, 60))
@@ -35,13 +36,13 @@ def test_depends_on_the_seed_but_not_on_the_order() -> None:
 def test_fixed_names() -> None:
     names = ["01", "02", "03", "04", "Zoë B"]
     fixed = {"train": ["sub-01"], "val": ["02"], "test": ["sub-Zoë B"]}
-    assert assign_fixed(names, 0, fixed) == {"01": "train", "02": "val", "Zoë B": "test"}
-    with_test = assign_fixed([f"{i:02}" for i in range(30)], 0, {"test": ["00", "01"]})
+    assert assign(names, 0, fixed) == {"01": "train", "02": "val", "Zoë B": "test"}
+    with_test = assign([f"{i:02}" for i in range(30)], 0, {"test": ["00", "01"]})
     assert count(with_test) == (26, 2, 2)
     assert with_test["00"] == with_test["01"] == "test"
-    assert count(assign_fixed([f"{i:02}" for i in range(30)], 0, {"train": ["00", "01"]})) == (2, 5, 23)
-    assert count(assign_fixed([f"{i:02}" for i in range(30)], 0, {"val": ["00", "01"]})) == (19, 2, 9)
-    assert count(assign_fixed(["a", "b", "c"], 0, {"val": ["a"], "test": ["b"]})) == (1, 1, 1)
+    assert count(assign([f"{i:02}" for i in range(30)], 0, {"train": ["00", "01"]})) == (2, 5, 23)
+    assert count(assign([f"{i:02}" for i in range(30)], 0, {"val": ["00", "01"]})) == (19, 2, 9)
+    assert count(assign(["a", "b", "c"], 0, {"val": ["a"], "test": ["b"]})) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("given", [{}, {"train": 1}, {"val": 1}, {"test": 1}, {"train": 1, "val": 1}, {"test": 3}])
@@ -51,7 +52,7 @@ def test_nobody_is_lost_or_in_two_splits(given: dict[str, int]) -> None:
     for split, n in given.items():
         fixed[split] = names[start : start + n]
         start += n
-    result = assign_fixed(names, 3, fixed)
+    result = assign(names, 3, fixed)
     assert sorted(result) == names
     assert min(count(result)) >= 1
     assert all(result[name] == split for split, members in fixed.items() for name in members)
@@ -59,11 +60,11 @@ def test_nobody_is_lost_or_in_two_splits(given: dict[str, int]) -> None:
 
 def test_faults_are_listed_together() -> None:
     with pytest.raises(InputError) as error:
-        assign_fixed(["07", "19", "26"], 0, {"train": ["19", "sub-7"], "val": ["19"], "test": ["xyz"]})
+        assign(["07", "19", "26"], 0, {"train": ["19", "sub-7"], "val": ["19"], "test": ["xyz"]})
     assert str(error.value) == (
         "the lists of patients do not fit the data\n"
-        "  - --train-patients: no patient '7' in the data; did you mean '07'? there are 07, 19, 26\n"
-        "  - --test-patients: no patient 'xyz' in the data; there are 07, 19, 26\n"
+        "  - --train-patients: no patient '7' in the data; did you mean '07'? the data have 07, 19, 26\n"
+        "  - --test-patients: no patient 'xyz' in the data; the data have 07, 19, 26\n"
         "  - patient '19': must be in one split, but is in --train-patients and --val-patients; keep it in one"
     )
 
@@ -76,29 +77,25 @@ def test_too_few() -> None:
         "but got 2 (01, 02); add patients"
     )
     with pytest.raises(InputError) as error:
-        assign_fixed(["01", "02", "03"], 0, {"test": ["01", "02", "03"]})
+        assign(["01", "02", "03"], 0, {"test": ["01", "02", "03"]})
     assert str(error.value) == (
         "too few patients for a split: train and validation need at least 1 each, 2 together, "
-        "but got 3 (01, 02, 03), of which 0 in none of the lists given; add patients"
+        "but got 3 (01, 02, 03), of which 0 are in none of the lists; add patients"
     )
 
 
 def test_certificate() -> None:
     assignment = {"a": "train", "b": "val", "c": "test"}
-    own = {name: name for name in assignment}
-    certificate = certify(assignment, own, "patient", 5, ["a", "b", "c", "d"])
+    patient_of = {name: name for name in assignment}
+    certificate = certify(assignment, patient_of, "patient", 5, ["a", "b", "c", "d"])
     assert certificate.patients == {"train": ("a",), "val": ("b",), "test": ("c",)}
     assert certificate.left_out == ("d",)
     assert certificate.note is None
     assert not certificate.optimistic
     assert certificate.units == {"train": 1, "val": 1, "test": 1}
-    moved = certify({**assignment, "b": "train"}, own, "patient", 5)
+    moved = certify({**assignment, "b": "train"}, patient_of, "patient", 5)
     assert moved.assignment_sha256 != certificate.assignment_sha256
     image = certify(assignment, {"a": "p", "b": "p", "c": ""}, "image", 5)
     assert image.note == OPTIMISTIC == "image-level split: optimistic"
     assert image.optimistic
     assert image.patients == {"train": ("p",), "val": ("p",), "test": ()}
-
-
-def test_patient_name() -> None:
-    assert patient_name(" sub-07 ") == patient_name("07") == "07"

@@ -269,7 +269,7 @@ def test_bad_values(tmp_path: Path) -> None:
     volume = head((16, 16, 8))
     volume[3, 4, 5], volume[5, 4, 3] = np.nan, np.inf
     save(source.image[0], volume)
-    text = "flair.nii.gz: every voxel must be a finite number, but 2 are NaN or infinite; mend the image"
+    text = "flair.nii.gz: every voxel must be a finite number, but 2 are NaN or infinite; correct the image"
     assert faults_of(source) == [text]
     save(source.image[0], np.full((16, 16, 8), 7.0, np.float32))
     text = "flair.nii.gz: the FLAIR is empty, every voxel is 7; leave it out or replace it"

@@ -14,21 +14,18 @@ which are other images: these are known by the patient's name alone.
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from wmlsearch.config import InputError
+from wmlsearch.data.certificate import DUPLICATES, PAIRS, Certificate
 from wmlsearch.data.manifest import Task
-from wmlsearch.data.sources import Source
-from wmlsearch.data.split import DUPLICATES, PAIRS, Certificate, patient_name
+from wmlsearch.data.patient_names import first_lines
 from wmlsearch.data.volumes import HEAD, Cut, VolumeGeometry
 
 Array = np.ndarray[Any, Any]
@@ -43,50 +40,10 @@ EDGE = 32  # pixels of a thumbnail
 AT_ONCE = 512  # thumbnails, or pairs of them, that are looked at in float32
 REACH = 2.2  # a thumbnail reaches so many standard deviations of the brightness from its centre; a disc ends at 2
 DARK = 0.15  # of a slice's typical brightness: below, pixels say nothing about where the head is
-SHOWN = 20  # lines of a refusal
 ADVICE = (
     "give copies and follow-up scans of a patient the same patient id, or leave one out "
     "(--allow-leakage counts duplicates instead, and marks all results as optimistic)"
 )
-
-
-# -------------------------------------------------------------------------------------------------------------- names
-
-
-def check_names(split_of: Mapping[str, str], sources: Sequence[Source]) -> None:
-    """Refuse patients of different splits whose names are one name written in two ways: `split_of` is {name: split}.
-
-    Names may differ in case, white space, a prefix `sub-`, leading zeros of numbers, and in a session at the end that
-    is spelled out (`p1-ses2`, `p1_followup`). Raises InputError with the names and a file of each.
-    """
-    files: dict[str, str] = {}
-    for s in sources:
-        files.setdefault(s.patient, s.name(s.image[0]))
-    same = defaultdict(list)
-    for name in split_of:
-        same[_plain_name(name)].append(name)
-    faults = [
-        f"patients {a!r} ({split_of[a]}, {files[a]}) and {b!r} ({split_of[b]}, {files[b]})"
-        for names in same.values()
-        for a, b in combinations(names, 2)
-        if split_of[a] != split_of[b]
-    ]
-    if faults:
-        raise InputError(
-            "patients in different splits have names that are likely one patient's; give all scans of a patient the "
-            "same patient id, or rename one if they are two people",
-            _some(faults),
-        )
-
-
-def _plain_name(name: str) -> str:
-    """A patient's name without what is written now like this, now like that."""
-    name = patient_name(unicodedata.normalize("NFKC", name).casefold())
-    name = re.sub(r"^sub[-_\s]*(?=[0-9])", "", name)
-    name = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", name)
-    words = "ses|session|visit|months?|timepoint|tp|follow-?up|fu|baseline"
-    name = re.sub(rf"(?<=.)(?:[-_.]|(?<=[0-9]))(?:{words})[-_.]?[0-9]*$", "", name)
-    return re.sub("[0-9]+", lambda digits: digits[0].lstrip("0") or "0", name)
 
 
 # ------------------------------------------------------------------------------------------------------------- slices
@@ -217,14 +174,10 @@ class Guard:
                 f"{who}: {counts}; {best.second.file} and {best.first.file}"
                 f"{'' if len(group) == 1 else ' are the most alike'}{sure}"
             )
-        return _some(lines)
+        return first_lines(lines)
 
 
 _KINDS = {"equal": "equal", "near": "nearly equal", "mirrored": "nearly equal when mirrored"}
-
-
-def _some(lines: Sequence[str]) -> list[str]:
-    return [*lines[:SHOWN], *([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])]
 
 
 # --------------------------------------------------------------------------------------------------------- likenesses

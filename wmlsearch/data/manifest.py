@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from wmlsearch.config import InputError
+from wmlsearch.data.certificate import Certificate
 from wmlsearch.data.sources import Source
-from wmlsearch.data.split import SPLITS, Certificate
+from wmlsearch.data.split import SPLITS
 from wmlsearch.data.volumes import Cut, VolumeGeometry
 
 FORMAT = 2

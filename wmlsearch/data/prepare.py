@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from wmlsearch.config import InputError
+from wmlsearch.data.certificate import certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
-from wmlsearch.data.leakage import Guard, Look, check_names, look
+from wmlsearch.data.leakage import Guard, Look, look
 from wmlsearch.data.manifest import (  # fmt: skip
     FORMAT,
     IMAGES,
@@ -33,13 +34,14 @@ from wmlsearch.data.manifest import (  # fmt: skip
     fingerprint,
     split_facts,
 )
+from wmlsearch.data.patient_names import check_patient_names
 from wmlsearch.data.pseudonyms import Pseudonyms
 from wmlsearch.data.reading import (
     copy_without_words,
     voxel_edges,  # fmt: skip
 )
 from wmlsearch.data.sources import Source, discover  # fmt: skip
-from wmlsearch.data.split import SPLITS, assign, assign_fixed, certify
+from wmlsearch.data.split import SPLITS, assign
 from wmlsearch.data.volumes import PLANES, Cut, Facts, VolumeGeometry, choose_axis, cut, examine, plan  # fmt: skip
 from wmlsearch.data.worker_pool import Each, workers
 from wmlsearch.runs.files import atomic_folder, check_output_folder
@@ -132,7 +134,7 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
             chosen = [
                 unit for row, keep in zip(units, kept, strict=True) for unit, k in zip(row, keep, strict=True) if k
             ]
-            split_of = assign(chosen, options.seed, "images")
+            split_of = assign(chosen, options.seed, noun="images")
             owner = {unit: names[s].patient for s, row in zip(used, shown, strict=True) for unit in row}
             dealt = {
                 b: split_of[a]
@@ -191,8 +193,11 @@ def _split_patients(sources: Sequence[Source], options: PrepareOptions) -> dict[
             [f"{s.name(s.image[0])}: no patient" for s in nameless[:5]],
         )
     fixed = {"train": options.train_patients, "val": options.val_patients, "test": options.test_patients}
-    split_of = assign_fixed((s.patient for s in sources), options.seed, fixed)
-    check_names(split_of, sources)
+    split_of = assign((s.patient for s in sources), options.seed, fixed)
+    first_file: dict[str, str] = {}
+    for source in sources:
+        first_file.setdefault(source.patient, source.name(source.image[0]))
+    check_patient_names(split_of, first_file)
     return split_of
 
 

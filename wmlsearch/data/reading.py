@@ -145,11 +145,15 @@ def _open(source: Source, path: Path) -> Any:
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
         raise Fault(f"{name}: must be one 3-D volume, but its shape is {tuple(shape)}; extract one volume")
     if math.prod(shape) > MOST_VOXELS:
-        raise Fault(f"{name}: may have {MOST_VOXELS:,} voxels, but its header promises {tuple(shape)}; mend the header")
+        raise Fault(
+            f"{name}: may have {MOST_VOXELS:,} voxels, but its header promises {tuple(shape)}; correct the header"
+        )
     if kind.kind not in "biuf":
         raise Fault(f"{name}: voxels must be plain numbers, but are {kind}; convert it")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise Fault(f"{name}: the affine must be finite and invertible, but is {affine[:3].tolist()}; mend the header")
+        raise Fault(
+            f"{name}: the affine must be finite and invertible, but is {affine[:3].tolist()}; correct the header"
+        )
     promised = math.prod(shape) * kind.itemsize
     if path.name.lower().endswith(".gz") and promised > MOST_DEFLATION * (size := path.stat().st_size):
         raise Fault(
@@ -255,7 +259,7 @@ def _binary(mask: Array, name: str, threshold: float | None) -> Array:
     values = np.unique(mask)
     if not np.isfinite(values).all():
         raise Fault(
-            f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; mend the mask"
+            f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask"
         )
     if threshold is not None:
         return np.asarray(mask > threshold)

@@ -1,112 +1,63 @@
-"""Which patient, or which image, goes to train, validation and test; and the certificate that says so.
+"""Which patient, or which image, goes to training, validation and test.
 
-The rule is the paper's: 30 % test (rounded up), a tenth of the rest for validation (rounded down, at least 1).
+The counts are the paper's: 30 % test (rounded up), a tenth of the rest validation (rounded down, at least 1).
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from wmlsearch.config import InputError
+from wmlsearch.data.patient_names import patient_name
 
 SPLITS = ("train", "val", "test")
-PAIRS = ("train/val", "train/test", "val/test")
-DUPLICATES = ("equal", "near", "mirrored")  # slices of the second split that are in the first as well
-OPTIMISTIC = "image-level split: optimistic"
 _WORDS = {"train": "train", "val": "validation", "test": "test"}
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What was put where, to be kept with every run.
-
-    `patients` lists the patients of each split (in an image-level split one patient can stand in several), `units`
-    counts what was dealt out (patients or images), `left_out` names the patients in no split, `assignment_sha256` is
-    the hash of the whole assignment, and `note` is `OPTIMISTIC` for image-level splits. `compared` slices were looked
-    through for duplicates across splits, and `duplicates` counts them: {of PAIRS: {of DUPLICATES: slices}}. Where there
-    are some the split is `optimistic` too.
-    """
-
-    level: str
-    optimistic: bool
-    note: str | None
-    seed: int
-    patients: dict[str, tuple[str, ...]]
-    units: dict[str, int]
-    left_out: tuple[str, ...]
-    assignment_sha256: str
-    compared: int = 0
-    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def patient_name(name: str) -> str:
-    """The patient's name without white space around it and without the BIDS prefix `sub-`."""
-    return name.strip().removeprefix("sub-")
-
-
 def split_counts(n: int, test: int = 0) -> tuple[int, int, int]:
-    """How many of n units go to train, validation and test: 4918 -> (3098, 344, 1476). With `test`, so many to test."""
+    """Return how many of n units go to train, val and test: 4918 -> (3098, 344, 1476).
+
+    Args:
+        n: Number of units (patients or images).
+        test: Size of the test split where it is fixed; 0 means 30 %.
+    """
     test = test or -(-3 * n // 10)
     val = max(1, (n - test) // 10)
     return n - test - val, val, test
 
 
-def assign(units: Iterable[str], seed: int, what: str = "patients") -> dict[str, str]:
-    """Deal the units to "train", "val" and "test" by chance, whatever their order.
-
-    Raises InputError when there are fewer than three.
-    """
-    return assign_fixed(units, seed, {}, what)
-
-
-def assign_fixed(
-    units: Iterable[str], seed: int, fixed: Mapping[str, Sequence[str]], what: str = "patients"
+def assign(
+    units: Iterable[str], seed: int, fixed: Mapping[str, Sequence[str]] | None = None, noun: str = "patients"
 ) -> dict[str, str]:
-    """Like `assign`, with the units of some splits given by name (with or without `sub-`): {split: names}.
+    """Return the split ("train", "val" or "test") of each unit, drawn at random, whatever the order of the units.
 
-    The splits without a list share the units that are left, by the rule; when all three have one, units in none of them
-    are left out of the result. Raises InputError for unknown names, names in two lists, and too few units.
+    Args:
+        units: Names of patients or images.
+        seed: Seed of the draw.
+        fixed: The units of some splits by name, with or without `sub-`. The other splits share the remaining units by
+            the rule. Where all three are fixed, the remaining units are in no split and not in the result.
+        noun: What the units are called in messages.
+
+    Raises:
+        InputError: For unknown names, names in two lists, and fewer units than splits.
     """
     names = sorted(set(units))
-    lists = {split: sorted({patient_name(name) for name in fixed.get(split, ())}) for split in SPLITS}
+    lists = {split: sorted({patient_name(name) for name in (fixed or {}).get(split, ())}) for split in SPLITS}
     if faults := _list_faults(names, lists):
         raise InputError("the lists of patients do not fit the data", faults)
-    chosen = {name: split for split, members in lists.items() for name in members}
-    free = [name for name in names if name not in chosen]
-    missing = [split for split in SPLITS if not lists[split]]
-    if len(free) < len(missing):
-        raise InputError(_too_few(names, free, missing, chosen, what))
+    split_of = {name: split for split, members in lists.items() for name in members}
+    free = [name for name in names if name not in split_of]
+    open_splits = [split for split in SPLITS if not lists[split]]
+    if len(free) < len(open_splits):
+        raise InputError(_too_few(names, free, open_splits, noun))
     shuffled = [free[i] for i in np.random.default_rng(seed).permutation(len(free))]
-    for split, count in _shares(len(names), len(free), lists, missing).items():
-        chosen.update((name, split) for name in shuffled[:count])
+    for split, count in _shares(len(names), len(free), lists, open_splits).items():
+        split_of.update((name, split) for name in shuffled[:count])
         shuffled = shuffled[count:]
-    return {name: chosen[name] for name in names if name in chosen}
-
-
-def certify(
-    assignment: Mapping[str, str], patient_of: Mapping[str, str], level: str, seed: int, patients: Iterable[str] = ()
-) -> Certificate:
-    """The certificate of an assignment. `patient_of` names each unit's patient or "", `patients` all there are."""
-    members: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for unit, split in assignment.items():
-        members[split].add(patient_of[unit])
-    used = set().union(*members.values())
-    return Certificate(
-        level=level,
-        optimistic=level == "image",
-        note=OPTIMISTIC if level == "image" else None,
-        seed=seed,
-        patients={split: tuple(sorted(members[split] - {""})) for split in SPLITS},
-        units={split: sum(value == split for value in assignment.values()) for split in SPLITS},
-        left_out=tuple(sorted(set(patients) - used - {""})),
-        assignment_sha256=hashlib.sha256(json.dumps(sorted(assignment.items())).encode()).hexdigest(),
-    )
+    return {name: split_of[name] for name in names if name in split_of}
 
 
 def _list_faults(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> list[str]:
@@ -114,53 +65,49 @@ def _list_faults(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> li
     for split, members in lists.items():
         for name in members:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                faults.append(f"--{split}-patients: no patient {name!r} in the data; {hint}there are {_some(names)}")
+                similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f"did you mean {similar[0]!r}? " if similar else ""
+                faults.append(
+                    f"--{split}-patients: no patient {name!r} in the data; {hint}the data have {_abridged(names)}"
+                )
     for name in sorted({name for members in lists.values() for name in members}):
-        flags = [f"--{split}-patients" for split in SPLITS if name in lists[split]]
-        if len(flags) > 1:
-            faults.append(f"patient {name!r}: must be in one split, but is in {' and '.join(flags)}; keep it in one")
+        options = [f"--{split}-patients" for split in SPLITS if name in lists[split]]
+        if len(options) > 1:
+            faults.append(f"patient {name!r}: must be in one split, but is in {' and '.join(options)}; keep it in one")
     return faults
 
 
-def _shares(n: int, free: int, lists: Mapping[str, Sequence[str]], missing: Sequence[str]) -> dict[str, int]:
-    """How many of the `free` units each missing split gets: the rule on all n, at least 1 each, nothing left over."""
-    if not missing:
+def _shares(n: int, free: int, lists: Mapping[str, Sequence[str]], open_splits: Sequence[str]) -> dict[str, int]:
+    """Return how many of the `free` units each open split gets: the rule on all n, at least 1 each, all of them."""
+    if not open_splits:
         return {}
     rule = split_counts(n, len(lists["test"]))
     test, val = rule[2], len(lists["val"]) or rule[1]
-    if len(missing) == 1:
-        return {missing[0]: free}
-    if "train" not in missing:
+    if len(open_splits) == 1:
+        return {open_splits[0]: free}
+    if "train" not in open_splits:
         val = min(free - 1, max(1, round(free * val / (val + test))))
         return {"test": free - val, "val": val}
     shares: dict[str, int] = {}
-    if "test" in missing:
-        shares["test"] = min(test, free - (len(missing) - 1))
-    if "val" in missing:
+    if "test" in open_splits:
+        shares["test"] = min(test, free - (len(open_splits) - 1))
+    if "val" in open_splits:
         shares["val"] = min(val, free - shares.get("test", 0) - 1)
     return shares | {"train": free - sum(shares.values())}
 
 
-def _too_few(
-    names: Sequence[str], free: Sequence[str], missing: Sequence[str], chosen: Mapping[str, str], what: str
-) -> str:
-    wanted = _listed([_WORDS[split] for split in missing])
-    got = f"got {len(names)} ({_some(names)})"
-    if chosen:
-        got += f", of which {len(free)} in none of the lists given"
+def _too_few(names: Sequence[str], free: Sequence[str], open_splits: Sequence[str], noun: str) -> str:
+    words = [_WORDS[split] for split in open_splits]
+    splits = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    count = f"got {len(names)} ({_abridged(names)})"
+    if len(free) < len(names):
+        count += f", of which {len(free)} are in none of the lists"
     return (
-        f"too few {what} for a split: {wanted} need{'s' if len(missing) == 1 else ''} at least 1 each, "
-        f"{len(missing)} together, but {got}; add {what}"
+        f"too few {noun} for a split: {splits} need{'s' if len(words) == 1 else ''} at least 1 each, "
+        f"{len(words)} together, but {count}; add {noun}"
     )
 
 
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _some(names: Sequence[str], most: int = 12) -> str:
-    return (
-        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
-    )
+def _abridged(names: Sequence[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more or "none"

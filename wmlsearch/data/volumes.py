@@ -146,7 +146,9 @@ def examine(source: Source, axis: int | None, mask_threshold: float | None = Non
         name = source.name(source.image[0])
         if not finite.all():
             count = finite.size - int(finite.sum())
-            raise Fault(f"{name}: every voxel must be a finite number, but {count} are NaN or infinite; mend the image")
+            raise Fault(
+                f"{name}: every voxel must be a finite number, but {count} are NaN or infinite; correct the image"
+            )
         if stack.pictures.min() == stack.pictures.max():
             raise Fault(
                 f"{name}: the FLAIR is empty, every voxel is {stack.pictures.flat[0]:g}; leave it out or replace it"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
-from wmlsearch.data.split import OPTIMISTIC
+from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.runs.objectives import MEASURE

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from wmlsearch.data.split import OPTIMISTIC
+from wmlsearch.data.certificate import OPTIMISTIC
 
 RATIOS = ("accuracy", "iou", "dice", "precision", "recall")
 # Table I of the paper (mean, standard deviation): 1476 kept slices of its own patients.

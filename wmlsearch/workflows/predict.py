@@ -19,12 +19,13 @@ from PIL import Image
 
 from wmlsearch.config import InputError
 from wmlsearch.data.reading import Array, load
-from wmlsearch.data.sources import PICTURE_TYPES, Source, many, natural
+from wmlsearch.data.sources import PICTURE_TYPES, Source, natural_key
 from wmlsearch.data.volumes import VolumeGeometry, as_pictures
 from wmlsearch.inference.export import Exported
 from wmlsearch.inference.overlay import overlay
 from wmlsearch.inference.predictor import Model, Prediction, common_preprocessing, locate, predict
 from wmlsearch.runs.files import write_text
+from wmlsearch.runs.wording import plural
 from wmlsearch.verdict.scores import label_lesions
 
 NIFTI = (".nii", ".nii.gz")
@@ -122,7 +123,7 @@ def _inputs(given: Sequence[Path]) -> list[_Input]:
         for image in images:
             found.setdefault(Path(os.path.realpath(image)), image)  # which bears loops of links
     if faults:
-        raise InputError(f"{many(len(faults), 'fault')}, nothing was written", faults)
+        raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
     return [_Input(path, name) for path, name in zip(found.values(), _names(list(found.values())), strict=True)]
 
 
@@ -142,7 +143,7 @@ def _in_folder(folder: Path) -> list[Path]:
             and path.name.lower().endswith((*NIFTI, *PICTURE_TYPES))
             and not _stem(path).endswith(OWN)
         ]
-    return sorted(images, key=lambda path: natural(path.as_posix()))
+    return sorted(images, key=lambda path: natural_key(path.as_posix()))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -199,7 +200,7 @@ def _check_all(model: Exported, inputs: Sequence[_Input], progress: Progress) ->
             faults += [f"{folder}{line}" for line in error.faults or [error.headline]]
         progress("checking", done, len(inputs))
     if faults:
-        raise InputError(f"{many(len(faults), 'fault')}, nothing was written", faults)
+        raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
     return geometries
 
 

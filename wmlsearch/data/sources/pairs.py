@@ -1,0 +1,81 @@
+"""A folder with `images/` and `masks/`: files of equal names, extension aside, belong together.
+
+`--patient-pattern` finds the patient, and the time point, in a file name; pictures of the same are one volume.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources, list_files
+from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key
+
+FilesByName = Mapping[str, Sequence[Path]]  # by file name without its extension
+
+
+def _matches(raw: Path) -> bool:
+    return (raw / "images").is_dir() and (raw / "masks").is_dir()
+
+
+def _find(raw: RawData, faults: list[str]) -> list[Source]:
+    if raw.patient_pattern is not None:
+        check_pattern(raw.patient_pattern)
+    images, masks = (_files_by_name(raw.path / folder) for folder in ("images", "masks"))
+    faults += _pairing_faults(images, masks)
+    pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
+    return group_into_sources(raw.path, _scans(pairs, raw.patient_pattern, faults), faults)
+
+
+def _files_by_name(folder: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in list_files(folder):
+        if is_nifti(path) or is_picture(path):
+            files[_without_extension(path)].append(path)
+    return dict(files)
+
+
+def _without_extension(path: Path) -> str:
+    return re.sub(r"(?i)(\.nii(\.gz)?|\.[a-z]+)$", "", path.name)
+
+
+def _pairing_faults(images: FilesByName, masks: FilesByName) -> list[str]:
+    """Return a line for each name that does not have exactly one image and one mask."""
+    faults = []
+    for name in sorted(images.keys() | masks.keys()):
+        for folder, files in (("images", images), ("masks", masks)):
+            if (count := len(files.get(name, ()))) > 1:
+                faults.append(f"{folder}/{name}: must be exactly one file, but there are {count}; keep one")
+        if name not in masks:
+            faults.append(
+                f"images/{images[name][0].name}: missing mask; add masks/{name}.* (same name, extension aside)"
+            )
+        elif name not in images:
+            faults.append(f"masks/{masks[name][0].name}: no image; add images/{name}.* (same name, extension aside)")
+    return faults
+
+
+def _scans(pairs: Mapping[str, ImageAndMask], pattern: str | None, faults: list[str]) -> dict[Scan, list[ImageAndMask]]:
+    """Group the pairs of image and mask, in natural order of their names, by patient and time point."""
+    scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
+    if pattern is None:
+        return {Scan("", "", name): [files] for name, files in pairs.items()}
+    for (name, files), groups in zip(pairs.items(), match_names(pattern, list(pairs)), strict=True):
+        if not groups.get("patient"):
+            faults.append(
+                f"images/{files[0].name}: --patient-pattern {pattern!r} finds no patient in the name {name!r}"
+            )
+            continue
+        patient = patient_name(groups.get("patient") or "")
+        timepoint = groups.get("timepoint") or ""
+        if "timepoint" not in groups and is_nifti(files[0]):
+            timepoint = name  # a NIfTI volume is a time point of its own
+        scans[Scan(patient, timepoint, "" if patient else name)].append(files)
+    return scans
+
+
+LAYOUT = Layout("a folder with images/ and masks/", _matches, _find, takes_patient_pattern=True)

@@ -1,0 +1,79 @@
+"""A CSV table with the columns patient, timepoint, image and mask; paths are relative to the table's folder.
+
+Pictures of one patient and time point are slices of one volume, in the order of the rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.config import InputError
+from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture
+
+COLUMNS = ("patient", "timepoint", "image", "mask")
+
+
+def _find(raw: RawData, faults: list[str]) -> list[Source]:
+    table = raw.path
+    scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
+    lines: dict[Path, int] = {}  # line of each image
+    for line, row in _read(table):
+        cells = {name: (row.get(name) or "").strip() for name in COLUMNS}
+        image, mask = (Path(os.path.normpath(table.parent / cells[name])) for name in ("image", "mask"))
+        if None in row:  # csv's name for cells beyond the header
+            faults.append(f"{table.name}, line {line}: more cells than columns; quote names that hold a comma")
+        row_faults = _cell_faults(cells)
+        if image in lines and cells["image"]:
+            row_faults.append(f"{cells['image']} is in line {lines[image]} already; remove one")
+        if image == mask and cells["image"]:
+            row_faults.append(f"{cells['image']} is both image and mask; name the mask's file")
+        lines[image] = line
+        if row_faults:
+            faults += [f"{table.name}, line {line}: {fault}" for fault in row_faults]
+            continue
+        patient = patient_name(cells["patient"])
+        scan = Scan(patient, cells["timepoint"], "" if patient else cells["image"])
+        scans[scan].append((image, mask))
+    return group_into_sources(table.parent, scans, faults)
+
+
+def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
+    """Return line number and cells, by column name in lower case, of each row. Raises InputError."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+                raise InputError(
+                    f"{table}: column names must differ, but {' and '.join(repeated)} is repeated; keep one"
+                )
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: must be a CSV table in UTF-8, but {error}; export it again") from None
+    if missing := [name for name in ("patient", "image", "mask") if name not in header]:
+        columns = ", ".join(header) or "an empty file"
+        raise InputError(
+            f"{table}: needs the columns patient,timepoint,image,mask; {', '.join(missing)} missing, got {columns}"
+        )
+    return rows
+
+
+def _cell_faults(cells: dict[str, str]) -> list[str]:
+    faults = []
+    for name in ("image", "mask"):
+        path = Path(cells[name])
+        if not cells[name]:
+            faults.append(f"no {name}; name its file")
+        elif not (is_nifti(path) or is_picture(path)):
+            faults.append(f"{cells[name]}: must be NIfTI, PNG, TIFF or JPEG")
+    return faults
+
+
+LAYOUT = Layout("a CSV table (patient,timepoint,image,mask)", Path.is_file, _find)
