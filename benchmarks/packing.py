@@ -23,7 +23,7 @@ from benchmarks.table import Row, show
 from benchmarks.training import SIZE, phantom
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.throughput import Pace, mps_is_on
+from wmlsearch.model.throughput import SteadyTraining, mps_is_on
 
 MOST = 4  # processes at once
 AIM = 3.0  # times what one alone trains
@@ -89,7 +89,7 @@ def processes(prepared: Path, device: str, count: int) -> Iterator[list[Connecti
 
 def _serve(prepared: str, device: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    pace = Pace(TrialConfig(), PreparedData.open(Path(prepared), device))
+    pace = SteadyTraining(TrialConfig(), PreparedData.open(Path(prepared), device))
     pipe.send(0.0)
     while True:
         pipe.send(pace.images_per_s(pipe.recv()))

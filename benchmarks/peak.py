@@ -23,9 +23,10 @@ from benchmarks.table import Row, show
 from benchmarks.training import phantom
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.memory import predicted_bytes
+from wmlsearch.model.memory import predict_peak_bytes
+from wmlsearch.model.precision import has_fast_bfloat16
 from wmlsearch.model.steps import WARM_UP
-from wmlsearch.model.training import epochs, has_fast_bfloat16
+from wmlsearch.model.training import epochs
 
 SIZES = {"cpu": 128, "cuda": 256}
 SLICES = 45  # to train on: batches of the larger configurations are of two sizes
@@ -73,7 +74,7 @@ def trained(folder: str, values: dict[str, Any], device: str) -> tuple[int, int,
     """Bytes that a training is predicted to take at its peak, that it took, and on a GPU those of tensors at once."""
     torch.set_num_threads(1)
     data, config = PreparedData.open(Path(folder), device), TrialConfig(**values)
-    held, predicted = predicted_bytes(config, data, "auto")
+    held, predicted = predict_peak_bytes(config, data, "auto")
     if device == "cuda":
         data_bytes = torch.cuda.memory_allocated()
         list(epochs(config, data, max_epochs=WARM_UP + 2))

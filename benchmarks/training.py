@@ -35,8 +35,10 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, Slices
-from wmlsearch.model.training import count, epochs, has_fast_bfloat16
-from wmlsearch.model.unet import Dropout, Unbiased, UNet
+from wmlsearch.model.precision import has_fast_bfloat16
+from wmlsearch.model.training import epochs
+from wmlsearch.model.unet import ConvBeforeNorm, Dropout, UNet
+from wmlsearch.model.validation import count_predictions
 
 SIZE = 256  # pixels, edge of a slice
 REPEATS = 3  # epochs that are timed, after one that warms up
@@ -97,7 +99,7 @@ def plain_unet() -> nn.Module:
     unet = UNet()
     for block in list(unet.modules()):
         for name, module in list(block.named_children()):
-            if isinstance(module, Unbiased):
+            if isinstance(module, ConvBeforeNorm):
                 block.add_module(name, plain := nn.Conv2d(module.in_channels, module.out_channels, 3, padding=1))
                 plain.load_state_dict(module.state_dict())
             elif isinstance(module, Dropout):
@@ -184,7 +186,7 @@ def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOC
         for _ in range(count_epochs):
             loop.epoch()
         with torch.no_grad():
-            metrics = count(loop.model, data.val, config.loss, bfloat16=False).metrics()
+            metrics = count_predictions(loop.model, data.val, config.loss, bfloat16=False).metrics()
         plain.append(metrics["val_dice_best"] or 0.0)
     apart = statistics.mean(mine) - statistics.mean(plain)
     noise = math.sqrt((statistics.variance(mine) + statistics.variance(plain)) / seeds)  # of that difference

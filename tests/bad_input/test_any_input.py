@@ -20,7 +20,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source, discover
 from wmlsearch.data.volumes import examine
 from wmlsearch.inference.export import load_exported
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir
@@ -167,7 +167,7 @@ def test_any_damage_of_a_checkpoint(place: int, new: bytes, cut: int, searched: 
     with taken_or_refused():
         load_checkpoint(path)
     with taken_or_refused():
-        Model.load(path)
+        TrainedModel.load(path)
 
 
 @FEW
@@ -179,7 +179,7 @@ def test_any_value_in_a_checkpoint(name: str, value: Any, searched: SearchDir, t
     path = tmp_path / "best.pt"
     torch.save({**torch.load(searched.trial(0).best, weights_only=True), name: value}, path)
     with taken_or_refused():
-        Model.load(path)
+        TrainedModel.load(path)
 
 
 FILES = (

@@ -24,7 +24,7 @@ from wmlsearch.workflows.preflight import check_checkpoints
 
 Refused = Callable[..., str]
 Change = Callable[[Path], object]
-ANEW = "restore it from a copy, or train anew without it"
+RESTORE_HINT = "restore it from a copy, or delete it and train again"
 TRIAL, BEST = "runs/s/trials/0000", "runs/s/trials/0000/best.pt"
 CONFIG = TrialConfig(depth=2, base_channels=4)
 SHAPE = {"workers_per_trial": 1, "gpus_per_worker": None}
@@ -75,14 +75,14 @@ def pickled(protocol: int) -> Change:
 
 
 def unreadable(kind: str) -> str:
-    return f"{BEST}: not a readable checkpoint ({kind}); {ANEW}"
+    return f"{BEST}: not a readable checkpoint ({kind}); {RESTORE_HINT}"
 
 
 def foreign(why: str) -> str:
     return f"{BEST}: not a checkpoint of wmlsearch ({why}); restore it from a copy"
 
 
-OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); {ANEW}"
+OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); {RESTORE_HINT}"
 UNFIT = f"{BEST}: the weights don't fit the configuration\n  - "
 THRESHOLD = f"{BEST}: val_threshold: must be a number above 0 and below 1, but got "
 
@@ -159,7 +159,7 @@ def test_a_search_does_not_go_on_from_a_bad_checkpoint(
 ) -> None:
     search.trial(0).last.write_bytes(content)
     assert refused("tune", "--resume", "s") == (
-        f"s: can't go on from its checkpoints\n  - {TRIAL}/last.pt: {why}; {ANEW}"
+        f"s: can't go on from its checkpoints\n  - {TRIAL}/last.pt: {why}; {RESTORE_HINT}"
     )
     assert not Path("made").exists()
     assert search.status()["state"] == "completed", "it was not begun again"
@@ -232,7 +232,7 @@ DAMAGED = {
     "reports of text": ({"reports": ["x"]}, "TypeError: string indices must be integers, not 'str'"),
     "a report less": (
         {"reports": [{"epoch": 2}]},
-        "ValueError: its reports are not those of one epoch after another",
+        "ValueError: its reports are not those of consecutive epochs",
     ),
     "threads of text": ({"threads": "all"}, "TypeError: '<' not supported between instances of 'int' and 'str'"),
     "threads below nothing": ({"threads": -1}, "RuntimeError: "),
@@ -261,7 +261,7 @@ def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
     with pytest.raises(InputError) as error:
         next(epochs(CONFIG, data, max_epochs=3, last=path))
     assert str(error.value).startswith(f"{path}: is damaged ({why}")
-    assert str(error.value).endswith(f"); {ANEW}")
+    assert str(error.value).endswith(f"); {RESTORE_HINT}")
 
 
 def test_a_checkpoint_of_tensors_where_words_should_be(data: PreparedData, checkpoint: Path, tmp_path: Path) -> None:

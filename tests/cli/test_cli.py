@@ -198,7 +198,7 @@ def test_more_workers_than_there_are_cores(say: Say, prepared: Path, tmp_path: P
 
 def test_more_workers_than_slices_in_a_batch(say: Say, prepared: Path) -> None:
     assert refused(say("train", "paper", "--data", prepared, "--workers", 6)) == (
-        "this configuration can't be trained on this data\n"
+        "this configuration cannot be trained on this data\n"
         "  - each worker needs a slice of each batch, but batch_size=5 of 48 slices makes batches of 4 for 6 workers: "
         "raise `batch_size` or use fewer workers"
     )

@@ -27,7 +27,7 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.forecast import cost, measurement
 from wmlsearch.forecast.cost import between, forecast, multiply_adds, to_measure
-from wmlsearch.model.throughput import timed
+from wmlsearch.model.throughput import measure_throughput
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import SearchDir
@@ -190,11 +190,11 @@ def test_what_is_measured() -> None:
 
 
 def test_timing_takes_whole_batches_where_there_is_time(prepared: Path) -> None:
-    timing = timed(TrialConfig(depth=1, base_channels=2), PreparedData.open(prepared), limit_s=2)
+    timing = measure_throughput(TrialConfig(depth=1, base_channels=2), PreparedData.open(prepared), limit_s=2)
     assert timing.images == 4  # 48 slices in 10 batches of 4 or 5
     assert min(timing.val_s, timing.train_s) > 0
-    assert 0 < timing.least_memory_mb <= timing.step_memory_mb <= timing.peak_memory_mb
-    hurried = timed(TrialConfig(depth=1, base_channels=2), PreparedData.open(prepared), limit_s=1e-9)
+    assert 0 < timing.one_image_memory_mb <= timing.step_memory_mb <= timing.peak_memory_mb
+    hurried = measure_throughput(TrialConfig(depth=1, base_channels=2), PreparedData.open(prepared), limit_s=1e-9)
     assert hurried.images == 3
 
 

@@ -20,7 +20,7 @@ from wmlsearch.forecast import gpu_sharing
 from wmlsearch.forecast.gpu_sharing import Packing, choose_trials_per_gpu, enough, largest_configuration, room_for
 from wmlsearch.forecast.measurement import TimingWorkers
 from wmlsearch.model import throughput
-from wmlsearch.model.memory import CONTEXT_BYTES
+from wmlsearch.model.memory import CUDA_CONTEXT_BYTES
 from wmlsearch.model.throughput import mps_is_on
 from wmlsearch.report.commands import tune_command
 from wmlsearch.runs.folders import SearchDir
@@ -53,14 +53,14 @@ def test_as_many_as_get_faster(images_per_s: list[float], count: int) -> None:
 
 
 def test_as_many_as_fit() -> None:
-    of_80 = 80 * GB - CONTEXT_BYTES
+    of_80 = 80 * GB - CUDA_CONTEXT_BYTES
     assert room_for(of_80, 79 * GB, 0) == 1
     assert room_for(of_80, 200 * GB, 0) == 1  # no number makes it fit: the trial itself will say so
-    assert room_for(of_80, 10 * GB, 0) == int(80 / (10 + CONTEXT_BYTES / GB)) == 7
+    assert room_for(of_80, 10 * GB, 0) == int(80 / (10 + CUDA_CONTEXT_BYTES / GB)) == 7
     assert room_for(of_80, 9 * GB, GB) == 7  # each process has the data
     assert room_for(of_80, GB, 0) == gpu_sharing.MOST
     for count in range(1, 9):  # what is chosen is what `foretell` lets through in a share
-        need = int(80 * GB * share_of_gpu(count) - CONTEXT_BYTES)
+        need = int(80 * GB * share_of_gpu(count) - CUDA_CONTEXT_BYTES)
         assert room_for(of_80, need, 0) == count
         assert room_for(of_80, need + 1, 0) < count or count == 1
 

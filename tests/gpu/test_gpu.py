@@ -14,20 +14,22 @@ from torch.nn import functional as F
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.memory import (
-    CONTEXT_BYTES,
-    counted,
-    graphs_of,
-    images_in_step,
-    measured,
-    of_process,
-    predicted_bytes,
+    CUDA_CONTEXT_BYTES,
+    add_process_overhead,
+    count_cuda_graphs,
+    estimate_memory,
+    largest_step,
+    measure_memory,
+    predict_peak_bytes,
 )
+from wmlsearch.model.precision import has_fast_bfloat16
 from wmlsearch.model.steps import WARM_UP
-from wmlsearch.model.training import epochs, has_fast_bfloat16, validation_batch
+from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
+from wmlsearch.model.validation import validation_batch_size
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,7 +88,7 @@ def test_the_data_are_on_the_gpu_as_8_bit(prepared: Path) -> None:
 def test_a_gpu_predicts_like_a_cpu(prepared: Path, tmp_path: Path) -> None:
     data = PreparedData.open(prepared)
     list(epochs(SMALL, data, max_epochs=1, best=tmp_path / "best.pt"))
-    model, images = Model.load(tmp_path / "best.pt"), data.val.images.numpy()
+    model, images = TrainedModel.load(tmp_path / "best.pt"), data.val.images.numpy()
     on_cpu = model.probabilities(images)
     model.unet.to("cuda")
     on_gpu = model.probabilities(images)
@@ -122,22 +124,25 @@ def large(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_peak_of_memory_is_known_before(values: dict[str, Any], precision: Any, large: Path) -> None:
     """Of what PyTorch reserves, graphs' memory included: by steps of one and two images within a quarter."""
     config, data = TrialConfig(**values), PreparedData.open(large, "cuda")
-    images, graphs = images_in_step(config, len(data.train)), graphs_of(config, len(data.train), CUDA, several=False)
+    images, graphs = (
+        largest_step(config, len(data.train)),
+        count_cuda_graphs(config, len(data.train), CUDA, several=False),
+    )
     assert images > 8
-    held, expected = predicted_bytes(config, data, precision)
-    assert measured(config, data, precision) is measured(config, data, precision)  # once for each shape
+    held, expected = predict_peak_bytes(config, data, precision)
+    assert measure_memory(config, data, precision) is measure_memory(config, data, precision)  # once for each shape
     *_, last = epochs(config, data, max_epochs=WARM_UP + 2, precision=precision)  # all steps are graphs at last
     peak = torch.cuda.max_memory_reserved() - held
     assert last.metrics["peak_memory_mb"] == (held + peak) / 2**20
     assert expected == pytest.approx(peak, rel=0.25, abs=64 * 2**20)
-    shown = min(validation_batch(CUDA, data.manifest.size**2), len(data.val))
-    count = counted(config, data.manifest.size, precision == "bfloat16", shown)
-    assert of_process(count.bytes(images, graphs), CUDA) == pytest.approx(peak, rel=0.5, abs=64 * 2**20)
+    val_images = min(validation_batch_size(CUDA, data.manifest.size**2), len(data.val))
+    estimate = estimate_memory(config, data.manifest.size, precision == "bfloat16", val_images)
+    assert add_process_overhead(estimate.bytes(images, graphs), CUDA) == pytest.approx(peak, rel=0.5, abs=64 * 2**20)
 
 
 def _limited(rank: int, prepared: str, share: float, out: str) -> None:
     data, config = PreparedData.open(Path(prepared), "cuda"), TrialConfig(batch_size=16)
-    held, expected = predicted_bytes(config, data, "auto")
+    held, expected = predict_peak_bytes(config, data, "auto")
     limit = held + share * expected
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
@@ -149,7 +154,7 @@ def _limited(rank: int, prepared: str, share: float, out: str) -> None:
 
 
 @pytest.mark.parametrize(("share", "ended"), [(1.0, "completed"), (0.4, "out of memory")])
-def test_what_was_foreseen_is_enough_and_not_far_too_much(
+def test_the_predicted_peak_is_enough_and_not_far_too_much(
     share: float, ended: str, large: Path, tmp_path: Path
 ) -> None:
     multiprocessing.spawn(_limited, (str(large), share, str(tmp_path / "out")), nprocs=1)
@@ -167,7 +172,7 @@ def test_what_a_process_takes_beside_its_tensors(prepared: Path, tmp_path: Path)
     free_before, _ = torch.cuda.mem_get_info()
     multiprocessing.spawn(_context, (str(prepared), str(tmp_path / "out")), nprocs=1)
     free, reserved = torch.load(tmp_path / "out", weights_only=True)
-    assert 0.3 * CONTEXT_BYTES < free_before - free - reserved < CONTEXT_BYTES
+    assert 0.3 * CUDA_CONTEXT_BYTES < free_before - free - reserved < CUDA_CONTEXT_BYTES
 
 
 def _greedy(rank: int, out: str) -> None:

@@ -17,9 +17,11 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import steps as module
 from wmlsearch.model import training
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.metrics import Counts, slice_losses
-from wmlsearch.model.steps import Diverged, Steps
-from wmlsearch.model.training import EpochReport, Trainer, count, epochs
+from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.metrics import ValidationCounts
+from wmlsearch.model.steps import Diverged, TrainingSteps
+from wmlsearch.model.training import EpochReport, Trainer, epochs
+from wmlsearch.model.validation import count_predictions
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,15 +51,15 @@ def test_graphs_compute_what_steps_do(
 ) -> None:
     config = small(optimizer=optimizer, augment=augment, schedule="cosine", weight_decay=1e-4)
     made = []
-    captured = module.captured
+    capture_graph = module.capture_graph
 
     def watched(*arguments: Any) -> Any:
-        made.append(captured(*arguments))
+        made.append(capture_graph(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(module, "captured", watched)
+    monkeypatch.setattr(module, "capture_graph", watched)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="training goes on")
+        warnings.filterwarnings("error", message="training continues")
         graphed = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     assert len(made) == 2, "a graph of each size of batch"
     monkeypatch.setattr(module, "WARM_UP", 10**9)
@@ -71,11 +73,11 @@ def test_graphs_compute_what_steps_do_in_bfloat16(data: PreparedData, monkeypatc
     config, found = small(optimizer="sgd"), []
     for graphs, at_once in ((True, True), (False, True), (False, False)):
         with monkeypatch.context() as patch, warnings.catch_warnings():
-            warnings.filterwarnings("error", message="training goes on")
+            warnings.filterwarnings("error", message="training continues")
             if not graphs:
                 patch.setattr(module, "WARM_UP", 10**9)
             if not at_once:
-                patch.setattr(module, "CastAtOnce", lambda network: network)
+                patch.setattr(module, "BulkCastUNet", lambda network: network)
             found.append(losses(epochs(config, data, max_epochs=EPOCHS, precision="bfloat16")))
     assert found[0] == pytest.approx(found[2], rel=3e-2)
     assert found[1] == pytest.approx(found[2], rel=3e-2)
@@ -94,7 +96,7 @@ def test_dropout_drops_others_at_each_replay(data: PreparedData) -> None:
 
 def test_the_host_waits_for_nothing_within_an_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     waited_for: list[str] = []
-    advance, add = Steps.advance, Counts.add
+    advance, add = TrainingSteps.advance, ValidationCounts.add
 
     def silent(self: Any, what: str, *arguments: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
@@ -111,8 +113,8 @@ def test_the_host_waits_for_nothing_within_an_epoch(data: PreparedData, monkeypa
             for _ in range(EPOCHS - 1):
                 trainer.train_epoch()
             assert bool(trainer.steps.graphs) == (kind == "replays")
-            patch.setattr(Steps, "advance", lambda self, images: silent(self, "step", images))
-            patch.setattr(Counts, "add", lambda self, *arguments: silent(self, "count", *arguments))
+            patch.setattr(TrainingSteps, "advance", lambda self, images: silent(self, "step", images))
+            patch.setattr(ValidationCounts, "add", lambda self, *arguments: silent(self, "count", *arguments))
             trainer.train_epoch()
         assert waited_for == ["step"] * 7 + ["count"], kind
         waited_for.clear()
@@ -161,12 +163,12 @@ def test_a_capture_that_fails_costs_nothing_but_speed(data: PreparedData, monkey
     wanted = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "slice_losses", looks)
-        with pytest.warns(UserWarning, match="^training goes on without CUDA graphs, since capturing failed: "):
+        with pytest.warns(UserWarning, match="^training continues without CUDA graphs, since a capture failed: "):
             found = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     assert found == pytest.approx(wanted, rel=5e-2)
     torch.cuda.empty_cache()
     with warnings.catch_warnings():  # and the next training of this process has graphs again
-        warnings.filterwarnings("error", message="training goes on")
+        warnings.filterwarnings("error", message="training continues")
         again = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     assert again == pytest.approx(wanted, rel=5e-2)
 
@@ -182,9 +184,9 @@ def test_a_gpu_counts_like_a_cpu(data: PreparedData, prepared: Path) -> None:
     logits = torch.randn(12, 1, 32, 32, generator=generator)
     masks = (torch.rand(12, 1, 32, 32, generator=generator) > 0.9).float()
     patients = torch.arange(12) % 3
-    here, there = Counts(3), Counts(3, "cuda")
-    here.count(torch.sigmoid(logits), masks, patients)
-    there.count(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda())
+    here, there = ValidationCounts(3), ValidationCounts(3, "cuda")
+    here.add_to_histograms(torch.sigmoid(logits), masks, patients)
+    there.add_to_histograms(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda())
     assert torch.equal(there.histograms.cpu(), here.histograms)
     unet = Trainer(SMALL, data, 1, 0, "float32").unet
-    assert count(unet, data.val, "bce", bfloat16=False).slices == len(data.val)
+    assert count_predictions(unet, data.val, "bce", bfloat16=False).slices == len(data.val)

@@ -15,23 +15,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.inference.export import export, load_exported
-from wmlsearch.inference.predictor import Model, Preprocessing
+from wmlsearch.inference.export import export_model, load_exported
+from wmlsearch.inference.predictor import Preprocessing, TrainedModel
 from wmlsearch.model.unet import UNet
 
 
-def model(seed: int, size: int = 32) -> Model:
+def model(seed: int, size: int = 32) -> TrainedModel:
     torch.manual_seed(seed)
     config = TrialConfig(depth=2, base_channels=4)
     unet = UNet(config.depth, config.base_channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
     unet(torch.rand(4, 1, 32, 32))  # statistics of batch normalisation
     where = Preprocessing("axial", 2, size, "crop", 0.75)
-    return Model(unet.eval(), config, 0.25 + seed / 8, where, f"trial-0003-seed{seed}", seed)
+    return TrainedModel(unet.eval(), config, 0.25 + seed / 8, where, f"trial-0003-seed{seed}", seed)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    export([model(0), model(1)], tmp_path / "deep" / "model", 0.4)
+    export_model([model(0), model(1)], tmp_path / "deep" / "model", 0.4)
     return tmp_path / "deep" / "model"
 
 
@@ -44,7 +44,7 @@ def test_there_and_back_is_bit_equal(folder: Path) -> None:
         original = model(seed)
         assert np.array_equal(member.probabilities(images), original.probabilities(images))
         assert replace(member, unet=original.unet) == original
-    export(exported.members, folder.parent / "again", exported.ensemble_threshold)
+    export_model(exported.members, folder.parent / "again", exported.ensemble_threshold)
     for path in folder.iterdir():
         assert (folder.parent / "again" / path.name).read_bytes() == path.read_bytes()
 
@@ -65,10 +65,10 @@ def test_what_is_in_the_folder(folder: Path) -> None:
 def test_a_folder_with_something_in_it_is_left_alone(folder: Path) -> None:
     wanted = f"{folder}: exists already and is not an empty folder; name another OUT or remove it"
     with pytest.raises(InputError) as error:
-        export([model(0)], folder)
+        export_model([model(0)], folder)
     assert str(error.value) == wanted
     (folder.parent / "empty").mkdir()
-    export([model(0)], folder.parent / "empty")
+    export_model([model(0)], folder.parent / "empty")
     exported = load_exported(folder.parent / "empty")
     assert (len(exported.members), exported.ensemble_threshold) == (1, None)
 
@@ -76,7 +76,7 @@ def test_a_folder_with_something_in_it_is_left_alone(folder: Path) -> None:
 def test_models_of_other_data_are_no_ensemble(tmp_path: Path) -> None:
     for other in (model(1, size=64), replace(model(1), preprocessing=None)):
         with pytest.raises(InputError, match="only where they were trained on data prepared alike"):
-            export([model(0), other], tmp_path / "out")
+            export_model([model(0), other], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,8 +166,8 @@ def test_no_pickle_runs(folder: Path, tmp_path: Path) -> None:
         load_exported(folder)
     torch.save({"format": 1, "model": _Trap(sprung)}, best)
     with pytest.raises(InputError, match=r"best.pt: not a readable checkpoint"):
-        Model.load(best)
+        TrainedModel.load(best)
     best.write_bytes(pickle.dumps(_Trap(sprung)))
     with pytest.raises(InputError, match=r"best.pt: not a readable checkpoint"):
-        Model.load(best)
+        TrainedModel.load(best)
     assert not sprung.exists()

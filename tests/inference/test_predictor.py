@@ -16,15 +16,15 @@ from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source
 from wmlsearch.data.volumes import restore
-from wmlsearch.inference.predictor import Model, Preprocessing, locate, network, predict
+from wmlsearch.inference.predictor import Preprocessing, TrainedModel, build_unet, predict, slicing_geometry
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import RunDir, SearchDir
 
 
 @pytest.fixture(scope="module")
-def models(searched: SearchDir) -> list[Model]:
-    return [Model.of_run(run) for run in searched.finals()]
+def models(searched: SearchDir) -> list[TrainedModel]:
+    return [TrainedModel.from_run(run) for run in searched.finals()]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def change(old: Any, new: Any) -> np.ndarray:
 
 
 def test_a_run_folder_says_how_its_data_were_prepared(searched: SearchDir, prepared: Path) -> None:
-    model, manifest = Model.of_run(searched.final("trial-0000", 1)), Manifest.read(prepared)
+    model, manifest = TrainedModel.from_run(searched.final("trial-0000", 1)), Manifest.read(prepared)
     wanted = Preprocessing(manifest.plane, manifest.axis, manifest.size, manifest.fit, manifest.spacing_mm)
     assert model.preprocessing == wanted
     assert (model.name, model.seed, model.config.depth) == ("trial-0000-seed1", 1, 2)
@@ -66,14 +66,14 @@ def test_a_run_that_can_not_be_used(searched: SearchDir, tmp_path: Path) -> None
     about = searched.trial(0).about()
     old = RunDir.create(tmp_path / "old", {**about, "data": {"size": 32, "plane": "axial", "spacing_mm": 1.0}})
     with pytest.raises(InputError) as error:
-        Model.of_run(old)
+        TrainedModel.from_run(old)
     assert str(error.value) == (
         f"{old.path}: has no weights (best.pt); those of a search's best trials and final runs are kept, choose one "
         "of them"
     )
     old.best.write_bytes(searched.trial(0).best.read_bytes())
     with pytest.raises(InputError) as error:
-        Model.of_run(old)
+        TrainedModel.from_run(old)
     assert str(error.value) == (
         f"{old.path}/config.json: doesn't say how its data were prepared (axis, fit missing), so no other image can be "
         "cut alike; train it again with this version"
@@ -101,11 +101,11 @@ def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_m
     tensors = UNet(2, 4).state_dict()
     huge = TrialConfig(depth=8, base_channels=512)  # would take terabytes
     with pytest.raises(InputError, match=r"w.pt: the weights don't fit the configuration\n  - .* is missing"):
-        network(huge, tensors, "w.pt")
+        build_unet(huge, tensors, "w.pt")
     tensors["head.weight"], tensors["odd"] = tensors["head.weight"].double(), torch.zeros(1)
     tensors["head.bias"] = torch.full((1,), torch.nan)
     with pytest.raises(InputError) as error:
-        network(TrialConfig(depth=2, base_channels=4), tensors, "w.pt")
+        build_unet(TrialConfig(depth=2, base_channels=4), tensors, "w.pt")
     assert str(error.value) == (
         "w.pt: the weights don't fit the configuration\n"
         "  - odd is not part of the network\n"
@@ -117,7 +117,7 @@ def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_m
 # -- the grid
 
 
-def test_through_files_as_through_prepared_slices(models: list[Model], prepared: Path) -> None:
+def test_through_files_as_through_prepared_slices(models: list[TrainedModel], prepared: Path) -> None:
     sealed = Manifest.read(prepared / "sealed")
     images = np.load(prepared / "sealed" / "images.npy")
     lesion = 0
@@ -135,7 +135,7 @@ def test_through_files_as_through_prepared_slices(models: list[Model], prepared:
 
 @pytest.mark.parametrize("codes", ["LAS", "LPS", "PIR", "SLA"])
 def test_a_reoriented_image_has_the_reoriented_prediction(
-    models: list[Model], flair: Path, tmp_path: Path, codes: str
+    models: list[TrainedModel], flair: Path, tmp_path: Path, codes: str
 ) -> None:
     upright, other = turned(flair, "RAS", tmp_path), turned(flair, codes, tmp_path)
     wanted, found = predict(models[:1], source(upright)), predict(models[:1], source(other))
@@ -170,7 +170,7 @@ def sampled(path: Path, edge: float) -> Path:
 
 
 @pytest.mark.parametrize("fit", ["crop", "resize"])
-def test_other_pixels_find_the_same(models: list[Model], tmp_path: Path, fit: str) -> None:
+def test_other_pixels_find_the_same(models: list[TrainedModel], tmp_path: Path, fit: str) -> None:
     """The slices are brought to the pixels of training, so the volume of the lesions is the same whatever the grid."""
     model = replace(models[0], unet=Bright(), preprocessing=Preprocessing("native", 2, 128, fit, 1.6), threshold=0.5)
     millilitres = []
@@ -183,7 +183,7 @@ def test_other_pixels_find_the_same(models: list[Model], tmp_path: Path, fit: st
     assert millilitres == pytest.approx([millilitres[0]] * 3, rel=0.05)
 
 
-def test_several_models_average_on_the_slices(models: list[Model], flair: Path) -> None:
+def test_several_models_average_on_the_slices(models: list[TrainedModel], flair: Path) -> None:
     one, two = (predict([model], source(flair)) for model in models)
     both = predict(models, source(flair))
     assert np.allclose(both.probabilities, (one.probabilities + two.probabilities) / 2, atol=1e-6)
@@ -202,7 +202,9 @@ def test_several_models_average_on_the_slices(models: list[Model], flair: Path) 
 # -- what is refused
 
 
-def test_images_that_can_not_be_cut_as_the_training_data_were(models: list[Model], flair: Path, tmp_path: Path) -> None:
+def test_images_that_can_not_be_cut_as_the_training_data_were(
+    models: list[TrainedModel], flair: Path, tmp_path: Path
+) -> None:
     volumes, pictures = Preprocessing("native", 2, 32, "crop", 1.0), Preprocessing("image", None, 32, "crop", None)
     Image.fromarray(np.eye(40, dtype=np.uint8) * 200).save(tmp_path / "p.png")
     small = turned(flair, "RAS", tmp_path, (0.05, 0.05, 3.0))
@@ -217,9 +219,11 @@ def test_images_that_can_not_be_cut_as_the_training_data_were(models: list[Model
         ),
     ):
         with pytest.raises(InputError) as error:
-            locate(source(path), preprocessing)
+            slicing_geometry(source(path), preprocessing)
         assert str(error.value) == f"{path.name}: {text}"
-    assert locate(source(small), replace(volumes, fit="resize")).shape == nib.load(small).shape  # needs no spacing
+    assert (
+        slicing_geometry(source(small), replace(volumes, fit="resize")).shape == nib.load(small).shape
+    )  # needs no spacing
     image: Any = nib.load(flair)
     data = image.get_fdata(dtype=np.float32)
     data[0, 0, 0] = np.nan
@@ -228,7 +232,7 @@ def test_images_that_can_not_be_cut_as_the_training_data_were(models: list[Model
         predict(models, source(tmp_path / "nan.nii.gz"))
 
 
-def test_a_mask_beside_the_image_is_never_opened(models: list[Model], flair: Path, tmp_path: Path) -> None:
+def test_a_mask_beside_the_image_is_never_opened(models: list[TrainedModel], flair: Path, tmp_path: Path) -> None:
     (tmp_path / "mask.nii.gz").write_bytes(b"not an image")
     with_mask = replace(source(flair), mask=(tmp_path / "mask.nii.gz",))
     wanted = predict(models[:1], source(flair))

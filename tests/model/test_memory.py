@@ -20,18 +20,18 @@ from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model import memory
+from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.memory import (
-    CONTEXT_BYTES,
-    TAKEN,
-    Estimate,
-    Held,
-    counted,
-    graphs_of,
-    held_bytes,
-    images_in_step,
-    measured,
+    CUDA_CONTEXT_BYTES,
+    PROCESS_OVERHEAD,
+    MemoryEstimate,
+    count_cuda_graphs,
+    estimate_memory,
+    largest_step,
+    measure_memory,
 )
-from wmlsearch.model.metrics import slice_losses
+from wmlsearch.model.process_memory import bytes_in_use
+from wmlsearch.model.torch_patches import LiveTensorBytes
 from wmlsearch.model.unet import UNet
 from wmlsearch.report import figures
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -58,7 +58,7 @@ def test_the_count_of_a_tiny_network_is_its_closed_form() -> None:
     joined = 2 * 4  # the skip and what came from below
     held = image_and_padded + mask + block + pooled + bottom + joined + block + logits
     size = 32
-    estimate = counted(TINY, size, bfloat16=False, shown=1)
+    estimate = estimate_memory(TINY, size, bfloat16=False, val_images=1)
     # At the beginning of the backward pass gradients as big as the biggest tensor come; a loss is a number an image.
     assert estimate.image_bytes == pytest.approx((held + joined) * size**2, abs=16)
     parameters = sum(it.numel() for it in UNet(1, 1, 0.0).parameters())
@@ -90,7 +90,7 @@ def test_what_is_counted_is_what_autograd_saves(values: dict[str, Any], bfloat16
         losses = slice_losses(logits, masks, config.loss)
     own = {it.untyped_storage().data_ptr() for it in unet.parameters()}
     kept = sum(it.untyped_storage().nbytes() for pointer, it in saved.items() if pointer not in own)
-    estimate = counted(config, size, bfloat16, shown=1)
+    estimate = estimate_memory(config, size, bfloat16, val_images=1)
     biggest = max(it.untyped_storage().nbytes() for pointer, it in saved.items() if pointer not in own)
     parameters = sum(it.nbytes for it in unet.parameters())
     state = sum(it.nbytes for it in unet.state_dict().values()) + 3 * parameters  # gradients, two averages of Adam
@@ -104,21 +104,21 @@ def test_more_images_take_so_much_more() -> None:
     unet = UNet(2, 4, 0.5)
     own = list(unet.state_dict().values())
     inputs, masks = torch.rand(5, 1, 32, 32), torch.ones(5, 1, 32, 32)
-    with Held(own) as held:
+    with LiveTensorBytes(own) as held:
         padded = inputs.clone()
         losses = slice_losses(unet(padded), masks.clone(), "bce")
     config = TrialConfig(depth=2, base_channels=4, dropout=0.5)
-    estimate = counted(config, 32, bfloat16=False, shown=1)
+    estimate = estimate_memory(config, 32, bfloat16=False, val_images=1)
     assert estimate.bytes(5) - estimate.bytes(3) == 2 * estimate.image_bytes
-    assert 5 * estimate.image_bytes == pytest.approx(held.now + 5 * held.biggest_image, rel=0.01)
+    assert 5 * estimate.image_bytes == pytest.approx(held.now + 5 * held.largest_per_image, rel=0.01)
     assert losses.requires_grad
     del losses
     assert held.now < 0.1 * 5 * estimate.image_bytes  # what nobody has any more is held no more
 
 
 def test_what_differs_between_trainings_differs_in_the_count() -> None:
-    def of(bfloat16: bool = False, world: int = 1, shown: int = 16, **values: Any) -> Estimate:
-        return counted(TrialConfig(**values), 64, bfloat16, shown, world)
+    def of(bfloat16: bool = False, world: int = 1, val_images: int = 16, **values: Any) -> MemoryEstimate:
+        return estimate_memory(TrialConfig(**values), 64, bfloat16, val_images, world)
 
     weights = 4 * 1_943_761  # the paper's
     paper = of()
@@ -128,23 +128,23 @@ def test_what_differs_between_trainings_differs_in_the_count() -> None:
     assert of(bfloat16=True).fixed_bytes - paper.fixed_bytes == pytest.approx(weights / 2, rel=0.01)
     assert of(bfloat16=True).image_bytes == pytest.approx(0.55 * paper.image_bytes, rel=0.05)
     assert of(dropout=0.0).image_bytes < 0.8 * paper.image_bytes
-    assert counted(TrialConfig(), 128, False, 1).image_bytes == pytest.approx(4 * paper.image_bytes, rel=0.01)
+    assert estimate_memory(TrialConfig(), 128, False, 1).image_bytes == pytest.approx(4 * paper.image_bytes, rel=0.01)
     # 16 images to validate are more than one to train on; a single one is not.
     assert paper.bytes(1) == paper.fixed_bytes + paper.validation_bytes > paper.fixed_bytes + paper.image_bytes
-    assert of(shown=1).bytes(1) == paper.fixed_bytes + paper.image_bytes
+    assert of(val_images=1).bytes(1) == paper.fixed_bytes + paper.image_bytes
     assert of(**{**BIG, "depth": 5}).bytes(1) > 100e9  # and nothing was allocated
 
 
 def test_graphs_keep_what_they_hold() -> None:
     """Beside the graphs' memory the other size of batch warms up, or validation runs: by hand."""
     weights, image, validation = 10, 100, 650
-    of = Estimate(4 * weights, weights, image, validation)
+    of = MemoryEstimate(4 * weights, weights, image, validation)
     assert of.bytes(5) == 40 + 650  # without graphs what a step held is free for validation
     assert of.bytes(7) == 40 + 700
     assert of.bytes(5, graphs=1) == 40 + 500 + 650
     assert of.bytes(5, graphs=2) == 40 + 500 + 650
     assert of.bytes(7, graphs=2) == 40 + 700 + (10 + 700)
-    assert Estimate(40, 10, 100, 0).bytes(7, graphs=1) == 40 + 700 + 10  # gradients of the warm-up
+    assert MemoryEstimate(40, 10, 100, 0).bytes(7, graphs=1) == 40 + 700 + 10  # gradients of the warm-up
 
 
 @pytest.mark.parametrize("slices", [1, 5, 22, 43, 100])
@@ -152,8 +152,12 @@ def test_graphs_keep_what_they_hold() -> None:
 def test_a_graph_for_each_size_of_batch(slices: int, batch_size: int) -> None:
     sizes = {len(batch) for batch in batches(slices, batch_size, torch.Generator())}
     config = TrialConfig(batch_size=batch_size)
-    assert graphs_of(config, slices, GPU, several=False) == len(sizes)
-    assert graphs_of(config, slices, GPU, several=True) == graphs_of(config, slices, torch.device("cpu"), False) == 0
+    assert count_cuda_graphs(config, slices, GPU, several=False) == len(sizes)
+    assert (
+        count_cuda_graphs(config, slices, GPU, several=True)
+        == count_cuda_graphs(config, slices, torch.device("cpu"), False)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("slices", [1, 5, 22, 43, 100])
@@ -162,7 +166,7 @@ def test_a_graph_for_each_size_of_batch(slices: int, batch_size: int) -> None:
 def test_images_in_the_biggest_step(slices: int, batch_size: int, world: int) -> None:
     dealt = batches(slices, batch_size, torch.Generator())
     most = max(len(batch[rank::world]) for batch in dealt for rank in range(world))
-    assert images_in_step(TrialConfig(batch_size=batch_size), slices, world) == most
+    assert largest_step(TrialConfig(batch_size=batch_size), slices, world) == most
 
 
 def test_a_slot_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,10 +175,10 @@ def test_a_slot_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: set_to.append(share))
     for gpus, bytes_there in ((1.0, 80e9), (2.0, 80e9), (0.25, 20e9)):
         slots = Slots(4, 1, 1, gpus)
-        assert limit_bytes(GPU, slots) == bytes_there - CONTEXT_BYTES
+        assert limit_bytes(GPU, slots) == bytes_there - CUDA_CONTEXT_BYTES
         limit_to_share(GPU, slots)
-    assert set_to == [(20e9 - CONTEXT_BYTES) / 80e9]
-    assert limit_bytes(GPU) == 80e9 - CONTEXT_BYTES
+    assert set_to == [(20e9 - CUDA_CONTEXT_BYTES) / 80e9]
+    assert limit_bytes(GPU) == 80e9 - CUDA_CONTEXT_BYTES
     limit_to_share(GPU, None)
     limit_to_share(torch.device("cpu"), Slots(4, 1, 1, 0.0))
     assert len(set_to) == 1
@@ -193,7 +197,7 @@ def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch
     assert memory_admission.machine_bytes() == whole
     # A limit of address space counts what is only mapped, too.
     monkeypatch.setattr(memory_admission.resource, "getrlimit", lambda _: (10**9, 10**9))
-    monkeypatch.setattr(memory_admission, "process_bytes", lambda: (600_000_000, 200_000_000))
+    monkeypatch.setattr(memory_admission, "mapped_and_resident_bytes", lambda: (600_000_000, 200_000_000))
     assert limit_bytes(cpu) == 600_000_000
 
 
@@ -208,7 +212,7 @@ def test_what_does_not_fit_says_the_numbers(prepared: Path, monkeypatch: pytest.
     small = predict_peak_memory(TrialConfig(**SMALL), data, "float32")
     assert small.refusal == ""
     # The peak of the process: what it holds already, and what comes.
-    assert small.peak_mb * 2**20 == pytest.approx(held_bytes(torch.device("cpu")) + small.need_bytes)
+    assert small.peak_mb * 2**20 == pytest.approx(bytes_in_use(torch.device("cpu")) + small.need_bytes)
     with pytest.raises(InputError, match="size >= 2\\^"):
         predict_peak_memory(TrialConfig(depth=8), data, "float32")
 
@@ -224,19 +228,19 @@ def test_on_a_gpu_the_measured_line_counts(prepared: Path, monkeypatch: pytest.M
     on_gpu.train = type("Train", (), {"images": Named(), "__len__": lambda _: len(data.train)})()
     asked: list[TrialConfig] = []
 
-    def measure(config: TrialConfig, *_: object) -> Estimate:
+    def measure(config: TrialConfig, *_: object) -> MemoryEstimate:
         asked.append(config)
-        return Estimate(10**9, 10**8, 2 * 10**9, 0)
+        return MemoryEstimate(10**9, 10**8, 2 * 10**9, 0)
 
-    monkeypatch.setattr(memory, "measured", measure)
+    monkeypatch.setattr(memory, "measure_memory", measure)
     monkeypatch.setattr(memory_admission, "gpu_bytes", lambda _: 20 * 10**9)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300_000_000)
     fit = predict_peak_memory(TrialConfig(batch_size=5), on_gpu, "float32")
-    images = images_in_step(TrialConfig(batch_size=5), len(data.train))
-    assert graphs_of(TrialConfig(batch_size=5), len(data.train), GPU, several=False) == 2
-    once, each = TAKEN["cuda"]
+    images = largest_step(TrialConfig(batch_size=5), len(data.train))
+    assert count_cuda_graphs(TrialConfig(batch_size=5), len(data.train), GPU, several=False) == 2
+    once, each = PROCESS_OVERHEAD["cuda"]
     tensors = 10**9 + 2 * (2 * 10**9 * images) + 10**8  # the graphs', and those of a warm-up
-    assert (fit.need_bytes, fit.left_bytes) == (once + each * tensors, 20 * 10**9 - CONTEXT_BYTES - 300_000_000)
+    assert (fit.need_bytes, fit.left_bytes) == (once + each * tensors, 20 * 10**9 - CUDA_CONTEXT_BYTES - 300_000_000)
     assert fit.peak_mb == (fit.need_bytes + 300_000_000) / 2**20
     # Where the count says that not even two images fit, nothing is tried.
     predict_peak_memory(TrialConfig(**BIG), on_gpu, "float32")
@@ -258,11 +262,13 @@ def test_the_line_is_measured_by_the_trainer_itself(prepared: Path, monkeypatch:
 
     monkeypatch.setattr(UNet, "forward", looked_at)
     data, config = PreparedData.open(prepared), TrialConfig(**SMALL)
-    estimate = measured(config, data, "float32")
+    estimate = measure_memory(config, data, "float32")
     gradients = 4 * sum(it.numel() for it in UNet(config.depth, config.base_channels).parameters())
-    assert estimate == Estimate(300 - 250, gradients, 250, 600 - (300 - 250))
+    assert estimate == MemoryEstimate(300 - 250, gradients, 250, 600 - (300 - 250))
     assert seen == [1, 1, 2, min(16, len(data.val))]
-    assert measured(config.model_copy(update={"learning_rate": 0.5, "batch_size": 9}), data, "float32") is estimate
+    assert (
+        measure_memory(config.model_copy(update={"learning_rate": 0.5, "batch_size": 9}), data, "float32") is estimate
+    )
 
 
 def test_a_training_without_room_ends_before_it_begins(

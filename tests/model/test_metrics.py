@@ -12,13 +12,14 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from wmlsearch.model.metrics import BINS, Confusion, Counts, slice_losses
+from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.metrics import BINS, Confusion, ValidationCounts
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def counted(logits: Tensor, masks: Tensor, patients: Tensor, number: int, loss: str = "bce") -> Counts:
-    counts = Counts(number)
+def counted(logits: Tensor, masks: Tensor, patients: Tensor, number: int, loss: str = "bce") -> ValidationCounts:
+    counts = ValidationCounts(number)
     counts.add(logits, masks, patients, slice_losses(logits, masks, loss))
     return counts
 
@@ -154,7 +155,7 @@ def test_average_precision_is_scikit_learns(seed: int) -> None:
     p = (rng.integers(0, 12 if seed == 0 else BINS, (2, 1, 15, 15)) + 0.5) / BINS
     masks = (rng.random(p.shape) < 0.2 + 0.6 * p).astype(np.float32)
     logits = torch.from_numpy(np.log(p / (1 - p)))
-    counts = Counts(1)
+    counts = ValidationCounts(1)
     counts.add(logits, torch.from_numpy(masks), torch.zeros(2, dtype=torch.int64), torch.zeros(2))
     wanted = average_precision_score(masks.ravel().astype(int), p.ravel())
     assert counts.metrics()["val_average_precision"] == pytest.approx(wanted, rel=1e-9)
@@ -164,7 +165,7 @@ def test_average_precision_is_scikit_learns(seed: int) -> None:
 def test_counts_add_up_in_any_order(order: list[int]) -> None:
     logits, masks, patients = batch(5)
     whole = counted(logits, masks, patients, 3)
-    parts = Counts(3)
+    parts = ValidationCounts(3)
     for chunk in torch.tensor(order).split(4):  # a batch of four, then one of two
         part = masks[chunk]
         parts.add(logits[chunk], part, patients[chunk], slice_losses(logits[chunk], part, "bce"))

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
 from wmlsearch.model import steps as module
-from wmlsearch.model.steps import WARM_UP, Steps
+from wmlsearch.model.steps import WARM_UP, TrainingSteps
+from wmlsearch.model.torch_patches import TorchDispatchMode
 from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
 
@@ -58,13 +58,13 @@ def test_the_losses_are_those_of_a_plain_loop(
 ) -> None:
     config = SMALL.model_copy(update={"optimizer": optimizer, "schedule": "constant", "learning_rate": 3e-3})
     orders = []
-    run = Steps.run
+    run = TrainingSteps.run
 
-    def watched(self: Steps, order: tuple[Tensor, ...], *others: Any) -> list[float]:
+    def watched(self: TrainingSteps, order: tuple[Tensor, ...], *others: Any) -> list[float]:
         orders.append(order)
         return run(self, order, *others)
 
-    monkeypatch.setattr(Steps, "run", watched)
+    monkeypatch.setattr(TrainingSteps, "run", watched)
     reports = list(epochs(config, data, max_epochs=3, seed=4, precision="float32"))
     wanted = plain_loop(config, data.train, orders, seed=4)
     assert [report.metrics["train_loss"] for report in reports] == pytest.approx(wanted, rel=tolerance)
@@ -95,7 +95,7 @@ def test_counters_lead_through_both_sizes_of_batch() -> None:
         move()
 
     optimizer.step = watched  # type: ignore[method-assign, assignment]
-    steps = Steps(model, optimizer, slices, "bce", bfloat16=False)
+    steps = TrainingSteps(model, optimizer, slices, "bce", bfloat16=False)
     for epoch in (1, 2):
         order = batches(23, 5, torch.Generator().manual_seed(epoch))
         assert [len(batch) for batch in order] == [5, 5, 5, 4, 4]
@@ -112,7 +112,7 @@ def test_counters_lead_through_both_sizes_of_batch() -> None:
         used.clear()
 
 
-def trained(data: PreparedData, count: int = 5) -> tuple[list[list[float]], Steps]:
+def trained(data: PreparedData, count: int = 5) -> tuple[list[list[float]], TrainingSteps]:
     """The losses of some epochs, of 6 batches of 7 and one of 6 each, with all that chance has to say."""
     config = SMALL.model_copy(update={"dropout": 0.3, "augment": "affine"})
     trainer, found = Trainer(config, data, count, 0, "float32"), []
@@ -128,16 +128,16 @@ def trained(data: PreparedData, count: int = 5) -> tuple[list[list[float]], Step
 Captured = Callable[[Callable[[], None], object, object], Callable[[], None]]
 
 
-def pretend_graphs(monkeypatch: pytest.MonkeyPatch, captured: Captured) -> None:
+def pretend_graphs(monkeypatch: pytest.MonkeyPatch, capture_graph: Captured) -> None:
     """Let a CPU believe that it makes graphs."""
-    make = Steps.__init__
+    make = TrainingSteps.__init__
 
-    def init(self: Steps, *arguments: Any) -> None:
+    def init(self: TrainingSteps, *arguments: Any) -> None:
         make(self, *arguments)
         self.graphed = True
 
-    monkeypatch.setattr(Steps, "__init__", init)
-    monkeypatch.setattr(module, "captured", captured)
+    monkeypatch.setattr(TrainingSteps, "__init__", init)
+    monkeypatch.setattr(module, "capture_graph", capture_graph)
 
 
 def test_a_graph_of_each_size_takes_over_after_its_warm_up(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_a_graph_of_each_size_takes_over_after_its_warm_up(data: PreparedData, m
     replays: dict[int, int] = {}
     group: dict[str, Any] = {}
 
-    def captured(step: Callable[[], None], _stream: object, _pool: object) -> Callable[[], None]:
+    def capture_graph(step: Callable[[], None], _stream: object, _pool: object) -> Callable[[], None]:
         assert group["capturable"], "Adam refuses to be captured without it"
         mine = len(replays)
         replays[mine] = 0
@@ -158,15 +158,15 @@ def test_a_graph_of_each_size_takes_over_after_its_warm_up(data: PreparedData, m
 
         return replay
 
-    pretend_graphs(monkeypatch, captured)
-    init = Steps.__init__
+    pretend_graphs(monkeypatch, capture_graph)
+    init = TrainingSteps.__init__
 
-    def known(self: Steps, *arguments: Any) -> None:
+    def known(self: TrainingSteps, *arguments: Any) -> None:
         nonlocal group
         init(self, *arguments)
         group = self.optimizer.param_groups[0]
 
-    monkeypatch.setattr(Steps, "__init__", known)
+    monkeypatch.setattr(TrainingSteps, "__init__", known)
     graphed, steps = trained(data)
     assert graphed == eager
     assert list(steps.graphs) == [7, 6]
@@ -177,13 +177,13 @@ def test_a_graph_of_each_size_takes_over_after_its_warm_up(data: PreparedData, m
 def test_what_a_graph_reads_stays_where_it_is(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_graphs(monkeypatch, lambda step, _stream, _pool: step)
     _, steps = trained(data, 1)
-    places = [tensor.data_ptr() for tensor in steps.epoch.tensors()]
+    places = [tensor.data_ptr() for tensor in steps.buffers.tensors()]
     order = batches(len(data.train), 7, torch.Generator().manual_seed(9))
     drawn = Augmentation.draw("affine", len(data.train), torch.Generator().manual_seed(9))
     steps.run(order, [1e-3] * 7, drawn, 2)
-    assert [tensor.data_ptr() for tensor in steps.epoch.tensors()] == places
-    assert torch.equal(steps.epoch.order, torch.cat(order))
-    assert (steps.epoch.step.item(), steps.epoch.begin.item()) == (7, 48)
+    assert [tensor.data_ptr() for tensor in steps.buffers.tensors()] == places
+    assert torch.equal(steps.buffers.order, torch.cat(order))
+    assert (steps.buffers.step.item(), steps.buffers.begin.item()) == (7, 48)
     assert list(steps.graphs) == [7]
     steps.run(order[:3], [1e-3] * 3, drawn, 3)  # another shape of epoch: what was captured reads elsewhere
     assert steps.graphs == {}
@@ -194,19 +194,19 @@ def test_training_goes_on_where_capturing_fails(data: PreparedData, monkeypatch:
     eager, _ = trained(data)
     tried = 0
 
-    def captured(*_arguments: object) -> Callable[[], None]:
+    def capture_graph(*_arguments: object) -> Callable[[], None]:
         nonlocal tried
         tried += 1
         raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
 
-    pretend_graphs(monkeypatch, captured)
+    pretend_graphs(monkeypatch, capture_graph)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found, steps = trained(data)
     assert found == eager
     assert (tried, steps.graphed, steps.graphs) == (1, False, {})
     assert [str(warning.message) for warning in caught] == [
-        "training goes on without CUDA graphs, since capturing failed: "
+        "training continues without CUDA graphs, since a capture failed: "
         "RuntimeError: operation not permitted when stream is capturing"
     ]
 

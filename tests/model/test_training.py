@@ -22,13 +22,17 @@ from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import checkpoint, steps, training
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.metrics import Counts, slice_losses
+from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.metrics import ValidationCounts
+from wmlsearch.model.schedules import learning_rate
 from wmlsearch.model.steps import Diverged
-from wmlsearch.model.training import EpochReport, check_trainable, count, epochs, learning_rate
+from wmlsearch.model.training import EpochReport, epochs
 from wmlsearch.model.unet import UNet
+from wmlsearch.model.validation import count_predictions
 from wmlsearch.runs.files import StorageError
 
-ANEW = "restore it from a copy, or train anew without it"
+RESTORE_HINT = "restore it from a copy, or delete it and train again"
 SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
 CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two trainings have in common
 
@@ -184,14 +188,14 @@ def test_another_objective_names_another_best_epoch(
 
 def pretend(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, float | None]], None]) -> None:
     """Let the validation say something else than it measured."""
-    measured = Counts.metrics
+    measured = ValidationCounts.metrics
 
-    def metrics(self: Counts) -> dict[str, float | None]:
+    def metrics(self: ValidationCounts) -> dict[str, float | None]:
         values = measured(self)
         change(values)
         return values
 
-    monkeypatch.setattr(Counts, "metrics", metrics)
+    monkeypatch.setattr(ValidationCounts, "metrics", metrics)
 
 
 def pretend_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
@@ -262,17 +266,20 @@ def test_weights_that_blow_up_in_the_last_step_are_divergence(
 def test_what_cannot_be_trained_is_refused(data: PreparedData) -> None:
     check_trainable(small(depth=4), data)
     check_trainable(small(batch_size=4), data, workers=4)
-    headline = "this configuration can't be trained on this data"
+    headline = "this configuration cannot be trained on this data"
     deep = (
         "size >= 2^(depth + 1) must hold, but got (size=32, depth=5): the lowest level would have a single pixel; "
-        "lower `depth` or prepare with a bigger --size"
+        "lower `depth` or prepare with a larger --size"
     )
     few = (
         "each worker needs a slice of each batch, but batch_size=5 of 48 slices makes batches of 4 for 5 workers: "
         "raise `batch_size` or use fewer workers"
     )
     empty = replace(data, train=replace(data.train, rows=data.train.rows[:0]))
-    none = "slices are needed, but there are 0 to train on and 12 to validate on"
+    none = (
+        "training and validation slices are needed, but there are 0 training and 12 validation slices; prepare the "
+        "data again with other patients"
+    )
     for config, slices, workers, wanted in (
         (small(depth=5), data, 1, [deep]),
         (small(batch_size=5), data, 5, [few]),
@@ -419,7 +426,7 @@ def test_a_checkpoint_that_was_trained_at_other_rates_is_refused(data: PreparedD
     assert load_checkpoint(tmp_path / "one-last.pt")["rate_factors"] == {2: 0.8}
     with pytest.raises(InputError) as caught:
         next(lineage(data, tmp_path, "one", SMALL, rate_factors={2: 1.2}))
-    assert caught.value.faults == ("rate_factors: {2: 0.8} there, {2: 1.2} here",)
+    assert caught.value.faults == ("rate_factors: {2: 0.8} in the checkpoint, {2: 1.2} in this training",)
     for wrong in ({0: 0.8}, {2: 0.0}, {2: math.inf}):
         with pytest.raises(InputError) as caught:
             next(lineage(data, tmp_path, "two", SMALL, rate_factors=wrong))
@@ -435,13 +442,13 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
     with pytest.raises(InputError) as caught:
         next(epochs(SMALL, data, max_epochs=4, seed=1, last=last))
     assert str(caught.value) == (
-        f"{last}: is a checkpoint of another training; use another name or folder\n"
-        "  - seed: 0 there, 1 here\n  - max_epochs: 3 there, 4 here"
+        f"{last}: belongs to another training; choose another name or folder\n"
+        "  - seed: 0 in the checkpoint, 1 in this training\n  - max_epochs: 3 in the checkpoint, 4 in this training"
     )
     other = replace(data, manifest=replace(data.manifest, fingerprint="f00d"))
     with pytest.raises(InputError) as caught:
         next(epochs(SMALL, other, max_epochs=3, last=last))
-    assert caught.value.faults == (f"data: {data.manifest.fingerprint!r} there, 'f00d' here",)
+    assert caught.value.faults == (f"data: {data.manifest.fingerprint!r} in the checkpoint, 'f00d' in this training",)
     with pytest.raises(InputError, match="config: "):
         next(epochs(small(base_channels=2), data, max_epochs=3, last=last))
 
@@ -456,7 +463,9 @@ def test_a_checkpoint_whose_convolutions_added_biases_goes_on(
         return epochs(config, data, max_epochs=3, precision="float32", **files)
 
     with monkeypatch.context() as patch:  # as networks were before: torch's own convolutions
-        patch.setattr("wmlsearch.model.unet.Unbiased", lambda before, after: nn.Conv2d(before, after, 3, padding=1))
+        patch.setattr(
+            "wmlsearch.model.unet.ConvBeforeNorm", lambda before, after: nn.Conv2d(before, after, 3, padding=1)
+        )
         wanted = rows(start())
         before = start(last=last, best=best)
         found = [facts(next(before).row()), facts(next(before).row())]
@@ -489,7 +498,7 @@ def test_nothing_in_a_checkpoint_is_executed(data: PreparedData, tmp_path: Path)
         for use in (lambda: load_checkpoint(path), lambda: next(epochs(SMALL, data, max_epochs=1, last=path))):
             with pytest.raises(InputError) as caught:
                 use()
-            assert str(caught.value) == (f"{path}: not a readable checkpoint (UnpicklingError); {ANEW}")
+            assert str(caught.value) == (f"{path}: not a readable checkpoint (UnpicklingError); {RESTORE_HINT}")
         assert not made.exists()
     pickle.loads(path.read_bytes())  # noqa: S301 - the trap works
     assert made.exists()
@@ -505,14 +514,14 @@ def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> 
         path.write_bytes(whole[:size])
         with pytest.raises(
             InputError,
-            match=rf"last.pt: not a readable checkpoint \(\w+\); {ANEW}",
+            match=rf"last.pt: not a readable checkpoint \(\w+\); {RESTORE_HINT}",
         ):
             next(epochs(SMALL, data, max_epochs=2, last=path))
     for state in ({"format": 99}, {"model": {}}, [1]):
         torch.save(state, path)
         with pytest.raises(InputError) as caught:
             load_checkpoint(path)
-        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); {ANEW}"
+        assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); {RESTORE_HINT}"
 
 
 def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,8 +548,8 @@ def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pyt
 def test_the_ranks_count_each_validation_slice_once(data: PreparedData, world: int) -> None:
     torch.manual_seed(0)
     unet = UNet(2, 4)
-    whole = count(unet, data.val, "bce", False)
-    parts = [count(unet, data.val, "bce", False, rank, world) for rank in range(world)]
+    whole = count_predictions(unet, data.val, "bce", False)
+    parts = [count_predictions(unet, data.val, "bce", False, rank, world) for rank in range(world)]
     assert sum(part.slices for part in parts) == whole.slices == len(data.val) == 12
     assert torch.equal(torch.stack([part.histograms for part in parts]).sum(0), whole.histograms)
     assert torch.allclose(torch.stack([part.sums for part in parts]).sum(0), whole.sums)

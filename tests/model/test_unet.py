@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.model.metrics import slice_losses
-from wmlsearch.model.unet import Dropout, UNet, widened
+from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.unet import Dropout, UNet, pad_to_eight_channels
 
 
 def parameters(unet: nn.Module) -> int:
@@ -158,7 +158,7 @@ def test_dropout_of_nearly_all_and_of_nothing() -> None:
 def test_dropout_stands_after_the_first_convolution_of_each_block() -> None:
     for block in [*(unet := UNet(depth=2)).down, unet.bottom, *unet.merge]:
         kinds = [type(module).__name__ for module in block]
-        assert kinds == ["Unbiased", "BatchNorm2d", "ReLU", "Dropout", "Unbiased", "BatchNorm2d", "ReLU"]
+        assert kinds == ["ConvBeforeNorm", "BatchNorm2d", "ReLU", "Dropout", "ConvBeforeNorm", "BatchNorm2d", "ReLU"]
         assert block[3].p == 0.1
 
 
@@ -194,7 +194,9 @@ def test_every_parameter_has_a_gradient_but_biases_before_a_normalisation() -> N
 def with_biases(norm: str, monkeypatch: pytest.MonkeyPatch) -> UNet:
     """The network as torch's own convolutions make it."""
     with monkeypatch.context() as patch:
-        patch.setattr("wmlsearch.model.unet.Unbiased", lambda before, after: nn.Conv2d(before, after, 3, padding=1))
+        patch.setattr(
+            "wmlsearch.model.unet.ConvBeforeNorm", lambda before, after: nn.Conv2d(before, after, 3, padding=1)
+        )
         return UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
 
 
@@ -252,7 +254,7 @@ def test_all_other_gradients_are_those_of_a_network_with_biases(norm: str, monke
 def test_a_convolution_of_eight_channels_says_what_one_of_a_single_channel_does() -> None:
     torch.manual_seed(0)
     images, weight = torch.rand(2, 1, 9, 7), torch.randn(4, 1, 3, 3, requires_grad=True)
-    wide, padded = widened(images, weight)
+    wide, padded = pad_to_eight_channels(images, weight)
     assert (wide.shape, padded.shape) == ((2, 8, 9, 7), (4, 8, 3, 3))
     assert wide.is_contiguous(memory_format=torch.channels_last)
     found, wanted = (F.conv2d(*pair, padding=1) for pair in ((wide, padded), (images, weight)))

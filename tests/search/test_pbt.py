@@ -181,7 +181,7 @@ class World:
             monkeypatch.setattr(module, name, self.watched(act))
         monkeypatch.setattr(trial_worker, "epochs", self.epochs)
         monkeypatch.setattr(trial_worker, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
-        monkeypatch.setattr(trial_worker, "check_same", lambda *_, **__: None)
+        monkeypatch.setattr(trial_worker, "check_same_training", lambda *_, **__: None)
         data = SimpleNamespace(train=SimpleNamespace(images=SimpleNamespace(device=None)))
         monkeypatch.setattr(trial_worker, "open_data", lambda _parcel: data)
         monkeypatch.setattr(trial_worker, "limit_to_share", lambda *_: None)

@@ -142,7 +142,7 @@ def test_of_another_trainings_checkpoint_nobody_hears(prepared: Path, tmp_path: 
     one.close()
     result = training(dropout=0.3).step()
     assert (result["done"], result["ended"]) == (True, "failed")
-    assert result["reason"].startswith(f"{tmp_path}/last.pt: is a checkpoint of another training; use another name")
+    assert result["reason"].startswith(f"{tmp_path}/last.pt: belongs to another training; choose another name")
     assert not {"replayed", "report", "epoch"} & set(result)
     assert training().step()["replayed"][0]["epoch"] == 1
 

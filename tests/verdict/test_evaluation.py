@@ -21,7 +21,7 @@ from wmlsearch.data.sealed_test import open_sealed_test, openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import ensemble_threshold
 from wmlsearch.inference.export import load_exported
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -389,5 +389,5 @@ def test_a_single_final_run(search: SearchDir) -> None:
     run = search.final("trial-0000", 1)
     result = say("evaluate", run.path, "--out", search.path.parent)
     assert result.exit_code == 0, result.output
-    assert Model.of_run(run).threshold == run.test()["models"]["model"]["members"][0]["threshold"]
+    assert TrainedModel.from_run(run).threshold == run.test()["models"]["model"]["members"][0]["threshold"]
     assert run.test()["metrics"]["test_volumes_dice"] >= 0

@@ -19,14 +19,14 @@ from scipy import ndimage
 
 from wmlsearch.cli import main
 from wmlsearch.data.sources import Source
-from wmlsearch.inference.export import export, load_exported
-from wmlsearch.inference.overlay import telling
-from wmlsearch.inference.predictor import Model, Preprocessing, predict
+from wmlsearch.inference.export import export_model, load_exported
+from wmlsearch.inference.overlay import select_slices
+from wmlsearch.inference.predictor import Preprocessing, TrainedModel, predict
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.model_registry import register
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows.model_lookup import trained
+from wmlsearch.workflows.model_lookup import find_model
 
 REAL = MS_FLAIR / "unlabelled"
 Say = Callable[..., Result]
@@ -167,10 +167,10 @@ def test_nothing_found_and_an_overlay_of_square_pixels(say: Say, tmp_path: Path)
 def test_slices_worth_a_look() -> None:
     areas = np.zeros(100, int)
     areas[[20, 21, 22, 60, 61, 90]] = [5, 9, 5, 3, 4, 1]
-    assert telling(areas) == [14, 21, 29, 43, 61, 90]  # the largest of each, and some between
-    assert telling(np.zeros(3, int)) == [0, 1, 2]
-    assert telling(np.zeros(1, int)) == [0]
-    assert len(telling(np.arange(40))) == 6
+    assert select_slices(areas) == [14, 21, 29, 43, 61, 90]  # the largest of each, and some between
+    assert select_slices(np.zeros(3, int)) == [0, 1, 2]
+    assert select_slices(np.zeros(1, int)) == [0]
+    assert len(select_slices(np.arange(40))) == 6
 
 
 # -- pictures
@@ -178,8 +178,8 @@ def test_slices_worth_a_look() -> None:
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
 def test_pictures(say: Say, searched: SearchDir, ending: str) -> None:
-    model = Model.of_run(searched.final("trial-0000", 0))
-    export([replace(model, preprocessing=Preprocessing("image", None, 48, "crop", None))], Path("model"))
+    model = TrainedModel.from_run(searched.final("trial-0000", 0))
+    export_model([replace(model, preprocessing=Preprocessing("image", None, 48, "crop", None))], Path("model"))
     picture = np.zeros((40, 56), np.uint8)
     picture[4:36, 8:48] = np.random.default_rng(0).integers(80, 120, (32, 40))
     picture[10:16, 20:26] = 255
@@ -262,7 +262,7 @@ def test_results_so_far_are_kept(say: Say, flairs: Path, monkeypatch: pytest.Mon
 
 def test_what_a_model_may_be(say: Say, searched: SearchDir, flairs: Path, tmp_path: Path) -> None:
     def names(model: object) -> list[str]:
-        return [member.name for member in trained(str(model), searched.path.parent, default_uri(tmp_path)).members]
+        return [member.name for member in find_model(str(model), searched.path.parent, default_uri(tmp_path)).members]
 
     seeds = names("s")
     assert sorted(seeds) == ["trial-0000-seed0", "trial-0000-seed1"]

@@ -44,12 +44,12 @@ def predict(
     """
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.inference.predictor import check_threshold
-    from wmlsearch.workflows.model_lookup import trained
+    from wmlsearch.workflows.model_lookup import find_model
     from wmlsearch.workflows.predict import TABLE, predict_files
 
     if threshold is not None:
         check_threshold(threshold, "--threshold")
-    chosen = trained(model, runs, options.uri_of(runs, mlflow_uri))
+    chosen = find_model(model, runs, options.uri_of(runs, mlflow_uri))
     bar, advance = progress_bar(console())
     with bar:
         rows = predict_files(chosen, inputs, out, threshold, ensemble, advance)
@@ -72,10 +72,10 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
 
     Example: wmlsearch export search-20261123-201512 model
     """
-    from wmlsearch.inference.export import export as write
-    from wmlsearch.workflows.model_lookup import trained
+    from wmlsearch.inference.export import export_model
+    from wmlsearch.workflows.model_lookup import find_model
 
-    chosen = trained(run, runs, options.uri_of(runs, mlflow_uri))
-    write(chosen.members, out, chosen.ensemble_threshold)
+    chosen = find_model(run, runs, options.uri_of(runs, mlflow_uri))
+    export_model(chosen.members, out, chosen.ensemble_threshold)
     seeds = f"{len(chosen.members)} seeds, the first is" if len(chosen.members) > 1 else "the model is"
     options.say(f"{out}: {seeds} {chosen.members[0].name}; next: wmlsearch predict {out} IMAGE --out found")

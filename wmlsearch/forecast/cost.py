@@ -240,5 +240,5 @@ def _most_memory(
     alike = [c.batch_size for c in sample if multiply_adds(c.depth, c.base_channels, size) >= dearest.multiply_adds]
     if timing.images == workers:  # a batch has no more
         return most
-    an_image = (timing.step_memory_mb - timing.least_memory_mb) / (timing.images - workers)
-    return max(most, timing.least_memory_mb + an_image * (max(alike) - workers))
+    an_image = (timing.step_memory_mb - timing.one_image_memory_mb) / (timing.images - workers)
+    return max(most, timing.one_image_memory_mb + an_image * (max(alike) - workers))

@@ -15,7 +15,7 @@ from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots, share_of_gpu
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.forecast.measurement import TimingWorkers
-from wmlsearch.model.memory import CONTEXT_BYTES
+from wmlsearch.model.memory import CUDA_CONTEXT_BYTES
 from wmlsearch.model.throughput import mps_is_on
 from wmlsearch.space import SearchSpace
 
@@ -76,7 +76,7 @@ def room_for(gpu_bytes: int, need_bytes: int, data_bytes: int) -> int:
     Args:
         gpu_bytes: all that one process may hold.
     """
-    whole, each = gpu_bytes + CONTEXT_BYTES, need_bytes + data_bytes + CONTEXT_BYTES
+    whole, each = gpu_bytes + CUDA_CONTEXT_BYTES, need_bytes + data_bytes + CUDA_CONTEXT_BYTES
     return max((count for count in range(1, MOST + 1) if each <= share_of_gpu(count) * whole), default=1)
 
 

@@ -22,8 +22,8 @@ from wmlsearch.cluster.connect import EMBEDDED
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots, available_cpus
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.model.memory import held_bytes
-from wmlsearch.model.throughput import Pace, Timing, timed
+from wmlsearch.model.process_memory import bytes_in_use
+from wmlsearch.model.throughput import SteadyTraining, Throughput, measure_throughput
 from wmlsearch.search.memory_admission import MemoryFit, predict_peak_memory
 from wmlsearch.search.trial_worker import open_data
 
@@ -35,7 +35,7 @@ class TimedConfiguration:
     of: str  # cheapest, paper, dearest
     config: TrialConfig
     multiply_adds: int  # an image
-    timing: Timing  # the mean of the slots that ran at once
+    timing: Throughput  # the mean of the slots that ran at once
 
 
 class TimingWorkers:
@@ -71,19 +71,19 @@ class TimingWorkers:
             remove_placement_group(room)
         self.scratch.cleanup()
 
-    def time(self, config: TrialConfig, settings: RunSettings, limit_s: float) -> Timing:
+    def time(self, config: TrialConfig, settings: RunSettings, limit_s: float) -> Throughput:
         """All slots at once, so that what they take from each other is in the figures.
 
         Of times the mean, of memory the most.
         """
         words = (config.model_dump(), settings.seed, settings.precision, limit_s)
         asked = [worker.time.remote(*words) for group in self.groups for worker in group]
-        times: list[Timing] = self._get(asked)
-        return Timing(
+        times: list[Throughput] = self._get(asked)
+        return Throughput(
             images=min(timing.images for timing in times),
             train_s=statistics.fmean(timing.train_s for timing in times),
             val_s=statistics.fmean(timing.val_s for timing in times),
-            least_memory_mb=max(timing.least_memory_mb for timing in times),
+            one_image_memory_mb=max(timing.one_image_memory_mb for timing in times),
             step_memory_mb=max(timing.step_memory_mb for timing in times),
             peak_memory_mb=max(timing.peak_memory_mb for timing in times),
         )
@@ -133,7 +133,7 @@ class _Worker:
     def __init__(self, data: Shipment, threads: int) -> None:
         torch.set_num_threads(threads)
         self.data, self.threads = open_data(data), threads
-        self.pace: Pace | None = None
+        self.pace: SteadyTraining | None = None
 
     def device(self) -> str:
         if self.data.train.images.device.type == "cuda":
@@ -150,17 +150,17 @@ class _Worker:
         cuda = self.data.train.images.device.type == "cuda"
         distributed.init_process_group("nccl" if cuda else "gloo", init_method=address, rank=rank, world_size=world)
 
-    def time(self, config: Mapping[str, Any], seed: int, precision: Any, limit_s: float) -> Timing:
-        return timed(TrialConfig(**config), self.data, seed=seed, precision=precision, limit_s=limit_s)
+    def time(self, config: Mapping[str, Any], seed: int, precision: Any, limit_s: float) -> Throughput:
+        return measure_throughput(TrialConfig(**config), self.data, seed=seed, precision=precision, limit_s=limit_s)
 
     def fit(self, config: Mapping[str, Any], precision: Any) -> tuple[MemoryFit, int]:
         fit = predict_peak_memory(TrialConfig(**config), self.data, precision)
-        return fit, held_bytes(self.data.train.images.device)
+        return fit, bytes_in_use(self.data.train.images.device)
 
     def make_ready(self, config: Mapping[str, Any], seed: int, precision: Any) -> None:
         """Once for all that is asked of this worker: what was ready before is so still."""
         if self.pace is None:
-            self.pace = Pace(TrialConfig(**config), self.data, seed, precision)
+            self.pace = SteadyTraining(TrialConfig(**config), self.data, seed, precision)
 
     def images_per_s(self, seconds: float) -> float:
         if self.pace is None:

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.inference.predictor import Model, Preprocessing, check_threshold, common_preprocessing, network
+from wmlsearch.inference.predictor import Preprocessing, TrainedModel, build_unet, check_threshold, common_preprocessing
 from wmlsearch.runs.files import atomic_folder, check_output_folder, read_json, write_bytes, write_json
 
 FORMAT = 1
@@ -25,10 +25,10 @@ MOST_MEMBERS = 100
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """What an exported folder holds: the first member is the model, all of them together are the ensemble."""
 
-    members: tuple[Model, ...]
+    members: tuple[TrainedModel, ...]
     ensemble_threshold: float | None = None  # None: the mean of the members' own
 
 
@@ -37,7 +37,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / ABOUT).is_file()
 
 
-def export(members: Sequence[Model], out: Path, ensemble_threshold: float | None = None) -> None:
+def export_model(members: Sequence[TrainedModel], out: Path, ensemble_threshold: float | None = None) -> None:
     """Write `members` (the first is the model, all together the ensemble) into a new folder `out`.
 
     It appears when it is complete. Raises InputError where `out` holds something already or can't be written, and for
@@ -53,7 +53,7 @@ def export(members: Sequence[Model], out: Path, ensemble_threshold: float | None
         write_json(aside / ABOUT, _about(members, preprocessing, ensemble_threshold))
 
 
-def load_exported(folder: Path) -> Exported:
+def load_exported(folder: Path) -> ExportedModel:
     """The models of an exported folder. Raises InputError for what is missing, damaged or of another format."""
     path = folder / ABOUT
     if not path.is_file():
@@ -68,7 +68,7 @@ def load_exported(folder: Path) -> Exported:
     if threshold is not None:
         threshold = check_threshold(threshold, f"{path}: ensemble_threshold")
     models = [_member(folder, number, member, preprocessing) for number, member in enumerate(members)]
-    return Exported(tuple(models), threshold)
+    return ExportedModel(tuple(models), threshold)
 
 
 def weights_name(number: int) -> str:
@@ -76,7 +76,7 @@ def weights_name(number: int) -> str:
     return f"member-{number}.safetensors"
 
 
-def _about(members: Sequence[Model], preprocessing: Preprocessing, threshold: float | None) -> dict[str, Any]:
+def _about(members: Sequence[TrainedModel], preprocessing: Preprocessing, threshold: float | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "preprocessing": asdict(preprocessing),
@@ -94,7 +94,7 @@ def _about(members: Sequence[Model], preprocessing: Preprocessing, threshold: fl
     }
 
 
-def _member(folder: Path, number: int, about: Any, preprocessing: Preprocessing) -> Model:
+def _member(folder: Path, number: int, about: Any, preprocessing: Preprocessing) -> TrainedModel:
     where, path = f"{folder / ABOUT}: member {number}", folder / weights_name(number)
     if not isinstance(about, dict):
         raise InputError(f"{where}: must be an object, but is a {type(about).__name__}; export the model again")
@@ -109,7 +109,7 @@ def _member(folder: Path, number: int, about: Any, preprocessing: Preprocessing)
         tensors = load(path.read_bytes())
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); export the model again") from None
-    return Model(network(config, tensors, str(path)), config, threshold, preprocessing, name, seed)
+    return TrainedModel(build_unet(config, tensors, str(path)), config, threshold, preprocessing, name, seed)
 
 
 def _mapping(about: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

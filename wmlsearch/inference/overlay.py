@@ -13,13 +13,13 @@ TILE = 320  # pixels, the longer edge of a slice of a volume
 OUTLINE = (255, 96, 48)
 
 
-def overlay(pictures: Array, masks: Array, geometry: VolumeGeometry) -> Image.Image:
+def draw_overlay(pictures: Array, masks: Array, geometry: VolumeGeometry) -> Image.Image:
     """Upright pictures (n, rows, columns) and their masks as one RGB image.
 
     Of a volume, `SLICES` slices in rows of `COLUMNS`, each with its number along the RAS+ axis (from 0), pixels made
     square; a single 2-D picture keeps its own pixels. The outline runs around what was found and covers none of it.
     """
-    chosen = telling(masks.sum(axis=(1, 2)))
+    chosen = select_slices(masks.sum(axis=(1, 2)))
     width, height = _tile(geometry)
     across = min(COLUMNS, len(chosen))
     sheet = Image.new("RGB", (across * width, -(-len(chosen) // across) * height))
@@ -31,7 +31,7 @@ def overlay(pictures: Array, masks: Array, geometry: VolumeGeometry) -> Image.Im
     return sheet
 
 
-def telling(areas: Array) -> list[int]:
+def select_slices(areas: Array) -> list[int]:
     """At most `SLICES` slices worth a look, ascending: those with most lesion (n,), not side by side.
 
     Where fewer have any, slices evenly spread over the volume join them.

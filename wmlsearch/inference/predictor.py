@@ -16,8 +16,8 @@ from wmlsearch.data.reading import Array
 from wmlsearch.data.sources import Source
 from wmlsearch.data.volumes import PLANES, VolumeGeometry, cut, examine, plan, restore
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.training import VALIDATION_BATCH
 from wmlsearch.model.unet import UNet
+from wmlsearch.model.validation import VALIDATION_BATCH
 from wmlsearch.runs.folders import RunDir
 
 SPACINGS_APART = 8  # an in-plane spacing further from that of training than this factor is a mistake in the header
@@ -63,7 +63,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """A trained network with the threshold that its validation patients chose."""
 
     unet: UNet
@@ -74,7 +74,7 @@ class Model:
     seed: int = 0
 
     @classmethod
-    def load(cls, best: Path) -> Model:
+    def load(cls, best: Path) -> TrainedModel:
         """The model in a run's `best.pt`, for prepared slices. Raises InputError for a missing or damaged file."""
         state = load_checkpoint(best)
         try:
@@ -84,10 +84,10 @@ class Model:
             why = f"{type(error).__name__}: {error}"
             raise InputError(f"{best}: not a checkpoint of wmlsearch ({why}); restore it from a copy") from None
         threshold = check_threshold(threshold, f"{best}: val_threshold")
-        return cls(network(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
+        return cls(build_unet(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
 
     @classmethod
-    def of_run(cls, run: RunDir) -> Model:
+    def from_run(cls, run: RunDir) -> TrainedModel:
         """The model of a run folder, for images as they come. Raises InputError where it has no weights (any more)."""
         about = run.about()
         if not run.best.is_file():
@@ -111,7 +111,7 @@ class Model:
         return torch.cat(found).numpy()
 
 
-def network(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet:
+def build_unet(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet:
     """The U-Net of a configuration with these weights, ready to predict. Raises InputError where they don't fit it.
 
     Nothing of the configuration's size is allocated before the weights are known to fit, wherever they come from.
@@ -156,7 +156,7 @@ def check_threshold(threshold: Any, where: str) -> float:
     return float(threshold)
 
 
-def common_preprocessing(models: Sequence[Model]) -> Preprocessing:
+def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
     """The preprocessing that all of the models share. Raises InputError where they have none, or not the same."""
     faults = [f"{model.name}: {model.preprocessing}" for model in models]
     found = {model.preprocessing for model in models}
@@ -166,7 +166,7 @@ def common_preprocessing(models: Sequence[Model]) -> Preprocessing:
     return preprocessing
 
 
-def locate(source: Source, preprocessing: Preprocessing) -> VolumeGeometry:
+def slicing_geometry(source: Source, preprocessing: Preprocessing) -> VolumeGeometry:
     """Where an image is cut, as the training data were. The image is read and checked; its mask isn't opened.
 
     Raises InputError with what is wrong with the image, or why it can't be cut like the training data.
@@ -190,7 +190,7 @@ def locate(source: Source, preprocessing: Preprocessing) -> VolumeGeometry:
 
 
 def predict(
-    models: Sequence[Model],
+    models: Sequence[TrainedModel],
     source: Source,
     threshold: float | None = None,
     geometry: VolumeGeometry | None = None,
@@ -211,7 +211,7 @@ def predict(
     preprocessing = common_preprocessing(models)
     if threshold is None:
         threshold = float(np.mean([model.threshold for model in models]))
-    geometry = geometry or locate(source, preprocessing)
+    geometry = geometry or slicing_geometry(source, preprocessing)
     images = cut(replace(source, mask=()), geometry).images
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for model in models:

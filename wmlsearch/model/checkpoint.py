@@ -1,4 +1,4 @@
-"""The state of a training as a file, a checkpoint: written whole, read without running anything, and told apart."""
+"""Checkpoints: the state of a training as a file, written atomically and read without executing anything."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs.files import retry_while_unavailable, write_bytes
 
 CHECKPOINT_FORMAT = 1
-ANEW = "restore it from a copy, or train anew without it"
+RESTORE_HINT = "restore it from a copy, or delete it and train again"
 
 
 def save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    """Whoever looks finds the old file or the new one, whole. A storage that is away is waited for.
+    """Write a checkpoint. A reader sees the old file or the new one, never a part. Retries while storage is away.
 
-    Raises StorageError where it stays away, or is full.
+    Raises StorageError if the storage stays away or is full.
     """
-    buffer = io.BytesIO()  # torch hides why a file can't be written
+    buffer = io.BytesIO()  # torch hides the reason when a file cannot be written
     torch.save(dict(state), buffer)
     retry_while_unavailable(lambda: write_bytes(path, buffer.getbuffer()), path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU. Nothing in the file is ever executed. Raises InputError."""
+    """Return a checkpoint's contents, on the CPU. Nothing in the file is executed. Raises InputError."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+        with warnings.catch_warnings(action="ignore"):  # about pickles, which are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files, pickle's among them
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {ANEW}") from None
+    except Exception as error:  # torch and pickle raise many kinds for damaged files
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {RESTORE_HINT}") from None
     if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {ANEW}")
+        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {RESTORE_HINT}")
     return state
 
 
-def check_same(
+def check_same_training(
     path: Path,
     state: Mapping[str, Any],
     config: TrialConfig,
@@ -49,20 +49,21 @@ def check_same(
     seed: int,
     rate_factors: Mapping[int, float],
 ) -> None:
-    """Refuse a checkpoint of another training than this. Raises InputError with what differs."""
-    trained = len(state.get("reports", ()))
-    mine = {
+    """Refuse a checkpoint of another training than the one given. Raises InputError with the differences."""
+    epochs = len(state.get("reports", ()))
+    expected = {
         "config": config.model_dump(),
         "seed": seed,
         "data": data.manifest.fingerprint,
         "max_epochs": max_epochs,
-        # only what was trained with: a child of population based training goes on from here at another rate
-        "rate_factors": {start: factor for start, factor in rate_factors.items() if start <= trained},
+        # Factors of later epochs may differ: a child of population based training continues at another rate.
+        "rate_factors": {start: factor for start, factor in rate_factors.items() if start <= epochs},
     }
-    its = {"rate_factors": {}, **state}  # of before there were any
-    if other := [
-        f"{name}: {shown(its.get(name))} there, {shown(value)} here"
-        for name, value in mine.items()
-        if its.get(name) != value
-    ]:
-        raise InputError(f"{path}: is a checkpoint of another training; use another name or folder", other)
+    saved = {"rate_factors": {}, **state}  # checkpoints of older versions have none
+    differences = [
+        f"{name}: {shown(saved.get(name))} in the checkpoint, {shown(value)} in this training"
+        for name, value in expected.items()
+        if saved.get(name) != value
+    ]
+    if differences:
+        raise InputError(f"{path}: belongs to another training; choose another name or folder", differences)

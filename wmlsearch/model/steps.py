@@ -1,4 +1,4 @@
-"""The training steps of an epoch, the same on every device; on a GPU replayed as CUDA graphs, without the host."""
+"""The training steps of an epoch, the same on every device. On a GPU they are replayed as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmlsearch.data.slices import Augmentation, Slices
-from wmlsearch.model.casts import CastAtOnce
-from wmlsearch.model.metrics import slice_losses
+from wmlsearch.model.bulk_cast import BulkCastUNet
+from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture
 from wmlsearch.model.unet import UNet
 
-WARM_UP = 3  # steps of each size of batch before it is captured: they set up what a capture may not
+WARM_UP = 3  # steps of each batch size before its capture: they do the set-up that a capture forbids
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number, so training can't go on."""
+    """The loss is no longer a finite number, so training cannot continue."""
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What the steps of an epoch read and write, on the device: a captured step finds it where it was."""
+class EpochBuffers:
+    """What the steps of an epoch read and write, on the device. A captured step uses the same memory in every epoch."""
 
     order: Tensor  # (slices,) int64, this rank's positions, batch after batch
-    rates: Tensor  # (steps,) of learning; float64 on CPUs, float32 on GPUs, where the fused optimisers read it
+    rates: Tensor  # (steps,) learning rates; float64 on CPUs, float32 on GPUs, where the fused optimisers read it
     drawn: Augmentation | None  # for all slices of the split
     losses: Tensor  # (steps,) float64, summed over the slices of a batch
-    begin: Tensor  # (1,) int64, where in `order` the next batch begins
+    begin: Tensor  # (1,) int64, position in `order` where the next batch begins
     step: Tensor  # (1,) int64, the next step, from 0
 
     @classmethod
     def of(
         cls, order: Sequence[Tensor], rates: Sequence[float], drawn: Augmentation | None, device: torch.device
-    ) -> Epoch:
+    ) -> EpochBuffers:
+        """Return the buffers of an epoch that has not started."""
         on_gpu = device.type == "cuda"
         return cls(
             torch.cat(list(order)).to(device),
@@ -52,28 +54,31 @@ class Epoch:
         )
 
     def tensors(self) -> list[Tensor]:
+        """Return all tensors, in a fixed order."""
         drawn = [] if self.drawn is None else self.drawn.tensors()
         return [self.order, self.rates, *drawn, self.losses, self.begin, self.step]
 
-    def take(self, other: Epoch) -> bool:
-        """Hold what another holds, in the same places; False where its shapes differ."""
-        mine, theirs = self.tensors(), other.tensors()
-        if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
+    def copy_from(self, other: EpochBuffers) -> bool:
+        """Copy the contents of `other` into the same memory. Return False if the shapes differ."""
+        targets, sources = self.tensors(), other.tensors()
+        if [tensor.shape for tensor in targets] != [tensor.shape for tensor in sources]:
             return False
-        for tensor, its in zip(mine, theirs, strict=True):
-            tensor.copy_(its)
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
         return True
 
 
-class Steps:
+class TrainingSteps:
     """The training steps of one model.
 
-    A step gathers a batch, augments it, goes forward and back, and moves the optimiser. Which batch and at what rate it
-    reads on the device, by counters that it moves on itself, so the host has nothing to say from step to step. On a GPU
-    that trains alone the first steps of each size of batch (an epoch has two at most) run as usual, then one is
-    captured as a CUDA graph and replayed from there on; where capturing fails, all steps run as usual, with a warning.
-    A loss that isn't finite is noticed before the optimiser moves on CPUs, and at the epoch's end on GPUs, which would
-    have to wait for it.
+    A step gathers a batch, augments it, runs forward and backward, and moves the optimiser. It reads its batch and its
+    learning rate on the device, by counters that it advances itself, so the host sends nothing between steps.
+
+    On a GPU without other ranks the first steps of each batch size (an epoch has at most two) run as usual. Then one is
+    captured as a CUDA graph and replayed from there on. If a capture fails, all steps run as usual, with a warning.
+
+    A loss that is not finite is noticed before the optimiser moves on CPUs, and at the end of the epoch on GPUs, where
+    a check in each step would wait for the device.
     """
 
     def __init__(
@@ -89,52 +94,63 @@ class Steps:
         self.optimizer, self.slices, self.loss, self.bfloat16 = optimizer, slices, loss, bfloat16
         self.rank, self.world, self.device = rank, world, slices.images.device
         self.on_gpu = self.device.type == "cuda"
-        # DDP wants to hear of each weight's gradient on its own, as soon as there is one
-        self.network: Callable[[Tensor], Tensor] = CastAtOnce(model) if bfloat16 and isinstance(model, UNet) else model
-        self.epoch, self.number = Epoch.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device), 0
-        self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and optimiser find it
+        # Not with DistributedDataParallel, which needs each weight's gradient as soon as it exists.
+        self.network: Callable[[Tensor], Tensor] = (
+            BulkCastUNet(model) if bfloat16 and isinstance(model, UNet) else model
+        )
+        self.buffers = EpochBuffers.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device)
+        self.epoch = 0
+        self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and the optimiser read it
         self.graphed = self.on_gpu and not isinstance(model, DistributedDataParallel)
         self.stream = graph_stream(self.device) if self.graphed else None
         self.pool = torch.cuda.graph_pool_handle() if self.graphed else None  # of memory, which the graphs share
-        self.graphs: dict[int, Callable[[], None]] = {}  # by size of batch
-        self.warmed: Counter[int] = Counter()
+        self.graphs: dict[int, Callable[[], None]] = {}  # by batch size
+        self.warmed: Counter[int] = Counter()  # steps that ran without a graph, by batch size
 
     def run(
         self, order: Sequence[Tensor], rates: Sequence[float], drawn: Augmentation | None, epoch: int
     ) -> list[float]:
-        """A step for each batch of positions in `order`, at its rate; returns each batch's loss, summed over slices.
+        """Run a step for each batch, at its rate. Return each batch's loss, summed over its slices.
 
-        `drawn` holds what chance has drawn for all slices of the split; the positions are those of all ranks, and so
-        are the losses. The optimiser's own rate is left as it was. Raises Diverged, naming the first step with a loss
-        that is not finite.
+        The optimiser's own rate stays as it was. Raises Diverged, naming the first step with a loss that is not finite.
+
+        Args:
+            order: positions of the slices in each batch, over all ranks.
+            rates: learning rate of each step.
+            drawn: augmentation of all slices of the split, or None.
+            epoch: number of the epoch, for messages.
         """
         (group,) = self.optimizer.param_groups
-        own, self.number = group["lr"], epoch
+        rate_before, self.epoch = group["lr"], epoch
         try:
-            with self._streamed():
-                new = Epoch.of([batch[self.rank :: self.world] for batch in order], rates, drawn, self.device)
-                if not (self.graphed and self.epoch.take(new)):
-                    self.epoch = new
-                    self.graphs.clear()
-                    self.warmed.clear()
-                warming = self.graphed and any(len(batch) not in self.graphs for batch in order)
-                if warming:  # what validation keeps for itself would come on top of warm-ups and graphs
+            with self._on_graph_stream():
+                self._load_epoch(order, rates, drawn)
+                capturing = self.graphed and any(len(batch) not in self.graphs for batch in order)
+                if capturing:  # free memory cached by validation, so that it does not add to warm-up and graphs
                     torch.cuda.empty_cache()
                 for batch in order:
                     self.advance(len(batch))
-                if warming:  # and what warm-ups keep, on top of validation
+                if capturing:  # free memory cached by the warm-up, so that it does not add to validation
                     torch.cuda.empty_cache()
         finally:
-            group["lr"] = own
+            group["lr"] = rate_before
         if self.on_gpu and self.world > 1:
-            distributed.all_reduce(self.epoch.losses)
-        losses: list[float] = self.epoch.losses.tolist()
+            distributed.all_reduce(self.buffers.losses)
+        losses: list[float] = self.buffers.losses.tolist()
         for step, loss in enumerate(losses):
-            self._check(loss, step)
+            self._check_finite(loss, step)
         return losses
 
+    def _load_epoch(self, order: Sequence[Tensor], rates: Sequence[float], drawn: Augmentation | None) -> None:
+        """Load an epoch into the buffers. Graphs stay valid if its shapes are those of the epoch before."""
+        buffers = EpochBuffers.of([batch[self.rank :: self.world] for batch in order], rates, drawn, self.device)
+        if not (self.graphed and self.buffers.copy_from(buffers)):
+            self.buffers = buffers
+            self.graphs.clear()
+            self.warmed.clear()
+
     def advance(self, images: int) -> None:
-        """The next step, whose batch has so many images over all ranks."""
+        """Run the next step, whose batch has `images` images over all ranks."""
         if self.graphed and images not in self.graphs and self.warmed[images] >= WARM_UP:
             self._capture(images)
         if images in self.graphs:
@@ -144,57 +160,52 @@ class Steps:
             self.warmed[images] += 1
 
     def _step(self, images: int) -> None:
-        epoch, own = self.epoch, len(range(self.rank, images, self.world))
-        positions = epoch.order[epoch.begin + torch.arange(own, device=self.device)]
+        buffers, own_images = self.buffers, len(range(self.rank, images, self.world))
+        positions = buffers.order[buffers.begin + torch.arange(own_images, device=self.device)]
         batch, masks = self.slices.batch(positions)
-        if epoch.drawn is not None:
-            batch, masks = epoch.drawn[positions].apply(batch, masks)
+        if buffers.drawn is not None:
+            batch, masks = buffers.drawn[positions].apply(batch, masks)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             logits = self.network(batch.contiguous(memory_format=torch.channels_last))
         losses = slice_losses(logits, masks, self.loss)
         total = losses.detach().sum().double()
         if not self.on_gpu:
-            if self.world > 1:  # so that all ranks agree on it before the optimiser moves
+            if self.world > 1:  # so that all ranks agree before the optimiser moves
                 distributed.all_reduce(total)
-            self._check(total.item(), int(epoch.step.item()))
-        epoch.losses.index_copy_(0, epoch.step, total.view(1))
-        self.optimizer.zero_grad()  # to None: a graph has gradients of its own
+            self._check_finite(total.item(), int(buffers.step.item()))
+        buffers.losses.index_copy_(0, buffers.step, total.view(1))
+        self.optimizer.zero_grad()  # sets gradients to None: a graph has gradients of its own
         # DDP averages over ranks: weighted so that uneven parts give the mean over the whole batch
         (losses.sum() * (self.world / images)).backward()
-        rate = epoch.rates[epoch.step]
+        rate = buffers.rates[buffers.step]
         self.optimizer.param_groups[0]["lr"] = self.rate.copy_(rate) if self.on_gpu else rate.item()
         self.optimizer.step()
-        epoch.begin.add_(own)
-        epoch.step.add_(1)
+        buffers.begin.add_(own_images)
+        buffers.step.add_(1)
 
-    def _check(self, loss: float, step: int) -> None:
+    def _check_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
             raise Diverged(
-                f"the training loss is not finite in epoch {self.number}, step {step + 1} of {len(self.epoch.losses)}"
+                f"the training loss is not finite in epoch {self.epoch}, step {step + 1} of {len(self.buffers.losses)}"
             )
 
     def _capture(self, images: int) -> None:
-        """Make a graph of a step, which is not executed meanwhile; without graphs from here on where that fails."""
-        (group,) = self.optimizer.param_groups
-        flags = {"capturable": True} if "capturable" in group else {}  # fused ones are, but Adam wants to hear it
-        before = {name: group[name] for name in flags}
-        group.update(flags)
-        try:
-            self.graphs[images] = captured(lambda: self._step(images), self.stream, self.pool)
-        except Exception as error:  # of many kinds; whatever it is, the training can do without
-            self.graphed = False
-            self.graphs.clear()
-            self.optimizer.zero_grad()
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"training goes on without CUDA graphs, since capturing failed: {reason}", stacklevel=2)
-            if self.on_gpu:
-                forget_capture(self.device, self.pool)
-        finally:
-            group.update(before)
+        """Capture a step, which does not execute it. If that fails, train without graphs from here on."""
+        with capturable(self.optimizer):
+            try:
+                self.graphs[images] = capture_graph(lambda: self._step(images), self.stream, self.pool)
+            except Exception as error:  # of many kinds, and training works without graphs
+                self.graphed = False
+                self.graphs.clear()
+                self.optimizer.zero_grad()
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                warnings.warn(f"training continues without CUDA graphs, since a capture failed: {reason}", stacklevel=2)
+                if self.on_gpu:
+                    reset_after_failed_capture(self.device, self.pool)
 
     @contextlib.contextmanager
-    def _streamed(self) -> Iterator[None]:
-        """On the graphs' own stream, in order with what runs before and after."""
+    def _on_graph_stream(self) -> Iterator[None]:
+        """Run the block on the graphs' stream, in order with what runs before and after."""
         if self.stream is None:
             yield
             return
@@ -209,28 +220,13 @@ class Steps:
 
 @cache
 def graph_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all trainings of this process, since libraries keep a workspace for each stream that they have seen."""
+    """Return one stream for all trainings of this process, since libraries keep a workspace for each stream."""
     return torch.cuda.Stream(device)
 
 
-def captured(step: Callable[[], None], stream: torch.cuda.Stream | None, pool: Any) -> Callable[[], None]:
-    """What replays all that `step` launches on this stream; capturing doesn't execute it."""
+def capture_graph(step: Callable[[], None], stream: torch.cuda.Stream | None, pool: Any) -> Callable[[], None]:
+    """Return a function that replays all that `step` launches on this stream."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         step()
     return graph.replay
-
-
-def forget_capture(device: torch.device, pool: Any) -> None:
-    """Undo what a capture that broke off leaves behind: else later steps and trainings of this process fail.
-
-    The GPU's generator still waits for the capture's end, so dropout raises; so does the allocator, and can't give
-    memory back. torch has no public way for the latter.
-    """
-    generator = torch.cuda.default_generators[device.index]
-    fresh = torch.Generator(device).manual_seed(generator.initial_seed()).set_offset(generator.get_offset())
-    generator.graphsafe_set_state(fresh.graphsafe_get_state())
-    # A capture that came to its end is none of the allocator's any more; torch 2.6 has other names.
-    with contextlib.suppress(RuntimeError, AttributeError):
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-        torch._C._cuda_releasePool(device.index, pool)

@@ -1,4 +1,4 @@
-"""The U-Net of the paper, with its depth, width, dropout and normalisation open."""
+"""The U-Net of the paper, with configurable depth, width, dropout and normalisation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 
 class UNet(nn.Module):
-    """A 2-D U-Net that gives one logit per pixel.
+    """A 2-D U-Net that returns one logit per pixel.
 
-    Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, as the paper has
-    it (II.B, Fig. 3): "same" convolutions, batch normalisation, dropout, He initialisation. `UNet()` is the paper's
-    network with 1,943,761 parameters, of which 1,472 are biases that stay zero (see `Unbiased`).
+    Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, with the changes
+    of the paper (II.B, Fig. 3): "same" convolutions, batch normalisation, dropout, He initialisation. `UNet()` is the
+    paper's network with 1,943,761 parameters, of which 1,472 are biases that stay zero (see `ConvBeforeNorm`).
 
     Args:
-        depth: levels down; each halves the image and doubles the channels.
+        depth: number of levels down; each halves the image and doubles the channels.
         base_channels: channels of the first level.
-        dropout: share of elements set to zero after the first convolution of each block.
+        dropout: fraction of elements set to zero after the first convolution of each block.
         norm: "batch", or "instance" (with learned scale and shift).
     """
 
@@ -48,7 +48,7 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 1, H, W) in [0, 1], any H and W -> logits (N, 1, H, W), float32."""
         height, width = images.shape[-2:]
-        # The way down halves `depth` times, so sizes are padded to a multiple of 2**depth, and cut back at the end.
+        # The way down halves `depth` times: pad the size to a multiple of 2**depth, and crop at the end.
         step = 2**self.depth
         x = F.pad(images, (0, -width % step, 0, -height % step))
         skips = []
@@ -64,10 +64,10 @@ class UNet(nn.Module):
         return logits[..., :height, :width]
 
 
-class Unbiased(nn.Conv2d):
-    """A 3x3 "same" convolution before a normalisation, which would take away any bias: it stays zero, and unused.
+class ConvBeforeNorm(nn.Conv2d):
+    """A 3x3 "same" convolution before a normalisation, which would remove any bias: the bias is unused and stays zero.
 
-    It is a parameter nevertheless, so that the network has the size and the state of one that adds it.
+    The bias remains a parameter, so that size and state of the network equal those of one that adds it.
     """
 
     bias: nn.Parameter
@@ -80,23 +80,23 @@ class Unbiased(nn.Conv2d):
         """(N, in, h, w) -> (N, out, h, w)."""
         weight = self.weight
         if self.in_channels == 1 and x.is_cuda and torch.is_autocast_enabled("cuda"):
-            x, weight = widened(x.to(torch.get_autocast_dtype("cuda")), weight)
+            x, weight = pad_to_eight_channels(x.to(torch.get_autocast_dtype("cuda")), weight)
         return F.conv2d(x, weight, padding=1)
 
 
-def widened(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution's images (N, 1, H, W) and weight (out, 1, h, w) with eight channels, seven of them of no weight.
+def pad_to_eight_channels(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a convolution's images (N, 1, H, W) and weight (out, 1, h, w) with eight channels, seven of weight 0.
 
-    It says the same, but tensor cores need eight: for a single one cuDNN takes a slow kernel.
+    The result is the same, but tensor cores need eight channels: for a single one cuDNN takes a slow kernel.
     """
     wide = images.expand(-1, 8, -1, -1).contiguous(memory_format=torch.channels_last)
     return wide, F.pad(weight, (0, 0, 0, 0, 0, 7))
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws 16 bits for each element on CPUs, so its share is a multiple of 2**-16 there.
+    """Dropout that draws 16 random bits for each element on CPUs, so its probability is a multiple of 2**-16 there.
 
-    torch draws a float64 for each, one after another: the biggest part of a step after its convolutions.
+    torch draws a float64 for each element in sequence, which takes the largest part of a step after the convolutions.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,33 +104,33 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-        order = torch.empty_like(x, device="meta").stride()  # as `x` lies in memory, channels last or not
+        order = torch.empty_like(x, device="meta").stride()  # the memory format of `x`, channels last or not
         drawn = words.view(torch.int16)[: x.numel()].as_strided(x.shape, order)
         kept = drawn >= min(round(self.p * 2**16), 2**16 - 1) - 2**15
         return x * (kept.to(x.dtype) / (1 - self.p))
 
 
 def _block(channels_in: int, channels_out: int, dropout: float, norm: str) -> nn.Sequential:
-    """Two 3x3 convolutions, each with normalisation and ReLU; dropout between them. (N, in, h, w) -> (N, out, h, w)."""
+    """Return two 3x3 convolutions with normalisation, ReLU and dropout. (N, in, h, w) -> (N, out, h, w)."""
 
-    def normalise() -> nn.Module:
+    def normalisation() -> nn.Module:
         return nn.BatchNorm2d(channels_out) if norm == "batch" else nn.InstanceNorm2d(channels_out, affine=True)
 
     block = nn.Sequential(
-        Unbiased(channels_in, channels_out),
-        normalise(),
+        ConvBeforeNorm(channels_in, channels_out),
+        normalisation(),
         nn.ReLU(inplace=True),
         Dropout(dropout),
-        Unbiased(channels_out, channels_out),
-        normalise(),
+        ConvBeforeNorm(channels_out, channels_out),
+        normalisation(),
         nn.ReLU(inplace=True),
     )
-    block.register_load_state_dict_pre_hook(_without_biases)
+    block.register_load_state_dict_pre_hook(_fold_biases)
     return block
 
 
-def _without_biases(_block: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
-    """Let a state whose convolutions added biases say the same without: its running means hold them, too."""
+def _fold_biases(_block: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
+    """Convert a state whose convolutions added biases: subtract each bias from the running mean that includes it."""
     for convolution, norm in ((0, 1), (4, 5)):
         bias, mean = f"{prefix}{convolution}.bias", f"{prefix}{norm}.running_mean"
         if bias in state and mean in state:

@@ -8,7 +8,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.report.figures import BASELINE, CHAMPION, drawn
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
@@ -37,7 +37,7 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
     ]
     for (title, run), colour in zip(models, (CHAMPION, BASELINE), strict=False):
         try:
-            model = Model.load(run.best)
+            model = TrainedModel.load(run.best)
         except InputError:
             continue
         columns.append((title, model.probabilities(images[chosen]) >= model.threshold, colour))

@@ -11,7 +11,7 @@ import torch
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.model.memory import OPTIMIZER_STATE
+from wmlsearch.model.optimizers import OPTIMIZER_STATE
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.pbt import most_snapshots
 from wmlsearch.space import Choices, SearchSpace

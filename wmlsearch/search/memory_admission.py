@@ -17,19 +17,18 @@ from wmlsearch.cluster.resources import Slots, at_once_here
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.memory import (
-    CONTEXT_BYTES,
-    Precision,
-    counted,
-    graphs_of,
-    held_bytes,
-    images_in_step,
-    of_process,
-    predicted_bytes,
-    process_bytes,
-    uses_bfloat16,
+    CUDA_CONTEXT_BYTES,
+    add_process_overhead,
+    count_cuda_graphs,
+    estimate_memory,
+    largest_step,
+    predict_peak_bytes,
 )
-from wmlsearch.model.training import check_trainable, validation_batch
+from wmlsearch.model.precision import Precision, uses_bfloat16
+from wmlsearch.model.process_memory import bytes_in_use, mapped_and_resident_bytes
+from wmlsearch.model.validation import validation_batch_size
 
 PATIENCE_S = 180.0  # for a worker that says what memory it has
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -64,7 +63,7 @@ def predict_peak_memory(
     check_trainable(config, data, world)
     device = data.train.images.device
     limit = limit_bytes(device, slots)
-    held, need = predicted_bytes(config, data, precision, limit)
+    held, need = predict_peak_bytes(config, data, precision, limit)
     left = limit - held
     if world > 1:  # all of them begin, or none
         least = torch.tensor([left, -need], device=device)
@@ -93,17 +92,17 @@ def check_memory_before_start(
     train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
     if device.type == "cuda":
         left -= 2 * (train + val) * manifest.size**2  # images and masks, 8 bit
-    shown = min(validation_batch(device, manifest.size**2), math.ceil(val / slots.workers))
-    estimate = counted(config, manifest.size, bfloat16, shown, slots.workers)
-    graphs = graphs_of(config, train, device, slots.workers > 1)
-    need = of_process(estimate.bytes(images_in_step(config, train, slots.workers), graphs), device)
+    val_images = min(validation_batch_size(device, manifest.size**2), math.ceil(val / slots.workers))
+    estimate = estimate_memory(config, manifest.size, bfloat16, val_images, slots.workers)
+    graphs = count_cuda_graphs(config, train, device, slots.workers > 1)
+    need = add_process_overhead(estimate.bytes(largest_step(config, train, slots.workers), graphs), device)
     return MemoryFit(need, left, need / 2**20)
 
 
 def _there(slots: Slots, precision: str) -> tuple[torch.device, int, bool]:
     """Where this process would train, what is left for that, and whether in bfloat16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, limit_bytes(device, slots) - held_bytes(device), uses_bfloat16(precision, device)
+    return device, limit_bytes(device, slots) - bytes_in_use(device), uses_bfloat16(precision, device)
 
 
 def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
@@ -115,7 +114,7 @@ def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
     """
     if device.type == "cuda":
         share = min(slots.gpus, 1.0) if slots and slots.gpus else 1.0
-        return int(share * gpu_bytes(device)) - CONTEXT_BYTES
+        return int(share * gpu_bytes(device)) - CUDA_CONTEXT_BYTES
     return min(machine_bytes() // (at_once_here(slots) if slots else 1), _address_space_bytes())
 
 
@@ -143,5 +142,5 @@ def _address_space_bytes() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return 2**63 - 1
-    mapped, resident = process_bytes()
+    mapped, resident = mapped_and_resident_bytes()
     return limit - mapped + resident

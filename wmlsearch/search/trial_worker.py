@@ -13,7 +13,7 @@ from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.checkpoint import check_same, load_checkpoint
+from wmlsearch.model.checkpoint import check_same_training, load_checkpoint
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.files import StorageError
@@ -73,7 +73,7 @@ class Training:
                 there = self.checkpoints.last.exists()
                 state = load_checkpoint(self.checkpoints.last) if there else {"reports": []}
                 if there:  # before anybody hears of its epochs
-                    check_same(self.checkpoints.last, state, **self.which)
+                    check_same_training(self.checkpoints.last, state, **self.which)
                 result["replayed"] = state["reports"]
                 self.unheard = list(result["replayed"][self.heard :])
                 self.fresh = False

@@ -19,7 +19,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
 from wmlsearch.data.volumes import cut, expert_mask, restore
-from wmlsearch.inference.predictor import Model, common_preprocessing, locate, mean_probabilities
+from wmlsearch.inference.predictor import TrainedModel, common_preprocessing, mean_probabilities, slicing_geometry
 from wmlsearch.verdict.scores import Score, pooled, score
 from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, verdict
 
@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
-    models: Mapping[str, Sequence[Model]],
+    models: Mapping[str, Sequence[TrainedModel]],
     data: Path,
     by: Mapping[str, Any],
     ensemble_thresholds: Mapping[str, float] | None = None,
@@ -176,7 +176,7 @@ def _image(place: int) -> str:
 
 def _score_volumes(
     sealed: SealedTest,
-    networks: Mapping[str, Sequence[Model]],
+    networks: Mapping[str, Sequence[TrainedModel]],
     scored: Sequence[_Scored],
     gallery: _Gallery,
     progress: Progress,
@@ -186,7 +186,7 @@ def _score_volumes(
     preprocessing = common_preprocessing([model for members in networks.values() for model in members])
     progress("scoring test volumes", 0, total)
     for done, volume in enumerate(sealed.volumes(), 1):
-        geometry = locate(volume.source, preprocessing)
+        geometry = slicing_geometry(volume.source, preprocessing)
         slices = cut(volume.source, geometry, mask_threshold=sealed.manifest.mask_threshold)
         expert = expert_mask(volume.source, geometry, sealed.manifest.mask_threshold)
         likely = {role: [model.probabilities(slices.images) for model in members] for role, members in networks.items()}
@@ -205,7 +205,7 @@ def _score_volumes(
 
 def _score_slices(
     sealed: SealedTest,
-    networks: Mapping[str, Sequence[Model]],
+    networks: Mapping[str, Sequence[TrainedModel]],
     scored: Sequence[_Scored],
     gallery: _Gallery,
     progress: Progress,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from wmlsearch.config import PAPER, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import ensemble_threshold
-from wmlsearch.inference.export import export, is_exported
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.export import export_model, is_exported
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.objectives import MEASURE
@@ -129,8 +129,8 @@ def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str,
         about = run_record(f"{role} ({candidate.name})", role, config, settings, search.about()["data"])
         factors = {"rate_factors": first.rate_factors()} if first.rate_factors() else {}
         RunDir.create(kept.path, {**about, "model": candidate.name, "members": key, **factors})
-    models = [Model.of_run(run) for run in runs]
-    export(models, kept.export, ensemble_threshold(models, PreparedData.open(data).val))
+    models = [TrainedModel.from_run(run) for run in runs]
+    export_model(models, kept.export, ensemble_threshold(models, PreparedData.open(data).val))
     values = [value for value in candidate.values if value is not None]
     spread = {f"{MEASURE}_sd": statistics.stdev(values)} if len(values) > 1 else {}
     if not kept.rows():

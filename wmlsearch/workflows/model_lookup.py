@@ -6,15 +6,15 @@ import tempfile
 from pathlib import Path
 
 from wmlsearch.config import InputError
-from wmlsearch.inference.export import Exported, is_exported, load_exported
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.export import ExportedModel, is_exported, load_exported
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.schema import open_run
 from wmlsearch.tracking.model_registry import SCHEME, fetch
 
 
-def trained(model: str, runs: Path, mlflow_uri: str) -> Exported:
+def find_model(model: str, runs: Path, mlflow_uri: str) -> ExportedModel:
     """The model that `model` names, and its ensemble where there are several seeds. Raises InputError.
 
     Args:
@@ -31,7 +31,7 @@ def trained(model: str, runs: Path, mlflow_uri: str) -> Exported:
     champion = run.model("champion").export if isinstance(run, SearchDir) else run.export
     if is_exported(champion):
         return load_exported(champion)
-    return Exported((Model.of_run(_best_trial(run) if isinstance(run, SearchDir) else run),))
+    return ExportedModel((TrainedModel.from_run(_best_trial(run) if isinstance(run, SearchDir) else run),))
 
 
 def _best_trial(search: SearchDir) -> RunDir:

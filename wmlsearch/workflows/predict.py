@@ -21,9 +21,9 @@ from wmlsearch.config import InputError
 from wmlsearch.data.reading import Array, load
 from wmlsearch.data.sources import PICTURE_TYPES, Source, natural_key
 from wmlsearch.data.volumes import VolumeGeometry, as_pictures
-from wmlsearch.inference.export import Exported
-from wmlsearch.inference.overlay import overlay
-from wmlsearch.inference.predictor import Model, Prediction, common_preprocessing, locate, predict
+from wmlsearch.inference.export import ExportedModel
+from wmlsearch.inference.overlay import draw_overlay
+from wmlsearch.inference.predictor import Prediction, TrainedModel, common_preprocessing, predict, slicing_geometry
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.wording import plural
 from wmlsearch.verdict.scores import label_lesions
@@ -64,7 +64,7 @@ class _Input:
 
 
 def predict_files(
-    model: Exported,
+    model: ExportedModel,
     given: Sequence[Path],
     out: Path,
     threshold: float | None = None,
@@ -189,12 +189,12 @@ def _check_out(out: Path, inputs: Sequence[_Input]) -> None:
         )
 
 
-def _check_all(model: Exported, inputs: Sequence[_Input], progress: Progress) -> list[VolumeGeometry]:
+def _check_all(model: ExportedModel, inputs: Sequence[_Input], progress: Progress) -> list[VolumeGeometry]:
     preprocessing = common_preprocessing(model.members)
     geometries, faults = [], list[str]()
     for done, it in enumerate(inputs, 1):
         try:
-            geometries.append(locate(it.source, preprocessing))
+            geometries.append(slicing_geometry(it.source, preprocessing))
         except InputError as error:  # its lines begin with the name of the file
             folder = "" if it.path.parent == Path() else f"{it.path.parent}/"
             faults += [f"{folder}{line}" for line in error.faults or [error.headline]]
@@ -207,7 +207,7 @@ def _check_all(model: Exported, inputs: Sequence[_Input], progress: Progress) ->
 # ------------------------------------------------------------------------------------------------------------ outputs
 
 
-def _row(it: _Input, by: str, members: Sequence[Model], found: Prediction, mask: str) -> Row:
+def _row(it: _Input, by: str, members: Sequence[TrainedModel], found: Prediction, mask: str) -> Row:
     pixels = int(found.mask.sum())
     # A picture is a stack of one.
     _, lesions = label_lesions(found.mask[0] if found.voxel_mm is None else found.mask)
@@ -238,7 +238,7 @@ def _write(it: _Input, found: Prediction, out: Path) -> None:
         _picture(Image.fromarray(found.mask[0] * np.uint8(255)), out / it.file("mask"))
         _picture(Image.fromarray(found.probabilities[0]), out / it.file("probability"))
     pictures = load(it.source, found.geometry.axis, None).pictures
-    _picture(overlay(pictures, as_pictures(found.mask, found.geometry), found.geometry), out / it.file("overlay"))
+    _picture(draw_overlay(pictures, as_pictures(found.mask, found.geometry), found.geometry), out / it.file("overlay"))
 
 
 def _nifti(data: Array, like: Any, path: Path) -> None:

@@ -9,7 +9,7 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.training import check_trainable
+from wmlsearch.model.checks import check_trainable
 from wmlsearch.runs.folders import GOOD, UNFINISHED, RunDir, SearchDir
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.space import Choices, SearchSpace

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.inference.export import load_exported
-from wmlsearch.inference.predictor import Model
+from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
@@ -97,7 +97,7 @@ def evaluate_run(run: RunDir, data: Path | None, progress: Progress) -> tuple[di
         settings = RunSettings.of(about["settings"])
         return sealed_test(run, settings, data, progress), run.test_file(fingerprint)
     by = {"run": run.name, "key": about["key"], "path": str(run.path.resolve())}
-    found, _ = evaluate({"model": [Model.of_run(run)]}, data, by, progress=progress)
+    found, _ = evaluate({"model": [TrainedModel.from_run(run)]}, data, by, progress=progress)
     run.set_test({**found, "metrics": flat(found, "model")}, fingerprint)
     return found, run.test_file(fingerprint)
 

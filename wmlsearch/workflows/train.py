@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.training import check_trainable, epochs
+from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RUNNING, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.search.interrupts import sigterm_as_interrupt

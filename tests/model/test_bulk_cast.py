@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model import steps as module
-from wmlsearch.model.casts import CastAtOnce, copied
+from wmlsearch.model.bulk_cast import BulkCastUNet
+from wmlsearch.model.torch_patches import TorchDispatchMode
 from wmlsearch.model.training import Trainer
 from wmlsearch.model.unet import UNet
 
@@ -44,7 +44,7 @@ def step(network: UNet, at_once: bool) -> tuple[Tensor, list[Tensor | None], Wat
     images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     with Watched() as watched:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = (CastAtOnce(network) if at_once else network)(images)
+            logits = (BulkCastUNet(network) if at_once else network)(images)
         logits.square().mean().backward()
     return logits, [parameter.grad for parameter in network.parameters()], watched
 
@@ -67,21 +67,13 @@ def test_logits_gradients_and_statistics_are_autocasts(norm: str) -> None:
 
 def test_all_weights_are_cast_by_one_operation_and_their_gradients_by_another() -> None:
     network = unet()
-    weights = len(CastAtOnce(network).weights)
+    weights = len(BulkCastUNet(network).weights)
     assert weights == 5 * 2 + 2 * 2, "two in each of the blocks, and weight and bias on each way up"
     _, _, watched = step(network, at_once=True)
     _, _, autocast = step(unet(), at_once=False)
     assert (watched.casts, watched.names["_foreach_copy_"]) == (0, 2)
     assert (autocast.casts, autocast.names["_foreach_copy_"]) == (2 * weights, 0)
     assert watched.names["clone"] == autocast.names["clone"], "gradients are taken, not copied again"
-
-
-def test_copies_have_the_type_asked_for_and_the_memory_format_they_had() -> None:
-    shape = (4, 8, 3, 3)
-    tensors = torch.rand(shape), torch.rand(shape).contiguous(memory_format=torch.channels_last), torch.rand(5)
-    for tensor, copy in zip(tensors, copied(tensors, torch.bfloat16), strict=True):
-        assert torch.equal(copy, tensor.bfloat16())
-        assert copy.stride() == tensor.stride()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -91,11 +83,11 @@ def test_a_training_in_bfloat16_is_autocasts(prepared: Path, optimizer: str, mon
     found = []
     for precision, at_once in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
         if not at_once:
-            monkeypatch.setattr(module, "CastAtOnce", lambda network: network)
+            monkeypatch.setattr(module, "BulkCastUNet", lambda network: network)
         trainer = Trainer(config, data, 1, 0, precision)
         trainer.model.train()
         steps = trainer.steps
-        assert isinstance(steps.network, CastAtOnce) == (at_once and precision == "bfloat16")
+        assert isinstance(steps.network, BulkCastUNet) == (at_once and precision == "bfloat16")
         order = batches(len(data.train), 7, torch.Generator().manual_seed(1))
         found.append(steps.run(order, [1e-2] * len(order), None, 1))
     assert found[0] == found[1]
