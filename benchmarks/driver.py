@@ -32,7 +32,7 @@ from wmlsearch.runs.folders import RUNNING, RunDir
 from wmlsearch.search import tune_loop
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows.forecast import CheckpointBytes
+from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
 from wmlsearch.workflows.placement import LOCAL
 
 TRIALS, EPOCHS, AT_ONCE = 300, 10, 16
@@ -109,17 +109,19 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
     with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         made = new_search(Path(folder) / "search", settings)
         watch, ended = Watch(), set[str]()
-        mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointBytes(made, LOCAL)
+        mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointUsage(made, LOCAL)
 
         def changed(run: RunDir) -> None:
-            checkpoints.look(run)
+            checkpoints.update(run)
             mirror.notify(run)
             if run.name not in ended and run.state != RUNNING:
                 ended.add(run.name)
                 watch.one_more()
 
         with patch.object(tune_loop, "TrialWorker", Ready):
-            tune_loop.run_trials(made, space(), settings, job(settings)["data"], slots, LOCAL.place, changed)
+            tune_loop.run_trials(
+                made, space(), settings, job(settings)["data"], slots, LOCAL.checkpoint_location, changed
+            )
         over = time.monotonic()
         if problem := mirror.close(600):
             raise SystemExit(f"the mirror: {problem}")

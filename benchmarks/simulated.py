@@ -82,8 +82,8 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
     """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
-    keeper = CheckpointRetention(LOCAL.place, _no_size, math.inf, settings.ranked_by)
-    recorder = _Recorder(search, settings, study, budget, LOCAL.place, keeper, _nobody, scheduler)
+    keeper = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.ranked_by)
+    recorder = _Recorder(search, settings, study, budget, LOCAL.checkpoint_location, keeper, _nobody, scheduler)
     times, running, following = Times(), deque[tuple[Any, int]](), 0
     while running or following < settings.trials:
         if len(running) < at_once and following < settings.trials:

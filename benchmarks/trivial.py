@@ -59,15 +59,16 @@ def search(data: str, folder: str, trials: int, workers: int) -> Found:
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.space import SearchSpace
     from wmlsearch.tracking.sync import default_uri
-    from wmlsearch.workflows import tune
     from wmlsearch.workflows.placement import Placement
+    from wmlsearch.workflows.search_plan import SearchRequest
+    from wmlsearch.workflows.tune import tune
 
     _on_two_cores()
     space = SearchSpace.of({**FIXED, "learning_rate": {"low": LOW, "high": HIGH, "log": True}}, "trivial.yaml")
     settings = RunSettings(epochs=EPOCHS, trials=trials, scheduler="none", baseline=False, forecast=False)
-    out, where = Path(folder), Placement(workers_per_trial=workers)
+    out, placement = Path(folder), Placement(workers_per_trial=workers)
     result = SearchDir(out / f"workers-{workers}")
-    outcome = tune.tune(result, space, settings, Path(data), default_uri(out), lambda _: None, where)
+    outcome = tune(result, SearchRequest(space, settings, Path(data), placement), default_uri(out))
     states = {run.state for run in result.trials()}
     if outcome.early or outcome.mlflow_problem or states != {"completed"}:
         raise RuntimeError(f"{outcome.early} {outcome.mlflow_problem} {states}")
@@ -75,7 +76,7 @@ def search(data: str, folder: str, trials: int, workers: int) -> Found:
     for run in result.trials():
         status = run.status()
         found.append((status["started"], status["ended"], sum(row["epoch_s"] for row in run.rows())))
-    return {"begun": min(found)[0], "at_once": where.slots(trials).count, "trials": found}
+    return {"begun": min(found)[0], "at_once": placement.slots(trials).count, "trials": found}
 
 
 def tune_function(data: str, folder: str, trials: int) -> Found:

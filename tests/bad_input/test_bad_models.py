@@ -193,34 +193,34 @@ def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, 
     assert killed.trial(0).rows() == rows
     killed.change_settings(killed.about()["settings"], storage="s3://me:***@bucket/x")
     assert refused("tune", "--resume", "s") == (
-        "s: its checkpoints are in s3://me:***@bucket/x, whose password is kept nowhere; give --storage (or "
+        "s: its checkpoints are in s3://me:***@bucket/x, and the password is not stored; give --storage (or "
         "WMLSEARCH_STORAGE) with it"
     )
 
 
 def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
     """Whatever is written is written in this order: the checkpoint, its epoch's line; the word how it ended."""
-    run, where = killed.trial(0), Placement(storage=str(Path("kept").absolute()))
+    run, placement = killed.trial(0), Placement(storage=str(Path("kept").absolute()))
     with pytest.raises(InputError, match="after epoch 5 is not in"):
-        check_checkpoints(killed, where)
-    Path(where.place(run)).mkdir(parents=True)
-    Checkpoints(where.place(run)).last.touch()
-    check_checkpoints(killed, where)
+        check_checkpoints(killed, placement)
+    Path(placement.checkpoint_location(run)).mkdir(parents=True)
+    Checkpoints(placement.checkpoint_location(run)).last.touch()
+    check_checkpoints(killed, placement)
     run.reconcile([])
-    Checkpoints(where.place(run)).last.unlink()
-    check_checkpoints(killed, where)  # before its first epoch
+    Checkpoints(placement.checkpoint_location(run)).last.unlink()
+    check_checkpoints(killed, placement)  # before its first epoch
     final = killed.final("trial-0000", 0)
     final.set_status("running")
-    check_checkpoints(killed, where)  # its last line says that it is over
+    check_checkpoints(killed, placement)  # its last line says that it is over
     final.reconcile(final.rows()[:5])
     with pytest.raises(InputError, match="trial-0000-seed0: its checkpoint after epoch 5"):
-        check_checkpoints(killed, where)
+        check_checkpoints(killed, placement)
     final.set_status("completed")
-    check_checkpoints(killed, where)
+    check_checkpoints(killed, placement)
     parent = {"parent": 3, "parent_epoch": 2}  # whose checkpoint a child has before it has a folder
     RunDir.create(killed.trial(1).path, {**run.about(), **parent})
     with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):
-        check_checkpoints(killed, where)
+        check_checkpoints(killed, placement)
 
 
 # What a training that goes on finds in its checkpoint: changes, and what is said of them.

@@ -68,10 +68,10 @@ REFUSED: dict[str, str] = {
         f"{OPTIONS}--seed must be less than or equal to 4294967295, but got 4294967296"
     ),
     "train paper --data DATA --gpus-per-worker nan": (
-        f"{OPTIONS}--gpus-per-worker must be 0 or a number above, but got nan"
+        f"{OPTIONS}--gpus-per-worker must be 0 or a positive number, but got nan"
     ),
     "train paper --data DATA --gpus-per-worker -1": (
-        f"{OPTIONS}--gpus-per-worker must be 0 or a number above, but got -1.0"
+        f"{OPTIONS}--gpus-per-worker must be 0 or a positive number, but got -1.0"
     ),
     "train paper --data DATA --workers 0 --out file": (
         "file/NAME: can't be made, since CWD/file is no folder; choose another --out"
@@ -220,7 +220,7 @@ REFUSED: dict[str, str] = {
 
 @pytest.mark.parametrize("words", REFUSED, ids=lambda words: words[:60])
 def test_a_bad_option(words: str, prepared: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlsearch.workflows.placement.new_name", lambda _: "NAME")
+    monkeypatch.setattr("wmlsearch.cli.runs._new_name", lambda _: "NAME")
     Path("file").write_text("no image")
     Path("folder").mkdir()
     message = refused(*(str(prepared) if word == "DATA" else word for word in words.split(" ")))
@@ -240,6 +240,6 @@ def test_all_faults_of_where_at_once(prepared: Path, refused: Refused) -> None:
     where = ("--workers-per-trial", 0, "--gpus-per-worker", "inf", "--ray-address", "local")
     assert refused("plan", "quick", "--data", prepared, *where) == (
         f"{OPTIONS}--workers-per-trial must be a whole number from 1 to 4096, but got 0\n"
-        "  - --gpus-per-worker must be 0 or a number above, but got inf\n"
+        "  - --gpus-per-worker must be 0 or a positive number, but got inf\n"
         "  - --ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got 'local'"
     )

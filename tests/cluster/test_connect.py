@@ -21,7 +21,7 @@ from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.watchdog import watchdog
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
-from wmlsearch.workflows import placement
+from wmlsearch.workflows.placement import Placement
 
 TOKEN = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
 HOLD = """
@@ -215,13 +215,11 @@ def test_checkpoints_in_an_object_store(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(f"AWS_{name}", value)
     address = f"http://{host}:{port}"
     boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="wml-bucket")
-    where = placement.Placement(
-        storage=f"s3://wml-bucket/wml?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    )
-    check_writable(str(where.storage))
+    placement = Placement(storage=f"s3://wml-bucket/wml?scheme=http&endpoint_override={host}:{port}&region=us-east-1")
+    check_writable(str(placement.storage))
     run = SearchDir(tmp_path / "s").trial(3)
-    assert where.place(run).startswith("s3://wml-bucket/wml/s/trials/0003?scheme=http")
-    first = Checkpoints(where.place(run))
+    assert placement.checkpoint_location(run).startswith("s3://wml-bucket/wml/s/trials/0003?scheme=http")
+    first = Checkpoints(placement.checkpoint_location(run))
     first.fetch()
     assert not first.last.exists()
     first.last.write_bytes(b"state")
@@ -229,7 +227,7 @@ def test_checkpoints_in_an_object_store(tmp_path: Path, monkeypatch: pytest.Monk
     first.push()
     first.close()
     assert not first.last.exists()
-    second = Checkpoints(where.place(run))
+    second = Checkpoints(placement.checkpoint_location(run))
     second.fetch()
     assert (second.last.read_bytes(), second.best.read_bytes()) == (b"state", b"weights")
     second.close()

@@ -24,6 +24,7 @@ from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.forecast import cost, measurement
 from wmlsearch.forecast.cost import between, forecast, multiply_adds, to_measure
@@ -36,6 +37,8 @@ from wmlsearch.search.rungs import Rung, rungs, rungs_within
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows import forecast as forecast_workflow
+from wmlsearch.workflows.placement import LOCAL
+from wmlsearch.workflows.search_plan import SearchPlan
 
 
 @pytest.fixture(autouse=True)
@@ -233,10 +236,13 @@ def test_a_forecast_that_fails_stops_no_search(prepared: Path, tmp_path: Path, m
     monkeypatch.setattr(cost, "forecast", fail)
     said: list[str] = []
     search, slots = SearchDir(tmp_path), Slots(1, 1, 1, 0)
-    forecast_workflow.record_forecast(search, SearchSpace.read("quick"), RunSettings(), {}, slots, slots, said.append)
+    plan = SearchPlan(
+        SearchSpace.read("quick"), RunSettings(), prepared, Manifest.read(prepared), {}, LOCAL, slots, slots
+    )
+    forecast_workflow.record_forecast(search, plan, {}, said.append)
     assert said == [
-        "forecast: three configurations are timed for some seconds ...",
-        "no forecast (no luck); the search goes on without",
+        "forecast: timing three configurations for some seconds ...",
+        "no forecast (no luck); the search continues without it",
     ]
     assert search.forecast() == {}
 
@@ -322,7 +328,7 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     made = search.forecast()
     assert [rung["epoch"] for rung in made["rungs"]] == [1, 2]
     assert made["search_s"] > 0
-    start = lines.index("forecast: three configurations are timed for some seconds ...")
+    start = lines.index("forecast: timing three configurations for some seconds ...")
     assert re.fullmatch(
         r"forecast: about [\dmins ]+, 5 epochs of trials and at most 4 of 2 final runs, [\d.]+ MB of checkpoints, "
         r"\d+ MiB a worker",

@@ -27,7 +27,11 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.search.memory_admission import MemoryFit
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement, tune
+from wmlsearch.workflows.observer import Observer
+from wmlsearch.workflows.placement import LOCAL, Placement
+from wmlsearch.workflows.preflight import resolve_trials_per_gpu
+from wmlsearch.workflows.search_plan import SearchRequest
+from wmlsearch.workflows.tune import tune
 
 SPACE = SearchSpace.of(
     {"depth": 2, "base_channels": {"choices": [2, 4]}, "batch_size": {"low": 2, "high": 8}}, "small.yaml"
@@ -176,13 +180,14 @@ def test_mps_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         (["0"], f"{OPTIONS}--trials-per-gpu must be auto or a whole number from 1 to 64, but got 0"),
         (["many"], f"{OPTIONS}--trials-per-gpu must be auto or a whole number from 1 to 64, but got many"),
-        (["2"], "--trials-per-gpu 2: no GPU is there, so there is nothing to share; leave it out"),
-        (["auto"], "--trials-per-gpu auto: no GPU is there, so there is nothing to share; leave it out"),
+        (["2"], "--trials-per-gpu 2: there is no GPU to share; leave it out"),
+        (["auto"], "--trials-per-gpu auto: there is no GPU to share; leave it out"),
         (
             ["auto", "--gpus-per-worker", "0.5", "--workers-per-trial", "2"],
-            f"{OPTIONS}--trials-per-gpu auto: --gpus-per-worker 0.5 says already what a trial gets; leave out either\n"
-            "  - --trials-per-gpu auto: --workers-per-trial 2 gives each trial several GPUs, so there is none to "
-            "share; leave out either",
+            f"{OPTIONS}--trials-per-gpu auto: cannot be combined with --gpus-per-worker 0.5, since both set a trial's "
+            "share of a GPU; give one of them\n"
+            "  - --trials-per-gpu auto: cannot be combined with --workers-per-trial 2, which gives each trial several "
+            "GPUs; give one of them",
         ),
     ],
 )
@@ -244,10 +249,12 @@ def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypa
     said: list[str] = []
     settings = RunSettings(epochs=1, trials=2, baseline=False, forecast=False, sampler="random")
     search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
-    shared = placement.Placement(trials_per_gpu="auto")
-    tune.tune(search, SPACE, settings, prepared, uri, lambda run: run.name, shared, said.append)
+    request = SearchRequest(SPACE, settings, prepared, Placement(trials_per_gpu="auto"))
+    tune(search, request, uri, Observer(say=said.append))
     assert where == [{"[0]"}], "both on the same GPU"
-    assert said[0] == "trials per GPU: the paper's point is timed with one trial, two at once, and so on ..."
+    assert (
+        said[0] == "trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ..."
+    )
     assert said[1].startswith("2 trials share a GPU: the paper's point trains ")
     assert said[2] == "trials run 2 at a time, each 1 worker with 1 CPU and 0.5 GPUs each"
     about = search.about()
@@ -255,7 +262,7 @@ def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypa
     assert about["packing"]["trials_per_gpu"] == len(about["packing"]["images_per_s"]) == 2
     assert about["packing"]["ended_by"] in ("cores", "trials")
     assert [run.state for run in search.trials()] == ["completed", "completed"]
-    resumed = dataclasses.replace(placement.LOCAL, **about["shape"])  # as `resume` does it
+    resumed = dataclasses.replace(LOCAL, **about["shape"])  # as `resume` does it
     assert resumed.slots(3) == Slots(2, 1, 1, 0.5)
 
 
@@ -268,13 +275,10 @@ def test_without_a_measurement_the_search_goes_on(
     monkeypatch.setattr(gpu_sharing, "TimingWorkers", broken)
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 1.0}])
     said: list[str] = []
-    where, found = tune.resolve_trials_per_gpu(
-        placement.Placement(trials_per_gpu="auto"), SPACE, RunSettings(), prepared, said.append
-    )
-    assert (where.trials_per_gpu, found) == (1, {})
-    assert said[1] == "1 trial has a GPU, since no other number could be tried (no answer within 300 s)"
+    request = SearchRequest(SPACE, RunSettings(), prepared, Placement(trials_per_gpu="auto"))
+    placement, packing = resolve_trials_per_gpu(request, said.append)
+    assert (placement.trials_per_gpu, packing) == (1, None)
+    assert said[1] == "each trial has a GPU of its own, since the measurement failed (no answer within 300 s)"
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 0.0}])
-    with pytest.raises(InputError, match="nothing to share"):
-        tune.resolve_trials_per_gpu(
-            placement.Placement(trials_per_gpu="auto"), SPACE, RunSettings(), prepared, said.append
-        )
+    with pytest.raises(InputError, match="there is no GPU to share"):
+        resolve_trials_per_gpu(request, said.append)

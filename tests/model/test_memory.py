@@ -41,8 +41,9 @@ from wmlsearch.search.memory_admission import MemoryFit, limit_bytes, limit_to_s
 from wmlsearch.search.trial_worker import Training, TrialWorker
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement
 from wmlsearch.workflows import tune as tune_workflow
+from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.search_plan import SearchRequest
 
 TINY = TrialConfig(depth=1, base_channels=1, dropout=0.0)
 GPU = torch.device("cuda", 0)
@@ -329,18 +330,15 @@ def test_the_report_draws_predicted_and_measured(tmp_path: Path) -> None:
     assert (tmp_path / "memory.png").stat().st_size > 1000
 
 
-def tune(prepared: Path, out: Path, values: dict[str, Any], say: list[str], **settings: Any) -> placement.Outcome:
-    return tune_workflow.tune(
-        SearchDir(out / "s"),
+def tune(prepared: Path, out: Path, values: dict[str, Any], say: list[str], **settings: Any) -> Outcome:
+    request = SearchRequest(
         SearchSpace.of(values),
         RunSettings(
             **{"epochs": 1, "trials": 6, "baseline": False, "forecast": False, "sampler": "random", **settings}
         ),
         prepared,
-        default_uri(out),
-        lambda run: run.name,
-        say=say.append,
     )
+    return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(say=say.append))
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -27,7 +27,10 @@ from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study, known_earlier
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement, preflight, tune
+from wmlsearch.workflows import preflight
+from wmlsearch.workflows.observer import Outcome
+from wmlsearch.workflows.search_plan import SearchRequest
+from wmlsearch.workflows.tune import tune
 
 BOTH = ["val_dice_best", "images_per_s"]
 ALL = "val_dice_best, val_dice, val_iou, val_soft_dice, val_average_precision or val_dice_patients"
@@ -134,8 +137,8 @@ def test_memory_is_no_objective_without_gpus() -> None:
     with pytest.raises(InputError) as caught:
         preflight.check_budgets(SPACE, settings, Slots(1, 1, 1, 0.0))
     assert str(caught.value) == (
-        "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "
-        "another on CPUs only rises, so it says nothing of a single trial; leave it out"
+        "--objectives peak_memory_mb: cannot be measured on CPUs, since the peak memory of a process that trains one "
+        "trial after another never falls; leave it out"
     )
 
 
@@ -299,10 +302,6 @@ SPACE = SearchSpace.of(
 )
 
 
-def _ignore(run: RunDir) -> None:
-    """Nobody watches."""
-
-
 def shown(search: SearchDir, width: int = 130) -> list[str]:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - what it prints is kept
     show_search(console, search)
@@ -363,7 +362,7 @@ def test_the_picture_of_the_front(objectives: list[str], by_hand: Callable[..., 
 @dataclass(frozen=True)
 class Done:
     search: SearchDir
-    outcome: placement.Outcome
+    outcome: Outcome
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +370,7 @@ def done(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("runs")
     settings = RunSettings.of({"epochs": 2, "trials": 5, "objectives": BOTH, "baseline": False})
     search = SearchDir(out / "s")
-    return Done(search, tune.tune(search, SPACE, settings, prepared, default_uri(out), _ignore))
+    return Done(search, tune(search, SearchRequest(SPACE, settings, prepared), default_uri(out)))
 
 
 def test_a_search_ends_in_a_front(done: Done) -> None:

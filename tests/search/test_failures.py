@@ -35,8 +35,10 @@ from wmlsearch.search.recorder import _failure, _Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement
 from wmlsearch.workflows import tune as tune_workflow
+from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.placement import LOCAL
+from wmlsearch.workflows.search_plan import SearchRequest
 
 SMALL = {"depth": 2, "base_channels": 4, "batch_size": 4}
 RATES = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
@@ -45,16 +47,13 @@ ONE_GPU = Slots(1, 1, 1, 1.0)
 pytestmark = pytest.mark.usefixtures("one_ray")
 
 
-def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> placement.Outcome:
-    return tune_workflow.tune(
-        SearchDir(out / "s"),
+def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> Outcome:
+    request = SearchRequest(
         SearchSpace.of(values),
         RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, "forecast": False, **settings}),
         prepared,
-        default_uri(out),
-        lambda run: run.name,
-        say=lambda text: text,
     )
+    return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(say=str))
 
 
 @pytest.mark.parametrize(
@@ -278,9 +277,11 @@ def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) 
     console = Console(width=120, record=True, file=io.StringIO())
     display = SearchDisplay(console, search, space(), settings)
     proposals, budget = Study(search, space(), settings), Budget(search, settings, Slots(1, 1, 1, 0.0))
-    keeper = CheckpointRetention(placement.LOCAL.place, lambda _: 0, math.inf, settings.ranked_by)
+    keeper = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.ranked_by)
     scheduler = Scheduler(settings)
-    recorder = _Recorder(search, settings, proposals, budget, placement.LOCAL.place, keeper, display.changed, scheduler)
+    recorder = _Recorder(
+        search, settings, proposals, budget, LOCAL.checkpoint_location, keeper, display.changed, scheduler
+    )
     trial = SimpleNamespace(config=recorder.begin(0), run_metadata=SimpleNamespace(num_failures=0))
 
     def hear(epoch: int, **more: Any) -> None:

@@ -28,7 +28,10 @@ from wmlsearch.search.trial_worker import Training, _lost_a_rank
 from wmlsearch.search.worker_group import WorkerGroup
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement, tune
+from wmlsearch.workflows.observer import Observer
+from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.search_plan import SearchRequest
+from wmlsearch.workflows.tune import tune
 
 LAPTOP = [{"CPU": 8.0, "GPU": 0.0}]
 GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
@@ -175,11 +178,11 @@ def test_a_storage_is_the_same_folder_from_wherever(
 ) -> None:
     """Ray's workers have other working folders than the command line."""
     monkeypatch.chdir(tmp_path)
-    where, search = placement.Placement(storage=given.replace("CWD", str(tmp_path))), SearchDir(tmp_path / "runs" / "s")
-    where.make_place(search)
+    placement, search = Placement(storage=given.replace("CWD", str(tmp_path))), SearchDir(tmp_path / "runs" / "s")
+    placement.make_checkpoint_folder(search)
     monkeypatch.chdir("/")
-    assert where.place(search.trial(3)) == str(tmp_path / "ckpts/s/trials/0003")
-    Checkpoints(where.place(search.trial(3))).fetch()
+    assert placement.checkpoint_location(search.trial(3)) == str(tmp_path / "ckpts/s/trials/0003")
+    Checkpoints(placement.checkpoint_location(search.trial(3))).fetch()
     assert (tmp_path / "ckpts/s/trials/0003").is_dir()
 
 
@@ -277,11 +280,9 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     )
     settings = RunSettings(epochs=4, trials=8, grace_epochs=1, reduction_factor=2, baseline=False, forecast=False)
     search = SearchDir(tmp_path / "s")
-    where = placement.Placement(workers_per_trial=2)
+    request = SearchRequest(space, settings, prepared, Placement(workers_per_trial=2))
     said: list[str] = []
-    outcome = tune.tune(
-        search, space, settings, prepared, default_uri(tmp_path), lambda run: run.name, where, said.append
-    )
+    outcome = tune(search, request, default_uri(tmp_path), Observer(say=said.append))
     assert outcome.early == ""
     assert said == ["trials run 1 at a time, each 2 workers with 1 CPU each"]
     states = [run.status()["state"] for run in search.trials()]

@@ -58,7 +58,7 @@ def test_a_process_is_kept_as_long_as_trials_come(tmp_path: Path, monkeypatch: p
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes don't know this module
     data = {"row": row(0, 1, settings.epochs), "started": str(started)}
     slots = Slots(at_once, 1, 1, 0.0)
-    tune_loop.run_trials(search, space(), settings, data, slots, LOCAL.place, lambda _: None)
+    tune_loop.run_trials(search, space(), settings, data, slots, LOCAL.checkpoint_location, lambda _: None)
     assert [run.state for run in search.trials()] == ["completed"] * TRIALS
     had = [file.read_text().split() for file in started.iterdir()]
     assert len(had) == at_once, "a process was thrown away, or never came to a trial"
@@ -74,6 +74,8 @@ def test_a_trial_whose_process_dies_as_it_is_given_to_it_has_another(
     monkeypatch.setattr(tune_loop, "TrialWorker", Mortal)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes don't know this module
     data = {"row": row(0, 1, settings.epochs), "died": str(died)}
-    tune_loop.run_trials(search, space(), settings, data, Slots(1, 1, 1, 0.0), LOCAL.place, lambda _: None)
+    tune_loop.run_trials(
+        search, space(), settings, data, Slots(1, 1, 1, 0.0), LOCAL.checkpoint_location, lambda _: None
+    )
     assert died.exists()
     assert [run.state for run in search.trials()] == ["completed"] * 4, [run.status() for run in search.trials()]

@@ -23,9 +23,10 @@ from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.interrupts import graceful_stop
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement
-from wmlsearch.workflows import train as train_workflow
 from wmlsearch.workflows import tune as tune_workflow
+from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.search_plan import SearchRequest
+from wmlsearch.workflows.train import TrainRequest, train
 
 SPACE = {
     "depth": 2, "base_channels": 4, "batch_size": 4, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}
@@ -58,21 +59,15 @@ def pretended(result: dict[str, Any]) -> type:
     return Pretended
 
 
-def tune(prepared: Path, out: Path, say: Callable[[str], object] = str) -> placement.Outcome:
-    """A trial, and nothing else."""
-    return tune_workflow.tune(
-        SearchDir(out / "s"),
-        SearchSpace.of(SPACE),
-        RunSettings(epochs=2, trials=1, forecast=False, baseline=False),
-        prepared,
-        default_uri(out),
-        lambda run: run.name,
-        say=say,
-    )
+def tune(prepared: Path, out: Path, say: Callable[[str], None] = print) -> Outcome:
+    """A search of one trial, without final runs."""
+    settings = RunSettings(epochs=2, trials=1, forecast=False, baseline=False)
+    request = SearchRequest(SearchSpace.of(SPACE), settings, prepared)
+    return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(say=say))
 
 
-def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -> placement.Outcome:
-    """A trial, then the paper's configuration; `look` is called when MLflow has its run already."""
+def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -> Outcome:
+    """A search of one trial, then a final run of the baseline; `look` is called once MLflow has that run."""
 
     def mirrored() -> bool:
         store = out / "mlflow.db"  # who asks for it before it is there makes one
@@ -83,15 +78,9 @@ def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -
             wait_for(mirrored)
             look(run)
 
-    return tune_workflow.tune(
-        SearchDir(out / "s"),
-        SearchSpace.of(SPACE),
-        RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1),
-        prepared,
-        default_uri(out),
-        final,
-        say=lambda text: text,
-    )
+    settings = RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1)
+    request = SearchRequest(SearchSpace.of(SPACE), settings, prepared)
+    return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(on_change=final))
 
 
 def test_a_full_storage_ends_the_final_runs_everywhere(
@@ -133,7 +122,7 @@ def test_a_second_ctrl_c_takes_the_report_only(
     assert (outcome.early, outcome.pictures, outcome.run.state) == ("", (), "completed")
     (told,) = [line for line in said if line.startswith("no report")]
     how = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert told == f"no report (stopped by {how}); later: wmlsearch report s"
+    assert told == f"no report (stopped by {how}); to write it later: wmlsearch report s"
     assert in_mlflow(tmp_path) == {"s": "FINISHED", "trial-0000": "FINISHED"}
 
 
@@ -152,17 +141,12 @@ def test_a_training_that_has_ended_stays_ended(
     monkeypatch.setattr(final_training, "finish", disturbed)
     run = RunDir(tmp_path / "t")
 
-    def train() -> placement.Outcome:
-        config = TrialConfig(depth=2, base_channels=4, batch_size=4)
-        return train_workflow.train(
-            run, config, RunSettings(epochs=2), prepared, default_uri(tmp_path), lambda part: part.name
-        )
-
+    request = TrainRequest(TrialConfig(depth=2, base_channels=4, batch_size=4), RunSettings(epochs=2), prepared)
     if raised:
         with pytest.raises(error):
-            train()
+            train(run, request, default_uri(tmp_path))
     else:
-        assert train().early == ""
+        assert train(run, request, default_uri(tmp_path)).early == ""
     assert run.state == "completed"
     assert in_mlflow(tmp_path) == {"t": "FINISHED"}
 

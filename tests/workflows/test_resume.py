@@ -22,7 +22,9 @@ from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_loop import _recall
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
+from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.search_plan import SearchRequest
 
 
 @pytest.mark.slow
@@ -195,27 +197,26 @@ def test_a_damaged_line_of_the_journal_stands_in_no_ones_way(line: str, tmp_path
 
 
 def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
-    from wmlsearch.workflows import tune
-
     search = SearchDir.create(
         tmp_path / "s", {**about(), "space": {"source": "x", "values": {}}, "data_path": str(prepared), "shape": {}}
     )
-    with pytest.raises(InputError, match=rf"^{prepared}: is not the data of s \(fingerprint \w+ instead of f\); give"):
-        tune.resume(search, {}, None, default_uri(tmp_path), lambda run: run.name)
+    with pytest.raises(
+        InputError, match=rf"^{prepared}: is not the data set of s \(its fingerprint is \w+, not f\); give"
+    ):
+        tune_workflow.resume(search, default_uri(tmp_path))
 
 
 def test_a_search_goes_on_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wmlsearch.workflows import tune
-
     monkeypatch.setattr("wmlsearch.cluster.connect.ray_session", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(tune, "_tune", lambda job, _: job.where.storage)
+    monkeypatch.setattr(tune_workflow, "run_search", lambda _search, plan, *_: plan.placement.storage)
     monkeypatch.chdir(tmp_path)
     search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
     settings = RunSettings(trials=2, epochs=2, baseline=False, forecast=False)
-    tune.tune(search, SearchSpace.read("quick"), settings, prepared, uri, print, Placement(storage="kept"), print)
+    request = SearchRequest(SearchSpace.read("quick"), settings, prepared, Placement(storage="kept"))
+    tune_workflow.tune(search, request, uri)
     assert search.about()["storage"] == f"{tmp_path}/kept"
     monkeypatch.chdir("/")
-    assert tune.resume(search, {}, None, uri, print) == f"{tmp_path}/kept"
+    assert tune_workflow.resume(search, uri) == f"{tmp_path}/kept"
     moved = Placement(storage=f"{tmp_path}/moved")
-    assert tune.resume(search, {}, None, uri, print, moved) == f"{tmp_path}/moved"
-    assert tune.resume(search, {}, None, uri, print) == f"{tmp_path}/moved", "given once, it is the search's own"
+    assert tune_workflow.resume(search, uri, placement=moved) == f"{tmp_path}/moved"
+    assert tune_workflow.resume(search, uri) == f"{tmp_path}/moved", "given once, it is the search's own"

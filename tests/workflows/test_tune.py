@@ -25,7 +25,10 @@ from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.workflows import placement, train, tune
+from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.search_plan import SearchRequest
+from wmlsearch.workflows.train import TrainRequest, train
+from wmlsearch.workflows.tune import tune
 
 SPACE = """
 depth: {choices: [2, 3]}
@@ -38,15 +41,11 @@ warmup_fraction: {low: 0.0, high: 0.2, when: {schedule: cosine}}
 SMALL = TrialConfig(depth=2, base_channels=4)
 
 
-def _ignore(run: RunDir) -> None:
-    """Nobody watches."""
-
-
 @dataclass(frozen=True)
 class Done:
     search: SearchDir
     settings: RunSettings
-    outcome: placement.Outcome
+    outcome: Outcome
     sockets: set[tuple[str, str, int]]  # on which any of its processes listened
 
 
@@ -66,7 +65,7 @@ def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: py
     )
     search = SearchDir(out / "s")
     with watching_sockets(os.getpid()) as sockets:
-        outcome = tune.tune(search, space, settings, prepared, default_uri(out), _ignore)
+        outcome = tune(search, SearchRequest(space, settings, prepared), default_uri(out))
     return Done(search, settings, outcome, sockets)
 
 
@@ -205,7 +204,7 @@ def test_a_finished_search_is_not_overwritten(done: Done, space: SearchSpace, pr
     with pytest.raises(
         InputError, match=r"there is a run of this name already \(state: completed\), and nothing is over"
     ):
-        tune.tune(done.search, space, done.settings, prepared, "sqlite:///unused.db", _ignore)
+        tune(done.search, SearchRequest(space, done.settings, prepared), "sqlite:///unused.db")
     assert sorted(done.search.path.rglob("*")) == before
 
 
@@ -219,11 +218,12 @@ def test_train_by_any_number_of_workers(workers: int, one_ray: None, prepared: P
     run, alone = RunDir(tmp_path / "r"), RunDir(tmp_path / "alone")
     seen: list[int] = []
     uri = default_uri(tmp_path)
-    outcome = train.train(run, config, settings, prepared, uri, lambda part: seen.append(len(part.rows())), workers)
+    observer = Observer(on_change=lambda part: seen.append(len(part.rows())))
+    outcome = train(run, TrainRequest(config, settings, prepared, workers), uri, observer)
     assert outcome.run.status()["state"] == "completed"
     assert seen[-1] == 2
     assert 1 in seen
-    train.train(alone, config, settings, prepared, uri, _ignore, 0)
+    train(alone, TrainRequest(config, settings, prepared, workers=0), uri)
     for name in ("train_loss", "val_loss"):  # two ranks add the same numbers in another order
         assert [row[name] for row in run.rows()] == pytest.approx([row[name] for row in alone.rows()], rel=2e-3)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.space import SearchSpace
-    from wmlsearch.workflows.placement import Outcome
+    from wmlsearch.workflows.observer import Outcome
 
 out = click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."

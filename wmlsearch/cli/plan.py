@@ -56,7 +56,9 @@ def plan(
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.forecast_tables import show_forecast
-    from wmlsearch.workflows import forecast, placement
+    from wmlsearch.workflows.forecast import forecast_search
+    from wmlsearch.workflows.placement import Placement
+    from wmlsearch.workflows.search_plan import SearchRequest
 
     ranges = options.space_to_search(space)
     settings = options.settings(
@@ -68,5 +70,6 @@ def plan(
         baseline=not no_baseline,
         **more,
     )
-    where = placement.Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
-    show_forecast(console(), forecast.plan(ranges, settings, data, where, options.say))
+    placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+    request = SearchRequest(ranges, settings, data, placement)
+    show_forecast(console(), forecast_search(request, options.say))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +53,34 @@ def train(
     from wmlsearch.config import InputError
     from wmlsearch.runs.folders import RunDir, check_name, check_new
     from wmlsearch.space import SearchSpace
-    from wmlsearch.workflows import placement, train
+    from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.placement import Placement
+    from wmlsearch.workflows.train import TrainRequest, train
 
     if workers < 0:
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
     uri = options.uri_of(out, mlflow_uri)
     config = SearchSpace.read(point).point()
     settings = options.settings(epochs=epochs, seed=seed, precision=precision)
-    run = RunDir(out / check_name(name or placement.new_name("train")))
+    run = RunDir(out / check_name(name or _new_name("train")))
     check_new(run.path)
     data = options.data_or_phantom(data, out)
     options.say(f"training {point} on {data}, at most {epochs} epochs, into {run.path}")
     display = TrainingDisplay(console(), settings)
-    where = placement.Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
-    outcome = train.train(run, config, settings, data, uri, display.changed, workers, where, options.say)
+    placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
+    request = TrainRequest(config, settings, data, workers, placement)
+    outcome = train(run, request, uri, Observer(display.changed, options.say))
     status = run.status()
     options.say(f"{status['state'].replace('_', ' ')} {status['reason']}".rstrip())
     if run.best.exists():
         options.say(f"weights of the best epoch: {run.best}")
     options.where_next(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))
+
+
+def _new_name(kind: str) -> str:
+    """Return a name such as `search-20261123-201512`, for a search or run without --name."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 # What a resumed search may have otherwise than it began with; the rest is part of what it is.
@@ -174,10 +183,14 @@ def tune(
     from wmlsearch.runs.objectives import objective_warnings
     from wmlsearch.runs.schema import open_search
     from wmlsearch.space import SearchSpace
-    from wmlsearch.workflows import placement, tune
+    from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.placement import Placement
+    from wmlsearch.workflows.search_plan import SearchRequest
+    from wmlsearch.workflows.tune import resume as resume_search
+    from wmlsearch.workflows.tune import tune as run_new_search
 
     uri = options.uri_of(out, mlflow_uri)
-    where = placement.Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+    placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if resume is not None:
         changes = _changes()
         if cluster is not None:
@@ -191,13 +204,14 @@ def tune(
         ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
         wanted = options.settings(**{**about["settings"], **changes})
         with SearchDisplay(console(), search, ranges, wanted) as display:
-            outcome = tune.resume(search, changes, data, uri, display.changed, where, display.say, display.progress)
+            observer = Observer(display.changed, display.say, display.progress)
+            outcome = resume_search(search, uri, changes, data, placement, observer)
     else:
         ranges = options.space_to_search(space)
         if objectives is not None:
             settings = _of_several(objectives, settings)
         wanted = options.settings(**settings, baseline=not no_baseline, forecast=not no_forecast)
-        search = SearchDir(out / check_name(name or placement.new_name("search")))
+        search = SearchDir(out / check_name(name or _new_name("search")))
         check_new(search.path)
         earlier = [open_search(one, out) for one in warm_start]
         data = options.data_or_phantom(data, out)
@@ -216,9 +230,9 @@ def tune(
             f"searching {space} on {data}: {wanted.trials} trials of at most {wanted.epochs} epochs, into {search.path}"
         )
         with SearchDisplay(console(), search, ranges, wanted) as display:
-            outcome = tune.tune(
-                search, ranges, wanted, data, uri, display.changed, where, display.say, earlier, display.progress
-            )
+            observer = Observer(display.changed, display.say, display.progress)
+            request = SearchRequest(ranges, wanted, data, placement, earlier)
+            outcome = run_new_search(search, request, uri, observer)
     show_search(console(), search)
     options.where_report(search)
     options.where_next(outcome, out, mlflow_uri)
@@ -283,8 +297,6 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
         from wmlsearch.cluster.remote import stop as stop_there
 
         sys.exit(stop_there(cluster, name, options.say))
-    import time
-
     from wmlsearch.config import InputError
     from wmlsearch.report.commands import resume_command
     from wmlsearch.runs.folders import find_search

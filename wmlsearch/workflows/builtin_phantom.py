@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.workflows.placement import Progress
+from wmlsearch.workflows.observer import Progress
 
-if TYPE_CHECKING:
-    pass
+IMAGE_SIZE = 128  # pixels
 
 
 def ensure_builtin_phantom(out: Path, progress: Progress) -> Path:
-    """The built-in phantom below `out`, made and prepared at the first call."""
+    """Return the folder of the prepared phantom below `out`; the first call makes it."""
     prepared = out / "phantom" / "prepared"
     if not (prepared / "manifest.json").is_file():
         raw = out / "phantom" / "raw"
         if not (raw / "dataset_description.json").is_file():
             write_phantom(raw, progress=lambda done, total: progress("making the phantom", done, total))
-        prepare(raw, prepared, PrepareOptions(size=128), progress)
+        prepare(raw, prepared, PrepareOptions(size=IMAGE_SIZE), progress)
     return prepared

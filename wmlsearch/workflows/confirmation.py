@@ -35,7 +35,7 @@ def confirm(
     search: SearchDir,
     settings: RunSettings,
     data: Shipment,
-    where: Placement,
+    placement: Placement,
     slots: Slots,
     changed: Callable[[RunDir], None],
     say: Callable[[str], None],
@@ -65,7 +65,9 @@ def confirm(
                 search.about()["data"],
             )
             more = {"rate_factors": factors} if factors else {}
-            orders.append(TrainingRequest(run, {**about, "model": name, **more}, seed, where.place(run)))
+            orders.append(
+                TrainingRequest(run, {**about, "model": name, **more}, seed, placement.checkpoint_location(run))
+            )
     if not orders:
         return
     names = ", ".join(name for name in models if name != PAPER)
@@ -86,7 +88,7 @@ def confirm(
         if search.stop_requested():
             raise KeyboardInterrupt(STOP_WISH)
 
-    train_runs(orders, settings, data, slots, changed_or_stop, elastic=bool(where.ray_address))
+    train_runs(orders, settings, data, slots, changed_or_stop, elastic=placement.on_cluster)
 
 
 def select_champion(

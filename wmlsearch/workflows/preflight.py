@@ -1,142 +1,268 @@
-"""What a search is refused for before anything is started."""
+"""Preflight: everything about a search is read, checked and decided here, once, before its first trial.
+
+`check_new_search`, `check_resumed_search` and `check_forecast` refuse what cannot run before Ray starts. `plan_search`
+needs Ray: it decides how many trials run at once and refuses what does not fit.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable
-from wmlsearch.runs.folders import GOOD, UNFINISHED, RunDir, SearchDir
+from wmlsearch.runs.folders import GOOD, UNFINISHED, RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
+from wmlsearch.workflows.search_plan import CheckedData, SearchPlan, SearchRequest
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Slots
+    from wmlsearch.forecast.gpu_sharing import Packing
 
 
-def check_settings(space: SearchSpace, settings: RunSettings, where: Placement) -> None:
-    """Refuse settings and a place that don't fit each other, as far as it is known before Ray starts. InputError."""
-    where.check_before_ray(settings.trials)
+def check_new_search(search: SearchDir, request: SearchRequest) -> CheckedData:
+    """Check what can be checked of a new search before Ray starts. Raises InputError."""
+    check_new(search.path)
+    check_settings(request)
+    request.placement.check_storage_unused(search)
+    if request.settings.baseline:
+        check_sealed_test(request.data)
+    return check_data(request)
+
+
+def check_resumed_search(
+    search: SearchDir, changes: Mapping[str, Any], data: Path | None, placement: Placement
+) -> tuple[SearchRequest, CheckedData]:
+    """Read what an interrupted search asked for, and check what can be checked of it before Ray starts.
+
+    Args:
+        changes: Settings to replace, by name.
+        data: Folder of the prepared data set, if it was moved.
+        placement: The Ray, and the storage if it is another one; the shape of the trials is the search's own.
+
+    Raises InputError.
+    """
+    about = search.about()
+    settings = RunSettings.of({**about["settings"], **changes})
+    space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+    if lacking := [name for name in ("shape", "data_path") if name not in about]:
+        raise InputError(
+            f"{search.file('about')}: lacks {' and '.join(lacking)}, so the search cannot be resumed; start a new one"
+        )
+    data = data or Path(about["data_path"])
+    manifest = Manifest.read(data)
+    if manifest.fingerprint != about["data"]["fingerprint"]:
+        raise InputError(
+            f"{data}: is not the data set of {search.name} (its fingerprint is {manifest.fingerprint[:12]}, not "
+            f"{about['data']['fingerprint'][:12]}); give the right one with --data, or start a new search"
+        )
+    placement = placement.of_resumed(about["name"], about["shape"], about.get("storage"))
+    request = SearchRequest(space, settings, data, placement)
+    check_settings(request)
+    manifest.verify(data)
+    check_checkpoints(search, placement)
+    if settings.baseline:
+        check_sealed_test(data)
+    return request, CheckedData(manifest, about["data"])
+
+
+def check_forecast(request: SearchRequest) -> CheckedData:
+    """Check what can be checked of a search that is only forecast, before Ray starts. Raises InputError."""
+    check_settings(request)
+    return check_data(request)
+
+
+def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:
+    """Decide what needs Ray, to which this process is connected. Raises InputError for what does not fit."""
+    settings = request.settings
+    placement, packing = resolve_trials_per_gpu(request, say)
+    slots = placement.slots(settings.trials)
+    check_budgets(request.space, settings, slots)
+    plan = SearchPlan(
+        space=request.space,
+        settings=settings,
+        data=request.data,
+        manifest=data.manifest,
+        data_record=data.record,
+        placement=placement,
+        slots=slots,
+        final_slots=placement.slots(max(settings.final_runs, 1)),
+        packing=packing,
+    )
+    check_baseline_fits(plan)
+    return plan
+
+
+# ------------------------------------------------------------------------------------------------- before Ray starts
+
+
+def check_settings(request: SearchRequest) -> None:
+    """Refuse settings and a placement that cannot run, or not together. Raises InputError."""
+    settings = request.settings
+    request.placement.check_before_ray(settings.trials)
     if settings.seed + settings.confirm_seeds > 2**32:
         raise InputError(
-            f"--seed {settings.seed}: the {settings.confirm_seeds} seeds from there on must be below 2^32; give a "
-            "lower one"
+            f"--seed {settings.seed}: the final runs use {settings.confirm_seeds} seeds from this one on, and each "
+            "must be below 2^32; give a lower seed"
         )
-    if not where.ray_address:
-        check_budgets(space, settings, where.slots(settings.trials))
+    if not request.placement.on_cluster:
+        check_budgets(request.space, settings, request.placement.slots(settings.trials))
 
 
-def check_data(space: SearchSpace, data: Path, workers: int) -> dict[str, Any]:
-    """Refuse a search some of whose trials could not train on this data; returns what a run records of the data."""
+def check_data(request: SearchRequest) -> CheckedData:
+    """Refuse a data set that is damaged, or on which some configuration of the space cannot train. InputError."""
+    space, data = request.space, request.data
     prepared = PreparedData.open(data)
     prepared.manifest.verify(data)
-    values = {}
-    for name, hardest in (("depth", max), ("batch_size", min)):
-        if name in space.dimensions:
-            domain = space.dimensions[name].domain
-            values[name] = hardest(domain.values if isinstance(domain, Choices) else (domain.low, domain.high))
-    for config in (space.config(values), TrialConfig()):  # the hardest, and the baseline
-        check_trainable(config, prepared, workers)
+    for config in (_most_demanding(space), TrialConfig()):
+        check_trainable(config, prepared, request.placement.workers_per_trial)
     if not any(row.lesion_pixels for row in prepared.manifest.slices if row.split == "val"):
         raise InputError(
-            f"{data}: the validation slices hold no lesion, so no Dice can be measured; "
-            "prepare with other --val-patients or another --seed"
+            f"{data}: the validation slices hold no lesion, so no Dice can be computed; "
+            "prepare the data with other --val-patients or another --seed"
         )
-    return data_record(data, prepared)
+    return CheckedData(prepared.manifest, data_record(data, prepared))
 
 
-def check_checkpoints(search: SearchDir, where: Placement) -> None:
-    """Refuse to go on from checkpoints that can't be read or aren't there. Raises InputError with all faults.
+def _most_demanding(space: SearchSpace) -> TrialConfig:
+    """Return the configuration of a space that needs the biggest images and the fewest images a batch."""
+    values = {}
+    for name, extreme in (("depth", max), ("batch_size", min)):
+        if name in space.dimensions:
+            domain = space.dimensions[name].domain
+            values[name] = extreme(domain.values if isinstance(domain, Choices) else (domain.low, domain.high))
+    return space.config(values)
 
-    Said before anything is started: one that can't be read would only fail its own trial, and what finds none begins at
-    its first epoch, so that those in its folder would be lost. Each epoch is in the checkpoint before it is in the
-    folder, and the checkpoint goes after the word how a training ended: only of one that is over there may be none.
+
+def check_checkpoints(search: SearchDir, placement: Placement) -> None:
+    """Refuse to resume a search if a checkpoint that it needs is missing or damaged. Raises InputError with all faults.
+
+    A trial with a damaged checkpoint would only fail. A trial without its checkpoint would start at its first epoch,
+    and the epochs in its folder would be lost. An epoch is in the checkpoint before it is in the run folder, and a
+    checkpoint is deleted after the run folder says how the training ended, so only an ended training may lack one.
     """
     from wmlsearch.search.checkpoints import Checkpoints
 
     faults = []
-    seen = bool(where.storage) or not (where.ray_address or "").startswith("ray://")  # else they are on that machine
+    # Without a storage, a client of a remote Ray cannot see the checkpoints: they are on that machine.
+    visible = bool(placement.storage) or not (placement.ray_address or "").startswith("ray://")
     trials = [run for run in search.trials() if run.state in UNFINISHED]
-    finals = [run for run in search.finals() if run.state not in GOOD]  # those that went wrong have another try
+    finals = [run for run in search.finals() if run.state not in GOOD]  # a failed final run is tried again
     for run in trials + finals:
-        kept = Checkpoints(where.place(run))
+        location = placement.checkpoint_location(run)
+        checkpoints = Checkpoints(location)
         try:
-            if not where.storage and run.last.exists():
+            if not placement.storage and run.last.exists():
                 load_checkpoint(run.last)
-            elif seen and _has_begun(run) and not kept.has_last():
+            elif visible and _needs_checkpoint(run) and not checkpoints.has_last():
                 epoch = len(run.rows()) or run.about()["parent_epoch"]
                 faults.append(
-                    f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(where.place(run))}; "
-                    "give --storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train it anew"
+                    f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(location)}; "
+                    "give --storage (or WMLSEARCH_STORAGE) as before, or delete this folder to train it again"
                 )
         except InputError as error:
             faults.append(str(error))
         finally:
-            kept.close()
+            checkpoints.close()
     if faults:
-        raise InputError(f"{search.name}: can't go on from its checkpoints", faults)
+        raise InputError(f"{search.name}: cannot be resumed from its checkpoints", faults)
 
 
-def _has_begun(run: RunDir) -> bool:
-    """Whether it needs a checkpoint to go on: it has epochs, be they its parent's, and the last is not its end."""
+def _needs_checkpoint(run: RunDir) -> bool:
+    """Return whether a run has epochs, of its own or of its parent, and the last of them is not its end."""
     rows = run.rows()
     return not rows[-1]["ended"] if rows else "parent" in run.about()
 
 
+# --------------------------------------------------------------------------------------------------------- with Ray
+
+
+def resolve_trials_per_gpu(request: SearchRequest, say: Callable[[str], None]) -> tuple[Placement, Packing | None]:
+    """Return the request's placement with a number of trials per GPU; "auto" is measured.
+
+    If the measurement fails, each trial has a GPU of its own. Raises InputError if there is no GPU to share.
+    """
+    from wmlsearch.cluster.data_shipping import make_shipment
+    from wmlsearch.forecast.gpu_sharing import choose_trials_per_gpu
+    from wmlsearch.model.throughput import mps_is_on
+
+    placement = request.placement
+    if placement.trials_per_gpu == 1:
+        return placement, None
+    whole_gpu = placement.slots(request.settings.trials)
+    if placement.trials_per_gpu != "auto":
+        say(f"{placement.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
+        return placement, None
+    say("trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ...")
+    try:
+        shipment = make_shipment(request.data, send=placement.on_cluster)
+        packing = choose_trials_per_gpu(request.space, request.settings, shipment, whole_gpu)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        say(f"each trial has a GPU of its own, since the measurement failed ({reason})")
+        return replace(placement, trials_per_gpu=1), None
+    say(str(packing))
+    return replace(placement, trials_per_gpu=packing.trials_per_gpu), packing
+
+
 def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
-    """Refuse budgets that could not be held to. Raises InputError."""
+    """Refuse budgets and objectives that make no sense with these slots. Raises InputError."""
     from wmlsearch.search.checkpoint_size import bytes_for_best_weights
 
     bytes_for_best_weights(space, settings, slots)
     final_epochs = settings.final_runs * settings.epochs
     if settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
         raise InputError(
-            f"--max-epochs-total {settings.max_epochs_total}: nothing is left for trials, since the "
-            f"{settings.final_runs} final runs may take {final_epochs} epochs; give more, or fewer final runs by "
+            f"--max-epochs-total {settings.max_epochs_total}: no epochs are left for trials, since the "
+            f"{settings.final_runs} final runs may take {final_epochs}; give more, or fewer final runs by "
             "--confirm-top and --confirm-seeds"
         )
     if "peak_memory_mb" in settings.objectives and not slots.gpus:
         raise InputError(
-            "--objectives peak_memory_mb: no GPU is used here, and the peak of a process that trains one trial after "
-            "another on CPUs only rises, so it says nothing of a single trial; leave it out"
+            "--objectives peak_memory_mb: cannot be measured on CPUs, since the peak memory of a process that trains "
+            "one trial after another never falls; leave it out"
         )
     if settings.scheduler == "pbt" and slots.count >= settings.trials:
         raise InputError(
-            f"--scheduler pbt: all {settings.trials} trials would begin at once, and no child of a good one could "
-            "take the place of a poor one; give more --trials"
+            f"--scheduler pbt: all {settings.trials} trials would start at once, so no child of a good trial could "
+            "replace a poor one; give more --trials"
         )
     if settings.max_gpu_hours is not None and not slots.gpus:
         raise InputError(
-            f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used here, so this budget would never end the "
+            f"--max-gpu-hours {settings.max_gpu_hours:g}: no GPU is used, so this budget would never end the "
             "search; give --max-hours instead"
         )
 
 
-def check_baseline_fits(settings: RunSettings, data: Path, where: Placement, slots: Slots) -> None:
-    """Refuse a search whose baseline finds no room in memory, by the slots of its trials. Raises InputError."""
+def check_baseline_fits(plan: SearchPlan) -> None:
+    """Refuse a search whose baseline needs more memory than a slot has. Raises InputError."""
     from wmlsearch.search.memory_admission import check_memory_before_start
 
-    if not settings.baseline:
+    if not plan.settings.baseline:
         return
-    paper, manifest = TrialConfig(), Manifest.read(data)
+    baseline, slots, size = TrialConfig(), plan.slots, plan.manifest.size
     try:
-        fit = check_memory_before_start(paper, manifest, settings.precision, slots, here=not where.ray_address)
-    except TimeoutError:  # others hold what the trials will have: then each is asked only before it runs
+        fit = check_memory_before_start(
+            baseline, plan.manifest, plan.settings.precision, slots, here=not plan.placement.on_cluster
+        )
+    except TimeoutError:  # other programs hold the resources: memory admission then asks before each trial
         return
     if not fit.refusal:
         return
     if slots.gpus and slots.gpus < 1:
         advice = "let fewer trials share a GPU (--trials-per-gpu, --gpus-per-worker)"
     else:
-        advice = "share out each batch (--workers-per-trial), prepare with a smaller --size"
+        advice = "split each batch over more workers (--workers-per-trial), prepare the data with a smaller --size"
     raise InputError(
-        f"the baseline, the paper's configuration with batches of {paper.batch_size} images of {manifest.size} x "
-        f"{manifest.size} pixels, {fit.refusal} for each of {slots.count} at a time; {advice}, or search without it "
-        "(--no-baseline)"
+        f"the baseline configuration with batches of {baseline.batch_size} images of {size} x {size} pixels "
+        f"{fit.refusal} for each of {slots.count} trials at a time; {advice}, or search without it (--no-baseline)"
     )

@@ -14,7 +14,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
 from wmlsearch.workflows.confirmation import BASELINE, CHAMPION
-from wmlsearch.workflows.placement import Progress
+from wmlsearch.workflows.observer import Progress
 
 if TYPE_CHECKING:
     pass

@@ -1,10 +1,10 @@
-"""`wmlsearch train`: one configuration, through Ray Train or in this process."""
+"""`wmlsearch train`: train one configuration, through Ray Train or in this process."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
@@ -14,82 +14,96 @@ from wmlsearch.runs.folders import RUNNING, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
-from wmlsearch.workflows.placement import LOCAL, Outcome, Placement
+from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.placement import LOCAL, Placement
 from wmlsearch.workflows.provenance import data_record, run_record
-from wmlsearch.workflows.tune import OnChange, Say
-
-if TYPE_CHECKING:
-    pass
 
 
-def train(
-    run: RunDir,
-    config: TrialConfig,
-    settings: RunSettings,
-    data: Path,
-    mlflow_uri: str,
-    on_change: OnChange,
-    workers: int = 1,
-    where: Placement = LOCAL,
-    say: Say = print,
-) -> Outcome:
-    """Train one configuration: through Ray Train with `workers` ranks, or with 0 in this process. Raises InputError."""
-    prepared = PreparedData.open(data)
-    prepared.manifest.verify(data)
-    check_trainable(config, prepared, max(workers, 1))
-    where = dataclasses.replace(where, workers_per_trial=max(workers, 1))
-    check_new(run.path)
-    if workers:
-        where.check_before_ray(1)
-        where.check_unused(run)
-    about = run_record(run.name, "train", config, settings, data_record(data, prepared))
-    certificate = dataclasses.asdict(prepared.manifest.certificate)
-    about |= {"data_path": str(data.resolve()), "certificate": certificate}
+@dataclass(frozen=True)
+class TrainRequest:
+    """One configuration to train."""
+
+    config: TrialConfig
+    settings: RunSettings
+    data: Path  # folder of the prepared data set
+    workers: int = 1  # ranks of Ray Train; 0: train in this process, without Ray
+    placement: Placement = LOCAL  # its `workers_per_trial` is not used
+
+
+def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
+    """Train one configuration into a new run folder, mirrored in MLflow. Raises InputError for what cannot run."""
+    observer = observer or Observer()
+    prepared, placement = _check(run, request)
+    about = run_record(run.name, "train", request.config, request.settings, data_record(request.data, prepared))
+    about |= {"data_path": str(request.data.resolve()), "certificate": asdict(prepared.manifest.certificate)}
     run.path.mkdir(parents=True, exist_ok=True)
     early = ""
     with folder_lock(run.path):
         RunDir.create(run.path, about)
         mirror = Mirror(run, mlflow_uri)
 
-        def changed(part: RunDir) -> None:
+        def on_change(part: RunDir) -> None:
             mirror.notify(part)
-            on_change(part)
+            observer.on_change(part)
 
         try:
-            if workers:
-                from wmlsearch.cluster.connect import ray_session
-                from wmlsearch.cluster.data_shipping import make_shipment
-                from wmlsearch.cluster.watchdog import watchdog
-                from wmlsearch.search.final_training import TrainingRequest, train_runs
-
-                on_cluster = bool(where.ray_address)
-                with ray_session(where.ray_address), sigterm_as_interrupt(), watchdog(say, lambda: run.name):
-                    shipment = make_shipment(data, send=on_cluster)
-                    order = TrainingRequest(run, run.about(), settings.seed, where.place(run))
-                    train_runs([order], settings, shipment, where.slots(1), changed, elastic=on_cluster)
+            if request.workers:
+                _train_on_ray(run, request, placement, replace(observer, on_change=on_change))
             else:
                 with sigterm_as_interrupt():
-                    _train_here(run, config, settings, prepared, changed)
-        except KeyboardInterrupt as stopped:
-            if run.state == RUNNING:  # else it has come to its end, and only Ray was to be shut down
-                early = str(stopped) or "stopped by Ctrl-C"
+                    _train_here(run, request, prepared, on_change)
+        except KeyboardInterrupt as interrupt:
+            if run.state == RUNNING:  # else the training has ended, and only Ray was shutting down
+                early = str(interrupt) or "stopped by Ctrl-C"
                 run.set_status("interrupted", early)
         except Exception as error:
             if run.state == RUNNING:
                 run.set_status("failed", str(error))
             raise
         finally:
-            problem = mirror.close()
-    return Outcome(run, early, problem)
+            mlflow_problem = mirror.close()
+    return Outcome(run, early, mlflow_problem)
 
 
-def _train_here(run: RunDir, config: TrialConfig, settings: RunSettings, data: PreparedData, changed: OnChange) -> None:
+def _check(run: RunDir, request: TrainRequest) -> tuple[PreparedData, Placement]:
+    """Refuse what cannot run. Return the data and the placement of as many workers as the request has."""
+    prepared = PreparedData.open(request.data)
+    prepared.manifest.verify(request.data)
+    ranks = max(request.workers, 1)
+    check_trainable(request.config, prepared, ranks)
+    placement = replace(request.placement, workers_per_trial=ranks)
+    check_new(run.path)
+    if request.workers:
+        placement.check_before_ray(1)
+        placement.check_storage_unused(run)
+    return prepared, placement
+
+
+def _train_on_ray(run: RunDir, request: TrainRequest, placement: Placement, observer: Observer) -> None:
+    """Train through Ray Train; the run folder says how it ended."""
+    from wmlsearch.cluster.connect import ray_session
+    from wmlsearch.cluster.data_shipping import make_shipment
+    from wmlsearch.cluster.watchdog import watchdog
+    from wmlsearch.search.final_training import TrainingRequest, train_runs
+
+    settings = request.settings
+    with ray_session(placement.ray_address), sigterm_as_interrupt(), watchdog(observer.say, lambda: run.name):
+        shipment = make_shipment(request.data, send=placement.on_cluster)
+        training = TrainingRequest(run, run.about(), settings.seed, placement.checkpoint_location(run))
+        train_runs([training], settings, shipment, placement.slots(1), observer.on_change, elastic=placement.on_cluster)
+
+
+def _train_here(
+    run: RunDir, request: TrainRequest, prepared: PreparedData, on_change: Callable[[RunDir], None]
+) -> None:
+    """Train in this process; the run folder says how it ended."""
     from wmlsearch.model.steps import Diverged
 
+    settings = request.settings
     try:
         for report in epochs(
-            config,
-            data,
+            request.config,
+            prepared,
             max_epochs=settings.epochs,
             seed=settings.seed,
             precision=settings.precision,
@@ -98,7 +112,7 @@ def _train_here(run: RunDir, config: TrialConfig, settings: RunSettings, data: P
             best=run.best,
         ):
             run.append(report.row())
-            changed(run)
+            on_change(run)
         run.set_status(report.ended or "completed")
     except Diverged as error:
         run.set_status("diverged", str(error))

@@ -1,0 +1,38 @@
+"""What the caller of a search or training gets: callbacks while it runs, and its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wmlsearch.runs.folders import RunDir
+
+Progress = Callable[[str, int, int], None]  # (name of the step, units done, units in all)
+
+
+def _ignore_change(run: RunDir) -> None:
+    """Do nothing."""
+
+
+def _ignore_progress(step: str, done: int, total: int) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Callbacks that follow a search or training."""
+
+    on_change: Callable[[RunDir], None] = _ignore_change  # called after each change in a run folder, with that folder
+    say: Callable[[str], None] = print  # shows a message to the user
+    progress: Progress = _ignore_progress  # called while the sealed test is evaluated
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a search or training ended."""
+
+    run: RunDir
+    early: str  # why it ended before all its trials or epochs were done; "" if it did not
+    mlflow_problem: str  # why MLflow lacks part of it; "" if MLflow has everything
+    pictures: tuple[Path, ...] = ()  # pages and images that were written

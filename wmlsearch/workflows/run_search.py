@@ -1,0 +1,144 @@
+"""Run a planned search: forecast, trials, final runs, sealed test, report; mirrored in MLflow as it goes."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wmlsearch.runs.folders import RUNNING, RunDir, SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.search.interrupts import sigterm_as_interrupt
+from wmlsearch.tracking.mirror import Mirror
+from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
+from wmlsearch.workflows.confirmation import BASELINE, CHAMPION, confirm, select_champion
+from wmlsearch.workflows.forecast import record_forecast
+from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.sealed_test import sealed_test
+from wmlsearch.workflows.search_plan import SearchPlan
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a search ended."""
+
+    state: str  # completed, interrupted or failed
+    reason: str  # why it ended before all its trials were done; "" if it did not
+
+
+def run_search(search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: Observer) -> Outcome:
+    """Run a search whose folder exists and is locked. Whatever happens, the folder says how it ended."""
+    plan.placement.make_checkpoint_folder(search)
+    mirror = Mirror(search, mlflow_uri)
+    for run in search.all_runs():  # MLflow may lack how the runs of a search ended whose process was killed
+        mirror.notify(run)
+    checkpoint_usage = CheckpointUsage(search, plan.placement)
+
+    def on_change(run: RunDir) -> None:
+        mirror.notify(run)  # first, since the next lines may find the disk full
+        checkpoint_usage.update(run)
+        observer.on_change(run)
+
+    end = _End("failed", "it broke off with an error")
+    try:
+        with sigterm_as_interrupt():
+            end = _run_stages(search, plan, replace(observer, on_change=on_change))
+    except KeyboardInterrupt as interrupt:
+        end = _End("interrupted", str(interrupt) or "stopped by Ctrl-C")
+    except OSError as error:  # the disk is full or the storage is gone: what is written stays, to be resumed
+        end = _End("interrupted", f"stopped, since {error}")
+    finally:
+        _interrupt_running(search, end.reason)
+        pictures = _write_report(search, plan, end, observer)
+        end = _record_end(search, plan, end)
+        # Every run once more: an interrupt may have come between a change and its notification, and which trials are
+        # on the Pareto front is known only now. The mirror sends only what MLflow lacks.
+        for run in search.all_runs():
+            mirror.notify(run)
+        observer.on_change(search)
+        mlflow_problem = mirror.close()
+    return Outcome(search, end.reason, mlflow_problem, pictures)
+
+
+def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End:
+    """Run the forecast, the trials, the final runs and the sealed test, as far as the search gets."""
+    from wmlsearch.cluster.data_shipping import make_shipment
+    from wmlsearch.search.tune_loop import run_trials
+
+    settings, placement = plan.settings, plan.placement
+    shipment = make_shipment(plan.data, send=placement.on_cluster)
+    if settings.forecast and not search.trials():  # a resumed search keeps its first forecast
+        record_forecast(search, plan, shipment, observer.say)
+        observer.on_change(search)
+    budget = run_trials(
+        search, plan.space, settings, shipment, plan.slots, placement.checkpoint_location, observer.on_change,
+        elastic=placement.on_cluster,
+    )  # fmt: skip
+    _fetch_best_weights(search, placement)
+    stopped = budget.reason.startswith("stopped")
+    if settings.baseline and not budget.failed and not stopped:
+        # Machines may have joined or left the cluster during the trials.
+        final_slots = placement.slots(settings.final_runs)
+        confirm(search, settings, shipment, placement, final_slots, observer.on_change, observer.say)
+        _judge(search, plan, observer)
+    return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
+
+
+def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
+    """Copy the weights of the best trial, or of the Pareto front, from the storage into their run folders."""
+    from wmlsearch.search.final_training import fetch_best_weights
+
+    board = leaderboard(search)
+    for entry in board.front or [board.best]:
+        if entry is not None:
+            run = RunDir(Path(entry.path))
+            fetch_best_weights(run, placement.checkpoint_location(run))
+
+
+def _judge(search: SearchDir, plan: SearchPlan, observer: Observer) -> None:
+    """Select the champion and compare it with the baseline on the sealed test, unless these networks were compared."""
+    if not select_champion(search, plan.settings, plan.data, observer.on_change, observer.say):
+        return
+    members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
+    if search.test().get("members") != members:
+        sealed_test(search, plan.settings, plan.data, observer.progress)
+        for part in (*search.models(), search):
+            observer.on_change(part)
+
+
+def _interrupt_running(search: SearchDir, reason: str) -> None:
+    """Set the state of runs that did not end: final runs that broke off, or that are not needed any more."""
+    for run in search.all_runs():
+        if run.state == RUNNING:
+            with contextlib.suppress(OSError):
+                run.set_status("interrupted", reason or "the search ended without it")
+
+
+def _write_report(search: SearchDir, plan: SearchPlan, end: _End, observer: Observer) -> tuple[Path, ...]:
+    """Write the report and its example predictions. If that fails, say so: the search has ended all the same."""
+    from wmlsearch.report.examples import write_examples
+    from wmlsearch.report.page import write_report
+
+    try:
+        with sigterm_as_interrupt():
+            examples = write_examples(search, plan.data)
+            page = write_report(search, {**search.status(), "state": end.state, "reason": end.reason})
+    except KeyboardInterrupt as interrupt:  # perhaps the second one; the end of the search is still recorded
+        problem = str(interrupt) or "stopped by Ctrl-C"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        return (page, examples) if examples else (page,)
+    observer.say(f"no report ({problem}); to write it later: wmlsearch report {search.name}")
+    return ()
+
+
+def _record_end(search: SearchDir, plan: SearchPlan, end: _End) -> _End:
+    """Write into the folder how the search ended; returns that, with the error if it could not be written."""
+    front = {"front": [entry.name for entry in leaderboard(search).front]} if plan.settings.objectives else {}
+    try:
+        search.set_status(end.state, end.reason, **front)
+    except OSError as error:  # the folder still says "running", as after a kill
+        return replace(end, reason=end.reason or f"stopped, since {error}")
+    return end

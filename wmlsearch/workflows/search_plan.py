@@ -1,0 +1,55 @@
+"""What a search is asked to do (`SearchRequest`), and what preflight makes of it (`SearchPlan`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmlsearch.config import RunSettings
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.placement import LOCAL, Placement
+
+if TYPE_CHECKING:
+    from wmlsearch.cluster.resources import Slots
+    from wmlsearch.forecast.gpu_sharing import Packing
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What `tune`, `tune --resume` or `plan` asks for, before anything of it is checked."""
+
+    space: SearchSpace
+    settings: RunSettings
+    data: Path  # folder of the prepared data set
+    placement: Placement = LOCAL
+    warm_start: Sequence[SearchDir] = ()  # earlier searches whose trials the study learns from
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """The prepared data set of a request, compared with its checksums and with the search space."""
+
+    manifest: Manifest  # of the training and validation patients; the sealed test has one of its own
+    record: Mapping[str, Any]  # what each run folder records of the data set
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search is going to do: everything that preflight has read, checked and decided.
+
+    Later steps take these facts from here. None of them reads the manifest or `search.json` again to find them out.
+    """
+
+    space: SearchSpace
+    settings: RunSettings
+    data: Path  # folder of the prepared data set
+    manifest: Manifest  # of the training and validation patients
+    data_record: Mapping[str, Any]  # what each run folder records of the data set
+    placement: Placement  # its `trials_per_gpu` is a number
+    slots: Slots  # how many trials run at once, and the resources of each
+    final_slots: Slots  # the same for the final runs
+    packing: Packing | None = None  # the measurement behind `--trials-per-gpu auto`
