@@ -159,7 +159,7 @@ def test_a_search_does_not_go_on_from_a_bad_checkpoint(
 ) -> None:
     search.trial(0).last.write_bytes(content)
     assert refused("tune", "--resume", "s") == (
-        f"s: can't go on from its checkpoints\n  - {TRIAL}/last.pt: {why}; {RESTORE_HINT}"
+        f"s: cannot be resumed from its checkpoints\n  - {TRIAL}/last.pt: {why}; {RESTORE_HINT}"
     )
     assert not Path("made").exists()
     assert search.status()["state"] == "completed", "it was not begun again"
@@ -175,8 +175,8 @@ def killed(search: SearchDir) -> SearchDir:
 
 
 LOST = (
-    f"s: can't go on from its checkpoints\n  - {TRIAL}: its checkpoint after epoch 5 is not in PLACE; give "
-    "--storage (or WMLSEARCH_STORAGE) as it was, or delete this folder to train it anew"
+    f"s: cannot be resumed from its checkpoints\n  - {TRIAL}: its checkpoint after epoch 5 is not in PLACE; give "
+    "--storage (or WMLSEARCH_STORAGE) as before, or delete this folder to train it again"
 )
 
 

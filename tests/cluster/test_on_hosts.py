@@ -197,7 +197,7 @@ def test_stop_and_go_on_from_the_laptop(cluster: Cluster, data: Path) -> None:
     assert state() == "interrupted"
     again = cluster.run("wmlsearch", "tune", "--resume", "first", *of_laptop, timeout_s=300)
     assert again.returncode == 0
-    assert "first goes on: " in again.stdout
+    assert "first is resumed: " in again.stdout
     assert "trials run 1 at a time" in again.stdout
     assert again.stdout.count("trial-0000 completed") == 0, "the log is followed from where it stood"
     assert state() == "completed"

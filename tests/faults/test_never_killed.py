@@ -38,7 +38,7 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
             journal.write('{"op_code": 5, "wor')
         command = tune(tmp_path, "--resume", "s")
     output = run(command)
-    assert "s goes on: 8 of 8 trials have ended\n" in output
+    assert "s is resumed: 8 of 8 trials have ended\n" in output
     assert facts(search) == facts(never_killed)
     assert told(search) == told(never_killed)
     assert search.status()["state"] == "completed"

@@ -387,11 +387,10 @@ def test_a_baseline_without_room_is_said_at_once(
     with pytest.raises(InputError) as refused:
         tune(prepared, tmp_path, {**SMALL, "learning_rate": {"low": 1e-4, "high": 1e-2}}, [], baseline=True)
     text = str(refused.value)
-    assert text.startswith(
-        "the baseline, the paper's configuration with batches of 5 images of 32 x 32 pixels, needs about 0."
-    )
+    assert text.startswith("the baseline configuration with batches of 5 images of 32 x 32 pixels needs about 0.")
     assert text.endswith(
-        f" GB of memory, but 0 GB are there for each of {min(6, resources.available_cpus())} at a time; share out each "
-        "batch (--workers-per-trial), prepare with a smaller --size, or search without it (--no-baseline)"
+        f" GB of memory, but 0 GB are there for each of {min(6, resources.available_cpus())} trials at a time; split "
+        "each batch over more workers (--workers-per-trial), prepare the data with a smaller --size, or search without "
+        "it (--no-baseline)"
     )
     assert not (tmp_path / "s" / "search.json").exists()

@@ -160,7 +160,7 @@ def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monk
     with pytest.raises(InputError) as refused:
         tune(prepared, tmp_path, {**SMALL, **RATES}, max_gpu_hours=1.0)
     assert str(refused.value) == (
-        "--max-gpu-hours 1: no GPU is used here, so this budget would never end the search; give --max-hours instead"
+        "--max-gpu-hours 1: no GPU is used, so this budget would never end the search; give --max-hours instead"
     )
     assert not (tmp_path / "s").exists()
 

@@ -104,8 +104,8 @@ def test_a_population_that_could_never_move_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         preflight.check_budgets(SPACE, settings(trials=6), Slots(6, 1, 1, 0.0))
     assert str(caught.value) == (
-        "--scheduler pbt: all 6 trials would begin at once, and no child of a good one could take the place of a poor "
-        "one; give more --trials"
+        "--scheduler pbt: all 6 trials would start at once, so no child of a good trial could replace a poor one; "
+        "give more --trials"
     )
 
 
