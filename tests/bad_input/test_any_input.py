@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig, read_yaml
+from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source, discover
-from wmlsearch.data.volumes import examine
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint

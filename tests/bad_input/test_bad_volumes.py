@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a header that promises what no gzip file of this size holds": (
         header(42, "3h", 600, 600, 600),
-        f"{FLAIR}: its header promises 432,000,000 bytes of voxels, which can't be in a gzip file of {{size:,}}; "
+        f"{FLAIR}: its header promises 432,000,000 bytes of voxels, which cannot be in a gzip file of {{size:,}}; "
         "replace the file",
     ),
     "96 MiB of nothing before its voxels": (

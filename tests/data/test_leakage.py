@@ -16,11 +16,11 @@ from rich.console import Console
 
 from wmlsearch.cli.tables import show_manifest
 from wmlsearch.config import InputError
+from wmlsearch.data.cutting import cut
 from wmlsearch.data.leakage import Guard, correlations, look, near_pairs, perceptual_hashes
 from wmlsearch.data.manifest import Manifest, Task
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sources import discover
-from wmlsearch.data.volumes import cut
 
 NAMED: dict[str, Any] = {"train_patients": ("01", "02"), "val_patients": ("03",), "test_patients": ("04",)}
 NIFTI: dict[str, Any] = {"size": 96, "plane": "axial", "jobs": 1, "keep": "all", **NAMED}

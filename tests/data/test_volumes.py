@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from wmlsearch.config import InputError
-from wmlsearch.data.reading import voxel_edges
+from wmlsearch.data.cutting import cut, restore
+from wmlsearch.data.examine import examine
+from wmlsearch.data.geometry import VolumeGeometry, choose_plane, place_window
+from wmlsearch.data.nifti import voxel_edges
 from wmlsearch.data.sources import Source
-from wmlsearch.data.volumes import VolumeGeometry, choose_axis, cut, examine, plan, restore
 
 
 def head(shape: tuple[int, int, int]) -> np.ndarray:
@@ -47,7 +49,7 @@ def pair(
 def geometry(source: Source, axis: int | None, size: int, fit: str = "crop", mm: float | None = 1.0) -> VolumeGeometry:
     facts, faults = examine(source, axis)
     assert facts is not None, faults
-    return plan(source, facts, size, fit, mm)
+    return place_window(source, facts, size, fit, mm)
 
 
 def voxels(path: Path) -> np.ndarray:
@@ -123,19 +125,19 @@ def test_window_is_centred_on_the_head_and_counts_what_it_loses(tmp_path: Path) 
     facts, _ = examine(source, 2)
     assert facts is not None
     assert facts.box == (24, 4, 50, 30)
-    where = plan(source, facts, 32, "crop", 1.0)
+    where = place_window(source, facts, 32, "crop", 1.0)
     assert where.window == (21, 1)
     slices = cut(source, where)
     assert slices.lost.sum() == 0
     assert slices.images[4].max() == 255
     assert slices.images[4, 0].max() == 0
     assert facts.head == (0, *[26 * 26] * 6, 0)
-    narrow = plan(source, facts, 22, "crop", 1.0)  # its window ends 2 pixels inside the square, the lesion's edge
+    narrow = place_window(source, facts, 22, "crop", 1.0)  # ends 2 pixels inside the square, at the lesion's edge
     assert cut(source, narrow).lost.tolist() == [0, 0, 0, 0, 0, 0, 0, 0]
-    narrower = cut(source, plan(source, facts, 18, "crop", 1.0))
+    narrower = cut(source, place_window(source, facts, 18, "crop", 1.0))
     assert narrower.lost.sum() == 8
     assert narrower.masks.sum() == 8
-    wide = cut(source, plan(source, facts, 100, "crop", 1.0))
+    wide = cut(source, place_window(source, facts, 100, "crop", 1.0))
     assert wide.masks.sum() == 16
     assert wide.images.shape == (8, 100, 100)
 
@@ -191,7 +193,7 @@ def test_intensity_is_scaled_by_robust_percentiles(tmp_path: Path) -> None:
     assert facts is not None
     assert facts.low == 0
     assert 200 < facts.high < 230
-    assert cut(source, plan(source, facts, 48, "crop", 1.0)).images.min() == 0
+    assert cut(source, place_window(source, facts, 48, "crop", 1.0)).images.min() == 0
 
 
 # -- planes
@@ -199,20 +201,20 @@ def test_intensity_is_scaled_by_robust_percentiles(tmp_path: Path) -> None:
 
 def test_choice_of_plane() -> None:
     thin, thick, coronal = (1.0, 1.0, 1.2), (0.7, 0.7, 4.0), (1.0, 3.0, 1.0)
-    assert choose_axis({"a": thin}, None) == ("sagittal", 0)
-    assert choose_axis({"a": thick}, None) == choose_axis({"a": thick}, "native") == ("native", 2)
-    assert choose_axis({"a": coronal}, None) == ("native", 1)
-    assert choose_axis({"a": thin, "b": thick}, "coronal") == ("coronal", 1)
+    assert choose_plane({"a": thin}, None) == ("sagittal", 0)
+    assert choose_plane({"a": thick}, None) == choose_plane({"a": thick}, "native") == ("native", 2)
+    assert choose_plane({"a": coronal}, None) == ("native", 1)
+    assert choose_plane({"a": thin, "b": thick}, "coronal") == ("coronal", 1)
     with pytest.raises(InputError) as error:
-        choose_axis({"a.nii": thin, "b.nii": thick}, "native")
+        choose_plane({"a.nii": thin, "b.nii": thick}, "native")
     assert str(error.value) == (
         "--plane native needs thick slices, one voxel edge longer than 1.25 x the next longest; "
         "give --plane sagittal, axial or coronal\n  - a.nii: 1 x 1 x 1.2 mm"
     )
     with pytest.raises(InputError, match="thick and isotropic volumes are mixed"):
-        choose_axis({"a.nii": thin, "b.nii": thick}, None)
+        choose_plane({"a.nii": thin, "b.nii": thick}, None)
     with pytest.raises(InputError, match="different planes"):
-        choose_axis({"a.nii": coronal, "b.nii": thick}, None)
+        choose_plane({"a.nii": coronal, "b.nii": thick}, None)
 
 
 def test_voxel_edges_are_those_of_the_body(tmp_path: Path) -> None:

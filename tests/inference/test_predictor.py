@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.cutting import restore
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source
-from wmlsearch.data.volumes import restore
 from wmlsearch.inference.predictor import Preprocessing, TrainedModel, build_unet, predict, slicing_geometry
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet

@@ -24,9 +24,11 @@ from PIL import Image, ImageOps
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import DUPLICATES, PAIRS, Certificate
+from wmlsearch.data.cutting import CutSlices
+from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.head_detection import MIN_CONTRAST
 from wmlsearch.data.manifest import Task
 from wmlsearch.data.patient_names import first_lines
-from wmlsearch.data.volumes import HEAD, Cut, VolumeGeometry
 
 Array = np.ndarray[Any, Any]
 
@@ -69,14 +71,14 @@ class _Duplicate:
     correlation: float
 
 
-def look(geometry: VolumeGeometry, slices: Cut) -> list[Look]:
+def look(geometry: VolumeGeometry, slices: CutSlices) -> list[Look]:
     """What the guard keeps of each slice of a volume."""
     scaled = (geometry.background - geometry.low) * 255 / (geometry.high - geometry.low)
     background = round(min(max(scaled, 0), 255))
     bright = slices.images
     if background:
         bright = np.abs(bright.astype(np.int16) - background).astype(np.uint8)
-    head = bright > HEAD * bright.max(initial=0)
+    head = bright > MIN_CONTRAST * bright.max(initial=0)
     anywhere = head.any(axis=0)
     least = FOREGROUND * max(1, anywhere[_box(anywhere)].size)
     enough = head.sum(axis=(1, 2)) >= least

@@ -18,9 +18,10 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate
+from wmlsearch.data.cutting import CutSlices
+from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.sources import Source
 from wmlsearch.data.split import SPLITS
-from wmlsearch.data.volumes import Cut, VolumeGeometry
 
 FORMAT = 2
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"
@@ -229,7 +230,7 @@ class Store:
         for file in self._files.values():
             file.close()
 
-    def add(self, task: Task, slices: Cut, splits: Sequence[str]) -> None:
+    def add(self, task: Task, slices: CutSlices, splits: Sequence[str]) -> None:
         """Write those of the task's slices that belong to one of the splits."""
         rows = [row for row, split in enumerate(task.splits) if split in splits]
         for row in rows:

@@ -18,6 +18,9 @@ import numpy as np
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
+from wmlsearch.data.cutting import CutSlices, cut
+from wmlsearch.data.examine import VolumeFacts, examine
+from wmlsearch.data.geometry import PLANES, VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.leakage import Guard, Look, look
 from wmlsearch.data.manifest import (  # fmt: skip
     FORMAT,
@@ -34,15 +37,11 @@ from wmlsearch.data.manifest import (  # fmt: skip
     fingerprint,
     split_facts,
 )
+from wmlsearch.data.nifti import copy_without_text, voxel_edges
 from wmlsearch.data.patient_names import check_patient_names
 from wmlsearch.data.pseudonyms import Pseudonyms
-from wmlsearch.data.reading import (
-    copy_without_words,
-    voxel_edges,  # fmt: skip
-)
 from wmlsearch.data.sources import Source, discover  # fmt: skip
 from wmlsearch.data.split import SPLITS, assign
-from wmlsearch.data.volumes import PLANES, Cut, Facts, VolumeGeometry, choose_axis, cut, examine, plan  # fmt: skip
 from wmlsearch.data.worker_pool import Each, workers
 from wmlsearch.runs.files import atomic_folder, check_output_folder
 
@@ -152,7 +151,7 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
         tasks = []
         for s, f, row, keep in zip(used, facts, units, kept, strict=True):
             stored = [i for i, name in enumerate(row) if name in split_of and (keep[i] or split_of[name] != "train")]
-            geometry = plan(names[s], f, options.size, options.fit, spacing)
+            geometry = place_window(names[s], f, options.size, options.fit, spacing)
             splits = [split_of[row[i]] for i in stored]
             tasks.append(Task(s, geometry, stored, splits, [keep[i] for i in stored], names[s] if table else None))
         _check_tasks(raw, out, tasks, options, [sum(f.lesion) for f in facts])
@@ -216,14 +215,14 @@ def _plane(raw: Path, sources: Sequence[Source], plane: str | None) -> tuple[str
             faults += error.faults
     if not edges:
         raise _refused(raw, faults)
-    return *choose_axis(edges, plane), work
+    return *choose_plane(edges, plane), work
 
 
 def _examine_all(
     raw: Path, sources: Sequence[Source], axis: int | None, options: PrepareOptions, each: Each, tell: Progress
-) -> list[Facts]:
+) -> list[VolumeFacts]:
     faults: list[str] = []
-    found: list[Facts] = []
+    found: list[VolumeFacts] = []
     tell("reading", 0, len(sources))
     results = each(examine, ((s, axis, options.mask_threshold) for s in sources))
     for done, (facts, wrong) in enumerate(results, 1):
@@ -235,7 +234,7 @@ def _examine_all(
     return found
 
 
-def _kept(facts: Facts, keep: str) -> list[bool]:
+def _kept(facts: VolumeFacts, keep: str) -> list[bool]:
     if keep == "all":
         return [True] * len(facts.head)
     if keep == "lesion":
@@ -244,7 +243,7 @@ def _kept(facts: Facts, keep: str) -> list[bool]:
     return [head >= enough or lesion > 0 for head, lesion in zip(facts.head, facts.lesion, strict=True)]
 
 
-def _common_spacing(raw: Path, sources: Sequence[Source], facts: Sequence[Facts]) -> float | None:
+def _common_spacing(raw: Path, sources: Sequence[Source], facts: Sequence[VolumeFacts]) -> float | None:
     """The data set's in-plane spacing in mm: the median of the volumes' finer ones; None for pictures."""
     finest = [min(f.picture_mm) for f in facts if f.picture_mm is not None]
     if not finest:
@@ -348,14 +347,14 @@ def _keep_original(path: Path, copy: Path, task: Task) -> None:
         return
     copy.parent.mkdir(parents=True, exist_ok=True)
     if task.shown:
-        copy_without_words(path, copy)
+        copy_without_text(path, copy)
     else:
         shutil.copyfile(path, copy)
 
 
 def _cut_and_look(
     source: Source, geometry: VolumeGeometry, indices: Sequence[int], mask_threshold: float | None
-) -> tuple[Cut, list[Look]]:
+) -> tuple[CutSlices, list[Look]]:
     slices = cut(source, geometry, indices, mask_threshold)
     return slices, look(geometry, slices)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from wmlsearch.config import InputError
+from wmlsearch.data.cutting import cut
 from wmlsearch.data.manifest import (  # fmt: skip
     AGAIN,
     IMAGES,
@@ -25,7 +26,6 @@ from wmlsearch.data.manifest import (  # fmt: skip
     checksum,
 )
 from wmlsearch.data.sources import Source
-from wmlsearch.data.volumes import cut
 from wmlsearch.runs.files import append_line, read_lines
 
 _UNWRITABLE = "can't be written ({}), and without a line there the test patients are not read; make the folder writable"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from wmlsearch.data.reading import Array
-from wmlsearch.data.volumes import VolumeGeometry
+from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.stack import Array
 
 SLICES, COLUMNS = 6, 3
 TILE = 320  # pixels, the longer edge of a slice of a volume

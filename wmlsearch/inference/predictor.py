@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.data.reading import Array
+from wmlsearch.data.cutting import cut, restore
+from wmlsearch.data.examine import examine
+from wmlsearch.data.geometry import PLANES, VolumeGeometry, place_window
 from wmlsearch.data.sources import Source
-from wmlsearch.data.volumes import PLANES, VolumeGeometry, cut, examine, plan, restore
+from wmlsearch.data.stack import Array
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import VALIDATION_BATCH
@@ -186,7 +188,7 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing) -> VolumeGeom
                 f"{name}: in-plane voxel edges must be within a factor of {SPACINGS_APART} of the {spacing:.4g} mm "
                 f"that the model was trained on, but are {down:.4g} x {across:.4g} mm; check the header's units"
             )
-    return plan(source, facts, preprocessing.size, preprocessing.fit, spacing)
+    return place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)
 
 
 def predict(

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from wmlsearch.config import InputError
+from wmlsearch.data.cutting import cut, expert_mask, restore
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
-from wmlsearch.data.volumes import cut, expert_mask, restore
 from wmlsearch.inference.predictor import TrainedModel, common_preprocessing, mean_probabilities, slicing_geometry
 from wmlsearch.verdict.scores import Score, pooled, score
 from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, verdict

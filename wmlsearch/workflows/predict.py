@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from wmlsearch.config import InputError
-from wmlsearch.data.reading import Array, load
+from wmlsearch.data.cutting import upright_slices
+from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import PICTURE_TYPES, Source, natural_key
-from wmlsearch.data.volumes import VolumeGeometry, as_pictures
+from wmlsearch.data.stack import Array
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.overlay import draw_overlay
 from wmlsearch.inference.predictor import Prediction, TrainedModel, common_preprocessing, predict, slicing_geometry
@@ -237,8 +239,10 @@ def _write(it: _Input, found: Prediction, out: Path) -> None:
     else:
         _picture(Image.fromarray(found.mask[0] * np.uint8(255)), out / it.file("mask"))
         _picture(Image.fromarray(found.probabilities[0]), out / it.file("probability"))
-    pictures = load(it.source, found.geometry.axis, None).pictures
-    _picture(draw_overlay(pictures, as_pictures(found.mask, found.geometry), found.geometry), out / it.file("overlay"))
+    pictures = load_volume(it.source, found.geometry.axis, None).pictures
+    _picture(
+        draw_overlay(pictures, upright_slices(found.mask, found.geometry), found.geometry), out / it.file("overlay")
+    )
 
 
 def _nifti(data: Array, like: Any, path: Path) -> None:

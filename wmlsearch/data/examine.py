@@ -1,0 +1,73 @@
+"""Read and check one volume before anything is written: its grid, its head and its lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wmlsearch.data.head_detection import Box, find_head
+from wmlsearch.data.reading import load_volume
+from wmlsearch.data.sources import Source
+from wmlsearch.data.stack import VolumeFault
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What `examine` has measured in one volume. Positions are pixels of the upright slices."""
+
+    shape: tuple[int, int, int]  # of the input as stored; (pictures, rows, columns) for 2-D pictures
+    orientation: str  # of the input's axes, such as "LAS"; "" for 2-D pictures
+    voxel_mm: tuple[float, ...] | None  # along the input's axes; None for 2-D pictures
+    axis: int | None  # slicing axis in RAS+; None for 2-D pictures
+    picture: tuple[int, int]  # rows, columns of a slice
+    picture_mm: tuple[float, float] | None  # of a pixel, down and across; None for 2-D pictures
+    box: Box  # the head: top, left, bottom, right (the last two exclusive)
+    background: float  # grey value around the head
+    low: float  # grey value that becomes 0
+    high: float  # grey value that becomes 255
+    head: tuple[int, ...]  # pixels of head per slice
+    lesion: tuple[int, ...]  # pixels of lesion per slice, before anything is cut or resampled
+
+
+def examine(
+    source: Source, axis: int | None, mask_threshold: float | None = None
+) -> tuple[VolumeFacts | None, list[str]]:
+    """Return the facts of a volume and no faults, or None and a line for each fault.
+
+    Args:
+        source: The volume's files.
+        axis: Slicing axis in RAS+; None for 2-D pictures.
+        mask_threshold: Mask values above it are lesion; None where the mask must be binary.
+    """
+    name = source.name(source.image[0])
+    try:
+        stack = load_volume(source, axis, mask_threshold)
+    except VolumeFault as fault:
+        return None, list(fault.lines)
+    finite = np.isfinite(stack.pictures)
+    if not finite.all():
+        count = finite.size - int(finite.sum())
+        return None, [
+            f"{name}: every voxel must be a finite number, but {count} are NaN or infinite; correct the image"
+        ]
+    if stack.pictures.min() == stack.pictures.max():
+        grey = stack.pictures.flat[0]
+        return None, [f"{name}: the FLAIR is empty, every voxel is {grey:g}; leave it out or replace it"]
+    head = find_head(stack.pictures)
+    lesion = stack.mask.sum(axis=(1, 2)) if stack.mask is not None else np.zeros(len(head.area))
+    facts = VolumeFacts(
+        shape=stack.shape,
+        orientation=stack.orientation,
+        voxel_mm=stack.voxel_mm,
+        axis=axis,
+        picture=(stack.pictures.shape[1], stack.pictures.shape[2]),
+        picture_mm=stack.pixel_mm,
+        box=head.box,
+        background=head.background,
+        low=0.0 if stack.is_8_bit else head.low,
+        high=255.0 if stack.is_8_bit else head.high,
+        head=tuple(int(n) for n in head.area),
+        lesion=tuple(int(n) for n in lesion),
+    )
+    return facts, []

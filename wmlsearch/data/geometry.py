@@ -1,0 +1,148 @@
+"""Which plane volumes are sliced in, and where the square window of each volume lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt
+
+from wmlsearch.config import InputError
+from wmlsearch.data.examine import VolumeFacts
+from wmlsearch.data.sources import Source
+
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # slicing axis in RAS+
+MIN_THICKNESS = 1.25  # slices are thick when the longest voxel edge is longer than this times the next longest
+SAME_SPACING = 0.01  # relative: spacings closer than this are not resampled
+RESIZE_MARGIN = 0.02  # `fit="resize"` leaves this share of the head's size free on each side
+
+
+@dataclass(frozen=True)
+class VolumeGeometry:
+    """How one volume's slices are cut, and all that `restore` needs to put them back onto the input's grid."""
+
+    patient: str
+    timepoint: str
+    images: tuple[str, ...]  # one NIfTI file or the pictures in order, relative to the raw data's root
+    masks: tuple[str, ...]
+    shape: tuple[int, int, int]  # of the input as stored
+    orientation: str  # of the input's axes, such as "LAS"; "" for 2-D pictures
+    voxel_mm: tuple[float, ...] | None  # along the input's axes
+    axis: int | None  # slicing axis in RAS+; None for 2-D pictures
+    picture: tuple[int, int]  # rows, columns of an upright slice
+    resampled: tuple[int, int]  # rows, columns after resampling; equal to `picture` where nothing is resampled
+    spacing_mm: float | None  # of a pixel after resampling
+    window: tuple[int, int]  # top, left of the size x size window in the resampled slice; may be negative
+    size: int  # pixels, edge of the window
+    low: float  # grey value that becomes 0
+    high: float  # grey value that becomes 255
+    background: float  # grey value outside the slice
+    lost_lesion_pixels: int = 0  # lesion pixels (resampled) outside the window
+
+    @property
+    def source(self) -> str:
+        """The volume's image, or its first picture."""
+        return self.images[0]
+
+    @property
+    def picture_mm(self) -> tuple[float, float] | None:
+        """Edges of a pixel of the upright slices, down and across; None for 2-D pictures."""
+        if self.axis is None or self.voxel_mm is None:
+            return None
+        down, across = (self.voxel_mm[self.input_axis(ras)] for ras in (2, 1, 0) if ras != self.axis)
+        return down, across
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels after resampling per input pixel, down and across."""
+        return self.resampled[0] / self.picture[0], self.resampled[1] / self.picture[1]
+
+    @property
+    def slices(self) -> int:
+        """Number of the volume's slices."""
+        return self.shape[0] if self.axis is None else self.shape[self.input_axis(self.axis)]
+
+    def input_axis(self, ras: int) -> int:
+        """Return which of the input's axes runs along an axis of RAS+."""
+        return [int(axis) for axis in axcodes2ornt(self.orientation)[:, 0]].index(ras)
+
+
+def choose_plane(edges: Mapping[str, tuple[float, float, float]], plane: str | None) -> tuple[str, int]:
+    """Return the plane and its slicing axis in RAS+.
+
+    Args:
+        edges: Voxel edges in mm along RAS+, by file name.
+        plane: The plane that the user has chosen. None: native for thick slices (along the longest voxel edge),
+            sagittal for isotropic volumes.
+
+    Raises:
+        InputError: Where native makes no sense, or the volumes do not agree.
+    """
+    if plane in PLANES:
+        return plane, PLANES[plane]
+    is_thick = {name: sorted(mm)[2] > MIN_THICKNESS * sorted(mm)[1] for name, mm in edges.items()}
+    lines = {name: f"{name}: {' x '.join(f'{edge:.4g}' for edge in mm)} mm" for name, mm in edges.items()}
+    if plane == "native" and not all(is_thick.values()):
+        raise InputError(
+            f"--plane native needs thick slices, one voxel edge longer than {MIN_THICKNESS} x the next longest; "
+            "give --plane sagittal, axial or coronal",
+            [line for name, line in lines.items() if not is_thick[name]],
+        )
+    if not any(is_thick.values()):
+        return "sagittal", 0
+    if not all(is_thick.values()):
+        raise InputError(
+            "thick and isotropic volumes are mixed; give --plane sagittal, axial or coronal",
+            [f"{line} ({'thick slices' if is_thick[name] else 'isotropic'})" for name, line in lines.items()],
+        )
+    axes = {name: int(np.argmax(mm)) for name, mm in edges.items()}
+    if len(set(axes.values())) > 1:
+        planes = list(PLANES)
+        raise InputError(
+            "the volumes have thick slices in different planes; give --plane sagittal, axial or coronal",
+            [f"{line} ({planes[axes[name]]})" for name, line in lines.items()],
+        )
+    return "native", next(iter(axes.values()))
+
+
+def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacing_mm: float | None) -> VolumeGeometry:
+    """Return where a volume's slices are cut: a size x size window centred on the head's box.
+
+    Args:
+        source: The volume, for its name and files.
+        facts: The volume's measures.
+        size: Edge of the window in pixels.
+        fit: "crop": pixels are brought to `spacing_mm`. "resize": the head's box, made square, is scaled to the window.
+        spacing_mm: In-plane spacing of the data set; None for 2-D pictures, whose pixels stay as they are.
+    """
+    rows, columns = facts.picture
+    down, across = facts.picture_mm or (1.0, 1.0)
+    top, left, bottom, right = facts.box
+    pixel = spacing_mm or 1.0
+    if fit == "resize":
+        side = max((bottom - top) * down, (right - left) * across) * (1 + 2 * RESIZE_MARGIN)
+        pixel = max(side, 0.125 * max(rows * down, columns * across)) / size
+    new_rows = rows if abs(down / pixel - 1) <= SAME_SPACING else max(1, round(rows * down / pixel))
+    new_columns = columns if abs(across / pixel - 1) <= SAME_SPACING else max(1, round(columns * across / pixel))
+    return VolumeGeometry(
+        patient=source.patient,
+        timepoint=source.timepoint,
+        images=tuple(source.name(path) for path in source.image),
+        masks=tuple(source.name(path) for path in source.mask),
+        shape=facts.shape,
+        orientation=facts.orientation,
+        voxel_mm=facts.voxel_mm,
+        axis=facts.axis,
+        picture=facts.picture,
+        resampled=(new_rows, new_columns),
+        spacing_mm=None if facts.picture_mm is None else pixel,
+        window=(
+            round((top + bottom) / 2 * new_rows / rows - size / 2),
+            round((left + right) / 2 * new_columns / columns - size / 2),
+        ),
+        size=size,
+        low=facts.low,
+        high=facts.high,
+        background=facts.background,
+    )

@@ -1,0 +1,195 @@
+"""Read NIfTI volumes and check them against damaged and hostile headers; copy them without identifying text."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+
+from wmlsearch.config import InputError
+from wmlsearch.data.sources import Source
+from wmlsearch.data.stack import Array, Stack, VolumeFault, as_binary, unreadable, upright
+
+MAX_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
+MAX_HEADER_BYTES = 2**20  # header and extensions, which stand before the voxels
+MAX_TRAILING_BYTES = 2**20  # after the voxels in a gzip file
+MAX_DEFLATE_RATIO = 1032  # zlib's technical details: no deflated file is smaller than by this factor
+MAX_GRID_OFFSET = 0.01  # voxels: how far a mask's corners may lie from its image's
+
+
+def voxel_edges(source: Source) -> tuple[float, float, float]:
+    """Return the voxel edges (mm) of a NIfTI volume along right, anterior and superior. Reads the header only.
+
+    Raises:
+        InputError: Where the file cannot be read as a volume.
+    """
+    try:
+        image = _open(source, source.image[0])
+    except VolumeFault as fault:
+        raise InputError("a volume cannot be read", fault.lines) from None
+    edges = np.empty(3)
+    edges[io_orientation(image.affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(image.affine)
+    return float(edges[0]), float(edges[1]), float(edges[2])
+
+
+def load_nifti(source: Source, axis: int, mask_threshold: float | None) -> Stack:
+    """Return a NIfTI volume and its mask as upright slices along an axis of RAS+. Raises VolumeFault."""
+    opened: list[tuple[Any, Array]] = []
+    faults: list[str] = []
+    for path in (*source.image, *source.mask):
+        try:
+            image = _open(source, path)
+            opened.append((image, _voxels(source, path, image)))
+        except VolumeFault as fault:
+            faults += fault.lines
+    if faults:
+        raise VolumeFault(*faults)
+    image, data = opened[0]
+    orientation = io_orientation(image.affine)
+    edges = nib.affines.voxel_sizes(image.affine)
+    ras_edges = edges[np.argsort(orientation[:, 0])]
+    mask = None
+    if source.mask:
+        mask_image, mask_data = opened[1]
+        _check_same_grid(source, image, data, mask_image, mask_data)
+        binary = as_binary(mask_data, source.name(source.mask[0]), mask_threshold)
+        mask = upright(apply_orientation(binary, orientation), axis)
+    down, across = [ras for ras in (2, 1, 0) if ras != axis]
+    return Stack(
+        upright(apply_orientation(data, orientation), axis),
+        mask,
+        (data.shape[0], data.shape[1], data.shape[2]),
+        "".join(nib.aff2axcodes(image.affine)),
+        tuple(float(edge) for edge in edges),
+        (float(ras_edges[down]), float(ras_edges[across])),
+    )
+
+
+def _check_same_grid(source: Source, image: Any, data: Array, mask_image: Any, mask_data: Array) -> None:
+    image_name, mask_name = source.name(source.image[0]), source.name(source.mask[0])
+    if mask_data.shape != data.shape:
+        raise VolumeFault(
+            f"{mask_name}: shape must be that of {image_name}, {data.shape}, but is {mask_data.shape}; "
+            "resample the mask"
+        )
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in data.shape], [1])).reshape(4, -1)
+    distance_mm = np.linalg.norm(((image.affine - mask_image.affine) @ corners)[:3], axis=0).max()
+    offset = distance_mm / nib.affines.voxel_sizes(image.affine).min()
+    if offset > MAX_GRID_OFFSET:
+        raise VolumeFault(
+            f"{mask_name}: affine must be that of {image_name} to {MAX_GRID_OFFSET} voxel, but the grids lie up to "
+            f"{offset:.3g} voxels apart; resample the mask onto the image"
+        )
+
+
+def _open(source: Source, path: Path) -> Any:
+    """Return nibabel's image: its header is read and checked, its voxels are still on disk."""
+    name = source.name(path)
+    _check_header_size(name, path)
+    try:
+        with nib.imageglobals.LoggingOutputSuppressor():  # nibabel's warnings of odd headers name no file
+            image: Any = nib.load(path)
+        shape, affine, dtype = image.shape, image.affine, image.get_data_dtype()
+    except Exception as error:  # nibabel, gzip and zlib raise many kinds
+        raise unreadable(name, path, error) from None
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or 0 in shape:
+        raise VolumeFault(f"{name}: must be one 3-D volume, but its shape is {tuple(shape)}; extract one volume")
+    if math.prod(shape) > MAX_VOXELS:
+        raise VolumeFault(
+            f"{name}: may have {MAX_VOXELS:,} voxels, but its header promises {tuple(shape)}; correct the header"
+        )
+    if dtype.kind not in "biuf":
+        raise VolumeFault(f"{name}: voxels must be plain numbers, but are {dtype}; convert it")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise VolumeFault(
+            f"{name}: the affine must be finite and invertible, but is {affine[:3].tolist()}; correct the header"
+        )
+    voxel_bytes = math.prod(shape) * dtype.itemsize
+    if _is_gzip(path) and voxel_bytes > MAX_DEFLATE_RATIO * (size := path.stat().st_size):
+        raise VolumeFault(
+            f"{name}: its header promises {voxel_bytes:,} bytes of voxels, which cannot be in a gzip file of {size:,}; "
+            "replace the file"
+        )
+    return image
+
+
+def _check_header_size(name: str, path: Path) -> None:
+    """Refuse a header that would make nibabel read very much: it reads all extensions into memory, however long."""
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+            start = file.read(MAX_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return  # nibabel fails as well, and with a better message
+    header_class = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(start)), None)
+    if header_class is None:
+        return
+    position = header_class.template_dtype.itemsize
+    header = header_class(start[:position], check=False)
+    voxel_offset = float(header["vox_offset"])
+    if voxel_offset == 0 or voxel_offset > MAX_HEADER_BYTES:
+        raise VolumeFault(
+            f"{name}: its voxels must begin between byte {position + 4} and byte {MAX_HEADER_BYTES}, but its header "
+            f"says byte {voxel_offset:.0f}; write it anew, without extensions of its header"
+        )
+    if start[position : position + 1] in (b"", b"\0"):  # no extensions
+        return
+    position += 4
+    while position + 16 <= min(voxel_offset, len(start)):
+        size = int(np.frombuffer(start, f"{header.endianness}i4", 1, position)[0])
+        if not 8 <= size <= voxel_offset - position:
+            raise VolumeFault(
+                f"{name}: an extension of its header must have from 8 to {voxel_offset - position:.0f} bytes, up to "
+                f"the voxels, but it says {size}; write it anew, without extensions of its header"
+            )
+        position += size
+
+
+def _voxels(source: Source, path: Path, image: Any) -> Array:
+    """Return the voxels as float32 in the input's orientation. Raises VolumeFault."""
+    try:
+        with np.errstate(over="ignore"):  # infinite voxels are reported by the caller
+            if not _is_gzip(path):
+                return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+            with gzip.open(path) as file, nib.imageglobals.LoggingOutputSuppressor():
+                voxels = np.asarray(type(image).from_stream(file).dataobj, dtype=np.float32)
+                # Read to the end of the file, where gzip's checksum stands: nibabel alone misses a flipped byte.
+                if len(file.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
+                    raise ValueError(
+                        f"more than {MAX_TRAILING_BYTES:,} bytes follow the voxels that its header promises"
+                    )
+            return voxels.reshape(image.shape[:3])
+    except Exception as error:
+        raise unreadable(source.name(path), path, error) from None
+
+
+def copy_without_text(path: Path, target: Path) -> None:
+    """Copy a NIfTI file without the text and the extensions of its header, which may identify the patient.
+
+    Grid and voxels are copied byte for byte.
+    """
+    header_class: Any = type(nib.load(path)).header_class
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as file, target.open("wb") as raw_target:
+        header = header_class.from_fileobj(file)
+        for name in header.template_dtype.names:
+            if header.template_dtype[name].kind == "S" and name != "magic":  # the magic number identifies NIfTI
+                header[name] = b""
+        voxel_offset = int(header.get_data_offset())
+        file.seek(voxel_offset)
+        remaining = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        compressed = _is_gzip(target)  # the gzip header gets neither file name nor time
+        with gzip.GzipFile("", "wb", fileobj=raw_target, mtime=0) if compressed else nullcontext(raw_target) as out:
+            out.write(header.binaryblock.ljust(voxel_offset, b"\0"))
+            while remaining and (part := file.read(min(remaining, 2**20))):
+                out.write(part)
+                remaining -= len(part)
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")

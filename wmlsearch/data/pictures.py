@@ -1,0 +1,69 @@
+"""Read the 2-D pictures of a volume and their masks: PNG, TIFF and JPEG."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wmlsearch.data.sources import Source
+from wmlsearch.data.stack import Array, Stack, VolumeFault, as_binary, unreadable
+
+FORMATS = ("PNG", "TIFF", "JPEG")  # of all that Pillow reads: for EPS it would run Ghostscript
+
+
+def load_pictures(source: Source, mask_threshold: float | None) -> Stack:
+    """Return the pictures of a source, and their masks, as slices of one shape. Raises VolumeFault."""
+    faults: list[str] = []
+    images: list[Array] = []
+    masks: list[Array] = []
+    shape: tuple[int, ...] = ()
+    for place, path in enumerate((*source.image, *source.mask)):
+        is_mask = place >= len(source.image)
+        name = source.name(path)
+        try:
+            picture = _read(name, path)
+            shape = shape or picture.shape
+            if picture.shape != shape:
+                remedy = "resample the mask" if is_mask else "slices of another size need another time point"
+                first = source.name(source.image[0])
+                raise VolumeFault(f"{name}: shape must be that of {first}, {shape}, but is {picture.shape}; {remedy}")
+            if is_mask:
+                masks.append(as_binary(picture, name, mask_threshold))
+            else:
+                images.append(picture)
+        except VolumeFault as fault:
+            faults += fault.lines
+    if faults:
+        raise VolumeFault(*faults)
+    stack = np.stack(images)
+    mask = np.stack(masks) if masks else None
+    return Stack(stack.astype(np.float32), mask, stack.shape, is_8_bit=stack.dtype == np.uint8)
+
+
+def _read(name: str, path: Path) -> Array:
+    """Return one grey picture (rows, columns); colours are accepted where all channels are equal."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            pages = getattr(image, "n_frames", 1)
+            picture = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "CMYK") else image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, ...
+        raise unreadable(name, path, error) from None
+    if pages > 1:
+        raise VolumeFault(f"{name}: must hold one picture, but holds {pages}; save one file per slice")
+    if picture.dtype == bool:
+        picture = picture.astype(np.uint8) * 255
+    if picture.ndim == 3:
+        if picture.shape[2] in (2, 4):  # the last channel is opacity
+            if picture[..., -1].min() != 255:
+                raise VolumeFault(f"{name}: must be opaque, but has transparent pixels; save it as grey")
+            picture = picture[..., :-1]
+        if (picture != picture[..., :1]).any():
+            raise VolumeFault(f"{name}: must be grey, but its colour channels differ; convert it to grey")
+        picture = picture[..., 0]
+    return picture

@@ -1,0 +1,84 @@
+"""A volume in memory as a stack of upright slices, and what reading NIFTI files and pictures have in common.
+
+A volume is turned to the closest RAS+ orientation and seen as slices `(n, rows, columns)`, upright as radiologists see
+them: anterior up in axial, superior up and anterior left in sagittal, superior up in coronal slices; the patient's
+right is on the left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The slices of one volume, as read: neither scaled nor cropped."""
+
+    pictures: Array  # (n, rows, columns) float32, upright
+    mask: Array | None  # (n, rows, columns) bool; None where the source has no mask
+    shape: tuple[int, int, int]  # of the input as stored
+    orientation: str = ""  # of the input's axes, such as "LAS"; "" for 2-D pictures
+    voxel_mm: tuple[float, ...] | None = None  # along the input's axes; None for 2-D pictures
+    pixel_mm: tuple[float, float] | None = None  # of an upright slice, down and across; None for 2-D pictures
+    is_8_bit: bool = False  # the grey values are 8 bit and need no scaling
+
+
+class VolumeFault(Exception):
+    """The files of a volume cannot be used; `lines` holds a line for the user for each fault."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+def upright(volume: Array, axis: int) -> Array:
+    """Return a RAS+ volume as upright slices along an axis: (n, rows, columns)."""
+    return np.ascontiguousarray(np.moveaxis(volume, axis, 0)[:, ::-1, ::-1].transpose(0, 2, 1))
+
+
+def from_upright(pictures: Array, axis: int) -> Array:
+    """Return upright slices (n, rows, columns) as a RAS+ volume: the inverse of `upright`."""
+    return np.moveaxis(pictures.transpose(0, 2, 1)[:, ::-1, ::-1], 0, axis)
+
+
+def as_binary(mask: Array, name: str, threshold: float | None) -> Array:
+    """Return a mask as bool.
+
+    Args:
+        mask: Values as stored.
+        name: File name for messages.
+        threshold: Values above it are lesion. None: the mask must hold 0 and at most one other value.
+
+    Raises:
+        VolumeFault: For values that are not finite, more than two values without a threshold, or no background.
+    """
+    values = np.unique(mask)
+    if not np.isfinite(values).all():
+        raise VolumeFault(
+            f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask"
+        )
+    if threshold is not None:
+        return np.asarray(mask > threshold)
+    more = f", ... ({len(values)} values)" if len(values) > 6 else ""
+    listed = ", ".join(f"{value:g}" for value in values[:6]) + more
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0 and values[1] != 0):
+        raise VolumeFault(
+            f"{name}: a mask must hold 0 and one other value, but holds {listed}; "
+            "give --mask-threshold T to take every value above T as lesion"
+        )
+    if 0 not in values:
+        raise VolumeFault(f"{name}: a mask must have background, but every voxel is {listed}; replace the mask")
+    return np.asarray(mask != 0)
+
+
+def unreadable(name: str, path: Path, error: Exception) -> VolumeFault:
+    """Return the fault of a file that a library could not read, with the library's reason on one line."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\n")[0]
+    reason = reason.replace(str(path), path.name)[:120] or type(error).__name__
+    return VolumeFault(f"{name}: cannot be read ({reason}); replace the file")
