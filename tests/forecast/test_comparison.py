@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from wmlsearch.cli.forecast_tables import comparison, in_a_line
+from wmlsearch.cli.forecast_tables import forecast_comparison, forecast_line
 from wmlsearch.cli.live_display import ENOUGH, SearchDisplay
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -56,16 +56,16 @@ def search(tmp_path: Path) -> SearchDir:
 
 def table(search: SearchDir) -> list[str]:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - what it prints is kept
-    console.print(comparison(search))
+    console.print(forecast_comparison(search))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
-def test_a_forecast_in_a_line() -> None:
-    assert in_a_line(FORECAST) == (
+def test_a_forecast_forecast_line() -> None:
+    assert forecast_line(FORECAST) == (
         "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 130 MB of checkpoints, "
         "690 MiB a worker"
     )
-    assert in_a_line({**FORECAST, "gpu_hours": 1.234, "ends_by": "--max-hours 0.2"}) == (
+    assert forecast_line({**FORECAST, "gpu_hours": 1.234, "ends_by": "--max-hours 0.2"}) == (
         "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 1.2 GPU-hours, "
         "130 MB of checkpoints, 690 MiB a worker, the trials end by --max-hours 0.2"
     )
@@ -102,7 +102,7 @@ def test_beside_what_happened(search: SearchDir) -> None:
 
 
 def test_without_a_forecast_there_is_no_table(tmp_path: Path) -> None:
-    assert comparison(SearchDir.create(tmp_path / "s", {})) is None
+    assert forecast_comparison(SearchDir.create(tmp_path / "s", {})) is None
 
 
 def test_the_time_left_is_the_forecasts_until_trials_say_more(

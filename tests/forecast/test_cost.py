@@ -27,7 +27,8 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.forecast import cost, measurement
-from wmlsearch.forecast.cost import between, forecast, multiply_adds, to_measure
+from wmlsearch.forecast.cost import _ExpectedTimes, forecast, interpolate
+from wmlsearch.forecast.workload import configurations_to_time, multiply_adds
 from wmlsearch.model.throughput import measure_throughput
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
@@ -138,7 +139,8 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
 
     def first(of: Slots = slots, **budgets: Any) -> tuple[float, str]:
         # a start of 10 s, the first trial takes 540 s, an epoch of another 10 s
-        return cost._first_budget(RunSettings(epochs=27, **{"baseline": False, **budgets}), of, 10, 540, 10)
+        times = _ExpectedTimes(start_s=10, baseline_s=540, epoch_s=10)
+        return cost._first_budget(RunSettings(epochs=27, **{"baseline": False, **budgets}), of, times)
 
     assert first() == (float("inf"), "")
     assert first(max_epochs_total=30) == (30, "--max-epochs-total 30")
@@ -159,7 +161,7 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
 def test_multiply_adds_are_those_of_torch(depth: int, channels: int, size: int) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         UNet(depth, channels)(torch.zeros(1, 1, size, size))
-    assert counter.get_total_flops() == 2 * multiply_adds(depth, channels, size)
+    assert counter.get_total_flops() == 2 * multiply_adds(TrialConfig(depth=depth, base_channels=channels), size)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -177,9 +179,9 @@ def test_checkpoints_are_as_big_as_written(
 
 
 def test_between_measured_points() -> None:
-    assert between([(3, 30), (1, 10), (2, 40)], [1, 1.5, 2.5, 3]) == [10, 25, 35, 30]
-    assert between([(1, 10), (2, 20)], [0, 9]) == [10, 20]
-    assert between([(1, 10), (1, 20)], [1]) == [15]
+    assert interpolate([(3, 30), (1, 10), (2, 40)], [1, 1.5, 2.5, 3]) == [10, 25, 35, 30]
+    assert interpolate([(1, 10), (2, 20)], [0, 9]) == [10, 20]
+    assert interpolate([(1, 10), (1, 20)], [1]) == [15]
 
 
 def test_what_is_measured() -> None:
@@ -188,7 +190,7 @@ def test_what_is_measured() -> None:
         for depth, channels in ((2, 8), (3, 4), (2, 4))
         for batch in (2, 8, 32)
     ]
-    chosen = to_measure(sample, 32)
+    chosen = configurations_to_time(sample, 32)
     assert chosen == {"cheapest": sample[7], "paper": TrialConfig(), "dearest": sample[1]}
 
 
@@ -207,14 +209,16 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
     settings = RunSettings(trials=2, epochs=3, baseline=False, scheduler="median", target_dice=0.9)
     slots = Slots(count=1, workers=2, cpus=1, gpus=0)
     with ray_session(None), watching_sockets(os.getpid()) as sockets:
-        made = forecast(space, settings, make_shipment(prepared, send=False), slots, slots, limit_s=1)
-    assert any("_Worker" in name for name, _, _ in sockets), "the ranks, by gloo"
+        manifest, shipment = Manifest.read(prepared), make_shipment(prepared, send=False)
+        measured = measurement.measure_space(space, settings, manifest, shipment, slots, limit_s=1)
+    made = forecast(settings, slots, slots, measured)
+    assert any("_TimingWorker" in name for name, _, _ in sockets), "the ranks, by gloo"
     assert [found for found in sockets if not ipaddress.ip_address(found[1]).is_loopback] == []
     assert made.final_s == made.final_epochs == made.final_runs == made.gpu_hours == 0
     assert made.search_s > 0
     assert made.notes == (
         "what the median rule stops depends on how trials learn; taken is that half of them go on, and to the end",
-        "when --target-dice 0.9 is reached can't be known; taken is that it is not",
+        "--target-dice 0.9 is assumed not to be reached",
     )
     assert json.loads(json.dumps(made.as_dict())) == made.as_dict()
 
@@ -222,18 +226,19 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
 def test_what_does_not_start_is_not_waited_for(one_ray: None, prepared: Path) -> None:
     slots = Slots(count=1, workers=1, cpus=4096, gpus=0)
     with pytest.raises(TimeoutError) as error:
-        forecast(
-            SearchSpace.read("quick"), RunSettings(), make_shipment(prepared, send=False), slots, slots, patience_s=0.5
-        )
+        measurement.measure_space(
+            SearchSpace.read("quick"), RunSettings(), Manifest.read(prepared), make_shipment(prepared, send=False),
+            slots, patience_s=0.5,
+        )  # fmt: skip
     assert str(error.value) == "no answer within 0.5 s"
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
 
 
 def test_a_forecast_that_fails_stops_no_search(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("first\nno luck")
 
-    monkeypatch.setattr(cost, "forecast", fail)
+    monkeypatch.setattr(measurement, "measure_space", fail)
     said: list[str] = []
     search, slots = SearchDir(tmp_path), Slots(1, 1, 1, 0)
     plan = SearchPlan(
@@ -265,8 +270,8 @@ def test_a_busy_machine_is_told(
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: all_cores)
     monkeypatch.setattr(measurement, "available_cpus", lambda: ours)
-    told = f"mind: in the last minute other programs used {used} of {ours} cores; if they still do, the forecast will "
-    text = f"{told}be too high" if used else ""
+    busy = f"warning: {used} of {ours} CPU cores {'were' if used > 1 else 'was'} busy during the last minute"
+    text = f"{busy}, so the forecast may be too high" if used else ""
     assert measurement.load_warning() == text
 
 
@@ -308,7 +313,7 @@ def test_plan_from_the_command_line(one_ray: None, space: Path, prepared: Path, 
     assert re.fullmatch(r"measured  on .+, \d at a time:", lines[9])
     assert [line.split(":")[0].split() for line in lines[10:]] == [
         ["cheapest", "depth", "1,", "base_channels", "2"],
-        ["paper", "depth", "4,", "base_channels", "16"],
+        ["baseline", "depth", "4,", "base_channels", "16"],
         ["dearest", "depth", "2,", "base_channels", "4"],
     ]
     assert list(tmp_path.iterdir()) == [space]  # nothing was written

@@ -17,7 +17,13 @@ from wmlsearch.cluster import connect, resources
 from wmlsearch.cluster.resources import Request, Slots, plan_slots, share_of_gpu
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.forecast import gpu_sharing
-from wmlsearch.forecast.gpu_sharing import Packing, choose_trials_per_gpu, enough, largest_configuration, room_for
+from wmlsearch.forecast.gpu_sharing import (
+    Packing,
+    choose_trials_per_gpu,
+    fastest_count,
+    largest_configuration,
+    trials_that_fit,
+)
 from wmlsearch.forecast.measurement import TimingWorkers
 from wmlsearch.model import throughput
 from wmlsearch.model.memory import CUDA_CONTEXT_BYTES
@@ -53,20 +59,20 @@ OPTIONS = "these options can't be used\n  - "
     ],
 )
 def test_as_many_as_get_faster(images_per_s: list[float], count: int) -> None:
-    assert enough(images_per_s) == count
+    assert fastest_count(images_per_s) == count
 
 
 def test_as_many_as_fit() -> None:
     of_80 = 80 * GB - CUDA_CONTEXT_BYTES
-    assert room_for(of_80, 79 * GB, 0) == 1
-    assert room_for(of_80, 200 * GB, 0) == 1  # no number makes it fit: the trial itself will say so
-    assert room_for(of_80, 10 * GB, 0) == int(80 / (10 + CUDA_CONTEXT_BYTES / GB)) == 7
-    assert room_for(of_80, 9 * GB, GB) == 7  # each process has the data
-    assert room_for(of_80, GB, 0) == gpu_sharing.MOST
-    for count in range(1, 9):  # what is chosen is what `foretell` lets through in a share
+    assert trials_that_fit(of_80, 79 * GB, 0) == 1
+    assert trials_that_fit(of_80, 200 * GB, 0) == 1  # no number makes it fit: the trial itself will say so
+    assert trials_that_fit(of_80, 10 * GB, 0) == int(80 / (10 + CUDA_CONTEXT_BYTES / GB)) == 7
+    assert trials_that_fit(of_80, 9 * GB, GB) == 7  # each process has the data
+    assert trials_that_fit(of_80, GB, 0) == gpu_sharing.MAX_MEASURED
+    for count in range(1, 9):  # what is chosen is what memory admission lets through in a share
         need = int(80 * GB * share_of_gpu(count) - CUDA_CONTEXT_BYTES)
-        assert room_for(of_80, need, 0) == count
-        assert room_for(of_80, need + 1, 0) < count or count == 1
+        assert trials_that_fit(of_80, need, 0) == count
+        assert trials_that_fit(of_80, need + 1, 0) < count or count == 1
 
 
 def test_the_dearest_of_a_space_holds_most() -> None:
@@ -100,17 +106,17 @@ def made(**values: Any) -> Packing:
 
 def test_the_choice_is_said_in_a_line() -> None:
     assert str(made()) == (
-        "3 trials share a GPU: the paper's point trains 1000, 1900, 2600, 2700 images/s with 1 to 4 at once, and one "
-        "more would add less than 10 %; the dearest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is off"
+        "3 trials share a GPU: the baseline configuration trains 1000, 1900, 2600, 2700 images/s with 1 to 4 at once, "
+        "and one more would add less than 10 %; the largest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is off"
     )
     assert str(made(trials_per_gpu=1, images_per_s=(1000.0,), ended_by="memory", mps=True)) == (
-        "1 trial has a GPU: the paper's point trains 1000 images/s with 1 at once, and the memory has room for no "
-        "more; the dearest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is on"
+        "1 trial has a GPU: the baseline configuration trains 1000 images/s with 1 at once, and no more fit into its "
+        "memory; the largest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is on"
     )
 
 
 class Table:
-    """In place of Measuring: a GPU that trains so many images a second, by how many trials run."""
+    """Replaces TimingWorkers: a GPU whose images per second are given for each number of trials."""
 
     rates: tuple[float, ...] = ()
     fits = MemoryFit(8 * GB, 79 * GB, 0.0)
@@ -127,7 +133,7 @@ class Table:
     def __exit__(self, *error: object) -> None:
         """Nothing to end."""
 
-    def fit(self, config: TrialConfig, settings: RunSettings) -> tuple[MemoryFit, int]:
+    def predict_peak_memory(self, config: TrialConfig, settings: RunSettings) -> tuple[MemoryFit, int]:
         return self.fits, GB
 
     def images_per_s(self, config: TrialConfig, settings: RunSettings, seconds: float, count: int) -> float:
@@ -237,13 +243,13 @@ def ray_with_a_gpu() -> Iterator[None]:
 def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes at once on one GPU, timed by the real thing; what is made of the times is fixed."""
     monkeypatch.setattr(gpu_sharing, "LIMIT_S", 0.2)
-    monkeypatch.setattr(gpu_sharing, "enough", len)
+    monkeypatch.setattr(gpu_sharing, "fastest_count", len)
     where: list[set[str]] = []
     start = TimingWorkers._start
 
     def looked_at(self: TimingWorkers) -> None:
         start(self)
-        where.append({str(ray.get(w.__ray_call__.remote(lambda _: ray.get_gpu_ids()))) for (w,) in self.groups})
+        where.append({str(ray.get(w.__ray_call__.remote(lambda _: ray.get_gpu_ids()))) for (w,) in self.slot_workers})
 
     monkeypatch.setattr(TimingWorkers, "_start", looked_at)
     said: list[str] = []
@@ -255,7 +261,7 @@ def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypa
     assert (
         said[0] == "trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ..."
     )
-    assert said[1].startswith("2 trials share a GPU: the paper's point trains ")
+    assert said[1].startswith("2 trials share a GPU: the baseline configuration trains ")
     assert said[2] == "trials run 2 at a time, each 1 worker with 1 CPU and 0.5 GPUs each"
     about = search.about()
     assert about["shape"] == {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 2}

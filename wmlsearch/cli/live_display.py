@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from wmlsearch.cli.forecast_tables import in_a_line
+from wmlsearch.cli.forecast_tables import forecast_line
 from wmlsearch.cli.tables import last_line, leaderboard_table, number, score
 from wmlsearch.cli.verdict_tables import confirmed_table
 from wmlsearch.config import RunSettings
@@ -114,7 +114,7 @@ class SearchDisplay:
     def _hear_forecast(self) -> None:
         if not self.forecast and (made := self.search.forecast()):
             self.forecast = made
-            self.say(in_a_line(made))
+            self.say(forecast_line(made))
 
     def _final_changed(self, run: RunDir) -> None:
         self.finals[run.path] = run.state

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from wmlsearch.cli.forecast_tables import comparison
+from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.cli.verdict_tables import confirmed_table, show_verdict
 from wmlsearch.config import OBJECTIVES
 from wmlsearch.data.manifest import Manifest
@@ -118,7 +118,7 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
             console.print(f"{entry.name} {state}: {last_line(entry.reason)}", highlight=False, markup=False)
     if (confirmed := confirmed_table(search)) is not None:
         console.print(confirmed)
-    if (compared := comparison(search)) is not None:
+    if (compared := forecast_comparison(search)) is not None:
         console.print(compared)
     show_verdict(console, search)
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""What a search will cost, before anything is spent: epochs by rule, seconds and memory by measuring."""
+"""What a search will cost: epochs by its scheduler's rule, seconds and memory from a measurement of its space."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.data.manifest import Manifest
-from wmlsearch.forecast.measurement import TimedConfiguration, TimingWorkers, slots_available_now
+from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.forecast.measurement import Measurement, TimedConfiguration
+from wmlsearch.forecast.workload import SAMPLES, multiply_adds
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.pbt import comparisons, most_parents
 from wmlsearch.search.rungs import NOTES, Rung, rungs_within
-from wmlsearch.space import SearchSpace
 
-SAMPLES = 200  # configurations drawn from the space to stand for its trials
-DRAWS = 20  # searches drawn from them, where order matters
-LIMIT_S = 5.0  # for each configuration that is timed, where nothing waits for it
+SIMULATED_SEARCHES = 20  # drawn from the sample of a space, for what depends on the order of trials
 
 
 @dataclass(frozen=True)
@@ -33,65 +29,128 @@ class Forecast:
 
     rungs: tuple[Rung, ...]
     ends_by: str  # the budget that is expected to end the trials before the last one: "--max-hours 2", or ""
-    notes: tuple[str, ...]  # what can't be known here
+    notes: tuple[str, ...]  # assumptions about what cannot be known
     final_runs: int  # the baseline and the best configurations, each with all seeds
-    final_epochs: int  # of them, if none stops early
+    final_epochs: int  # of all final runs, if none stops early
     slots: Slots
-    final: Slots  # as many of the final runs at once as fit
-    start_s: float  # Ray and the processes of the slots
-    search_s: float
-    final_s: float  # with their start
-    epoch_s: float  # of a trial of the space, on average
+    final: Slots  # slots of the final runs
+    start_s: float  # seconds until Ray and the workers are ready
+    search_s: float  # seconds of the trials
+    final_s: float  # seconds of the final runs, with the start of their workers
+    epoch_s: float  # seconds of an epoch of a trial, mean over the space
     gpu_hours: float
-    disk_bytes: int  # most that checkpoints take at a time
-    peak_memory_mb: float  # MiB of each worker of the hungriest trial; on a GPU: the GPU's
+    disk_bytes: int  # the most that checkpoints take at a time
+    peak_memory_mb: float  # MiB, of a worker of the largest trial; on a GPU: GPU memory
     measured: tuple[TimedConfiguration, ...]
     device: str
 
     @property
     def epochs(self) -> float:
-        """Of the trials, without the final runs."""
+        """Epochs of the trials, without the final runs."""
         return sum(rung.epochs for rung in self.rungs)
 
     @property
     def total_s(self) -> float:
+        """Seconds from the start to the end of the final runs."""
         return self.start_s + self.search_s + self.final_s
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: for JSON."""
+        """Return plain values, as `forecast.json` holds them."""
         plain = dataclasses.asdict(self)
-        measured = [{**entry, "config": entry["config"].model_dump()} for entry in plain["measured"]]
-        lists = {"rungs": list(plain["rungs"]), "notes": list(self.notes), "measured": measured}
+        lists = {
+            "rungs": list(plain["rungs"]),
+            "notes": list(self.notes),
+            "measured": [_timed_as_dict(timed) for timed in self.measured],
+        }
         return {**plain, **lists, "epochs": self.epochs, "total_s": self.total_s}
 
 
-def multiply_adds(depth: int, base_channels: int, size: int) -> int:
-    """Of the U-Net's convolutions for one image of `size` x `size` pixels, forward."""
-    step = 2**depth
-    side = -(-size // step) * step  # the network pads to a multiple
-    total, channels_in = side**2 * base_channels, 1  # the head
-    for level in range(depth + 1):
-        pixels, width = (side // 2**level) ** 2, base_channels * 2**level
-        total += pixels * 9 * (channels_in * width + width * width)
-        if level < depth:  # on the way up: doubled by the transposed convolution, then merged with the skip
-            total += pixels * 2 * width * width + pixels * 9 * (2 * width * width + width * width)
-        channels_in = width
-    return total
+def _timed_as_dict(timed: TimedConfiguration) -> dict[str, Any]:
+    timing = dataclasses.asdict(timed.throughput)
+    timing["least_memory_mb"] = timing.pop("one_image_memory_mb")  # its name in forecast.json
+    return {
+        "of": timed.of,
+        "config": timed.config.model_dump(),
+        "multiply_adds": timed.multiply_adds,
+        "timing": timing,
+    }
 
 
-def to_measure(sample: Sequence[TrialConfig], size: int) -> dict[str, TrialConfig]:
-    """The cheapest of a space's sample, the paper's, and the dearest; of equally dear ones that of a middling batch."""
-    middle = statistics.median(config.batch_size for config in sample)
+def forecast(settings: RunSettings, slots: Slots, final_slots: Slots, measurement: Measurement) -> Forecast:
+    """Forecast a search from the measurement of its space.
 
-    def cost(config: TrialConfig) -> int:
-        return multiply_adds(config.depth, config.base_channels, size)
+    Args:
+        slots: Of the trials.
+        final_slots: Of the final runs.
+    """
+    times = _expected_times(settings, final_slots, measurement)
+    budget_epochs, ends_by = _first_budget(settings, slots, times)
+    rungs = rungs_within(settings, budget_epochs)
+    epochs = sum(rung.epochs for rung in rungs)
+    # The first trial is the baseline, and the first trial at each rung is never stopped there.
+    baseline_epochs = min(epochs, settings.epochs)
+    baseline_s = times.baseline_s * baseline_epochs / settings.epochs
+    trials_s = baseline_s + times.epoch_s * (epochs - baseline_epochs)
+    return Forecast(
+        rungs=rungs,
+        ends_by=ends_by if rungs[0].trials < settings.trials else "",
+        notes=_notes(settings),
+        final_runs=settings.final_runs,
+        final_epochs=settings.final_runs * settings.epochs,
+        slots=slots,
+        final=final_slots,
+        start_s=times.start_s,
+        search_s=max(trials_s / slots.count, baseline_s),  # more slots make no single trial faster
+        final_s=times.final_s,
+        epoch_s=times.epoch_s,
+        gpu_hours=slots.workers * slots.gpus * (trials_s + times.final_work_s) / 3600,
+        disk_bytes=_disk_bytes(measurement.sample, settings, slots),
+        peak_memory_mb=_peak_memory_mb(measurement, slots.workers),
+        measured=measurement.configurations,
+        device=measurement.device,
+    )
 
-    usual = sorted(sample, key=lambda config: abs(config.batch_size - middle))
-    return {"cheapest": min(usual, key=cost), "paper": TrialConfig(), "dearest": max(usual, key=cost)}
+
+@dataclass(frozen=True)
+class _ExpectedTimes:
+    """Seconds that the parts of a search take."""
+
+    start_s: float  # until the workers of all slots are ready
+    epoch_s: float  # an epoch of a trial, mean over the space
+    baseline_s: float  # a training of the baseline with all its epochs
+    final_work_s: float = 0.0  # all final runs, one after the other
+    final_s: float = 0.0  # the final runs as many at a time as fit, with the start of their workers
 
 
-def between(points: Sequence[tuple[float, float]], at: Sequence[float]) -> list[float]:
-    """Piecewise linear through (x, y); beyond the outermost points as at them, equal x averaged."""
+def _expected_times(settings: RunSettings, final_slots: Slots, measurement: Measurement) -> _ExpectedTimes:
+    epoch_s = _mean_epoch_s(measurement)
+    baseline = measurement.configuration(PAPER).throughput
+    baseline_s = settings.epochs * (
+        baseline.train_s * measurement.train_images + baseline.val_s * measurement.val_images
+    )
+    if not settings.baseline:
+        return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s)
+    # The best configurations are assumed to be like the mean of the space.
+    final_work_s = settings.confirm_seeds * (baseline_s + settings.confirm_top * settings.epochs * epoch_s)
+    longest_s = max(baseline_s, settings.epochs * epoch_s if settings.confirm_top else 0.0)
+    final_s = measurement.start_s + max(final_work_s / final_slots.count, longest_s)
+    return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s, final_work_s, final_s)
+
+
+def _mean_epoch_s(measurement: Measurement) -> float:
+    """Return the seconds of an epoch, mean over the sample of the space: interpolated by multiply-adds."""
+    costs = [multiply_adds(config, measurement.image_size) for config in measurement.sample]
+    train_s, val_s = (
+        statistics.fmean(
+            interpolate([(t.multiply_adds, getattr(t.throughput, name)) for t in measurement.configurations], costs)
+        )
+        for name in ("train_s", "val_s")
+    )
+    return train_s * measurement.train_images + val_s * measurement.val_images
+
+
+def interpolate(points: Sequence[tuple[float, float]], at: Sequence[float]) -> list[float]:
+    """Interpolate linearly between points (x, y); constant outside them. The y of equal x are averaged."""
     values: dict[float, list[float]] = {}
     for x, y in points:
         values.setdefault(x, []).append(y)
@@ -99,146 +158,83 @@ def between(points: Sequence[tuple[float, float]], at: Sequence[float]) -> list[
     return [float(y) for y in np.interp(at, xs, [statistics.fmean(values[x]) for x in xs])]
 
 
-def forecast(
-    space: SearchSpace,
-    settings: RunSettings,
-    data: Shipment,
-    slots: Slots,
-    final: Slots,
-    limit_s: float = LIMIT_S,
-    patience_s: float | None = None,
-) -> Forecast:
-    """Forecast a search on the Ray that we are connected to, as many trials at once as `slots` says.
+def _first_budget(settings: RunSettings, slots: Slots, times: _ExpectedTimes) -> tuple[float, str]:
+    """Return the epochs of all trials until the first budget is reached, and that budget's option.
 
-    `data` is shipped; `final` says how many of the final runs go on at once. Each configuration is timed for `limit_s`
-    seconds. On a cluster that grows, what is there already is measured. Raises TimeoutError when that takes
-    `patience_s` or longer.
-    """
-    manifest = Manifest.read(data.path)
-    train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
-    rng = np.random.default_rng(settings.seed)
-    sample = [space.config(space.sample(rng)) for _ in range(SAMPLES)]
-    costs = [multiply_adds(config.depth, config.base_channels, manifest.size) for config in sample]
-    chosen = to_measure(sample, manifest.size)
-    with TimingWorkers(data, slots, slots_available_now(slots), patience_s) as there:
-        # The dearest first: on CPUs the peak of a process's memory only rises, and nothing is to hide how it rises.
-        measured = tuple(
-            TimedConfiguration(of, config, multiply_adds(config.depth, config.base_channels, manifest.size), timing)
-            for of, config in reversed(chosen.items())
-            for timing in [there.time(config, settings, limit_s)]
-        )[::-1]
-    train_s, val_s = (
-        statistics.fmean(between([(m.multiply_adds, getattr(m.timing, name)) for m in measured], costs))
-        for name in ("train_s", "val_s")
-    )
-    epoch_s = train_s * train + val_s * val
-    paper = next(entry.timing for entry in measured if entry.of == "paper")
-    paper_s = settings.epochs * (paper.train_s * train + paper.val_s * val)
-    # The baseline's seeds, and those of the best configurations, which are taken to be like the space's average.
-    final_work_s = settings.confirm_seeds * (paper_s + settings.confirm_top * settings.epochs * epoch_s)
-    final_s = 0.0
-    if settings.baseline:
-        longest_s = max(paper_s, settings.epochs * epoch_s if settings.confirm_top else 0.0)
-        final_s = there.start_s + max(final_work_s / final.count, longest_s)
-    most_epochs, ends_by = _first_budget(settings, slots, there.start_s, paper_s, epoch_s, final_s, final_work_s)
-    levels = rungs_within(settings, most_epochs)
-    epochs = sum(level.epochs for level in levels)
-    # The first trial is the paper's configuration, and the first at each rung goes on.
-    firsts = min(epochs, settings.epochs)
-    trials_s = paper_s * firsts / settings.epochs + epoch_s * (epochs - firsts)
-    gpus = slots.workers * slots.gpus * (trials_s + (final_work_s if settings.baseline else 0.0))
-    return Forecast(
-        rungs=levels,
-        ends_by=ends_by if levels[0].trials < settings.trials else "",
-        notes=_notes(settings),
-        final_runs=settings.final_runs,
-        final_epochs=settings.final_runs * settings.epochs,
-        slots=slots,
-        final=final,
-        start_s=there.start_s,
-        # no number of slots makes a single trial faster
-        search_s=max(trials_s / slots.count, paper_s * firsts / settings.epochs),
-        final_s=final_s,
-        epoch_s=epoch_s,
-        gpu_hours=gpus / 3600,
-        disk_bytes=_disk_bytes(sample, settings, slots),
-        peak_memory_mb=_most_memory(measured, sample, manifest.size, slots.workers),
-        measured=measured,
-        device=there.device,
-    )
-
-
-def _first_budget(
-    settings: RunSettings,
-    slots: Slots,
-    start_s: float,
-    paper_s: float,
-    epoch_s: float,
-    final_s: float = 0.0,
-    final_work_s: float = 0.0,
-) -> tuple[float, str]:
-    """How many epochs the trials train in all until the first budget is reached, and its name.
-
-    What the final runs take is left for them: `final_s` of the time, `final_work_s` of what all slots together give.
+    What the final runs take is reserved for them.
     """
 
-    def epochs(trials_s: float) -> float:
-        return max(settings.epochs * min(1.0, trials_s / paper_s), settings.epochs + (trials_s - paper_s) / epoch_s)
+    def epochs_within(trials_s: float) -> float:
+        first_trial = settings.epochs * min(1.0, trials_s / times.baseline_s)
+        return max(first_trial, settings.epochs + (trials_s - times.baseline_s) / times.epoch_s)
 
     limits = [(math.inf, "")]
     if settings.max_epochs_total is not None:
         left = settings.max_epochs_total - settings.final_runs * settings.epochs
         limits.append((left, f"--max-epochs-total {settings.max_epochs_total}"))
     if settings.max_hours is not None:
-        left_s = max(0.0, 3600 * settings.max_hours - start_s - final_s)
-        limits.append((epochs(left_s * slots.count), f"--max-hours {settings.max_hours:g}"))
+        left_s = max(0.0, 3600 * settings.max_hours - times.start_s - times.final_s)
+        limits.append((epochs_within(left_s * slots.count), f"--max-hours {settings.max_hours:g}"))
     if settings.max_gpu_hours is not None:
-        held_s = max(0.0, 3600 * settings.max_gpu_hours / (slots.workers * slots.gpus) - final_work_s)
-        limits.append((epochs(held_s), f"--max-gpu-hours {settings.max_gpu_hours:g}"))
+        held_s = max(0.0, 3600 * settings.max_gpu_hours / (slots.workers * slots.gpus) - times.final_work_s)
+        limits.append((epochs_within(held_s), f"--max-gpu-hours {settings.max_gpu_hours:g}"))
     return min(limits)
 
 
 def _notes(settings: RunSettings) -> tuple[str, ...]:
     notes = [NOTES[settings.scheduler]] if settings.scheduler in NOTES else []
     if settings.target_dice is not None:
-        notes.append(f"when --target-dice {settings.target_dice:g} is reached can't be known; taken is that it is not")
+        notes.append(f"--target-dice {settings.target_dice:g} is assumed not to be reached")
     return tuple(notes)
 
 
 def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slots) -> int:
-    """Most that checkpoints take at a time, on average over searches drawn from a space's sample."""
-    paper = checkpoint_bytes(TrialConfig())
-    sizes = np.array([paper, *map(checkpoint_bytes, sample)], float)
-    rng, count, most = np.random.default_rng(settings.seed), min(settings.trials, SAMPLES), []
-    for _ in range(DRAWS):
-        last, best = sizes[[0, *rng.integers(1, len(sizes), count - 1)]].T  # the first trial is the paper's
-        # Running trials have both their checkpoints, of those that ended before the weights of the best few are kept.
-        running = np.convolve(last + best, np.ones(slots.count))[:count]
-        kept = np.convolve(best, np.ones(KEPT_BEST))[:count]
-        most.append((running + np.concatenate([np.zeros(slots.count), kept])[:count]).max())
-    of_trials = float(np.mean(most))
-    if settings.scheduler == "pbt":  # and snapshots of the best at each comparison; the paper's may be one of them
-        others = (most_parents(settings.trials) - 1) * sizes[1:].sum(axis=1).mean()
-        of_trials += comparisons(settings) * (others + sum(paper))
+    """Return the most bytes that checkpoints take at a time, during the trials or at the end of the final runs."""
+    baseline = checkpoint_bytes(TrialConfig())
+    sizes = np.array([baseline, *map(checkpoint_bytes, sample)], float)  # (1 + n, 2): last.pt and best.pt
+    of_trials = _checkpoint_bytes_of_trials(sizes, settings, slots)
     if settings.max_checkpoint_gb is not None:
         of_trials = min(of_trials, 1e9 * settings.max_checkpoint_gb)
-    # At the end: the weights of the best trials and of all final runs, and what those keep that still go on.
-    finals = settings.confirm_seeds * (paper[1] + settings.confirm_top * sizes[1:, 1].mean())
-    running = slots.count * max(sum(paper), sizes[1:].sum(axis=1).mean())
-    at_the_end = min(KEPT_BEST, count) * sizes[1:, 1].mean() + finals + running
-    at_the_end = at_the_end if settings.baseline else 0.0
-    return round(max(of_trials, at_the_end))
+    if not settings.baseline:
+        return round(of_trials)
+    # At the end: the weights of the best trials and of all final runs, and both checkpoints of those that still run.
+    best_of_trials = min(KEPT_BEST, settings.trials, SAMPLES) * sizes[1:, 1].mean()
+    final_weights = settings.confirm_seeds * (baseline[1] + settings.confirm_top * sizes[1:, 1].mean())
+    running = slots.count * max(sum(baseline), sizes[1:].sum(axis=1).mean())
+    return round(max(of_trials, best_of_trials + final_weights + running))
 
 
-def _most_memory(
-    measured: Sequence[TimedConfiguration], sample: Sequence[TrialConfig], size: int, workers: int
-) -> float:
-    """MiB of a worker: as measured, or more where the space has the dearest network with a bigger batch than timed."""
-    most = max(entry.timing.peak_memory_mb for entry in measured)
-    dearest = next(entry for entry in measured if entry.of == "dearest")
-    timing = dearest.timing
-    alike = [c.batch_size for c in sample if multiply_adds(c.depth, c.base_channels, size) >= dearest.multiply_adds]
-    if timing.images == workers:  # a batch has no more
-        return most
-    an_image = (timing.step_memory_mb - timing.one_image_memory_mb) / (timing.images - workers)
-    return max(most, timing.one_image_memory_mb + an_image * (max(alike) - workers))
+def _checkpoint_bytes_of_trials(sizes: np.ndarray[Any, Any], settings: RunSettings, slots: Slots) -> float:
+    """Return the most bytes that checkpoints of trials take at a time, mean over simulated searches.
+
+    Args:
+        sizes: Bytes of `last.pt` and `best.pt`, (1 + n, 2): of the baseline, then of a sample of the space.
+    """
+    rng, count, peaks = np.random.default_rng(settings.seed), min(settings.trials, SAMPLES), []
+    for _ in range(SIMULATED_SEARCHES):
+        last, best = sizes[[0, *rng.integers(1, len(sizes), count - 1)]].T  # the first trial is the baseline
+        # A running trial has both checkpoints; of ended trials, the weights of the best few are kept.
+        running = np.convolve(last + best, np.ones(slots.count))[:count]
+        kept = np.convolve(best, np.ones(KEPT_BEST))[:count]
+        peaks.append((running + np.concatenate([np.zeros(slots.count), kept])[:count]).max())
+    peak = float(np.mean(peaks))
+    if settings.scheduler == "pbt":  # and snapshots of the best trials at each comparison, the baseline among them
+        others = (most_parents(settings.trials) - 1) * sizes[1:].sum(axis=1).mean()
+        peak += comparisons(settings) * (others + sizes[0].sum())
+    return peak
+
+
+def _peak_memory_mb(measurement: Measurement, workers: int) -> float:
+    """Return the MiB of a worker: as measured, or extrapolated to the biggest batch of the dearest network."""
+    measured = max(timed.throughput.peak_memory_mb for timed in measurement.configurations)
+    dearest = measurement.configuration("dearest")
+    throughput = dearest.throughput
+    if throughput.images == workers:  # each worker trained one image a step, and its batches have no more
+        return measured
+    batch_size = max(
+        config.batch_size
+        for config in measurement.sample
+        if multiply_adds(config, measurement.image_size) >= dearest.multiply_adds
+    )
+    image_mb = (throughput.step_memory_mb - throughput.one_image_memory_mb) / (throughput.images - workers)
+    return max(measured, throughput.one_image_memory_mb + image_mb * (batch_size - workers))

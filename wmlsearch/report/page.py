@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from wmlsearch.config import PAPER, RunSettings, TrialConfig
-from wmlsearch.forecast.comparison import compared
+from wmlsearch.forecast.comparison import compare_with_forecast
 from wmlsearch.report import figures, sealed_figures
 from wmlsearch.report.commands import point_yaml, space_yaml, train_commands, tune_command
 from wmlsearch.report.importances import importances
@@ -79,7 +79,7 @@ def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> 
         final=[_final(candidate, chosen) for candidate in found],
         measure=MEASURE,
         spent=_spent(search),
-        compared=compared(search),
+        compared=compare_with_forecast(search),
         compared_slices=compared_slices,
         champion=_champion(search, about, board, found, chosen),
         tables=write_tables(search, board, found, chosen, test),

@@ -26,6 +26,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
     from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.cluster.watchdog import watchdog
     from wmlsearch.forecast.cost import forecast
+    from wmlsearch.forecast.measurement import measure_space
 
     data = check_forecast(request)
     warn_of_load(request.placement, say)
@@ -35,17 +36,22 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
         say(f"trials would run {plan.slots}; timing three configurations ...")
         ray_s = time.monotonic() - started
         shipment = make_shipment(plan.data, send=plan.placement.on_cluster)
-        made = forecast(plan.space, plan.settings, shipment, plan.slots, plan.final_slots)
+        measurement = measure_space(plan.space, plan.settings, plan.manifest, shipment, plan.slots)
+    made = forecast(plan.settings, plan.slots, plan.final_slots, measurement)
     return dataclasses.replace(made, start_s=made.start_s + ray_s)
 
 
 def record_forecast(search: SearchDir, plan: SearchPlan, shipment: Shipment, say: Callable[[str], None]) -> None:
     """Write the forecast of a search into its folder. If it cannot be made, say so and return."""
     from wmlsearch.forecast.cost import forecast
+    from wmlsearch.forecast.measurement import measure_space
 
     say("forecast: timing three configurations for some seconds ...")
     try:
-        made = forecast(plan.space, plan.settings, shipment, plan.slots, plan.final_slots, LIMIT_S, PATIENCE_S)
+        measurement = measure_space(
+            plan.space, plan.settings, plan.manifest, shipment, plan.slots, limit_s=LIMIT_S, patience_s=PATIENCE_S
+        )
+        made = forecast(plan.settings, plan.slots, plan.final_slots, measurement)
         search.set_forecast(made.as_dict())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -1,0 +1,54 @@
+"""How much a configuration computes, and which configurations stand for a search space."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from wmlsearch.config import PAPER, TrialConfig
+from wmlsearch.space import SearchSpace
+
+SAMPLES = 200  # configurations drawn from a space to stand for its trials
+
+
+def multiply_adds(config: TrialConfig, image_size: int) -> int:
+    """Return the multiply-adds of a U-Net's convolutions in a forward pass of one image of `image_size` pixels a side.
+
+    The network pads an image to a multiple of 2^depth.
+    """
+    multiple = 2**config.depth
+    side = -(-image_size // multiple) * multiple
+    total, channels_in = side**2 * config.base_channels, 1  # the last layer
+    for level in range(config.depth + 1):
+        pixels, channels = (side // 2**level) ** 2, config.base_channels * 2**level
+        total += pixels * 9 * (channels_in * channels + channels * channels)
+        if level < config.depth:  # on the way up: a transposed convolution, then two on its result and the skip
+            total += pixels * 2 * channels * channels + pixels * 9 * (2 * channels * channels + channels * channels)
+        channels_in = channels
+    return total
+
+
+def sample_configurations(space: SearchSpace, seed: int) -> tuple[TrialConfig, ...]:
+    """Draw `SAMPLES` configurations from a space."""
+    rng = np.random.default_rng(seed)
+    return tuple(space.config(space.sample(rng)) for _ in range(SAMPLES))
+
+
+def configurations_to_time(sample: Sequence[TrialConfig], image_size: int) -> dict[str, TrialConfig]:
+    """Return the cheapest configuration of a sample, the baseline and the dearest, by name.
+
+    Of equally cheap or dear ones, the one whose batch size is nearest to the median.
+    """
+    median = statistics.median(config.batch_size for config in sample)
+
+    def cost(config: TrialConfig) -> int:
+        return multiply_adds(config, image_size)
+
+    by_batch_size = sorted(sample, key=lambda config: abs(config.batch_size - median))
+    return {
+        "cheapest": min(by_batch_size, key=cost),
+        PAPER: TrialConfig(),
+        "dearest": max(by_batch_size, key=cost),
+    }
