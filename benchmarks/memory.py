@@ -64,6 +64,7 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.config import RunSettings, TrialConfig
+    from wmlsearch.data.manifest import Manifest
     from wmlsearch.search.trial_worker import Training
 
     class Trial(Training):
@@ -71,7 +72,8 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
             return os.getpid()
 
     config = TrialConfig(depth=1, base_channels=2, batch_size=32)
-    job = {"data": make_shipment(Path(data), send=False), "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
+    shipment = make_shipment(Path(data), Manifest.read(Path(data)).fingerprint, send=False)
+    job = {"data": shipment, "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
     found: list[tuple[int, int]] = []
     actors, pids = [], []
     remote: Any = ray.remote(num_cpus=0)(Trial)

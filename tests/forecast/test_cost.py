@@ -209,7 +209,8 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
     settings = RunSettings(trials=2, epochs=3, baseline=False, scheduler="median", target_dice=0.9)
     slots = Slots(count=1, workers=2, cpus=1, gpus=0)
     with ray_session(None), watching_sockets(os.getpid()) as sockets:
-        manifest, shipment = Manifest.read(prepared), make_shipment(prepared, send=False)
+        manifest = Manifest.read(prepared)
+        shipment = make_shipment(prepared, manifest.fingerprint, send=False)
         measured = measurement.measure_space(space, settings, manifest, shipment, slots, limit_s=1)
     made = forecast(settings, slots, slots, measured)
     assert any("_TimingWorker" in name for name, _, _ in sockets), "the ranks, by gloo"
@@ -224,12 +225,10 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
 
 
 def test_what_does_not_start_is_not_waited_for(one_ray: None, prepared: Path) -> None:
-    slots = Slots(count=1, workers=1, cpus=4096, gpus=0)
+    slots, manifest = Slots(count=1, workers=1, cpus=4096, gpus=0), Manifest.read(prepared)
+    shipment = make_shipment(prepared, manifest.fingerprint, send=False)
     with pytest.raises(TimeoutError) as error:
-        measurement.measure_space(
-            SearchSpace.read("quick"), RunSettings(), Manifest.read(prepared), make_shipment(prepared, send=False),
-            slots, patience_s=0.5,
-        )  # fmt: skip
+        measurement.measure_space(SearchSpace.read("quick"), RunSettings(), manifest, shipment, slots, patience_s=0.5)
     assert str(error.value) == "no answer within 0.5 s"
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
 

@@ -16,6 +16,7 @@ from wmlsearch.cli import main
 from wmlsearch.cluster import connect, resources
 from wmlsearch.cluster.resources import Request, Slots, plan_slots, share_of_gpu
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.forecast import gpu_sharing
 from wmlsearch.forecast.gpu_sharing import (
     Packing,
@@ -282,9 +283,9 @@ def test_without_a_measurement_the_search_goes_on(
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 1.0}])
     said: list[str] = []
     request = SearchRequest(SPACE, RunSettings(), prepared, Placement(trials_per_gpu="auto"))
-    placement, packing = resolve_trials_per_gpu(request, said.append)
+    placement, packing = resolve_trials_per_gpu(request, Manifest.read(prepared), said.append)
     assert (placement.trials_per_gpu, packing) == (1, None)
     assert said[1] == "each trial has a GPU of its own, since the measurement failed (no answer within 300 s)"
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 0.0}])
     with pytest.raises(InputError, match="there is no GPU to share"):
-        resolve_trials_per_gpu(request, said.append)
+        resolve_trials_per_gpu(request, Manifest.read(prepared), said.append)

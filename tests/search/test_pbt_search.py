@@ -14,6 +14,7 @@ from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.final_training import TrainingRequest, train_runs
@@ -69,7 +70,11 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
     one = child(population)
     about = one.about()
     settings = RunSettings(**about["settings"])
-    job = {"data": make_shipment(prepared, send=False), "settings": about["settings"], "threads": 1}
+    job = {
+        "data": make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False),
+        "settings": about["settings"],
+        "threads": 1,
+    }
     trial = {"config": about["config"], "place": str(tmp_path / "here"), "rate_factors": about["rate_factors"]}
     training = Training(job, trial)
     rows = [plain(training.step()["report"]) for _ in one.rows()]

@@ -21,6 +21,7 @@ from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Request, Slots, plan_slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import checkpoints, final_training
 from wmlsearch.search.checkpoints import Checkpoints, check_unused, check_writable, delete_checkpoint
@@ -134,7 +135,11 @@ def test_a_storage_with_another_runs_checkpoints_is_refused(tmp_path: Path) -> N
 
 
 def test_of_another_trainings_checkpoint_nobody_hears(prepared: Path, tmp_path: Path) -> None:
-    job = {"data": make_shipment(prepared, send=False), "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
+    job = {
+        "data": make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False),
+        "settings": RunSettings(epochs=2).model_dump(),
+        "threads": 1,
+    }
     small = {"depth": 2, "base_channels": 4, "batch_size": 7}
 
     def training(**more: Any) -> Training:

@@ -33,13 +33,13 @@ class Shipment:
     files: Mapping[str, Sequence[ray.ObjectRef[bytes]]] = field(default_factory=dict)
 
 
-def make_shipment(data: Path, send: bool) -> Shipment:
+def make_shipment(data: Path, fingerprint: str, send: bool) -> Shipment:
     """Return what a worker needs to open the prepared data set `data`; with `send`, put its files into Ray's store."""
     files: dict[str, list[ray.ObjectRef[bytes]]] = {}
     for name in (MANIFEST, IMAGES, MASKS) if send else ():
         with (data / name).open("rb") as file:
             files[name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
-    return Shipment(data.resolve(), Manifest.read(data).fingerprint, files)
+    return Shipment(data.resolve(), fingerprint, files)
 
 
 def receive_shipment(shipment: Shipment) -> Path:

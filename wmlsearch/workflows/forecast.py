@@ -35,7 +35,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
         plan = plan_search(request, data, say)
         say(f"trials would run {plan.slots}; timing three configurations ...")
         ray_s = time.monotonic() - started
-        shipment = make_shipment(plan.data, send=plan.placement.on_cluster)
+        shipment = make_shipment(plan.data, plan.manifest.fingerprint, send=plan.placement.on_cluster)
         measurement = measure_space(plan.space, plan.settings, plan.manifest, shipment, plan.slots)
     made = forecast(plan.settings, plan.slots, plan.final_slots, measurement)
     return dataclasses.replace(made, start_s=made.start_s + ray_s)

@@ -84,7 +84,7 @@ def check_forecast(request: SearchRequest) -> CheckedData:
 def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:
     """Decide what needs Ray, to which this process is connected. Raises InputError for what does not fit."""
     settings = request.settings
-    placement, packing = resolve_trials_per_gpu(request, say)
+    placement, packing = resolve_trials_per_gpu(request, data.manifest, say)
     slots = placement.slots(settings.trials)
     check_budgets(request.space, settings, slots)
     plan = SearchPlan(
@@ -186,7 +186,9 @@ def _needs_checkpoint(run: RunDir) -> bool:
 # --------------------------------------------------------------------------------------------------------- with Ray
 
 
-def resolve_trials_per_gpu(request: SearchRequest, say: Callable[[str], None]) -> tuple[Placement, Packing | None]:
+def resolve_trials_per_gpu(
+    request: SearchRequest, manifest: Manifest, say: Callable[[str], None]
+) -> tuple[Placement, Packing | None]:
     """Return the request's placement with a number of trials per GPU; "auto" is measured.
 
     If the measurement fails, each trial has a GPU of its own. Raises InputError if there is no GPU to share.
@@ -204,7 +206,7 @@ def resolve_trials_per_gpu(request: SearchRequest, say: Callable[[str], None]) -
         return placement, None
     say("trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ...")
     try:
-        shipment = make_shipment(request.data, send=placement.on_cluster)
+        shipment = make_shipment(request.data, manifest.fingerprint, send=placement.on_cluster)
         packing = choose_trials_per_gpu(request.space, request.settings, shipment, whole_gpu)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]

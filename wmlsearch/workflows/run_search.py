@@ -67,7 +67,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
     from wmlsearch.search.tune_loop import run_trials
 
     settings, placement = plan.settings, plan.placement
-    shipment = make_shipment(plan.data, send=placement.on_cluster)
+    shipment = make_shipment(plan.data, plan.manifest.fingerprint, send=placement.on_cluster)
     if settings.forecast and not search.trials():  # a resumed search keeps its first forecast
         record_forecast(search, plan, shipment, observer.say)
         observer.on_change(search)

@@ -48,7 +48,9 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
 
         try:
             if request.workers:
-                _train_on_ray(run, request, placement, replace(observer, on_change=on_change))
+                _train_on_ray(
+                    run, request, prepared.manifest.fingerprint, placement, replace(observer, on_change=on_change)
+                )
             else:
                 with sigterm_as_interrupt():
                     _train_here(run, request, prepared, on_change)
@@ -79,7 +81,9 @@ def _check(run: RunDir, request: TrainRequest) -> tuple[PreparedData, Placement]
     return prepared, placement
 
 
-def _train_on_ray(run: RunDir, request: TrainRequest, placement: Placement, observer: Observer) -> None:
+def _train_on_ray(
+    run: RunDir, request: TrainRequest, fingerprint: str, placement: Placement, observer: Observer
+) -> None:
     """Train through Ray Train; the run folder says how it ended."""
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.data_shipping import make_shipment
@@ -88,7 +92,7 @@ def _train_on_ray(run: RunDir, request: TrainRequest, placement: Placement, obse
 
     settings = request.settings
     with ray_session(placement.ray_address), sigterm_as_interrupt(), watchdog(observer.say, lambda: run.name):
-        shipment = make_shipment(request.data, send=placement.on_cluster)
+        shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.about(), settings.seed, placement.checkpoint_location(run))
         train_runs([training], settings, shipment, placement.slots(1), observer.on_change, elastic=placement.on_cluster)
 
