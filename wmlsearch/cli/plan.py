@@ -1,4 +1,4 @@
-"""The verb `plan`: what a search would cost."""
+"""The verb `plan`: forecast what a search would cost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import click
 from wmlsearch.cli import options
 from wmlsearch.cli.runs import tune
 
-# What else of a search decides on what it costs.
-AS_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "scheduler")
+# Options of `tune`, without a line of their own in `options`, that change what a search costs.
+OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "scheduler")
 
 
-@options.of(tune, *AS_TUNE)
+@options.of(tune, *OPTIONS_OF_TUNE)
 @click.command(short_help="Forecast what a search would cost.")
 @click.argument("space")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A prepared data set.")
@@ -45,12 +45,12 @@ def plan(
     precision: str,
     grace_epochs: int,
     no_baseline: bool,
-    **more: Any,
+    **options_of_tune: Any,
 ) -> None:
-    """Forecast trials, time, disk and memory of `wmlsearch tune SPACE`, with those of its options that decide on them.
+    """Forecast trials, time, disk space and memory of `wmlsearch tune SPACE` with the same options.
 
-    The cheapest, the paper's and the dearest configuration are timed for some seconds, where and as the trials would
-    run. Nothing is written.
+    The cheapest configuration of the space, the baseline and the dearest are timed for some seconds each, as the
+    trials would run. Nothing is written.
 
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
     """
@@ -60,7 +60,7 @@ def plan(
     from wmlsearch.workflows.placement import Placement
     from wmlsearch.workflows.search_plan import SearchRequest
 
-    ranges = options.space_to_search(space)
+    search_space = options.space_to_search(space)
     settings = options.settings(
         epochs=epochs,
         seed=seed,
@@ -68,8 +68,8 @@ def plan(
         trials=trials,
         grace_epochs=grace_epochs,
         baseline=not no_baseline,
-        **more,
+        **options_of_tune,
     )
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
-    request = SearchRequest(ranges, settings, data, placement)
+    request = SearchRequest(search_space, settings, data, placement)
     show_forecast(console(), forecast_search(request, options.say))
