@@ -10,7 +10,7 @@ import pytest
 Refused = Callable[..., str]
 pytestmark = pytest.mark.usefixtures("no_ray")
 
-OPTIONS = "these options can't be used\n  - "
+OPTIONS = "these options cannot be used\n  - "
 PHANTOM = "phantom: nothing was written\n  - "
 STORES = (
     "give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, such as http://127.0.0.1:5000 or "
@@ -220,7 +220,7 @@ REFUSED: dict[str, str] = {
 
 @pytest.mark.parametrize("words", REFUSED, ids=lambda words: words[:60])
 def test_a_bad_option(words: str, prepared: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlsearch.cli.runs._new_name", lambda _: "NAME")
+    monkeypatch.setattr("wmlsearch.cli.options.new_name", lambda _: "NAME")
     Path("file").write_text("no image")
     Path("folder").mkdir()
     message = refused(*(str(prepared) if word == "DATA" else word for word in words.split(" ")))

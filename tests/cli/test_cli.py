@@ -141,7 +141,7 @@ def test_faults_in_a_file(say: Say, tmp_path: Path) -> None:
 
 def test_a_point_given_to_tune_and_a_space_to_train(say: Say, tmp_path: Path) -> None:
     assert refused(say("tune", "paper")) == (
-        "paper: holds values only, so there is nothing to search; train it with `wmlsearch train paper`"
+        "paper: has only values and no ranges, so there is nothing to search; train it with `wmlsearch train paper`"
     )
     (tmp_path / "s.yaml").write_text("depth: {choices: [2, 3]}\nloss: dice\n")
     assert refused(say("train", "s.yaml")) == (
@@ -164,7 +164,7 @@ def test_a_name_that_is_taken_or_none(say: Say, prepared: Path) -> None:
 
 def test_numbers_out_of_range(say: Say) -> None:
     assert refused(say("tune", "quick", "--trials", -1, "--epochs", 0, "--max-hours", -2)) == (
-        "these options can't be used\n"
+        "these options cannot be used\n"
         "  - --epochs must be greater than or equal to 1, but got 0\n"
         "  - --trials must be greater than or equal to 1, but got -1\n"
         "  - --max-hours must be greater than 0, but got -2.0"
@@ -173,7 +173,7 @@ def test_numbers_out_of_range(say: Say) -> None:
         "--workers must be 0 (in this process) or more, but got -1"
     )
     assert refused(say("train", "paper", "--seed", -1)) == (
-        "these options can't be used\n  - --seed must be greater than or equal to 0, but got -1"
+        "these options cannot be used\n  - --seed must be greater than or equal to 0, but got -1"
     )
 
 
@@ -207,8 +207,8 @@ def test_more_workers_than_slices_in_a_batch(say: Say, prepared: Path) -> None:
 def test_raw_data_without_images(say: Say, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     kinds = (
-        "RAW must be a BIDS folder (sub-*/), a CSV table (patient,timepoint,image,mask) "
-        "or a folder with images/ and masks/"
+        "RAW must be a CSV table (patient,timepoint,image,mask), a folder with images/ and masks/ "
+        "or a BIDS folder (sub-*/)"
     )
     assert refused(say("prepare", "empty", "out")) == f"empty: {kinds}"
     assert refused(say("prepare", "nowhere", "out")) == f"nowhere: no such file or folder; {kinds}"
@@ -369,12 +369,12 @@ def test_train_in_this_process(say: Say, prepared: Path, tmp_path: Path) -> None
     result = say("train", "p.yaml", "--data", prepared, "--workers", 0, "--epochs", 2, "--name", "one")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0] == f"training p.yaml on {prepared}, at most 2 epochs, into runs/one"
+    assert lines[0] == f"training p.yaml on {prepared} for at most 2 epochs, in runs/one"
     assert [line[:14] for line in lines if line.startswith("epoch ")] == ["epoch   1 of 2", "epoch   2 of 2"]
     assert lines[-4:] == [
         "completed",
         "weights of the best epoch: runs/one/best.pt",
-        "everything is in runs/one",
+        "results: runs/one",
         "compare in MLflow: wmlsearch ui",
     ]
     assert [entry["epoch"] for entry in RunDir(Path("runs/one")).rows()] == [1, 2]

@@ -247,7 +247,8 @@ def test_what_can_not_be_resumed_there(head: Head, prepared: Path) -> None:
     result = CliRunner().invoke(main, words, prog_name="wmlsearch")
     assert result.exit_code == 2
     assert result.stderr == (
-        "wmlsearch: --data prepared: can't be given with --resume and --cluster, the data are on the head already\n"
+        "wmlsearch: --data prepared: cannot be given with --resume and --cluster, since the data are on the head; "
+        "leave it out\n"
     )
 
 

@@ -100,7 +100,7 @@ def test_full_disks_and_one_that_is_away(
             said = re.search(rf"stopped, since .*No space left on device \(([\d,]+) bytes are needed, .* are free\): "
                              rf"'{disks[full].path}/[^']+'", running.text())  # fmt: skip
             assert said, running.text()
-            assert "to go on with it: wmlsearch tune --resume s" in running.text()
+            assert "to resume: wmlsearch tune --resume s" in running.text()
             assert "Traceback" not in running.text()
             check_files(running.search, storage)
             lines.look()
@@ -126,7 +126,7 @@ def test_full_disks_and_one_that_is_away(
             record(f"storage away for {AWAY_S} s, trial's process killed meanwhile", 1, *lines.lost_and_doubled())
             disks["mlflow"].fill()
             assert running.end(300) == 0, running.text()
-        assert "MLflow lacks some of it" in running.text(), running.text()
+        assert "MLflow does not have all results" in running.text(), running.text()
         lines.look()
     assert lines.lost_and_doubled() == (0, 0)
     check_whole(running.search, trials=2, epochs=60)

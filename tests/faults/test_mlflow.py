@@ -78,7 +78,7 @@ def test_a_server_that_breaks_in_every_way(
         assert running.end(120) == 130, running.text()
     lost, doubled = lines.lost_and_doubled()
     assert running.search.state == "interrupted"
-    assert "MLflow lacks some of it" in running.text(), running.text()
+    assert "MLflow does not have all results" in running.text(), running.text()
     server.up()
     done = sync(out, proxy.uri)
     assert done.returncode == 0, done.stderr

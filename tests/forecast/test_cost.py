@@ -372,9 +372,9 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["paper"], "paper: holds values only"),
+        (["paper"], "paper: has only values"),
         (["quick", "--trials", "0"], "--trials must be greater than or equal to 1, but got 0"),
-        (["quick", "--workers-per-trial", "1000"], "this configuration can't be trained|doesn't fit on what there is"),
+        (["quick", "--workers-per-trial", "1000"], "this configuration cannot be trained|doesn't fit on what there is"),
         (["quick", "--gpus-per-worker", "99"], "doesn't fit on what there is"),
         (["quick", "--ray-address", "127.0.0.1:1"], "127.0.0.1:1: no Ray cluster answers there"),
     ],

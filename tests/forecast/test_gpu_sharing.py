@@ -44,7 +44,7 @@ SPACE = SearchSpace.of(
     {"depth": 2, "base_channels": {"choices": [2, 4]}, "batch_size": {"low": 2, "high": 8}}, "small.yaml"
 )
 GB = 10**9
-OPTIONS = "these options can't be used\n  - "
+OPTIONS = "these options cannot be used\n  - "
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from rich.console import Console
 
-from wmlsearch.cli import main, runs
+from wmlsearch.cli import main
+from wmlsearch.cli.options import SettingChoice
 from wmlsearch.cli.tables import show_search
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import OBJECTIVES, QUALITIES, InputError, RunSettings, TrialConfig
@@ -81,7 +82,7 @@ def test_what_can_not_be_combined(
     words: list[str], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert typed(*words) == f"these options can't be used\n  - {fault}"
+    assert typed(*words) == f"these options cannot be used\n  - {fault}"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,7 +99,7 @@ def test_all_faults_at_once() -> None:
 
 def test_one_objective_and_several() -> None:
     assert typed("--objectives", "val_dice_best,epoch_s", "--objective", "val_dice_best") == (
-        "--objective and --objectives can't be given together: the first of --objectives is what picks each trial's "
+        "--objective and --objectives cannot be given together: the first of --objectives selects each trial's "
         "best epoch"
     )
     with pytest.raises(InputError, match=r"objective must be the first of several \(val_dice\) or left out, but got v"):
@@ -110,7 +111,7 @@ def test_settings_of_several_objectives() -> None:
     assert (settings.objective, settings.scheduler, settings.ranked_by) == ("val_dice", "none", ["val_dice", "epoch_s"])
     assert RunSettings.of(settings.model_dump()) == settings, "as a resumed search reads them"
     assert (RunSettings().objectives, RunSettings().ranked_by) == ([], ["val_dice_best"])
-    assert runs.OBJECTIVES == QUALITIES, "the command line must not import the settings to know its choices"
+    assert SettingChoice("objective").choices == QUALITIES
 
 
 def test_what_is_unwise_is_said() -> None:

@@ -121,7 +121,7 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
             f"{float(row['volume_ml']):.3f} ml"
             for row in rows
         ),
-        "masks, probability maps and overlays are in found, the numbers in found/lesions.csv",
+        "masks, probability maps and overlays: found; lesion counts and volumes: found/lesions.csv",
     ]
     again = refused(say("predict", "s", "in/01.nii.gz", "--out", "found"))
     assert again == (
@@ -271,7 +271,7 @@ def test_what_a_model_may_be(say: Say, searched: SearchDir, flairs: Path, tmp_pa
     result = say("export", "s", "model")
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        f"model: 2 seeds, the first is {seeds[0]}; next: wmlsearch predict model IMAGE --out found\n"
+        f"model: 2 seeds, the first is {seeds[0]}; next: wmlsearch predict model IMAGE --out predicted\n"
     )
     assert names("model") == seeds
     client = connect(default_uri(tmp_path))

@@ -39,9 +39,9 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
     output, _ = process.communicate(timeout=300)
     assert (done.returncode, process.returncode) == (0, 130), done.stderr + output
     assert done.stdout == (
-        "s is asked to stop; its trials end after seconds ...\n"
+        "stopping s: its trials end within seconds ...\n"
         "s: interrupted (stopped by `wmlsearch stop`)\n"
-        f"to go on with it: wmlsearch tune --resume s --out {tmp_path}\n"
+        f"to resume: wmlsearch tune --resume s --out {tmp_path}\n"
     )
     assert "ended early: stopped by `wmlsearch stop`" in output
     assert {run.status()["state"] for run in search.trials()} <= set(ENDED)
@@ -69,8 +69,8 @@ def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "wmlsearch: --resume: SPACE, --seed can't be given with it, since a search goes on as it began; what may be "
-        "changed: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice, --max-checkpoint-gb, "
+        "wmlsearch: --resume: SPACE, --seed cannot be given with it, since a search keeps its settings; only budgets "
+        "may change: --trials, --max-hours, --max-gpu-hours, --max-epochs-total, --target-dice, --max-checkpoint-gb, "
         "--trial-timeout\n"
     )
 

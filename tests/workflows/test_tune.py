@@ -299,7 +299,7 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "ended early: stopped by Ctrl-C" in output
-    assert f"everything is in {search.path}" in output
+    assert f"results: {search.path}" in output
     assert "Traceback" not in output
     states = {run.status()["state"] for run in search.trials()}
     assert "completed" in states

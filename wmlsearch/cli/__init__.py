@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import data, mlflow, plan, runs, use, verdict
+from wmlsearch.cli import data, export, mlflow, plan, predict, status, stop, train, tune, verdict
 
 HELP_WIDTH = 100
 
@@ -108,15 +108,15 @@ def main(debug: bool) -> None:
 for verb in (
     data.phantom,
     data.prepare,
-    runs.train,
+    train.train,
     plan.plan,
-    runs.tune,
-    runs.stop,
-    runs.status,
+    tune.tune,
+    stop.stop,
+    status.status,
     verdict.evaluate,
     verdict.report,
-    use.predict,
-    use.export,
+    predict.predict,
+    export.export,
     mlflow.sync,
     mlflow.ui,
 ):

@@ -1,11 +1,12 @@
-"""Options and words that several verbs share."""
+"""Options, checks and messages that several verbs share."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -15,50 +16,82 @@ if TYPE_CHECKING:
     from wmlsearch.space import SearchSpace
     from wmlsearch.workflows.observer import Outcome
 
+
+class SettingChoice(click.Choice[str]):
+    """The values that a setting of `RunSettings` allows, read when they are needed: pydantic is slow to import."""
+
+    def __init__(self, setting: str) -> None:
+        self.setting = setting
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        from wmlsearch.config import QUALITIES, RunSettings
+
+        if self.setting == "objective":
+            return QUALITIES
+        return get_args(RunSettings.model_fields[self.setting].annotation)
+
+    @choices.setter
+    def choices(self, _: tuple[str, ...]) -> None:
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
 out = click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
+)
+runs = click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
 )
 uri = click.option(
     "--mlflow-uri",
     envvar="MLFLOW_TRACKING_URI",
-    help="MLflow tracking server or store; also MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db]",
+    help="MLflow tracking server or store; or set MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db]",
+)
+model_uri = click.option(
+    "--mlflow-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    help="MLflow registry of models:/ names; or set MLFLOW_TRACKING_URI.  [default: sqlite:///RUNS/mlflow.db]",
 )
 data = click.option(
-    "--data", type=click.Path(path_type=Path), help="A prepared data set.  [default: the phantom, made in OUT]"
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of a prepared data set.  [default: the built-in phantom, prepared in OUT]",
 )
-epochs = click.option("--epochs", type=int, default=18, show_default=True, help="At most so many epochs a training.")
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all chance.")
+epochs = click.option(
+    "--epochs", type=int, default=18, show_default=True, help="Maximum number of epochs of each training."
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 ray_address = click.option(
     "--ray-address",
     envvar="RAY_ADDRESS",
-    help="A Ray cluster that is there already; also RAY_ADDRESS.  [default: an embedded Ray]",
+    help="Address of a running Ray cluster; or set RAY_ADDRESS.  [default: start an embedded Ray]",
 )
 storage = click.option(
     "--storage",
     envvar="WMLSEARCH_STORAGE",
-    help="Folder or URI for checkpoints that all machines reach; also WMLSEARCH_STORAGE.  [default: the run folders]",
+    help="Folder or URI for checkpoints that all machines can reach; or set WMLSEARCH_STORAGE.  "
+    "[default: the run folders]",
 )
-gpus_per_worker = click.option(
-    "--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 where there are GPUs]"
-)
+gpus_per_worker = click.option("--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 if available]")
 trials_per_gpu = click.option(
     "--trials-per-gpu",
     metavar="N|auto",
     default="1",
     show_default=True,
     callback=lambda _context, _option, given: int(given) if re.fullmatch("[0-9]{1,9}", given) else given,
-    help="Trials that share a GPU. auto: as many as make the search faster and fit into its memory.",
+    help="Trials that share a GPU. auto: measure the fastest number that fits into its memory.",
 )
 precision = click.option(
     "--precision",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "bfloat16", "float32"]),
-    help="auto: bfloat16 where the hardware has it.",
+    type=SettingChoice("precision"),
+    help="Number format of the training. auto: bfloat16 if the hardware supports it.",
 )
-
-
-trials = click.option("--trials", type=int, default=20, show_default=True, help="Configurations to try.")
+trials = click.option("--trials", type=int, default=20, show_default=True, help="Number of configurations to try.")
 workers_per_trial = click.option(
     "--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of each trial."
 )
@@ -67,7 +100,7 @@ grace_epochs = click.option(
     type=int,
     default=2,
     show_default=True,
-    help="No trial is stopped early before this. pbt: nor between its multiples.",
+    help="No trial is stopped early before this epoch. With pbt, trials are compared at each multiple of it.",
 )
 no_baseline = click.option(
     "--no-baseline", is_flag=True, help="Search only: no final runs, no sealed test, no verdict."
@@ -77,19 +110,19 @@ confirm_top = click.option(
     type=int,
     default=3,
     show_default=True,
-    help="So many of the best configurations are trained anew beside the paper's.",
+    help="Number of best configurations that are trained again in the final runs, beside the baseline.",
 )
 confirm_seeds = click.option(
     "--confirm-seeds",
     type=int,
     default=3,
     show_default=True,
-    help="With so many seeds each, from --seed on.",
+    help="Final runs of each configuration, with the seeds --seed, --seed + 1, and so on.",
 )
 
 
-def of(verb: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
-    """The very options of another verb."""
+def same_as(verb: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
+    """Add the options of another verb that have these names."""
 
     def add(command: click.Command) -> click.Command:
         command.params += [parameter for parameter in verb.params if parameter.name in names]
@@ -98,34 +131,41 @@ def of(verb: click.Command, *names: str) -> Callable[[click.Command], click.Comm
     return add
 
 
-def say(text: str) -> None:
-    click.echo(text.encode(errors="backslashreplace").decode())  # names of files need not be text
+# ----------------------------------------------------------------------------------------------------- values, checks
 
 
 def settings(**values: Any) -> RunSettings:
+    """Return the validated settings. Raises InputError that names the options."""
     from wmlsearch.config import InputError, RunSettings
 
     try:
         return RunSettings.of(values)
     except InputError as error:
         faults = [re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in error.faults]
-        raise InputError("these options can't be used", faults) from None
+        raise InputError("these options cannot be used", faults) from None
 
 
 def space_to_search(space: str) -> SearchSpace:
+    """Read a search space that has something to search. Raises InputError."""
     from wmlsearch.config import InputError
     from wmlsearch.space import SearchSpace
 
     ranges = SearchSpace.read(space)
     if ranges.is_point:
         raise InputError(
-            f"{space}: holds values only, so there is nothing to search; train it with `wmlsearch train {space}`"
+            f"{space}: has only values and no ranges, so there is nothing to search; train it with "
+            f"`wmlsearch train {space}`"
         )
     return ranges
 
 
+def new_name(kind: str) -> str:
+    """Return a name such as `search-20261123-201512`, for a search or run without --name."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def uri_of(out: Path, given: str | None) -> str:
-    """The address of MLflow's store. Raises InputError for what can be none."""
+    """Return the URI of the MLflow store. Raises InputError if it cannot be one."""
     from wmlsearch.tracking.client import check_uri
     from wmlsearch.tracking.sync import default_uri
 
@@ -136,24 +176,35 @@ def uri_of(out: Path, given: str | None) -> str:
 
 
 def data_or_phantom(data: Path | None, out: Path) -> Path:
+    """Return the prepared data set that was given, or else the built-in phantom, prepared in `out`."""
     if data is not None:
         return data
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
 
-    say("no --data given: the built-in phantom is used")
+    say("note: no --data given, so the built-in phantom is used")
     bar, advance = progress_bar(console())
     with bar:
         return ensure_builtin_phantom(out, advance)
 
 
-def where_report(search: SearchDir) -> None:
+# ------------------------------------------------------------------------------------------------- messages, end
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    click.echo(text.encode(errors="backslashreplace").decode())  # file names may not be valid text
+
+
+def show_report_path(search: SearchDir) -> None:
+    """Print where the report of a search is, if there is one."""
     page = search.report / "index.html"
     if page.is_file():
         say(f"report: {page}")
 
 
-def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+    """Print where the results of a search or training are, and the commands that come next."""
     from wmlsearch.report.commands import resume_command
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.runs.redaction import without_password
@@ -161,15 +212,19 @@ def where_next(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
     uri = f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
     options = ("" if out == Path("runs") else f" --out {out}") + uri
     if isinstance(outcome.run, SearchDir) and outcome.early.startswith("stopped"):
-        say(f"{outcome.early}; to go on with it: {resume_command(outcome.run)}{uri}")
-    say(f"everything is in {outcome.run.path}")
+        say(f"{outcome.early}; to resume: {resume_command(outcome.run)}{uri}")
+    say(f"results: {outcome.run.path}")
     if outcome.mlflow_problem:
-        say(f"MLflow lacks some of it ({outcome.mlflow_problem}); later: wmlsearch sync {outcome.run.name}{options}")
+        say(
+            f"warning: MLflow does not have all results ({outcome.mlflow_problem}); "
+            f"to send them later: wmlsearch sync {outcome.run.name}{options}"
+        )
     else:
         say(f"compare in MLflow: wmlsearch ui{options}")
 
 
 def exit_status(outcome: Outcome) -> int:
+    """Return the exit status of `tune` and `train`: 130 if interrupted, 0 if completed, else 1."""
     if outcome.early.startswith("stopped by"):
         return 130
     return 0 if outcome.run.status()["state"] in ("completed", "early_stopped") else 1

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from wmlsearch.cli import options
-from wmlsearch.cli.runs import tune
+from wmlsearch.cli.tune import tune
 
 # Options of `tune`, without a line of their own in `options`, that change what a search costs.
 OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "scheduler")
 
 
-@options.of(tune, *OPTIONS_OF_TUNE)
+@options.same_as(tune, *OPTIONS_OF_TUNE)
 @click.command(short_help="Forecast what a search would cost.")
 @click.argument("space")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="A prepared data set.")

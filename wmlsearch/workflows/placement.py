@@ -44,7 +44,7 @@ class Placement:
     def check_before_ray(self, trials: int) -> None:
         """Check options, storage, and the cluster's address or this machine's resources. Raises InputError."""
         if faults := [*self._option_faults(), *self._gpu_sharing_faults()]:
-            raise InputError("these options can't be used", faults)
+            raise InputError("these options cannot be used", faults)
         if self.storage:
             from wmlsearch.search.checkpoints import check_writable
 

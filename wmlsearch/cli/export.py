@@ -1,0 +1,32 @@
+"""The verb `export`: a trained model as a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options
+
+
+@click.command(short_help="Export a trained model as a folder.")
+@click.argument("run")
+@click.argument("out", type=click.Path(path_type=Path))
+@options.runs
+@options.model_uri
+def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
+    """Write the model of RUN into the folder OUT: weights as safetensors, and configuration, threshold and
+    preprocessing as JSON.
+
+    RUN is a search (its champion with all seeds), a run, or anything else that `wmlsearch predict` takes as MODEL.
+
+    Example: wmlsearch export search-20261123-201512 model
+    """
+    from wmlsearch.inference.export import export_model
+    from wmlsearch.workflows.model_lookup import find_model
+
+    model = find_model(run, runs, options.uri_of(runs, mlflow_uri))
+    export_model(model.members, out, model.ensemble_threshold)
+    first = model.members[0].name
+    seeds = f"{len(model.members)} seeds, the first is {first}" if len(model.members) > 1 else f"the model is {first}"
+    options.say(f"{out}: {seeds}; next: wmlsearch predict {out} IMAGE --out predicted")

@@ -1,0 +1,53 @@
+"""The verb `predict`: lesions in new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options
+
+
+@click.command(short_help="Segment lesions in images with a trained model.")
+@click.argument("model")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--threshold", type=float, help="Lowest probability of a lesion pixel.  [default: the model's]")
+@click.option("--ensemble", is_flag=True, help="Average all seeds of the model; the table lists both results.")
+@options.runs
+@options.model_uri
+def predict(
+    model: str,
+    inputs: tuple[Path, ...],
+    out: Path,
+    threshold: float | None,
+    ensemble: bool,
+    runs: Path,
+    mlflow_uri: str | None,
+) -> None:
+    """Segment lesions in each INPUT: a NIfTI volume of any orientation and voxel size, a PNG, TIFF or JPEG picture, or
+    a folder of them.
+
+    MODEL is a search (its champion), a run, an exported folder, or a registered model such as
+    models:/wml-unet@champion. For each image this writes a mask and a probability map on the image's own grid, an
+    overlay, and a row in lesions.csv.
+
+    Example: wmlsearch predict models:/wml-unet@champion path/to/flair.nii.gz --out predicted
+    """
+    from wmlsearch.cli.console import console, progress_bar
+    from wmlsearch.inference.predictor import check_threshold
+    from wmlsearch.workflows.model_lookup import find_model
+    from wmlsearch.workflows.predict import TABLE, predict_files
+
+    if threshold is not None:
+        check_threshold(threshold, "--threshold")
+    trained_model = find_model(model, runs, options.uri_of(runs, mlflow_uri))
+    bar, advance = progress_bar(console())
+    with bar:
+        rows = predict_files(trained_model, inputs, out, threshold, ensemble, advance)
+    for row in rows:
+        size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
+        lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
+        options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
+    options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / TABLE}")

@@ -1,0 +1,45 @@
+"""The verb `stop`: end a running search from another terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options, remote
+
+POLL_S = 0.2
+
+
+@click.command(short_help="Stop a running search cleanly.")
+@click.argument("name", required=False)
+@options.out
+@remote.cluster
+def stop(name: str | None, out: Path, cluster: Path | None) -> None:
+    """Stop a running search (default: the latest) cleanly, from another terminal.
+
+    Final runs and verdict are skipped. `wmlsearch tune --resume` continues the search.
+
+    Example: wmlsearch stop search-20261123-201512
+    """
+    if cluster is not None:
+        from wmlsearch.cluster.remote import stop as stop_on_cluster
+
+        sys.exit(stop_on_cluster(cluster, name, options.say))
+    from wmlsearch.config import InputError
+    from wmlsearch.report.commands import resume_command
+    from wmlsearch.runs.folders import find_search
+
+    search = find_search(name, out)
+    if not search.is_running():
+        state = search.status().get("state")
+        raise InputError(f"{search.name}: the search is not running (state: {state}), so there is nothing to stop")
+    search.request_stop()
+    options.say(f"stopping {search.name}: its trials end within seconds ...")
+    while search.is_running():
+        time.sleep(POLL_S)
+    status = search.status()
+    options.say(f"{search.name}: {status.get('state')} ({status.get('reason') or 'it ended before the stop'})")
+    options.say(f"to resume: {resume_command(search)}")

@@ -1,0 +1,75 @@
+"""The verb `train`: one configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options
+
+
+@click.command(short_help="Train one configuration.")
+@click.argument("point")
+@options.data
+@click.option(
+    "--workers", type=int, default=1, show_default=True, help="Ray Train workers; 0: train in this process, no Ray."
+)
+@options.gpus_per_worker
+@options.ray_address
+@options.storage
+@options.epochs
+@options.seed
+@options.precision
+@click.option("--name", help="Name of the run.  [default: train-DATE-TIME]")
+@options.out
+@options.uri
+def train(
+    point: str,
+    data: Path | None,
+    workers: int,
+    gpus_per_worker: float | None,
+    ray_address: str | None,
+    storage: str | None,
+    epochs: int,
+    seed: int,
+    precision: str,
+    name: str | None,
+    out: Path,
+    mlflow_uri: str | None,
+) -> None:
+    """Train one configuration and log it to MLflow.
+
+    POINT is a file of hyperparameter values, or `paper` for the baseline configuration.
+
+    Example: wmlsearch train paper --data prepared --epochs 18
+    """
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.live_display import TrainingDisplay
+    from wmlsearch.config import InputError
+    from wmlsearch.runs.folders import RunDir, check_name, check_new
+    from wmlsearch.space import SearchSpace
+    from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.placement import Placement
+    from wmlsearch.workflows.train import TrainRequest, train
+
+    if workers < 0:
+        raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
+    uri = options.uri_of(out, mlflow_uri)
+    config = SearchSpace.read(point).point()
+    settings = options.settings(epochs=epochs, seed=seed, precision=precision)
+    run = RunDir(out / check_name(name or options.new_name("train")))
+    check_new(run.path)
+    data = options.data_or_phantom(data, out)
+    options.say(f"training {point} on {data} for at most {epochs} epochs, in {run.path}")
+    display = TrainingDisplay(console(), settings)
+    placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
+    request = TrainRequest(config, settings, data, workers, placement)
+    outcome = train(run, request, uri, Observer(display.changed, options.say))
+    status = run.status()
+    options.say(f"{status['state'].replace('_', ' ')} {status['reason']}".rstrip())
+    if run.best.exists():
+        options.say(f"weights of the best epoch: {run.best}")
+    options.show_next_steps(outcome, out, mlflow_uri)
+    sys.exit(options.exit_status(outcome))

@@ -1,0 +1,249 @@
+"""The verb `tune`: a whole search, or the rest of one that was stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from wmlsearch.cli import options, remote
+
+if TYPE_CHECKING:
+    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.workflows.observer import Outcome
+    from wmlsearch.workflows.placement import Placement
+
+# With --resume: the budgets may change; the others say where the search runs on this machine.
+CHANGEABLE_ON_RESUME = (
+    "trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "trial_timeout",
+)  # fmt: skip
+ALLOWED_ON_RESUME = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri")
+SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults with --objectives
+
+
+@click.command(short_help="Search for a better configuration than the baseline.")
+@click.argument("space", default="unet")
+@options.data
+@click.option("--resume", metavar="NAME", help="Resume a search that was stopped or that died.")
+@options.trials
+@click.option("--max-hours", type=float, help="Time budget in hours, final runs included.")
+@click.option("--max-gpu-hours", type=float, help="Budget of GPU hours, final runs included.")
+@click.option("--max-epochs-total", type=int, help="Budget of epochs of all trials and final runs together.")
+@click.option("--target-dice", type=float, help="End the trials when one reaches this val_dice_best.")
+@click.option("--max-checkpoint-gb", type=float, help="Maximum disk space of the trials' checkpoints, in GB.")
+@click.option(
+    "--trial-timeout",
+    type=float,
+    help="Seconds without a report (an epoch, or the start of the process) after which a trial's process is replaced.",
+)
+@click.option(
+    "--sampler",
+    type=options.SettingChoice("sampler"),
+    default="forest",
+    show_default=True,
+    help="What proposes configurations: forest is wmlsearch's own, the others are Optuna's.",
+)
+@click.option(
+    "--scheduler",
+    type=options.SettingChoice("scheduler"),
+    default="asha",
+    show_default=True,
+    help="What stops poor trials early (Ray Tune). pbt: children of good trials replace poor trials.",
+)
+@click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
+@options.workers_per_trial
+@options.gpus_per_worker
+@options.trials_per_gpu
+@remote.cluster
+@options.ray_address
+@options.storage
+@options.epochs
+@click.option("--name", help="Name of the search.  [default: search-DATE-TIME]")
+@options.out
+@options.seed
+@options.precision
+@click.option(
+    "--objective",
+    type=options.SettingChoice("objective"),
+    default="val_dice_best",
+    show_default=True,
+    help="Metric to maximise.",
+)
+@click.option(
+    "--objectives",
+    metavar="NAME,NAME",
+    help="Several metrics to optimise, the first one a quality; needs --scheduler none and gives a Pareto front.",
+)
+@options.grace_epochs
+@options.confirm_top
+@options.confirm_seeds
+@options.no_baseline
+@click.option("--no-forecast", is_flag=True, help="Start at once, without timing some configurations first.")
+@options.uri
+def tune(
+    space: str,
+    data: Path | None,
+    resume: str | None,
+    warm_start: tuple[str, ...],
+    workers_per_trial: int,
+    gpus_per_worker: float | None,
+    trials_per_gpu: Any,
+    cluster: Path | None,
+    ray_address: str | None,
+    storage: str | None,
+    name: str | None,
+    out: Path,
+    no_baseline: bool,
+    no_forecast: bool,
+    mlflow_uri: str | None,
+    objectives: str | None,
+    **settings: Any,
+) -> None:
+    """Search SPACE (a file of ranges, or `unet`, `quick`) for a better configuration than the baseline.
+
+    The baseline configuration is tried first, and poor trials are stopped early. Then the best configurations and the
+    baseline are trained again with several seeds, and the champion is compared with the baseline on the sealed test
+    patients. Ctrl-C, `wmlsearch stop` or a budget end the trials cleanly; --resume continues the search.
+
+    \b
+    Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
+    Example: wmlsearch tune --resume search-20261123-201512 --trials 40
+    Example: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
+    """
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.tables import show_search
+    from wmlsearch.workflows.placement import Placement
+
+    uri = options.uri_of(out, mlflow_uri)
+    placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+    if resume is not None:
+        search, outcome = _resume(resume, data, placement, cluster, out, uri)
+    else:
+        settings = settings if objectives is None else _with_objectives(objectives, settings)
+        settings |= {"baseline": not no_baseline, "forecast": not no_forecast}
+        search, outcome = _start(space, settings, warm_start, data, placement, cluster, name, out, uri)
+    show_search(console(), search)
+    options.show_report_path(search)
+    options.show_next_steps(outcome, out, mlflow_uri)
+    sys.exit(options.exit_status(outcome))
+
+
+def _start(
+    space: str,
+    values: dict[str, Any],
+    warm_start: tuple[str, ...],
+    data: Path | None,
+    placement: Placement,
+    cluster: Path | None,
+    name: str | None,
+    out: Path,
+    uri: str,
+) -> tuple[SearchDir, Outcome]:
+    """Run a new search, here or on a cluster."""
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.live_display import SearchDisplay
+    from wmlsearch.runs.folders import SearchDir, check_name, check_new
+    from wmlsearch.runs.objectives import objective_warnings
+    from wmlsearch.runs.schema import open_search
+    from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.search_plan import SearchRequest
+    from wmlsearch.workflows.tune import tune as run_search
+
+    ranges = options.space_to_search(space)
+    settings = options.settings(**values)
+    search = SearchDir(out / check_name(name or options.new_name("search")))
+    check_new(search.path)
+    earlier = [open_search(name, out) for name in warm_start]
+    data = options.data_or_phantom(data, out)
+    if cluster is not None:
+        from wmlsearch.cluster.remote import tune as tune_on_cluster
+
+        sys.exit(tune_on_cluster(cluster, remote.given(), data, space, search.name, out, options.say))
+    if settings.sampler in ("gp", "cmaes") and settings.scheduler != "none":
+        options.say(
+            f"note: {settings.sampler} learns from completed trials only, and the scheduler stops most trials early; "
+            "consider --scheduler none"
+        )
+    for warning in objective_warnings(settings, bool(earlier)):
+        options.say(f"note: {warning}")
+    options.say(
+        f"searching {space} on {data}: {settings.trials} trials of at most {settings.epochs} epochs, in {search.path}"
+    )
+    with SearchDisplay(console(), search, ranges, settings) as display:
+        observer = Observer(display.changed, display.say, display.progress)
+        request = SearchRequest(ranges, settings, data, placement, earlier)
+        return search, run_search(search, request, uri, observer)
+
+
+def _resume(
+    name: str, data: Path | None, placement: Placement, cluster: Path | None, out: Path, uri: str
+) -> tuple[SearchDir, Outcome]:
+    """Run the rest of a search, here or on a cluster."""
+    from wmlsearch.cli.console import console
+    from wmlsearch.cli.live_display import SearchDisplay
+    from wmlsearch.config import InputError
+    from wmlsearch.runs.schema import open_search
+    from wmlsearch.space import SearchSpace
+    from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.tune import resume as resume_search
+
+    changes = _changes()
+    if cluster is not None:
+        from wmlsearch.cluster.remote import resume as resume_on_cluster
+
+        if data is not None:
+            raise InputError(
+                f"--data {data}: cannot be given with --resume and --cluster, since the data are on the head; "
+                "leave it out"
+            )
+        argv = remote.given(but=("cluster", "resume", "out"))
+        sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
+    search = open_search(name, out)
+    about = search.about()
+    ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+    settings = options.settings(**{**about["settings"], **changes})
+    with SearchDisplay(console(), search, ranges, settings) as display:
+        observer = Observer(display.changed, display.say, display.progress)
+        return search, resume_search(search, uri, changes, data, placement, observer)
+
+
+def _with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with several objectives, which bring their own objective, sampler and scheduler."""
+    from wmlsearch.config import InputError
+
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in SET_BY_OBJECTIVES if source(name) is ParameterSource.COMMANDLINE}
+    if "objective" in given:
+        raise InputError(
+            "--objective and --objectives cannot be given together: the first of --objectives selects each trial's "
+            "best epoch"
+        )
+    kept = {name: value for name, value in settings.items() if name not in set(SET_BY_OBJECTIVES) - given}
+    return {**kept, "objectives": [name.strip() for name in objectives.split(",")]}
+
+
+def _changes() -> dict[str, Any]:
+    """Return the budgets given with --resume. Raises InputError for options that a resumed search cannot change."""
+    from wmlsearch.config import InputError
+
+    context = click.get_current_context()
+    given = [
+        parameter
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    refused = [
+        parameter.opts[0] if isinstance(parameter, click.Option) else "SPACE"
+        for parameter in given
+        if parameter.name not in (*CHANGEABLE_ON_RESUME, *ALLOWED_ON_RESUME)
+    ]
+    if refused:
+        budgets = ", ".join("--" + name.replace("_", "-") for name in CHANGEABLE_ON_RESUME)
+        raise InputError(
+            f"--resume: {', '.join(refused)} cannot be given with it, since a search keeps its settings; "
+            f"only budgets may change: {budgets}"
+        )
+    return {name: context.params[name] for parameter in given if (name := parameter.name) in CHANGEABLE_ON_RESUME}
