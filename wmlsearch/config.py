@@ -368,6 +368,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold one `name: value` per line, but holds a {type(values).__name__}")
     return values
-
-
-PAPER = "paper"

@@ -220,7 +220,7 @@ REFUSED: dict[str, str] = {
 
 @pytest.mark.parametrize("words", REFUSED, ids=lambda words: words[:60])
 def test_a_bad_option(words: str, prepared: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlsearch.cli.options.new_name", lambda _: "NAME")
+    monkeypatch.setattr("wmlsearch.runs.names.default_name", lambda _: "NAME")
     Path("file").write_text("no image")
     Path("folder").mkdir()
     message = refused(*(str(prepared) if word == "DATA" else word for word in words.split(" ")))

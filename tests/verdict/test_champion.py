@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import PAPER
 from wmlsearch.verdict.champion import candidates, champion, select_candidates
 
 SPACE = {"depth": {"choices": [2, 3, 4]}, "batch_size": {"choices": [4, 5, 8]}}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from wmlsearch.config import PAPER
 from wmlsearch.forecast.comparison import compare_with_forecast
 from wmlsearch.runs.folders import RUNNING, SearchDir
+from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.wording import duration
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -157,11 +156,6 @@ def space_to_search(space: str) -> SearchSpace:
             f"`wmlsearch train {space}`"
         )
     return ranges
-
-
-def new_name(kind: str) -> str:
-    """Return a name such as `search-20261123-201512`, for a search or run without --name."""
-    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def uri_of(out: Path, given: str | None) -> str:

@@ -49,6 +49,7 @@ def train(
     from wmlsearch.cli.live_display import TrainingDisplay
     from wmlsearch.config import InputError
     from wmlsearch.runs.folders import RunDir, check_name, check_new
+    from wmlsearch.runs.names import TRAIN, default_name
     from wmlsearch.space import SearchSpace
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.placement import Placement
@@ -59,7 +60,7 @@ def train(
     uri = options.uri_of(out, mlflow_uri)
     config = SearchSpace.read(point).point()
     settings = options.settings(epochs=epochs, seed=seed, precision=precision)
-    run = RunDir(out / check_name(name or options.new_name("train")))
+    run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)
     data = options.data_or_phantom(data, out)
     options.say(f"training {point} on {data} for at most {epochs} epochs, in {run.path}")

@@ -146,6 +146,7 @@ def _start(
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
+    from wmlsearch.runs.names import SEARCH, default_name
     from wmlsearch.runs.objectives import objective_warnings
     from wmlsearch.runs.schema import open_search
     from wmlsearch.workflows.observer import Observer
@@ -154,7 +155,7 @@ def _start(
 
     ranges = options.space_to_search(space)
     settings = options.settings(**values)
-    search = SearchDir(out / check_name(name or options.new_name("search")))
+    search = SearchDir(out / check_name(name or default_name(SEARCH)))
     check_new(search.path)
     earlier = [open_search(name, out) for name in warm_start]
     data = options.data_or_phantom(data, out)

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from wmlsearch.config import PAPER
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import MEASURE
 from wmlsearch.verdict.champion import candidates
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.forecast.measurement import Measurement, TimedConfiguration
 from wmlsearch.forecast.workload import SAMPLES, multiply_adds
+from wmlsearch.runs.names import PAPER
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.pbt import comparisons, most_parents

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wmlsearch.config import PAPER, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.runs.names import PAPER
 from wmlsearch.space import SearchSpace
 
 SAMPLES = 200  # configurations drawn from a space to stand for its trials

@@ -18,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from wmlsearch.config import OBJECTIVES, PAPER, RunSettings, TrialConfig
+from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.files import write_bytes
 from wmlsearch.runs.folders import BAD, RunDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import front
 from wmlsearch.search.rungs import levels_of
 from wmlsearch.space import Choices, Dimension, SearchSpace

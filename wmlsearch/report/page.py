@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.forecast.comparison import compare_with_forecast
 from wmlsearch.report import figures, sealed_figures
 from wmlsearch.report.commands import point_yaml, space_yaml, train_commands, tune_command
@@ -20,6 +20,7 @@ from wmlsearch.report.tables import seconds_of, write_tables
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import BAD, RUNNING, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard, leaderboard
+from wmlsearch.runs.names import PAPER, trial_name
 from wmlsearch.runs.objectives import MEASURE
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
@@ -215,7 +216,7 @@ def _failures(search: SearchDir) -> list[dict[str, Any]]:
 
 def _lineage(run: RunDir) -> dict[str, Any]:
     about = run.about()
-    parent = f"trial-{about['parent']:04d}"
+    parent = trial_name(about["parent"])
     return {"name": about["name"], "parent": parent, "epoch": about["parent_epoch"], "schedule": _factors(run)}
 
 

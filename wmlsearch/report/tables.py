@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import PAPER
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
+from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import best_epoch
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES

@@ -21,6 +21,7 @@ import numpy as np
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.lock import check_not_running, folder_lock, is_running
+from wmlsearch.runs.names import final_run_name
 from wmlsearch.runs.redaction import without_home
 
 # How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
@@ -245,7 +246,7 @@ class SearchDir(RunDir):
         return RunDir(self.path / "trials" / f"{number:04d}")
 
     def final(self, name: str, seed: int) -> RunDir:
-        return RunDir(self.path / "final" / f"{name}-seed{seed}")
+        return RunDir(self.path / "final" / final_run_name(name, seed))
 
     def model(self, role: str) -> RunDir:
         """What the search ends with: the "baseline" and the "champion", each with its exported networks."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import RUNNING, RunDir, SearchDir
+from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.objectives import best_epoch, front, values_of
 from wmlsearch.space import SearchSpace
 
@@ -40,7 +41,7 @@ class Entry:
             best.get(objective),
             space.values_of(TrialConfig(**about["config"])),
             str(run.path),
-            f"trial-{about['parent']:04d}" if "parent" in about else "",
+            trial_name(about["parent"]) if "parent" in about else "",
         )
 
 

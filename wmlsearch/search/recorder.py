@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import RUNNING, UNFINISHED, RunDir, SearchDir
+from wmlsearch.runs.names import TRIAL, trial_name
 from wmlsearch.runs.objectives import values_of
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
@@ -82,7 +83,7 @@ class _Recorder(tune.Callback):
                 what = child_of(self.search, takeover, number, self.settings.seed)
             else:
                 what = {"config": self.study.ask(number).model_dump()}
-            RunDir.create(run.path, {"name": f"trial-{number:04d}", "kind": "trial", **what, **self.shared})
+            RunDir.create(run.path, {"name": trial_name(number), "kind": TRIAL, **what, **self.shared})
             if takeover and self.snapshots:
                 self.snapshots.begun(takeover)
         about = run.about()

@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from wmlsearch.config import RunSettings
+from wmlsearch.runs.names import trial_name
 from wmlsearch.search.pbt import Population
 from wmlsearch.search.rungs import hyperband_brackets
 
@@ -55,7 +56,7 @@ class Scheduler(FIFOScheduler):
         if self.population is None:
             return f"behind the best of its rung at epoch {epoch}", {}
         takeover = self.population.successors[number]
-        reason = f"in the worst quarter at epoch {epoch}: a child of trial-{takeover.parent:04d} takes its place"
+        reason = f"in the worst quarter at epoch {epoch}: a child of {trial_name(takeover.parent)} takes its place"
         return reason, {"successor": {"parent": takeover.parent, "epoch": takeover.epoch}}
 
     def _trial(self, number: int) -> Trial:

@@ -18,6 +18,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
+from wmlsearch.runs.names import ROLES, SEARCH, TRIAL, trial_name
 from wmlsearch.runs.objectives import MEASURE
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.space import SearchSpace
@@ -33,7 +34,6 @@ DELETED = "deleted"  # the stage of what MLflow keeps, but takes nothing for
 BATCH_METRICS = 1000  # MLflow takes no more in one call
 REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")  # answers, to be had again each time
 CERTIFICATE = "split_certificate.json"
-ROLES = ("baseline", "champion")  # kinds of runs that are registered as models, under these aliases
 
 
 def default_uri(out: Path) -> str:
@@ -173,7 +173,7 @@ def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything:
         if "traceback" in status:
             tags.append(RunTag("traceback", status["traceback"][-4000:]))
     front = root.status().get("front")  # of a search with several objectives, from its end on
-    if front is not None and about["kind"] == "trial" and ledger.get("front") != (on_front := about["name"] in front):
+    if front is not None and about["kind"] == TRIAL and ledger.get("front") != (on_front := about["name"] in front):
         tags.append(RunTag("pareto_front", str(on_front).lower()))
         ledger["front"] = on_front
     for start in range(0, max(len(metrics), 1), BATCH_METRICS):
@@ -316,7 +316,7 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 
 def _params(about: Mapping[str, Any]) -> dict[str, Any]:
     names = ["epochs", "seed", "objective", "precision"]
-    if about["kind"] == "search":
+    if about["kind"] == SEARCH:
         names += ["sampler", "scheduler"]
     settings = {name: about["settings"][name] for name in names}
     if objectives := about["settings"].get("objectives"):
@@ -331,7 +331,7 @@ def _tags(about: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> di
     versions = {f"version.{name}": value for name, value in about.get("versions", {}).items()}
     lineage = {}
     if "parent" in about:
-        lineage = {"parent_trial": f"trial-{about['parent']:04d}", "parent_epoch": about["parent_epoch"]}
+        lineage = {"parent_trial": trial_name(about["parent"]), "parent_epoch": about["parent_epoch"]}
     if "rate_factors" in about:
         lineage["rate_factors"] = json.dumps(about["rate_factors"])
     return {"kind": about["kind"], **warning, **data, **versions, **lineage}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import BAD, GOOD, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
+from wmlsearch.runs.names import PAPER, configuration_of
 from wmlsearch.runs.objectives import MEASURE, best_epoch
 
 
@@ -81,7 +82,7 @@ def candidates(search: SearchDir) -> list[Candidate]:
     """All configurations that have final runs: the paper's, then the others by their score, the best first."""
     runs: dict[str, list[RunDir]] = {}
     for run in search.finals():
-        runs.setdefault(run.name.rpartition("-seed")[0], []).append(run)
+        runs.setdefault(configuration_of(run.name), []).append(run)
     found, seeds = [], RunSettings.of(search.about()["settings"]).final_seeds
     for name, own in runs.items():
         values = tuple(best_epoch(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in own)

@@ -12,13 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmlsearch.config import PAPER, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import ensemble_threshold
 from wmlsearch.inference.export import export_model, is_exported
 from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import (
+    BASELINE,
+    BASELINE_RUN,
+    CHAMPION,
+    CONFIRMATION,
+    PAPER,
+    final_run_name,
+    model_name,
+)
 from wmlsearch.runs.objectives import MEASURE
 from wmlsearch.verdict.champion import Candidate, candidates, champion, select_candidates
 from wmlsearch.workflows.placement import Placement
@@ -27,8 +36,6 @@ from wmlsearch.workflows.provenance import run_record
 if TYPE_CHECKING:
     from wmlsearch.cluster.data_shipping import Shipment
     from wmlsearch.cluster.resources import Slots
-
-BASELINE, CHAMPION = "baseline", "champion"
 
 
 def confirm(
@@ -58,8 +65,8 @@ def confirm(
             if run.exists() and run.state in GOOD:
                 continue
             about = run_record(
-                f"{name}-seed{seed}",
-                "baseline run" if name == PAPER else "confirmation",
+                final_run_name(name, seed),
+                BASELINE_RUN if name == PAPER else CONFIRMATION,
                 TrialConfig(**config),
                 settings.model_copy(update={"seed": seed}),
                 search.about()["data"],
@@ -128,7 +135,7 @@ def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str,
     else:
         kept.remove()
         config = TrialConfig(**candidate.config)
-        about = run_record(f"{role} ({candidate.name})", role, config, settings, search.about()["data"])
+        about = run_record(model_name(role, candidate.name), role, config, settings, search.about()["data"])
         factors = {"rate_factors": first.rate_factors()} if first.rate_factors() else {}
         RunDir.create(kept.path, {**about, "model": candidate.name, "members": key, **factors})
     models = [TrainedModel.from_run(run) for run in runs]

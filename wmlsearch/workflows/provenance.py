@@ -13,6 +13,7 @@ from typing import Any
 from wmlsearch import __version__
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.runs.names import SEARCH
 from wmlsearch.workflows.search_plan import SearchPlan
 
 
@@ -70,7 +71,7 @@ def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Ma
     """
     return {
         "name": name,
-        "kind": "search",
+        "kind": SEARCH,
         "space": {"source": plan.space.source, "values": plan.space.mapping()},
         "settings": plan.settings.model_dump(),
         "data": dict(plan.data_record),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from wmlsearch.runs.folders import RUNNING, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
-from wmlsearch.workflows.confirmation import BASELINE, CHAMPION, confirm, select_champion
+from wmlsearch.workflows.confirmation import confirm, select_champion
 from wmlsearch.workflows.forecast import record_forecast
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement

@@ -11,9 +11,9 @@ from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
-from wmlsearch.workflows.confirmation import BASELINE, CHAMPION
 from wmlsearch.workflows.observer import Progress
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RUNNING, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
+from wmlsearch.runs.names import TRAIN
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.observer import Observer, Outcome
@@ -34,7 +35,7 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
     """Train one configuration into a new run folder, mirrored in MLflow. Raises InputError for what cannot run."""
     observer = observer or Observer()
     prepared, placement = _check(run, request)
-    about = run_record(run.name, "train", request.config, request.settings, data_record(request.data, prepared))
+    about = run_record(run.name, TRAIN, request.config, request.settings, data_record(request.data, prepared))
     about |= {"data_path": str(request.data.resolve()), "certificate": asdict(prepared.manifest.certificate)}
     run.path.mkdir(parents=True, exist_ok=True)
     early = ""

@@ -1,0 +1,51 @@
+"""The names and kinds of runs, in run folders and in MLflow. They are made here only.
+
+| MLflow run                               | name                                      | kind         |
+|------------------------------------------|-------------------------------------------|--------------|
+| a search                                 | its folder's, or `search-20261123-201512` | search       |
+| - a trial                                | `trial-0007`                              | trial        |
+| - a final run of the baseline            | `paper-seed0`                             | baseline run |
+| - a final run of a trial's configuration | `trial-0003-seed0`                        | confirmation |
+| - the baseline, exported                 | `baseline (paper)`                        | baseline     |
+| - the champion, exported                 | `champion (trial-0003)`                   | champion     |
+| a run of `wmlsearch train`               | its folder's, or `train-20261123-201512`  | train        |
+
+Runs marked `-` are children of the search's run (tag `mlflow.parentRunId`). The kind is the tag `kind`;
+`tracking/sync.py` lists all tags.
+"""
+
+from __future__ import annotations
+
+import time
+
+PAPER = "paper"  # the baseline configuration, in names of folders and MLflow runs
+
+SEARCH, TRIAL, TRAIN = "search", "trial", "train"
+BASELINE_RUN, CONFIRMATION = "baseline run", "confirmation"
+BASELINE, CHAMPION = "baseline", "champion"
+ROLES = (BASELINE, CHAMPION)  # kinds of exported models, and their aliases in MLflow's registry
+
+
+def default_name(kind: str) -> str:
+    """Return `search-20261123-201512` or `train-...`: the name where --name is not given."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def trial_name(number: int) -> str:
+    """Return `trial-0007`, which is also the name of the trial's configuration."""
+    return f"trial-{number:04d}"
+
+
+def final_run_name(configuration: str, seed: int) -> str:
+    """Return `paper-seed0` or `trial-0003-seed0`; `configuration` is PAPER or a trial's name."""
+    return f"{configuration}-seed{seed}"
+
+
+def configuration_of(final_run: str) -> str:
+    """Return the name of the configuration that a final run of this name trains."""
+    return final_run.rpartition("-seed")[0]
+
+
+def model_name(role: str, configuration: str) -> str:
+    """Return `baseline (paper)` or `champion (trial-0003)`."""
+    return f"{role} ({configuration})"
