@@ -205,7 +205,7 @@ def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None
 
     uri = f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
     options = ("" if out == Path("runs") else f" --out {out}") + uri
-    if isinstance(outcome.run, SearchDir) and outcome.early.startswith("stopped"):
+    if isinstance(outcome.run, SearchDir) and outcome.interrupted:
         say(f"{outcome.early}; to resume: {resume_command(outcome.run)}{uri}")
     say(f"results: {outcome.run.path}")
     if outcome.mlflow_problem:
@@ -219,6 +219,6 @@ def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None
 
 def exit_status(outcome: Outcome) -> int:
     """Return the exit status of `tune` and `train`: 130 if interrupted, 0 if completed, else 1."""
-    if outcome.early.startswith("stopped by"):
+    if outcome.stopped_on_request:
         return 130
     return 0 if outcome.run.status()["state"] in ("completed", "early_stopped") else 1

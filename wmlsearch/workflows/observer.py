@@ -36,3 +36,13 @@ class Outcome:
     early: str  # why it ended before all its trials or epochs were done; "" if it did not
     mlflow_problem: str  # why MLflow lacks part of it; "" if MLflow has everything
     pictures: tuple[Path, ...] = ()  # pages and images that were written
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a request to stop or an error of the storage ended it, so that it can be resumed."""
+        return self.early.startswith("stopped")
+
+    @property
+    def stopped_on_request(self) -> bool:
+        """Whether Ctrl-C, SIGTERM or `wmlsearch stop` ended it."""
+        return self.early.startswith("stopped by")
