@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test slow-test coverage cluster-test gpu-test fault-test faults soak bench lint install clean
+.PHONY: help demo test slow-test coverage cluster-test gpu-test fault-test faults soak bench docs lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,11 +54,15 @@ soak: install  ## 300 short trials under random kills, with an MLflow that resta
 bench: install  ## timings, as ratios within one run (half an hour)
 	$(BIN)/python -m benchmarks
 
+docs: install  ## the documentation site, in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 lint: install  ## style, security rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:  ## remove .venv and the demo
-	rm -rf .venv $(DEMO)
+clean:  ## remove .venv, the demo and the documentation site
+	rm -rf .venv $(DEMO) docs/_build
