@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "wmlsearch"
 author = "the wmlsearch authors"
-copyright = author  # noqa: A001 - Sphinx reads this name
+copyright = author
 
 extensions = ["myst_parser", "sphinx_click", "config_reference"]
 exclude_patterns = ["_build"]
@@ -19,3 +19,4 @@ html_theme = "furo"
 html_title = "wmlsearch"
 html_copy_source = False
 html_show_sourcelink = False
+smartquotes = False  # it would make dashes of the hyphens of options
