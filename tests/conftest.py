@@ -18,7 +18,7 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.confirmation import select_champion
+from wmlsearch.workflows.confirmation import keep_models
 from wmlsearch.workflows.provenance import data_record, run_record
 
 torch.set_num_threads(1)  # several threads on a busy machine are slower than one
@@ -64,7 +64,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
             run.append(report.row())
         run.set_status("completed")
-    select_champion(search, RunSettings(), prepared, lambda _: None, lambda _: None)
+    keep_models(search, RunSettings(), prepared, lambda _: None, lambda _: None)
     search.set_status("completed")
     return search
 

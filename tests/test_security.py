@@ -38,7 +38,7 @@ from wmlsearch.search.checkpoints import check_writable
 from wmlsearch.tracking.client import check_uri, why
 from wmlsearch.tracking.sync import default_uri, sync
 from wmlsearch.workflows.provenance import data_record, versions
-from wmlsearch.workflows.sealed_test import sealed_test
+from wmlsearch.workflows.sealed_test import evaluate_search
 
 MARKER = "Mustermann"
 HOME = f"/home/{MARKER}"
@@ -97,7 +97,7 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
     shutil.copytree(champion.path, baseline.path)
     other = {"key": "b", "kind": "baseline", "model": "paper", "name": "baseline (paper)"}
     baseline.file("about").write_text(json.dumps(champion.about() | other))
-    sealed_test(copied, RunSettings(), data, lambda *_: None)
+    evaluate_search(copied, RunSettings(), data, lambda *_: None)
     lost = f"OSError: {HOME}/prepared/images.npy"
     copied.trial(0).set_status("failed", lost, traceback=f'File "{HOME}/venv/torch.py", line 1\n{lost}')
     write_report(copied)

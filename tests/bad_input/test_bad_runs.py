@@ -86,6 +86,13 @@ FORECAST = (
     "peak_memory_mb",
 )  # fmt: skip
 
+TESTED = {
+    "opened": 1.0,
+    "data": {"path": "prepared", "fingerprint": "f", "optimistic": False},
+    "unit": "patients",
+    "scope": "whole volumes",
+}
+
 FAULTS: dict[str, tuple[Change, str]] = {
     # search.json
     "search empty": (content("search.json", lambda _: b""), unreadable("search.json", NOTHING)),
@@ -252,7 +259,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         ),
     ),
     "a test of nobody": (
-        said("test.json", opened=1.0, models={"baseline": {"members": []}}),
+        said("test.json", **TESTED, models={"baseline": {"members": []}}),
         damaged(
             "test.json",
             "models.baseline.members must have at least 1 item after validation, not 0, but got []",
@@ -312,6 +319,6 @@ def test_a_gallery_that_is_none(search: Path) -> None:
     for wrong in (b"", b"PK\x03\x04", b"\x80\x04.", b"\x93NUMPY"):
         (search / "test-gallery.npz").write_bytes(wrong)
         with pytest.raises(
-            InputError, match=r"test-gallery.npz: can't be read \(.*\); `wmlsearch evaluate` makes it anew"
+            InputError, match=r"test-gallery.npz: cannot be read \(.*\); `wmlsearch evaluate` writes it again"
         ):
             SearchDir(search).gallery()

@@ -44,15 +44,18 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
     assert search.status()["state"] == "completed"
     client = MlflowClient(default_uri(tmp_path))
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
-    champion = search.test()["names"]["champion"]
+    evaluation, other = search.evaluation(), never_killed.evaluation()
+    assert evaluation is not None
+    assert other is not None
+    champion = evaluation.names["champion"]
     assert sorted(run.info.run_name or "" for run in runs) == sorted([
         "baseline (paper)", f"champion ({champion})", "paper-seed0", f"{champion}-seed0",
         "s",
         *(f"trial-{number:04d}" for number in range(TRIALS)),
     ])  # fmt: skip
-    assert search.test()["opened_before"] == never_killed.test()["opened_before"] + 1, "opened once by each search"
+    assert evaluation.opened_before == other.opened_before + 1, "opened once by each search"
     for what in ("names", "models", "verdict"):
-        assert search.test()[what] == never_killed.test()[what]
+        assert getattr(evaluation, what) == getattr(other, what)
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_name = {run.info.run_name: run.info.run_id for run in runs}
     for trial in search.trials() + search.finals():

@@ -23,6 +23,7 @@ from search import Record
 
 from wmlsearch.config import RunSettings
 from wmlsearch.model.checkpoint import load_checkpoint, save_atomically
+from wmlsearch.runs.evaluation import Gallery
 from wmlsearch.runs.files import read_lines
 from wmlsearch.runs.folders import ENDED, RUNNING, UNFINISHED, RunDir, SearchDir
 from wmlsearch.search.optuna_study import Study
@@ -32,7 +33,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 KILLS, TRIALS, EPOCHS = 500, 10, 6
 SPACE = SearchSpace.of({"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "depth": {"choices": [2, 4]}})
 SETTINGS = RunSettings(epochs=EPOCHS, trials=TRIALS, sampler="random", baseline=False)
-GALLERY = {"image": np.arange(4096, dtype=np.uint8)}
+SLICES = np.arange(4096, dtype=np.uint8).reshape(1, 64, 64)
+GALLERY = Gallery(("p0",), SLICES, SLICES, {"champion": SLICES})
 
 
 def write(search: SearchDir) -> None:
@@ -106,7 +108,8 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
             lost += seen.setdefault((run.name, row["epoch"]), row) != row
         lost += sum(name == run.name and epoch > len(known) for name, epoch in seen)
     search.used()
-    assert search.gallery().keys() <= GALLERY.keys()
+    gallery = search.gallery()
+    assert gallery is None or gallery.to_arrays().keys() == GALLERY.to_arrays().keys()
     return lost
 
 

@@ -17,14 +17,27 @@ from click.testing import CliRunner
 
 from wmlsearch.cli import main
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.report import figures
+from wmlsearch.report import figure_style
 from wmlsearch.report.commands import tune_command
 from wmlsearch.report.importances import importances
 from wmlsearch.report.page import write_report
+from wmlsearch.runs.evaluation import (
+    SLICES,
+    VOLUMES,
+    EvaluatedData,
+    Evaluation,
+    Gallery,
+    ModelScores,
+    NetworkScores,
+    RowScores,
+    ScopeScores,
+    UnitScores,
+)
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.space import SearchSpace
-from wmlsearch.verdict.evaluation import SLICES, VOLUMES, judge
+from wmlsearch.verdict.comparison import judge
 from wmlsearch.verdict.scores import pooled, score
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -37,7 +50,7 @@ Make = Callable[..., SearchDir]
 
 @pytest.fixture(autouse=True)
 def _small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DPI", 50)
+    monkeypatch.setattr(figure_style, "DPI", 50)
 
 
 @pytest.fixture
@@ -89,30 +102,45 @@ def open_test(search: SearchDir, lead: float, units: int = 8, volumes: bool = Tr
     rng, seeds = np.random.default_rng(1), RunSettings.of(search.about()["settings"]).final_seeds
     experts = {names.format(n): rng.uniform(size=(4, 12, 12)) < 0.1 for n in range(units)}
     images = {name: rng.integers(0, 255, (12, 12), np.uint8) for name in experts}
-    models: dict[str, Any] = {}
-    for role, name, finds in (("baseline", "paper", 0.5), ("champion", "trial-0001", 0.5 + lead)):
+    models: dict[str, ModelScores] = {}
+    for role, name, finds in ((BASELINE, "paper", 0.5), (CHAMPION, "trial-0001", 0.5 + lead)):
         members = []
         for seed in seeds:
             found = {unit: mask & (rng.uniform(size=mask.shape) < finds) for unit, mask in experts.items()}
             scopes = {}
             for scope in (VOLUMES, SLICES) if volumes else (SLICES,):
                 mm = (1.0, 1.0, 3.0) if scope == VOLUMES else None
-                rows = [{"unit": unit, **score(found[unit], mask, mm)} for unit, mask in experts.items()]
-                for row in rows if mm else []:
-                    row["volume_error_abs_ml"] = abs(float(str(row["volume_error_ml"])))
-                both = {"pooled": pooled(rows), "pooled_half": pooled(rows)}
-                scopes[scope] = {**both, "units": rows, "rows": rows}
-            members.append({"name": f"{name}-seed{seed}", "seed": seed, "threshold": 0.4, **scopes})
-        models[role] = {"members": members, "ensemble": None}
-    about = {"opened": 1.0, "opened_before": 2, "data": {"path": "p", "fingerprint": "f", "optimistic": False}}
-    found_all = {**about, "unit": "patients", "scope": VOLUMES if volumes else SLICES, "models": models}
-    words = {"baseline": "the paper's", "champion": "The found configuration (trial-0001)"}
-    verdict = judge(found_all, "baseline", "champion", words, 0)
-    roles = {"baseline": "paper", "champion": "trial-0001"}
-    search.set_test({**found_all, "names": roles, "verdict": verdict})
+                scores = {unit: score(found[unit], mask, mm) for unit, mask in experts.items()}
+                origin = {"timepoint": "1", "source": "a.nii"}
+                scopes[scope] = ScopeScores(
+                    pooled=pooled(list(scores.values())),
+                    pooled_half=pooled(list(scores.values())),
+                    units=[UnitScores.model_validate({"unit": u, **its.as_json()}) for u, its in scores.items()],
+                    rows=[RowScores(patient=u, **origin, **its.as_json()) for u, its in scores.items()],
+                )
+            about = {"name": f"{name}-seed{seed}", "seed": seed, "threshold": 0.4}
+            members.append(NetworkScores.model_validate({**about, **scopes}))
+        models[role] = ModelScores(members=members, ensemble=None)
+    evaluation = Evaluation(
+        opened=1.0,
+        opened_before=2,
+        data=EvaluatedData(path="p", fingerprint="f", optimistic=False),
+        unit="patients",
+        scope=VOLUMES if volumes else SLICES,
+        models=models,
+    )
+    words = {BASELINE: "the baseline configuration", CHAMPION: "The champion configuration (trial-0001)"}
+    verdict = judge(evaluation, BASELINE, CHAMPION, words, 0)
+    search.set_evaluation(evaluation.with_verdict({BASELINE: "paper", CHAMPION: "trial-0001"}, [], verdict))
     masks = np.stack([mask[0] for mask in experts.values()]).astype(np.uint8)
-    gallery = {"units": np.array(list(experts)), "images": np.stack(list(images.values())), "expert": masks}
-    search.set_gallery({**gallery, "baseline": masks, "champion": np.zeros_like(masks)})
+    predictions = {BASELINE: masks, CHAMPION: np.zeros_like(masks)}
+    search.set_gallery(Gallery(tuple(experts), np.stack(list(images.values())), masks, predictions))
+
+
+def evaluation_of(search: SearchDir) -> Evaluation:
+    evaluation = search.evaluation()
+    assert evaluation is not None
+    return evaluation
 
 
 def text_of(page: Path) -> str:
@@ -134,14 +162,13 @@ def test_the_whole(make: Make) -> None:
     search = make(finals=True)
     open_test(search, 0.3)
     page = write_report(search)
-    text, verdict = text_of(page), search.test()["verdict"]
-    assert (
-        text.index(verdict["sentence"]) < text.index("Parallel") if "Parallel" in text else verdict["sentence"] in text
-    )
-    assert verdict["verdict"] == "better"
-    assert "opened 2 times before" in text
-    assert f"{verdict['primary']['champion']:.4f}" in text
-    assert f"{verdict['secondary'][1]['p_holm']:.3f}" in text
+    text, verdict = text_of(page), evaluation_of(search).verdict
+    assert verdict is not None
+    assert text.index(verdict.sentence) < text.index("Parallel") if "Parallel" in text else verdict.sentence in text
+    assert verdict.outcome == "better"
+    assert "had been opened 2 times before" in text
+    assert f"{verdict.primary.champion:.4f}" in text
+    assert f"{verdict.secondary[1].p_holm:.3f}" in text
     assert figures_of(page) == ["history", "curves", "parallel", "importances", "paired", "volumes", "gallery"]
     assert all(board.name in text for board in leaderboard(search).trials)
     assert "the paper's Table I (other data) 0.5 0.9963 ± 0.0004 0.5739 ± 0.0100 0.7292 ± 0.0080" in text
@@ -182,17 +209,17 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
     assert [row["run"] for row in rows_of(search.report / "confirmation.csv")] == [
         "paper-seed0", "paper-seed1", "trial-0001-seed0", "trial-0001-seed1",
     ]  # fmt: skip
-    models = search.test()["models"]
+    models = evaluation_of(search).models
     wanted = [
-        (role, member["name"], scope, unit["unit"], str(unit["dice"]))
-        for role in models for member in models[role]["members"] for scope in (VOLUMES, SLICES)
-        for unit in member[scope]["units"]
+        (role, member.name, scope, unit.unit, str(unit.dice))
+        for role in models for member in models[role].members for scope in member.scopes
+        for unit in member.scope(scope).units
     ]  # fmt: skip
     units = rows_of(search.report / "test_patients.csv")
     assert [(it["role"], it["network"], it["scope"], it["unit"], it["dice"]) for it in units] == wanted
     table = rows_of(search.report / "test_table.csv")
     assert len(table) == 2 * 2 * 2 * 2 + 1
-    assert table[0]["tp"] == str(models["baseline"]["members"][0][VOLUMES]["pooled"]["tp"])
+    assert table[0]["tp"] == str(models[BASELINE].members[0].scope(VOLUMES).pooled.tp)
 
 
 def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
@@ -246,7 +273,7 @@ def test_each_verdict(lead: float, units: int, word: str, kind: str, make: Make)
     open_test(search, lead, units)
     page = write_report(search)
     assert f'<div class="verdict {kind}"><b>{word}</b>' in page.read_text()
-    assert "one seed each, so nothing is known" in text_of(page)
+    assert "one seed each, so the effect of chance in training is unknown" in text_of(page)
     assert "±" not in text_of(page).split("Kept slices, pooled")[0].split("Whole volumes, pooled")[1].split("Counts")[0]
 
 
@@ -256,7 +283,7 @@ def test_pictures_are_measured_in_pixels(make: Make) -> None:
     text = text_of(write_report(search))
     assert text.index("image-level split: optimistic") < text.index("Verdict", text.index("Reproduce"))
     assert "lesion sizes and distances are in pixels instead of ml and mm" in text
-    assert "expert (pixels)" in text
+    assert "lesion (pixels), expert" in text
     assert "Hausdorff distance (pixels)" in text
     assert "(ml)" not in text
 
@@ -266,8 +293,8 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     search.set_status("running")
     search.trial(7).set_status("running")
     text = text_of(write_report(search))
-    assert "No verdict The search is still running: the sealed test is opened at its end." in text
-    assert "the best so far, not confirmed with other seeds" in text
+    assert "No verdict The search is still running. The sealed test is opened at its end." in text
+    assert "the best trial so far. It was not confirmed with other seeds" in text
     assert text_of(write_report(search, {"state": "interrupted", "reason": "stopped by Ctrl-C"})).count(
         "interrupted (stopped by Ctrl-C)"
     ), "how it stands may be known before the folder says so"
@@ -276,7 +303,7 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
 @pytest.mark.parametrize("trials", [0, 1])
 def test_hardly_any_trial(trials: int, make: Make) -> None:
     page = write_report(make(trials=trials))
-    wanted = "No trial has begun yet." if not trials else "No importances: at least 4 trials"
+    wanted = "No trial has started yet." if not trials else "No importances: at least 4 trials"
     assert wanted in text_of(page)
     assert figures_of(page) == (["history", "curves", "parallel"] if trials else [])
 
@@ -309,7 +336,7 @@ def test_a_large_search_stays_readable(make: Make) -> None:
     search = make(trials=500)
     page = write_report(search)
     assert page.stat().st_size < 5e6
-    assert "the other 480 trials" in text_of(page)
+    assert "480 more trials" in text_of(page)
 
 
 def test_importances_know_what_matters_and_leave_out_what_lies_outside(make: Make) -> None:
@@ -323,7 +350,7 @@ def test_importances_know_what_matters_and_leave_out_what_lies_outside(make: Mak
             path.write_text(json.dumps({**run.about(), "config": TrialConfig(batch_size=5).model_dump()}))
     board, space = leaderboard(search), SearchSpace.of(SPACE)
     shares, note = importances(board, space)
-    assert note == "of 59 trials (1 outside the space left out)"
+    assert note == "from 59 trials (1 outside the space left out)"
     assert next(iter(shares)) == "learning_rate"
     assert set(shares) == set(SPACE)
     assert sum(shares.values()) == pytest.approx(1)

@@ -16,6 +16,7 @@ import pytest
 from processes import descendants, listening
 
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs.evaluation import EvaluationMetrics
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.tracking.sync import default_uri, sync
 from wmlsearch.tracking.ui_views import page
@@ -64,7 +65,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         add(search.trial(number), f"trial-{number:04d}", "trial", config, values, state)
     for role, model, value in (("baseline", "paper", 0.71), ("champion", "trial-0490", 0.72)):
         add(search.model(role), f"{role} ({model})", role, {}, [value], "completed", model=model)
-        search.model(role).set_test({"opened": 1_760_000_100.0, "metrics": {"test_dice": value - 0.1}})
+        tested = EvaluationMetrics(opened=1_760_000_100.0, metrics={"test_dice": value - 0.1})
+        search.model(role).set_evaluation(tested)
     search.set_status("completed")
     uri = default_uri(out)
     assert sync(search, uri) == 1 + TRIALS + 2

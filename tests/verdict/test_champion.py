@@ -12,7 +12,7 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import PAPER
-from wmlsearch.verdict.champion import candidates, champion, select_candidates
+from wmlsearch.verdict.champion import read_candidates, select_candidates, select_champion
 
 SPACE = {"depth": {"choices": [2, 3, 4]}, "batch_size": {"choices": [4, 5, 8]}}
 
@@ -69,15 +69,15 @@ def test_the_champion_is_the_surest(search: SearchDir) -> None:
     final(search, "trial-0001", [0.9, 0.5, 0.7])  # the highest mean, but it depends on the seed
     final(search, "trial-0002", [0.68, 0.66, 0.67])
     final(search, "trial-0003", [0.99, 0.99, None])  # a seed failed
-    found = candidates(search)
+    found = read_candidates(search)
     assert [it.name for it in found] == [PAPER, "trial-0002", "trial-0001", "trial-0003"]
-    surest = champion(found)
+    surest = select_champion(found)
     assert surest is not None
     assert surest.name == "trial-0002"
     assert surest.mean == pytest.approx(0.67)
     assert surest.standard_error == pytest.approx(0.01 / math.sqrt(3))
     assert surest.score == pytest.approx(0.67 - 0.01 / math.sqrt(3))
-    assert surest.best.name == "trial-0002-seed0"
+    assert surest.best_run.name == "trial-0002-seed0"
     assert found[3].score is None
 
 
@@ -85,11 +85,11 @@ def test_who_has_not_all_seeds_is_no_champion(search: SearchDir) -> None:
     """It was among the best when its first seed was trained; then the search was resumed with more trials."""
     final(search, "paper", [0.5, 0.5, 0.5])
     final(search, "trial-0003", [0.99])
-    (paper, lucky) = candidates(search)
-    assert (paper.lacking, lucky.lacking, lucky.score) == ((), (1, 2), None)
-    assert champion([paper, lucky]) is None
+    (paper, lucky) = read_candidates(search)
+    assert (paper.missing_seeds, lucky.missing_seeds, lucky.score) == ((), (1, 2), None)
+    assert select_champion([paper, lucky]) is None
     final(search, "trial-0021", [0.6, 0.61, 0.62])
-    best = champion(candidates(search))
+    best = select_champion(read_candidates(search))
     assert best is not None
     assert best.name == "trial-0021"
 
@@ -97,11 +97,11 @@ def test_who_has_not_all_seeds_is_no_champion(search: SearchDir) -> None:
 def test_one_seed_has_no_error_and_the_paper_is_never_champion(tmp_path: Path) -> None:
     search = search_of(tmp_path / "s", 1)
     final(search, "paper", [0.9])
-    assert champion(candidates(search)) is None
+    assert select_champion(read_candidates(search)) is None
     final(search, "trial-0001", [0.4])
-    (_, only) = candidates(search)
+    (_, only) = read_candidates(search)
     assert (only.standard_error, only.score) == (None, 0.4)
-    assert champion(candidates(search)) == only
+    assert select_champion(read_candidates(search)) == only
 
 
 def test_the_value_is_that_of_the_weights_that_are_kept(search: SearchDir) -> None:
@@ -113,4 +113,4 @@ def test_the_value_is_that_of_the_weights_that_are_kept(search: SearchDir) -> No
     run.append({"epoch": 1, "val_dice_best": 0.7, "val_dice": 0.1})
     run.append({"epoch": 2, "val_dice_best": 0.6, "val_dice": 0.5})
     run.set_status("completed")
-    assert candidates(search)[0].values == (0.6,)
+    assert read_candidates(search)[0].values == (0.6,)

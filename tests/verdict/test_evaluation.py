@@ -24,13 +24,24 @@ from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import TrainedModel
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.model.training import epochs
+from wmlsearch.runs.evaluation import (
+    SLICES,
+    VOLUMES,
+    EvaluatedData,
+    Evaluation,
+    ModelScores,
+    NetworkScores,
+    ScopeScores,
+    UnitScores,
+)
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
-from wmlsearch.verdict.scores import score
+from wmlsearch.verdict.comparison import judge, unit_means
+from wmlsearch.verdict.evaluation import evaluate
+from wmlsearch.verdict.scores import pooled, score
 from wmlsearch.workflows import confirmation, sealed_test
-from wmlsearch.workflows.confirmation import BASELINE, CHAMPION
 from wmlsearch.workflows.provenance import data_record, run_record
 
 BY = {"run": "r"}
@@ -63,8 +74,15 @@ def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
         for report in epochs(config, prepared, max_epochs=1, seed=seed, best=run.best):
             run.append(report.row())
         run.set_status("completed")
-    assert confirmation.select_champion(made, RunSettings(), data, _watch, _watch)
+    assert confirmation.keep_models(made, RunSettings(), data, _watch, _watch)
     return made
+
+
+def evaluation_of(run: RunDir, fingerprint: str = "") -> Evaluation:
+    """The run's evaluation, which is there."""
+    evaluation = run.evaluation(fingerprint)
+    assert evaluation is not None
+    return evaluation
 
 
 def say(*words: object) -> Result:
@@ -80,7 +98,7 @@ def test_a_model_that_was_not_finished_is_finished(search: SearchDir, data: Path
     shutil.rmtree(kept.export)
     (kept.path / ".export.1.partial").mkdir()
     kept.set_status("running")  # as a kill leaves it
-    assert confirmation.select_champion(search, RunSettings(), data, _watch, _watch)
+    assert confirmation.keep_models(search, RunSettings(), data, _watch, _watch)
     assert kept.state == "completed"
     assert len(load_exported(kept.export).members) == 2
     assert (kept.about()["key"], kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"
@@ -96,11 +114,13 @@ def test_the_test_is_noted_only_when_all_of_it_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(SearchDir, "set_gallery", full)
         with pytest.raises(OSError, match="No space"):
-            sealed_test.sealed_test(search, RunSettings(), data, _watch)
-    assert search.test() == {}, "so a resumed search opens it again"
-    sealed_test.sealed_test(search, RunSettings(), data, _watch)
-    assert search.test()["opened_before"] == 1
-    assert search.model(CHAMPION).test()["metrics"]
+            sealed_test.evaluate_search(search, RunSettings(), data, _watch)
+    assert search.evaluation() is None, "so a resumed search opens it again"
+    sealed_test.evaluate_search(search, RunSettings(), data, _watch)
+    assert evaluation_of(search).opened_before == 1
+    kept = search.model(CHAMPION).evaluation_metrics()
+    assert kept is not None
+    assert kept.metrics
 
 
 # ------------------------------------------------------------------------------------------------------- the seal
@@ -154,21 +174,21 @@ def test_volumes_are_scored_as_predicted_through_files(search: SearchDir, data: 
     flairs = sorted(originals.rglob("*_FLAIR.nii.gz"))
     given = say("predict", search.model(CHAMPION).path, *flairs, "--out", tmp_path / "found")
     assert given.exit_code == 0, given.output
-    rows = found["models"]["model"]["members"][0][VOLUMES]["rows"]
-    assert [row["patient"] for row in rows] == [path.name.split("_")[0].removeprefix("sub-") for path in flairs]
+    rows = found.models["model"].members[0].scope(VOLUMES).rows
+    assert [row.patient for row in rows] == [path.name.split("_")[0].removeprefix("sub-") for path in flairs]
     for row, flair in zip(rows, flairs, strict=True):
         stem = flair.name.removesuffix(".nii.gz")
         mask, expert = (
             nib.load(path)
             for path in (
                 tmp_path / "found" / f"{stem}_mask.nii.gz",
-                next(originals.rglob(f"*{row['patient']}*_mask.nii.gz")),
+                next(originals.rglob(f"*{row.patient}*_mask.nii.gz")),
             )
         )
         wanted = score(np.asarray(mask.dataobj), np.asarray(expert.dataobj), mask.header.get_zooms()[:3])
-        for name, value in wanted.items():
-            assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name
-    assert sum(row["tp"] for row in rows) > 0
+        for name, value in wanted.as_json().items():
+            assert row.value(name) == (pytest.approx(value) if isinstance(value, float) else value), name
+    assert sum(row.tp for row in rows) > 0
 
 
 def test_kept_slices_are_the_papers_scope(search: SearchDir, raw: Path, tmp_path: Path) -> None:
@@ -181,32 +201,34 @@ def test_kept_slices_are_the_papers_scope(search: SearchDir, raw: Path, tmp_path
     kept = [i for i, row in enumerate(sealed.slices) if row.kept]
     assert 0 < len(kept) < len(sealed.slices)
     likely, expert = model.probabilities(images[kept]), masks[kept] != 0
-    result = found["models"]["model"]["members"][0][SLICES]
-    for key, threshold in (("pooled", model.threshold), ("pooled_half", 0.5)):
+    result = found.models["model"].members[0].scope(SLICES)
+    for scores, threshold in ((result.pooled, model.threshold), (result.pooled_half, 0.5)):
         lesion = likely >= threshold
         counts = Confusion(
             *(int(it.sum()) for it in (lesion & expert, lesion & ~expert, ~lesion & expert, ~lesion & ~expert))
         )
-        assert [result[key][name] for name in ("tp", "fp", "fn", "tn")] == [
+        assert [scores.tp, scores.fp, scores.fn, scores.tn] == [
             counts.true_positives, counts.false_positives, counts.false_negatives, counts.true_negatives,
         ]  # fmt: skip
-    assert len(result["rows"]) == len(kept)
+    assert len(result.rows) == len(kept)
     patients = sorted({sealed.slices[i].patient for i in kept})
-    assert [row["unit"] for row in result["units"]] == list(gallery["units"]) == patients
-    assert gallery["images"].shape == gallery["expert"].shape == gallery["model"].shape == (len(patients), 32, 32)
+    assert [row.unit for row in result.units] == list(gallery.units) == patients
+    assert gallery.images.shape == gallery.expert.shape == gallery.predictions["model"].shape == (len(patients), 32, 32)
 
 
 def test_several_seeds_are_an_ensemble_too(search: SearchDir, data: Path) -> None:
     exported = load_exported(search.model(CHAMPION).export)
     assert exported.ensemble_threshold == ensemble_threshold(exported.members, PreparedData.open(data).val)
     found, _ = evaluate({"model": exported.members}, data, BY, {"model": exported.ensemble_threshold or 0.5})
-    ensemble = found["models"]["model"]["ensemble"]
-    assert ensemble["threshold"] == exported.ensemble_threshold
+    ensemble = found.models["model"].ensemble
+    assert ensemble is not None
+    assert ensemble.threshold == exported.ensemble_threshold
     twice, _ = evaluate({"model": [exported.members[0]] * 2}, data, BY)  # the mean of two equal ones is that one
-    single = twice["models"]["model"]["members"][0]
-    same = twice["models"]["model"]["ensemble"]
-    assert same[VOLUMES] == single[VOLUMES]
-    assert same[SLICES] == single[SLICES]
+    single = twice.models["model"].members[0]
+    same = twice.models["model"].ensemble
+    assert same is not None
+    assert (same.volumes, same.slices) == (single.volumes, single.slices)
+    assert single.scopes == (VOLUMES, SLICES)
 
 
 def write_pictures(raw: Path) -> None:
@@ -248,14 +270,15 @@ def test_pictures_have_no_millimetres(data: Path, tmp_path: Path) -> None:
     write_pictures(tmp_path / "raw")
     prepare(tmp_path / "raw", tmp_path / "own", PrepareOptions(size=32, patient_pattern=r"^(p\d+)_", jobs=1))
     run, result = evaluated(tmp_path / "own", tmp_path / "runs")
-    found = run.test()
-    assert (found["scope"], found["unit"]) == (SLICES, "patients")
-    (member,) = found["models"]["model"]["members"]
-    assert VOLUMES not in member
-    assert len(member[SLICES]["units"]) == 2
-    assert not [name for name in member[SLICES]["rows"][0] if name.endswith(("_mm", "_mm3", "_ml"))]
-    assert "hd95_px" in member[SLICES]["rows"][0]
-    assert "the sealed test was opened for the first time" in result.stdout
+    found = evaluation_of(run)
+    assert (found.scope, found.unit) == (SLICES, "patients")
+    (member,) = found.models["model"].members
+    assert member.scopes == (SLICES,)
+    assert len(member.scope(SLICES).units) == 2
+    row = member.scope(SLICES).rows[0].as_json()
+    assert not [name for name in row if name.endswith(("_mm", "_mm3", "_ml"))]
+    assert "hd95_px" in row
+    assert "The sealed test was opened for the first time" in result.stdout
     assert "whole volumes" not in result.stdout
     volumes = say("evaluate", "r", "--data", data, "--out", tmp_path / "runs")
     assert (volumes.exit_code, openings(data)) == (2, []), volumes.output
@@ -268,10 +291,10 @@ def test_images_of_nobody_stand_for_themselves(tmp_path: Path) -> None:
     data = tmp_path / "data"
     prepare(tmp_path / "raw", data, PrepareOptions(size=32, split="image", allow_leakage=True, jobs=1))
     run, _ = evaluated(data, tmp_path / "runs")
-    found, sealed = run.test(), Manifest.read(data / SEALED)
-    assert (found["scope"], found["unit"], found["data"]["optimistic"]) == (SLICES, "images", True)
-    units = found["models"]["model"]["members"][0][SLICES]["units"]
-    assert [row["unit"] for row in units] == [f"image {place:04d}" for place in range(1, len(sealed.slices) + 1)]
+    found, sealed = evaluation_of(run), Manifest.read(data / SEALED)
+    assert (found.scope, found.unit, found.data.optimistic) == (SLICES, "images", True)
+    units = found.models["model"].members[0].scope(SLICES).units
+    assert [row.unit for row in units] == [f"image {place:04d}" for place in range(1, len(sealed.slices) + 1)]
 
 
 @pytest.mark.parametrize("what", ["volume", "slices"])
@@ -298,7 +321,7 @@ def test_damaged_test_data_are_not_scored(what: str, search: SearchDir, data: Pa
         result = say("evaluate", "r", "--out", run.path.parent)
         assert "images.npy: is damaged, its checksum is not the manifest's; make it again with" in result.stderr
     assert result.exit_code == 2
-    assert search.test() == {}
+    assert search.evaluation() is None
 
 
 # ----------------------------------------------------------------------------------------------------- the verdict
@@ -307,28 +330,26 @@ def test_damaged_test_data_are_not_scored(what: str, search: SearchDir, data: Pa
 def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     result = say("evaluate", "s", "--out", search.path.parent)
     assert result.exit_code == 0, result.output
-    found = search.test()
-    assert found["names"] == {BASELINE: "paper", CHAMPION: "trial-0000"}
-    assert (found["scope"], found["unit"], found["opened_before"]) == (VOLUMES, "patients", 0)
+    found = evaluation_of(search)
+    assert found.names == {BASELINE: "paper", CHAMPION: "trial-0000"}
+    assert (found.scope, found.unit, found.opened_before) == (VOLUMES, "patients", 0)
     units = unit_means(found, CHAMPION, "dice")
-    by_seed = [
-        {row["unit"]: row["dice"] for row in member[VOLUMES]["units"]}
-        for member in found["models"][CHAMPION]["members"]
-    ]
+    by_seed = [{row.unit: row.dice for row in member.scope(VOLUMES).units} for member in found.models[CHAMPION].members]
     assert len(by_seed) == 2
     for unit, mean in units.items():
         assert mean == pytest.approx(np.mean([its[unit] for its in by_seed]))
-    primary = found["verdict"]["primary"]
-    assert primary["champion"] == pytest.approx(np.mean(list(units.values())))
-    assert found["verdict"]["verdict"] == "not shown: too few patients"
-    assert f"verdict: {found['verdict']['sentence']}" in result.stdout
-    tested = search.model(CHAMPION).test()["metrics"]
-    assert tested["test_dice"] == pytest.approx(primary["champion"])
-    assert tested["test_volumes_dice"] == pytest.approx(
-        np.mean([member[VOLUMES]["pooled"]["dice"] for member in found["models"][CHAMPION]["members"]])
-    )
+    assert found.verdict is not None
+    primary = found.verdict.primary
+    assert primary.champion == pytest.approx(np.mean(list(units.values())))
+    assert found.verdict.outcome == "not shown: too few patients"
+    assert f"verdict: {found.verdict.sentence}" in result.stdout
+    kept = search.model(CHAMPION).evaluation_metrics()
+    assert kept is not None
+    assert kept.metrics["test_dice"] == pytest.approx(primary.champion)
+    dices = [member.scope(VOLUMES).pooled.dice or 0.0 for member in found.models[CHAMPION].members]
+    assert kept.metrics["test_volumes_dice"] == pytest.approx(np.mean(dices))
     assert say("evaluate", "s", "--out", search.path.parent).exit_code == 0
-    assert search.test()["opened_before"] == 1
+    assert evaluation_of(search).opened_before == 1
     assert [line["run"] for line in openings(data)] == ["s", "s"]
 
 
@@ -341,24 +362,37 @@ def test_mlflow_has_the_scores_where_no_report_can_be_written(
     monkeypatch.setattr("wmlsearch.report.page.write_report", full)
     result = say("evaluate", "s", "--out", search.path.parent)
     assert (result.exit_code, "No space left" in result.stderr) == (1, True), result.output
-    kept = search.model(CHAMPION)
-    told = connect(default_uri(search.path.parent)).get_run(kept.ledger()["run_id"])
-    assert told.data.metrics["test_dice"] == pytest.approx(kept.test()["metrics"]["test_dice"])
+    model = search.model(CHAMPION)
+    kept = model.evaluation_metrics()
+    assert kept is not None
+    mirrored = connect(default_uri(search.path.parent)).get_run(model.ledger()["run_id"])
+    assert mirrored.data.metrics["test_dice"] == pytest.approx(kept.metrics["test_dice"])
 
 
-def test_the_verdict_follows_from_the_units(search: SearchDir) -> None:
-    def member(dices: list[float]) -> dict[str, object]:
-        return {VOLUMES: {"units": [{"unit": f"p{i}", "dice": dice} for i, dice in enumerate(dices)]}}
+def test_the_verdict_follows_from_the_units() -> None:
+    nothing = score(np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), (1, 1, 1))
+    none = ScopeScores(pooled=pooled([nothing]), pooled_half=pooled([nothing]), units=[], rows=[])
+
+    def member(dices: list[float]) -> NetworkScores:
+        values = [{**nothing.as_json(), "unit": f"p{i}", "dice": dice} for i, dice in enumerate(dices)]
+        scores = none.model_copy(update={"units": [UnitScores.model_validate(its) for its in values]})
+        return NetworkScores(name="n", seed=0, threshold=0.5, volumes=scores)
 
     worse, better = [0.5 + i / 100 for i in range(12)], [0.6 + i / 90 for i in range(12)]
-    names = {"baseline": "the paper's", "champion": "The found configuration"}
+    words = {BASELINE: "the baseline configuration", CHAMPION: "The champion configuration"}
 
-    def judged(theirs: list[float], ours: list[float]) -> str:
-        found = {
-            "scope": VOLUMES, "unit": "patients", "data": {"optimistic": False},
-            "models": {"baseline": {"members": [member(theirs)]}, "champion": {"members": [member(ours)] * 2}},
-        }  # fmt: skip
-        return str(judge(found, "baseline", "champion", names, 0)["verdict"])
+    def judged(baseline: list[float], champion: list[float]) -> str:
+        evaluation = Evaluation(
+            opened=1.0,
+            data=EvaluatedData(path="p", fingerprint="f", optimistic=False),
+            unit="patients",
+            scope=VOLUMES,
+            models={
+                BASELINE: ModelScores(members=[member(baseline)], ensemble=None),
+                CHAMPION: ModelScores(members=[member(champion)] * 2, ensemble=None),
+            },
+        )
+        return judge(evaluation, BASELINE, CHAMPION, words, 0).outcome
 
     assert judged(worse, better) == "better"
     assert judged(better, worse) == "worse"
@@ -373,14 +407,17 @@ def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) ->
     out = ("--out", search.path.parent)
     result = say("evaluate", "s", "--data", tmp_path / "other", *out)
     assert result.exit_code == 0, result.output
-    assert search.test() == {}, "that of its own data is still to come"
+    assert search.evaluation() is None, "that of its own data is still to come"
     fingerprint = Manifest.read(tmp_path / "other").fingerprint
-    assert len(search.test(fingerprint)["models"][CHAMPION]["members"][0][VOLUMES]["rows"]) == 2
+    assert len(evaluation_of(search, fingerprint).models[CHAMPION].members[0].scope(VOLUMES).rows) == 2
     seen = Manifest.read(data).certificate.patients["train"][:2]
     prepare(raw, tmp_path / "swapped", PrepareOptions(size=32, fit="resize", test_patients=seen, jobs=1))
     refused = say("evaluate", "s", "--data", tmp_path / "swapped", *out)
     assert refused.exit_code == 2
-    assert f"of its test slices are train or validation slices of {data}, so they would say nothing" in refused.stderr
+    assert (
+        f"of its test slices are train or validation slices of {data}, so the test would be meaningless"
+        in refused.stderr
+    )
     assert f"- {seen[0]}, sub-{seen[0]}/" in refused.stderr
     assert openings(tmp_path / "swapped") == []
 
@@ -389,5 +426,5 @@ def test_a_single_final_run(search: SearchDir) -> None:
     run = search.final("trial-0000", 1)
     result = say("evaluate", run.path, "--out", search.path.parent)
     assert result.exit_code == 0, result.output
-    assert TrainedModel.from_run(run).threshold == run.test()["models"]["model"]["members"][0]["threshold"]
-    assert run.test()["metrics"]["test_volumes_dice"] >= 0
+    assert TrainedModel.from_run(run).threshold == evaluation_of(run).models["model"].members[0].threshold
+    assert evaluation_of(run).metrics["test_volumes_dice"] >= 0

@@ -12,10 +12,16 @@ import torch
 from paths import REAL
 from scipy import ndimage
 
-from wmlsearch.verdict.scores import label_lesions, pooled, score
+from wmlsearch.verdict.scores import label_lesions, pooled
+from wmlsearch.verdict.scores import score as typed_score
 
 RATIOS = ("iou", "dice", "precision", "recall", "lesion_precision", "lesion_recall", "lesion_f1")
 Voxels = set[tuple[int, ...]]
+
+
+def score(found: Any, expert: Any, voxel_mm: Any) -> dict[str, Any]:
+    """The scores by name: those that are set."""
+    return typed_score(found, expert, voxel_mm).as_json()
 
 
 def random_masks(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +104,7 @@ def test_a_volume_scores_as_voxel_by_voxel(seed: int, edges: tuple[float, float,
         "expert_volume_ml": sum(volumes) / 1000,
         "volume_error_ml": (found.sum() * np.prod(edges) - sum(volumes)) / 1000,
         "volume_error_relative": found.sum() / expert.sum() - 1,
+        "volume_error_abs_ml": abs(found.sum() * np.prod(edges) - sum(volumes)) / 1000,
     }
     assert {name: scores[name] for name in expected} == pytest.approx(expected)
     assert len(scores) == len(expected) + 6
@@ -235,7 +242,8 @@ def test_pictures_stand_apart_and_are_measured_in_pixels() -> None:
 def test_pooled_scores_are_those_of_all_voxels_at_once() -> None:
     pairs = [random_masks(seed, (6, 6, 6)) for seed in range(4)] + [(np.zeros((6, 6, 6), bool),) * 2]
     together = score(*(np.concatenate([np.pad(pair[i], 1) for pair in pairs]) for i in (0, 1)), (1, 1, 1))
-    whole = pooled([score(np.pad(found, 1), np.pad(expert, 1), (1, 1, 1)) for found, expert in pairs])
+    parts = [typed_score(np.pad(found, 1), np.pad(expert, 1), (1, 1, 1)) for found, expert in pairs]
+    whole = pooled(parts).as_json()
     assert whole == {name: together[name] for name in whole}
     assert set(together) - set(whole) == {name for name in together if "volume" in name or "hd95" in name}
 
@@ -250,12 +258,12 @@ def test_errors_say_what_does_not_fit() -> None:
     assert text(mask, mask[:1], (1, 1, 1)) == "both masks must have the same shape, but got (2, 3, 4) and (1, 3, 4)"
     assert text(mask, mask[:1], None) == "both masks must have the same shape, but got (3, 4) and (3, 4)"
     assert text(mask[0], mask[0], (1, 1, 1)) == "each mask must be a volume (i, j, k), but got (3, 4)"
-    assert text(mask[0], mask[0], None) == "each mask must be a stack of pictures (n, rows, columns), but got (4,)"
+    assert text(mask[0], mask[0], None) == "each mask must be a stack of slices (n, rows, columns), but got (4,)"
     assert text(mask, mask, (1, 0, 1)) == "voxel_mm must be three lengths above 0, but got (1, 0, 1)"
-    with pytest.raises(ValueError, match=r"all volumes \(mm3\) or all pictures \(px\), but got none"):
+    with pytest.raises(ValueError, match=r"all volumes \(mm3\) or all slices \(px\), but got none"):
         pooled([])
     with pytest.raises(ValueError, match=r"but got \['mm3', 'px'\]"):
-        pooled([score(mask, mask, (1, 1, 1)), score(mask, mask, None)])
+        pooled([typed_score(mask, mask, (1, 1, 1)), typed_score(mask, mask, None)])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real volumes (shared/data/ms-flair) are not beside this repository")

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wmlsearch.verdict.statistics import Comparison, holm, paired, sentence, verdict
-
-FOUND, PAPER = "The found configuration (trial-0007)", "the paper's"
+from wmlsearch.runs.evaluation import Comparison
+from wmlsearch.verdict.statistics import holm, outcome, paired
 
 
 def cohort(rng: np.random.Generator, patients: int, difference: float) -> tuple[np.ndarray, np.ndarray]:
@@ -21,12 +20,15 @@ def cohort(rng: np.random.Generator, patients: int, difference: float) -> tuple[
 
 
 def compared(pairs: int, low: float, high: float, p: float, left_out: int = 0) -> Comparison:
-    return Comparison(pairs, left_out, 0.63, 0.63 + (low + high) / 2, (low + high) / 2, low, high, p)
+    mean = (low + high) / 2
+    return Comparison(
+        pairs=pairs, left_out=left_out, baseline=0.63, champion=0.63 + mean, difference=mean, low=low, high=high, p=p
+    )
 
 
 def test_equal_models_are_seldom_called_better() -> None:
     rng = np.random.default_rng(1)
-    verdicts = [verdict(paired(*cohort(rng, 12, 0.0), seed, resamples=999)) for seed in range(1000)]
+    verdicts = [outcome(paired(*cohort(rng, 12, 0.0), seed, resamples=999)) for seed in range(1000)]
     assert 0 < verdicts.count("better") <= 50
     assert 0 < verdicts.count("worse") <= 50
     assert verdicts.count("better") + verdicts.count("worse") <= 65  # 5 % and two standard deviations
@@ -34,10 +36,10 @@ def test_equal_models_are_seldom_called_better() -> None:
 
 def test_a_true_difference_is_mostly_found_and_seldom_in_few_patients() -> None:
     rng = np.random.default_rng(2)
-    verdicts = [verdict(paired(*cohort(rng, 30, 0.05), seed, resamples=999)) for seed in range(200)]
+    verdicts = [outcome(paired(*cohort(rng, 30, 0.05), seed, resamples=999)) for seed in range(200)]
     assert verdicts.count("better") > 160
     assert verdicts.count("worse") == 0
-    few = [verdict(paired(*cohort(rng, 6, 0.05), seed, resamples=999)) for seed in range(200)]
+    few = [outcome(paired(*cohort(rng, 6, 0.05), seed, resamples=999)) for seed in range(200)]
     assert 0 < few.count("better") < 100
 
 
@@ -87,15 +89,17 @@ def test_the_same_seed_gives_the_same_numbers_and_swapped_models_the_opposite() 
     assert it != paired(baseline, champion, seed=4)
     swapped = paired(champion, baseline, seed=3)
     assert (swapped.difference, swapped.baseline) == (pytest.approx(-float(it.difference or 0)), it.champion)
-    assert (verdict(it), verdict(swapped)) == ("better", "worse")
+    assert (outcome(it), outcome(swapped)) == ("better", "worse")
 
 
 def test_a_pair_without_a_score_is_left_out_and_counted() -> None:
     it = paired([0.5, None, 0.7, 0.2, 0.3], [0.6, 0.9, math.nan, 0.4, 0.4], seed=0)
     assert (it.pairs, it.left_out, it.baseline) == (3, 2, pytest.approx(1 / 3))
     assert (it.difference, it.low, it.high, it.p) == (pytest.approx(0.4 / 3), None, None, 0.25)
-    assert paired([None], [0.5], seed=0) == Comparison(0, 1, None, None, None, None, None, None)
-    assert paired([0.4], [0.5], seed=0) == Comparison(1, 0, 0.4, 0.5, pytest.approx(0.1), None, None, None)
+    none = dict.fromkeys(("baseline", "champion", "difference", "low", "high", "p"))
+    assert paired([None], [0.5], seed=0) == Comparison(pairs=0, left_out=1, **none)
+    one = {**none, "baseline": 0.4, "champion": 0.5, "difference": 0.5 - 0.4}
+    assert paired([0.4], [0.5], seed=0) == Comparison(pairs=1, left_out=0, **one)
     with pytest.raises(ValueError, match=r"one score for each patient, but got \(2,\) and \(3,\)"):
         paired([1, 2], [1, 2, 3], seed=0)
 
@@ -103,55 +107,22 @@ def test_a_pair_without_a_score_is_left_out_and_counted() -> None:
 def test_differences_that_are_all_equal() -> None:
     scores = np.linspace(0.4, 0.9, 12)
     same = paired(scores, scores, seed=0)
-    assert (same.difference, same.low, same.high, same.p, verdict(same)) == (0, 0, 0, 1, "not shown")
+    assert (same.difference, same.low, same.high, same.p, outcome(same)) == (0, 0, 0, 1, "not shown")
     shifted = paired(scores, scores + 0.1, seed=0)
     assert (shifted.low, shifted.high) == pytest.approx((0.1, 0.1))
-    assert (shifted.p, verdict(shifted)) == (2 / 2**12, "better")
+    assert (shifted.p, outcome(shifted)) == (2 / 2**12, "better")
 
 
 def test_a_verdict_needs_interval_and_test() -> None:
-    assert verdict(compared(9, 0.03, 0.12, 0.004)) == "better"
-    assert verdict(compared(9, -0.12, -0.03, 0.004)) == "worse"
-    assert verdict(compared(9, -0.01, 0.12, 0.04)) == "not shown"
-    assert verdict(compared(9, 0.01, 0.12, 0.06)) == "not shown"
+    assert outcome(compared(9, 0.03, 0.12, 0.004)) == "better"
+    assert outcome(compared(9, -0.12, -0.03, 0.004)) == "worse"
+    assert outcome(compared(9, -0.01, 0.12, 0.04)) == "not shown"
+    assert outcome(compared(9, 0.01, 0.12, 0.06)) == "not shown"
     clear = paired(np.linspace(0.1, 0.2, 6), np.linspace(0.8, 0.9, 6), seed=0)
-    assert (clear.p, verdict(clear)) == (2 / 2**6, "better")
+    assert (clear.p, outcome(clear)) == (2 / 2**6, "better")
     fewer = paired(np.linspace(0.1, 0.2, 5), np.linspace(0.8, 0.9, 5), seed=0)
-    assert (fewer.p, verdict(fewer)) == (2 / 2**5, "not shown: too few patients")
-    assert verdict(fewer, "images") == "not shown: too few images"
-
-
-def test_sentences() -> None:
-    assert sentence(compared(9, 0.03, 0.12, 0.00391), FOUND, PAPER) == (
-        "The found configuration (trial-0007) is better than the paper's on 9 sealed test patients: mean Dice per "
-        "patient 0.705 against 0.630, difference +0.075 (95 % interval 0.030 to 0.120, p = 0.00391)."
-    )
-    assert sentence(compared(9, -0.12, -0.03, 0.0117, left_out=2), FOUND, PAPER) == (
-        "The found configuration (trial-0007) is worse than the paper's on 9 sealed test patients: mean Dice per "
-        "patient 0.555 against 0.630, difference -0.075 (95 % interval -0.120 to -0.030, p = 0.0117). 2 patients "
-        "without Dice scores of both are left out."
-    )
-    assert sentence(compared(200, -0.02, 0.04, 0.5, left_out=1), FOUND, PAPER, "IoU", "images", optimistic=True) == (
-        "The found configuration (trial-0007) is not shown to be better or worse than the paper's on 200 sealed test "
-        "images: mean IoU per image 0.640 against 0.630, difference +0.010 (95 % interval -0.020 to 0.040, p = 0.5). "
-        "1 image without IoU scores of both is left out. Mind: the split is optimistic, since slices of a "
-        "patient can stand on both sides."
-    )
-    few = paired([0.5, 0.6, 0.7], [0.6, 0.7, 0.9], seed=0)
-    assert sentence(few, FOUND, PAPER) == (
-        "The found configuration (trial-0007) is not shown to be better or worse than the paper's: 3 sealed test "
-        "patients are too few, since fewer than 6 can't reach p < 0.05 in a paired test. Mean Dice per patient 0.733 "
-        "against 0.600, difference +0.133 (p = 0.25)."
-    )
-    assert sentence(paired([0.5], [0.6], seed=0), FOUND, PAPER) == (
-        "The found configuration (trial-0007) is not shown to be better or worse than the paper's: 1 sealed test "
-        "patient is too few, since fewer than 6 can't reach p < 0.05 in a paired test. Mean Dice per patient 0.600 "
-        "against 0.500, difference +0.100."
-    )
-    assert sentence(paired([None], [0.6], seed=0), FOUND, PAPER) == (
-        "The found configuration (trial-0007) can't be compared with the paper's: no sealed test patient has Dice "
-        "scores of both. 1 patient without Dice scores of both is left out."
-    )
+    assert (fewer.p, outcome(fewer)) == (2 / 2**5, "not shown: too few patients")
+    assert outcome(fewer, "images") == "not shown: too few images"
 
 
 def test_holm() -> None:

@@ -166,21 +166,25 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
 
 def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done) -> None:
     client, search = MlflowClient(default_uri(done.search.path.parent)), done.search
-    found = search.test()
+    evaluation = search.evaluation()
+    assert evaluation is not None
+    assert evaluation.verdict is not None
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
     for role in ("baseline", "champion"):
         model = search.model(role)
         held = by_key[model.about()["key"]]
-        assert held.info.run_name == f"{role} ({found['names'][role]})"
-        assert {name: held.data.metrics[name] for name in model.test()["metrics"]} == model.test()["metrics"]
+        assert held.info.run_name == f"{role} ({evaluation.names[role]})"
+        tested = model.evaluation_metrics()
+        assert tested is not None
+        assert {name: held.data.metrics[name] for name in tested.metrics} == tested.metrics
         version = client.get_model_version_by_alias("wml-unet", role)
         assert version.run_id == held.info.run_id
         files = {Path(it.path).name for it in client.list_artifacts(held.info.run_id, "model")}
         assert files == {"model.json", "member-0.safetensors", "member-1.safetensors"}
     parent = by_key[search.about()["key"]].data.tags
-    assert parent["verdict"] == found["verdict"]["verdict"]
-    assert parent["mlflow.note.content"] == found["verdict"]["sentence"]
+    assert parent["verdict"] == evaluation.verdict.outcome
+    assert parent["mlflow.note.content"] == evaluation.verdict.sentence
 
 
 def test_leaderboard_and_pictures(done: Done) -> None:
@@ -189,7 +193,9 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     assert values == sorted(values, reverse=True)  # type: ignore[type-var]  # none is None
     assert board.best is not None
     assert board.best.value == max(row["val_dice_best"] for run in done.search.trials() for row in run.rows())
-    champion = done.search.test()["names"]["champion"]
+    evaluation = done.search.evaluation()
+    assert evaluation is not None
+    champion = evaluation.names["champion"]
     assert {entry.name for entry in board.finals} == {
         f"{name}-seed{seed}" for name in ("paper", champion) for seed in (0, 1)
     }

@@ -18,7 +18,7 @@ from wmlsearch.config import OBJECTIVES
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import BAD, RUNNING, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard, leaderboard
-from wmlsearch.verdict.wording import compared_slices, optimistic_note
+from wmlsearch.verdict.wording import leakage_note, optimistic_note
 
 DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # behind the point; other metrics: 4
 STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
@@ -134,7 +134,7 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
         cells = [f"{count[name]:g}" for name in ("patients", "timepoints", "slices", "kept")]
         table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count['lesion_share']:.2f} %")
     console.print(table)
-    console.print(compared_slices(dataclasses.asdict(manifest.certificate)), highlight=False)
+    console.print(leakage_note(dataclasses.asdict(manifest.certificate)), highlight=False)
     for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:
         console.print(f"mind: {warning}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"{manifest.plane} slices of {manifest.size} x {manifest.size} pixels are in {out}", highlight=False)

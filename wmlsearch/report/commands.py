@@ -1,11 +1,11 @@
-"""What to type to get a search and its champion again, from what its folder says."""
+"""Commands and hyperparameter files that reproduce a search and its champion."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -13,10 +13,7 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.space import SearchSpace, shipped
 
-if TYPE_CHECKING:
-    pass
-
-# Settings that are options of `wmlsearch tune` by their own name.
+# Settings whose option of `wmlsearch tune` has the same name.
 _OPTIONS = (
     "trials", "epochs", "seed", "precision", "objective", "sampler", "scheduler", "grace_epochs", "confirm_top",
     "confirm_seeds", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb",
@@ -25,16 +22,16 @@ _OPTIONS = (
 
 
 def tune_command(about: Mapping[str, Any]) -> str:
-    """`wmlsearch tune quick --data prepared --trials 6`: with the options that are not at their default.
+    """Return the command with all options that differ from their default: `wmlsearch tune quick --data prepared ...`.
 
-    A space that is not shipped is named as the report's own copy, `space.yaml`.
+    A space of the user's own is named as the report's copy, `space.yaml`.
     """
     settings = about["settings"]
     source = about["space"]["source"]
     words = [source if (shipped() / f"{source}.yaml").is_file() else "space.yaml", *_data(about)]
     objectives = settings.get("objectives") or []
-    brought = {"objectives": objectives} if objectives else {}
-    defaults = RunSettings.of(brought).model_dump()  # several objectives bring their own sampler and scheduler
+    # Several objectives have another default sampler and scheduler.
+    defaults = RunSettings.of({"objectives": objectives} if objectives else {}).model_dump()
     if objectives:
         words += ["--objectives", ",".join(objectives)]
     for name in _OPTIONS:
@@ -49,7 +46,7 @@ def tune_command(about: Mapping[str, Any]) -> str:
 
 
 def train_commands(about: Mapping[str, Any], seeds: list[int]) -> list[str]:
-    """`wmlsearch train champion.yaml --data prepared --epochs 9 --seed 1`, one for each seed."""
+    """Return the command for each seed: `wmlsearch train champion.yaml --data prepared --epochs 9 --seed 1`."""
     settings, defaults = about["settings"], RunSettings().model_dump()
     words = ["wmlsearch", "train", "champion.yaml", *_data(about), "--epochs", str(settings["epochs"])]
     if settings.get("precision", "auto") != defaults["precision"]:
@@ -59,7 +56,7 @@ def train_commands(about: Mapping[str, Any], seeds: list[int]) -> list[str]:
 
 
 def _data(about: Mapping[str, Any]) -> list[str]:
-    """The data by their folder's name: where it lies may name people, and a report is handed on."""
+    """Return the data option with the folder's name only: its path may contain names of people."""
     return ["--data", about["data"]["name"]]
 
 
@@ -69,20 +66,21 @@ def _shape(about: Mapping[str, Any], workers: str) -> list[str]:
     return words + (["--gpus-per-worker", f"{shape['gpus_per_worker']:g}"] if shape.get("gpus_per_worker") else [])
 
 
-def point_yaml(config: Mapping[str, Any]) -> str:
-    """A configuration as a hyperparameter file; what differs from the paper's says so."""
-    paper = TrialConfig().model_dump()
-    lines = [(_line(name, value), _line(name, paper[name]).split(": ", 1)[1]) for name, value in config.items()]
-    wide = max(len(line) for line, _ in lines)
-    changed = [config[name] != paper[name] for name in config]
-    return "".join(
-        (f"{line:<{wide}}  # the paper's: {theirs}" if differs else line) + "\n"
-        for (line, theirs), differs in zip(lines, changed, strict=True)
-    )
+def config_yaml(config: Mapping[str, Any]) -> str:
+    """Return a configuration as a hyperparameter file, with the baseline's value beside each that differs."""
+    baseline = TrialConfig().model_dump()
+    lines = {name: _line(name, value) for name, value in config.items()}
+    width = max(len(line) for line in lines.values())
+    text = ""
+    for name, line in lines.items():
+        differs = config[name] != baseline[name]
+        note = f"  # baseline: {_line(name, baseline[name]).split(': ', 1)[1]}" if differs else ""
+        text += (f"{line:<{width}}{note}" if differs else line) + "\n"
+    return text
 
 
 def space_yaml(space: SearchSpace) -> str:
-    """A search space as a hyperparameter file."""
+    """Return a search space as a hyperparameter file."""
     return "".join(_line(name, entry) + "\n" for name, entry in space.mapping().items())
 
 
@@ -91,7 +89,7 @@ def _line(name: str, entry: Any) -> str:
 
 
 def resume_command(search: RunDir) -> str:
-    """What goes on with a search, wherever it lies."""
+    """Return the command that resumes a search."""
     out = search.path.parent
     words = ["wmlsearch", "tune", "--resume", search.name, *([] if out == Path("runs") else ["--out", str(out)])]
     return shlex.join(words)

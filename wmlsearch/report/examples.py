@@ -1,79 +1,102 @@
-"""Predictions on validation slices, to look at: of all the report shows the one thing that needs the prepared data."""
+"""Predictions on validation slices: the one figure of the report that needs the prepared data set."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.predictor import TrainedModel
-from wmlsearch.report.figures import BASELINE, CHAMPION, drawn
+from wmlsearch.report.figure_style import (
+    BASELINE_COLOUR,
+    CHAMPION_COLOUR,
+    EXPERT_COLOUR,
+    figure,
+    show_slice,
+    slice_dice,
+)
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 
 EXAMPLES = 4
+MIN_DISTANCE = 3  # between two examples, in slices: neighbours look alike
 
 
 def write_examples(search: SearchDir, data: Path) -> Path | None:
-    """Validation slices: the image, the expert's outline, and what the best trial and the baseline find.
+    """Draw validation slices: the image, the expert's mask, and what the best trial and the baseline predict.
 
-    None where no model has weights yet.
+    Return the figure, or None where no model has weights yet.
     """
-    board = leaderboard(search)
-    best = f"highest {board.objective}" if board.objectives else "best trial"
-    entries = [(best, board.best), *(("paper's baseline", entry) for entry in board.finals[:1])]
-    models = [(title, RunDir(Path(entry.path))) for title, entry in entries if entry is not None]
-    models = [(title, run) for title, run in models if run.best.is_file()]
+    models = _models(search)
     if not models:
         return None
-    slices = PreparedData.open(data).val
-    images, masks = (array[slices.rows].numpy() for array in (slices.images, slices.masks))
-    chosen = _telling(masks, slices.patients.numpy())
-    columns: list[tuple[str, np.ndarray | None, str]] = [
-        ("FLAIR", None, ""),
-        ("expert", masks[chosen].astype(bool), "#ffd166"),
-    ]
-    for (title, run), colour in zip(models, (CHAMPION, BASELINE), strict=False):
+    validation = PreparedData.open(data).val
+    images, masks = (array[validation.rows].numpy() for array in (validation.images, validation.masks))
+    patients = validation.patients.numpy()
+    positions = _select_slices(masks, patients)
+    experts = masks[positions].astype(bool)
+    columns = [("expert", experts, EXPERT_COLOUR)]
+    for title, run, colour in models:
         try:
             model = TrainedModel.load(run.best)
         except InputError:
             continue
-        columns.append((title, model.probabilities(images[chosen]) >= model.threshold, colour))
+        columns.append((title, model.probabilities(images[positions]) >= model.threshold, colour))
     path = search.report / "examples.png"
-    with drawn(path, 2.2 * len(columns), 2.25 * len(chosen), len(chosen), len(columns)) as (_, grid):
-        for row, position in enumerate(chosen):
-            for axes, (title, found, colour) in zip(grid[row], columns, strict=True):
-                axes.imshow(images[position], cmap="gray", vmin=0, vmax=255)
-                axes.set_axis_off()
-                if found is not None and found[row].any():
-                    axes.contourf(found[row], levels=[0.5, 1], colors=[colour], alpha=0.45)
-                    axes.contour(found[row], levels=[0.5], colors=[colour], linewidths=0.9)
-                if found is not None and title != "expert":
-                    either = found[row].sum() + masks[position].sum()
-                    both = np.logical_and(found[row], masks[position]).sum()
-                    score = f"Dice {2 * both / either:.2f}" if either else "no lesion"
-                    axes.text(0.97, 0.03, score, color="white", fontsize=8, ha="right", transform=axes.transAxes)
-                if row == 0:
-                    axes.set_title(title, fontsize=10)
-                if title == "FLAIR":
-                    name = slices.patient_names[int(slices.patients[position])]
-                    axes.text(0.03, 0.03, name, color="white", fontsize=8, transform=axes.transAxes)
+    rows, width = len(positions), len(columns) + 1
+    with figure(path, 2.2 * width, 2.25 * rows, rows, width) as (_, grid):
+        for row, position in enumerate(positions):
+            show_slice(grid[row, 0], images[position])
+            _write(grid[row, 0], validation.patient_names[int(patients[position])], "left")
+            for axes, (title, predictions, colour) in zip(grid[row, 1:], columns, strict=True):
+                show_slice(axes, images[position], predictions[row], colour)
+                if title != "expert":
+                    dice = slice_dice(predictions[row], experts[row])
+                    _write(axes, "no lesion" if dice is None else f"Dice {dice:.2f}", "right")
+        for axes, title in zip(grid[0], ("FLAIR", *(title for title, _, _ in columns)), strict=True):
+            axes.set_title(title, fontsize=10)
     return path
 
 
-def _telling(masks: np.ndarray, patients: np.ndarray) -> list[int]:
-    """Slices worth a look: of different patients where there are enough, each the one with most lesion still free."""
-    loads = masks.sum(axis=(1, 2))
-    chosen: list[int] = []
-    while len(chosen) < min(EXAMPLES, len(masks)):
-        for patient in dict.fromkeys(patients.tolist()):
-            free = [i for i in np.flatnonzero(patients == patient) if all(abs(i - other) > 2 for other in chosen)]
-            if free and len(chosen) < EXAMPLES:
-                chosen.append(int(max(free, key=lambda i: loads[i])))
-        if len(chosen) < len(dict.fromkeys(patients.tolist())):
+def _models(search: SearchDir) -> list[tuple[str, RunDir, str]]:
+    """Return the best trial and a baseline run, if they have weights: title, run, colour."""
+    board = leaderboard(search)
+    title = f"highest {board.objective}" if board.objectives else "best trial"
+    entries = [(title, board.best, CHAMPION_COLOUR)]
+    entries += [("baseline", entry, BASELINE_COLOUR) for entry in board.finals[:1]]
+    models = [(title, RunDir(Path(entry.path)), colour) for title, entry, colour in entries if entry is not None]
+    return [(title, run, colour) for title, run, colour in models if run.best.is_file()]
+
+
+def _write(axes: Axes, text: str, side: Literal["left", "right"]) -> None:
+    """Write a text into the lower corner of a slice."""
+    x = 0.03 if side == "left" else 0.97
+    axes.text(x, 0.03, text, color="white", fontsize=8, ha=side, transform=axes.transAxes)
+
+
+def _select_slices(masks: np.ndarray, patients: np.ndarray) -> list[int]:
+    """Return up to `EXAMPLES` slices with much lesion, of different patients where there are enough.
+
+    Args:
+        masks: (N, H, W); `patients` (N,) is the patient number of each slice.
+    """
+    lesion = masks.sum(axis=(1, 2))
+    numbers = list(dict.fromkeys(patients.tolist()))
+    selected: list[int] = []
+    while len(selected) < min(EXAMPLES, len(masks)):
+        before = len(selected)
+        for patient in numbers:
+            free = [i for i in np.flatnonzero(patients == patient) if _far(int(i), selected)]
+            if free and len(selected) < EXAMPLES:
+                selected.append(int(max(free, key=lambda i: lesion[i])))
+        if len(selected) == before or len(selected) < len(numbers) or len(masks) < 3 * EXAMPLES:
             break
-        if len(masks) < 3 * EXAMPLES:
-            break
-    return chosen
+    return selected
+
+
+def _far(position: int, selected: list[int]) -> bool:
+    return all(abs(position - other) >= MIN_DISTANCE for other in selected)

@@ -1,4 +1,4 @@
-"""The report's tables as CSV: all trials, the final runs, the sealed test."""
+"""The report's tables as CSV files: all trials, the final runs, the sealed test."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
 from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import best_epoch
 from wmlsearch.verdict.champion import Candidate
-from wmlsearch.verdict.evaluation import SLICES, VOLUMES
-from wmlsearch.verdict.wording import PAPERS
+from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME
 
-Rows = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]  # the cells of a line by column
 
 
 def write_tables(
-    search: SearchDir, board: Leaderboard, found: Sequence[Candidate], chosen: str, test: Mapping[str, Any]
+    search: SearchDir,
+    board: Leaderboard,
+    candidates: Sequence[Candidate],
+    champion: str,
+    evaluation: Evaluation | None,
 ) -> list[str]:
-    """Write the tables that there is something for into the report's folder; returns their names.
+    """Write the tables that are not empty into the report's folder; return their names.
 
     Args:
-        found: the configurations with final runs; `chosen` is the champion's name, or "".
-        test: what the sealed test said, {} before it was opened.
+        candidates: the configurations with final runs; `champion` is the name of the champion, or "".
+        evaluation: on the sealed test, None before it was opened.
     """
-    tables: dict[str, Rows] = {
+    tables: dict[str, Sequence[Row]] = {
         "leaderboard.csv": [_trial(rank, entry.path, entry.parent) for rank, entry in enumerate(board.trials, 1)],
-        "confirmation.csv": list(_finals(found, chosen)),
-        "test_patients.csv": list(_units(test)),
-        "test_table.csv": list(_pooled(test)),
+        "confirmation.csv": list(_final_runs(candidates, champion)),
+        "test_patients.csv": list(_unit_rows(evaluation)) if evaluation else [],
+        "test_table.csv": list(_pooled_rows(evaluation)) if evaluation else [],
     }
     for name, rows in tables.items():
         if rows:
@@ -41,8 +45,8 @@ def write_tables(
     return [name for name, rows in tables.items() if rows]
 
 
-def as_csv(rows: Rows) -> str:
-    """A header and a line for each row; a name that only later rows have comes last, None is empty."""
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return a header and a line for each row. Columns that only later rows have come last; None is empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -51,13 +55,13 @@ def as_csv(rows: Rows) -> str:
     return text.getvalue()
 
 
-def seconds_of(run: RunDir) -> float | None:
-    """From a run's beginning to its end; None before that."""
+def run_seconds(run: RunDir) -> float | None:
+    """Return the seconds from a run's start to its end, None before that."""
     status = run.status()
     return status["ended"] - status["started"] if "ended" in status else None
 
 
-def _trial(rank: int, path: str, parent: str) -> dict[str, Any]:
+def _trial(rank: int, path: str, parent: str) -> Row:
     run = RunDir(Path(path))
     about, status, rows = run.about(), run.status(), run.rows()
     best = best_epoch(rows, about["settings"]["objective"])
@@ -68,22 +72,22 @@ def _trial(rank: int, path: str, parent: str) -> dict[str, Any]:
         "reason": status.get("reason", ""),
         "parent": parent,
         "epochs": len(rows),
-        "seconds": seconds_of(run),
-        **_of_epoch(best),
+        "seconds": run_seconds(run),
+        **_epoch_cells(best),
         "predicted_memory_mb": status.get("predicted_memory_mb"),
         **about["config"],
     }
 
 
-def _of_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a row of metrics.jsonl, its epoch as `best_epoch`."""
+def _epoch_cells(row: Row) -> Row:
+    """Return the metrics of the best epoch. `learning_rate` is also a hyperparameter, so it gets another name."""
     names = {"epoch": "best_epoch", "learning_rate": "learning_rate_then"}
     return {names.get(name, name): value for name, value in row.items() if name not in ("time", "ended")}
 
 
-def _finals(found: Sequence[Candidate], chosen: str) -> Iterator[dict[str, Any]]:
-    for candidate in found:
-        role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == chosen else ""
+def _final_runs(candidates: Sequence[Candidate], champion: str) -> Iterator[Row]:
+    for candidate in candidates:
+        role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == champion else ""
         for run in candidate.runs:
             about, rows = run.about(), run.rows()
             yield {
@@ -94,34 +98,34 @@ def _finals(found: Sequence[Candidate], chosen: str) -> Iterator[dict[str, Any]]
                 "state": run.state,
                 "reason": run.status().get("reason", ""),
                 "epochs": len(rows),
-                "seconds": seconds_of(run),
-                **_of_epoch(best_epoch(rows, about["settings"]["objective"])),
+                "seconds": run_seconds(run),
+                **_epoch_cells(best_epoch(rows, about["settings"]["objective"])),
                 "configuration_mean": candidate.mean,
                 "configuration_standard_error": candidate.standard_error,
                 "configuration_score": candidate.score,
             }
 
 
-def _networks(test: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, Mapping[str, Any]]]:
-    """Whose scores, the scope, and the scores, of each network and ensemble of a sealed test."""
-    for role, model in test.get("models", {}).items():
-        for member in [*model["members"], *([model["ensemble"]] if model["ensemble"] else [])]:
-            for scope in (VOLUMES, SLICES):
-                if scope in member:
-                    about = {"role": role, "model": test["names"][role], "network": member["name"]}
-                    yield {**about, "seed": member["seed"], "threshold": member["threshold"]}, scope, member[scope]
+def _unit_rows(evaluation: Evaluation) -> Iterator[Row]:
+    for first_cells, network in _networks(evaluation):
+        for scope in network.scopes:
+            for unit in network.scope(scope).units:
+                yield {**first_cells, "scope": scope, **unit.as_json()}
 
 
-def _units(test: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for about, scope, scores in _networks(test):
-        for row in scores["units"]:
-            yield {**about, "scope": scope, **row}
+def _pooled_rows(evaluation: Evaluation) -> Iterator[Row]:
+    for first_cells, network in _networks(evaluation):
+        for scope in network.scopes:
+            scores = network.scope(scope)
+            yield {**first_cells, "scope": scope, **scores.pooled.as_json()}
+            yield {**first_cells, "threshold": 0.5, "scope": scope, **scores.pooled_half.as_json()}
+    paper = {name: mean for name, (mean, _) in PAPER_TABLE.items()}
+    yield {"role": PAPER_TABLE_NAME, "threshold": 0.5, "scope": SLICES, **paper}
 
 
-def _pooled(test: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for about, scope, scores in _networks(test):
-        yield {**about, "scope": scope, **scores["pooled"]}
-        yield {**about, "threshold": 0.5, "scope": scope, **scores["pooled_half"]}
-    if test:
-        paper = {name: mean for name, (mean, _) in PAPERS.items()}
-        yield {"role": "the paper's Table I (other data)", "threshold": 0.5, "scope": SLICES, **paper}
+def _networks(evaluation: Evaluation) -> Iterator[tuple[Row, NetworkScores]]:
+    """Yield each network and ensemble, after the cells that say which it is."""
+    for role, model in evaluation.models.items():
+        for network in model.networks:
+            cells = {"role": role, "model": evaluation.names[role], "network": network.name}
+            yield {**cells, "seed": network.seed, "threshold": network.threshold}, network

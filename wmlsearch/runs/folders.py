@@ -14,11 +14,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
-from wmlsearch.config import InputError
+from wmlsearch.config import InputError, faults_of
+from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery, Record
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.lock import check_not_running, folder_lock, is_running
 from wmlsearch.runs.names import final_run_name
@@ -31,6 +33,8 @@ GOOD = ("completed", "early_stopped", "stopped")
 BAD = ("diverged", "out_of_memory", "lost", "failed")
 ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
+RESTORE = "restore it from a copy, or move the run away"
+T = TypeVar("T", bound=Record)
 _STATUS = "status.json"
 _KEPT = ("predicted_memory_mb",)  # in it, however its state changes
 _USED = ("seconds", "gpu_seconds", "final_seconds", "final_gpu_seconds", "checkpoint_bytes")
@@ -137,16 +141,19 @@ class RunDir:
         """How it stands; a folder that was begun and says nothing is running."""
         return str(self.status().get("state", RUNNING))
 
-    def set_test(self, found: Mapping[str, Any], fingerprint: str = "") -> None:
-        """What the sealed test said; of other data than the run's own with their fingerprint."""
-        write_json(self.test_file(fingerprint), found)
+    def set_evaluation(self, evaluation: Evaluation | EvaluationMetrics, fingerprint: str = "") -> None:
+        """Keep an evaluation on the sealed test. Pass the data's fingerprint for data other than the run's own."""
+        write_json(self.evaluation_file(fingerprint), evaluation.as_json())
 
-    def test(self, fingerprint: str = "") -> dict[str, Any]:
-        """What the sealed test said, {} before it was opened."""
-        path = self.test_file(fingerprint)
-        return read_json(path) if path.exists() else {}
+    def evaluation(self, fingerprint: str = "") -> Evaluation | None:
+        """Return the evaluation of a search or a single run, None before the sealed test was opened."""
+        return _optional_record(Evaluation, self.evaluation_file(fingerprint))
 
-    def test_file(self, fingerprint: str = "") -> Path:
+    def evaluation_metrics(self) -> EvaluationMetrics | None:
+        """Return the evaluation's metrics of a search's model or a single run, None before the test was opened."""
+        return _optional_record(EvaluationMetrics, self.evaluation_file())
+
+    def evaluation_file(self, fingerprint: str = "") -> Path:
         return self.path / (f"test-{fingerprint[:12]}.json" if fingerprint else "test.json")
 
     def remove(self) -> None:
@@ -179,21 +186,23 @@ class SearchDir(RunDir):
     def report(self) -> Path:
         return self.path / "report"
 
-    def set_gallery(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Slices of the test patients with their predictions, for the report."""
+    def set_gallery(self, gallery: Gallery) -> None:
+        """Keep slices of the test patients with their predictions, for the report."""
         file = io.BytesIO()
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **gallery.to_arrays())
         write_bytes(self._gallery, file.getbuffer())
 
-    def gallery(self) -> dict[str, np.ndarray]:
-        """What `set_gallery` was given; {} before."""
+    def gallery(self) -> Gallery | None:
+        """Return the gallery of the sealed test, None before it was opened. Raises InputError for a damaged file."""
         if not self._gallery.is_file():
-            return {}
+            return None
         try:
             with np.load(self._gallery, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{self._gallery}: can't be read ({error}); `wmlsearch evaluate` makes it anew") from None
+                return Gallery.from_arrays(dict(arrays)) if arrays.files else None
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{self._gallery}: cannot be read ({error}); `wmlsearch evaluate` writes it again"
+            ) from None
 
     @property
     def _gallery(self) -> Path:
@@ -364,6 +373,16 @@ def every(out: Path) -> list[RunDir]:
         elif (path / "config.json").is_file():
             found.append(RunDir(path))
     return found
+
+
+def _optional_record(form: type[T], path: Path) -> T | None:
+    """Read a record; None where the file does not exist. Raises InputError for a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        return form.model_validate(read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: is damaged; {RESTORE}", faults_of(error, form)) from None
 
 
 def _runs(folder: Path) -> list[RunDir]:

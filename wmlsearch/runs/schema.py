@@ -12,11 +12,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig, faults_of
-from wmlsearch.runs.folders import ENDED, RUNNING, RunDir, SearchDir, find, find_search
+from wmlsearch.runs.folders import ENDED, RESTORE, RUNNING, RunDir, SearchDir, find, find_search
+from wmlsearch.runs.names import ROLES
 from wmlsearch.space import SearchSpace
 
 _Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours: what can be
-_Scores = dict[str, Any]
 
 
 class _Form(BaseModel):
@@ -148,42 +148,6 @@ class _Earlier(_Form):
     values: dict[Annotated[str, Field(pattern="^[0-9]{1,6}$")], Any]
 
 
-class _Scope(_Form):
-    pooled: _Scores
-    pooled_half: _Scores
-    units: list[_Scores]
-    rows: list[_Scores]
-
-
-class _Network(_Form):
-    name: str
-    seed: int | None
-    threshold: float
-    volumes: _Scope | None = Field(None, alias="whole volumes")
-    slices: _Scope | None = Field(None, alias="kept slices")
-
-
-class _Role(_Form):
-    members: Annotated[list[_Network], Field(min_length=1)]
-    ensemble: _Network | None
-
-
-class _Verdict(_Form):
-    verdict: str
-    sentence: str
-    primary: _Scores
-    secondary: list[_Scores]
-
-
-class _Test(_Form):
-    opened: float
-    opened_before: int = 0
-    models: dict[str, _Role] = Field(default_factory=dict)
-    metrics: dict[str, float | None] = Field(default_factory=dict)
-    names: dict[str, str] = Field(default_factory=dict)
-    verdict: _Verdict | None = None
-
-
 def open_run(name: str | None, out: Path) -> RunDir:
     """A search or run as `runs.find` finds it, with its files checked. Raises InputError."""
     run = find(name, out)
@@ -208,8 +172,10 @@ def check(run: RunDir) -> None:
         raise InputError(f"{where}: its settings can't be used", error.faults) from None
     if status := run.status():
         _check(_Status, status, run.file("status"))
-    if test := run.test():
-        _check(_Test, test, run.test_file())
+    if about["kind"] in ROLES:  # models of a search, whose whole evaluation is the search's
+        run.evaluation_metrics()
+    else:
+        run.evaluation()
     if ledger := run.ledger():
         _check(_Ledger, ledger, run.file("ledger"), "delete it, and `wmlsearch sync` makes it anew")
     if not isinstance(run, SearchDir):
@@ -230,10 +196,7 @@ def check(run: RunDir) -> None:
         check(part)
 
 
-_RESTORE = "restore it from a copy, or move the run away"
-
-
-def _check(form: type[_Form], value: Mapping[str, Any], path: Path, remedy: str = _RESTORE) -> None:
+def _check(form: type[_Form], value: Mapping[str, Any], path: Path, remedy: str = RESTORE) -> None:
     try:
         form.model_validate(value)
     except ValidationError as error:
@@ -245,4 +208,4 @@ def _check_lines(form: type[_Form], lines: list[dict[str, Any]], path: Path) -> 
         try:
             form.model_validate(line)
         except ValidationError as error:
-            raise InputError(f"{path}: line {number} is damaged; {_RESTORE}", faults_of(error, form)) from None
+            raise InputError(f"{path}: line {number} is damaged; {RESTORE}", faults_of(error, form)) from None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
+from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.runs.names import ROLES, SEARCH, TRIAL, trial_name
@@ -28,6 +29,7 @@ from wmlsearch.tracking.ui_views import BEST, view_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunTag
 
 EXPERIMENT = "wmlsearch"
 DELETED = "deleted"  # the stage of what MLflow keeps, but takes nothing for
@@ -155,16 +157,13 @@ def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything:
         if isinstance(run, SearchDir):
             space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
             client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(space.dimensions)))
-    test = run.test()
-    if test and ledger.get("tested") != test["opened"]:
-        opened = int(test["opened"] * 1000)
-        if isinstance(run, SearchDir):
-            found = test["verdict"]
-            note = RunTag("mlflow.note.content", found["sentence"])  # the description at the top of its page
-            tags += [RunTag("verdict", found["verdict"]), RunTag("champion", test["names"]["champion"]), note]
-        else:
-            metrics += [Metric(name, value, opened, 0) for name, value in test["metrics"].items()]
-        ledger["tested"] = test["opened"]
+    evaluation = run.evaluation() if isinstance(run, SearchDir) else run.evaluation_metrics()
+    if evaluation and ledger.get("tested") != evaluation.opened:
+        if isinstance(evaluation, Evaluation):
+            tags += _verdict_tags(evaluation)
+        opened_ms = int(evaluation.opened * 1000)
+        metrics += [Metric(name, value, opened_ms, 0) for name, value in evaluation.metrics.items()]
+        ledger["tested"] = evaluation.opened
     state, reason = status.get("state", RUNNING), status.get("reason", "")
     if ledger.get("state") != state:
         tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
@@ -312,6 +311,17 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
+
+
+def _verdict_tags(evaluation: Evaluation) -> list[RunTag]:
+    """Return the tags of a search's verdict; its sentence is the description at the top of the run's page."""
+    from mlflow.entities import RunTag
+
+    if evaluation.verdict is None:
+        return []
+    outcome, sentence = evaluation.verdict.outcome, evaluation.verdict.sentence
+    champion = evaluation.names["champion"]
+    return [RunTag("verdict", outcome), RunTag("champion", champion), RunTag("mlflow.note.content", sentence)]
 
 
 def _params(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Which configurations are confirmed, and which of them is the champion: by validation patients alone."""
+"""Which configurations get final runs, and which of them is the champion: decided on validation patients alone."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,80 +18,95 @@ from wmlsearch.runs.objectives import MEASURE, best_epoch
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration with its final runs: one for each seed."""
+    """A configuration with its final runs, one for each seed."""
 
-    name: str  # "paper", or the trial that it was found by
+    name: str  # "paper" for the baseline, else the trial that found it
     runs: tuple[RunDir, ...]
     values: tuple[float | None, ...]  # `val_dice_best` of the weights that each run keeps; None where it has none
     config: Mapping[str, Any]
-    lacking: tuple[int, ...]  # seeds without a run: it was among the best when it was begun, and then no more
+    missing_seeds: tuple[int, ...]  # seeds without a run: it was one of the best when the first seeds were trained only
 
     @property
     def complete(self) -> bool:
-        """All seeds have come to their end with a value."""
-        return not self.lacking and None not in self.values and all(run.state in GOOD for run in self.runs)
+        """Whether the run of every seed has finished with a value."""
+        return not self.missing_seeds and None not in self.values and all(run.state in GOOD for run in self.runs)
 
     @property
     def mean(self) -> float | None:
-        known = [value for value in self.values if value is not None]
-        return statistics.fmean(known) if known else None
+        """The mean value over seeds; None where no run has one."""
+        return statistics.fmean(self._numbers) if self._numbers else None
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean over seeds; None with a single one."""
-        known = [value for value in self.values if value is not None]
-        return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+        """The standard error of the mean over seeds; None with a single one."""
+        numbers = self._numbers
+        return statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
 
     @property
     def score(self) -> float | None:
-        """Mean minus one standard error: how good it is at least, probably. None where a seed failed."""
+        """The mean minus one standard error, by which the champion is selected; None where a seed failed."""
         return self.mean - (self.standard_error or 0.0) if self.complete and self.mean is not None else None
 
     @property
-    def best(self) -> RunDir:
-        """Its run with the highest value: the one to use where a single network is wanted."""
-        return max(zip(self.runs, self.values, strict=True), key=lambda it: -math.inf if it[1] is None else it[1])[0]
+    def best_run(self) -> RunDir:
+        """The run with the highest value: the one to use where a single network is wanted."""
+        values = [-math.inf if value is None else value for value in self.values]
+        return self.runs[values.index(max(values))]
+
+    @property
+    def _numbers(self) -> list[float]:
+        return [value for value in self.values if value is not None]
 
 
 def select_candidates(board: Leaderboard, count: int) -> list[RunDir]:
-    """The best `count` trials with different configurations, none of them the paper's, from best to worst.
+    """Return the best `count` trials with different configurations, the baseline's excluded, from best to worst.
 
-    One that a budget interrupted may be among them, one that went wrong not.
-    Two trials are the same where configuration and rate factors are (--scheduler pbt); a child whose best epoch is its
-    parent's is left to its parent.
+    A trial that a budget interrupted can be selected, one that failed or diverged cannot. Two trials are the same if
+    configuration and learning rate factors (--scheduler pbt) are equal. A child whose best epoch its parent trained is
+    left out: its weights are the parent's.
     """
-    chosen: dict[tuple[str, str], RunDir] = {}
-    paper = _identity(TrialConfig().model_dump(), {})
-    for entry in board.trials:
+    selected: dict[tuple[str, str], RunDir] = {}
+    baseline = _identity(TrialConfig().model_dump(), {})
+    for entry in board.trials if count else ():
         run = RunDir(Path(entry.path))
         identity = _identity(run.about()["config"], run.rate_factors())
         inherited = entry.best.get("epoch", 0) <= run.about().get("parent_epoch", 0)
-        if entry.value is None or entry.state in BAD or identity == paper or inherited or identity in chosen:
+        if entry.value is None or entry.state in BAD or identity == baseline or inherited or identity in selected:
             continue
-        chosen[identity] = run
-        if len(chosen) == count:
+        selected[identity] = run
+        if len(selected) == count:
             break
-    return list(chosen.values()) if count else []
+    return list(selected.values())
 
 
-def _identity(config: Mapping[str, Any], factors: Mapping[int, float]) -> tuple[str, str]:
-    return repr(sorted(config.items())), repr(sorted(factors.items()))
+def _identity(config: Mapping[str, Any], rate_factors: Mapping[int, float]) -> tuple[str, str]:
+    return repr(sorted(config.items())), repr(sorted(rate_factors.items()))
 
 
-def candidates(search: SearchDir) -> list[Candidate]:
-    """All configurations that have final runs: the paper's, then the others by their score, the best first."""
+def read_candidates(search: SearchDir) -> list[Candidate]:
+    """Return all configurations that have final runs: the baseline first, then the others from best to worst score."""
     runs: dict[str, list[RunDir]] = {}
     for run in search.finals():
         runs.setdefault(configuration_of(run.name), []).append(run)
-    found, seeds = [], RunSettings.of(search.about()["settings"]).final_seeds
-    for name, own in runs.items():
-        values = tuple(best_epoch(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in own)
-        lacking = tuple(seed for seed in seeds if not search.final(name, seed).exists())
-        found.append(Candidate(name, tuple(own), values, own[0].about()["config"], lacking))
-    return sorted(found, key=lambda it: (it.name != PAPER, -(it.score if it.score is not None else -math.inf), it.name))
+    candidates, seeds = [], RunSettings.of(search.about()["settings"]).final_seeds
+    for name, final_runs in runs.items():
+        values = tuple(best_epoch(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in final_runs)
+        missing = tuple(seed for seed in seeds if not search.final(name, seed).exists())
+        candidates.append(Candidate(name, tuple(final_runs), values, final_runs[0].about()["config"], missing))
+    return sorted(candidates, key=_rank)
 
 
-def champion(found: list[Candidate]) -> Candidate | None:
-    """The best of those other than the paper's; None where none came to its end with all seeds."""
-    others = [candidate for candidate in found if candidate.name != PAPER and candidate.score is not None]
+def _rank(candidate: Candidate) -> tuple[bool, float, str]:
+    score = candidate.score if candidate.score is not None else -math.inf
+    return candidate.name != PAPER, -score, candidate.name
+
+
+def select_champion(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the candidate with the best score, the baseline excluded; None where no other finished with all seeds."""
+    others = [candidate for candidate in candidates if candidate.name != PAPER and candidate.score is not None]
     return others[0] if others else None
+
+
+def finished_baseline(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the baseline; None where it has not finished with all seeds."""
+    return next((it for it in candidates if it.name == PAPER and it.score is not None), None)

@@ -1,7 +1,9 @@
-"""Scores of a found mask against an expert's: voxels, lesions, surfaces and volumes.
+"""Scores of a predicted mask against the expert's: Dice and other voxel ratios, lesion-wise ratios, distances, volumes.
 
-What can be added up over patients is counts (`pooled`). A ratio of 0 / 0, as of an empty mask against an empty one, is
-None: not a number, to be left out of means.
+This is the Dice of the sealed test: 2 TP / (2 TP + FP + FN) of binary masks. Its formula, with those of the other voxel
+ratios, stands in `Confusion` (model/metrics.py), which the training's `val_dice` uses as well. Scores of several masks
+are pooled by adding up their counts (`pooled`), never by averaging ratios. A ratio of 0 / 0, such as the Dice of two
+empty masks, is None.
 """
 
 from __future__ import annotations
@@ -9,186 +11,190 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
 from wmlsearch.model.metrics import Confusion
+from wmlsearch.runs.evaluation import MaskScores, Scores
 
-Score = int | float | None
 Masks = np.ndarray | Sequence[np.ndarray]
 
-# Bins of lesion size, in mm3 or pixels: name, from, below. Decades, round and our choice. The lower bound is near the
-# smallest lesion that counts for a diagnosis, 3 mm across (Grahl et al. 2019, doi 10.1016/j.msard.2019.01.042), which
-# is 14 mm3 as a sphere.
+# Bins of lesion size, in mm3 or pixels: name, lower bound, upper bound. The decades are our choice. The lowest bound is
+# near the smallest lesion that counts for a diagnosis, 3 mm across (Grahl et al. 2019, doi
+# 10.1016/j.msard.2019.01.042), 14 mm3 as a sphere.
 SIZES = (("under_10", 0.0, 10.0), ("10_to_100", 10.0, 100.0), ("from_100", 100.0, math.inf))
 _VOXELS = ("tp", "fp", "fn", "tn")
 _LESIONS = ("lesions_expert", "lesions_predicted", "lesions_found", "lesions_false")
 
 
 def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the lesions of a mask: components of full connectivity (26 neighbours in a volume, 8 in a picture).
+    """Number the lesions of a mask: components of full connectivity (26 neighbours in a volume, 8 in a slice).
 
     Args:
         mask: (i, j, k) or (rows, columns); lesion where not 0.
 
     Returns:
-        The number of each voxel's lesion, int32 of the mask's shape, 0 where there is none; and how many there are.
+        The lesion number of each voxel, int32 of the mask's shape, 0 for background; and the number of lesions.
     """
     labels = np.zeros(mask.shape, np.int32)
     count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim), output=labels)
     return labels, int(count)
 
 
-def score(found: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> dict[str, Score]:
-    """All scores of one patient's time point.
+def score(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> MaskScores:
+    """Return all scores of a predicted mask: of one volume, or of a stack of slices.
 
     Args:
-        found: (i, j, k) with `voxel_mm`, else (n, rows, columns): n pictures apart from each other. Pictures that
+        predicted: (i, j, k) with `voxel_mm`, else (n, rows, columns): n slices that are scored one by one. Slices that
             differ in size are a list. Lesion where not 0.
         expert: the same shape.
-        voxel_mm: the edges of a voxel in mm, or None for pictures, whose scale isn't known.
+        voxel_mm: the edges of a voxel in mm; None for slices, whose scale is unknown.
 
-    Returns:
-        - `tp`, `fp`, `fn`, `tn` (voxels), and from them `accuracy`, `iou`, `dice`, `precision`, `recall`.
-        - `lesions_expert`, `lesions_predicted`: how many there are. `lesions_found`: those of the expert's with at
-          least one voxel in the found mask; `lesions_false`: the predicted ones without any voxel in the expert's.
-          From them `lesion_recall`, `lesion_precision` and their harmonic mean `lesion_f1`. One found lesion can so
-          find two of the expert's. The convention is that of the WMH Segmentation Challenge for recall (Kuijf et al.
-          2019, doi 10.1109/TMI.2019.2905770) and of the ISBI 2015 challenge for both, as LTPR and 1 - LFPR (Carass et
-          al. 2017, doi 10.1016/j.neuroimage.2016.12.064).
-        - `lesions_under_10_mm3`, `found_under_10_mm3` and so on (see `SIZES`): how many lesions of that volume the
-          expert has, and how many of these are found.
-        - `hd95_mm`: the larger of the two directed 95th percentiles of the distance from one surface to the other
-          (surface: lesion voxels that touch background by a face, or lie at the border); None where a mask is empty.
-        - `volume_ml`, `expert_volume_ml`, `volume_error_ml` (found less expert) and `volume_error_relative` (that
-          over the expert's).
+    How lesions are counted: an expert's lesion is found if at least one of its voxels is predicted; a predicted lesion
+    is false if it overlaps none of the expert's. One predicted lesion can thus find two. This is the convention of the
+    WMH Segmentation Challenge for recall (Kuijf et al. 2019, doi 10.1109/TMI.2019.2905770), and of the ISBI 2015
+    challenge for recall and precision, as LTPR and 1 - LFPR (Carass et al. 2017, doi 10.1016/j.neuroimage.2016.12.064).
 
-        For pictures the unit is a pixel and the names say so: `lesions_under_10_px`, `hd95_px`, `area_px`,
-        `expert_area_px`, `area_error_px`, `area_error_relative`. A lesion ends with its picture, and `hd95_px` is the
-        mean over the pictures in which neither mask is empty, `hd95_pictures` their number.
+    `hd95` is the larger of the two directed 95th percentiles of the distance from one surface to the other. A surface
+    is made of the lesion voxels that touch background by a face, or lie at the border.
 
-    Raises ValueError for masks that don't fit to each other or to `voxel_mm`.
+    Volumes have the fields in mm, mm3 and ml. Slices have those in pixels (`hd95_px`, `area_px`, ...): a lesion ends
+    with its slice, and `hd95_px` is the mean over the `hd95_pictures` slices in which neither mask is empty.
+
+    Raises ValueError for masks that do not match each other or `voxel_mm`.
     """
-    pairs = _pairs(found, expert, voxel_mm)
+    pairs = _pairs(predicted, expert, voxel_mm)
     edges = np.ones(2) if voxel_mm is None else np.asarray(voxel_mm, np.float64)
     parts = [_part(*_cropped(one, other), edges) for one, other in pairs]
-    sizes = np.concatenate([part.sizes for part in parts] or [np.zeros(0)])
-    hit = np.concatenate([part.hit for part in parts] or [np.zeros(0, bool)])
-    tp, fp, fn = (sum(getattr(part, name) for part in parts) for name in ("tp", "fp", "fn"))
-    tn = sum(one.size for one, _ in pairs) - tp - fp - fn
-    predicted = sum(part.predicted for part in parts)
-    unit = "px" if voxel_mm is None else "mm3"
-    false = sum(part.false for part in parts)
-    bins = [(low <= sizes) & (sizes < below) for _, low, below in SIZES]
-    by_size = [int(number) for inside in bins for number in (inside.sum(), hit[inside].sum())]
-    numbers = (tp, fp, fn, tn, len(sizes), predicted, int(hit.sum()), false, *by_size)
-    counts = dict(zip(_names(unit), numbers, strict=True))
+    counts = _counts(parts, sum(one.size for one, _ in pairs), "px" if voxel_mm is None else "mm3")
     distances = [part.hd95 for part in parts if part.hd95 is not None]
     hd95 = float(np.mean(distances)) if distances else None
-    relative = _ratio(fp - fn, tp + fn)
-    measured: dict[str, Score]
+    predicted_size, expert_size = counts["tp"] + counts["fp"], counts["tp"] + counts["fn"]
+    relative = _ratio(predicted_size - expert_size, expert_size)
+    measures: dict[str, float | None]
     if voxel_mm is None:
-        measured = {"hd95_px": hd95, "hd95_pictures": len(distances), "area_px": tp + fp, "expert_area_px": tp + fn}
-        measured |= {"area_error_px": fp - fn, "area_error_relative": relative}
+        measures = {
+            "hd95_px": hd95,
+            "hd95_pictures": len(distances),
+            "area_px": predicted_size,
+            "expert_area_px": expert_size,
+            "area_error_px": predicted_size - expert_size,
+            "area_error_relative": relative,
+        }
     else:
         ml = float(edges.prod()) / 1000
-        measured = {"hd95_mm": hd95, "volume_ml": (tp + fp) * ml, "expert_volume_ml": (tp + fn) * ml}
-        measured |= {"volume_error_ml": (fp - fn) * ml, "volume_error_relative": relative}
-    return {**counts, **_ratios(counts), **measured}
+        measures = {
+            "hd95_mm": hd95,
+            "volume_ml": predicted_size * ml,
+            "expert_volume_ml": expert_size * ml,
+            "volume_error_ml": (predicted_size - expert_size) * ml,
+            "volume_error_relative": relative,
+            "volume_error_abs_ml": abs((predicted_size - expert_size) * ml),
+        }
+    return MaskScores.model_validate({**counts, **_ratios(counts), **measures})
 
 
-def pooled(scores: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """The counts of several `score`s added up, and the ratios of the sums: as the paper's table is made.
+def pooled(scores: Sequence[Scores]) -> Scores:
+    """Add up the counts of several scores and return them with the ratios of the sums, as the paper's Table I does.
 
-    Keys are those of `score` without distances, volumes and areas. Raises ValueError where there is nothing to pool, or
-    both volumes and pictures.
+    Raises ValueError for an empty sequence, or one with scores of volumes and of slices.
     """
-    units = [unit for unit in ("mm3", "px") if any(_names(unit)[-1] in it for it in scores)]
+    units = [unit for unit in ("mm3", "px") if any(_count_names(unit)[-1] in it.model_fields_set for it in scores)]
     if len(units) != 1:
-        raise ValueError(f"masks to pool must be all volumes (mm3) or all pictures (px), but got {units or 'none'}")
-    names = _names(units[0])
-    counts = {name: sum(int(it[name] or 0) for it in scores) for name in names}
-    return {**counts, **_ratios(counts)}
+        raise ValueError(f"masks to pool must be all volumes (mm3) or all slices (px), but got {units or 'none'}")
+    counts = {name: sum(int(row.value(name) or 0) for row in scores) for name in _count_names(units[0])}
+    return Scores.model_validate({**counts, **_ratios(counts)})
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one volume or one picture adds."""
+    """The counts of one volume or one slice."""
 
     tp: int
     fp: int
     fn: int
     predicted: int  # lesions
-    false: int
-    sizes: np.ndarray  # of the expert's lesions, (lesions,), in mm3 or pixels
-    hit: np.ndarray  # whether they are found, (lesions,), bool
+    false: int  # predicted lesions that overlap none of the expert's
+    sizes: np.ndarray  # (lesions,), of the expert's lesions, in mm3 or pixels
+    hit: np.ndarray  # (lesions,), bool: whether the prediction overlaps the expert's lesion
     hd95: float | None
 
 
-def _part(found: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> _Part:
-    lesions, count = label_lesions(expert)
-    others, predicted = label_lesions(found)
-    hit = np.bincount(lesions[found], minlength=count + 1)[1:] > 0
-    true = np.bincount(others[expert], minlength=predicted + 1)[1:] > 0
-    tp = int((found & expert).sum())
+def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> _Part:
+    expert_labels, expert_count = label_lesions(expert)
+    labels, count = label_lesions(predicted)
+    hit = np.bincount(expert_labels[predicted], minlength=expert_count + 1)[1:] > 0
+    true = np.bincount(labels[expert], minlength=count + 1)[1:] > 0
+    tp = int((predicted & expert).sum())
     return _Part(
         tp=tp,
-        fp=int(found.sum()) - tp,
+        fp=int(predicted.sum()) - tp,
         fn=int(expert.sum()) - tp,
-        predicted=predicted,
-        false=predicted - int(true.sum()),
-        sizes=np.bincount(lesions[expert], minlength=count + 1)[1:] * edges.prod(),
+        predicted=count,
+        false=count - int(true.sum()),
+        sizes=np.bincount(expert_labels[expert], minlength=expert_count + 1)[1:] * edges.prod(),
         hit=hit,
-        hd95=_hd95(found, expert, edges) if count and predicted else None,
+        hd95=_hd95(predicted, expert, edges) if expert_count and count else None,
     )
 
 
-def _hd95(found: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> float:
-    ours, theirs = (np.argwhere(mask & ~ndimage.binary_erosion(mask)) * edges for mask in (found, expert))
-    directed = [KDTree(to).query(of)[0] for of, to in ((ours, theirs), (theirs, ours))]
+def _counts(parts: Sequence[_Part], voxels: int, unit: str) -> dict[str, int]:
+    """Add up the counts of all parts, which have so many voxels (or pixels) together."""
+    tp, fp, fn = (sum(getattr(part, name) for part in parts) for name in ("tp", "fp", "fn"))
+    sizes = np.concatenate([part.sizes for part in parts] or [np.zeros(0)])
+    hit = np.concatenate([part.hit for part in parts] or [np.zeros(0, bool)])
+    lesions = (len(sizes), sum(part.predicted for part in parts), int(hit.sum()), sum(part.false for part in parts))
+    bins = [(low <= sizes) & (sizes < high) for _, low, high in SIZES]
+    by_size = [int(count) for inside in bins for count in (inside.sum(), hit[inside].sum())]
+    numbers = (tp, fp, fn, voxels - tp - fp - fn, *lesions, *by_size)
+    return dict(zip(_count_names(unit), numbers, strict=True))
+
+
+def _hd95(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> float:
+    surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * edges for mask in (predicted, expert)]
+    directed = [KDTree(to).query(points)[0] for points, to in (surfaces, surfaces[::-1])]
     return float(max(np.percentile(distances, 95) for distances in directed))
 
 
-def _pairs(found: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The volumes, or the pictures one by one, as bool."""
-    ours, theirs = ([found], [expert]) if voxel_mm is not None else (list(found), list(expert))
-    pairs = [(np.asarray(one) != 0, np.asarray(other) != 0) for one, other in zip(ours, theirs, strict=False)]
-    if len(ours) != len(theirs) or any(one.shape != other.shape for one, other in pairs):
-        raise ValueError(f"both masks must have the same shape, but got {_shapes(ours)} and {_shapes(theirs)}")
+def _pairs(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the two masks of the volume, or of each slice, as bool."""
+    stacks = ([predicted], [expert]) if voxel_mm is not None else (list(predicted), list(expert))
+    pairs = [(np.asarray(one) != 0, np.asarray(other) != 0) for one, other in zip(*stacks, strict=False)]
+    if len(stacks[0]) != len(stacks[1]) or any(one.shape != other.shape for one, other in pairs):
+        raise ValueError(f"both masks must have the same shape, but got {_shapes(stacks[0])} and {_shapes(stacks[1])}")
     dimensions = 2 if voxel_mm is None else 3
     if any(one.ndim != dimensions for one, _ in pairs):
-        what = "a stack of pictures (n, rows, columns)" if voxel_mm is None else "a volume (i, j, k)"
-        raise ValueError(f"each mask must be {what}, but got {_shapes(ours)}")
+        form = "a stack of slices (n, rows, columns)" if voxel_mm is None else "a volume (i, j, k)"
+        raise ValueError(f"each mask must be {form}, but got {_shapes(stacks[0])}")
     if voxel_mm is not None and not (len(voxel_mm) == 3 and all(0 < edge < math.inf for edge in voxel_mm)):
         raise ValueError(f"voxel_mm must be three lengths above 0, but got {tuple(voxel_mm)}")
     return pairs
 
 
-def _names(unit: str) -> tuple[str, ...]:
-    """Of all counts, in mm3 or px."""
+def _count_names(unit: str) -> tuple[str, ...]:
+    """Return the names of all counts, with lesion sizes in mm3 or px."""
     return (*_VOXELS, *_LESIONS, *(f"{what}_{size}_{unit}" for size, _, _ in SIZES for what in ("lesions", "found")))
 
 
-def _shapes(masks: Sequence[Any]) -> str:
+def _shapes(masks: Sequence[Masks]) -> str:
     return ", ".join(dict.fromkeys(str(np.shape(mask)) for mask in masks)) or "nothing"
 
 
-def _cropped(found: np.ndarray, expert: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both cut to the box around all lesions, which changes nothing but how long the rest takes."""
-    boxes = ndimage.find_objects((found | expert).astype(np.uint8))
-    box = boxes[0] if boxes else (slice(0),) * found.ndim
-    return found[box], expert[box]
+def _cropped(predicted: np.ndarray, expert: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Crop both masks to the box around all lesions. Scores stay the same and are computed faster."""
+    boxes = ndimage.find_objects((predicted | expert).astype(np.uint8))
+    box = boxes[0] if boxes else (slice(0),) * predicted.ndim
+    return predicted[box], expert[box]
 
 
-def _ratios(counts: Mapping[str, int]) -> dict[str, Score]:
+def _ratios(counts: Mapping[str, int]) -> dict[str, float | None]:
     voxels = Confusion(*(counts[name] for name in _VOXELS))
     ratios = {name: getattr(voxels, name) for name in ("accuracy", "iou", "dice", "precision", "recall")}
     expert, predicted, found, false = (counts[name] for name in _LESIONS)
     true = predicted - false
-    # 2 PR / (P + R), written so that it is 0, and no 0 / 0, where there are lesions but none overlap
+    # 2 PR / (P + R), rearranged so that it is 0 rather than 0 / 0 where both masks have lesions but none overlap
     whole = found * predicted + true * expert if found else expert + predicted
     return {
         **{name: None if math.isnan(value) else value for name, value in ratios.items()},

@@ -12,11 +12,11 @@ from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
-from wmlsearch.workflows.confirmation import confirm, select_champion
+from wmlsearch.workflows.confirmation import keep_models, train_final_runs
 from wmlsearch.workflows.forecast import record_forecast
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.sealed_test import sealed_test
+from wmlsearch.workflows.sealed_test import evaluate_search
 from wmlsearch.workflows.search_plan import SearchPlan
 
 
@@ -81,7 +81,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
     if settings.baseline and not budget.failed and not stopped:
         # Machines may have joined or left the cluster during the trials.
         final_slots = placement.slots(settings.final_runs)
-        confirm(search, settings, shipment, placement, final_slots, observer.on_change, observer.say)
+        train_final_runs(search, settings, shipment, placement, final_slots, observer.on_change, observer.say)
         _judge(search, plan, observer)
     return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
 
@@ -99,11 +99,12 @@ def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
 
 def _judge(search: SearchDir, plan: SearchPlan, observer: Observer) -> None:
     """Select the champion and compare it with the baseline on the sealed test, unless these networks were compared."""
-    if not select_champion(search, plan.settings, plan.data, observer.on_change, observer.say):
+    if not keep_models(search, plan.settings, plan.data, observer.on_change, observer.say):
         return
     members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
-    if search.test().get("members") != members:
-        sealed_test(search, plan.settings, plan.data, observer.progress)
+    evaluation = search.evaluation()
+    if evaluation is None or evaluation.members != members:
+        evaluate_search(search, plan.settings, plan.data, observer.progress)
         for part in (*search.models(), search):
             observer.on_change(part)
 

@@ -1,123 +1,125 @@
-"""Evaluation on the sealed test patients: at the end of a search, and by `wmlsearch evaluate`."""
+"""Evaluation on the sealed test patients: the last step of a search, and `wmlsearch evaluate`."""
 
 from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.ui_views import TEST
-from wmlsearch.verdict.evaluation import SLICES, VOLUMES, evaluate, judge, unit_means
+from wmlsearch.verdict.comparison import judge, unit_means
+from wmlsearch.verdict.evaluation import evaluate
+from wmlsearch.verdict.wording import RATIOS
 from wmlsearch.workflows.observer import Progress
 
-if TYPE_CHECKING:
-    pass
 
-
-def sealed_test(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> dict[str, Any]:
-    """Open the sealed test for the baseline and the champion, and judge; kept as the search's `test.json`."""
-    roles = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
-    names = {role: search.model(role).about()["model"] for role in roles}
+def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> Evaluation:
+    """Open the sealed test for a search's baseline and champion, add the verdict, and keep both as `test.json`."""
+    models = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
+    names = {role: search.model(role).about()["model"] for role in models}
     fingerprint = Manifest.read(data).fingerprint
-    own = fingerprint == search.about()["data"]["fingerprint"]
+    own_data = fingerprint == search.about()["data"]["fingerprint"]
     by = {"run": search.name, "key": search.about()["key"], "path": str(search.path.resolve()), "models": names}
-    found, gallery = evaluate(
-        {role: it.members for role, it in roles.items()},
+    scored, gallery = evaluate(
+        {role: model.members for role, model in models.items()},
         data,
         by,
-        {role: it.ensemble_threshold for role, it in roles.items() if it.ensemble_threshold},
+        {role: model.ensemble_threshold for role, model in models.items() if model.ensemble_threshold},
         progress,
     )
-    words = {BASELINE: "the paper's", CHAMPION: f"The found configuration ({names[CHAMPION]})"}
-    members = [search.model(role).about()["members"] for role in roles]
-    found |= {"names": names, "members": members, "verdict": judge(found, BASELINE, CHAMPION, words, settings.seed)}
-    if own:
+    words = {BASELINE: "the baseline configuration", CHAMPION: f"The champion configuration ({names[CHAMPION]})"}
+    members = [search.model(role).about()["members"] for role in models]
+    evaluation = scored.with_verdict(names, members, judge(scored, BASELINE, CHAMPION, words, settings.seed))
+    if own_data:
         search.set_gallery(gallery)
-        for role in roles:
-            search.model(role).set_test({"opened": found["opened"], "metrics": flat(found, role)})
-    search.set_test(found, "" if own else fingerprint)  # last: a resumed search takes it for all of it
-    return found
+        for role in models:
+            metrics = metrics_of(evaluation, role)
+            search.model(role).set_evaluation(EvaluationMetrics(opened=evaluation.opened, metrics=metrics))
+    # Written last: a resumed search that finds test.json does not open the test again.
+    search.set_evaluation(evaluation, "" if own_data else fingerprint)
+    return evaluation
 
 
-def flat(found: dict[str, Any], role: str) -> dict[str, float]:
-    """A model's test scores as metrics of a run: mean over seeds, standard deviation where there are several."""
+def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
+    """Return a model's test scores as metrics of an MLflow run: mean over seeds, and `_sd` where there are several."""
     metrics: dict[str, float] = {}
-    members = found["models"][role]["members"]
+    members = evaluation.models[role].members
     for scope, short in ((VOLUMES, "volumes"), (SLICES, "slices")):
-        if scope not in members[0]:
+        if scope not in members[0].scopes:
             continue
-        for key, end in (("pooled", ""), ("pooled_half", "_half")):
-            for name in ("accuracy", "iou", "dice", "precision", "recall"):
-                values = [it[scope][key][name] for it in members if it[scope][key][name] is not None]
+        scores = [member.scope(scope) for member in members]
+        for end, pooled in (("", [it.pooled for it in scores]), ("_half", [it.pooled_half for it in scores])):
+            for name in RATIOS:
+                values = [value for value in (row.value(name) for row in pooled) if value is not None]
                 if values:
                     metrics[f"test_{short}_{name}{end}"] = statistics.fmean(values)
                 if len(values) > 1:
                     metrics[f"test_{short}_{name}{end}_sd"] = statistics.stdev(values)
-    means = [value for value in unit_means(found, role, "dice").values() if value is not None]
+    means = [value for value in unit_means(evaluation, role, "dice").values() if value is not None]
     if means:
         metrics[TEST] = statistics.fmean(means)
     return metrics
 
 
 def parent_search(run: RunDir) -> RunDir:
-    """The search that a run belongs to, or the run itself."""
-    above = SearchDir(run.path.resolve().parent.parent)  # which is / at /, where `parents` has an end
+    """Return the search that a run belongs to, or the run itself."""
+    above = SearchDir(run.path.resolve().parent.parent)  # the parent of / is /
     return above if not isinstance(run, SearchDir) and above.exists() else run
 
 
-def evaluate_run(run: RunDir, data: Path | None, progress: Progress) -> tuple[dict[str, Any], Path]:
-    """`wmlsearch evaluate`: a search's models or a single training on the sealed test; and the file that it is in.
+def evaluate_run(run: RunDir, data: Path | None, progress: Progress) -> tuple[Evaluation, Path]:
+    """Evaluate a search's models, or a single run, on the sealed test; return the evaluation and its file.
 
-    Raises InputError where there is nothing to evaluate, or on other data that the models may have been trained on.
+    Raises InputError where there is no model, or for data that the models may have been trained on.
     """
     about = run.about()
-    path = Path(parent_search(run).about().get("data_path", ""))
+    trained_on = Path(parent_search(run).about().get("data_path", ""))
     if data is None:
-        data = path
-        if not path.is_dir() or Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
-            raise InputError(
-                f"{run.name}: the data that it was trained on are not at {path} any more; name them with --data"
-            )
-    own = Manifest.read(data).fingerprint == about["data"]["fingerprint"]
-    if not own:
-        _check_not_seen(path, data)
-    fingerprint = "" if own else Manifest.read(data).fingerprint
+        data = trained_on
+        if not data.is_dir() or Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
+            raise InputError(f"{run.name}: its prepared data set is no longer at {data}; give its path with --data")
+    fingerprint = Manifest.read(data).fingerprint
+    if fingerprint == about["data"]["fingerprint"]:
+        fingerprint = ""
+    else:
+        _check_not_seen(trained_on, data)
     if isinstance(run, SearchDir):
-        if lacking := [role for role in (BASELINE, CHAMPION) if not run.model(role).exists()]:
+        if missing := [role for role in (BASELINE, CHAMPION) if not run.model(role).exists()]:
             raise InputError(
-                f"{run.name}: has no {' and no '.join(lacking)} yet (state: {run.state}); go on with it by "
-                f"`wmlsearch tune --resume {run.name}`, or name a single training"
+                f"{run.name}: has no {' and no '.join(missing)} yet (state: {run.state}); finish the search with "
+                f"`wmlsearch tune --resume {run.name}`, or name a single run"
             )
         settings = RunSettings.of(about["settings"])
-        return sealed_test(run, settings, data, progress), run.test_file(fingerprint)
+        return evaluate_search(run, settings, data, progress), run.evaluation_file(fingerprint)
     by = {"run": run.name, "key": about["key"], "path": str(run.path.resolve())}
-    found, _ = evaluate({"model": [TrainedModel.from_run(run)]}, data, by, progress=progress)
-    run.set_test({**found, "metrics": flat(found, "model")}, fingerprint)
-    return found, run.test_file(fingerprint)
+    scored, _ = evaluate({"model": [TrainedModel.from_run(run)]}, data, by, progress=progress)
+    evaluation = scored.with_metrics(metrics_of(scored, "model"))
+    run.set_evaluation(evaluation, fingerprint)
+    return evaluation, run.evaluation_file(fingerprint)
 
 
 def _check_not_seen(trained_on: Path, data: Path) -> None:
-    """Refuse test slices that the models were trained or chosen on, as far as those data can still be read."""
+    """Refuse test slices that the models were trained or selected on, if those data can still be read."""
     try:
-        # Those with lesion: a slice without head looks the same in every data set.
+        # Slices with lesion only: one outside the head looks the same in every data set.
         seen = {row.checksum: row for row in Manifest.read(trained_on).slices if row.lesion_pixels}
     except InputError:
         return
     sealed = Manifest.read(data / SEALED)
-    if known := [(row, seen[row.checksum]) for row in sealed.slices if row.checksum in seen]:
+    if pairs := [(row, seen[row.checksum]) for row in sealed.slices if row.checksum in seen]:
         lines = [
-            f"{row.patient or 'patient unknown'}, {row.source} slice {row.index}: is there "
-            f"{other.patient or 'patient unknown'}, {other.source} slice {other.index}"
-            for row, other in known[:5]
+            f"{row.patient or 'unknown patient'}, {row.source} slice {row.index}: the same as "
+            f"{other.patient or 'unknown patient'}, {other.source} slice {other.index}"
+            for row, other in pairs[:5]
         ]
         raise InputError(
-            f"{data}: {len(known)} of its test slices are train or validation slices of {trained_on}, so they would "
-            "say nothing; leave those patients out",
+            f"{data}: {len(pairs)} of its test slices are training or validation slices of {trained_on}, so the test "
+            "would be meaningless; exclude those patients",
             lines,
         )

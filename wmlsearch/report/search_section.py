@@ -1,0 +1,132 @@
+"""What the report says of the search: its trials, how they ended, what failed, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wmlsearch.report.figures import is_baseline
+from wmlsearch.report.tables import run_seconds
+from wmlsearch.runs.folders import BAD, RunDir, SearchDir
+from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.wording import duration
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A row of the table of trials."""
+
+    rank: int | str  # from 1; "front" on the Pareto front, "" without a value
+    name: str
+    objectives: Sequence[float | None]  # at the best epoch
+    epochs: int
+    seconds: float | None
+    state: str
+    config: dict[str, str]  # the searched hyperparameters
+    baseline: bool  # the baseline configuration
+
+
+def trial_rows(board: Leaderboard) -> list[TrialRow]:
+    """Return a row for each trial, from best to worst."""
+    return [_trial_row(rank, entry, board) for rank, entry in enumerate(board.trials, 1)]
+
+
+def _trial_row(rank: int, entry: Entry, board: Leaderboard) -> TrialRow:
+    on_front = any(entry.path == other.path for other in board.front)
+    ranked = entry.value is not None and not board.objectives
+    return TrialRow(
+        rank="front" if on_front else rank if ranked else "",
+        name=entry.name,
+        objectives=[entry.best.get(name) for name in (board.objectives or (board.objective,))],
+        epochs=entry.epochs,
+        seconds=run_seconds(RunDir(Path(entry.path))),
+        state=entry.state.replace("_", " "),
+        config={k: f"{value:.3g}" if isinstance(value, float) else str(value) for k, value in entry.config.items()},
+        baseline=is_baseline(entry),
+    )
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Trials that ended in the same state for the same reason."""
+
+    state: str
+    reason: str
+    trials: list[str]
+
+
+def endings(board: Leaderboard) -> list[Ending]:
+    """Return how the trials ended, the most frequent way first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in sorted(board.trials, key=lambda entry: entry.name):
+        reason = _last_line(entry.reason) if entry.state in BAD else entry.reason
+        groups.setdefault((entry.state.replace("_", " "), reason), []).append(entry.name)
+    found = [Ending(state, reason, names) for (state, reason), names in groups.items()]
+    return sorted(found, key=lambda ending: (-len(ending.trials), ending.state, ending.reason))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs that failed with the same error."""
+
+    state: str
+    reason: str
+    traceback: str  # of the first one, or ""
+    runs: list[str]
+
+
+def failures(search: SearchDir) -> list[Failure]:
+    """Return the errors of trials and final runs."""
+    errors: dict[tuple[str, str], Failure] = {}
+    for run in search.trials() + search.finals():
+        if run.state not in BAD:
+            continue
+        status = run.status()
+        reason = status.get("reason", "")
+        traceback = status.get("traceback", "") or (reason if "\n" in reason.strip() else "")
+        failure = Failure(run.state.replace("_", " "), _last_line(reason), traceback, [])
+        errors.setdefault((failure.state, failure.reason), failure).runs.append(run.about()["name"])
+    return list(errors.values())
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A trial of population based training that continued another one."""
+
+    name: str
+    parent: str
+    parent_epoch: int  # after which it continued
+    rate_factors: str
+
+
+def children(board: Leaderboard) -> list[Child]:
+    """Return the children of population based training, by name."""
+    entries = sorted((entry for entry in board.trials if entry.parent), key=lambda entry: entry.name)
+    runs = [RunDir(Path(entry.path)) for entry in entries]
+    return [
+        Child(entry.name, entry.parent, run.about()["parent_epoch"], rate_factors_text(run))
+        for entry, run in zip(entries, runs, strict=True)
+    ]
+
+
+def rate_factors_text(run: RunDir) -> str:
+    """Return how population based training changed the learning rate: "(times) 0.8 from epoch 3"; or ""."""
+    return ", ".join(f"{TIMES} {factor:g} from epoch {epoch}" for epoch, factor in run.rate_factors().items())
+
+
+def costs(search: SearchDir) -> list[tuple[str, str]]:
+    """Return what trials and final runs took, in words: time, epochs, GPU-hours."""
+    used = search.used()
+    lines: list[tuple[str, str]] = []
+    for what, key, runs in (("trials", "seconds", search.trials()), ("final runs", "final_seconds", search.finals())):
+        if epochs := sum(len(run.trained_rows()) for run in runs):
+            lines += [(f"time of the {what}", duration(used[key])), (f"epochs of the {what}", str(epochs))]
+    gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
+    return [*lines, ("GPU-hours", f"{gpu_s / 3600:.2f}" if gpu_s else "none used")]

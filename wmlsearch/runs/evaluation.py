@@ -1,0 +1,261 @@
+"""Typed records of an evaluation on the sealed test: what `test.json` and `test-gallery.npz` of a run folder hold.
+
+A score is a count, a ratio of counts, a distance or a volume. A ratio of 0 / 0 is None and is left out of means. On
+disk a record holds exactly the fields that were set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Scope = Literal["whole volumes", "kept slices"]
+VOLUMES: Final = "whole volumes"  # every voxel of a test volume on the input's own grid
+SLICES: Final = "kept slices"  # the slices that the paper would keep: the scope of its Table I
+SCOPES: tuple[Scope, ...] = (VOLUMES, SLICES)
+
+
+class Record(BaseModel):
+    """A strictly checked part of a JSON file. Fields that are not declared are kept."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, frozen=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that were set, by their names on disk."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Scores(Record):
+    """Counts of voxels (of pixels in slices) and of lesions, and the ratios of these counts.
+
+    Lesions are counted by size, in mm3 where volumes are scored and in pixels where slices are. `found` lesions are the
+    expert's lesions with at least one predicted voxel.
+    """
+
+    tp: int  # true positives, voxels or pixels
+    fp: int
+    fn: int
+    tn: int
+    lesions_expert: int
+    lesions_predicted: int
+    lesions_found: int  # the expert's lesions that the prediction overlaps
+    lesions_false: int  # predicted lesions that overlap none of the expert's
+    lesions_under_10_mm3: int | None = None
+    found_under_10_mm3: int | None = None
+    lesions_10_to_100_mm3: int | None = None
+    found_10_to_100_mm3: int | None = None
+    lesions_from_100_mm3: int | None = None
+    found_from_100_mm3: int | None = None
+    lesions_under_10_px: int | None = None
+    found_under_10_px: int | None = None
+    lesions_10_to_100_px: int | None = None
+    found_10_to_100_px: int | None = None
+    lesions_from_100_px: int | None = None
+    found_from_100_px: int | None = None
+    accuracy: float | None
+    iou: float | None
+    dice: float | None
+    precision: float | None
+    recall: float | None
+    lesion_precision: float | None  # 1 - lesions_false / lesions_predicted
+    lesion_recall: float | None  # lesions_found / lesions_expert
+    lesion_f1: float | None  # harmonic mean of the two
+
+    def value(self, name: str) -> float | None:
+        """Return the score called `name`, None where it is not a number or was not computed."""
+        value: float | None = getattr(self, name)
+        return value
+
+
+class MaskScores(Scores):
+    """Scores of a predicted mask against the expert's, with distances and volumes.
+
+    Volumes have the fields in mm and ml, slices those in pixels.
+    """
+
+    hd95_mm: float | None = None  # 95th percentile of the Hausdorff distance; None where a mask is empty
+    volume_ml: float | None = None  # predicted lesion volume
+    expert_volume_ml: float | None = None
+    volume_error_ml: float | None = None  # predicted minus expert
+    volume_error_relative: float | None = None  # volume_error_ml / expert_volume_ml
+    volume_error_abs_ml: float | None = None
+    hd95_px: float | None = None  # mean over the slices in which neither mask is empty
+    hd95_pictures: int | None = None  # the number of those slices
+    area_px: int | None = None  # predicted lesion pixels
+    expert_area_px: int | None = None
+    area_error_px: int | None = None  # predicted minus expert
+    area_error_relative: float | None = None
+
+
+class _UnitName(Record):
+    unit: str  # a patient, or "image 0001" where patients are not known
+
+
+class UnitScores(MaskScores, _UnitName):
+    """Scores of one patient or image: counts summed over its rows, distances and volumes averaged over them."""
+
+
+class _Origin(Record):
+    patient: str  # "" where it is not known
+    timepoint: str
+    source: str  # the FLAIR image, relative to the raw data set
+    index: int | None = None  # of the slice in its volume, from 0; not set for a whole volume
+
+
+class RowScores(MaskScores, _Origin):
+    """Scores of one volume or one slice."""
+
+
+class ScopeScores(Record):
+    """The scores of one network in one scope."""
+
+    pooled: Scores  # counts summed over all rows, at the network's own threshold
+    pooled_half: Scores  # the same at threshold 0.5
+    units: list[UnitScores]
+    rows: list[RowScores]
+
+
+class NetworkScores(Record):
+    """The scores of one network, or of the mean probability of an ensemble."""
+
+    name: str  # of the run that trained it, or "<role> ensemble"
+    seed: int | None  # None for an ensemble
+    threshold: float  # a pixel is lesion at this probability and above; chosen on validation patients
+    volumes: ScopeScores | None = Field(None, alias=VOLUMES)
+    slices: ScopeScores | None = Field(None, alias=SLICES)
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes in which the network was scored."""
+        return tuple(scope for scope in SCOPES if self._scores[scope] is not None)
+
+    def scope(self, scope: Scope) -> ScopeScores:
+        """Return the scores in a scope. Raises ValueError where the network was not scored in it."""
+        scores = self._scores[scope]
+        if scores is None:
+            raise ValueError(f"{self.name}: has no scores of {scope}")
+        return scores
+
+    @property
+    def _scores(self) -> dict[Scope, ScopeScores | None]:
+        return {VOLUMES: self.volumes, SLICES: self.slices}
+
+
+class ModelScores(Record):
+    """The scores of a model: its networks (one for each seed, the best first) and their ensemble."""
+
+    members: Annotated[list[NetworkScores], Field(min_length=1)]
+    ensemble: NetworkScores | None  # None for a single network
+
+    @property
+    def networks(self) -> list[NetworkScores]:
+        """The members, then the ensemble where there is one."""
+        return [*self.members, *([self.ensemble] if self.ensemble else [])]
+
+
+class Comparison(Record):
+    """A score of baseline and champion over the same units, in pairs. None is what too few pairs do not give."""
+
+    pairs: int  # units with a score of both
+    left_out: int  # units in which a score is missing
+    baseline: float | None  # mean over the pairs
+    champion: float | None
+    difference: float | None  # champion minus baseline
+    low: float | None  # 95 % interval of the difference
+    high: float | None
+    p: float | None  # of the two-sided test
+
+
+class _Metric(Record):
+    metric: str  # a field of UnitScores
+
+
+class EndpointComparison(Comparison, _Metric):
+    """The comparison in one endpoint of the verdict."""
+
+    p_holm: float | None = None  # corrected for the number of secondary endpoints; not set for the primary one
+
+
+class Verdict(Record):
+    """Whether the champion is better than the baseline on the sealed test."""
+
+    outcome: str = Field(alias="verdict")  # "better", "worse", "not shown", "not shown: too few patients"
+    sentence: str  # the outcome with its numbers
+    scope: Scope
+    unit: str  # "patients" or "images": what is paired
+    primary: EndpointComparison
+    secondary: list[EndpointComparison]
+
+
+class EvaluatedData(Record):
+    """The prepared data set whose test patients were scored."""
+
+    path: str
+    fingerprint: str
+    optimistic: bool  # slices of one patient can be on both sides of the split
+
+
+class Evaluation(Record):
+    """Models scored on sealed test patients: `test.json` of a search or of a single run."""
+
+    opened: float  # Unix seconds
+    opened_before: int = 0  # how often the sealed test had been opened before
+    data: EvaluatedData
+    unit: Literal["patients", "images"]  # "images" where patients are not known
+    scope: Scope  # of the primary endpoint
+    models: dict[str, ModelScores]  # by role: "baseline" and "champion" of a search, "model" of a single run
+    names: dict[str, str] = {}  # a search: the configuration of each role, "paper" or "trial-0007"
+    members: list[list[str]] = []  # a search: name and key of each role's runs
+    verdict: Verdict | None = None  # a search
+    metrics: dict[str, float] = {}  # a single run: what MLflow shows of it
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes in which every model was scored."""
+        first = [model.members[0].scopes for model in self.models.values()]
+        return tuple(scope for scope in SCOPES if all(scope in scopes for scopes in first))
+
+    def with_verdict(self, names: dict[str, str], members: list[list[str]], verdict: Verdict) -> Evaluation:
+        """Return the evaluation of a search, complete."""
+        return self.model_copy(update={"names": names, "members": members, "verdict": verdict})
+
+    def with_metrics(self, metrics: dict[str, float]) -> Evaluation:
+        """Return the evaluation of a single run, complete."""
+        return self.model_copy(update={"metrics": metrics})
+
+
+class EvaluationMetrics(Record):
+    """What MLflow shows of an evaluation: all that `test.json` of a search's model holds, a part of a single run's."""
+
+    opened: float  # Unix seconds
+    metrics: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The slice with the most lesion of each unit of the sealed test, with the masks of expert and models.
+
+    All arrays are (units, size, size) uint8: images from 0 to 255, masks 0 or 1.
+    """
+
+    units: tuple[str, ...]
+    images: np.ndarray
+    expert: np.ndarray
+    predictions: Mapping[str, np.ndarray]  # by role
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the gallery's file, by name."""
+        return {"units": np.array(self.units), "images": self.images, "expert": self.expert, **self.predictions}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Gallery:
+        """Build the gallery from the arrays of its file. Raises KeyError where one is missing."""
+        roles = [name for name in arrays if name not in ("units", "images", "expert")]
+        units = tuple(str(unit) for unit in arrays["units"])
+        return cls(units, arrays["images"], arrays["expert"], {role: arrays[role] for role in roles})
