@@ -165,7 +165,7 @@ def test_an_odd_picture_that_is_fine(name: str, tmp_path: Path, monkeypatch: pyt
     GOOD[name](IMAGE, MASK)
     options = PrepareOptions(size=32, fit="resize", patient_pattern=PATTERN, jobs=1)
     manifest = prepare(Path("p"), Path("out"), options)
-    assert sum(count["slices"] for count in manifest.counts.values()) == 12
+    assert sum(count.slices for count in manifest.counts.values()) == 12
 
 
 @pytest.mark.parametrize(

@@ -73,19 +73,19 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "no images": (
         lambda data: (data / "images.npy").unlink(),
-        f"data/images.npy: can't be read ([Errno 2] No such file or directory: 'data/images.npy'); {AGAIN}",
+        f"data/images.npy: cannot be read ([Errno 2] No such file or directory: 'data/images.npy'); {AGAIN}",
     ),
     "empty images": (
         bytes_of("images.npy", lambda _: b""),
-        f"data/images.npy: can't be read (EOF: reading magic string, expected 8 bytes got 0); {AGAIN}",
+        f"data/images.npy: cannot be read (EOF: reading magic string, expected 8 bytes got 0); {AGAIN}",
     ),
     "images cut": (
         bytes_of("images.npy", lambda it: it[:-1]),
-        f"data/images.npy: can't be read (mmap length is greater than file size); {AGAIN}",
+        f"data/images.npy: cannot be read (mmap length is greater than file size); {AGAIN}",
     ),
     "images that are pickled": (
         objects,
-        f"data/images.npy: can't be read (Array can't be memory-mapped: Python objects in dtype.); {AGAIN}",
+        f"data/images.npy: cannot be read (Array can't be memory-mapped: Python objects in dtype.); {AGAIN}",
     ),
     "images of another size": (
         lambda data: np.save(data / "images.npy", np.zeros((60, 16, 16), np.uint8)),
@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "no sealed patients": (
         lambda data: shutil.rmtree(data / "sealed"),
-        f"data/sealed/manifest.json: can't be read (No such file or directory); {AGAIN}",
+        f"data/sealed/manifest.json: cannot be read (No such file or directory); {AGAIN}",
     ),
 }
 

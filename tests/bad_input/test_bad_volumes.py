@@ -247,4 +247,4 @@ def test_any_name_will_do(name: bytes, raw: Path, tmp_path: Path, monkeypatch: p
     flair = three_patients(raw) / FLAIR
     flair.rename(flair.with_name(os.fsdecode(name + b"_FLAIR.nii.gz")))
     manifest = prepare(Path("raw"), Path("out"), PrepareOptions(size=32, fit="resize", jobs=1))
-    assert sum(count["timepoints"] for count in manifest.counts.values()) == 3
+    assert sum(count.timepoints for count in manifest.counts.values()) == 3

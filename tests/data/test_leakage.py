@@ -17,9 +17,11 @@ from rich.console import Console
 from wmlsearch.cli.tables import show_manifest
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
-from wmlsearch.data.leakage import Guard, correlations, look, near_pairs, perceptual_hashes
-from wmlsearch.data.manifest import Manifest, Task
+from wmlsearch.data.leakage import LeakageGuard
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slice_similarity import correlations, near_matches, perceptual_hashes, slice_signatures
+from wmlsearch.data.slice_writer import VolumeTask
 from wmlsearch.data.sources import discover
 
 NAMED: dict[str, Any] = {"train_patients": ("01", "02"), "val_patients": ("03",), "test_patients": ("04",)}
@@ -190,8 +192,8 @@ def test_near_duplicates_are_alike_in_hash_and_correlation() -> None:
     coarse = [Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)) for _ in range(40)]
     pictures = np.stack([np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) for picture in coarse])
     dimmer = (pictures[5:8] * 0.5 + 20).astype(np.uint8)
-    assert {row: place for row, (place, _) in near_pairs(pictures, dimmer).items()} == {0: 5, 1: 6, 2: 7}
-    assert near_pairs(pictures[:20], pictures[20:]) == {}
+    assert {row: match.index for row, match in near_matches(pictures, dimmer).items()} == {0: 5, 1: 6, 2: 7}
+    assert near_matches(pictures[:20], pictures[20:]) == {}
     apart = np.bitwise_count(perceptual_hashes(pictures[:20]) ^ perceptual_hashes(pictures[20:])).sum(axis=1)
     assert 100 < apart.mean() < 155  # of 255 bits, as chance has it
     a, b = pictures[:1].astype(float), pictures[1:2].astype(float)
@@ -205,12 +207,12 @@ def test_a_patient_in_two_parts_of_a_split_by_patient(raw: Path, honest: Path) -
     manifest = Manifest.read(honest)
     source = next(s for s in discover(raw) if s.patient == "01")
     geometry = next(v for v in manifest.volumes if v.patient == "01")
-    guard = Guard()
-    guard.add(Task(source, geometry, [], [], []), look(geometry, cut(source, geometry, [])))
-    two = look(geometry, cut(source, geometry, [3, 4]))
-    guard.add(Task(source, geometry, [3, 4], ["train", "test"], [True, True]), two)
+    guard = LeakageGuard()
+    guard.add(VolumeTask(source, geometry, [], [], []), slice_signatures(geometry, cut(source, geometry, [])))
+    two = slice_signatures(geometry, cut(source, geometry, [3, 4]))
+    guard.add(VolumeTask(source, geometry, [3, 4], ["train", "test"], [True, True]), two)
     with pytest.raises(InputError) as error:
-        guard.certify(manifest.certificate, allow=True)
+        guard.certify(manifest.certificate, allow_leakage=True)
     assert str(error.value) == (
         f"patient '01' is in train ({geometry.source} slice 3) and in test ({geometry.source} slice 4), "
         "but a split by patient must keep all scans together"

@@ -122,11 +122,11 @@ def test_validation_and_test_keep_all_slices_and_train_the_kept_ones(prepared: t
     assert set(kept) < set(every)
     assert [manifest.slices[i].index for i in every] == [*range(10), *range(10)]
     counts = manifest.counts
-    assert {s: c["timepoints"] for s, c in counts.items()} == {"train": 4, "val": 2, "test": 4}
-    assert counts["test"]["slices"] == 40
-    assert counts["val"]["kept"] == len(kept)
+    assert {s: c.timepoints for s, c in counts.items()} == {"train": 4, "val": 2, "test": 4}
+    assert counts["test"].slices == 40
+    assert counts["val"].kept == len(kept)
     share = sum(manifest.slices[i].lesion_pixels for i in kept) / (len(kept) * 32 * 32)
-    assert counts["val"]["lesion_share"] == pytest.approx(share)
+    assert counts["val"].lesion_share == pytest.approx(share)
 
 
 def test_stored_masks_go_back_onto_the_input(prepared: tuple[Path, Path, Manifest]) -> None:
@@ -209,7 +209,7 @@ def test_paper_protocol_and_image_level_split(tmp_path: Path) -> None:
     assert manifest.optimistic
     assert manifest.split_level == "image"
     assert manifest.certificate.note == "image-level split: optimistic"
-    counts = {split: int(c["slices"]) for split, c in manifest.counts.items()}
+    counts = {split: c.slices for split, c in manifest.counts.items()}
     n = sum(counts.values())
     assert counts["test"] == -(-3 * n // 10)
     assert counts["val"] == max(1, (n - counts["test"]) // 10)
@@ -248,7 +248,7 @@ def test_pictures_without_patients_are_split_by_image(tmp_path: Path) -> None:
         "  - images/Zoë 0_0.png: no patient\n"
     )
     manifest = prepare(raw, tmp_path / "out", PrepareOptions(size=32, jobs=1, split="image", allow_leakage=True))
-    assert {s: c["slices"] for s, c in manifest.counts.items()} == {"train": 13, "val": 1, "test": 6}
+    assert {s: c.slices for s, c in manifest.counts.items()} == {"train": 13, "val": 1, "test": 6}
     assert manifest.certificate.patients == {"train": (), "val": (), "test": ()}
     assert manifest.optimistic
 
@@ -261,9 +261,9 @@ def test_lesion_pixels_that_are_cut_off_are_counted(tmp_path: Path) -> None:
         nib.Nifti1Image(mask, np.diag([-1, 1, 1, 1])).to_filename(path)
     manifest = prepare(raw, tmp_path / "out", PrepareOptions(**{**FAST, "size": 16}))
     total = sum(int(voxels(s.mask[0]).sum()) for s in discover(raw))
-    lost = int(sum(c["lost_lesion_pixels"] for c in manifest.counts.values()))
+    lost = sum(c.lost_lesion_pixels for c in manifest.counts.values())
     assert lost == 6
-    assert sum(c["lesion_pixels"] for c in manifest.counts.values()) + lost == total
+    assert sum(c.lesion_pixels for c in manifest.counts.values()) + lost == total
     assert manifest.warnings[0].startswith(f"the window cuts off {lost} of {total} lesion pixels (")
     assert manifest.warnings[0].endswith("); take --fit resize or a bigger --size than 16")
     assert all(v.lost_lesion_pixels == 2 for v in manifest.volumes)

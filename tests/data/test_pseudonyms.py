@@ -212,11 +212,11 @@ def test_tables_that_are_refused(tmp_path: Path) -> None:
         return str(error.value)
 
     assert refused(tmp_path / "out/who.json") == (
-        f"{tmp_path}/out/who.json: the table of pseudonyms can't be inside {tmp_path}/out, which is handed on; "
+        f"{tmp_path}/out/who.json: the table of pseudonyms must not be inside {tmp_path}/out, which is passed on; "
         "name another place"
     )
     assert refused(tmp_path / "no/who.json") == (
-        f"{tmp_path}/no/who.json: can't be written, since its folder is missing; make it, or name another place"
+        f"{tmp_path}/no/who.json: cannot be written, because its folder is missing; make it, or name another place"
     )
     path.write_text('{"format": 1, "pseudonyms": {}}')
     path.chmod(0o644)
@@ -227,4 +227,4 @@ def test_tables_that_are_refused(tmp_path: Path) -> None:
     path.chmod(0o600)
     for content in ('{"format": 1}', '{"format": 1, "pseudonyms": {"a": "p1", "b": "p1"}}', "{}"):
         path.write_text(content)
-        assert refused(path) == f"{path}: is no table of pseudonyms (format 1), or damaged; name another file"
+        assert refused(path) == f"{path}: is not a table of pseudonyms (format 1), or is damaged; name another file"

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wmlsearch.config import InputError
+from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
-from wmlsearch.data.slices import Augmentation, PreparedData, batches
+from wmlsearch.data.slices import PreparedData, batches
 
 MAKE_AGAIN = "make it again with `wmlsearch prepare`"
 
@@ -115,13 +116,13 @@ def test_a_file_that_is_too_short_is_refused(copy: Path, name: str) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(InputError) as caught:
             PreparedData.open(copy)
-        assert str(caught.value).startswith(f"{path}: can't be read (")
+        assert str(caught.value).startswith(f"{path}: cannot be read (")
         assert str(caught.value).endswith(f"); {MAKE_AGAIN}")
     path.unlink()
     with pytest.raises(InputError) as caught:
         PreparedData.open(copy)
     missing = f"[Errno 2] No such file or directory: '{path}'"
-    assert str(caught.value) == f"{path}: can't be read ({missing}); {MAKE_AGAIN}"
+    assert str(caught.value) == f"{path}: cannot be read ({missing}); {MAKE_AGAIN}"
 
 
 def test_an_array_of_another_kind_is_refused(copy: Path) -> None:
@@ -133,11 +134,11 @@ def test_an_array_of_another_kind_is_refused(copy: Path) -> None:
             PreparedData.open(copy)
         assert str(caught.value) == f"{copy / MASKS}: {start} {array.shape} {array.dtype}; {MAKE_AGAIN}"
     np.save(copy / MASKS, np.array([{"a": 1}]), allow_pickle=True)
-    with pytest.raises(InputError, match=r"masks.npy: can't be read \("):
+    with pytest.raises(InputError, match=r"masks.npy: cannot be read \("):
         PreparedData.open(copy)
     with open(copy / MASKS, "wb") as file:
         np.savez(file, np.zeros(3))
-    with pytest.raises(InputError, match=r"masks.npy: can't be read \("):
+    with pytest.raises(InputError, match=r"masks.npy: cannot be read \("):
         PreparedData.open(copy)
 
 

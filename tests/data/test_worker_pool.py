@@ -8,22 +8,22 @@ import sys
 
 import pytest
 
-from wmlsearch.data.worker_pool import LARGE
+from wmlsearch.data.worker_pool import LARGE_BYTES
 
 VOLUMES = """
 import sys
 from pathlib import Path
 import numpy as np
-from wmlsearch.data.worker_pool import LARGE, free_at_once
+from wmlsearch.data.worker_pool import LARGE_BYTES, return_freed_memory
 
 def held():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 if "at once" in sys.argv:
-    free_at_once()
+    return_freed_memory()
 before, kept = held(), []
 for more in range(3):
-    volume = np.ones(LARGE + more, np.uint8)
+    volume = np.ones(LARGE_BYTES + more, np.uint8)
     kept.append(bytearray(100_000))  # what is kept of it
     del volume
 print(held() - before)
@@ -38,5 +38,5 @@ def test_what_is_kept_of_volumes_does_not_keep_their_memory() -> None:
         found = subprocess.run([sys.executable, "-c", VOLUMES, *words], capture_output=True, text=True, check=True)
         return int(found.stdout)
 
-    assert held() > LARGE
-    assert held("at once") < LARGE / 4
+    assert held() > LARGE_BYTES
+    assert held("at once") < LARGE_BYTES / 4

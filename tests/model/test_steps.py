@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.data.slices import Augmentation, PreparedData, Slices, batches
+from wmlsearch.data.augmentation import Augmentation
+from wmlsearch.data.slices import PreparedData, Slices, batches
 from wmlsearch.model import steps as module
 from wmlsearch.model.steps import WARM_UP, TrainingSteps
 from wmlsearch.model.torch_patches import TorchDispatchMode

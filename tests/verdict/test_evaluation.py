@@ -14,7 +14,7 @@ from PIL import Image
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.data.manifest import SEAL, SEALED, Manifest
+from wmlsearch.data.manifest import LEDGER, SEALED, Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import open_sealed_test, openings
@@ -55,7 +55,7 @@ def _watch(*_: object) -> None:
 def data(prepared: Path, tmp_path: Path) -> Path:
     """The prepared data with a ledger of their own: nobody has opened them."""
     copy = Path(shutil.copytree(prepared, tmp_path / "data"))
-    (copy / SEALED / SEAL).write_text("")
+    (copy / SEALED / LEDGER).write_text("")
     return copy
 
 
@@ -143,8 +143,8 @@ def test_a_ledger_that_can_not_be_written_keeps_the_seal_closed(data: Path) -> N
     with pytest.raises(InputError) as error:
         open_sealed_test(data, BY)
     assert str(error.value) == (
-        f"{seal}: can't be written (Is a directory), and without a line there the test patients are not read; make the "
-        "folder writable"
+        f"{seal}: cannot be written (Is a directory); test patients are read only after a line is written there, so "
+        "make the folder writable"
     )
     # and a search of days says so before it begins
     result = say("tune", "quick", "--data", data, "--out", data / "runs", "--name", "s")

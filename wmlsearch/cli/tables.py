@@ -131,8 +131,8 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
     for name in ("split", "patients", "scans", "slices", "used", "lesion"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split, count in manifest.counts.items():
-        cells = [f"{count[name]:g}" for name in ("patients", "timepoints", "slices", "kept")]
-        table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count['lesion_share']:.2f} %")
+        cells = [str(number) for number in (count.patients, count.timepoints, count.slices, count.kept)]
+        table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count.lesion_share:.2f} %")
     console.print(table)
     console.print(leakage_note(dataclasses.asdict(manifest.certificate)), highlight=False)
     for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:

@@ -1,8 +1,8 @@
-"""Pseudonyms: what stands in a prepared data set in the place of patients' ids, scan dates and file names.
+"""Pseudonyms, which replace patients' ids, scan dates and file names in a prepared data set.
 
-They are random, so without the table that joins them with the ids nobody can find one from the other, nor check a
-guess. The table is a file of its own that only its owner can read; with the same table a patient has the same pseudonym
-in every cohort.
+Pseudonyms are random: without the table that maps ids to them, nobody can find one from the other or check a guess.
+The table is a separate file that only its owner can read. With the same table a patient has the same pseudonym in every
+cohort.
 """
 
 from __future__ import annotations
@@ -20,74 +20,80 @@ from wmlsearch.runs.files import read_json, write_private
 FORMAT = 1
 
 
-class Pseudonyms:
-    """The table in the file `path`, which need not be there yet. Raises InputError where it is none, or open to others.
+class PseudonymTable:
+    """The table in the file `path`, which may not exist yet. `save` writes what `rename` has added.
 
-    What `hide` adds is written by `save`.
+    Raises:
+        InputError: Where the file is not a table, or others can read it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known = self._read()
-        self._of = dict(self._known)
+        self._saved = self._read()
+        self._pseudonyms = dict(self._saved)  # by patient's id, or by file where the patient is not known
 
     def _read(self) -> dict[str, str]:
         if not self.path.exists():
             return {}
-        if self.path.is_dir() or (mode := self.path.stat().st_mode & 0o777) & 0o077:
-            what = "is a folder" if self.path.is_dir() else f"others can read or change it (mode {mode:03o})"
-            step = "name a file" if self.path.is_dir() else f"`chmod 600 {self.path}`"
-            raise InputError(f"{self.path}: must be a file that only you can read, but {what}; {step}")
+        if self.path.is_dir():
+            raise InputError(f"{self.path}: must be a file that only you can read, but is a folder; name a file")
+        if (mode := self.path.stat().st_mode & 0o777) & 0o077:
+            raise InputError(
+                f"{self.path}: must be a file that only you can read, but others can read or change it "
+                f"(mode {mode:03o}); `chmod 600 {self.path}`"
+            )
         table = read_json(self.path)
-        found = table.get("pseudonyms")
+        pseudonyms = table.get("pseudonyms")
         if (
             table.get("format") != FORMAT
-            or not isinstance(found, dict)
-            or len(set(map(str, found.values()))) < len(found)
+            or not isinstance(pseudonyms, dict)
+            or len(set(map(str, pseudonyms.values()))) < len(pseudonyms)
         ):
-            raise InputError(f"{self.path}: is no table of pseudonyms (format {FORMAT}), or damaged; name another file")
-        return {name: str(pseudonym) for name, pseudonym in found.items()}
+            raise InputError(
+                f"{self.path}: is not a table of pseudonyms (format {FORMAT}), or is damaged; name another file"
+            )
+        return {identity: str(pseudonym) for identity, pseudonym in pseudonyms.items()}
 
-    def hide(self, sources: Sequence[Source]) -> list[Source]:
-        """The same sources as others may see them: pseudonym, number of the scan, and a file name made of both.
+    def rename(self, sources: Sequence[Source]) -> list[Source]:
+        """Return the sources under pseudonyms: patient, number of the scan, and file names made of both.
 
-        A source without a patient keeps none, and its file name has a pseudonym of its own. Scans of a patient are
-        numbered from 1 in the order given.
+        Scans of a patient are numbered from 1 in the order given. A source without a patient stays without, and its
+        file name gets a pseudonym of its own.
         """
-        hidden: list[Source] = []
+        renamed: list[Source] = []
         scans: Counter[str] = Counter()
         for source in sources:
             pseudonym = self._pseudonym(source.patient or source.name(source.image[0]))
             scans[pseudonym] += 1
-            folder = Path(pseudonym, str(scans[pseudonym]))
-            image, mask = (
-                tuple(
-                    folder / f"{kind}{f'-{place + 1}' if len(paths) > 1 else ''}{_ending(path)}"
-                    for place, path in enumerate(paths)
-                )
-                for kind, paths in (("image", source.image), ("mask", source.mask))
-            )
-            timepoint = str(scans[pseudonym]) if source.timepoint else ""
-            hidden.append(Source(pseudonym if source.patient else "", timepoint, Path(), image, mask))
-        return hidden
+            scan = str(scans[pseudonym])
+            folder = Path(pseudonym, scan)
+            image, mask = (_file_names(folder, "image", source.image), _file_names(folder, "mask", source.mask))
+            patient = pseudonym if source.patient else ""
+            renamed.append(Source(patient, scan if source.timepoint else "", Path(), image, mask))
+        return renamed
 
     def _pseudonym(self, identity: str) -> str:
-        if identity not in self._of:
-            taken = set(self._of.values())
-            while (made := f"p{secrets.token_hex(4)}") in taken:
+        if identity not in self._pseudonyms:
+            used = set(self._pseudonyms.values())
+            while (pseudonym := f"p{secrets.token_hex(4)}") in used:
                 pass
-            self._of[identity] = made
-        return self._of[identity]
+            self._pseudonyms[identity] = pseudonym
+        return self._pseudonyms[identity]
 
     def save(self) -> None:
-        """Write the table, for its owner alone. Raises InputError where another `prepare` has changed it meanwhile."""
-        if self._read() != self._known:
-            raise InputError(f"{self.path}: was changed while the data were prepared; say it again")
-        table = {"format": FORMAT, "pseudonyms": dict(sorted(self._of.items()))}
+        """Write the table, readable by its owner only. Raises InputError where another `prepare` has changed it."""
+        if self._read() != self._saved:
+            raise InputError(f"{self.path}: was changed while the data were prepared; run `wmlsearch prepare` again")
+        table = {"format": FORMAT, "pseudonyms": dict(sorted(self._pseudonyms.items()))}
         write_private(self.path, json.dumps(table, indent=1) + "\n")
 
 
-def _ending(path: Path) -> str:
-    """`.nii.gz`, `.png`: what a file is, without its name."""
+def _file_names(folder: Path, kind: str, paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Return `image.nii.gz`, or `image-1.png`, `image-2.png`, ..., in `folder`."""
+    numbers = [""] if len(paths) == 1 else [f"-{i + 1}" for i in range(len(paths))]
+    return tuple(folder / f"{kind}{number}{_extension(path)}" for number, path in zip(numbers, paths, strict=True))
+
+
+def _extension(path: Path) -> str:
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()

@@ -1,47 +1,42 @@
-"""Prepared slices as batches: memory-mapped on CPUs, resident on a GPU; augmentation; each rank's part."""
+"""Prepared slices as batches for training: memory-mapped on CPUs, resident on a GPU."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wmlsearch.config import InputError
-from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
+from wmlsearch.data.manifest import IMAGES, MASKS, PREPARE_AGAIN, Manifest
+from wmlsearch.data.stack import Array
 
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices of one split: some rows of the stored 8-bit arrays, which all processes of a machine share.
+    """The N slices of one split: rows of the stored 8-bit arrays."""
 
-    `images` and `masks` are (M, S, S) uint8, `rows` (N,) the rows of this split in them, `patients` (N,) the number of
-    each slice's patient in `patient_names`.
-    """
-
-    images: Tensor
-    masks: Tensor
-    rows: Tensor
-    patients: Tensor
+    images: Tensor  # (M, S, S) uint8; on a CPU all stored slices, mapped by all processes of the machine
+    masks: Tensor  # (M, S, S) uint8, 0 or 1
+    rows: Tensor  # (N,) int64, the rows of this split
+    patients: Tensor  # (N,) int64, the place of each slice's patient in `patient_names`
     patient_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (n,) among this split's slices -> images in [0, 1] and masks 0 or 1, (n, 1, S, S) float32."""
+        """Return images in [0, 1] and masks of 0 or 1, (n, 1, S, S) float32, at positions (n,) in this split."""
         rows = self.rows[positions]
         return self.images[rows].unsqueeze(1).float().div_(255), self.masks[rows].unsqueeze(1).float()
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The training and validation slices of a prepared data set. The sealed test slices can't be reached from here."""
+    """The training and validation slices of a prepared data set. The sealed test slices cannot be reached from here."""
 
     manifest: Manifest
     train: Slices
@@ -49,33 +44,32 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: Path, device: torch.device | str = "cpu") -> PreparedData:
-        """Open a prepared folder; nothing is read into memory on a CPU. Raises InputError where it isn't one."""
+        """Open a prepared data set. On a CPU nothing is read into memory before it is used.
+
+        Raises:
+            InputError: Where the folder is not a prepared data set, or its arrays are damaged.
+        """
         manifest = Manifest.read(folder)
-        arrays = []
-        for name in (IMAGES, MASKS):
-            try:  # mode "c": all processes that map the file share its pages; torch wants arrays that may be written
-                arrays.append(np.lib.format.open_memmap(folder / name, mode="c"))
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{folder / name}: can't be read ({error}); make it again with `wmlsearch prepare`"
-                ) from None
-        wanted = (len(manifest.slices), manifest.size, manifest.size)
-        for name, array in zip((IMAGES, MASKS), arrays, strict=True):
-            if array.shape != wanted or array.dtype != np.uint8:
-                raise InputError(
-                    f"{folder / name}: the manifest says {wanted} uint8, but it holds {array.shape} {array.dtype}; "
-                    "make it again with `wmlsearch prepare`"
-                )
-        images, masks = (torch.from_numpy(array) for array in arrays)
-        return cls(
-            manifest,
-            _split(manifest, images, masks, "train", torch.device(device)),
-            _split(manifest, images, masks, "val", torch.device(device)),
+        images, masks = (torch.from_numpy(_open_array(folder / name, manifest)) for name in (IMAGES, MASKS))
+        train, val = (_split(manifest, images, masks, split, torch.device(device)) for split in ("train", "val"))
+        return cls(manifest, train, val)
+
+
+def _open_array(path: Path, manifest: Manifest) -> Array:
+    try:  # mode "c": processes that map the file share its pages, and torch gets the writable array it asks for
+        array = np.lib.format.open_memmap(path, mode="c")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {PREPARE_AGAIN}") from None
+    shape = (len(manifest.slices), manifest.size, manifest.size)
+    if array.shape != shape or array.dtype != np.uint8:
+        raise InputError(
+            f"{path}: the manifest says {shape} uint8, but it holds {array.shape} {array.dtype}; {PREPARE_AGAIN}"
         )
+    return array
 
 
 def _split(manifest: Manifest, images: Tensor, masks: Tensor, split: str, device: torch.device) -> Slices:
-    # Training sees the kept slices; validation all slices of its patients (an image-level split has kept ones only).
+    # Training uses the kept slices, validation all slices of its patients (an image-level split has kept ones only).
     rows = torch.from_numpy(manifest.indices(split, kept_only=split == "train"))
     names = tuple(sorted({manifest.slices[row].patient for row in rows}))
     patients = torch.tensor([names.index(manifest.slices[row].patient) for row in rows], dtype=torch.int64)
@@ -86,52 +80,8 @@ def _split(manifest: Manifest, images: Tensor, masks: Tensor, split: str, device
 
 
 def batches(slices: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The positions of one epoch in random order, dealt into ceil(slices / batch_size) batches.
+    """Return the positions of one epoch in random order, in ceil(slices / batch_size) batches.
 
-    Their sizes differ by one at most, so that no small remainder disturbs batch normalisation.
+    Batch sizes differ by one at most, so that no small last batch disturbs batch normalization.
     """
     return torch.randperm(slices, generator=generator).tensor_split(math.ceil(slices / batch_size))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What chance has drawn for some slices: each field (n,). Applying it is deterministic."""
-
-    mirror: Tensor  # -1 or 1
-    angle: Tensor  # radians
-    scale: Tensor
-    shift: Tensor  # (n, 2), as a share of half the image
-
-    def tensors(self) -> list[Tensor]:
-        return [self.mirror, self.angle, self.scale, self.shift]
-
-    def to(self, device: torch.device) -> Augmentation:
-        return Augmentation(*(tensor.to(device) for tensor in self.tensors()))
-
-    def __getitem__(self, positions: Tensor) -> Augmentation:
-        return Augmentation(*(tensor[positions] for tensor in self.tensors()))
-
-    @classmethod
-    def draw(cls, kind: Literal["flip", "affine"], slices: int, generator: torch.Generator) -> Augmentation:
-        """flip: mirrored left-right with probability 1/2. affine: that, +-15 degrees, +-10 % size, +-5 % shift."""
-        uniform = torch.rand(slices, 5, generator=generator) * 2 - 1
-        mirror = torch.where(uniform[:, 0] < 0, -1.0, 1.0)
-        if kind == "flip":
-            return cls(mirror, torch.zeros(slices), torch.ones(slices), torch.zeros(slices, 2))
-        return cls(mirror, uniform[:, 1] * math.radians(15), 1 + 0.1 * uniform[:, 2], 0.1 * uniform[:, 3:])
-
-    def apply(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, S, S) resampled linearly, masks to the nearest pixel, so that they stay 0 or 1.
-
-        On the device that holds all of it, and without waiting for it.
-        """
-        cos, sin = (self.angle.cos() / self.scale, self.angle.sin() / self.scale)
-        rows = (
-            torch.stack([cos * self.mirror, -sin, self.shift[:, 0]], dim=1),
-            torch.stack([sin * self.mirror, cos, self.shift[:, 1]], dim=1),
-        )
-        grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-        return (
-            F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False),
-            F.grid_sample(masks, grid, mode="nearest", padding_mode="zeros", align_corners=False),
-        )

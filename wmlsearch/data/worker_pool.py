@@ -1,4 +1,4 @@
-"""Volumes are read and cut in some processes at once, where there is enough to do for them."""
+"""Run a function for each of many volumes, in several processes where there is enough to do for them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,65 @@ from typing import Any
 
 from wmlsearch.config import InputError
 
-Each = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]
-SMALL = 30_000_000  # bytes of files: below this a process pool costs more than it saves
-MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt(3)
-LARGE = 2**23  # bytes: less than the arrays of a volume
-
-
-def _ignore_interrupt() -> None:  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def free_at_once() -> None:
-    """Have this process give the memory of large arrays back as they are freed (glibc).
-
-    By itself glibc comes to keep freed volumes for later ones. In between come to lie the small objects that are kept
-    of each volume, so a later one finds less and less room there: memory would grow with the cohort.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(MMAP_THRESHOLD, LARGE)
+CallEach = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]  # function, arguments -> results
+MIN_FILE_BYTES = 30_000_000  # below this, starting processes costs more than it saves
+MAX_PROCESSES = 8  # unless the user asks for more
+M_MMAP_THRESHOLD = -3  # parameter of mallopt(3)
+LARGE_BYTES = 2**23  # less than the arrays of a volume
 
 
 @contextmanager
-def workers(jobs: int | None, volumes: int, work: int) -> Iterator[Each]:
-    """A function that calls another for each of many arguments, in order, in some processes or in this one."""
-    count = min(
-        jobs or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8),
-        volumes,
-    )
-    free_at_once()  # workers needn't: they keep nothing of a volume
-    if count == 1 or (jobs is None and work < SMALL):
-        yield lambda function, arguments: (function(*each) for each in arguments)
+def worker_pool(jobs: int | None, volumes: int, file_bytes: int) -> Iterator[CallEach]:
+    """Yield a function that calls another for each tuple of arguments and yields the results in order.
+
+    Args:
+        jobs: Processes that the user asks for; None: by the number of cores and `file_bytes`.
+        volumes: Number of calls; no more processes than that are started.
+        file_bytes: Size of the files to be read.
+
+    Raises:
+        InputError: Where a process is killed.
+    """
+    processes = min(jobs or min(_available_cores(), MAX_PROCESSES), volumes)
+    return_freed_memory()  # not needed in worker processes, which keep nothing of a volume
+    if processes == 1 or (jobs is None and file_bytes < MIN_FILE_BYTES):
+        yield lambda function, calls: (function(*arguments) for arguments in calls)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupt) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_ignore_interrupt) as pool:
 
-        def in_order(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-            waiting: deque[Future[Any]] = deque()  # a few at a time: each result is a volume
-            for each in arguments:
-                waiting.append(pool.submit(function, *each))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        def call_each(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+            pending: deque[Future[Any]] = deque()  # only a few, because each result holds a volume
+            for arguments in calls:
+                pending.append(pool.submit(function, *arguments))
+                if len(pending) > processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
         try:
-            yield in_order
+            yield call_each
         except BrokenProcessPool:
             raise InputError(
-                "a process that reads volumes was killed, probably for want of memory; try --jobs 1"
+                "a process that reads volumes was killed, probably because memory ran out; try --jobs 1"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def return_freed_memory() -> None:
+    """Make this process return the memory of large arrays to the system as soon as they are freed (glibc).
+
+    By default glibc raises its threshold after the first large array and keeps freed volumes on the heap. Small objects
+    that are kept of each volume then fragment it, and memory grows with the cohort.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ignore_interrupt() -> None:  # the parent handles Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

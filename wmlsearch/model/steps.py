@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wmlsearch.data.slices import Augmentation, Slices
+from wmlsearch.data.augmentation import Augmentation
+from wmlsearch.data.slices import Slices
 from wmlsearch.model.bulk_cast import BulkCastUNet
 from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture

@@ -20,7 +20,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.data.slices import Augmentation, PreparedData, batches
+from wmlsearch.data.augmentation import Augmentation
+from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model.checkpoint import (
     CHECKPOINT_FORMAT,
     RESTORE_HINT,
