@@ -1,4 +1,4 @@
-"""The paper's point trained by one process, two, three and four at once on one GPU, against one alone.
+"""The baseline trained by one process, two, three and four at once on one GPU, against one alone.
 
     python -m benchmarks.packing [--json FILE]
 
@@ -34,7 +34,7 @@ PATIENCE_S = 120.0
 def measure() -> list[Row]:
     """A row for each number of processes, and what is best."""
     if not torch.cuda.is_available():
-        return [Row("paper's point, several trainings at once on one GPU", "no GPU here")]
+        return [Row("baseline, several trainings at once on one GPU", "no GPU here")]
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(Path(folder), 30, SIZE)
         rates = together(prepared, "cuda", MOST, SECONDS, REPEATS)
@@ -44,7 +44,7 @@ def measure() -> list[Row]:
 def rows(rates: Sequence[float]) -> list[Row]:
     """Of the images per second of 1, 2, ... trainings at once."""
     alone, mps = rates[0], f"MPS {'on' if mps_is_on() else 'off'}"
-    what = f"paper's point, batch {TrialConfig().batch_size}, GPU, {mps}"
+    what = f"baseline, batch {TrialConfig().batch_size}, GPU, {mps}"
     found = [
         Row(f"{what}, {count} at once", f"{rate:.0f} images/s", f"{alone:.0f} images/s, one alone", rate / alone)
         for count, rate in enumerate(rates, start=1)

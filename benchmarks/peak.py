@@ -50,7 +50,7 @@ def measure() -> list[Row]:
         prepared = phantom(Path(folder), SLICES, SIZES[device])
         for values, (predicted, peak, tensors) in zip(CONFIGURATIONS, found(prepared, device), strict=True):
             errors.append(peak / predicted - 1)
-            words = ", ".join(f"{name} {value}" for name, value in values.items()) or "the paper's point"
+            words = ", ".join(f"{name} {value}" for name, value in values.items()) or "the baseline"
             of_tensors = f", {tensors / 1e6:.0f} MB of it tensors at once" if tensors else ""
             what = f"peak of training, {words}, {SIZES[device]} x {SIZES[device]}, {precision}, {device}"
             told = f"{peak / 1e6:.0f} MB{of_tensors}"

@@ -1,4 +1,4 @@
-"""Training the paper's point: this project's loop against plain PyTorch ones, in turn, in one process.
+"""Training the baseline: this project's loop against plain PyTorch ones, in turn, in one process.
 
     python -m benchmarks.training [--json FILE]
 
@@ -163,7 +163,7 @@ def on_cpu(prepared: Path, repeats: int) -> list[Row]:
     data, config = PreparedData.open(prepared), TrialConfig()
     fast = has_fast_bfloat16(torch.device("cpu"))
     aim, how = (3.0, "bfloat16") if fast else (1.15, "float32, no bfloat16 in this hardware")
-    what = f"training, paper's point, batch 5, CPU, {len(data.train)} slices of {data.manifest.size}"
+    what = f"training, baseline, batch 5, CPU, {len(data.train)} slices of {data.manifest.size}"
     others = {"plain float32 loop with DataLoader": PlainLoop(plain_unet(), data.train, config, "cpu")}
     if (theirs := monai_unet()) is not None:
         others["the same with MONAI's BasicUNet"] = PlainLoop(theirs, data.train, config, "cpu")
@@ -214,7 +214,7 @@ def on_gpu(prepared: Path, repeats: int) -> list[Row]:
         given = dataclasses.replace(data, train=repeated(data.train, images))
         loop = PlainLoop(plain_unet(), repeated(host.train, images), config, "cuda")
         mine, plain = in_turn(config, given, [loop], repeats)
-        what = f"training, paper's point, batch {batch}, GPU"
+        what = f"training, baseline, batch {batch}, GPU"
         rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
         moved, done = floor(UNet(), batch, data.manifest.size)
         step, least = batch / statistics.median(mine), max(moved / bandwidth, done / rate)
@@ -301,7 +301,7 @@ def measure(slices: int = 30, repeats: int = REPEATS) -> list[Row]:
         rows = [*on_cpu(prepared, repeats), equal_dice(small)]
         if torch.cuda.is_available():
             return [*rows, *on_gpu(prepared, repeats)]
-    return [*rows, Row("training, paper's point, GPU", "no GPU here")]
+    return [*rows, Row("training, baseline, GPU", "no GPU here")]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from wmlsearch.space import SearchSpace
 
 
 class Ours:
-    """wmlsearch's study and scheduler, without the paper's point that a search begins with: the others lack it."""
+    """wmlsearch's study and scheduler, without the baseline that a search begins with: the others lack it."""
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int, **settings: Any) -> None:
         self.settings = RunSettings(**{"epochs": epochs, "seed": seed, **settings})

@@ -85,7 +85,7 @@ def test_several_trainings_at_once(prepared: Path) -> None:
         packing._answer(mine)
     *each, best = packing.rows([1000.0, 1900.0, 3100.0, 2900.0])
     assert [row.ratio for row in each] == [1.0, 1.9, 3.1, 2.9]
-    assert re.fullmatch(r"paper's point, batch 5, GPU, MPS (on|off), 2 at once", each[1].what)
+    assert re.fullmatch(r"baseline, batch 5, GPU, MPS (on|off), 2 at once", each[1].what)
     assert (best.ours, best.ratio, best.met) == ("3 at once", 3.1, True)
 
 
