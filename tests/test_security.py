@@ -27,7 +27,6 @@ from paths import REPOSITORY as ROOT
 from processes import descendants, listening, wait_for
 
 from wmlsearch.cli import main
-from wmlsearch.cluster import head_mlflow
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
@@ -36,6 +35,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.redaction import without_home, without_password
 from wmlsearch.search.checkpoints import check_writable
 from wmlsearch.tracking.client import check_uri, why
+from wmlsearch.tracking.server import is_healthy
 from wmlsearch.tracking.sync import default_uri, sync
 from wmlsearch.workflows.provenance import data_record, versions
 from wmlsearch.workflows.sealed_test import evaluate_search
@@ -227,7 +227,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadServer]:
                 cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            wait_for(lambda: head_mlflow.healthy(port) or keeper.poll() is not None)
+            wait_for(lambda: is_healthy(port) or keeper.poll() is not None)
             assert keeper.poll() is None, (home / "log").read_text()
             file = configparser.ConfigParser(interpolation=None)
             file.read(home / ".mlflow/credentials")
@@ -311,8 +311,8 @@ def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == (
-            "mind: on 0.0.0.0, whoever reaches this machine can read, change and delete all runs, pictures and "
-            "models, with no password and no encryption; safer: leave --host out, and `ssh -L` from the other machine "
+            "warning: on 0.0.0.0, anyone who can reach this machine can read, change and delete all runs, images and "
+            "models, without a password or encryption; safer: leave out --host and use `ssh -L` from the other machine "
             "(docs/security.md)\n"
         )
     finally:
@@ -327,14 +327,14 @@ def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None
             "--host example.org",
             "--host must be an IPv4 address of this machine, such as 127.0.0.1, but got 'example.org'",
         ),
-        ("--host 192.0.2.77", "--host 192.0.2.77: is no address of this machine; leave it out for 127.0.0.1"),
+        ("--host 192.0.2.77", "--host 192.0.2.77: not an address of this machine; leave it out to use 127.0.0.1"),
         (
             "--host 0.0.0.0 --cluster c.yaml",
-            "--host 0.0.0.0: a tunnel to a cluster ends on 127.0.0.1 only; leave one of the two out",
+            "--host 0.0.0.0: a tunnel to a cluster listens on 127.0.0.1 only; leave out --host or --cluster",
         ),
         (
             "--mlflow-uri http://localhost:5000 --cluster c.yaml",
-            "--mlflow-uri: with --cluster the pages are those of its head; leave one of the two out",
+            "--mlflow-uri: with --cluster, the UI is that of the head's MLflow; leave out one of them",
         ),
     ],
 )
@@ -362,5 +362,5 @@ def test_the_security_rules_are_on_and_few_lines_are_excused() -> None:
         for rule in re.findall(r"S\d+", found[1])
         if rule not in ("S603", "S607")  # a program of our own is run, without a shell
     ]
-    why = "our own address; a subclass of the SafeLoader; where NVIDIA's daemon listens, which is only looked at"
-    assert excused == [("mlflow.py", "S310"), ("config.py", "S506"), ("throughput.py", "S108")], why
+    why = "a subclass of the SafeLoader; where NVIDIA's daemon listens, which is only looked at"
+    assert excused == [("config.py", "S506"), ("throughput.py", "S108")], why

@@ -236,7 +236,8 @@ def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> No
     assert result.exit_code == 2
     assert f"{uri} has all of b, d (2 MLflow runs)\n" in result.stdout
     assert result.stderr.startswith(
-        f"wmlsearch: {uri} lacks some of 2 of 4 searches and runs; mend that, then `wmlsearch sync` again\n"
+        f"wmlsearch: {uri}: 2 of 4 searches and runs could not be copied completely; correct this, then "
+        "run `wmlsearch sync` again\n"
         f"  - a: {damaged}\n      - key is missing\n"
         f"  - c: {uri}: MLflow has the others, but doesn't take c ("
     )

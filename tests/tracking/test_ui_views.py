@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         assert process.stdout is not None
         said = [process.stdout.readline(), process.stdout.readline()]
-        address = said[1].removeprefix("MLflow's pages: ").split("  ")[0]
+        address = said[1].removeprefix("MLflow's UI: ").split("  ")[0]
         assert address.endswith(page("1", "big")), said
         sockets = listening([process.pid, *descendants(process.pid)])
         assert {where for _, where, _ in sockets} == {"127.0.0.1"}

@@ -1,10 +1,10 @@
 """The MLflow server of a cluster's head. The cluster file starts it by `python -m wmlsearch.cluster.head_mlflow`.
 
-It listens on 127.0.0.1 of the head only, at the port of MLFLOW_TRACKING_URI, answers no other host name, and asks for
-a password: other users of the head, and pages in a browser at the far end of a tunnel, are no readers. The password
-lies in ~/.mlflow/credentials, where MLflow's clients on the head find it by themselves. Its database is on the head,
-its artifacts below WMLSEARCH_STORAGE where that is given. It ends by itself when Ray has been gone from the head for a
-while, so that `ray down` leaves nothing behind. `tunnel` is the head's end of `wmlsearch ui --cluster`.
+The server listens on the head's 127.0.0.1 only, at the port of MLFLOW_TRACKING_URI. It answers no other host name and
+asks for a password, so that neither other users of the head nor web pages in a browser at the other end of a tunnel can
+read it. The password is in ~/.mlflow/credentials, where MLflow's clients on the head look for it. The database is on
+the head; the artifacts are below WMLSEARCH_STORAGE if that is set. The server ends when Ray has been gone from the head
+for a while, so that `ray down` leaves nothing behind. `tunnel` is the head's end of `wmlsearch ui --cluster`.
 """
 
 from __future__ import annotations
@@ -18,66 +18,54 @@ import socket
 import subprocess
 import sys
 import time
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from wmlsearch.cluster.head_agent import HOME, tell
+from wmlsearch.tracking.server import LOOPBACK, is_healthy, start_server
 
-START_S = 180.0  # a small machine imports MLflow in half a minute, and the first start makes the database
+START_S = 180.0  # a small machine needs half a minute to import MLflow, and the first start creates the database
 GONE_S = 60.0  # `ray up` on a running cluster stops Ray and starts it again within this time
 DEFAULT_URI = "http://127.0.0.1:5000"
 DEFAULT_RAY = "127.0.0.1:6379"
 CREDENTIALS = "~/.mlflow/credentials"  # where MLflow's own clients look
-HOSTS = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"  # by which the server may be called: no others through DNS
+HOSTS = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"  # accepted Host headers: a defence against DNS rebinding
 USER = "wmlsearch"
 
 
-def port() -> int:
-    """The port of the head's MLflow server, as the cluster file sets it."""
+def server_port() -> int:
+    """Return the port of the head's MLflow server, which the cluster file sets in MLFLOW_TRACKING_URI."""
     return urlsplit(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)).port or 5000
 
 
-def healthy(port: int) -> bool:
-    """Whether an MLflow server answers there."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().read() == b"OK"
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def start() -> None:
-    """Start the server unless it runs; returns when it answers. Exits with its log's last lines when it does not."""
-    folder, where = _folder(), port()
-    if healthy(where):
-        print(f"the MLflow server runs already, on 127.0.0.1:{where}")
+    """Start the server if none runs, and return when it answers. Exit with the end of its log if it does not."""
+    folder, port = _server_folder(), server_port()
+    if is_healthy(port):
+        print(f"an MLflow server already runs on {LOOPBACK}:{port}")
         return
     log = folder / "server.log"
-    with open(log, "ab") as file:
+    with open(log, "ab") as output:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "wmlsearch.cluster.head_mlflow", "keep"],
             stdin=subprocess.DEVNULL,
-            stdout=file,
+            stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            start_new_session=True,  # it outlives the connection that started it
+            start_new_session=True,  # it outlives the ssh connection that started it
         )
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and keeper.poll() is None:
-        if healthy(where):
-            print(f"the MLflow server runs on 127.0.0.1:{where}")
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and keeper.poll() is None:
+        if is_healthy(port):
+            print(f"the MLflow server runs on {LOOPBACK}:{port}")
             return
         time.sleep(0.5)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    sys.exit(f"the MLflow server has not answered on 127.0.0.1:{where}; the end of {log}:\n{tail}")
+    sys.exit(f"the MLflow server does not answer on {LOOPBACK}:{port}; the end of {log}:\n{tail}")
 
 
-def _folder() -> Path:
-    """Where the server keeps its database and log; nobody else may look into it."""
+def _server_folder() -> Path:
+    """Return the folder of the server's database and log, which only this user can read."""
     folder = HOME / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -85,97 +73,104 @@ def _folder() -> Path:
 
 
 def credentials() -> tuple[str, str]:
-    """User and password of the server's administrator, made at the first call; only this user can read the file."""
+    """Return user and password of the server's administrator. The first call makes them, in a file of mode 0600."""
     path = Path(CREDENTIALS).expanduser()
-    known = configparser.ConfigParser(interpolation=None)
-    known.read(path)
-    found = dict(known["mlflow"]) if known.has_section("mlflow") else {}
-    if "mlflow_tracking_username" in found and "mlflow_tracking_password" in found:
-        return found["mlflow_tracking_username"], found["mlflow_tracking_password"]
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(path)
+    section = dict(config["mlflow"]) if config.has_section("mlflow") else {}
+    if "mlflow_tracking_username" in section and "mlflow_tracking_password" in section:
+        return section["mlflow_tracking_username"], section["mlflow_tracking_password"]
     password = secrets.token_urlsafe(24)
-    known["mlflow"] = {**found, "mlflow_tracking_username": USER, "mlflow_tracking_password": password}
+    config["mlflow"] = {**section, "mlflow_tracking_username": USER, "mlflow_tracking_password": password}
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        known.write(file)
-    (HOME / "mlflow" / "users.db").unlink(missing_ok=True)  # its administrator has another password
+        config.write(file)
+    (HOME / "mlflow" / "users.db").unlink(missing_ok=True)  # an administrator in it has another password
     return USER, password
 
 
 def keep() -> None:
     """Run the server until Ray is gone from the head."""
-    folder = _folder()
-    user, password = credentials()
-    users = folder / "auth.ini"
-    users.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/users.db\n", encoding="utf-8"
-    )
-    artifacts = os.environ.get("WMLSEARCH_STORAGE", "").rstrip("/") or str(folder)
-    if "://" not in artifacts:
-        Path(artifacts).mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port()), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", f"{artifacts}/mlflow-artifacts"]
-    command += ["--app-name", "basic-auth", "--allowed-hosts", HOSTS]
-    environment = {
-        **os.environ,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_AUTH_CONFIG_PATH": str(users),
-        "MLFLOW_AUTH_ADMIN_USERNAME": user,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
-    }
-    server = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
+    server = _start_authenticated_server(_server_folder())
     host, _, ray_port = os.environ.get("RAY_ADDRESS", DEFAULT_RAY).rpartition(":")
-    seen = time.monotonic()
-    while server.poll() is None and time.monotonic() - seen < GONE_S:
+    ray_seen = time.monotonic()
+    while server.poll() is None and time.monotonic() - ray_seen < GONE_S:
         time.sleep(5)
-        if _listens(host or "127.0.0.1", int(ray_port)):
-            seen = time.monotonic()
+        if _listens(host or LOOPBACK, int(ray_port)):
+            ray_seen = time.monotonic()
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(20)
     server.kill()
 
 
-def tunnel(port_there: int) -> None:
-    """Until the connection to the laptop ends: let the server be reached at this port of the head's 127.0.0.1 too.
+def _start_authenticated_server(folder: Path) -> subprocess.Popen[bytes]:
+    """Start MLflow with its app `basic-auth`; its two databases are in `folder`."""
+    user, password = credentials()
+    auth_config = folder / "auth.ini"
+    auth_config.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/users.db\n", encoding="utf-8"
+    )
+    artifacts = os.environ.get("WMLSEARCH_STORAGE", "").rstrip("/") or str(folder)
+    if "://" not in artifacts:
+        Path(artifacts).mkdir(parents=True, exist_ok=True)
+    options = ("--workers", "1", "--artifacts-destination", f"{artifacts}/mlflow-artifacts")
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_AUTH_CONFIG_PATH": str(auth_config),
+        "MLFLOW_AUTH_ADMIN_USERNAME": user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
+    }
+    return start_server(
+        f"sqlite:///{folder}/mlflow.db",
+        server_port(),
+        options=(*options, "--app-name", "basic-auth", "--allowed-hosts", HOSTS),
+        environment=environment,
+    )
 
-    `ray exec --port-forward` joins equal ports only, and the server's may be taken on the laptop.
+
+def tunnel(port: int) -> None:
+    """Let the server be reached at another port of the head's 127.0.0.1 too, until the laptop's connection ends.
+
+    `ray exec --port-forward` joins equal port numbers only, and the server's own may be in use on the laptop.
     """
-    target = port()
-    if not healthy(target):
-        return tell(error=f"no MLflow server answers on the head's 127.0.0.1:{target}")
-    if port_there != target and _listens("127.0.0.1", port_there):
-        return tell(error=f"port {port_there} is taken on the head")
-    tell(open=port_there)
+    target = server_port()
+    if not is_healthy(target):
+        return tell(error=f"no MLflow server answers on the head's {LOOPBACK}:{target}")
+    if port != target and _listens(LOOPBACK, port):
+        return tell(error=f"port {port} is in use on the head; give another --port")
+    tell(open=port)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_relay(port_there, target) if port_there != target else asyncio.sleep(1e9))
+        asyncio.run(_forward(port, target) if port != target else asyncio.sleep(1e9))
 
 
-async def _relay(port_there: int, target: int) -> None:
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(port: int, target: int) -> None:
+    """Forward connections from `port` to `target`, both on 127.0.0.1."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
         writer.close()
 
-    async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+            target_reader, target_writer = await asyncio.open_connection(LOOPBACK, target)
         except OSError:
             writer.close()
             return
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        await asyncio.gather(copy(reader, target_writer), copy(target_reader, writer))
 
-    server = await asyncio.start_server(joined, "127.0.0.1", port_there)
+    server = await asyncio.start_server(join, LOOPBACK, port)
     async with server:
         await server.serve_forever()
 
 
 def _listens(host: str, port: int) -> bool:
+    """Return whether something listens at `host:port`."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
         return True
     return False

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from wmlsearch import __version__
@@ -20,6 +19,8 @@ from wmlsearch.config import InputError
 from wmlsearch.data.sealed_test import record_opening
 from wmlsearch.runs.files import read_json
 from wmlsearch.runs.folders import SearchDir, check_new
+from wmlsearch.runs.wording import duration
+from wmlsearch.tracking.server import is_healthy
 
 Say = Callable[[str], None]
 
@@ -117,7 +118,7 @@ def status(cluster: Path, name: str | None, out: Path, say: Say) -> int:
         say(message["line"])
     now = answer["state"]
     if now["state"] == "running":
-        say(f"{now['name']} runs on the head, for {_duration(time.time() - now['started'])} (process {now.get('pid')})")
+        say(f"{now['name']} runs on the head, for {duration(time.time() - now['started'])} (process {now.get('pid')})")
     elif _is_here(out / now["name"], answer["run"]):
         say(f"{now['name']} has ended on the head ({_how(now)}); {out / now['name']} is here already")
     else:
@@ -137,7 +138,7 @@ def ui(cluster: Path, port: int, say: Say) -> int:
                     break
             else:
                 raise head.silent(messages)
-            _wait_healthy(cluster, port, messages)
+            _wait_for_mlflow(cluster, port, messages)
             say(
                 f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)\nit asks for user and "
                 f"password: `ray exec {shlex.quote(str(cluster))} 'cat ~/.mlflow/credentials'` shows them"
@@ -188,7 +189,7 @@ def _send_data(head: Head, data: Path, target: str, fingerprint: str, say: Say) 
     began = time.monotonic()
     head.send(data, f"{target}.part")
     head.ask("accept", fingerprint)
-    say(f"sent in {_duration(time.monotonic() - began)}")
+    say(f"sent in {duration(time.monotonic() - began)}")
 
 
 def _watch(head: Head, name: str, began: Message, out: Path, say: Say) -> int:
@@ -251,29 +252,11 @@ def _how(state: Message) -> str:
     return f"exit status {state['status']}" if "status" in state else "its process died (was the head restarted?)"
 
 
-def _wait_healthy(cluster: Path, port: int, messages: Messages) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end and messages.alive:
-        connection = HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            if connection.getresponse().read() == b"OK":
-                return
-        except (OSError, HTTPException):
-            time.sleep(0.3)
-        finally:
-            connection.close()
-    raise InputError(
-        f"{cluster}: the tunnel to the head's MLflow does not answer on 127.0.0.1:{port}; try another --port"
-    )
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return (
-        f"{whole} s"
-        if whole < 100
-        else f"{whole // 60} min"
-        if whole < 6000
-        else f"{whole // 3600} h {whole % 3600 // 60} min"
-    )
+def _wait_for_mlflow(cluster: Path, port: int, messages: Messages) -> None:
+    """Wait until the head's MLflow answers through the tunnel. Raises InputError after half a minute."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and messages.alive:
+        if is_healthy(port):
+            return
+        time.sleep(0.3)
+    raise InputError(f"{cluster}: the head's MLflow does not answer on 127.0.0.1:{port}; give another --port")
