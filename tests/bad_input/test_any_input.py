@@ -20,7 +20,7 @@ from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source, discover
 from wmlsearch.inference.export import load_exported
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir

@@ -83,7 +83,7 @@ def foreign(why: str) -> str:
 
 
 OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); {RESTORE_HINT}"
-UNFIT = f"{BEST}: the weights don't fit the configuration\n  - "
+UNFIT = f"{BEST}: the weights do not fit the configuration\n  - "
 THRESHOLD = f"{BEST}: val_threshold: must be a number above 0 and below 1, but got "
 
 CHECKPOINTS: dict[str, tuple[Change, str]] = {
@@ -127,7 +127,7 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     ),
     "weights that are no numbers": (
         weights(lambda it: it.update({"head.bias": torch.full((1,), torch.nan)})),
-        f"{UNFIT}head.bias holds values that are not finite",
+        f"{UNFIT}head.bias has values that are not finite",
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.memory import (
     CUDA_CONTEXT_BYTES,

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.inference.export import export_model, load_exported
-from wmlsearch.inference.predictor import Preprocessing, TrainedModel
+from wmlsearch.inference.preprocessing import Preprocessing
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.unet import UNet
 
 
@@ -75,7 +76,7 @@ def test_a_folder_with_something_in_it_is_left_alone(folder: Path) -> None:
 
 def test_models_of_other_data_are_no_ensemble(tmp_path: Path) -> None:
     for other in (model(1, size=64), replace(model(1), preprocessing=None)):
-        with pytest.raises(InputError, match="only where they were trained on data prepared alike"):
+        with pytest.raises(InputError, match="their training data were prepared in the same way"):
             export_model([model(0), other], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -114,12 +115,13 @@ def test_damage_is_named(folder: Path) -> None:
         ),
         (
             lambda it: it["preprocessing"].update(axis=0),
-            "F/model.json: what it says of its preprocessing can't be used\n"
+            "F/model.json: its preprocessing is not valid; export or train the model again\n"
             "  - axis must be 2 with plane axial, but got 0",
         ),
         (
             lambda it: it["members"][0].update(seed="0"),
-            "F/model.json: member 0: needs a name (text) and a seed (number), but has 'trial-0003-seed0' and '0'",
+            "F/model.json: member 0: needs a name (text) and a seed (number), but has 'trial-0003-seed0' and '0'; "
+            "export the model again",
         ),
         (
             lambda it: it["members"][0]["config"].update(depht=3),
@@ -130,12 +132,11 @@ def test_damage_is_named(folder: Path) -> None:
         assert refused() == wanted
         first.write_text(text)
     edit(folder, lambda it: it["members"][1]["config"].update(depth=8, base_channels=512))
-    assert refused().startswith("F/member-1.safetensors: the weights don't fit the configuration\n")
+    assert refused().startswith("F/member-1.safetensors: the weights do not fit the configuration\n")
     first.write_text(text)
     save_file({**tensors, "head.bias": torch.tensor([torch.inf])}, weights)
     assert refused() == (
-        "F/member-1.safetensors: the weights don't fit the configuration\n"
-        "  - head.bias holds values that are not finite"
+        "F/member-1.safetensors: the weights do not fit the configuration\n  - head.bias has values that are not finite"
     )
     weights.write_bytes(whole[: len(whole) // 2])
     assert refused().startswith("F/member-1.safetensors: not a readable safetensors file (")

@@ -16,7 +16,9 @@ from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.cutting import restore
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source
-from wmlsearch.inference.predictor import Preprocessing, TrainedModel, build_unet, predict, slicing_geometry
+from wmlsearch.inference.predictor import predict
+from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
+from wmlsearch.inference.trained_model import TrainedModel, build_unet
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -68,15 +70,15 @@ def test_a_run_that_can_not_be_used(searched: SearchDir, tmp_path: Path) -> None
     with pytest.raises(InputError) as error:
         TrainedModel.from_run(old)
     assert str(error.value) == (
-        f"{old.path}: has no weights (best.pt); those of a search's best trials and final runs are kept, choose one "
+        f"{old.path}: has no weights (best.pt); only a search's best trials and its final runs keep theirs, choose one "
         "of them"
     )
     old.best.write_bytes(searched.trial(0).best.read_bytes())
     with pytest.raises(InputError) as error:
         TrainedModel.from_run(old)
     assert str(error.value) == (
-        f"{old.path}/config.json: doesn't say how its data were prepared (axis, fit missing), so no other image can be "
-        "cut alike; train it again with this version"
+        f"{old.path}/config.json: does not say how its data were prepared (axis, fit missing), so no image can be "
+        "prepared in the same way; train it again with this version"
     )
 
 
@@ -87,7 +89,7 @@ def test_a_preprocessing_is_checked_strictly() -> None:
     with pytest.raises(InputError) as error:
         Preprocessing.of(values, "here")
     assert str(error.value) == (
-        "here: what it says of its preprocessing can't be used\n"
+        "here: its preprocessing is not valid; export or train the model again\n"
         "  - axis must be 2 with plane axial, but got 0\n"
         "  - size must be a whole number from 16 to 4096, but got True\n"
         "  - fit must be crop or resize, but got 'pad'\n"
@@ -100,17 +102,17 @@ def test_a_preprocessing_is_checked_strictly() -> None:
 def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_made() -> None:
     tensors = UNet(2, 4).state_dict()
     huge = TrialConfig(depth=8, base_channels=512)  # would take terabytes
-    with pytest.raises(InputError, match=r"w.pt: the weights don't fit the configuration\n  - .* is missing"):
+    with pytest.raises(InputError, match=r"w.pt: the weights do not fit the configuration\n  - .* is missing"):
         build_unet(huge, tensors, "w.pt")
     tensors["head.weight"], tensors["odd"] = tensors["head.weight"].double(), torch.zeros(1)
     tensors["head.bias"] = torch.full((1,), torch.nan)
     with pytest.raises(InputError) as error:
         build_unet(TrialConfig(depth=2, base_channels=4), tensors, "w.pt")
     assert str(error.value) == (
-        "w.pt: the weights don't fit the configuration\n"
+        "w.pt: the weights do not fit the configuration\n"
         "  - odd is not part of the network\n"
         "  - head.weight must be [1, 4, 1, 1] float32, but is [1, 4, 1, 1] float64\n"
-        "  - head.bias holds values that are not finite"
+        "  - head.bias has values that are not finite"
     )
 
 
@@ -195,7 +197,7 @@ def test_several_models_average_on_the_slices(models: list[TrainedModel], flair:
     assert np.array_equal(again.probabilities, both.probabilities)
     assert models[0].preprocessing is not None
     other = replace(models[1], preprocessing=replace(models[0].preprocessing, size=64))
-    with pytest.raises(InputError, match="models predict together only where they were trained on data prepared alike"):
+    with pytest.raises(InputError, match="only be used together if their training data were prepared in the same way"):
         predict([models[0], other], source(flair))
 
 

@@ -21,7 +21,7 @@ from wmlsearch.data.sealed_test import open_sealed_test, openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import ensemble_threshold
 from wmlsearch.inference.export import load_exported
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.evaluation import (

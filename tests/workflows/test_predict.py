@@ -21,7 +21,9 @@ from wmlsearch.cli import main
 from wmlsearch.data.sources import Source
 from wmlsearch.inference.export import export_model, load_exported
 from wmlsearch.inference.overlay import select_slices
-from wmlsearch.inference.predictor import Preprocessing, TrainedModel, predict
+from wmlsearch.inference.predictor import predict
+from wmlsearch.inference.preprocessing import Preprocessing
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.model_registry import register

@@ -36,9 +36,10 @@ def predict(
     Example: wmlsearch predict models:/wml-unet@champion path/to/flair.nii.gz --out predicted
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.inference.predictor import check_threshold
+    from wmlsearch.inference.lesion_table import LESION_TABLE
+    from wmlsearch.inference.trained_model import check_threshold
     from wmlsearch.workflows.model_lookup import find_model
-    from wmlsearch.workflows.predict import TABLE, predict_files
+    from wmlsearch.workflows.predict import predict_files
 
     if threshold is not None:
         check_threshold(threshold, "--threshold")
@@ -50,4 +51,4 @@ def predict(
         size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
         lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
         options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
-    options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / TABLE}")
+    options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")

@@ -1,6 +1,6 @@
-"""A model as a folder to hand on: the weights as safetensors, all that says what they are in `model.json`.
+"""An exported model: a folder with the weights as safetensors and everything else in `model.json`.
 
-Nothing in such a folder can run when it is read, wherever it comes from: two formats of plain data, each checked.
+Both formats are plain data, and each value is checked when it is read. Nothing in such a folder can be executed.
 """
 
 from __future__ import annotations
@@ -16,67 +16,70 @@ from safetensors.torch import load, save
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.inference.predictor import Preprocessing, TrainedModel, build_unet, check_threshold, common_preprocessing
+from wmlsearch.inference.preprocessing import Preprocessing
+from wmlsearch.inference.trained_model import TrainedModel, build_unet, check_threshold, common_preprocessing
 from wmlsearch.runs.files import atomic_folder, check_output_folder, read_json, write_bytes, write_json
 
 FORMAT = 1
-ABOUT = "model.json"
-MOST_MEMBERS = 100
+MODEL_FILE = "model.json"
+MAX_MEMBERS = 100
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What an exported folder holds: the first member is the model, all of them together are the ensemble."""
+    """The models of an exported folder: the first member is the model, all members together are the ensemble."""
 
     members: tuple[TrainedModel, ...]
-    ensemble_threshold: float | None = None  # None: the mean of the members' own
+    ensemble_threshold: float | None = None  # None: the mean of the members' thresholds
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder says that it holds an exported model."""
-    return (folder / ABOUT).is_file()
+    """Return whether a folder has the file of an exported model."""
+    return (folder / MODEL_FILE).is_file()
 
 
 def export_model(members: Sequence[TrainedModel], out: Path, ensemble_threshold: float | None = None) -> None:
     """Write `members` (the first is the model, all together the ensemble) into a new folder `out`.
 
-    It appears when it is complete. Raises InputError where `out` holds something already or can't be written, and for
-    models that were not trained on data prepared alike.
+    The folder appears when it is complete. Raises InputError if `out` is not empty or cannot be written, and for models
+    whose training data were not prepared in the same way.
     """
     preprocessing = common_preprocessing(members)
     check_output_folder(out)
-    with atomic_folder(out) as aside:
-        aside.mkdir()
+    with atomic_folder(out) as partial:
+        partial.mkdir()
         for number, member in enumerate(members):
             tensors = {name: tensor.cpu().contiguous() for name, tensor in member.unet.state_dict().items()}
-            write_bytes(aside / weights_name(number), save(tensors))
-        write_json(aside / ABOUT, _about(members, preprocessing, ensemble_threshold))
+            write_bytes(partial / weights_name(number), save(tensors))
+        write_json(partial / MODEL_FILE, _model_json(members, preprocessing, ensemble_threshold))
 
 
 def load_exported(folder: Path) -> ExportedModel:
-    """The models of an exported folder. Raises InputError for what is missing, damaged or of another format."""
-    path = folder / ABOUT
+    """Load the models of an exported folder. Raises InputError if it is missing, damaged or of another format."""
+    path = folder / MODEL_FILE
     if not path.is_file():
-        raise InputError(f"{folder}: not an exported model, {ABOUT} is missing; make one with `wmlsearch export`")
-    about = read_json(path)
-    if about.get("format") != FORMAT:
-        raise InputError(f"{path}: format must be {FORMAT}, but is {about.get('format')!r}; export the model again")
-    members, threshold = about.get("members"), about.get("ensemble_threshold")
-    if not isinstance(members, list) or not 0 < len(members) <= MOST_MEMBERS:
-        raise InputError(f"{path}: members must be a list of 1 to {MOST_MEMBERS}; export the model again")
-    preprocessing = Preprocessing.of(_mapping(about, "preprocessing", str(path)), str(path))
+        raise InputError(f"{folder}: not an exported model, {MODEL_FILE} is missing; make one with `wmlsearch export`")
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise InputError(f"{path}: format must be {FORMAT}, but is {content.get('format')!r}; export the model again")
+    members, threshold = content.get("members"), content.get("ensemble_threshold")
+    if not isinstance(members, list) or not 0 < len(members) <= MAX_MEMBERS:
+        raise InputError(f"{path}: members must be a list of 1 to {MAX_MEMBERS}; export the model again")
+    preprocessing = Preprocessing.of(_mapping(content, "preprocessing", str(path)), str(path))
     if threshold is not None:
         threshold = check_threshold(threshold, f"{path}: ensemble_threshold")
-    models = [_member(folder, number, member, preprocessing) for number, member in enumerate(members)]
+    models = [_load_member(folder, number, member, preprocessing) for number, member in enumerate(members)]
     return ExportedModel(tuple(models), threshold)
 
 
 def weights_name(number: int) -> str:
-    """The file of a member's weights; never read from `model.json`, so that it can't name a file elsewhere."""
+    """Return the file name of a member's weights. It is never read from `model.json`, which could name other files."""
     return f"member-{number}.safetensors"
 
 
-def _about(members: Sequence[TrainedModel], preprocessing: Preprocessing, threshold: float | None) -> dict[str, Any]:
+def _model_json(
+    members: Sequence[TrainedModel], preprocessing: Preprocessing, threshold: float | None
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "preprocessing": asdict(preprocessing),
@@ -94,15 +97,17 @@ def _about(members: Sequence[TrainedModel], preprocessing: Preprocessing, thresh
     }
 
 
-def _member(folder: Path, number: int, about: Any, preprocessing: Preprocessing) -> TrainedModel:
-    where, path = f"{folder / ABOUT}: member {number}", folder / weights_name(number)
-    if not isinstance(about, dict):
-        raise InputError(f"{where}: must be an object, but is a {type(about).__name__}; export the model again")
-    name, seed = about.get("name"), about.get("seed")
+def _load_member(folder: Path, number: int, member: Any, preprocessing: Preprocessing) -> TrainedModel:
+    where, path = f"{folder / MODEL_FILE}: member {number}", folder / weights_name(number)
+    if not isinstance(member, dict):
+        raise InputError(f"{where}: must be an object, but is a {type(member).__name__}; export the model again")
+    name, seed = member.get("name"), member.get("seed")
     if not isinstance(name, str) or type(seed) is not int:
-        raise InputError(f"{where}: needs a name (text) and a seed (number), but has {name!r} and {seed!r}")
-    config = TrialConfig.of(_mapping(about, "config", where), where)
-    threshold = check_threshold(about.get("threshold"), f"{where}: threshold")
+        raise InputError(
+            f"{where}: needs a name (text) and a seed (number), but has {name!r} and {seed!r}; export the model again"
+        )
+    config = TrialConfig.of(_mapping(member, "config", where), where)
+    threshold = check_threshold(member.get("threshold"), f"{where}: threshold")
     if not path.is_file():
         raise InputError(f"{path}: is missing; copy the whole folder, or export the model again")
     try:
@@ -112,8 +117,8 @@ def _member(folder: Path, number: int, about: Any, preprocessing: Preprocessing)
     return TrainedModel(build_unet(config, tensors, str(path)), config, threshold, preprocessing, name, seed)
 
 
-def _mapping(about: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    value = about.get(name)
+def _mapping(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = content.get(name)
     if not isinstance(value, dict):
         raise InputError(f"{where}: {name} must be an object, but is {value!r:.40}; export the model again")
     return value

@@ -1,4 +1,4 @@
-"""A prediction to look at: the slices that show most of it, with the outline of what was found."""
+"""An overlay of a prediction: the slices with the most lesion, and the outline of the predicted lesions."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ OUTLINE = (255, 96, 48)
 
 
 def draw_overlay(pictures: Array, masks: Array, geometry: VolumeGeometry) -> Image.Image:
-    """Upright pictures (n, rows, columns) and their masks as one RGB image.
+    """Return upright pictures (n, rows, columns) with their masks as one RGB image.
 
-    Of a volume, `SLICES` slices in rows of `COLUMNS`, each with its number along the RAS+ axis (from 0), pixels made
-    square; a single 2-D picture keeps its own pixels. The outline runs around what was found and covers none of it.
+    For a volume: `SLICES` slices in rows of `COLUMNS`, each with its number along the RAS+ axis (from 0), with square
+    pixels. A single 2-D picture keeps its own pixels. The outline runs around the lesions and covers none of them.
     """
-    chosen = select_slices(masks.sum(axis=(1, 2)))
-    width, height = _tile(geometry)
-    across = min(COLUMNS, len(chosen))
-    sheet = Image.new("RGB", (across * width, -(-len(chosen) // across) * height))
-    for place, index in enumerate(chosen):
-        tile = _drawn(pictures[index], masks[index], geometry, (width, height))
+    slices = select_slices(masks.sum(axis=(1, 2)))
+    width, height = _tile_size(geometry)
+    columns = min(COLUMNS, len(slices))
+    sheet = Image.new("RGB", (columns * width, -(-len(slices) // columns) * height))
+    for place, index in enumerate(slices):
+        tile = _draw_slice(pictures[index], masks[index], geometry, (width, height))
         if geometry.axis is not None:
             ImageDraw.Draw(tile).text((4, 2), f"slice {index}", fill="white")
-        sheet.paste(tile, (place % across * width, place // across * height))
+        sheet.paste(tile, (place % columns * width, place // columns * height))
     return sheet
 
 
 def select_slices(areas: Array) -> list[int]:
-    """At most `SLICES` slices worth a look, ascending: those with most lesion (n,), not side by side.
+    """Return at most `SLICES` slice numbers, ascending: those with the largest lesion areas (n,), not side by side.
 
-    Where fewer have any, slices evenly spread over the volume join them.
+    If fewer slices have lesions, slices evenly spread over the volume fill up the rest.
     """
     n = len(areas)
-    apart, chosen = max(1, n // (4 * SLICES)), list[int]()
-    spread = [round((place + 1) * n / (SLICES + 1)) for place in range(SLICES)]
-    full = [int(i) for i in np.argsort(-areas, kind="stable") if areas[i] > 0]
-    for index in (*full, *spread, *range(n)):
-        wanted = apart if index in full or index in spread else 1
-        if len(chosen) < SLICES and index < n and all(abs(index - other) >= wanted for other in chosen):
+    min_distance, chosen = max(1, n // (4 * SLICES)), list[int]()
+    spread = [round((k + 1) * n / (SLICES + 1)) for k in range(SLICES)]
+    with_lesion = [int(i) for i in np.argsort(-areas, kind="stable") if areas[i] > 0]
+    for index in (*with_lesion, *spread, *range(n)):
+        distance = min_distance if index in with_lesion or index in spread else 1
+        if len(chosen) < SLICES and index < n and all(abs(index - other) >= distance for other in chosen):
             chosen.append(index)
     return sorted(chosen)
 
 
-def _tile(geometry: VolumeGeometry) -> tuple[int, int]:
-    """Width and height of a slice as shown."""
+def _tile_size(geometry: VolumeGeometry) -> tuple[int, int]:
+    """Return the width and height of a slice in the overlay, in pixels."""
     rows, columns = geometry.picture
     if geometry.picture_mm is None:
         return columns, rows
@@ -57,10 +57,10 @@ def _tile(geometry: VolumeGeometry) -> tuple[int, int]:
     return max(1, round(wide * scale)), max(1, round(high * scale))
 
 
-def _drawn(picture: Array, mask: Array, geometry: VolumeGeometry, size: tuple[int, int]) -> Image.Image:
+def _draw_slice(picture: Array, mask: Array, geometry: VolumeGeometry, size: tuple[int, int]) -> Image.Image:
     grey = np.clip((picture - geometry.low) / (geometry.high - geometry.low), 0, 1) * 255
     tile = Image.fromarray(np.rint(grey).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR).convert("RGB")
-    found = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-    around = np.asarray(found.filter(ImageFilter.MaxFilter(3))) > np.asarray(found)
-    tile.paste(OUTLINE, (0, 0), Image.fromarray(around.astype(np.uint8) * 255))
+    lesions = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+    outline = np.asarray(lesions.filter(ImageFilter.MaxFilter(3))) > np.asarray(lesions)
+    tile.paste(OUTLINE, (0, 0), Image.fromarray(outline.astype(np.uint8) * 255))
     return tile

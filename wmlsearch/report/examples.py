@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.report.figure_style import (
     BASELINE_COLOUR,
     CHAMPION_COLOUR,

@@ -18,13 +18,9 @@ from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, expert_mask, restore
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
-from wmlsearch.inference.predictor import (
-    Preprocessing,
-    TrainedModel,
-    common_preprocessing,
-    mean_probabilities,
-    slicing_geometry,
-)
+from wmlsearch.inference.predictor import mean_probabilities
+from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
+from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.evaluation import (
     SCOPES,
     SLICES,

@@ -16,7 +16,7 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import ensemble_threshold
 from wmlsearch.inference.export import export_model, is_exported
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, BASELINE_RUN, CHAMPION, CONFIRMATION, PAPER, final_run_name, model_name

@@ -1,4 +1,4 @@
-"""What MODEL means where a trained model is asked for: a search, a run, an exported folder, or MLflow's registry."""
+"""Find the trained model that a name means: a search, a run, an exported folder, or a model in MLflow's registry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.inference.export import ExportedModel, is_exported, load_exported
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.schema import open_run
@@ -15,12 +15,14 @@ from wmlsearch.tracking.model_registry import SCHEME, fetch
 
 
 def find_model(model: str, runs: Path, mlflow_uri: str) -> ExportedModel:
-    """The model that `model` names, and its ensemble where there are several seeds. Raises InputError.
+    """Return the model that `model` names, with all seeds if it has several. Raises InputError.
 
     Args:
         model: an exported folder; `models:/NAME@ALIAS` or `models:/NAME/VERSION` in MLflow's registry; or a search or
-            run by name below `runs` or by path. A search stands for its champion's seeds, or, as long as it has no
-            champion, for its best trial.
+            run by path or by its name in `runs`. A search means the seeds of its champion, or its best trial if it has
+            no champion yet.
+        runs: the folder of all runs.
+        mlflow_uri: the MLflow store whose registry has the `models:/` names.
     """
     if model.startswith(SCHEME):
         with tempfile.TemporaryDirectory() as folder:
@@ -37,5 +39,5 @@ def find_model(model: str, runs: Path, mlflow_uri: str) -> ExportedModel:
 def _best_trial(search: SearchDir) -> RunDir:
     best = leaderboard(search).best
     if best is None:
-        raise InputError(f"{search.path}: no trial of this search has a score yet; wait for it, or name a run")
+        raise InputError(f"{search.path}: no trial of this search has a score yet; wait for one, or name a run")
     return RunDir(Path(best.path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.inference.export import load_exported
-from wmlsearch.inference.predictor import TrainedModel
+from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION

@@ -1,0 +1,111 @@
+"""The images to predict: which files the given paths mean, and how the names of their results begin."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wmlsearch.config import InputError
+from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, natural_key
+from wmlsearch.runs.wording import plural
+
+RESULT_SUFFIXES = ("_mask", "_probability", "_overlay")  # files named so are results, not images to predict
+FILE_TYPES = ", ".join((*NIFTI_TYPES, *PICTURE_TYPES))
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image to predict."""
+
+    path: Path
+    name: str  # the names of its result files begin with it
+
+    @property
+    def source(self) -> Source:
+        return Source("", "", self.path.parent, (self.path,))
+
+    @property
+    def mask_file(self) -> str:
+        return f"{self.name}_mask" + (".nii.gz" if self.source.is_nifti else ".png")
+
+    @property
+    def probability_file(self) -> str:
+        return f"{self.name}_probability" + (".nii.gz" if self.source.is_nifti else ".tif")
+
+    @property
+    def overlay_file(self) -> str:
+        return f"{self.name}_overlay.png"
+
+
+def find_images(paths: Sequence[Path]) -> list[InputImage]:
+    """Return all images that `paths` (files, or folders of images) mean, each once. Raises InputError."""
+    faults: list[str] = []
+    images: dict[Path, Path] = {}  # by real path, which also works for loops of links
+    for path in paths:
+        if path.is_dir():
+            files = _images_in(path)
+            if not files:
+                faults.append(
+                    f"{path}: no image in this folder; {FILE_TYPES}, or BIDS (sub-*/[ses-*/]anat/*_FLAIR.nii.gz)"
+                )
+        else:
+            files = [path]
+            if not path.is_file():
+                faults.append(f"{path}: no such file or folder; check the path")
+            elif not is_nifti(path) and not is_picture(path):
+                faults.append(f"{path}: must be one of {FILE_TYPES}; convert it")
+        for file in files:
+            images.setdefault(Path(os.path.realpath(file)), file)
+    if faults:
+        raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
+    files = list(images.values())
+    return [InputImage(path, name) for path, name in zip(files, _unique_names(files), strict=True)]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the FLAIR images of a BIDS data set, subject or session; otherwise all images directly in the folder."""
+    places = ("", "anat/", "ses-*/anat/", "sub-*/anat/", "sub-*/ses-*/anat/")
+    images = [path for place in places for end in NIFTI_TYPES for path in folder.glob(f"{place}*_FLAIR{end}")]
+    if not images:
+        images = [
+            path
+            for path in folder.iterdir()
+            if path.is_file()
+            and not path.name.startswith(".")
+            and (is_nifti(path) or is_picture(path))
+            and not _stem(path).endswith(RESULT_SUFFIXES)
+        ]
+    return sorted(images, key=lambda path: natural_key(path.as_posix()))
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each image: its file name, preceded by as many folders as make it unique."""
+    full_paths = [Path(os.path.realpath(path.parent)) / path.name for path in paths]  # a link keeps its own name
+    same_stem = Counter((path.parent, _stem(path)) for path in full_paths)  # names that differ in their ending only
+    parts = []
+    for path in full_paths:
+        name = _stem(path) if same_stem[path.parent, _stem(path)] == 1 else path.name.replace(".", "_")
+        parts.append((*path.parent.parts[1:], name))
+    lengths = [1] * len(parts)
+    while True:
+        names = ["_".join(part[-length:]) for part, length in zip(parts, lengths, strict=True)]
+        count = Counter(name.lower() for name in names)  # some file systems ignore case
+        ambiguous = [index for index, name in enumerate(names) if count[name.lower()] > 1]
+        if not ambiguous:
+            return names
+        extendable = [index for index in ambiguous if lengths[index] < len(parts[index])]
+        if not extendable:
+            raise InputError(
+                "the results of these images would have the same name; predict them separately",
+                [str(paths[index]) for index in ambiguous],
+            )
+        for index in extendable:
+            lengths[index] += 1
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"(?i)(\.nii(\.gz)?|\.[a-z]+)$", "", path.name)

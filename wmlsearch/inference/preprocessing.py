@@ -1,0 +1,77 @@
+"""How the slices that a model was trained on were cut, and how to cut another image in the same way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wmlsearch.config import InputError
+from wmlsearch.data.examine import examine
+from wmlsearch.data.geometry import PLANES, VolumeGeometry, place_window
+from wmlsearch.data.sources import Source
+
+MAX_SPACING_FACTOR = 8  # an in-plane spacing that differs more from that of training is a mistake in the header
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """All that prediction needs to cut an image as the training data were cut."""
+
+    plane: str  # sagittal, axial, coronal, native; image for 2-D pictures
+    axis: int | None  # slicing axis in RAS+; None for 2-D pictures
+    size: int  # pixels, edge of the square slices
+    fit: str  # crop: a window on the head; resize: the head scaled to the window
+    spacing_mm: float | None  # of a pixel; with fit resize the training's median, each volume has its own
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Preprocessing:
+        """Validate `values`, which may have other names too. Raises InputError with all faults; `where` names them."""
+        names = list(cls.__dataclass_fields__)
+        if missing := [name for name in names if name not in values]:
+            raise InputError(
+                f"{where}: does not say how its data were prepared ({', '.join(missing)} missing), so no image can be "
+                "prepared in the same way; train it again with this version"
+            )
+        plane, axis, size, fit, spacing = (values[name] for name in names)
+        faults = []
+        axes = {**{name: (number,) for name, number in PLANES.items()}, "native": (0, 1, 2), "image": (None,)}
+        if not isinstance(plane, str) or plane not in axes:
+            faults.append(f"plane must be one of {', '.join(axes)}, but got {plane!r}")
+        elif isinstance(axis, bool) or axis not in axes[plane]:
+            faults.append(f"axis must be {' or '.join(map(str, axes[plane]))} with plane {plane}, but got {axis!r}")
+        if type(size) is not int or not 16 <= size <= 4096:
+            faults.append(f"size must be a whole number from 16 to 4096, but got {size!r}")
+        if fit not in ("crop", "resize"):
+            faults.append(f"fit must be crop or resize, but got {fit!r}")
+        is_spacing = type(spacing) in (int, float) and 0 < spacing < math.inf
+        if not (spacing is None if axis is None else is_spacing):
+            rule = "null for 2-D pictures" if axis is None else "a number above 0"
+            faults.append(f"spacing_mm must be {rule}, but got {spacing!r}")
+        if faults:
+            raise InputError(f"{where}: its preprocessing is not valid; export or train the model again", faults)
+        return cls(plane, axis, size, fit, None if spacing is None else float(spacing))
+
+
+def slicing_geometry(source: Source, preprocessing: Preprocessing) -> VolumeGeometry:
+    """Return where an image is cut, as the training data were. Reads and checks the image, but not its mask.
+
+    Raises InputError with what is wrong with the image, or why it cannot be cut like the training data.
+    """
+    name = source.name(source.image[0])
+    if source.is_nifti == (preprocessing.axis is None):
+        trained_on, image = ("pictures", "a volume") if source.is_nifti else ("volumes", "a picture")
+        raise InputError(f"{name}: is {image}, but the model was trained on {trained_on}; choose another model")
+    facts, faults = examine(replace(source, mask=()), preprocessing.axis)
+    if facts is None:
+        raise InputError(f"{name}: cannot be predicted", faults)
+    spacing = preprocessing.spacing_mm
+    if facts.picture_mm is not None and spacing is not None and preprocessing.fit == "crop":
+        down, across = facts.picture_mm
+        if not spacing / MAX_SPACING_FACTOR <= min(down, across) <= spacing * MAX_SPACING_FACTOR:
+            raise InputError(
+                f"{name}: in-plane voxel edges must be within a factor of {MAX_SPACING_FACTOR} of the {spacing:.4g} mm "
+                f"that the model was trained on, but are {down:.4g} x {across:.4g} mm; check the header's units"
+            )
+    return place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)

@@ -1,0 +1,123 @@
+"""A trained network with all that prediction needs: its configuration, threshold and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.inference.preprocessing import Preprocessing
+from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.model.unet import UNet
+from wmlsearch.model.validation import VALIDATION_BATCH
+from wmlsearch.runs.folders import RunDir
+
+MAX_FAULTS = 6  # of a file of weights, in a message
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained network with the threshold that was chosen on its validation patients."""
+
+    unet: UNet
+    config: TrialConfig
+    threshold: float  # above 0, below 1: a pixel is lesion if its probability is at least this
+    preprocessing: Preprocessing | None = None  # None: only for slices that are prepared already
+    name: str = ""
+    seed: int = 0
+
+    @classmethod
+    def load(cls, best: Path) -> TrainedModel:
+        """Load a run's `best.pt`, for prepared slices. Raises InputError if it is missing or damaged."""
+        state = load_checkpoint(best)
+        try:
+            config, threshold = TrialConfig.of(state["config"], str(best)), float(state["report"]["val_threshold"])
+            tensors, seed = dict(state["model"]), int(state["seed"])
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{best}: not a checkpoint of wmlsearch ({reason}); restore it from a copy") from None
+        threshold = check_threshold(threshold, f"{best}: val_threshold")
+        return cls(build_unet(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
+
+    @classmethod
+    def from_run(cls, run: RunDir) -> TrainedModel:
+        """Load the model of a run folder, for raw images. Raises InputError if the run has no weights (any more)."""
+        about = run.about()
+        if not run.best.is_file():
+            raise InputError(
+                f"{run.path}: has no weights (best.pt); only a search's best trials and its final runs keep theirs, "
+                "choose one of them"
+            )
+        preprocessing = Preprocessing.of(about.get("data", {}), str(run.path / "config.json"))
+        return replace(cls.load(run.best), preprocessing=preprocessing, name=str(about["name"]))
+
+    @torch.inference_mode()
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """8-bit slices (N, H, W) -> probability of lesion, (N, H, W) float32. Runs on the network's device."""
+        device = self.unet.head.weight.device
+        batches = []
+        # As in validation, which chose the threshold. Repeatable, and equal on all devices except for rounding.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            for batch in torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1).split(VALIDATION_BATCH):
+                scaled = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+                batches.append(torch.sigmoid(self.unet(scaled))[:, 0].cpu())
+        return torch.cat(batches).numpy()
+
+
+def build_unet(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet:
+    """Return the U-Net of a configuration with these weights, ready to predict.
+
+    Allocates nothing of the configuration's size before the weights are known to fit, since files may come from
+    anywhere. Raises InputError, named by `where`, if they do not fit.
+    """
+    with torch.device("meta"):
+        unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
+    if faults := _weight_faults(unet.state_dict(), tensors):
+        more = len(faults) - MAX_FAULTS + 1
+        shown = faults if len(faults) <= MAX_FAULTS else [*faults[: MAX_FAULTS - 1], f"and {more} more"]
+        raise InputError(f"{where}: the weights do not fit the configuration", shown)
+    unet.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
+    return unet.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format
+
+
+def _weight_faults(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, Any]) -> list[str]:
+    """Return how `tensors` differ from the names, shapes and types of a network's state."""
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    faults += [f"{name} is not part of the network" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            faults.append(f"{name} must be a tensor, but is a {type(tensor).__name__}")
+        elif (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
+            faults.append(f"{name} must be {_shape_and_type(expected[name])}, but is {_shape_and_type(tensor)}")
+        elif not tensor.isfinite().all():
+            faults.append(f"{name} has values that are not finite")
+    return faults
+
+
+def _shape_and_type(tensor: torch.Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def check_threshold(threshold: Any, where: str) -> float:
+    """Return the threshold. Raises InputError unless it is a number above 0 and below 1."""
+    if type(threshold) not in (int, float) or not 0 < threshold < 1:
+        raise InputError(f"{where}: must be a number above 0 and below 1, but got {threshold!r}")
+    return float(threshold)
+
+
+def common_preprocessing(models: Sequence[TrainedModel]) -> Preprocessing:
+    """Return the preprocessing that all models share. Raises InputError if they have none or different ones."""
+    preprocessing = models[0].preprocessing
+    if preprocessing is None or any(model.preprocessing != preprocessing for model in models):
+        raise InputError(
+            "models can only be used together if their training data were prepared in the same way",
+            [f"{model.name}: {model.preprocessing}" for model in models],
+        )
+    return preprocessing
