@@ -28,7 +28,8 @@ from benchmarks.simulated import new_search, resident_bytes, row, space
 from benchmarks.table import Row, show
 from wmlsearch.cluster import connect, resources
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import RUNNING, RunDir
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.schema import RUNNING
 from wmlsearch.search import tune_loop
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.tracking.sync import default_uri

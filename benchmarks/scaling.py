@@ -101,7 +101,7 @@ def measure() -> tuple[Constants, simulated.Times]:
         begin = bins(times.begin, BIN)
         learned = [min(BIN * at + BIN / 2, MOST_PAST) for at in range(len(begin))]
         begin_s, begin_slope_s = line(learned, begin)
-        rows_bytes = sum(len(json.dumps(row)) + 1 for row in search.trial(0).rows())
+        rows_bytes = sum(len(json.dumps(row.as_json())) + 1 for row in search.trial(0).rows())
         journal = search.journal.read_text().splitlines(keepends=True)
         journal_reports = [len(text) for text in journal if '"intermediate_value"' in text]
         started = time.perf_counter()
@@ -154,7 +154,7 @@ def _mlflow(search: SearchDir) -> dict[str, float]:
             run.append(row)
             report.append(sent(run))
         run.append(rows[-1])
-        run.set_status(status["state"])
+        run.set_status(status.state)
         end.append(sent(run))
     made, size = _rows(database) - rows_before, database.stat().st_size - bytes_before
     per_report = len(simulated.METRICS[: simulated.OURS]) + 1  # and best_dice, where an epoch is the best so far

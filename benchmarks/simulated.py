@@ -14,9 +14,11 @@ from typing import Any
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig, read_yaml
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import DataRecord, SearchRecord, SpaceRecord, SplitCertificate
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.pbt import trial_record
 from wmlsearch.search.recorder import _Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
@@ -29,9 +31,11 @@ METRICS = (
     "epoch_s", "peak_memory_mb", *(f"other_{i}" for i in range(9)),
 )  # fmt: skip
 OURS = 16  # of them
-DATA = {"name": "prepared", "fingerprint": "0" * 64, "size": 256, "plane": "axial", "axis": 2, "fit": "pad",
-        "spacing_mm": 1.0, "split": "patient", "optimistic": False}  # fmt: skip
-CERTIFICATE = {"level": "patient", "note": None, "train": [f"{i:02d}" for i in range(40)], "val": ["40", "41"]}
+DATA = DataRecord(name="prepared", fingerprint="0" * 64, size=256, plane="axial", axis=2, fit="pad", spacing_mm=1.0,
+                  split="patient", optimistic=False)  # fmt: skip
+CERTIFICATE = SplitCertificate(
+    level="patient", patients={"train": [f"{i:02d}" for i in range(40)], "val": ["40", "41"]}
+)
 
 
 def row(number: int, epoch: int, epochs: int, metrics: int = OURS) -> dict[str, Any]:
@@ -49,23 +53,21 @@ def space() -> SearchSpace:
 
 def new_search(folder: Path, settings: RunSettings) -> SearchDir:
     """A search folder as `wmlsearch tune` begins it."""
-    about = {
-        "name": folder.name,
-        "kind": "search",
-        "space": {"source": "unet.yaml", "values": space().mapping()},
-        "settings": settings.model_dump(),
-        "data": DATA,
-        "certificate": CERTIFICATE,
-        "versions": {"wmlsearch": "0"},
-    }
-    return SearchDir.create(folder, about)
+    record = SearchRecord(
+        name=folder.name,
+        kind="search",
+        space=SpaceRecord(source="unet.yaml", values=space().mapping()),
+        settings=settings,
+        data=DATA,
+        certificate=CERTIFICATE,
+        versions={"wmlsearch": "0"},
+    )
+    return SearchDir.create(folder, record)
 
 
 def new_trial(search: SearchDir, number: int) -> RunDir:
     """A trial's folder as the search begins it; its configuration is the paper's."""
-    shared = {name: search.about()[name] for name in ("settings", "data", "versions")}
-    about = {"name": f"trial-{number:04d}", "kind": "trial", "config": TrialConfig().model_dump(), **shared}
-    return RunDir.create(search.trial(number).path, about)
+    return RunDir.create(search.trial(number).path, trial_record(search, number, TrialConfig()))
 
 
 @dataclass

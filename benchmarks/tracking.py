@@ -33,6 +33,7 @@ from benchmarks.simulated import METRICS, new_search, new_trial, row
 from benchmarks.table import Row, show
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.schema import EpochRow
 from wmlsearch.tracking.mirror import Mirror
 
 TRIALS, EPOCHS = 5, 10
@@ -141,7 +142,7 @@ def of_mirror(at: Server, folder: Path, one_by_one: bool) -> tuple[list[float], 
             _wait(trial, "files", ["certificate"])
     for epoch in range(1, EPOCHS + 1):
         for number, trial in enumerate(trials):
-            trial.append(row(number, epoch, EPOCHS, len(METRICS)))
+            trial.append(EpochRow.from_json(row(number, epoch, EPOCHS, len(METRICS))))
             if epoch == EPOCHS:
                 trial.set_status("completed")
             tell(trial)
@@ -155,7 +156,7 @@ def of_mirror(at: Server, folder: Path, one_by_one: bool) -> tuple[list[float], 
 def _wait(run: RunDir, name: str, value: Any) -> None:
     """Until the mirror has noted something."""
     end = time.monotonic() + START_S
-    while run.ledger().get(name) != value:
+    while getattr(run.ledger(), name) != value:
         if time.monotonic() > end:
             raise SystemExit(f"the mirror has not sent {name} of {run.path} within {START_S:g} s")
         time.sleep(0.002)
@@ -171,7 +172,7 @@ def beside(at: Server, folder: Path) -> float:
     alone, mirrored = list[float](), list[float]()
     for turn in range(1, TURNS + 1):
         for times in (alone, mirrored) if turn % 2 else (mirrored, alone):
-            trial.append(row(0, turn, 10 * TURNS, len(METRICS)))
+            trial.append(EpochRow.from_json(row(0, turn, 10 * TURNS, len(METRICS))))
             begun = time.perf_counter()
             if times is mirrored:
                 mirror.notify(trial)

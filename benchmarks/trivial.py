@@ -75,7 +75,7 @@ def search(data: str, folder: str, trials: int, workers: int) -> Found:
     found = []
     for run in result.trials():
         status = run.status()
-        found.append((status["started"], status["ended"], sum(row["epoch_s"] for row in run.rows())))
+        found.append((status.started, status.ended, sum(row.metrics["epoch_s"] or 0.0 for row in run.rows())))
     return {"begun": min(found)[0], "at_once": placement.slots(trials).count, "trials": found}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import EpochRow, SearchRecord, SpaceRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.confirmation import keep_models
-from wmlsearch.workflows.provenance import data_record, run_record
+from wmlsearch.workflows.provenance import certificate_record, data_record, run_record
 
 torch.set_num_threads(1)  # several threads on a busy machine are slower than one
 
@@ -43,26 +43,26 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     """A search as it ends: a trial, and two seeds of it as its champion, trained just enough to find something."""
     data, space = PreparedData.open(prepared), SearchSpace.of({"depth": {"choices": [2, 3]}}, "quick.yaml")
     config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
-    about = {
-        "space": {"source": "quick.yaml", "values": space.mapping()},
-        "settings": RunSettings(confirm_seeds=2).model_dump(),
-        "data": data_record(prepared, data),
-        "data_path": str(prepared),
-        "certificate": dataclasses.asdict(data.manifest.certificate),
-    }
-    search = SearchDir.create(
-        tmp_path_factory.mktemp("searched") / "runs" / "s", {"name": "s", "kind": "search", **about}
+    about = SearchRecord(
+        name="s",
+        kind="search",
+        space=SpaceRecord(source="quick.yaml", values=space.mapping()),
+        settings=RunSettings(confirm_seeds=2),
+        data=data_record(prepared, data),
+        data_path=str(prepared),
+        certificate=certificate_record(data.manifest),
     )
+    search = SearchDir.create(tmp_path_factory.mktemp("searched") / "runs" / "s", about)
     for run, name, seed in (
         (search.trial(0), "trial-0000", 0),
         (search.final("trial-0000", 0), "trial-0000-seed0", 0),
         (search.final("trial-0000", 1), "trial-0000-seed1", 1),
     ):
         settings = RunSettings(epochs=6, seed=seed)
-        made = run_record(name, "trial", config, settings, data_record(prepared, data))
-        RunDir.create(run.path, {**made, "model": "trial-0000"})
+        record = run_record(name, "trial", config, settings, about.data)
+        RunDir.create(run.path, record.model_copy(update={"model": "trial-0000"}))
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
-            run.append(report.row())
+            run.append(EpochRow.from_json(report.row()))
         run.set_status("completed")
     keep_models(search, RunSettings(), prepared, lambda _: None, lambda _: None)
     search.set_status("completed")

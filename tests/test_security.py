@@ -57,7 +57,7 @@ def holding(folder: Path, word: str) -> list[str]:
 def copied(searched: SearchDir, tmp_path: Path) -> SearchDir:
     """The search that several tests share, in a folder of its own, not in any MLflow yet."""
     copy = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
-    copy.file("about").write_text(json.dumps({**copy.about(), "versions": versions()}))
+    copy.file("record").write_text(json.dumps({**copy.record().as_json(), "versions": versions()}))
     for run in [copy, *copy.all_runs()]:
         run.file("ledger").unlink(missing_ok=True)
     return copy
@@ -85,18 +85,18 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
     prepare(marked(raw, data.parent / "raw"), data, options)
     assert MARKER in (data / "manifest.json").read_text(), "as names of files"
     opened = PreparedData.open(data)
-    copied.change_settings(RunSettings().model_dump())
-    about = copied.about() | {
-        "data": data_record(data, opened),
+    copied.change_settings(RunSettings(), None)
+    about = copied.record().as_json() | {
+        "data": data_record(data, opened).as_json(),
         "data_path": str(data),
-        "space": {**copied.about()["space"], "source": f"{HOME}/space.yaml"},
+        "space": {**copied.record().space.as_json(), "source": f"{HOME}/space.yaml"},
         "certificate": dataclasses.asdict(opened.manifest.certificate),
     }
-    copied.file("about").write_text(json.dumps(about))
+    copied.file("record").write_text(json.dumps(about))
     baseline, champion = copied.model("baseline"), copied.model("champion")
     shutil.copytree(champion.path, baseline.path)
     other = {"key": "b", "kind": "baseline", "model": "paper", "name": "baseline (paper)"}
-    baseline.file("about").write_text(json.dumps(champion.about() | other))
+    baseline.file("record").write_text(json.dumps(champion.record().as_json() | other))
     evaluate_search(copied, RunSettings(), data, lambda *_: None)
     lost = f"OSError: {HOME}/prepared/images.npy"
     copied.trial(0).set_status("failed", lost, traceback=f'File "{HOME}/venv/torch.py", line 1\n{lost}')
@@ -292,12 +292,12 @@ def test_a_password_is_used_and_kept_nowhere(
         assert said.exit_code == 0
         assert head.password not in said.output
         assert said.output.startswith("the MLflow server is at http://")
-    assert run.ledger()["uri"] == bare
+    assert run.ledger().uri == bare
     client = MlflowClient(bare)
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
     (kept,) = client.search_runs([experiment.experiment_id])  # the same store under both addresses: nothing twice
-    assert kept.data.tags["wmlsearch.key"] == run.about()["key"]
+    assert kept.data.tags["wmlsearch.key"] == run.record().key
 
 
 # ---------------------------------------------------------------------------------------------------- what else listens

@@ -75,9 +75,9 @@ def facts(search: SearchDir) -> list[dict[str, Any]]:
     """What a search decided and found, without clocks."""
     return [
         {
-            "config": run.about()["config"],
-            "state": run.status()["state"],
-            "rows": [{key: value for key, value in row.items() if key not in CLOCK} for row in run.rows()],
+            "config": run.record().config,
+            "state": run.status().state,
+            "rows": [{key: value for key, value in row.as_json().items() if key not in CLOCK} for row in run.rows()],
         }
         for run in search.trials() + search.finals()
     ]

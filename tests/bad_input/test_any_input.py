@@ -22,9 +22,9 @@ from wmlsearch.data.sources import Source, discover
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.runs.checks import check
 from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.runs.schema import check
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.client import check_uri
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from records import run_record
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
@@ -41,8 +42,8 @@ class Trap:
 def search(searched: SearchDir, prepared: Path, tmp_path: Path, refused: Refused) -> SearchDir:
     """A copy of the search, in the working folder, whose only trial was interrupted."""
     copy = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
-    about = {**copy.about(), "shape": SHAPE, "data_path": str(prepared)}
-    copy.file("about").write_text(json.dumps(about))
+    about = {**copy.record().as_json(), "shape": SHAPE, "data_path": str(prepared)}
+    copy.file("record").write_text(json.dumps(about))
     copy.trial(0).set_status("interrupted", "stopped by Ctrl-C")
     return copy
 
@@ -162,7 +163,7 @@ def test_a_search_does_not_go_on_from_a_bad_checkpoint(
         f"s: cannot be resumed from its checkpoints\n  - {TRIAL}/last.pt: {why}; {RESTORE_HINT}"
     )
     assert not Path("made").exists()
-    assert search.status()["state"] == "completed", "it was not begun again"
+    assert search.status().state == "completed", "it was not begun again"
 
 
 @pytest.fixture
@@ -185,13 +186,13 @@ def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, 
     """It would begin again at its first epoch, and what its folder has would be cut."""
     rows = killed.trial(0).rows()
     assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(Path(TRIAL).absolute()))
-    killed.change_settings(killed.about()["settings"], storage=str(Path("kept").absolute()))
+    killed.change_settings(killed.record().settings, storage=str(Path("kept").absolute()))
     kept = Path("kept/s/trials/0000").absolute()
     assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(kept)), "where it began is where it goes on"
     there = Path("elsewhere/s/trials/0000").absolute()
     assert refused("tune", "--resume", "s", "--storage", "elsewhere") == LOST.replace("PLACE", str(there))
     assert killed.trial(0).rows() == rows
-    killed.change_settings(killed.about()["settings"], storage="s3://me:***@bucket/x")
+    killed.change_settings(killed.record().settings, storage="s3://me:***@bucket/x")
     assert refused("tune", "--resume", "s") == (
         "s: its checkpoints are in s3://me:***@bucket/x, and the password is not stored; give --storage (or "
         "WMLSEARCH_STORAGE) with it"
@@ -218,7 +219,7 @@ def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
     final.set_status("completed")
     check_checkpoints(killed, placement)
     parent = {"parent": 3, "parent_epoch": 2}  # whose checkpoint a child has before it has a folder
-    RunDir.create(killed.trial(1).path, {**run.about(), **parent})
+    RunDir.create(killed.trial(1).path, run_record({**run.record().as_json(), **parent}))
     with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):
         check_checkpoints(killed, placement)
 

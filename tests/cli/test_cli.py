@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import HELP_WIDTH, main
 from wmlsearch.config import RunSettings, TrialConfig
@@ -150,7 +151,7 @@ def test_a_point_given_to_tune_and_a_space_to_train(say: Say, tmp_path: Path) ->
 
 
 def test_a_name_that_is_taken_or_none(say: Say, prepared: Path) -> None:
-    RunDir.create(Path("runs/mine"), {}).set_status("completed")
+    RunDir.create(Path("runs/mine"), run_record()).set_status("completed")
     wanted = (
         "runs/mine: there is a run of this name already (state: completed), and nothing is overwritten; "
         "choose another --name, or delete the folder"
@@ -334,12 +335,12 @@ def row(epoch: int, dice: float) -> dict[str, Any]:
 def test_status_prints_the_leaderboard(say: Say) -> None:
     space = SearchSpace.of({"depth": {"choices": [2, 4]}}, "mine.yaml")
     values = {"source": "mine.yaml", "values": space.mapping()}
-    search = SearchDir.create(Path("runs/mine"), about("mine", "search", space=values))
+    search = SearchDir.create(Path("runs/mine"), search_record(about("mine", "search", space=values)))
     for number, (depth, dices) in enumerate(((4, [0.1, 0.3, 0.2]), (2, [0.5]))):
         config = TrialConfig(depth=depth).model_dump()
-        run = RunDir.create(search.trial(number).path, about(f"trial-{number}", "trial", config=config))
+        run = RunDir.create(search.trial(number).path, run_record(about(f"trial-{number}", "trial", config=config)))
         for epoch, dice in enumerate(dices, start=1):
-            run.append(row(epoch, dice))
+            run.append(epoch_row(row(epoch, dice)))
     search.trial(0).set_status("completed")
     search.set_status("completed")
     result = say("status", "mine")
@@ -355,8 +356,8 @@ def test_status_prints_the_leaderboard(say: Say) -> None:
 
 
 def test_status_of_a_training(say: Say) -> None:
-    run = RunDir.create(Path("runs/one"), about("one", "train", config=TrialConfig().model_dump()))
-    run.append(row(1, 0.25))
+    run = RunDir.create(Path("runs/one"), run_record(about("one", "train", config=TrialConfig().model_dump())))
+    run.append(epoch_row(row(1, 0.25)))
     run.set_status("diverged", "the loss is not finite")
     assert say("status", "one").stdout == (
         "epoch   1 of 3   train_loss 0.5000   val_loss 0.6000   val_dice 0.1250   val_dice_best 0.2500   1.2 s\n"
@@ -377,4 +378,4 @@ def test_train_in_this_process(say: Say, prepared: Path, tmp_path: Path) -> None
         "results: runs/one",
         "compare in MLflow: wmlsearch ui",
     ]
-    assert [entry["epoch"] for entry in RunDir(Path("runs/one")).rows()] == [1, 2]
+    assert [entry.epoch for entry in RunDir(Path("runs/one")).rows()] == [1, 2]

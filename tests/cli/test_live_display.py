@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+from records import epoch_row, run_record, search_record
 from rich.console import Console
 
 from wmlsearch.cli.live_display import SearchDisplay
@@ -23,16 +24,16 @@ SPACE = {"batch_size": {"choices": [4, 8]}, "schedule": {"choices": ["plateau", 
 
 def add(run: RunDir, name: str, state: str, config: dict[str, object], *dices: float) -> None:
     about = {"name": name, "kind": "trial", "model": name.partition("-seed")[0], "settings": SETTINGS, "data": DATA}
-    RunDir.create(run.path, {**about, "config": TrialConfig.of(config).model_dump()})
+    RunDir.create(run.path, run_record({**about, "config": TrialConfig.of(config).model_dump()}))
     for epoch, dice in enumerate(dices, start=1):
-        run.append({"epoch": epoch, "val_dice_best": dice, "val_dice": dice / 2})
+        run.append(epoch_row({"epoch": epoch, "val_dice_best": dice, "val_dice": dice / 2}))
     run.set_status(state, "" if state != "failed" else "Traceback\nValueError: no luck")
 
 
 @pytest.fixture
 def search(tmp_path: Path) -> SearchDir:
     about = {"name": "s", "kind": "search", "settings": SETTINGS, "data": DATA}
-    made = SearchDir.create(tmp_path / "s", {**about, "space": {"source": "here", "values": SPACE}})
+    made = SearchDir.create(tmp_path / "s", search_record({**about, "space": {"source": "here", "values": SPACE}}))
     add(made.trial(0), "trial-0000", "completed", {"batch_size": 8}, 0.3, 0.5, 0.4)
     add(made.trial(1), "trial-0001", "stopped", {"batch_size": 4, "schedule": "cosine", "warmup_fraction": 0.1}, 0.6)
     add(made.trial(2), "trial-0002", "failed", {"batch_size": 4})
@@ -79,7 +80,7 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
     display.changed(run)
     assert console.export_text() == ""
     trained = {run.path}
-    write_result(run, {"replayed": run.rows()}, trained)
+    write_result(run, {"replayed": [row.as_json() for row in run.rows()]}, trained)
     display.changed(run)
     display.changed(run)
     assert console.export_text() == (
@@ -91,4 +92,4 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
         f"{name}: no report for 5 s (--trial-timeout), so another one goes on with it at its beginning\n"
     )
     run.set_status("completed")
-    assert run.status()["reason"] == ""
+    assert run.status().reason == ""

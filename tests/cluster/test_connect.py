@@ -113,7 +113,7 @@ def search_on(held: Held, prepared: Path, tmp_path: Path) -> None:
     assert "trials run 1 at a time, each 2 workers with 1 CPU each" in done.stdout
     trials = SearchDir(tmp_path / "runs" / "s").trials()
     assert len(trials) == 20
-    assert {run.status()["state"] for run in trials} == {"completed", "stopped"}
+    assert {run.status().state for run in trials} == {"completed", "stopped"}
 
 
 def test_an_impossible_request_is_told_once_connected(held: Held, prepared: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from processes import descendants, listening, wait_for
+from records import search_record
 
 from wmlsearch import __version__
 from wmlsearch.cli import main
@@ -85,7 +86,7 @@ def answer_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def ended(head: Head, name: str) -> None:
     """A search that has ended on the head."""
     job, run = head.folder / "jobs" / name, head.folder / "runs" / name
-    SearchDir.create(run, {"name": name}).set_status("completed")
+    SearchDir.create(run, search_record({"name": name})).set_status("completed")
     files = ("trials/0000/best.pt", "trials/0000/metrics.jsonl", "owner", "stop")
     for file in (*files, "final/paper-seed0/best.pt", "final/paper-seed0/last.pt", "report/curves.png"):
         (run / file).parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) 
     (there.path / "trials" / "0001").mkdir()
     (there.path / "trials" / "0001" / "metrics.jsonl").write_text("y")
     (there.path / "report" / "curves.png").write_text("newer")
-    there.set_used({"seconds": 10.0})
+    there.update_usage(seconds=10.0)
     head.said.clear()
     assert head.status("one") == 0
     assert head.said[-2].startswith(f"fetched from the head into {here.path} (")
@@ -164,7 +165,7 @@ def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) 
     assert (here.path / "trials" / "0001" / "metrics.jsonl").read_text() == "y"
     assert (here.path / "mine.txt").read_text() == "a note"
     assert sorted(path.name for path in head.out.iterdir()) == ["one"]
-    SearchDir.create(head.out / "two", {})
+    SearchDir.create(head.out / "two", search_record())
     ended(head, "two")
     for verb in (head.status, lambda name: head.resume(name=name)):
         with pytest.raises(InputError) as error:

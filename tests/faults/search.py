@@ -17,6 +17,7 @@ from processes import descendants, kill_everything, own_cores, wait_for
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.schema import EpochRow
 from wmlsearch.tracking.client import connect
 
 Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, what was seen): a row of the table
@@ -112,7 +113,7 @@ class Lines:
 
     def __init__(self, search: SearchDir) -> None:
         self.search = search
-        self.seen: dict[tuple[str, int], dict[str, Any]] = {}
+        self.seen: dict[tuple[str, int], EpochRow] = {}
         self.changed: set[tuple[str, int]] = set()  # epochs that were seen with other content later: trained again
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -140,17 +141,17 @@ class Lines:
                 self.changed.add((run.name, -1))
                 continue
             for row in rows:
-                key = (run.name, row["epoch"])
+                key = (run.name, row.epoch)
                 if self.seen.setdefault(key, row) != row:
                     self.changed.add(key)
                     self.seen[key] = row
 
     def lost_and_doubled(self) -> tuple[int, int]:
         """Epochs that were reported and are not in the folder as they were; epochs that are there more than once."""
-        now: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        now: dict[tuple[str, int], list[EpochRow]] = {}
         for run in self.search.trials():
             for row in run.rows():
-                now.setdefault((run.name, row["epoch"]), []).append(row)
+                now.setdefault((run.name, row.epoch), []).append(row)
         lost = sum(now.get(key, [None])[0] != row for key, row in self.seen.items()) + len(self.changed)
         return lost, sum(len(rows) - 1 for rows in now.values())
 
@@ -162,7 +163,7 @@ def rows_now(run: RunDir) -> int:
 def check_whole(search: SearchDir, trials: int, epochs: int) -> None:
     """Every trial completed with each of its epochs once, in order; the leaderboard has each trial once."""
     for run in search.trials():
-        assert [row["epoch"] for row in run.rows()] == list(range(1, len(run.rows()) + 1)), run.path
+        assert [row.epoch for row in run.rows()] == list(range(1, len(run.rows()) + 1)), run.path
         assert run.state in ("completed", "early_stopped"), run.status()
     names = [entry.name for entry in leaderboard(search).trials]
     assert sorted(names) == [f"trial-{number:04d}" for number in range(trials)]
@@ -186,7 +187,7 @@ def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
         by_key.setdefault(run.data.tags["wmlsearch.key"], []).append(run)
     with sqlite3.connect(store) as database:
         for part in [search, *search.trials()]:
-            found = by_key.pop(part.about()["key"], [])
+            found = by_key.pop(part.record().key, [])
             if len(found) != 1:
                 faults.append(f"{part.path.name}: {len(found)} runs")
                 continue
@@ -206,8 +207,8 @@ def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
 
 def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
     return [
-        (name, row["epoch"], int(row["time"] * 1000), float(value))
+        (name, row.epoch, int(row.time * 1000), float(value))
         for row in run.rows()
-        for name, value in row.items()
+        for name, value in row.as_json().items()
         if name not in ("epoch", "time", "ended") and value is not None
     ]

@@ -25,7 +25,7 @@ from search import Running, begin, differences, sync
 
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.runs.folders import ENDED
+from wmlsearch.runs.schema import ENDED
 
 
 @dataclass(frozen=True)

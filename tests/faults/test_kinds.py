@@ -54,15 +54,15 @@ def test_each_kind_of_failure(prepared: Path, out: Path, record: Record) -> None
     board = {entry.name: entry for entry in leaderboard(search).trials}
     assert len(board) == 7
     for run in search.trials():
-        name, status = run.about()["name"], run.status()
+        name, status = run.record().name, run.status()
         state, reason = KINDS.get(run.name, ("completed", ""))
-        assert (status["state"], board[name].state, tags[name][1]["state"]) == (state, state, state), status
+        assert (status.state, board[name].state, tags[name][1]["state"]) == (state, state, state), status
         assert tags[name][0] == ("FAILED" if reason else "FINISHED")
-        for told in (status["reason"], board[name].reason, tags[name][1]["reason"]):
+        for told in (status.reason, board[name].reason, tags[name][1]["reason"]):
             assert reason in told, told
         if reason:
             assert f"{name} {state.replace('_', ' ')}: " in running.text()
             record(f"a trial that {NAMES[FAULTS[run.name]]}", 1, seen=f"{state}: {reason}")
         else:
-            assert [row["epoch"] for row in run.rows()] == list(range(1, 7))
+            assert [row.epoch for row in run.rows()] == list(range(1, 7))
     assert search.state == "completed"

@@ -33,7 +33,7 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
         wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
         assert process.poll() is None, process.communicate()[0]
         end(process)
-        assert search.status()["state"] == "running", "nobody could say how it ended"
+        assert search.status().state == "running", "nobody could say how it ended"
         with search.journal.open("a") as journal:  # a torn last line, which Optuna never gets over
             journal.write('{"op_code": 5, "wor')
         command = tune(tmp_path, "--resume", "s")
@@ -41,7 +41,7 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
     assert "s is resumed: 8 of 8 trials have ended\n" in output
     assert facts(search) == facts(never_killed)
     assert told(search) == told(never_killed)
-    assert search.status()["state"] == "completed"
+    assert search.status().state == "completed"
     client = MlflowClient(default_uri(tmp_path))
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     evaluation, other = search.evaluation(), never_killed.evaluation()
@@ -59,23 +59,23 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_name = {run.info.run_name: run.info.run_id for run in runs}
     for trial in search.trials() + search.finals():
-        history = client.get_metric_history(by_name[trial.about()["name"]], "train_loss")
-        assert sorted(point.step for point in history) == [row["epoch"] for row in trial.rows()]
+        history = client.get_metric_history(by_name[trial.record().name], "train_loss")
+        assert sorted(point.step for point in history) == [row.epoch for row in trial.rows()]
     record("kill -9 of everything, and a torn journal, `--resume`", 3, seen="all decided and found as if never killed")
 
 
 def lineages(search: SearchDir) -> list[Any]:
     names = ("parent", "parent_epoch", "replaces", "rate_factors")
-    return [({name: it.about().get(name) for name in names}, it.status()["reason"]) for it in search.trials()]
+    return [({name: getattr(it.record(), name) for name in names}, it.status().reason) for it in search.trials()]
 
 
 def test_a_population_killed_when_a_child_took_over(prepared: Path, tmp_path: Path, record: Record) -> None:
     never_killed = finished(tmp_path / "never", begin_population, prepared)
     process, search = start(begin_population(tmp_path, prepared)), SearchDir(tmp_path / "s")
-    wait_for(lambda: process.poll() is not None or any("parent" in it.about() for it in search.trials()))
+    wait_for(lambda: process.poll() is not None or any(it.record().parent is not None for it in search.trials()))
     assert process.poll() is None
     end(process)
-    assert search.status()["state"] == "running", "nobody could say how it ended"
+    assert search.status().state == "running", "nobody could say how it ended"
     run(tune(tmp_path, "--resume", "s"))
     assert facts(search) == facts(never_killed)
     assert lineages(search) == lineages(never_killed)

@@ -19,13 +19,15 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from records import epoch_row, run_record, search_record
 from search import Record
 
 from wmlsearch.config import RunSettings
 from wmlsearch.model.checkpoint import load_checkpoint, save_atomically
 from wmlsearch.runs.evaluation import Gallery
 from wmlsearch.runs.files import read_lines
-from wmlsearch.runs.folders import ENDED, RUNNING, UNFINISHED, RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import ENDED, RUNNING, UNFINISHED, MlflowLedger
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.space import SearchSpace
 
@@ -48,7 +50,7 @@ def write(search: SearchDir) -> None:
             run.set_status(RUNNING)
         else:
             about = {"name": f"trial-{number:04d}", "kind": "trial", "config": study.ask(number).model_dump()}
-            RunDir.create(run.path, {**about, "settings": SETTINGS.model_dump()})
+            RunDir.create(run.path, run_record({**about, "settings": SETTINGS.model_dump()}))
         rows = load_checkpoint(run.last)["reports"] if run.last.exists() else []
         run.reconcile(rows)
         for epoch in range(len(rows) + 1, EPOCHS + 1):
@@ -57,8 +59,8 @@ def write(search: SearchDir) -> None:
             save_atomically({"format": 1, "reports": rows, "weights": torch.zeros(20_000)}, run.last)
             run.append(rows[-1])
             study.report(number, epoch, value)
-            run.set_ledger({"rows": epoch})
-            search.set_used({"seconds": float(epoch)})
+            run.set_ledger(MlflowLedger(rows=epoch))
+            search.update_usage(seconds=float(epoch))
         search.set_gallery(GALLERY)
         run.set_status("completed")
         study.tell(number, "completed", [rows[-1]["val_dice_best"]])
@@ -98,7 +100,7 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
     lost = 0
     for run in search.trials():
         assert run.state in (RUNNING, *ENDED)
-        assert set(run.about()) >= {"name", "config", "key"}
+        assert set(run.record()) >= {"name", "config", "key"}
         run.ledger()
         known = load_checkpoint(run.last)["reports"] if run.last.exists() else []
         rows = run.rows()
@@ -107,7 +109,7 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
         for row in known:
             lost += seen.setdefault((run.name, row["epoch"]), row) != row
         lost += sum(name == run.name and epoch > len(known) for name, epoch in seen)
-    search.used()
+    search.usage()
     gallery = search.gallery()
     assert gallery is None or gallery.to_arrays().keys() == GALLERY.to_arrays().keys()
     return lost
@@ -116,7 +118,10 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
 def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: Record) -> None:
     injected, torn, lost, ended = 0, 0, 0, 0
     logging.getLogger("wmlsearch.runs.files").addHandler(note := logging.FileHandler(tmp_path / "said.log"))
-    search, seen = SearchDir.create(tmp_path / "0", {"name": "s"}), dict[tuple[str, int], dict[str, Any]]()
+    search, seen = (
+        SearchDir.create(tmp_path / "0", search_record({"name": "s"})),
+        dict[tuple[str, int], dict[str, Any]](),
+    )
     while injected < KILLS:
         injected += killed(search, chance.uniform(0, 0.2))
         lost += check(search, seen)
@@ -131,7 +136,7 @@ def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: 
             states = [trial.state.name for trial in optuna.load_study(study_name=search.name, storage=storage).trials]
             assert states == ["COMPLETE"] * TRIALS
             shutil.rmtree(search.path)
-            search, seen = SearchDir.create(tmp_path / str(ended), {"name": "s"}), {}
+            search, seen = SearchDir.create(tmp_path / str(ended), search_record({"name": "s"})), {}
     note.close()
     logging.getLogger("wmlsearch.runs.files").removeHandler(note)
     said = (tmp_path / "said.log").read_text().count("torn last line")
@@ -142,7 +147,7 @@ def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: 
 
 
 def test_a_torn_last_line_is_cut_before_the_next_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    search = SearchDir.create(tmp_path / "s", {"name": "s"})
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     write(search)
     metrics = search.trial(0).file("metrics")
     for path in (search.journal, metrics):
@@ -150,7 +155,7 @@ def test_a_torn_last_line_is_cut_before_the_next_and_said(tmp_path: Path, caplog
         path.write_bytes(whole + b'{"op_code": 5, "wor')
         caplog.clear()
         if path == metrics:
-            search.trial(0).append({"epoch": EPOCHS + 1})
+            search.trial(0).append(epoch_row({"epoch": EPOCHS + 1}))
             assert [row["epoch"] for row in read_lines(path)] == list(range(1, EPOCHS + 2))
         else:
             Study(search, SPACE, SETTINGS)

@@ -41,19 +41,19 @@ def test_two_of_one_name_and_one_of_another(prepared: Path, out: Path, tmp_path:
         search = SearchDir(out / name)
         assert search.state == "completed"
         for run in search.trials():
-            assert [row["epoch"] for row in run.rows()] == list(range(1, EPOCHS + 1))
+            assert [row.epoch for row in run.rows()] == list(range(1, EPOCHS + 1))
     record("two searches of one name at once", 1, seen="the second is refused, with the first's process")
     record("two searches of other names at once", 1, *lines.lost_and_doubled(), "both finish")
 
     search, durations = SearchDir(out / "other"), []
     for part in [search, *search.trials()]:
         status = part.status()
-        durations.append(status["ended"] - status["started"])
-        times = [] if part is search else [row["time"] for row in part.rows()]
+        durations.append(status.ended - status.started)
+        times = [] if part is search else [row.time for row in part.rows()]
         assert times == sorted(times)
-        assert all(row["epoch_s"] >= 0 for row in part.rows())
+        assert all((row.metrics["epoch_s"] or 0) >= 0 for row in part.rows())
     assert min(durations) >= 0
-    assert search.used()["seconds"] >= 0
+    assert search.usage().seconds >= 0
     client = connect(default_uri(out))
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import epoch_row, run_record, search_record
 from rich.console import Console
 
 from wmlsearch.cli.forecast_tables import forecast_comparison, forecast_line
 from wmlsearch.cli.live_display import ENOUGH, SearchDisplay
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import ForecastRecord
 from wmlsearch.space import SearchSpace
 
 SETTINGS = RunSettings(trials=20, epochs=9)
@@ -40,17 +42,17 @@ FORECAST: dict[str, Any] = {
 
 def add(run: RunDir, epochs: int, state: str = "completed", **more: float) -> RunDir:
     about = {"name": run.name, "kind": "trial", "settings": SETTINGS.model_dump(), "config": TrialConfig().model_dump()}
-    RunDir.create(run.path, about)
+    RunDir.create(run.path, run_record(about))
     for epoch in range(1, epochs + 1):
-        run.append({"epoch": epoch, "val_dice_best": 0.5, "val_dice": 0.5, "epoch_s": 2.0, **more})
+        run.append(epoch_row({"epoch": epoch, "val_dice_best": 0.5, "val_dice": 0.5, "epoch_s": 2.0, **more}))
     run.set_status(state)
     return run
 
 
 @pytest.fixture
 def search(tmp_path: Path) -> SearchDir:
-    made = SearchDir.create(tmp_path / "s", {"name": "s", "settings": SETTINGS.model_dump()})
-    made.set_forecast(FORECAST)
+    made = SearchDir.create(tmp_path / "s", search_record({"name": "s", "settings": SETTINGS.model_dump()}))
+    made.set_forecast(ForecastRecord(**FORECAST))
     return made
 
 
@@ -61,11 +63,11 @@ def table(search: SearchDir) -> list[str]:
 
 
 def test_a_forecast_forecast_line() -> None:
-    assert forecast_line(FORECAST) == (
+    assert forecast_line(ForecastRecord(**FORECAST)) == (
         "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 130 MB of checkpoints, "
         "690 MiB a worker"
     )
-    assert forecast_line({**FORECAST, "gpu_hours": 1.234, "ends_by": "--max-hours 0.2"}) == (
+    assert forecast_line(ForecastRecord(**{**FORECAST, "gpu_hours": 1.234, "ends_by": "--max-hours 0.2"})) == (
         "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 1.2 GPU-hours, "
         "130 MB of checkpoints, 690 MiB a worker, the trials end by --max-hours 0.2"
     )
@@ -85,8 +87,8 @@ def test_beside_what_happened(search: SearchDir) -> None:
         "checkpoints at most           130 MB        -",
     ]
     add(search.final("paper", 0), 9)
-    search.set_used({"seconds": 700.0, "gpu_seconds": 7200.0})
-    search.set_used({"final_seconds": 100.0, "final_gpu_seconds": 0.0, "checkpoint_bytes": 4_312_345})
+    search.update_usage(seconds=700.0, gpu_seconds=7200.0)
+    search.update_usage(final_seconds=100.0, final_gpu_seconds=0.0, checkpoint_bytes=4_312_345)
     search.set_status("completed")
     assert table(search) == [
         "                            forecast     happened",
@@ -102,7 +104,7 @@ def test_beside_what_happened(search: SearchDir) -> None:
 
 
 def test_without_a_forecast_there_is_no_table(tmp_path: Path) -> None:
-    assert forecast_comparison(SearchDir.create(tmp_path / "s", {})) is None
+    assert forecast_comparison(SearchDir.create(tmp_path / "s", search_record())) is None
 
 
 def test_the_time_left_is_the_forecasts_until_trials_say_more(
@@ -114,7 +116,7 @@ def test_the_time_left_is_the_forecasts_until_trials_say_more(
     display = SearchDisplay(console, search, SPACE, SETTINGS)
     now[0] += 60  # Ray starts: it is not in the time of trials
     display.changed(add(search.trial(0), 1, "running"))
-    search.set_used({"seconds": 40.0})
+    search.update_usage(seconds=40.0)
     assert display.left_s() == 560 + 120
     now[0] += 40
     for number in range(ENOUGH - 1):
@@ -123,11 +125,11 @@ def test_the_time_left_is_the_forecasts_until_trials_say_more(
     display.changed(add(search.trial(ENOUGH - 1), 9))
     assert display.left_s() == pytest.approx(40 / ENOUGH * (20 - ENOUGH) + 120)
     # of a search that is resumed, what it used before is gone from the forecast
-    search.set_used({"seconds": 500.0})
+    search.update_usage(seconds=500.0)
     assert SearchDisplay(console, search, SPACE, SETTINGS).left_s() == 100 + 120
     # a forecast that was too low says nothing any more
     late = SearchDisplay(console, search, SPACE, SETTINGS)
-    search.set_used({"seconds": 5000.0})
+    search.update_usage(seconds=5000.0)
     now[0] += 100
     late.changed(add(search.trial(ENOUGH), 9))
     assert late.left_s() == pytest.approx(100 * (20 - ENOUGH - 1) + 120)

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from processes import watching_sockets
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from records import DATA_RECORD
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmlsearch.cli import main
@@ -241,14 +242,14 @@ def test_a_forecast_that_fails_stops_no_search(prepared: Path, tmp_path: Path, m
     said: list[str] = []
     search, slots = SearchDir(tmp_path), Slots(1, 1, 1, 0)
     plan = SearchPlan(
-        SearchSpace.read("quick"), RunSettings(), prepared, Manifest.read(prepared), {}, LOCAL, slots, slots
+        SearchSpace.read("quick"), RunSettings(), prepared, Manifest.read(prepared), DATA_RECORD, LOCAL, slots, slots
     )
     forecast_workflow.record_forecast(search, plan, {}, said.append)
     assert said == [
         "forecast: timing three configurations for some seconds ...",
         "no forecast (no luck); the search continues without it",
     ]
-    assert search.forecast() == {}
+    assert search.forecast() is None
 
 
 @pytest.mark.parametrize(
@@ -330,8 +331,8 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     lines = say("tune", "small.yaml", "--data", str(prepared), *sizes)
     search = SearchDir(Path("runs/s"))
     made = search.forecast()
-    assert [rung["epoch"] for rung in made["rungs"]] == [1, 2]
-    assert made["search_s"] > 0
+    assert [rung.epoch for rung in made.rungs] == [1, 2]
+    assert made.search_s > 0
     start = lines.index("forecast: timing three configurations for some seconds ...")
     assert re.fullmatch(
         r"forecast: about [\dmins ]+, 5 epochs of trials and at most 4 of 2 final runs, [\d.]+ MB of checkpoints, "
@@ -347,7 +348,7 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
         ["epochs of all trials", "4.9", str(sum(map(len, rows)))],
     ]
     assert table.pop(4) == ["epochs of final runs", "at most 4", "4"]
-    used, size = search.used(), r"[\d.]+"
+    used, size = search.usage(), r"[\d.]+"
     for row, (name, unit) in zip(
         table[3:],
         (("time of the trials", "s"), ("time of final runs", "s"), ("peak memory of a worker", "MiB"),
@@ -355,18 +356,18 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
         strict=True,
     ):  # fmt: skip
         assert re.fullmatch(rf"{name}\|({size} min )?{size} {unit}\|({size} min )?{size} {unit}", "|".join(row))
-    assert used["seconds"] > 0
-    assert used["final_seconds"] > max(sum(row["epoch_s"] for row in run.rows()) for run in search.finals())
+    assert used.seconds > 0
+    assert used.final_seconds > max(sum(row.metrics["epoch_s"] for row in run.rows()) for run in search.finals())
     kept = sum(path.stat().st_size for path in search.path.glob("*/*/*.pt"))
-    assert used["checkpoint_bytes"] >= kept > 0
+    assert used.checkpoint_bytes >= kept > 0
 
     again = say("tune", "--resume", "s", "--trials", "4")
     assert not [line for line in again if line.startswith("forecast:")]
     assert search.forecast() == made
     shown = [line.split() for line in say("status", "s")]
     assert ["trials", "at", "epochs", "1,", "2", "3,", "1.9", "4,"] in [words[:8] for words in shown]
-    assert search.used()["seconds"] > used["seconds"]
-    assert search.used()["final_seconds"] == used["final_seconds"]
+    assert search.usage().seconds > used.seconds
+    assert search.usage().final_seconds == used.final_seconds
 
 
 @pytest.mark.parametrize(

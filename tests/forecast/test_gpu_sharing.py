@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from records import search_record
 
 from wmlsearch.cli import main
 from wmlsearch.cluster import connect, resources
@@ -31,6 +31,7 @@ from wmlsearch.model.memory import CUDA_CONTEXT_BYTES
 from wmlsearch.model.throughput import mps_is_on
 from wmlsearch.report.commands import tune_command
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import TrialShape
 from wmlsearch.search.memory_admission import MemoryFit
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
@@ -224,7 +225,7 @@ def test_the_command_of_a_report_has_it() -> None:
         "data": {"name": "prepared"},
         "shape": {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 3},
     }
-    assert tune_command(about) == "wmlsearch tune quick --data prepared --trials-per-gpu 3"
+    assert tune_command(search_record(about)) == "wmlsearch tune quick --data prepared --trials-per-gpu 3"
 
 
 @pytest.fixture(scope="module")
@@ -264,12 +265,12 @@ def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypa
     )
     assert said[1].startswith("2 trials share a GPU: the baseline configuration trains ")
     assert said[2] == "trials run 2 at a time, each 1 worker with 1 CPU and 0.5 GPUs each"
-    about = search.about()
-    assert about["shape"] == {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 2}
-    assert about["packing"]["trials_per_gpu"] == len(about["packing"]["images_per_s"]) == 2
-    assert about["packing"]["ended_by"] in ("cores", "trials")
+    about = search.record()
+    assert about.shape == TrialShape(workers_per_trial=1, gpus_per_worker=None, trials_per_gpu=2)
+    assert about.packing["trials_per_gpu"] == len(about.packing["images_per_s"]) == 2
+    assert about.packing["ended_by"] in ("cores", "trials")
     assert [run.state for run in search.trials()] == ["completed", "completed"]
-    resumed = dataclasses.replace(LOCAL, **about["shape"])  # as `resume` does it
+    resumed = LOCAL.of_resumed("s", about.shape, None)
     assert resumed.slots(3) == Slots(2, 1, 1, 0.5)
 
 

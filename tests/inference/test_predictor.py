@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import run_record
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.cutting import restore
@@ -65,8 +66,10 @@ def test_a_run_folder_says_how_its_data_were_prepared(searched: SearchDir, prepa
 
 
 def test_a_run_that_can_not_be_used(searched: SearchDir, tmp_path: Path) -> None:
-    about = searched.trial(0).about()
-    old = RunDir.create(tmp_path / "old", {**about, "data": {"size": 32, "plane": "axial", "spacing_mm": 1.0}})
+    about = searched.trial(0).record()
+    old = RunDir.create(
+        tmp_path / "old", run_record({**about.as_json(), "data": {"size": 32, "plane": "axial", "spacing_mm": 1.0}})
+    )
     with pytest.raises(InputError) as error:
         TrainedModel.from_run(old)
     assert str(error.value) == (

@@ -12,6 +12,7 @@ import pytest
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from records import epoch_row, run_record
 from torch import Tensor, distributed
 
 from wmlsearch.cluster import resources
@@ -36,7 +37,7 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.report import figures
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import memory_admission, tune_loop
-from wmlsearch.search.final_training import set_ended, write_result
+from wmlsearch.search.final_training import write_result
 from wmlsearch.search.memory_admission import MemoryFit, limit_bytes, limit_to_share, predict_peak_memory
 from wmlsearch.search.trial_worker import Training, TrialWorker
 from wmlsearch.space import SearchSpace
@@ -281,19 +282,19 @@ def test_a_training_without_room_ends_before_it_begins(
     job = {"data": sent, "settings": RunSettings(epochs=1).model_dump(), "threads": torch.get_num_threads()}
     found = {}
     for name, values in (("big", BIG), ("small", SMALL)):
-        run = RunDir.create(tmp_path / name, {"name": name})
+        run = RunDir.create(tmp_path / name, run_record({"name": name}))
         training = Training(job, {"config": TrialConfig(**values).model_dump(), "place": str(run.path)})
         found[name] = training.step()
         training.close()
         write_result(run, found[name], set())
-        set_ended(run, found[name]["ended"], found[name].get("reason", ""))
+        run.set_status(found[name]["ended"], found[name].get("reason", ""))
     big, small = RunDir(tmp_path / "big"), RunDir(tmp_path / "small")
     assert (found["big"]["done"], big.state, big.rows()) == (True, "out_of_memory", [])
-    assert big.status()["reason"] == found["big"]["reason"]
-    assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", big.status()["reason"])
-    assert big.status()["predicted_memory_mb"] == found["big"]["predicted_memory_mb"] > 8e9 / 2**20
+    assert big.status().reason == found["big"]["reason"]
+    assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", big.status().reason)
+    assert big.status().predicted_memory_mb == found["big"]["predicted_memory_mb"] > 8e9 / 2**20
     assert (small.state, len(small.rows())) == ("completed", 1)
-    assert 100 < small.status()["predicted_memory_mb"] < 8000
+    assert 100 < small.status().predicted_memory_mb < 8000
     # One that goes on from a checkpoint has found its room before.
     monkeypatch.setattr(memory_admission, "machine_bytes", lambda: 0)
     again = Training(job, {"config": TrialConfig(**SMALL).model_dump(), "place": str(small.path), "heard": 1})
@@ -317,11 +318,11 @@ def test_all_ranks_begin_or_none(prepared: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_report_draws_predicted_and_measured(tmp_path: Path) -> None:
     for number, (predicted, peaks) in enumerate([(100.0, [80.0, 90.0]), (None, [50.0]), (900.0, []), (400.0, [420.0])]):
-        run = RunDir.create(tmp_path / str(number), {})
+        run = RunDir.create(tmp_path / str(number), run_record())
         if predicted is not None:
             run.set_predicted_memory(predicted)
         for epoch, peak in enumerate(peaks, start=1):
-            run.append({"epoch": epoch, "peak_memory_mb": peak})
+            run.append(epoch_row({"epoch": epoch, "peak_memory_mb": peak}))
         run.set_status("completed")
     board: Any = SimpleNamespace(trials=[SimpleNamespace(path=str(tmp_path / str(number))) for number in range(4)])
     pairs = figures.memory_of(board)
@@ -359,7 +360,7 @@ def test_what_finds_no_room_is_never_run(prepared: Path, tmp_path: Path, monkeyp
     assert (outcome.early, outcome.mlflow_problem) == ("", "")
     states: dict[int, list[str]] = {4: [], 16: [], 512: []}
     for run in search.trials():
-        states[run.about()["config"]["base_channels"]].append(run.state)
+        states[run.record().config.base_channels].append(run.state)
     assert states[16] == ["completed"]  # the paper's
     assert set(states[4]) <= {"completed", "stopped"}
     assert set(states[512]) == {"out_of_memory"}
@@ -368,10 +369,10 @@ def test_what_finds_no_room_is_never_run(prepared: Path, tmp_path: Path, monkeyp
         if run.state == "out_of_memory":
             assert not run.rows()
             assert not run.last.exists()
-            assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", status["reason"])
-            assert status["predicted_memory_mb"] > 4 * 4 * 1.9e9 / 2**20
+            assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", status.reason)
+            assert status.predicted_memory_mb > 4 * 4 * 1.9e9 / 2**20
         else:
-            assert status["predicted_memory_mb"] > 300
+            assert status.predicted_memory_mb > 300
     storage = JournalStorage(JournalFileBackend(str(search.journal)))
     for trial in optuna.load_study(study_name=None, storage=storage).trials:
         refused = search.trial(trial.user_attrs["trial"]).state == "out_of_memory"

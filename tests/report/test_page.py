@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.config import RunSettings, TrialConfig
@@ -36,6 +37,7 @@ from wmlsearch.runs.evaluation import (
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION
+from wmlsearch.runs.schema import RunStatus
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.comparison import judge
 from wmlsearch.verdict.scores import pooled, score
@@ -63,7 +65,9 @@ def make(tmp_path: Path) -> Make:
         settings = RunSettings.of({"trials": max(trials, 5), "epochs": 6, "confirm_seeds": seeds, **given}).model_dump()
         data = {"name": "prepared", "fingerprint": "f00d", "optimistic": optimistic}
         about = {"kind": "search", "settings": settings, "data": data, "data_path": "some where/prepared"}
-        search = SearchDir.create(tmp_path / "s", {"name": "s", **about, "space": {"source": "mine", "values": SPACE}})
+        search = SearchDir.create(
+            tmp_path / "s", search_record({"name": "s", **about, "space": {"source": "mine", "values": SPACE}})
+        )
         rng = np.random.default_rng(0)
         for n in range(trials):
             values: dict[str, Any] = {"batch_size": (4, 8)[n % 2], "learning_rate": float(10 ** rng.uniform(-4, -2))}
@@ -75,9 +79,9 @@ def make(tmp_path: Path) -> Make:
             if n % 3 == 0:
                 search.trial(n).set_status("stopped", "behind the best of its rung at epoch 2")
         for seed in range(seeds if finals else 0):
-            for name, config in (("paper", {}), ("trial-0001", search.trial(1).about()["config"])):
+            for name, config in (("paper", TrialConfig()), ("trial-0001", search.trial(1).record().config)):
                 run, own = search.final(name, seed), {**settings, "seed": seed}
-                _train(run, f"{name}-seed{seed}", TrialConfig.of(config), own, data, rng, 6, model=name)
+                _train(run, f"{name}-seed{seed}", config, own, data, rng, 6, model=name)
         search.set_status("completed")
         return search
 
@@ -89,17 +93,21 @@ def _train(
     epochs: int, **more: Any,
 ) -> None:  # fmt: skip
     about = {"name": name, "kind": "trial", "settings": settings, "data": data, "config": config.model_dump(), **more}
-    RunDir.create(run.path, about)
+    RunDir.create(run.path, run_record(about))
     for epoch in range(1, epochs + 1):
         dice = float(rng.uniform(0.1, 0.15) * epoch)
         row = {"epoch": epoch, "time": 0.0, "ended": None, "val_dice_best": dice, "val_dice": dice / 2, "epoch_s": 1.0}
-        run.append({**row, "images_per_s": float(rng.uniform(10, 90)), "learning_rate": config.learning_rate / epoch})
+        run.append(
+            epoch_row(
+                {**row, "images_per_s": float(rng.uniform(10, 90)), "learning_rate": config.learning_rate / epoch}
+            )
+        )
     run.set_status("completed")
 
 
 def open_test(search: SearchDir, lead: float, units: int = 8, volumes: bool = True, names: str = "0{}") -> None:
     """Open the sealed test: masks of small volumes or pictures, of which the champion finds `lead` more."""
-    rng, seeds = np.random.default_rng(1), RunSettings.of(search.about()["settings"]).final_seeds
+    rng, seeds = np.random.default_rng(1), search.record().settings.final_seeds
     experts = {names.format(n): rng.uniform(size=(4, 12, 12)) < 0.1 for n in range(units)}
     images = {name: rng.integers(0, 255, (12, 12), np.uint8) for name in experts}
     models: dict[str, ModelScores] = {}
@@ -200,11 +208,11 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
     assert [row["trial"] for row in board] == [entry.name for entry in leaderboard(search).trials]
     for row in board:
         run = search.trial(int(row["trial"][-4:]))
-        best = max(run.rows(), key=lambda it: it["val_dice_best"])
-        assert float(row["val_dice_best"]) == best["val_dice_best"]
+        best = max(run.rows(), key=lambda it: it.metrics["val_dice_best"])
+        assert float(row["val_dice_best"]) == best.metrics["val_dice_best"]
         assert (row["state"], row["epochs"]) == (run.state, str(len(run.rows())))
-        assert {name: row[name] for name in run.about()["config"]} == {
-            name: str(value) for name, value in run.about()["config"].items()
+        assert {name: row[name] for name in TrialConfig.model_fields} == {
+            name: str(value) for name, value in run.record().config.model_dump().items()
         }
     assert [row["run"] for row in rows_of(search.report / "confirmation.csv")] == [
         "paper-seed0", "paper-seed1", "trial-0001-seed0", "trial-0001-seed1",
@@ -226,21 +234,21 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     search = make(finals=True, sampler="tpe", max_hours=1.5)
     text = text_of(write_report(search))
     config = SearchSpace.read(str(search.report / "champion.yaml")).point()
-    assert config.model_dump() == search.trial(1).about()["config"]
+    assert config == search.trial(1).record().config
     space = SearchSpace.read(str(search.report / "space.yaml"))
     assert space.mapping() == SearchSpace.of(SPACE).mapping()
     command = (
         "wmlsearch tune space.yaml --data prepared --trials 8 --epochs 6 --sampler tpe --confirm-seeds 2 "
         "--max-hours 1.5"
     )
-    assert tune_command(search.about()) == command
+    assert tune_command(search.record()) == command
     assert command in text
     assert "wmlsearch train champion.yaml --data prepared --epochs 6 --seed 1" in text
 
 
 def test_commands_of_several_objectives(make: Make) -> None:
     search = make(objectives=["val_dice_best", "images_per_s"], baseline=False)
-    assert tune_command(search.about()).endswith(
+    assert tune_command(search.record()).endswith(
         "--objectives val_dice_best,images_per_s --trials 8 --epochs 6 --confirm-seeds 2 --no-baseline"
     )
     page = write_report(search)
@@ -295,7 +303,7 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     text = text_of(write_report(search))
     assert "No verdict The search is still running. The sealed test is opened at its end." in text
     assert "the best trial so far. It was not confirmed with other seeds" in text
-    assert text_of(write_report(search, {"state": "interrupted", "reason": "stopped by Ctrl-C"})).count(
+    assert text_of(write_report(search, RunStatus(state="interrupted", reason="stopped by Ctrl-C"))).count(
         "interrupted (stopped by Ctrl-C)"
     ), "how it stands may be known before the folder says so"
 
@@ -342,12 +350,12 @@ def test_a_large_search_stays_readable(make: Make) -> None:
 def test_importances_know_what_matters_and_leave_out_what_lies_outside(make: Make) -> None:
     search = make(trials=60)
     for n, run in enumerate(search.trials()):
-        config = run.about()["config"]
-        value = 0.9 - abs(np.log10(config["learning_rate"]) + 3) / 4  # one hyperparameter decides
-        run.reconcile([{"epoch": 1, "val_dice_best": value}])
+        config = run.record().config
+        value = 0.9 - abs(np.log10(config.learning_rate) + 3) / 4  # one hyperparameter decides
+        run.reconcile([epoch_row({"epoch": 1, "val_dice_best": value})])
         if n == 0:
             path = run.path / "config.json"
-            path.write_text(json.dumps({**run.about(), "config": TrialConfig(batch_size=5).model_dump()}))
+            path.write_text(json.dumps({**run.record().as_json(), "config": TrialConfig(batch_size=5).model_dump()}))
     board, space = leaderboard(search), SearchSpace.of(SPACE)
     shares, note = importances(board, space)
     assert note == "from 59 trials (1 outside the space left out)"

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import epoch_row, run_record, search_record
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import folders
 from wmlsearch.runs.files import StorageError, append_line, read_lines, retry_while_unavailable, write_bytes, write_json
 from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, every, find, mark_dead_runs
+from wmlsearch.runs.schema import MlflowLedger, RunStatus
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -101,16 +103,16 @@ def test_json_never_holds_what_is_not_a_number(lines: Path, tmp_path: Path, valu
 
 
 def test_reconcile_fills_and_cuts(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "r", {"name": "r"})
-    rows = [{"epoch": n} for n in range(1, 5)]
+    run = RunDir.create(tmp_path / "r", run_record({"name": "r"}))
+    rows = [epoch_row({"epoch": n}) for n in range(1, 5)]
     for row in rows[:2]:
         run.append(row)
     run.reconcile(rows)  # the checkpoint knew more
     assert run.rows() == rows
     run.reconcile(rows[:1])  # the checkpoint knew less
     assert run.rows() == rows[:1]
-    (run.path / "metrics.jsonl").write_bytes(b'{"epoch": 1}\n{"ep')
-    run.append({"epoch": 2})
+    (run.path / "metrics.jsonl").write_bytes(b'{"epoch": 1, "time": 0.0, "ended": null}\n{"ep')
+    run.append(epoch_row({"epoch": 2}))
     run.reconcile(rows[:2])
     assert run.rows() == rows[:2]
     run.reconcile([])
@@ -140,38 +142,40 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_damaged_json_is_refused(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "r", {"name": "r"})
+    run = RunDir.create(tmp_path / "r", run_record({"name": "r"}))
     path = run.path / "config.json"
     path.write_text("{")
-    assert refusal(run.about).startswith(f"{path}: can't be read (")
+    assert refusal(run.record).startswith(f"{path}: can't be read (")
     path.write_text("[1]")
-    assert refusal(run.about) == f"{path}: must hold a JSON object, but holds a list"
+    assert refusal(run.record) == f"{path}: must hold a JSON object, but holds a list"
     path.unlink()
-    assert refusal(run.about).startswith(f"{path}: can't be read (")
+    assert refusal(run.record).startswith(f"{path}: can't be read (")
 
 
 def test_status_keeps_when_it_began(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "r", {"name": "r", "kind": "train"})
+    run = RunDir.create(tmp_path / "r", run_record({"name": "r", "kind": "train"}))
     begun = run.status()
-    assert begun["state"] == "running"
-    assert "ended" not in begun
+    assert begun.state == "running"
+    assert begun.ended is None
     run.set_status("diverged", "because")
-    assert {**run.status(), "ended": 0} == {**begun, "state": "diverged", "reason": "because", "ended": 0}
-    assert run.status()["ended"] >= begun["started"]
-    about = run.about()
-    assert (about["name"], about["kind"], len(about["key"])) == ("r", "train", 32)
-    assert RunDir.create(tmp_path / "s", {}).about()["key"] != about["key"]
-    assert run.ledger() == {}
-    run.set_ledger({"epoch": 3})
-    assert run.ledger() == {"epoch": 3}
+    assert run.status() == RunStatus(
+        state="diverged", reason="because", started=begun.started, ended=run.status().ended
+    )
+    assert (run.status().ended or 0) >= begun.started
+    about = run.record()
+    assert (about.name, about.kind, len(about.key)) == ("r", "train", 32)
+    assert RunDir.create(tmp_path / "s", run_record()).record().key != about.key
+    assert run.ledger() == MlflowLedger()
+    run.set_ledger(MlflowLedger(rows=3))
+    assert run.ledger() == MlflowLedger(rows=3)
 
 
 def test_a_search_and_its_runs(tmp_path: Path) -> None:
-    search = SearchDir.create(tmp_path / "s", {"name": "s"})
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     assert search.trials() == search.finals() == []
     for number in (10, 2):
-        RunDir.create(search.trial(number).path, {})
-    RunDir.create(search.final("paper", 3).path, {})
+        RunDir.create(search.trial(number).path, run_record())
+    RunDir.create(search.final("paper", 3).path, run_record())
     search.trial(4).path.mkdir()  # nothing in it: not a run
     assert [run.name for run in search.trials()] == ["0002", "0010"]
     assert [run.name for run in search.finals()] == ["paper-seed3"]
@@ -223,15 +227,15 @@ def test_one_owner_at_a_time_and_the_dead_own_nothing(tmp_path: Path) -> None:
 
 
 def test_what_says_running_and_is_held_by_nobody_has_died(tmp_path: Path) -> None:
-    search = SearchDir.create(tmp_path / "s", {})
-    final = RunDir.create(search.final("paper", 0).path, {})
-    done = RunDir.create(search.trial(0).path, {})
+    search = SearchDir.create(tmp_path / "s", search_record())
+    final = RunDir.create(search.final("paper", 0).path, run_record())
+    done = RunDir.create(search.trial(0).path, run_record())
     done.set_status("completed")
     with search.locked():
         mark_dead_runs(search)
         assert (search.state, final.state) == ("running", "running"), "its process is at work"
     mark_dead_runs(search)
-    assert [run.status()["reason"] for run in (search, final)] == ["its process died"] * 2
+    assert [run.status().reason for run in (search, final)] == ["its process died"] * 2
     assert (search.state, final.state, done.state) == ("interrupted", "interrupted", "completed")
 
 
@@ -250,14 +254,14 @@ def test_names_that_are_none(name: str) -> None:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     check_new(tmp_path / "absent")
     check_new(tmp_path)
-    run = RunDir.create(tmp_path / "r", {})
+    run = RunDir.create(tmp_path / "r", run_record())
     run.set_status("completed")
     assert refusal(lambda: check_new(run.path)) == (
         f"{run.path}: there is a run of this name already (state: completed), and nothing is overwritten; "
         "choose another --name, or delete the folder"
     )
     with pytest.raises(InputError, match="there is a run of this name already"):
-        SearchDir.create(run.path, {})
+        SearchDir.create(run.path, search_record())
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").touch()
@@ -275,9 +279,9 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     )
     clock = iter(range(100))
     monkeypatch.setattr(folders.time, "time", lambda: float(next(clock)))
-    search = SearchDir.create(out / "zebra", {})
-    run = RunDir.create(out / "apple", {})
-    trial = RunDir.create(search.trial(0).path, {})
+    search = SearchDir.create(out / "zebra", search_record())
+    run = RunDir.create(out / "apple", run_record())
+    trial = RunDir.create(search.trial(0).path, run_record())
     (out / "phantom").mkdir()  # no run
     (out / "mlflow.db").touch()
     assert every(out) == [run, search]
@@ -296,10 +300,10 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
 
 
 def test_rows_hold_anything_plain(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "r", {})
+    run = RunDir.create(tmp_path / "r", run_record())
     row: dict[str, Any] = {"epoch": 1, "val_dice": 0.1 + 0.2, "ended": None, "big": 2**60}
-    run.append(row)
-    assert run.rows() == [row]  # floats come back bit for bit
+    run.append(epoch_row(row))
+    assert run.rows() == [epoch_row(row)]  # floats come back bit for bit
 
 
 def test_a_storage_that_is_away_is_waited_for_and_a_full_one_is_not(tmp_path: Path) -> None:
@@ -321,17 +325,17 @@ def test_a_storage_that_is_away_is_waited_for_and_a_full_one_is_not(tmp_path: Pa
 
 
 def test_clocks_that_are_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDir.create(tmp_path / "r", {})
-    started = run.status()["started"]
+    run = RunDir.create(tmp_path / "r", run_record())
+    started = run.status().started
     monkeypatch.setattr(folders.time, "time", lambda: started - 3600)
     run.set_status("completed")
-    assert run.status()["ended"] == started
+    assert run.status().ended == started
 
 
 def test_a_name_whose_search_runs_is_refused_with_its_owner(tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     with search.locked():
-        SearchDir.create(search.path, {})
+        SearchDir.create(search.path, search_record())
         assert refusal(lambda: check_new(search.path)).startswith(
             f"{search.path}: this search is running already (process {os.getpid()} on "
         )

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from records import epoch_row, run_record, search_record
 from rich.console import Console
 
 from wmlsearch.cli import main
@@ -148,10 +149,10 @@ def test_memory_is_no_objective_without_gpus() -> None:
 
 def test_values_are_all_of_one_epoch() -> None:
     rows = [
-        {"val_dice_best": None, "images_per_s": 90.0},
-        {"val_dice_best": 0.5, "images_per_s": 50.0},
-        {"val_dice_best": 0.6, "images_per_s": 40.0},
-        {"val_dice_best": 0.6, "images_per_s": 70.0},
+        epoch_row({"epoch": 1, "val_dice_best": None, "images_per_s": 90.0}),
+        epoch_row({"epoch": 2, "val_dice_best": 0.5, "images_per_s": 50.0}),
+        epoch_row({"epoch": 3, "val_dice_best": 0.6, "images_per_s": 40.0}),
+        epoch_row({"epoch": 4, "val_dice_best": 0.6, "images_per_s": 70.0}),
     ]
     assert best_epoch(rows, "val_dice_best") is rows[2], "the first of equal ones, as its weights are kept"
     assert values_of(rows, BOTH) == [0.6, 40.0]
@@ -211,10 +212,12 @@ STATES = ("completed", "early_stopped", "diverged", "completed", "out_of_memory"
 
 def written(search: SearchDir, number: int, config: TrialConfig, rows: Sequence[tuple[Any, ...]], state: str) -> RunDir:
     about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config.model_dump()}
-    run = RunDir.create(search.trial(number).path, about)
+    run = RunDir.create(search.trial(number).path, run_record(about))
     for epoch, values in enumerate(rows, start=1):
         ended = state if epoch == len(rows) and state == "completed" else None
-        run.append({"epoch": epoch, "time": float(number), "ended": ended, **dict(zip(BOTH, values, strict=True))})
+        run.append(
+            epoch_row({"epoch": epoch, "time": float(number), "ended": ended, **dict(zip(BOTH, values, strict=True))})
+        )
     run.set_status(state)
     return run
 
@@ -279,14 +282,14 @@ def test_warm_start_takes_what_came_to_its_end(tmp_path: Path) -> None:
     space, settings = SearchSpace.read("quick"), RunSettings(objectives=BOTH)
     inside = space.config({})
     about = {"data": {"fingerprint": "f"}, "settings": RunSettings().model_dump()}
-    first = SearchDir.create(tmp_path / "first", about)
+    first = SearchDir.create(tmp_path / "first", search_record(about))
     written(first, 0, inside, [(0.3, 10.0), (0.5, 20.0), (0.4, 90.0)], "completed")
     written(first, 1, inside, [(0.6, 20.0)], "stopped")
     written(first, 2, inside, [(0.6, None)], "completed")
     taken, left_out = known_earlier([first], space, settings, "f")
-    assert [(trial["state"], trial["values"], trial["final"]) for trial in taken] == [("completed", {}, [0.5, 20.0])]
+    assert [(trial.state, trial.values, trial.final) for trial in taken] == [("completed", {}, [0.5, 20.0])]
     assert left_out == {"stopped before its end": 1, "without a value of each objective": 1}
-    search = SearchDir.create(tmp_path / "new", about)
+    search = SearchDir.create(tmp_path / "new", search_record(about))
     search.set_earlier(taken)
     Study(search, space, settings).ask(0)
     assert [its[3] for its in told(search)] == [[0.5, 20.0], None]
@@ -317,11 +320,13 @@ def by_hand(tmp_path: Path) -> Callable[..., SearchDir]:
         settings = RunSettings(objectives=objectives, trials=len(values)).model_dump()
         about = {"kind": "search", "settings": settings, "data": {"name": "prepared", "optimistic": False}}
         space = {"source": "here", "values": {"depth": {"choices": [2, 4]}}}
-        search = SearchDir.create(tmp_path / "s", {**about, "name": "s", "space": space})
+        search = SearchDir.create(tmp_path / "s", search_record({**about, "name": "s", "space": space}))
         for number, (dice, other) in enumerate(values):
             name, config = f"trial-{number:04d}", TrialConfig(depth=4 if number == 0 else 2)
-            run = RunDir.create(search.trial(number).path, {**about, "name": name, "config": config.model_dump()})
-            run.append({"epoch": 1, "val_dice": None, "val_dice_best": dice, objectives[1]: other})
+            run = RunDir.create(
+                search.trial(number).path, run_record({**about, "name": name, "config": config.model_dump()})
+            )
+            run.append(epoch_row({"epoch": 1, "val_dice": None, "val_dice_best": dice, objectives[1]: other}))
             run.set_status("completed")
         search.set_status("completed")
         return search
@@ -382,7 +387,7 @@ def test_a_search_ends_in_a_front(done: Done) -> None:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(done.search.journal)))
     best = optuna.load_study(study_name="s", storage=storage).best_trials
     on_front = {f"trial-{trial.user_attrs['trial']:04d}": trial.values for trial in best}
-    assert {entry.name: [entry.best[name] for name in BOTH] for entry in board.front} == on_front
+    assert {entry.name: [entry.metric(name) for name in BOTH] for entry in board.front} == on_front
     assert [f"trial-{run.name}" for run in done.search.trials() if run.best.exists()] == sorted(on_front)
     marked = [line.split()[1] for line in shown(done.search) if line.startswith("front  ")]
     assert marked == [entry.name for entry in board.front]
@@ -398,4 +403,4 @@ def test_mlflow_knows_the_front(done: Done) -> None:
     assert tags == {"s": None, **{e.name: "true" if e.name in on_front else "false" for e in board.trials}}
     parent = next(run for run in found if run.info.run_name == "s")
     assert parent.data.params["objectives"] == "val_dice_best,images_per_s"
-    assert done.search.status()["front"] == [entry.name for entry in board.front]
+    assert done.search.status().front == [entry.name for entry in board.front]

@@ -20,6 +20,7 @@ import pytest
 import ray
 from mlflow import MlflowClient
 from processes import slots
+from records import epoch_row, search_record
 from rich.console import Console
 
 from benchmarks.simulated import new_search, row, space
@@ -68,9 +69,9 @@ def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> 
 )
 def test_each_budget_ends_a_search_cleanly(budget: dict[str, Any], reason: str, prepared: Path, tmp_path: Path) -> None:
     outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, **budget)
-    assert (outcome.early, outcome.run.status()["state"]) == (reason, "completed")
+    assert (outcome.early, outcome.run.status().state) == (reason, "completed")
     search = SearchDir(outcome.run.path)
-    states = [run.status()["state"] for run in search.trials()]
+    states = [run.status().state for run in search.trials()]
     assert "running" not in states
     assert len(states) < 50
     epochs = sum(len(run.rows()) for run in search.trials())
@@ -79,24 +80,24 @@ def test_each_budget_ends_a_search_cleanly(budget: dict[str, Any], reason: str, 
 
 
 def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
-    search = SearchDir.create(tmp_path / "s", {})
-    search.set_used({"seconds": 9000.0, "gpu_seconds": 7190.0})
+    search = SearchDir.create(tmp_path / "s", search_record())
+    search.update_usage(seconds=9000.0, gpu_seconds=7190.0)
     budget = Budget(search, RunSettings(max_gpu_hours=2.0), Slots(2, 2, 1, 0.5))
     assert not budget.stop_all()
     budget.running = 2
     budget._last -= 10  # ten seconds pass: two trials of two workers with half a GPU each
     assert budget.stop_all()
     assert budget.reason == "--max-gpu-hours 2 is reached"
-    assert search.used()["gpu_seconds"] == pytest.approx(7190 + 2 * 10, abs=1)
+    assert search.usage().gpu_seconds == pytest.approx(7190 + 2 * 10, abs=1)
 
 
 def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
     """Four final runs of ten epochs, two at a time: two waves of as many epochs as trials have taken 90 s for."""
-    search = SearchDir.create(tmp_path / "s", {})
+    search = SearchDir.create(tmp_path / "s", search_record())
     settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
     budget = Budget(search, settings, Slots(2, 1, 1, 0.0))
     for _ in range(3):
-        budget.add({"epoch_s": 90.0, "val_dice_best": 0.5})
+        budget.add(epoch_row({"epoch": 1, "epoch_s": 90.0, "val_dice_best": 0.5}))
     budget._last -= 3600 - 2 * 10 * 90 - 10
     assert not budget.stop_all()
     budget._last -= 10
@@ -105,8 +106,8 @@ def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
 
 
 def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> None:
-    search = SearchDir.create(tmp_path / "s", {"created": time.time() - 1e6})
-    search.set_used({"seconds": 3500.0, "gpu_seconds": 0.0})
+    search = SearchDir.create(tmp_path / "s", search_record({"created": time.time() - 1e6}))
+    search.update_usage(seconds=3500.0, gpu_seconds=0.0)
     budget = Budget(search, RunSettings(max_hours=1.0), ONE_GPU)
     assert not budget.stop_all()
     budget._last -= 101
@@ -171,12 +172,12 @@ def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: P
     assert outcome.early.startswith("3 trials failed with the same error:\nTraceback (most recent call last):")
     assert outcome.early.count("Traceback") == 1
     assert outcome.early.endswith("KeyError: 'val_nonsense'")
-    assert search.status()["state"] == "failed"
-    failed = [run.status() for run in search.trials() if run.status()["state"] == "failed"]
+    assert search.status().state == "failed"
+    failed = [run.status() for run in search.trials() if run.status().state == "failed"]
     assert 3 <= len(failed) <= 3 + len(os.sched_getaffinity(0))
     for status in failed:
-        assert status["reason"] == "KeyError: 'val_nonsense'"
-        assert status["traceback"].startswith("Traceback")
+        assert status.reason == "KeyError: 'val_nonsense'"
+        assert status.traceback.startswith("Traceback")
     client = MlflowClient(default_uri(tmp_path))
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     tagged = [run.data.tags for run in runs if run.data.tags["kind"] == "trial" and run.data.tags["state"] == "failed"]
@@ -185,7 +186,7 @@ def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: P
 
 
 def test_other_errors_and_other_places_do_not_add_up(tmp_path: Path) -> None:
-    budget = Budget(SearchDir.create(tmp_path / "s", {}), RunSettings(), ONE_GPU)
+    budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), ONE_GPU)
     trace = 'Traceback (most recent call last):\n  File "{}", line {}, in f\n{}: {}'
     for place in (("a.py", 1, "ValueError", "x"), ("a.py", 2, "ValueError", "x"), ("a.py", 1, "KeyError", "x")):
         budget.add_error(trace.format(*place))
@@ -237,8 +238,8 @@ def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -
     outcome = tune(prepared, tmp_path, {**wild, "learning_rate": 10.0}, trials=3)
     assert outcome.early == ""
     trials = SearchDir(outcome.run.path).trials()[1:]  # the first is the paper's
-    assert [run.status()["state"] for run in trials] == ["diverged", "diverged"]
-    assert all("loss is not finite in epoch" in run.status()["reason"] for run in trials)
+    assert [run.status().state for run in trials] == ["diverged", "diverged"]
+    assert all("loss is not finite in epoch" in run.status().reason for run in trials)
 
 
 @pytest.mark.slow
@@ -264,8 +265,8 @@ def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_
         process.kill()
     assert process.returncode == 0, output
     (trial,) = search.trials()
-    assert trial.status()["state"] == "lost"
-    assert trial.status()["reason"] == "its process or machine died 4 times without a new epoch"
+    assert trial.status().state == "lost"
+    assert trial.status().reason == "its process or machine died 4 times without a new epoch"
     assert "trial-0000 lost: its process or machine died 4 times without a new epoch" in output
     assert "Traceback" not in output
     assert "raylet" not in output, "what Ray prints of it is kept off, though Ray has no switch for that"
@@ -289,13 +290,13 @@ def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) 
         recorder.on_trial_result(0, [], trial, {"report": report, "epoch": epoch, "val_dice_best": 0.5, **more})
 
     hear(1, replayed=[])
-    assert search.trial(0).status()["reason"] == ""
-    hear(2, replayed=search.trial(0).rows())  # another process has begun
-    assert search.trial(0).status()["reason"] == (
+    assert search.trial(0).status().reason == ""
+    hear(2, replayed=[row.as_json() for row in search.trial(0).rows()])  # another process has begun
+    assert search.trial(0).status().reason == (
         "its process or machine died, so another one goes on with it after epoch 1"
     )
     hear(3, done=True, ended="completed")
-    assert search.trial(0).status()["reason"] == ""
+    assert search.trial(0).status().reason == ""
     said = console.export_text().splitlines()
     assert said[0] == "trial-0000: its process or machine died, so another one goes on with it after epoch 1"
     assert said[1].startswith("trial-0000 completed after 3 epochs")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import search_record
 from sklearn.ensemble import ExtraTreesRegressor
 
 from wmlsearch.config import RunSettings
@@ -54,7 +55,7 @@ def test_who_came_further_is_better_whatever_the_value() -> None:
 
 
 def test_the_study_asks_it_once_there_is_a_past(tmp_path: Path) -> None:
-    search = SearchDir.create(tmp_path / "s", {"name": "s"})
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     study = Study(search, SPACE, RunSettings(epochs=EPOCHS))
     drawn = []
     for number in range(1, 80):

@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
+from records import search_record
 from whole_search import told
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import folders
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import UNFINISHED, Successor
 from wmlsearch.search import checkpoints, memory_admission, trial_worker
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, most_checkpoint_bytes
@@ -85,7 +87,7 @@ def test_who_ended_by_itself_is_no_parent_and_counts_for_nothing() -> None:
     assert scheduler.hear(4, 2, 0.1)
     assert scheduler.why(4, 2) == (
         "in the worst quarter at epoch 2: a child of trial-0000 takes its place",
-        {"successor": {"parent": 0, "epoch": 2}},
+        Successor(parent=0, epoch=2),
     )
 
 
@@ -234,7 +236,7 @@ class World:
         keeper = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.ranked_by)
         recorder = _Recorder(self.search, chosen, proposals, budget, self.place, keeper, lambda _run: None, scheduler)
         job = {"data": {}, "settings": chosen.model_dump(), "threads": 1, "keep_every": chosen.grace_epochs}
-        numbers = [n for n in range(chosen.trials) if self.search.trial(n).state in folders.UNFINISHED]
+        numbers = [n for n in range(chosen.trials) if self.search.trial(n).state in UNFINISHED]
         running: list[tuple[Any, Training]] = []
         while True:
             while numbers and len(running) < at_once and (begun := recorder.begin(numbers[0])) is not None:
@@ -266,15 +268,17 @@ class World:
 
     def begin(self, chosen: RunSettings) -> None:
         about = {"settings": chosen.model_dump(), "data": {"fingerprint": "f"}, "versions": {}}
-        SearchDir.create(self.search.path, about)
+        SearchDir.create(self.search.path, search_record(about))
 
     def facts(self) -> list[dict[str, Any]]:
         return [
             {
-                **{name: run.about().get(name) for name in ("config", "parent", "parent_epoch", "replaces")},
-                "factors": run.rate_factors(),
-                **{name: run.status().get(name) for name in ("state", "reason", "successor")},
-                "rows": [{name: value for name, value in row.items() if name != "time"} for row in run.rows()],
+                **{name: getattr(run.record(), name) for name in ("config", "parent", "parent_epoch", "replaces")},
+                "factors": run.record().rate_factors,
+                **{name: getattr(run.status(), name) for name in ("state", "reason", "successor")},
+                "rows": [
+                    {name: value for name, value in row.as_json().items() if name != "time"} for row in run.rows()
+                ],
             }
             for run in self.search.trials()
         ]
@@ -291,21 +295,23 @@ def test_children_go_on_where_their_parents_were(world: Callable[..., World]) ->
     here.begin(chosen)
     here.run(chosen)
     trials = here.search.trials()
-    children = [run for run in trials if "parent" in run.about()]
-    assert any("parent" in here.search.trial(run.about()["parent"]).about() for run in children), "a grandchild"
+    children = [run for run in trials if run.record().parent is not None]
+    assert any(here.search.trial(run.record().parent or 0).record().parent is not None for run in children), (
+        "a grandchild"
+    )
     for run in children:
-        about, rows = run.about(), run.rows()
-        parent, epoch = here.search.trial(about["parent"]), about["parent_epoch"]
-        assert about["config"] == parent.about()["config"]
+        about, rows = run.record(), run.rows()
+        parent, epoch = here.search.trial(about.parent), about.parent_epoch
+        assert about.config == parent.record().config
         assert rows[:epoch] == parent.rows()[:epoch]
-        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
-        *before, last = sorted(run.rate_factors().items())
-        assert dict(before) == parent.rate_factors()
+        assert [row.epoch for row in rows] == list(range(1, len(rows) + 1))
+        *before, last = sorted(run.record().rate_factors.items())
+        assert dict(before) == parent.record().rate_factors
         assert last[0] == epoch + 1
         assert last[1] / (before[-1][1] if before else 1.0) in [pytest.approx(factor) for factor in FACTORS]
-        replaced = here.search.trial(about["replaces"])
-        assert replaced.status()["successor"] == {"parent": about["parent"], "epoch": epoch}
-        assert replaced.status()["reason"] == (
+        replaced = here.search.trial(about.replaces)
+        assert replaced.status().successor == Successor(parent=about.parent, epoch=epoch)
+        assert replaced.status().reason == (
             f"in the worst quarter at epoch {epoch}: a child of trial-{parent.name} takes its place"
         )
         assert int(run.name) == int(replaced.name) + 1, "one at a time, who is stopped is replaced at once"
@@ -357,20 +363,19 @@ def test_several_at_once_and_killed_again_and_again(world: Callable[..., World])
     assert deaths > 4
     assert here.most <= most_snapshots(chosen, 3)
     trials = here.search.trials()
-    assert not [run.state for run in trials if run.state in folders.UNFINISHED]
-    children = {run.about()["replaces"]: run for run in trials if "parent" in run.about()}
-    assert len(children) == sum("parent" in run.about() for run in trials), "a trial is replaced by one child"
+    assert not [run.state for run in trials if run.state in UNFINISHED]
+    children = {run.record().replaces: run for run in trials if run.record().parent is not None}
+    assert len(children) == sum(run.record().parent is not None for run in trials), "a trial is replaced by one child"
     stopped = {int(run.name) for run in trials if run.state == "stopped"}
     assert set(children) <= stopped
     assert len(stopped) - len(children) <= 3, "no more than ran at the end are not replaced"
     for replaced, run in children.items():
-        about = run.about()
-        assert here.search.trial(replaced).status()["successor"] == {
-            "parent": about["parent"],
-            "epoch": about["parent_epoch"],
-        }
+        about = run.record()
+        assert here.search.trial(replaced).status().successor == Successor(
+            parent=about.parent, epoch=about.parent_epoch
+        )
     for run in trials:
-        assert [row["epoch"] for row in run.rows()] == list(range(1, len(run.rows()) + 1))
+        assert [row.epoch for row in run.rows()] == list(range(1, len(run.rows()) + 1))
     assert sum(len(run.trained_rows()) for run in trials) <= here.trained
 
 
@@ -381,9 +386,9 @@ def test_a_search_that_was_complete_goes_on_with_a_new_population(world: Callabl
     before = here.facts()
     here.run(settings(trials=24))
     assert here.facts()[:8] == before
-    children = [run.about() for run in here.search.trials() if "parent" in run.about() and int(run.name) >= 8]
+    children = [run.record() for run in here.search.trials() if run.record().parent is not None and int(run.name) >= 8]
     assert children
-    assert all(about["parent"] >= 8 for about in children), "of those before, nothing is left to begin with"
+    assert all(about.parent >= 8 for about in children), "of those before, nothing is left to begin with"
 
 
 def test_a_search_that_a_budget_ended_keeps_what_it_may_go_on_with(world: Callable[..., World]) -> None:

@@ -13,7 +13,6 @@ from whole_search import CLOCK, begin_population, run, told
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -34,7 +33,7 @@ def population(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Sear
 
 def child(search: SearchDir) -> RunDir:
     """The first one."""
-    return next(it for it in search.trials() if "parent" in it.about())
+    return next(it for it in search.trials() if it.record().parent is not None)
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -43,42 +42,44 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_child_took_over(population: SearchDir) -> None:
     one = child(population)
-    about = one.about()
-    parent = population.trial(about["parent"])
-    assert about["config"] == parent.about()["config"]
-    assert one.rows()[: about["parent_epoch"]] == parent.rows()[: about["parent_epoch"]]
+    about = one.record()
+    parent = population.trial(about.parent)
+    assert about.config == parent.record().config
+    assert one.rows()[: about.parent_epoch] == parent.rows()[: about.parent_epoch]
     assert one.trained_rows()
-    assert population.trial(about["replaces"]).state == "stopped"
+    assert population.trial(about.replaces).state == "stopped"
     assert not any(population.path.rglob("epoch-*"))
-    fresh = [int(it.name) for it in population.trials()[1:] if "parent" not in it.about()]
+    fresh = [int(it.name) for it in population.trials()[1:] if it.record().parent is None]
     assert [trial[-1] for trial in told(population)] == fresh, "the paper's point lies outside this space"
     client = MlflowClient(default_uri(population.path.parent))
     (held,) = client.search_runs(
         [client.get_experiment_by_name("wmlsearch").experiment_id],  # type: ignore[union-attr]
-        f"attributes.run_name = '{about['name']}'",
+        f"attributes.run_name = '{about.name}'",
     )
     assert held.data.tags["parent_trial"] == f"trial-{parent.name}"
-    assert held.data.tags["parent_epoch"] == str(about["parent_epoch"])
-    assert json.loads(held.data.tags["rate_factors"]) == about["rate_factors"]
+    assert held.data.tags["parent_epoch"] == str(about.parent_epoch)
+    assert json.loads(held.data.tags["rate_factors"]) == {str(epoch): it for epoch, it in about.rate_factors.items()}
     history = client.get_metric_history(held.info.run_id, "learning_rate")
-    assert sorted((p.step, p.value) for p in history) == [(row["epoch"], row["learning_rate"]) for row in one.rows()]
+    assert sorted((p.step, p.value) for p in history) == [
+        (row.epoch, row.metrics["learning_rate"]) for row in one.rows()
+    ]
 
 
 def test_the_stored_schedule_trains_the_same_from_the_beginning(
     population: SearchDir, prepared: Path, tmp_path: Path
 ) -> None:
     one = child(population)
-    about = one.about()
-    settings = RunSettings(**about["settings"])
+    about = one.record()
+    settings = about.settings
     job = {
         "data": make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False),
-        "settings": about["settings"],
+        "settings": settings.model_dump(),
         "threads": 1,
     }
-    trial = {"config": about["config"], "place": str(tmp_path / "here"), "rate_factors": about["rate_factors"]}
+    trial = {"config": about.config.model_dump(), "place": str(tmp_path / "here"), "rate_factors": about.rate_factors}
     training = Training(job, trial)
     rows = [plain(training.step()["report"]) for _ in one.rows()]
-    assert rows == [plain(row) for row in one.rows()]
+    assert rows == [plain(row.as_json()) for row in one.rows()]
     if one.best.exists():
         assert (
             load_checkpoint(one.best)["report"]["epoch"]
@@ -86,11 +87,11 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
         )
     training.close()
     # as a final run, which Ray Train's wrapper makes another sum of floats: its rates are the same
-    final = RunDir.create(tmp_path / "final", {**about, "name": "again-seed0", "kind": "confirmation"})
+    final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-seed0", "kind": "confirmation"}))
     with ray_session(None):
-        order = TrainingRequest(final, final.about(), settings.seed, str(final.path))
+        order = TrainingRequest(final, final.record(), settings.seed, str(final.path))
         train_runs([order], settings, job["data"], SLOT, lambda part: part.name)
     assert final.state == "completed"
-    shown = [row["learning_rate"] for row in final.rows()]
+    shown = [row.metrics["learning_rate"] for row in final.rows()]
     assert shown[: len(rows)] == [row["learning_rate"] for row in rows]
-    assert final.rows()[0]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=2e-3)
+    assert final.rows()[0].metrics["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=2e-3)

@@ -16,6 +16,7 @@ import ray
 import torch
 from processes import wait_for
 from pyarrow import fs
+from records import run_record
 
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
@@ -194,8 +195,11 @@ def test_a_storage_is_the_same_folder_from_wherever(
 def test_a_final_run_that_is_killed_at_its_end_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, kept = RunDir.create(tmp_path / "run", {"name": "paper-seed0"}), Checkpoints(str(tmp_path / "kept" / "run"))
-    order = final_training.TrainingRequest(run, {}, 0, str(tmp_path / "kept" / "run"))
+    run, kept = (
+        RunDir.create(tmp_path / "run", run_record({"name": "paper-seed0"})),
+        Checkpoints(str(tmp_path / "kept" / "run")),
+    )
+    order = final_training.TrainingRequest(run, run.record(), 0, str(tmp_path / "kept" / "run"))
     (tmp_path / "kept").mkdir()
     kept.fetch()
     for path in (kept.best, kept.last):
@@ -204,13 +208,13 @@ def test_a_final_run_that_is_killed_at_its_end_keeps_what_it_has(
     def killed(*_: object) -> None:
         raise SystemExit
 
-    for word, state in (
-        ("fetch_best_weights", "running"),
-        ("set_ended", "running"),
-        ("delete_checkpoint", "completed"),
+    for owner, word, state in (
+        (final_training, "fetch_best_weights", "running"),
+        (RunDir, "set_status", "running"),
+        (final_training, "delete_checkpoint", "completed"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(final_training, word, killed)
+            patch.setattr(owner, word, killed)
             with pytest.raises(SystemExit):
                 final_training.finish(order, {"ended": "completed"})
         assert (run.state, kept.last.exists()) == (state, True), "it goes on, or has ended"
@@ -290,7 +294,7 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     outcome = tune(search, request, default_uri(tmp_path), Observer(say=said.append))
     assert outcome.early == ""
     assert said == ["trials run 1 at a time, each 2 workers with 1 CPU each"]
-    states = [run.status()["state"] for run in search.trials()]
+    states = [run.status().state for run in search.trials()]
     assert len(states) == 8
     assert set(states) == {"completed", "stopped"}
 

@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from processes import wait_for
+from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Mirror, copy
 from wmlsearch.tracking.mirror import _start as mirror_process
@@ -47,15 +49,15 @@ def row(epoch: int) -> dict[str, Any]:
 
 @pytest.fixture
 def search(tmp_path: Path) -> SearchDir:
-    made = SearchDir.create(tmp_path / "runs" / "s", {**about("s", "search"), "space": SPACE})
+    made = SearchDir.create(tmp_path / "runs" / "s", search_record({**about("s", "search"), "space": SPACE}))
     for number, state in enumerate(("completed", "stopped", "diverged", "interrupted", "running")):
-        run = RunDir.create(made.trial(number).path, about(f"trial-{number:04d}", "trial"))
+        run = RunDir.create(made.trial(number).path, run_record(about(f"trial-{number:04d}", "trial")))
         for epoch in range(1, 4):
-            run.append(row(epoch))
+            run.append(epoch_row(row(epoch)))
         if state != "running":
             run.set_status(state, f"because of {state}")
-    final = RunDir.create(made.final("paper", 0).path, about("paper-seed0", "baseline run"))
-    final.append(row(1))
+    final = RunDir.create(made.final("paper", 0).path, run_record(about("paper-seed0", "baseline run")))
+    final.append(epoch_row(row(1)))
     final.set_status("completed")
     return made
 
@@ -80,9 +82,9 @@ def content(uri: str) -> list[Any]:
 def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
     """Each metric of each epoch; `best_dice` where an epoch is better than those before, as all are here."""
     return sorted(
-        (name, line["epoch"], int(line["time"] * 1000), value)
+        (name, line.epoch, int(line.time * 1000), value)
         for line in run.rows()
-        for name, value in [*line.items(), ("best_dice", line["val_dice_best"])]
+        for name, value in [*line.as_json().items(), ("best_dice", line.metrics["val_dice_best"])]
         if name not in ("epoch", "time", "ended") and value is not None
     )
 
@@ -93,15 +95,15 @@ def test_mlflow_equals_the_run_folders(search: SearchDir) -> None:
     held = {key: rest for key, *rest in content(uri)}
     statuses = {"completed": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"}
     for run in search.trials() + search.finals():
-        status, tags, params, history = held[run.about()["key"]]
+        status, tags, params, history = held[run.record().key]
         assert history == rows_of(run)
-        assert status == statuses.get(run.status()["state"], "RUNNING")
-        assert tags["state"] == run.status()["state"]
+        assert status == statuses.get(run.status().state, "RUNNING")
+        assert tags["state"] == run.status().state
         assert tags["warning"] == "image-level split: optimistic"
         assert params["batch_size"] == "5"
         assert params["seed"] == "0"
     assert len(held) == 7
-    parent = search.ledger()["run_id"]
+    parent = search.ledger().run_id
     children = MlflowClient(uri).search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert {child.info.run_name for child in children} == {
         *(f"trial-{number:04d}" for number in range(5)),
@@ -126,10 +128,10 @@ def test_a_batch_that_arrived_but_was_not_noted_is_not_doubled(search: SearchDir
     sync(search, uri)
     once = content(uri)
     run = search.trial(0)
-    run.set_ledger({**run.ledger(), "rows": 1})
+    run.set_ledger(run.ledger().model_copy(update={"rows": 1}))
     push(connect(uri), uri, run, search)
     assert content(uri) == once
-    assert run.ledger()["rows"] == 3
+    assert run.ledger().rows == 3
 
 
 def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> None:
@@ -138,7 +140,7 @@ def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> 
     push(client, uri, search, search)
     push(client, uri, run, search)
     once, noted = content(uri), run.ledger()
-    run.set_ledger({"uri": uri, "run_id": None, "rows": 0})
+    run.set_ledger(MlflowLedger(uri=uri, run_id=None, rows=0))
     push(client, uri, run, search)
     assert content(uri) == once
     assert run.ledger() == noted
@@ -151,13 +153,11 @@ def test_a_run_that_a_slow_server_made_after_all_is_deleted(search: SearchDir) -
     once, client, run = content(uri), connect(uri), search.trial(0)
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
-    late = client.create_run(
-        experiment.experiment_id, tags={"wmlsearch.key": run.about()["key"]}, run_name="trial-0000"
-    )
+    late = client.create_run(experiment.experiment_id, tags={"wmlsearch.key": run.record().key}, run_name="trial-0000")
     assert len(content(uri)) == len(once) + 1
     sync(search, uri)
     assert content(uri) == once
-    assert run.ledger()["run_id"] != late.info.run_id
+    assert run.ledger().run_id != late.info.run_id
 
 
 def test_a_run_that_was_deleted_in_mlflow_is_made_anew(search: SearchDir) -> None:
@@ -166,14 +166,14 @@ def test_a_run_that_was_deleted_in_mlflow_is_made_anew(search: SearchDir) -> Non
     sync(search, uri)
     once = content(uri)
     for run in (search.trial(0), search):
-        client.delete_run(run.ledger()["run_id"])
-    (run := search.trial(0)).set_ledger({**run.ledger(), "rows": 1})
+        client.delete_run(run.ledger().run_id)
+    (run := search.trial(0)).set_ledger(run.ledger().model_copy(update={"rows": 1}))
     assert copy(uri, search, [run, search.trial(1)]) == ([], "")
-    assert [key for key, *_ in content(uri)] == [key for key, *_ in once if key != search.about()["key"]]
-    client.delete_run(run.ledger()["run_id"])
+    assert [key for key, *_ in content(uri)] == [key for key, *_ in once if key != search.record().key]
+    client.delete_run(run.ledger().run_id)
     assert sync(search, uri) == 7
     assert content(uri) == once
-    parent = search.ledger()["run_id"]
+    parent = search.ledger().run_id
     assert len(client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")) == 6
 
 
@@ -191,8 +191,8 @@ def test_a_deleted_experiment_is_left_deleted(search: SearchDir) -> None:
         sync(search, uri)
     assert str(refused.value) == said
     run = search.trial(0)
-    run.append(row(4))
-    new = RunDir.create(search.trial(5).path, about("trial-0005", "trial"))
+    run.append(epoch_row(row(4)))
+    new = RunDir.create(search.trial(5).path, run_record(about("trial-0005", "trial")))
     for one in (run, new):
         assert copy(uri, search, [one]) == ([one], said)
     client.restore_experiment("1")
@@ -204,10 +204,10 @@ def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> 
     uri = default_uri(search.path.parent)
     client, bad, good = connect(uri), search.trial(0), search.trial(1)
     assert copy(uri, search, [search]) == ([], "")
-    found = client.create_run("1", tags={"wmlsearch.key": bad.about()["key"]}, run_name="trial-0000")
+    found = client.create_run("1", tags={"wmlsearch.key": bad.record().key}, run_name="trial-0000")
     client.log_param(found.info.run_id, "seed", "another")
     for run in (bad, good):
-        run.set_ledger({"uri": uri, "run_id": None, "rows": 0})  # whoever wrote it died: runs are looked for
+        run.set_ledger(MlflowLedger(uri=uri, run_id=None, rows=0))  # whoever wrote it died: runs are looked for
     left, problem = copy(uri, search, [bad, good])
     assert left == [bad]
     assert "Changing param values is not allowed" in problem
@@ -221,14 +221,16 @@ def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> 
 
 def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> None:
     out, uri = tmp_path / "runs", default_uri(tmp_path)
-    a, b, c, d = (RunDir.create(out / name, about(name, "train")) for name in "abcd")
+    a, b, c, d = (RunDir.create(out / name, run_record(about(name, "train"))) for name in "abcd")
     for run in (a, b, c, d):
-        run.append(row(1))
+        run.append(epoch_row(row(1)))
         run.set_status("completed")
-    a.file("about").write_text(json.dumps({name: value for name, value in a.about().items() if name != "key"}))
+    a.file("record").write_text(
+        json.dumps({name: value for name, value in a.record().as_json().items() if name != "key"})
+    )
     sync(b, uri)
     client = connect(uri)
-    found = client.create_run("1", tags={"wmlsearch.key": c.about()["key"]}, run_name="c")
+    found = client.create_run("1", tags={"wmlsearch.key": c.record().key}, run_name="c")
     client.log_param(found.info.run_id, "seed", "another")
     words = ["sync", "--out", str(out), "--mlflow-uri", uri]
     result = CliRunner().invoke(main, words)
@@ -245,7 +247,7 @@ def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> No
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {damaged}\n  - key is missing\n")
     held = {key: rest for key, *rest in content(uri)}
-    assert {key: rest[-1] for key, rest in held.items()} == {run.about()["key"]: rows_of(run) for run in (b, c, d)}
+    assert {key: rest[-1] for key, rest in held.items()} == {run.record().key: rows_of(run) for run in (b, c, d)}
 
 
 def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:
@@ -262,7 +264,7 @@ def test_a_store_that_was_deleted_is_filled_again(search: SearchDir) -> None:
     (search.path.parent / "mlflow.db").rename(search.path.parent / "gone.db")
     other = f"sqlite:///{search.path.parent}/new.db"
     for run in [search, *search.trials(), *search.finals()]:
-        run.set_ledger({**run.ledger(), "uri": other})
+        run.set_ledger(run.ledger().model_copy(update={"uri": other}))
     sync(search, other)
     assert content(other) == once
 
@@ -273,14 +275,14 @@ def test_the_mirror_follows_and_ends_complete(search: SearchDir) -> None:
     for run in search.trials() + search.finals():
         mirror.notify(run)
     run = search.trial(4)
-    run.append(row(4))
+    run.append(epoch_row(row(4)))
     run.set_status("early_stopped")
     mirror.notify(run)
     search.set_status("completed")
     assert mirror.close() == ""
     held = {key: rest for key, *rest in content(uri)}
-    assert held[run.about()["key"]][0] == "FINISHED"
-    assert held[run.about()["key"]][3] == rows_of(run)
+    assert held[run.record().key][0] == "FINISHED"
+    assert held[run.record().key][3] == rows_of(run)
     assert [status for status, *_ in held.values()].count("RUNNING") == 0
 
 
@@ -316,7 +318,7 @@ def test_nobody_has_to_wait_for_a_store_that_never_answers(search: SearchDir, mo
 def test_sync_asks_a_store_that_is_away_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, uri = tmp_path / "runs", "http://127.0.0.1:1"
     for name in "ab":
-        RunDir.create(out / name, about(name, "train"))
+        RunDir.create(out / name, run_record(about(name, "train")))
     asked: list[str] = []
 
     def counted(run: RunDir, at: str) -> int:
@@ -382,12 +384,12 @@ def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(searc
     wrong.write_text("a file where the artifacts should go")
     connect(uri).create_experiment("wmlsearch", (wrong / "artifacts").as_uri())
     certificate = {"level": "patient", "note": None}
-    (search.path / "search.json").write_text(json.dumps({**search.about(), "certificate": certificate}))
+    (search.path / "search.json").write_text(json.dumps({**search.record().as_json(), "certificate": certificate}))
     with pytest.raises(InputError, match="MLflow has all metrics, but doesn't take files"):
         sync(search, uri)
     held = {key: rest for key, *rest in content(uri)}
     for run in search.trials() + search.finals():
-        assert held[run.about()["key"]][3] == rows_of(run)
+        assert held[run.record().key][3] == rows_of(run)
     mirror = Mirror(search, uri)
     for run in search.all_runs():
         mirror.notify(run)
@@ -396,7 +398,7 @@ def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(searc
     assert sync(search, uri) == 7
     client = connect(uri)
     for run in search.all_runs():
-        assert [it.path for it in client.list_artifacts(run.ledger()["run_id"])] == ["split_certificate.json"]
+        assert [it.path for it in client.list_artifacts(run.ledger().run_id)] == ["split_certificate.json"]
 
 
 def test_a_death_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:

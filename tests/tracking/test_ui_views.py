@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from processes import descendants, listening
+from records import epoch_row, run_record, search_record
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.evaluation import EvaluationMetrics
@@ -37,10 +38,10 @@ def add(
     run: RunDir, name: str, kind: str, config: dict[str, Any], values: list[float], state: str, **more: Any
 ) -> None:
     about = {"name": name, "kind": kind, "config": TrialConfig(**config).model_dump(), **ABOUT, **more}
-    RunDir.create(run.path, about)
+    RunDir.create(run.path, run_record(about))
     for epoch, value in enumerate(values, start=1):
         times = {"time": 1_760_000_000.0 + epoch, "ended": None}
-        run.append({"epoch": epoch, **times, "val_dice_best": value, "val_dice": value / 2, "epoch_s": 1.0})
+        run.append(epoch_row({"epoch": epoch, **times, "val_dice_best": value, "val_dice": value / 2, "epoch_s": 1.0}))
     run.set_status(state, "worse than the others at epoch 1" if state == "stopped" else "")
 
 
@@ -56,7 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of a search with 500 trials, on a real MLflow server."""
     out = tmp_path_factory.mktemp("ui")
     about = {"name": "big", "kind": "search", "space": {"source": "here", "values": SPACE}, **ABOUT}
-    search = SearchDir.create(out / "big", about)
+    search = SearchDir.create(out / "big", search_record(about))
     for number in range(TRIALS):
         config = {"depth": 2 + number % 3, "dropout": number % 50 / 100, "batch_size": 4 + number % 13}
         best = 0.6 + number / 5000

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import epoch_row, run_record, search_record
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -19,7 +20,9 @@ SPACE = {"depth": {"choices": [2, 3, 4]}, "batch_size": {"choices": [4, 5, 8]}}
 
 def search_of(path: Path, seeds: int) -> SearchDir:
     settings = RunSettings(trials=9, confirm_seeds=seeds).model_dump()
-    return SearchDir.create(path, {"name": "s", "settings": settings, "space": {"source": "", "values": SPACE}})
+    return SearchDir.create(
+        path, search_record({"name": "s", "settings": settings, "space": {"source": "", "values": SPACE}})
+    )
 
 
 @pytest.fixture
@@ -29,9 +32,9 @@ def search(tmp_path: Path) -> SearchDir:
 
 def add(run: RunDir, config: dict[str, Any], values: list[float], state: str = "completed", **more: Any) -> RunDir:
     about = {"name": f"trial-{run.name}", "kind": "trial", "settings": RunSettings().model_dump()}
-    RunDir.create(run.path, {**about, "config": TrialConfig(**config).model_dump(), **more})
+    RunDir.create(run.path, run_record({**about, "config": TrialConfig(**config).model_dump(), **more}))
     for epoch, value in enumerate(values, start=1):
-        run.append({"epoch": epoch, "val_dice_best": value, "val_dice": value})
+        run.append(epoch_row({"epoch": epoch, "val_dice_best": value, "val_dice": value}))
     run.set_status(state)
     return run
 
@@ -109,8 +112,8 @@ def test_the_value_is_that_of_the_weights_that_are_kept(search: SearchDir) -> No
     settings = RunSettings(objective="val_dice").model_dump()
     run = search.final("trial-0001", 0)
     about = {"name": "x", "kind": "confirmation", "model": "trial-0001", "settings": settings}
-    RunDir.create(run.path, {**about, "config": TrialConfig().model_dump()})
-    run.append({"epoch": 1, "val_dice_best": 0.7, "val_dice": 0.1})
-    run.append({"epoch": 2, "val_dice_best": 0.6, "val_dice": 0.5})
+    RunDir.create(run.path, run_record({**about, "config": TrialConfig().model_dump()}))
+    run.append(epoch_row({"epoch": 1, "val_dice_best": 0.7, "val_dice": 0.1}))
+    run.append(epoch_row({"epoch": 2, "val_dice_best": 0.6, "val_dice": 0.5}))
     run.set_status("completed")
     assert read_candidates(search)[0].values == (0.6,)

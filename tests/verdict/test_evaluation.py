@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from records import epoch_row
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -70,9 +71,9 @@ def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
     for seed in settings.final_seeds:
         run = made.final("paper", seed)
         stands_for = run_record(f"paper-seed{seed}", "baseline run", config, settings, data_record(data, prepared))
-        RunDir.create(run.path, {**stands_for, "model": "paper"})
+        RunDir.create(run.path, stands_for.model_copy(update={"model": "paper"}))
         for report in epochs(config, prepared, max_epochs=1, seed=seed, best=run.best):
-            run.append(report.row())
+            run.append(epoch_row(report.row()))
         run.set_status("completed")
     assert confirmation.keep_models(made, RunSettings(), data, _watch, _watch)
     return made
@@ -94,14 +95,14 @@ def say(*words: object) -> Result:
 
 def test_a_model_that_was_not_finished_is_finished(search: SearchDir, data: Path) -> None:
     kept = search.model(CHAMPION)
-    key, rows = kept.about()["key"], kept.rows()
+    key, rows = kept.record().key, kept.rows()
     shutil.rmtree(kept.export)
     (kept.path / ".export.1.partial").mkdir()
     kept.set_status("running")  # as a kill leaves it
     assert confirmation.keep_models(search, RunSettings(), data, _watch, _watch)
     assert kept.state == "completed"
     assert len(load_exported(kept.export).members) == 2
-    assert (kept.about()["key"], kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"
+    assert (kept.record().key, kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"
     assert not list(kept.path.glob(".*"))
 
 
@@ -257,9 +258,9 @@ def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
     """A single training of an epoch on these data, after `wmlsearch evaluate`."""
     prepared, config = PreparedData.open(data), TrialConfig(depth=2, base_channels=4, norm="instance")
     about = run_record("r", "train", config, RunSettings(epochs=1), data_record(data, prepared))
-    run = RunDir.create(out / "r", {**about, "data_path": str(data)})
+    run = RunDir.create(out / "r", about.model_copy(update={"data_path": str(data)}))
     for report in epochs(config, prepared, max_epochs=1, seed=0, best=run.best):
-        run.append(report.row())
+        run.append(epoch_row(report.row()))
     run.set_status("completed")
     result = say("evaluate", "r", "--out", out)
     assert result.exit_code == 0, result.output
@@ -365,7 +366,7 @@ def test_mlflow_has_the_scores_where_no_report_can_be_written(
     model = search.model(CHAMPION)
     kept = model.evaluation_metrics()
     assert kept is not None
-    mirrored = connect(default_uri(search.path.parent)).get_run(model.ledger()["run_id"])
+    mirrored = connect(default_uri(search.path.parent)).get_run(model.ledger().run_id)
     assert mirrored.data.metrics["test_dice"] == pytest.approx(kept.metrics["test_dice"])
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from processes import wait_for
+from records import run_record, search_record
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
@@ -92,7 +93,7 @@ def test_a_full_storage_ends_the_final_runs_everywhere(
     search, reason = SearchDir(outcome.run.path), "stopped, since No space left on device: 'last.pt'"
     assert (outcome.early, search.state) == (reason, "interrupted")
     (paper,) = search.finals()
-    assert (paper.state, paper.status()["reason"]) == ("interrupted", reason)
+    assert (paper.state, paper.status().reason) == ("interrupted", reason)
     assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED", "paper-seed0": "KILLED"}
 
 
@@ -154,7 +155,7 @@ def test_a_training_that_has_ended_stays_ended(
 def test_the_first_ctrl_c_is_clean_whatever_ends_the_search_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = Budget(SearchDir.create(tmp_path / "s", {}), RunSettings(), Slots(1, 1, 1, 0.0))
+    budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), Slots(1, 1, 1, 0.0))
     budget.reason = "--target-dice 0.7 is reached"
     gone: list[int] = []
     monkeypatch.setattr("wmlsearch.search.interrupts.os", SimpleNamespace(_exit=gone.append))
@@ -172,7 +173,7 @@ def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) 
     def look(run: RunDir) -> None:
         left = search.final("trial-0099", 0)  # of a session before, wanted by nobody any more
         if not left.exists():
-            RunDir.create(left.path, {**run.about(), "key": "99", "name": "trial-0099-seed0"})
+            RunDir.create(left.path, run_record({**run.record().as_json(), "key": "99", "name": "trial-0099-seed0"}))
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = tune_to_the_end(prepared, tmp_path, look)

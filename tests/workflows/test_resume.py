@@ -13,10 +13,12 @@ from typing import Any
 import optuna
 import pytest
 from processes import wait_for
+from records import epoch_row, run_record, search_record
 from whole_search import EPOCHS, begin, run, start, told, tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.runs.folders import ENDED, RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import ENDED
 from wmlsearch.search.optuna_study import Study, known_earlier
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_loop import _recall
@@ -44,7 +46,7 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
         f"to resume: wmlsearch tune --resume s --out {tmp_path}\n"
     )
     assert "ended early: stopped by `wmlsearch stop`" in output
-    assert {run.status()["state"] for run in search.trials()} <= set(ENDED)
+    assert {run.status().state for run in search.trials()} <= set(ENDED)
     assert search.finals() == []
     again = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 2
@@ -60,8 +62,8 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
     assert sum(len(run.rows()) for run in search.trials()) == had + 3
     assert search.final("paper", 0).state == "completed"
     for trial in search.trials():
-        assert [row["epoch"] for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
-    assert search.about()["settings"]["max_epochs_total"] == had + 3 + final
+        assert [row.epoch for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
+    assert search.record().settings.max_epochs_total == had + 3 + final
 
 
 def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
@@ -81,10 +83,10 @@ def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
 def written(search: SearchDir, number: int, config: TrialConfig, values: list[float], state: str) -> RunDir:
     """A trial's folder as a search leaves it."""
     about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config.model_dump()}
-    run = RunDir.create(search.trial(number).path, about)
+    run = RunDir.create(search.trial(number).path, run_record(about))
     for epoch, value in enumerate(values, start=1):
         ended = state if epoch == len(values) and state in ("completed", "early_stopped") else None
-        run.append({"epoch": epoch, "time": number + epoch / 100, "ended": ended, "val_dice_best": value})
+        run.append(epoch_row({"epoch": epoch, "time": number + epoch / 100, "ended": ended, "val_dice_best": value}))
     run.set_status(state)
     return run
 
@@ -144,7 +146,7 @@ def test_a_scheduler_that_hears_the_past_decides_as_before(kind: str, tmp_path: 
     _recall(search, settings, scheduler)
     assert live(scheduler, range(12, 24)) == {number: whole[number] for number in range(12, 24)}
     # number 11 died between its last line and the word how it ended
-    assert search.trial(11).status()["state"] == ("completed" if whole[11] == 9 else "stopped")
+    assert search.trial(11).status().state == ("completed" if whole[11] == 9 else "stopped")
     assert not scheduler.hear(3, 1, 0.0), "what was heard before changes nothing"
 
 
@@ -155,23 +157,23 @@ def about(**more: Any) -> Mapping[str, Any]:
 def test_warm_start_takes_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
     space, settings = SearchSpace.read("quick"), RunSettings()
     inside = space.config({"learning_rate": 0.002, "schedule": "cosine", "warmup_fraction": 0.1})
-    first = SearchDir.create(tmp_path / "first", about())
+    first = SearchDir.create(tmp_path / "first", search_record(about()))
     written(first, 0, inside, [0.3, 0.5], "completed")
     written(first, 1, inside, [0.2], "stopped")
     written(first, 2, inside, [0.2], "failed")
     written(first, 3, TrialConfig(depth=5), [0.2], "completed")
-    other = SearchDir.create(tmp_path / "other", {**about(), "data": {"fingerprint": "g"}})
+    other = SearchDir.create(tmp_path / "other", search_record({**about(), "data": {"fingerprint": "g"}}))
     written(other, 0, inside, [0.9], "completed")
-    longer = SearchDir.create(tmp_path / "longer", about(settings=RunSettings(epochs=40).model_dump()))
+    longer = SearchDir.create(tmp_path / "longer", search_record(about(settings=RunSettings(epochs=40).model_dump())))
     written(longer, 0, inside, [0.9], "completed")
     taken, left_out = known_earlier([first, other, longer], space, settings, "f")
-    assert [(trial["state"], trial["values"]) for trial in taken] == [
-        ("completed", {"1": 0.3, "2": 0.5}),
-        ("stopped", {"1": 0.2}),
+    assert [(trial.state, trial.values) for trial in taken] == [
+        ("completed", {1: 0.3, 2: 0.5}),
+        ("stopped", {1: 0.2}),
     ]
     assert left_out == {"failed": 1, "outside the space": 1, "other data": 1, "40 epochs instead of 18": 1}
 
-    search = SearchDir.create(tmp_path / "new", about())
+    search = SearchDir.create(tmp_path / "new", search_record(about()))
     search.set_earlier(taken)
     Study(search, space, settings).ask(0)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
@@ -189,7 +191,7 @@ def test_warm_start_takes_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
     ids=lambda line: line[:20],
 )
 def test_a_damaged_line_of_the_journal_stands_in_no_ones_way(line: str, tmp_path: Path) -> None:
-    search, space = SearchDir.create(tmp_path / "new", about()), SearchSpace.read("quick")
+    search, space = SearchDir.create(tmp_path / "new", search_record(about())), SearchSpace.read("quick")
     asked = Study(search, space, RunSettings()).ask(0)
     lines = search.journal.read_text().splitlines()
     search.journal.write_text("".join(f"{it}\n" for it in [lines[0], line, *lines[1:]]))
@@ -198,7 +200,8 @@ def test_a_damaged_line_of_the_journal_stands_in_no_ones_way(line: str, tmp_path
 
 def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
     search = SearchDir.create(
-        tmp_path / "s", {**about(), "space": {"source": "x", "values": {}}, "data_path": str(prepared), "shape": {}}
+        tmp_path / "s",
+        search_record({**about(), "space": {"source": "x", "values": {}}, "data_path": str(prepared), "shape": {}}),
     )
     with pytest.raises(
         InputError, match=rf"^{prepared}: is not the data set of s \(its fingerprint is \w+, not f\); give"
@@ -214,7 +217,7 @@ def test_a_search_goes_on_in_its_storage(prepared: Path, tmp_path: Path, monkeyp
     settings = RunSettings(trials=2, epochs=2, baseline=False, forecast=False)
     request = SearchRequest(SearchSpace.read("quick"), settings, prepared, Placement(storage="kept"))
     tune_workflow.tune(search, request, uri)
-    assert search.about()["storage"] == f"{tmp_path}/kept"
+    assert search.record().storage == f"{tmp_path}/kept"
     monkeypatch.chdir("/")
     assert tune_workflow.resume(search, uri) == f"{tmp_path}/kept"
     moved = Placement(storage=f"{tmp_path}/moved")

@@ -91,22 +91,22 @@ def test_the_embedded_ray_wants_its_token(done: Done) -> None:
 
 def test_every_trial_is_in_its_folder(done: Done) -> None:
     assert (done.outcome.early, done.outcome.mlflow_problem) == ("", "")
-    assert done.search.status()["state"] == "completed"
+    assert done.search.status().state == "completed"
     trials = done.search.trials()
     assert [run.name for run in trials] == [f"{number:04d}" for number in range(6)]
     for run in trials:
         rows = run.rows()
-        assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
-        assert run.status()["state"] in ("completed", "stopped")
-        assert (len(rows) == 3) == (run.status()["state"] == "completed")
+        assert [row.epoch for row in rows] == list(range(1, len(rows) + 1))
+        assert run.status().state in ("completed", "stopped")
+        assert (len(rows) == 3) == (run.status().state == "completed")
         assert not run.last.exists(), "an ended trial needs no state"
     kept = [run for run in trials if run.best.exists()]
-    best_first = sorted(trials, key=lambda run: -max(row["val_dice_best"] for row in run.rows()))
+    best_first = sorted(trials, key=lambda run: -max(row.metrics["val_dice_best"] for row in run.rows()))
     assert len(kept) == KEPT_BEST
     assert {run.name for run in kept} == {run.name for run in best_first[:KEPT_BEST]}
     for run in kept:
         report = load_checkpoint(run.best)["report"]
-        assert report["val_dice_best"] == max(row["val_dice_best"] for row in run.rows())
+        assert report["val_dice_best"] == max(row.metrics["val_dice_best"] for row in run.rows())
 
 
 def test_the_first_trial_is_the_papers_point_and_lies_outside_this_space(done: Done, space: SearchSpace) -> None:
@@ -115,7 +115,7 @@ def test_the_first_trial_is_the_papers_point_and_lies_outside_this_space(done: D
         "base_channels is fixed at 4, not 16",
         "batch_size=5 is not in [4, 8]",
     ]
-    assert done.search.trial(0).about()["config"] == TrialConfig().model_dump()
+    assert done.search.trial(0).record().config == TrialConfig()
 
 
 def test_optuna_hears_the_truth(done: Done) -> None:
@@ -124,10 +124,10 @@ def test_optuna_hears_the_truth(done: Done) -> None:
     assert sorted(told) == [1, 2, 3, 4, 5]  # the paper's point lies outside the space
     for number, trial in told.items():
         run = done.search.trial(number)
-        values = [row["val_dice_best"] for row in run.rows()]
+        values = [row.metrics["val_dice_best"] for row in run.rows()]
         assert list(trial.intermediate_values.values()) == pytest.approx(values)
         assert list(trial.intermediate_values) == list(range(1, len(values) + 1))
-        state = optuna.trial.TrialState.COMPLETE if run.status()["state"] == "completed" else "PRUNED"
+        state = optuna.trial.TrialState.COMPLETE if run.status().state == "completed" else "PRUNED"
         assert trial.state == (state if state != "PRUNED" else optuna.trial.TrialState.PRUNED)
         if state != "PRUNED":
             assert trial.value == pytest.approx(max(values))
@@ -136,10 +136,10 @@ def test_optuna_hears_the_truth(done: Done) -> None:
 
 def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
     for final in (done.search.final("paper", seed) for seed in (0, 1)):
-        assert final.about()["config"] == TrialConfig().model_dump()
-        assert final.about()["kind"] == "baseline run"
-        assert final.status()["state"] == "completed"
-        assert [row["epoch"] for row in final.rows()] == [1, 2, 3]
+        assert final.record().config == TrialConfig()
+        assert final.record().kind == "baseline run"
+        assert final.status().state == "completed"
+        assert [row.epoch for row in final.rows()] == [1, 2, 3]
         assert not final.last.exists(), "an ended training needs no state"
 
 
@@ -151,16 +151,16 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     assert len(runs) == 1 + 6 + 4 + 2  # the search, its trials, two seeds of two configurations, the models
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
-    certificate = done.search.about()["certificate"]
+    certificate = done.search.record().certificate
     for run in done.search.trials() + done.search.finals():
-        held = by_key[run.about()["key"]]
+        held = by_key[run.record().key]
         for name in ("val_dice_best", "train_loss", "val_precision", "learning_rate"):
-            wanted = [(row["epoch"], row[name]) for row in run.rows() if row[name] is not None]
+            wanted = [(row.epoch, row.metrics[name]) for row in run.rows() if row.metrics[name] is not None]
             history = [(point.step, point.value) for point in client.get_metric_history(held.info.run_id, name)]
             assert sorted(history) == wanted
     for run in runs:
         assert "split_certificate.json" in [it.path for it in client.list_artifacts(run.info.run_id)]
-    path = client.download_artifacts(by_key[done.search.trial(0).about()["key"]].info.run_id, "split_certificate.json")
+    path = client.download_artifacts(by_key[done.search.trial(0).record().key].info.run_id, "split_certificate.json")
     assert json.loads(Path(path).read_text()) == certificate
 
 
@@ -173,7 +173,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
     for role in ("baseline", "champion"):
         model = search.model(role)
-        held = by_key[model.about()["key"]]
+        held = by_key[model.record().key]
         assert held.info.run_name == f"{role} ({evaluation.names[role]})"
         tested = model.evaluation_metrics()
         assert tested is not None
@@ -182,7 +182,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
         assert version.run_id == held.info.run_id
         files = {Path(it.path).name for it in client.list_artifacts(held.info.run_id, "model")}
         assert files == {"model.json", "member-0.safetensors", "member-1.safetensors"}
-    parent = by_key[search.about()["key"]].data.tags
+    parent = by_key[search.record().key].data.tags
     assert parent["verdict"] == evaluation.verdict.outcome
     assert parent["mlflow.note.content"] == evaluation.verdict.sentence
 
@@ -192,7 +192,7 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     values = [entry.value for entry in board.trials]
     assert values == sorted(values, reverse=True)  # type: ignore[type-var]  # none is None
     assert board.best is not None
-    assert board.best.value == max(row["val_dice_best"] for run in done.search.trials() for row in run.rows())
+    assert board.best.value == max(row.metrics["val_dice_best"] for run in done.search.trials() for row in run.rows())
     evaluation = done.search.evaluation()
     assert evaluation is not None
     champion = evaluation.names["champion"]
@@ -224,14 +224,16 @@ def test_train_by_any_number_of_workers(workers: int, one_ray: None, prepared: P
     run, alone = RunDir(tmp_path / "r"), RunDir(tmp_path / "alone")
     seen: list[int] = []
     uri = default_uri(tmp_path)
-    observer = Observer(on_change=lambda part: seen.append(len(part.rows())))
+    observer = Observer(on_change=lambda _: seen.append(len(run.rows())))
     outcome = train(run, TrainRequest(config, settings, prepared, workers), uri, observer)
-    assert outcome.run.status()["state"] == "completed"
+    assert outcome.run.status().state == "completed"
     assert seen[-1] == 2
     assert 1 in seen
     train(alone, TrainRequest(config, settings, prepared, workers=0), uri)
     for name in ("train_loss", "val_loss"):  # two ranks add the same numbers in another order
-        assert [row[name] for row in run.rows()] == pytest.approx([row[name] for row in alone.rows()], rel=2e-3)
+        assert [row.metrics[name] for row in run.rows()] == pytest.approx(
+            [row.metrics[name] for row in alone.rows()], rel=2e-3
+        )
 
 
 def test_a_trial_that_diverges_or_fails_is_no_finished_trial(tmp_path: Path, space: SearchSpace) -> None:
@@ -307,10 +309,10 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str
     assert "ended early: stopped by Ctrl-C" in output
     assert f"results: {search.path}" in output
     assert "Traceback" not in output
-    states = {run.status()["state"] for run in search.trials()}
+    states = {run.status().state for run in search.trials()}
     assert "completed" in states
     assert "running" not in states
-    assert search.status()["state"] == "interrupted"
+    assert search.status().state == "interrupted"
     client = MlflowClient(default_uri(tmp_path / "runs"))
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
     assert len(runs) == 1 + len(search.trials())

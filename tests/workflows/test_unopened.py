@@ -23,18 +23,18 @@ def refused(search: SearchDir, *words: object) -> str:
 
 
 def test_what_can_not_be_evaluated(searched: SearchDir) -> None:
-    before = openings(Path(searched.about()["data_path"]))  # by other tests of the same data
+    before = openings(Path(searched.record().data_path))  # by other tests of the same data
     assert refused(searched, "s") == (
         "s: has no baseline yet (state: completed); go on with it by `wmlsearch tune --resume s`, or name a single "
         "training\n"
     )
-    assert openings(Path(searched.about()["data_path"])) == before
+    assert openings(Path(searched.record().data_path)) == before
 
 
 def test_a_store_that_can_be_none(searched: SearchDir) -> None:
-    before, run = openings(Path(searched.about()["data_path"])), searched.final("trial-0000", 0)
+    before, run = openings(Path(searched.record().data_path)), searched.final("trial-0000", 0)
     assert "htp://x: MLflow has no store of the kind 'htp'" in refused(searched, run.path, "--mlflow-uri", "htp://x")
-    assert openings(Path(searched.about()["data_path"])) == before
+    assert openings(Path(searched.record().data_path)) == before
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from wmlsearch.forecast.comparison import compare_with_forecast
-from wmlsearch.runs.folders import RUNNING, SearchDir
+from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import PAPER
+from wmlsearch.runs.schema import RUNNING, ForecastRecord
 from wmlsearch.runs.wording import duration
 
 if TYPE_CHECKING:
@@ -61,17 +61,17 @@ def _measurement_lines(forecast: Forecast) -> list[str]:
     return lines
 
 
-def forecast_line(forecast: Mapping[str, Any]) -> str:
+def forecast_line(forecast: ForecastRecord) -> str:
     """Return a stored forecast as a line: `forecast: about 12 min 3 s, 31 epochs of trials, 130 MB of checkpoints`."""
-    final_runs = forecast["final_runs"]
+    final_runs = forecast.final_runs
     parts = [
-        f"about {duration(forecast['total_s'])}",
-        f"{forecast['epochs']:.0f} epochs of trials"
-        + (f" and at most {forecast['final_epochs']} of {final_runs} final runs" if final_runs else ""),
-        *([f"{forecast['gpu_hours']:.2g} GPU-hours"] if forecast["gpu_hours"] else []),
-        f"{forecast['disk_bytes'] / 1e6:.3g} MB of checkpoints",
-        f"{forecast['peak_memory_mb']:.0f} MiB a worker",
-        *([f"the trials end by {forecast['ends_by']}"] if forecast["ends_by"] else []),
+        f"about {duration(forecast.total_s)}",
+        f"{forecast.epochs:.0f} epochs of trials"
+        + (f" and at most {forecast.final_epochs} of {final_runs} final runs" if final_runs else ""),
+        *([f"{forecast.gpu_hours:.2g} GPU-hours"] if forecast.gpu_hours else []),
+        f"{forecast.disk_bytes / 1e6:.3g} MB of checkpoints",
+        f"{forecast.peak_memory_mb:.0f} MiB a worker",
+        *([f"the trials end by {forecast.ends_by}"] if forecast.ends_by else []),
     ]
     return f"forecast: {', '.join(parts)}"
 

@@ -15,9 +15,10 @@ from wmlsearch.cli.tables import last_line, leaderboard_table, number, score
 from wmlsearch.cli.verdict_tables import confirmed_table
 from wmlsearch.config import RunSettings
 from wmlsearch.forecast.comparison import trials_left_s
-from wmlsearch.runs.folders import BAD, RUNNING, UNFINISHED, RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, leaderboard
 from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
 
@@ -35,7 +36,7 @@ class SearchDisplay:
     def __init__(self, console: Console, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         self.console, self.search, self.space, self.settings = console, search, space, settings
         self.started, self.entries = time.monotonic(), {}
-        self.forecast = search.forecast() if search.exists() else {}  # of a new search: there later
+        self.forecast = search.forecast() if search.exists() else None  # of a new search: there later
         for run in search.trials():  # of a search that is resumed
             if run.state not in UNFINISHED:
                 self.entries[run.path] = Entry.of(run, space)
@@ -68,7 +69,7 @@ class SearchDisplay:
         """A line that stays, above the live table."""
         self.console.print(text, highlight=False, markup=False)
 
-    def changed(self, run: RunDir) -> None:
+    def changed(self, run: AnyDir) -> None:
         if isinstance(run, SearchDir):
             self._hear_forecast()
             return
@@ -94,7 +95,7 @@ class SearchDisplay:
         entry = self.entries[run.path] = Entry.of(run, self.space)
         if not self.live and entry.state != RUNNING:
             left = f", about {duration(self.left_s())} left" if self.ended < self.settings.trials else ""
-            values = ", ".join(f"{name} {score(name, entry.best.get(name))}" for name in self.settings.ranked_by)
+            values = ", ".join(f"{name} {score(name, entry.metric(name))}" for name in self.settings.ranked_by)
             self.console.print(
                 f"{entry.name} {entry.state.replace('_', ' ')} after {_epochs(entry)}, {values} "
                 f"({self.ended} of {self.settings.trials} trials{left})",
@@ -106,9 +107,9 @@ class SearchDisplay:
     def _hear_reason(self, run: RunDir) -> None:
         """What has befallen a run that goes on."""
         status = run.status()
-        reason = status.get("reason", "") if status.get("state") == RUNNING else ""
+        reason = status.reason if status.state == RUNNING else ""
         if reason and reason != self.reasons.get(run.path):
-            self.say(f"{run.about()['name']}: {reason}")
+            self.say(f"{run.record().name}: {reason}")
         self.reasons[run.path] = reason
 
     def _hear_forecast(self) -> None:
@@ -123,7 +124,7 @@ class SearchDisplay:
             entry = Entry.of(run, self.space)
             self.console.print(
                 f"{entry.name} {entry.state.replace('_', ' ')} after {_epochs(entry)}, "
-                f"{MEASURE} {number(entry.best.get(MEASURE), 4)} "
+                f"{MEASURE} {number(entry.metric(MEASURE), 4)} "
                 f"({ended} of at most {self.settings.final_runs} final runs)",
                 highlight=False,
             )
@@ -142,13 +143,13 @@ class SearchDisplay:
         passed, ended = time.monotonic() - self.started, self.ended - self.before
         trials = passed / max(ended, 1) * (self.settings.trials - self.ended)
         if self.forecast and ended < ENOUGH:
-            expected = trials_left_s(self.forecast, self.search.used())
+            expected = trials_left_s(self.forecast, self.search.usage())
             trials = expected if expected or not ended else trials
-        epoch_s = [entry.best["epoch_s"] for entry in self.entries.values() if entry.best]
+        epoch_s = [entry.metric("epoch_s") or 0.0 for entry in self.entries.values() if entry.best]
         final = 0.0
         if self.settings.baseline:
             of_one = sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
-            final = self.forecast.get("final_s") or of_one * self.settings.final_runs
+            final = (self.forecast.final_s if self.forecast else 0) or of_one * self.settings.final_runs
         return trials + final
 
     def _picture(self) -> RenderableType:
@@ -159,7 +160,7 @@ class SearchDisplay:
         running = [e for e in self.entries.values() if e.state == RUNNING]
         finals = [RunDir(path) for path, state in self.finals.items() if state == RUNNING]
         now = [f"{e.name} epoch {e.epochs + 1}/{self.settings.epochs}" for e in running]
-        now += [f"{run.about()['name']} epoch {len(run.rows()) + 1}/{self.settings.epochs}" for run in finals]
+        now += [f"{run.record().name} epoch {len(run.rows()) + 1}/{self.settings.epochs}" for run in finals]
         confirmed = [table] if (table := confirmed_table(self.search)) is not None else []
         return Group(
             self.bar,
@@ -176,13 +177,13 @@ class TrainingDisplay:
     def __init__(self, console: Console, settings: RunSettings) -> None:
         self.console, self.settings, self.epochs = console, settings, 0
 
-    def changed(self, run: RunDir) -> None:
-        rows = run.rows()
+    def changed(self, run: AnyDir) -> None:
+        rows = run.rows() if isinstance(run, RunDir) else []
         for row in rows[self.epochs :]:
+            names = ("train_loss", "val_loss", "val_dice", "val_dice_best")
+            metrics = "   ".join(f"{name} {number(row.metrics.get(name), 4)}" for name in names)
+            seconds = number(row.metrics.get("epoch_s"), 1)
             self.console.print(
-                f"epoch {row['epoch']:>3} of {self.settings.epochs}   train_loss {number(row.get('train_loss'), 4)}   "
-                f"val_loss {number(row.get('val_loss'), 4)}   val_dice {number(row.get('val_dice'), 4)}   "
-                f"val_dice_best {number(row.get('val_dice_best'), 4)}   {number(row.get('epoch_s'), 1)} s",
-                highlight=False,
+                f"epoch {row.epoch:>3} of {self.settings.epochs}   {metrics}   {seconds} s", highlight=False
             )
         self.epochs = len(rows)

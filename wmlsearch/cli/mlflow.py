@@ -28,9 +28,9 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     """
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.config import InputError
+    from wmlsearch.runs.checks import check
     from wmlsearch.runs.folders import every, find, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
-    from wmlsearch.runs.schema import check
     from wmlsearch.tracking.client import answers
     from wmlsearch.tracking.sync import sync as sync_run
 

@@ -221,4 +221,4 @@ def exit_status(outcome: Outcome) -> int:
     """Return the exit status of `tune` and `train`: 130 if interrupted, 0 if completed, else 1."""
     if outcome.stopped_on_request:
         return 130
-    return 0 if outcome.run.status()["state"] in ("completed", "early_stopped") else 1
+    return 0 if outcome.run.status().state in ("completed", "early_stopped") else 1

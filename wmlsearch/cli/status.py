@@ -26,13 +26,13 @@ def status(name: str | None, out: Path, cluster: Path | None) -> None:
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import TrainingDisplay
     from wmlsearch.cli.tables import show_search
+    from wmlsearch.runs.checks import open_run
     from wmlsearch.runs.folders import SearchDir
-    from wmlsearch.runs.schema import open_run
 
     run = open_run(name, out)
     if isinstance(run, SearchDir):
         show_search(console(), run)
         options.show_report_path(run)
     else:
-        TrainingDisplay(console(), options.settings(**run.about()["settings"])).changed(run)
-        options.say(f"{run.name}: {run.status().get('state')} {run.status().get('reason', '')}".rstrip())
+        TrainingDisplay(console(), run.record().settings).changed(run)
+        options.say(f"{run.name}: {run.status().state} {run.status().reason}".rstrip())

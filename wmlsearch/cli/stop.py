@@ -34,12 +34,12 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
 
     search = find_search(name, out)
     if not search.is_running():
-        state = search.status().get("state")
+        state = search.status().state
         raise InputError(f"{search.name}: the search is not running (state: {state}), so there is nothing to stop")
     search.request_stop()
     options.say(f"stopping {search.name}: its trials end within seconds ...")
     while search.is_running():
         time.sleep(POLL_S)
     status = search.status()
-    options.say(f"{search.name}: {status.get('state')} ({status.get('reason') or 'it ended before the stop'})")
+    options.say(f"{search.name}: {status.state} ({status.reason or 'it ended before the stop'})")
     options.say(f"to resume: {resume_command(search)}")

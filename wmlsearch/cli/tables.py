@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.cli.verdict_tables import confirmed_table, show_verdict
 from wmlsearch.config import OBJECTIVES
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.runs.folders import BAD, RUNNING, SearchDir
+from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard, leaderboard
+from wmlsearch.runs.schema import BAD, RUNNING
 from wmlsearch.verdict.wording import leakage_note, optimistic_note
 
 DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # behind the point; other metrics: 4
@@ -61,7 +61,7 @@ def _scores(board: Leaderboard) -> tuple[str, ...]:
 
 
 def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
-    scores = [score(name, entry.best.get(name)) for name in _scores(board)]
+    scores = [score(name, entry.metric(name)) for name in _scores(board)]
     child = f", child of {entry.parent}" if entry.parent else ""
     state = Text(entry.state.replace("_", " ") + child, style=STYLES.get(entry.state, ""))
     values = []
@@ -95,10 +95,10 @@ def last_line(text: str) -> str:
 
 def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = ()) -> None:
     """The leaderboard of a search, and what to know about it."""
-    about, status = search.about(), search.status()
+    record, status = search.record(), search.status()
     board = leaderboard(search)
-    trials, wanted = len(board.trials), about["settings"]["trials"]
-    title = f"{search.name}: {status.get('state')}, {trials} of {wanted} trials on {about['data']['name']}"
+    trials, wanted = len(board.trials), record.settings.trials
+    title = f"{search.name}: {status.state}, {trials} of {wanted} trials on {record.data.name}"
     console.print(leaderboard_table(board, title, console.width))
     if board.objectives:
         names = [f"{name} ({'lowest' if OBJECTIVES[name] == 'minimize' else 'highest'})" for name in board.objectives]
@@ -108,10 +108,10 @@ def show_search(console: Console, search: SearchDir, pictures: Sequence[Path] = 
             highlight=False,
             soft_wrap=True,
         )
-    if note := optimistic_note(about):
+    if note := optimistic_note(record):
         console.print(f"{note}: what is on both sides of the split makes results look better", style="yellow")
-    if status.get("reason"):
-        console.print(f"ended early: {status['reason']}", highlight=False)
+    if status.reason:
+        console.print(f"ended early: {status.reason}", highlight=False)
     for entry in (*board.trials, *board.finals):
         if entry.state in BAD:
             state = entry.state.replace("_", " ")
@@ -134,7 +134,7 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
         cells = [str(number) for number in (count.patients, count.timepoints, count.slices, count.kept)]
         table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count.lesion_share:.2f} %")
     console.print(table)
-    console.print(leakage_note(dataclasses.asdict(manifest.certificate)), highlight=False)
+    console.print(leakage_note(manifest.certificate), highlight=False)
     for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:
         console.print(f"mind: {warning}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"{manifest.plane} slices of {manifest.size} x {manifest.size} pixels are in {out}", highlight=False)

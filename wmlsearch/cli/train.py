@@ -69,7 +69,7 @@ def train(
     request = TrainRequest(config, settings, data, workers, placement)
     outcome = train(run, request, uri, Observer(display.changed, options.say))
     status = run.status()
-    options.say(f"{status['state'].replace('_', ' ')} {status['reason']}".rstrip())
+    options.say(f"{status.state.replace('_', ' ')} {status.reason}".rstrip())
     if run.best.exists():
         options.say(f"weights of the best epoch: {run.best}")
     options.show_next_steps(outcome, out, mlflow_uri)

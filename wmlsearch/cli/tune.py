@@ -145,10 +145,10 @@ def _start(
     """Run a new search, here or on a cluster."""
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
+    from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
     from wmlsearch.runs.names import SEARCH, default_name
     from wmlsearch.runs.objectives import objective_warnings
-    from wmlsearch.runs.schema import open_search
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.search_plan import SearchRequest
     from wmlsearch.workflows.tune import tune as run_search
@@ -186,8 +186,7 @@ def _resume(
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
     from wmlsearch.config import InputError
-    from wmlsearch.runs.schema import open_search
-    from wmlsearch.space import SearchSpace
+    from wmlsearch.runs.checks import open_search
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.tune import resume as resume_search
 
@@ -203,9 +202,9 @@ def _resume(
         argv = remote.given(but=("cluster", "resume", "out"))
         sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
     search = open_search(name, out)
-    about = search.about()
-    ranges = SearchSpace.of(about["space"]["values"], about["space"]["source"])
-    settings = options.settings(**{**about["settings"], **changes})
+    record = search.record()
+    ranges = record.space.space()
+    settings = options.settings(**{**record.settings.model_dump(), **changes})
     with SearchDisplay(console(), search, ranges, settings) as display:
         observer = Observer(display.changed, display.say, display.progress)
         return search, resume_search(search, uri, changes, data, placement, observer)

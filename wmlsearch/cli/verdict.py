@@ -29,8 +29,8 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.cli.verdict_tables import show_evaluation
     from wmlsearch.report.page import write_report
+    from wmlsearch.runs.checks import open_run
     from wmlsearch.runs.folders import SearchDir
-    from wmlsearch.runs.schema import open_run
     from wmlsearch.tracking.mirror import Mirror
     from wmlsearch.workflows import sealed_test
 
@@ -65,7 +65,7 @@ def report(name: str | None, out: Path) -> None:
     Example: wmlsearch report search-20261123-201512
     """
     from wmlsearch.report.page import write_report
-    from wmlsearch.runs.schema import open_search
+    from wmlsearch.runs.checks import open_search
 
     page = write_report(open_search(name, out))
     options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

@@ -19,7 +19,7 @@ def confirmed_table(search: SearchDir) -> Table | None:
     if not candidates:
         return None
     model = search.model(CHAMPION)
-    champion = model.about()["model"] if model.exists() else ""
+    champion = model.record().model if model.exists() else ""
     table = _table("final runs")
     for name in ("configuration", "seeds", f"{MEASURE} mean", "standard error", "mean - error", "states", ""):
         table.add_column(name, justify="left" if name in ("configuration", "states", "") else "right")

@@ -176,7 +176,7 @@ def _is_here(path: Path, run: Message) -> bool:
     if not path.exists() or not run:
         return False
     here = SearchDir(path)
-    if not here.exists() or here.about()["key"] != run["key"]:
+    if not here.exists() or here.record().key != run["key"]:
         raise InputError(
             f"{path}: is another run than the one on the head, and nothing is overwritten; choose another --out"
         )

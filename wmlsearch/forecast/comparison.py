@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import EpochRow, ForecastRecord, Usage
 from wmlsearch.runs.wording import duration
 
 
@@ -17,46 +17,44 @@ class ComparisonRow(NamedTuple):
     used: str
 
 
-def trials_left_s(forecast: Mapping[str, Any], used: Mapping[str, float]) -> float:
+def trials_left_s(forecast: ForecastRecord, used: Usage) -> float:
     """Return the seconds that are left of the forecast time of the trials."""
-    return max(0.0, forecast["start_s"] + forecast["search_s"] - used["seconds"])
+    return max(0.0, forecast.start_s + forecast.search_s - used.seconds)
 
 
 def compare_with_forecast(search: SearchDir) -> list[ComparisonRow]:
     """Compare the stored forecast of a search with what it has used. Empty if it has no forecast."""
-    forecast, used = search.forecast(), search.used()
-    if not forecast:
+    forecast, used = search.forecast(), search.usage()
+    if forecast is None:
         return []
     trials, finals = ([run.rows() for run in runs] for runs in (search.trials(), search.finals()))
     rows = [
         _rungs_row(forecast, trials),
-        ComparisonRow("epochs of all trials", f"{forecast['epochs']:.1f}", str(sum(map(len, trials)))),
-        ComparisonRow(
-            "time of the trials", duration(forecast["start_s"] + forecast["search_s"]), duration(used["seconds"])
-        ),
+        ComparisonRow("epochs of all trials", f"{forecast.epochs:.1f}", str(sum(map(len, trials)))),
+        ComparisonRow("time of the trials", duration(forecast.start_s + forecast.search_s), duration(used.seconds)),
     ]
-    if forecast["final_runs"] or finals:
-        times = [duration(seconds) if seconds else "-" for seconds in (forecast["final_s"], used["final_seconds"])]
+    if forecast.final_runs or finals:
+        times = [duration(seconds) if seconds else "-" for seconds in (forecast.final_s, used.final_seconds)]
         final_epochs = str(sum(map(len, finals)))
         rows += [
-            ComparisonRow("epochs of final runs", f"at most {forecast['final_epochs']}", final_epochs),
+            ComparisonRow("epochs of final runs", f"at most {forecast.final_epochs}", final_epochs),
             ComparisonRow("time of final runs", *times),
         ]
-    gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
-    if forecast["gpu_hours"] or gpu_s:
-        rows.append(ComparisonRow("GPU-hours", f"{forecast['gpu_hours']:.2g}", f"{gpu_s / 3600:.2g}"))
-    memory_mb = max((row.get("peak_memory_mb") or 0.0 for rows_ in trials for row in rows_), default=0.0)
-    rows.append(_amounts_row("peak memory of a worker", forecast["peak_memory_mb"], memory_mb, "MiB"))
-    disk_mb = forecast["disk_bytes"] / 1e6, used["checkpoint_bytes"] / 1e6
+    gpu_s = used.gpu_seconds + used.final_gpu_seconds
+    if forecast.gpu_hours or gpu_s:
+        rows.append(ComparisonRow("GPU-hours", f"{forecast.gpu_hours:.2g}", f"{gpu_s / 3600:.2g}"))
+    memory_mb = max((row.metrics.get("peak_memory_mb") or 0.0 for rows_ in trials for row in rows_), default=0.0)
+    rows.append(_amounts_row("peak memory of a worker", forecast.peak_memory_mb, memory_mb, "MiB"))
+    disk_mb = forecast.disk_bytes / 1e6, used.checkpoint_bytes / 1e6
     rows.append(_amounts_row("checkpoints at most", *disk_mb, "MB"))
     return rows
 
 
-def _rungs_row(forecast: Mapping[str, Any], trials: list[list[dict[str, Any]]]) -> ComparisonRow:
-    epochs = [rung["epoch"] for rung in forecast["rungs"]]
+def _rungs_row(forecast: ForecastRecord, trials: list[list[EpochRow]]) -> ComparisonRow:
+    epochs = [rung.epoch for rung in forecast.rungs]
     return ComparisonRow(
         f"trials at epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}",
-        ", ".join(f"{rung['trials']:.1f}".removesuffix(".0") for rung in forecast["rungs"]),
+        ", ".join(f"{rung.trials:.1f}".removesuffix(".0") for rung in forecast.rungs),
         ", ".join(str(sum(len(rows) >= epoch for rows in trials)) for epoch in epochs),
     )
 

@@ -47,14 +47,14 @@ class TrainedModel:
     @classmethod
     def from_run(cls, run: RunDir) -> TrainedModel:
         """Load the model of a run folder, for raw images. Raises InputError if the run has no weights (any more)."""
-        about = run.about()
+        record = run.record()
         if not run.best.is_file():
             raise InputError(
                 f"{run.path}: has no weights (best.pt); only a search's best trials and its final runs keep theirs, "
                 "choose one of them"
             )
-        preprocessing = Preprocessing.of(about.get("data", {}), str(run.path / "config.json"))
-        return replace(cls.load(run.best), preprocessing=preprocessing, name=str(about["name"]))
+        preprocessing = Preprocessing.of(record.data.as_json(), str(run.file("record")))
+        return replace(cls.load(run.best), preprocessing=preprocessing, name=record.name)
 
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:

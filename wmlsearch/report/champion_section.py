@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.config import RunSettings
 from wmlsearch.report.commands import config_yaml, train_commands
 from wmlsearch.report.search_section import rate_factors_text
 from wmlsearch.runs.files import write_text
-from wmlsearch.runs.folders import RUNNING, RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
 from wmlsearch.runs.names import PAPER
+from wmlsearch.runs.schema import RUNNING, SearchRecord
 from wmlsearch.verdict.champion import Candidate, finished_baseline, select_champion
 from wmlsearch.verdict.wording import states_of
 
@@ -30,25 +30,25 @@ class ChampionView:
 
 
 def champion_view(
-    search: SearchDir, about: Mapping[str, Any], board: Leaderboard, candidates: Sequence[Candidate], champion: str
+    search: SearchDir, record: SearchRecord, board: Leaderboard, candidates: Sequence[Candidate], champion: str
 ) -> ChampionView | None:
     """Write `champion.yaml` of the champion or the best trial; return what the page shows, None without both."""
     candidate = next((candidate for candidate in candidates if candidate.name == champion), None)
     path = search.report / "champion.yaml"
     path.unlink(missing_ok=True)
     if candidate is not None:
-        run, seeds = candidate.runs[0], [run.about()["settings"]["seed"] for run in candidate.runs]
+        run, seeds = candidate.runs[0], [run.record().settings.seed for run in candidate.runs]
     elif board.best is not None:
-        run, seeds = RunDir(Path(board.best.path)), [about["settings"]["seed"]]
+        run, seeds = RunDir(Path(board.best.path)), [record.settings.seed]
     else:
         return None
-    text = config_yaml(TrialConfig.of(run.about()["config"]).model_dump())
+    text = config_yaml(run.record().config.model_dump())
     write_text(path, text)
     return ChampionView(
-        name=champion or run.about()["name"],
+        name=champion or run.record().name,
         confirmed=candidate is not None,
         yaml=text,
-        commands=train_commands(about, seeds),
+        commands=train_commands(record, seeds),
         rate_factors=rate_factors_text(run),
     )
 

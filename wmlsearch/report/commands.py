@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import SearchRecord, TrialShape
 from wmlsearch.space import SearchSpace, shipped
 
 # Settings whose option of `wmlsearch tune` has the same name.
@@ -21,49 +22,50 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def tune_command(about: Mapping[str, Any]) -> str:
+def tune_command(record: SearchRecord) -> str:
     """Return the command with all options that differ from their default: `wmlsearch tune quick --data prepared ...`.
 
     A space of the user's own is named as the report's copy, `space.yaml`.
     """
-    settings = about["settings"]
-    source = about["space"]["source"]
-    words = [source if (shipped() / f"{source}.yaml").is_file() else "space.yaml", *_data(about)]
-    objectives = settings.get("objectives") or []
+    settings = record.settings
+    source = record.space.source
+    words = [source if (shipped() / f"{source}.yaml").is_file() else "space.yaml", *_data(record)]
+    objectives = settings.objectives
     # Several objectives have another default sampler and scheduler.
-    defaults = RunSettings.of({"objectives": objectives} if objectives else {}).model_dump()
+    defaults = RunSettings.of({"objectives": objectives} if objectives else {})
     if objectives:
         words += ["--objectives", ",".join(objectives)]
     for name in _OPTIONS:
-        if settings.get(name, defaults[name]) != defaults[name]:
-            words += ["--" + name.replace("_", "-"), f"{settings[name]}"]
-    words += _shape(about, "--workers-per-trial")
-    if (shared := about.get("shape", {}).get("trials_per_gpu", 1)) != 1:
-        words += ["--trials-per-gpu", str(shared)]
-    words += [] if settings.get("baseline", True) else ["--no-baseline"]
-    words += [] if settings.get("forecast", True) else ["--no-forecast"]
+        if (value := getattr(settings, name)) != getattr(defaults, name):
+            words += ["--" + name.replace("_", "-"), f"{value}"]
+    words += _shape(record.shape, "--workers-per-trial")
+    if record.shape and record.shape.trials_per_gpu != 1:
+        words += ["--trials-per-gpu", str(record.shape.trials_per_gpu)]
+    words += [] if settings.baseline else ["--no-baseline"]
+    words += [] if settings.forecast else ["--no-forecast"]
     return shlex.join(["wmlsearch", "tune", *words])
 
 
-def train_commands(about: Mapping[str, Any], seeds: list[int]) -> list[str]:
+def train_commands(record: SearchRecord, seeds: list[int]) -> list[str]:
     """Return the command for each seed: `wmlsearch train champion.yaml --data prepared --epochs 9 --seed 1`."""
-    settings, defaults = about["settings"], RunSettings().model_dump()
-    words = ["wmlsearch", "train", "champion.yaml", *_data(about), "--epochs", str(settings["epochs"])]
-    if settings.get("precision", "auto") != defaults["precision"]:
-        words += ["--precision", settings["precision"]]
-    words += _shape(about, "--workers")
+    settings = record.settings
+    words = ["wmlsearch", "train", "champion.yaml", *_data(record), "--epochs", str(settings.epochs)]
+    if settings.precision != RunSettings().precision:
+        words += ["--precision", settings.precision]
+    words += _shape(record.shape, "--workers")
     return [shlex.join([*words, "--seed", str(seed)]) for seed in seeds]
 
 
-def _data(about: Mapping[str, Any]) -> list[str]:
+def _data(record: SearchRecord) -> list[str]:
     """Return the data option with the folder's name only: its path may contain names of people."""
-    return ["--data", about["data"]["name"]]
+    return ["--data", record.data.name]
 
 
-def _shape(about: Mapping[str, Any], workers: str) -> list[str]:
-    shape = about.get("shape", {})
-    words = [workers, str(shape["workers_per_trial"])] if shape.get("workers_per_trial", 1) != 1 else []
-    return words + (["--gpus-per-worker", f"{shape['gpus_per_worker']:g}"] if shape.get("gpus_per_worker") else [])
+def _shape(shape: TrialShape | None, workers: str) -> list[str]:
+    if shape is None:
+        return []
+    words = [workers, str(shape.workers_per_trial)] if shape.workers_per_trial != 1 else []
+    return words + (["--gpus-per-worker", f"{shape.gpus_per_worker:g}"] if shape.gpus_per_worker else [])
 
 
 def config_yaml(config: Mapping[str, Any]) -> str:
@@ -88,7 +90,7 @@ def _line(name: str, entry: Any) -> str:
     return yaml.safe_dump({name: entry}, default_flow_style=True, sort_keys=False, width=10_000).strip()[1:-1]
 
 
-def resume_command(search: RunDir) -> str:
+def resume_command(search: SearchDir) -> str:
     """Return the command that resumes a search."""
     out = search.path.parent
     words = ["wmlsearch", "tune", "--resume", search.name, *([] if out == Path("runs") else ["--out", str(out)])]

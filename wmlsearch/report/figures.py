@@ -23,10 +23,11 @@ from wmlsearch.report.figure_style import (
     figure,
     legend_below,
 )
-from wmlsearch.runs.folders import BAD, RunDir
+from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
 from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import front
+from wmlsearch.runs.schema import BAD
 from wmlsearch.search.rungs import levels_of
 from wmlsearch.space import Choices, Dimension, SearchSpace
 from wmlsearch.verdict.champion import Candidate
@@ -129,20 +130,22 @@ def rates(path: Path, board: Leaderboard) -> None:
 def _curve(axes: Axes, run: RunDir, metric: str, **style: Any) -> None:
     """Draw a metric of a run over its epochs, with gaps where it is not a number."""
     rows = run.rows()
-    values = [np.nan if row.get(metric) is None else row[metric] for row in rows]
-    axes.plot([row["epoch"] for row in rows], values, marker="o", markersize=2.8, **style)
+    values = [row.metrics.get(metric) for row in rows]
+    numbers = [np.nan if value is None else value for value in values]
+    axes.plot([row.epoch for row in rows], numbers, marker="o", markersize=2.8, **style)
 
 
 def is_baseline(entry: Entry) -> bool:
     """Return whether a trial has the baseline configuration."""
-    return bool(RunDir(Path(entry.path)).about()["config"] == TrialConfig().model_dump())
+    return RunDir(Path(entry.path)).record().config == TrialConfig()
 
 
 def pareto(path: Path, board: Leaderboard) -> None:
     """Draw all trials by the first two objectives, the first upwards; front and baseline configuration stand out."""
     up, across = board.objectives[:2]
-    entries = [entry for entry in board.trials if entry.best.get(up) is not None and entry.best.get(across) is not None]
-    points = {entry.path: (entry.best[across], entry.best[up]) for entry in entries}
+    values = [(entry, entry.metric(across), entry.metric(up)) for entry in board.trials]
+    points = {entry.path: (x, y) for entry, x, y in values if x is not None and y is not None}
+    entries = [entry for entry in board.trials if entry.path in points]
     front_points = [points[entry.path] for entry in board.front]
     with figure(path, 5.9, 4.5) as (canvas, grid):
         axes = grid[0, 0]
@@ -188,8 +191,8 @@ def peak_memories(board: Leaderboard) -> list[tuple[float, float]]:
     """Return predicted and measured peak memory in MiB of each trial that has both."""
     pairs = []
     for run in (RunDir(Path(entry.path)) for entry in board.trials):
-        predicted = run.status().get("predicted_memory_mb")
-        measured = [row["peak_memory_mb"] for row in run.rows() if row.get("peak_memory_mb") is not None]
+        predicted = run.status().predicted_memory_mb
+        measured = [peak for row in run.rows() if (peak := row.metrics.get("peak_memory_mb")) is not None]
         if predicted is not None and measured:
             pairs.append((predicted, max(measured)))
     return pairs

@@ -9,8 +9,9 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.runs.folders import GOOD, RunDir
+from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.schema import GOOD
 from wmlsearch.search.distributions import distribution
 from wmlsearch.space import SearchSpace
 
@@ -47,4 +48,4 @@ def importances(board: Leaderboard, space: SearchSpace) -> tuple[dict[str, float
 
 
 def _config(entry: Entry) -> TrialConfig:
-    return TrialConfig(**RunDir(Path(entry.path)).about()["config"])
+    return RunDir(Path(entry.path)).record().config

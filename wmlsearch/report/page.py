@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -21,10 +20,11 @@ from wmlsearch.report.tables import write_tables
 from wmlsearch.report.unit_scores import dice_pairs
 from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.files import write_text
-from wmlsearch.runs.folders import RUNNING, SearchDir
+from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.names import CHAMPION
 from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.schema import RunStatus
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.champion import Candidate, read_candidates, select_champion
@@ -56,7 +56,7 @@ METRIC_NAMES = {
 }
 
 
-def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> Path:
+def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
     """Write `report/index.html`, the figures and the tables of a search, running or finished; return the page.
 
     The same folder gives the same bytes.
@@ -67,11 +67,12 @@ def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> 
     Raises InputError for a damaged folder.
     """
     search.report.mkdir(exist_ok=True)
-    about, status, board = search.about(), status or search.status(), leaderboard(search)
+    record, board = search.record(), leaderboard(search)
+    status = status or search.status()
     candidates = read_candidates(search)
-    space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
-    settings = RunSettings.of(about["settings"])
-    state = status.get("state", RUNNING)
+    space = record.space.space()
+    settings = record.settings
+    state = status.state
     evaluation = search.evaluation()
     verdict = evaluation.verdict if evaluation else None
     if verdict is None:
@@ -81,11 +82,11 @@ def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> 
     write_text(search.report / "space.yaml", space_yaml(space))
     page = _environment().get_template("page.html.j2").render(
         name=search.name,
-        about=about,
+        record=record,
         settings=settings,
         state=state,
-        reason=status.get("reason", ""),
-        warning=optimistic_note(about),
+        reason=status.reason,
+        warning=optimistic_note(record),
         verdict=verdict,
         verdict_class={BETTER: "good", WORSE: "bad"}.get(verdict.outcome if verdict else "", "open"),
         why_no_verdict=why_no_verdict(settings, state, candidates),
@@ -100,13 +101,13 @@ def write_report(search: SearchDir, status: Mapping[str, Any] | None = None) -> 
         children=children(board),
         costs=costs(search),
         compared=compare_with_forecast(search),
-        champion=champion_view(search, about, board, candidates, champion),
+        champion=champion_view(search, record, board, candidates, champion),
         final_runs=final_rows(candidates, champion),
         measure=MEASURE,
         leakage_note=leakage_note,
         openings_note=openings_note,
         tables=write_tables(search, board, candidates, champion, evaluation),
-        tune=tune_command(about),
+        tune=tune_command(record),
         space_yaml=space_yaml(space),
         max_rows=MAX_ROWS,
         other_systems=OTHER_SYSTEMS,
@@ -136,7 +137,7 @@ def _draw_figures(
     """Draw the figures that have data, delete those of an earlier report; return all that exist, by name."""
     with_values = any(entry.value is not None for entry in board.trials)
     # On CPUs a peak is that of the worker process since its start, not of a single trial.
-    memories = figures.peak_memories(board) if search.used()["gpu_seconds"] else []
+    memories = figures.peak_memories(board) if search.usage().gpu_seconds else []
     drawings: dict[str, Callable[[Path], None] | None] = {
         "history": (lambda path: figures.history(path, board)) if with_values else None,
         "curves": (lambda path: figures.curves(path, board, settings, candidates, champion)) if with_values else None,

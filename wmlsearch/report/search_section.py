@@ -8,8 +8,9 @@ from pathlib import Path
 
 from wmlsearch.report.figures import is_baseline
 from wmlsearch.report.tables import run_seconds
-from wmlsearch.runs.folders import BAD, RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.schema import BAD
 from wmlsearch.runs.wording import duration
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -40,7 +41,7 @@ def _trial_row(rank: int, entry: Entry, board: Leaderboard) -> TrialRow:
     return TrialRow(
         rank="front" if on_front else rank if ranked else "",
         name=entry.name,
-        objectives=[entry.best.get(name) for name in (board.objectives or (board.objective,))],
+        objectives=[entry.metric(name) for name in (board.objectives or (board.objective,))],
         epochs=entry.epochs,
         seconds=run_seconds(RunDir(Path(entry.path))),
         state=entry.state.replace("_", " "),
@@ -85,10 +86,10 @@ def failures(search: SearchDir) -> list[Failure]:
         if run.state not in BAD:
             continue
         status = run.status()
-        reason = status.get("reason", "")
-        traceback = status.get("traceback", "") or (reason if "\n" in reason.strip() else "")
+        reason = status.reason
+        traceback = status.traceback or (reason if "\n" in reason.strip() else "")
         failure = Failure(run.state.replace("_", " "), _last_line(reason), traceback, [])
-        errors.setdefault((failure.state, failure.reason), failure).runs.append(run.about()["name"])
+        errors.setdefault((failure.state, failure.reason), failure).runs.append(run.record().name)
     return list(errors.values())
 
 
@@ -111,22 +112,25 @@ def children(board: Leaderboard) -> list[Child]:
     entries = sorted((entry for entry in board.trials if entry.parent), key=lambda entry: entry.name)
     runs = [RunDir(Path(entry.path)) for entry in entries]
     return [
-        Child(entry.name, entry.parent, run.about()["parent_epoch"], rate_factors_text(run))
+        Child(entry.name, entry.parent, run.record().parent_epoch, rate_factors_text(run))
         for entry, run in zip(entries, runs, strict=True)
     ]
 
 
 def rate_factors_text(run: RunDir) -> str:
     """Return how population based training changed the learning rate: "(times) 0.8 from epoch 3"; or ""."""
-    return ", ".join(f"{TIMES} {factor:g} from epoch {epoch}" for epoch, factor in run.rate_factors().items())
+    return ", ".join(f"{TIMES} {factor:g} from epoch {epoch}" for epoch, factor in run.record().rate_factors.items())
 
 
 def costs(search: SearchDir) -> list[tuple[str, str]]:
     """Return what trials and final runs took, in words: time, epochs, GPU-hours."""
-    used = search.used()
+    used = search.usage()
     lines: list[tuple[str, str]] = []
-    for what, key, runs in (("trials", "seconds", search.trials()), ("final runs", "final_seconds", search.finals())):
+    for what, seconds, runs in (
+        ("trials", used.seconds, search.trials()),
+        ("final runs", used.final_seconds, search.finals()),
+    ):
         if epochs := sum(len(run.trained_rows()) for run in runs):
-            lines += [(f"time of the {what}", duration(used[key])), (f"epochs of the {what}", str(epochs))]
-    gpu_s = used["gpu_seconds"] + used["final_gpu_seconds"]
+            lines += [(f"time of the {what}", duration(seconds)), (f"epochs of the {what}", str(epochs))]
+    gpu_s = used.gpu_seconds + used.final_gpu_seconds
     return [*lines, ("GPU-hours", f"{gpu_s / 3600:.2f}" if gpu_s else "none used")]

@@ -14,6 +14,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
 from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import best_epoch
+from wmlsearch.runs.schema import EpochRow
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME
 
@@ -58,48 +59,50 @@ def as_csv(rows: Sequence[Row]) -> str:
 def run_seconds(run: RunDir) -> float | None:
     """Return the seconds from a run's start to its end, None before that."""
     status = run.status()
-    return status["ended"] - status["started"] if "ended" in status else None
+    return status.ended - status.started if status.ended is not None else None
 
 
 def _trial(rank: int, path: str, parent: str) -> Row:
     run = RunDir(Path(path))
-    about, status, rows = run.about(), run.status(), run.rows()
-    best = best_epoch(rows, about["settings"]["objective"])
+    record, status, rows = run.record(), run.status(), run.rows()
+    best = best_epoch(rows, record.settings.objective)
     return {
-        "rank": rank if best.get(about["settings"]["objective"]) is not None else None,
-        "trial": about["name"],
+        "rank": rank if best and best.metrics.get(record.settings.objective) is not None else None,
+        "trial": record.name,
         "state": run.state,
-        "reason": status.get("reason", ""),
+        "reason": status.reason,
         "parent": parent,
         "epochs": len(rows),
         "seconds": run_seconds(run),
         **_epoch_cells(best),
-        "predicted_memory_mb": status.get("predicted_memory_mb"),
-        **about["config"],
+        "predicted_memory_mb": status.predicted_memory_mb,
+        **record.config.model_dump(),
     }
 
 
-def _epoch_cells(row: Row) -> Row:
+def _epoch_cells(row: EpochRow | None) -> Row:
     """Return the metrics of the best epoch. `learning_rate` is also a hyperparameter, so it gets another name."""
-    names = {"epoch": "best_epoch", "learning_rate": "learning_rate_then"}
-    return {names.get(name, name): value for name, value in row.items() if name not in ("time", "ended")}
+    if row is None:
+        return {}
+    names = {"learning_rate": "learning_rate_then"}
+    return {"best_epoch": row.epoch, **{names.get(name, name): value for name, value in row.metrics.items()}}
 
 
 def _final_runs(candidates: Sequence[Candidate], champion: str) -> Iterator[Row]:
     for candidate in candidates:
         role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == champion else ""
         for run in candidate.runs:
-            about, rows = run.about(), run.rows()
+            record, rows = run.record(), run.rows()
             yield {
                 "configuration": candidate.name,
                 "role": role,
-                "run": about["name"],
-                "seed": about["settings"]["seed"],
+                "run": record.name,
+                "seed": record.settings.seed,
                 "state": run.state,
-                "reason": run.status().get("reason", ""),
+                "reason": run.status().reason,
                 "epochs": len(rows),
                 "seconds": run_seconds(run),
-                **_epoch_cells(best_epoch(rows, about["settings"]["objective"])),
+                **_epoch_cells(best_epoch(rows, record.settings.objective)),
                 "configuration_mean": candidate.mean,
                 "configuration_standard_error": candidate.standard_error,
                 "configuration_score": candidate.score,

@@ -8,27 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from wmlsearch.runs.schema import Record
 
 Scope = Literal["whole volumes", "kept slices"]
 VOLUMES: Final = "whole volumes"  # every voxel of a test volume on the input's own grid
 SLICES: Final = "kept slices"  # the slices that the paper would keep: the scope of its Table I
 SCOPES: tuple[Scope, ...] = (VOLUMES, SLICES)
-
-
-class Record(BaseModel):
-    """A strictly checked part of a JSON file. Fields that are not declared are kept."""
-
-    model_config = ConfigDict(
-        strict=True, extra="allow", allow_inf_nan=False, frozen=True, validate_by_name=True, validate_by_alias=True
-    )
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields that were set, by their names on disk."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
 
 
 class Scores(Record):
@@ -210,10 +200,13 @@ class Evaluation(Record):
     unit: Literal["patients", "images"]  # "images" where patients are not known
     scope: Scope  # of the primary endpoint
     models: dict[str, ModelScores]  # by role: "baseline" and "champion" of a search, "model" of a single run
-    names: dict[str, str] = {}  # a search: the configuration of each role, "paper" or "trial-0007"
-    members: list[list[str]] = []  # a search: name and key of each role's runs
+    names: dict[str, str] = Field(
+        default_factory=dict
+    )  # a search: the configuration of each role, "paper" or "trial-0007"
+    # a search: name and key of each role's runs
+    members: list[list[str]] = Field(default_factory=list)
     verdict: Verdict | None = None  # a search
-    metrics: dict[str, float] = {}  # a single run: what MLflow shows of it
+    metrics: dict[str, float] = Field(default_factory=dict)  # a single run: what MLflow shows of it
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
@@ -234,7 +227,7 @@ class EvaluationMetrics(Record):
     """What MLflow shows of an evaluation: all that `test.json` of a search's model holds, a part of a single run's."""
 
     opened: float  # Unix seconds
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

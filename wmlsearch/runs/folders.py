@@ -1,4 +1,4 @@
-"""Run folders: the truth about every training and search, in plain files. Only this module knows the names in them."""
+"""The folders of searches and runs. Only this module knows the names of the files in them."""
 
 from __future__ import annotations
 
@@ -11,45 +11,142 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import ValidationError
 
-from wmlsearch.config import InputError, faults_of
-from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery, Record
+from wmlsearch.config import InputError, RunSettings
+from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.lock import check_not_running, folder_lock, is_running
 from wmlsearch.runs.names import final_run_name
 from wmlsearch.runs.redaction import without_home
+from wmlsearch.runs.schema import (
+    DELETE_FORECAST,
+    REMAKE_LEDGER,
+    RUNNING,
+    EarlierTrial,
+    EpochLine,
+    EpochRow,
+    FolderRecord,
+    ForecastRecord,
+    MlflowLedger,
+    ModelRecord,
+    RunRecord,
+    RunStatus,
+    SearchRecord,
+    Successor,
+    Usage,
+    check_lines,
+    read_optional,
+    read_record,
+)
 
-# How a run can stand. "stopped" is the scheduler's doing, "early_stopped" the configuration's own patience; "lost" is a
-# training whose process or machine died again and again, "failed" an error in the program.
-RUNNING = "running"
-GOOD = ("completed", "early_stopped", "stopped")
-BAD = ("diverged", "out_of_memory", "lost", "failed")
-ENDED = (*GOOD, *BAD, "interrupted")
-UNFINISHED = (RUNNING, "interrupted")  # what a resumed search goes on with
-RESTORE = "restore it from a copy, or move the run away"
-T = TypeVar("T", bound=Record)
 _STATUS = "status.json"
-_KEPT = ("predicted_memory_mb",)  # in it, however its state changes
-_USED = ("seconds", "gpu_seconds", "final_seconds", "final_gpu_seconds", "checkpoint_bytes")
 
 
 @dataclass(frozen=True)
-class RunDir:
-    """The folder of one training: a trial, a final run, or a run of `wmlsearch train`."""
+class RecordDir:
+    """The folder of a search or of a run: what both have."""
 
     path: Path
-    _FILES: ClassVar = {"about": "config.json", "status": _STATUS, "metrics": "metrics.jsonl", "ledger": "mlflow.json"}
+    _FILES: ClassVar = {"record": "config.json", "status": _STATUS, "ledger": "mlflow.json"}
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def export(self) -> Path:
+        """The exported model, a folder."""
+        return self.path / "export"
+
+    def file(self, what: str) -> Path:
+        """Return the path of a file: record, status or ledger; of a run also metrics; of a search also usage, forecast
+        or earlier."""
+        return self.path / self._FILES[what]
+
+    def exists(self) -> bool:
+        """Return whether a search or run was created here."""
+        return self.file("record").is_file()
+
+    def record(self) -> FolderRecord:
+        """Read what runs here. Raises InputError."""
+        raise NotImplementedError
+
+    def status(self) -> RunStatus:
+        """Read how it stands; a folder without a status is running. Raises InputError."""
+        return read_optional(RunStatus, self.file("status")) or RunStatus(state=RUNNING)
+
+    @property
+    def state(self) -> str:
+        """The state of its status."""
+        return self.status().state
+
+    def set_status(
+        self,
+        state: str,
+        reason: str = "",
+        traceback: str = "",
+        successor: Successor | None = None,
+        front: list[str] | None = None,
+    ) -> None:
+        """Write how it stands. Home directories become `~`, since MLflow gets reason and traceback."""
+        old = self.status()
+        started = old.started or time.time()
+        fields: dict[str, Any] = {"state": state, "reason": without_home(reason), "started": started}
+        if state != RUNNING:
+            fields["ended"] = max(time.time(), started)  # clocks are set back at times
+        if old.predicted_memory_mb is not None:
+            fields["predicted_memory_mb"] = old.predicted_memory_mb
+        if traceback:
+            fields["traceback"] = without_home(traceback)
+        if successor is not None:
+            fields["successor"] = successor
+        if front is not None:
+            fields["front"] = front
+        write_json(self.file("status"), RunStatus(**fields).as_json())
+
+    def set_predicted_memory(self, mb: float) -> None:
+        """Write the predicted `peak_memory_mb` (MiB)."""
+        status = self.status().model_copy(update={"predicted_memory_mb": mb})
+        write_json(self.file("status"), status.as_json())
+
+    def ledger(self) -> MlflowLedger:
+        """Read what MLflow has of it already. Raises InputError."""
+        return read_optional(MlflowLedger, self.file("ledger"), REMAKE_LEDGER) or MlflowLedger()
+
+    def set_ledger(self, ledger: MlflowLedger) -> None:
+        write_json(self.file("ledger"), ledger.as_json())
+
+    def set_evaluation(self, evaluation: Evaluation | EvaluationMetrics, fingerprint: str = "") -> None:
+        """Write an evaluation on the sealed test. Pass the data's fingerprint for data other than the run's own."""
+        write_json(self.evaluation_file(fingerprint), evaluation.as_json())
+
+    def evaluation(self, fingerprint: str = "") -> Evaluation | None:
+        """Read the evaluation of a search or a single run; None before the sealed test was opened."""
+        return read_optional(Evaluation, self.evaluation_file(fingerprint))
+
+    def evaluation_metrics(self) -> EvaluationMetrics | None:
+        """Read the evaluation's metrics of a search's model or a single run; None before the test was opened."""
+        return read_optional(EvaluationMetrics, self.evaluation_file())
+
+    def evaluation_file(self, fingerprint: str = "") -> Path:
+        return self.path / (f"test-{fingerprint[:12]}.json" if fingerprint else "test.json")
+
+    def remove(self) -> None:
+        """Delete the folder, if it exists."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class RunDir(RecordDir):
+    """The folder of one training: a trial, a final run, or a run of `wmlsearch train`."""
+
+    _FILES: ClassVar = {**RecordDir._FILES, "metrics": "metrics.jsonl"}
 
     @property
     def last(self) -> Path:
@@ -61,121 +158,84 @@ class RunDir:
         """Weights of the best epoch."""
         return self.path / "best.pt"
 
-    @property
-    def export(self) -> Path:
-        """The model as a folder to hand on."""
-        return self.path / "export"
-
     def snapshot(self, epoch: int) -> tuple[Path, Path]:
-        """What `last` and `best` were after an epoch, kept for trials that go on from there."""
+        """Return the paths of copies of `last` and `best` after an epoch, from which other trials continue."""
         return self.path / f"epoch-{epoch:04d}.pt", self.path / f"epoch-{epoch:04d}-best.pt"
 
     @classmethod
-    def create(cls, path: Path, about: Mapping[str, Any]) -> RunDir:
-        """A new run folder; `about` says what runs (name, kind, config, settings, data) and never changes."""
+    def create(cls, path: Path, record: RunRecord) -> RunDir:
+        """Create a run folder, in state "running". The record gets a key and the time if it has none."""
         run = cls(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(run.file("about"), {"key": uuid.uuid4().hex, "created": time.time(), **about})
-        run.set_status(RUNNING)
+        _begin(run, record)
         return run
 
-    def file(self, what: str) -> Path:
-        """Where it says `what` of itself: about, status, metrics, ledger; a search also used, forecast, earlier."""
-        return self.path / self._FILES[what]
-
-    def about(self) -> dict[str, Any]:
-        return read_json(self.file("about"))
+    def record(self) -> RunRecord:
+        return read_record(RunRecord, self.file("record"))
 
     def checkpoint_bytes(self) -> int:
-        """What its checkpoints take here."""
+        """Return the size of its checkpoints here, in bytes."""
         size = 0
         for path in (self.last, self.best):
             with contextlib.suppress(FileNotFoundError):
                 size += path.stat().st_size
         return size
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add an epoch's line."""
-        append_line(self.file("metrics"), row)
+    def append(self, row: EpochRow) -> None:
+        """Add the line of an epoch."""
+        append_line(self.file("metrics"), row.as_json())
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The epochs so far, oldest first."""
-        return read_lines(self.file("metrics"))
+    def rows(self) -> list[EpochRow]:
+        """Read the epochs so far, oldest first. Raises InputError."""
+        path = self.file("metrics")
+        lines = read_lines(path)
+        try:
+            return [EpochRow.from_json(line) for line in lines]
+        except KeyError:
+            check_lines(EpochLine, lines, path)
+            raise
 
-    def trained_rows(self) -> list[dict[str, Any]]:
-        """The epochs that were trained here: without those that a child took over from its parent."""
-        return self.rows()[self.about().get("parent_epoch", 0) :]
+    def trained_rows(self) -> list[EpochRow]:
+        """Read the epochs that were trained here: without those that a child took over from its parent."""
+        return self.rows()[self.record().parent_epoch :]
 
-    def rate_factors(self) -> dict[int, float]:
-        """What the learning rate of its configuration is multiplied with, each from its epoch on."""
-        return {int(epoch): factor for epoch, factor in self.about().get("rate_factors", {}).items()}
-
-    def reconcile(self, rows: list[dict[str, Any]]) -> None:
-        """Make the lines those that a checkpoint holds: what is missing is filled in, what lies past it is cut."""
-        if self.rows() != rows:
-            text = "".join(as_line(row) for row in rows)
-            write_text(self.file("metrics"), text)
-
-    def set_status(self, state: str, reason: str = "", **more: Any) -> None:
-        """How the run stands; home directories in its reason and traceback are `~`, since MLflow gets them."""
-        old = self.status()
-        reason, more = without_home(reason), {k: without_home(v) if isinstance(v, str) else v for k, v in more.items()}
-        started = old.get("started") or time.time()
-        ended = {} if state == RUNNING else {"ended": max(time.time(), started)}  # clocks are set back at times
-        kept = {name: old[name] for name in _KEPT if name in old}
-        write_json(self.file("status"), {"state": state, "reason": reason, "started": started, **ended, **kept, **more})
-
-    def set_predicted_memory(self, mb: float) -> None:
-        """What its `peak_memory_mb` (MiB) should be, as known before its first epoch."""
-        write_json(self.file("status"), {**self.status(), "predicted_memory_mb": mb})
-
-    def status(self) -> dict[str, Any]:
-        return read_json(self.file("status")) if self.file("status").exists() else {}
-
-    def exists(self) -> bool:
-        """Whether something was ever run here."""
-        return self.file("about").is_file()
-
-    @property
-    def state(self) -> str:
-        """How it stands; a folder that was begun and says nothing is running."""
-        return str(self.status().get("state", RUNNING))
-
-    def set_evaluation(self, evaluation: Evaluation | EvaluationMetrics, fingerprint: str = "") -> None:
-        """Keep an evaluation on the sealed test. Pass the data's fingerprint for data other than the run's own."""
-        write_json(self.evaluation_file(fingerprint), evaluation.as_json())
-
-    def evaluation(self, fingerprint: str = "") -> Evaluation | None:
-        """Return the evaluation of a search or a single run, None before the sealed test was opened."""
-        return _optional_record(Evaluation, self.evaluation_file(fingerprint))
-
-    def evaluation_metrics(self) -> EvaluationMetrics | None:
-        """Return the evaluation's metrics of a search's model or a single run, None before the test was opened."""
-        return _optional_record(EvaluationMetrics, self.evaluation_file())
-
-    def evaluation_file(self, fingerprint: str = "") -> Path:
-        return self.path / (f"test-{fingerprint[:12]}.json" if fingerprint else "test.json")
-
-    def remove(self) -> None:
-        """Delete the folder, if it is there."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def ledger(self) -> dict[str, Any]:
-        """What the mirror has written to MLflow already."""
-        return read_json(self.file("ledger")) if self.file("ledger").exists() else {}
-
-    def set_ledger(self, ledger: Mapping[str, Any]) -> None:
-        write_json(self.file("ledger"), ledger)
+    def reconcile(self, rows: Sequence[EpochRow]) -> None:
+        """Make the lines equal to those of a checkpoint: add the missing ones, remove those after it."""
+        if self.rows() != list(rows):
+            write_text(self.file("metrics"), "".join(as_line(row.as_json()) for row in rows))
 
 
 @dataclass(frozen=True)
-class SearchDir(RunDir):
+class ModelDir(RunDir):
+    """The folder of a final model, `models/<role>`: networks of one configuration, and their export."""
+
+    def record(self) -> ModelRecord:
+        return read_record(ModelRecord, self.file("record"))
+
+
+@dataclass(frozen=True)
+class SearchDir(RecordDir):
     """The folder of a search: its own `search.json` and `status.json`, its trials and final runs below it."""
 
     _FILES: ClassVar = {
-        **RunDir._FILES, "about": "search.json", "used": "used.json", "forecast": "forecast.json",
+        **RecordDir._FILES, "record": "search.json", "usage": "used.json", "forecast": "forecast.json",
         "earlier": "earlier.jsonl",
     }  # fmt: skip
+
+    @classmethod
+    def create(cls, path: Path, record: SearchRecord) -> SearchDir:
+        """Create a search folder, in state "running". Raises InputError where a run exists: nothing is overwritten."""
+        check_new(path)
+        search = cls(path)
+        _begin(search, record)
+        return search
+
+    def record(self) -> SearchRecord:
+        return read_record(SearchRecord, self.file("record"))
+
+    def change_settings(self, settings: RunSettings, storage: str | None) -> None:
+        """Write new settings (a resumed search may have other budgets) and where its checkpoints are now."""
+        record = self.record().model_copy(update={"settings": settings, "storage": storage})
+        write_json(self.file("record"), record.as_json())
 
     @property
     def journal(self) -> Path:
@@ -184,16 +244,17 @@ class SearchDir(RunDir):
 
     @property
     def report(self) -> Path:
+        """The folder of the HTML report."""
         return self.path / "report"
 
     def set_gallery(self, gallery: Gallery) -> None:
-        """Keep slices of the test patients with their predictions, for the report."""
+        """Write slices of the test patients with their predictions, for the report."""
         file = io.BytesIO()
         np.savez_compressed(file, allow_pickle=False, **gallery.to_arrays())
         write_bytes(self._gallery, file.getbuffer())
 
     def gallery(self) -> Gallery | None:
-        """Return the gallery of the sealed test, None before it was opened. Raises InputError for a damaged file."""
+        """Read the gallery of the sealed test; None before it was opened. Raises InputError for a damaged file."""
         if not self._gallery.is_file():
             return None
         try:
@@ -210,7 +271,7 @@ class SearchDir(RunDir):
 
     @property
     def _stop(self) -> Path:
-        """There while somebody wants the search to end."""
+        """A file that exists while somebody asks the search to end."""
         return self.path / "stop"
 
     def request_stop(self) -> None:
@@ -220,36 +281,28 @@ class SearchDir(RunDir):
     def stop_requested(self) -> bool:
         return self._stop.exists()
 
-    def used(self) -> dict[str, float]:
-        """What the search has used: `seconds` in which its trials ran, `gpu_seconds` that they held.
+    def usage(self) -> Usage:
+        """Read what the search has used. Raises InputError."""
+        return read_optional(Usage, self.file("usage")) or Usage()
 
-        And `final_seconds` and `final_gpu_seconds` of the final runs; `checkpoint_bytes`: most that its checkpoints
-        took at a time, 0 where they are kept elsewhere.
-        """
-        used = read_json(self.file("used")) if self.file("used").exists() else {}
-        return {**dict.fromkeys(_USED, 0.0), **used}
+    def update_usage(self, **changes: float) -> None:
+        """Write new values of the named fields; the others stay."""
+        write_json(self.file("usage"), {**self.usage().as_json(), **changes})
 
-    def set_used(self, used: Mapping[str, float]) -> None:
-        """What isn't named stays as it is."""
-        write_json(self.file("used"), {**self.used(), **used})
+    def forecast(self) -> ForecastRecord | None:
+        """Read what the search was expected to use; None without a forecast. Raises InputError."""
+        return read_optional(ForecastRecord, self.file("forecast"), DELETE_FORECAST)
 
-    def forecast(self) -> dict[str, Any]:
-        """What the search was expected to use, before its first trial; {} where nobody asked."""
-        return read_json(self.file("forecast")) if self.file("forecast").exists() else {}
+    def set_forecast(self, forecast: ForecastRecord) -> None:
+        write_json(self.file("forecast"), forecast.as_json())
 
-    def set_forecast(self, forecast: Mapping[str, Any]) -> None:
-        write_json(self.file("forecast"), forecast)
+    def earlier(self) -> list[EarlierTrial]:
+        """Read the trials of earlier searches that the study knows. Raises InputError."""
+        path = self.file("earlier")
+        return check_lines(EarlierTrial, read_lines(path), path)
 
-    def earlier(self) -> list[dict[str, Any]]:
-        """Trials of earlier searches that the study knows: config, state, values (of each epoch)."""
-        return read_lines(self.file("earlier"))
-
-    def set_earlier(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        write_text(self.file("earlier"), "".join(as_line(trial) for trial in trials))
-
-    def change_settings(self, settings: Mapping[str, Any], **more: Any) -> None:
-        """A resumed search may have other budgets than it began with, and its checkpoints elsewhere."""
-        write_json(self.file("about"), {**self.about(), "settings": dict(settings), **more})
+    def set_earlier(self, trials: Sequence[EarlierTrial]) -> None:
+        write_text(self.file("earlier"), "".join(as_line(trial.as_json()) for trial in trials))
 
     def trial(self, number: int) -> RunDir:
         return RunDir(self.path / "trials" / f"{number:04d}")
@@ -257,42 +310,32 @@ class SearchDir(RunDir):
     def final(self, name: str, seed: int) -> RunDir:
         return RunDir(self.path / "final" / final_run_name(name, seed))
 
-    def model(self, role: str) -> RunDir:
-        """What the search ends with: the "baseline" and the "champion", each with its exported networks."""
-        return RunDir(self.path / "models" / role)
+    def model(self, role: str) -> ModelDir:
+        """Return the folder of a final model: "baseline" or "champion"."""
+        return ModelDir(self.path / "models" / role)
 
     def trials(self) -> list[RunDir]:
-        return _runs(self.path / "trials")
+        return [RunDir(path) for path in _run_folders(self.path / "trials")]
 
     def finals(self) -> list[RunDir]:
-        return _runs(self.path / "final")
+        return [RunDir(path) for path in _run_folders(self.path / "final")]
 
-    def models(self) -> list[RunDir]:
-        return _runs(self.path / "models")
+    def models(self) -> list[ModelDir]:
+        return [ModelDir(path) for path in _run_folders(self.path / "models")]
 
     def all_runs(self) -> list[RunDir]:
-        """All that is below it."""
-        return self.trials() + self.finals() + self.models()
-
-    @classmethod
-    def create(cls, path: Path, about: Mapping[str, Any]) -> SearchDir:
-        """A new search folder. Raises InputError where one is there already: nothing is overwritten."""
-        check_new(path)
-        path.mkdir(parents=True, exist_ok=True)
-        search = cls(path)
-        write_json(search.file("about"), {"key": uuid.uuid4().hex, "created": time.time(), **about})
-        search.set_status(RUNNING)
-        return search
+        """Return all run folders below it."""
+        return [*self.trials(), *self.finals(), *self.models()]
 
     def summary(self) -> dict[str, Any]:
-        """Which search this is and how it stands, by which copies of it are told apart; {} before it has begun."""
+        """Return identity, status and usage, which distinguish copies of a search; {} before it has begun."""
         if not self.exists():
             return {}
-        return {"key": self.about().get("key"), "status": self.status(), "used": self.used()}
+        return {"key": self.record().key, "status": self.status().as_json(), "used": self.usage().as_json()}
 
     def replace_with(self, newer: Path) -> None:
-        """Take the files of a newer copy of this search, each whole; the status last, so that a break shows."""
-        files = sorted((path for path in newer.rglob("*") if path.is_file()), key=lambda it: it == newer / _STATUS)
+        """Move the files of a newer copy of this search here, the status last: an interruption then shows."""
+        files = sorted((path for path in newer.rglob("*") if path.is_file()), key=lambda path: path == newer / _STATUS)
         for path in files:
             target = self.path / path.relative_to(newer)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -301,15 +344,25 @@ class SearchDir(RunDir):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the search for this process. Raises InputError that names who holds it; a dead process holds nothing."""
+        """Hold the search for this process. Raises InputError that names the process that holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.path):
-            self._stop.unlink(missing_ok=True)  # meant for whoever held it before
+            self._stop.unlink(missing_ok=True)  # meant for the process that held it before
             yield
 
     def is_running(self) -> bool:
-        """Whether a process runs this search now."""
+        """Return whether a process runs this search now."""
         return is_running(self.path)
+
+
+AnyDir = RunDir | SearchDir
+
+
+def _begin(folder: AnyDir, record: FolderRecord) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    birth = {"key": record.key or uuid.uuid4().hex, "created": record.created or time.time()}
+    write_json(folder.file("record"), record.model_copy(update=birth).as_json())
+    folder.set_status(RUNNING)
 
 
 def check_new(path: Path) -> None:
@@ -331,7 +384,7 @@ def check_new(path: Path) -> None:
         raise InputError(f"{path}: can't be made, since {above} {what}; choose another --out")
 
 
-def find(name: str | None, out: Path) -> RunDir:
+def find(name: str | None, out: Path) -> AnyDir:
     """A search or run by NAME below `out`, by path, or the latest one. Raises InputError that says what there is."""
     there = every(out)
     if name is None:
@@ -347,13 +400,12 @@ def find(name: str | None, out: Path) -> RunDir:
     raise InputError(f"{name}: no search or run of this name in {out} (there: {names}), and no path to one")
 
 
-def created(run: RunDir) -> float:
+def created(run: AnyDir) -> float:
     """When a run was begun, Unix seconds; of a damaged folder, which must not block others, when it was changed."""
     try:
-        time_s = run.about().get("created")
+        return run.record().created
     except InputError:
-        time_s = None
-    return time_s if isinstance(time_s, int | float) else run.path.stat().st_mtime
+        return run.path.stat().st_mtime
 
 
 def find_search(name: str | None, out: Path) -> SearchDir:
@@ -364,9 +416,9 @@ def find_search(name: str | None, out: Path) -> SearchDir:
     return found
 
 
-def every(out: Path) -> list[RunDir]:
+def every(out: Path) -> list[AnyDir]:
     """All searches and runs directly below `out`, by name."""
-    found: list[RunDir] = []
+    found: list[AnyDir] = []
     for path in sorted(out.iterdir()) if out.is_dir() else []:
         if (path / "search.json").is_file():
             found.append(SearchDir(path))
@@ -375,25 +427,15 @@ def every(out: Path) -> list[RunDir]:
     return found
 
 
-def _optional_record(form: type[T], path: Path) -> T | None:
-    """Read a record; None where the file does not exist. Raises InputError for a damaged file."""
-    if not path.exists():
-        return None
-    try:
-        return form.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: is damaged; {RESTORE}", faults_of(error, form)) from None
-
-
-def _runs(folder: Path) -> list[RunDir]:
+def _run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [RunDir(path) for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+    return [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
 
 
-def mark_dead_runs(root: RunDir) -> None:
+def mark_dead_runs(root: AnyDir) -> None:
     """What says "running" below a search or run that no process holds has died without a word: it is interrupted."""
-    parts = [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]
+    parts: list[AnyDir] = [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]
     if still := [part for part in parts if part.state == RUNNING]:
         with contextlib.suppress(InputError), folder_lock(root.path):
             for part in still:

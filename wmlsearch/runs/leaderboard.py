@@ -6,42 +6,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wmlsearch.config import TrialConfig
-from wmlsearch.runs.folders import RUNNING, RunDir, SearchDir
-from wmlsearch.runs.names import trial_name
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import best_epoch, front, values_of
+from wmlsearch.runs.schema import EpochRow
 from wmlsearch.space import SearchSpace
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One training: the metrics of its best epoch (the one with the highest objective), and how it stands."""
+    """A row of the leaderboard: one training, with the metrics of its best epoch."""
 
     name: str
     state: str
     reason: str
-    epochs: int
-    best: Mapping[str, Any]  # a row of metrics.jsonl, empty before the first epoch
+    epochs: int  # trained so far
+    best: EpochRow | None  # the epoch with the highest objective; None before the first
     value: float | None  # the objective at the best epoch
-    config: Mapping[str, Any]  # the searched hyperparameters; those that a condition switches off are left out
+    config: Mapping[str, Any]  # the searched hyperparameters; without those that a condition switches off
     path: str
     parent: str = ""  # the trial whose first epochs it took over (--scheduler pbt)
 
+    def metric(self, name: str) -> float | None:
+        """Return a metric of the best epoch; None if there is none."""
+        return self.best.metrics.get(name) if self.best else None
+
     @classmethod
     def of(cls, run: RunDir, space: SearchSpace) -> Entry:
-        about, status, rows = run.about(), run.status(), run.rows()
-        objective = about["settings"]["objective"]
+        """Read a run folder. Raises InputError."""
+        record, status, rows = run.record(), run.status(), run.rows()
+        objective = record.settings.objective
         best = best_epoch(rows, objective)
         return cls(
-            about["name"],
-            status.get("state", RUNNING),
-            status.get("reason", ""),
+            record.name,
+            status.state,
+            status.reason,
             len(rows),
             best,
-            best.get(objective),
-            space.values_of(TrialConfig(**about["config"])),
+            best.metrics.get(objective) if best else None,
+            space.values_of(record.config),
             str(run.path),
-            trial_name(about["parent"]) if "parent" in about else "",
+            record.parent_name,
         )
 
 
@@ -68,17 +72,17 @@ class Leaderboard:
 
 def leaderboard(search: SearchDir) -> Leaderboard:
     """Read a search's folder, running or finished. Raises InputError for a damaged one."""
-    about = search.about()
-    space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+    record = search.record()
+    space, objectives = record.space.space(), tuple(record.settings.objectives)
     entries = sorted((Entry.of(run, space) for run in search.trials()), key=lambda entry: -_or_lowest(entry.value))
-    objectives = tuple(about["settings"].get("objectives", ()))
     best: tuple[Entry, ...] = ()
     if objectives:
-        on_front = front([values_of([entry.best], objectives) for entry in entries], objectives)
-        best = tuple(entry for entry, it in zip(entries, on_front, strict=True) if it)
-        entries = [*best, *(entry for entry, it in zip(entries, on_front, strict=True) if not it)]
+        rows = [[entry.best] if entry.best else [] for entry in entries]
+        on_front = front([values_of(row, objectives) for row in rows], objectives)
+        best = tuple(entry for entry, is_best in zip(entries, on_front, strict=True) if is_best)
+        entries = [*best, *(entry for entry, is_best in zip(entries, on_front, strict=True) if not is_best)]
     return Leaderboard(
-        about["settings"]["objective"],
+        record.settings.objective,
         tuple(space.dimensions),
         tuple(entries),
         tuple(Entry.of(run, space) for run in search.finals()),

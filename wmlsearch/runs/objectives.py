@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from wmlsearch.config import OBJECTIVES, RunSettings
+from wmlsearch.runs.schema import EpochRow
 
 MANY = 3  # with more objectives hardly a trial is beaten in all of them
 
 
-def best_epoch(rows: Sequence[Mapping[str, Any]], objective: str) -> Mapping[str, Any]:
-    """The epoch with the highest objective, the first of equal ones: its weights are kept. Empty before the first."""
-    return max(rows, key=lambda row: float("-inf") if row.get(objective) is None else row[objective], default={})
+def best_epoch(rows: Sequence[EpochRow], objective: str) -> EpochRow | None:
+    """Return the epoch with the highest objective, the first of equal ones: its weights are kept. None without rows."""
+    best, highest = None, -math.inf
+    for row in rows:
+        value = row.metrics.get(objective)
+        if best is None or (value is not None and value > highest):
+            best, highest = row, -math.inf if value is None else value
+    return best
 
 
-def values_of(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[float] | None:
-    """A trial's value of each objective, all of the epoch that is best by the first, so that they belong to one set
-    of weights. None where one of them is no number."""
+def values_of(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float] | None:
+    """Return a trial's value of each objective at the epoch that is best by the first, so that they belong to one set
+    of weights. None where one of them is not a number."""
     row = best_epoch(rows, objectives[0])
-    values = [row.get(name) for name in objectives]
+    values = [row.metrics.get(name) if row else None for name in objectives]
     return None if None in values else [float(value) for value in values if value is not None]
 
 

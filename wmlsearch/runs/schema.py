@@ -1,211 +1,358 @@
-"""What the files of a run folder must hold, checked once, where a run is named on the command line.
+"""Typed models of the files in a run folder. `runs.folders` reads and writes them.
 
-Within a command the folder is trusted: it is our own, and that of a search with 500 trials is read again and again.
+Each model validates strictly, and keeps fields that it does not know: a file written by another version loses nothing
+when it is rewritten. A field that an old file lacks has the default that it meant then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig, faults_of
-from wmlsearch.runs.folders import ENDED, RESTORE, RUNNING, RunDir, SearchDir, find, find_search
-from wmlsearch.runs.names import ROLES
+from wmlsearch.runs.files import read_json
+from wmlsearch.runs.names import trial_name
 from wmlsearch.space import SearchSpace
 
-_Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours: what can be
+# The states of a run. The scheduler ends a trial as "stopped", its own patience as "early_stopped". "lost": its process
+# or machine died repeatedly. "failed": an error in the program.
+RUNNING = "running"
+GOOD = ("completed", "early_stopped", "stopped")
+BAD = ("diverged", "out_of_memory", "lost", "failed")
+ENDED = (*GOOD, *BAD, "interrupted")
+UNFINISHED = (RUNNING, "interrupted")  # a resumed search continues these
+
+RESTORE = "restore it from a copy, or move the run away"
+REMAKE_LEDGER = "delete it, and `wmlsearch sync` makes it anew"
+DELETE_FORECAST = "delete it, it is for looking at only"
+
+Amount = Annotated[int | float, Field(ge=0, le=1e18)]  # bytes, seconds, hours, MiB
+R = TypeVar("R", bound="Record")
 
 
-class _Form(BaseModel):
-    """What is read of a file, strictly; what else stands there is left alone."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-
-class _Data(_Form):
-    name: str
-    fingerprint: str
-    optimistic: bool
+def _whole(model: BaseModel) -> dict[str, Any]:
+    """Serialize all fields, also those that have their default: a later version may have another default."""
+    return model.model_dump()
 
 
-class _Settings(_Form):
-    objective: str
-    epochs: int
-    seed: int
-    trials: int
-    precision: str
+def _epochs_as_numbers(value: Any) -> Any:
+    """Turn the keys of a JSON object into epoch numbers, where they are."""
+    if not isinstance(value, Mapping):
+        return value
+    return {int(key) if re.fullmatch("[0-9]{1,6}", str(key)) else key: entry for key, entry in value.items()}
 
 
-class _Certificate(_Form):
+StoredConfig = Annotated[TrialConfig, PlainSerializer(_whole)]
+StoredSettings = Annotated[RunSettings, PlainSerializer(_whole)]
+ByEpoch = BeforeValidator(_epochs_as_numbers)
+
+
+class Record(BaseModel):
+    """The content of a JSON file, or a part of it."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", frozen=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values: the fields that were set, and the unknown ones that were read."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class DataRecord(Record):
+    """The prepared data set of a run. A model needs plane, axis, size, fit and spacing to slice other volumes alike."""
+
+    name: str  # of its folder
+    fingerprint: str  # SHA-256 of its content
+    optimistic: bool  # slices of one patient, or copies of a slice, are in several splits
+    size: int | None = None  # pixels per side of a slice
+    plane: str | None = None  # axial, coronal, sagittal, native or image
+    axis: int | None = None  # of the volume's array, along which it is sliced
+    fit: str | None = None  # crop or resize: how a slice gets `size`
+    spacing_mm: float | None = None  # mm per pixel of a slice; None: as in the volume
+    split: str | None = None  # what the split keeps together: patient or image
+
+
+class SplitCertificate(Record):
+    """Evidence of how a data set was split; the same fields as `data.split.Certificate`."""
+
+    level: str = ""
+    optimistic: bool = False
     note: str | None = None
-    compared: int
-    duplicates: dict[Annotated[str, Field(pattern="^[a-z]+/[a-z]+$")], dict[str, int]]
+    seed: int = 0
+    patients: dict[str, list[str]] = Field(default_factory=dict)  # by split
+    units: dict[str, int] = Field(default_factory=dict)  # patients or images in each split
+    left_out: list[str] = Field(default_factory=list)  # patients in no split
+    assignment_sha256: str = ""
+    compared: int = 0  # slices
+    # By pair of splits and kind of duplicate: the number of slices.
+    duplicates: dict[Annotated[str, Field(pattern="^[a-z]+/[a-z]+$")], dict[str, int]] = Field(default_factory=dict)
 
 
-class _About(_Form):
-    key: str
-    created: float
+class FolderRecord(Record):
+    """The part that `config.json` and `search.json` share: what runs. Only a resumed search changes it."""
+
+    key: str = ""  # identifies the run in MLflow; set when its folder is created
+    created: float = 0.0  # Unix seconds; set when its folder is created
     name: str
-    kind: str
-    data: _Data
-    settings: _Settings
-    versions: dict[str, Any] = Field(default_factory=dict)
-    certificate: _Certificate | None = None
-    data_path: str = ""
+    kind: str  # search, trial, "baseline run", confirmation, baseline, champion, train
+    settings: StoredSettings
+    data: DataRecord
+    data_path: str = ""  # absolute path of the prepared data set
+    certificate: SplitCertificate | None = None
+    versions: dict[str, str] = Field(default_factory=dict)  # by package; also python and commit
+
+    def missing_in_file(self) -> list[str]:
+        """Return the names that a file must hold, but that this one lacked."""
+        names = [name for name in ("key", "created") if name not in self.model_fields_set]
+        wanted = ("objective", "epochs", "seed", "trials", "precision")
+        return names + [f"settings.{name}" for name in wanted if name not in self.settings.model_fields_set]
 
 
-class _AboutRun(_About):
-    config: dict[str, Any]
-    parent: Annotated[int, Field(ge=0)] = 0
-    parent_epoch: Annotated[int, Field(ge=0)] = 0
-    rate_factors: dict[Annotated[str, Field(pattern="^[0-9]{1,6}$")], float] = Field(default_factory=dict)
+class RunRecord(FolderRecord):
+    """`config.json`: one training (a trial, a final run, a run of `wmlsearch train`)."""
+
+    config: StoredConfig
+    model: str | None = None  # of a final run: the trial whose configuration it repeats, or "paper"
+    parent: Annotated[int, Field(ge=0)] | None = None  # the trial whose first epochs it took over (--scheduler pbt)
+    parent_epoch: Annotated[int, Field(ge=0)] = 0  # the last epoch that it took over
+    replaces: int | None = None  # the trial that was stopped for it
+    # The learning rate of `config` is multiplied by the factor of the latest of these epochs.
+    rate_factors: Annotated[dict[int, float], ByEpoch] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _a_child_knows_where_it_began(self) -> _AboutRun:
+    def _check_parent_epoch(self) -> RunRecord:
         if "parent" in self.model_fields_set and "parent_epoch" not in self.model_fields_set:
             raise ValueError("parent_epoch is missing, though parent is there")
         return self
 
-
-class _AboutModel(_AboutRun):
-    model: str
-    members: list[str]
-
-
-class _Space(_Form):
-    source: str
-    values: dict[str, Any]
+    @property
+    def parent_name(self) -> str:
+        """The name of the parent trial, or ""."""
+        return "" if self.parent is None else trial_name(self.parent)
 
 
-class _Shape(_Form):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+class ModelRecord(RunRecord):
+    """`config.json` of `models/<role>`: one or more networks of a configuration."""
+
+    model: str  # the trial whose configuration it has, or "paper"
+    members: list[str]  # name and key of each final run that it was made from, the best one first
+
+
+class SpaceRecord(Record):
+    """The hyperparameter file of a search."""
+
+    source: str  # the path or name that was given
+    values: dict[str, Any]  # the mapping that it holds
+
+    def space(self) -> SearchSpace:
+        """Return the search space. Raises InputError."""
+        return SearchSpace.of(self.values, self.source)
+
+
+class TrialShape(Record):
+    """The resources of a trial. A resumed search keeps them."""
+
+    model_config = ConfigDict(extra="forbid")
 
     workers_per_trial: Annotated[int, Field(ge=1)]
-    gpus_per_worker: _Amount | None
-    trials_per_gpu: Annotated[int, Field(ge=1)] = 1  # of before they could share one
+    gpus_per_worker: Amount | None  # None: one where there are GPUs
+    trials_per_gpu: Annotated[int, Field(ge=1)] = 1
 
 
-class _AboutSearch(_About):
-    space: _Space
-    shape: _Shape | None = None
-    storage: str | None = None
+class WarmStart(Record):
+    """How many trials of earlier searches the study began with."""
+
+    taken: int
+    left_out: dict[str, int] = Field(default_factory=dict)  # by reason
 
 
-class _Status(_Form):
+class SearchRecord(FolderRecord):
+    """`search.json`: a search."""
+
+    space: SpaceRecord
+    shape: TrialShape | None = None
+    storage: str | None = None  # URI of the checkpoints, without a password; None: the run folders
+    warm_start: WarmStart | None = None
+    packing: dict[str, Any] = Field(default_factory=dict)  # measurements of `--trials-per-gpu auto`
+
+
+class Successor(Record):
+    """The child of a stopped trial (--scheduler pbt): it begins with `epoch` of the trial `parent`."""
+
+    parent: int
+    epoch: int
+
+
+class RunStatus(Record):
+    """`status.json`: how a search or run stands."""
+
     state: Annotated[str, Field(pattern=f"^({'|'.join((RUNNING, *ENDED))})$")]
-    reason: str = ""
+    reason: str = ""  # one line
+    started: float = 0.0  # Unix seconds
+    ended: float | None = None  # Unix seconds; None while it runs
+    predicted_memory_mb: Amount | None = None  # predicted `peak_memory_mb`, MiB
     traceback: str = ""
-    started: float = 0
-    ended: float = 0
-    predicted_memory_mb: _Amount = 0
-    front: list[str] = Field(default_factory=list)
+    successor: Successor | None = None
+    front: list[str] | None = None  # of a search with several objectives: the trials on the Pareto front
 
 
-class _Row(_Form):
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """A line of `metrics.jsonl`. Not a pydantic model: a long search reads hundreds of thousands of them."""
+
+    epoch: int  # from 1
+    time: float  # Unix seconds at the end of the epoch
+    ended: str | None  # a state of `ENDED` if the training ended with this epoch
+    metrics: dict[str, float | None]  # by name; None: not a number
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EpochRow:
+        """Return the row of a flat mapping. Raises KeyError. `LINE` has the other rules."""
+        metrics = dict(values)
+        return cls(metrics.pop("epoch"), metrics.pop("time"), metrics.pop("ended"), metrics)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the flat mapping that a line holds."""
+        return {"epoch": self.epoch, "time": self.time, "ended": self.ended, **self.metrics}
+
+
+class EpochLine(Record):
+    """The rules of a line of `metrics.jsonl`."""
+
     epoch: Annotated[int, Field(ge=0, le=100_000)]
     time: float
     ended: str | None
     __pydantic_extra__: dict[str, float | None]
 
 
-class _Ledger(_Form):
-    uri: str | None = None
-    run_id: str | None = None
-    rows: Annotated[int, Field(ge=0)] = 0
-    files: list[str] = Field(default_factory=list)
+class Usage(Record):
+    """`used.json`: what a search has used, over all its sessions."""
+
+    seconds: Amount = 0.0  # in which trials ran
+    gpu_seconds: Amount = 0.0  # that trials held GPUs
+    final_seconds: Amount = 0.0  # in which final runs ran
+    final_gpu_seconds: Amount = 0.0  # that final runs held GPUs
+    checkpoint_bytes: Amount = 0.0  # the largest total of its checkpoints; 0 where they are stored elsewhere
+    __pydantic_extra__: dict[str, int | float]
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump()
 
 
-class _Used(_Form):
-    __pydantic_extra__: dict[str, _Amount]
+class RungForecast(Record):
+    """A rung of a scheduler."""
 
-
-class _Rung(_Form):
     epoch: int
-    trials: float
+    trials: float  # expected to reach it
 
 
-class _Forecast(_Form):
-    rungs: list[_Rung]
-    epochs: _Amount
-    start_s: _Amount
-    search_s: _Amount
-    total_s: _Amount
-    final_s: _Amount
-    final_runs: _Amount
-    final_epochs: _Amount
-    gpu_hours: _Amount
-    disk_bytes: _Amount
-    peak_memory_mb: _Amount
-    ends_by: str
+class ForecastRecord(Record):
+    """`forecast.json`: what a search was expected to use, before its first trial."""
+
+    rungs: list[RungForecast]
+    epochs: Amount  # of all trials
+    start_s: Amount  # seconds before the first trial
+    search_s: Amount  # seconds of the trials
+    final_s: Amount  # seconds of the final runs
+    total_s: Amount  # seconds
+    final_runs: Amount
+    final_epochs: Amount  # of all final runs
+    gpu_hours: Amount
+    disk_bytes: Amount  # of checkpoints
+    peak_memory_mb: Amount  # MiB of a worker
+    ends_by: str  # the budget that ends the trials, or ""
 
 
-class _Earlier(_Form):
-    config: dict[str, Any]
+class EarlierTrial(Record):
+    """A line of `earlier.jsonl`: a trial of an earlier search (--warm-start)."""
+
+    search: str = Field("", alias="from")  # path of its search
+    config: StoredConfig
     state: str
-    values: dict[Annotated[str, Field(pattern="^[0-9]{1,6}$")], Any]
+    values: Annotated[dict[int, Any], ByEpoch]  # the objective by epoch
+    final: list[float] | None = None  # the value of each objective, where there are several
 
 
-def open_run(name: str | None, out: Path) -> RunDir:
-    """A search or run as `runs.find` finds it, with its files checked. Raises InputError."""
-    run = find(name, out)
-    check(run)
-    return run
+class MlflowLedger(Record):
+    """`mlflow.json`: what MLflow has of a search or run already."""
+
+    model_config = ConfigDict(frozen=False)
+
+    uri: str | None = None  # of the MLflow store, without a password
+    run_id: str | None = None
+    rows: Annotated[int, Field(ge=0)] = 0  # epochs
+    made: bool = False  # whether this ledger's run was created, not found there
+    experiment_id: str | None = None
+    params: bool = False  # whether it has the parameters and constant tags
+    state: str | None = None  # the last state that it was told
+    files: list[str] = Field(default_factory=list)
+    tested: float | None = None  # `opened` of the evaluation that it has, Unix seconds
+    front: bool | None = None  # the tag `pareto_front`
 
 
-def open_search(name: str | None, out: Path) -> SearchDir:
-    """As `open_run`, but a search. Raises InputError."""
-    search = find_search(name, out)
-    check(search)
-    return search
-
-
-def check(run: RunDir) -> None:
-    """Look through a run folder, a search's with all that is below it. Raises InputError that names the file."""
-    about, where = run.about(), str(run.file("about"))
-    _check(_AboutSearch if isinstance(run, SearchDir) else _AboutRun, about, run.file("about"))
+def read_record(form: type[R], path: Path, remedy: str = RESTORE) -> R:
+    """Read and validate a JSON file. Raises InputError that names the file, the faults and the `remedy`."""
     try:
-        RunSettings.of(about["settings"])
-    except InputError as error:
-        raise InputError(f"{where}: its settings can't be used", error.faults) from None
-    if status := run.status():
-        _check(_Status, status, run.file("status"))
-    if about["kind"] in ROLES:  # models of a search, whose whole evaluation is the search's
-        run.evaluation_metrics()
-    else:
-        run.evaluation()
-    if ledger := run.ledger():
-        _check(_Ledger, ledger, run.file("ledger"), "delete it, and `wmlsearch sync` makes it anew")
-    if not isinstance(run, SearchDir):
-        TrialConfig.of(about["config"], f"{where}: config")
-        _check_lines(_Row, run.rows(), run.file("metrics"))
-        return
-    SearchSpace.of(about["space"]["values"], f"{where}: space")
-    _check(_Used, run.used(), run.file("used"))
-    if forecast := run.forecast():
-        _check(_Forecast, forecast, run.file("forecast"), "delete it, it is for looking at only")
-    _check_lines(_Earlier, run.earlier(), run.file("earlier"))
-    for trial in run.trials():
-        if not trial.name.isdecimal() or run.trial(int(trial.name)) != trial:
-            raise InputError(f"{trial.path}: a trial's folder is named by its number (0000, 0001, ...); move it away")
-    for model in run.models():
-        _check(_AboutModel, model.about(), model.file("about"))
-    for part in run.all_runs():
-        check(part)
+        model = form.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):  # read again, for the message
+        return parse(form, read_json(path), path, remedy)
+    if isinstance(model, FolderRecord):
+        _check_complete(model, path, remedy)
+    return model
 
 
-def _check(form: type[_Form], value: Mapping[str, Any], path: Path, remedy: str = RESTORE) -> None:
+def read_optional(form: type[R], path: Path, remedy: str = RESTORE) -> R | None:
+    """Read and validate a JSON file as `read_record` does; None if it does not exist."""
+    return read_record(form, path, remedy) if path.exists() else None
+
+
+def parse(form: type[R], values: Mapping[str, Any], path: Path, remedy: str = RESTORE, line: int = 0) -> R:
+    """Validate the content of a file, or of one `line` of it. Raises InputError as `read_record` does."""
     try:
-        form.model_validate(value)
+        model = form.model_validate(dict(values))
     except ValidationError as error:
-        raise InputError(f"{path}: is damaged; {remedy}", faults_of(error, form)) from None
+        _raise_nested(form, values, error, path)
+        place = f"{path}: line {line} is damaged" if line else f"{path}: is damaged"
+        raise InputError(f"{place}; {remedy}", faults_of(error, form)) from None
+    if isinstance(model, FolderRecord):
+        _check_complete(model, path, remedy)
+    return model
 
 
-def _check_lines(form: type[_Form], lines: list[dict[str, Any]], path: Path) -> None:
-    for number, line in enumerate(lines, 1):
-        try:
-            form.model_validate(line)
-        except ValidationError as error:
-            raise InputError(f"{path}: line {number} is damaged; {RESTORE}", faults_of(error, form)) from None
+def _raise_nested(form: type[Record], values: Mapping[str, Any], error: ValidationError, path: Path) -> None:
+    """Raise the InputError of settings or of a configuration that cannot be used, if that is all that is wrong."""
+    if not issubclass(form, FolderRecord) or any(
+        fault["loc"][0] not in ("settings", "config") or not isinstance(values.get(str(fault["loc"][0])), Mapping)
+        for fault in error.errors()
+        if fault["loc"]
+    ):
+        return
+    try:
+        RunSettings.of(values["settings"])
+    except InputError as unusable:
+        raise InputError(f"{path}: its settings can't be used", unusable.faults) from None
+    TrialConfig.of(values.get("config", {}), f"{path}: config")
+
+
+def _check_complete(record: FolderRecord, path: Path, remedy: str) -> None:
+    if missing := record.missing_in_file():
+        raise InputError(f"{path}: is damaged; {remedy}", [f"{name} is missing" for name in missing])
+
+
+def check_lines(form: type[R], lines: Sequence[Mapping[str, Any]], path: Path) -> list[R]:
+    """Validate the lines of a file. Raises InputError that names the line."""
+    return [parse(form, values, path, line=number) for number, values in enumerate(lines, 1)]

@@ -13,6 +13,7 @@ from ray import tune
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import EpochRow
 
 TICK_S = 1.0  # how often the clock is read and the run folder asked
 SAME_ERRORS = 3  # so many trials with the same traceback are no accident
@@ -37,16 +38,16 @@ class Budget(tune.Stopper):
         for run in search.trials():
             for row in run.trained_rows():
                 self.add(row)
-        used = search.used()
-        self._used = {name: used[name] for name in ("seconds", "gpu_seconds")}
+        used = search.usage()
+        self._seconds, self._gpu_seconds = used.seconds, used.gpu_seconds
         self._last = time.monotonic()
         self._errors: Counter[str] = Counter()
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: EpochRow) -> None:
         """An epoch of a trial."""
         self.epochs += 1
-        self.epochs_s += row["epoch_s"] or 0.0
-        self.best_dice = max(self.best_dice, row["val_dice_best"] or 0.0)
+        self.epochs_s += row.metrics.get("epoch_s") or 0.0
+        self.best_dice = max(self.best_dice, row.metrics.get("val_dice_best") or 0.0)
 
     def add_error(self, trace: str) -> None:
         """A trial ended by an error in the program."""
@@ -65,10 +66,10 @@ class Budget(tune.Stopper):
         passed = time.monotonic() - self._last
         if passed >= at_least_s:
             self._last += passed
-            self._used["seconds"] += passed
-            self._used["gpu_seconds"] += passed * self.running * self.gpus_per_trial
+            self._seconds += passed
+            self._gpu_seconds += passed * self.running * self.gpus_per_trial
             with suppress(OSError):  # the disk is full or away: a later tick writes it, and an epoch's line says so
-                self.search.set_used(self._used)
+                self.search.update_usage(seconds=self._seconds, gpu_seconds=self._gpu_seconds)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -89,8 +90,8 @@ class Budget(tune.Stopper):
         run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # if it takes all its epochs
         at_once = max(min(self.slots, runs), 1)
         for name, used, final, limit in (
-            ("--max-hours", self._used["seconds"] / 3600, run_s * -(-runs // at_once) / 3600, limits.max_hours),
-            ("--max-gpu-hours", self._used["gpu_seconds"] / 3600, run_s * runs * self.gpus_per_trial / 3600,
+            ("--max-hours", self._seconds / 3600, run_s * -(-runs // at_once) / 3600, limits.max_hours),
+            ("--max-gpu-hours", self._gpu_seconds / 3600, run_s * runs * self.gpus_per_trial / 3600,
              limits.max_gpu_hours),
             ("--max-epochs-total", self.epochs, runs * limits.epochs, limits.max_epochs_total),
             ("--target-dice", self.best_dice, 0, limits.target_dice),

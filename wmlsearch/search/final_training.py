@@ -21,7 +21,8 @@ from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError, write_bytes
-from wmlsearch.runs.folders import GOOD, RUNNING, RunDir
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
@@ -33,7 +34,7 @@ class TrainingRequest:
     """A training that is wanted: into which folder, of what, with which seed, and where its checkpoints go."""
 
     run: RunDir
-    about: Mapping[str, Any]  # what the folder is to say of it, if it is not there yet
+    record: RunRecord  # of the folder, if it does not exist yet
     seed: int
     place: str
 
@@ -82,7 +83,7 @@ def _train(
                 if order.run.exists():
                     order.run.set_status(RUNNING)
                 else:
-                    RunDir.create(order.run.path, order.about)
+                    RunDir.create(order.run.path, order.record)
                 on_change(order.run)
                 group = idle.pop() if idle else start(job, slots, elastic, scratch=scratch)
                 group.start.remote(_trial(order))
@@ -105,7 +106,7 @@ def _train(
                     waiting.appendleft(order)
                     continue
                 state = "lost" if isinstance(error, ActorDiedError) else "failed"
-                set_ended(order.run, state, str(error).strip().splitlines()[-1], str(error))
+                order.run.set_status(state, str(error).strip().splitlines()[-1], str(error))
             else:
                 write_result(order.run, result, trained)
                 if not result.get("done"):
@@ -126,22 +127,22 @@ def _train(
 def _trial(order: TrainingRequest) -> dict[str, Any]:
     """An order as `Training` wants it."""
     return {
-        "config": order.run.about()["config"],
+        "config": order.run.record().config.model_dump(),
         "seed": order.seed,
         "place": order.place,
         "heard": len(order.run.rows()),
-        "rate_factors": order.run.rate_factors(),
+        "rate_factors": order.run.record().rate_factors,
     }
 
 
-def write_result(run: RunDir, result: dict[str, Any], trained: set[Path], hung: str = "") -> list[dict[str, Any]]:
+def write_result(run: RunDir, result: dict[str, Any], trained: set[Path], hung: str = "") -> list[EpochRow]:
     """Into the run folder with what a training has reported; returns all its rows.
 
     `trained` are the folders of which a process has reported in this session. If another one begins, the first has
     died, or was ended since it was `hung`: the folder says so while it goes on.
     """
     if "replayed" in result:  # the first word of a process
-        run.reconcile(result["replayed"])
+        run.reconcile([EpochRow.from_json(row) for row in result["replayed"]])
         if run.path in trained:
             epochs = len(result["replayed"])
             where = f"after epoch {epochs}" if epochs else "at its beginning"
@@ -151,20 +152,15 @@ def write_result(run: RunDir, result: dict[str, Any], trained: set[Path], hung: 
         run.set_predicted_memory(result["predicted_memory_mb"])
     rows = run.rows()
     if "report" in result and result["epoch"] > len(rows):  # one of the checkpoint's is there already
-        run.append(result["report"])
-        rows.append(result["report"])
+        rows.append(EpochRow.from_json(result["report"]))
+        run.append(rows[-1])
     return rows
-
-
-def set_ended(run: RunDir, state: str, reason: str = "", trace: str = "", **more: Any) -> None:
-    """How a training ended: the reason in one line, and the traceback where there is one."""
-    run.set_status(state, reason, **({"traceback": trace} if trace else {}), **more)
 
 
 def finish(order: TrainingRequest, result: Mapping[str, Any]) -> None:
     """Keep what a training ends with. Its latest state goes last: what says "running" without it would begin anew."""
     fetch_best_weights(order.run, order.place)
-    set_ended(order.run, result["ended"], result.get("reason", ""), result.get("traceback", ""))
+    order.run.set_status(result["ended"], result.get("reason", ""), result.get("traceback", ""))
     if result["ended"] in GOOD:
         delete_checkpoint(order.place, "last")
 

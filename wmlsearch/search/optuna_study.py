@@ -18,8 +18,9 @@ from optuna.trial import Trial, TrialState
 
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.files import append, cut_torn_line
-from wmlsearch.runs.folders import GOOD, UNFINISHED, SearchDir
+from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.objectives import values_of
+from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial, EpochRow
 from wmlsearch.search.distributions import distribution, suggest_value
 from wmlsearch.search.samplers.forest import propose
 from wmlsearch.space import SearchSpace
@@ -82,14 +83,14 @@ class Study:
         for key, value in of_study.items():
             self._storage.set_study_system_attr(self._study._study_id, key, value)
         for trial in search.earlier():
-            steps = {int(epoch): value for epoch, value in trial["values"].items()}
-            self._add(trial["config"], trial["state"], steps, trial.get("final"), {})
+            self._add(trial.config, trial.state, trial.values, trial.final, {})
         unfinished = {}
         for run in search.trials():
             number, state = int(run.name), run.state
-            if "parent" in run.about():  # it was not asked for: its values tell of a rate that changed on the way
+            record = run.record()
+            if record.parent is not None:  # it was not asked for: its values tell of a rate that changed on the way
                 continue
-            config = TrialConfig(**run.about()["config"])
+            config = record.config
             values, final = _heard(run.rows(), settings)
             if number == 0 and space.outside(config):
                 continue
@@ -101,7 +102,7 @@ class Study:
                     trial_.report(value, epoch)
                 unfinished[number] = trial_.number
             else:
-                self._add(config.model_dump(), state, values, final, {"trial": number}, of_trials.get(number))
+                self._add(config, state, values, final, {"trial": number}, of_trials.get(number))
         os.replace(aside, search.journal)
         self._study, self._storage = self._create(search.name, search.journal)
         trials = self._study.get_trials(deepcopy=False)
@@ -115,7 +116,7 @@ class Study:
 
     def _add(
         self,
-        config: Mapping[str, Any],
+        config: TrialConfig,
         state: str,
         values: Mapping[int, float],
         final: Sequence[float] | None,
@@ -123,7 +124,7 @@ class Study:
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         """A trial that has ended."""
-        params = self.space.values_of(TrialConfig(**config))
+        params = self.space.values_of(config)
         told = self._told(state, bool(values or final))
         value = None
         if values and told is not TrialState.FAIL:  # as `Study.tell` has it: of a pruned trial the last one counts
@@ -214,11 +215,11 @@ class Study:
         return TrialState.FAIL if told is TrialState.COMPLETE and not has_value else told
 
 
-def _heard(rows: Sequence[Mapping[str, Any]], settings: RunSettings) -> tuple[dict[int, float], list[float] | None]:
+def _heard(rows: Sequence[EpochRow], settings: RunSettings) -> tuple[dict[int, float], list[float] | None]:
     """What a trial's epochs say to the study: the value of each; with several objectives only those of the best."""
     if settings.objectives:
         return {}, values_of(rows, settings.objectives)
-    return {row["epoch"]: row[settings.objective] or 0.0 for row in rows}, None
+    return {row.epoch: row.metrics.get(settings.objective) or 0.0 for row in rows}, None
 
 
 def _notes_of_samplers(journal: Path, name: str) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -282,28 +283,27 @@ def sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSample
 
 def known_earlier(
     searches: Sequence[SearchDir], space: SearchSpace, settings: RunSettings, fingerprint: str
-) -> tuple[list[dict[str, Any]], Counter[str]]:
+) -> tuple[list[EarlierTrial], Counter[str]]:
     """Finished and stopped trials of earlier searches that the study may learn from, and why others are left out.
 
     A value counts only where it was measured on the same data with the same number of epochs (the schedules depend on
     it), for a configuration of this space; with several objectives only of a trial that came to its end.
     """
-    taken: list[dict[str, Any]] = []
+    taken: list[EarlierTrial] = []
     left: Counter[str] = Counter()
     for search in searches:
-        about = search.about()
+        record = search.record()
         for run in search.trials():
-            state, rows = run.state, run.rows()
-            config = TrialConfig(**run.about()["config"])
-            if about["data"]["fingerprint"] != fingerprint:
+            state, rows, trial = run.state, run.rows(), run.record()
+            if record.data.fingerprint != fingerprint:
                 left["other data"] += 1
-            elif about["settings"]["epochs"] != settings.epochs:
-                left[f"{about['settings']['epochs']} epochs instead of {settings.epochs}"] += 1
-            elif "parent" in run.about():
+            elif record.settings.epochs != settings.epochs:
+                left[f"{record.settings.epochs} epochs instead of {settings.epochs}"] += 1
+            elif trial.parent is not None:
                 left["children of population based training"] += 1
             elif state not in GOOD or not rows:
                 left[f"{state.replace('_', ' ')}"] += 1
-            elif space.outside(config):
+            elif space.outside(trial.config):
                 left["outside the space"] += 1
             elif settings.objectives and state == "stopped":
                 left["stopped before its end"] += 1
@@ -311,8 +311,8 @@ def known_earlier(
                 left["without a value of each objective"] += 1
             else:
                 values, final = _heard(rows, settings)
-                about_it = {"from": str(search.path), "config": config.model_dump(), "state": state}
-                taken.append({**about_it, "values": {str(epoch): value for epoch, value in values.items()}})
-                if final is not None:
-                    taken[-1]["final"] = final
+                more = {"final": final} if final is not None else {}
+                taken.append(
+                    EarlierTrial(search=str(search.path), config=trial.config, state=state, values=values, **more)
+                )
     return taken, left

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.names import TRIAL, trial_name
+from wmlsearch.runs.schema import RunRecord
 from wmlsearch.search.checkpoints import Checkpoints
 
 # Of Ray's PopulationBasedTraining (and the paper, Jaderberg et al. 2017): from the best quarter to the worst one, and
@@ -80,26 +81,43 @@ class Population:
     def recall(self, search: SearchDir) -> None:
         """What the run folder says is owed: a child for each stopped trial that none has replaced."""
         trials = search.trials()
-        replaced = {run.about().get("replaces") for run in trials}
+        replaced = {run.record().replaces for run in trials}
         stopped = [(run.status(), int(run.name)) for run in trials]
-        stopped = sorted((it for it in stopped if "successor" in it[0]), key=lambda it: float(it[0]["ended"]))
-        self.owed = [Takeover(number, **status["successor"]) for status, number in stopped if number not in replaced]
+        self.owed = [
+            Takeover(number, status.successor.parent, status.successor.epoch)
+            for status, number in sorted(stopped, key=lambda entry: entry[0].ended or 0.0)
+            if status.successor is not None and number not in replaced
+        ]
 
 
-def child_of(search: SearchDir, takeover: Takeover, number: int, seed: int) -> dict[str, Any]:
-    """What the folder of trial `number` says of it as a child; its configuration is its parent's."""
-    parent = search.trial(takeover.parent)
-    factors = parent.rate_factors()
+def child_of(search: SearchDir, takeover: Takeover, number: int, seed: int) -> RunRecord:
+    """Return the record of trial `number` as a child; its configuration is its parent's."""
+    parent = search.trial(takeover.parent).record()
+    factors = dict(parent.rate_factors)
     before = factors[max(factors)] if factors else 1.0
     chance = np.random.default_rng((seed, number, 0))
     factors[takeover.epoch + 1] = before * FACTORS[chance.integers(len(FACTORS))]
-    return {
-        "config": parent.about()["config"],
-        "parent": takeover.parent,
-        "parent_epoch": takeover.epoch,
-        "replaces": takeover.replaces,
-        "rate_factors": {str(epoch): factor for epoch, factor in factors.items()},
-    }
+    return trial_record(search, number, parent.config).model_copy(
+        update={
+            "parent": takeover.parent,
+            "parent_epoch": takeover.epoch,
+            "replaces": takeover.replaces,
+            "rate_factors": factors,
+        }
+    )
+
+
+def trial_record(search: SearchDir, number: int, config: TrialConfig) -> RunRecord:
+    """Return the record of a new trial of a search."""
+    record = search.record()
+    return RunRecord(
+        name=trial_name(number),
+        kind=TRIAL,
+        config=config,
+        settings=record.settings,
+        data=record.data,
+        versions=record.versions,
+    )
 
 
 class Snapshots:

@@ -12,24 +12,24 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError
-from wmlsearch.runs.folders import RUNNING, UNFINISHED, RunDir, SearchDir
-from wmlsearch.runs.names import TRIAL, trial_name
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import values_of
+from wmlsearch.runs.schema import RUNNING, UNFINISHED, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
-from wmlsearch.search.final_training import set_ended, write_result
+from wmlsearch.search.final_training import write_result
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.pbt import Snapshots, child_of
+from wmlsearch.search.pbt import Snapshots, child_of, trial_record
 from wmlsearch.search.scheduler import Scheduler
 
 LOST_PROCESS_RETRIES = 3  # how often a trial whose process died goes on from its checkpoint without a new epoch
 
 
 def _bytes_of_best(run: RunDir) -> int:
-    return checkpoint_bytes(TrialConfig(**run.about()["config"]))[1]
+    return checkpoint_bytes(run.record().config)[1]
 
 
 class _Recorder(tune.Callback):
@@ -49,8 +49,6 @@ class _Recorder(tune.Callback):
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
         self.place, self.keeper, self.on_change, self.scheduler = place, keeper, on_change, scheduler
         self.snapshots = Snapshots(scheduler.population, search, place) if scheduler.population else None
-        about = search.about()
-        self.shared = {name: about[name] for name in ("settings", "data", "versions")}
         self.open: set[int] = set()
         self.trained: set[Path] = set()  # of trials of which a process has reported in this session
         self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
@@ -80,21 +78,21 @@ class _Recorder(tune.Callback):
         else:
             takeover = self.snapshots.take_over(number) if self.snapshots else None
             if takeover:
-                what = child_of(self.search, takeover, number, self.settings.seed)
+                record = child_of(self.search, takeover, number, self.settings.seed)
             else:
-                what = {"config": self.study.ask(number).model_dump()}
-            RunDir.create(run.path, {"name": trial_name(number), "kind": TRIAL, **what, **self.shared})
+                record = trial_record(self.search, number, self.study.ask(number))
+            RunDir.create(run.path, record)
             if takeover and self.snapshots:
                 self.snapshots.begun(takeover)
-        about = run.about()
-        if len(run.rows()) < about.get("parent_epoch", 0):
-            run.reconcile(self.search.trial(about["parent"]).rows()[: about["parent_epoch"]])
+        record = run.record()
+        if record.parent is not None and len(run.rows()) < record.parent_epoch:
+            run.reconcile(self.search.trial(record.parent).rows()[: record.parent_epoch])
         self.told[number] = len(run.rows())
         self.open.add(number)
         self.budget.running = len(self.open)
         self.on_change(run)
         told = {"number": number, "place": self.place(run), "heard": self.told[number]}
-        return {**told, "config": about["config"], "rate_factors": about.get("rate_factors", {})}
+        return {**told, "config": record.config.model_dump(), "rate_factors": record.rate_factors}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -111,9 +109,9 @@ class _Recorder(tune.Callback):
         run = self.search.trial(number)
         rows = write_result(run, result, self.trained, self.hung.get(number, ""))
         for row in rows[self.told[number] : result.get("epoch", 0)]:
-            self.study.report(number, row["epoch"], row[self.settings.objective] or 0.0)
+            self.study.report(number, row.epoch, row.metrics[self.settings.objective] or 0.0)
             self.budget.add(row)
-            self.told[number] = row["epoch"]
+            self.told[number] = row.epoch
             # Tune counts a trial's failures from its beginning; only those without an epoch in between speak against it
             trial.run_metadata.num_failures = 0
             self.hung.pop(number, None)
@@ -123,8 +121,8 @@ class _Recorder(tune.Callback):
             else:
                 self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
         elif result.get("done"):
-            reason, more = self.scheduler.why(number, result["epoch"])
-            self._finish(number, "stopped", reason, **more)
+            reason, successor = self.scheduler.why(number, result["epoch"])
+            self._finish(number, "stopped", reason, successor=successor)
             if self.scheduler.population:
                 self.scheduler.population.owe(number)
         else:
@@ -169,12 +167,14 @@ class _Recorder(tune.Callback):
         ):
             self.snapshots.clear()
 
-    def _finish(self, number: int, state: str, reason: str, trace: str = "", **more: Any) -> None:
+    def _finish(
+        self, number: int, state: str, reason: str, trace: str = "", successor: Successor | None = None
+    ) -> None:
         self.open.discard(number)
         self.budget.tick()
         self.budget.running = len(self.open)
         run = self.search.trial(number)
-        set_ended(run, state, reason, trace, **more)
+        run.set_status(state, reason, trace, successor)
         best = self._best(run)
         self.study.tell(number, state, best)
         if state == "failed":

@@ -11,6 +11,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.names import trial_name
+from wmlsearch.runs.schema import Successor
 from wmlsearch.search.pbt import Population
 from wmlsearch.search.rungs import hyperband_brackets
 
@@ -51,13 +52,13 @@ class Scheduler(FIFOScheduler):
             return False
         return bool(self.inner.on_trial_result(None, trial, result) == TrialScheduler.STOP)
 
-    def why(self, number: int, epoch: int) -> tuple[str, dict[str, Any]]:
-        """Why a trial is stopped, in words, and what else its status says of it."""
+    def why(self, number: int, epoch: int) -> tuple[str, Successor | None]:
+        """Return why a trial is stopped, and its successor in population based training."""
         if self.population is None:
-            return f"behind the best of its rung at epoch {epoch}", {}
+            return f"behind the best of its rung at epoch {epoch}", None
         takeover = self.population.successors[number]
         reason = f"in the worst quarter at epoch {epoch}: a child of {trial_name(takeover.parent)} takes its place"
-        return reason, {"successor": {"parent": takeover.parent, "epoch": takeover.epoch}}
+        return reason, Successor(parent=takeover.parent, epoch=takeover.epoch)
 
     def _trial(self, number: int) -> Trial:
         if number not in self._known:

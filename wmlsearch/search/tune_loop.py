@@ -12,7 +12,8 @@ from ray import tune
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import ON_HEAD, Slots
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import UNFINISHED, RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import UNFINISHED
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights
 from wmlsearch.search.checkpoints import CheckpointRetention
@@ -104,20 +105,20 @@ def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> l
     A trial that died between its last line and the word how it ended gets that word now; those are returned.
     """
     changed = []
-    rows = [(row["time"], int(run.name), row) for run in search.trials() for row in run.trained_rows()]
+    rows = [(row.time, int(run.name), row) for run in search.trials() for row in run.trained_rows()]
     stopped: dict[int, int] = {}
     for _, number, row in sorted(rows, key=lambda it: it[:2]):
-        ended = row["ended"] is not None
-        if scheduler.hear(number, row["epoch"], row.get(settings.objective) or 0.0, ended):
-            stopped[number] = row["epoch"]
+        ended = row.ended is not None
+        if scheduler.hear(number, row.epoch, row.metrics.get(settings.objective) or 0.0, ended):
+            stopped[number] = row.epoch
     for run in search.trials():
         if run.state in UNFINISHED and (its := run.rows()):
-            if its[-1]["ended"]:
-                run.set_status(its[-1]["ended"])
+            if its[-1].ended:
+                run.set_status(its[-1].ended)
                 changed.append(run)
             elif stopped.get(number := int(run.name)) == len(its):
-                reason, more = scheduler.why(number, len(its))
-                run.set_status("stopped", reason, **more)
+                reason, successor = scheduler.why(number, len(its))
+                run.set_status("stopped", reason, successor=successor)
                 changed.append(run)
     if scheduler.population is not None:
         scheduler.population.recall(search)

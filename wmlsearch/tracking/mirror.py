@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.tracking.client import connect, why
 from wmlsearch.tracking.sync import FilesMissing, Refused, push
@@ -31,16 +31,16 @@ class Mirror:
     `notify(run)` returns at once. `close()` waits for what is left, and says what could not be copied.
     """
 
-    def __init__(self, root: RunDir, uri: str) -> None:
+    def __init__(self, root: AnyDir, uri: str) -> None:
         self.root, self.uri, self.problem = root, uri, ""
-        self._changed: dict[Path, RunDir] = {root.path: root}
+        self._changed: dict[Path, AnyDir] = {root.path: root}
         self._condition = threading.Condition()
         self._closing = False
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
-    def notify(self, run: RunDir) -> None:
+    def notify(self, run: AnyDir) -> None:
         """`run` has changed."""
         with self._condition:
             self._changed[run.path] = run
@@ -87,7 +87,7 @@ class Mirror:
             if closing:
                 return
 
-    def _ask(self, runs: Iterable[RunDir]) -> tuple[list[Path], str]:
+    def _ask(self, runs: Iterable[AnyDir]) -> tuple[list[Path], str]:
         """Let the process copy `runs`; returns the paths of those that MLflow still lacks something of, and why."""
         if self._process is None:
             self._process = _start()
@@ -97,12 +97,13 @@ class Mirror:
         return [Path(path) for path in answer["left"]], answer["problem"]
 
 
-def _plain(run: RunDir) -> dict[str, Any]:
+def _plain(run: AnyDir) -> dict[str, Any]:
     return {"path": str(run.path), "search": isinstance(run, SearchDir)}
 
 
-def _run(plain: dict[str, Any]) -> RunDir:
-    return (SearchDir if plain["search"] else RunDir)(Path(plain["path"]))
+def _run(plain: dict[str, Any]) -> AnyDir:
+    path = Path(plain["path"])
+    return SearchDir(path) if plain["search"] else RunDir(path)
 
 
 def _say(process: subprocess.Popen[str], what: Any) -> None:
@@ -154,7 +155,7 @@ def serve() -> None:
     os._exit(0)
 
 
-def copy(uri: str, root: RunDir, runs: Iterable[RunDir]) -> tuple[list[RunDir], str]:
+def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], str]:
     """Copy what MLflow lacks of `runs`; returns those that it still lacks something of, and what went wrong, or ""."""
     left, problem, files = list(runs), "", True
     try:

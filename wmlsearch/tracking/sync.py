@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.files import write_json
-from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
-from wmlsearch.runs.names import ROLES, SEARCH, TRIAL, trial_name
+from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.names import ROLES, SEARCH, TRIAL
 from wmlsearch.runs.objectives import MEASURE
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.space import SearchSpace
+from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, FolderRecord, MlflowLedger, RunRecord, SplitCertificate
 from wmlsearch.tracking.client import connect, why
 from wmlsearch.tracking.model_registry import register
 from wmlsearch.tracking.ui_views import BEST, view_tag
@@ -43,9 +43,10 @@ def default_uri(out: Path) -> str:
     return f"sqlite:///{out.resolve()}/mlflow.db"
 
 
-def sync(run: RunDir, uri: str) -> int:
+def sync(run: AnyDir, uri: str) -> int:
     """Copy all of a run, sent before or not, to MLflow; returns how many MLflow runs it has. Raises InputError."""
-    parts, problem, refused = [run, *(run.all_runs() if isinstance(run, SearchDir) else [])], "", dict[str, str]()
+    parts: list[AnyDir] = [run, *(run.all_runs() if isinstance(run, SearchDir) else [])]
+    problem, refused = "", dict[str, str]()
     try:
         client = connect(uri)
         for part in parts:
@@ -54,7 +55,7 @@ def sync(run: RunDir, uri: str) -> int:
             except FilesMissing as error:
                 problem = str(error)
             except Refused as error:  # the others don't wait for it
-                refused[part.about()["name"]] = str(error)
+                refused[part.record().name] = str(error)
     except InputError:
         raise
     except Exception as error:
@@ -84,7 +85,7 @@ class Refused(Exception):
 
 
 def push(
-    client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool = False, files: bool = True
+    client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool = False, files: bool = True
 ) -> None:
     """Send what MLflow lacks of one run folder, as its ledger says; with `everything`, all of it again.
 
@@ -97,7 +98,7 @@ def push(
         try:
             _push(client, uri, run, root, everything, files)
         except MlflowException as error:
-            run_id = run.ledger().get("run_id")
+            run_id = run.ledger().run_id
             if error.error_code not in REFUSALS or not run_id or _exists(client, run_id):
                 raise
             _push(client, uri, run, root, True, files)
@@ -108,86 +109,88 @@ def push(
         raise Refused(why(error, uri)) from None
 
 
-def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything: bool, files: bool) -> None:
+def _push(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool, files: bool) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     address, uri = uri, without_password(uri)  # the ledger is a plain file
-    about, status = run.about(), run.status()
+    record, status = run.record(), run.status()
     ledger = run.ledger()
-    untried = ledger.get("uri") != uri  # as far as its ledger knows
+    untried = ledger.uri != uri  # as far as its ledger knows
     if untried or everything:
-        ledger = {"uri": uri, "run_id": None if untried else ledger["run_id"], "rows": 0}
+        ledger = MlflowLedger(uri=uri, run_id=None if untried else ledger.run_id, rows=0)
     place = ""  # for the files of a run that is made now
-    if not ledger["run_id"] or (everything and not _exists(client, ledger["run_id"])):
-        run.set_ledger({**ledger, "run_id": None})  # who dies from here on may have made one: it is looked for
+    if not ledger.run_id or (everything and not _exists(client, ledger.run_id)):
+        run.set_ledger(
+            ledger.model_copy(update={"run_id": None})
+        )  # who dies from here on may have made one: it is looked for
         if run.path == root.path:
             ledger, place = _make(client, uri, run)
         else:
             ledger_of_root = root.ledger()
-            if ledger_of_root.get("uri") != uri:
+            if ledger_of_root.uri != uri:
                 ledger_of_root, _ = _make(client, uri, root)
             # below a run that was made for this search there is nothing but what its folders have noted
-            alone = untried and not everything and bool(ledger_of_root.get("made"))
-            experiment_id = ledger_of_root["experiment_id"] if alone else None
-            its, place = _make(client, uri, run, ledger_of_root["run_id"], experiment_id)
-            ledger = {name: its[name] for name in ("uri", "run_id", "rows")}
+            alone = untried and not everything and ledger_of_root.made
+            experiment_id = ledger_of_root.experiment_id if alone else None
+            made, place = _make(client, uri, run, ledger_of_root.run_id, experiment_id)
+            ledger = MlflowLedger(uri=made.uri, run_id=made.run_id, rows=made.rows)
         run.set_ledger(ledger)
     elif everything:
-        _alone(client, _experiment(client, uri), about["key"], ledger["run_id"])
+        _alone(client, _experiment(client, uri), record.key, ledger.run_id)
+    run_id = ledger.run_id or ""  # it has one now
     rows = [] if isinstance(run, SearchDir) else run.rows()
-    fresh = rows[ledger["rows"] :]
     metrics = [
-        Metric(name, float(value), int(row["time"] * 1000), row["epoch"])
-        for row in fresh
-        for name, value in row.items()
-        if name not in ("epoch", "time", "ended") and value is not None
+        Metric(name, float(value), int(row.time * 1000), row.epoch)
+        for row in rows[ledger.rows :]
+        for name, value in row.metrics.items()
+        if value is not None
     ] + [
-        Metric(BEST, float(row[MEASURE]), int(row["time"] * 1000), row["epoch"])
-        for row in _better(rows, about["settings"]["objective"])[ledger["rows"] :]
-        if row and row.get(MEASURE) is not None
+        Metric(BEST, float(value), int(row.time * 1000), row.epoch)
+        for row in _better(rows, record.settings.objective)[ledger.rows :]
+        if row is not None and (value := row.metrics.get(MEASURE)) is not None
     ]
     params, tags = [], []
-    if "params" not in ledger:
-        params = [Param(name, str(value)) for name, value in _params(about).items()]
+    if not ledger.params:
+        params = [Param(name, str(value)) for name, value in _params(record).items()]
         tags = [RunTag("search", root.name)] if isinstance(root, SearchDir) else []
-        certificate = root.about().get("certificate")
-        tags += [RunTag(name, str(value)) for name, value in _tags(about, certificate).items()]
+        certificate = root.record().certificate
+        tags += [RunTag(name, str(value)) for name, value in _tags(record, certificate).items()]
         if run.path != root.path:  # which may be another one now
-            tags.append(RunTag("mlflow.parentRunId", root.ledger()["run_id"]))
+            tags.append(RunTag("mlflow.parentRunId", root.ledger().run_id or ""))
         if isinstance(run, SearchDir):
-            space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
+            space = run.record().space.space()
             client.set_experiment_tag(_experiment(client, uri), *view_tag(run.name, list(space.dimensions)))
     evaluation = run.evaluation() if isinstance(run, SearchDir) else run.evaluation_metrics()
-    if evaluation and ledger.get("tested") != evaluation.opened:
+    if evaluation and ledger.tested != evaluation.opened:
         if isinstance(evaluation, Evaluation):
             tags += _verdict_tags(evaluation)
         opened_ms = int(evaluation.opened * 1000)
         metrics += [Metric(name, value, opened_ms, 0) for name, value in evaluation.metrics.items()]
-        ledger["tested"] = evaluation.opened
-    state, reason = status.get("state", RUNNING), status.get("reason", "")
-    if ledger.get("state") != state:
+        ledger.tested = evaluation.opened
+    state, reason = status.state, status.reason
+    if ledger.state != state:
         tags += [RunTag("state", state), RunTag("reason", reason[-4000:])]
-        if "predicted_memory_mb" in status:  # beside the metric peak_memory_mb
-            tags.append(RunTag("predicted_memory_mb", f"{status['predicted_memory_mb']:.0f}"))
-        if "traceback" in status:
-            tags.append(RunTag("traceback", status["traceback"][-4000:]))
-    front = root.status().get("front")  # of a search with several objectives, from its end on
-    if front is not None and about["kind"] == TRIAL and ledger.get("front") != (on_front := about["name"] in front):
+        if status.predicted_memory_mb is not None:  # beside the metric peak_memory_mb
+            tags.append(RunTag("predicted_memory_mb", f"{status.predicted_memory_mb:.0f}"))
+        if status.traceback:
+            tags.append(RunTag("traceback", status.traceback[-4000:]))
+    front = root.status().front  # of a search with several objectives, from its end on
+    if front is not None and record.kind == TRIAL and ledger.front != (on_front := record.name in front):
         tags.append(RunTag("pareto_front", str(on_front).lower()))
-        ledger["front"] = on_front
+        ledger.front = on_front
     for start in range(0, max(len(metrics), 1), BATCH_METRICS):
         part = metrics[start : start + BATCH_METRICS]
         if part or params or tags:
-            client.log_batch(ledger["run_id"], part, params, tags)
+            client.log_batch(run_id, part, params, tags)
             params, tags = [], []
-    if ledger.get("state") != state:
+    if ledger.state != state:
         if state == RUNNING:
             if not place:  # a new one has this status
-                client.update_run(ledger["run_id"], status="RUNNING")
+                client.update_run(run_id, status="RUNNING")
         else:
-            end = int(status.get("ended", time.time()) * 1000)
-            client.set_terminated(ledger["run_id"], _mlflow_status(state), end)
-    ledger |= {"rows": len(rows), "params": True, "state": state}
+            ended = time.time() if status.ended is None else status.ended
+            client.set_terminated(run_id, _mlflow_status(state), int(ended * 1000))
+    ledger.rows, ledger.params, ledger.state = len(rows), True, state
     run.set_ledger(ledger)
     if files:
         try:
@@ -197,29 +200,29 @@ def _push(client: MlflowClient, uri: str, run: RunDir, root: RunDir, everything:
 
 
 def _push_files(
-    client: MlflowClient, run: RunDir, root: RunDir, ledger: dict[str, Any], address: str, place: str
+    client: MlflowClient, run: AnyDir, root: AnyDir, ledger: MlflowLedger, address: str, place: str
 ) -> None:
     """Send the files that belong to a run: its split certificate; a search's report; a model, registered.
 
     `place` is where MLflow at `address` keeps the files of a run that it has just made; "" if that is to be asked.
     """
-    about, run_id = run.about(), ledger["run_id"]
+    record, run_id = run.record(), ledger.run_id or ""
 
     def once(what: str, send: Callable[[], object]) -> None:
-        if what not in ledger.get("files", []):
+        if what not in ledger.files:
             send()
-            ledger["files"] = [*ledger.get("files", []), what]
+            ledger.files = [*ledger.files, what]
             run.set_ledger(ledger)
 
-    if certificate := root.about().get("certificate"):
-        once("certificate", lambda: _log_certificate(client, run_id, certificate, address, place))
-    if isinstance(run, SearchDir) and run.report.is_dir() and ledger["state"] != RUNNING:
+    if certificate := root.record().certificate:
+        once("certificate", lambda: _log_certificate(client, run_id, certificate.as_json(), address, place))
+    if isinstance(run, SearchDir) and run.report.is_dir() and ledger.state != RUNNING:
         # written anew at each end of a search, and by each evaluation
-        report = f"report {run.status().get('ended')} {ledger.get('tested')}"
+        report = f"report {run.status().ended} {ledger.tested}"
         once(report, lambda: client.log_artifacts(run_id, str(run.report), "report"))
-    if about["kind"] in ROLES and run.export.is_dir():
-        words = f"{about['model']} of {root.name}"
-        once("model", lambda: register(client, run_id, run.export, about["kind"], words))
+    if isinstance(record, RunRecord) and record.kind in ROLES and run.export.is_dir():
+        words = f"{record.model} of {root.name}"
+        once("model", lambda: register(client, run_id, run.export, record.kind, words))
 
 
 def _log_certificate(client: MlflowClient, run_id: str, certificate: dict[str, Any], address: str, place: str) -> None:
@@ -235,23 +238,23 @@ def _log_certificate(client: MlflowClient, run_id: str, certificate: dict[str, A
 
 
 def _make(
-    client: MlflowClient, uri: str, run: RunDir, parent: str | None = None, experiment_id: str | None = None
-) -> tuple[dict[str, Any], str]:
+    client: MlflowClient, uri: str, run: AnyDir, parent: str | None = None, experiment_id: str | None = None
+) -> tuple[MlflowLedger, str]:
     """The ledger of a run folder's MLflow run: the one with its key if there is one, else a new one.
 
     Of a new one also where its files go, else "". With the `experiment_id` nothing is looked for.
     """
-    about, found, place = run.about(), "", ""
+    record, found, place = run.record(), "", ""
     if experiment_id is None:
         experiment_id = _experiment(client, uri)
-        found = _alone(client, experiment_id, about["key"])
+        found = _alone(client, experiment_id, record.key)
     if found:
         run_id = found
     else:
-        tags = {"wmlsearch.key": about["key"], **({"mlflow.parentRunId": parent} if parent else {})}
-        made = client.create_run(experiment_id, int(about["created"] * 1000), tags, about["name"]).info
+        tags = {"wmlsearch.key": record.key, **({"mlflow.parentRunId": parent} if parent else {})}
+        made = client.create_run(experiment_id, int(record.created * 1000), tags, record.name).info
         run_id, place = made.run_id, made.artifact_uri
-    return {"uri": uri, "run_id": run_id, "rows": 0, "made": not found, "experiment_id": experiment_id}, place
+    return MlflowLedger(uri=uri, run_id=run_id, rows=0, made=not found, experiment_id=experiment_id), place
 
 
 def _alone(client: MlflowClient, experiment_id: str, key: str, keep: str = "") -> str:
@@ -290,14 +293,14 @@ def _experiment(client: MlflowClient, uri: str) -> str:
     return str(client.create_experiment(EXPERIMENT, place.as_uri() if place else None))
 
 
-def _better(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[str, Any]]:
-    """Each epoch that was better than all before it; in the place of others {}."""
-    best, found = -math.inf, []
+def _better(rows: Sequence[EpochRow], objective: str) -> list[EpochRow | None]:
+    """Each epoch that was better than all before it; in the place of others None."""
+    best, found = -math.inf, list[EpochRow | None]()
     for row in rows:
-        value = row.get(objective, row.get(MEASURE))
+        value = row.metrics.get(objective, row.metrics.get(MEASURE))
         better = value is not None and value > best
-        best = value if better else best
-        found.append(row if better else {})
+        best = value if value is not None and better else best
+        found.append(row if better else None)
     return found
 
 
@@ -324,27 +327,27 @@ def _verdict_tags(evaluation: Evaluation) -> list[RunTag]:
     return [RunTag("verdict", outcome), RunTag("champion", champion), RunTag("mlflow.note.content", sentence)]
 
 
-def _params(about: Mapping[str, Any]) -> dict[str, Any]:
+def _params(record: FolderRecord) -> dict[str, Any]:
     names = ["epochs", "seed", "objective", "precision"]
-    if about["kind"] == SEARCH:
+    if record.kind == SEARCH:
         names += ["sampler", "scheduler"]
-    settings = {name: about["settings"][name] for name in names}
-    if objectives := about["settings"].get("objectives"):
-        settings["objectives"] = ",".join(objectives)
-    return {**about.get("config", {}), **settings}
+    settings = {name: getattr(record.settings, name) for name in names}
+    if record.settings.objectives:
+        settings["objectives"] = ",".join(record.settings.objectives)
+    return {**(record.config.model_dump() if isinstance(record, RunRecord) else {}), **settings}
 
 
-def _tags(about: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, Any]:
-    data = {f"data.{name}": value for name, value in about["data"].items()}
-    note = (certificate or {}).get("note") or OPTIMISTIC
-    warning = {"warning": note} if about["data"]["optimistic"] else {}
-    versions = {f"version.{name}": value for name, value in about.get("versions", {}).items()}
-    lineage = {}
-    if "parent" in about:
-        lineage = {"parent_trial": trial_name(about["parent"]), "parent_epoch": about["parent_epoch"]}
-    if "rate_factors" in about:
-        lineage["rate_factors"] = json.dumps(about["rate_factors"])
-    return {"kind": about["kind"], **warning, **data, **versions, **lineage}
+def _tags(record: FolderRecord, certificate: SplitCertificate | None) -> dict[str, Any]:
+    data = {f"data.{name}": value for name, value in record.data.as_json().items()}
+    note = (certificate.note if certificate else None) or OPTIMISTIC
+    warning = {"warning": note} if record.data.optimistic else {}
+    versions = {f"version.{name}": value for name, value in record.versions.items()}
+    lineage: dict[str, Any] = {}
+    if isinstance(record, RunRecord) and record.parent is not None:
+        lineage = {"parent_trial": record.parent_name, "parent_epoch": record.parent_epoch}
+    if isinstance(record, RunRecord) and record.rate_factors:
+        lineage["rate_factors"] = json.dumps(record.rate_factors)
+    return {"kind": record.kind, **warning, **data, **versions, **lineage}
 
 
 def _mlflow_status(state: str) -> str:

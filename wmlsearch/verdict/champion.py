@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs.folders import BAD, GOOD, RunDir, SearchDir
+from wmlsearch.config import TrialConfig
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
 from wmlsearch.runs.names import PAPER, configuration_of
 from wmlsearch.runs.objectives import MEASURE, best_epoch
+from wmlsearch.runs.schema import BAD, GOOD
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Candidate:
     name: str  # "paper" for the baseline, else the trial that found it
     runs: tuple[RunDir, ...]
     values: tuple[float | None, ...]  # `val_dice_best` of the weights that each run keeps; None where it has none
-    config: Mapping[str, Any]
+    config: TrialConfig
     missing_seeds: tuple[int, ...]  # seeds without a run: it was one of the best when the first seeds were trained only
 
     @property
@@ -66,11 +66,12 @@ def select_candidates(board: Leaderboard, count: int) -> list[RunDir]:
     left out: its weights are the parent's.
     """
     selected: dict[tuple[str, str], RunDir] = {}
-    baseline = _identity(TrialConfig().model_dump(), {})
+    baseline = _identity(TrialConfig(), {})
     for entry in board.trials if count else ():
         run = RunDir(Path(entry.path))
-        identity = _identity(run.about()["config"], run.rate_factors())
-        inherited = entry.best.get("epoch", 0) <= run.about().get("parent_epoch", 0)
+        record = run.record()
+        identity = _identity(record.config, record.rate_factors)
+        inherited = (entry.best.epoch if entry.best else 0) <= record.parent_epoch
         if entry.value is None or entry.state in BAD or identity == baseline or inherited or identity in selected:
             continue
         selected[identity] = run
@@ -79,8 +80,8 @@ def select_candidates(board: Leaderboard, count: int) -> list[RunDir]:
     return list(selected.values())
 
 
-def _identity(config: Mapping[str, Any], rate_factors: Mapping[int, float]) -> tuple[str, str]:
-    return repr(sorted(config.items())), repr(sorted(rate_factors.items()))
+def _identity(config: TrialConfig, rate_factors: Mapping[int, float]) -> tuple[str, str]:
+    return repr(sorted(config.model_dump().items())), repr(sorted(rate_factors.items()))
 
 
 def read_candidates(search: SearchDir) -> list[Candidate]:
@@ -88,12 +89,17 @@ def read_candidates(search: SearchDir) -> list[Candidate]:
     runs: dict[str, list[RunDir]] = {}
     for run in search.finals():
         runs.setdefault(configuration_of(run.name), []).append(run)
-    candidates, seeds = [], RunSettings.of(search.about()["settings"]).final_seeds
+    candidates, seeds = [], search.record().settings.final_seeds
     for name, final_runs in runs.items():
-        values = tuple(best_epoch(run.rows(), run.about()["settings"]["objective"]).get(MEASURE) for run in final_runs)
+        values = tuple(_measure(run) for run in final_runs)
         missing = tuple(seed for seed in seeds if not search.final(name, seed).exists())
-        candidates.append(Candidate(name, tuple(final_runs), values, final_runs[0].about()["config"], missing))
+        candidates.append(Candidate(name, tuple(final_runs), values, final_runs[0].record().config, missing))
     return sorted(candidates, key=_rank)
+
+
+def _measure(run: RunDir) -> float | None:
+    best = best_epoch(run.rows(), run.record().settings.objective)
+    return best.metrics.get(MEASURE) if best else None
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from wmlsearch.data.certificate import OPTIMISTIC
+from wmlsearch.data.certificate import OPTIMISTIC, Certificate
 from wmlsearch.runs.evaluation import Comparison
+from wmlsearch.runs.schema import FolderRecord, SplitCertificate
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.statistics import ALPHA, MIN_PAIRS, NOT_SHOWN, outcome
 
@@ -81,22 +81,22 @@ def openings_note(opened_before: int) -> str:
     return f"The sealed test had been opened {times} before. Each opening makes its result less reliable."
 
 
-def optimistic_note(about: Mapping[str, Any]) -> str:
+def optimistic_note(record: FolderRecord) -> str:
     """Say why results on these data look better than they are ("image-level split: optimistic"), or return ""."""
-    if not about["data"]["optimistic"]:
+    if not record.data.optimistic:
         return ""
-    return str((about.get("certificate") or {}).get("note") or OPTIMISTIC)
+    return (record.certificate.note if record.certificate else None) or OPTIMISTIC
 
 
-def leakage_note(certificate: Mapping[str, Any]) -> str:
+def leakage_note(certificate: Certificate | SplitCertificate) -> str:
     """Say what the check for leakage has found: `480 slices compared: no duplicates across splits`."""
     duplicates = []
-    for pair, counts in certificate["duplicates"].items():
+    for pair, counts in certificate.duplicates.items():
         if kinds := [f"{count} {kind}" for kind, count in counts.items() if count]:
             first, second = pair.split("/")
             duplicates.append(f"{', '.join(kinds)} of {second} in {first}")
     result = f"duplicates across splits: {'; '.join(duplicates)}" if duplicates else "no duplicates across splits"
-    return f"{certificate['compared']} slices compared: {result}"
+    return f"{certificate.compared} slices compared: {result}"
 
 
 def states_of(candidate: Candidate) -> str:

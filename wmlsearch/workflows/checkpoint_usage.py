@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.workflows.placement import Placement
 
 
@@ -12,9 +12,9 @@ class CheckpointUsage:
     def __init__(self, search: SearchDir, placement: Placement) -> None:
         self.search, self.in_run_folders = search, not placement.storage
         self.runs_with_checkpoints: set[RunDir] = set()
-        self.peak_bytes = search.used()["checkpoint_bytes"]
+        self.peak_bytes = search.usage().checkpoint_bytes
 
-    def update(self, run: RunDir) -> None:
+    def update(self, run: AnyDir) -> None:
         """Measure a run that has changed, and those that had checkpoints at the last call."""
         if not self.in_run_folders or isinstance(run, SearchDir):
             return
@@ -22,4 +22,4 @@ class CheckpointUsage:
         self.runs_with_checkpoints = {each for each, size in sizes.items() if size}
         if sum(sizes.values()) > self.peak_bytes:
             self.peak_bytes = sum(sizes.values())
-            self.search.set_used({"checkpoint_bytes": self.peak_bytes})
+            self.search.update_usage(checkpoint_bytes=self.peak_bytes)

@@ -17,10 +17,11 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import ensemble_threshold
 from wmlsearch.inference.export import export_model, is_exported
 from wmlsearch.inference.trained_model import TrainedModel
-from wmlsearch.runs.folders import GOOD, RUNNING, RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, BASELINE_RUN, CHAMPION, CONFIRMATION, PAPER, final_run_name, model_name
 from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, ModelRecord
 from wmlsearch.verdict.champion import (
     Candidate,
     finished_baseline,
@@ -29,7 +30,7 @@ from wmlsearch.verdict.champion import (
     select_champion,
 )
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.provenance import run_record
+from wmlsearch.workflows.provenance import run_record, versions
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.data_shipping import Shipment
@@ -62,16 +63,14 @@ def train_final_runs(
     if not requests:
         return
     say(_final_runs_message(list(configurations), settings, slots))
-    before, began = search.used(), time.monotonic()
+    before, began = search.usage(), time.monotonic()
 
     def record_usage_or_stop(run: RunDir) -> None:
         seconds = time.monotonic() - began
         gpus = slots.count * slots.workers * slots.gpus
-        search.set_used(
-            {
-                "final_seconds": before["final_seconds"] + seconds,
-                "final_gpu_seconds": before["final_gpu_seconds"] + seconds * gpus,
-            }
+        search.update_usage(
+            final_seconds=before.final_seconds + seconds,
+            final_gpu_seconds=before.final_gpu_seconds + seconds * gpus,
         )
         on_change(run)
         if search.stop_requested():
@@ -84,7 +83,7 @@ def _final_configurations(search: SearchDir, count: int) -> dict[str, tuple[Tria
     """Return configuration and learning rate factors of the baseline and the best `count` trials, by name."""
     configurations: dict[str, tuple[TrialConfig, dict[int, float]]] = {PAPER: (TrialConfig(), {})}
     for run in select_candidates(leaderboard(search), count):
-        configurations[run.about()["name"]] = TrialConfig(**run.about()["config"]), run.rate_factors()
+        configurations[run.record().name] = run.record().config, run.record().rate_factors
     return configurations
 
 
@@ -103,17 +102,16 @@ def _training_requests(
             run = search.final(name, seed)
             if run.exists() and run.state in GOOD:
                 continue
-            about = run_record(
+            record = run_record(
                 final_run_name(name, seed),
                 BASELINE_RUN if name == PAPER else CONFIRMATION,
                 config,
                 settings.model_copy(update={"seed": seed}),
-                search.about()["data"],
+                search.record().data,
             )
             more = {"rate_factors": rate_factors} if rate_factors else {}
-            requests.append(
-                TrainingRequest(run, {**about, "model": name, **more}, seed, placement.checkpoint_location(run))
-            )
+            record = record.model_copy(update={"model": name, **more})
+            requests.append(TrainingRequest(run, record, seed, placement.checkpoint_location(run)))
     return requests
 
 
@@ -152,24 +150,35 @@ def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str,
     """Write the folder of a model: its networks, the best one first, and its metrics. Keep one that is complete."""
     folder, best = search.model(role), candidate.best_run
     runs = [best, *(run for run in candidate.runs if run.path != best.path)]
-    members = [f"{run.name} {run.about()['key']}" for run in runs]
-    if folder.exists() and folder.about()["members"] == members:
+    members = [f"{run.name} {run.record().key}" for run in runs]
+    if folder.exists() and folder.record().members == members:
         if folder.state == "completed" and is_exported(folder.export):
             return folder
         _remove_unfinished_export(folder)
         folder.set_status(RUNNING)
     else:
         folder.remove()
-        config = TrialConfig(**candidate.config)
-        about = run_record(model_name(role, candidate.name), role, config, settings, search.about()["data"])
-        factors = {"rate_factors": best.rate_factors()} if best.rate_factors() else {}
-        RunDir.create(folder.path, {**about, "model": candidate.name, "members": members, **factors})
+        record = ModelRecord(
+            name=model_name(role, candidate.name),
+            kind=role,
+            config=candidate.config,
+            settings=settings,
+            data=search.record().data,
+            versions=versions(),
+            model=candidate.name,
+            members=members,
+        )
+        if rate_factors := best.record().rate_factors:
+            record = record.model_copy(update={"rate_factors": rate_factors})
+        RunDir.create(folder.path, record)
     models = [TrainedModel.from_run(run) for run in runs]
     export_model(models, folder.export, ensemble_threshold(models, PreparedData.open(data).val))
     values = [value for value in candidate.values if value is not None]
-    spread = {f"{MEASURE}_sd": statistics.stdev(values)} if len(values) > 1 else {}
+    metrics = {MEASURE: candidate.mean}
+    if len(values) > 1:
+        metrics[f"{MEASURE}_sd"] = statistics.stdev(values)
     if not folder.rows():
-        folder.append({"epoch": 0, "time": time.time(), "ended": None, MEASURE: candidate.mean, **spread})
+        folder.append(EpochRow(0, time.time(), None, metrics))
     folder.set_status("completed")
     return folder
 

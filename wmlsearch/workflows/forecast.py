@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import ForecastRecord
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_forecast, plan_search
 from wmlsearch.workflows.search_plan import SearchPlan, SearchRequest
@@ -52,7 +53,7 @@ def record_forecast(search: SearchDir, plan: SearchPlan, shipment: Shipment, say
             plan.space, plan.settings, plan.manifest, shipment, plan.slots, limit_s=LIMIT_S, patience_s=PATIENCE_S
         )
         made = forecast(plan.settings, plan.slots, plan.final_slots, measurement)
-        search.set_forecast(made.as_dict())
+        search.set_forecast(ForecastRecord(**made.as_dict()))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         say(f"no forecast ({reason}); the search continues without it")

@@ -8,9 +8,9 @@ from pathlib import Path
 from wmlsearch.config import InputError
 from wmlsearch.inference.export import ExportedModel, is_exported, load_exported
 from wmlsearch.inference.trained_model import TrainedModel
+from wmlsearch.runs.checks import open_run
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.schema import open_run
 from wmlsearch.tracking.model_registry import SCHEME, fetch
 
 

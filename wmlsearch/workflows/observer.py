@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.folders import AnyDir
 
 Progress = Callable[[str, int, int], None]  # (name of the step, units done, units in all)
 
 
-def _ignore_change(run: RunDir) -> None:
+def _ignore_change(run: AnyDir) -> None:
     """Do nothing."""
 
 
@@ -23,7 +23,7 @@ def _ignore_progress(step: str, done: int, total: int) -> None:
 class Observer:
     """Callbacks that follow a search or training."""
 
-    on_change: Callable[[RunDir], None] = _ignore_change  # called after each change in a run folder, with that folder
+    on_change: Callable[[AnyDir], None] = _ignore_change  # called after each change in a run folder, with that folder
     say: Callable[[str], None] = print  # shows a message to the user
     progress: Progress = _ignore_progress  # called while the sealed test is evaluated
 
@@ -32,7 +32,7 @@ class Observer:
 class Outcome:
     """How a search or training ended."""
 
-    run: RunDir
+    run: AnyDir
     early: str  # why it ended before all its trials or epochs were done; "" if it did not
     mlflow_problem: str  # why MLflow lacks part of it; "" if MLflow has everything
     pictures: tuple[Path, ...] = ()  # pages and images that were written

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.runs.schema import TrialShape
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Node, Request, Slots
 
 MAX_WORKERS_PER_TRIAL = 4096
 MAX_TRIALS_PER_GPU = 64  # with more, each trial's share is smaller than the memory that a CUDA process takes for itself
-SHAPE = ("workers_per_trial", "gpus_per_worker", "trials_per_gpu")  # options that a resumed search keeps
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,15 @@ class Placement:
         return Request(self.workers_per_trial, None, gpus)
 
     @property
-    def shape(self) -> dict[str, Any]:
-        """The options that set the resources of a trial, by name: what `search.json` keeps of them."""
-        return {name: getattr(self, name) for name in SHAPE}
+    def shape(self) -> TrialShape:
+        """The resources of a trial, for `search.json`. Before, `trials_per_gpu` must be resolved to a number."""
+        return TrialShape(
+            workers_per_trial=self.workers_per_trial,
+            gpus_per_worker=self.gpus_per_worker,
+            trials_per_gpu=cast(int, self.trials_per_gpu),
+        )
 
-    def of_resumed(self, name: str, shape: Mapping[str, Any], storage: str | None) -> Placement:
+    def of_resumed(self, name: str, shape: TrialShape, storage: str | None) -> Placement:
         """Return this placement with the shape of search `name` and, unless this one has a storage, its storage.
 
         Raises InputError if that storage needs a password, which `search.json` does not hold.
@@ -132,21 +136,21 @@ class Placement:
                 f"{name}: its checkpoints are in {storage}, and the password is not stored; give --storage "
                 "(or WMLSEARCH_STORAGE) with the password"
             )
-        return replace(self, **shape, storage=storage)
+        return replace(self, **shape.model_dump(), storage=storage)
 
     @property
     def storage_without_password(self) -> str | None:
         """The storage as a run folder may hold it."""
         return without_password(self.storage) if self.storage else None
 
-    def check_storage_unused(self, run: RunDir) -> None:
+    def check_storage_unused(self, run: AnyDir) -> None:
         """Refuse a new run if the storage holds checkpoints of another run of this name. Raises InputError."""
         if self.storage:
             from wmlsearch.search.checkpoints import check_unused
 
             check_unused(self.checkpoint_location(run))
 
-    def make_checkpoint_folder(self, search: RunDir) -> None:
+    def make_checkpoint_folder(self, search: SearchDir) -> None:
         """Make the folder of a search in the storage, below which workers make those of its trials. Raises OSError.
 
         Workers never make this one, so a storage that is unmounted during a search is waited for, not made anew.
@@ -154,7 +158,7 @@ class Placement:
         if self.storage and "://" not in self.storage:
             Path(self.checkpoint_location(search)).mkdir(parents=True, exist_ok=True)
 
-    def checkpoint_location(self, run: RunDir) -> str:
+    def checkpoint_location(self, run: AnyDir) -> str:
         """Return the folder or URI of a run's checkpoints: its run folder, or its folder in the storage."""
         if not self.storage:
             return str(run.path.resolve())

@@ -17,8 +17,9 @@ from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable
-from wmlsearch.runs.folders import GOOD, UNFINISHED, RunDir, SearchDir, check_new
+from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.runs.schema import GOOD, UNFINISHED
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
@@ -51,28 +52,30 @@ def check_resumed_search(
 
     Raises InputError.
     """
-    about = search.about()
-    settings = RunSettings.of({**about["settings"], **changes})
-    space = SearchSpace.of(about["space"]["values"], about["space"]["source"])
-    if lacking := [name for name in ("shape", "data_path") if name not in about]:
+    record = search.record()
+    settings = RunSettings.of({**record.settings.model_dump(), **changes})
+    space = record.space.space()
+    shape = record.shape
+    if shape is None or not record.data_path:
+        lacking = [name for name, value in (("shape", shape), ("data_path", record.data_path)) if not value]
         raise InputError(
-            f"{search.file('about')}: lacks {' and '.join(lacking)}, so the search cannot be resumed; start a new one"
+            f"{search.file('record')}: lacks {' and '.join(lacking)}, so the search cannot be resumed; start a new one"
         )
-    data = data or Path(about["data_path"])
+    data = data or Path(record.data_path)
     manifest = Manifest.read(data)
-    if manifest.fingerprint != about["data"]["fingerprint"]:
+    if manifest.fingerprint != record.data.fingerprint:
         raise InputError(
             f"{data}: is not the data set of {search.name} (its fingerprint is {manifest.fingerprint[:12]}, not "
-            f"{about['data']['fingerprint'][:12]}); give the right one with --data, or start a new search"
+            f"{record.data.fingerprint[:12]}); give the right one with --data, or start a new search"
         )
-    placement = placement.of_resumed(about["name"], about["shape"], about.get("storage"))
+    placement = placement.of_resumed(record.name, shape, record.storage)
     request = SearchRequest(space, settings, data, placement)
     check_settings(request)
     manifest.verify(data)
     check_checkpoints(search, placement)
     if settings.baseline:
         check_sealed_test(data)
-    return request, CheckedData(manifest, about["data"])
+    return request, CheckedData(manifest, record.data)
 
 
 def check_forecast(request: SearchRequest) -> CheckedData:
@@ -164,7 +167,7 @@ def check_checkpoints(search: SearchDir, placement: Placement) -> None:
             if not placement.storage and run.last.exists():
                 load_checkpoint(run.last)
             elif visible and _needs_checkpoint(run) and not checkpoints.has_last():
-                epoch = len(run.rows()) or run.about()["parent_epoch"]
+                epoch = len(run.rows()) or run.record().parent_epoch
                 faults.append(
                     f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(location)}; "
                     "give --storage (or WMLSEARCH_STORAGE) as before, or delete this folder to train it again"
@@ -180,7 +183,7 @@ def check_checkpoints(search: SearchDir, placement: Placement) -> None:
 def _needs_checkpoint(run: RunDir) -> bool:
     """Return whether a run has epochs, of its own or of its parent, and the last of them is not its end."""
     rows = run.rows()
-    return not rows[-1]["ended"] if rows else "parent" in run.about()
+    return not rows[-1].ended if rows else run.record().parent is not None
 
 
 # --------------------------------------------------------------------------------------------------------- with Ray

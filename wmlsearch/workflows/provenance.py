@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from wmlsearch import __version__
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs.names import SEARCH
+from wmlsearch.runs.schema import DataRecord, RunRecord, SearchRecord, SpaceRecord, SplitCertificate, WarmStart
 from wmlsearch.workflows.search_plan import SearchPlan
 
 
@@ -32,54 +34,50 @@ def _commit() -> str:
     return result.stdout.strip()
 
 
-def data_record(folder: Path, prepared: PreparedData) -> dict[str, Any]:
+def data_record(folder: Path, prepared: PreparedData) -> DataRecord:
     """Return what a run records of its data. A model cuts other images by plane, axis, size, fit and spacing_mm."""
     manifest = prepared.manifest
-    return {
-        "name": folder.name,
-        "fingerprint": manifest.fingerprint,
-        "size": manifest.size,
-        "plane": manifest.plane,
-        "axis": manifest.axis,
-        "fit": manifest.fit,
-        "spacing_mm": manifest.spacing_mm,
-        "split": manifest.split_level,
-        "optimistic": manifest.optimistic,
-    }
+    return DataRecord(
+        name=folder.name,
+        fingerprint=manifest.fingerprint,
+        size=manifest.size,
+        plane=manifest.plane,
+        axis=manifest.axis,
+        fit=manifest.fit,
+        spacing_mm=manifest.spacing_mm,
+        split=manifest.split_level,
+        optimistic=manifest.optimistic,
+    )
 
 
-def run_record(
-    name: str, kind: str, config: TrialConfig, settings: RunSettings, data: dict[str, Any]
-) -> dict[str, Any]:
+def certificate_record(manifest: Manifest) -> SplitCertificate:
+    """Return the split certificate of a data set as a run records it."""
+    return SplitCertificate.model_validate_json(json.dumps(asdict(manifest.certificate)))
+
+
+def run_record(name: str, kind: str, config: TrialConfig, settings: RunSettings, data: DataRecord) -> RunRecord:
     """Return what the folder of a run records before its first epoch."""
-    return {
-        "name": name,
-        "kind": kind,
-        "config": config.model_dump(),
-        "settings": settings.model_dump(),
-        "data": data,
-        "versions": versions(),
-    }
+    return RunRecord(name=name, kind=kind, config=config, settings=settings, data=data, versions=versions())
 
 
-def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Mapping[str, int]) -> dict[str, Any]:
+def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Mapping[str, int]) -> SearchRecord:
     """Return what `search.json` records before the first trial.
 
     Args:
         earlier_trials: How many trials of earlier searches the study starts with.
         left_out: How many others it does not start with, by reason.
     """
-    return {
-        "name": name,
-        "kind": SEARCH,
-        "space": {"source": plan.space.source, "values": plan.space.mapping()},
-        "settings": plan.settings.model_dump(),
-        "data": dict(plan.data_record),
-        "data_path": str(plan.data.resolve()),
-        "warm_start": {"taken": earlier_trials, "left_out": dict(left_out)},
-        "shape": plan.placement.shape,
-        "storage": plan.placement.storage_without_password,
-        "packing": plan.packing.as_dict() if plan.packing else {},
-        "certificate": asdict(plan.manifest.certificate),
-        "versions": versions(),
-    }
+    return SearchRecord(
+        name=name,
+        kind=SEARCH,
+        space=SpaceRecord(source=plan.space.source, values=plan.space.mapping()),
+        settings=plan.settings,
+        data=plan.data_record,
+        data_path=str(plan.data.resolve()),
+        warm_start=WarmStart(taken=earlier_trials, left_out=dict(left_out)),
+        shape=plan.placement.shape,
+        storage=plan.placement.storage_without_password,
+        packing=plan.packing.as_dict() if plan.packing else {},
+        certificate=certificate_record(plan.manifest),
+        versions=versions(),
+    )

@@ -6,9 +6,10 @@ import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wmlsearch.runs.folders import RUNNING, RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION
+from wmlsearch.runs.schema import RUNNING
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
@@ -36,7 +37,7 @@ def run_search(search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: O
         mirror.notify(run)
     checkpoint_usage = CheckpointUsage(search, plan.placement)
 
-    def on_change(run: RunDir) -> None:
+    def on_change(run: AnyDir) -> None:
         mirror.notify(run)  # first, since the next lines may find the disk full
         checkpoint_usage.update(run)
         observer.on_change(run)
@@ -101,12 +102,13 @@ def _judge(search: SearchDir, plan: SearchPlan, observer: Observer) -> None:
     """Select the champion and compare it with the baseline on the sealed test, unless these networks were compared."""
     if not keep_models(search, plan.settings, plan.data, observer.on_change, observer.say):
         return
-    members = [search.model(role).about()["members"] for role in (BASELINE, CHAMPION)]
+    members = [search.model(role).record().members for role in (BASELINE, CHAMPION)]
     evaluation = search.evaluation()
     if evaluation is None or evaluation.members != members:
         evaluate_search(search, plan.settings, plan.data, observer.progress)
-        for part in (*search.models(), search):
-            observer.on_change(part)
+        for model in search.models():
+            observer.on_change(model)
+        observer.on_change(search)
 
 
 def _interrupt_running(search: SearchDir, reason: str) -> None:
@@ -125,7 +127,8 @@ def _write_report(search: SearchDir, plan: SearchPlan, end: _End, observer: Obse
     try:
         with sigterm_as_interrupt():
             examples = write_examples(search, plan.data)
-            page = write_report(search, {**search.status(), "state": end.state, "reason": end.reason})
+            status = search.status().model_copy(update={"state": end.state, "reason": end.reason})
+            page = write_report(search, status)
     except KeyboardInterrupt as interrupt:  # perhaps the second one; the end of the search is still recorded
         problem = str(interrupt) or "stopped by Ctrl-C"
     except Exception as error:
@@ -138,9 +141,9 @@ def _write_report(search: SearchDir, plan: SearchPlan, end: _End, observer: Obse
 
 def _record_end(search: SearchDir, plan: SearchPlan, end: _End) -> _End:
     """Write into the folder how the search ended; returns that, with the error if it could not be written."""
-    front = {"front": [entry.name for entry in leaderboard(search).front]} if plan.settings.objectives else {}
+    front = [entry.name for entry in leaderboard(search).front] if plan.settings.objectives else None
     try:
-        search.set_status(end.state, end.reason, **front)
+        search.set_status(end.state, end.reason, front=front)
     except OSError as error:  # the folder still says "running", as after a kill
         return replace(end, reason=end.reason or f"stopped, since {error}")
     return end

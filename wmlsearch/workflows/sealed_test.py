@@ -10,7 +10,7 @@ from wmlsearch.data.manifest import SEALED, Manifest
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.comparison import judge, unit_means
@@ -22,10 +22,10 @@ from wmlsearch.workflows.observer import Progress
 def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> Evaluation:
     """Open the sealed test for a search's baseline and champion, add the verdict, and keep both as `test.json`."""
     models = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
-    names = {role: search.model(role).about()["model"] for role in models}
+    names = {role: search.model(role).record().model for role in models}
     fingerprint = Manifest.read(data).fingerprint
-    own_data = fingerprint == search.about()["data"]["fingerprint"]
-    by = {"run": search.name, "key": search.about()["key"], "path": str(search.path.resolve()), "models": names}
+    own_data = fingerprint == search.record().data.fingerprint
+    by = {"run": search.name, "key": search.record().key, "path": str(search.path.resolve()), "models": names}
     scored, gallery = evaluate(
         {role: model.members for role, model in models.items()},
         data,
@@ -34,7 +34,7 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
         progress,
     )
     words = {BASELINE: "the baseline configuration", CHAMPION: f"The champion configuration ({names[CHAMPION]})"}
-    members = [search.model(role).about()["members"] for role in models]
+    members = [search.model(role).record().members for role in models]
     evaluation = scored.with_verdict(names, members, judge(scored, BASELINE, CHAMPION, words, settings.seed))
     if own_data:
         search.set_gallery(gallery)
@@ -67,25 +67,25 @@ def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
     return metrics
 
 
-def parent_search(run: RunDir) -> RunDir:
+def parent_search(run: AnyDir) -> AnyDir:
     """Return the search that a run belongs to, or the run itself."""
     above = SearchDir(run.path.resolve().parent.parent)  # the parent of / is /
     return above if not isinstance(run, SearchDir) and above.exists() else run
 
 
-def evaluate_run(run: RunDir, data: Path | None, progress: Progress) -> tuple[Evaluation, Path]:
+def evaluate_run(run: AnyDir, data: Path | None, progress: Progress) -> tuple[Evaluation, Path]:
     """Evaluate a search's models, or a single run, on the sealed test; return the evaluation and its file.
 
     Raises InputError where there is no model, or for data that the models may have been trained on.
     """
-    about = run.about()
-    trained_on = Path(parent_search(run).about().get("data_path", ""))
+    record = run.record()
+    trained_on = Path(parent_search(run).record().data_path)
     if data is None:
         data = trained_on
-        if not data.is_dir() or Manifest.read(data).fingerprint != about["data"]["fingerprint"]:
+        if not data.is_dir() or Manifest.read(data).fingerprint != record.data.fingerprint:
             raise InputError(f"{run.name}: its prepared data set is no longer at {data}; give its path with --data")
     fingerprint = Manifest.read(data).fingerprint
-    if fingerprint == about["data"]["fingerprint"]:
+    if fingerprint == record.data.fingerprint:
         fingerprint = ""
     else:
         _check_not_seen(trained_on, data)
@@ -95,9 +95,9 @@ def evaluate_run(run: RunDir, data: Path | None, progress: Progress) -> tuple[Ev
                 f"{run.name}: has no {' and no '.join(missing)} yet (state: {run.state}); finish the search with "
                 f"`wmlsearch tune --resume {run.name}`, or name a single run"
             )
-        settings = RunSettings.of(about["settings"])
+        settings = record.settings
         return evaluate_search(run, settings, data, progress), run.evaluation_file(fingerprint)
-    by = {"run": run.name, "key": about["key"], "path": str(run.path.resolve())}
+    by = {"run": run.name, "key": record.key, "path": str(run.path.resolve())}
     scored, _ = evaluate({"model": [TrainedModel.from_run(run)]}, data, by, progress=progress)
     evaluation = scored.with_metrics(metrics_of(scored, "model"))
     run.set_evaluation(evaluation, fingerprint)

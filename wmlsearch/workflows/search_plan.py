@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import DataRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL, Placement
 
@@ -34,7 +35,7 @@ class CheckedData:
     """The prepared data set of a request, compared with its checksums and with the search space."""
 
     manifest: Manifest  # of the training and validation patients; the sealed test has one of its own
-    record: Mapping[str, Any]  # what each run folder records of the data set
+    record: DataRecord  # what each run folder records of the data set
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SearchPlan:
     settings: RunSettings
     data: Path  # folder of the prepared data set
     manifest: Manifest  # of the training and validation patients
-    data_record: Mapping[str, Any]  # what each run folder records of the data set
+    data_record: DataRecord  # what each run folder records of the data set
     placement: Placement  # its `trials_per_gpu` is a number
     slots: Slots  # how many trials run at once, and the resources of each
     final_slots: Slots  # the same for the final runs

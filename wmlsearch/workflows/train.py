@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.training import epochs
-from wmlsearch.runs.folders import RUNNING, RunDir, check_new
+from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.runs.names import TRAIN
+from wmlsearch.runs.schema import RUNNING, EpochRow
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import LOCAL, Placement
-from wmlsearch.workflows.provenance import data_record, run_record
+from wmlsearch.workflows.provenance import certificate_record, data_record, run_record
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
     """Train one configuration into a new run folder, mirrored in MLflow. Raises InputError for what cannot run."""
     observer = observer or Observer()
     prepared, placement = _check(run, request)
-    about = run_record(run.name, TRAIN, request.config, request.settings, data_record(request.data, prepared))
-    about |= {"data_path": str(request.data.resolve()), "certificate": asdict(prepared.manifest.certificate)}
+    record = run_record(run.name, TRAIN, request.config, request.settings, data_record(request.data, prepared))
+    record = record.model_copy(
+        update={"data_path": str(request.data.resolve()), "certificate": certificate_record(prepared.manifest)}
+    )
     run.path.mkdir(parents=True, exist_ok=True)
     early = ""
     with folder_lock(run.path):
-        RunDir.create(run.path, about)
+        RunDir.create(run.path, record)
         mirror = Mirror(run, mlflow_uri)
 
-        def on_change(part: RunDir) -> None:
+        def on_change(part: AnyDir) -> None:
             mirror.notify(part)
             observer.on_change(part)
 
@@ -94,7 +97,7 @@ def _train_on_ray(
     settings = request.settings
     with ray_session(placement.ray_address), sigterm_as_interrupt(), watchdog(observer.say, lambda: run.name):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
-        training = TrainingRequest(run, run.about(), settings.seed, placement.checkpoint_location(run))
+        training = TrainingRequest(run, run.record(), settings.seed, placement.checkpoint_location(run))
         train_runs([training], settings, shipment, placement.slots(1), observer.on_change, elastic=placement.on_cluster)
 
 
@@ -116,7 +119,7 @@ def _train_here(
             last=run.last,
             best=run.best,
         ):
-            run.append(report.row())
+            run.append(EpochRow.from_json(report.row()))
             on_change(run)
         run.set_status(report.ended or "completed")
     except Diverged as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.report.commands import resume_command
-from wmlsearch.runs.folders import RUNNING, UNFINISHED, SearchDir
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import RUNNING, UNFINISHED
 from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import LOCAL, Placement
@@ -63,7 +64,7 @@ def resume(
     request, checked = check_resumed_search(search, changes or {}, data, placement)
     with search.locked(), _ray(search, request.placement, observer):
         plan = plan_search(request, checked, observer.say)
-        search.change_settings(plan.settings.model_dump(), storage=plan.placement.storage_without_password)
+        search.change_settings(plan.settings, plan.placement.storage_without_password)
         observer.say(_resume_message(search, plan))
         observer.say(f"trials run {plan.slots}")
         search.set_status(RUNNING)
@@ -84,15 +85,15 @@ def _ray(search: SearchDir, placement: Placement, observer: Observer) -> Iterato
 def _waiting_runs(search: SearchDir) -> str:
     """Name the runs that were started and have not reported yet. A trial has no folder before it is started."""
     names = [
-        run.about()["name"]
+        run.record().name
         for run in search.trials() + search.finals()
-        if run.status().get("state") == RUNNING and not run.trained_rows()
+        if run.state == RUNNING and not run.trained_rows()
     ]
     return " or ".join(names) or "the next trial"
 
 
 def _resume_message(search: SearchDir, plan: SearchPlan) -> str:
     trials = search.trials()
-    unfinished = [run.about()["name"] for run in trials if run.state in UNFINISHED]
+    unfinished = [run.record().name for run in trials if run.state in UNFINISHED]
     ended = f"{search.name} is resumed: {len(trials) - len(unfinished)} of {plan.settings.trials} trials have ended"
     return ended + (f"; {', '.join(unfinished)} continue from their last checkpoints" if unfinished else "")

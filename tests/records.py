@@ -1,0 +1,33 @@
+"""Records of searches and runs with only the fields that a test is about; the others have some value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wmlsearch.config import RunSettings
+from wmlsearch.runs.schema import DataRecord, EpochRow, FolderRecord, RunRecord, SearchRecord
+
+DATA = {"name": "prepared", "fingerprint": "f" * 64, "optimistic": False}
+DATA_RECORD = DataRecord.model_validate(DATA)
+
+
+def run_record(values: Mapping[str, Any] | FolderRecord | None = None, **changes: Any) -> RunRecord:
+    """Return the record of a run, from the plain values of a `config.json`."""
+    return RunRecord.model_validate({"kind": "trial", "config": {}, **_shared(values, changes)})
+
+
+def search_record(values: Mapping[str, Any] | FolderRecord | None = None, **changes: Any) -> SearchRecord:
+    """Return the record of a search, from the plain values of a `search.json`."""
+    space = {"source": "a test", "values": {"depth": {"choices": [1, 2]}}}
+    return SearchRecord.model_validate({"kind": "search", "space": space, **_shared(values, changes)})
+
+
+def _shared(values: Mapping[str, Any] | FolderRecord | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+    given = {**(values.as_json() if isinstance(values, FolderRecord) else values or {}), **changes}
+    return {"name": "s", "settings": RunSettings().model_dump(), **given, "data": {**DATA, **given.get("data", {})}}
+
+
+def epoch_row(values: Mapping[str, Any]) -> EpochRow:
+    """Return a line of `metrics.jsonl` from its plain values; time and end may be left out."""
+    return EpochRow.from_json({"time": 0.0, "ended": None, **values})
