@@ -12,6 +12,7 @@ copyright = author
 extensions = ["myst_parser", "sphinx_click", "config_reference"]
 exclude_patterns = ["_build"]
 nitpicky = True
+default_role = "code"  # of `words` in the help of commands
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # the changelog and the benchmarks are included below a heading of their page
 

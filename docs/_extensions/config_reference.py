@@ -19,7 +19,7 @@ from sphinx.util.typing import ExtensionMetadata
 from wmlsearch import config
 from wmlsearch.space import SearchSpace
 
-BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -63,10 +63,14 @@ def default(field: FieldInfo) -> str:
 
 def values(field: FieldInfo) -> str:
     """The values that a field may have: its choices, or its type and bounds."""
-    parts = list(_types(field.annotation))
-    bounds = [f"{sign} {getattr(rule, name):,}" for rule in (*field.metadata, *_rules(field.annotation))
-              for name, sign in BOUNDS.items() if getattr(rule, name, None) is not None]  # fmt: skip
-    return ", ".join([" or ".join(parts), *bounds])
+    rules = (*field.metadata, *_rules(field.annotation))
+    bounds = [
+        f"{word} {getattr(rule, name):,}"
+        for name, word in BOUNDS.items()
+        for rule in rules
+        if getattr(rule, name, None) is not None
+    ]
+    return " ".join([" or ".join(_types(field.annotation)), *bounds])
 
 
 def _types(annotation: Any) -> Iterator[str]:
