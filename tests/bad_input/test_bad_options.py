@@ -22,13 +22,13 @@ LONG = "x" * 300
 # What is typed (DATA stands for prepared data), and what is said.
 REFUSED: dict[str, str] = {
     # phantom
-    "phantom out --patients -1": f"{PHANTOM}patients: a whole number of at least 1 is needed, but got -1",
-    "phantom out --patients 1000000000": f"{PHANTOM}patients: at most 9999 are possible, but got 1000000000",
-    "phantom out --timepoints 0": f"{PHANTOM}timepoints: a whole number of at least 1 is needed, but got 0",
-    "phantom out --timepoints 100": f"{PHANTOM}timepoints: at most 99 are possible, but got 100",
+    "phantom out --patients -1": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got -1",
+    "phantom out --patients 1000000000": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got 1000000000",
+    "phantom out --timepoints 0": f"{PHANTOM}timepoints: must be a whole number from 1 to 99, but got 0",
+    "phantom out --timepoints 100": f"{PHANTOM}timepoints: must be a whole number from 1 to 99, but got 100",
     "phantom out --seed -1": f"{PHANTOM}seed: a whole number of at least 0 is needed, but got -1",
     "phantom out --shape 9999x9999x9999": (
-        f"{PHANTOM}shape: 32x32x8 to 512x512x512 voxels are possible, but got 9999x9999x9999"
+        f"{PHANTOM}shape: must be from 32x32x8 to 512x512x512 voxels, but got 9999x9999x9999"
     ),
     "phantom file": f"{PHANTOM}file: exists and is not an empty folder; name another one, or remove it",
     "phantom file/out --patients 1 --shape 32x32x8": "file: File exists; check the path and its permissions",

@@ -223,8 +223,8 @@ def test_a_bad_shape(say: Say, tmp_path: Path) -> None:
         )
     assert refused(say("phantom", "out", "--shape", "8x8x8", "--patients", 0)) == (
         "phantom: nothing was written\n"
-        "  - patients: a whole number of at least 1 is needed, but got 0\n"
-        "  - shape: 32x32x8 to 512x512x512 voxels are possible, but got 8x8x8"
+        "  - patients: must be a whole number from 1 to 9999, but got 0\n"
+        "  - shape: must be from 32x32x8 to 512x512x512 voxels, but got 8x8x8"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data import phantom
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.phantom_anatomy import Head
+from wmlsearch.data.phantom_lesions import ML_PER_AXES, draw_lesions
+from wmlsearch.data.phantom_scanner import Grid, render_head
 
 SHAPE = (64, 64, 12)  # 3 x 3 x 12 mm
 ML = 3 * 3 * 12 / 1000
@@ -44,9 +45,9 @@ def scans(cohort: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def brains() -> list[np.ndarray]:
-    """Where at least half of a voxel is brain, patient by patient, known because the phantom is ours."""
-    grid = phantom._Grid(SHAPE)
-    return [phantom._anatomy(Head(np.random.default_rng([0, number, 0])), grid)[1] >= 0.5 for number in range(1, 4)]
+    """By patient, the voxels of which at least half is brain."""
+    grid = Grid(SHAPE)
+    return [render_head(Head(np.random.default_rng([0, number, 0])), grid)[1] >= 0.5 for number in range(1, 4)]
 
 
 def test_same_seed_same_bytes_and_a_patient_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_the_head_is_in_the_picture_and_the_air_is_dark(scans: dict[str, tuple[n
 
 def test_every_grid_shows_the_same_head() -> None:
     head = Head(np.random.default_rng([0, 1, 0]))
-    fine, coarse = (phantom._anatomy(head, phantom._Grid(shape))[0] for shape in ((64, 64, 16), (32, 32, 8)))
+    fine, coarse = (render_head(head, Grid(shape))[0] for shape in ((64, 64, 16), (32, 32, 8)))
     np.testing.assert_allclose(fine.reshape(32, 2, 32, 2, 8, 2).mean((1, 3, 5)), coarse, atol=0.35)
     assert np.corrcoef(fine.reshape(32, 2, 32, 2, 8, 2).mean((1, 3, 5)).ravel(), coarse.ravel())[0, 1] > 0.98
 
@@ -102,8 +103,8 @@ def test_the_load_is_heavy_tailed() -> None:
     loads = []
     for number in range(1, 17):
         head = Head(np.random.default_rng([0, number, 0]))
-        lesions = phantom._first_lesions(np.random.default_rng([0, number, 1]), head)
-        loads.append(sum(4.19e-3 * np.prod(np.linalg.norm(lesion.axes, axis=1)) * 0.72 for lesion in lesions))
+        lesions = draw_lesions(np.random.default_rng([0, number, 1]), head)
+        loads.append(sum(ML_PER_AXES * np.prod(np.linalg.norm(lesion.axes, axis=1)) for lesion in lesions))
         assert 1 <= len(lesions) <= 200
     assert 6 < np.median(loads) < 28
     assert min(loads) < 4
@@ -161,10 +162,10 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         write_phantom(out, patients=0, timepoints=-1, shape=(16, 64, 8), seed=-2)
     assert str(caught.value) == (
         "phantom: nothing was written\n"
-        "  - patients: a whole number of at least 1 is needed, but got 0\n"
-        "  - timepoints: a whole number of at least 1 is needed, but got -1\n"
-        "  - seed: a whole number of at least 0 is needed, but got -2\n"
-        "  - shape: 32x32x8 to 512x512x512 voxels are possible, but got 16x64x8\n"
+        "  - patients: must be a whole number from 1 to 9999, but got 0\n"
+        "  - timepoints: must be a whole number from 1 to 99, but got -1\n"
+        "  - seed: must be a whole number from 0 to 9223372036854775808, but got -2\n"
+        "  - shape: must be from 32x32x8 to 512x512x512 voxels, but got 16x64x8\n"
         f"  - {out}: exists and is not an empty folder; name another one, or remove it"
     )
     assert (out / "mine.txt").read_text() == "precious"

@@ -1,0 +1,99 @@
+"""The phantom's scanner: heads and lesions on a grid of voxels, with partial volume, coil bias and noise.
+
+A voxel is the mean of points about 2 mm apart, so thick slices blur as a scanner's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmlsearch.data.phantom_anatomy import Floats, Head, Waves
+from wmlsearch.data.phantom_lesions import Lesion
+
+Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+
+FIELD_OF_VIEW_MM = (192.0, 192.0, 144.0)  # right, anterior, superior; voxel size = field of view / shape
+MAX_POINTS = 400_000  # computed at once, to bound the memory of a large grid
+
+
+class Grid:
+    """The voxels of the field of view, and the finer points of which each voxel is the mean."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape  # voxels along right, anterior, superior
+        self.voxel_mm = tuple(fov / n for fov, n in zip(FIELD_OF_VIEW_MM, shape, strict=True))
+        self.fine = tuple(max(1, round(mm / 2)) for mm in self.voxel_mm)  # points per voxel along each axis
+        # Width (mm) over which edges are soft.
+        self.soft_mm = max(1.2, 1.1 * min(mm / n for mm, n in zip(self.voxel_mm, self.fine, strict=True)))
+        self.affine = np.diag([*self.voxel_mm, 1.0])
+        self.affine[:3, 3] = [(mm - fov) / 2 for mm, fov in zip(self.voxel_mm, FIELD_OF_VIEW_MM, strict=True)]
+
+    def points(self, box: Box, fine: Shape | None = None) -> Floats:
+        """Return the points of a box of voxels in scanner coordinates: (3, M) mm."""
+        axes = []
+        for part, fov, mm, n in zip(box, FIELD_OF_VIEW_MM, self.voxel_mm, fine or self.fine, strict=True):
+            axes.append(((np.arange(part.start * n, part.stop * n) + 0.5) * (mm / n) - fov / 2).astype(np.float32))
+        return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
+
+    def voxels(self, values: Floats, box: Box) -> Floats:
+        """Return the mean in each voxel of values (M,) at the points of a box."""
+        parts = [(part.stop - part.start, n) for part, n in zip(box, self.fine, strict=True)]
+        return values.reshape([n for pair in parts for n in pair]).mean((1, 3, 5), dtype=np.float32)
+
+    def slabs(self) -> Iterator[Box]:
+        """Yield boxes of at most about `MAX_POINTS` points that cover the grid."""
+        x, y, z = self.shape
+        step = max(1, MAX_POINTS // (x * y * int(np.prod(self.fine))))
+        for start in range(0, z, step):
+            yield slice(0, x), slice(0, y), slice(start, min(start + step, z))
+
+    def around(self, centre: Floats, reach_mm: float) -> Box:
+        """Return the box of voxels within a distance of a point in scanner coordinates (3,) mm."""
+        middle, reach = (centre - self.affine[:3, 3]) / self.voxel_mm, reach_mm / np.array(self.voxel_mm)
+        first = np.clip(np.floor(middle - reach), 0, np.array(self.shape) - 1).astype(int)
+        last = np.clip(np.ceil(middle + reach), 0, np.array(self.shape) - 1).astype(int)
+        x, y, z = (slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+        return x, y, z
+
+
+def render_head(head: Head, grid: Grid) -> tuple[Floats, Floats]:
+    """Return the brightness of each voxel without lesions, and the share of it that is brain tissue."""
+    image, brain = np.empty(grid.shape, np.float32), np.empty(grid.shape, np.float32)
+    for box in grid.slabs():
+        tissue = head.tissue(head.place(grid.points(box)), grid.soft_mm)
+        image[box], brain[box] = grid.voxels(tissue.brightness, box), grid.voxels(tissue.brain, box)
+    return image, brain
+
+
+def add_lesions(
+    head: Head, grid: Grid, image: Floats, brain: Floats, lesions: list[Lesion]
+) -> tuple[Floats, NDArray[np.uint8]]:
+    """Return the brightness with lesions, and the mask (0/1) of voxels of which at least half is lesion."""
+    share, bright = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
+    for lesion in lesions:
+        middle = head.to_scanner @ (lesion.centre + head.shift[:, 0])
+        reach_mm = 1.7 * float(np.linalg.norm(lesion.axes, axis=1).max()) + 8  # with the outline and the warp
+        box = grid.around(middle, reach_mm)
+        part = grid.voxels(lesion.fraction(head.place(grid.points(box))), box) * brain[box]
+        share[box] = np.maximum(share[box], part)
+        bright[box] = np.maximum(bright[box], part * lesion.contrast)
+    return image + bright, (share >= 0.5).astype(np.uint8)
+
+
+def scan(rng: np.random.Generator, grid: Grid, image: Floats) -> NDArray[np.int16]:
+    """Return a scan of a brightness image: coil bias (at most +-15 %), Rician noise, arbitrary units."""
+    bias, strength = Waves.draw(rng, 200, 420, 5), rng.uniform(0.04, 0.09)
+    unit, noise = rng.uniform(180, 480), rng.uniform(0.03, 0.055)
+    signal = np.empty(grid.shape, np.int16)
+    gamma = rng.uniform(0.92, 1.08)  # contrast differs a little between scans
+    for box in grid.slabs():
+        field = np.clip(1 + strength * bias(grid.points(box, (1, 1, 1))), 0.85, 1.15).reshape(image[box].shape)
+        real = np.maximum(image[box], 0) ** np.float32(gamma) * field
+        real += noise * rng.standard_normal(real.shape, np.float32)
+        real = np.hypot(real, noise * rng.standard_normal(real.shape, np.float32))
+        signal[box] = np.rint(real * unit)
+    return signal
