@@ -23,10 +23,10 @@ LONG = "x" * 300
 REFUSED: dict[str, str] = {
     # phantom
     "phantom out --patients -1": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got -1",
-    "phantom out --patients 1000000000": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got 1000000000",
+    "phantom out --patients 10000000": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got 10000000",
     "phantom out --timepoints 0": f"{PHANTOM}timepoints: must be a whole number from 1 to 99, but got 0",
     "phantom out --timepoints 100": f"{PHANTOM}timepoints: must be a whole number from 1 to 99, but got 100",
-    "phantom out --seed -1": f"{PHANTOM}seed: a whole number of at least 0 is needed, but got -1",
+    "phantom out --seed -1": f"{PHANTOM}seed: must be a whole number from 0 to 9223372036854775808, but got -1",
     "phantom out --shape 9999x9999x9999": (
         f"{PHANTOM}shape: must be from 32x32x8 to 512x512x512 voxels, but got 9999x9999x9999"
     ),
