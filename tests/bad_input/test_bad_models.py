@@ -195,7 +195,7 @@ def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, 
     killed.change_settings(killed.record().settings, storage="s3://me:***@bucket/x")
     assert refused("tune", "--resume", "s") == (
         "s: its checkpoints are in s3://me:***@bucket/x, and the password is not stored; give --storage (or "
-        "WMLSEARCH_STORAGE) with it"
+        "WMLSEARCH_STORAGE) with the password"
     )
 
 

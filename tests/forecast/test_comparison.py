@@ -1,4 +1,4 @@
-"""A stored forecast in a line, beside what happened, and in the time that is left."""
+"""A stored forecast as a line, in the comparison table, and in the time left."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def table(search: SearchDir) -> list[str]:
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
-def test_a_forecast_forecast_line() -> None:
+def test_forecast_line() -> None:
     assert forecast_line(ForecastRecord(**FORECAST)) == (
         "forecast: about 12 min 0 s, 30 epochs of trials and at most 18 of 2 final runs, 130 MB of checkpoints, "
         "690 MiB a worker"
@@ -73,7 +73,7 @@ def test_a_forecast_forecast_line() -> None:
     )
 
 
-def test_beside_what_happened(search: SearchDir) -> None:
+def test_forecast_beside_usage(search: SearchDir) -> None:
     for number, epochs in enumerate((9, 6, 2, 2)):
         add(search.trial(number), epochs, peak_memory_mb=600.0 + number)
     assert table(search) == [
@@ -107,14 +107,14 @@ def test_without_a_forecast_there_is_no_table(tmp_path: Path) -> None:
     assert forecast_comparison(SearchDir.create(tmp_path / "s", search_record())) is None
 
 
-def test_the_time_left_is_the_forecasts_until_trials_say_more(
+def test_time_left_comes_from_the_forecast_until_enough_trials_have_ended(
     search: SearchDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the test
     display = SearchDisplay(console, search, SPACE, SETTINGS)
-    now[0] += 60  # Ray starts: it is not in the time of trials
+    now[0] += 60  # the start of Ray does not count as time of trials
     display.changed(add(search.trial(0), 1, "running"))
     search.update_usage(seconds=40.0)
     assert display.left_s() == 560 + 120
@@ -124,10 +124,10 @@ def test_the_time_left_is_the_forecasts_until_trials_say_more(
     assert display.left_s() == 560 + 120
     display.changed(add(search.trial(ENOUGH - 1), 9))
     assert display.left_s() == pytest.approx(40 / ENOUGH * (20 - ENOUGH) + 120)
-    # of a search that is resumed, what it used before is gone from the forecast
+    # what a resumed search has used before is subtracted from its forecast
     search.update_usage(seconds=500.0)
     assert SearchDisplay(console, search, SPACE, SETTINGS).left_s() == 100 + 120
-    # a forecast that was too low says nothing any more
+    # a forecast that was too low is not used any more
     late = SearchDisplay(console, search, SPACE, SETTINGS)
     search.update_usage(seconds=5000.0)
     now[0] += 100

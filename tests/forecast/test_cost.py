@@ -1,4 +1,4 @@
-"""The forecast of a search: rungs as Ray's schedulers make them, checkpoints as they are written, real runs."""
+"""The forecast of a search, compared with Ray's schedulers, written checkpoints and real runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_rungs_of_27_trials() -> None:
     levels = rungs(27, 27, 1, 3)
     assert [level.epoch for level in levels] == [1, 3, 9, 27]
     assert levels[0] == Rung(1, 27, 27)
-    # 1 + 26/3 + (1/2 + 1/3 + ... + 1/27)/3: the third that is best, and the first ones, which few stand before
+    # 1 + 26/3 + (1/2 + 1/3 + ... + 1/27)/3: the best third, and the first trials, which few precede
     assert levels[1].trials == pytest.approx(1 + 26 / 3 + sum(1 / n for n in range(2, 28)) / 3)
     assert [round(level.trials, 2) for level in levels] == [27, 10.63, 4.87, 2.71]
     assert [level.epochs for level in levels] == pytest.approx(
@@ -84,12 +84,12 @@ def test_a_single_trial_goes_through() -> None:
 def test_ray_stops_as_many(trials: int, most: int, grace: int, factor: int) -> None:
     expected = sum(level.epochs for level in rungs(trials, most, grace, factor))
     assert epochs_with_ray(trials, most, grace, factor, keeps_rank=False) == pytest.approx(expected, rel=0.05)
-    # Where who is good stays good, the mediocre that came first have set a low bar at the later rungs: Ray trains more.
+    # If the ranking never changes, mediocre first trials have set a low bar at the later rungs, so Ray trains more.
     assert expected < epochs_with_ray(trials, most, grace, factor, keeps_rank=True) < 1.6 * expected
 
 
 def epochs_with_ray(trials: int, most: int, grace: int, factor: int, keeps_rank: bool) -> float:
-    """Epochs of a search under Ray's own scheduler, with scores by chance, on average."""
+    """Return the mean epochs of simulated searches with random scores under Ray's own scheduler."""
     chance, rounds, spent = random.Random(1), 300, 0  # noqa: S311 - a simulation
     for _ in range(rounds):
         scheduler = ASHAScheduler("epoch", "dice", "max", max_t=most, grace_period=grace, reduction_factor=factor)
@@ -115,7 +115,7 @@ def test_the_brackets_of_hyperband_stop_as_many(trials: int, most: int, grace: i
         for number in range(trials):
             for epoch in range(1, most + 1):
                 spent += 1
-                if scheduler.hear(number, epoch, epoch + chance.random()):  # so the best so far is this one
+                if scheduler.hear(number, epoch, epoch + chance.random()):  # so each epoch is the best so far
                     break
     assert levels[0].trials == pytest.approx(trials)
     assert spent / rounds == pytest.approx(sum(level.epochs for level in levels), rel=0.05)
@@ -123,7 +123,10 @@ def test_the_brackets_of_hyperband_stop_as_many(trials: int, most: int, grace: i
 
 def test_rungs_without_asha() -> None:
     assert rungs(5, 9, 2, 3, "none") == (Rung(9, 5, 45),)
-    assert rungs(7, 9, 2, 3, "median") == (Rung(2, 7, 14), Rung(9, 5, 35))  # three that can't be judged, half the rest
+    assert rungs(7, 9, 2, 3, "median") == (
+        Rung(2, 7, 14),
+        Rung(9, 5, 35),
+    )  # three that it cannot compare, half of the others
     assert rungs(2, 9, 2, 3, "median")[-1].trials == 2
     assert rungs(7, 9, 9, 3, "median") == rungs(7, 9, 9, 3, "hyperband") == (Rung(9, 7, 63),)
 
@@ -145,11 +148,11 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
 
     assert first() == (float("inf"), "")
     assert first(max_epochs_total=30) == (30, "--max-epochs-total 30")
-    hour = (27 + (2 * 3590 - 540) / 10, "--max-hours 1")  # two slots, and the first trial is dearer than the others
+    hour = (27 + (2 * 3590 - 540) / 10, "--max-hours 1")  # two slots; the first trial costs more than the others
     assert first(max_hours=1) == hour
     assert first(max_hours=1, max_epochs_total=10_000) == hour
     assert first(gpus, max_gpu_hours=1) == (27 + (3600 - 540) / 10, "--max-gpu-hours 1")  # two workers with half a GPU
-    # final runs: two of the paper's and two of a trial's, at most 27 epochs each
+    # final runs: two of the baseline and two of a trial, at most 27 epochs each
     four: dict[str, Any] = {"baseline": True, "confirm_top": 1, "confirm_seeds": 2}
     assert first(max_epochs_total=200, **four) == (200 - 4 * 27, "--max-epochs-total 200")
     assert first(max_hours=0.02)[0] == pytest.approx(27 * 2 * 62 / 540)  # not even the first trial ends
@@ -179,13 +182,13 @@ def test_checkpoints_are_as_big_as_written(
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
-def test_between_measured_points() -> None:
+def test_interpolation() -> None:
     assert interpolate([(3, 30), (1, 10), (2, 40)], [1, 1.5, 2.5, 3]) == [10, 25, 35, 30]
     assert interpolate([(1, 10), (2, 20)], [0, 9]) == [10, 20]
     assert interpolate([(1, 10), (1, 20)], [1]) == [15]
 
 
-def test_what_is_measured() -> None:
+def test_configurations_to_time() -> None:
     sample = [
         TrialConfig(depth=depth, base_channels=channels, batch_size=batch)
         for depth, channels in ((2, 8), (3, 4), (2, 4))
@@ -225,7 +228,7 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
     assert json.loads(json.dumps(made.as_dict())) == made.as_dict()
 
 
-def test_what_does_not_start_is_not_waited_for(one_ray: None, prepared: Path) -> None:
+def test_workers_that_do_not_start_are_not_waited_for(one_ray: None, prepared: Path) -> None:
     slots, manifest = Slots(count=1, workers=1, cpus=4096, gpus=0), Manifest.read(prepared)
     shipment = make_shipment(prepared, manifest.fingerprint, send=False)
     with pytest.raises(TimeoutError) as error:
@@ -239,13 +242,13 @@ def test_a_forecast_that_fails_stops_no_search(prepared: Path, tmp_path: Path, m
         raise RuntimeError("first\nno luck")
 
     monkeypatch.setattr(measurement, "measure_space", fail)
-    said: list[str] = []
+    messages: list[str] = []
     search, slots = SearchDir(tmp_path), Slots(1, 1, 1, 0)
     plan = SearchPlan(
         SearchSpace.read("quick"), RunSettings(), prepared, Manifest.read(prepared), DATA_RECORD, LOCAL, slots, slots
     )
-    forecast_workflow.record_forecast(search, plan, {}, said.append)
-    assert said == [
+    forecast_workflow.record_forecast(search, plan, {}, messages.append)
+    assert messages == [
         "forecast: timing three configurations for some seconds ...",
         "no forecast (no luck); the search continues without it",
     ]
@@ -260,13 +263,11 @@ def test_a_forecast_that_fails_stops_no_search(prepared: Path, tmp_path: Path, m
         (7.0, 2, 2, 2),
         (3.0, 64, 64, 0),
         (20.0, 64, 64, 20),
-        (7.0, 8, 1, 0),  # there are seven others
+        (7.0, 8, 1, 0),  # the other seven cores can take the load
         (8.0, 8, 1, 1),
     ],
 )
-def test_a_busy_machine_is_told(
-    load: float, all_cores: int, ours: int, used: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_warning(load: float, all_cores: int, ours: int, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: all_cores)
     monkeypatch.setattr(measurement, "available_cpus", lambda: ours)
@@ -280,7 +281,7 @@ def test_a_busy_machine_is_told(
 
 @pytest.fixture
 def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small one, in an empty folder where the verbs are called."""
+    """A small space in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -344,7 +345,7 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     table = table[table.index(["forecast", "happened"]) :][:8]
     rows = [run.rows() for run in search.trials()]
     assert table[1:3] == [
-        ["trials at epochs 1, 2", "3, 1.9", f"3, {sum(len(its) == 2 for its in rows)}"],
+        ["trials at epochs 1, 2", "3, 1.9", f"3, {sum(len(epochs) == 2 for epochs in rows)}"],
         ["epochs of all trials", "4.9", str(sum(map(len, rows)))],
     ]
     assert table.pop(4) == ["epochs of final runs", "at most 4", "4"]

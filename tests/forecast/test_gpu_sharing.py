@@ -1,4 +1,4 @@
-"""How many trials share a GPU: the choice, what it is made from, how it is said and kept, and what is refused."""
+"""How many trials share a GPU: the choice, its measurement, its message and record, and refused options."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ OPTIONS = "these options cannot be used\n  - "
         ([1000], 1),
         ([1000, 1050], 1),  # two are hardly faster than one
         ([1000, 1900, 2600, 2700], 3),
-        ([1000, 1900, 2600, 2900], 4),  # each added a tenth: more might be better still
-        ([1000, 1099, 3000], 1),  # where it stops to grow, it ends
-        ([1000, 1100], 2),  # just a tenth
+        ([1000, 1900, 2600, 2900], 4),  # each added a tenth: more might be faster still
+        ([1000, 1099, 3000], 1),  # it ends at the first small gain
+        ([1000, 1100], 2),  # exactly a tenth
         ([1000, 900], 1),
     ],
 )
@@ -67,7 +67,7 @@ def test_as_many_as_get_faster(images_per_s: list[float], count: int) -> None:
 def test_as_many_as_fit() -> None:
     of_80 = 80 * GB - CUDA_CONTEXT_BYTES
     assert trials_that_fit(of_80, 79 * GB, 0) == 1
-    assert trials_that_fit(of_80, 200 * GB, 0) == 1  # no number makes it fit: the trial itself will say so
+    assert trials_that_fit(of_80, 200 * GB, 0) == 1  # it does not fit even alone: memory admission refuses the trial
     assert trials_that_fit(of_80, 10 * GB, 0) == int(80 / (10 + CUDA_CONTEXT_BYTES / GB)) == 7
     assert trials_that_fit(of_80, 9 * GB, GB) == 7  # each process has the data
     assert trials_that_fit(of_80, GB, 0) == gpu_sharing.MAX_MEASURED
@@ -77,11 +77,11 @@ def test_as_many_as_fit() -> None:
         assert trials_that_fit(of_80, need + 1, 0) < count or count == 1
 
 
-def test_the_dearest_of_a_space_holds_most() -> None:
+def test_largest_configuration() -> None:
     wide = SearchSpace.of({"base_channels": {"choices": [16, 32]}, "batch_size": {"low": 2, "high": 8}})
     dearest = largest_configuration(wide, 0)
     assert (dearest.base_channels, dearest.batch_size) == (32, 8)
-    assert largest_configuration(SPACE, 0) == TrialConfig()  # the baseline has to fit, too
+    assert largest_configuration(SPACE, 0) == TrialConfig()  # the baseline must fit, too
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3, 6, 7, 8, 64])
@@ -106,7 +106,7 @@ def made(**values: Any) -> Packing:
     })  # fmt: skip
 
 
-def test_the_choice_is_said_in_a_line() -> None:
+def test_message_of_the_choice() -> None:
     assert str(made()) == (
         "3 trials share a GPU: the baseline configuration trains 1000, 1900, 2600, 2700 images/s with 1 to 4 at once, "
         "and one more would add less than 10 %; the largest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is off"
@@ -133,7 +133,7 @@ class Table:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def predict_peak_memory(self, config: TrialConfig, settings: RunSettings) -> tuple[MemoryFit, int]:
         return self.fits, GB
@@ -154,7 +154,7 @@ class Table:
         ((100, 200, 300, 400), 1, 2, 16, 2, "trials", 2),
     ],
 )
-def test_it_is_tried_as_long_as_it_gains_and_fits(
+def test_more_trials_are_measured_while_they_gain_and_fit(
     rates: tuple[float, ...],
     need_gb: int,
     trials: int,
@@ -167,13 +167,13 @@ def test_it_is_tried_as_long_as_it_gains_and_fits(
     monkeypatch.setattr(gpu_sharing, "TimingWorkers", Table)
     monkeypatch.setattr(Table, "rates", rates)
     monkeypatch.setattr(Table, "fits", MemoryFit(need_gb * GB, 79 * GB, 0.0))
-    found = choose_trials_per_gpu(SPACE, RunSettings(trials=trials), {}, Slots(1, 1, cpus, 1.0))
-    assert (found.trials_per_gpu, found.ended_by, Table.asked) == (chosen, ended_by, list(range(1, timed + 1)))
-    assert found.images_per_s == pytest.approx(rates[:timed])
-    assert (found.dearest_bytes, found.gpu_bytes) == (need_gb * GB, 80 * GB)
+    packing = choose_trials_per_gpu(SPACE, RunSettings(trials=trials), {}, Slots(1, 1, cpus, 1.0))
+    assert (packing.trials_per_gpu, packing.ended_by, Table.asked) == (chosen, ended_by, list(range(1, timed + 1)))
+    assert packing.images_per_s == pytest.approx(rates[:timed])
+    assert (packing.dearest_bytes, packing.gpu_bytes) == (need_gb * GB, 80 * GB)
 
 
-def test_mps_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_mps_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     monkeypatch.setattr(throughput, "MPS_PIPE", tmp_path / "missing")
     assert not mps_is_on()
@@ -200,7 +200,7 @@ def test_mps_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("verb", ["tune", "plan"])
-def test_what_can_not_be_is_refused(
+def test_refused_options(
     verb: str,
     options: list[str],
     text: str,
@@ -218,7 +218,7 @@ def test_what_can_not_be_is_refused(
     assert capsys.readouterr().err.strip() == f"wmlsearch: {text}"
 
 
-def test_the_command_of_a_report_has_it() -> None:
+def test_the_command_in_a_report_has_the_option() -> None:
     about = {
         "settings": RunSettings().model_dump(),
         "space": {"source": "quick", "values": {}},
@@ -230,7 +230,7 @@ def test_the_command_of_a_report_has_it() -> None:
 
 @pytest.fixture(scope="module")
 def ray_with_a_gpu() -> Iterator[None]:
-    """An embedded Ray that believes in a GPU which isn't there: PyTorch trains on the CPU."""
+    """An embedded Ray with a GPU that does not exist: PyTorch trains on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         start = ray.init
         patch.setattr(connect.ray, "init", lambda **options: start(**{**options, "num_cpus": 2, "num_gpus": 1}))
@@ -242,8 +242,10 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ray_with_a_gpu")
 @pytest.mark.slow
-def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes at once on one GPU, timed by the real thing; what is made of the times is fixed."""
+def test_a_search_measures_and_records_the_choice(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes are really timed at once on one GPU; only the choice from the times is fixed."""
     monkeypatch.setattr(gpu_sharing, "LIMIT_S", 0.2)
     monkeypatch.setattr(gpu_sharing, "fastest_count", len)
     where: list[set[str]] = []
@@ -254,17 +256,18 @@ def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypa
         where.append({str(ray.get(w.__ray_call__.remote(lambda _: ray.get_gpu_ids()))) for (w,) in self.slot_workers})
 
     monkeypatch.setattr(TimingWorkers, "_start", looked_at)
-    said: list[str] = []
+    messages: list[str] = []
     settings = RunSettings(epochs=1, trials=2, baseline=False, forecast=False, sampler="random")
     search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
     request = SearchRequest(SPACE, settings, prepared, Placement(trials_per_gpu="auto"))
-    tune(search, request, uri, Observer(say=said.append))
+    tune(search, request, uri, Observer(say=messages.append))
     assert where == [{"[0]"}], "both on the same GPU"
     assert (
-        said[0] == "trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ..."
+        messages[0]
+        == "trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ..."
     )
-    assert said[1].startswith("2 trials share a GPU: the baseline configuration trains ")
-    assert said[2] == "trials run 2 at a time, each 1 worker with 1 CPU and 0.5 GPUs each"
+    assert messages[1].startswith("2 trials share a GPU: the baseline configuration trains ")
+    assert messages[2] == "trials run 2 at a time, each 1 worker with 1 CPU and 0.5 GPUs each"
     about = search.record()
     assert about.shape == TrialShape(workers_per_trial=1, gpus_per_worker=None, trials_per_gpu=2)
     assert about.packing["trials_per_gpu"] == len(about.packing["images_per_s"]) == 2
@@ -274,19 +277,17 @@ def test_a_search_tries_it_and_keeps_it(prepared: Path, tmp_path: Path, monkeypa
     assert resumed.slots(3) == Slots(2, 1, 1, 0.5)
 
 
-def test_without_a_measurement_the_search_goes_on(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_runs_without_the_measurement(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise TimeoutError("no answer within 300 s")
 
     monkeypatch.setattr(gpu_sharing, "TimingWorkers", broken)
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 1.0}])
-    said: list[str] = []
+    messages: list[str] = []
     request = SearchRequest(SPACE, RunSettings(), prepared, Placement(trials_per_gpu="auto"))
-    placement, packing = resolve_trials_per_gpu(request, Manifest.read(prepared), said.append)
+    placement, packing = resolve_trials_per_gpu(request, Manifest.read(prepared), messages.append)
     assert (placement.trials_per_gpu, packing) == (1, None)
-    assert said[1] == "each trial has a GPU of its own, since the measurement failed (no answer within 300 s)"
+    assert messages[1] == "each trial has a GPU of its own, since the measurement failed (no answer within 300 s)"
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 0.0}])
     with pytest.raises(InputError, match="there is no GPU to share"):
-        resolve_trials_per_gpu(request, Manifest.read(prepared), said.append)
+        resolve_trials_per_gpu(request, Manifest.read(prepared), messages.append)

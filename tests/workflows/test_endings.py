@@ -1,4 +1,4 @@
-"""How a search or a training is told to have ended, in its folder and in MLflow, when its end is disturbed."""
+"""What the folder and MLflow say of the end of a search or training, if something disturbs that end."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("one_ray")
 
 
 def in_mlflow(out: Path) -> dict[str, str]:
-    """The status of each MLflow run, by name."""
+    """Return the status of each MLflow run, by name."""
     return {run.info.run_name: run.info.status for run in MlflowClient(default_uri(out)).search_runs(["1"])}
 
 
-def pretended(result: dict[str, Any]) -> type:
-    """A group of Ray Train's workers whose first step is its last, with this result."""
+def fake_worker_group(result: dict[str, Any]) -> type:
+    """Return a worker group whose first step is its last, with this result."""
 
-    class Pretended:
+    class FakeWorkerGroup:
         def __init__(self, *_: Any, **__: Any) -> None:
             pass
 
@@ -57,7 +57,7 @@ def pretended(result: dict[str, Any]) -> type:
         def close(self) -> None:
             pass
 
-    return Pretended
+    return FakeWorkerGroup
 
 
 def tune(prepared: Path, out: Path, say: Callable[[str], None] = print) -> Outcome:
@@ -71,7 +71,7 @@ def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -
     """A search of one trial, then a final run of the baseline; `look` is called once MLflow has that run."""
 
     def mirrored() -> bool:
-        store = out / "mlflow.db"  # who asks for it before it is there makes one
+        store = out / "mlflow.db"  # asking MLflow for it before it exists would create it
         return store.exists() and in_mlflow(out).get("paper-seed0") == "RUNNING"
 
     def final(run: RunDir) -> None:
@@ -87,7 +87,7 @@ def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -
 def test_a_full_storage_ends_the_final_runs_everywhere(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = pretended({"ended": "interrupted", "reason": "No space left on device: 'last.pt'"})
+    group = fake_worker_group({"ended": "interrupted", "reason": "No space left on device: 'last.pt'"})
     monkeypatch.setattr(final_training, "WorkerGroup", group)
     outcome = tune_to_the_end(prepared, tmp_path, lambda _run: None)
     search, reason = SearchDir(outcome.run.path), "stopped, since No space left on device: 'last.pt'"
@@ -97,10 +97,10 @@ def test_a_full_storage_ends_the_final_runs_everywhere(
     assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED", "paper-seed0": "KILLED"}
 
 
-def test_mlflow_hears_of_an_end_after_which_the_disk_was_full(
+def test_mlflow_gets_an_end_after_which_the_disk_was_full(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trial's folder says how it ended, and what comes next in the driver finds no room."""
+    """The trial's folder says how it ended, and the next write of the driver fails."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "journal")
@@ -112,33 +112,33 @@ def test_mlflow_hears_of_an_end_after_which_the_disk_was_full(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_ctrl_c_takes_the_report_only(
+def test_a_second_ctrl_c_skips_only_the_report(
     number: signal.Signals, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(
         "wmlsearch.report.examples.write_examples", lambda *_: os.kill(os.getpid(), number), raising=True
     )
-    outcome = tune(prepared, tmp_path, said.append)
+    outcome = tune(prepared, tmp_path, messages.append)
     assert (outcome.early, outcome.pictures, outcome.run.state) == ("", (), "completed")
-    (told,) = [line for line in said if line.startswith("no report")]
+    (message,) = [line for line in messages if line.startswith("no report")]
     how = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert told == f"no report (stopped by {how}); to write it later: wmlsearch report s"
+    assert message == f"no report (stopped by {how}); to write it later: wmlsearch report s"
     assert in_mlflow(tmp_path) == {"s": "FINISHED", "trial-0000": "FINISHED"}
 
 
 @pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, False), (RuntimeError, True)])
-def test_a_training_that_has_ended_stays_ended(
+def test_an_ended_training_stays_ended(
     error: type[BaseException], raised: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C, or an error, while Ray Train's processes are shut down."""
+    """Ctrl-C, or an error, while the processes of Ray Train shut down."""
     finish = final_training.finish
 
     def disturbed(*arguments: Any) -> None:
         finish(*arguments)
         raise error
 
-    monkeypatch.setattr(final_training, "WorkerGroup", pretended({"ended": "completed"}))
+    monkeypatch.setattr(final_training, "WorkerGroup", fake_worker_group({"ended": "completed"}))
     monkeypatch.setattr(final_training, "finish", disturbed)
     run = RunDir(tmp_path / "t")
 
@@ -152,26 +152,26 @@ def test_a_training_that_has_ended_stays_ended(
     assert in_mlflow(tmp_path) == {"t": "FINISHED"}
 
 
-def test_the_first_ctrl_c_is_clean_whatever_ends_the_search_already(
+def test_the_first_ctrl_c_ends_cleanly_even_if_a_budget_is_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), Slots(1, 1, 1, 0.0))
     budget.reason = "--target-dice 0.7 is reached"
-    gone: list[int] = []
-    monkeypatch.setattr("wmlsearch.search.interrupts.os", SimpleNamespace(_exit=gone.append))
+    exits: list[int] = []
+    monkeypatch.setattr("wmlsearch.search.interrupts.os", SimpleNamespace(_exit=exits.append))
     with graceful_stop(budget):
         os.kill(os.getpid(), signal.SIGINT)
-        assert (budget.reason, gone) == ("stopped by Ctrl-C", [])
+        assert (budget.reason, exits) == ("stopped by Ctrl-C", [])
         os.kill(os.getpid(), signal.SIGINT)
-        assert gone == [130]
+        assert exits == [130]
 
 
-def test_sigterm_in_the_final_runs_is_as_ctrl_c(prepared: Path, tmp_path: Path) -> None:
-    """The last one here: for a minute Ray keeps the room of workers that were ended for whoever asks for it next."""
+def test_sigterm_in_the_final_runs_acts_like_ctrl_c(prepared: Path, tmp_path: Path) -> None:
+    """The last test of this file: Ray keeps the resources of killed workers for a minute."""
     search = SearchDir(tmp_path / "s")
 
     def look(run: RunDir) -> None:
-        left = search.final("trial-0099", 0)  # of a session before, wanted by nobody any more
+        left = search.final("trial-0099", 0)  # from an earlier session; not needed any more
         if not left.exists():
             RunDir.create(left.path, run_record({**run.record().as_json(), "key": "99", "name": "trial-0099-seed0"}))
             os.kill(os.getpid(), signal.SIGTERM)

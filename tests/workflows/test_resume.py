@@ -1,4 +1,4 @@
-"""A search that is stopped and goes on, and what it needs for that: its study and its scheduler, made anew."""
+"""Resuming a search: its study and its scheduler are rebuilt from the run folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from wmlsearch.workflows.search_plan import SearchRequest
 
 
 @pytest.mark.slow
-def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) -> None:
+def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -> None:
     process, search = start(begin(tmp_path, prepared, trials=100)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or len(search.trials()) >= 1)
     second = subprocess.run(tune(tmp_path, "--resume", "s"), capture_output=True, text=True, check=False)
@@ -51,7 +51,7 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
     again = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 2
     assert again.stderr == "wmlsearch: s: is not running (state: interrupted), nothing to stop\n"
-    # it goes on with other budgets than it began with, and ends by one of them
+    # resumed with other budgets, one of which ends it
     had = sum(len(run.rows()) for run in search.trials())
     final = 2 * EPOCHS
     output = run(tune(tmp_path, "--resume", "s", "--max-epochs-total", str(had + 3 + final)))
@@ -66,7 +66,7 @@ def test_stop_from_another_terminal_and_go_on(prepared: Path, tmp_path: Path) ->
     assert search.record().settings.max_epochs_total == had + 3 + final
 
 
-def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
+def test_options_that_a_resumed_search_cannot_change(tmp_path: Path) -> None:
     command = tune(tmp_path, "quick", "--resume", "s", "--seed", "3", "--trials", "9")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -77,11 +77,11 @@ def test_what_a_resumed_search_can_not_have_otherwise(tmp_path: Path) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------- the parts, by hand
+# --------------------------------------------------------------------------------------------- its parts, without Ray
 
 
 def written(search: SearchDir, number: int, config: TrialConfig, values: list[float], state: str) -> RunDir:
-    """A trial's folder as a search leaves it."""
+    """Write a trial's folder as a search leaves it."""
     about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config.model_dump()}
     run = RunDir.create(search.trial(number).path, run_record(about))
     for epoch, value in enumerate(values, start=1):
@@ -95,7 +95,7 @@ STATES = ("completed", "stopped", "early_stopped", "diverged", "out_of_memory", 
 
 
 @pytest.mark.parametrize("sampler", ["forest", "tpe", "gp", "random", "qmc", "cmaes"])
-def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
+def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()
     space, settings = SearchSpace.read("quick"), RunSettings(sampler=sampler)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "none"])
-def test_a_scheduler_that_hears_the_past_decides_as_before(kind: str, tmp_path: Path) -> None:
+def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path: Path) -> None:
     settings = RunSettings(scheduler=kind, epochs=9, grace_epochs=1, reduction_factor=2)  # type: ignore[arg-type]
     search, space = SearchDir(tmp_path), SearchSpace.read("quick")
     curves = {n: [((n * 7) % 12) / 20 + epoch / 100 for epoch in range(9)] for n in range(24)}
@@ -145,7 +145,7 @@ def test_a_scheduler_that_hears_the_past_decides_as_before(kind: str, tmp_path: 
     scheduler = Scheduler(settings)
     _recall(search, settings, scheduler)
     assert live(scheduler, range(12, 24)) == {number: whole[number] for number in range(12, 24)}
-    # number 11 died between its last line and the word how it ended
+    # trial 11 died between its last line and its status
     assert search.trial(11).status().state == ("completed" if whole[11] == 9 else "stopped")
     assert not scheduler.hear(3, 1, 0.0), "what was heard before changes nothing"
 
@@ -154,7 +154,7 @@ def about(**more: Any) -> Mapping[str, Any]:
     return {"data": {"fingerprint": "f"}, "settings": RunSettings().model_dump(), **more}
 
 
-def test_warm_start_takes_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
+def test_warm_start_takes_trials_that_fit_and_counts_the_others(tmp_path: Path) -> None:
     space, settings = SearchSpace.read("quick"), RunSettings()
     inside = space.config({"learning_rate": 0.002, "schedule": "cosine", "warmup_fraction": 0.1})
     first = SearchDir.create(tmp_path / "first", search_record(about()))
@@ -190,15 +190,15 @@ def test_warm_start_takes_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
     ["null", "[]", "7", "{}", '{"op_code": 99, "worker_id": "w"}', '{"op_code": 0, "worker_id": {}}', "[" * 100_000],
     ids=lambda line: line[:20],
 )
-def test_a_damaged_line_of_the_journal_stands_in_no_ones_way(line: str, tmp_path: Path) -> None:
+def test_a_damaged_line_of_the_journal_is_ignored(line: str, tmp_path: Path) -> None:
     search, space = SearchDir.create(tmp_path / "new", search_record(about())), SearchSpace.read("quick")
     asked = Study(search, space, RunSettings()).ask(0)
     lines = search.journal.read_text().splitlines()
-    search.journal.write_text("".join(f"{it}\n" for it in [lines[0], line, *lines[1:]]))
+    search.journal.write_text("".join(f"{each}\n" for each in [lines[0], line, *lines[1:]]))
     assert Study(search, space, RunSettings()).ask(0) == asked
 
 
-def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
+def test_a_search_resumes_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
     search = SearchDir.create(
         tmp_path / "s",
         search_record({**about(), "space": {"source": "x", "values": {}}, "data_path": str(prepared), "shape": {}}),
@@ -209,7 +209,7 @@ def test_a_search_goes_on_with_its_own_data_only(prepared: Path, tmp_path: Path)
         tune_workflow.resume(search, default_uri(tmp_path))
 
 
-def test_a_search_goes_on_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_resumes_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmlsearch.cluster.connect.ray_session", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(tune_workflow, "run_search", lambda _search, plan, *_: plan.placement.storage)
     monkeypatch.chdir(tmp_path)
@@ -222,4 +222,4 @@ def test_a_search_goes_on_in_its_storage(prepared: Path, tmp_path: Path, monkeyp
     assert tune_workflow.resume(search, uri) == f"{tmp_path}/kept"
     moved = Placement(storage=f"{tmp_path}/moved")
     assert tune_workflow.resume(search, uri, placement=moved) == f"{tmp_path}/moved"
-    assert tune_workflow.resume(search, uri) == f"{tmp_path}/moved", "given once, it is the search's own"
+    assert tune_workflow.resume(search, uri) == f"{tmp_path}/moved", "a storage given once is kept"

@@ -1,4 +1,4 @@
-"""A whole search on real Ray, Train, Optuna and MLflow: what it leaves must tell one story."""
+"""A whole search on real Ray, Optuna and MLflow: folder, study, MLflow and report must agree."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Done:
     search: SearchDir
     settings: RunSettings
     outcome: Outcome
-    sockets: set[tuple[str, str, int]]  # on which any of its processes listened
+    sockets: set[tuple[str, str, int]]  # (process, address, port) on which its processes listened
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
 
 @pytest.fixture(scope="module")
 def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """One search of six trials with its baseline, for all tests that only look at it."""
+    """A search of six trials with final runs, for all tests that only read its results."""
     out = tmp_path_factory.mktemp("runs")
     settings = RunSettings(
         epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=2, forecast=False
@@ -76,8 +76,8 @@ def test_a_search_listens_on_this_machine_only(done: Done) -> None:
     assert [found for found in done.sockets if not ipaddress.ip_address(found[1]).is_loopback] == []
 
 
-def test_the_embedded_ray_wants_its_token(done: Done) -> None:
-    import ray  # not before ours, which says first where it is to listen
+def test_the_embedded_ray_requires_its_token(done: Done) -> None:
+    import ray  # after wmlsearch.cluster, which sets the addresses it listens on
 
     (address,) = {f"127.0.0.1:{port}" for name, _, port in done.sockets if name == "gcs_server"} & {
         ray.get_runtime_context().gcs_address
@@ -109,7 +109,7 @@ def test_every_trial_is_in_its_folder(done: Done) -> None:
         assert report["val_dice_best"] == max(row.metrics["val_dice_best"] for row in run.rows())
 
 
-def test_the_first_trial_is_the_papers_point_and_lies_outside_this_space(done: Done, space: SearchSpace) -> None:
+def test_the_first_trial_is_the_baseline_though_outside_this_space(done: Done, space: SearchSpace) -> None:
     assert space.outside(TrialConfig()) == [
         "depth=4 is not in [2, 3]",
         "base_channels is fixed at 4, not 16",
@@ -118,11 +118,11 @@ def test_the_first_trial_is_the_papers_point_and_lies_outside_this_space(done: D
     assert done.search.trial(0).record().config == TrialConfig()
 
 
-def test_optuna_hears_the_truth(done: Done) -> None:
+def test_the_study_has_the_states_and_values_of_all_trials(done: Done) -> None:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(done.search.journal)))
-    told = {t.user_attrs["trial"]: t for t in optuna.load_study(study_name="s", storage=storage).trials}
-    assert sorted(told) == [1, 2, 3, 4, 5]  # the paper's point lies outside the space
-    for number, trial in told.items():
+    in_study = {t.user_attrs["trial"]: t for t in optuna.load_study(study_name="s", storage=storage).trials}
+    assert sorted(in_study) == [1, 2, 3, 4, 5]  # the baseline is outside the space
+    for number, trial in in_study.items():
         run = done.search.trial(number)
         values = [row.metrics["val_dice_best"] for row in run.rows()]
         assert list(trial.intermediate_values.values()) == pytest.approx(values)
@@ -145,7 +145,7 @@ def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
 
 def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     client = MlflowClient(default_uri(done.search.path.parent))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert [run.info.run_name for run in parents] == ["s"]
     assert len(runs) == 1 + 6 + 4 + 2  # the search, its trials, two seeds of two configurations, the models
@@ -159,7 +159,7 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
             history = [(point.step, point.value) for point in client.get_metric_history(held.info.run_id, name)]
             assert sorted(history) == wanted
     for run in runs:
-        assert "split_certificate.json" in [it.path for it in client.list_artifacts(run.info.run_id)]
+        assert "split_certificate.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
     path = client.download_artifacts(by_key[done.search.trial(0).record().key].info.run_id, "split_certificate.json")
     assert json.loads(Path(path).read_text()) == certificate
 
@@ -169,7 +169,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
     evaluation = search.evaluation()
     assert evaluation is not None
     assert evaluation.verdict is not None
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
     for role in ("baseline", "champion"):
         model = search.model(role)
@@ -180,7 +180,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
         assert {name: held.data.metrics[name] for name in tested.metrics} == tested.metrics
         version = client.get_model_version_by_alias("wml-unet", role)
         assert version.run_id == held.info.run_id
-        files = {Path(it.path).name for it in client.list_artifacts(held.info.run_id, "model")}
+        files = {Path(file.path).name for file in client.list_artifacts(held.info.run_id, "model")}
         assert files == {"model.json", "member-0.safetensors", "member-1.safetensors"}
     parent = by_key[search.record().key].data.tags
     assert parent["verdict"] == evaluation.verdict.outcome
@@ -201,8 +201,8 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     }
     assert all(("warmup_fraction" in e.config) == (e.config["schedule"] == "cosine") for e in board.trials)
     assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]
-    assert "s: completed" not in (page := done.outcome.pictures[0].read_text()), "no terminal's words"
-    assert ": completed</p>" in page, "the page says how the search ended, though its folder said so only later"
+    assert "s: completed" not in (page := done.outcome.pictures[0].read_text()), "no text of the terminal"
+    assert ": completed</p>" in page, "the page says how the search ended, although its folder says so only later"
 
 
 def test_a_finished_search_is_not_overwritten(done: Done, space: SearchSpace, prepared: Path) -> None:
@@ -236,14 +236,14 @@ def test_train_by_any_number_of_workers(workers: int, one_ray: None, prepared: P
         )
 
 
-def test_a_trial_that_diverges_or_fails_is_no_finished_trial(tmp_path: Path, space: SearchSpace) -> None:
+def test_a_diverged_or_failed_trial_is_not_complete_in_the_study(tmp_path: Path, space: SearchSpace) -> None:
     search = SearchDir(tmp_path)
-    told = Study(search, SearchSpace.read("quick"), RunSettings())
+    study = Study(search, SearchSpace.read("quick"), RunSettings())
     states = ("completed", "stopped", "diverged", "failed", "interrupted", "out_of_memory", "lost")
     for number, state in enumerate(states):
-        told.ask(number)
-        told.report(number, 1, 0.5)
-        told.tell(number, state, 0.5)
+        study.ask(number)
+        study.report(number, 1, 0.5)
+        study.tell(number, state, 0.5)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
     trials = optuna.load_study(study_name=search.name, storage=storage).trials
     assert [trial.state.name for trial in trials] == [
@@ -255,13 +255,13 @@ def test_a_trial_that_diverges_or_fails_is_no_finished_trial(tmp_path: Path, spa
 
 def test_proposals_depend_on_seed_and_number_alone(tmp_path: Path) -> None:
     def proposals(name: str, seed: int) -> list[TrialConfig]:
-        told = Study(SearchDir(tmp_path / name), SearchSpace.read("unet"), RunSettings(seed=seed))
+        study = Study(SearchDir(tmp_path / name), SearchSpace.read("unet"), RunSettings(seed=seed))
         (tmp_path / name).mkdir(exist_ok=True)
         configs = []
         for number in range(14):
-            configs.append(told.ask(number))
-            told.report(number, 1, number / 20)
-            told.tell(number, "completed", number / 20)
+            configs.append(study.ask(number))
+            study.report(number, 1, number / 20)
+            study.tell(number, "completed", number / 20)
         return configs
 
     for name in ("a", "b", "c"):
@@ -274,7 +274,7 @@ def test_proposals_depend_on_seed_and_number_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def start(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`wmlsearch tune` as a process of its own, in a session of its own as a terminal gives it."""
+    """Start `wmlsearch tune` in a process and session of its own, as a terminal does."""
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
     begun: list[subprocess.Popen[str]] = []
@@ -314,6 +314,6 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str
     assert "running" not in states
     assert search.status().state == "interrupted"
     client = MlflowClient(default_uri(tmp_path / "runs"))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
     assert len(runs) == 1 + len(search.trials())
     assert "RUNNING" not in {run.info.status for run in runs}

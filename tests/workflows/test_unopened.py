@@ -1,4 +1,4 @@
-"""What `wmlsearch evaluate` refuses, it refuses before the sealed test is opened: its ledger has no line of that."""
+"""`wmlsearch evaluate` refuses before it opens the sealed test: the ledger gets no line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from wmlsearch.runs.folders import SearchDir
 
 
 def refused(search: SearchDir, *words: object) -> str:
-    """What `wmlsearch evaluate` says to these words, which are wrong."""
+    """Return the error message of `wmlsearch evaluate` with these arguments."""
     given = ["evaluate", *words, "--out", search.path.parent]
     result = CliRunner().invoke(main, [str(word) for word in given], prog_name="wmlsearch")
     assert result.exit_code == 2, result.output
     return result.stderr.removeprefix("wmlsearch: ")
 
 
-def test_what_can_not_be_evaluated(searched: SearchDir) -> None:
-    before = openings(Path(searched.record().data_path))  # by other tests of the same data
+def test_a_search_without_a_baseline(searched: SearchDir) -> None:
+    before = openings(Path(searched.record().data_path))  # other tests open the same data
     assert refused(searched, "s") == (
         "s: has no baseline yet (state: completed); go on with it by `wmlsearch tune --resume s`, or name a single "
         "training\n"
@@ -31,7 +31,7 @@ def test_what_can_not_be_evaluated(searched: SearchDir) -> None:
     assert openings(Path(searched.record().data_path)) == before
 
 
-def test_a_store_that_can_be_none(searched: SearchDir) -> None:
+def test_an_mlflow_uri_of_unknown_kind(searched: SearchDir) -> None:
     before, run = openings(Path(searched.record().data_path)), searched.final("trial-0000", 0)
     assert "htp://x: MLflow has no store of the kind 'htp'" in refused(searched, run.path, "--mlflow-uri", "htp://x")
     assert openings(Path(searched.record().data_path)) == before
@@ -45,7 +45,7 @@ def test_a_store_that_can_be_none(searched: SearchDir) -> None:
         (PrepareOptions(size=32, fit="resize", plane="coronal"), "32 pixels wide (coronal, fit resize)"),
     ],
 )
-def test_slices_that_are_cut_otherwise(
+def test_data_prepared_with_other_options(
     options: PrepareOptions, are: str, searched: SearchDir, raw: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
