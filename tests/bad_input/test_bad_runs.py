@@ -300,7 +300,7 @@ def test_a_damaged_run_does_not_stand_in_the_way_of_another(search: Path, refuse
 
 def test_what_a_search_needs_to_go_on(search: Path, refused: Refused, no_ray: None) -> None:
     assert refused("tune", "--resume", "s") == (
-        "runs/s/search.json: lacks shape, so the search cannot be resumed; start a new one"
+        "s: its search.json lacks shape, so it cannot be resumed; start a new search"
     )
     said("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
     assert refused("tune", "--resume", "s") == ("nowhere: no such folder; make it with `wmlsearch prepare RAW nowhere`")

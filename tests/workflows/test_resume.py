@@ -25,8 +25,8 @@ from wmlsearch.search.tune_loop import _recall
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
-from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.search_plan import SearchRequest
+from wmlsearch.workflows.placement import LOCAL, Placement
+from wmlsearch.workflows.search_plan import ResumeRequest, SearchRequest
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_search_resumes_with_its_own_data_only(prepared: Path, tmp_path: Path)
     with pytest.raises(
         InputError, match=rf"^{prepared}: is not the data set of s \(its fingerprint is \w+, not f\); give"
     ):
-        tune_workflow.resume(search, default_uri(tmp_path))
+        tune_workflow.resume(search, ResumeRequest.of(search.record(), RunSettings()), default_uri(tmp_path))
 
 
 def test_a_search_resumes_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,12 @@ def test_a_search_resumes_in_its_storage(prepared: Path, tmp_path: Path, monkeyp
     tune_workflow.tune(search, request, uri)
     assert search.record().storage == f"{tmp_path}/kept"
     monkeypatch.chdir("/")
-    assert tune_workflow.resume(search, uri) == f"{tmp_path}/kept"
+
+    def resumed_storage(placement: Placement = LOCAL) -> object:
+        request = ResumeRequest.of(search.record(), settings, placement=placement)
+        return tune_workflow.resume(search, request, uri)
+
+    assert resumed_storage() == f"{tmp_path}/kept"
     moved = Placement(storage=f"{tmp_path}/moved")
-    assert tune_workflow.resume(search, uri, placement=moved) == f"{tmp_path}/moved"
-    assert tune_workflow.resume(search, uri) == f"{tmp_path}/moved", "a storage given once is kept"
+    assert resumed_storage(moved) == f"{tmp_path}/moved"
+    assert resumed_storage() == f"{tmp_path}/moved", "a storage given once is kept"

@@ -188,6 +188,7 @@ def _resume(
     from wmlsearch.config import InputError
     from wmlsearch.runs.checks import open_search
     from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.search_plan import ResumeRequest
     from wmlsearch.workflows.tune import resume as resume_search
 
     changes = _changes()
@@ -203,11 +204,11 @@ def _resume(
         sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
     search = open_search(name, out)
     record = search.record()
-    ranges = record.space.space()
     settings = options.settings(**{**record.settings.model_dump(), **changes})
-    with SearchDisplay(console(), search, ranges, settings) as display:
+    request = ResumeRequest.of(record, settings, data, placement)
+    with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.changed, display.say, display.progress)
-        return search, resume_search(search, uri, changes, data, placement, observer)
+        return search, resume_search(search, request, uri, observer)
 
 
 def _with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:

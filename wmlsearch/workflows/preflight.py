@@ -6,10 +6,9 @@ needs Ray: it decides how many trials run at once and refuses what does not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
@@ -23,7 +22,7 @@ from wmlsearch.runs.schema import GOOD, UNFINISHED
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
-from wmlsearch.workflows.search_plan import CheckedData, SearchPlan, SearchRequest
+from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPlan, SearchRequest
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Slots
@@ -40,42 +39,21 @@ def check_new_search(search: SearchDir, request: SearchRequest) -> CheckedData:
     return check_data(request)
 
 
-def check_resumed_search(
-    search: SearchDir, changes: Mapping[str, Any], data: Path | None, placement: Placement
-) -> tuple[SearchRequest, CheckedData]:
-    """Read what an interrupted search asked for, and check what can be checked of it before Ray starts.
-
-    Args:
-        changes: Settings to replace, by name.
-        data: Folder of the prepared data set, if it was moved.
-        placement: The Ray, and the storage if it is another one; the shape of the trials is the search's own.
-
-    Raises InputError.
-    """
-    record = search.record()
-    settings = RunSettings.of({**record.settings.model_dump(), **changes})
-    space = record.space.space()
-    shape = record.shape
-    if shape is None or not record.data_path:
-        lacking = [name for name, value in (("shape", shape), ("data_path", record.data_path)) if not value]
-        raise InputError(
-            f"{search.file('record')}: lacks {' and '.join(lacking)}, so the search cannot be resumed; start a new one"
-        )
-    data = data or Path(record.data_path)
+def check_resumed_search(search: SearchDir, request: ResumeRequest) -> CheckedData:
+    """Check what can be checked of a search that is resumed before Ray starts. Raises InputError."""
+    data, recorded = request.data, request.recorded_data
     manifest = Manifest.read(data)
-    if manifest.fingerprint != record.data.fingerprint:
+    if manifest.fingerprint != recorded.fingerprint:
         raise InputError(
             f"{data}: is not the data set of {search.name} (its fingerprint is {manifest.fingerprint[:12]}, not "
-            f"{record.data.fingerprint[:12]}); give the right one with --data, or start a new search"
+            f"{recorded.fingerprint[:12]}); give the right one with --data, or start a new search"
         )
-    placement = placement.of_resumed(record.name, shape, record.storage)
-    request = SearchRequest(space, settings, data, placement)
     check_settings(request)
     manifest.verify(data)
-    check_checkpoints(search, placement)
-    if settings.baseline:
+    check_checkpoints(search, request.placement)
+    if request.settings.baseline:
         check_sealed_test(data)
-    return request, CheckedData(manifest, record.data)
+    return CheckedData(manifest, recorded)
 
 
 def check_forecast(request: SearchRequest) -> CheckedData:

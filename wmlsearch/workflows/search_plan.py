@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.runs.schema import DataRecord
+from wmlsearch.runs.schema import DataRecord, SearchRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL, Placement
 
@@ -21,13 +21,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What `tune`, `tune --resume` or `plan` asks for, before anything of it is checked."""
+    """What `tune` or `plan` asks for, before anything of it is checked."""
 
     space: SearchSpace
     settings: RunSettings
     data: Path  # folder of the prepared data set
     placement: Placement = LOCAL
     warm_start: Sequence[SearchDir] = ()  # earlier searches whose trials the study learns from
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest(SearchRequest):
+    """What `tune --resume` asks for."""
+
+    recorded_data: DataRecord  # the data set that the search began with
+
+    @classmethod
+    def of(
+        cls, record: SearchRecord, settings: RunSettings, data: Path | None = None, placement: Placement = LOCAL
+    ) -> ResumeRequest:
+        """Return the request to resume the search of `record`. Raises InputError if it cannot be resumed.
+
+        Args:
+            record: Its `search.json`.
+            settings: Those of the record, perhaps with other budgets.
+            data: Folder of the prepared data set, if it was moved.
+            placement: The Ray, and the storage if it was moved. The shape of the trials stays as recorded.
+        """
+        lacking = [name for name in ("shape", "data_path") if not getattr(record, name)]
+        if record.shape is None or lacking:
+            raise InputError(
+                f"{record.name}: its search.json lacks {' and '.join(lacking)}, so it cannot be resumed; "
+                "start a new search"
+            )
+        placement = placement.of_resumed(record.name, record.shape, record.storage)
+        data = data or Path(record.data_path)
+        return cls(record.space.space(), settings, data, placement, recorded_data=record.data)
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
 from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
-from wmlsearch.workflows.placement import LOCAL, Placement
+from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_new_search, check_resumed_search, plan_search
 from wmlsearch.workflows.provenance import search_record
 from wmlsearch.workflows.run_search import run_search
-from wmlsearch.workflows.search_plan import SearchPlan, SearchRequest
+from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
 
 
 def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
@@ -43,27 +41,15 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
             return run_search(search, plan, mlflow_uri, observer)
 
 
-def resume(
-    search: SearchDir,
-    mlflow_uri: str,
-    changes: Mapping[str, Any] | None = None,
-    data: Path | None = None,
-    placement: Placement = LOCAL,
-    observer: Observer | None = None,
-) -> Outcome:
+def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
     """Continue a search that was stopped or died, each of its unfinished trials from its last checkpoint.
-
-    Args:
-        changes: Settings to replace, by name: budgets.
-        data: Folder of the prepared data set, if it was moved.
-        placement: The Ray, and the storage if it was moved; the shape of the trials stays as it was.
 
     Raises InputError for what cannot run.
     """
     observer = observer or Observer()
-    request, checked = check_resumed_search(search, changes or {}, data, placement)
+    data = check_resumed_search(search, request)
     with search.locked(), _ray(search, request.placement, observer):
-        plan = plan_search(request, checked, observer.say)
+        plan = plan_search(request, data, observer.say)
         search.change_settings(plan.settings, plan.placement.storage_without_password)
         observer.say(_resume_message(search, plan))
         observer.say(f"trials run {plan.slots}")
