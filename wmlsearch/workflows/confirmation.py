@@ -29,8 +29,9 @@ from wmlsearch.verdict.champion import (
     select_candidates,
     select_champion,
 )
-from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import run_record, versions
+from wmlsearch.workflows.search_plan import SearchPlan
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.data_shipping import Shipment
@@ -38,31 +39,23 @@ if TYPE_CHECKING:
     from wmlsearch.search.final_training import TrainingRequest
 
 
-def train_final_runs(
-    search: SearchDir,
-    settings: RunSettings,
-    data: Shipment,
-    placement: Placement,
-    slots: Slots,
-    on_change: Callable[[RunDir], None],
-    say: Callable[[str], None],
-) -> None:
+def train_final_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment, slots: Slots, observer: Observer) -> None:
     """Train the baseline configuration and the best candidates with all seeds and the same budget, on Ray Train.
 
     Finished runs are not repeated. Raises KeyboardInterrupt when the search is asked to stop.
 
     Args:
-        data: the prepared data set on its way to the workers.
-        on_change: called with a run whenever it reports.
+        shipment: The prepared data set on its way to the workers.
+        slots: Of the final runs.
     """
     from wmlsearch.search.budget import STOP_WISH
     from wmlsearch.search.final_training import train_runs
 
-    configurations = _final_configurations(search, settings.confirm_top)
-    requests = _training_requests(search, settings, configurations, placement)
+    configurations = _final_configurations(search, plan.settings.confirm_top)
+    requests = _training_requests(search, plan, configurations)
     if not requests:
         return
-    say(_final_runs_message(list(configurations), settings, slots))
+    observer.say(_final_runs_message(list(configurations), plan.settings, slots))
     before, began = search.usage(), time.monotonic()
 
     def record_usage_or_stop(run: RunDir) -> None:
@@ -72,11 +65,11 @@ def train_final_runs(
             final_seconds=before.final_seconds + seconds,
             final_gpu_seconds=before.final_gpu_seconds + seconds * gpus,
         )
-        on_change(run)
+        observer.on_change(run)
         if search.stop_requested():
             raise KeyboardInterrupt(STOP_WISH)
 
-    train_runs(requests, settings, data, slots, record_usage_or_stop, elastic=placement.on_cluster)
+    train_runs(requests, plan.settings, shipment, slots, record_usage_or_stop, elastic=plan.placement.on_cluster)
 
 
 def _final_configurations(search: SearchDir, count: int) -> dict[str, tuple[TrialConfig, dict[int, float]]]:
@@ -88,16 +81,13 @@ def _final_configurations(search: SearchDir, count: int) -> dict[str, tuple[Tria
 
 
 def _training_requests(
-    search: SearchDir,
-    settings: RunSettings,
-    configurations: dict[str, tuple[TrialConfig, dict[int, float]]],
-    placement: Placement,
+    search: SearchDir, plan: SearchPlan, configurations: dict[str, tuple[TrialConfig, dict[int, float]]]
 ) -> list[TrainingRequest]:
     """Return the final runs that are not finished: all configurations with the first seed, then with the next."""
     from wmlsearch.search.final_training import TrainingRequest
 
     requests = []
-    for seed in settings.final_seeds:
+    for seed in plan.settings.final_seeds:
         for name, (config, rate_factors) in configurations.items():
             run = search.final(name, seed)
             if run.exists() and run.state in GOOD:
@@ -106,12 +96,12 @@ def _training_requests(
                 final_run_name(name, seed),
                 BASELINE_RUN if name == PAPER else CONFIRMATION,
                 config,
-                settings.model_copy(update={"seed": seed}),
-                search.record().data,
+                plan.settings.model_copy(update={"seed": seed}),
+                plan.data_record,
             )
             more = {"rate_factors": rate_factors} if rate_factors else {}
             record = record.model_copy(update={"model": name, **more})
-            requests.append(TrainingRequest(run, record, seed, placement.checkpoint_location(run)))
+            requests.append(TrainingRequest(run, record, seed, plan.placement.checkpoint_location(run)))
     return requests
 
 

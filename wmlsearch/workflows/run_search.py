@@ -82,7 +82,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
     if settings.baseline and not budget.failed and not stopped:
         # Machines may have joined or left the cluster during the trials.
         final_slots = placement.slots(settings.final_runs)
-        train_final_runs(search, settings, shipment, placement, final_slots, observer.on_change, observer.say)
+        train_final_runs(search, plan, shipment, final_slots, observer)
         _judge(search, plan, observer)
     return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
 
