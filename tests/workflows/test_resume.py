@@ -199,10 +199,9 @@ def test_a_damaged_line_of_the_journal_is_ignored(line: str, tmp_path: Path) -> 
 
 
 def test_a_search_resumes_with_its_own_data_only(prepared: Path, tmp_path: Path) -> None:
-    search = SearchDir.create(
-        tmp_path / "s",
-        search_record({**about(), "space": {"source": "x", "values": {}}, "data_path": str(prepared), "shape": {}}),
-    )
+    shape = {"workers_per_trial": 1, "gpus_per_worker": None}
+    record = search_record(about(), data_path=str(prepared), shape=shape)
+    search = SearchDir.create(tmp_path / "s", record)
     with pytest.raises(
         InputError, match=rf"^{prepared}: is not the data set of s \(its fingerprint is \w+, not f\); give"
     ):
