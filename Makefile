@@ -18,25 +18,25 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## the main job on a small phantom: a search, final runs, the verdict (some minutes)
+demo: install  ## the main job on a small phantom: a search, final runs, the verdict (about ten minutes)
 	@rm -rf $(DEMO)
 	$(BIN)/wmlsearch phantom $(DEMO)/raw --patients 24 --timepoints 1 --shape 64x64x24
 	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 64 --val-patients 06,12,18
 	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 6 --epochs 9 --confirm-top 1 --confirm-seeds 2 --name demo --out $(DEMO)/runs
 
-test: install  ## the tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: install  ## the tests, in two processes; prints the slowest ten
+	$(BIN)/python -m pytest --durations 10 -n 2 --dist loadfile
 
 slow-test: install  ## the tests that take a minute or more each: whole searches
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-coverage: install  ## both again, and the lines and branches that they don't reach
+coverage: install  ## test and slow-test, and the lines and branches that they do not reach
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m 'not faults' -n 2 --dist loadfile
-	-$(BIN)/coverage combine --quiet  # of a process that was killed in the middle of writing nothing can be read
+	-$(BIN)/coverage combine --quiet  # it cannot read the file of a process that was killed while it wrote
 	$(BIN)/coverage report
 
-cluster-test: install  ## the README's commands on three hosts made of namespaces (Linux, root)
+cluster-test: install  ## the cluster commands on three hosts made of network namespaces (Linux, root)
 	@PYTHON=$(BIN)/python tests/cluster/run
 
 gpu-test: install  ## the tests that need GPUs
@@ -45,7 +45,7 @@ gpu-test: install  ## the tests that need GPUs
 fault-test: install  ## inject faults at random moments: kills, full disks, a broken MLflow (a quarter of an hour)
 	$(BIN)/python -m pytest tests/faults -m faults -rs -n 2
 
-faults: fault-test  ## these, and the network's between the hosts of cluster-test (Linux, root)
+faults: fault-test  ## fault-test, and network faults between the hosts of cluster-test (Linux, root)
 	@PYTHON=$(BIN)/python tests/cluster/run -k "starts_all_hosts or cut_for_ten or host_dies or ray_down"
 
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute
