@@ -76,7 +76,7 @@ def ray_with_room(at_once: int) -> Iterator[None]:
 
 
 def job(settings: RunSettings) -> dict[str, Any]:
-    return {"data": {"row": row(0, 1, settings.epochs)}, "settings": settings.model_dump(), "threads": 1}
+    return {"shipment": {"row": row(0, 1, settings.epochs)}, "settings": settings.model_dump(), "threads": 1}
 
 
 def bare(settings: RunSettings, at_once: int) -> Watch:
@@ -121,7 +121,7 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
 
         with patch.object(tune_loop, "TrialWorker", Ready):
             tune_loop.run_trials(
-                made, space(), settings, job(settings)["data"], slots, LOCAL.checkpoint_location, changed
+                made, space(), settings, job(settings)["shipment"], slots, LOCAL.checkpoint_location, changed
             )
         over = time.monotonic()
         if problem := mirror.close(600):

@@ -65,15 +65,17 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
     from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.config import RunSettings, TrialConfig
     from wmlsearch.data.manifest import Manifest
-    from wmlsearch.search.trial_worker import Training
+    from wmlsearch.search.messages import TrialAssignment, WorkerJob
+    from wmlsearch.search.trial_worker import TrainingSession
 
-    class Trial(Training):
+    class Trial(TrainingSession):
         def pid(self) -> int:
             return os.getpid()
 
     config = TrialConfig(depth=1, base_channels=2, batch_size=32)
-    shipment = make_shipment(Path(data), Manifest.read(Path(data)).fingerprint, send=False)
-    job = {"data": shipment, "settings": RunSettings(epochs=2).model_dump(), "threads": 1}
+    job = WorkerJob(
+        make_shipment(Path(data), Manifest.read(Path(data)).fingerprint, send=False), RunSettings(epochs=2), 1
+    )
     found: list[tuple[int, int]] = []
     actors, pids = [], []
     remote: Any = ray.remote(num_cpus=0)(Trial)
@@ -81,10 +83,10 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
         for number in range(TRIALS):
             place = Path(folder) / str(number)
             place.mkdir()
-            actor = remote.remote(job, {"config": config.model_dump(), "place": str(place)})
+            actor = remote.remote(job, TrialAssignment(config=config, checkpoint_location=str(place)))
             result = ray.get(actor.step.remote())
-            if "report" not in result:
-                raise RuntimeError(result["reason"])
+            if result.report is None:
+                raise RuntimeError(result.reason)
             actors.append(actor)  # it lives as long as something refers to it
             pids.append(ray.get(actor.pid.remote()))
             found.append((sum(map(memory, pids)), sum(mapped(pid, Path(data)) for pid in pids)))

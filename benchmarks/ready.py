@@ -13,8 +13,8 @@ from ray import tune
 class Ready(tune.Trainable):
     """Stands in for `search.trial_worker.TrialWorker`, of which Tune's other side sees nothing but these results.
 
-    The metrics are those of `row` in the job's `data`, but for the objective: the later a trial begins, the better it
-    is, so no scheduler stops one. A trial that has a `place` leaves checkpoints of a byte there.
+    The metrics are those of `row` in the job's `shipment`, but for the objective: the later a trial begins, the better
+    it is, so no scheduler stops one. A trial with a `checkpoint_location` leaves checkpoints of a byte there.
     """
 
     def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
@@ -29,12 +29,12 @@ class Ready(tune.Trainable):
         self.epoch += 1
         settings = self.job["settings"]
         result: dict[str, Any] = {"replayed": []} if self.epoch == 1 else {}
-        if self.epoch == 1 and "place" in self.trial:
+        if self.epoch == 1 and "checkpoint_location" in self.trial:
             for name in ("last.pt", "best.pt"):
-                (Path(self.trial["place"]) / name).write_bytes(b"0")
+                (Path(self.trial["checkpoint_location"]) / name).write_bytes(b"0")
         ended = "completed" if self.epoch >= settings["epochs"] else None
         value = (1 - 1 / (self.trial["number"] + 2)) * (1 - math.exp(-self.epoch / 4))
         about = {"epoch": self.epoch, "time": time.time(), "ended": ended}
-        row = {**self.job["data"]["row"], settings["objective"]: value, **about}
+        row = {**self.job["shipment"]["row"], settings["objective"]: value, **about}
         result |= {"report": row, "epoch": self.epoch, settings["objective"]: value}
         return result | ({"done": True, "ended": ended} if ended else {})

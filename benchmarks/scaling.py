@@ -29,8 +29,8 @@ from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.rungs import levels_of
-from wmlsearch.search.samplers.forest import MOST_PAST
-from wmlsearch.search.tune_patches import keep_all_processes
+from wmlsearch.search.samplers.forest import MAX_TRIALS
+from wmlsearch.search.tune_patches import reuse_all_actors
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri, push
 
@@ -52,7 +52,7 @@ class Constants:
 
     measured: str  # when and on what
     begin_ms: float  # a trial's proposal (forest) and folder, before any has ended
-    begin_ms_per_trial: float  # more for each trial that has ended, up to MOST_PAST of them
+    begin_ms_per_trial: float  # more for each trial that has ended, up to MAX_TRIALS of them
     report_ms: float
     end_ms: float
     bare_trial_ms: float  # of Tune and Ray themselves, for a trial of `EPOCHS` reports, with `BARE_AT_ONCE` actors
@@ -93,13 +93,13 @@ def _tree_bytes(folder: Path) -> tuple[int, int]:
 def measure() -> tuple[Constants, simulated.Times]:
     """Run the simulation, and ask its folders what they hold."""
     settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
-    with keep_all_processes():  # as in a search: else it is the start of processes that is measured
+    with reuse_all_actors():  # as in a search: else it is the start of processes that is measured
         bare = driver.bare(settings.model_copy(update={"trials": BARE}), BARE_AT_ONCE)
     with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out:
         search = simulated.new_search(Path(out) / "search", settings)
         times = simulated.simulate(search, settings, AT_ONCE)
         begin = bins(times.begin, BIN)
-        learned = [min(BIN * at + BIN / 2, MOST_PAST) for at in range(len(begin))]
+        learned = [min(BIN * at + BIN / 2, MAX_TRIALS) for at in range(len(begin))]
         begin_s, begin_slope_s = line(learned, begin)
         rows_bytes = sum(len(json.dumps(row.as_json())) + 1 for row in search.trial(0).rows())
         journal = search.journal.read_text().splitlines(keepends=True)
@@ -222,7 +222,7 @@ def need(constants: Constants, settings: RunSettings, gpus: int, epoch_s: float)
         trials_per_s=trials_per_s,
         tune_cores=reports_per_s * c.bare_trial_ms / EPOCHS / 1000,
         report_cores=(reports_per_s * c.report_ms + trials_per_s * c.end_ms) / 1000,
-        proposal_cores=trials_per_s * (c.begin_ms + c.begin_ms_per_trial * min(trials, MOST_PAST)) / 1000,
+        proposal_cores=trials_per_s * (c.begin_ms + c.begin_ms_per_trial * min(trials, MAX_TRIALS)) / 1000,
         result_bytes_per_s=reports_per_s * c.result_bytes,
         checkpoint_bytes_per_s=reports_per_s * (last + best),
         mirror_behind_s=(gpus + trials_per_s) / rows_per_s,
@@ -338,8 +338,8 @@ def draw(constants: Constants, times: simulated.Times, path: Path) -> None:
     left.plot(at, [constants.report_ms] * len(at), label="model: constant")
     left.set(title="the driver's time for a report", ylabel="ms")
     right.plot(at, [1000 * s for s in bins(times.begin, BIN)], "o", markersize=4, label="measured")
-    model = [constants.begin_ms + constants.begin_ms_per_trial * min(n, MOST_PAST) for n in at]
-    right.plot(at, model, label=f"model: linear up to {MOST_PAST} trials")
+    model = [constants.begin_ms + constants.begin_ms_per_trial * min(n, MAX_TRIALS) for n in at]
+    right.plot(at, model, label=f"model: linear up to {MAX_TRIALS} trials")
     right.set(title="the driver's time for a proposal and its folder")
     for axes in (left, right):
         axes.set(xlabel="trials so far", ylim=(0, None))

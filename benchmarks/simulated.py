@@ -19,7 +19,7 @@ from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import trial_record
-from wmlsearch.search.recorder import _Recorder
+from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL
@@ -84,13 +84,16 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
     """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
-    keeper = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.ranked_by)
-    recorder = _Recorder(search, settings, study, budget, LOCAL.checkpoint_location, keeper, _nobody, scheduler)
+    retention = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.ranked_by)
+    recorder = Recorder(search, settings, study, budget, LOCAL.checkpoint_location, retention, _nobody, scheduler)
     times, running, following = Times(), deque[tuple[Any, int]](), 0
     while running or following < settings.trials:
         if len(running) < at_once and following < settings.trials:
             started = time.perf_counter()
-            config = recorder.begin(following)
+            assignment = recorder.begin(following)
+            if assignment is None:
+                raise RuntimeError(budget.reason)
+            config = assignment.as_plain()
             times.begin.append(time.perf_counter() - started)
             running.append((SimpleNamespace(config=config, run_metadata=SimpleNamespace(num_failures=0)), 1))
             following += 1

@@ -39,12 +39,12 @@ class Ours:
 
     def hear(self, number: int, epoch: int, value: float) -> bool:
         self._report(number, epoch, value)
-        return self.scheduler.hear(number + 1, epoch, value)
+        return self.scheduler.report(number + 1, epoch, value)
 
     def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
         if state == "completed" and value is not None:
             self._report(number, epoch, value)
-            self.scheduler.hear(number + 1, epoch, value, ended=True)
+            self.scheduler.report(number + 1, epoch, value, ended=True)
         self.study.tell(number + 1, state, self.best.get(number))
 
     def _report(self, number: int, epoch: int, value: float) -> None:

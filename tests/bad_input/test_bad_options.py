@@ -140,15 +140,15 @@ REFUSED: dict[str, str] = {
     "tune --resume nothing": "nothing: no search or run of this name in runs (there: none), and no path to one",
     # storage, Ray
     "tune quick --data DATA --storage foo://x": (
-        "--storage foo://x: can't be written (Unrecognized filesystem type in URI: foo://x); name a folder or URI that "
-        "all machines of the cluster can write"
+        "--storage foo://x: cannot be written (Unrecognized filesystem type in URI: foo://x); name a folder or URI "
+        "that all machines of the cluster can write"
     ),
     "tune quick --data DATA --storage file": (
-        "--storage CWD/file: can't be written (File exists); name a folder or URI that all machines of the cluster "
+        "--storage CWD/file: cannot be written (File exists); name a folder or URI that all machines of the cluster "
         "can write"
     ),
     "tune quick --data DATA --storage file://": (
-        "--storage file://: can't be written (File URI cannot be relative: 'file://'); name a folder or URI that all "
+        "--storage file://: cannot be written (File URI cannot be relative: 'file://'); name a folder or URI that all "
         "machines of the cluster can write"
     ),
     "tune quick --data DATA --ray-address local": (

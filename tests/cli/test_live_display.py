@@ -14,6 +14,7 @@ from wmlsearch.cli.tables import show_search
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.final_training import write_result
+from wmlsearch.search.messages import TrialResult
 from wmlsearch.space import SearchSpace
 
 SETTINGS = RunSettings(trials=3).model_dump()
@@ -80,13 +81,13 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
     display.changed(run)
     assert console.export_text() == ""
     trained = {run.path}
-    write_result(run, {"replayed": [row.as_json() for row in run.rows()]}, trained)
+    write_result(run, TrialResult(replayed=run.rows()), trained)
     display.changed(run)
     display.changed(run)
     assert console.export_text() == (
         f"{name}: its process or machine died, so another one goes on with it after epoch 1\n"
     )
-    write_result(run, {"replayed": []}, trained, "no report for 5 s (--trial-timeout)")
+    write_result(run, TrialResult(replayed=[]), trained, "no report for 5 s (--trial-timeout)")
     display.changed(run)
     assert console.export_text() == (
         f"{name}: no report for 5 s (--trial-timeout), so another one goes on with it at its beginning\n"

@@ -115,7 +115,7 @@ def test_the_brackets_of_hyperband_stop_as_many(trials: int, most: int, grace: i
         for number in range(trials):
             for epoch in range(1, most + 1):
                 spent += 1
-                if scheduler.hear(number, epoch, epoch + chance.random()):  # so each epoch is the best so far
+                if scheduler.report(number, epoch, epoch + chance.random()):  # so each epoch is the best so far
                     break
     assert levels[0].trials == pytest.approx(trials)
     assert spent / rounds == pytest.approx(sum(level.epochs for level in levels), rel=0.05)
@@ -222,7 +222,8 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
     assert made.final_s == made.final_epochs == made.final_runs == made.gpu_hours == 0
     assert made.search_s > 0
     assert made.notes == (
-        "what the median rule stops depends on how trials learn; taken is that half of them go on, and to the end",
+        "how many trials the median rule stops depends on how they learn; the forecast assumes that half of them train "
+        "to the end",
         "--target-dice 0.9 is assumed not to be reached",
     )
     assert json.loads(json.dumps(made.as_dict())) == made.as_dict()

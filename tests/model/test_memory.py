@@ -39,7 +39,8 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import memory_admission, tune_loop
 from wmlsearch.search.final_training import write_result
 from wmlsearch.search.memory_admission import MemoryFit, limit_bytes, limit_to_share, predict_peak_memory
-from wmlsearch.search.trial_worker import Training, TrialWorker
+from wmlsearch.search.messages import TrialAssignment, WorkerJob
+from wmlsearch.search.trial_worker import TrainingSession, TrialWorker
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
@@ -205,7 +206,7 @@ def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch
 
 def test_what_does_not_fit_says_the_numbers(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MemoryFit(91_200_000_000, 70_000_000_000, 0.0).refusal == (
-        "needs about 91.2 GB of memory, but 70 GB are there"
+        "needs about 91.2 GB of memory, but 70 GB is available"
     )
     assert MemoryFit(1, 1, 0.0).refusal == ""
     data = PreparedData.open(prepared)
@@ -279,26 +280,28 @@ def test_a_training_without_room_ends_before_it_begins(
     """In this process; what the run folder then says of it, and of one that fits."""
     monkeypatch.setattr(memory_admission, "machine_bytes", lambda: 8 * 10**9)
     sent = Shipment(prepared, "here")
-    job = {"data": sent, "settings": RunSettings(epochs=1).model_dump(), "threads": torch.get_num_threads()}
+    job = WorkerJob(sent, RunSettings(epochs=1), torch.get_num_threads())
     found = {}
     for name, values in (("big", BIG), ("small", SMALL)):
         run = RunDir.create(tmp_path / name, run_record({"name": name}))
-        training = Training(job, {"config": TrialConfig(**values).model_dump(), "place": str(run.path)})
+        assignment = TrialAssignment(config=TrialConfig(**values), checkpoint_location=str(run.path))
+        training = TrainingSession(job, assignment)
         found[name] = training.step()
         training.close()
         write_result(run, found[name], set())
-        run.set_status(found[name]["ended"], found[name].get("reason", ""))
+        run.set_status(found[name].ended, found[name].reason)
     big, small = RunDir(tmp_path / "big"), RunDir(tmp_path / "small")
-    assert (found["big"]["done"], big.state, big.rows()) == (True, "out_of_memory", [])
-    assert big.status().reason == found["big"]["reason"]
-    assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", big.status().reason)
-    assert big.status().predicted_memory_mb == found["big"]["predicted_memory_mb"] > 8e9 / 2**20
+    assert (found["big"].done, big.state, big.rows()) == (True, "out_of_memory", [])
+    assert big.status().reason == found["big"].reason
+    assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB is available: not run", big.status().reason)
+    assert big.status().predicted_memory_mb == found["big"].predicted_memory_mb > 8e9 / 2**20
     assert (small.state, len(small.rows())) == ("completed", 1)
     assert 100 < small.status().predicted_memory_mb < 8000
     # One that goes on from a checkpoint has found its room before.
     monkeypatch.setattr(memory_admission, "machine_bytes", lambda: 0)
-    again = Training(job, {"config": TrialConfig(**SMALL).model_dump(), "place": str(small.path), "heard": 1})
-    assert again.step()["ended"] == "completed"
+    assignment = TrialAssignment(config=TrialConfig(**SMALL), checkpoint_location=str(small.path), reported_epochs=1)
+    again = TrainingSession(job, assignment)
+    assert again.step().ended == "completed"
     again.close()
 
 
@@ -369,7 +372,7 @@ def test_what_finds_no_room_is_never_run(prepared: Path, tmp_path: Path, monkeyp
         if run.state == "out_of_memory":
             assert not run.rows()
             assert not run.last.exists()
-            assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB are there: not run", status.reason)
+            assert re.fullmatch(r"needs about [\d.]+ GB of memory, but [\d.]+ GB is available: not run", status.reason)
             assert status.predicted_memory_mb > 4 * 4 * 1.9e9 / 2**20
         else:
             assert status.predicted_memory_mb > 300
@@ -390,8 +393,8 @@ def test_a_baseline_without_room_is_said_at_once(
     text = str(refused.value)
     assert text.startswith("the baseline configuration with batches of 5 images of 32 x 32 pixels needs about 0.")
     assert text.endswith(
-        f" GB of memory, but 0 GB are there for each of {min(6, resources.available_cpus())} trials at a time; split "
-        "each batch over more workers (--workers-per-trial), prepare the data with a smaller --size, or search without "
-        "it (--no-baseline)"
+        f" GB of memory, but 0 GB is available for each of {min(6, resources.available_cpus())} trials at a time; "
+        "split each batch over more workers (--workers-per-trial), prepare the data with a smaller --size, or search "
+        "without it (--no-baseline)"
     )
     assert not (tmp_path / "s" / "search.json").exists()

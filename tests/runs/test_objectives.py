@@ -26,7 +26,8 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.objectives import best_epoch, front, objective_warnings, values_of
 from wmlsearch.search.checkpoints import CheckpointRetention
-from wmlsearch.search.optuna_study import Study, known_earlier
+from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import preflight
@@ -188,13 +189,13 @@ def test_the_weights_of_the_front_are_kept(tmp_path: Path) -> None:
     def kept(
         objectives: Sequence[str], values: Sequence[Sequence[float] | None], room: float = float("inf")
     ) -> list[int]:
-        keeper = CheckpointRetention(lambda run: str(run.path), lambda _: 1, room, objectives)
+        retention = CheckpointRetention(lambda run: str(run.path), lambda _: 1, room, objectives)
         all_runs = [RunDir(tmp_path / str(number)) for number in range(len(values))]
         for run, its in zip(all_runs, values, strict=True):
             run.path.mkdir(exist_ok=True)
             run.best.touch()
             run.last.touch()
-            keeper.ended(run, its)
+            retention.trial_ended(run, its)
         assert not any(run.last.exists() for run in all_runs)
         return [int(run.name) for run in all_runs if run.best.exists()]
 
@@ -286,7 +287,7 @@ def test_warm_start_takes_what_came_to_its_end(tmp_path: Path) -> None:
     written(first, 0, inside, [(0.3, 10.0), (0.5, 20.0), (0.4, 90.0)], "completed")
     written(first, 1, inside, [(0.6, 20.0)], "stopped")
     written(first, 2, inside, [(0.6, None)], "completed")
-    taken, left_out = known_earlier([first], space, settings, "f")
+    taken, left_out = select_earlier_trials([first], space, settings, "f")
     assert [(trial.state, trial.values, trial.final) for trial in taken] == [("completed", {}, [0.5, 20.0])]
     assert left_out == {"stopped before its end": 1, "without a value of each objective": 1}
     search = SearchDir.create(tmp_path / "new", search_record(about))

@@ -32,7 +32,7 @@ from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.recorder import _failure, _Recorder
+from wmlsearch.search.recorder import Recorder, describe_failure
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
@@ -102,7 +102,7 @@ def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
     assert not budget.stop_all()
     budget._last -= 10
     assert budget.stop_all()
-    assert budget.reason == "--max-hours 1 is reached, 0.5 of it are kept for the final runs"
+    assert budget.reason == "--max-hours 1 is reached (0.5 of it is reserved for the final runs)"
 
 
 def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> None:
@@ -202,15 +202,17 @@ import json, resource, sys
 from pathlib import Path
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.search import memory_admission
-from wmlsearch.search.trial_worker import Training
+from wmlsearch.search.messages import TrialAssignment, WorkerJob
+from wmlsearch.search.trial_worker import TrainingSession
 from wmlsearch.config import RunSettings, TrialConfig
 data = Shipment(Path(sys.argv[1]), sys.argv[2])
-job = {"data": data, "settings": RunSettings().model_dump(), "threads": 1}
-training = Training(job, {"config": TrialConfig(base_channels=512).model_dump(), "place": sys.argv[3]})
+job = WorkerJob(data, RunSettings(), 1)
+assignment = TrialAssignment(config=TrialConfig(base_channels=512), checkpoint_location=sys.argv[3])
+training = TrainingSession(job, assignment)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 memory_admission.limit_bytes = lambda *_: 2**62  # what is known before lets it through
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-print(json.dumps(training.step()))
+print(json.dumps(training.step().as_plain("val_dice_best")))
 """
 
 
@@ -278,12 +280,12 @@ def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) 
     console = Console(width=120, record=True, file=io.StringIO())
     display = SearchDisplay(console, search, space(), settings)
     proposals, budget = Study(search, space(), settings), Budget(search, settings, Slots(1, 1, 1, 0.0))
-    keeper = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.ranked_by)
+    retention = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.ranked_by)
     scheduler = Scheduler(settings)
-    recorder = _Recorder(
-        search, settings, proposals, budget, LOCAL.checkpoint_location, keeper, display.changed, scheduler
+    recorder = Recorder(
+        search, settings, proposals, budget, LOCAL.checkpoint_location, retention, display.changed, scheduler
     )
-    trial = SimpleNamespace(config=recorder.begin(0), run_metadata=SimpleNamespace(num_failures=0))
+    trial = SimpleNamespace(config=recorder.begin(0).as_plain(), run_metadata=SimpleNamespace(num_failures=0))
 
     def hear(epoch: int, **more: Any) -> None:
         report = row(0, epoch, settings.epochs)
@@ -303,7 +305,7 @@ def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) 
 
 
 def test_what_tune_gave_up_has_a_kind() -> None:
-    assert _failure(None)[0] == "lost"
-    assert _failure(ray.exceptions.ActorDiedError())[0] == "lost"
-    assert _failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
-    assert _failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")
+    assert describe_failure(None)[0] == "lost"
+    assert describe_failure(ray.exceptions.ActorDiedError())[0] == "lost"
+    assert describe_failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
+    assert describe_failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")

@@ -12,8 +12,9 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.search.optuna_study import STARTUP_TRIALS, Study
-from wmlsearch.search.samplers.forest import MOST_PAST, TREES, encode, judge, propose
+from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.samplers.forest import MAX_TRIALS, TREES, encode, predict_ranks, propose
+from wmlsearch.search.samplers.optuna_samplers import STARTUP_TRIALS
 from wmlsearch.space import SearchSpace
 
 SPACE = SearchSpace.of(
@@ -76,12 +77,12 @@ def test_it_judges_as_scikit_learns_forest_does() -> None:
     rng = np.random.default_rng(0)
     known, ranks, asked = rng.random((50, 7)).tolist(), rng.random(50).tolist(), rng.random((4, 7)).tolist()
     forest = ExtraTreesRegressor(TREES, max_features=0.8, random_state=7).fit(known, ranks)
-    assert np.array_equal(judge(known, ranks, asked, seed=7), forest.predict(asked))
+    assert np.array_equal(predict_ranks(known, ranks, asked, seed=7), forest.predict(asked))
 
 
 def test_of_very_many_trials_it_learns_from_some_and_still_finds_what_is_good() -> None:
     rng = np.random.default_rng(0)
-    sampled = [SPACE.sample(rng) for _ in range(2 * MOST_PAST)]
+    sampled = [SPACE.sample(rng) for _ in range(2 * MAX_TRIALS)]
     past = [(values, (EPOCHS, end(values))) for values in sampled]
     proposed = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(10)]
     assert proposed[0] == propose(SPACE, past, np.random.default_rng(0)), "the same some for the same seed"

@@ -19,6 +19,7 @@ from pyarrow import fs
 from records import search_record
 from whole_search import told
 
+from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import folders
@@ -28,13 +29,15 @@ from wmlsearch.search import checkpoints, memory_admission, trial_worker
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, most_checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention, Checkpoints
-from wmlsearch.search.optuna_study import Study, known_earlier
+from wmlsearch.search.messages import WorkerJob
+from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import FACTORS, Population, Takeover, expected_size, most_snapshots
-from wmlsearch.search.recorder import _Recorder
+from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.rungs import Rung, levels_of
 from wmlsearch.search.scheduler import Scheduler
-from wmlsearch.search.trial_worker import Training
-from wmlsearch.search.tune_loop import _recall
+from wmlsearch.search.trial_worker import TrainingSession
+from wmlsearch.search.tune_loop import replay_reports
+from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows import preflight
 
@@ -52,40 +55,42 @@ def settings(**values: Any) -> RunSettings:
 
 def test_the_worst_quarter_is_stopped_and_the_best_quarter_is_kept() -> None:
     population = Population(settings())
-    assert [population.hear(number, 1, 0.0) for number in range(9)] == [False] * 9, "compared at multiples of 2 only"
+    assert [population.report(number, 1, 0.0) for number in range(9)] == [False] * 9, "compared at multiples of 2 only"
     heard = [0.5, 0.6, 0.4, 0.3, 0.1, 0.7, 0.2, 0.65, 0.45, 0.15]
-    stopped = [number for number, value in enumerate(heard) if population.hear(number, 2, value)]
+    stopped = [number for number, value in enumerate(heard) if population.report(number, 2, value)]
     # the fourth is the worst of four; 0.2 is among the worst of seven but not the worst; of ten the worst two go
     assert stopped == [3, 4, 9]
-    assert population.kept[2] == [5, 7, 1, 0], "a quarter of 16 trials"
+    assert population.candidates[2] == [5, 7, 1, 0], "a quarter of 16 trials"
     assert population.successors[3] == Takeover(3, 1, 2)
     assert population.successors[4] == Takeover(4, 1, 2)
     assert population.successors[9].parent in (5, 7)
     for number in range(10, 13):
-        population.hear(number, 2, 0.8)
-    assert population.kept[2] == [10, 11, 12, 5], "of equals who came first"
-    assert not population.wants(1, 2)
-    population.owe(3)
-    assert population.wants(1, 2), "a child is to begin with it"
-    assert [population.hear(number, 7, 0.0) for number in range(9)] == [False] * 9, "the last epoch ends a trial anyway"
+        population.report(number, 2, 0.8)
+    assert population.candidates[2] == [10, 11, 12, 5], "of equals who came first"
+    assert not population.needs_snapshot(1, 2)
+    population.add_pending(3)
+    assert population.needs_snapshot(1, 2), "a child is to begin with it"
+    assert [population.report(number, 7, 0.0) for number in range(9)] == [False] * 9, (
+        "the last epoch ends a trial anyway"
+    )
 
 
 def test_among_equals_nobody_is_poor() -> None:
     population = Population(settings())
-    assert not any(population.hear(number, 2, 0.0) for number in range(40))
-    assert population.kept[2] == list(range(4))
-    assert not population.hear(40, 2, 0.1)
-    assert population.hear(41, 2, -0.1)
+    assert not any(population.report(number, 2, 0.0) for number in range(40))
+    assert population.candidates[2] == list(range(4))
+    assert not population.report(40, 2, 0.1)
+    assert population.report(41, 2, -0.1)
 
 
 def test_who_ended_by_itself_is_no_parent_and_counts_for_nothing() -> None:
     scheduler = Scheduler(settings())
     for number in range(3):
-        assert not scheduler.hear(number, 2, 0.5)
-    assert not scheduler.hear(3, 2, 0.1, ended=True)
-    assert not scheduler.hear(3, 2, 0.1), "what was heard before changes nothing"
-    assert scheduler.hear(4, 2, 0.1)
-    assert scheduler.why(4, 2) == (
+        assert not scheduler.report(number, 2, 0.5)
+    assert not scheduler.report(3, 2, 0.1, ended=True)
+    assert not scheduler.report(3, 2, 0.1), "what was heard before changes nothing"
+    assert scheduler.report(4, 2, 0.1)
+    assert scheduler.stop_reason(4, 2) == (
         "in the worst quarter at epoch 2: a child of trial-0000 takes its place",
         Successor(parent=0, epoch=2),
     )
@@ -123,11 +128,11 @@ def test_the_forecast_of_a_population(trials: int, epochs: int, grace: int) -> N
         for number in range(trials):  # one after another, values by chance
             for epoch in range(begin[number] + 1, epochs + 1):
                 spent += 1
-                if population.hear(number, epoch, chance.random()):
+                if population.report(number, epoch, chance.random()):
                     if number + 1 < trials:
                         begin[number + 1] = epoch
                     break
-        most = max(most, sum(len(parents) for parents in population.kept.values()))
+        most = max(most, sum(len(parents) for parents in population.candidates.values()))
     expected = sum(level.epochs for level in levels_of(chosen))
     assert expected == pytest.approx(spent / rounds, rel=0.06)
     assert most <= most_snapshots(chosen, 1)
@@ -152,10 +157,10 @@ def test_a_cap_on_checkpoints_has_room_for_snapshots() -> None:
     with pytest.raises(InputError) as caught:
         bytes_for_best_weights(SPACE, chosen, Slots(2, 1, 1, 0.0))
     assert str(caught.value) == (
-        f"--max-checkpoint-gb 0.5: 2 running trials may need {running / 1e9:.3g} GB, 44 snapshots that children may "
-        f"begin with {kept / 1e9:.3g} GB and the best weights {best / 1e9:.3g} GB; give at least "
-        f"{math.ceil((running + kept + best) / 1e6) / 1000:g}, or search smaller networks, or compare less often by "
-        "--grace-epochs"
+        f"--max-checkpoint-gb 0.5: 2 running trials may need {running / 1e9:.3g} GB, 44 snapshots for children "
+        f"{kept / 1e9:.3g} GB and the best weights {best / 1e9:.3g} GB; give at least "
+        f"{math.ceil((running + kept + best) / 1e6) / 1000:g}, or search smaller networks, or compare less often "
+        "(--grace-epochs)"
     )
     enough = chosen.model_copy(update={"max_checkpoint_gb": 2.0})
     assert bytes_for_best_weights(SPACE, enough, Slots(2, 1, 1, 0.0)) == 2e9 - running - kept
@@ -230,23 +235,23 @@ class World:
     def run(self, chosen: RunSettings, at_once: int = 1) -> None:
         """As `run_trials`, without Tune; of several slots each trains an epoch in turn."""
         scheduler = Scheduler(chosen)
-        _recall(self.search, chosen, scheduler)
+        replay_reports(self.search, chosen, scheduler)
         proposals = Study(self.search, SPACE, chosen)
         budget = Budget(self.search, chosen, Slots(at_once, 1, 1, 0.0))
-        keeper = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.ranked_by)
-        recorder = _Recorder(self.search, chosen, proposals, budget, self.place, keeper, lambda _run: None, scheduler)
-        job = {"data": {}, "settings": chosen.model_dump(), "threads": 1, "keep_every": chosen.grace_epochs}
+        retention = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.ranked_by)
+        recorder = Recorder(self.search, chosen, proposals, budget, self.place, retention, lambda _run: None, scheduler)
+        job = WorkerJob(Shipment(Path(), ""), chosen, threads=1, snapshot_every=chosen.grace_epochs)
         numbers = [n for n in range(chosen.trials) if self.search.trial(n).state in UNFINISHED]
-        running: list[tuple[Any, Training]] = []
+        running: list[tuple[Any, TrainingSession]] = []
         while True:
             while numbers and len(running) < at_once and (begun := recorder.begin(numbers[0])) is not None:
                 numbers.pop(0)
-                trial = SimpleNamespace(config=begun, run_metadata=SimpleNamespace(num_failures=0))
-                running.append((trial, Training(job, begun)))
+                trial = SimpleNamespace(config=begun.as_plain(), run_metadata=SimpleNamespace(num_failures=0))
+                running.append((trial, TrainingSession(job, begun)))
             if not running or budget.reason:
                 break
             for trial, training in list(running):
-                result = training.step()
+                result = training.step().as_plain(chosen.objective)
                 if result.get("done"):
                     scheduler.on_trial_complete(None, trial, result)
                 elif scheduler.on_trial_result(None, trial, result) == "STOP":
@@ -256,7 +261,7 @@ class World:
                 if result.get("done"):
                     training.close()
                     running.remove((trial, training))
-        recorder.finish_open()
+        recorder.interrupt_unfinished()
 
     def snapshots(self) -> set[tuple[str, int]]:
         found = set()
@@ -322,7 +327,7 @@ def test_children_go_on_where_their_parents_were(world: Callable[..., World]) ->
     assert [trial[-1] for trial in told(here.search)] == fresh, "the paper's point lies outside this space"
     assert not any(here.search.path.rglob("epoch-*")), "at the end nobody begins any more"
     assert 0 < here.most <= most_snapshots(chosen, 1)
-    left = known_earlier([here.search], SPACE, chosen, "f")[1]
+    left = select_earlier_trials([here.search], SPACE, chosen, "f")[1]
     assert left["children of population based training"] == len(children)
 
 
@@ -412,11 +417,11 @@ def test_a_snapshot_is_another_name_of_the_file(tmp_path: Path) -> None:
     for path in (parent.last, parent.best):
         path.write_bytes(path.name.encode())
     for _ in range(2):  # a process that died may do it again
-        parent.keep(4)
+        parent.save_snapshot(4)
     assert (tmp_path / "0" / "epoch-0004.pt").samefile(parent.last)
     assert parent.snapshots() == [4]
-    assert not child.take_over(str(tmp_path / "0"), 2)
-    assert child.take_over(str(tmp_path / "0"), 4)
+    assert not child.copy_snapshot(str(tmp_path / "0"), 2)
+    assert child.copy_snapshot(str(tmp_path / "0"), 4)
     assert (child.last.read_bytes(), child.best.read_bytes()) == (b"last.pt", b"best.pt")
     parent.delete_snapshot(4)
     assert sorted(path.name for path in tmp_path.rglob("*.pt*")) == ["best.pt", "best.pt", "last.pt", "last.pt"]

@@ -17,7 +17,8 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.final_training import TrainingRequest, train_runs
-from wmlsearch.search.trial_worker import Training
+from wmlsearch.search.messages import TrialAssignment, WorkerJob
+from wmlsearch.search.trial_worker import TrainingSession
 from wmlsearch.tracking.sync import default_uri
 
 pytestmark = pytest.mark.slow
@@ -71,14 +72,11 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
     one = child(population)
     about = one.record()
     settings = about.settings
-    job = {
-        "data": make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False),
-        "settings": settings.model_dump(),
-        "threads": 1,
-    }
-    trial = {"config": about.config.model_dump(), "place": str(tmp_path / "here"), "rate_factors": about.rate_factors}
-    training = Training(job, trial)
-    rows = [plain(training.step()["report"]) for _ in one.rows()]
+    job = WorkerJob(make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), settings, 1)
+    here = str(tmp_path / "here")
+    assignment = TrialAssignment(config=about.config, checkpoint_location=here, rate_factors=about.rate_factors)
+    training = TrainingSession(job, assignment)
+    rows = [plain(report.as_json()) for _ in one.rows() if (report := training.step().report)]
     assert rows == [plain(row.as_json()) for row in one.rows()]
     if one.best.exists():
         assert (
@@ -90,7 +88,7 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
     final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-seed0", "kind": "confirmation"}))
     with ray_session(None):
         order = TrainingRequest(final, final.record(), settings.seed, str(final.path))
-        train_runs([order], settings, job["data"], SLOT, lambda part: part.name)
+        train_runs([order], settings, job.shipment, SLOT, lambda part: part.name)
     assert final.state == "completed"
     shown = [row.metrics["learning_rate"] for row in final.rows()]
     assert shown[: len(rows)] == [row["learning_rate"] for row in rows]

@@ -26,7 +26,8 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import checkpoints, final_training
 from wmlsearch.search.checkpoints import Checkpoints, check_unused, check_writable, delete_checkpoint
-from wmlsearch.search.trial_worker import Training, _lost_a_rank
+from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
+from wmlsearch.search.trial_worker import TrainingSession, _lost_a_rank
 from wmlsearch.search.worker_group import WorkerGroup
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
@@ -113,7 +114,7 @@ def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         check_writable(str(place))
     assert str(refused.value) == (
-        f"--storage {place}: can't be written (Not a directory); "
+        f"--storage {place}: cannot be written (Not a directory); "
         "name a folder or URI that all machines of the cluster can write"
     )
     check_writable(str(tmp_path))
@@ -130,30 +131,27 @@ def test_a_storage_with_another_runs_checkpoints_is_refused(tmp_path: Path) -> N
     with pytest.raises(InputError) as refused:
         check_unused(str(tmp_path / "s"))
     assert str(refused.value) == (
-        f"--storage: {tmp_path}/s holds 1 checkpoint of another run of this name already, such as trials/0000/last.pt, "
+        f"--storage: {tmp_path}/s holds 1 checkpoint of another run of this name (such as trials/0000/last.pt), "
         "and nothing is overwritten; choose another --name, or delete that folder"
     )
 
 
 def test_of_another_trainings_checkpoint_nobody_hears(prepared: Path, tmp_path: Path) -> None:
-    job = {
-        "data": make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False),
-        "settings": RunSettings(epochs=2).model_dump(),
-        "threads": 1,
-    }
+    job = WorkerJob(make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), RunSettings(epochs=2), 1)
     small = {"depth": 2, "base_channels": 4, "batch_size": 7}
 
-    def training(**more: Any) -> Training:
-        return Training(job, {"config": TrialConfig(**small, **more).model_dump(), "place": str(tmp_path)})
+    def training(**more: Any) -> TrainingSession:
+        config = TrialConfig(**small, **more)
+        return TrainingSession(job, TrialAssignment(config=config, checkpoint_location=str(tmp_path)))
 
     one = training()
-    assert one.step()["epoch"] == 1
+    assert one.step().epoch == 1
     one.close()
     result = training(dropout=0.3).step()
-    assert (result["done"], result["ended"]) == (True, "failed")
-    assert result["reason"].startswith(f"{tmp_path}/last.pt: belongs to another training; choose another name")
-    assert not {"replayed", "report", "epoch"} & set(result)
-    assert training().step()["replayed"][0]["epoch"] == 1
+    assert (result.done, result.ended) == (True, "failed")
+    assert result.reason.startswith(f"{tmp_path}/last.pt: belongs to another training; choose another name")
+    assert (result.replayed, result.report) == (None, None)
+    assert [row.epoch for row in training().step().replayed or ()] == [1]
 
 
 def test_an_object_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +214,9 @@ def test_a_final_run_that_is_killed_at_its_end_keeps_what_it_has(
         with monkeypatch.context() as patch:
             patch.setattr(owner, word, killed)
             with pytest.raises(SystemExit):
-                final_training.finish(order, {"ended": "completed"})
+                final_training.finish_run(order, TrialResult(done=True, ended="completed"))
         assert (run.state, kept.last.exists()) == (state, True), "it goes on, or has ended"
-    final_training.finish(order, {"ended": "completed"})
+    final_training.finish_run(order, TrialResult(done=True, ended="completed"))
     assert (run.best.read_bytes(), kept.last.exists(), kept.best.exists()) == (b"best.pt", False, True)
 
 
@@ -244,12 +242,14 @@ def test_checkpoints_in_a_folder_are_the_files_themselves(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
-def test_a_group_beyond_repair_holds_nothing(tmp_path: Path) -> None:
+def test_a_group_beyond_repair_holds_nothing(prepared: Path, tmp_path: Path) -> None:
     """Ray Train leaves the placement group of a run that failed, and the next trial would wait for ever."""
     with ray_session(None):
         whole = ray.cluster_resources()
-        group = WorkerGroup({"threads": "none"}, Slots(1, 2, 1, 0.0), retries=0)  # what no rank can start with
-        group.start({"config": {}, "place": str(tmp_path)})
+        shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
+        job = WorkerJob(shipment, RunSettings(), "none", Slots(1, 2, 1, 0.0))  # type: ignore[arg-type]  # no rank can start
+        group = WorkerGroup(job, retries=0)
+        group.start(TrialAssignment(config=TrialConfig(), checkpoint_location=str(tmp_path)))
         with pytest.raises(RuntimeError, match=r"set_num_threads"):
             group.step()
         group.close()

@@ -22,6 +22,7 @@ from wmlsearch.search import final_training
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.interrupts import graceful_stop
+from wmlsearch.search.messages import TrialResult
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
@@ -41,7 +42,7 @@ def in_mlflow(out: Path) -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in MlflowClient(default_uri(out)).search_runs(["1"])}
 
 
-def fake_worker_group(result: dict[str, Any]) -> type:
+def fake_worker_group(result: TrialResult) -> type:
     """Return a worker group whose first step is its last, with this result."""
 
     class FakeWorkerGroup:
@@ -51,8 +52,8 @@ def fake_worker_group(result: dict[str, Any]) -> type:
         def start(self, _trial: Any) -> None:
             pass
 
-        def step(self) -> dict[str, Any]:
-            return {**result, "done": True}
+        def step(self) -> TrialResult:
+            return result.with_end(result.ended, result.reason)
 
         def close(self) -> None:
             pass
@@ -87,7 +88,7 @@ def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -
 def test_a_full_storage_ends_the_final_runs_everywhere(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = fake_worker_group({"ended": "interrupted", "reason": "No space left on device: 'last.pt'"})
+    group = fake_worker_group(TrialResult(ended="interrupted", reason="No space left on device: 'last.pt'"))
     monkeypatch.setattr(final_training, "WorkerGroup", group)
     outcome = tune_to_the_end(prepared, tmp_path, lambda _run: None)
     search, reason = SearchDir(outcome.run.path), "stopped, since No space left on device: 'last.pt'"
@@ -105,7 +106,7 @@ def test_mlflow_gets_an_end_after_which_the_disk_was_full(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "journal")
 
-    monkeypatch.setattr(CheckpointRetention, "ended", full)
+    monkeypatch.setattr(CheckpointRetention, "trial_ended", full)
     outcome = tune(prepared, tmp_path)
     assert outcome.early == "stopped, since [Errno 28] No space left on device: 'journal'"
     assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED"}
@@ -132,14 +133,14 @@ def test_an_ended_training_stays_ended(
     error: type[BaseException], raised: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, or an error, while the processes of Ray Train shut down."""
-    finish = final_training.finish
+    finish = final_training.finish_run
 
     def disturbed(*arguments: Any) -> None:
         finish(*arguments)
         raise error
 
-    monkeypatch.setattr(final_training, "WorkerGroup", fake_worker_group({"ended": "completed"}))
-    monkeypatch.setattr(final_training, "finish", disturbed)
+    monkeypatch.setattr(final_training, "WorkerGroup", fake_worker_group(TrialResult(ended="completed")))
+    monkeypatch.setattr(final_training, "finish_run", disturbed)
     run = RunDir(tmp_path / "t")
 
     request = TrainRequest(TrialConfig(depth=2, base_channels=4, batch_size=4), RunSettings(epochs=2), prepared)

@@ -19,9 +19,10 @@ from whole_search import EPOCHS, begin, run, start, told, tune
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ENDED
-from wmlsearch.search.optuna_study import Study, known_earlier
+from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.scheduler import Scheduler
-from wmlsearch.search.tune_loop import _recall
+from wmlsearch.search.tune_loop import replay_reports
+from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
@@ -56,7 +57,7 @@ def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -
     final = 2 * EPOCHS
     output = run(tune(tmp_path, "--resume", "s", "--max-epochs-total", str(had + 3 + final)))
     assert (
-        f"ended early: --max-epochs-total {had + 3 + final} is reached, {final} of it are kept for the final runs"
+        f"ended early: --max-epochs-total {had + 3 + final} is reached ({final} of it is reserved for the final runs)"
         in output
     )
     assert sum(len(run.rows()) for run in search.trials()) == had + 3
@@ -132,7 +133,7 @@ def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path
         for number in numbers:
             for epoch, value in enumerate(curves[number], start=1):
                 lasted[number] = epoch
-                if scheduler.hear(number, epoch, value, ended=epoch == 9):
+                if scheduler.report(number, epoch, value, ended=epoch == 9):
                     break
         return lasted
 
@@ -143,11 +144,11 @@ def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path
         state = "completed" if whole[number] == 9 else "running" if number == 11 else "stopped"
         written(search, number, space.config({}), values, state)
     scheduler = Scheduler(settings)
-    _recall(search, settings, scheduler)
+    replay_reports(search, settings, scheduler)
     assert live(scheduler, range(12, 24)) == {number: whole[number] for number in range(12, 24)}
     # trial 11 died between its last line and its status
     assert search.trial(11).status().state == ("completed" if whole[11] == 9 else "stopped")
-    assert not scheduler.hear(3, 1, 0.0), "what was heard before changes nothing"
+    assert not scheduler.report(3, 1, 0.0), "what was heard before changes nothing"
 
 
 def about(**more: Any) -> Mapping[str, Any]:
@@ -166,7 +167,7 @@ def test_warm_start_takes_trials_that_fit_and_counts_the_others(tmp_path: Path) 
     written(other, 0, inside, [0.9], "completed")
     longer = SearchDir.create(tmp_path / "longer", search_record(about(settings=RunSettings(epochs=40).model_dump())))
     written(longer, 0, inside, [0.9], "completed")
-    taken, left_out = known_earlier([first, other, longer], space, settings, "f")
+    taken, left_out = select_earlier_trials([first, other, longer], space, settings, "f")
     assert [(trial.state, trial.values) for trial in taken] == [
         ("completed", {1: 0.3, 2: 0.5}),
         ("stopped", {1: 0.2}),

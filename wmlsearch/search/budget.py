@@ -1,4 +1,4 @@
-"""When a search should end before its last trial: its budgets, a wish to stop, an error that comes again and again."""
+"""When a search ends before its last trial: a budget is used up, a stop is requested, or trials keep failing."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import EpochRow
 
-TICK_S = 1.0  # how often the clock is read and the run folder asked
-SAME_ERRORS = 3  # so many trials with the same traceback are no accident
-STOP_WISH = "stopped by `wmlsearch stop`"
+TICK_S = 1.0  # between two looks at the clock and at the run folder
+SAME_ERRORS = 3  # so many trials with the same traceback end the search
+STOP_REQUESTED = "stopped by `wmlsearch stop`"
 
 
 class Budget(tune.Stopper):
-    """What the trials have used, over all sessions of a search, and the `reason` to end it, once there is one.
+    """What the trials of a search have used, over all of its sessions, and the `reason` to end it, or "".
 
-    Time in which no process ran the search does not count. The trials end while enough is left of a budget for the
-    final runs, as far as their epochs can be foreseen. Tune asks `stop_all` at each turn of its loop.
+    Time in which no process ran the search does not count. The trials end early enough to leave the expected cost of
+    the final runs in each budget. Tune calls `stop_all` at each turn of its loop.
+
+    Attributes:
+        reason: Why the trials end early, one line and perhaps a traceback; "" while they go on.
+        failed: Whether the reason is an error in the program.
+        storage_error: Why the run folder or the storage cannot be written any more, or None.
+        running: The number of running trials; the recorder sets it.
     """
 
     def __init__(self, search: SearchDir, settings: RunSettings, slots: Slots) -> None:
         self.search, self.settings = search, settings
         self.gpus_per_trial = slots.workers * slots.gpus
         self.reason, self.failed = "", False
-        self.broken: OSError | None = None  # why the run folder or a storage can't be written any more
+        self.storage_error: OSError | None = None
         self.slots = slots.count
-        self.running = 0  # trials, as the recorder counts them
+        self.running = 0
         self.epochs, self.epochs_s, self.best_dice = 0, 0.0, 0.0
         for run in search.trials():
             for row in run.trained_rows():
@@ -44,31 +50,32 @@ class Budget(tune.Stopper):
         self._errors: Counter[str] = Counter()
 
     def add(self, row: EpochRow) -> None:
-        """An epoch of a trial."""
+        """Count an epoch of a trial."""
         self.epochs += 1
         self.epochs_s += row.metrics.get("epoch_s") or 0.0
         self.best_dice = max(self.best_dice, row.metrics.get("val_dice_best") or 0.0)
 
     def add_error(self, trace: str) -> None:
-        """A trial ended by an error in the program."""
-        self._errors[_place(trace)] += 1
-        if self._errors[_place(trace)] >= SAME_ERRORS and not self.reason:
+        """Count a trial that an error in the program ended."""
+        kind = _error_kind(trace)
+        self._errors[kind] += 1
+        if self._errors[kind] >= SAME_ERRORS and not self.reason:
             self.reason = f"{SAME_ERRORS} trials failed with the same error:\n{trace.strip()}"
             self.failed = True
 
-    def break_off(self, error: OSError) -> None:
-        """The search can't go on: what it is told could not be kept."""
-        self.broken = self.broken or error
+    def abort(self, error: OSError) -> None:
+        """End the search, since a result could not be written."""
+        self.storage_error = self.storage_error or error
         self.reason = self.reason or f"stopped, since {error}"
 
     def tick(self, at_least_s: float = 0.0) -> None:
-        """Count the time since the last tick, if it is long enough ago."""
+        """Count the time since the last tick, if that was at least `at_least_s` seconds ago."""
         passed = time.monotonic() - self._last
         if passed >= at_least_s:
             self._last += passed
             self._seconds += passed
             self._gpu_seconds += passed * self.running * self.gpus_per_trial
-            with suppress(OSError):  # the disk is full or away: a later tick writes it, and an epoch's line says so
+            with suppress(OSError):  # a later tick writes it; the recorder reports a disk that is full
                 self.search.update_usage(seconds=self._seconds, gpu_seconds=self._gpu_seconds)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -77,17 +84,18 @@ class Budget(tune.Stopper):
     def stop_all(self) -> bool:
         if self.reason:
             return True
-        before = self._last
+        last = self._last
         self.tick(TICK_S)
-        if self._last != before and self.search.stop_requested():
-            self.reason = STOP_WISH
+        if self._last != last and self.search.stop_requested():
+            self.reason = STOP_REQUESTED
         else:
-            self.reason = self._reached()
+            self.reason = self._used_up()
         return bool(self.reason)
 
-    def _reached(self) -> str:
+    def _used_up(self) -> str:
+        """Return which budget is used up, or ""."""
         limits, runs = self.settings, self.settings.final_runs
-        run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # if it takes all its epochs
+        run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # of a final run that trains all epochs
         at_once = max(min(self.slots, runs), 1)
         for name, used, final, limit in (
             ("--max-hours", self._seconds / 3600, run_s * -(-runs // at_once) / 3600, limits.max_hours),
@@ -97,13 +105,13 @@ class Budget(tune.Stopper):
             ("--target-dice", self.best_dice, 0, limits.target_dice),
         ):  # fmt: skip
             if limit is not None and used + final >= limit:
-                kept = f", {final:.3g} of it are kept for the final runs" if final else ""
-                return f"{name} {limit:g} is reached{kept}"
+                reserved = f" ({final:.3g} of it is reserved for the final runs)" if final else ""
+                return f"{name} {limit:g} is reached{reserved}"
         return ""
 
 
-def _place(trace: str) -> str:
-    """What two tracebacks of the same error share: where it was raised, and its kind."""
-    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
+def _error_kind(trace: str) -> str:
+    """Return what tracebacks of the same error share: the lines of code and the exception class."""
+    lines = re.findall(r'File "([^"]+)", line (\d+)', trace)
     kind = trace.strip().splitlines()[-1].partition(":")[0] if trace.strip() else ""
-    return f"{places} {kind}"
+    return f"{lines} {kind}"

@@ -1,4 +1,4 @@
-"""How many bytes the checkpoints of a configuration take, and what a limit on them leaves for the best trials."""
+"""The size of the checkpoints of a configuration, and what --max-checkpoint-gb leaves for the best trials."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.search.pbt import most_snapshots
 from wmlsearch.space import Choices, SearchSpace
 
-RECORD_BYTES = 305  # what a checkpoint holds for each tensor beside its numbers: names, checksum, alignment
+RECORD_BYTES = 305  # of a checkpoint, for each tensor beside its numbers: names, checksum, alignment
 
 
 def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
-    """Of a training's `last.pt` and `best.pt`."""
+    """Return the bytes of `last.pt` and `best.pt`."""
     weights, records = _weights(config.depth, config.base_channels, config.norm)
     parameters, tensors = _trained(config.depth, config.base_channels, config.norm)
     copies, counts = OPTIMIZER_STATE[config.optimizer]
@@ -30,7 +30,7 @@ def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
 
 
 def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
-    """Of the biggest network of a space, or the paper's: `last.pt` and `best.pt`."""
+    """Return the bytes of `last.pt` and `best.pt` of the largest network: of the space, or the baseline's."""
     options: dict[str, list[Any]] = {}
     for name in ("depth", "base_channels", "norm", "optimizer"):
         if name in space.dimensions:
@@ -44,43 +44,44 @@ def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
 
 
 def bytes_for_best_weights(space: SearchSpace, settings: RunSettings, slots: Slots) -> float:
-    """Bytes that the weights of ended trials may take, beside what running trials need. Raises InputError.
+    """Return the bytes that --max-checkpoint-gb leaves for the weights of ended trials.
 
-    A checkpoint is written beside the one that it replaces, so a running trial needs room for three.
+    A running trial needs up to three checkpoints, since a new `last.pt` is written beside the old one. Raises
+    InputError if the limit is too small for the running trials and one `best.pt`.
     """
     if settings.max_checkpoint_gb is None:
         return math.inf
     last, best = most_checkpoint_bytes(space)
     running = slots.count * (last + best + last)
     snapshots = most_snapshots(settings, slots.count)
-    kept = snapshots * (last + best)
-    room = settings.max_checkpoint_gb * 1e9 - running - kept
-    if room < best:
-        of_pbt = f", {snapshots} snapshots that children may begin with {kept / 1e9:.3g} GB" if snapshots else ""
+    snapshot_bytes = snapshots * (last + best)
+    remaining = settings.max_checkpoint_gb * 1e9 - running - snapshot_bytes
+    if remaining < best:
+        for_pbt = f", {snapshots} snapshots for children {snapshot_bytes / 1e9:.3g} GB" if snapshots else ""
         raise InputError(
             f"--max-checkpoint-gb {settings.max_checkpoint_gb:g}: {slots.count} running trials may need "
-            f"{running / 1e9:.3g} GB{of_pbt} and the best weights {best / 1e9:.3g} GB; "
-            f"give at least {math.ceil((running + kept + best) / 1e6) / 1000:g}, or search smaller networks"
-            + (", or compare less often by --grace-epochs" if snapshots else "")
+            f"{running / 1e9:.3g} GB{for_pbt} and the best weights {best / 1e9:.3g} GB; "
+            f"give at least {math.ceil((running + snapshot_bytes + best) / 1e6) / 1000:g}, or search smaller networks"
+            + (", or compare less often (--grace-epochs)" if snapshots else "")
         )
-    return room
+    return remaining
 
 
 @functools.cache
 def _unet(depth: int, base_channels: int, norm: Any) -> UNet:
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):  # tensors without memory
         return UNet(depth, base_channels, 0.0, norm)
 
 
 @functools.cache
 def _weights(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
-    """Bytes and number of the tensors of a network, statistics of its normalisation included."""
+    """Return bytes and number of the tensors of a network, with the statistics of its normalisation."""
     tensors = _unet(depth, base_channels, norm).state_dict().values()
     return sum(tensor.nbytes for tensor in tensors), len(tensors)
 
 
 @functools.cache
 def _trained(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
-    """Number of a network's parameters that an optimiser moves, and of their tensors."""
+    """Return the number of a network's trainable parameters, and of their tensors."""
     tensors = [tensor for tensor in _unet(depth, base_channels, norm).parameters() if tensor.requires_grad]
     return sum(tensor.numel() for tensor in tensors), len(tensors)

@@ -1,14 +1,13 @@
-"""Final runs and `wmlsearch train`: configurations trained through Ray Train, as many at once as fit."""
+"""Final runs and `wmlsearch train`: configurations trained through Ray Train, as many at a time as fit."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,152 +23,196 @@ from wmlsearch.runs.files import StorageError, write_bytes
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
+from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
-MOST_LOSSES = 3  # so often a training whose process died is taken up again from its last checkpoint
+LOST_PROCESS_RETRIES = 3  # how often a run whose process died goes on from its last checkpoint
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A training that is wanted: into which folder, of what, with which seed, and where its checkpoints go."""
+    """A run to train."""
 
     run: RunDir
     record: RunRecord  # of the folder, if it does not exist yet
     seed: int
-    place: str
+    checkpoint_location: str  # folder or URI
+
+    def assignment(self) -> TrialAssignment:
+        """Return what its worker group gets."""
+        record = self.run.record()
+        return TrialAssignment(
+            checkpoint_location=self.checkpoint_location,
+            reported_epochs=len(self.run.rows()),
+            config=record.config,
+            rate_factors=record.rate_factors,
+            seed=self.seed,
+        )
 
 
 def train_runs(
-    orders: Sequence[TrainingRequest],
+    requests: Sequence[TrainingRequest],
     settings: RunSettings,
-    data: Shipment,
+    shipment: Shipment,
     slots: Slots,
     on_change: Callable[[RunDir], None],
     elastic: bool = False,
 ) -> None:
-    """Train each into its folder with Ray Train, `slots.count` at once; its state says how it ended.
+    """Train each run into its folder with Ray Train, `slots.count` at a time. Its status says how it ended.
 
-    `data` is shipped; weights that are elsewhere than in the run folder are copied there. The rate follows the
-    `rate_factors` that a run folder has, if any: so what a trial of population based training has found is trained
-    again from its beginning. What was begun goes on from its last checkpoint. Where Ctrl-C or a full storage ends it,
-    what ran still says "running": how it ended is for the caller to say, here and in MLflow.
+    A run that was begun goes on from its last checkpoint. Weights that are stored elsewhere are copied into the run
+    folder. A run with `rate_factors` repeats the learning rates of a child of population based training from the
+    beginning.
+
+    If Ctrl-C or a full storage ends the training, the status of the running runs stays "running": the caller records
+    how they ended, here and in MLflow.
+
+    Raises:
+        StorageError: The storage of the checkpoints is full or does not answer.
     """
-    with tempfile.TemporaryDirectory(prefix="wmlsearch-final-") as scratch:  # gone even where a group was killed
-        _train(orders, settings, data, slots, on_change, elastic, scratch)
+    job = WorkerJob(shipment, settings, slots.cpus, slots, elastic)
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-final-") as scratch:  # also removes what killed groups leave
+        training = _FinalTraining(job, slots.count, requests, on_change, scratch)
+        try:
+            training.run()
+        finally:
+            training.kill_groups()
 
 
-def _train(
-    orders: Sequence[TrainingRequest],
-    settings: RunSettings,
-    data: Shipment,
-    slots: Slots,
-    on_change: Callable[[RunDir], None],
-    elastic: bool,
-    scratch: str,
-) -> None:
-    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus, "slots": dataclasses.asdict(slots)}
-    # In processes of their own, on this machine: Ray Train can't be interrupted in mid-epoch, but a process can be.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    host: Any = ray.remote(num_cpus=0)(WorkerGroup)
-    start = host.options(scheduling_strategy=here).remote
-    waiting, losses, trained = deque(orders), Counter[Path](), set[Path]()
-    idle: list[Any] = []  # groups whose workers wait for the next training
-    steps: dict[Any, tuple[Any, TrainingRequest]] = {}  # what runs: the epoch in training, by whom, of what
-    since: dict[Any, float] = {}  # when it began
-    try:
-        while waiting or steps:
-            while waiting and len(steps) < slots.count:
-                order = waiting.popleft()
-                if order.run.exists():
-                    order.run.set_status(RUNNING)
-                else:
-                    RunDir.create(order.run.path, order.record)
-                on_change(order.run)
-                group = idle.pop() if idle else start(job, slots, elastic, scratch=scratch)
-                group.start.remote(_trial(order))
-                steps[group.step.remote()] = group, order
-            ready, _ = ray.wait(list(steps), num_returns=1, timeout=1.0)
-            for step, (group, _) in steps.items():  # who hangs is ended, and taken up again as one that has died
-                if time.monotonic() - since.setdefault(step, time.monotonic()) > (settings.trial_timeout or math.inf):
-                    since[step] = math.inf
-                    ray.kill(group)
-            if not ready:
-                continue
-            since.pop(ready[0], None)
-            group, order = steps.pop(done := ready[0])
-            try:
-                result = ray.get(done)
-            except (RuntimeError, RayError) as error:
-                ray.kill(group)  # and with it go its workers
-                losses[order.run.path] += 1
-                if isinstance(error, ActorDiedError) and losses[order.run.path] <= MOST_LOSSES:
-                    waiting.appendleft(order)
-                    continue
-                state = "lost" if isinstance(error, ActorDiedError) else "failed"
-                order.run.set_status(state, str(error).strip().splitlines()[-1], str(error))
-            else:
-                write_result(order.run, result, trained)
-                if not result.get("done"):
-                    steps[group.step.remote()] = group, order
-                elif result["ended"] == "interrupted":  # its storage is full or away
-                    raise StorageError(result["reason"])
-                else:
-                    finish(order, result)
-                    idle.append(group)
-            on_change(order.run)
+class _FinalTraining:
+    """The requests that wait, and the worker groups that train. Each group is a Ray actor on this machine.
+
+    An actor, since Ray Train cannot be interrupted in the middle of an epoch, but a process can be killed.
+    """
+
+    def __init__(
+        self,
+        job: WorkerJob,
+        at_once: int,
+        requests: Sequence[TrainingRequest],
+        on_change: Callable[[RunDir], None],
+        scratch: str,
+    ) -> None:
+        same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(num_cpus=0)(WorkerGroup)
+        self._new_group = lambda: actor.options(scheduling_strategy=same_node).remote(job, scratch=scratch)
+        self.timeout_s = job.settings.trial_timeout or math.inf
+        self.at_once, self.on_change = at_once, on_change
+        self.waiting = deque(requests)
+        self.idle: list[Any] = []  # groups without a run
+        self.steps: dict[Any, tuple[Any, TrainingRequest]] = {}  # by the reference of the epoch's result
+        self.began: dict[Any, float] = {}  # by the same: time.monotonic()
+        self.losses = Counter[Path]()  # by run folder: how often its process died
+        self.seen: set[Path] = set()  # folders of runs of which a process has reported
+
+    def run(self) -> None:
+        """Train all requests to their end."""
+        while self.waiting or self.steps:
+            while self.waiting and len(self.steps) < self.at_once:
+                self._start(self.waiting.popleft())
+            finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
+            self._kill_hung_groups()
+            if finished:
+                self._collect(finished[0])
         with contextlib.suppress(RayError):
-            ray.get([group.close.remote() for group in idle], timeout=2 * CLOSE_TIMEOUT_S)
-    finally:
-        for group in (*idle, *(group for group, _ in steps.values())):
+            ray.get([group.close.remote() for group in self.idle], timeout=2 * CLOSE_TIMEOUT_S)
+
+    def kill_groups(self) -> None:
+        for group in (*self.idle, *(group for group, _ in self.steps.values())):
             ray.kill(group)
 
+    def _start(self, request: TrainingRequest) -> None:
+        if request.run.exists():
+            request.run.set_status(RUNNING)
+        else:
+            RunDir.create(request.run.path, request.record)
+        self.on_change(request.run)
+        group = self.idle.pop() if self.idle else self._new_group()
+        group.start.remote(request.assignment())
+        self.steps[group.step.remote()] = group, request
 
-def _trial(order: TrainingRequest) -> dict[str, Any]:
-    """An order as `Training` wants it."""
-    return {
-        "config": order.run.record().config.model_dump(),
-        "seed": order.seed,
-        "place": order.place,
-        "heard": len(order.run.rows()),
-        "rate_factors": order.run.record().rate_factors,
-    }
+    def _kill_hung_groups(self) -> None:
+        """Kill groups that have not reported for --trial-timeout. Their runs go on like those of dead groups."""
+        for step, (group, _) in self.steps.items():
+            if time.monotonic() - self.began.setdefault(step, time.monotonic()) > self.timeout_s:
+                self.began[step] = math.inf
+                ray.kill(group)
+
+    def _collect(self, step: Any) -> None:
+        """Record the result of an epoch, and go on with the run or its group."""
+        self.began.pop(step, None)
+        group, request = self.steps.pop(step)
+        try:
+            result: TrialResult = ray.get(step)
+        except (RuntimeError, RayError) as error:
+            ray.kill(group)  # and with it its workers
+            if self._retry(request, error):
+                return
+        else:
+            write_result(request.run, result, self.seen)
+            if not result.done:
+                self.steps[group.step.remote()] = group, request
+            elif result.ended == "interrupted":  # its storage is full or does not answer
+                raise StorageError(result.reason)
+            else:
+                finish_run(request, result)
+                self.idle.append(group)
+        self.on_change(request.run)
+
+    def _retry(self, request: TrainingRequest, error: Exception) -> bool:
+        """Queue the run of a group that died, or record its end after too many losses or another error."""
+        self.losses[request.run.path] += 1
+        died = isinstance(error, ActorDiedError)
+        if died and self.losses[request.run.path] <= LOST_PROCESS_RETRIES:
+            self.waiting.appendleft(request)
+            return True
+        request.run.set_status("lost" if died else "failed", str(error).strip().splitlines()[-1], str(error))
+        return False
 
 
-def write_result(run: RunDir, result: dict[str, Any], trained: set[Path], hung: str = "") -> list[EpochRow]:
-    """Into the run folder with what a training has reported; returns all its rows.
+def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str = "") -> list[EpochRow]:
+    """Write the result of a step into its run folder, and return all rows of the run.
 
-    `trained` are the folders of which a process has reported in this session. If another one begins, the first has
-    died, or was ended since it was `hung`: the folder says so while it goes on.
+    Args:
+        run: The trial or final run.
+        result: What its worker returned.
+        seen: Folders of runs of which a process has reported in this session. If another process begins with one of
+            them, the first one died, and the status says so while the run goes on.
+        timeout: Why the first process was ended, if it was.
     """
-    if "replayed" in result:  # the first word of a process
-        run.reconcile([EpochRow.from_json(row) for row in result["replayed"]])
-        if run.path in trained:
-            epochs = len(result["replayed"])
+    if result.replayed is not None:  # the first result of a process
+        run.reconcile(result.replayed)
+        if run.path in seen:
+            epochs = len(result.replayed)
             where = f"after epoch {epochs}" if epochs else "at its beginning"
-            run.set_status(RUNNING, f"{hung or 'its process or machine died'}, so another one goes on with it {where}")
-        trained.add(run.path)
-    if "predicted_memory_mb" in result:
-        run.set_predicted_memory(result["predicted_memory_mb"])
+            reason = timeout or "its process or machine died"
+            run.set_status(RUNNING, f"{reason}, so another one goes on with it {where}")
+        seen.add(run.path)
+    if result.predicted_memory_mb is not None:
+        run.set_predicted_memory(result.predicted_memory_mb)
     rows = run.rows()
-    if "report" in result and result["epoch"] > len(rows):  # one of the checkpoint's is there already
-        rows.append(EpochRow.from_json(result["report"]))
-        run.append(rows[-1])
+    if result.report is not None and result.epoch > len(rows):  # epochs of the checkpoint are there already
+        run.append(result.report)
+        rows.append(result.report)
     return rows
 
 
-def finish(order: TrainingRequest, result: Mapping[str, Any]) -> None:
-    """Keep what a training ends with. Its latest state goes last: what says "running" without it would begin anew."""
-    fetch_best_weights(order.run, order.place)
-    order.run.set_status(result["ended"], result.get("reason", ""), result.get("traceback", ""))
-    if result["ended"] in GOOD:
-        delete_checkpoint(order.place, "last")
+def finish_run(request: TrainingRequest, result: TrialResult) -> None:
+    """Copy the weights, write the status, delete the latest checkpoint: in this order.
+
+    A run that is killed in between either goes on from the checkpoint or has ended.
+    """
+    fetch_best_weights(request.run, request.checkpoint_location)
+    request.run.set_status(result.ended, result.reason, result.traceback)
+    if result.ended in GOOD:
+        delete_checkpoint(request.checkpoint_location, "last")
 
 
-def fetch_best_weights(run: RunDir, place: str) -> None:
-    """Copy the weights of the best epoch into the run folder, from where the checkpoints are."""
-    kept = Checkpoints(place)
-    if Path(place) != run.path.resolve():
-        kept.fetch()
-        if kept.best.exists():
-            write_bytes(run.best, kept.best.read_bytes())
-    kept.close()
+def fetch_best_weights(run: RunDir, location: str) -> None:
+    """Copy the weights of the best epoch into the run folder, if they are stored elsewhere."""
+    checkpoints = Checkpoints(location)
+    if Path(location) != run.path.resolve():
+        checkpoints.fetch()
+        if checkpoints.best.exists():
+            write_bytes(run.best, checkpoints.best.read_bytes())
+    checkpoints.close()

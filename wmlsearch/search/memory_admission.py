@@ -1,4 +1,4 @@
-"""What memory a slot has, and whether a training fits into it: known before anything is trained."""
+"""Memory admission: whether the predicted peak memory of a configuration fits into a slot, before it is trained."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import bytes_in_use, mapped_and_resident_bytes
 from wmlsearch.model.validation import validation_batch_size
 
-PATIENCE_S = 180.0  # for a worker that says what memory it has
+WORKER_TIMEOUT_S = 180.0  # for a worker to report its free memory
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """What a training needs at its peak and what is left for it; of several ranks the most and the least."""
+    """The predicted peak memory of a run and the free memory: of several ranks the largest and the smallest."""
 
-    need_bytes: int
+    need_bytes: int  # beside what the process holds already
     left_bytes: int
-    peak_mb: float  # MiB, what `peak_memory_mb` of its epochs should be
+    peak_mb: float  # predicted `peak_memory_mb` of its epochs, MiB
 
     @property
     def refusal(self) -> str:
-        """Why it is not to run, or "" where it fits."""
+        """The reason not to run it, or "" if it fits."""
         if self.need_bytes <= self.left_bytes:
             return ""
         need, left = (f"{size / 1e9:.3g} GB" for size in (self.need_bytes, max(self.left_bytes, 0)))
-        return f"needs about {need} of memory, but {left} are there"
+        return f"needs about {need} of memory, but {left} is available"
 
 
 def predict_peak_memory(
     config: TrialConfig, data: PreparedData, precision: Precision, slots: Slots | None = None
 ) -> MemoryFit:
-    """Whether `config` fits into the memory of this process, one of `slots`; all ranks of a training ask at once.
+    """Predict the peak memory of `config` in this process, a worker of `slots`. All ranks must call it at once.
 
-    Raises InputError for what can't be trained on this data, torch.OutOfMemoryError where a GPU has no room for two
-    images.
+    Raises InputError if the configuration cannot be trained on this data, and torch.OutOfMemoryError if two images do
+    not fit into the GPU.
     """
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     check_trainable(config, data, world)
@@ -65,7 +65,7 @@ def predict_peak_memory(
     limit = limit_bytes(device, slots)
     held, need = predict_peak_bytes(config, data, precision, limit)
     left = limit - held
-    if world > 1:  # all of them begin, or none
+    if world > 1:  # all ranks must decide alike
         least = torch.tensor([left, -need], device=device)
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
         left, need = int(least[0].item()), -int(least[1].item())
@@ -75,20 +75,24 @@ def predict_peak_memory(
 def check_memory_before_start(
     config: TrialConfig, manifest: Manifest, precision: str, slots: Slots, here: bool
 ) -> MemoryFit:
-    """The same by counting alone, before any process of `slots` is there; `here`: they will be on this machine.
+    """Predict the peak memory without a training step, before the workers of `slots` start.
 
-    Raises TimeoutError where no worker comes that could say what memory it has.
+    Args:
+        here: Whether the workers will be on this machine.
+
+    Raises:
+        TimeoutError: No worker started that could report its free memory.
     """
     if here and not slots.gpus:
-        device, left, bfloat16 = _there(slots, precision)
-    else:  # only a process that has what a worker gets can see it
-        asked: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_there)
-        answer = asked.remote(slots, precision)
+        device, left, bfloat16 = _worker_memory(slots, precision)
+    else:  # only a process with the resources of a worker sees its GPU or machine
+        task: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_worker_memory)
+        answer = task.remote(slots, precision)
         try:
-            device, left, bfloat16 = ray.get(answer, timeout=PATIENCE_S)
+            device, left, bfloat16 = ray.get(answer, timeout=WORKER_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
             ray.cancel(answer)
-            raise TimeoutError(f"no worker within {PATIENCE_S:g} s") from None
+            raise TimeoutError(f"no worker started within {WORKER_TIMEOUT_S:g} s") from None
     train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
     if device.type == "cuda":
         left -= 2 * (train + val) * manifest.size**2  # images and masks, 8 bit
@@ -99,18 +103,18 @@ def check_memory_before_start(
     return MemoryFit(need, left, need / 2**20)
 
 
-def _there(slots: Slots, precision: str) -> tuple[torch.device, int, bool]:
-    """Where this process would train, what is left for that, and whether in bfloat16."""
+def _worker_memory(slots: Slots, precision: str) -> tuple[torch.device, int, bool]:
+    """Return the device on which this process would train, its free memory in bytes, and whether it uses bfloat16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, limit_bytes(device, slots) - bytes_in_use(device), uses_bfloat16(precision, device)
 
 
 def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
-    """What a process of `slots` may hold: its share of the GPU, or of this machine's memory where it is on a CPU.
+    """Return the bytes that a worker of `slots` may hold: its share of the GPU or, on a CPU, of the machine's memory.
 
-    On a CPU too each has the same share, though nothing holds it to that: what one takes beyond it is missing to
-    another, and the system then kills either. Of the whole, not of what is free just now: other programs' memory may be
-    free again at the trial's peak, and what a study hears of a configuration should not depend on the hour.
+    On a CPU nothing enforces the share, but a worker that exceeds it takes memory from another one, and the system then
+    kills either. The share is of the whole memory, not of what is free now: other programs may free theirs before the
+    peak, and whether a configuration fits should not depend on the time of day.
     """
     if device.type == "cuda":
         share = min(slots.gpus, 1.0) if slots and slots.gpus else 1.0
@@ -119,26 +123,26 @@ def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
 
 
 def limit_to_share(device: torch.device, slots: Slots | None) -> None:
-    """Where trials share a GPU, let PyTorch give this process no more than its share: its neighbours keep theirs."""
+    """Where trials share a GPU, keep PyTorch from allocating more than this process's share."""
     if device.type == "cuda" and slots and 0 < slots.gpus < 1:
         share = max(limit_bytes(device, slots), 0) / gpu_bytes(device)
         torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def gpu_bytes(device: torch.device) -> int:
-    """All memory of a GPU."""
+    """Return the total memory of a GPU."""
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def machine_bytes() -> int:
-    """Memory of this machine, or of the container in which we are."""
+    """Return the memory of this machine, or the limit of the container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
     return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _address_space_bytes() -> int:
-    """What the process may hold by its limit of address space, `ulimit -v`."""
+    """Return what the limit of address space (`ulimit -v`) leaves to this process."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return 2**63 - 1

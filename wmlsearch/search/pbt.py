@@ -1,8 +1,8 @@
-"""Population based training (`--scheduler pbt`): poor trials end, children of good ones go on at another rate.
+"""Population based training (`--scheduler pbt`): children of good trials replace poor trials, at another learning rate.
 
-Ray's own PopulationBasedTraining pauses trials and lets them go on from Tune's checkpoints. Our slots run each trial to
-its end, and what a search knows is in its run folder, not in Tune. So here nobody changes course: a poor trial is
-stopped, and the next one that begins is a child, which takes over the checkpoint of a good one.
+Ray's PopulationBasedTraining pauses trials and continues them from Tune's checkpoints. Here a worker runs each trial to
+its end, and the run folder, not Tune, holds the state of a search. So no trial changes its configuration: a poor trial
+is stopped, and the next trial that begins is a child, which starts from a snapshot of a good trial's checkpoint.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from wmlsearch.runs.names import TRIAL, trial_name
 from wmlsearch.runs.schema import RunRecord
 from wmlsearch.search.checkpoints import Checkpoints
 
-# Of Ray's PopulationBasedTraining (and the paper, Jaderberg et al. 2017): from the best quarter to the worst one, and
-# a rate is multiplied with one of these two. Ray rounds a quarter up; here it is rounded down, so four make the first.
+# As in Ray's PopulationBasedTraining and Jaderberg et al. 2017: the best quarter replaces the worst quarter, and the
+# learning rate is multiplied by one of the two factors. Ray rounds a quarter up; here it is rounded down, so that the
+# first comparison that stops a trial is of four.
 QUARTER = 4
 FACTORS = (0.8, 1.2)
 
 
 @dataclass(frozen=True)
 class Takeover:
-    """What a child begins with: the first `epoch` epochs of `parent`. It takes the place of `replaces`."""
+    """How a child begins: with the first `epoch` epochs of trial `parent`, in the place of trial `replaces`."""
 
     replaces: int
     parent: int
@@ -35,68 +36,73 @@ class Takeover:
 
 
 class Population:
-    """Who is stopped, and whose child comes next: by what was heard, in the order in which it was heard.
+    """Decides which trials are stopped and whose children replace them, from the reports in their order.
 
-    At each multiple of `grace_epochs`, a trial that is in the worst quarter of all that have come so far is stopped,
-    and one of the best quarter of them is chosen as parent. The snapshots of so many are kept as the best quarter of
-    all trials of the search may be: who falls behind those can't be a parent any more.
+    At each multiple of `grace_epochs`, a trial in the worst quarter of all trials that have reached this epoch is
+    stopped, and one of the best quarter is drawn as parent. As many trials keep their snapshot of an epoch as the best
+    quarter of all trials of the search can have: a trial that falls behind them cannot be a parent any more.
     """
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
-        self._heard: dict[int, list[tuple[float, int]]] = {}  # epoch: (value, trial)
-        self.kept: dict[int, list[int]] = {}  # epoch: trials of which it has a snapshot, best first
+        self._reported: dict[int, list[tuple[float, int]]] = {}  # by epoch: (value, trial)
+        self.candidates: dict[int, list[int]] = {}  # by epoch: trials whose snapshot is kept, the best first
         self.successors: dict[int, Takeover] = {}  # by the trial that is stopped
-        self.owed: list[Takeover] = []  # children that have not begun
+        self.pending: list[Takeover] = []  # children that have not begun
 
     def compares_at(self, epoch: int) -> bool:
+        """Whether trials are compared after this epoch."""
         return epoch % self.settings.grace_epochs == 0 and epoch < self.settings.epochs
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
-        """A trial's value after an epoch that was trained for it; returns whether it is to be stopped."""
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Add a trial's value after an epoch, and return whether the trial is to be stopped."""
         if not self.compares_at(epoch):
             return False
-        heard = self._heard.setdefault(epoch, [])
-        heard.append((value, number))
-        quarter = len(heard) // QUARTER
-        best = [trial for _, trial in sorted(heard, key=lambda it: it[0], reverse=True)]  # of equals who came first
-        before = [*self.kept.get(epoch, ()), number]
-        self.kept[epoch] = [trial for trial in best[: most_parents(self.settings.trials)] if trial in before]
-        parents = [trial for trial in best[:quarter] if trial in self.kept[epoch]]
-        better = sum(other > value for other, _ in heard)
-        if better < len(heard) - quarter or not parents:  # among equals nobody is poor
+        reported = self._reported.setdefault(epoch, [])
+        reported.append((value, number))
+        quarter = len(reported) // QUARTER
+        ranking = [trial for _, trial in sorted(reported, key=lambda entry: entry[0], reverse=True)]  # stable
+        with_snapshot = [*self.candidates.get(epoch, ()), number]
+        self.candidates[epoch] = [
+            trial for trial in ranking[: most_parents(self.settings.trials)] if trial in with_snapshot
+        ]
+        parents = [trial for trial in ranking[:quarter] if trial in self.candidates[epoch]]
+        better = sum(other > value for other, _ in reported)
+        if better < len(reported) - quarter or not parents:  # of equal trials none is stopped
             return False
-        chance = np.random.default_rng((self.settings.seed, number, epoch))
-        self.successors[number] = Takeover(number, parents[chance.integers(len(parents))], epoch)
+        rng = np.random.default_rng((self.settings.seed, number, epoch))
+        self.successors[number] = Takeover(number, parents[rng.integers(len(parents))], epoch)
         return True
 
-    def owe(self, number: int) -> None:
-        """A trial was stopped, and its folder says so."""
-        self.owed.append(self.successors[number])
+    def add_pending(self, number: int) -> None:
+        """Queue the child of a stopped trial, whose folder has the status "stopped" already."""
+        self.pending.append(self.successors[number])
 
-    def wants(self, number: int, epoch: int) -> bool:
-        """Whether a child may yet begin with this epoch of a trial."""
-        return number in self.kept.get(epoch, ()) or (number, epoch) in {(it.parent, it.epoch) for it in self.owed}
+    def needs_snapshot(self, number: int, epoch: int) -> bool:
+        """Whether a child may still begin with this epoch of a trial."""
+        waiting = {(takeover.parent, takeover.epoch) for takeover in self.pending}
+        return number in self.candidates.get(epoch, ()) or (number, epoch) in waiting
 
-    def recall(self, search: SearchDir) -> None:
-        """What the run folder says is owed: a child for each stopped trial that none has replaced."""
+    def restore_pending(self, search: SearchDir) -> None:
+        """Queue a child for each stopped trial of the run folder that no child has replaced."""
         trials = search.trials()
         replaced = {run.record().replaces for run in trials}
         stopped = [(run.status(), int(run.name)) for run in trials]
-        self.owed = [
+        stopped.sort(key=lambda entry: entry[0].ended or 0.0)
+        self.pending = [
             Takeover(number, status.successor.parent, status.successor.epoch)
-            for status, number in sorted(stopped, key=lambda entry: entry[0].ended or 0.0)
+            for status, number in stopped
             if status.successor is not None and number not in replaced
         ]
 
 
-def child_of(search: SearchDir, takeover: Takeover, number: int, seed: int) -> RunRecord:
-    """Return the record of trial `number` as a child; its configuration is its parent's."""
+def child_record(search: SearchDir, takeover: Takeover, number: int, seed: int) -> RunRecord:
+    """Return the record of trial `number` as a child: the configuration of its parent, and a new rate factor."""
     parent = search.trial(takeover.parent).record()
     factors = dict(parent.rate_factors)
-    before = factors[max(factors)] if factors else 1.0
-    chance = np.random.default_rng((seed, number, 0))
-    factors[takeover.epoch + 1] = before * FACTORS[chance.integers(len(FACTORS))]
+    latest = factors[max(factors)] if factors else 1.0
+    rng = np.random.default_rng((seed, number, 0))
+    factors[takeover.epoch + 1] = latest * FACTORS[rng.integers(len(FACTORS))]
     return trial_record(search, number, parent.config).model_copy(
         update={
             "parent": takeover.parent,
@@ -121,93 +127,102 @@ def trial_record(search: SearchDir, number: int, config: TrialConfig) -> RunReco
 
 
 class Snapshots:
-    """The checkpoints that children may begin with: kept while the population wants them, then deleted."""
+    """The snapshots of checkpoints that children may begin with. Those that the population no longer needs are deleted.
 
-    def __init__(self, population: Population, search: SearchDir, place: Callable[[RunDir], str]) -> None:
-        """With what a search that died has left."""
-        self.population, self.search, self.place = population, search, place
-        self._kept: dict[int, set[int]] = {}  # epoch: trials
+    It begins with the snapshots in the storage, of a search that is resumed.
+    """
+
+    def __init__(self, population: Population, search: SearchDir, location: Callable[[RunDir], str]) -> None:
+        self.population, self.search, self.location = population, search, location
+        self._stored: dict[int, set[int]] = {}  # by epoch: trials
         for run in search.trials():
-            with self._of(int(run.name)) as its:
-                for epoch in its.snapshots():
-                    self._kept.setdefault(epoch, set()).add(int(run.name))
-        for epoch, numbers in population.kept.items():  # of a search that was complete none are left
-            population.kept[epoch] = [number for number in numbers if number in self._kept.get(epoch, ())]
-        for epoch in self._kept:
-            self._settle(epoch)
+            with self._checkpoints(int(run.name)) as checkpoints:
+                for epoch in checkpoints.snapshots():
+                    self._stored.setdefault(epoch, set()).add(int(run.name))
+        for epoch, numbers in population.candidates.items():  # a search that was complete has no snapshots
+            population.candidates[epoch] = [n for n in numbers if n in self._stored.get(epoch, ())]
+        for epoch in self._stored:
+            self._delete_unneeded(epoch)
 
-    def heard(self, number: int, epoch: int) -> None:
-        """A trial was heard: if the population has no use for its snapshot, or for another now, it goes."""
+    def reported(self, number: int, epoch: int) -> None:
+        """Delete what the population no longer needs after a trial's report of an epoch."""
         if self.population.compares_at(epoch):
-            self._kept.setdefault(epoch, set()).add(number)
-            self._settle(epoch)
+            self._stored.setdefault(epoch, set()).add(number)
+            self._delete_unneeded(epoch)
 
-    def take_over(self, number: int) -> Takeover | None:
-        """Put a snapshot where trial `number` begins; it is owed until `begun`. None if no child is owed."""
-        for takeover in list(self.population.owed):
-            with self._of(number) as its:
-                if its.take_over(self.place(self.search.trial(takeover.parent)), takeover.epoch):
+    def begin_child(self, number: int) -> Takeover | None:
+        """Copy the snapshot of a pending child to trial `number`. It stays pending until `child_begun`.
+
+        Returns None if no child is pending.
+        """
+        for takeover in list(self.population.pending):
+            with self._checkpoints(number) as checkpoints:
+                if checkpoints.copy_snapshot(self.location(self.search.trial(takeover.parent)), takeover.epoch):
                     return takeover
-            self.population.owed.remove(takeover)  # of a search that was complete: nothing is left to begin with
+            self.population.pending.remove(takeover)  # a search that was complete has no snapshots
         return None
 
-    def begun(self, takeover: Takeover) -> None:
-        """The child has its folder."""
-        self.population.owed.remove(takeover)
-        self._settle(takeover.epoch)
+    def child_begun(self, takeover: Takeover) -> None:
+        """Remove a child from the pending ones, once its folder exists."""
+        self.population.pending.remove(takeover)
+        self._delete_unneeded(takeover.epoch)
 
     def clear(self) -> None:
-        """Nothing will begin any more."""
-        for epoch, numbers in self._kept.items():
+        """Delete all snapshots, once no trial can begin any more."""
+        for epoch, numbers in self._stored.items():
             self._delete(epoch, numbers)
-        self._kept.clear()
+        self._stored.clear()
 
-    def _settle(self, epoch: int) -> None:
-        wanted = {number for number in self._kept.get(epoch, ()) if self.population.wants(number, epoch)}
-        self._delete(epoch, self._kept.get(epoch, set()) - wanted)
-        self._kept[epoch] = wanted
+    def _delete_unneeded(self, epoch: int) -> None:
+        needed = {number for number in self._stored.get(epoch, ()) if self.population.needs_snapshot(number, epoch)}
+        self._delete(epoch, self._stored.get(epoch, set()) - needed)
+        self._stored[epoch] = needed
 
     def _delete(self, epoch: int, numbers: set[int]) -> None:
         for number in sorted(numbers):
-            with self._of(number) as its:
-                its.delete_snapshot(epoch)
+            with self._checkpoints(number) as checkpoints:
+                checkpoints.delete_snapshot(epoch)
 
     @contextlib.contextmanager
-    def _of(self, number: int) -> Iterator[Checkpoints]:
-        its = Checkpoints(self.place(self.search.trial(number)))
+    def _checkpoints(self, number: int) -> Iterator[Checkpoints]:
+        checkpoints = Checkpoints(self.location(self.search.trial(number)))
         try:
-            yield its
+            yield checkpoints
         finally:
-            its.close()
+            checkpoints.close()
 
 
 def most_parents(trials: int) -> int:
-    """How many may be chosen from at a comparison to which so many have come."""
+    """Return how many parents there can be at a comparison of so many trials."""
     return max(1, trials // QUARTER)
 
 
 def most_snapshots(settings: RunSettings, at_once: int) -> int:
-    """So many snapshots are kept at most: of the best at each comparison; of each of the `at_once` trials that run, the
-    one that was not heard yet, and the one that its successor begins with."""
+    """Return the largest number of snapshots at a time.
+
+    They are those of the candidates at each comparison and, for each of the `at_once` running trials, one that was not
+    reported yet and one that its successor begins with.
+    """
     if settings.scheduler != "pbt":
         return 0
     return comparisons(settings) * most_parents(settings.trials) + 2 * at_once
 
 
 def comparisons(settings: RunSettings) -> int:
-    """How often a trial that goes through all epochs is compared with others."""
+    """Return how often a trial that trains all epochs is compared with others."""
     return (settings.epochs - 1) // settings.grace_epochs
 
 
 def expected_size(settings: RunSettings) -> float:
-    """How many trials are expected to come to each comparison.
+    """Return the expected number of trials at each comparison.
 
-    Each that is stopped has a successor, so it is the same number at each. How trials rank is taken as new each time.
+    It is the same at each one, since every stopped trial has a successor. The ranks of trials are assumed to be
+    independent from one comparison to the next.
     """
     low, high = 0.0, float(settings.trials)
     for _ in range(60):
         middle = (low + high) / 2
-        # the n-th that comes is in the worst quarter of n by a chance of (n // 4) / n
+        # the n-th trial is in the worst quarter of n with a probability of (n // 4) / n
         stopped = sum((n // QUARTER) / n * min(1.0, middle - n + 1) for n in range(1, int(np.ceil(middle)) + 1))
         if middle + comparisons(settings) * stopped > settings.trials:
             high = middle

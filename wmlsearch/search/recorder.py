@@ -1,4 +1,4 @@
-"""Records what Tune reports: run folder first, then study and budget."""
+"""Records the results of trials: in the run folder first, then in the study and the budget."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import values_of
-from wmlsearch.runs.schema import RUNNING, UNFINISHED, Successor
+from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
-from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import write_result
+from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.pbt import Snapshots, child_of, trial_record
+from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.search.tune_patches import actor_of, reset_failures
 
 LOST_PROCESS_RETRIES = 3  # how often a trial whose process died goes on from its checkpoint without a new epoch
 
 
-def _bytes_of_best(run: RunDir) -> int:
-    return checkpoint_bytes(run.record().config)[1]
-
-
-class _Recorder(tune.Callback):
-    """Writes down what Tune hears, run folder first, and tells study and budget the truth about it."""
+class Recorder(tune.Callback):
+    """Begins trials, and records each result that Tune receives. After a failed write it records nothing more."""
 
     def __init__(
         self,
@@ -41,138 +38,144 @@ class _Recorder(tune.Callback):
         settings: RunSettings,
         study: Study,
         budget: Budget,
-        place: Callable[[RunDir], str],
-        keeper: CheckpointRetention,
+        location: Callable[[RunDir], str],
+        retention: CheckpointRetention,
         on_change: Callable[[RunDir], None],
         scheduler: Scheduler,
     ) -> None:
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
-        self.place, self.keeper, self.on_change, self.scheduler = place, keeper, on_change, scheduler
-        self.snapshots = Snapshots(scheduler.population, search, place) if scheduler.population else None
-        self.open: set[int] = set()
-        self.trained: set[Path] = set()  # of trials of which a process has reported in this session
-        self.told: dict[int, int] = {}  # how many epochs of a trial study and budget have heard of
-        self.heard: dict[int, float] = {}  # when a trial that runs has reported last, or was started
-        self.hung: dict[int, str] = {}  # of trials whose process was ended since it had said nothing for too long
+        self.location, self.retention, self.on_change, self.scheduler = location, retention, on_change, scheduler
+        self.snapshots = Snapshots(scheduler.population, search, location) if scheduler.population else None
+        self.running: set[int] = set()
+        self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
+        self.epochs: dict[int, int] = {}  # by trial: the last epoch that study and budget have
+        self.last_report: dict[int, float] = {}  # by running trial: time.monotonic() of its report or start
+        self.timeouts: dict[int, str] = {}  # by trial whose process was ended for not reporting: the reason
         for run in search.trials():
             if run.state not in UNFINISHED:
-                self.keeper.ended(run, self._best(run))
+                self.retention.trial_ended(run, self._best(run))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it for Tuner.restore, which isn't used
+        return {}  # Tune pickles it for Tuner.restore, which is not used
 
-    def begin(self, number: int) -> dict[str, Any] | None:
-        """Begin a trial, or go on with it: its folder is there before it runs. None when the search is to end."""
+    def begin(self, number: int) -> TrialAssignment | None:
+        """Begin or continue a trial, whose folder exists before it runs. Returns None if the search is to end."""
         if self.budget.stop_all():
             return None
         try:
-            return self._begin(number)
+            run = self.search.trial(number)
+            if run.exists():
+                run.set_status(RUNNING)
+            else:
+                self._create(run, number)
+            return self._assign(run, number)
         except OSError as error:
-            self.budget.break_off(error)
+            self.budget.abort(error)
             return None
 
-    def _begin(self, number: int) -> dict[str, Any]:
-        run = self.search.trial(number)
-        if run.exists():
-            run.set_status(RUNNING)
-        else:
-            takeover = self.snapshots.take_over(number) if self.snapshots else None
-            if takeover:
-                record = child_of(self.search, takeover, number, self.settings.seed)
-            else:
-                record = trial_record(self.search, number, self.study.ask(number))
-            RunDir.create(run.path, record)
-            if takeover and self.snapshots:
-                self.snapshots.begun(takeover)
+    def _create(self, run: RunDir, number: int) -> None:
+        """Create the folder of a trial: of a pending child, or of a configuration that the study proposes."""
+        takeover = self.snapshots.begin_child(number) if self.snapshots else None
+        RunDir.create(run.path, self._new_record(number, takeover))
+        if takeover and self.snapshots:
+            self.snapshots.child_begun(takeover)
+
+    def _new_record(self, number: int, takeover: Takeover | None) -> RunRecord:
+        if takeover:
+            return child_record(self.search, takeover, number, self.settings.seed)
+        return trial_record(self.search, number, self.study.ask(number))
+
+    def _assign(self, run: RunDir, number: int) -> TrialAssignment:
         record = run.record()
         if record.parent is not None and len(run.rows()) < record.parent_epoch:
             run.reconcile(self.search.trial(record.parent).rows()[: record.parent_epoch])
-        self.told[number] = len(run.rows())
-        self.open.add(number)
-        self.budget.running = len(self.open)
+        self.epochs[number] = len(run.rows())
+        self.running.add(number)
+        self.budget.running = len(self.running)
         self.on_change(run)
-        told = {"number": number, "place": self.place(run), "heard": self.told[number]}
-        return {**told, "config": record.config.model_dump(), "rate_factors": record.rate_factors}
+        return TrialAssignment(
+            number=number,
+            checkpoint_location=self.location(run),
+            reported_epochs=self.epochs[number],
+            config=record.config,
+            rate_factors=record.rate_factors,
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self.heard[trial.config["number"]] = time.monotonic()
-        if self.budget.broken is None:  # whoever could not write it down once writes nothing more: it comes again
+        self.last_report[trial_number(trial)] = time.monotonic()
+        if self.budget.storage_error is None:
             try:
-                self._hear(trial, result)
+                self._record(trial, TrialResult.from_plain(result))
             except OSError as error:
-                self.budget.break_off(error)
+                self.budget.abort(error)
 
-    def _hear(self, trial: Trial, result: dict[str, Any]) -> None:
-        number = trial.config["number"]
+    def _record(self, trial: Trial, result: TrialResult) -> None:
+        number = trial_number(trial)
         run = self.search.trial(number)
-        rows = write_result(run, result, self.trained, self.hung.get(number, ""))
-        for row in rows[self.told[number] : result.get("epoch", 0)]:
+        rows = write_result(run, result, self.seen, self.timeouts.get(number, ""))
+        for row in rows[self.epochs[number] : result.epoch]:
             self.study.report(number, row.epoch, row.metrics[self.settings.objective] or 0.0)
             self.budget.add(row)
-            self.told[number] = row.epoch
-            # Tune counts a trial's failures from its beginning; only those without an epoch in between speak against it
-            trial.run_metadata.num_failures = 0
-            self.hung.pop(number, None)
-        if "ended" in result:
-            if result["ended"] == "interrupted":  # and so is the whole search
-                self.budget.break_off(StorageError(result["reason"]))
-            else:
-                self._finish(number, result["ended"], result.get("reason", ""), result.get("traceback", ""))
-        elif result.get("done"):
-            reason, successor = self.scheduler.why(number, result["epoch"])
-            self._finish(number, "stopped", reason, successor=successor)
+            self.epochs[number] = row.epoch
+            reset_failures(trial)  # only failures without an epoch in between count
+            self.timeouts.pop(number, None)
+        if result.ended == "interrupted":  # the storage failed, so the whole search is interrupted
+            self.budget.abort(StorageError(result.reason))
+        elif result.ended:
+            self._end(number, result.ended, result.reason, result.traceback)
+        elif result.done:
+            reason, successor = self.scheduler.stop_reason(number, result.epoch)
+            self._end(number, "stopped", reason, successor=successor)
             if self.scheduler.population:
-                self.scheduler.population.owe(number)
+                self.scheduler.population.add_pending(number)
         else:
             self.on_change(run)
-        if self.snapshots and "epoch" in result:
-            self.snapshots.heard(number, result["epoch"])
+        if self.snapshots and result.report is not None:
+            self.snapshots.reported(number, result.epoch)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        number = trial.config["number"]
-        state, reason, trace = _failure(trial.get_error(), self.hung.get(number, ""))
+        number = trial_number(trial)
+        state, reason, trace = describe_failure(trial.get_error(), self.timeouts.get(number, ""))
         try:
-            self._finish(number, state, reason, trace)
+            self._end(number, state, reason, trace)
         except OSError as error:
-            self.budget.break_off(error)
+            self.budget.abort(error)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.heard[trial.config["number"]] = time.monotonic()
+        self.last_report[trial_number(trial)] = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """End the processes that have said nothing for too long: their trials go on from their checkpoints."""
+        """End the processes that have not reported for --trial-timeout. Tune continues their trials in new ones."""
         limit = self.settings.trial_timeout or math.inf
         for trial in trials:
-            number, actor = trial.config["number"], trial.temporary_state.ray_actor
+            number, actor = trial_number(trial), actor_of(trial)
             if trial.status != Trial.RUNNING or actor is None:
                 continue
-            if time.monotonic() - self.heard.setdefault(number, time.monotonic()) > limit:
-                self.hung[number] = f"no report for {limit:g} s (--trial-timeout)"
-                self.heard[number] = math.inf  # until it starts again
+            if time.monotonic() - self.last_report.setdefault(number, time.monotonic()) > limit:
+                self.timeouts[number] = f"no report for {limit:g} s (--trial-timeout)"
+                self.last_report[number] = math.inf  # until it starts again
                 ray.kill(actor)
 
-    def finish_open(self) -> None:
-        """What has not ended by itself is interrupted, whether it ran in this session or not."""
+    def interrupt_unfinished(self) -> None:
+        """Record the trials that have not ended as "interrupted", whether they ran in this session or not."""
         reason = (self.budget.reason or "the search ended").splitlines()[0]
         for run in self.search.trials():
             if run.state in UNFINISHED:
                 try:
-                    self._finish(int(run.name), "interrupted", reason)
-                except OSError as error:  # it says "running", as after a kill
-                    self.budget.break_off(error)
+                    self._end(int(run.name), "interrupted", reason)
+                except OSError as error:  # its status stays "running", as after a kill
+                    self.budget.abort(error)
         if self.snapshots and all(
             self.search.trial(number).state not in UNFINISHED for number in range(self.settings.trials)
         ):
             self.snapshots.clear()
 
-    def _finish(
-        self, number: int, state: str, reason: str, trace: str = "", successor: Successor | None = None
-    ) -> None:
-        self.open.discard(number)
+    def _end(self, number: int, state: str, reason: str, trace: str = "", successor: Successor | None = None) -> None:
+        self.running.discard(number)
         self.budget.tick()
-        self.budget.running = len(self.open)
+        self.budget.running = len(self.running)
         run = self.search.trial(number)
         run.set_status(state, reason, trace, successor)
         best = self._best(run)
@@ -180,20 +183,20 @@ class _Recorder(tune.Callback):
         if state == "failed":
             self.budget.add_error(trace or reason)
         if state != "interrupted":
-            self.keeper.ended(run, best)
+            self.retention.trial_ended(run, best)
         self.on_change(run)
 
     def _best(self, run: RunDir) -> list[float] | None:
-        """A trial's value of each objective, where it has them."""
+        """Return a trial's value of each objective, or None if it has none."""
         return values_of(run.rows(), self.settings.ranked_by)
 
 
-def _failure(error: Exception | None, hung: str = "") -> tuple[str, str, str]:
-    """State, reason and traceback of a trial that Tune gave up; `hung` says that its process had to be ended."""
+def describe_failure(error: Exception | None, timeout: str = "") -> tuple[str, str, str]:
+    """Return state, reason and traceback of a trial that Tune gave up; `timeout` is why its process was ended."""
     text = str(error or "its process died").strip()
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "out_of_memory", "Ray ended its process, since the machine ran low on memory", text
     if error is None or isinstance(error, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
         times = f"{LOST_PROCESS_RETRIES + 1} times without a new epoch"
-        return "lost", f"{hung or 'its process or machine died'} {times}", text
+        return "lost", f"{timeout or 'its process or machine died'} {times}", text
     return "failed", text.splitlines()[-1], text

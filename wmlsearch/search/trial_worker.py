@@ -1,4 +1,4 @@
-"""Where trials of one worker run, one after another: a warm process that keeps its libraries and data between them."""
+"""The worker of a trial: a warm process that trains one trial after another and keeps its libraries and data."""
 
 from __future__ import annotations
 
@@ -10,149 +10,151 @@ from ray import tune
 from torch import distributed
 
 from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
-from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import check_same_training, load_checkpoint
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.files import StorageError
+from wmlsearch.runs.schema import EpochRow
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.memory_admission import limit_to_share, predict_peak_memory
+from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 
-_opened: dict[tuple[str, str], PreparedData] = {}  # of this process: mapped once, however many trials it runs
+_open_data: dict[tuple[str, str], PreparedData] = {}  # of this process, by fingerprint and device
+_STATES_OF_ERRORS: tuple[tuple[type[Exception], str], ...] = (
+    (StorageError, "interrupted"),
+    (Diverged, "diverged"),
+    (InputError, "failed"),
+)
 
 
-class Training:
-    """One training in this process, an epoch a step, as plain results that may cross to other processes.
+class TrainingSession:
+    """The training of one trial or run in this process, an epoch per step.
 
-    `job` is the same for all trainings of a run: `data` (a Shipment), `settings`, `threads`, and the `slots` of which
-    this process is one; without them it has the machine or the GPU for itself. `trial` says which one:
-    `config` (with `rate_factors`, if any), `place`, where its checkpoints are, and `heard`, how many epochs of it are
-    known already. With `keep_every` in `job`, a snapshot is kept of each epoch that is a multiple of it. A result holds
-    `report` (a row of EpochReport) with `epoch` and the objective beside it for the scheduler; the first also
-    `replayed` (all reports of the checkpoint that it goes on from) and, of a training from its beginning,
-    `predicted_memory_mb` (what `peak_memory_mb` should be); the last also `done` and `ended` (a state of
-    `runs.ENDED`), with a `reason` and `traceback` if it went wrong. Epochs that the checkpoint has and nobody has heard
-    of come first, one at a time, so that the scheduler decides about each. What finds no room in memory is not begun.
+    A session goes on from the checkpoint at its location, if there is one. It first returns the epochs of the
+    checkpoint that the driver has no report of, one per step, so that the scheduler decides about each. A run that
+    does not fit into memory ends as "out_of_memory" before its first epoch.
     """
 
-    def __init__(self, job: dict[str, Any], trial: dict[str, Any], rank: int = 0) -> None:
-        torch.set_num_threads(job["threads"])
-        self.objective, self.rank = job["settings"]["objective"], rank
-        self.keep_every = job.get("keep_every", 0)
-        self.checkpoints = Checkpoints(trial["place"])
-        self.fresh, self.heard = True, int(trial.get("heard", 0))
-        self.unheard: list[dict[str, Any]] = []
-        settings = RunSettings(**job["settings"])
-        self.config, self.precision = TrialConfig(**trial["config"]), settings.precision
-        self.data = open_data(job["data"])
-        self.slots = Slots(**job["slots"]) if "slots" in job else None
-        limit_to_share(self.data.train.images.device, self.slots)
-        self.which: dict[str, Any] = {
+    def __init__(self, job: WorkerJob, assignment: TrialAssignment, rank: int = 0) -> None:
+        torch.set_num_threads(job.threads)
+        settings = job.settings
+        self.job, self.rank, self.config = job, rank, assignment.config
+        self.checkpoints = Checkpoints(assignment.checkpoint_location)
+        self.started, self.reported_epochs = False, assignment.reported_epochs
+        self.unreported: list[EpochRow] = []  # rows of the checkpoint
+        self.data = open_data(job.shipment)
+        limit_to_share(self.data.train.images.device, job.slots)
+        self.identity: dict[str, Any] = {  # a checkpoint must be of the same training
             "config": self.config,
             "data": self.data,
             "max_epochs": settings.epochs,
-            "seed": trial.get("seed", settings.seed),
-            "rate_factors": {int(epoch): factor for epoch, factor in trial.get("rate_factors", {}).items()},
+            "seed": settings.seed if assignment.seed is None else assignment.seed,
+            "rate_factors": assignment.rate_factors,
         }
         self.reports = epochs(
-            **self.which,
+            **self.identity,
             precision=settings.precision,
             objective=settings.objective,
             last=self.checkpoints.last,
             best=self.checkpoints.best,
         )
 
-    def step(self) -> dict[str, Any]:
-        """Train an epoch. What goes wrong in it is a result, not an exception, unless another rank has died."""
-        result: dict[str, Any] = {}
+    def step(self) -> TrialResult:
+        """Train an epoch. An error is a result, not an exception, unless another rank has died."""
+        result = TrialResult()
         try:
-            if self.fresh:
-                self.checkpoints.fetch()
-                there = self.checkpoints.last.exists()
-                state = load_checkpoint(self.checkpoints.last) if there else {"reports": []}
-                if there:  # before anybody hears of its epochs
-                    check_same_training(self.checkpoints.last, state, **self.which)
-                result["replayed"] = state["reports"]
-                self.unheard = list(result["replayed"][self.heard :])
-                self.fresh = False
-                if not there:  # what trained before has found its room
-                    result |= self._foretell()
-                    if "done" in result:
+            if not self.started:
+                result = self._open_checkpoint()
+                self.started = True
+                if not result.replayed:  # a run with a checkpoint has passed memory admission
+                    result = self._admit_to_memory(result)
+                    if result.done:
                         return result
-            if self.unheard:
-                row = self.unheard.pop(0)
-            else:
-                row = next(self.reports).row()
-                if self.rank == 0:
-                    self.checkpoints.push()
-            kept = self.keep_every and row["epoch"] % self.keep_every == 0 and not row["ended"]
-            if kept and self.rank == 0 and not self.unheard:  # before the epoch is heard, so that who hears has it
-                self.checkpoints.keep(row["epoch"])
-        except StopIteration:  # the checkpoint was its last epoch, and that is known
-            return {**result, "done": True, "ended": result["replayed"][-1]["ended"]}
-        except StorageError as error:  # no fault of the trial, and the next one would have the same
-            return {**result, "done": True, "ended": "interrupted", "reason": str(error)}
-        except Diverged as error:
-            return {**result, "done": True, "ended": "diverged", "reason": str(error)}
-        except InputError as error:
-            return {**result, "done": True, "ended": "failed", "reason": str(error)}
+            row = self._next_row()
+        except StopIteration:  # the last epoch is in the checkpoint, and was reported
+            return result.with_end((result.replayed and result.replayed[-1].ended) or "completed")
         except Exception as error:
-            if _lost_a_rank(error):  # no fault of this one: the group is set up again, and goes on from the checkpoint
+            for kind, state in _STATES_OF_ERRORS:
+                if isinstance(error, kind):
+                    return result.with_end(state, str(error))
+            if _lost_a_rank(error):  # the group is set up again, and this run goes on from its checkpoint
                 raise
-            told = {"ended": "out_of_memory" if _is_out_of_memory(error) else "failed", "reason": _last_line(error)}
-            return {**result, **told, "done": True, "traceback": traceback.format_exc(), "broke": True}
-        # for the scheduler a metric that is not a number is as bad as none can be
-        result |= {"report": row, "epoch": row["epoch"], self.objective: row[self.objective] or 0.0}
-        return result | ({"done": True, "ended": row["ended"]} if row["ended"] else {})
+            state = "out_of_memory" if _is_out_of_memory(error) else "failed"
+            return result.with_end(state, _last_line(error), traceback=traceback.format_exc(), broke=True)
+        result = result.model_copy(update={"report": row})
+        return result.with_end(row.ended) if row.ended else result
 
-    def _foretell(self) -> dict[str, Any]:
-        """What it will take at its peak; where that is more than there is, it ends here."""
-        fit = predict_peak_memory(self.config, self.data, self.precision, self.slots)
-        told: dict[str, Any] = {"predicted_memory_mb": fit.peak_mb}
-        if fit.refusal:
-            told |= {"done": True, "ended": "out_of_memory", "reason": f"{fit.refusal}: not run"}
-        return told
+    def _open_checkpoint(self) -> TrialResult:
+        """Fetch the checkpoint, if there is one, and check that it is of this training before anything is reported."""
+        self.checkpoints.fetch()
+        rows: list[EpochRow] = []
+        if self.checkpoints.last.exists():
+            state = load_checkpoint(self.checkpoints.last)
+            check_same_training(self.checkpoints.last, state, **self.identity)
+            rows = [EpochRow.from_json(row) for row in state["reports"]]
+        self.unreported = rows[self.reported_epochs :]
+        return TrialResult(replayed=rows)
+
+    def _admit_to_memory(self, result: TrialResult) -> TrialResult:
+        """Add the predicted peak memory to the first result, which is the last one where it does not fit."""
+        fit = predict_peak_memory(self.config, self.data, self.job.settings.precision, self.job.slots)
+        result = result.model_copy(update={"predicted_memory_mb": fit.peak_mb})
+        return result.with_end("out_of_memory", f"{fit.refusal}: not run") if fit.refusal else result
+
+    def _next_row(self) -> EpochRow:
+        """Return the next epoch of the checkpoint, or train one. Raises StopIteration after the last epoch."""
+        if self.unreported:
+            row = self.unreported.pop(0)
+        else:
+            row = EpochRow.from_json(next(self.reports).row())
+            if self.rank == 0:
+                self.checkpoints.push()
+        every = self.job.snapshot_every
+        # The scheduler may choose a parent as soon as it has the report, so the snapshot is kept before.
+        if every and row.epoch % every == 0 and not row.ended and self.rank == 0 and not self.unreported:
+            self.checkpoints.save_snapshot(row.epoch)
+        return row
 
     def close(self) -> None:
-        """Forget the network: the next one finds its memory free."""
+        """Release the network and its memory."""
         self.reports.close()
         self.checkpoints.close()
 
 
 class TrialWorker(tune.Trainable):
-    """A Tune class trainable that steps a `Training` itself, so that a new trial costs no process and no import."""
+    """A Tune class trainable that steps a TrainingSession. A new trial starts no process and imports nothing."""
 
     def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
-        self.job = job or {}
-        self.training = Training(self.job, config)
+        self.job = WorkerJob.from_plain(job or {})
+        self.session = TrainingSession(self.job, TrialAssignment.from_plain(config))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.training.close()
-        self.training = Training(self.job, new_config)
+        self.session.close()
+        self.session = TrainingSession(self.job, TrialAssignment.from_plain(new_config))
         return True
 
     def step(self) -> dict[str, Any]:
-        return self.training.step()
+        return self.session.step().as_plain(self.job.settings.objective)
 
     def cleanup(self) -> None:
-        self.training.close()
+        self.session.close()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class of its own for a GPU without room; on CPUs only the text of a RuntimeError says so."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    """PyTorch has an exception class for a full GPU. On CPUs only the text of a RuntimeError says it."""
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )
 
 
 def _lost_a_rank(error: Exception) -> bool:
-    """Whether another rank of the group does not answer any more; of gloo, only the text of a RuntimeError says so."""
+    """Whether another rank of the group does not answer. With gloo, only the text of a RuntimeError says it."""
     return distributed.is_initialized() and (
         isinstance(error, distributed.DistError)
-        or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl")))
+        or (isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl")))
     )
 
 
@@ -161,9 +163,9 @@ def _last_line(error: Exception) -> str:
 
 
 def open_data(shipment: Shipment) -> PreparedData:
-    """Open the shipped data set where this process trains: on its GPU, if it has one."""
+    """Return the prepared data set of a shipment, on the GPU of this process if it has one. It is mapped once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = (shipment.fingerprint, device)
-    if key not in _opened:
-        _opened[key] = PreparedData.open(receive_shipment(shipment), device)
-    return _opened[key]
+    if key not in _open_data:
+        _open_data[key] = PreparedData.open(receive_shipment(shipment), device)
+    return _open_data[key]

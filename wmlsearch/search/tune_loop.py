@@ -1,11 +1,14 @@
-"""The search itself: the study proposes trials, slots run them, a scheduler stops the poor, the run folder hears."""
+"""Runs the trials of a search with Ray Tune.
+
+The study proposes a configuration, the recorder makes its folder, Tune gives it to a trial worker, and the worker's
+reports go to the scheduler, which may stop the trial, and to the recorder.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ray import tune
 
@@ -15,14 +18,15 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import UNFINISHED
 from wmlsearch.search.budget import Budget
-from wmlsearch.search.checkpoint_size import bytes_for_best_weights
+from wmlsearch.search.checkpoint_size import bytes_for_best_weights, checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.interrupts import graceful_stop
+from wmlsearch.search.messages import WorkerJob
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.recorder import LOST_PROCESS_RETRIES, _bytes_of_best, _Recorder
+from wmlsearch.search.recorder import LOST_PROCESS_RETRIES, Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.trial_worker import TrialWorker
-from wmlsearch.search.tune_patches import keep_all_processes
+from wmlsearch.search.tune_patches import reuse_all_actors
 from wmlsearch.search.tune_searcher import StudySearcher
 from wmlsearch.search.worker_group import GroupTrialWorker
 from wmlsearch.space import SearchSpace
@@ -32,94 +36,122 @@ def run_trials(
     search: SearchDir,
     space: SearchSpace,
     settings: RunSettings,
-    data: Shipment,
+    shipment: Shipment,
     slots: Slots,
-    place: Callable[[RunDir], str],
+    location: Callable[[RunDir], str],
     on_change: Callable[[RunDir], None],
     elastic: bool = False,
 ) -> Budget:
-    """Run the trials of a search, or those that it still lacks, to their end; the budget says why it ended early.
+    """Run the trials of a search that have not ended, and return its budget, with the reason if they end early.
 
-    `data` is shipped, `place` says where a trial's checkpoints go. `on_change` is called after each change in a run
-    folder. Ctrl-C ends the trials that run, and keeps what is there.
+    Ctrl-C ends the running trials, whose checkpoints stay.
+
+    Args:
+        search: Its folder exists.
+        space: The search space.
+        settings: The settings of the search.
+        shipment: The prepared data set.
+        slots: Where the trials run.
+        location: Returns where the checkpoints of a run are stored.
+        on_change: Called after each change in a run folder.
+        elastic: Whether worker groups go on with fewer workers when a machine is lost.
+
+    Raises:
+        InputError: --max-checkpoint-gb is too small.
+        OSError: The run folder or the storage cannot be written any more.
     """
     scheduler = Scheduler(settings)
-    for run in _recall(search, settings, scheduler):
+    for run in replay_reports(search, settings, scheduler):
         on_change(run)
     study = Study(search, space, settings)
     budget = Budget(search, settings, slots)
-    keeper = CheckpointRetention(
-        place, _bytes_of_best, bytes_for_best_weights(space, settings, slots), settings.ranked_by
-    )
-    recorder = _Recorder(search, settings, study, budget, place, keeper, on_change, scheduler)
-    job = {"data": data, "settings": settings.model_dump(), "threads": slots.cpus, "slots": dataclasses.asdict(slots)}
-    if scheduler.population is not None:
-        job["keep_every"] = settings.grace_epochs
-    if slots.workers > 1:
-        # The slot's own process only drives its worker group, which asks for its resources itself.
-        job["elastic"] = elastic
+    limit_bytes = bytes_for_best_weights(space, settings, slots)
+    retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.ranked_by)
+    recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
+    snapshot_every = settings.grace_epochs if scheduler.population is not None else 0
+    job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)
+    numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]
+    if not numbers or budget.stop_all():
+        recorder.interrupt_unfinished()
+        return budget
+    scratch = tempfile.mkdtemp(prefix="wmlsearch-tune-")  # Tune needs a folder; nothing reads its files
+    try:
+        with graceful_stop(budget), reuse_all_actors():
+            _make_tuner(search.name, job, slots, numbers, scheduler, budget, recorder, scratch).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        recorder.interrupt_unfinished()
+        budget.tick()
+    if budget.storage_error is not None:
+        raise budget.storage_error
+    return budget
+
+
+def _make_tuner(
+    name: str,
+    job: WorkerJob,
+    slots: Slots,
+    numbers: Sequence[int],
+    scheduler: Scheduler,
+    budget: Budget,
+    recorder: Recorder,
+    scratch: str,
+) -> tune.Tuner:
+    if slots.workers > 1:  # the trial's process only drives its worker group, which asks for the resources itself
         trainable: type[tune.Trainable] = GroupTrialWorker
         resources = tune.PlacementGroupFactory([ON_HEAD])
     else:
         trainable = TrialWorker
         resources = tune.PlacementGroupFactory([slots.resources])
-    numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]
-    if not numbers or budget.stop_all():
-        recorder.finish_open()
-        return budget
-    scratch = tempfile.mkdtemp(prefix="wmlsearch-tune-")  # Tune wants a folder; nothing in it is ever read again
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, job=job), resources),
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(trainable, job=job.as_plain()), resources),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(settings.objective, numbers, recorder.begin),
+            search_alg=StudySearcher(job.settings.objective, numbers, recorder.begin),
             scheduler=scheduler,
             num_samples=len(numbers),
             max_concurrent_trials=slots.count,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=search.name,
+            name=name,
             storage_path=scratch,
             stop=budget,
             callbacks=[recorder],
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESS_RETRIES),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the slot writes its own
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a worker writes its own checkpoints
             verbose=0,
         ),
     )
-    try:
-        with graceful_stop(budget), keep_all_processes():
-            tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        recorder.finish_open()
-        budget.tick()
-    if budget.broken is not None:
-        raise budget.broken
-    return budget
 
 
-def _recall(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> list[RunDir]:
-    """Let the scheduler hear what the run folder holds, in the order in which it happened.
+def _bytes_of_best(run: RunDir) -> int:
+    return checkpoint_bytes(run.record().config)[1]
 
-    A trial that died between its last line and the word how it ended gets that word now; those are returned.
+
+def replay_reports(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> list[RunDir]:
+    """Give the reports in the run folder to a new scheduler, in the order of their time.
+
+    A search that died may have recorded the last report of a trial without its end. Such a trial gets its status now.
+
+    Returns:
+        The trials whose status changed.
     """
+    reports = [(row.time, int(run.name), row) for run in search.trials() for row in run.trained_rows()]
+    stopped_at: dict[int, int] = {}  # by trial: the epoch
+    for _, number, row in sorted(reports, key=lambda report: report[:2]):
+        value = row.metrics.get(settings.objective) or 0.0
+        if scheduler.report(number, row.epoch, value, ended=row.ended is not None):
+            stopped_at[number] = row.epoch
     changed = []
-    rows = [(row.time, int(run.name), row) for run in search.trials() for row in run.trained_rows()]
-    stopped: dict[int, int] = {}
-    for _, number, row in sorted(rows, key=lambda it: it[:2]):
-        ended = row.ended is not None
-        if scheduler.hear(number, row.epoch, row.metrics.get(settings.objective) or 0.0, ended):
-            stopped[number] = row.epoch
     for run in search.trials():
-        if run.state in UNFINISHED and (its := run.rows()):
-            if its[-1].ended:
-                run.set_status(its[-1].ended)
+        if run.state in UNFINISHED and (rows := run.rows()):
+            if rows[-1].ended:
+                run.set_status(rows[-1].ended)
                 changed.append(run)
-            elif stopped.get(number := int(run.name)) == len(its):
-                reason, successor = scheduler.why(number, len(its))
+            elif stopped_at.get(number := int(run.name)) == len(rows):
+                reason, successor = scheduler.stop_reason(number, len(rows))
                 run.set_status("stopped", reason, successor=successor)
                 changed.append(run)
     if scheduler.population is not None:
-        scheduler.population.recall(search)
+        scheduler.population.restore_pending(search)
     return changed

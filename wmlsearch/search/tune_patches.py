@@ -1,11 +1,4 @@
-"""Tune reuses a process for the next trial; here it does so also where trials end sooner than processes start.
-
-With `reuse_actors=True` alone, of trials that end in the same turn of Tune's loop only one leaves its process to a
-later trial, and a process that is just starting is thrown away as soon as another one is free. And where a process dies
-while it is given to its next trial, or has died since its last one, Tune hears of it twice, by the process and by its
-task, and gives the trial up at the second time. It has no switch for any of this, so this is the one place that knows
-its controller from inside.
-"""
+"""Every change to, and use of, Ray Tune's internals. `tests/search/test_tune_patches.py` checks what they rely on."""
 
 from __future__ import annotations
 
@@ -20,49 +13,69 @@ from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
 
 
-class _AllFree(_ObjectCache):
-    """Processes without a trial: all are kept until no trial can come any more, when Tune asks for all."""
+def actor_of(trial: Trial) -> Any:
+    """Return the actor handle that runs a trial, or None. Tune has no public way to end a trial's process."""
+    return trial.temporary_state.ray_actor
+
+
+def reset_failures(trial: Trial) -> None:
+    """Set a trial's failure count to 0. Tune counts failures over the whole trial, not since its last report."""
+    trial.run_metadata.num_failures = 0
+
+
+def named_trial(name: str) -> Trial:
+    """Return a trial without a trainable, for a scheduler. Tune's own trials get a new name in each session."""
+    return Trial("stand-in", trial_id=name, stub=True)
+
+
+class _UnlimitedCache(_ObjectCache):
+    """Keeps all idle actors. Tune's cache keeps one of those that become idle in one turn of its loop."""
 
     def cache_object(self, key: Any, obj: Any) -> bool:
-        more = self.num_cached_objects + 1
-        self.increase_max(key, more)
-        kept = super().cache_object(key, obj)
-        self.decrease_max(key, more)
-        return bool(kept)
+        limit = self.num_cached_objects + 1
+        self.increase_max(key, limit)
+        cached = super().cache_object(key, obj)
+        self.decrease_max(key, limit)
+        return bool(cached)
 
     def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
-        if force_all:
+        if force_all:  # no trial can come any more
             yield from super().flush_cached_objects(force_all=True)
 
 
 class _Controller(TuneController):
+    """Tune's controller, with changes for trials that end sooner than actors start."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._actor_cache = _AllFree()
-        self._heard: Exception | None = None
+        self._actor_cache = _UnlimitedCache()
+        self._last_failure: Exception | None = None
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
-        coming = self._trial_to_actor.get(trial)
-        if coming is not None and self._actor_manager.is_actor_started(coming):  # it has its resources already
+        """Let a trial keep the actor that starts for it. Tune drops that one as soon as an idle one is free."""
+        starting = self._trial_to_actor.get(trial)
+        if starting is not None and self._actor_manager.is_actor_started(starting):  # it has its resources already
             return False
         return bool(super()._maybe_reuse_cached_actor(trial))
 
     def _actor_failed(self, tracked_actor: TrackedActor, exception: Exception) -> None:
-        self._resetting_trials.discard(self._actor_to_trial.get(tracked_actor))  # or it would wait for that process
+        """Stop waiting for the reset of an actor that died. Tune waits for it until the end."""
+        self._resetting_trials.discard(self._actor_to_trial.get(tracked_actor))
         super()._actor_failed(tracked_actor, exception)
 
     def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
-        if exception is not self._heard:
-            self._heard = exception
+        """Count a failure once. Tune counts an actor that dies during its reset twice, and gives the trial up."""
+        if exception is not self._last_failure:
+            self._last_failure = exception
             super()._trial_task_failure(trial, exception)
 
 
 @contextlib.contextmanager
-def keep_all_processes() -> Iterator[None]:
-    """Within the block, `Tuner.fit` throws away no process that a later trial of the search can have."""
-    of_fit: Any = importlib.import_module("ray.tune.tune")
-    of_fit.TuneController = _Controller
+def reuse_all_actors() -> Iterator[None]:
+    """In the block, `Tuner.fit` keeps every actor that a later trial can use. Tune has no option for this."""
+    module: Any = importlib.import_module("ray.tune.tune")
+    module.TuneController = _Controller
     try:
         yield
     finally:
-        of_fit.TuneController = TuneController
+        module.TuneController = TuneController

@@ -1,4 +1,4 @@
-"""Tune's searcher interface: it hands out the trials that the study proposes."""
+"""Tune's searcher interface: it hands out the trials that the recorder begins."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from wmlsearch.search.messages import TrialAssignment
+
 
 class StudySearcher(Searcher):
-    """Lets Tune draw trials: first the unfinished ones of a resumed search, then from the study.
+    """Hands trials to Tune: first the unfinished ones of a resumed search, then new ones.
 
-    What comes of them the study hears from the recorder, with its epoch. `begin(number)` gives what a slot needs to
-    know of a trial, or None when the search is to end.
+    The recorder, not Tune, reports results to the study: Tune does not say why a trial ended.
+
+    Args:
+        objective: The metric that Tune is told to maximize.
+        numbers: The trials to run, in order.
+        begin: Returns the assignment of a trial, or None if the search is to end.
     """
 
-    def __init__(self, objective: str, numbers: Sequence[int], begin: Callable[[int], dict[str, Any] | None]) -> None:
+    def __init__(self, objective: str, numbers: Sequence[int], begin: Callable[[int], TrialAssignment | None]) -> None:
         super().__init__(metric=objective, mode="max")
         self.numbers, self.begin = list(numbers), begin
 
     def suggest(self, trial_id: str) -> Any:
-        begun = self.begin(self.numbers[0]) if self.numbers else None
-        if begun is None:
+        assignment = self.begin(self.numbers[0]) if self.numbers else None
+        if assignment is None:
             return Searcher.FINISHED
         self.numbers.pop(0)
-        return begun
+        return assignment.as_plain()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Told by the recorder instead: Tune doesn't say why a trial ended."""
+        """Do nothing: the recorder tells the study."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it for Tuner.restore, which isn't used: a search is rebuilt from its run folder
+        return {}  # Tune pickles it for Tuner.restore, which is not used: a search is rebuilt from its run folder
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune wants a file at its checkpoints; ours is the study's journal."""
+        """Write an empty file, since Tune wants one; the study has its journal."""
         Path(checkpoint_path).write_text("", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:

@@ -48,7 +48,7 @@ def train_final_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment, sl
         shipment: The prepared data set on its way to the workers.
         slots: Of the final runs.
     """
-    from wmlsearch.search.budget import STOP_WISH
+    from wmlsearch.search.budget import STOP_REQUESTED
     from wmlsearch.search.final_training import train_runs
 
     configurations = _final_configurations(search, plan.settings.confirm_top)
@@ -67,7 +67,7 @@ def train_final_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment, sl
         )
         observer.on_change(run)
         if search.stop_requested():
-            raise KeyboardInterrupt(STOP_WISH)
+            raise KeyboardInterrupt(STOP_REQUESTED)
 
     train_runs(requests, plan.settings, shipment, slots, record_usage_or_stop, elastic=plan.placement.on_cluster)
 

@@ -22,11 +22,13 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
 
     Raises InputError for what cannot run, before a folder is made and as far as possible before Ray starts.
     """
-    from wmlsearch.search.optuna_study import known_earlier
+    from wmlsearch.search.warm_start import select_earlier_trials
 
     observer = observer or Observer()
     data = check_new_search(search, request)
-    earlier, left_out = known_earlier(request.warm_start, request.space, request.settings, data.manifest.fingerprint)
+    earlier, left_out = select_earlier_trials(
+        request.warm_start, request.space, request.settings, data.manifest.fingerprint
+    )
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
     with _ray(search, request.placement, observer):

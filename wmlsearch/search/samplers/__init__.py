@@ -1,1 +1,1 @@
-"""Samplers of our own, beside those of Optuna."""
+"""What proposes the next configuration: the forest, and Optuna's samplers."""

@@ -1,10 +1,10 @@
-"""What to try next, judged by a random forest (`--sampler forest`).
+"""A random forest proposes the next configuration (`--sampler forest`).
 
-Most trials of a frugal search are stopped after a few epochs, and their values are of different epochs. What can be
-compared is how far each came, and among those that came equally far, their values: by that all trials are ranked, and
-the forest learns the rank from the hyperparameters (random forests as in SMAC, Hutter et al. 2011). It is only a judge:
-of a few configurations drawn at random it names the best. So no region is ever left for good, and what the forest gets
-wrong costs little; benchmarks/README.md says how a sampler that trusts its model more fares.
+Most trials of a search are stopped after a few epochs, so their values are of different epochs. The forest ranks
+trials by the epoch that they reached, and among equals by their best value, and learns the rank from the
+hyperparameters (random forests as in SMAC, Hutter et al. 2011). It then takes the best of a few configurations drawn at
+random. So no region of the space is excluded for good, and an error of the forest costs little. benchmarks/README.md
+compares it with a sampler that trusts its model more.
 """
 
 from __future__ import annotations
@@ -21,44 +21,51 @@ from wmlsearch.space import Choices, Range, SearchSpace
 
 CANDIDATES = 4
 TREES = 20
-MOST_PAST = 1000  # trials that the forest learns from: more make every proposal slower, and a judge of four no better
+MAX_TRIALS = 1000  # that the forest learns from: with more, proposals take longer and are no better
 
-Reached = tuple[int, float]  # the epoch that a trial reached (all of them, if it ended by itself), its best value
+Outcome = tuple[int, float]  # the epoch that a trial reached (the last one, if it ended by itself), its best value
 
 
 def propose(
-    space: SearchSpace, past: Sequence[tuple[Mapping[str, Any], Reached]], rng: np.random.Generator
+    space: SearchSpace, trials: Sequence[tuple[Mapping[str, Any], Outcome]], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Values of the active dimensions for the next trial. `past`: the values of those that ended, in a fixed order."""
-    if len(past) > MOST_PAST:
-        past = [past[i] for i in np.sort(rng.choice(len(past), MOST_PAST, replace=False))]
-    place = {reached: i for i, reached in enumerate(sorted({reached for _, reached in past}))}
-    ranks = [place[reached] / len(place) for _, reached in past]
+    """Return values of the active dimensions for the next trial.
+
+    Args:
+        space: The search space.
+        trials: The values and the outcome of each trial that has ended, in a fixed order.
+        rng: Draws the candidates and seeds the forest.
+    """
+    if len(trials) > MAX_TRIALS:
+        trials = [trials[i] for i in np.sort(rng.choice(len(trials), MAX_TRIALS, replace=False))]
+    positions = {outcome: i for i, outcome in enumerate(sorted({outcome for _, outcome in trials}))}
+    ranks = [positions[outcome] / len(positions) for _, outcome in trials]
     seed = int(rng.integers(2**31))
     candidates = [space.sample(rng) for _ in range(CANDIDATES)]
-    known, asked = ([encode(space, values) for values in its] for its in ([values for values, _ in past], candidates))
-    return candidates[int(np.argmax(judge(known, ranks, asked, seed)))]
+    features = [encode(space, values) for values, _ in trials]
+    scores = predict_ranks(features, ranks, [encode(space, values) for values in candidates], seed)
+    return candidates[int(np.argmax(scores))]
 
 
-def judge(
-    known: Sequence[Sequence[float]], ranks: Sequence[float], asked: Sequence[Sequence[float]], seed: int
+def predict_ranks(
+    features: Sequence[Sequence[float]], ranks: Sequence[float], candidates: Sequence[Sequence[float]], seed: int
 ) -> np.ndarray:
-    """The ranks to expect of those `asked`: what scikit-learn's ExtraTreesRegressor(TREES, max_features=0.8) says.
+    """Return the expected rank of each candidate: as scikit-learn's ExtraTreesRegressor(TREES, max_features=0.8).
 
-    Its trees, bit for bit, without the checks around them, which take longer than small trees themselves.
+    The trees are the same, bit for bit, but fitted without the checks around them, which take longer than small trees.
     """
-    chance = np.random.RandomState(seed)
-    x, y, x_asked = np.array(known, np.float32), np.array(ranks)[:, None], np.array(asked, np.float32)
-    total = np.zeros(len(asked))
+    random = np.random.RandomState(seed)
+    x, y, x_candidates = np.array(features, np.float32), np.array(ranks)[:, None], np.array(candidates, np.float32)
+    total = np.zeros(len(candidates))
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for _ in range(TREES):
-            tree = ExtraTreeRegressor(max_features=0.8, random_state=chance.randint(np.iinfo(np.int32).max))
-            total += tree.fit(x, y, check_input=False).predict(x_asked, check_input=False)
+            tree = ExtraTreeRegressor(max_features=0.8, random_state=random.randint(np.iinfo(np.int32).max))
+            total += tree.fit(x, y, check_input=False).predict(x_candidates, check_input=False)
     return total / TREES
 
 
 def encode(space: SearchSpace, values: Mapping[str, Any]) -> list[float]:
-    """Numbers for the forest: ranges and choices of numbers from 0 to 1, other choices one-hot, -1 where inactive."""
+    """Return numbers for the forest: ranges and numeric choices from 0 to 1, other choices one-hot, -1 if inactive."""
     numbers: list[float] = []
     for name, dimension in space.dimensions.items():
         domain = dimension.domain
