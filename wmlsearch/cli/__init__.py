@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import data, export, mlflow, plan, predict, status, stop, train, tune, verdict
+from wmlsearch.cli import data, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
 
 HELP_WIDTH = 100
 
@@ -113,8 +113,8 @@ for verb in (
     tune.tune,
     stop.stop,
     status.status,
-    verdict.evaluate,
-    verdict.report,
+    evaluate.evaluate,
+    report.report,
     predict.predict,
     export.export,
     mlflow.sync,

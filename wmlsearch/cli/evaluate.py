@@ -1,4 +1,4 @@
-"""The verbs that follow a search: `evaluate` and `report`."""
+"""The verb `evaluate`: score a run on the sealed test patients."""
 
 from __future__ import annotations
 
@@ -51,21 +51,3 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
             mirror.notify(part)
         if problem := mirror.close():
             options.say(f"warning: MLflow is incomplete ({problem}); to complete it: wmlsearch sync {root.name}")
-
-
-@click.command(short_help="Write the report of a search.")
-@click.argument("name", required=False)
-@options.out
-def report(name: str | None, out: Path) -> None:
-    """Write the report of a search (default: the latest): one HTML page with its figures and tables.
-
-    It needs the search's folder only and can be written at any time, while the search is running or after it was
-    stopped. `wmlsearch tune` does this at its end.
-
-    Example: wmlsearch report search-20261123-201512
-    """
-    from wmlsearch.report.page import write_report
-    from wmlsearch.runs.checks import open_search
-
-    page = write_report(open_search(name, out))
-    options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

@@ -1,0 +1,27 @@
+"""The verb `report`: write the report of a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wmlsearch.cli import options
+
+
+@click.command(short_help="Write the report of a search.")
+@click.argument("name", required=False)
+@options.out
+def report(name: str | None, out: Path) -> None:
+    """Write the report of a search (default: the latest): one HTML page with its figures and tables.
+
+    It needs the search's folder only and can be written at any time, while the search is running or after it was
+    stopped. `wmlsearch tune` does this at its end.
+
+    Example: wmlsearch report search-20261123-201512
+    """
+    from wmlsearch.report.page import write_report
+    from wmlsearch.runs.checks import open_search
+
+    page = write_report(open_search(name, out))
+    options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")
