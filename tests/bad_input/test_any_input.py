@@ -195,7 +195,7 @@ def test_any_value_in_any_file_of_a_search(
 ) -> None:
     """A value is replaced, at any depth; the folder is refused, or the terminal can show it."""
     from wmlsearch.cli.console import console
-    from wmlsearch.cli.tables import show_search
+    from wmlsearch.cli.search_summary import show_search
 
     copy = tmp_path / "s"
     if not copy.exists():

@@ -231,8 +231,8 @@ def test_a_bad_option(words: str, prepared: Path, refused: Refused, monkeypatch:
 def test_a_word_that_is_empty(prepared: Path, refused: Refused) -> None:
     for before in ("--name", "--storage", "--ray-address", "--mlflow-uri"):
         assert refused("tune", "quick", "--data", prepared, before, "", "--trials", 3) == (
-            f"the word after `wmlsearch tune quick --data {prepared} {before}` is empty (a variable that isn't set?); "
-            "give it, or leave it out"
+            f"the argument after `wmlsearch tune quick --data {prepared} {before}` is empty (an unset variable?); "
+            "give a value, or leave the argument out"
         )
 
 

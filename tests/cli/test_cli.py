@@ -270,7 +270,7 @@ def test_an_error_of_ours_is_one_line_unless_asked(say: Say, monkeypatch: pytest
     monkeypatch.setattr("wmlsearch.data.phantom.write_phantom", fail)
     result = say("phantom", "out")
     assert (result.exit_code, result.stderr) == (
-        1, "wmlsearch: unexpected RuntimeError: oh; `wmlsearch --debug ...` shows where\n",
+        1, "wmlsearch: unexpected RuntimeError: oh; run `wmlsearch --debug ...` for the traceback\n",
     )  # fmt: skip
     result = say("--debug", "phantom", "out")
     assert result.exit_code == 1
@@ -284,8 +284,8 @@ def test_a_problem_with_a_file_is_one_line(say: Say, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("wmlsearch.data.phantom.write_phantom", fail)
     result = say("phantom", "out")
     assert (result.exit_code, result.stderr) == (
-        1, "wmlsearch: out: No space left on device; files that were there are whole; free some space (`df` shows "
-        "where) and say it again\n",
+        1, "wmlsearch: out: No space left on device; existing files are intact; free some space (see `df`) and run "
+        "the command again\n",
     )  # fmt: skip
 
 
@@ -311,7 +311,7 @@ def test_phantom_then_prepare(say: Say, tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\d+\.\d\d %", " ".join(row[-2:])) for row in rows)
     assert result.stdout.splitlines()[-2:] == [
         "native slices of 32 x 32 pixels are in prepared",
-        "have a look at prepared/contact_sheet.png; next: wmlsearch tune --data prepared",
+        "check the slices in prepared/contact_sheet.png; next: wmlsearch tune --data prepared",
     ]
     assert (tmp_path / "prepared" / "contact_sheet.png").is_file()
     again = "prepared: exists already and is not an empty folder; name another OUT or remove it"

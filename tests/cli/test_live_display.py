@@ -10,7 +10,7 @@ from records import epoch_row, run_record, search_record
 from rich.console import Console
 
 from wmlsearch.cli.live_display import SearchDisplay
-from wmlsearch.cli.tables import show_search
+from wmlsearch.cli.search_summary import show_search
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.final_training import write_result
@@ -56,7 +56,7 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
         "   1  trial-0001         0.6000    0.3000       1  stopped             4    cosine              0.1",
         "   2  trial-0000         0.5000    0.2500       3  completed           8   plateau",
         "      trial-0002              -         -       0  failed              4   plateau",
-        "image-level split: optimistic: what is on both sides of the split makes results look better",
+        "warning: image-level split: optimistic: data on both sides of the split make results look better",
         "trial-0002 failed: ValueError: no luck",
         "final runs",
         "configuration  seeds  val_dice_best mean  standard error  mean - error  states",
@@ -78,17 +78,17 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
     add(run, name, "running", {}, 0.1)
     console = Console(width=120, record=True, file=io.StringIO())
     display = SearchDisplay(console, search, SearchSpace.of(SPACE, "here"), RunSettings(**SETTINGS))
-    display.changed(run)
+    display.update(run)
     assert console.export_text() == ""
     trained = {run.path}
     write_result(run, TrialResult(replayed=run.rows()), trained)
-    display.changed(run)
-    display.changed(run)
+    display.update(run)
+    display.update(run)
     assert console.export_text() == (
         f"{name}: its process or machine died, so another one goes on with it after epoch 1\n"
     )
     write_result(run, TrialResult(replayed=[]), trained, "no report for 5 s (--trial-timeout)")
-    display.changed(run)
+    display.update(run)
     assert console.export_text() == (
         f"{name}: no report for 5 s (--trial-timeout), so another one goes on with it at its beginning\n"
     )

@@ -14,7 +14,7 @@ from paths import REAL
 from PIL import Image
 from rich.console import Console
 
-from wmlsearch.cli.tables import show_manifest
+from wmlsearch.cli.data_tables import show_manifest
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
 from wmlsearch.data.leakage import LeakageGuard

@@ -11,7 +11,7 @@ from records import epoch_row, run_record, search_record
 from rich.console import Console
 
 from wmlsearch.cli.forecast_tables import forecast_comparison, forecast_line
-from wmlsearch.cli.live_display import ENOUGH, SearchDisplay
+from wmlsearch.cli.live_display import FORECAST_TRIALS, SearchDisplay
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ForecastRecord
@@ -115,21 +115,21 @@ def test_time_left_comes_from_the_forecast_until_enough_trials_have_ended(
     console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the test
     display = SearchDisplay(console, search, SPACE, SETTINGS)
     now[0] += 60  # the start of Ray does not count as time of trials
-    display.changed(add(search.trial(0), 1, "running"))
+    display.update(add(search.trial(0), 1, "running"))
     search.update_usage(seconds=40.0)
-    assert display.left_s() == 560 + 120
+    assert display.time_left_s() == 560 + 120
     now[0] += 40
-    for number in range(ENOUGH - 1):
-        display.changed(add(search.trial(number), 9))
-    assert display.left_s() == 560 + 120
-    display.changed(add(search.trial(ENOUGH - 1), 9))
-    assert display.left_s() == pytest.approx(40 / ENOUGH * (20 - ENOUGH) + 120)
+    for number in range(FORECAST_TRIALS - 1):
+        display.update(add(search.trial(number), 9))
+    assert display.time_left_s() == 560 + 120
+    display.update(add(search.trial(FORECAST_TRIALS - 1), 9))
+    assert display.time_left_s() == pytest.approx(40 / FORECAST_TRIALS * (20 - FORECAST_TRIALS) + 120)
     # what a resumed search has used before is subtracted from its forecast
     search.update_usage(seconds=500.0)
-    assert SearchDisplay(console, search, SPACE, SETTINGS).left_s() == 100 + 120
+    assert SearchDisplay(console, search, SPACE, SETTINGS).time_left_s() == 100 + 120
     # a forecast that was too low is not used any more
     late = SearchDisplay(console, search, SPACE, SETTINGS)
     search.update_usage(seconds=5000.0)
     now[0] += 100
-    late.changed(add(search.trial(ENOUGH), 9))
-    assert late.left_s() == pytest.approx(100 * (20 - ENOUGH - 1) + 120)
+    late.update(add(search.trial(FORECAST_TRIALS), 9))
+    assert late.time_left_s() == pytest.approx(100 * (20 - FORECAST_TRIALS - 1) + 120)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from wmlsearch.cli import main
 from wmlsearch.cli.options import SettingChoice
-from wmlsearch.cli.tables import show_search
+from wmlsearch.cli.search_summary import show_search
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import OBJECTIVES, QUALITIES, InputError, RunSettings, TrialConfig
 from wmlsearch.report.page import write_report
@@ -349,7 +349,7 @@ def test_the_front_stands_first(by_hand: Callable[..., SearchDir]) -> None:
         "       trial-0001         0.4500          60.0         -       1  completed      2",
         "       trial-0004         0.2000          10.0         -       1  completed      2",
         "       trial-0003              -         500.0         -       1  completed      2",
-        "front: 2 of 5 trials, which no other beats in val_dice_best (highest), images_per_s (highest); a trial's "
+        "Pareto front: 2 of 5 trials, by val_dice_best (highest), images_per_s (highest); a trial's "
         "values are those of its epoch with the highest val_dice_best",
     ]
 

@@ -283,7 +283,7 @@ def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) 
     retention = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.ranked_by)
     scheduler = Scheduler(settings)
     recorder = Recorder(
-        search, settings, proposals, budget, LOCAL.checkpoint_location, retention, display.changed, scheduler
+        search, settings, proposals, budget, LOCAL.checkpoint_location, retention, display.update, scheduler
     )
     trial = SimpleNamespace(config=recorder.begin(0).as_plain(), run_metadata=SimpleNamespace(num_failures=0))
 

@@ -1,4 +1,4 @@
-"""The command line: each verb reads its options, calls one thing, and says what came of it."""
+"""The command line: each verb reads its options, calls one workflow, and prints the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELP_WIDTH = 100
 
 
 class _Verbs(click.Group):
-    """Verbs in the order of use; a known mistake is one message and exit status 2, never a traceback."""
+    """Lists the verbs in the order of use. A mistake of the user is one message and exit status 2, no traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -26,77 +26,84 @@ class _Verbs(click.Group):
         given = args[0] if args else kwargs.get("args")
         arguments = sys.argv[1:] if given is None else list(given)
         try:
-            _check_words(arguments)
+            _check_no_empty_argument(arguments)
             return super().main(*args, **kwargs)
         except SystemExit:
             raise
         except BaseException as error:
             if "--debug" in arguments:
                 traceback.print_exc()
-            sys.exit(_explain(error))
+            sys.exit(_print_error(error))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # click would make "Aborted!" and status 1 of it
-            sys.exit(_explain(error))
+        except KeyboardInterrupt as error:  # click would print "Aborted!" and exit with status 1
+            sys.exit(_print_error(error))
 
 
-# A path that can't be what it is used as; anything else that goes wrong with files is no fault of the command line.
-_OF_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Errors of a path that was given; other errors of files are no mistake of the user.
+_PATH_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _check_words(arguments: Sequence[str]) -> None:
-    """Refuse an empty word: it stands for a variable of the shell that isn't set, not for a default."""
+def _check_no_empty_argument(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument, which comes from an unset shell variable. Raises InputError."""
     if "" in arguments:
         from wmlsearch.config import InputError
 
         before = " ".join(["wmlsearch", *arguments[: arguments.index("")]])
-        raise InputError(f"the word after `{before}` is empty (a variable that isn't set?); give it, or leave it out")
+        raise InputError(
+            f"the argument after `{before}` is empty (an unset variable?); give a value, or leave the argument out"
+        )
 
 
 def _printable(text: str) -> str:
-    """Names of files may hold what a terminal would obey, or bytes that are no text."""
+    """Escape control characters and invalid text, which file names may have."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _explain(error: BaseException) -> int:
+def _print_error(error: BaseException) -> int:
+    """Print an error in one message and return the exit status."""
     from wmlsearch.config import InputError
 
     if isinstance(error, InputError):
         click.echo(f"wmlsearch: {_printable(str(error))}", err=True)
         return 2
-    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename is not None:
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
         path = _printable(os.fsdecode(error.filename))
         click.echo(f"wmlsearch: {path}: {error.strerror}; check the path and its permissions", err=True)
         return 2
     if isinstance(error, KeyboardInterrupt):
         click.echo("wmlsearch: stopped by Ctrl-C", err=True)
         return 130
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = "" if error.filename is None else f"{_printable(os.fsdecode(error.filename))}: "
         click.echo(
-            f"wmlsearch: {where}{error.strerror}; files that were there are whole; free some space (`df` shows where) "
-            "and say it again",
+            f"wmlsearch: {where}{error.strerror}; existing files are intact; free some space (see `df`) and run the "
+            "command again",
             err=True,
         )
         return 1
     if isinstance(error, OSError):
         click.echo(f"wmlsearch: {error}", err=True)
         return 1
-    click.echo(f"wmlsearch: unexpected {type(error).__name__}: {error}; `wmlsearch --debug ...` shows where", err=True)
+    click.echo(
+        f"wmlsearch: unexpected {type(error).__name__}: {error}; run `wmlsearch --debug ...` for the traceback",
+        err=True,
+    )
     return 1
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH})
 @click.version_option(package_name="wmlsearch", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
 def main(debug: bool) -> None:
-    """Find a better U-Net for white matter lesions on your own FLAIR images, and compare it with the published one.
+    """Search for a better U-Net for white matter lesions on your own FLAIR images, and compare it with the published
+    one.
 
     \b
-    On a laptop, with a built-in phantom instead of data:
+    Try it on a laptop, with the built-in phantom:
       wmlsearch tune quick --trials 6
       wmlsearch ui
     On your own data:

@@ -1,19 +1,29 @@
-"""The console and progress bars that all verbs share."""
+"""The console and the progress bar that all verbs share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 
 def progress_bar(console: Console) -> tuple[Progress, Callable[[str, int, int], None]]:
-    """A bar for work that calls `(what, done, total)`; outside a terminal, a line when each kind of work is done."""
+    """Return a progress bar, and the function `(what, done, total)` that advances it.
+
+    Outside a terminal it prints a line when each kind of work is done.
+    """
     columns: list[ProgressColumn | str] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, TaskID] = {}
 
     def advance(what: str, done: int, total: int) -> None:
         if what not in tasks:
@@ -26,8 +36,8 @@ def progress_bar(console: Console) -> tuple[Progress, Callable[[str, int, int], 
 
 
 def console() -> Console:
-    """Standard output, where a name or a reason such as "[/x]" or ":x:" stands as it is."""
+    """Return a console on standard output that prints names such as "[/x]" or ":x:" unchanged."""
     console = Console(markup=False, emoji=False)
-    if not console.is_terminal:  # a log or a pipe: no line should break because of a guessed width
+    if not console.is_terminal:  # a log or a pipe has no width at which lines should break
         console.width = 200
     return console

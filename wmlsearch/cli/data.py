@@ -108,7 +108,7 @@ def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, *
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.cli.tables import show_manifest
+    from wmlsearch.cli.data_tables import show_manifest
     from wmlsearch.data.prepare import PrepareOptions
     from wmlsearch.data.prepare import prepare as prepare_data
 

@@ -25,7 +25,7 @@ def status(name: str | None, out: Path, cluster: Path | None) -> None:
         sys.exit(status_on_cluster(cluster, name, out, options.say))
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import TrainingDisplay
-    from wmlsearch.cli.tables import show_search
+    from wmlsearch.cli.search_summary import show_search
     from wmlsearch.runs.checks import open_run
     from wmlsearch.runs.folders import SearchDir
 
@@ -34,5 +34,5 @@ def status(name: str | None, out: Path, cluster: Path | None) -> None:
         show_search(console(), run)
         options.show_report_path(run)
     else:
-        TrainingDisplay(console(), run.record().settings).changed(run)
+        TrainingDisplay(console(), run.record().settings).update(run)
         options.say(f"{run.name}: {run.status().state} {run.status().reason}".rstrip())

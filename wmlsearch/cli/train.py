@@ -67,7 +67,7 @@ def train(
     display = TrainingDisplay(console(), settings)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
     request = TrainRequest(config, settings, data, workers, placement)
-    outcome = train(run, request, uri, Observer(display.changed, options.say))
+    outcome = train(run, request, uri, Observer(display.update, options.say))
     status = run.status()
     options.say(f"{status.state.replace('_', ' ')} {status.reason}".rstrip())
     if run.best.exists():

@@ -114,7 +114,7 @@ def tune(
     Example: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
     """
     from wmlsearch.cli.console import console
-    from wmlsearch.cli.tables import show_search
+    from wmlsearch.cli.search_summary import show_search
     from wmlsearch.workflows.placement import Placement
 
     uri = options.uri_of(out, mlflow_uri)
@@ -174,7 +174,7 @@ def _start(
         f"searching {space} on {data}: {settings.trials} trials of at most {settings.epochs} epochs, in {search.path}"
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
-        observer = Observer(display.changed, display.say, display.progress)
+        observer = Observer(display.update, display.say, display.progress)
         request = SearchRequest(ranges, settings, data, placement, earlier)
         return search, run_search(search, request, uri, observer)
 
@@ -207,7 +207,7 @@ def _resume(
     settings = options.settings(**{**record.settings.model_dump(), **changes})
     request = ResumeRequest.of(record, settings, data, placement)
     with SearchDisplay(console(), search, request.space, settings) as display:
-        observer = Observer(display.changed, display.say, display.progress)
+        observer = Observer(display.update, display.say, display.progress)
         return search, resume_search(search, request, uri, observer)
 
 

@@ -11,7 +11,7 @@ from wmlsearch.report.tables import run_seconds
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
 from wmlsearch.runs.schema import BAD
-from wmlsearch.runs.wording import duration
+from wmlsearch.runs.wording import duration, last_line
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -63,7 +63,7 @@ def endings(board: Leaderboard) -> list[Ending]:
     """Return how the trials ended, the most frequent way first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for entry in sorted(board.trials, key=lambda entry: entry.name):
-        reason = _last_line(entry.reason) if entry.state in BAD else entry.reason
+        reason = last_line(entry.reason) if entry.state in BAD else entry.reason
         groups.setdefault((entry.state.replace("_", " "), reason), []).append(entry.name)
     found = [Ending(state, reason, names) for (state, reason), names in groups.items()]
     return sorted(found, key=lambda ending: (-len(ending.trials), ending.state, ending.reason))
@@ -88,13 +88,9 @@ def failures(search: SearchDir) -> list[Failure]:
         status = run.status()
         reason = status.reason
         traceback = status.traceback or (reason if "\n" in reason.strip() else "")
-        failure = Failure(run.state.replace("_", " "), _last_line(reason), traceback, [])
+        failure = Failure(run.state.replace("_", " "), last_line(reason), traceback, [])
         errors.setdefault((failure.state, failure.reason), failure).runs.append(run.record().name)
     return list(errors.values())
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else ""
 
 
 @dataclass(frozen=True)

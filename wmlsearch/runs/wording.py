@@ -16,3 +16,8 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun: 1 fault, 2 faults."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text, such as the error of a traceback, or "" for an empty one."""
+    return (text.strip().splitlines() or [""])[-1]

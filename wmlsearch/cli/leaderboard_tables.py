@@ -1,0 +1,79 @@
+"""The leaderboard of a search in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.schema import BAD, RUNNING
+
+DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # after the decimal point; other metrics: 4
+STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
+
+
+def leaderboard_table(board: Leaderboard, title: str, width: int, max_rows: int | None = None) -> Table:
+    """Return a table of rank, scores at the best epoch, epochs, state and hyperparameters of each trial.
+
+    Each hyperparameter has a column, unless that takes more than `width` characters: then they share one.
+    """
+    table = _table(board, title, max_rows, [(name, [name]) for name in board.searched])
+    if Measurement.get(_UNBOUNDED, _UNBOUNDED.options, table).maximum > width:
+        table = _table(board, title, max_rows, [("hyperparameters", list(board.searched))])
+    return table
+
+
+_UNBOUNDED = Console(width=10_000, markup=False, emoji=False)
+
+
+def _table(board: Leaderboard, title: str, max_rows: int | None, columns: list[tuple[str, list[str]]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
+    for name in ("rank", "trial", *_scores(board), "epochs", "state"):
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=True)
+    for name, members in columns:
+        table.add_column(name, justify="left" if len(members) > 1 else "right", overflow="fold")
+    on_front = {entry.path for entry in board.front}
+    for place, entry in enumerate(board.trials[:max_rows], start=1):
+        rank = str(place) if entry.value is not None else ""
+        if board.objectives:  # trials of the front have no order
+            rank = "front" if entry.path in on_front else ""
+        table.add_row(rank, *_cells(entry, board, columns))
+    if max_rows and len(board.trials) > max_rows:
+        table.add_row("", f"... {len(board.trials) - max_rows} more")
+    return table
+
+
+def _scores(board: Leaderboard) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*board.objectives, board.objective, "val_dice_best", "val_dice")))
+
+
+def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
+    scores = [score(name, entry.metric(name)) for name in _scores(board)]
+    child = f", child of {entry.parent}" if entry.parent else ""
+    state = Text(entry.state.replace("_", " ") + child, style=STYLES.get(entry.state, ""))
+    values = []
+    for _, members in columns:
+        active = [name for name in members if name in entry.config]
+        if len(members) > 1:
+            values.append(" ".join(f"{name}={number(entry.config[name])}" for name in active))
+        else:
+            values.append(number(entry.config[active[0]]) if active else "")
+    return [entry.name, *scores, str(entry.epochs), state, *values]
+
+
+def number(value: Any, digits: int = 0) -> str:
+    """Return a value as a cell: 0.6123, 0.00313, 16, bce; "-" for None."""
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+
+
+def score(name: str, value: Any) -> str:
+    """Return a metric with the digits that it needs: 0.6123, or 81.4 images/s."""
+    return number(value, DIGITS.get(name, 4))

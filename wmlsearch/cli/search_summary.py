@@ -1,0 +1,49 @@
+"""The state of a search in the terminal: leaderboard, failures, final runs, forecast and verdict."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from wmlsearch.cli.forecast_tables import forecast_comparison
+from wmlsearch.cli.leaderboard_tables import leaderboard_table
+from wmlsearch.cli.verdict_tables import confirmed_table, show_verdict
+from wmlsearch.config import OBJECTIVES
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
+from wmlsearch.runs.schema import BAD
+from wmlsearch.runs.wording import last_line
+from wmlsearch.verdict.wording import optimistic_note
+
+
+def show_search(console: Console, search: SearchDir) -> None:
+    """Print the state of a search, running or ended."""
+    record, status = search.record(), search.status()
+    board = leaderboard(search)
+    trials = f"{len(board.trials)} of {record.settings.trials} trials"
+    title = f"{search.name}: {status.state}, {trials} on {record.data.name}"
+    console.print(leaderboard_table(board, title, console.width))
+    if board.objectives:
+        console.print(_front_line(board), highlight=False, soft_wrap=True)
+    if note := optimistic_note(record):
+        console.print(
+            f"warning: {note}: data on both sides of the split make results look better",
+            style="yellow",
+        )
+    if status.reason:
+        console.print(f"ended early: {status.reason}", highlight=False)
+    for entry in (*board.trials, *board.finals):
+        if entry.state in BAD:
+            state = entry.state.replace("_", " ")
+            console.print(f"{entry.name} {state}: {last_line(entry.reason)}", highlight=False, markup=False)
+    for table in (confirmed_table(search), forecast_comparison(search)):
+        if table is not None:
+            console.print(table)
+    show_verdict(console, search)
+
+
+def _front_line(board: Leaderboard) -> str:
+    names = [f"{name} ({'lowest' if OBJECTIVES[name] == 'minimize' else 'highest'})" for name in board.objectives]
+    return (
+        f"Pareto front: {len(board.front)} of {len(board.trials)} trials, by "
+        f"{', '.join(names)}; a trial's values are those of its epoch with the highest {board.objective}"
+    )
