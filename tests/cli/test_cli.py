@@ -296,7 +296,7 @@ def test_phantom_then_prepare(say: Say, tmp_path: Path) -> None:
     result = say("phantom", "raw", "--patients", 3, "--timepoints", 1, "--shape", "32x32x8", "--seed", 2)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
-        "volumes: 3 of 3\n3 patients with 1 scan each are in raw; next: wmlsearch prepare raw prepared\n"
+        "volumes: 3 of 3\nwrote 3 patients with 1 scan each to raw; next: wmlsearch prepare raw prepared\n"
     )
     result = say(
         "prepare", "raw", "prepared", "--size", 32, "--fit", "resize", "--jobs", 1, "--keep", "all",

@@ -147,7 +147,7 @@ def test_from_the_command_line_and_again(tmp_path: Path, monkeypatch: pytest.Mon
     first = CliRunner().invoke(main, words)
     assert first.exit_code == 0, first.output
     own = tmp_path / "out-pseudonyms.json"
-    assert first.output.endswith(f"who is who stands in {own}: keep it apart from out, and from whoever gets that\n")
+    assert first.output.endswith(f"the table of pseudonyms is {own}; keep it apart from out, and do not pass it on\n")
     assert own.stat().st_mode & 0o777 == 0o600
     patients, before = Manifest.read(Path("out")).certificate.patients, own.read_text()
     shutil.rmtree("out")

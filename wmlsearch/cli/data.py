@@ -1,4 +1,4 @@
-"""Verbs that make data: `phantom`, `prepare`."""
+"""The commands that make data: `phantom` and `prepare`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import click
 from wmlsearch.cli import options
 
 
-@click.command(short_help="Make a synthetic FLAIR cohort with known lesions.")
+@click.command(short_help="Write a synthetic FLAIR cohort with known lesions.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--patients", type=int, default=20, show_default=True, help="Number of patients.")
 @click.option("--timepoints", type=int, default=2, show_default=True, help="Scans of each patient.")
-@click.option("--shape", default="128x128x24", show_default=True, metavar="XxYxZ", help="Voxels of a volume.")
+@click.option(
+    "--shape",
+    default="128x128x24",
+    show_default=True,
+    metavar="XxYxZ",
+    help="Voxels of a volume along right, anterior, superior.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) -> None:
-    """Write a synthetic cohort, with known lesions, as a raw BIDS data set.
+    """Write a synthetic FLAIR cohort with known lesions, as a raw BIDS data set.
 
     Example: wmlsearch phantom phantom-raw --patients 10
     """
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.config import InputError
     from wmlsearch.data.phantom import write_phantom
+    from wmlsearch.runs.wording import plural
 
     if not re.fullmatch(r"\d{1,4}x\d{1,4}x\d{1,4}", shape):
         raise InputError(f"--shape {shape!r}: must be three numbers like 128x128x24 (right, anterior, superior)")
@@ -40,7 +47,7 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
             progress=lambda done, total: advance("volumes", done, total),
         )
     options.say(
-        f"{patients} patients with {timepoints} scan{'s' if timepoints > 1 else ''} each are in {out}; "
+        f"wrote {plural(patients, 'patient')} with {plural(timepoints, 'scan')} each to {out}; "
         f"next: wmlsearch prepare {out} prepared"
     )
 
@@ -51,13 +58,14 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
 @click.option(
     "--plane",
     type=click.Choice(["sagittal", "axial", "coronal", "native"]),
-    help="How volumes are sliced.  [default: native for thick slices, sagittal for isotropic volumes]",
+    help="Plane in which volumes are sliced.  [default: native for thick slices, sagittal for isotropic volumes]",
 )
 @click.option("--size", type=int, default=256, show_default=True, help="Edge of the square slices, in pixels.")
 @click.option(
     "--keep",
     type=click.Choice(["brain", "lesion", "all"]),
-    help="Slices to use: with enough of the head, with lesion, all.  [default: brain]",
+    help="Slices to train on. brain: with enough of the head, or a lesion; lesion: annotated slices; all.  "
+    "[default: brain]",
 )
 @click.option(
     "--fit",
@@ -69,41 +77,47 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
 @click.option(
     "--split",
     type=click.Choice(["patient", "image"]),
-    help="What is dealt to train, validation and test.  [default: patient]",
+    help="Unit that is assigned to training, validation and test.  [default: patient]",
 )
-@click.option("--train-patients", help="Names, separated by commas.")
-@click.option("--val-patients", help="Names, separated by commas.")
-@click.option("--test-patients", help="Names, separated by commas.")
+@click.option("--train-patients", help="Training patients by name, separated by commas.")
+@click.option("--val-patients", help="Validation patients by name, separated by commas.")
+@click.option("--test-patients", help="Test patients by name, separated by commas.")
 @click.option(
     "--allow-leakage",
     is_flag=True,
-    help="Needed for --split image. Slices that lie in two splits are counted instead of refused. With any, or with "
-    "--split image, all results are marked as optimistic.",
+    help="Allow --split image, and count slices that are in two splits instead of refusing them. Where there are any, "
+    "and with --split image, all results are marked as optimistic.",
 )
-@click.option("--mask-threshold", type=float, help="Lesion is what lies above, in masks that are not binary (JPEG).")
-@click.option("--patient-pattern", metavar="REGEX", help="Takes the patient from the file name (images/ and masks/).")
+@click.option(
+    "--mask-threshold", type=float, help="Mask values above this are lesion, for masks that are not binary (JPEG)."
+)
+@click.option(
+    "--patient-pattern",
+    metavar="REGEX",
+    help="Regular expression that finds the patient in a file name (images/ and masks/).",
+)
 @click.option(
     "--protocol", type=click.Choice(["paper"]), help="paper: sagittal, annotated slices only, image-level split."
 )
 @click.option(
     "--pseudonymise",
     is_flag=True,
-    help="Patients get random pseudonyms in all of OUT. The table of them, readable by you alone, is "
-    "OUT-pseudonyms.json.",
+    help="Replace patients' names by random pseudonyms everywhere in OUT. The table is written to OUT-pseudonyms.json, "
+    "which only you can read.",
 )
 @click.option(
     "--pseudonyms",
     type=click.Path(path_type=Path),
-    help="The same with this table, of an earlier cohort: who is in it keeps the pseudonym, others are added.",
+    help="Pseudonymise with this table of an earlier cohort: its patients keep their pseudonyms, others are added.",
 )
-@click.option("--jobs", type=int, help="Processes.  [default: as many as make sense]")
+@click.option("--jobs", type=int, help="Processes.  [default: by cores and size of the files]")
 @options.seed
 def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, **options: Any) -> None:
     """Turn raw FLAIR images and masks into a prepared data set: sliced, cropped, scaled, split, checked.
 
     RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask), or a folder with images/ and masks/. The test
-    patients are sealed in OUT/sealed. Slices of one split that lie in another too, also as JPEG, scaled, shifted or
-    mirrored copies, are refused, and so are patients under two names (p1 and P01).
+    patients are sealed in OUT/sealed. Slices that are in two splits are refused, also as JPEG, scaled, shifted or
+    mirrored copies, and so are patients under two names (p1 and P01).
 
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """
@@ -121,4 +135,4 @@ def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, *
         manifest = prepare_data(raw, out, PrepareOptions(**options, pseudonyms=pseudonyms), advance)
     show_manifest(console(), out, manifest)
     if pseudonyms is not None:
-        click.echo(f"who is who stands in {pseudonyms}: keep it apart from {out}, and from whoever gets that")
+        click.echo(f"the table of pseudonyms is {pseudonyms}; keep it apart from {out}, and do not pass it on")
