@@ -20,7 +20,7 @@ from wmlsearch.cli import options
     default="128x128x24",
     show_default=True,
     metavar="XxYxZ",
-    help="Voxels of a volume along right, anterior, superior.",
+    help="Voxels of a volume.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) -> None:
@@ -88,13 +88,11 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
     help="Allow --split image, and count slices that are in two splits instead of refusing them. Where there are any, "
     "and with --split image, all results are marked as optimistic.",
 )
-@click.option(
-    "--mask-threshold", type=float, help="Mask values above this are lesion, for masks that are not binary (JPEG)."
-)
+@click.option("--mask-threshold", type=float, help="Mask values above it are lesion. For masks that are not binary.")
 @click.option(
     "--patient-pattern",
     metavar="REGEX",
-    help="Regular expression that finds the patient in a file name (images/ and masks/).",
+    help="Finds the patient in a file name (images/ and masks/).",
 )
 @click.option(
     "--protocol", type=click.Choice(["paper"]), help="paper: sagittal, annotated slices only, image-level split."
