@@ -161,8 +161,8 @@ REFUSED: dict[str, str] = {
         f"{OPTIONS}--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got ':'"
     ),
     "train paper --data DATA --ray-address 127.0.0.1:1": (
-        "127.0.0.1:1: no Ray cluster answers there (Connection refused); is it up (`ray up cluster.yaml`), and is the "
-        "address right? (--ray-address, RAY_ADDRESS)"
+        "127.0.0.1:1: no Ray cluster answers there (Connection refused); start it with `ray "
+        "up cluster.yaml`, or correct the address (--ray-address or RAY_ADDRESS)"
     ),
     # MLflow
     "ui --port 0": "--port must be a whole number from 1 to 65535, but got 0",

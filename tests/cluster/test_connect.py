@@ -132,7 +132,7 @@ def test_an_impossible_request_is_told_once_connected(held: Held, prepared: Path
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=TOKEN)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr == (
-        "wmlsearch: a trial of 3 workers with 1 CPU and 1 GPU each doesn't fit on what there is (2 CPUs and 0 GPUs); "
+        "wmlsearch: a trial of 3 workers with 1 CPU and 1 GPU each does not fit on the machines (2 CPUs and 0 GPUs); "
         "the nearest that fits: 2 workers with 1 CPU each\n"
     )
     assert not (tmp_path / "r").exists()
@@ -160,8 +160,8 @@ def test_without_the_token_one_message_says_what_to_do(held: Held, prepared: Pat
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr == (
-        f"wmlsearch: {held.address}: the cluster wants its token, and this machine has none or another; copy "
-        "~/.ray/auth_token from the head, or set RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token\n"
+        f"wmlsearch: {held.address}: the cluster requires a token, and this machine has none or another; copy "
+        "~/.ray/auth_token from the head, or set RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token\n"
     )
     assert not (tmp_path / "r").exists()
 
@@ -188,7 +188,7 @@ def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     monkeypatch.setattr(ray, "init", init)
     before = dict(os.environ)
-    said = r"^Ray's servers have not come up on this machine \(The current node timed out\); "
+    said = r"^Ray's servers did not start on this machine \(The current node timed out\); "
     with pytest.raises(ConnectionError, match=said), ray_session(None):
         pytest.fail("there is no Ray")
     assert len(folders) == 2

@@ -174,12 +174,12 @@ def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) ->
     wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, "no trial has ended", 240)
     print(log.read_text())
     assert laptop.poll() is None
-    assert "sending the prepared data to the head, this once" in log.read_text()
+    assert "sending the prepared data set to the head" in log.read_text()
     laptop.send_signal(signal.SIGINT)
     assert laptop.wait(20) == 130
     text = log.read_text()
     assert "stopped following" in text
-    assert "first goes on on the head" in text
+    assert "first continues on the head" in text
 
 
 def test_stop_and_go_on_from_the_laptop(cluster: Cluster, data: Path) -> None:
@@ -211,7 +211,7 @@ def test_stop_and_go_on_from_the_laptop(cluster: Cluster, data: Path) -> None:
     assert len((data / "sealed" / "seal.jsonl").read_text().splitlines()) == 1, "the ledger here knows, too"
     assert (run / "report" / "index.html").is_file()
     last = cluster.run("wmlsearch", "status", *of_laptop)
-    assert "is here already" in last.stdout
+    assert "is up to date" in last.stdout
 
 
 def test_mlflow_through_the_tunnel(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

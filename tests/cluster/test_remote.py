@@ -23,7 +23,7 @@ from wmlsearch import __version__
 from wmlsearch.cli import main
 from wmlsearch.cli import remote as cli_remote
 from wmlsearch.cluster import remote, ssh
-from wmlsearch.cluster.head_agent import MARK
+from wmlsearch.cluster.messages import Hello, JobState
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 
@@ -102,7 +102,7 @@ def test_a_job_is_followed_and_its_exit_status_is_ours(head: Head, prepared: Pat
     nasty = 'a\'b "$(touch pwned)" ; c'
     assert head.tune(prepared, "--objective", nasty, space=str(space)) == 2  # wmlsearch on the head refuses it
     text = "\n".join(head.said)
-    assert "sending the prepared data to the head, this once" in text
+    assert "sending the prepared data set to the head" in text
     assert nasty in text.replace("\\", "")
     assert "one has ended on the head: exit status 2" in text
     command = json.loads((head.folder / "jobs" / "one" / "job.json").read_text())["command"]
@@ -116,7 +116,7 @@ def test_data_are_sent_once(head: Head, prepared: Path) -> None:
     assert head.tune(prepared, "--trials", "none", name="one") == 2
     head.said.clear()
     assert head.tune(prepared, "--trials", "none", name="two") == 2
-    assert head.said[0].startswith("the head has the prepared data already (")
+    assert head.said[0].startswith("the head already has the prepared data set (")
     (there,) = (head.folder / "data").iterdir()
     assert (there / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
 
@@ -145,7 +145,7 @@ def test_an_ended_search_is_fetched_without_the_trials_checkpoints(head: Head) -
     assert not (head.out / ".one.part").exists()
     head.said.clear()
     assert head.status() == 0  # the latest
-    assert head.said[-1] == f"one has ended on the head (exit status 0); {head.out / 'one'} is here already"
+    assert head.said[-1] == f"one has ended on the head (exit status 0); {head.out / 'one'} is up to date"
 
 
 def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) -> None:
@@ -171,8 +171,8 @@ def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) 
         with pytest.raises(InputError) as error:
             verb("two")
         assert str(error.value) == (
-            f"{head.out / 'two'}: is another run than the one on the head, and nothing is overwritten; choose another "
-            "--out"
+            f"{head.out / 'two'}: holds another run than the one on the head, and nothing is overwritten; give "
+            "another --out"
         )
 
 
@@ -217,19 +217,19 @@ def test_a_search_is_stopped_there(head: Head) -> None:
     with pytest.raises(InputError) as refused:
         head.resume()
     assert str(refused.value) == (
-        f"one: is running on the head already; see it with `wmlsearch status one --cluster {head.file}`"
+        f"one: already runs on the head; see it with `wmlsearch status one --cluster {head.file}`"
     )
     assert head.stop() == 0  # the latest
     thread.join()
     assert head.said == [
-        "one is asked to stop; its trials end after seconds ...",
+        "asked one to stop; its trials end within seconds ...",
         "one: interrupted (stopped by `wmlsearch stop`)",
-        f"to fetch what it has found: wmlsearch status one --cluster {head.file}",
-        f"to go on with it: wmlsearch tune --resume one --cluster {head.file}",
+        f"to fetch its results: wmlsearch status one --cluster {head.file}",
+        f"to resume it: wmlsearch tune --resume one --cluster {head.file}",
     ]
     with pytest.raises(InputError) as again:
         head.stop("one")
-    assert str(again.value) == "one: has ended on the head (exit status 130), nothing to stop"
+    assert str(again.value) == "one: has already ended on the head (exit status 130)"
 
 
 def test_what_can_not_be_resumed_there(head: Head, prepared: Path) -> None:
@@ -237,13 +237,13 @@ def test_what_can_not_be_resumed_there(head: Head, prepared: Path) -> None:
     with pytest.raises(InputError) as early:
         head.resume()
     assert str(early.value) == (
-        "one: ended on the head before its first trial, so there is nothing to go on with; begin it anew, with another "
+        "one: ended on the head before its first trial, so there is nothing to resume; start it again with another "
         "--name"
     )
     for verb in (head.stop, lambda name: head.resume(name=name)):
         with pytest.raises(InputError) as unknown:
             verb("two")
-        assert str(unknown.value) == f"two: no search of this name on the head of {head.file} (there: one)"
+        assert str(unknown.value) == f"two: no search of this name on the head of {head.file} (it has: one)"
     words = ["tune", "--resume", "one", "--cluster", str(head.file), "--data", "prepared"]
     result = CliRunner().invoke(main, words, prog_name="wmlsearch")
     assert result.exit_code == 2
@@ -269,12 +269,12 @@ def test_names_known_and_unknown(head: Head, prepared: Path) -> None:
     ended(head, "one")
     with pytest.raises(InputError) as unknown:
         head.status("two")
-    assert str(unknown.value) == f"two: no search of this name on the head of {head.file} (there: one)"
+    assert str(unknown.value) == f"two: no search of this name on the head of {head.file} (it has: one)"
     with pytest.raises(InputError) as known:
         head.tune(prepared)
     assert str(known.value) == (
-        "one: there is a search of this name on the head already (state: ended); see it with "
-        f"`wmlsearch status one --cluster {head.file}`, or choose another --name"
+        "one: the head already has a search of this name (state: ended); see it with "
+        f"`wmlsearch status one --cluster {head.file}`, or give another --name"
     )
 
 
@@ -287,26 +287,26 @@ def test_cluster_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             remote.status(file, None, tmp_path, print)
         texts[file] = str(error.value)
-    assert texts[missing] == f"{missing}: no such cluster file; take cluster.yaml or one of clusters/ as a pattern"
-    assert texts[broken].startswith(f"{broken}: can't be read as a cluster file (while parsing a flow node")
-    assert texts[other] == f"{other}: isn't a cluster file of Ray: `cluster_name` and `provider` are missing"
+    assert texts[missing] == f"{missing}: no such cluster file; start from cluster.yaml or a file in clusters/"
+    assert texts[broken].startswith(f"{broken}: cannot be read as a cluster file (while parsing a flow node")
+    assert texts[other] == f"{other}: not a cluster file of Ray: `cluster_name` or `provider` is missing"
 
 
 REFUSED = "ssh: connect to host 10.0.0.1 port 22: Connection refused"
-STEP = "start the cluster, or bring it up to date, with `ray up {file}`"
+STEP = "start or update the cluster with `ray up {file}`"
 
 
 @pytest.mark.parametrize(
     ("program", "text"),
     [
-        ("print('Head node of cluster (test) not found!')", f"{{file}}: this cluster is not up; {STEP}"),
+        ("print('Head node of cluster (test) not found!')", f"{{file}}: this cluster is not running; {STEP}"),
         (
             f"print('Fetched IP: 10.0.0.1'); print({REFUSED!r})",
-            f"{{file}}: the head can't be reached ({REFUSED}); check it with `ray exec {{file}} uptime`, or {STEP}",
+            f"{{file}}: the head cannot be reached ({REFUSED}); check it with `ray exec {{file}} uptime`, or {STEP}",
         ),
         (
             "import time; time.sleep(60)",
-            "{file}: the head can't be reached (no answer within 1.5 s); "
+            "{file}: the head cannot be reached (no answer within 1.5 s); "
             f"check it with `ray exec {{file}} uptime`, or {STEP}",
         ),
         (
@@ -332,12 +332,12 @@ def test_a_head_that_does_not_answer(
 def test_another_version_on_the_head(
     head: Head, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = {"version": "0.0.1", "home": "/", "has_data": True, "state": {"state": "unknown"}, "names": []}
-    answer_with(f"print({MARK + json.dumps(answer)!r})", tmp_path, monkeypatch)
+    answer = Hello("0.0.1", "/", True, JobState("one"), [])
+    answer_with(f"print({answer.line()!r})", tmp_path, monkeypatch)
     with pytest.raises(InputError) as error:
         head.tune(prepared)
     assert str(error.value) == (
-        f"{head.file}: the head has wmlsearch 0.0.1, and here is {__version__}; {STEP.format(file=head.file)}"
+        f"{head.file}: the head has wmlsearch 0.0.1, but this machine has {__version__}; {STEP.format(file=head.file)}"
     )
 
 
@@ -350,7 +350,9 @@ def test_ctrl_c_ends_the_following_only(head: Head, prepared: Path) -> None:
     status = remote.tune(head.file, ["--trials", "none"], prepared, "quick", "one", head.out, stop)
     assert status == 130
     assert head.said[4] == "stopped following"
-    assert head.said[5].startswith(f"one goes on on the head: see it with `wmlsearch status one --cluster {head.file}`")
+    assert head.said[5].startswith(
+        f"one continues on the head: see it with `wmlsearch status one --cluster {head.file}`"
+    )
 
 
 def test_the_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,15 +380,14 @@ def test_the_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reachable == {"127.0.0.1"}
     assert head.said == [
         f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)\n"
-        f"it asks for user and password: `ray exec {head.file} 'cat ~/.mlflow/credentials'` shows them"
+        f"it asks for a user and a password, which `ray exec {head.file} 'cat ~/.mlflow/credentials'` shows"
     ]
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError) as error:
         remote.ui(head.file, port, print)
     assert str(error.value) == (
-        f"{head.file}: no MLflow server answers on the head's 127.0.0.1:{server.server_port}; "
-        f"{STEP.format(file=head.file)}"
+        f"{head.file}: no MLflow server answers on the head's 127.0.0.1:{server.server_port}; run `ray up` again"
     )
 
 

@@ -377,8 +377,8 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     [
         (["paper"], "paper: has only values"),
         (["quick", "--trials", "0"], "--trials must be greater than or equal to 1, but got 0"),
-        (["quick", "--workers-per-trial", "1000"], "this configuration cannot be trained|doesn't fit on what there is"),
-        (["quick", "--gpus-per-worker", "99"], "doesn't fit on what there is"),
+        (["quick", "--workers-per-trial", "1000"], "this configuration cannot be trained|does not fit on the machines"),
+        (["quick", "--gpus-per-worker", "99"], "does not fit on the machines"),
         (["quick", "--ray-address", "127.0.0.1:1"], "127.0.0.1:1: no Ray cluster answers there"),
     ],
 )

@@ -194,7 +194,7 @@ def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "memory.max").write_text("3000000000\n")
     monkeypatch.setattr(memory_admission, "CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
     assert (memory_admission.machine_bytes(), limit_bytes(cpu)) == (3_000_000_000, 3_000_000_000)
-    monkeypatch.setattr(memory_admission, "at_once_here", lambda slots: slots.count * slots.workers)
+    monkeypatch.setattr(memory_admission, "workers_on_this_node", lambda slots: slots.count * slots.workers)
     assert limit_bytes(cpu, Slots(2, 3, 1, 0.0)) == 500_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_admission.machine_bytes() == whole

@@ -68,17 +68,17 @@ def test_what_fits(
         (
             [{"CPU": 2.0, "GPU": 0.0}],
             Request(workers=4, gpus_per_worker=1),
-            "a trial of 4 workers with 1 CPU and 1 GPU each doesn't fit on what there is (2 CPUs and 0 GPUs); "
+            "a trial of 4 workers with 1 CPU and 1 GPU each does not fit on the machines (2 CPUs and 0 GPUs); "
             "the nearest that fits: 2 workers with 1 CPU each",
         ),
         (
             GPUS,
             Request(workers=9, gpus_per_worker=1),
-            "a trial of 9 workers with 1 CPU and 1 GPU each doesn't fit on what there is "
+            "a trial of 9 workers with 1 CPU and 1 GPU each does not fit on the machines "
             "(16 CPUs and 4 GPUs, 16 CPUs and 4 GPUs); the nearest that fits: "
             "8 workers with 1 CPU and 1 GPU each",
         ),
-        ([], Request(), "a trial of 1 worker with 1 CPU each doesn't fit on what there is (no machine); add a machine"),
+        ([], Request(), "a trial of 1 worker with 1 CPU each does not fit on the machines (none); add a machine"),
     ],
 )
 def test_what_does_not_fit_is_refused(nodes: list[dict[str, float]], request_: Request, text: str) -> None:
@@ -102,7 +102,7 @@ def test_an_impossible_request_ends_before_ray_starts(prepared: Path, tmp_path: 
     assert done.returncode == 2
     cpus = len(os.sched_getaffinity(0))
     assert done.stderr == (
-        f"wmlsearch: a trial of 4096 workers with 1 CPU each doesn't fit on what there is ({cpus} CPUs"
+        f"wmlsearch: a trial of 4096 workers with 1 CPU each does not fit on the machines ({cpus} CPUs"
         f" and {torch.cuda.device_count()} GPUs); the nearest that fits: {cpus} workers with 1 CPU each\n"
     )
     assert not out.exists()
@@ -225,8 +225,8 @@ def test_an_unreachable_cluster_is_told_in_bounded_time(prepared: Path, tmp_path
     done = run("tune", "quick", "--data", str(prepared), "--out", str(tmp_path / "runs"), "--ray-address", address)
     assert done.returncode == 2
     assert done.stderr == (
-        "wmlsearch: 127.0.0.1:1: no Ray cluster answers there (Connection refused); is it up "
-        "(`ray up cluster.yaml`), and is the address right? (--ray-address, RAY_ADDRESS)\n"
+        "wmlsearch: 127.0.0.1:1: no Ray cluster answers there (Connection refused); start it with `ray "
+        "up cluster.yaml`, or correct the address (--ray-address or RAY_ADDRESS)\n"
     )
     assert not (tmp_path / "runs").exists()
 

@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from wmlsearch.cluster.head_agent import HOME, tell
+from wmlsearch.cluster.head_agent import HOME, send
+from wmlsearch.cluster.messages import Failure, TunnelOpen
 from wmlsearch.tracking.server import LOOPBACK, is_healthy, start_server
 
 START_S = 180.0  # a small machine needs half a minute to import MLflow, and the first start creates the database
@@ -138,10 +139,10 @@ def tunnel(port: int) -> None:
     """
     target = server_port()
     if not is_healthy(target):
-        return tell(error=f"no MLflow server answers on the head's {LOOPBACK}:{target}")
+        return send(Failure(f"no MLflow server answers on the head's {LOOPBACK}:{target}; run `ray up` again"))
     if port != target and _listens(LOOPBACK, port):
-        return tell(error=f"port {port} is in use on the head; give another --port")
-    tell(open=port)
+        return send(Failure(f"port {port} is in use on the head; give another --port"))
+    send(TunnelOpen(port))
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_forward(port, target) if port != target else asyncio.sleep(1e9))
 

@@ -1,34 +1,67 @@
-"""Every use of Ray's private names, outside Tune and Train."""
+"""Private names of Ray core, and what depends on Ray's internals. No other module outside search/ uses any.
+
+tests/cluster/test_ray_patches.py fails when one of them changes. Ray is imported by the functions, since the commands
+that only drive a cluster do without it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+# The module behind the command `ray`, run by this interpreter: a `ray` on the PATH may be another installation.
+RAY_COMMAND = (sys.executable, "-m", "ray.scripts.scripts")
+
+# A resource that only the head node has. Drivers of worker groups stay on the head, which outlives other nodes.
+ON_HEAD = {"node:__internal_head__": 0.0001}
+
+# What Ray's client writes to the error stream when the cluster rejects its token. It raises no exception then.
+TOKEN_REFUSED = "InvalidAuthToken"  # noqa: S105 - not a token
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the standard output what raylets and Ray's other servers tell: Ray prints it there, whatever
-    `log_to_driver` is.
+def quiet_raylets() -> Iterator[None]:
+    """Send to the log what raylets and Ray's other servers print: Ray writes it to stdout despite `log_to_driver`.
 
-    Of a training that lost its process its folder tells what became of it; of what waits for room, `watchdog`.
+    Run folders tell what became of a training that lost its process; the watchdog tells what waits for resources.
     """
+    import ray
+
     worker: Any = ray._private.worker
-    printed = worker.print_to_stdstream
+    original = worker.print_to_stdstream
     worker.print_to_stdstream = lambda data, *_, **__: logging.getLogger("ray").debug("%s", data)
     try:
         yield
     finally:
-        worker.print_to_stdstream = printed
+        worker.print_to_stdstream = original
+
+
+def dead_servers() -> list[str]:
+    """Return those of `gcs_server` and `raylet` that have died, of the embedded Ray that this process started.
+
+    Ray has no public way to ask: calls to a dead GCS block for a minute, then end the process.
+    """
+    import ray
+
+    node: Any = ray._private.worker._global_node  # None in a process that has only connected to a cluster
+    if node is None or not ray.is_initialized():
+        return []
+    dead = {name for name, _ in node.dead_processes()}
+    return [name for name in ("gcs_server", "raylet") if name in dead]
 
 
 def release_placement_groups(memory: int) -> None:
-    """Remove the placement groups whose bundles ask for just so many bytes of memory."""
+    """Remove the placement groups with a bundle of exactly `memory` bytes.
+
+    Ray Train keeps no handle of its groups; a group whose controller was killed is found by this mark only.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
     for key, group in placement_group_table().items():
-        if group["state"] != "REMOVED" and any(b.get("memory") == memory for b in group["bundles"].values()):
+        marked = any(bundle.get("memory") == memory for bundle in group["bundles"].values())
+        if marked and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))

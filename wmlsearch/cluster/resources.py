@@ -1,4 +1,4 @@
-"""What a machine or cluster has, and how many trials fit on it at a time."""
+"""CPUs, memory and GPUs of a machine or cluster, and the slots for trials that fit on them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ import torch
 import yaml
 
 from wmlsearch.config import InputError
+from wmlsearch.runs.wording import plural
 
-MEMORY_PER_TRIAL_GB = 2.0  # of a trial's process on a CPU: the libraries, the model, its activations
-HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster file on the head
-# On the head, and next to nothing of it: where the drivers of worker groups stay, whatever happens to other machines.
-ON_HEAD = {"node:__internal_head__": 0.0001}
-Node = Mapping[str, float]  # {"CPU": 16, "GPU": 4}: what a machine has in all
+MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
+HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # `ray up` copies the cluster file there, on the head
+Node = Mapping[str, float]  # all resources of a machine, as Ray names them: {"CPU": 16, "GPU": 4}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a trial asks for: its workers, and what each of them gets. No CPUs given: as many as its share is."""
+    """The resources that the user requests for a trial."""
 
     workers: int = 1
-    cpus_per_worker: int | None = None
-    gpus_per_worker: float | None = None  # None: one, where there are GPUs
+    cpus_per_worker: int | None = None  # None: an equal share of the CPUs
+    gpus_per_worker: float | None = None  # None: one if there are enough GPUs, else none
 
     def __str__(self) -> str:
         return _shape(self.workers, self.cpus_per_worker or 1, self.gpus_per_worker or 0)
@@ -35,7 +34,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at once, and what each of their workers gets."""
+    """The places where trials run: `count` trials at a time, each of `workers` workers with `cpus` and `gpus` each."""
 
     count: int
     workers: int
@@ -44,7 +43,7 @@ class Slots:
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of one worker."""
+        """The resources of one worker, as Ray names them."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
     def __str__(self) -> str:
@@ -52,9 +51,9 @@ class Slots:
 
 
 def plan_slots(nodes: Sequence[Node], request: Request, trials: int, memory_gb: float | None = None) -> Slots:
-    """As many slots as the nodes hold at once. Raises InputError where not even one fits.
+    """Return as many slots as fit on the nodes, at most `trials`. Raises InputError if none fits.
 
-    With `memory_gb` (what is free on a single machine without GPUs), no more than have room in it.
+    `memory_gb` is the free memory (GiB) of a single machine; it limits slots without a GPU.
     """
     gpus = request.gpus_per_worker
     if gpus is None:
@@ -66,84 +65,90 @@ def plan_slots(nodes: Sequence[Node], request: Request, trials: int, memory_gb: 
     if memory_gb is not None and not gpus:
         count = min(count, max(1, int(memory_gb / MEMORY_PER_TRIAL_GB / request.workers)))
     count = min(count, trials)
-    if request.cpus_per_worker is None:  # share out what there is
+    if request.cpus_per_worker is None:  # share all CPUs equally
         while _workers_that_fit(nodes, cpus + 1, gpus) >= count * request.workers:
             cpus += 1
     return Slots(count, request.workers, cpus, gpus)
 
 
 def _workers_that_fit(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
+    """Return how many workers with these resources fit on the nodes at once; a worker is never split."""
     total = 0
     for node in nodes:
         fits = int(node.get("CPU", 0) / cpus + 1e-9)
         if gpus >= 1:
             fits = min(fits, int(node.get("GPU", 0) / gpus + 1e-9))
-        elif gpus:  # a worker's part of a GPU is never spread over two
+        elif gpus:  # a worker's share is on one GPU, never on two
             fits = min(fits, int(node.get("GPU", 0)) * int(1 / gpus + 1e-9))
         total += fits
     return total
 
 
 def share_of_gpu(trials: int) -> float:
-    """What each of so many trials has of a GPU: Ray counts in ten-thousandths, and rounds up what is finer."""
+    """Return the share of a GPU for each of `trials` trials, in ten-thousandths: Ray rounds finer shares up."""
     return math.floor(10_000 / trials) / 10_000
 
 
-def at_once_here(slots: Slots) -> int:
-    """How many workers of the slots may run at once on the machine of this process."""
-    here = ray.get_runtime_context().get_node_id()
-    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+def workers_on_this_node(slots: Slots) -> int:
+    """Return how many workers of the slots can run at once on the node of this process."""
+    node_id = ray.get_runtime_context().get_node_id()
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
     return max(1, min(slots.count * slots.workers, _workers_that_fit([node], slots.cpus, slots.gpus)))
 
 
 def _does_not_fit(nodes: Sequence[Node], workers: int, cpus: int, gpus: float) -> str:
-    there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes) or "no machine"
-    text = f"a trial of {_shape(workers, cpus, gpus)} doesn't fit on what there is ({there})"
-    for fewer in (gpus, 0.0):
-        fits = min(_workers_that_fit(nodes, 1, fewer), workers)
+    """Return the message for a trial that does not fit, with the nearest one that does."""
+    machines = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    text = f"a trial of {_shape(workers, cpus, gpus)} does not fit on the machines ({machines or 'none'})"
+    for fewer_gpus in (gpus, 0.0):
+        fits = min(_workers_that_fit(nodes, 1, fewer_gpus), workers)
         if fits:
-            return f"{text}; the nearest that fits: {_shape(fits, 1, fewer)}"
+            return f"{text}; the nearest that fits: {_shape(fits, 1, fewer_gpus)}"
     return f"{text}; add a machine"
 
 
 def _shape(workers: int, cpus: int, gpus: float) -> str:
-    each = f"{cpus} CPU{'s' if cpus != 1 else ''}" + (f" and {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else "")
-    return f"of {workers} worker{'s' if workers > 1 else ''} with {each} each".removeprefix("of ")
+    """Return `2 workers with 4 CPUs and 1 GPU each`."""
+    each = plural(cpus, "CPU") + (f" and {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else "")
+    return f"{plural(workers, 'worker')} with {each} each"
 
 
 def this_machine() -> list[Node]:
-    """What an embedded Ray would have."""
+    """Return this machine as the only node of an embedded Ray."""
     return [{"CPU": float(available_cpus()), "GPU": float(torch.cuda.device_count())}]
 
 
 def free_memory_gb() -> float:
+    """Return the unused memory of this machine, GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
 
 
 def available_cpus() -> int:
-    """The cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cluster_nodes() -> list[Node]:
-    """The machines of the cluster that we are connected to, with those that its autoscaler may add."""
+    """Return the nodes of the connected cluster, with those that its autoscaler may add."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return alive + _autoscaler_may_add(len(alive))
 
 
-def _autoscaler_may_add(there: int) -> list[Node]:
-    """On the head of a cluster made by `ray up`: the machines of its cluster file that aren't running yet."""
+def _autoscaler_may_add(running: int) -> list[Node]:
+    """Return the nodes of the cluster file that are not running yet; [] if this is not a head made by `ray up`.
+
+    `running` is the number of nodes that run, with the head.
+    """
     try:
         config = yaml.safe_load(HEAD_CONFIG.expanduser().read_text())
-        kinds, most = config["available_node_types"], config.get("max_workers", 0)
+        node_types, max_workers = config["available_node_types"], config.get("max_workers", 0)
         head = config.get("head_node_type")
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return []
-    if config.get("provider", {}).get("type") == "local":  # machines that are there or not
+    if config.get("provider", {}).get("type") == "local":  # these machines cannot be added: they run or they do not
         return []
-    room = max(0, most + 1 - there)
     nodes: list[Node] = []
-    for name, kind in kinds.items():
+    for name, node_type in node_types.items():
         if name != head:
-            nodes += [kind.get("resources", {})] * kind.get("max_workers", most)
-    return nodes[:room]
+            nodes += [node_type.get("resources", {})] * node_type.get("max_workers", max_workers)
+    return nodes[: max(0, max_workers + 1 - running)]

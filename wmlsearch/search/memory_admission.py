@@ -13,7 +13,7 @@ import ray
 import torch
 from torch import distributed
 
-from wmlsearch.cluster.resources import Slots, at_once_here
+from wmlsearch.cluster.resources import Slots, workers_on_this_node
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
@@ -119,7 +119,7 @@ def limit_bytes(device: torch.device, slots: Slots | None = None) -> int:
     if device.type == "cuda":
         share = min(slots.gpus, 1.0) if slots and slots.gpus else 1.0
         return int(share * gpu_bytes(device)) - CUDA_CONTEXT_BYTES
-    return min(machine_bytes() // (at_once_here(slots) if slots else 1), _address_space_bytes())
+    return min(machine_bytes() // (workers_on_this_node(slots) if slots else 1), _address_space_bytes())
 
 
 def limit_to_share(device: torch.device, slots: Slots | None) -> None:

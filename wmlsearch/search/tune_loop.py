@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from ray import tune
 
 from wmlsearch.cluster.data_shipping import Shipment
-from wmlsearch.cluster.resources import ON_HEAD, Slots
+from wmlsearch.cluster.ray_patches import ON_HEAD
+from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import UNFINISHED

@@ -1,0 +1,58 @@
+"""Ray's private names that cluster/ray_patches.py uses: each test fails when Ray changes one of them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from wmlsearch.cluster import ray_patches
+from wmlsearch.cluster.connect import ray_session
+
+
+def test_the_module_of_the_command_line_takes_the_verbs_that_we_run() -> None:
+    for verb, option in (("exec", "--port-forward"), ("rsync-up", "--log-style"), ("rsync-down", "--log-color")):
+        done = subprocess.run([*ray_patches.RAY_COMMAND, verb, "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert option in done.stdout
+
+
+def test_the_folder_of_an_embedded_ray_is_an_argument() -> None:
+    assert "_temp_dir" in inspect.signature(ray.init).parameters or "kwargs" in inspect.signature(ray.init).parameters
+
+
+def test_an_embedded_ray_with_its_private_names(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = ray._private.worker
+    original = worker.print_to_stdstream
+    assert len(inspect.signature(original).parameters) >= 1
+    with ray_session(None):
+        assert worker.print_to_stdstream is not original
+        with caplog.at_level(logging.DEBUG, "ray"):
+            worker.print_to_stdstream({"lines": ["a raylet's line"]})
+        assert "a raylet's line" in caplog.text
+        assert ray_patches.ON_HEAD.keys() <= ray.cluster_resources().keys()
+        assert ray_patches.dead_servers() == []
+        processes = worker._global_node.all_processes
+        assert {"gcs_server", "raylet"} <= processes.keys()
+        ray.util.placement_group([{"CPU": 4096, "memory": 12_345}])
+        ray.util.placement_group([{"CPU": 4096, "memory": 54_321}])
+        ray_patches.release_placement_groups(12_345)
+        states = {group["bundles"][0]["memory"]: group["state"] for group in ray.util.placement_group_table().values()}
+        assert states == {12_345: "REMOVED", 54_321: "PENDING"}
+        with monkeypatch.context() as patch:
+            patch.setattr(processes["raylet"][0].process, "poll", lambda: 1)
+            assert ray_patches.dead_servers() == ["raylet"]
+    assert worker.print_to_stdstream is original
+    assert ray_patches.dead_servers() == []
+
+
+def test_ray_is_imported_only_where_it_is_used() -> None:
+    """`wmlsearch status --cluster` and the head's agent start quickly."""
+    code = "import sys, wmlsearch.cluster.ssh, wmlsearch.cluster.head_mlflow; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
