@@ -58,7 +58,7 @@ def _embedded() -> Iterator[None]:
 
 
 def _start(folder: str) -> None:
-    """Start an embedded Ray. Raises ConnectionError if its servers do not start, OSError if a file cannot be written."""
+    """Start an embedded Ray. Raises ConnectionError if its servers do not start, OSError for a file."""
     try:
         ray.init(
             address="local",
