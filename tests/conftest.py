@@ -16,7 +16,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.schema import EpochRow, SearchRecord, SpaceRecord
+from wmlsearch.runs.schema import SearchRecord, SpaceRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.confirmation import keep_models
 from wmlsearch.workflows.provenance import certificate_record, data_record, run_record
@@ -62,7 +62,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         record = run_record(name, "trial", config, settings, about.data)
         RunDir.create(run.path, record.model_copy(update={"model": "trial-0000"}))
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
-            run.append(EpochRow.from_json(report.row()))
+            run.append(report)
         run.set_status("completed")
     keep_models(search, RunSettings(), prepared, lambda _: None, lambda _: None)
     search.set_status("completed")

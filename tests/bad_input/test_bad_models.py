@@ -230,9 +230,12 @@ DAMAGED = {
     "an optimizer of text": ({"optimizer": "adam"}, "AttributeError: 'str' object has no attribute 'copy'"),
     "no weights": ({"model": {}}, "RuntimeError: Error(s) in loading state_dict for UNet: "),
     "reports of nothing": ({"reports": 5}, "TypeError: object of type 'int' has no len()"),
-    "reports of text": ({"reports": ["x"]}, "TypeError: string indices must be integers, not 'str'"),
+    "reports of text": (
+        {"reports": ["x"]},
+        "ValueError: dictionary update sequence element #0 has length 1; 2 is required",
+    ),
     "a report less": (
-        {"reports": [{"epoch": 2}]},
+        {"reports": [{"epoch": 2, "time": 0.0, "ended": None}]},
         "ValueError: its reports are not those of consecutive epochs",
     ),
     "threads of text": ({"threads": "all"}, "TypeError: '<' not supported between instances of 'int' and 'str'"),

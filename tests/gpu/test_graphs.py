@@ -20,8 +20,9 @@ from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.steps import Diverged, TrainingSteps
-from wmlsearch.model.training import EpochReport, Trainer, epochs
+from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.validation import count_predictions
+from wmlsearch.runs.schema import EpochRow
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +41,7 @@ def small(**values: Any) -> TrialConfig:
     return TrialConfig.of({**SMALL.model_dump(), **values})
 
 
-def losses(reports: Iterator[EpochReport]) -> list[float]:
+def losses(reports: Iterator[EpochRow]) -> list[float]:
     return [report.metrics["train_loss"] or 0.0 for report in reports]
 
 

@@ -27,10 +27,11 @@ from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.schedules import learning_rate
 from wmlsearch.model.steps import Diverged
-from wmlsearch.model.training import EpochReport, epochs
+from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import count_predictions
 from wmlsearch.runs.files import StorageError
+from wmlsearch.runs.schema import EpochRow
 
 RESTORE_HINT = "restore it from a copy, or delete it and train again"
 SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
@@ -50,8 +51,8 @@ def facts(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in CLOCK}
 
 
-def rows(reports: Iterator[EpochReport]) -> list[dict[str, Any]]:
-    return [facts(report.row()) for report in reports]
+def rows(reports: Iterator[EpochRow]) -> list[dict[str, Any]]:
+    return [facts(report.as_json()) for report in reports]
 
 
 def same(one: object, other: object) -> bool:
@@ -75,7 +76,7 @@ def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedu
         schedule=schedule, warmup_fraction=0.3, plateau_patience=1, augment="affine", dropout=0.2, learning_rate=0.01
     )
 
-    def start(name: str) -> Iterator[EpochReport]:
+    def start(name: str) -> Iterator[EpochRow]:
         last, best = tmp_path / f"{name}-last.pt", tmp_path / f"{name}-best.pt"
         return epochs(config, data, max_epochs=4, seed=3, precision=precision, last=last, best=best)  # type: ignore[arg-type]
 
@@ -83,7 +84,7 @@ def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedu
     assert [row["epoch"] for row in whole] == [1, 2, 3, 4]
     assert [row["ended"] for row in whole] == [None, None, None, "completed"]
     first = start("parts")
-    parts = [facts(next(first).row()), facts(next(first).row())]
+    parts = [facts(next(first).as_json()), facts(next(first).as_json())]
     first.close()  # type: ignore[attr-defined]
     torch.manual_seed(12345)  # nothing of the process may matter
     torch.rand(17)
@@ -117,7 +118,7 @@ def test_a_resumed_training_takes_the_number_of_threads_along(data: PreparedData
 def test_the_checkpoint_is_there_before_its_report(data: PreparedData, tmp_path: Path) -> None:
     last, best = tmp_path / "new" / "last.pt", tmp_path / "new" / "best.pt"
     for report in epochs(SMALL, data, max_epochs=2, last=last, best=best):
-        assert load_checkpoint(last)["reports"][-1] == report.row()
+        assert load_checkpoint(last)["reports"][-1] == report.as_json()
         assert load_checkpoint(best)["report"]["epoch"] <= report.epoch
         assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
     state = load_checkpoint(best)
@@ -364,7 +365,7 @@ def test_the_optimizer_gets_the_rate_of_each_step(data: PreparedData) -> None:
 # ----------------------------------------------------------------------------------------------------- rate factors
 
 
-def lineage(data: PreparedData, tmp_path: Path, name: str, config: TrialConfig, **how: Any) -> Iterator[EpochReport]:
+def lineage(data: PreparedData, tmp_path: Path, name: str, config: TrialConfig, **how: Any) -> Iterator[EpochRow]:
     last, best = tmp_path / f"{name}-last.pt", tmp_path / f"{name}-best.pt"
     return epochs(config, data, max_epochs=4, seed=3, last=last, best=best, **how)
 
@@ -401,11 +402,11 @@ def test_a_child_is_what_its_schedule_trains_from_the_beginning(
 ) -> None:
     config = small(schedule=schedule, plateau_patience=1, augment="flip", learning_rate=0.01)
     parent = lineage(data, tmp_path, "child", config)
-    first = [facts(next(parent).row()), facts(next(parent).row())]
+    first = [facts(next(parent).as_json()), facts(next(parent).as_json())]
     parent.close()  # type: ignore[attr-defined]
     factors = {3: 1.2, 4: 0.96}
     one = lineage(data, tmp_path, "child", config, rate_factors=factors)
-    parts = [*first, facts(next(one).row())]
+    parts = [*first, facts(next(one).as_json())]
     one.close()  # type: ignore[attr-defined]
     parts += rows(lineage(data, tmp_path, "child", config, rate_factors=factors))
     assert parts == rows(lineage(data, tmp_path, "anew", config, rate_factors=factors))
@@ -459,7 +460,7 @@ def test_a_checkpoint_whose_convolutions_added_biases_goes_on(
 ) -> None:
     config, last, best = small(optimizer=optimizer), tmp_path / "last.pt", tmp_path / "best.pt"
 
-    def start(**files: Path) -> Iterator[EpochReport]:
+    def start(**files: Path) -> Iterator[EpochRow]:
         return epochs(config, data, max_epochs=3, precision="float32", **files)
 
     with monkeypatch.context() as patch:  # as networks were before: torch's own convolutions
@@ -468,7 +469,7 @@ def test_a_checkpoint_whose_convolutions_added_biases_goes_on(
         )
         wanted = rows(start())
         before = start(last=last, best=best)
-        found = [facts(next(before).row()), facts(next(before).row())]
+        found = [facts(next(before).as_json()), facts(next(before).as_json())]
     state = load_checkpoint(last)
     assert found == wanted[:2]
     assert len(state["optimizer"]["state"]) == len(list(UNet(2, 4).parameters())), "biases among them"
@@ -567,7 +568,7 @@ torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
 data = PreparedData.open(Path(prepared))
 reports = epochs(TrialConfig.of(json.loads(config)), data, last=Path(folder, "last.pt"), **json.loads(options))
-print(json.dumps([report.row() for report in reports]))
+print(json.dumps([report.as_json() for report in reports]))
 torch.distributed.destroy_process_group()
 """
 
@@ -611,7 +612,7 @@ def test_two_ranks_train_as_one(data: PreparedData, prepared: Path, tmp_path: Pa
 
 
 UNEQUAL = RANK.replace(
-    "print(json.dumps([report.row() for report in reports]))",
+    "print(json.dumps([report.as_json() for report in reports]))",
     """from wmlsearch.model import steps as module
 calls, steps = [], []
 real_losses, real_step = module.slice_losses, torch.optim.SGD.step

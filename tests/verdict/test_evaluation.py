@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from records import epoch_row
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
@@ -73,7 +72,7 @@ def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
         stands_for = run_record(f"paper-seed{seed}", "baseline run", config, settings, data_record(data, prepared))
         RunDir.create(run.path, stands_for.model_copy(update={"model": "paper"}))
         for report in epochs(config, prepared, max_epochs=1, seed=seed, best=run.best):
-            run.append(epoch_row(report.row()))
+            run.append(report)
         run.set_status("completed")
     assert confirmation.keep_models(made, RunSettings(), data, _watch, _watch)
     return made
@@ -260,7 +259,7 @@ def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
     about = run_record("r", "train", config, RunSettings(epochs=1), data_record(data, prepared))
     run = RunDir.create(out / "r", about.model_copy(update={"data_path": str(data)}))
     for report in epochs(config, prepared, max_epochs=1, seed=0, best=run.best):
-        run.append(epoch_row(report.row()))
+        run.append(report)
     run.set_status("completed")
     result = say("evaluate", "r", "--out", out)
     assert result.exit_code == 0, result.output

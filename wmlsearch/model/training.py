@@ -1,4 +1,4 @@
-"""Training one configuration: `epochs(...)` yields a report after each epoch, wherever it runs.
+"""Training one configuration: `epochs(...)` yields a row of metrics after each epoch, wherever it runs.
 
 The same generator runs in this process, in a warm Tune actor and in every rank of a Ray Train worker group. It knows
 only torch, and asks `torch.distributed` how many ranks there are.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,23 +36,7 @@ from wmlsearch.model.schedules import RateFactors, epochs_without_improvement, l
 from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import count_predictions
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """The result of an epoch: its metrics by name (None: not a number), and whether the training has ended.
-
-    `ended` is None, "completed" (the last epoch) or "early_stopped" (by the configuration's `early_stop_patience`).
-    """
-
-    epoch: int  # from 1
-    time: float  # seconds since 1970, when the epoch ended
-    metrics: Mapping[str, float | None]
-    ended: str | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Return the report as a flat mapping of plain values: a line of metrics.jsonl, a result of Tune."""
-        return {"epoch": self.epoch, "time": self.time, "ended": self.ended, **self.metrics}
+from wmlsearch.runs.schema import EpochRow
 
 
 def epochs(
@@ -67,14 +50,14 @@ def epochs(
     last: Path | None = None,
     best: Path | None = None,
     rate_factors: Mapping[int, float] | None = None,
-) -> Generator[EpochReport, None, None]:
-    """Train `config` on the training slices, validate on the validation slices, and yield a report after each epoch.
+) -> Generator[EpochRow, None, None]:
+    """Train `config` on the training slices, validate on the validation slices, and yield a row after each epoch.
 
-    With several ranks each rank calls this with the same arguments. The ranks share `config.batch_size`, their reports
+    With several ranks each rank calls this with the same arguments. The ranks share `config.batch_size`, their rows
     agree, and rank 0 writes the checkpoints.
 
     Args:
-        last: checkpoint of the latest epoch, written before its report is yielded. If it exists, training continues
+        last: checkpoint of the latest epoch, written before its row is yielded. If it exists, training continues
             after it, bit for bit as if never interrupted (on CPUs, with the number of threads that it records).
         best: checkpoint of the epoch with the highest `objective`, weights only.
         rate_factors: factors on the schedule's learning rate, each from its epoch on.
@@ -89,17 +72,17 @@ def epochs(
     if last is not None and last.exists():
         trainer.load(last)
     while trainer.ended is None:
-        report = trainer.train_epoch()
+        row = trainer.train_epoch()
         if trainer.rank == 0:  # best first: if the process dies between the two, the epoch is trained and saved again
             if best is not None and trainer.is_best(objective):
                 save_atomically(trainer.weights(), best)
             if last is not None:
                 save_atomically(trainer.state(), last)
-        yield report
+        yield row
 
 
 class Trainer:
-    """A training, one epoch at a time: model, optimiser, schedule and the reports so far."""
+    """A training, one epoch at a time: model, optimiser, schedule and the rows of the epochs so far."""
 
     def __init__(
         self,
@@ -128,7 +111,7 @@ class Trainer:
         self.model = DistributedDataParallel(self.unet) if several else self.unet
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
-        self.reports: list[dict[str, Any]] = []  # rows of the epochs so far
+        self.rows: list[EpochRow] = []  # of the epochs so far
 
     @cached_property
     def steps(self) -> TrainingSteps:
@@ -140,11 +123,11 @@ class Trainer:
     @property
     def ended(self) -> str | None:
         """Why the training has ended, or None if there are epochs left."""
-        return self.reports[-1]["ended"] if self.reports else None
+        return self.rows[-1].ended if self.rows else None
 
-    def train_epoch(self) -> EpochReport:
-        """Train and validate one epoch, update the schedule, and return the report."""
-        epoch, start = len(self.reports) + 1, time.monotonic()
+    def train_epoch(self) -> EpochRow:
+        """Train and validate one epoch, update the schedule, and return the epoch's row."""
+        epoch, start = len(self.rows) + 1, time.monotonic()
         generator = self._seed_epoch(epoch)
         order = batches(len(self.data.train), self.config.batch_size, generator)
         train_loss = self.train(order, epoch, generator)
@@ -156,10 +139,11 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"] * self.rate_factors.at(epoch)
         if self.config.schedule == "plateau":
             self.plateau.step(val_loss)
-        previous_time = self.reports[-1]["time"] if self.reports else 0.0
-        report = EpochReport(
+        previous_time = self.rows[-1].time if self.rows else 0.0
+        row = EpochRow(
             epoch,
             max(time.time(), previous_time),  # the system clock may have been set back
+            self._reason_to_end(epoch, val_loss),
             {
                 "train_loss": train_loss,
                 **metrics,
@@ -168,10 +152,9 @@ class Trainer:
                 "epoch_s": time.monotonic() - start,
                 "peak_memory_mb": peak_memory_mb(self.device),
             },
-            self._reason_to_end(epoch, val_loss),
         )
-        self.reports.append(report.row())
-        return report
+        self.rows.append(row)
+        return row
 
     def _seed_epoch(self, epoch: int) -> torch.Generator:
         """Seed dropout and return the generator of the epoch's order and augmentation.
@@ -209,14 +192,14 @@ class Trainer:
     def _reason_to_end(self, epoch: int, val_loss: float) -> str | None:
         if epoch >= self.max_epochs:
             return "completed"
-        val_losses = [row["val_loss"] for row in self.reports] + [val_loss]
+        val_losses = [loss for row in self.rows if (loss := row.metrics["val_loss"]) is not None] + [val_loss]
         if epochs_without_improvement(val_losses) >= self.config.early_stop_patience:
             return "early_stopped"
         return None
 
     def is_best(self, objective: str) -> bool:
         """Return whether the latest epoch is the first with the highest `objective`."""
-        values = [row[objective] if row[objective] is not None else -math.inf for row in self.reports]
+        values = [-math.inf if (value := row.metrics[objective]) is None else value for row in self.rows]
         return int(np.argmax(values)) == len(values) - 1
 
     def weights(self) -> dict[str, Any]:
@@ -226,8 +209,8 @@ class Trainer:
             "config": self.config.model_dump(),
             "seed": self.seed,
             "data": self.data.manifest.fingerprint,
-            "rate_factors": self.rate_factors.until(len(self.reports)),
-            "report": self.reports[-1],
+            "rate_factors": self.rate_factors.until(len(self.rows)),
+            "report": self.rows[-1].as_json(),
             "model": self.unet.state_dict(),
         }
 
@@ -238,7 +221,7 @@ class Trainer:
             "max_epochs": self.max_epochs,
             "bfloat16": self.bfloat16,
             "threads": torch.get_num_threads(),
-            "reports": self.reports,
+            "reports": [row.as_json() for row in self.rows],
             "optimizer": self.optimizer.state_dict(),
             "plateau": self.plateau.state_dict(),
         }
@@ -259,8 +242,8 @@ class Trainer:
         self.unet.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
-        self.reports, self.bfloat16 = state["reports"], state["bfloat16"]
-        if [row["epoch"] for row in self.reports] != list(range(1, len(self.reports) + 1)):
+        self.rows, self.bfloat16 = [EpochRow.from_json(row) for row in state["reports"]], state["bfloat16"]
+        if [row.epoch for row in self.rows] != list(range(1, len(self.rows) + 1)):
             raise ValueError("its reports are not those of consecutive epochs")
         torch.set_num_threads(min(state["threads"], 1024))  # the result of a sum of floats depends on it
 

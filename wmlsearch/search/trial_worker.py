@@ -108,7 +108,7 @@ class TrainingSession:
         if self.unreported:
             row = self.unreported.pop(0)
         else:
-            row = EpochRow.from_json(next(self.reports).row())
+            row = next(self.reports)
             if self.rank == 0:
                 self.checkpoints.push()
         every = self.job.snapshot_every

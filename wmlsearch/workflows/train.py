@@ -13,7 +13,7 @@ from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.runs.names import TRAIN
-from wmlsearch.runs.schema import RUNNING, EpochRow
+from wmlsearch.runs.schema import RUNNING
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.observer import Observer, Outcome
@@ -109,7 +109,7 @@ def _train_here(
 
     settings = request.settings
     try:
-        for report in epochs(
+        for row in epochs(
             request.config,
             prepared,
             max_epochs=settings.epochs,
@@ -119,8 +119,8 @@ def _train_here(
             last=run.last,
             best=run.best,
         ):
-            run.append(EpochRow.from_json(report.row()))
+            run.append(row)
             on_change(run)
-        run.set_status(report.ended or "completed")
+        run.set_status(row.ended or "completed")
     except Diverged as error:
         run.set_status("diverged", str(error))
