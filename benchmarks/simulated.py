@@ -67,7 +67,7 @@ def new_search(folder: Path, settings: RunSettings) -> SearchDir:
 
 def new_trial(search: SearchDir, number: int) -> RunDir:
     """A trial's folder as the search begins it; its configuration is the paper's."""
-    return RunDir.create(search.trial(number).path, trial_record(search, number, TrialConfig()))
+    return RunDir.create(search.trial(number).path, trial_record(search.record(), number, TrialConfig()))
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import TRIAL, trial_name
-from wmlsearch.runs.schema import RunRecord
+from wmlsearch.runs.schema import RunRecord, SearchRecord
 from wmlsearch.search.checkpoints import Checkpoints
 
 # As in Ray's PopulationBasedTraining and Jaderberg et al. 2017: the best quarter replaces the worst quarter, and the
@@ -96,9 +96,8 @@ class Population:
         ]
 
 
-def child_record(search: SearchDir, takeover: Takeover, number: int, seed: int) -> RunRecord:
+def child_record(search: SearchRecord, parent: RunRecord, takeover: Takeover, number: int, seed: int) -> RunRecord:
     """Return the record of trial `number` as a child: the configuration of its parent, and a new rate factor."""
-    parent = search.trial(takeover.parent).record()
     factors = dict(parent.rate_factors)
     latest = factors[max(factors)] if factors else 1.0
     rng = np.random.default_rng((seed, number, 0))
@@ -113,16 +112,15 @@ def child_record(search: SearchDir, takeover: Takeover, number: int, seed: int) 
     )
 
 
-def trial_record(search: SearchDir, number: int, config: TrialConfig) -> RunRecord:
+def trial_record(search: SearchRecord, number: int, config: TrialConfig) -> RunRecord:
     """Return the record of a new trial of a search."""
-    record = search.record()
     return RunRecord(
         name=trial_name(number),
         kind=TRIAL,
         config=config,
-        settings=record.settings,
-        data=record.data,
-        versions=record.versions,
+        settings=search.settings,
+        data=search.data,
+        versions=search.versions,
     )
 
 

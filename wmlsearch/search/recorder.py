@@ -45,6 +45,7 @@ class Recorder(tune.Callback):
     ) -> None:
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
         self.location, self.retention, self.on_change, self.scheduler = location, retention, on_change, scheduler
+        self.search_record = search.record()
         self.snapshots = Snapshots(scheduler.population, search, location) if scheduler.population else None
         self.running: set[int] = set()
         self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
@@ -82,8 +83,9 @@ class Recorder(tune.Callback):
 
     def _new_record(self, number: int, takeover: Takeover | None) -> RunRecord:
         if takeover:
-            return child_record(self.search, takeover, number, self.settings.seed)
-        return trial_record(self.search, number, self.study.ask(number))
+            parent = self.search.trial(takeover.parent).record()
+            return child_record(self.search_record, parent, takeover, number, self.settings.seed)
+        return trial_record(self.search_record, number, self.study.ask(number))
 
     def _assign(self, run: RunDir, number: int) -> TrialAssignment:
         record = run.record()
