@@ -19,6 +19,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import SearchRecord, SpaceRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.confirmation import keep_models
+from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import certificate_record, data_record, run_record
 
 torch.set_num_threads(1)  # several threads on a busy machine are slower than one
@@ -64,7 +65,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
             run.append(report)
         run.set_status("completed")
-    keep_models(search, RunSettings(), prepared, lambda _: None, lambda _: None)
+    keep_models(search, RunSettings(), prepared, Observer())
     search.set_status("completed")
     return search
 

@@ -42,6 +42,7 @@ from wmlsearch.verdict.comparison import judge, unit_means
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.scores import pooled, score
 from wmlsearch.workflows import confirmation, sealed_test
+from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import data_record, run_record
 
 BY = {"run": "r"}
@@ -74,7 +75,7 @@ def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
         for report in epochs(config, prepared, max_epochs=1, seed=seed, best=run.best):
             run.append(report)
         run.set_status("completed")
-    assert confirmation.keep_models(made, RunSettings(), data, _watch, _watch)
+    assert confirmation.keep_models(made, RunSettings(), data, Observer())
     return made
 
 
@@ -98,7 +99,7 @@ def test_a_model_that_was_not_finished_is_finished(search: SearchDir, data: Path
     shutil.rmtree(kept.export)
     (kept.path / ".export.1.partial").mkdir()
     kept.set_status("running")  # as a kill leaves it
-    assert confirmation.keep_models(search, RunSettings(), data, _watch, _watch)
+    assert confirmation.keep_models(search, RunSettings(), data, Observer())
     assert kept.state == "completed"
     assert len(load_exported(kept.export).members) == 2
     assert (kept.record().key, kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"

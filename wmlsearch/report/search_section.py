@@ -65,8 +65,8 @@ def endings(board: Leaderboard) -> list[Ending]:
     for entry in sorted(board.trials, key=lambda entry: entry.name):
         reason = last_line(entry.reason) if entry.state in BAD else entry.reason
         groups.setdefault((entry.state.replace("_", " "), reason), []).append(entry.name)
-    found = [Ending(state, reason, names) for (state, reason), names in groups.items()]
-    return sorted(found, key=lambda ending: (-len(ending.trials), ending.state, ending.reason))
+    ways = [Ending(state, reason, names) for (state, reason), names in groups.items()]
+    return sorted(ways, key=lambda ending: (-len(ending.trials), ending.state, ending.reason))
 
 
 @dataclass(frozen=True)

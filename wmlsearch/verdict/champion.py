@@ -115,4 +115,5 @@ def select_champion(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def finished_baseline(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the baseline; None where it has not finished with all seeds."""
-    return next((it for it in candidates if it.name == PAPER and it.score is not None), None)
+    baselines = [candidate for candidate in candidates if candidate.name == PAPER and candidate.score is not None]
+    return baselines[0] if baselines else None

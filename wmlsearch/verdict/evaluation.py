@@ -63,7 +63,7 @@ def evaluate(
     Args:
         models: the networks of each role, one for each seed; figures show the first. The mean probability of several
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
-        data: the prepared data set. It may be cut otherwise than the models' own if it holds whole volumes.
+        data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes.
         by: who opens the test, for its ledger.
 
     Raises InputError for data that are damaged or do not fit the models; the latter before the test is opened.
@@ -96,7 +96,7 @@ def evaluate(
 
 
 def _check_preprocessing(data: Path, manifest: Manifest, preprocessing: Preprocessing) -> None:
-    """Refuse test slices that are not cut as the models expect. Whole volumes are cut for them."""
+    """Refuse test slices that are not sliced as the models expect. Whole volumes are sliced for them."""
     same = (manifest.axis, manifest.size, manifest.fit) == (preprocessing.axis, preprocessing.size, preprocessing.fit)
     if not (preprocessing.axis is not None if manifest.has_volumes else same):
         raise InputError(
@@ -201,7 +201,7 @@ def _score_volumes(
     gallery: GalleryBuilder,
     progress: Progress,
 ) -> None:
-    """Score each test volume on its own grid, and its kept slices as they are cut for the models."""
+    """Score each test volume on its own grid, and its kept slices at the models' size."""
     total = len(sealed.manifest.volumes)
     progress("scoring test volumes", 0, total)
     for done, volume in enumerate(sealed.volumes(), 1):

@@ -101,7 +101,7 @@ def pooled(scores: Sequence[Scores]) -> Scores:
 
     Raises ValueError for an empty sequence, or one with scores of volumes and of slices.
     """
-    units = [unit for unit in ("mm3", "px") if any(_count_names(unit)[-1] in it.model_fields_set for it in scores)]
+    units = [unit for unit in ("mm3", "px") if any(_count_names(unit)[-1] in row.model_fields_set for row in scores)]
     if len(units) != 1:
         raise ValueError(f"masks to pool must be all volumes (mm3) or all slices (px), but got {units or 'none'}")
     counts = {name: sum(int(row.value(name) or 0) for row in scores) for name in _count_names(units[0])}

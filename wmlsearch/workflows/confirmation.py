@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,26 +110,20 @@ def _final_runs_message(names: list[str], settings: RunSettings, slots: Slots) -
     return f"final runs: baseline configuration{others}; {seeds} seed{'s' if seeds > 1 else ''} each, {slots}"
 
 
-def keep_models(
-    search: SearchDir,
-    settings: RunSettings,
-    data: Path,
-    on_change: Callable[[RunDir], None],
-    say: Callable[[str], None],
-) -> bool:
+def keep_models(search: SearchDir, settings: RunSettings, data: Path, observer: Observer) -> bool:
     """Select the champion and export it and the baseline to `models/<role>`. Return False where one is missing."""
     candidates = read_candidates(search)
     baseline, champion = finished_baseline(candidates), select_champion(candidates)
     for role, candidate in ((BASELINE, baseline), (CHAMPION, champion)):
         if candidate is not None:
-            on_change(_keep_model(search, settings, data, role, candidate))
+            observer.on_change(_keep_model(search, settings, data, role, candidate))
     if baseline is None:
-        say("no verdict: the baseline configuration did not finish with all seeds")
+        observer.say("no verdict: the baseline configuration did not finish with all seeds")
     elif settings.confirm_top and champion is None:
-        say("no verdict: no candidate configuration finished with all seeds")
+        observer.say("no verdict: no candidate configuration finished with all seeds")
     elif champion is not None:
         error = f", standard error {champion.standard_error:.4f}" if champion.standard_error is not None else ""
-        say(
+        observer.say(
             f"champion, selected on the validation patients: {champion.name}, mean {MEASURE} {champion.mean:.4f}{error}"
         )
     return baseline is not None and champion is not None

@@ -100,7 +100,7 @@ def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
 
 def _judge(search: SearchDir, plan: SearchPlan, observer: Observer) -> None:
     """Select the champion and compare it with the baseline on the sealed test, unless these networks were compared."""
-    if not keep_models(search, plan.settings, plan.data, observer.on_change, observer.say):
+    if not keep_models(search, plan.settings, plan.data, observer):
         return
     members = [search.model(role).record().members for role in (BASELINE, CHAMPION)]
     evaluation = search.evaluation()

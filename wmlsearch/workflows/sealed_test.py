@@ -54,7 +54,7 @@ def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
         if scope not in members[0].scopes:
             continue
         scores = [member.scope(scope) for member in members]
-        for end, pooled in (("", [it.pooled for it in scores]), ("_half", [it.pooled_half for it in scores])):
+        for end, pooled in (("", [one.pooled for one in scores]), ("_half", [one.pooled_half for one in scores])):
             for name in RATIOS:
                 values = [value for value in (row.value(name) for row in pooled) if value is not None]
                 if values:
