@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: one tiny data set, one Ray."""
+"""Fixtures that several test modules share: a tiny data set, a finished search, an embedded Ray."""
 
 from __future__ import annotations
 
@@ -33,15 +33,21 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, prepared: slices of 32 x 32 pixels."""
+    """The prepared data set of `raw`: slices of 32 x 32 pixels."""
     out = tmp_path_factory.mktemp("phantom") / "prepared"
     prepare(raw, out, PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
     return out
 
 
+@pytest.fixture(scope="module")
+def data(prepared: Path) -> PreparedData:
+    """The opened training and validation slices of `prepared`."""
+    return PreparedData.open(prepared)
+
+
 @pytest.fixture(scope="session")
 def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
-    """A search as it ends: a trial, and two seeds of it as its champion, trained just enough to find something."""
+    """A finished search: one trial, and two final runs of it as champion, trained just enough to find lesions."""
     data, space = PreparedData.open(prepared), SearchSpace.of({"depth": {"choices": [2, 3]}}, "quick.yaml")
     config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
     about = SearchRecord(
@@ -72,7 +78,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
 
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
-    """An embedded Ray that the searches of a module share: to start one takes longer than many a search."""
+    """An embedded Ray that the searches of a module share, because it takes longer to start than a short search."""
     from wmlsearch.cluster import connect
 
     with connect.ray_session(None), pytest.MonkeyPatch.context() as patch:

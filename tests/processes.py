@@ -1,4 +1,4 @@
-"""Processes that tests look for, wait for and kill."""
+"""Find, wait for and kill processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 
 def own_cores(number: int) -> list[int]:
-    """So many cores of this machine, the first of them this test process's own, if pytest runs in several."""
-    there = sorted(os.sched_getaffinity(0))
-    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(there)
-    return [*there[place:], *there[:place]][:number]
+    """Return so many cores of this machine. Under pytest-xdist each test process starts at another core."""
+    cores = sorted(os.sched_getaffinity(0))
+    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(cores)
+    return [*cores[place:], *cores[:place]][:number]
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process, their children, and so on, as /proc has them."""
+    """Return the process ids of the children of a process, of their children, and so on, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -29,15 +29,15 @@ def descendants(pid: int) -> list[int]:
             except OSError:
                 continue
             children.setdefault(parent, []).append(int(entry.name))
-    found = list(children.get(pid, []))
-    for child in found:
-        found += children.get(child, [])
-    return found
+    pids = list(children.get(pid, []))
+    for child in pids:
+        pids += children.get(child, [])
+    return pids
 
 
 def slots(driver: int) -> list[int]:
-    """The processes in which the trials of a driver's search run."""
-    found = []
+    """Return the ids of the processes in which the trials of a driver's search run."""
+    pids = []
     for pid in descendants(driver):
         try:
             title = Path(f"/proc/{pid}/cmdline").read_text()
@@ -45,12 +45,12 @@ def slots(driver: int) -> list[int]:
             continue
         # Tune's class around a trial worker is named "Trainable"
         if "ray::" in title and ("TrialWorker" in title or "Trainable" in title):
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> bool:
-    """Whether there was such a process."""
+    """Send a signal to a process. Returns whether the process existed."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -59,20 +59,21 @@ def kill(pid: int, number: int = signal.SIGKILL) -> bool:
 
 
 def kill_everything(pid: int) -> None:
-    """As when the power goes: a driver, Ray's head and all its workers."""
-    for each in [pid, *descendants(pid)]:
-        kill(each)
+    """Kill a driver, Ray's head and all its workers at once, as a power cut does."""
+    for process in [pid, *descendants(pid)]:
+        kill(process)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:
+    """Return as soon as the condition holds. Fails after `timeout_s` seconds."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)  # what is looked at, processes and run folders, costs a core more than a wait does
+        assert time.monotonic() < end, f"not true after {timeout_s:g} s"
+        time.sleep(0.05)  # conditions read processes and run folders, which keeps a core busy
 
 
 def listening(pids: list[int]) -> set[tuple[str, str, int]]:
-    """The TCP sockets on which processes listen, as /proc has them: name of the process, address, port."""
+    """Return the TCP sockets on which processes listen, from /proc: name of the process, address, port."""
     sockets: dict[str, tuple[str, int]] = {}
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
@@ -84,25 +85,25 @@ def listening(pids: list[int]) -> set[tuple[str, str, int]]:
                 at = ipaddress.ip_address(packed)  # ::ffff:127.0.0.1 is 127.0.0.1, on a socket that could do both
                 at = (at.ipv4_mapped or at) if isinstance(at, ipaddress.IPv6Address) else at
                 sockets[f"socket:[{rest[5]}]"] = str(at), int(port, 16)
-    found = set()
+    listeners = set()
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended, or closes them now
+        with contextlib.suppress(OSError):  # the process has ended, or closes its sockets
             name = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].rpartition("/")[2]
             for entry in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    if (held := str(entry.readlink())) in sockets:
-                        found.add((name, *sockets[held]))
-    return found
+                    if (target := str(entry.readlink())) in sockets:
+                        listeners.add((name, *sockets[target]))
+    return listeners
 
 
 @contextlib.contextmanager
 def watching_sockets(pid: int) -> Iterator[set[tuple[str, str, int]]]:
-    """All sockets on which a process and its descendants listen while the block runs, those of helpers too."""
+    """Collect the sockets on which a process and its descendants listen while the block runs."""
     seen: set[tuple[str, str, int]] = set()
-    over = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.25):
+        while not ended.wait(0.25):
             seen.update(listening([pid, *descendants(pid)]))
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -110,5 +111,5 @@ def watching_sockets(pid: int) -> Iterator[set[tuple[str, str, int]]]:
     try:
         yield seen
     finally:
-        over.set()
+        ended.set()
         thread.join()

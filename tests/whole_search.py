@@ -1,4 +1,4 @@
-"""Searches as processes of their own on one core, and what two that went the same way have in common."""
+"""Run whole searches as processes on one core, and compare their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from processes import kill_everything, own_cores
 
 from wmlsearch.runs.folders import SearchDir
 
-CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two runs have in common
+CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # measured values, which differ between runs
 SPACE = """
 depth: 2
 base_channels: {choices: [4, 8]}
@@ -26,17 +26,20 @@ TRIALS, EPOCHS = 8, 4
 
 
 def tune(out: Path, *words: str) -> list[str]:
+    """Return the command `wmlsearch tune`."""
     return [sys.executable, "-m", "wmlsearch", "tune", *words, "--out", str(out)]
 
 
-def begin(out: Path, prepared: Path, trials: int = TRIALS) -> list[str]:
+def search_command(out: Path, prepared: Path, trials: int = TRIALS) -> list[str]:
+    """Return the command of a search with final runs."""
     (out / "space.yaml").write_text(SPACE)
     sizes = ["--trials", str(trials), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
     sizes += ["--confirm-top", "1", "--confirm-seeds", "1"]
     return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", *sizes)
 
 
-def begin_population(out: Path, prepared: Path) -> list[str]:
+def population_command(out: Path, prepared: Path) -> list[str]:
+    """Return the command of a search by population based training, without final runs."""
     (out / "space.yaml").write_text(SPACE)
     sizes = ["--trials", "6", "--epochs", "3", "--grace-epochs", "1", "--no-forecast", "--no-baseline"]
     sizes += ["--sampler", "tpe", "--scheduler", "pbt"]
@@ -44,7 +47,7 @@ def begin_population(out: Path, prepared: Path) -> list[str]:
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    """On one core, so that one trial runs at a time."""
+    """Start a command on one core, so that one trial runs at a time."""
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -56,6 +59,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def run(command: list[str]) -> str:
+    """Return the output of a command, which must succeed."""
     process = start(command)
     try:
         output, _ = process.communicate(timeout=500)
@@ -67,12 +71,13 @@ def run(command: list[str]) -> str:
 
 
 def end(process: subprocess.Popen[str]) -> None:
+    """Kill a command and all its descendants."""
     kill_everything(process.pid)
     process.communicate(timeout=60)
 
 
 def facts(search: SearchDir) -> list[dict[str, Any]]:
-    """What a search decided and found, without clocks."""
+    """Return configuration, state and metrics of each run, without measured times and memory."""
     return [
         {
             "config": run.record().config,
@@ -83,8 +88,8 @@ def facts(search: SearchDir) -> list[dict[str, Any]]:
     ]
 
 
-def told(search: SearchDir) -> list[tuple[Any, ...]]:
-    """The study, without clocks."""
+def study_trials(search: SearchDir) -> list[tuple[Any, ...]]:
+    """Return the trials of the Optuna study, without times."""
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
     trials = optuna.load_study(study_name=search.name, storage=storage).trials
     return [

@@ -1,4 +1,4 @@
-"""What the tests of bad input share: the command line in an empty folder, where nothing may be started."""
+"""Fixtures of the tests of bad input: the command line in an empty folder, and no Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """`refused("tune", "quick")` types `wmlsearch tune quick`: the message, of a user's fault and nothing but it."""
+    """`refused("tune", "quick")` runs `wmlsearch tune quick`, which must fail with status 2; returns the message."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "WMLSEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
@@ -32,9 +32,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever would start or join a Ray fails: what can't be is refused before."""
+    """Fail a test that starts or joins a Ray: bad input must be refused before."""
 
     def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was asked for")
+        raise AssertionError("Ray was started")
 
     monkeypatch.setattr("wmlsearch.cluster.connect.ray.init", forbidden)

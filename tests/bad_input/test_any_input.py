@@ -46,12 +46,12 @@ LEAVES = (
 )
 NAMES = st.sampled_from([*TrialConfig.model_fields, "choices", "low", "high", "log", "when"]) | st.text(max_size=12)
 THINGS = st.recursive(
-    LEAVES, lambda it: st.lists(it, max_size=4) | st.dictionaries(NAMES, it, max_size=4), max_leaves=12
+    LEAVES, lambda values: st.lists(values, max_size=4) | st.dictionaries(NAMES, values, max_size=4), max_leaves=12
 )
 MAPPINGS = st.dictionaries(NAMES, THINGS, max_size=6)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda it: st.lists(it, max_size=4) | st.dictionaries(st.text(max_size=12), it, max_size=4),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=12), values, max_size=4),
     max_leaves=10,
 )
 

@@ -244,11 +244,6 @@ DAMAGED = {
 
 
 @pytest.fixture(scope="module")
-def data(prepared: Path) -> PreparedData:
-    return PreparedData.open(prepared)
-
-
-@pytest.fixture(scope="module")
 def checkpoint(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "last.pt"
     next(epochs(CONFIG, data, max_epochs=3, last=path))

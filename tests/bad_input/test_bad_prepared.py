@@ -1,4 +1,4 @@
-"""Damaged prepared data: every file, a flipped byte, a manifest of any shape; said before a training is begun."""
+"""Damaged prepared data are refused before a training starts: each file, a flipped bit, an invalid manifest."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def flipped(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def told(change: Callable[[Any], object], name: str = "manifest.json") -> Change:
-    """A change of what a manifest says."""
+def manifest(change: Callable[[Any], object], name: str = "manifest.json") -> Change:
+    """Return a change of the fields of a manifest."""
 
     def apply(data: Path) -> None:
-        manifest = json.loads((data / name).read_text())
-        change(manifest)
-        (data / name).write_text(json.dumps(manifest))
+        fields = json.loads((data / name).read_text())
+        change(fields)
+        (data / name).write_text(json.dumps(fields))
 
     return apply
 
 
 def row(**values: Any) -> Change:
-    return told(lambda it: it["slices"][0].update(values))
+    return manifest(lambda fields: fields["slices"][0].update(values))
 
 
 def objects(data: Path) -> None:
@@ -80,7 +80,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         f"data/images.npy: cannot be read (EOF: reading magic string, expected 8 bytes got 0); {AGAIN}",
     ),
     "images cut": (
-        bytes_of("images.npy", lambda it: it[:-1]),
+        bytes_of("images.npy", lambda content: content[:-1]),
         f"data/images.npy: cannot be read (mmap length is greater than file size); {AGAIN}",
     ),
     "images that are pickled": (
@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         MANIFEST.format("manifest: '[1]' is not of type Manifest"),
     ),
     "a manifest in UTF-16": (
-        bytes_of("manifest.json", lambda it: it.decode().encode("utf-16")),
+        bytes_of("manifest.json", lambda content: content.decode().encode("utf-16")),
         MANIFEST.format("'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
     ),
     "a manifest of depths": (
@@ -112,13 +112,19 @@ FAULTS: dict[str, tuple[Change, str]] = {
         MANIFEST.format("nested too deeply"),
     ),
     "another format": (
-        told(lambda it: it.update(format=3)),
+        manifest(lambda fields: fields.update(format=3)),
         f"data/manifest.json: format must be 2, but is 3; {AGAIN}",
     ),
-    "no size": (told(lambda it: it.pop("size")), MANIFEST.format("manifest: missing or unknown fields: size")),
-    "a size of text": (told(lambda it: it.update(size="32")), MANIFEST.format("size: '32' is not of type int")),
+    "no size": (
+        manifest(lambda fields: fields.pop("size")),
+        MANIFEST.format("manifest: missing or unknown fields: size"),
+    ),
+    "a size of text": (
+        manifest(lambda fields: fields.update(size="32")),
+        MANIFEST.format("size: '32' is not of type int"),
+    ),
     "an unknown field": (
-        told(lambda it: it.update(colour=1)),
+        manifest(lambda fields: fields.update(colour=1)),
         MANIFEST.format("manifest: missing or unknown fields: colour"),
     ),
     "a volume that isn't there": (
@@ -127,7 +133,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a split that isn't one": (row(split="extra"), MANIFEST.format("slice 0 is in split 'extra' and volume 0")),
     "a sealed manifest that was changed": (
-        told(lambda it: it.update(seed=1), "sealed/manifest.json"),
+        manifest(lambda fields: fields.update(seed=1), "sealed/manifest.json"),
         f"data/sealed/manifest.json: is not the one that was sealed, its checksum differs; {AGAIN}",
     ),
     "no sealed patients": (
@@ -146,4 +152,4 @@ def test_a_damaged_data_set(name: str, prepared: Path, refused: Refused) -> None
     if "sealed" not in name:
         assert refused("train", "paper", "--data", "data", "--workers", 0) == message
         assert refused("plan", "quick", "--data", "data") == message
-    assert [path.name for path in Path().iterdir()] == ["data"], "nothing was begun"
+    assert [path.name for path in Path().iterdir()] == ["data"], "nothing was started"

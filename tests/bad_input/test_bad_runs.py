@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "a name that is a number": (said(CONFIG, name=7), damaged(CONFIG, "name must be a valid string, but got 7")),
     # status.json
     "status cut": (
-        content(STATUS, lambda it: it[:5]),
+        content(STATUS, lambda content: content[:5]),
         unreadable(STATUS, "Unterminated string starting at: line 2 column 2 (char 3)"),
     ),
     "a state that isn't one": (said(STATUS, state="fine"), damaged(STATUS, f"state must {STATES}, but got 'fine'")),
@@ -281,13 +281,13 @@ FAULTS: dict[str, tuple[Change, str]] = {
 def test_a_damaged_search(name: str, search: Path, refused: Refused) -> None:
     change, message = FAULTS[name]
     change(search)
-    found = refused("status", "s")
+    shown = refused("status", "s")
     if message.endswith("known are "):
-        assert found.startswith(message)
+        assert shown.startswith(message)
     else:
-        assert found == message
+        assert shown == message
     for verb in (("report", "s"), ("sync", "s"), ("tune", "--resume", "s"), ("predict", "s", "x.nii", "--out", "o")):
-        assert refused(*verb) == found
+        assert refused(*verb) == shown
     assert sorted(path.name for path in Path().iterdir()) == ["runs"], "nothing was made"
 
 

@@ -51,13 +51,17 @@ def unpacked(change: Callable[[bytes], bytes]) -> Change:
 def header(offset: int, form: str, *values: Any) -> Change:
     """Another value in the FLAIR's header."""
     new = struct.pack(f"<{form}", *values)
-    return unpacked(lambda it: it[:offset] + new + it[offset + len(new) :])
+    return unpacked(lambda content: content[:offset] + new + content[offset + len(new) :])
 
 
 def extended(size: int, extensions: bytes) -> Change:
     """So many bytes more between the FLAIR's header and its voxels, which begin with these extensions."""
     offset = struct.pack("<f", 352 + size)
-    return unpacked(lambda it: it[:108] + offset + it[112:348] + b"\1\0\0\0" + extensions.ljust(size, b"\0") + it[352:])
+    return unpacked(
+        lambda content: (
+            content[:108] + offset + content[112:348] + b"\1\0\0\0" + extensions.ljust(size, b"\0") + content[352:]
+        )
+    )
 
 
 def before_voxels(rule: str) -> str:
@@ -105,8 +109,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda flair, _: flair.write_bytes(gzip.decompress(flair.read_bytes())),
         unreadable(f"File {NAME} is not a gzip file"),
     ),
-    "header cut": (unpacked(lambda it: it[:200]), unreadable(f'Cannot work out file type of "{NAME}"')),
-    "voxels cut": (unpacked(lambda it: it[:2000]), unreadable(f"Expected 55296 bytes, got 1648 bytes from {NAME}")),
+    "header cut": (unpacked(lambda content: content[:200]), unreadable(f'Cannot work out file type of "{NAME}"')),
+    "voxels cut": (
+        unpacked(lambda content: content[:2000]),
+        unreadable(f"Expected 55296 bytes, got 1648 bytes from {NAME}"),
+    ),
     "wrong magic": (header(344, "4s", b"zzzz"), unreadable(f'Cannot work out file type of "{NAME}"')),
     "negative size": (header(42, "h", -5), unreadable("negative count")),
     "no such type": (header(70, "h", 9999), unreadable("data code 9999 not recognized")),
@@ -124,7 +131,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         f"{FLAIR}: may have 268,435,456 voxels, but its header promises (32767, 32767, 32767); correct the header",
     ),
     "a bomb that its header denies": (
-        unpacked(lambda it: it + bytes(2**26)),  # 64 MiB of nothing in 64 KiB
+        unpacked(lambda content: content + bytes(2**26)),  # 64 MiB of nothing in 64 KiB
         unreadable("more than 1,048,576 bytes follow the voxels that its header promises"),
     ),
     "a header that promises what no gzip file of this size holds": (
@@ -218,9 +225,9 @@ def test_a_flipped_bit_is_found_by_gzips_checksum(raw: Path, refused: Callable[.
     flair = three_patients(raw) / FLAIR
     content = flair.read_bytes()
     flair.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
-    known = zlib.crc32(gzip.decompress(content))
+    crc = zlib.crc32(gzip.decompress(content))
     assert refused("prepare", "raw", "out", *OPTIONS) == (
-        f"raw: 1 fault, nothing was written\n  - {unreadable(f'CRC check failed {known ^ 1:#x} != {known:#x}')}"
+        f"raw: 1 fault, nothing was written\n  - {unreadable(f'CRC check failed {crc ^ 1:#x} != {crc:#x}')}"
     )
 
 

@@ -150,10 +150,10 @@ def test_a_volume_under_another_name(raw: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("quality", [50, 90])
 def test_a_slice_planted_in_a_volume(raw: Path, tmp_path: Path, quality: int) -> None:
     raw = shutil.copytree(raw, tmp_path / "raw")
-    theirs, ours = voxels(flair(raw, "02")), voxels(flair(raw, "03"))
-    eight_bit = np.clip(theirs[:, :, 4] * (255 / theirs.max()), 0, 255).astype(np.uint8)
-    ours[:, :, 6] = np.roll(jpeg(eight_bit, quality), (2, -1), (0, 1)) * (0.7 * ours.max() / 255)
-    save(flair(raw, "03"), ours)
+    other, volume = voxels(flair(raw, "02")), voxels(flair(raw, "03"))
+    eight_bit = np.clip(other[:, :, 4] * (255 / other.max()), 0, 255).astype(np.uint8)
+    volume[:, :, 6] = np.roll(jpeg(eight_bit, quality), (2, -1), (0, 1)) * (0.7 * volume.max() / 255)
+    save(flair(raw, "03"), volume)
     (line,) = refused(raw, tmp_path / "out", NIFTI)
     names = [flair(raw, patient).relative_to(raw).as_posix() for patient in ("03", "02")]
     start = f"patient '03' (val) and patient '02' (train): 1 nearly equal; {names[0]} slice 6 and {names[1]} slice 4, "

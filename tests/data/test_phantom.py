@@ -35,12 +35,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scans(cohort: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`sub-01_ses-1` -> (FLAIR, mask)."""
-    found = {}
+    scans_by_name = {}
     for path in sorted(cohort.glob("sub-*/ses-*/anat/*_FLAIR.nii.gz")):
         name = path.name.removesuffix("_FLAIR.nii.gz")
         mask = cohort / "derivatives" / "lesions" / path.relative_to(cohort).parent / f"{name}_label-lesion_mask.nii.gz"
-        found[name] = volume(path), volume(mask) == 1
-    return found
+        scans_by_name[name] = volume(path), volume(mask) == 1
+    return scans_by_name
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from nifti_files import voxels
 from paths import REAL
 from PIL import Image
 
@@ -53,11 +54,6 @@ def pictures(root: Path, patients: int = 4, slices: int = 5) -> Path:
             Image.fromarray(image[:, :, 3 + k].clip(0, 255).astype(np.uint8)).save(root / "images" / name)
             Image.fromarray(mask[:, :, 3 + k] * 255).save(root / "masks" / name)
     return root
-
-
-def voxels(path: Path) -> np.ndarray:
-    image: Any = nib.load(path)
-    return np.array(image.dataobj[...])
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +211,10 @@ def test_paper_protocol_and_image_level_split(tmp_path: Path) -> None:
     assert counts["val"] == max(1, (n - counts["test"]) // 10)
     assert all(row.kept and row.lesion_pixels for row in manifest.slices)
     assert not (tmp_path / "out/sealed/originals").exists()
-    own = {(row.source, row.index) for row in manifest.slices}
+    others = {(row.source, row.index) for row in manifest.slices}
     sealed = {(row.source, row.index) for row in Manifest.read(tmp_path / "out/sealed").slices}
-    assert not own & sealed
-    assert len(own | sealed) == n
+    assert not others & sealed
+    assert len(others | sealed) == n
 
 
 def test_pictures_by_patient(tmp_path: Path) -> None:
@@ -383,7 +379,7 @@ def test_real_volumes(tmp_path: Path) -> None:
     manifest = prepare(REAL, tmp_path / "out", options)
     sealed = Manifest.read(tmp_path / "out/sealed")
     rows = [*manifest.slices, *sealed.slices]
-    found = {
+    lesions = {
         p: tuple(
             sum(value for value in values)
             for values in zip(*((r.lesion_pixels, r.lesion_pixels > 0, r.lesion_pixels >= 10)
@@ -391,7 +387,7 @@ def test_real_volumes(tmp_path: Path) -> None:
         )
         for p in ("07", "19", "26")
     }  # fmt: skip
-    assert found == {"07": (1300, 74, 48), "19": (49769, 87, 85), "26": (8227, 54, 45)}  # as its README says
+    assert lesions == {"07": (1300, 74, 48), "19": (49769, 87, 85), "26": (8227, 54, 45)}  # as its README says
     assert manifest.spacing_mm == 1.0
     assert not manifest.warnings
     source = next(s for s in discover(REAL) if s.patient == "07")

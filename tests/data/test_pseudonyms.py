@@ -52,15 +52,15 @@ def bids(root: Path, patients: range = range(1, 6)) -> Path:
 
 
 def leaks(folder: Path, words: tuple[str, ...] = (MARKER, DAY)) -> list[str]:
-    """The files below a folder that have one of the words in their name or content, unpacked where it is packed."""
-    found = []
+    """Return the names of the files below a folder that have one of the words in their path or (unpacked) content."""
+    names = []
     for path in sorted(folder.rglob("*")):
         content = path.read_bytes() if path.is_file() else b""
         texts = [str(path.relative_to(folder)).encode(), content]
         texts += [gzip.decompress(content)] if path.suffix == ".gz" else []
         if any(word.lower().encode() in text.lower() for word in words for text in texts):
-            found.append(path.name)
-    return found
+            names.append(path.name)
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_the_table_is_its_owners_alone_and_says_who_is_who(hidden: tuple[Path, P
     assert set(manifest.certificate.patients["test"]) == {who[f"{MARKER}3"], who[f"{MARKER}4"]}
     scans = [(v.patient, v.timepoint, v.images, v.masks) for v in manifest.volumes if v.patient == who[f"{MARKER}2"]]
     assert scans == [
-        (it, scan, (f"{it}/{scan}/image.nii.gz",), (f"{it}/{scan}/mask.nii",))
-        for it in [who[f"{MARKER}2"]]
+        (pseudonym, scan, (f"{pseudonym}/{scan}/image.nii.gz",), (f"{pseudonym}/{scan}/mask.nii",))
+        for pseudonym in [who[f"{MARKER}2"]]
         for scan in "12"
     ]
     assert [v.patient for v in manifest.volumes] == sorted(v.patient for v in manifest.volumes), "not in the ids' order"
@@ -112,11 +112,11 @@ def test_the_slices_are_the_same_and_the_sealed_volumes_too(
         (row.patient, row.index, row.split, row.checksum) for row in manifest.slices
     )
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
-    for there in open_sealed_test(copy, {}).volumes():  # each is cut anew and compared with what was sealed
-        (image,), (mask,) = there.source.image, there.source.mask
-        (name,) = (name for name, pseudonym in who.items() if pseudonym == there.source.patient)
-        (own,) = raw.glob(f"sub-{name}/*/anat/*")
-        first, second = nib.load(own), nib.load(image)  # type: ignore[attr-defined]
+    for sealed in open_sealed_test(copy, {}).volumes():  # each is cut anew and compared with what was sealed
+        (image,), (mask,) = sealed.source.image, sealed.source.mask
+        (name,) = (name for name, pseudonym in who.items() if pseudonym == sealed.source.patient)
+        (original,) = raw.glob(f"sub-{name}/*/anat/*")
+        first, second = nib.load(original), nib.load(image)  # type: ignore[attr-defined]
         assert np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
         assert np.array_equal(first.affine, second.affine)
         assert not second.header.extensions
@@ -146,14 +146,14 @@ def test_from_the_command_line_and_again(tmp_path: Path, monkeypatch: pytest.Mon
     words = ["prepare", "raw", "out", "--plane", "axial", "--size", "32", "--jobs", "1", "--pseudonymise"]
     first = CliRunner().invoke(main, words)
     assert first.exit_code == 0, first.output
-    own = tmp_path / "out-pseudonyms.json"
-    assert first.output.endswith(f"the table of pseudonyms is {own}; keep it apart from out, and do not pass it on\n")
-    assert own.stat().st_mode & 0o777 == 0o600
-    patients, before = Manifest.read(Path("out")).certificate.patients, own.read_text()
+    path = tmp_path / "out-pseudonyms.json"
+    assert first.output.endswith(f"the table of pseudonyms is {path}; keep it apart from out, and do not pass it on\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    patients, before = Manifest.read(Path("out")).certificate.patients, path.read_text()
     shutil.rmtree("out")
     assert CliRunner().invoke(main, words).exit_code == 0
     assert Manifest.read(Path("out")).certificate.patients == patients
-    assert own.read_text() == before
+    assert path.read_text() == before
 
 
 def test_leaks_between_splits_are_told_by_the_patients_own_names(tmp_path: Path) -> None:

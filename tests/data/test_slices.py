@@ -22,11 +22,6 @@ from wmlsearch.data.slices import PreparedData, batches
 MAKE_AGAIN = "make it again with `wmlsearch prepare`"
 
 
-@pytest.fixture(scope="module")
-def data(prepared: Path) -> PreparedData:
-    return PreparedData.open(prepared)
-
-
 @pytest.fixture
 def copy(prepared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(prepared, tmp_path / "prepared")

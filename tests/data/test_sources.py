@@ -26,9 +26,9 @@ def test_bids_with_and_without_sessions(tmp_path: Path) -> None:
     ])  # fmt: skip
     (tmp_path / "derivatives" / "loop").symlink_to(tmp_path / "derivatives")
     (tmp_path / "derivatives" / "les" / "sub-10").symlink_to(tmp_path / "derivatives" / "les" / "sub-10")
-    found = discover(tmp_path)
-    assert [(s.patient, s.timepoint) for s in found] == [("9 'é'", "2"), ("9 'é'", "12"), ("10", "")]
-    assert found[2].name(found[2].mask[0]) == "derivatives/a b/sub-10/sub-10_mask.nii"
+    sources = discover(tmp_path)
+    assert [(s.patient, s.timepoint) for s in sources] == [("9 'é'", "2"), ("9 'é'", "12"), ("10", "")]
+    assert sources[2].name(sources[2].mask[0]) == "derivatives/a b/sub-10/sub-10_mask.nii"
 
 
 def test_bids_faults_all_at_once(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def table(root: Path, text: str) -> Path:
 def test_table_groups_slices_of_a_time_point_in_order(tmp_path: Path) -> None:
     bids(tmp_path, ["b 1.png", "a.png", "m1.png", "m2.png", "c.png"])
     rows = 'patient,timepoint,image,mask,note\nsub-é,0,"b 1.png",m1.png,\né,0,a.png,m2.png,x\né,6,c.png,m1.png,\n'
-    found = discover(table(tmp_path, rows))
-    assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in found] == [
+    sources = discover(table(tmp_path, rows))
+    assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in sources] == [
         ("é", "0", ["b 1.png", "a.png"]),
         ("é", "6", ["c.png"]),
     ]
@@ -99,8 +99,8 @@ def test_images_and_masks_of_equal_names(tmp_path: Path) -> None:
     bids(tmp_path, [f"{kind}/p{p}_m{t}_{i}.{end}" for kind, end in (("images", "jpg"), ("masks", "png"))
                     for p, t, i in ((1, 0, 2), (1, 0, 10), (1, 6, 1), (2, 0, 1))])  # fmt: skip
     bids(tmp_path, ["images/.hidden.png", "images/notes.txt"])
-    found = discover(tmp_path, r"^(?P<patient>p\d)_m(?P<timepoint>\d)")
-    assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in found] == [
+    sources = discover(tmp_path, r"^(?P<patient>p\d)_m(?P<timepoint>\d)")
+    assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in sources] == [
         ("p1", "0", ["p1_m0_2.jpg", "p1_m0_10.jpg"]),
         ("p1", "6", ["p1_m6_1.jpg"]),
         ("p2", "0", ["p2_m0_1.jpg"]),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from nifti_files import voxels
 from PIL import Image
 
 from wmlsearch.config import InputError
@@ -50,11 +50,6 @@ def geometry(source: Source, axis: int | None, size: int, fit: str = "crop", mm:
     facts, faults = examine(source, axis)
     assert facts is not None, faults
     return place_window(source, facts, size, fit, mm)
-
-
-def voxels(path: Path) -> np.ndarray:
-    image: Any = nib.load(path)
-    return np.array(image.dataobj[...])
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -35,8 +35,8 @@ print(held() - before)
 )
 def test_what_is_kept_of_volumes_does_not_keep_their_memory() -> None:
     def held(*words: str) -> int:
-        found = subprocess.run([sys.executable, "-c", VOLUMES, *words], capture_output=True, text=True, check=True)
-        return int(found.stdout)
+        process = subprocess.run([sys.executable, "-c", VOLUMES, *words], capture_output=True, text=True, check=True)
+        return int(process.stdout)
 
     assert held() > LARGE_BYTES
     assert held("at once") < LARGE_BYTES / 4

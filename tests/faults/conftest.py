@@ -1,4 +1,4 @@
-"""What the fault tests share: chance with a seed that is printed, and the table of what was injected."""
+"""Fixtures of the fault tests: seeded random moments, and the table of injected faults."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ SEED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, help=f"of the moments at which faults are injected; also {SEED_VARIABLE}")
+    parser.addoption("--seed", type=int, help=f"Seed of the moments of faults; also {SEED_VARIABLE}.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    given = config.getoption("--seed")
-    if given is None:
-        given = os.environ.get(SEED_VARIABLE)
-    config.stash[SEED] = int(given) if given is not None else random.SystemRandom().randrange(2**32)
+    seed = config.getoption("--seed")
+    if seed is None:
+        seed = os.environ.get(SEED_VARIABLE)
+    config.stash[SEED] = int(seed) if seed is not None else random.SystemRandom().randrange(2**32)
     os.environ[SEED_VARIABLE] = str(config.stash[SEED])  # for pytest-xdist's processes
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):  # said once, not by each of pytest-xdist's processes
+    if not hasattr(session.config, "workerinput"):  # printed once, not by each of pytest-xdist's processes
         seed = session.config.stash[SEED]
-        print(f"faults are injected at moments of the seed {seed}: again with --seed {seed}", flush=True)
+        print(f"the moments of faults are drawn with seed {seed}; repeat them with --seed {seed}", flush=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table that docs/reliability.md keeps."""
+    """Print the table of faults for docs/reliability.md."""
     ended = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
     if rows := [row for report in ended for name, row in report.user_properties if name == FAULT]:
         terminalreporter.section(f"faults, seed {config.stash[SEED]}")
@@ -45,13 +45,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
-    """The moments of one test: the same with the same seed, whatever other tests run."""
+    """Random numbers of one test: the same with the same seed, whichever other tests run."""
     return random.Random(f"{request.config.stash[SEED]} {request.node.name}")  # noqa: S311 - seeded on purpose
 
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """`record(fault, times, lost, doubled, seen)`: a row of the table."""
+    """`record(fault, times, lost, doubled, seen)` adds a row to the table."""
 
     def add(fault: str, times: int, lost: int = 0, doubled: int = 0, seen: str = "") -> None:
         request.node.user_properties.append((FAULT, (fault, times, lost, doubled, seen)))
@@ -61,6 +61,6 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A folder of runs."""
+    """An empty folder for runs."""
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs"

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from processes import wait_for
 from search import Record
-from whole_search import TRIALS, begin, begin_population, end, facts, run, start, told, tune
+from whole_search import TRIALS, end, facts, population_command, run, search_command, start, study_trials, tune
 
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.sync import default_uri
@@ -26,8 +26,8 @@ def finished(out: Path, command: Callable[[Path, Path], list[str]], prepared: Pa
 
 def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> None:
     """In its first trial, midway and in its final runs: what a kill spoils stays spoilt."""
-    never_killed = finished(tmp_path / "never", begin, prepared)
-    search, command = SearchDir(tmp_path / "s"), begin(tmp_path, prepared)
+    never_killed = finished(tmp_path / "never", search_command, prepared)
+    search, command = SearchDir(tmp_path / "s"), search_command(tmp_path, prepared)
     for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
         process = start(command)
         wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
@@ -40,7 +40,7 @@ def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> N
     output = run(command)
     assert "s is resumed: 8 of 8 trials have ended\n" in output
     assert facts(search) == facts(never_killed)
-    assert told(search) == told(never_killed)
+    assert study_trials(search) == study_trials(never_killed)
     assert search.status().state == "completed"
     client = MlflowClient(default_uri(tmp_path))
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
@@ -70,8 +70,8 @@ def lineages(search: SearchDir) -> list[Any]:
 
 
 def test_a_population_killed_when_a_child_took_over(prepared: Path, tmp_path: Path, record: Record) -> None:
-    never_killed = finished(tmp_path / "never", begin_population, prepared)
-    process, search = start(begin_population(tmp_path, prepared)), SearchDir(tmp_path / "s")
+    never_killed = finished(tmp_path / "never", population_command, prepared)
+    process, search = start(population_command(tmp_path, prepared)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or any(it.record().parent is not None for it in search.trials()))
     assert process.poll() is None
     end(process)
@@ -79,6 +79,6 @@ def test_a_population_killed_when_a_child_took_over(prepared: Path, tmp_path: Pa
     run(tune(tmp_path, "--resume", "s"))
     assert facts(search) == facts(never_killed)
     assert lineages(search) == lineages(never_killed)
-    assert told(search) == told(never_killed)
+    assert study_trials(search) == study_trials(never_killed)
     assert not any(search.path.rglob("epoch-*"))
     record("kill -9 of everything, `--scheduler pbt`", 1, seen="all decided and found as if never killed")

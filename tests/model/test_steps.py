@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +21,6 @@ from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
 
 SMALL = TrialConfig(depth=2, base_channels=8, batch_size=7, dropout=0.0)
-
-
-@pytest.fixture(scope="module")
-def data(prepared: Path) -> PreparedData:
-    return PreparedData.open(prepared)
 
 
 def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tensor, ...]], seed: int) -> list[float]:

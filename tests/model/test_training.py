@@ -38,11 +38,6 @@ SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
 CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two trainings have in common
 
 
-@pytest.fixture(scope="module")
-def data(prepared: Path) -> PreparedData:
-    return PreparedData.open(prepared)
-
-
 def small(**values: Any) -> TrialConfig:
     return TrialConfig.of({**SMALL.model_dump(), **values})
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 from records import search_record
-from whole_search import told
+from whole_search import study_trials
 
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
@@ -324,7 +324,7 @@ def test_children_go_on_where_their_parents_were(world: Callable[..., World]) ->
     assert len(stopped) - len(children) == (trials[-1].state == "stopped")
     assert here.trained == sum(len(run.trained_rows()) for run in trials), "no epoch twice"
     fresh = [int(run.name) for run in trials[1:] if run not in children]
-    assert [trial[-1] for trial in told(here.search)] == fresh, "the paper's point lies outside this space"
+    assert [trial[-1] for trial in study_trials(here.search)] == fresh, "the paper's point lies outside this space"
     assert not any(here.search.path.rglob("epoch-*")), "at the end nobody begins any more"
     assert 0 < here.most <= most_snapshots(chosen, 1)
     left = select_earlier_trials([here.search], SPACE, chosen, "f")[1]
@@ -340,7 +340,7 @@ def test_a_search_that_dies_at_any_write_ends_as_one_that_never_did(
     never.begin(chosen)
     first = never.writes
     never.run(chosen)
-    facts, study_ = never.facts(), told(never.search)
+    facts, study_ = never.facts(), study_trials(never.search)
     assert sum(fact["parent"] is not None for fact in facts) >= 2
     for dies_at in range(first + 1, never.writes, every):
         here = world(store)
@@ -350,7 +350,7 @@ def test_a_search_that_dies_at_any_write_ends_as_one_that_never_did(
             here.run(chosen)
         here.run(chosen)
         assert here.facts() == facts, dies_at
-        assert told(here.search) == study_, dies_at
+        assert study_trials(here.search) == study_, dies_at
         assert here.snapshots() == set(), dies_at
         assert here.trained - never.trained <= 1, "at most the epoch that was not kept is trained again"
 

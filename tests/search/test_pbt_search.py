@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from whole_search import CLOCK, begin_population, run, told
+from whole_search import CLOCK, population_command, run, study_trials
 
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
@@ -28,7 +28,7 @@ SLOT = Slots(1, 1, 1, 0.0)
 @pytest.fixture(scope="module")
 def population(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
     out = tmp_path_factory.mktemp("population")
-    run(begin_population(out, prepared))
+    run(population_command(out, prepared))
     return SearchDir(out / "s")
 
 
@@ -51,7 +51,7 @@ def test_a_child_took_over(population: SearchDir) -> None:
     assert population.trial(about.replaces).state == "stopped"
     assert not any(population.path.rglob("epoch-*"))
     fresh = [int(it.name) for it in population.trials()[1:] if it.record().parent is None]
-    assert [trial[-1] for trial in told(population)] == fresh, "the paper's point lies outside this space"
+    assert [trial[-1] for trial in study_trials(population)] == fresh, "the paper's point lies outside this space"
     client = MlflowClient(default_uri(population.path.parent))
     (held,) = client.search_runs(
         [client.get_experiment_by_name("wmlsearch").experiment_id],  # type: ignore[union-attr]

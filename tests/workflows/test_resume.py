@@ -14,7 +14,7 @@ import optuna
 import pytest
 from processes import wait_for
 from records import epoch_row, run_record, search_record
-from whole_search import EPOCHS, begin, run, start, told, tune
+from whole_search import EPOCHS, run, search_command, start, study_trials, tune
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -32,7 +32,7 @@ from wmlsearch.workflows.search_plan import ResumeRequest, SearchRequest
 
 @pytest.mark.slow
 def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -> None:
-    process, search = start(begin(tmp_path, prepared, trials=100)), SearchDir(tmp_path / "s")
+    process, search = start(search_command(tmp_path, prepared, trials=100)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or len(search.trials()) >= 1)
     second = subprocess.run(tune(tmp_path, "--resume", "s"), capture_output=True, text=True, check=False)
     assert second.returncode == 2
@@ -111,15 +111,15 @@ def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: 
         else:
             tune.tell(number, state, max(values))
         written(search, number, config, values, state)
-    before = told(search)
+    before = study_trials(search)
     assert len(before) == 16
     copy = SearchDir(tmp_path / "copy" / "s")
     shutil.copytree(search.path, copy.path)
     anew = Study(copy, space, settings)
-    assert told(copy) == before
+    assert study_trials(copy) == before
     assert [anew.ask(number) for number in (16, 17)] == [tune.ask(number) for number in (16, 17)]
     anew.tell(15, "completed", 0.9)
-    assert told(copy)[15][1] is optuna.trial.TrialState.COMPLETE
+    assert study_trials(copy)[15][1] is optuna.trial.TrialState.COMPLETE
 
 
 @pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "none"])
