@@ -416,7 +416,7 @@ def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) ->
     refused = say("evaluate", "s", "--data", tmp_path / "swapped", *out)
     assert refused.exit_code == 2
     assert (
-        f"of its test slices are train or validation slices of {data}, so the test would be meaningless"
+        f"of its test slices are training or validation slices of {data}, so the test would be meaningless"
         in refused.stderr
     )
     assert f"- {seen[0]}, sub-{seen[0]}/" in refused.stderr
