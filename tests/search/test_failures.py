@@ -91,7 +91,7 @@ def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
     assert search.usage().gpu_seconds == pytest.approx(7190 + 2 * 10, abs=1)
 
 
-def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
+def test_hours_are_reserved_for_the_final_runs(tmp_path: Path) -> None:
     """Four final runs of ten epochs, two at a time: two waves of as many epochs as trials have taken 90 s for."""
     search = SearchDir.create(tmp_path / "s", search_record())
     settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
@@ -105,7 +105,7 @@ def test_hours_are_kept_for_the_final_runs(tmp_path: Path) -> None:
     assert budget.reason == "--max-hours 1 is reached (0.5 of it is reserved for the final runs)"
 
 
-def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> None:
+def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", search_record({"created": time.time() - 1e6}))
     search.update_usage(seconds=3500.0, gpu_seconds=0.0)
     budget = Budget(search, RunSettings(max_hours=1.0), ONE_GPU)
@@ -115,7 +115,7 @@ def test_time_in_which_nobody_ran_the_search_does_not_count(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_checkpoints_never_take_more_than_they_may(prepared: Path, tmp_path: Path) -> None:
+def test_checkpoints_stay_below_max_checkpoint_gb(prepared: Path, tmp_path: Path) -> None:
     space = {"depth": {"choices": [2, 3]}, "base_channels": {"choices": [2, 4]}, "batch_size": 16, **RATES}
     last, best = most_checkpoint_bytes(SearchSpace.of(space))  # those of the paper's network
     cores = len(os.sched_getaffinity(0))
@@ -185,7 +185,7 @@ def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: P
     assert all("KeyError: 'val_nonsense'" in tags["traceback"] for tags in tagged)
 
 
-def test_other_errors_and_other_places_do_not_add_up(tmp_path: Path) -> None:
+def test_different_errors_are_counted_separately(tmp_path: Path) -> None:
     budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), ONE_GPU)
     trace = 'Traceback (most recent call last):\n  File "{}", line {}, in f\n{}: {}'
     for place in (("a.py", 1, "ValueError", "x"), ("a.py", 2, "ValueError", "x"), ("a.py", 1, "KeyError", "x")):
@@ -216,7 +216,7 @@ print(json.dumps(training.step().as_plain("val_dice_best")))
 """
 
 
-def test_a_trial_without_room_in_memory_ends_with_that_word(prepared: Path, tmp_path: Path) -> None:
+def test_a_trial_that_runs_out_of_memory_ends_as_out_of_memory(prepared: Path, tmp_path: Path) -> None:
     """However it came to be run, in a process with a limit of its own: the network alone would need 8 GB."""
     import json
 
@@ -235,7 +235,7 @@ def test_a_trial_without_room_in_memory_ends_with_that_word(prepared: Path, tmp_
     assert result["traceback"].startswith("Traceback")
 
 
-def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_ends_as_diverged(prepared: Path, tmp_path: Path) -> None:
     wild = {**SMALL, "optimizer": "sgd", "norm": "instance", "weight_decay": {"low": 9.0, "high": 10.0}}
     outcome = tune(prepared, tmp_path, {**wild, "learning_rate": 10.0}, trials=3)
     assert outcome.early == ""
@@ -245,7 +245,7 @@ def test_a_trial_that_diverges_is_told_as_such(prepared: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_path: Path) -> None:
+def test_a_trial_whose_process_dies_repeatedly_is_lost(prepared: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(tmp_path)]
     process = subprocess.Popen(
         [*command, "--name", "s", "--trials", "1", "--epochs", "2000", "--no-baseline", "--no-forecast"],
@@ -274,7 +274,7 @@ def test_a_trial_whose_process_dies_again_and_again_is_lost(prepared: Path, tmp_
     assert "raylet" not in output, "what Ray prints of it is kept off, though Ray has no switch for that"
 
 
-def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) -> None:
+def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -> None:
     settings = RunSettings(trials=1, epochs=3, baseline=False, forecast=False)
     search = new_search(tmp_path / "s", settings)
     console = Console(width=120, record=True, file=io.StringIO())
@@ -304,7 +304,7 @@ def test_a_trial_that_lost_its_process_says_so_while_it_goes_on(tmp_path: Path) 
     assert said[1].startswith("trial-0000 completed after 3 epochs")
 
 
-def test_what_tune_gave_up_has_a_kind() -> None:
+def test_a_failure_in_tune_has_a_state() -> None:
     assert describe_failure(None)[0] == "lost"
     assert describe_failure(ray.exceptions.ActorDiedError())[0] == "lost"
     assert describe_failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"

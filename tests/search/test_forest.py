@@ -34,14 +34,14 @@ def end(values: Mapping[str, Any]) -> float:
     return float(0.9 - 0.2 * abs(np.log10(values["learning_rate"]) + 3) - 0.4 * (values["loss"] == "dice"))
 
 
-def test_numbers_are_scaled_words_are_one_hot_and_what_is_off_says_so() -> None:
+def test_encoding_of_numbers_choices_and_inactive_dimensions() -> None:
     values = {"depth": 3, "loss": "dice", "learning_rate": 1e-3, "schedule": "constant"}
     assert np.allclose(encode(SPACE, values), [0.5, 0, 1, 0.5, 0, 1, -1])
     values |= {"schedule": "plateau", "plateau_patience": 10}
     assert np.allclose(encode(SPACE, values), [0.5, 0, 1, 0.5, 1, 0, 1])
 
 
-def test_who_came_further_is_better_whatever_the_value() -> None:
+def test_a_later_epoch_ranks_above_a_higher_value() -> None:
     """Half of the trials are stopped at the first epoch, where the worse loss is far ahead."""
     rng = np.random.default_rng(0)
     past = []
@@ -55,7 +55,7 @@ def test_who_came_further_is_better_whatever_the_value() -> None:
     assert propose(SPACE, past, np.random.default_rng(7)) == chosen[7]
 
 
-def test_the_study_asks_it_once_there_is_a_past(tmp_path: Path) -> None:
+def test_the_study_uses_the_forest_after_the_startup_trials(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     study = Study(search, SPACE, RunSettings(epochs=EPOCHS))
     drawn = []
@@ -73,14 +73,14 @@ def test_the_study_asks_it_once_there_is_a_past(tmp_path: Path) -> None:
     assert np.mean([values["depth"] == 4 for values in later]) < 0.15  # by chance 0.33
 
 
-def test_it_judges_as_scikit_learns_forest_does() -> None:
+def test_predicted_ranks_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     known, ranks, asked = rng.random((50, 7)).tolist(), rng.random(50).tolist(), rng.random((4, 7)).tolist()
     forest = ExtraTreesRegressor(TREES, max_features=0.8, random_state=7).fit(known, ranks)
     assert np.array_equal(predict_ranks(known, ranks, asked, seed=7), forest.predict(asked))
 
 
-def test_of_very_many_trials_it_learns_from_some_and_still_finds_what_is_good() -> None:
+def test_the_forest_learns_from_a_sample_of_very_many_trials() -> None:
     rng = np.random.default_rng(0)
     sampled = [SPACE.sample(rng) for _ in range(2 * MAX_TRIALS)]
     past = [(values, (EPOCHS, end(values))) for values in sampled]

@@ -41,7 +41,7 @@ def running(study: optuna.Study, number: int = 0) -> Trial:
     return add_running_trial(study, template)
 
 
-def test_a_trial_is_added_by_one_line_and_told_in_another_process(tmp_path: Path) -> None:
+def test_a_running_trial_is_one_line_and_can_be_continued(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     study = new_study(journal)
     lines = len(journal.read_text().splitlines())
@@ -72,14 +72,14 @@ def test_optuna_reads_the_journal_as_its_own(tmp_path: Path) -> None:
     assert shape(ours) == shape(theirs)
 
 
-def test_a_line_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_written_without_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, calls = new_study(tmp_path / "journal"), []
     monkeypatch.setattr(os, "fsync", calls.append)
     running(study)
     assert calls == []
 
 
-def test_the_lock_is_a_link_beside_the_journal(tmp_path: Path) -> None:
+def test_the_lock_is_a_symbolic_link_beside_the_journal(tmp_path: Path) -> None:
     """The lock that a killed process leaves is removed by its name."""
     journal, file = journal_files(tmp_path / "journal")
     lock = JournalFileSymlinkLock(str(journal))
@@ -93,7 +93,7 @@ def test_the_lock_is_a_link_beside_the_journal(tmp_path: Path) -> None:
     assert not file.is_symlink()
 
 
-def test_the_state_of_samplers_is_found_and_given_back(tmp_path: Path) -> None:
+def test_the_state_of_samplers_is_read_and_restored(tmp_path: Path) -> None:
     """cmaes stores its state in trials, qmc its position in the study."""
     for kind in ("cmaes", "qmc"):
         journal = tmp_path / kind

@@ -75,7 +75,7 @@ def test_the_worst_quarter_is_stopped_and_the_best_quarter_is_kept() -> None:
     )
 
 
-def test_among_equals_nobody_is_poor() -> None:
+def test_of_equal_trials_none_is_stopped() -> None:
     population = Population(settings())
     assert not any(population.report(number, 2, 0.0) for number in range(40))
     assert population.candidates[2] == list(range(4))
@@ -83,7 +83,7 @@ def test_among_equals_nobody_is_poor() -> None:
     assert population.report(41, 2, -0.1)
 
 
-def test_who_ended_by_itself_is_no_parent_and_counts_for_nothing() -> None:
+def test_a_trial_that_ended_by_itself_is_not_compared() -> None:
     scheduler = Scheduler(settings())
     for number in range(3):
         assert not scheduler.report(number, 2, 0.5)
@@ -96,7 +96,7 @@ def test_who_ended_by_itself_is_no_parent_and_counts_for_nothing() -> None:
     )
 
 
-def test_a_population_that_could_never_move_is_refused() -> None:
+def test_settings_without_a_comparison_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         RunSettings.of({"scheduler": "pbt", "epochs": 4, "grace_epochs": 4})
     assert caught.value.faults == (
@@ -148,7 +148,7 @@ def test_the_levels_of_a_population() -> None:
     assert expected_size(settings(trials=5, epochs=3)) == pytest.approx(4.0 + (1 - 0.25) / (1 + 1 / 5))
 
 
-def test_a_cap_on_checkpoints_has_room_for_snapshots() -> None:
+def test_max_checkpoint_gb_includes_snapshots() -> None:
     last, best = most_checkpoint_bytes(SPACE)
     chosen = settings(trials=20, epochs=18, max_checkpoint_gb=0.5)
     assert most_snapshots(chosen, 2) == 8 * 5 + 4
@@ -295,7 +295,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worl
     return lambda store=False: World(tmp_path / str(next(count)), monkeypatch, store)
 
 
-def test_children_go_on_where_their_parents_were(world: Callable[..., World]) -> None:
+def test_a_child_starts_from_its_parents_snapshot(world: Callable[..., World]) -> None:
     here, chosen = world(), settings()
     here.begin(chosen)
     here.run(chosen)
@@ -332,7 +332,7 @@ def test_children_go_on_where_their_parents_were(world: Callable[..., World]) ->
 
 
 @pytest.mark.parametrize(("store", "every"), [(False, 13), (True, 29)], ids=["folder", "object store"])
-def test_a_search_that_dies_at_any_write_ends_as_one_that_never_did(
+def test_a_search_killed_at_any_write_ends_like_one_that_was_not(
     store: bool, every: int, world: Callable[..., World]
 ) -> None:
     chosen = settings(trials=11)
@@ -355,7 +355,7 @@ def test_a_search_that_dies_at_any_write_ends_as_one_that_never_did(
         assert here.trained - never.trained <= 1, "at most the epoch that was not kept is trained again"
 
 
-def test_several_at_once_and_killed_again_and_again(world: Callable[..., World]) -> None:
+def test_parallel_trials_with_repeated_kills(world: Callable[..., World]) -> None:
     here, chosen = world(), settings(trials=24)
     here.begin(chosen)
     deaths = 0
@@ -384,7 +384,7 @@ def test_several_at_once_and_killed_again_and_again(world: Callable[..., World])
     assert sum(len(run.trained_rows()) for run in trials) <= here.trained
 
 
-def test_a_search_that_was_complete_goes_on_with_a_new_population(world: Callable[..., World]) -> None:
+def test_a_complete_search_continues_with_a_new_population(world: Callable[..., World]) -> None:
     here = world()
     here.begin(settings(trials=8))
     here.run(settings(trials=8))
@@ -396,7 +396,7 @@ def test_a_search_that_was_complete_goes_on_with_a_new_population(world: Callabl
     assert all(about.parent >= 8 for about in children), "of those before, nothing is left to begin with"
 
 
-def test_a_search_that_a_budget_ended_keeps_what_it_may_go_on_with(world: Callable[..., World]) -> None:
+def test_a_search_that_a_budget_ended_keeps_its_snapshots(world: Callable[..., World]) -> None:
     never, here = world(), world()
     for one in (never, here):
         one.begin(settings())
@@ -411,7 +411,7 @@ def test_a_search_that_a_budget_ended_keeps_what_it_may_go_on_with(world: Callab
 # ------------------------------------------------------------------------------------------------------------ snapshots
 
 
-def test_a_snapshot_is_another_name_of_the_file(tmp_path: Path) -> None:
+def test_a_snapshot_is_a_hard_link(tmp_path: Path) -> None:
     parent, child = Checkpoints(str(tmp_path / "0")), Checkpoints(str(tmp_path / "1"))
     (tmp_path / "0").mkdir()
     for path in (parent.last, parent.best):

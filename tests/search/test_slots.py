@@ -56,7 +56,7 @@ GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
         ([{"CPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}], Request(), 5, None, Slots(1, 1, 4, 1.0)),  # a head without CPUs
     ],
 )
-def test_what_fits(
+def test_planned_slots(
     nodes: list[dict[str, float]], request_: Request, trials: int, memory_gb: float | None, slots: Slots
 ) -> None:
     assert plan_slots(nodes, request_, trials, memory_gb) == slots
@@ -81,7 +81,7 @@ def test_what_fits(
         ([], Request(), "a trial of 1 worker with 1 CPU each does not fit on the machines (none); add a machine"),
     ],
 )
-def test_what_does_not_fit_is_refused(nodes: list[dict[str, float]], request_: Request, text: str) -> None:
+def test_a_trial_that_does_not_fit_is_refused(nodes: list[dict[str, float]], request_: Request, text: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         plan_slots(nodes, request_, 10)
 
@@ -136,7 +136,7 @@ def test_a_storage_with_another_runs_checkpoints_is_refused(tmp_path: Path) -> N
     )
 
 
-def test_of_another_trainings_checkpoint_nobody_hears(prepared: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_training_is_not_reported(prepared: Path, tmp_path: Path) -> None:
     job = WorkerJob(make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), RunSettings(epochs=2), 1)
     small = {"depth": 2, "base_channels": 4, "batch_size": 7}
 
@@ -154,7 +154,7 @@ def test_of_another_trainings_checkpoint_nobody_hears(prepared: Path, tmp_path: 
     assert [row.epoch for row in training().step().replayed or ()] == [1]
 
 
-def test_an_object_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_store_that_does_not_answer_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it does not even say its region, as an S3 store is asked if its URI doesn't."""
     away = [OSError("NETWORK_CONNECTION during HeadBucket")] * 2
 
@@ -177,7 +177,7 @@ def test_an_object_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("given", ["ckpts", "./ckpts/", "file://CWD/ckpts"])
-def test_a_storage_is_the_same_folder_from_wherever(
+def test_a_relative_storage_is_the_same_folder_in_all_processes(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's workers have other working folders than the command line."""
@@ -190,9 +190,7 @@ def test_a_storage_is_the_same_folder_from_wherever(
     assert (tmp_path / "ckpts/s/trials/0003").is_dir()
 
 
-def test_a_final_run_that_is_killed_at_its_end_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, kept = (
         RunDir.create(tmp_path / "run", run_record({"name": "paper-seed0"})),
         Checkpoints(str(tmp_path / "kept" / "run")),
@@ -220,7 +218,7 @@ def test_a_final_run_that_is_killed_at_its_end_keeps_what_it_has(
     assert (run.best.read_bytes(), kept.last.exists(), kept.best.exists()) == (b"best.pt", False, True)
 
 
-def test_an_unreachable_cluster_is_told_in_bounded_time(prepared: Path, tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_reported_in_bounded_time(prepared: Path, tmp_path: Path) -> None:
     address = "127.0.0.1:1"  # nobody listens there
     done = run("tune", "quick", "--data", str(prepared), "--out", str(tmp_path / "runs"), "--ray-address", address)
     assert done.returncode == 2
@@ -242,7 +240,7 @@ def test_checkpoints_in_a_folder_are_the_files_themselves(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
-def test_a_group_beyond_repair_holds_nothing(prepared: Path, tmp_path: Path) -> None:
+def test_a_failed_worker_group_releases_its_resources(prepared: Path, tmp_path: Path) -> None:
     """Ray Train leaves the placement group of a run that failed, and the next trial would wait for ever."""
     with ray_session(None):
         whole = ray.cluster_resources()
@@ -303,7 +301,7 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     "text",
     ["[../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:25249: Connection reset by peer.", "NCCL error in: x"],
 )
-def test_a_rank_whose_peer_has_died_is_no_failed_trial(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_death_of_another_rank_does_not_fail_the_trial(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not _lost_a_rank(RuntimeError(text)), "alone in its process"
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert _lost_a_rank(RuntimeError(text))

@@ -110,7 +110,7 @@ class Mortal(Ready):
 
 
 @pytest.mark.usefixtures("one_ray")
-def test_a_process_is_kept_as_long_as_trials_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_processes_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = min(2, available_cpus())
     settings = RunSettings(trials=TRIALS, epochs=2, scheduler="none", baseline=False, forecast=False)
     search, started = new_search(tmp_path / "s", settings), tmp_path / "started"
@@ -128,9 +128,7 @@ def test_a_process_is_kept_as_long_as_trials_come(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("one_ray")
-def test_a_trial_whose_process_dies_as_it_is_given_to_it_has_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_whose_process_dies_during_reset_gets_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = RunSettings(trials=4, epochs=2, scheduler="none", baseline=False, forecast=False)
     search, died = new_search(tmp_path / "s", settings), tmp_path / "died"
     monkeypatch.setattr(tune_loop, "TrialWorker", Mortal)

@@ -187,7 +187,7 @@ class TimingWorkers:
 
     def _join(self, number: int, workers: list[Any]) -> None:
         """Make the workers of slot `number` the ranks of one training."""
-        if EMBEDDED in os.environ:  # by a file, as in worker_group.py: torch's own store listens on all interfaces
+        if EMBEDDED in os.environ:  # by a file, as in train_patches.py: torch's own store listens on all interfaces
             address = Path(self.scratch.name, f"rendezvous-{number}").as_uri()
         else:
             (address,) = self._get([workers[0].free_address.remote()])

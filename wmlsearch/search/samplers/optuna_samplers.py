@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import optuna
 
@@ -27,15 +28,9 @@ def make_sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseS
         random = optuna.samplers.RandomSampler(seed=seed)
         if kind in ("random", "forest"):
             return random
-        if kind == "gp":
-            return optuna.samplers.GPSampler(
-                seed=seed,
-                independent_sampler=random,
-                n_startup_trials=STARTUP_TRIALS,
-                warn_independent_sampling=False,
-            )
-        if kind == "cmaes":
-            return optuna.samplers.CmaEsSampler(
+        if kind in ("gp", "cmaes"):
+            model: Any = optuna.samplers.GPSampler if kind == "gp" else optuna.samplers.CmaEsSampler
+            return model(
                 seed=seed,
                 independent_sampler=random,
                 n_startup_trials=STARTUP_TRIALS,
