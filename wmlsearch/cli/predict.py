@@ -33,6 +33,7 @@ def predict(
     models:/wml-unet@champion. For each image this writes a mask and a probability map on the image's own grid, an
     overlay, and a row in lesions.csv.
 
+    \b
     Example: wmlsearch predict models:/wml-unet@champion path/to/flair.nii.gz --out predicted
     """
     from wmlsearch.cli.console import console, progress_bar
