@@ -212,7 +212,7 @@ def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> 
     assert left == [bad]
     assert "Changing param values is not allowed" in problem
     assert rows_of(good) in [history for *_, history in content(uri)]
-    with pytest.raises(InputError, match=r"the others, but doesn't take trial-0000 \(.*; delete what it has"):
+    with pytest.raises(InputError, match=r"the other runs, but does not take trial-0000 \(.*; delete these runs"):
         sync(search, uri)
     assert len(content(uri)) == 7
     client.delete_run(found.info.run_id)
@@ -241,7 +241,7 @@ def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> No
         f"wmlsearch: {uri}: 2 of 4 searches and runs could not be copied completely; correct this, then "
         "run `wmlsearch sync` again\n"
         f"  - a: {damaged}\n      - key is missing\n"
-        f"  - c: {uri}: MLflow has the others, but doesn't take c ("
+        f"  - c: {uri}: MLflow has the other runs, but does not take c ("
     )
     client.delete_run(found.info.run_id)
     result = CliRunner().invoke(main, words)
@@ -328,7 +328,7 @@ def test_sync_asks_a_store_that_is_away_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("wmlsearch.tracking.sync.sync", counted)
     result = CliRunner().invoke(main, ["sync", "--out", str(out), "--mlflow-uri", uri])
     assert (result.exit_code, asked) == (2, ["a"])
-    assert result.stderr.startswith(f"wmlsearch: {uri}: MLflow doesn't take the runs (")
+    assert result.stderr.startswith(f"wmlsearch: {uri}: MLflow does not take the runs (")
 
 
 def test_the_process_of_a_mirror_ends_with_the_one_that_started_it(search: SearchDir) -> None:
@@ -362,7 +362,7 @@ def test_a_server_that_refuses_is_reported_and_caught_up_later(search: SearchDir
     problem = mirror.close(timeout_s=60)
     assert "500" in problem
     with pytest.raises(
-        InputError, match=r"MLflow doesn't take the runs .* nothing is lost, try `wmlsearch sync` later"
+        InputError, match=r"MLflow does not take the runs .* nothing is lost; run `wmlsearch sync` later"
     ):
         sync(search, refusing_server)
     uri = default_uri(search.path.parent)
@@ -385,7 +385,7 @@ def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(searc
     connect(uri).create_experiment("wmlsearch", (wrong / "artifacts").as_uri())
     certificate = {"level": "patient", "note": None}
     (search.path / "search.json").write_text(json.dumps({**search.record().as_json(), "certificate": certificate}))
-    with pytest.raises(InputError, match="MLflow has all metrics, but doesn't take files"):
+    with pytest.raises(InputError, match="MLflow has all metrics, but does not take files"):
         sync(search, uri)
     held = {key: rest for key, *rest in content(uri)}
     for run in search.trials() + search.finals():

@@ -19,8 +19,8 @@ from records import epoch_row, run_record, search_record
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.evaluation import EvaluationMetrics
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.tracking.mlflow_patches import view_path
 from wmlsearch.tracking.sync import default_uri, sync
-from wmlsearch.tracking.ui_views import page
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert process.stdout is not None
         said = [process.stdout.readline(), process.stdout.readline()]
         address = said[1].removeprefix("MLflow's UI: ").split("  ")[0]
-        assert address.endswith(page("1", "big")), said
+        assert address.endswith(view_path("1", "big")), said
         sockets = listening([process.pid, *descendants(process.pid)])
         assert {where for _, where, _ in sockets} == {"127.0.0.1"}
         yield address

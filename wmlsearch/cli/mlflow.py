@@ -119,8 +119,8 @@ def _page(uri: str, out: Path) -> str:
     from wmlsearch.runs.folders import SearchDir, created, every
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.client import connect, why
-    from wmlsearch.tracking.sync import DELETED, EXPERIMENT
-    from wmlsearch.tracking.ui_views import TAG, page
+    from wmlsearch.tracking.mlflow_patches import SHARED_VIEW_TAG, view_path
+    from wmlsearch.tracking.mlflow_runs import DELETED, EXPERIMENT
 
     try:
         experiment = connect(uri).get_experiment_by_name(EXPERIMENT)
@@ -130,10 +130,10 @@ def _page(uri: str, out: Path) -> str:
     if experiment is None or experiment.lifecycle_stage == DELETED:
         return ""
     searches = sorted((run for run in every(out) if isinstance(run, SearchDir)), key=created)
-    with_view = [search.name for search in searches if TAG + search.name in experiment.tags]
+    with_view = [search.name for search in searches if SHARED_VIEW_TAG + search.name in experiment.tags]
     if not with_view:
         return f"/#/experiments/{experiment.experiment_id}/runs"
-    return page(experiment.experiment_id, with_view[-1])
+    return view_path(experiment.experiment_id, with_view[-1])
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,8 +1,7 @@
-"""How MLflow's UI shows a search: a saved view of its runs table and charts.
+"""How MLflow's UI shows a search: a saved view of its table of runs and its charts.
 
-MLflow stores a shared view as a tag of the experiment. The form of that tag is MLflow's own and undocumented;
-tests/tracking/test_ui_views.py opens a view in a browser and fails when the form changes. Without the view only the
-choice of columns is lost.
+MLflow keeps a shared view as a tag of the experiment (see mlflow_patches). Without the view only the choice of columns
+and charts is lost.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-TAG = "mlflow.sharedViewState."
-LIMIT = 5000  # characters of a tag's value
+from wmlsearch.tracking.mlflow_patches import MAX_EXPERIMENT_TAG, SHARED_VIEW_TAG
+
 BEST, TEST = "best_dice", "test_dice"
 
 
 def view_tag(search: str, parameters: Sequence[str]) -> tuple[str, str]:
-    """The experiment's tag that holds the view of a search: its name and its value.
+    """Return name and value of the experiment's tag that holds the view of a search.
 
-    The table has the search's runs, the best first, with state, scores and the searched `parameters`; the charts have
-    parallel coordinates of the trials, and learning curves.
+    The table shows the search's runs, best first, with state, scores and the searched `parameters`; the charts show
+    parallel coordinates of the trials, learning curves and scores.
     """
     columns = ["attributes.`Duration`", f"metrics.`{BEST}`", f"metrics.`{TEST}`"]
     columns += [*(f"params.`{name}`" for name in parameters), "tags.`state`"]
@@ -50,14 +49,9 @@ def view_tag(search: str, parameters: Sequence[str]) -> tuple[str, str]:
         "selectedColumns": columns,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunSections": [section],
-        "compareRunCharts": [{**common, "uuid": f"{search}-{place}", **it} for place, it in enumerate(charts)],
+        "compareRunCharts": [{**common, "uuid": f"{search}-{place}", **chart} for place, chart in enumerate(charts)],
     }
     value = json.dumps(state)
-    if len(value) > LIMIT:  # of very many hyperparameters: the table alone
-        value = json.dumps({name: it for name, it in state.items() if not name.startswith("compareRun")})
-    return TAG + search, value
-
-
-def page(experiment_id: str, search: str) -> str:
-    """Where MLflow's pages show a search, behind the server's address."""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={search}"
+    if len(value) > MAX_EXPERIMENT_TAG:  # with very many hyperparameters: the table without charts
+        value = json.dumps({name: part for name, part in state.items() if not name.startswith("compareRun")})
+    return SHARED_VIEW_TAG + search, value

@@ -1,0 +1,19 @@
+"""MLflow's undocumented names that tracking/mlflow_patches.py uses: each test fails when MLflow changes one of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlflow.utils import validation
+
+from wmlsearch.tracking import mlflow_patches
+
+
+def test_a_file_is_logged_by_the_repository_of_a_run(tmp_path: Path) -> None:
+    mlflow_patches.log_dict_to((tmp_path / "store").as_uri(), f"sqlite:///{tmp_path}/m.db", {"a": 1}, "a.json")
+    assert json.loads((tmp_path / "store" / "a.json").read_text()) == {"a": 1}
+
+
+def test_the_limit_of_an_experiments_tag() -> None:
+    assert validation.MAX_EXPERIMENT_TAG_VAL_LENGTH == mlflow_patches.MAX_EXPERIMENT_TAG

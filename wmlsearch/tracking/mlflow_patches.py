@@ -1,0 +1,39 @@
+"""MLflow's undocumented names and forms. No other module uses any.
+
+tests/tracking/test_mlflow_patches.py fails when one of them changes; tests/tracking/test_ui_views.py opens a saved view
+in a browser.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.runs.files import write_json
+
+# The prefix of an experiment's tag that holds a saved view of the UI. MLflow has no API for views.
+SHARED_VIEW_TAG = "mlflow.sharedViewState."
+
+# MLflow's limit for the value of an experiment's tag, in characters. The client does not publish it.
+MAX_EXPERIMENT_TAG = 5000
+
+
+def view_path(experiment_id: str, view: str) -> str:
+    """Return the path of the UI's page of an experiment with a saved view. MLflow does not document its URLs."""
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={view}"
+
+
+def log_dict_to(artifact_uri: str, tracking_uri: str, content: Mapping[str, Any], name: str) -> None:
+    """Log a JSON file into the artifact store of a run.
+
+    `MlflowClient.log_dict` asks the server for the store at each run, one more call for each trial; the repository
+    that it then uses is not documented.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-") as folder:
+        path = Path(folder) / name
+        write_json(path, content)
+        get_artifact_repository(artifact_uri, tracking_uri=tracking_uri).log_artifact(str(path))
