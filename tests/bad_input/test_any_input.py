@@ -26,7 +26,7 @@ from wmlsearch.runs.checks import check
 from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.client import check_uri
+from wmlsearch.tracking.uri import check_uri
 
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

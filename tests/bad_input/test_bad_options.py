@@ -16,7 +16,7 @@ STORES = (
     "give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, such as http://127.0.0.1:5000 or "
     "sqlite:///PATH/mlflow.db"
 )
-FOLDERS = f"is a folder, and MLflow keeps no store in folders any more; {STORES}"
+FOLDERS = f"is a folder, and MLflow no longer supports stores in folders; {STORES}"
 LONG = "x" * 300
 
 # What is typed (DATA stands for prepared data), and what is said.
@@ -178,28 +178,30 @@ REFUSED: dict[str, str] = {
         f"http://x:0: must name a host, and a port from 1 to 65535; {STORES}"
     ),
     "tune quick --data DATA --mlflow-uri http://x:99999": (
-        f"http://x:99999: is no address (Port out of range 0-65535); {STORES}"
+        f"http://x:99999: is not a valid URL (Port out of range 0-65535); {STORES}"
     ),
-    "tune quick --data DATA --mlflow-uri http://[::1": f"http://[::1: is no address (Invalid IPv6 URL); {STORES}",
+    "tune quick --data DATA --mlflow-uri http://[::1": f"http://[::1: is not a valid URL (Invalid IPv6 URL); {STORES}",
     "tune quick --data DATA --mlflow-uri htp://x": f"htp://x: MLflow has no store of the kind 'htp'; {STORES}",
     "tune quick --data DATA --mlflow-uri s3://b/x": f"s3://b/x: MLflow has no store of the kind 's3'; {STORES}",
     "tune quick --data DATA --mlflow-uri ftp://me:secret@x": (
         f"ftp://me:***@x: MLflow has no store of the kind 'ftp'; {STORES}"
     ),
     "tune quick --data DATA --mlflow-uri sqlite://": (
-        f"sqlite://: must name a file (sqlite:///PATH), since nothing would be kept; {STORES}"
+        f"sqlite://: must name a file (sqlite:///PATH); otherwise nothing would be kept; {STORES}"
     ),
     "tune quick --data DATA --mlflow-uri sqlite:///:memory:": (
-        f"sqlite:///:memory:: must name a file (sqlite:///PATH), since nothing would be kept; {STORES}"
+        f"sqlite:///:memory:: must name a file (sqlite:///PATH); otherwise nothing would be kept; {STORES}"
     ),
     "tune quick --data DATA --mlflow-uri sqlite:x.db": (
-        f"sqlite:x.db: must name a file (sqlite:///PATH), since nothing would be kept; {STORES}"
+        f"sqlite:x.db: must name a file (sqlite:///PATH); otherwise nothing would be kept; {STORES}"
     ),
     "tune quick --data DATA --mlflow-uri sqlite:///folder": f"sqlite:///folder: folder is a folder; {STORES}",
     "tune quick --data DATA --mlflow-uri sqlite:///file": (
-        f"sqlite:///file: file is no SQLite database, and is left as it is; {STORES}"
+        f"sqlite:///file: file is not a SQLite database; it was left as it is; {STORES}"
     ),
-    "tune quick --data DATA --mlflow-uri sqlite:///file/x.db": f"sqlite:///file/x.db: CWD/file is no folder; {STORES}",
+    "tune quick --data DATA --mlflow-uri sqlite:///file/x.db": (
+        f"sqlite:///file/x.db: CWD/file is not a folder; {STORES}"
+    ),
     "predict models:/m@x file --out o --mlflow-uri x:y": f"x:y: MLflow has no store of the kind 'x'; {STORES}",
     # verbs that use runs
     "predict s file --out o --threshold nan": "--threshold: must be a number above 0 and below 1, but got nan",

@@ -122,11 +122,12 @@ def test_what_is_not_there(client: MlflowClient, uri: str, tmp_path: Path) -> No
     with pytest.raises(InputError) as error:
         fetch("models:/wml-unet@champion", uri, tmp_path / "to")
     assert str(error.value) == (
-        f"models:/wml-unet@champion: no such model in {uri} (there: none); --mlflow-uri names another store"
+        f"models:/wml-unet@champion: no such model in {uri} (it has: none); give another model, or another "
+        "store with --mlflow-uri"
     )
     register(client, run_of(client, tmp_path), folder(tmp_path / "f", "x"), "champion")
     for name in ("models:/wml-unet@baseline", "models:/wml-unet/2", "models:/other'/1"):
-        with pytest.raises(InputError, match=r"\(there: models:/wml-unet@champion, models:/wml-unet/1\)"):
+        with pytest.raises(InputError, match=r"\(it has: models:/wml-unet@champion, models:/wml-unet/1\)"):
             fetch(name, uri, tmp_path / "to")
     for name in ("models:/wml-unet", "models:/wml-unet/latest", "models:/a/b@c"):
         with pytest.raises(InputError, match=re.escape(f"{name}: must be models:/NAME@ALIAS or models:/NAME/VERSION")):
@@ -136,5 +137,5 @@ def test_what_is_not_there(client: MlflowClient, uri: str, tmp_path: Path) -> No
 def test_artifacts_that_are_gone(client: MlflowClient, uri: str, tmp_path: Path) -> None:
     register(client, run_of(client, tmp_path), folder(tmp_path / "f", "x"), "champion")
     (tmp_path / "a").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="models:/wml-unet@champion: can't be fetched from sqlite"):
+    with pytest.raises(InputError, match="models:/wml-unet@champion: cannot be fetched from sqlite"):
         fetch("models:/wml-unet@champion", uri, tmp_path / "to")

@@ -160,8 +160,8 @@ def space_to_search(space: str) -> SearchSpace:
 
 def uri_of(out: Path, given: str | None) -> str:
     """Return the URI of the MLflow store. Raises InputError if it cannot be one."""
-    from wmlsearch.tracking.client import check_uri
     from wmlsearch.tracking.sync import default_uri
+    from wmlsearch.tracking.uri import check_uri
 
     uri = given or default_uri(out)
     if given or out.is_dir():

@@ -1,7 +1,7 @@
-"""The mirror of run folders in MLflow: a process that copies what is new, and may lag or fail without harm.
+"""The mirror of run folders in MLflow: a process that copies what is new. It may lag or fail without harm.
 
-It is a process of its own, since MLflow's client keeps an interpreter so busy that a search waits for it at every turn:
-sending a report takes tens of milliseconds, handing it over takes microseconds.
+It is a separate process, because MLflow's client would keep the search's interpreter busy: sending a report takes tens
+of milliseconds, handing it over takes microseconds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
@@ -22,13 +23,13 @@ from wmlsearch.runs.redaction import without_password
 from wmlsearch.tracking.client import connect, why
 from wmlsearch.tracking.sync import FilesMissing, Refused, push
 
-LONGEST_WAIT_S = 15.0  # for an MLflow that is away, before it is asked again
+MAX_WAIT_S = 15.0  # between two attempts to reach an MLflow that is away
 
 
 class Mirror:
-    """Copies a run (a search with all its trials, or a single training) to MLflow while it goes on.
+    """Copies a search with all its runs, or a single run, to MLflow while it goes on.
 
-    `notify(run)` returns at once. `close()` waits for what is left, and says what could not be copied.
+    `notify(run)` returns at once. `close()` waits until all is copied, and returns what could not be.
     """
 
     def __init__(self, root: AnyDir, uri: str) -> None:
@@ -41,13 +42,13 @@ class Mirror:
         self._thread.start()
 
     def notify(self, run: AnyDir) -> None:
-        """`run` has changed."""
+        """Copy `run` soon, because it has changed."""
         with self._condition:
             self._changed[run.path] = run
             self._condition.notify()
 
     def close(self, timeout_s: float = 60) -> str:
-        """Copy what is left, for at most `timeout_s` seconds or until Ctrl-C; returns what went wrong, or ""."""
+        """Copy what is not in MLflow yet, for at most `timeout_s` or until Ctrl-C; return what went wrong, or ""."""
         with self._condition:
             self._changed[self.root.path] = self.root
             self._closing = True
@@ -60,7 +61,7 @@ class Mirror:
         problem, process = self.problem, self._process
         if self._thread.is_alive():
             problem = problem or f"{without_password(self.uri)} has not answered {waited}"
-        if process is not None:  # it holds nothing that is not in MLflow or in the run folders
+        if process is not None:  # nothing is lost: run folders hold all that it copies
             process.kill()
             process.wait()
         return problem
@@ -69,7 +70,7 @@ class Mirror:
         wait = 0.0
         while True:
             with self._condition:
-                if wait:  # MLflow was away: not before a while, however much changes
+                if wait:  # MLflow was away: wait, however many runs change
                     self._condition.wait_for(lambda: self._closing, timeout=wait)
                 else:
                     self._condition.wait_for(lambda: self._closing or self._changed)
@@ -77,44 +78,82 @@ class Mirror:
                 closing = self._closing
             try:
                 left, problem = self._ask(changed.values())
-            except (OSError, ValueError) as error:  # it was killed: another one takes its place
+            except (OSError, ValueError) as error:  # the process was killed: the next attempt starts another
                 left, problem = list(changed), f"the mirror's process has ended ({why(error)})"
                 self._process = None
             self.problem = problem
-            wait = min(max(2 * wait, 1.0), LONGEST_WAIT_S) if problem else 0.0
+            wait = min(max(2 * wait, 1.0), MAX_WAIT_S) if problem else 0.0
             with self._condition:
                 self._changed = {**{path: changed[path] for path in left}, **self._changed}
             if closing:
                 return
 
     def _ask(self, runs: Iterable[AnyDir]) -> tuple[list[Path], str]:
-        """Let the process copy `runs`; returns the paths of those that MLflow still lacks something of, and why."""
+        """Let the process copy `runs`; return the paths of those that are not complete in MLflow, and why."""
         if self._process is None:
             self._process = _start()
-            _say(self._process, {"uri": self.uri, "root": _plain(self.root)})
-        _say(self._process, [_plain(run) for run in runs])
-        answer = json.loads(cast(IO[str], self._process.stdout).readline())
-        return [Path(path) for path in answer["left"]], answer["problem"]
+            _write(self._process, Target(self.uri, Folder.of(self.root)))
+        _write(self._process, Request([Folder.of(run) for run in runs]))
+        answer = Answer(**json.loads(cast(IO[str], self._process.stdout).readline()))
+        return [Path(path) for path in answer.incomplete], answer.problem
 
 
-def _plain(run: AnyDir) -> dict[str, Any]:
-    return {"path": str(run.path), "search": isinstance(run, SearchDir)}
+@dataclass(frozen=True)
+class Folder:
+    """A run folder, as the lines between a mirror and its process name it."""
+
+    path: str
+    search: bool  # whether it is a search
+
+    @classmethod
+    def of(cls, run: AnyDir) -> Folder:
+        return cls(str(run.path), isinstance(run, SearchDir))
+
+    def run(self) -> AnyDir:
+        return SearchDir(Path(self.path)) if self.search else RunDir(Path(self.path))
 
 
-def _run(plain: dict[str, Any]) -> AnyDir:
-    path = Path(plain["path"])
-    return SearchDir(path) if plain["search"] else RunDir(path)
+@dataclass(frozen=True)
+class Target:
+    """The first line to the process: where MLflow is, and the search or run whose folders are copied."""
+
+    uri: str
+    root: Folder
+
+    @classmethod
+    def read(cls, line: str) -> Target:
+        values = json.loads(line)
+        return cls(values["uri"], Folder(**values["root"]))
 
 
-def _say(process: subprocess.Popen[str], what: Any) -> None:
+@dataclass(frozen=True)
+class Request:
+    """Each further line to the process: the folders to copy."""
+
+    runs: list[Folder]
+
+    @classmethod
+    def read(cls, line: str) -> Request:
+        return cls([Folder(**values) for values in json.loads(line)["runs"]])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A line from the process, one for each Request."""
+
+    incomplete: list[str]  # paths of the folders that MLflow lacks something of
+    problem: str  # why, or ""
+
+
+def _write(process: subprocess.Popen[str], line: Target | Request) -> None:
     pipe = cast(IO[str], process.stdin)
-    pipe.write(json.dumps(what) + "\n")
+    pipe.write(json.dumps(asdict(line)) + "\n")
     pipe.flush()
 
 
 def _start() -> subprocess.Popen[str]:
-    here = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    package_folder = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join([package_folder, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "wmlsearch.tracking.mirror"],
         stdin=subprocess.PIPE,
@@ -128,26 +167,27 @@ def _start() -> subprocess.Popen[str]:
 
 
 def serve() -> None:
-    """Copy the runs that each line of the standard input names, and answer each with what is left and why.
+    """Read a Target and then Requests from stdin, copy the runs of each Request, and write an Answer to stdout.
 
-    The first line says whose they are and where MLflow is: its address may hold a password, which others could read in
-    a list of processes. Ends at once when the standard input ends, even in the middle of a run: whoever started this is
-    dead, and the search may go on elsewhere with a mirror of its own.
+    The URI is sent this way because it may hold a password, and other users can read command lines. The process ends at
+    once when stdin ends, even in the middle of a run: the process that started it is dead, and the search may continue
+    elsewhere with a mirror of its own.
     """
     os.nice(19)  # trials come first: Ray gives their processes a niceness of 15
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like an answer
 
     if not (line := sys.stdin.readline()):
         return
-    first = json.loads(line)
-    uri, root = first["uri"], _run(first["root"])
+    target = Target.read(line)
+    uri, root = target.uri, target.root.run()
 
     def work() -> None:
         while True:
-            runs = [_run(plain) for plain in json.loads(lines.get())]
-            left, problem = copy(uri, root, runs)
-            print(json.dumps({"left": [str(run.path) for run in left], "problem": problem}), file=answers, flush=True)
+            runs = [folder.run() for folder in Request.read(lines.get()).runs]
+            incomplete, problem = copy(uri, root, runs)
+            answer = Answer([str(run.path) for run in incomplete], problem)
+            print(json.dumps(asdict(answer)), file=answers, flush=True)
 
     threading.Thread(target=work, daemon=True).start()
     for line in sys.stdin:
@@ -156,7 +196,7 @@ def serve() -> None:
 
 
 def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], str]:
-    """Copy what MLflow lacks of `runs`; returns those that it still lacks something of, and what went wrong, or ""."""
+    """Copy what MLflow lacks of `runs`; return those that are still not complete there, and what went wrong, or ""."""
     left, problem, files = list(runs), "", True
     try:
         client = connect(uri)
@@ -165,13 +205,13 @@ def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], 
                 push(client, uri, run, root, files=files)
                 if files:
                     left.remove(run)
-            except FilesMissing as error:  # the rows of the other runs don't wait for them
+            except FilesMissing as error:  # metrics of the other runs are sent all the same
                 problem, files = str(error), False
-            except Refused as error:  # nor do the other runs wait for one
+            except Refused as error:  # the other runs are sent all the same
                 problem = str(error)
     except InputError as error:
         problem = str(error)
-    except Exception as error:  # whatever MLflow does, the search goes on, and `sync` catches up
+    except Exception as error:  # the search must not fail because of MLflow; `wmlsearch sync` catches up
         problem = why(error, uri)
     return left, problem
 

@@ -1,4 +1,4 @@
-"""MLflow's model registry: exported models under one name, found again by an alias or a version."""
+"""MLflow's model registry: exported models under one name, with an alias for each role."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ SCHEME = "models:/"
 
 
 def register(client: MlflowClient, run_id: str, folder: Path, alias: str, description: str = "") -> str:
-    """Log an exported folder as artifact of an MLflow run, make a version of the model `MODEL` of it, and alias it.
+    """Log an exported folder as an artifact of an MLflow run, and register it as a version of MODEL with an alias.
 
-    Called again for the same run it sends nothing. The alias only goes forward, from the highest version that it was
-    ever at: older runs that are sent again don't take it, and who moves it back by hand keeps it there. Returns the
-    version. Raises MLflow's own errors.
+    A second call for the same run sends nothing. The alias moves only to versions above the highest it was ever at:
+    sending older runs again does not move it, and an alias that was moved by hand stays. Returns the version. Raises
+    MLflow's own errors.
     """
-    mine = [str(it.version) for it in client.search_model_versions(f"run_id = '{run_id}'") if it.name == MODEL]
-    if not mine:
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    numbers = [str(version.version) for version in versions if version.name == MODEL]
+    if not numbers:
         client.log_artifacts(run_id, str(folder), ARTIFACT)
         if not client.search_registered_models(f"name = '{MODEL}'"):
             client.create_registered_model(MODEL, description="Models of `wmlsearch`, as exported folders")
         source = f"runs:/{run_id}/{ARTIFACT}"
-        mine = [str(client.create_model_version(MODEL, source, run_id, description=description).version)]
-    version = max(mine, key=int)
+        numbers = [str(client.create_model_version(MODEL, source, run_id, description=description).version)]
+    version = max(numbers, key=int)
     model, mark = client.get_registered_model(MODEL), f"wmlsearch.{alias}"
-    at = model.aliases.get(alias)
-    # the mark tells a move by hand from a death between a version and its alias, which is made good
-    highest = max(int(at), int(model.tags.get(mark, at))) if at else 0
+    current = model.aliases.get(alias)
+    # The tag records the highest version. Without it, an alias that was moved back by hand could not be told from one
+    # that was not set because this process died after it had made the version.
+    highest = max(int(current), int(model.tags.get(mark, current))) if current else 0
     if int(version) > highest:
         client.set_registered_model_alias(MODEL, alias, version)
         client.set_registered_model_tag(MODEL, mark, version)
@@ -45,25 +47,25 @@ def register(client: MlflowClient, run_id: str, folder: Path, alias: str, descri
 
 
 def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
-    """Download the exported model `models:/NAME@ALIAS` or `models:/NAME/VERSION` below `to`; returns its folder.
+    """Download the exported model `models:/NAME@ALIAS` or `models:/NAME/VERSION` below `to`; return its folder.
 
-    Raises InputError where MLflow doesn't answer or has no such model, with the models that it has.
+    Raises InputError if MLflow does not answer, or has no such model.
     """
-    named = re.fullmatch(rf"{SCHEME}([^/@]+)(?:@([^/@]+)|/([1-9]\d*))", model_uri)
-    if named is None:
+    parts = re.fullmatch(rf"{SCHEME}([^/@]+)(?:@([^/@]+)|/([1-9]\d*))", model_uri)
+    if parts is None:
         raise InputError(
             f"{model_uri}: must be {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION, such as {SCHEME}{MODEL}@champion"
         )
-    name, alias, number = named.groups()
+    name, alias, number = parts.groups()
     try:
         client = connect(tracking_uri)
-        known = _known(client)
-        version = known.get(name, {}).get(f"@{alias}" if alias else f"/{number}")
+        models = _registered(client)
+        version = models.get(name, {}).get(f"@{alias}" if alias else f"/{number}")
         if version is None:
-            there = ", ".join(f"{SCHEME}{model}{end}" for model, ends in known.items() for end in ends)
+            names = ", ".join(f"{SCHEME}{model}{suffix}" for model, suffixes in models.items() for suffix in suffixes)
             raise InputError(
-                f"{model_uri}: no such model in {without_password(tracking_uri)} (there: {there or 'none'}); "
-                "--mlflow-uri names another store"
+                f"{model_uri}: no such model in {without_password(tracking_uri)} (it has: {names or 'none'}); "
+                "give another model, or another store with --mlflow-uri"
             )
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow.artifacts import download_artifacts
@@ -74,14 +76,14 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
         raise
     except Exception as error:  # whatever MLflow and the stores behind it raise
         where = without_password(tracking_uri)
-        raise InputError(f"{model_uri}: can't be fetched from {where} ({why(error, tracking_uri)})") from None
+        raise InputError(f"{model_uri}: cannot be fetched from {where} ({why(error, tracking_uri)})") from None
 
 
-def _known(client: MlflowClient) -> dict[str, dict[str, str]]:
-    """All models: how each of its versions can be named ("@champion", "/3"), and the version."""
-    found: dict[str, dict[str, str]] = {}
+def _registered(client: MlflowClient) -> dict[str, dict[str, str]]:
+    """Return the versions of all models: by model, then by suffix ("@champion", "/3")."""
+    models: dict[str, dict[str, str]] = {}
     for model in client.search_registered_models():
-        found[model.name] = {f"@{alias}": str(version) for alias, version in sorted(model.aliases.items())}
-    for it in sorted(client.search_model_versions(), key=lambda it: int(it.version)):
-        found.setdefault(it.name, {})[f"/{it.version}"] = str(it.version)
-    return found
+        models[model.name] = {f"@{alias}": str(version) for alias, version in sorted(model.aliases.items())}
+    for version in sorted(client.search_model_versions(), key=lambda version: int(version.version)):
+        models.setdefault(version.name, {})[f"/{version.version}"] = str(version.version)
+    return models

@@ -1,0 +1,62 @@
+"""Check the URI of an MLflow store before anything runs for it."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from wmlsearch.config import InputError
+from wmlsearch.runs.redaction import without_password
+
+_DATABASES = ("postgresql", "mysql", "mssql")
+
+
+def check_uri(uri: str) -> None:
+    """Raises InputError if `uri` cannot be the URI of an MLflow store.
+
+    Whether the store answers is not checked: a training does not wait for MLflow.
+    """
+    scheme, colon, _ = uri.partition(":")
+    scheme, fault = scheme.partition("+")[0].lower(), ""
+    plugins = (plugin.name for plugin in entry_points(group="mlflow.tracking_store"))
+    if scheme in ("http", "https"):
+        fault = _server_fault(uri)
+    elif scheme == "sqlite" and colon:
+        fault = _file_fault(uri)
+    elif (not colon and scheme != "databricks") or scheme == "file":
+        fault = "is a folder, and MLflow no longer supports stores in folders"
+    elif scheme not in (*_DATABASES, "databricks", *plugins):
+        fault = f"MLflow has no store of the kind {scheme!r}"
+    if fault:
+        shown = without_password(uri if "://" in uri else f"://{uri}").removeprefix("://")
+        raise InputError(
+            f"{shown}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
+            "such as http://127.0.0.1:5000 or sqlite:///PATH/mlflow.db"
+        )
+
+
+def _server_fault(uri: str) -> str:
+    """Return what is wrong with the URI of a server, or ""."""
+    try:
+        parts = urlsplit(uri)
+        return "" if parts.hostname and parts.port != 0 else "must name a host, and a port from 1 to 65535"
+    except ValueError as error:
+        if "@" in uri:  # the error's text may hold a part of the password
+            return "is not a valid URL (in a user or password, write : / ? # [ ] @ as %3A %2F %3F %23 %5B %5D %40)"
+        return f"is not a valid URL ({error})"
+
+
+def _file_fault(uri: str) -> str:
+    """Return what is wrong with the URI of a SQLite file, or ""."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path in (Path(), Path(":memory:")):
+        return "must name a file (sqlite:///PATH); otherwise nothing would be kept"
+    parent = next((folder for folder in path.absolute().parents if folder.exists()), path)
+    if path.is_dir() or not parent.is_dir():
+        return f"{path} is a folder" if path.is_dir() else f"{parent} is not a folder"
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                return f"{path} is not a SQLite database; it was left as it is"
+    return ""
