@@ -1,0 +1,127 @@
+"""Run folders and prepared data that an earlier version (commit 80fae99) has written are read, and resumed.
+
+`tests/old_files` holds a finished search and one that was killed with `kill -9`, both of the prepared phantom beside
+them. Weights of the baseline network (8 MB each) and the report are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from wmlsearch.cli import main
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.inference.export import load_exported
+from wmlsearch.runs.checks import open_search
+from wmlsearch.runs.evaluation import VOLUMES
+from wmlsearch.runs.folders import RecordDir, SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.verdict.champion import read_candidates
+
+OLD = Path(__file__).resolve().parents[1] / "old_files"
+KEY = "89d74c787bf745fd9b57541885d02c21"
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a copy of the old run folders and prepared data."""
+    shutil.copytree(OLD / "prepared", tmp_path / "prepared")
+    for name in ("finished", "killed"):
+        shutil.copytree(OLD / name, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(main, list(words), prog_name="wmlsearch")
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_every_record_is_read_and_written_as_it_was() -> None:
+    search = SearchDir(OLD / "finished")
+    folders: list[RecordDir] = [search, *search.all_runs()]
+    assert len(folders) == 1 + 4 + 4 + 2
+    for folder in folders:
+        for what, record in (("record", folder.record()), ("status", folder.status()), ("ledger", folder.ledger())):
+            assert record.as_json() == json.loads(folder.file(what).read_text())
+    assert search.usage().as_json() == json.loads(search.file("usage").read_text())
+    forecast, evaluation = search.forecast(), search.evaluation()
+    assert forecast is not None
+    assert forecast.as_json() == json.loads(search.file("forecast").read_text())
+    assert evaluation is not None
+    assert evaluation.as_json() == json.loads(search.evaluation_file().read_text())
+    lines = (search.trial(0).path / "metrics.jsonl").read_text().splitlines()
+    assert [row.as_json() for row in search.trial(0).rows()] == [json.loads(line) for line in lines]
+
+
+def test_a_finished_search() -> None:
+    search = open_search("finished", OLD)
+    record = search.record()
+    assert (record.key, record.kind, record.settings.trials, record.data.size) == (KEY, "search", 4, 32)
+    assert record.certificate is not None
+    assert record.certificate.units == {"train": 7, "val": 1, "test": 4}
+    board = leaderboard(search)
+    assert [(entry.name, entry.epochs) for entry in board.trials] == [
+        ("trial-0000", 4), ("trial-0003", 4), ("trial-0002", 4), ("trial-0001", 4),
+    ]  # fmt: skip
+    assert board.trials[0].value == pytest.approx(0.009756, abs=1e-6)
+    assert board.trials[1].config["loss"] == search.trial(3).record().config.loss == "bce_dice"
+    assert [(candidate.name, candidate.complete) for candidate in read_candidates(search)] == [
+        ("paper", True), ("trial-0003", True),
+    ]  # fmt: skip
+    assert search.usage().final_seconds == pytest.approx(89.822, abs=1e-3)
+    ledger = search.trial(0).ledger()
+    assert (ledger.rows, ledger.params, ledger.state, ledger.files) == (4, True, "completed", ["certificate"])
+
+
+def test_its_evaluation_and_models() -> None:
+    search = SearchDir(OLD / "finished")
+    evaluation = search.evaluation()
+    assert evaluation is not None
+    assert evaluation.verdict is not None
+    assert evaluation.verdict.outcome == "not shown: too few patients"
+    assert evaluation.names == {"baseline": "paper", "champion": "trial-0003"}
+    assert [len(model.members) for model in evaluation.models.values()] == [2, 2]
+    champion = evaluation.models["champion"].members[0]
+    assert (champion.name, len(champion.scope(VOLUMES).units)) == ("trial-0003-seed0", 4)
+    metrics = search.model("champion").evaluation_metrics()
+    assert metrics is not None
+    assert metrics.opened == evaluation.opened
+    exported = load_exported(search.model("champion").export)
+    assert [member.name for member in exported.members] == ["trial-0003-seed0", "trial-0003-seed1"]
+
+
+def test_the_prepared_data() -> None:
+    data = PreparedData.open(OLD / "prepared")
+    data.manifest.verify(OLD / "prepared")
+    assert data.manifest.fingerprint == SearchDir(OLD / "finished").record().data.fingerprint
+
+
+def test_status_and_report(old: Path) -> None:
+    output = run("status", "finished")
+    assert "finished: completed, 4 of 4 trials on prepared" in output
+    assert "trial-0003" in output
+    assert "killed: running, 6 of 60 trials on prepared" in run("status", "killed")
+    run("report", "finished")
+    page = (old / "runs" / "finished" / "report" / "index.html").read_text()
+    assert KEY not in page
+    assert "trial-0003" in page
+
+
+@pytest.mark.slow
+def test_a_killed_search_is_resumed_to_its_end(old: Path) -> None:
+    search = SearchDir(old / "runs" / "killed")
+    before = {run.name: run.rows() for run in search.trials()}
+    assert [len(rows) for rows in before.values()] == [8, 8, 8, 8, 6, 0]
+    output = run("tune", "--resume", "killed", "--trials", "6", "--data", "prepared")
+    assert "from their last checkpoints" in output or "from its last checkpoint" in output
+    assert [run.state for run in search.trials()] == ["completed"] * 6
+    assert [len(run.rows()) for run in search.trials()] == [8] * 6
+    for run_ in search.trials():
+        assert run_.rows()[: len(before[run_.name])] == before[run_.name], "the old epochs stay"
+    assert (search.state, search.record().settings.trials) == ("completed", 6)
