@@ -178,7 +178,7 @@ def test_the_report_draws_predicted_and_measured(tmp_path: Path) -> None:
             run.append(epoch_row({"epoch": epoch, "peak_memory_mb": peak}))
         run.set_status("completed")
     board: Any = SimpleNamespace(trials=[SimpleNamespace(path=str(tmp_path / str(number))) for number in range(4)])
-    pairs = figures.memory_of(board)
+    pairs = figures.peak_memories(board)
     assert pairs == [(100.0, 90.0), (400.0, 420.0)]
     figures.memory(tmp_path / "memory.png", pairs)
     assert (tmp_path / "memory.png").stat().st_size > 1000
