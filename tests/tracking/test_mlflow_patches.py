@@ -16,4 +16,4 @@ def test_a_file_is_logged_by_the_repository_of_a_run(tmp_path: Path) -> None:
 
 
 def test_the_limit_of_an_experiments_tag() -> None:
-    assert validation.MAX_EXPERIMENT_TAG_VAL_LENGTH == mlflow_patches.MAX_EXPERIMENT_TAG
+    assert validation.MAX_EXPERIMENT_TAG_VAL_LENGTH >= mlflow_patches.MAX_EXPERIMENT_TAG

@@ -16,7 +16,7 @@ from wmlsearch.runs.files import write_json
 # The prefix of an experiment's tag that holds a saved view of the UI. MLflow has no API for views.
 SHARED_VIEW_TAG = "mlflow.sharedViewState."
 
-# MLflow's limit for the value of an experiment's tag, in characters. The client does not publish it.
+# Characters of an experiment's tag: MLflow 3.17 takes 20,000, older servers 5000.
 MAX_EXPERIMENT_TAG = 5000
 
 
