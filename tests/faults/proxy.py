@@ -1,4 +1,4 @@
-"""What stands between a search and its MLflow server, and makes of the server whatever a network can make of it."""
+"""A proxy between a search and its MLflow server that injects the faults of a network, and the server itself."""
 
 from __future__ import annotations
 

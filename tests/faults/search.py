@@ -1,4 +1,4 @@
-"""A search as real processes, and what its run folder has shown while it ran: for tests that break it."""
+"""Run a search in processes of its own, and compare its run folder with MLflow and with what was seen before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wmlsearch.tracking.client import connect
 
 Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, what was seen): a row of the table
 
-# Trainings of many short epochs, that nothing but their number ends.
+# Trials of many short epochs; nothing ends them before the last epoch.
 SPACE = {
     "depth": 2,
     "base_channels": 4,
@@ -32,12 +32,12 @@ SPACE = {
 }
 
 
-# What MLflow calls the ways to end that a fault may leave. None is RUNNING.
+# MLflow's status for each state in which a fault may leave a run.
 STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED", "lost": "FAILED"}
 
 
 class Running:
-    """`wmlsearch tune` in a process of its own, with its output in a file. Its end is the end of all of it."""
+    """`wmlsearch tune` in a process of its own, with its output in a file. On exit all its processes are killed."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Running:
         name: str = "s",
         log: Path | None = None,
     ) -> None:
-        """`words` follow `wmlsearch tune`; `cores`: on so many, which decides how many trials run at once (0: all)."""
+        """Start the command. `words` follow `wmlsearch tune`; `cores` limits the trials at once (0: all cores)."""
         self.out, self.search = out, SearchDir(out / name)
-        on = own_cores(cores or len(os.sched_getaffinity(0)))
+        affinity = own_cores(cores or len(os.sched_getaffinity(0)))
         self.log = log or out.parent / f"{name}-{len(list(out.parent.glob('*.log')))}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Running:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
                 start_new_session=True,
-                preexec_fn=lambda: os.sched_setaffinity(0, on),
+                preexec_fn=lambda: os.sched_setaffinity(0, affinity),
             )
 
     def __enter__(self) -> Running:
@@ -78,30 +78,30 @@ class Running:
         return self.log.read_text(errors="replace")
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 180) -> None:
-        """Wait for a condition while the search runs; its output is shown where it has ended before."""
+        """Wait for a condition while the search runs. Fails with the search's output where it ends before."""
         wait_for(lambda: self.ended or condition(), timeout_s)
         assert condition() or not self.ended, f"ended with {self.process.returncode}\n{self.text()}"
 
     def end(self, timeout_s: float = 300) -> int:
-        """Wait for the end of it; returns its exit status."""
+        """Wait for the end of the search, and return its exit status."""
         wait_for(lambda: self.ended, timeout_s)
         return int(self.process.wait())
 
     def all_runs(self, *titles: str) -> list[int]:
-        """The processes below it whose command line has one of these words."""
-        found = []
+        """Return the ids of its descendants whose command line has one of the titles."""
+        pids = []
         for pid in descendants(self.process.pid):
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
             if any(title in command for title in titles):
-                found.append(pid)
-        return found
+                pids.append(pid)
+        return pids
 
 
-def begin(out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40, name: str = "s") -> list[Any]:
-    """The words of a search without forecast, scheduler and final runs: every trial takes all its epochs."""
+def tune_arguments(out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40, name: str = "s") -> list[Any]:
+    """Return the arguments of a search without forecast, scheduler and final runs: each trial runs all its epochs."""
     space = out / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
     sizes = ["--trials", trials, "--epochs", epochs, "--scheduler", "none", "--no-baseline", "--no-forecast"]
@@ -109,12 +109,12 @@ def begin(out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40,
 
 
 class Lines:
-    """All lines of all trials that a search's folder has ever shown, read again and again while it runs."""
+    """All metric rows of all trials that a search's folder has ever shown, read repeatedly while it runs."""
 
     def __init__(self, search: SearchDir) -> None:
         self.search = search
         self.seen: dict[tuple[str, int], EpochRow] = {}
-        self.changed: set[tuple[str, int]] = set()  # epochs that were seen with other content later: trained again
+        self.changed: set[tuple[str, int]] = set()  # epochs whose content changed: they were trained again
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -137,7 +137,7 @@ class Lines:
         for run in self.search.trials():
             try:
                 rows = run.rows()
-            except InputError:  # in the middle of nothing: lines come whole
+            except InputError:  # a damaged line, which must never be visible
                 self.changed.add((run.name, -1))
                 continue
             for row in rows:
@@ -147,7 +147,7 @@ class Lines:
                     self.seen[key] = row
 
     def lost_and_doubled(self) -> tuple[int, int]:
-        """Epochs that were reported and are not in the folder as they were; epochs that are there more than once."""
+        """Return the number of epochs that are no longer in the folder as they were seen, and of those there twice."""
         now: dict[tuple[str, int], list[EpochRow]] = {}
         for run in self.search.trials():
             for row in run.rows():
@@ -161,7 +161,7 @@ def rows_now(run: RunDir) -> int:
 
 
 def check_whole(search: SearchDir, trials: int, epochs: int) -> None:
-    """Every trial completed with each of its epochs once, in order; the leaderboard has each trial once."""
+    """Check that each trial is completed with each of its epochs once, and is on the leaderboard once."""
     for run in search.trials():
         assert [row.epoch for row in run.rows()] == list(range(1, len(run.rows()) + 1)), run.path
         assert run.state in ("completed", "early_stopped"), run.status()
@@ -177,7 +177,7 @@ def sync(out: Path, uri: str) -> subprocess.CompletedProcess[str]:
 
 
 def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
-    """Metric rows that MLflow's own database lacks and has too often, and what else is not as in the run folders."""
+    """Return how many metric rows MLflow's database lacks, how many it has twice, and a line per other difference."""
     client, faults, lacking, doubled = connect(f"sqlite:///{store}"), [], 0, 0
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
@@ -187,22 +187,22 @@ def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
         by_key.setdefault(run.data.tags["wmlsearch.key"], []).append(run)
     with sqlite3.connect(store) as database:
         for part in [search, *search.trials()]:
-            found = by_key.pop(part.record().key, [])
-            if len(found) != 1:
-                faults.append(f"{part.path.name}: {len(found)} runs")
+            mlflow_runs = by_key.pop(part.record().key, [])
+            if len(mlflow_runs) != 1:
+                faults.append(f"{part.path.name}: {len(mlflow_runs)} runs")
                 continue
-            (run,) = found
+            (run,) = mlflow_runs
             if (run.info.status, run.data.tags["state"]) != (STATUSES[part.state], part.state):
                 faults.append(
                     f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
                 )
             wanted = [] if isinstance(part, SearchDir) else rows_of(part)
             query = "select key, step, timestamp, value from metrics where run_uuid = ? and key != 'best_dice'"
-            held = database.execute(query, (run.info.run_id,)).fetchall()
-            lacking += len(set(wanted) - set(held))
-            doubled += len(held) - len({(name, step) for name, step, *_ in held})
-            faults += [f"{part.path.name}: {row} is in no folder" for row in set(held) - set(wanted)]
-    return lacking, doubled, faults + [f"a run of nobody: {key}" for key in by_key]
+            rows = database.execute(query, (run.info.run_id,)).fetchall()
+            lacking += len(set(wanted) - set(rows))
+            doubled += len(rows) - len({(name, step) for name, step, *_ in rows})
+            faults += [f"{part.path.name}: {row} is in no folder" for row in set(rows) - set(wanted)]
+    return lacking, doubled, faults + [f"a run without a folder: {key}" for key in by_key]
 
 
 def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:

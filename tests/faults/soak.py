@@ -1,8 +1,8 @@
 """A long search under random kills: `python tests/faults/soak.py --trials 300`. Nothing may be lost, and nothing leak.
 
-A trial's process is killed about every 20 seconds, the MLflow server every minute, which starts again at once. At the
-end every trial is accounted for, MLflow equals the run folders, and memory, open files, processes and placement groups
-are what they were when the first trial had ended.
+A trial's process is killed about every 20 seconds, the MLflow server every minute; it is restarted at once. At the end
+every trial is accounted for, MLflow equals the run folders, and memory, open files, processes and placement groups are
+what they were after the first trial.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from processes import descendants, kill, slots
 from proxy import Server
-from search import Running, begin, differences, sync
+from search import Running, differences, sync, tune_arguments
 
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -116,7 +116,7 @@ def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance
     out.mkdir()
     server.up()
     uri = f"http://127.0.0.1:{server.port}"
-    words = begin(out, folder / "prepared", "--mlflow-uri", uri, trials=wanted.trials, epochs=wanted.epochs)
+    words = tune_arguments(out, folder / "prepared", "--mlflow-uri", uri, trials=wanted.trials, epochs=wanted.epochs)
     killed, restarted, begun = 0, 0, time.monotonic()
     with Running(out, *words) as running:
         try:

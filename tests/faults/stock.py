@@ -1,7 +1,7 @@
-"""The same faults in the stock pattern: Tune, OptunaSearch and MLflowLoggerCallback as Ray's documentation shows them.
+"""Inject the same faults into Tune, OptunaSearch and MLflowLoggerCallback, used as Ray's documentation shows them.
 
-`PYTHONPATH=tests python tests/faults/stock.py` prints a table. The training is ours in both: an epoch, a checkpoint, a
-report. What differs is who keeps account of them.
+`PYTHONPATH=tests python tests/faults/stock.py` prints a table. Both sides train with wmlsearch's training function and
+differ in the bookkeeping of epochs, checkpoints and reports.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ LIMIT_S = 420.0
 
 
 def drive(folder: Path, uri: str, restore: bool) -> None:
-    """The driver, in a process of its own."""
+    """Run the driver of the search."""
     import ray
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
     from ray.tune.search.optuna import OptunaSearch
 
     ray.init(address="local", num_cpus=1, include_dashboard=False)
-    data, said = str(folder / "prepared"), str(folder / "reports.jsonl")
+    data, reports = str(folder / "prepared"), str(folder / "reports.jsonl")
 
     def train(config: dict[str, float]) -> None:
         from wmlsearch.config import TrialConfig
         from wmlsearch.data.slices import PreparedData
         from wmlsearch.model.training import epochs
 
-        point = TrialConfig(depth=2, base_channels=4, batch_size=4, early_stop_patience=1000, **config)
-        mine = tune.get_context().get_trial_id()
+        trial_config = TrialConfig(depth=2, base_channels=4, batch_size=4, early_stop_patience=1000, **config)
+        trial_id = tune.get_context().get_trial_id()
         with tempfile.TemporaryDirectory() as scratch:
             last = Path(scratch) / "last.pt"
-            if (before := tune.get_checkpoint()) is not None:
-                with before.as_directory() as there:
-                    last.write_bytes((Path(there) / "last.pt").read_bytes())
-            for report in epochs(point, PreparedData.open(Path(data)), max_epochs=EPOCHS, last=last):
-                with open(said, "a") as file:  # the witness: what was trained, by whom
-                    file.write(json.dumps([mine, report.epoch]) + "\n")
+            if (checkpoint := tune.get_checkpoint()) is not None:
+                with checkpoint.as_directory() as checkpoint_folder:
+                    last.write_bytes((Path(checkpoint_folder) / "last.pt").read_bytes())
+            for report in epochs(trial_config, PreparedData.open(Path(data)), max_epochs=EPOCHS, last=last):
+                with open(reports, "a") as file:  # records which trial has trained which epoch
+                    file.write(json.dumps([trial_id, report.epoch]) + "\n")
                 metrics = {"epoch": report.epoch, "val_dice_best": report.metrics["val_dice_best"] or 0.0}
                 tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(scratch))
 
@@ -72,7 +72,7 @@ def drive(folder: Path, uri: str, restore: bool) -> None:
 
 
 class Stock:
-    """A folder in which the stock pattern runs, and what it leaves."""
+    """A folder in which the stock pattern runs, and the reports of its trials."""
 
     def __init__(self, folder: Path, prepared: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri
@@ -97,8 +97,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def held(store: Path) -> tuple[int, Counter[str], int, int]:
-    """MLflow's runs, by status; epochs of val_dice_best that are there, and how many more than once."""
+def mlflow_rows(store: Path) -> tuple[int, Counter[str], int, int]:
+    """Return MLflow's number of runs, runs by status, epochs, and epochs that are there more than once."""
     with sqlite3.connect(store) as database:
         query = (
             "select run_uuid, status from runs join experiments using (experiment_id) where experiments.name = ? "
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def inject_into_trial(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process that Tune has made for a trial, and no other of Ray's."""
+    """Kill the process that Tune has made for a trial, and no other of Ray's processes."""
     killed = 0
     for pid in descendants(process.pid):
         try:
@@ -169,12 +169,12 @@ def inject_into_trial(process: subprocess.Popen[bytes]) -> None:
 def row(fault: str, over: str, seconds: float, stock: Stock, server: Server) -> None:
     server.kill()
     trained = stock.reports()
-    runs, statuses, there, doubled = held(server.store)
-    told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    runs, statuses, logged, doubled = mlflow_rows(server.store)
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     again = len(trained) - len(set(trained))
     print(
-        f"| {fault} | {over} | {seconds:.0f} | {stock.completed()} of {TRIALS} | {again} | {runs} ({told}) | "
-        f"{max(0, len(set(trained)) - there)} | {doubled} |",
+        f"| {fault} | {over} | {seconds:.0f} | {stock.completed()} of {TRIALS} | {again} | {runs} ({ends}) | "
+        f"{max(0, len(set(trained)) - logged)} | {doubled} |",
         flush=True,
     )
 

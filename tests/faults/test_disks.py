@@ -1,4 +1,4 @@
-"""Disks that are full, away or read-only: said with path and need, nothing torn, and the search goes on afterwards."""
+"""Disks that are full, unavailable or read-only: the message names path and size, and the search can be resumed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from processes import kill
-from search import Lines, Record, Running, begin, check_whole, differences, sync
+from search import Lines, Record, Running, check_whole, differences, sync, tune_arguments
 
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.folders import SearchDir
@@ -83,7 +83,7 @@ def test_full_disks_and_one_that_is_away(
     out, storage = disks["runs"].path, disks["storage"].path / "checkpoints"
     uri = f"sqlite:///{disks['mlflow'].path}/mlflow.db"
     where = ["--storage", storage, "--mlflow-uri", uri]
-    words = begin(out, prepared, *where, trials=2, epochs=60)
+    words = tune_arguments(out, prepared, *where, trials=2, epochs=60)
     lines = Lines(SearchDir(out / "s"))
 
     def some_epochs(running: Running) -> None:
@@ -97,15 +97,15 @@ def test_full_disks_and_one_that_is_away(
                 some_epochs(running)
                 disks[full].fill()
                 assert running.end(120) == 1, running.text()
-            said = re.search(rf"stopped, since .*No space left on device \(([\d,]+) bytes are needed, .* are free\): "
+            error = re.search(rf"stopped, since .*No space left on device \(([\d,]+) bytes are needed, .* are free\): "
                              rf"'{disks[full].path}/[^']+'", running.text())  # fmt: skip
-            assert said, running.text()
+            assert error, running.text()
             assert "to resume: wmlsearch tune --resume s" in running.text()
             assert "Traceback" not in running.text()
             check_files(running.search, storage)
             lines.look()
             lost, doubled = lines.lost_and_doubled()
-            record(f"disk full under {what}", 1, lost, doubled, f"{said[1]} bytes were needed")
+            record(f"disk full under {what}", 1, lost, doubled, f"{error[1]} bytes were needed")
             assert (lost, doubled) == (0, 0)
             disks[full].empty()
             words = ["--resume", "s", *where]

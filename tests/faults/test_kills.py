@@ -1,4 +1,4 @@
-"""`kill -9` of what a search consists of, at random moments: every reported epoch is there once, and it goes on."""
+"""`kill -9` of each process of a search at random moments: every reported epoch is there once, nothing stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from processes import kill
-from search import Lines, Record, Running, begin, check_whole, differences
+from search import Lines, Record, Running, check_whole, differences, tune_arguments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 KILLS, HUNG_S = 5, 30
@@ -17,24 +17,24 @@ SLOT = ("ray::TrialWorker", "ray::ImplicitFunc", "Trainable")
 HEAD = ("gcs_server", "raylet/raylet")
 
 
-def check_said(running: Running, injected: int) -> None:
-    """Each death is said in a line of ours; of a trial that had not told anything yet there is nothing to say."""
+def check_messages(running: Running, injected: int) -> None:
+    """Check that the output names each killed trial; one without a reported epoch may go unmentioned."""
     assert running.text().count("so another one goes on with it") >= injected - 1, running.text()
     assert "raylet" not in running.text(), running.text()
     assert "Traceback" not in running.text(), running.text()
 
 
-def more_lines(running: Running, lines: Lines, chance: random.Random, most: int) -> int:
-    """Wait for some new epochs and a random part of the next; returns how many there were then."""
-    wanted = lines.count() + chance.randint(1, most)
+def more_lines(running: Running, lines: Lines, chance: random.Random, max_lines: int) -> int:
+    """Wait for some new epochs and a random part of the next; returns the number of epochs then."""
+    wanted = lines.count() + chance.randint(1, max_lines)
     running.until(lambda: lines.count() >= wanted)
-    time.sleep(chance.uniform(0, 0.3))  # the moment is what is drawn
+    time.sleep(chance.uniform(0, 0.3))  # a random moment within the next epoch
     lines.look()
     return lines.count()
 
 
 def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    words = begin(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=50)
+    words = tune_arguments(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=50)
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
             more_lines(running, lines, chance, 5)
@@ -52,11 +52,11 @@ def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, reco
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=50)
     assert differences(running.search, out / "mlflow.db") == (0, 0, []), "in MLflow"
-    check_said(running, KILLS + 1)
+    check_messages(running, KILLS + 1)
 
 
 def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    words = begin(out, prepared, "--workers-per-trial", 2, trials=2, epochs=40)
+    words = tune_arguments(out, prepared, "--workers-per-trial", 2, trials=2, epochs=40)
     with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
             more_lines(running, lines, chance, 6)
@@ -69,13 +69,13 @@ def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, recor
     assert (lost, doubled) == (0, 0)
     check_whole(running.search, trials=2, epochs=40)
     assert differences(running.search, out / "mlflow.db") == (0, 0, []), "in MLflow"
-    check_said(running, KILLS)
+    check_messages(running, KILLS)
 
 
 @pytest.mark.parametrize("victim", ["driver", "head"])
 def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     """Killed five times in one search, each session at some other point of it; then it is resumed once more."""
-    words, seen = begin(out, prepared, trials=2, epochs=40), None
+    words, seen = tune_arguments(out, prepared, trials=2, epochs=40), None
     ends = []
     for _ in range(KILLS):
         with Running(out, *words, cores=1) as running:
@@ -84,7 +84,7 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
                 more_lines(running, seen, chance, 6)
             else:  # before the first epoch, anywhere between the start of a trial's process and its first report
                 running.until(lambda: bool(running.parts(*SLOT)))
-                time.sleep(chance.uniform(0, 3))  # the moment is what is drawn
+                time.sleep(chance.uniform(0, 3))  # a random moment within the next epoch
             if victim == "driver":
                 running.process.kill()
                 running.process.wait()
@@ -112,10 +112,10 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
 
 def test_the_head_while_it_starts(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     """What has not come up is started once more."""
-    words = begin(out, prepared, trials=2, epochs=3)
+    words = tune_arguments(out, prepared, trials=2, epochs=3)
     with Running(out, *words, cores=1) as running:
         running.until(lambda: len(running.parts(*HEAD)) >= len(HEAD))
-        time.sleep(chance.uniform(0, 0.5))  # the moment is what is drawn
+        time.sleep(chance.uniform(0, 0.5))  # a random moment within the next epoch
         head = running.parts(*HEAD)
         assert all(kill(pid) for pid in head)
         running.until(lambda: bool(set(running.parts(*HEAD)) - set(head)))

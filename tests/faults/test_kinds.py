@@ -1,4 +1,4 @@
-"""One trial of each kind of failure in one search: each visible in folder, leaderboard and MLflow, and no other."""
+"""One trial of each kind of failure in one search: folder, leaderboard and MLflow show each of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from search import Record, Running, begin
+from search import Record, Running, tune_arguments
 
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
@@ -38,7 +38,7 @@ def test_each_kind_of_failure(prepared: Path, out: Path, record: Record) -> None
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, limits[1]))  # of the processes that begin now
     try:
-        words = begin(out, prepared, "--trial-timeout", TIMEOUT_S, trials=7, epochs=6)
+        words = tune_arguments(out, prepared, "--trial-timeout", TIMEOUT_S, trials=7, epochs=6)
         running = Running(out, *words, env=environment(WMLSEARCH_FAULT_TRIALS=json.dumps(FAULTS)))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)

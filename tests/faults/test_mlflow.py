@@ -1,4 +1,4 @@
-"""MLflow's server breaks in every way during one search; afterwards MLflow equals the run folders, row by row."""
+"""Faults of MLflow's server during a search: afterwards MLflow equals the run folders, row by row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import wait_for
 from proxy import Proxy, Server
-from search import Lines, Record, Running, begin, differences, sync
+from search import Lines, Record, Running, differences, sync, tune_arguments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EPOCHS_EACH = 10  # of a phase
@@ -37,7 +37,7 @@ def test_a_server_that_breaks_in_every_way(
     prepared: Path, out: Path, server: Server, proxy: Proxy, chance: random.Random, record: Record
 ) -> None:
     times: dict[str, float] = {}
-    words = begin(out, prepared, "--mlflow-uri", proxy.uri, trials=2, epochs=ENDLESS)
+    words = tune_arguments(out, prepared, "--mlflow-uri", proxy.uri, trials=2, epochs=ENDLESS)
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
 
         def phase(name: str) -> None:
@@ -46,7 +46,7 @@ def test_a_server_that_breaks_in_every_way(
             before = set(lines.seen)
             running.until(lambda: lines.count() >= len(before) + EPOCHS_EACH, 240)
             lines.look()
-            fresh = [row["epoch_s"] for key, row in lines.seen.items() if key not in before]
+            fresh = [row.metrics["epoch_s"] or 0.0 for key, row in lines.seen.items() if key not in before]
             times[name] = statistics.median(fresh)
             print(f"{name}: {1000 * times[name]:.0f} ms an epoch, {lines.count()} epochs so far", flush=True)
 

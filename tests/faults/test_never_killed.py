@@ -1,4 +1,4 @@
-"""A search that is killed and goes on decides and finds what one that never died does."""
+"""A search that is killed and resumed decides and reports the same as one that was never killed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A writer is killed 500 times in the middle of all that a search writes, and half of the times a last line is torn.
+"""A process that writes all that a search writes is killed 500 times; half of the times a last line is torn as well.
 
-What writes is what the search itself writes with: run folders, checkpoints, the study's journal. No Ray is needed.
+It uses the search's own writers: run folders, checkpoints, the study's journal. Ray is not needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -27,7 +26,7 @@ from wmlsearch.model.checkpoint import load_checkpoint, save_atomically
 from wmlsearch.runs.evaluation import Gallery
 from wmlsearch.runs.files import read_lines
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.schema import ENDED, RUNNING, UNFINISHED, MlflowLedger
+from wmlsearch.runs.schema import ENDED, RUNNING, UNFINISHED, EpochRow, MlflowLedger
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.space import SearchSpace
 
@@ -40,7 +39,7 @@ GALLERY = Gallery(("p0",), SLICES, SLICES, {"champion": SLICES})
 
 
 def write(search: SearchDir) -> None:
-    """A search without training: whatever is begun goes on from its checkpoint, as in `search/trials.py`."""
+    """Write what a search writes, without training. Started trials continue from their checkpoints."""
     study = Study(search, SPACE, SETTINGS)
     for number in range(TRIALS):
         run = search.trial(number)
@@ -52,12 +51,12 @@ def write(search: SearchDir) -> None:
             about = {"name": f"trial-{number:04d}", "kind": "trial", "config": study.ask(number).model_dump()}
             RunDir.create(run.path, run_record({**about, "settings": SETTINGS.model_dump()}))
         rows = load_checkpoint(run.last)["reports"] if run.last.exists() else []
-        run.reconcile(rows)
+        run.reconcile([EpochRow.from_json(row) for row in rows])
         for epoch in range(len(rows) + 1, EPOCHS + 1):
             value = (number + epoch) / 100
             rows.append({"epoch": epoch, "time": time.time(), "ended": None, "val_dice_best": value})
             save_atomically({"format": 1, "reports": rows, "weights": torch.zeros(20_000)}, run.last)
-            run.append(rows[-1])
+            run.append(EpochRow.from_json(rows[-1]))
             study.report(number, epoch, value)
             run.set_ledger(MlflowLedger(rows=epoch))
             search.update_usage(seconds=float(epoch))
@@ -67,12 +66,12 @@ def write(search: SearchDir) -> None:
 
 
 def killed(search: SearchDir, after_s: float) -> bool:
-    """Let a process write, and kill it so long after; whether it was still writing."""
+    """Kill a writing process after so many seconds. Returns whether it was still writing."""
     child = os.fork()
     if child == 0:
         try:
             write(search)
-        except BaseException as error:  # seen by the parent as another way to end
+        except BaseException as error:  # the parent sees another exit status
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(3)
         os._exit(0)
@@ -85,7 +84,7 @@ def killed(search: SearchDir, after_s: float) -> bool:
 
 
 def tear(search: SearchDir, chance: random.Random) -> Path | None:
-    """A power cut in the middle of an append: some of the next line stands at the end of a journal."""
+    """Append a part of a line to a random journal, as a power cut does. Returns the journal, if there is any."""
     journals = [path for path in [search.journal, *search.path.glob("trials/*/metrics.jsonl")] if path.exists()]
     if not journals:
         return None
@@ -95,20 +94,22 @@ def tear(search: SearchDir, chance: random.Random) -> Path | None:
     return path
 
 
-def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int:
-    """All files can be read and say nothing else than before; returns how many reported epochs are missing."""
+def check(search: SearchDir, seen: dict[tuple[str, int], EpochRow]) -> int:
+    """Check that all files can be read; returns how many epochs are missing or differ from what was seen before."""
     lost = 0
     for run in search.trials():
         assert run.state in (RUNNING, *ENDED)
-        assert set(run.record()) >= {"name", "config", "key"}
+        assert run.record().key
+        assert run.record().config
         run.ledger()
-        known = load_checkpoint(run.last)["reports"] if run.last.exists() else []
+        reports = load_checkpoint(run.last)["reports"] if run.last.exists() else []
+        checkpointed = [EpochRow.from_json(report) for report in reports]
         rows = run.rows()
-        assert rows == known[: len(rows)], "lines are never ahead of their checkpoint"
-        assert [row["epoch"] for row in known] == list(range(1, len(known) + 1))
-        for row in known:
-            lost += seen.setdefault((run.name, row["epoch"]), row) != row
-        lost += sum(name == run.name and epoch > len(known) for name, epoch in seen)
+        assert rows == checkpointed[: len(rows)], "lines are never ahead of their checkpoint"
+        assert [row.epoch for row in checkpointed] == list(range(1, len(checkpointed) + 1))
+        for row in checkpointed:
+            lost += seen.setdefault((run.name, row.epoch), row) != row
+        lost += sum(name == run.name and epoch > len(checkpointed) for name, epoch in seen)
     search.usage()
     gallery = search.gallery()
     assert gallery is None or gallery.to_arrays().keys() == GALLERY.to_arrays().keys()
@@ -117,10 +118,10 @@ def check(search: SearchDir, seen: dict[tuple[str, int], dict[str, Any]]) -> int
 
 def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: Record) -> None:
     injected, torn, lost, ended = 0, 0, 0, 0
-    logging.getLogger("wmlsearch.runs.files").addHandler(note := logging.FileHandler(tmp_path / "said.log"))
+    logging.getLogger("wmlsearch.runs.files").addHandler(handler := logging.FileHandler(tmp_path / "warnings.log"))
     search, seen = (
         SearchDir.create(tmp_path / "0", search_record({"name": "s"})),
-        dict[tuple[str, int], dict[str, Any]](),
+        dict[tuple[str, int], EpochRow](),
     )
     while injected < KILLS:
         injected += killed(search, chance.uniform(0, 0.2))
@@ -131,22 +132,26 @@ def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: 
         if sum(run.state == "completed" for run in search.trials()) == TRIALS:
             ended += 1
             assert all(len(run.rows()) == EPOCHS for run in search.trials())
-            write(search)  # whatever was torn last
+            write(search)  # repairs what was torn last
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
             states = [trial.state.name for trial in optuna.load_study(study_name=search.name, storage=storage).trials]
             assert states == ["COMPLETE"] * TRIALS
             shutil.rmtree(search.path)
             search, seen = SearchDir.create(tmp_path / str(ended), search_record({"name": "s"})), {}
-    note.close()
-    logging.getLogger("wmlsearch.runs.files").removeHandler(note)
-    said = (tmp_path / "said.log").read_text().count("torn last line")
-    record("power cut: kill -9 of a writer", injected, lost, 0, f"{torn} torn last lines, {said} cut and said")
+    handler.close()
+    logging.getLogger("wmlsearch.runs.files").removeHandler(handler)
+    repaired = (tmp_path / "warnings.log").read_text().count("torn last line")
+    record(
+        "power cut: kill -9 of a writer", injected, lost, 0, f"{torn} torn last lines, {repaired} cut with a warning"
+    )
     assert lost == 0
-    assert said > 0
+    assert repaired > 0
     assert ended > 0
 
 
-def test_a_torn_last_line_is_cut_before_the_next_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_last_line_is_cut_before_the_next_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     write(search)
     metrics = search.trial(0).file("metrics")
@@ -159,5 +164,5 @@ def test_a_torn_last_line_is_cut_before_the_next_and_said(tmp_path: Path, caplog
             assert [row["epoch"] for row in read_lines(path)] == list(range(1, EPOCHS + 2))
         else:
             Study(search, SPACE, SETTINGS)
-        said = [note.getMessage() for note in caplog.records]
-        assert said == [f"{path}: its torn last line (19 bytes) is cut: its writer died in the middle of it"]
+        warnings = [record.getMessage() for record in caplog.records]
+        assert warnings == [f"{path}: its torn last line (19 bytes) is cut: its writer died in the middle of it"]

@@ -1,4 +1,4 @@
-"""Searches at the same time, with one name or two, and one whose clock is set back on the way."""
+"""Searches at the same time: two with one name, and one whose clock is set back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from search import Lines, Record, Running, begin, differences, sync
+from search import Lines, Record, Running, differences, sync, tune_arguments
 from test_kinds import environment
 
 from wmlsearch.runs.folders import SearchDir
@@ -19,8 +19,8 @@ EPOCHS = 12
 
 def test_two_of_one_name_and_one_of_another(prepared: Path, out: Path, tmp_path: Path, record: Record) -> None:
     clock = tmp_path / "set-back"
-    words = begin(out, prepared, trials=2, epochs=EPOCHS)
-    other = begin(out, prepared, trials=2, epochs=EPOCHS, name="other")
+    words = tune_arguments(out, prepared, trials=2, epochs=EPOCHS)
+    other = tune_arguments(out, prepared, trials=2, epochs=EPOCHS, name="other")
     with (
         Running(out, *words, cores=1) as one,
         Running(out, *words, cores=1) as two,
@@ -29,7 +29,7 @@ def test_two_of_one_name_and_one_of_another(prepared: Path, out: Path, tmp_path:
     ):
         third.until(lambda: lines.count() >= 3)
         clock.touch()
-        ends = {it: it.end(300) for it in (one, two, third)}
+        ends = {running: running.end(300) for running in (one, two, third)}
     first, second = (one, two) if ends[one] == 0 else (two, one)
     assert (ends[first], ends[second], ends[third]) == (0, 2, 0), second.text()
     assert re.search(

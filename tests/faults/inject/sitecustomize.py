@@ -1,7 +1,7 @@
-"""Run by every Python process that has this folder on its path: faults inside the processes of a search.
+"""Inject faults into the processes of a search. Every Python process that has this folder on its path runs this module.
 
-WMLSEARCH_FAULT_TRIALS: as JSON, what is to happen in the trials of these numbers, after their second epoch or in it.
-WMLSEARCH_FAULT_CLOCK: a file; from when it is there, the clock is set back by an hour.
+WMLSEARCH_FAULT_TRIALS: JSON, the fault of each trial number, which happens after its second epoch or in it.
+WMLSEARCH_FAULT_CLOCK: a file; once it exists, the clock is set back by an hour.
 """
 
 import importlib.abc
