@@ -1,4 +1,4 @@
-"""What ends a trial or a search early: budgets, and each kind of failure, with its word in every place."""
+"""What ends a trial or a search early: budgets, and each kind of failure, with its state in every place."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
 
 
 def test_hours_are_reserved_for_the_final_runs(tmp_path: Path) -> None:
-    """Four final runs of ten epochs, two at a time: two waves of as many epochs as trials have taken 90 s for."""
+    """Four final runs of ten epochs, two at a time, take as long as twenty epochs of 90 s."""
     search = SearchDir.create(tmp_path / "s", search_record())
     settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
     budget = Budget(search, settings, Slots(2, 1, 1, 0.0))
@@ -117,7 +117,7 @@ def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_checkpoints_stay_below_max_checkpoint_gb(prepared: Path, tmp_path: Path) -> None:
     space = {"depth": {"choices": [2, 3]}, "base_channels": {"choices": [2, 4]}, "batch_size": 16, **RATES}
-    last, best = most_checkpoint_bytes(SearchSpace.of(space))  # those of the paper's network
+    last, best = most_checkpoint_bytes(SearchSpace.of(space))  # of the baseline network
     cores = len(os.sched_getaffinity(0))
     needed = cores * (2 * last + best) + best
     with pytest.raises(InputError) as refused:
@@ -147,7 +147,7 @@ def test_checkpoints_stay_below_max_checkpoint_gb(prepared: Path, tmp_path: Path
 
 
 def taken(folder: Path) -> int:
-    """Bytes of all checkpoints, and of those that are being written."""
+    """Return the bytes of all checkpoints, also of those that are being written."""
     size = 0
     for path in folder.glob("trials/*/*"):
         if ".pt" in path.name:
@@ -210,14 +210,14 @@ job = WorkerJob(data, RunSettings(), 1)
 assignment = TrialAssignment(config=TrialConfig(base_channels=512), checkpoint_location=sys.argv[3])
 training = TrainingSession(job, assignment)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-memory_admission.limit_bytes = lambda *_: 2**62  # what is known before lets it through
+memory_admission.limit_bytes = lambda *_: 2**62  # memory admission lets it through
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
 print(json.dumps(training.step().as_plain("val_dice_best")))
 """
 
 
 def test_a_trial_that_runs_out_of_memory_ends_as_out_of_memory(prepared: Path, tmp_path: Path) -> None:
-    """However it came to be run, in a process with a limit of its own: the network alone would need 8 GB."""
+    """In a process with a limit of address space: the network alone would need 8 GB."""
     import json
 
     fingerprint = json.loads((prepared / "manifest.json").read_text())["fingerprint"]
@@ -239,7 +239,7 @@ def test_a_trial_that_diverges_ends_as_diverged(prepared: Path, tmp_path: Path) 
     wild = {**SMALL, "optimizer": "sgd", "norm": "instance", "weight_decay": {"low": 9.0, "high": 10.0}}
     outcome = tune(prepared, tmp_path, {**wild, "learning_rate": 10.0}, trials=3)
     assert outcome.early == ""
-    trials = SearchDir(outcome.run.path).trials()[1:]  # the first is the paper's
+    trials = SearchDir(outcome.run.path).trials()[1:]  # the first is the baseline
     assert [run.status().state for run in trials] == ["diverged", "diverged"]
     assert all("loss is not finite in epoch" in run.status().reason for run in trials)
 
@@ -271,7 +271,7 @@ def test_a_trial_whose_process_dies_repeatedly_is_lost(prepared: Path, tmp_path:
     assert trial.status().reason == "its process or machine died 4 times without a new epoch"
     assert "trial-0000 lost: its process or machine died 4 times without a new epoch" in output
     assert "Traceback" not in output
-    assert "raylet" not in output, "what Ray prints of it is kept off, though Ray has no switch for that"
+    assert "raylet" not in output, "what Ray prints about it is suppressed"
 
 
 def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -> None:
@@ -287,17 +287,17 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -
     )
     trial = SimpleNamespace(config=recorder.begin(0).as_plain(), run_metadata=SimpleNamespace(num_failures=0))
 
-    def hear(epoch: int, **more: Any) -> None:
+    def report_epoch(epoch: int, **more: Any) -> None:
         report = row(0, epoch, settings.epochs)
         recorder.on_trial_result(0, [], trial, {"report": report, "epoch": epoch, "val_dice_best": 0.5, **more})
 
-    hear(1, replayed=[])
+    report_epoch(1, replayed=[])
     assert search.trial(0).status().reason == ""
-    hear(2, replayed=[row.as_json() for row in search.trial(0).rows()])  # another process has begun
+    report_epoch(2, replayed=[row.as_json() for row in search.trial(0).rows()])  # another process has begun
     assert search.trial(0).status().reason == (
         "its process or machine died, so another one goes on with it after epoch 1"
     )
-    hear(3, done=True, ended="completed")
+    report_epoch(3, done=True, ended="completed")
     assert search.trial(0).status().reason == ""
     said = console.export_text().splitlines()
     assert said[0] == "trial-0000: its process or machine died, so another one goes on with it after epoch 1"

@@ -1,4 +1,4 @@
-"""The forest that judges what to try next."""
+"""The forest that proposes the next configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPOCHS = 9
 
 
 def end(values: Mapping[str, Any]) -> float:
-    """bce is better, and rates near 1e-3."""
+    """Return the value of a trial at its end: best with bce and a learning rate near 1e-3."""
     return float(0.9 - 0.2 * abs(np.log10(values["learning_rate"]) + 3) - 0.4 * (values["loss"] == "dice"))
 
 
@@ -49,7 +49,7 @@ def test_a_later_epoch_ranks_above_a_higher_value() -> None:
         past.append((values, (1, 0.99) if values["loss"] == "dice" else (EPOCHS, end(values))))
     chosen = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(200)]
     by_chance = [SPACE.sample(rng) for _ in range(2000)]
-    # of four drawn at random one is bce in 15 cases of 16
+    # of four random candidates one is bce in 15 cases of 16
     assert np.mean([values["loss"] == "bce" for values in chosen]) > 0.85
     assert np.mean([end(values) for values in chosen]) > np.quantile([end(values) for values in by_chance], 0.7)
     assert propose(SPACE, past, np.random.default_rng(7)) == chosen[7]
@@ -85,5 +85,5 @@ def test_the_forest_learns_from_a_sample_of_very_many_trials() -> None:
     sampled = [SPACE.sample(rng) for _ in range(2 * MAX_TRIALS)]
     past = [(values, (EPOCHS, end(values))) for values in sampled]
     proposed = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(10)]
-    assert proposed[0] == propose(SPACE, past, np.random.default_rng(0)), "the same some for the same seed"
+    assert proposed[0] == propose(SPACE, past, np.random.default_rng(0)), "the same seed draws the same sample"
     assert np.median([end(values) for values in proposed]) > np.quantile([value for _, (_, value) in past], 0.7)

@@ -1,4 +1,4 @@
-"""Population based training: who is stopped, who goes on from whom, and that a search killed anywhere decides alike."""
+"""Population based training: which trials are stopped and replaced, and that a search killed anywhere decides alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import folders
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.schema import UNFINISHED, Successor
+from wmlsearch.runs.schema import UNFINISHED, EpochRow, Successor
 from wmlsearch.search import checkpoints, memory_admission, trial_worker
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, most_checkpoint_bytes
@@ -50,7 +50,7 @@ def settings(**values: Any) -> RunSettings:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- who is stopped
+# ------------------------------------------------------------------------------------------------------ stopped trials
 
 
 def test_the_worst_quarter_is_stopped_and_the_best_quarter_is_kept() -> None:
@@ -66,7 +66,7 @@ def test_the_worst_quarter_is_stopped_and_the_best_quarter_is_kept() -> None:
     assert population.successors[9].parent in (5, 7)
     for number in range(10, 13):
         population.report(number, 2, 0.8)
-    assert population.candidates[2] == [10, 11, 12, 5], "of equals who came first"
+    assert population.candidates[2] == [10, 11, 12, 5], "of equal trials the earlier ones"
     assert not population.needs_snapshot(1, 2)
     population.add_pending(3)
     assert population.needs_snapshot(1, 2), "a child is to begin with it"
@@ -88,7 +88,7 @@ def test_a_trial_that_ended_by_itself_is_not_compared() -> None:
     for number in range(3):
         assert not scheduler.report(number, 2, 0.5)
     assert not scheduler.report(3, 2, 0.1, ended=True)
-    assert not scheduler.report(3, 2, 0.1), "what was heard before changes nothing"
+    assert not scheduler.report(3, 2, 0.1), "an epoch that was reported before is ignored"
     assert scheduler.report(4, 2, 0.1)
     assert scheduler.stop_reason(4, 2) == (
         "in the worst quarter at epoch 2: a child of trial-0000 takes its place",
@@ -125,7 +125,7 @@ def test_the_forecast_of_a_population(trials: int, epochs: int, grace: int) -> N
     chance, rounds, spent, most = random.Random(1), 200, 0, 0  # noqa: S311 - a simulation
     for _ in range(rounds):
         population, begin = Population(chosen), [0] * trials
-        for number in range(trials):  # one after another, values by chance
+        for number in range(trials):  # one after another, with random values
             for epoch in range(begin[number] + 1, epochs + 1):
                 spent += 1
                 if population.report(number, epoch, chance.random()):
@@ -166,19 +166,19 @@ def test_max_checkpoint_gb_includes_snapshots() -> None:
     assert bytes_for_best_weights(SPACE, enough, Slots(2, 1, 1, 0.0)) == 2e9 - running - kept
 
 
-# --------------------------------------------------------------- a whole search but for Tune and torch, killed anywhere
+# -------------------------------------------------------------- a whole search without Tune and torch, killed anywhere
 
 
 class Killed(BaseException):
-    """What no handler of the program catches."""
+    """An exception that no handler of the program catches."""
 
 
 WRITES = ((os, "replace", os.replace), (folders, "append_line", folders.append_line), (Path, "unlink", Path.unlink))
 
 
 class World:
-    """A machine on which trainings cost nothing and which can die at any write: a file that is replaced, a line that is
-    appended, a file that is deleted."""
+    """A machine on which training costs nothing, and which can die at any write: when a file is replaced or deleted, or
+    a line is appended."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, store: bool) -> None:
         self.search, self.store = SearchDir(root / "s"), root / "store" if store else None
@@ -190,11 +190,11 @@ class World:
         monkeypatch.setattr(trial_worker, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
         monkeypatch.setattr(trial_worker, "check_same_training", lambda *_, **__: None)
         data = SimpleNamespace(train=SimpleNamespace(images=SimpleNamespace(device=None)))
-        monkeypatch.setattr(trial_worker, "open_data", lambda _parcel: data)
+        monkeypatch.setattr(trial_worker, "open_data", lambda _shipment: data)
         monkeypatch.setattr(trial_worker, "limit_to_share", lambda *_: None)
         monkeypatch.setattr(trial_worker, "predict_peak_memory", lambda *_: memory_admission.MemoryFit(1, 2, 1.0))
         if store:
-            scratch = root / "scratch"  # of a store's local copies: whoever is killed leaves them
+            scratch = root / "scratch"  # for local copies of a store: a killed process leaves them
             scratch.mkdir(parents=True)
             monkeypatch.setattr(tempfile, "tempdir", str(scratch))
             local = fs.LocalFileSystem()
@@ -216,7 +216,7 @@ class World:
         return f"store://{run.name}" if self.store else str(run.path)
 
     def epochs(self, config: TrialConfig, data: None, *, last: Path, best: Path, max_epochs: int, **how: Any) -> Any:
-        """A training whose score grows the faster, the nearer its rate is to 0.01; one of them ends by itself."""
+        """A training whose score grows faster the nearer its rate is to 0.01. With a high rate it ends by itself."""
         rows = json.loads(last.read_text()) if last.exists() else []
         while not (rows and rows[-1]["ended"]):
             self.trained += 1
@@ -230,10 +230,10 @@ class World:
                 aside = path.with_name(f".{path.name}.aside")
                 aside.write_text(json.dumps(rows))
                 os.replace(aside, path)
-            yield SimpleNamespace(row=lambda: rows[-1])
+            yield EpochRow.from_json(rows[-1])
 
     def run(self, chosen: RunSettings, at_once: int = 1) -> None:
-        """As `run_trials`, without Tune; of several slots each trains an epoch in turn."""
+        """Run the trials like `run_trials`, without Tune: the slots train an epoch in turn."""
         scheduler = Scheduler(chosen)
         replay_reports(self.search, chosen, scheduler)
         proposals = Study(self.search, SPACE, chosen)
@@ -319,13 +319,15 @@ def test_a_child_starts_from_its_parents_snapshot(world: Callable[..., World]) -
         assert replaced.status().reason == (
             f"in the worst quarter at epoch {epoch}: a child of trial-{parent.name} takes its place"
         )
-        assert int(run.name) == int(replaced.name) + 1, "one at a time, who is stopped is replaced at once"
+        assert int(run.name) == int(replaced.name) + 1, "one at a time, a stopped trial is replaced at once"
     stopped = [run for run in trials if run.state == "stopped"]
     assert len(stopped) - len(children) == (trials[-1].state == "stopped")
     assert here.trained == sum(len(run.trained_rows()) for run in trials), "no epoch twice"
     fresh = [int(run.name) for run in trials[1:] if run not in children]
-    assert [trial[-1] for trial in study_trials(here.search)] == fresh, "the paper's point lies outside this space"
-    assert not any(here.search.path.rglob("epoch-*")), "at the end nobody begins any more"
+    assert [trial[-1] for trial in study_trials(here.search)] == fresh, (
+        "the baseline configuration lies outside this space"
+    )
+    assert not any(here.search.path.rglob("epoch-*")), "no trial can begin at the end"
     assert 0 < here.most <= most_snapshots(chosen, 1)
     left = select_earlier_trials([here.search], SPACE, chosen, "f")[1]
     assert left["children of population based training"] == len(children)
@@ -352,7 +354,7 @@ def test_a_search_killed_at_any_write_ends_like_one_that_was_not(
         assert here.facts() == facts, dies_at
         assert study_trials(here.search) == study_, dies_at
         assert here.snapshots() == set(), dies_at
-        assert here.trained - never.trained <= 1, "at most the epoch that was not kept is trained again"
+        assert here.trained - never.trained <= 1, "at most the epoch that was not saved is repeated"
 
 
 def test_parallel_trials_with_repeated_kills(world: Callable[..., World]) -> None:
@@ -393,7 +395,7 @@ def test_a_complete_search_continues_with_a_new_population(world: Callable[..., 
     assert here.facts()[:8] == before
     children = [run.record() for run in here.search.trials() if run.record().parent is not None and int(run.name) >= 8]
     assert children
-    assert all(about.parent >= 8 for about in children), "of those before, nothing is left to begin with"
+    assert all(about.parent >= 8 for about in children), "earlier trials have no snapshots"
 
 
 def test_a_search_that_a_budget_ended_keeps_its_snapshots(world: Callable[..., World]) -> None:
@@ -401,7 +403,7 @@ def test_a_search_that_a_budget_ended_keeps_its_snapshots(world: Callable[..., W
     for one in (never, here):
         one.begin(settings())
     never.run(settings())
-    here.run(settings(max_epochs_total=35, baseline=False))  # no final runs, for which epochs would be kept
+    here.run(settings(max_epochs_total=35, baseline=False))  # no final runs, for which epochs would be reserved
     assert here.snapshots()
     here.run(settings())
     assert here.facts() == never.facts()
@@ -416,7 +418,7 @@ def test_a_snapshot_is_a_hard_link(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     for path in (parent.last, parent.best):
         path.write_bytes(path.name.encode())
-    for _ in range(2):  # a process that died may do it again
+    for _ in range(2):  # a restarted process may repeat it
         parent.save_snapshot(4)
     assert (tmp_path / "0" / "epoch-0004.pt").samefile(parent.last)
     assert parent.snapshots() == [4]

@@ -1,4 +1,4 @@
-"""A real search with `--scheduler pbt`, one trial at a time: a child takes over, and its schedule replays."""
+"""A real search with `--scheduler pbt`, one trial at a time: a child begins, and its schedule can be repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def population(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Sear
 
 
 def child(search: SearchDir) -> RunDir:
-    """The first one."""
+    """Return the first child."""
     return next(it for it in search.trials() if it.record().parent is not None)
 
 
@@ -51,7 +51,9 @@ def test_a_child_took_over(population: SearchDir) -> None:
     assert population.trial(about.replaces).state == "stopped"
     assert not any(population.path.rglob("epoch-*"))
     fresh = [int(it.name) for it in population.trials()[1:] if it.record().parent is None]
-    assert [trial[-1] for trial in study_trials(population)] == fresh, "the paper's point lies outside this space"
+    assert [trial[-1] for trial in study_trials(population)] == fresh, (
+        "the baseline configuration lies outside this space"
+    )
     client = MlflowClient(default_uri(population.path.parent))
     (held,) = client.search_runs(
         [client.get_experiment_by_name("wmlsearch").experiment_id],  # type: ignore[union-attr]
@@ -84,7 +86,7 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
             == load_checkpoint(training.checkpoints.best)["report"]["epoch"]
         )
     training.close()
-    # as a final run, which Ray Train's wrapper makes another sum of floats: its rates are the same
+    # as a final run: DistributedDataParallel sums floats in another order, but the rates are the same
     final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-seed0", "kind": "confirmation"}))
     with ray_session(None):
         order = TrainingRequest(final, final.record(), settings.seed, str(final.path))

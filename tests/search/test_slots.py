@@ -1,4 +1,4 @@
-"""What fits on a cluster, what is refused, what waits; trials of several workers, whatever else runs on the machine."""
+"""Slots on a cluster, storages of checkpoints, and trials of several workers beside another Ray."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_an_unwritable_storage_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_storage_with_another_runs_checkpoints_is_refused(tmp_path: Path) -> None:
-    """Whose folder was deleted, as the storage was not; or it has another --out."""
+    """The folder of that run was deleted, but not its storage; or it has another --out."""
     check_unused(str(tmp_path / "s"))
     left = tmp_path / "s" / "trials" / "0000"
     left.mkdir(parents=True)
@@ -155,7 +155,7 @@ def test_the_checkpoint_of_another_training_is_not_reported(prepared: Path, tmp_
 
 
 def test_an_object_store_that_does_not_answer_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it does not even say its region, as an S3 store is asked if its URI doesn't."""
+    """Also if the URI of an S3 store lacks the region, for which Arrow asks the store."""
     away = [OSError("NETWORK_CONNECTION during HeadBucket")] * 2
 
     def from_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -172,7 +172,7 @@ def test_an_object_store_that_does_not_answer_is_retried(tmp_path: Path, monkeyp
     assert (kept.last.read_bytes(), away) == (b"state", [])
     kept.close()
     away.append(OSError("away again"))
-    delete_checkpoint("s3://bucket", "last")  # takes room there, and does no harm
+    delete_checkpoint("s3://bucket", "last")  # the file stays, and no exception is raised
     assert (tmp_path / "bucket" / "last.pt").exists()
 
 
@@ -180,7 +180,7 @@ def test_an_object_store_that_does_not_answer_is_retried(tmp_path: Path, monkeyp
 def test_a_relative_storage_is_the_same_folder_in_all_processes(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's workers have other working folders than the command line."""
+    """Ray's workers have another working folder than the command line."""
     monkeypatch.chdir(tmp_path)
     placement, search = Placement(storage=given.replace("CWD", str(tmp_path))), SearchDir(tmp_path / "runs" / "s")
     placement.make_checkpoint_folder(search)
@@ -213,7 +213,7 @@ def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monk
             patch.setattr(owner, word, killed)
             with pytest.raises(SystemExit):
                 final_training.finish_run(order, TrialResult(done=True, ended="completed"))
-        assert (run.state, kept.last.exists()) == (state, True), "it goes on, or has ended"
+        assert (run.state, kept.last.exists()) == (state, True), "the run resumes, or has ended"
     final_training.finish_run(order, TrialResult(done=True, ended="completed"))
     assert (run.best.read_bytes(), kept.last.exists(), kept.best.exists()) == (b"best.pt", False, True)
 
@@ -241,7 +241,7 @@ def test_checkpoints_in_a_folder_are_the_files_themselves(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
 def test_a_failed_worker_group_releases_its_resources(prepared: Path, tmp_path: Path) -> None:
-    """Ray Train leaves the placement group of a run that failed, and the next trial would wait for ever."""
+    """Ray Train keeps the placement group of a run that failed, and the next trial would wait for ever."""
     with ray_session(None):
         whole = ray.cluster_resources()
         shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
@@ -256,7 +256,7 @@ def test_a_failed_worker_group_releases_its_resources(prepared: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Another Ray on this machine that is none of our business."""
+    """Another Ray on this machine, which the search must not touch."""
     code = (
         "import ray, sys; ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False); "
         "print('up', flush=True); sys.stdin.read(); print(len(ray.nodes()), ray.available_resources()['CPU'])"
@@ -273,7 +273,7 @@ def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         assert process.poll() is None
     yield
     output, _ = process.communicate("", timeout=60)
-    assert output.strip() == "1 1.0"  # nobody has joined it, nothing of it is taken
+    assert output.strip() == "1 1.0"  # no process has joined it or used its CPU
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     other_ray: None, prepared: Path, tmp_path: Path
 ) -> None:
-    """The dashboard is off, another Ray runs: where plain Tune and Train freeze when ASHA stops a trial."""
+    """Without a dashboard and beside another Ray, plain Tune and Train freeze when ASHA stops a trial."""
     space = SearchSpace.of(
         {"depth": 2, "base_channels": 4, "batch_size": 4, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     )

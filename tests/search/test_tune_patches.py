@@ -84,7 +84,7 @@ def test_rays_schedulers_need_no_controller(scheduler: str) -> None:
 
 
 class Counted(Ready):
-    """Takes much longer to start than to train; each process leaves a file."""
+    """A trainable that starts much slower than it trains. Each process writes a file."""
 
     def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
         super().setup(config, job)
@@ -99,7 +99,7 @@ class Counted(Ready):
 
 
 class Mortal(Ready):
-    """Dies, once in a search, while it is given to its third trial."""
+    """A trainable whose process dies once in a search, while it is reset for its third trial."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         died = Path(self.job["shipment"]["died"])
@@ -116,13 +116,13 @@ def test_idle_processes_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     search, started = new_search(tmp_path / "s", settings), tmp_path / "started"
     started.mkdir()
     monkeypatch.setattr(tune_loop, "TrialWorker", Counted)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes don't know this module
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this module
     data = {"row": row(0, 1, settings.epochs), "started": str(started)}
     slots = Slots(at_once, 1, 1, 0.0)
     tune_loop.run_trials(search, space(), settings, data, slots, LOCAL.checkpoint_location, lambda _: None)
     assert [run.state for run in search.trials()] == ["completed"] * TRIALS
     had = [file.read_text().split() for file in started.iterdir()]
-    assert len(had) == at_once, "a process was thrown away, or never came to a trial"
+    assert len(had) == at_once, "a process was discarded, or got no trial"
     assert sorted(number for numbers in had for number in numbers) == sorted(str(n) for n in range(TRIALS))
     assert all(had)
 
@@ -132,7 +132,7 @@ def test_a_trial_whose_process_dies_during_reset_gets_another(tmp_path: Path, mo
     settings = RunSettings(trials=4, epochs=2, scheduler="none", baseline=False, forecast=False)
     search, died = new_search(tmp_path / "s", settings), tmp_path / "died"
     monkeypatch.setattr(tune_loop, "TrialWorker", Mortal)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes don't know this module
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this module
     data = {"row": row(0, 1, settings.epochs), "died": str(died)}
     tune_loop.run_trials(
         search, space(), settings, data, Slots(1, 1, 1, 0.0), LOCAL.checkpoint_location, lambda _: None
