@@ -120,7 +120,7 @@ def test_a_killed_search_is_resumed_to_its_end(old: Path) -> None:
     assert [len(rows) for rows in before.values()] == [8, 8, 8, 8, 6, 0]
     output = run("tune", "--resume", "killed", "--trials", "6", "--data", "prepared")
     assert "from their last checkpoints" in output or "from its last checkpoint" in output
-    assert [run.state for run in search.trials()] == ["completed"] * 6
+    assert [(run.state, run.status().reason) for run in search.trials()] == [("completed", "")] * 6
     assert [len(run.rows()) for run in search.trials()] == [8] * 6
     for run_ in search.trials():
         assert run_.rows()[: len(before[run_.name])] == before[run_.name], "the old epochs stay"

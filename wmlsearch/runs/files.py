@@ -1,4 +1,4 @@
-"""Plain files that survive a crash: whole or not there, line by line, a torn last line cut before the next."""
+"""Files that survive a crash: written as a whole or not at all, or line by line with a torn last line removed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any, TypeVar
 from wmlsearch.config import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PATIENCE_S = 600.0  # so long a storage that is away is waited for
+PATIENCE_S = 600.0  # how long to wait for a storage that does not answer
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 class StorageError(OSError):
-    """A place that has no room, or that could not be reached for longer than one waits; it says which and why."""
+    """A storage is full, or could not be reached for `PATIENCE_S`. The error names the storage and the reason."""
 
 
 def retry_while_unavailable(action: Callable[[], T], place: Path | str, patience_s: float = PATIENCE_S) -> T:
-    """What `action` returns, tried again and again while the storage at `place` is away, as networks sometimes are.
+    """Return the result of `action`, repeated while the storage at `place` cannot be reached.
 
-    Raises StorageError at once where it is full, and after `patience_s` seconds otherwise.
+    Raises StorageError at once if the storage is full, else after `patience_s` seconds.
     """
     end, wait = time.monotonic() + patience_s, 0.2
     while True:
@@ -45,7 +45,7 @@ def retry_while_unavailable(action: Callable[[], T], place: Path | str, patience
 
 @contextmanager
 def writing(path: Path, size: int) -> Iterator[None]:
-    """Where something of `size` bytes is written to `path`: an error says so, and what is missing on a full disk."""
+    """Name `path` in an OSError of the block; on a full disk also the `size` in bytes and the free space."""
     try:
         yield
     except OSError as error:
@@ -57,7 +57,7 @@ def writing(path: Path, size: int) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Written aside, then renamed: whoever looks finds the old file or the new one, whole. Raises OSError."""
+    """Write a file beside `path`, then rename it: readers see the old file or the new one, whole. Raises OSError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path, len(data)):
         try:
@@ -69,12 +69,12 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`."""
+    """Write a text as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files need not be text
 
 
 def write_private(path: Path, text: str) -> None:
-    """As `write_text`, but readable and writable by this user alone, from its first byte on."""
+    """Write a text that only this user can read and write, from its first byte on."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -85,11 +85,12 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as `write_bytes` does. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises InputError where the file is missing or damaged."""
+    """Read a JSON object. Raises InputError if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -102,18 +103,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line, as `append` does."""
+    """Append a JSON object as a line, as `append` does."""
     append(path, as_line(row).encode())
 
 
 def append(path: Path, lines: bytes) -> None:
-    """Append lines, all or none: a torn last line is cut first, a failed write is taken back. Raises OSError."""
+    """Append lines, all or none: remove a torn last line first, and undo a failed write. Raises OSError."""
     with writing(path, len(lines)), open(path, "ab+", buffering=0) as file:
         _cut_torn_line(file.fileno(), path)
         size = os.fstat(file.fileno()).st_size
         try:
             left = memoryview(lines)
-            while left:  # a disk that is nearly full takes a part, and says at the next one why no more
+            while left:  # an almost full disk accepts a part, and raises at the next write
                 left = left[file.write(left) :]
         except OSError:
             os.ftruncate(file.fileno(), size)
@@ -121,7 +122,7 @@ def append(path: Path, lines: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a torn last one is left out. Raises InputError for a damaged one."""
+    """Read the JSON objects of all whole lines; a torn last line is left out. Raises InputError for a damaged line."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -144,7 +145,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take away what stands behind the last whole line of a file, and say so."""
+    """Remove what follows the last whole line of a file, and log a warning."""
     with open(path, "rb+", buffering=0) as file:
         _cut_torn_line(file.fileno(), path)
 
@@ -164,7 +165,7 @@ def as_line(row: Mapping[str, Any]) -> str:
 
 
 def check_output_folder(out: Path) -> None:
-    """Refuse a folder to be made that is there and not empty, or is a link. Raises InputError."""
+    """Refuse an output folder that is a link, or exists and is not empty. Raises InputError."""
     try:
         taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
     except OSError as error:
@@ -175,10 +176,9 @@ def check_output_folder(out: Path) -> None:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """The path of a folder to be made beside `out`, which takes that name at the end of the block.
+    """Yield the path for a new folder beside `out`; at the end of the block it is renamed to `out`.
 
-    Nothing is left of it when something goes wrong. Raises InputError where it can't be written, and OSError on a full
-    disk.
+    After an error nothing is left of it. Raises InputError if it cannot be written, and OSError on a full disk.
     """
     target = out.absolute()
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")

@@ -1,4 +1,8 @@
-"""Who works in a folder: one process at a time, and the dead own nothing."""
+"""The lock of a run folder: one process at a time holds it, and the system releases it when that process ends.
+
+It is a `flock` on the file `owner`, which names the process. `filelock` takes the same lock, but cannot ask who holds
+it without writing, as `is_running` does in a folder that may be read-only.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _FILE = "owner"
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a search's folder for this process. Raises InputError that names who holds it."""
+    """Hold a run folder for this process. Raises InputError that names the process that holds it."""
     with open(folder / _FILE, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,13 +37,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def check_not_running(folder: Path) -> None:
-    """Raises InputError that names the process that runs this search now, if there is one."""
+    """Raise InputError that names the process that holds this folder, if there is one."""
     if is_running(folder):
         raise _runs_already(folder, (folder / _FILE).read_text(encoding="utf-8"))
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds this folder now."""
+    """Return whether a process holds this folder. Nothing is written."""
     with contextlib.suppress(FileNotFoundError), open(folder / _FILE, encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

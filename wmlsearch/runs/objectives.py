@@ -1,4 +1,4 @@
-"""What a search makes better: a trial's values of one metric or of several, and the front of trials that none beats."""
+"""The objectives of a search: the best epoch of a trial, its values, and the Pareto front of several objectives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.runs.schema import EpochRow
 
-MANY = 3  # with more objectives hardly a trial is beaten in all of them
+MANY = 3  # with more objectives almost every trial is on the front
 
 
 def best_epoch(rows: Sequence[EpochRow], objective: str) -> EpochRow | None:
@@ -32,22 +32,22 @@ def values_of(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float
 
 
 def front(values: Sequence[Sequence[float] | None], objectives: Sequence[str]) -> list[bool]:
-    """For each trial, whether it is on the Pareto front: no other is as good in every objective and better in one.
+    """Return for each trial whether it is on the Pareto front: no other is as good in all objectives and better in one.
 
-    Equal ones are on it together. A trial without values is not.
+    Equal trials are on it together. A trial without values is not on it.
     """
     signs = np.array([-1.0 if OBJECTIVES.get(name) == "minimize" else 1.0 for name in objectives])
-    there = [i for i, its in enumerate(values) if its is not None]
-    scores = np.array([values[i] for i in there], dtype=float).reshape(len(there), len(objectives)) * signs
+    trials = [trial for trial, value in enumerate(values) if value is not None]
+    scores = np.array([values[trial] for trial in trials], dtype=float).reshape(len(trials), len(objectives)) * signs
     on_front = [False] * len(values)
-    for i, own in zip(there, scores, strict=True):
-        beaten = (scores >= own).all(axis=1) & (scores > own).any(axis=1)
-        on_front[i] = not beaten.any()
+    for trial, score in zip(trials, scores, strict=True):
+        dominating = (scores >= score).all(axis=1) & (scores > score).any(axis=1)
+        on_front[trial] = not dominating.any()
     return on_front
 
 
 def objective_warnings(settings: RunSettings, warm_start: bool) -> list[str]:
-    """What can be done with several objectives, but is better known before."""
+    """Return notes about objectives that are allowed, but of little use together."""
     names, notes = settings.objectives, []
     if measured := [name for name in names if name in ("images_per_s", "epoch_s")]:
         which = " and ".join(measured)
