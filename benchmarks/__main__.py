@@ -1,4 +1,4 @@
-"""All benchmarks, one after another, each in a fresh process; their table at the end. What `make bench` calls.
+"""Run all benchmarks one after another, each in a fresh process, and print their table. `make bench` calls this.
 
 python -m benchmarks [--out FILE] [NAME ...]
 """
@@ -29,13 +29,13 @@ def run(names: Sequence[str]) -> tuple[list[Row], list[str]]:
         print(f"{place}/{len(names)} {name} ...", flush=True)
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            found = Path(folder) / "rows.json"
-            command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(found)]
+            rows_file = Path(folder) / "rows.json"
+            command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(rows_file)]
             done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - our own code
             if done.returncode:
                 failed.append(name)
             else:
-                rows += [Row(**row) for row in json.loads(found.read_text())]
+                rows += [Row(**row) for row in json.loads(rows_file.read_text())]
         word = "failed after" if done.returncode else "took"
         print(f"    {word} {time.monotonic() - start:.0f} s", flush=True)
     return rows, failed

@@ -1,4 +1,4 @@
-"""Memory of several trials on a node, beside one: is the data set there once?
+"""Memory of several trials on a node, compared with one: is the data set in memory once?
 
     python -m benchmarks.memory
 
@@ -30,10 +30,10 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "prepared"
         size = _make(Path(folder), data) / 1e6
-        found = call(trials_on_a_node, str(data), str(folder), limit_s=LIMIT_S)
-    total = [whole / 1e6 for whole, _ in found]
-    shared = [part / 1e6 for _, part in found]
-    own = [a - b for a, b in zip(total, shared, strict=True)]
+        sizes = call(trials_on_a_node, str(data), str(folder), limit_s=LIMIT_S)
+    total = [whole / 1e6 for whole, _ in sizes]
+    shared = [part / 1e6 for _, part in sizes]
+    private = [a - b for a, b in zip(total, shared, strict=True)]
     return [
         Row(
             f"a data set of {size:.0f} MB in the memory of {TRIALS} trials",
@@ -46,11 +46,11 @@ def measure() -> list[Row]:
         *(
             Row(
                 f"memory of {count} trials on a node",
-                f"{total[count - 1]:.0f} MB, {own[count - 1] - own[count - 2]:.0f} MB more than {count - 1}",
-                f"one: {total[0]:.0f} MB, {own[0]:.0f} MB without the data",
+                f"{total[count - 1]:.0f} MB, {private[count - 1] - private[count - 2]:.0f} MB more than {count - 1}",
+                f"one: {total[0]:.0f} MB, {private[0]:.0f} MB without the data",
                 total[0] / total[count - 1],
                 "a further trial adds no more than the first has beside the data",
-                total[count - 1] - total[count - 2] < 1.05 * own[0],
+                total[count - 1] - total[count - 2] < 1.05 * private[0],
             )
             for count in range(2, TRIALS + 1)
         ),
@@ -76,7 +76,7 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
     job = WorkerJob(
         make_shipment(Path(data), Manifest.read(Path(data)).fingerprint, send=False), RunSettings(epochs=2), 1
     )
-    found: list[tuple[int, int]] = []
+    sizes: list[tuple[int, int]] = []
     actors, pids = [], []
     remote: Any = ray.remote(num_cpus=0)(Trial)
     with ray_session(None):
@@ -89,8 +89,8 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
                 raise RuntimeError(result.reason)
             actors.append(actor)  # it lives as long as something refers to it
             pids.append(ray.get(actor.pid.remote()))
-            found.append((sum(map(memory, pids)), sum(mapped(pid, Path(data)) for pid in pids)))
-    return found
+            sizes.append((sum(map(memory, pids)), sum(mapped(pid, Path(data)) for pid in pids)))
+    return sizes
 
 
 def _make(folder: Path, data: Path) -> int:

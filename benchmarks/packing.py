@@ -1,4 +1,4 @@
-"""The baseline trained by one process, two, three and four at once on one GPU, against one alone.
+"""The baseline trained by one to four processes at once on one GPU, compared with one process.
 
     python -m benchmarks.packing [--json FILE]
 
@@ -43,27 +43,30 @@ def measure() -> list[Row]:
 
 def rows(rates: Sequence[float]) -> list[Row]:
     """Of the images per second of 1, 2, ... trainings at once."""
-    alone, mps = rates[0], f"MPS {'on' if mps_is_on() else 'off'}"
+    single, mps = rates[0], f"MPS {'on' if mps_is_on() else 'off'}"
     what = f"baseline, batch {TrialConfig().batch_size}, GPU, {mps}"
-    found = [
-        Row(f"{what}, {count} at once", f"{rate:.0f} images/s", f"{alone:.0f} images/s, one alone", rate / alone)
+    measured = [
+        Row(f"{what}, {count} at once", f"{rate:.0f} images/s", f"{single:.0f} images/s, one alone", rate / single)
         for count, rate in enumerate(rates, start=1)
     ]
     best = max(range(len(rates)), key=lambda place: rates[place])
-    told, ratio = f"{best + 1} at once", rates[best] / alone
-    return [*found, Row(f"{what}, trainings an hour at best", told, "one at a time", ratio, f"{AIM:g}", ratio >= AIM)]
+    result, ratio = f"{best + 1} at once", rates[best] / single
+    return [
+        *measured,
+        Row(f"{what}, trainings an hour at best", result, "one at a time", ratio, f"{AIM:g}", ratio >= AIM),
+    ]
 
 
-def together(prepared: Path, device: str, most: int, seconds: float, repeats: int) -> list[float]:
+def together(prepared: Path, device: str, max_count: int, seconds: float, repeats: int) -> list[float]:
     """Images that 1, 2, ..., `most` trainings at once train in a second, all together: medians."""
-    with processes(prepared, device, most) as others:
-        found: list[list[float]] = [[] for _ in others]
+    with processes(prepared, device, max_count) as others:
+        measured: list[list[float]] = [[] for _ in others]
         for _ in range(repeats):
-            for count in range(1, most + 1):
+            for count in range(1, max_count + 1):
                 for other in others[:count]:
                     other.send(seconds)
-                found[count - 1].append(sum(_answer(other) for other in others[:count]))
-    return [statistics.median(rates) for rates in found]
+                measured[count - 1].append(sum(_answer(other) for other in others[:count]))
+    return [statistics.median(rates) for rates in measured]
 
 
 @contextmanager
@@ -71,11 +74,11 @@ def processes(prepared: Path, device: str, count: int) -> Iterator[list[Connecti
     """So many that are ready to train: each answers a number of seconds with the images per second meanwhile."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(count)]
-    started = [context.Process(target=_serve, args=(str(prepared), device, theirs)) for _, theirs in pipes]
+    started = [context.Process(target=_serve, args=(str(prepared), device, child_end)) for _, child_end in pipes]
     try:
-        for process, (_, theirs) in zip(started, pipes, strict=True):
+        for process, (_, child_end) in zip(started, pipes, strict=True):
             process.start()
-            theirs.close()
+            child_end.close()
         ours = [mine for mine, _ in pipes]
         for mine in ours:
             _answer(mine)  # that it is ready

@@ -1,4 +1,4 @@
-"""The peak memory that a training is predicted to have, against the one that it has.
+"""The predicted peak memory of a training, compared with the measured one.
 
     python -m benchmarks.peak [--json FILE]
 
@@ -48,19 +48,19 @@ def measure() -> list[Row]:
     precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(Path(folder), SLICES, SIZES[device])
-        for values, (predicted, peak, tensors) in zip(CONFIGURATIONS, found(prepared, device), strict=True):
+        for values, (predicted, peak, tensors) in zip(CONFIGURATIONS, measured_peaks(prepared, device), strict=True):
             errors.append(peak / predicted - 1)
             words = ", ".join(f"{name} {value}" for name, value in values.items()) or "the baseline"
             of_tensors = f", {tensors / 1e6:.0f} MB of it tensors at once" if tensors else ""
             what = f"peak of training, {words}, {SIZES[device]} x {SIZES[device]}, {precision}, {device}"
-            told = f"{peak / 1e6:.0f} MB{of_tensors}"
-            rows.append(Row(what, f"{predicted / 1e6:.0f} MB predicted", told, peak / predicted))
+            result = f"{peak / 1e6:.0f} MB{of_tensors}"
+            rows.append(Row(what, f"{predicted / 1e6:.0f} MB predicted", result, peak / predicted))
     spread = f"{100 * min(errors):+.0f} % to {100 * max(errors):+.0f} %"
     middle = f"median {100 * statistics.median(errors):+.0f} %"
     return [*rows, Row(f"peak against prediction, {len(errors)} trainings, {device}", spread, middle)]
 
 
-def found(prepared: Path, device: str) -> Iterator[tuple[int, int, int]]:
+def measured_peaks(prepared: Path, device: str) -> Iterator[tuple[int, int, int]]:
     """Of each configuration what `trained` returns."""
     for values in CONFIGURATIONS:
         if device == "cuda":  # trainings after one another leave no memory there

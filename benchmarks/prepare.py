@@ -1,4 +1,4 @@
-"""`wmlsearch prepare` with all cores beside a single process: time, and memory.
+"""`wmlsearch prepare` with all cores, compared with a single process: time and memory.
 
     python -m benchmarks.prepare
 

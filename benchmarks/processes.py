@@ -1,4 +1,4 @@
-"""Functions in processes of their own, which can't outlive their time; what processes hold in memory (Linux)."""
+"""Run functions in processes with a time limit, and measure the memory of processes (Linux)."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def call(
 
 def descendants(pid: int) -> list[int]:
     """The children of a process, their children, and so on."""
-    found = []
+    pids = []
     with contextlib.suppress(OSError):  # it has ended
         for thread in Path(f"/proc/{pid}/task").iterdir():
             for child in (thread / "children").read_text().split():
-                found += [int(child), *descendants(int(child))]
-    return found
+                pids += [int(child), *descendants(int(child))]
+    return pids
 
 
 def memory(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""Trials that train nothing: each step answers at once with a row that was made before. Imports as little as it can."""
+"""Trials that train nothing: each step answers at once with a prepared row. Imports as little as possible."""
 
 from __future__ import annotations
 

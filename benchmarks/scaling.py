@@ -1,4 +1,4 @@
-"""What a search of many trials on many GPUs would need, from what a trial, a report and a byte cost here.
+"""Predict what a search of many trials on many GPUs needs, from the measured cost of a trial, a report and a byte.
 
 python -m benchmarks.scaling
 
@@ -249,36 +249,39 @@ def rates(constants: Constants) -> str:
     """The table of what follows from how long an epoch takes."""
     needs = [need(constants, SEARCH, GPUS, epoch_s) for epoch_s in EPOCH_S]
     shown: list[tuple[str, Callable[[Need], str]]] = [
-        ("reports a second", lambda it: f"{it.reports_per_s:.3g}"),
-        ("trials begun a second", lambda it: f"{it.trials_per_s:.2g}"),
-        ("driver, cores: Tune and Ray", lambda it: f"{it.tune_cores:.2g}"),
-        ("driver, cores: reports", lambda it: f"{it.report_cores:.2g}"),
-        ("driver, cores: proposals of the forest", lambda it: f"{it.proposal_cores:.2g}"),
-        ("**driver, cores in all (it has one)**", lambda it: f"**{it.cores:.2g}**"),
-        ("results to the driver, MB/s", lambda it: f"{it.result_bytes_per_s / 1e6:.2g}"),
-        ("checkpoints to the storage, GB/s", lambda it: f"{it.checkpoint_bytes_per_s / 1e9:.2g}"),
-        ("MLflow is behind by, s", lambda it: f"{it.mirror_behind_s:.0f}"),
+        ("reports a second", lambda demand: f"{demand.reports_per_s:.3g}"),
+        ("trials begun a second", lambda demand: f"{demand.trials_per_s:.2g}"),
+        ("driver, cores: Tune and Ray", lambda demand: f"{demand.tune_cores:.2g}"),
+        ("driver, cores: reports", lambda demand: f"{demand.report_cores:.2g}"),
+        ("driver, cores: proposals of the forest", lambda demand: f"{demand.proposal_cores:.2g}"),
+        ("**driver, cores in all (it has one)**", lambda demand: f"**{demand.cores:.2g}**"),
+        ("results to the driver, MB/s", lambda demand: f"{demand.result_bytes_per_s / 1e6:.2g}"),
+        ("checkpoints to the storage, GB/s", lambda demand: f"{demand.checkpoint_bytes_per_s / 1e9:.2g}"),
+        ("MLflow is behind by, s", lambda demand: f"{demand.mirror_behind_s:.0f}"),
     ]
     head = " | ".join(f"{epoch_s:g} s" for epoch_s in EPOCH_S)
     lines = [f"| an epoch takes | {head} |", "|---|" + "---:|" * len(EPOCH_S)]
-    lines += [f"| {what} | {' | '.join(show(it) for it in needs)} |" for what, show in shown]
+    lines += [f"| {what} | {' | '.join(show(demand) for demand in needs)} |" for what, show in shown]
     most = " | ".join(f"**{most_gpus(constants, SEARCH, epoch_s)}**" for epoch_s in EPOCH_S)
     return "\n".join([*lines, f"| **GPUs that one driver keeps busy** | {most} |"])
 
 
 def totals(constants: Constants) -> str:
     """The table of what follows from the number of trials."""
-    it = need(constants, SEARCH, GPUS, 1.0)
+    demand = need(constants, SEARCH, GPUS, 1.0)
     rows = [
-        ("reports", f"{it.reports:,.0f}"),
-        ("driver's memory, beside what it has at first", f"{it.memory_bytes / 1e6:,.0f} MB"),
-        ("run folders", f"{it.folder_bytes / 1e6:,.0f} MB in {it.files:,.0f} files"),
-        ("the study's journal", f"{it.journal_bytes / 1e6:,.0f} MB"),
-        ("MLflow's database", f"{it.mlflow_bytes / 1e6:,.0f} MB in {it.mlflow_rows / 1e6:.2g} million rows"),
-        ("the mirror's process", f"{it.mlflow_cpu_s / 60:,.0f} min, were each report sent by itself"),
-        ("checkpoints at a time", f"{it.checkpoint_bytes / 1e9:,.0f} GB"),
-        ("the prepared data, to each node once", f"{it.data_bytes / 1e9:,.0f} GB to {GPUS / GPUS_PER_NODE:.0f} nodes"),
-        ("to rebuild the study when a search goes on", f"{it.resume_s:.0f} s"),
+        ("reports", f"{demand.reports:,.0f}"),
+        ("driver's memory, beside what it has at first", f"{demand.memory_bytes / 1e6:,.0f} MB"),
+        ("run folders", f"{demand.folder_bytes / 1e6:,.0f} MB in {demand.files:,.0f} files"),
+        ("the study's journal", f"{demand.journal_bytes / 1e6:,.0f} MB"),
+        ("MLflow's database", f"{demand.mlflow_bytes / 1e6:,.0f} MB in {demand.mlflow_rows / 1e6:.2g} million rows"),
+        ("the mirror's process", f"{demand.mlflow_cpu_s / 60:,.0f} min, were each report sent by itself"),
+        ("checkpoints at a time", f"{demand.checkpoint_bytes / 1e9:,.0f} GB"),
+        (
+            "the prepared data, to each node once",
+            f"{demand.data_bytes / 1e9:,.0f} GB to {GPUS / GPUS_PER_NODE:.0f} nodes",
+        ),
+        ("to rebuild the study when a search goes on", f"{demand.resume_s:.0f} s"),
     ]
     return "\n".join([f"| what | {SEARCH.trials:,} trials |", "|---|---:|", *(f"| {a} | {b} |" for a, b in rows)])
 

@@ -1,4 +1,4 @@
-"""A search without training: folders and rows as a real one has them, at once and without a GPU."""
+"""A search without training: run folders and rows as a real one has them, written at once and without a GPU."""
 
 from __future__ import annotations
 

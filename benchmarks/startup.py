@@ -1,4 +1,4 @@
-"""How long `wmlsearch --help` takes, beside a Python that imports click and no more.
+"""The time that `wmlsearch --help` takes, compared with a Python that only imports click.
 
     python -m benchmarks.startup
 

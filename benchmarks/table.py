@@ -1,4 +1,4 @@
-"""What every benchmark gives: rows of one table, each with its ratio against a reference of the same run."""
+"""The rows of a benchmark, each with its ratio against a reference of the same run, and their table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it costs to have a search in MLflow: Ray's MLflowLoggerCallback against this project's mirror.
+"""The cost of having a search in MLflow: this project's mirror compared with Ray's MLflowLoggerCallback.
 
 python -m benchmarks.tracking
 
@@ -169,9 +169,9 @@ def beside(at: Server, folder: Path) -> float:
     trial = new_trial(search, 0)
     mirror.notify(trial)
     _wait(trial, "files", ["certificate"])
-    alone, mirrored = list[float](), list[float]()
+    plain, mirrored = list[float](), list[float]()
     for turn in range(1, TURNS + 1):
-        for times in (alone, mirrored) if turn % 2 else (mirrored, alone):
+        for times in (plain, mirrored) if turn % 2 else (mirrored, plain):
             trial.append(EpochRow.from_json(row(0, turn, 10 * TURNS, len(METRICS))))
             begun = time.perf_counter()
             if times is mirrored:
@@ -181,24 +181,24 @@ def beside(at: Server, folder: Path) -> float:
             if times is mirrored:
                 _wait(trial, "rows", len(trial.rows()))
     mirror.close()
-    return statistics.median(mirrored) - statistics.median(alone)
+    return statistics.median(mirrored) - statistics.median(plain)
 
 
 def measure() -> list[Row]:
     with server() as at, tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out:
-        theirs, their_s, their_calls = of_ray(at)
+        callback_times, their_s, their_calls = of_ray(at)
         ours, our_s, calls = of_mirror(at, Path(out) / "fast", one_by_one=False)
         _, single_s, single_calls = of_mirror(at, Path(out) / "single", one_by_one=True)
         extra_s = beside(at, Path(out) / "beside")
-    told, waited = statistics.median(ours), statistics.median(theirs)
+    notify_s, callback_s = statistics.median(ours), statistics.median(callback_times)
     reports = TRIALS * EPOCHS
     of_reports = sum(call.endswith("log-batch") for call in single_calls) - TRIALS
     return [
         Row(
             "tracking: a report of 25 metrics, in the driver's event loop",
-            f"{1000 * told:.3f} ms (worst {1000 * max(ours):.3f})",
-            f"MLflowLoggerCallback {1000 * waited:.0f} ms",
-            waited / told,
+            f"{1000 * notify_s:.3f} ms (worst {1000 * max(ours):.3f})",
+            f"MLflowLoggerCallback {1000 * callback_s:.0f} ms",
+            callback_s / notify_s,
             "at most 1 ms",
             max(ours) <= 1e-3,
         ),

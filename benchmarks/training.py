@@ -124,20 +124,20 @@ def ours(config: TrialConfig, data: PreparedData, repeats: int, seed: int = 0) -
 
 def in_turn(config: TrialConfig, data: PreparedData, others: list[PlainLoop], repeats: int) -> list[list[float]]:
     """Images per second, epoch by epoch, of ours and of each of the others, one epoch of each after another."""
-    found: list[list[float]] = [[] for _ in range(1 + len(others))]
+    measured: list[list[float]] = [[] for _ in range(1 + len(others))]
     for repeat, metrics in enumerate(ours(config, data, repeats)):
         rates = [metrics["images_per_s"] or 0.0, *(len(data.train) / other.epoch() for other in others)]
         if repeat:
-            for row, rate in zip(found, rates, strict=True):
+            for row, rate in zip(measured, rates, strict=True):
                 row.append(rate)
-    return found
+    return measured
 
 
 def compared(what: str, rates: list[float], reference: list[float], name: str, aim: float | None, how: str) -> Row:
     ratio = statistics.median(a / b for a, b in zip(rates, reference, strict=True))
-    mine, its = (f"{statistics.median(values):.3g} images/s" for values in (rates, reference))
+    mine, other_rate = (f"{statistics.median(values):.3g} images/s" for values in (rates, reference))
     met = None if aim is None else ratio >= aim
-    return Row(what, f"{mine} ({how})", f"{its}, {name}", ratio, "" if aim is None else f"{aim:g}", met)
+    return Row(what, f"{mine} ({how})", f"{other_rate}, {name}", ratio, "" if aim is None else f"{aim:g}", met)
 
 
 def phantom(folder: Path, slices: int, size: int, patients: int = 5, edge: int = 128) -> Path:
@@ -165,11 +165,13 @@ def on_cpu(prepared: Path, repeats: int) -> list[Row]:
     aim, how = (3.0, "bfloat16") if fast else (1.15, "float32, no bfloat16 in this hardware")
     what = f"training, baseline, batch 5, CPU, {len(data.train)} slices of {data.manifest.size}"
     others = {"plain float32 loop with DataLoader": PlainLoop(plain_unet(), data.train, config, "cpu")}
-    if (theirs := monai_unet()) is not None:
-        others["the same with MONAI's BasicUNet"] = PlainLoop(theirs, data.train, config, "cpu")
-    mine, *found = in_turn(config, data, list(others.values()), repeats)
-    rows = [compared(what, mine, rates, name, aim, how) for (name, _), rates in zip(others.items(), found, strict=True)]
-    return rows if theirs is not None else [*rows, Row(what, "", "MONAI isn't installed here")]
+    if (monai_net := monai_unet()) is not None:
+        others["the same with MONAI's BasicUNet"] = PlainLoop(monai_net, data.train, config, "cpu")
+    mine, *measured = in_turn(config, data, list(others.values()), repeats)
+    rows = [
+        compared(what, mine, rates, name, aim, how) for (name, _), rates in zip(others.items(), measured, strict=True)
+    ]
+    return rows if monai_net is not None else [*rows, Row(what, "", "MONAI isn't installed here")]
 
 
 def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOCHS) -> Row:
@@ -233,8 +235,8 @@ def on_gpu(prepared: Path, repeats: int) -> list[Row]:
     first = time.perf_counter() - start - sum(seconds[1:])  # with all that it sets up
     whole = first + (PAPER_EPOCHS - 1) * statistics.median(seconds[1:])
     what = f"the paper's training: {PAPER_EPOCHS} epochs of {PAPER_SLICES[0]} + {PAPER_SLICES[1]} slices of {SIZE}"
-    told = f"{whole:.1f} s, from {first:.1f} s for the first epoch and {seconds[-1]:.2f} s for the others"
-    return [*rows, Row(what, told, ratio=PAPER_AIM_S / whole, aim=f"{PAPER_AIM_S} s", met=whole <= PAPER_AIM_S)]
+    result = f"{whole:.1f} s, from {first:.1f} s for the first epoch and {seconds[-1]:.2f} s for the others"
+    return [*rows, Row(what, result, ratio=PAPER_AIM_S / whole, aim=f"{PAPER_AIM_S} s", met=whole <= PAPER_AIM_S)]
 
 
 def floor(unet: nn.Module, batch: int, size: int) -> tuple[int, int]:
@@ -281,7 +283,7 @@ def measured_matrix_rate() -> float:
 
 def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
     """Median, by the GPU's own clock."""
-    found = []
+    measured = []
     for repeat in range(repeats + 2):  # two to warm up
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -289,8 +291,8 @@ def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
         end.record()
         torch.cuda.synchronize()
         if repeat >= 2:
-            found.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(found)
+            measured.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(measured)
 
 
 def measure(slices: int = 30, repeats: int = REPEATS) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The same trivial trials, run in several ways, each on two cores: what is left beside the training is the platform.
+"""The same trivial trials run in several ways, each on two cores, to measure the time beside the training.
 
 Each way returns when its trials began, how many ran at once, and of each trial when it was started, when it had ended,
 and how many of the seconds between were training, by the training function's own clock.
@@ -72,11 +72,11 @@ def search(data: str, folder: str, trials: int, workers: int) -> Found:
     states = {run.state for run in result.trials()}
     if outcome.early or outcome.mlflow_problem or states != {"completed"}:
         raise RuntimeError(f"{outcome.early} {outcome.mlflow_problem} {states}")
-    found = []
+    times = []
     for run in result.trials():
         status = run.status()
-        found.append((status.started, status.ended, sum(row.metrics["epoch_s"] or 0.0 for row in run.rows())))
-    return {"begun": min(found)[0], "at_once": placement.slots(trials).count, "trials": found}
+        times.append((status.started, status.ended, sum(row.metrics["epoch_s"] or 0.0 for row in run.rows())))
+    return {"begun": min(times)[0], "at_once": placement.slots(trials).count, "trials": times}
 
 
 def tune_function(data: str, folder: str, trials: int) -> Found:
@@ -98,7 +98,7 @@ def optuna_alone(data: str, trials: int) -> Found:
 
     _on_two_cores()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found, lock = [], threading.Lock()
+    times, lock = [], threading.Lock()
 
     def objective(trial: optuna.Trial) -> float:
         started = time.time()
@@ -106,12 +106,12 @@ def optuna_alone(data: str, trials: int) -> Found:
         code = f"from benchmarks.trivial import train; print(train({data!r}, {rate!r}))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)  # noqa: S603 - our own code
         with lock:
-            found.append((started, time.time(), float(done.stdout)))
+            times.append((started, time.time(), float(done.stdout)))
         return 0.0
 
     begun = time.time()
     optuna.create_study().optimize(objective, trials, n_jobs=CORES)
-    return {"begun": begun, "at_once": CORES, "trials": found}
+    return {"begun": begun, "at_once": CORES, "trials": times}
 
 
 def _on_two_cores() -> None:
@@ -159,7 +159,7 @@ def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, 
         def __init__(self) -> None:
             self.begun = 0.0
             self.started: dict[str, float] = {}
-            self.found: list[tuple[float, float, float]] = []
+            self.times: list[tuple[float, float, float]] = []
 
         def setup(self, *args: Any, **info: Any) -> None:
             self.begun = time.time()
@@ -169,7 +169,7 @@ def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, 
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             now = time.time()
-            self.found.append((self.started[trial.trial_id], now, trial.last_result["trained_s"]))
+            self.times.append((self.started[trial.trial_id], now, trial.last_result["trained_s"]))
 
     _on_two_cores()
     clock = Clock()
@@ -183,4 +183,4 @@ def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, 
         results = tuner.fit()
     if results.num_errors:
         raise RuntimeError(str(results.errors[0]))
-    return {"begun": clock.begun, "at_once": at_once, "trials": clock.found}
+    return {"begun": clock.begun, "at_once": at_once, "trials": clock.times}

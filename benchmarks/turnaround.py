@@ -1,4 +1,4 @@
-"""Time that a trial costs beside its training, beside other ways to run trials.
+"""The time that a trial costs beside its training, compared with other ways to run trials.
 
     python -m benchmarks.turnaround
 
@@ -51,21 +51,21 @@ def measure() -> list[Row]:
 
 def platform_s(trials: Trials, begun: float, at_once: int) -> list[float]:
     """Seconds of each trial that were no training, from when its place was free until it had ended."""
-    free, found = [begun] * at_once, []
+    free, result = [begun] * at_once, []
     for _, ended, trained in sorted(trials):
-        found.append(ended - heapq.heappop(free) - trained)
+        result.append(ended - heapq.heappop(free) - trained)
         heapq.heappush(free, ended)
-    return found
+    return result
 
 
 def _measure(way: Callable[..., Any], *arguments: Any) -> list[float]:
     """Platform seconds of each trial of a way; none where it has not ended within its time."""
     try:
-        found = call(way, *arguments, limit_s=LIMIT_S)
+        result = call(way, *arguments, limit_s=LIMIT_S)
     except Overdue as error:
         print(error)
         return []
-    return platform_s(found["trials"], found["begun"], found["at_once"])
+    return platform_s(result["trials"], result["begun"], result["at_once"])
 
 
 def _row(what: str, ours: Sequence[float], aim: float, name: str = "", other: Sequence[float] = ()) -> Row:

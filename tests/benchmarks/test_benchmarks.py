@@ -76,7 +76,7 @@ def test_those_for_gpus_need_the_core_only() -> None:
 
 def test_several_trainings_at_once(prepared: Path) -> None:
     """Real processes, on this CPU; their table by hand, and one that ended."""
-    rates = packing.together(prepared, "cpu", most=2, seconds=0.1, repeats=1)
+    rates = packing.together(prepared, "cpu", max_count=2, seconds=0.1, repeats=1)
     assert len(rates) == 2
     assert all(0 < rate < 1e6 for rate in rates)
     mine, theirs = multiprocessing.Pipe()
