@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wmlsearch.runs.evaluation import Comparison
+from wmlsearch.runs.schema import SplitCertificate
 from wmlsearch.verdict.statistics import paired
 from wmlsearch.verdict.wording import leakage_note, mean_sd, openings_note, verdict_sentence
 
@@ -59,9 +60,11 @@ def test_how_often_the_test_was_opened() -> None:
 
 
 def test_leakage_and_means() -> None:
-    clean = {"compared": 480, "duplicates": {"train/test": {"identical": 0}}}
+    clean = SplitCertificate(compared=480, duplicates={"train/test": {"identical": 0}})
     assert leakage_note(clean) == "480 slices compared: no duplicates across splits"
-    leaky = {"compared": 480, "duplicates": {"train/test": {"identical": 2, "near": 0}, "val/test": {"near": 1}}}
+    leaky = SplitCertificate(
+        compared=480, duplicates={"train/test": {"identical": 2, "near": 0}, "val/test": {"near": 1}}
+    )
     assert leakage_note(leaky) == (
         "480 slices compared: duplicates across splits: 2 identical of test in train; 1 near of test in val"
     )
