@@ -1,4 +1,4 @@
-"""The README's commands on three hosts: ray up, tune, a closed lid, stop, resume, MLflow's UI, a host dies, ray down.
+"""The commands of docs/clusters.md on three hosts: ray up, tune, a closed lid, stop, resume, ui, a dead host, ray down.
 
 Run by `make cluster-test` (see hosts.py); the tests are steps of one story and build on each other.
 """
