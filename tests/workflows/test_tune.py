@@ -152,6 +152,7 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
     certificate = done.search.record().certificate
+    assert certificate is not None
     for run in done.search.trials() + done.search.finals():
         held = by_key[run.record().key]
         for name in ("val_dice_best", "train_loss", "val_precision", "learning_rate"):
@@ -161,7 +162,7 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     for run in runs:
         assert "split_certificate.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
     path = client.download_artifacts(by_key[done.search.trial(0).record().key].info.run_id, "split_certificate.json")
-    assert json.loads(Path(path).read_text()) == certificate
+    assert json.loads(Path(path).read_text()) == certificate.as_json()
 
 
 def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done) -> None:
