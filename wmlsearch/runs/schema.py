@@ -39,7 +39,8 @@ RESTORE = "restore it from a copy, or move the run away"
 REMAKE_LEDGER = "delete it, and `wmlsearch sync` makes it anew"
 DELETE_FORECAST = "delete it, it is for looking at only"
 
-Amount = Annotated[int | float, Field(ge=0, le=1e18)]  # bytes, seconds, hours, MiB
+Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours, MiB
+Count = Annotated[int, Field(ge=0, le=10**18)]
 R = TypeVar("R", bound="Record")
 
 
@@ -247,7 +248,7 @@ class Usage(Record):
     final_seconds: Amount = 0.0  # in which final runs ran
     final_gpu_seconds: Amount = 0.0  # that final runs held GPUs
     checkpoint_bytes: Amount = 0.0  # the largest total of its checkpoints; 0 where they are stored elsewhere
-    __pydantic_extra__: dict[str, int | float]
+    __pydantic_extra__: dict[str, Amount]
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump()
@@ -269,10 +270,10 @@ class ForecastRecord(Record):
     search_s: Amount  # seconds of the trials
     final_s: Amount  # seconds of the final runs
     total_s: Amount  # seconds
-    final_runs: Amount
-    final_epochs: Amount  # of all final runs
+    final_runs: Count
+    final_epochs: Count  # of all final runs
     gpu_hours: Amount
-    disk_bytes: Amount  # of checkpoints
+    disk_bytes: Count  # of checkpoints
     peak_memory_mb: Amount  # MiB of a worker
     ends_by: str  # the budget that ends the trials, or ""
 
