@@ -5,7 +5,7 @@ python -m benchmarks.tracking
 Both send the same reports of 25 metrics to the same server (`mlflow server` on 127.0.0.1, SQLite), 5 trials of 10
 epochs, which counts the calls by its own access log. The callback is called as Tune calls it (log_trial_start,
 log_trial_result, log_trial_end), with stand-ins for the trials: between these calls a search does nothing for MLflow.
-The mirror is told of the same reports one after another, as fast as they come; then again with a wait after each until
+The mirror gets the same reports one after another, as fast as they come; then again with a wait after each until
 the server has it, so that no two are sent as one. Both have talked to the server before.
 """
 
@@ -163,7 +163,7 @@ def _wait(run: RunDir, name: str, value: Any) -> None:
 
 
 def beside(at: Server, folder: Path) -> float:
-    """Seconds that a turn of a loop takes longer in a process whose mirror is told of each turn, and sends it."""
+    """Seconds that a turn of a loop takes longer in a process whose mirror gets a report each turn, and sends it."""
     search = new_search(folder, RunSettings(trials=1, epochs=10 * TURNS))
     mirror = Mirror(search, at.uri)
     trial = new_trial(search, 0)
