@@ -136,7 +136,7 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
         ),
     ],
 )
-def test_home_directories_are_not_named(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directories_are_not_recorded(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/srv/ann")
     assert without_home(text) == shown
 
@@ -168,7 +168,7 @@ def test_passwords_are_not_shown(text: str, shown: str) -> None:
     assert without_password(shown) == shown
 
 
-def test_no_message_has_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_contain_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     for uri in ("http://me:se/cret@host", "me:secret@host:1", "ftp://me:sec ret@host"):
         with pytest.raises(InputError) as refused:
             check_uri(uri)
@@ -339,7 +339,7 @@ def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None
         ),
     ],
 )
-def test_hosts_and_addresses_that_are_refused(words: str, said: str, copied: SearchDir) -> None:
+def test_refused_hosts_and_addresses(words: str, said: str, copied: SearchDir) -> None:
     (copied.path.parent / "mlflow.db").touch()
     result = CliRunner().invoke(main, ["ui", "--out", str(copied.path.parent), *words.split()])
     assert result.exit_code == 2
@@ -349,7 +349,7 @@ def test_hosts_and_addresses_that_are_refused(words: str, said: str, copied: Sea
 # ------------------------------------------------------------------------------------------------------ rules of `ruff`
 
 
-def test_the_security_rules_are_on_and_few_lines_are_excused() -> None:
+def test_security_rules_are_enabled_with_few_exceptions() -> None:
     """pickle, eval, YAML without a safe loader, torch.load without weights_only are refused by `make lint`."""
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     assert "S" in rules["select"]

@@ -70,7 +70,7 @@ def taken_or_refused(most: int = 100_000) -> Iterator[None]:
 
 @MANY
 @given(values=MAPPINGS)
-def test_any_mapping_as_a_space_and_a_point(values: dict[str, Any]) -> None:
+def test_any_mapping_as_a_space_and_a_configuration(values: dict[str, Any]) -> None:
     with taken_or_refused():
         space = SearchSpace.of(values)
         assert SearchSpace.of(space.mapping()) == SearchSpace.of(space.mapping())

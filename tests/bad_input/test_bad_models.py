@@ -155,7 +155,7 @@ def test_a_bad_checkpoint(name: str, search: SearchDir, refused: Refused, prepar
     ],
     ids=["empty", "cut", "a pickle that runs something"],
 )
-def test_a_search_does_not_go_on_from_a_bad_checkpoint(
+def test_search_does_not_resume_from_a_bad_checkpoint(
     content: bytes, why: str, search: SearchDir, refused: Refused
 ) -> None:
     search.trial(0).last.write_bytes(content)
@@ -182,7 +182,7 @@ LOST = (
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, refused: Refused) -> None:
+def test_search_does_not_resume_without_its_checkpoint(killed: SearchDir, refused: Refused) -> None:
     """It would begin again at its first epoch, and what its folder has would be cut."""
     rows = killed.trial(0).rows()
     assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(Path(TRIAL).absolute()))
@@ -199,7 +199,7 @@ def test_a_search_does_not_go_on_where_its_checkpoint_is_not(killed: SearchDir, 
     )
 
 
-def test_no_death_leaves_a_search_that_is_refused(killed: SearchDir) -> None:
+def test_search_can_be_resumed_after_a_crash_at_any_write(killed: SearchDir) -> None:
     """Whatever is written is written in this order: the checkpoint, its epoch's line; the word how it ended."""
     run, placement = killed.trial(0), Placement(storage=str(Path("kept").absolute()))
     with pytest.raises(InputError, match="after epoch 5 is not in"):
@@ -251,7 +251,7 @@ def checkpoint(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
+def test_training_does_not_resume_from_a_damaged_checkpoint(
     name: str, data: PreparedData, checkpoint: Path, tmp_path: Path
 ) -> None:
     changes, why = DAMAGED[name]
@@ -263,7 +263,7 @@ def test_a_training_does_not_go_on_from_a_damaged_checkpoint(
     assert str(error.value).endswith(f"); {RESTORE_HINT}")
 
 
-def test_a_checkpoint_of_tensors_where_words_should_be(data: PreparedData, checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_with_tensors_in_place_of_text(data: PreparedData, checkpoint: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(checkpoint, tmp_path))
     state(seed=torch.zeros(3), data="x" * 2000)(path)
     with pytest.raises(InputError) as error:
@@ -290,7 +290,7 @@ def safetensors(header: bytes, size: int | None = None) -> bytes:
     ],
     ids=["empty", "a checkpoint", "a pickle", "a huge header", "depths", "no text"],
 )
-def test_weights_that_are_no_safetensors(content: bytes, search: SearchDir, refused: Refused) -> None:
+def test_invalid_safetensors_are_refused(content: bytes, search: SearchDir, refused: Refused) -> None:
     Path(EXPORT, "member-0.safetensors").write_bytes(content)
     for verb in (("predict", "s", "x.nii.gz", "--out", "o"), ("export", EXPORT, "e")):
         message = refused(*verb)
@@ -299,7 +299,7 @@ def test_weights_that_are_no_safetensors(content: bytes, search: SearchDir, refu
     assert sorted(path.name for path in Path().iterdir()) == ["runs"], "nothing was run or made"
 
 
-def test_a_model_can_not_name_a_file_elsewhere(search: SearchDir, refused: Refused) -> None:
+def test_model_cannot_reference_files_outside_its_folder(search: SearchDir, refused: Refused) -> None:
     path = Path(EXPORT, "model.json")
     about = json.loads(path.read_text())
     about["members"][0]["file"] = about["members"][0]["name"] = "../../../secret"
@@ -346,7 +346,7 @@ def test_a_bad_image_to_predict(name: str, search: SearchDir, refused: Refused) 
     assert not Path("o").exists()
 
 
-def test_where_predictions_can_not_go(search: SearchDir, raw: Path, refused: Refused) -> None:
+def test_unusable_prediction_folders_are_refused(search: SearchDir, raw: Path, refused: Refused) -> None:
     image = next(raw.glob("sub-01/**/*_FLAIR.nii.gz"))
     Path("file").touch()
     assert refused("predict", "s", image, "--out", "file") == "--out file: is a file; name a folder"

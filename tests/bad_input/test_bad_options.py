@@ -230,7 +230,7 @@ def test_a_bad_option(words: str, prepared: Path, refused: Refused, monkeypatch:
     assert sorted(path.name for path in Path().iterdir()) == ["file", "folder"], "nothing was made"
 
 
-def test_a_word_that_is_empty(prepared: Path, refused: Refused) -> None:
+def test_empty_option_values(prepared: Path, refused: Refused) -> None:
     for before in ("--name", "--storage", "--ray-address", "--mlflow-uri"):
         assert refused("tune", "quick", "--data", prepared, before, "", "--trials", 3) == (
             f"the argument after `wmlsearch tune quick --data {prepared} {before}` is empty (an unset variable?); "
@@ -238,7 +238,7 @@ def test_a_word_that_is_empty(prepared: Path, refused: Refused) -> None:
         )
 
 
-def test_all_faults_of_where_at_once(prepared: Path, refused: Refused) -> None:
+def test_all_placement_errors_are_reported_at_once(prepared: Path, refused: Refused) -> None:
     where = ("--workers-per-trial", 0, "--gpus-per-worker", "inf", "--ray-address", "local")
     assert refused("plan", "quick", "--data", prepared, *where) == (
         f"{OPTIONS}--workers-per-trial must be a whole number from 1 to 4096, but got 0\n"

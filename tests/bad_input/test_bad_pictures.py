@@ -159,7 +159,7 @@ GOOD: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_odd_picture_that_is_fine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusual_valid_pictures_are_accepted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pictures()
     GOOD[name](IMAGE, MASK)
@@ -183,7 +183,7 @@ def test_a_bad_pattern(pattern: str, fault: str, refused: Callable[..., str]) ->
     )
 
 
-def test_a_patients_name_of_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patient_name_with_a_line_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pictures(6)
     rows = "".join(f'"p\n{n}",0,images/p{n:02d}_1.png,masks/p{n:02d}_1.png\n' for n in range(6))
@@ -260,7 +260,7 @@ def test_a_bad_table(name: str, refused: Callable[..., str]) -> None:
     assert refused("prepare", "p/t.csv", "out", *OPTIONS) == "p/t.csv" + message.replace("{up}", up)
 
 
-def test_what_is_no_table(refused: Callable[..., str]) -> None:
+def test_files_that_are_not_tables(refused: Callable[..., str]) -> None:
     pictures(3)
     assert refused("prepare", IMAGE, "out") == (
         "p/images/p00_1.png: must be a CSV table in UTF-8, but 'utf-8' codec can't decode byte 0x89 in position 0: "

@@ -291,14 +291,14 @@ def test_a_damaged_search(name: str, search: Path, refused: Refused) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["runs"], "nothing was made"
 
 
-def test_a_damaged_run_does_not_stand_in_the_way_of_another(search: Path, refused: Refused) -> None:
+def test_damaged_run_does_not_block_another(search: Path, refused: Refused) -> None:
     shutil.copytree(search, search.with_name("t"))
     (search / "search.json").write_text("[]")
     assert refused("stop", "t") == "t: is not running (state: completed), nothing to stop"
     assert refused("status", "u") == "u: no search or run of this name in runs (there: t, s), and no path to one"
 
 
-def test_what_a_search_needs_to_go_on(search: Path, refused: Refused, no_ray: None) -> None:
+def test_files_required_to_resume(search: Path, refused: Refused, no_ray: None) -> None:
     assert refused("tune", "--resume", "s") == (
         "s: its search.json lacks shape, so it cannot be resumed; start a new search"
     )
@@ -307,7 +307,7 @@ def test_what_a_search_needs_to_go_on(search: Path, refused: Refused, no_ray: No
 
 
 @pytest.mark.parametrize("word", ["[/x]", ":fire:", "[red]"])
-def test_words_that_the_display_would_obey_stand_as_they_are(word: str, search: Path) -> None:
+def test_display_markup_is_shown_literally(word: str, search: Path) -> None:
     said("search.json", data__name=word)(search)
     said("status.json", state="failed", reason=f"KeyError: '{word}'")(search)
     result = CliRunner().invoke(main, ["status", "s"])
@@ -315,7 +315,7 @@ def test_words_that_the_display_would_obey_stand_as_they_are(word: str, search: 
     assert result.output.count(word) == 2
 
 
-def test_a_gallery_that_is_none(search: Path) -> None:
+def test_invalid_gallery(search: Path) -> None:
     for wrong in (b"", b"PK\x03\x04", b"\x80\x04.", b"\x93NUMPY"):
         (search / "test-gallery.npz").write_bytes(wrong)
         with pytest.raises(

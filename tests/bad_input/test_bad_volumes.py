@@ -221,7 +221,7 @@ def test_a_bad_volume(name: str, raw: Path, refused: Callable[..., str]) -> None
     assert not Path("out").exists()
 
 
-def test_a_flipped_bit_is_found_by_gzips_checksum(raw: Path, refused: Callable[..., str]) -> None:
+def test_gzip_checksum_detects_a_flipped_bit(raw: Path, refused: Callable[..., str]) -> None:
     flair = three_patients(raw) / FLAIR
     content = flair.read_bytes()
     flair.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
@@ -239,7 +239,7 @@ def test_masks_without_lesions(raw: Path, refused: Callable[..., str]) -> None:
     )
 
 
-def test_names_that_a_terminal_would_obey_are_shown_escaped(raw: Path, refused: Callable[..., str]) -> None:
+def test_terminal_control_characters_in_names_are_escaped(raw: Path, refused: Callable[..., str]) -> None:
     root = three_patients(raw)
     (root / FLAIR).rename((root / FLAIR).with_name("\x1b[31m\n_FLAIR.nii.gz"))
     (root / FLAIR).with_name("\x1b[31m\n_FLAIR.nii.gz").write_bytes(b"")
@@ -249,7 +249,9 @@ def test_names_that_a_terminal_would_obey_are_shown_escaped(raw: Path, refused: 
 
 
 @pytest.mark.parametrize("name", [b"two words, 'quotes\" and \xc3\xa9", b"no text \xff", b"two\nlines"])
-def test_any_name_will_do(name: bytes, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_printable_name_is_accepted(
+    name: bytes, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     flair = three_patients(raw) / FLAIR
     flair.rename(flair.with_name(os.fsdecode(name + b"_FLAIR.nii.gz")))

@@ -93,14 +93,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("line", FAULTS, ids=lambda line: line[:40])
-def test_a_bad_line(line: str, refused: Refused) -> None:
+def test_bad_space_line(line: str, refused: Refused) -> None:
     Path("my.yaml").write_text(f"{line}\n")
     assert refused("train", "my.yaml") == f"my.yaml: not a valid search space\n  - {FAULTS[line]}"
     assert [path.name for path in Path().iterdir()] == ["my.yaml"]
 
 
 @pytest.mark.parametrize("name", TrialConfig.model_fields)
-def test_every_name_is_known_by_its_typo(name: str, refused: Refused) -> None:
+def test_typos_suggest_the_right_name(name: str, refused: Refused) -> None:
     typo = name[:2] + name[3:]
     Path("my.yaml").write_text(f"{typo}: 1\n")
     assert refused("train", "my.yaml") == (
@@ -108,7 +108,7 @@ def test_every_name_is_known_by_its_typo(name: str, refused: Refused) -> None:
     )
 
 
-def test_three_conditions_in_a_circle(refused: Refused) -> None:
+def test_circular_conditions(refused: Refused) -> None:
     Path("my.yaml").write_text(
         "depth: {low: 2, high: 4, when: {batch_size: 4}}\n"
         "batch_size: {low: 2, high: 8, when: {norm: batch}}\n"
@@ -119,7 +119,7 @@ def test_three_conditions_in_a_circle(refused: Refused) -> None:
     )
 
 
-def test_a_floor_is_compared_with_the_files_own_rate() -> None:
+def test_minimum_rate_is_compared_with_the_rate_in_the_file() -> None:
     config = SearchSpace.of({"learning_rate": 0.9, "min_learning_rate": 0.5}).point()
     assert (config.learning_rate, config.min_learning_rate) == (0.9, 0.5)
 
@@ -186,11 +186,11 @@ def test_a_bad_file(name: str, refused: Refused) -> None:
     assert [path.name for path in Path().iterdir()] == ["my.yaml"], "nothing was run or made"
 
 
-def test_a_file_without_an_end(refused: Refused) -> None:
+def test_endless_file(refused: Refused) -> None:
     assert refused("tune", "/dev/zero") == ("/dev/zero: more than 1,000,000 bytes; is this a hyperparameter file?")
 
 
-def test_a_folder_and_a_loop(refused: Refused) -> None:
+def test_folder_and_symlink_loop(refused: Refused) -> None:
     Path("spaces").mkdir()
     assert refused("tune", "spaces") == "spaces: can't be read ([Errno 21] Is a directory: 'spaces')"
     Path("loop.yaml").symlink_to("loop.yaml")

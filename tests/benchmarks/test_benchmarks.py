@@ -40,13 +40,13 @@ def test_rows_render_as_a_table() -> None:
 
 
 @pytest.mark.parametrize("name", bench.NAMES)
-def test_each_in_the_list_measures_and_says_how_it_is_called(name: str) -> None:
+def test_each_benchmark_has_measure_and_names_its_command(name: str) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
     assert callable(module.measure)
     assert f"python -m benchmarks.{name}" in module.__doc__
 
 
-def test_one_that_fails_stops_no_other(
+def test_failed_benchmark_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "NAMES", ("nothing", "nowhere"))  # there are none of these names
@@ -61,20 +61,20 @@ def test_one_that_fails_stops_no_other(
     assert text.endswith(f"\n\n{HEAD}\n\nfailed: nothing, nowhere\n")
 
 
-def test_what_a_trial_costs_beside_its_training() -> None:
+def test_platform_seconds_exclude_training() -> None:
     # Two places from 0 on: trials of 3, 4 and 3 s, of each 1 s training; the third takes the place that is free first.
     trials = [(0.5, 3.0, 1.0), (3.0, 6.0, 1.0), (0.5, 4.0, 1.0)]
     assert platform_s(trials, 0.0, 2) == [2.0, 3.0, 2.0]
 
 
-def test_those_for_gpus_need_the_core_only() -> None:
+def test_gpu_benchmarks_import_only_the_core() -> None:
     code = "import sys, benchmarks.packing, benchmarks.peak, benchmarks.training; print(*sys.modules)"
     words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in words
     assert not {"ray", "mlflow", "optuna", "click", "sklearn"}.intersection(words)
 
 
-def test_several_trainings_at_once(prepared: Path) -> None:
+def test_concurrent_trainings(prepared: Path) -> None:
     """Real processes, on this CPU; their table by hand, and one that ended."""
     rates = packing.together(prepared, "cpu", max_count=2, seconds=0.1, repeats=1)
     assert len(rates) == 2
@@ -89,7 +89,7 @@ def test_several_trainings_at_once(prepared: Path) -> None:
     assert (best.ours, best.ratio, best.met) == ("3 at once", 3.1, True)
 
 
-def test_a_function_in_a_process_of_its_own() -> None:
+def test_call_in_a_subprocess() -> None:
     assert call(math.comb, 5, 2, limit_s=60) == 10
     with pytest.raises(RuntimeError, match=r"sqrt failed:\n(.*\n)*ValueError: "):
         call(math.sqrt, -1, limit_s=60)

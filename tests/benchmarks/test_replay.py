@@ -52,7 +52,7 @@ def curves(table: Path) -> Curves:
     return Curves(table, SPACE)
 
 
-def test_a_recorded_configuration_is_its_own_nearest(curves: Curves) -> None:
+def test_recorded_configuration_is_nearest_to_itself(curves: Curves) -> None:
     assert len(curves.all) == CONFIGURATIONS
     assert curves.all[-1].diverged
     assert len(curves.all[-1].rows) == 1
@@ -62,7 +62,7 @@ def test_a_recorded_configuration_is_its_own_nearest(curves: Curves) -> None:
     assert curves.nearest(shifted) is curves.all[0]
 
 
-def test_only_the_same_branch_answers(curves: Curves) -> None:
+def test_nearest_configuration_has_the_same_branch(curves: Curves) -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         values = SPACE.sample(rng)
@@ -90,7 +90,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize(("stop", "epochs"), [(True, 2), (False, EPOCHS)])
-def test_each_epoch_is_paid_for(curves: Curves, stop: bool, epochs: int) -> None:
+def test_every_epoch_is_counted(curves: Curves, stop: bool, epochs: int) -> None:
     method = Scripted(curves, stop)
     trace = search(method, curves, most_epochs=400, enough=2.0)
     word = "stopped" if stop else "completed"
@@ -107,7 +107,7 @@ def test_each_epoch_is_paid_for(curves: Curves, stop: bool, epochs: int) -> None
 
 
 @pytest.mark.parametrize("name", list(compare.methods()))
-def test_each_method_finds_what_is_good(name: str, curves: Curves) -> None:
+def test_each_method_finds_a_good_configuration(name: str, curves: Curves) -> None:
     found = [
         search(compare.methods()[name](SPACE, EPOCHS, seed), curves, most_epochs=600, enough=curves.best - 0.01)
         for seed in (0, 1)

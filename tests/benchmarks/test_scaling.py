@@ -15,21 +15,21 @@ if not (DOCS / "scaling.json").is_file():
 CONSTANTS = stored(DOCS / "scaling.json")
 
 
-def test_the_document_holds_the_tables_of_the_stored_constants() -> None:
+def test_document_contains_the_tables_of_the_stored_constants() -> None:
     text = (DOCS / "scaling.md").read_text(encoding="utf-8")
     assert filled(text, CONSTANTS) == text
     assert all(table(CONSTANTS) in text for table in TABLES.values())
     assert (DOCS / "images" / "scaling.png").is_file()
 
 
-def test_twice_the_gpus_are_twice_the_rates_and_the_same_sums() -> None:
+def test_doubling_gpus_doubles_rates_and_keeps_totals() -> None:
     one, two = need(CONSTANTS, SEARCH, GPUS, 5.0), need(CONSTANTS, SEARCH, 2 * GPUS, 5.0)
     assert two.cores == pytest.approx(2 * one.cores)
     assert two.checkpoint_bytes_per_s == pytest.approx(2 * one.checkpoint_bytes_per_s)
     assert (two.reports, two.journal_bytes, two.mlflow_rows) == (one.reports, one.journal_bytes, one.mlflow_rows)
 
 
-def test_one_core_is_busy_with_as_many_gpus_as_the_model_says() -> None:
+def test_max_gpus_saturates_one_core() -> None:
     most = most_gpus(CONSTANTS, SEARCH, 5.0)
     assert need(CONSTANTS, SEARCH, most, 5.0).cores <= 1 < need(CONSTANTS, SEARCH, most + 1, 5.0).cores
 

@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_rows_are_full_curves(whole: Path) -> None:
+def test_recorded_rows_are_complete_curves(whole: Path) -> None:
     rows = facts(whole)
     assert [(row["number"], row["epoch"], row["ended"]) for row in rows] == [
         (str(number), str(epoch), "completed" if epoch == 3 else "") for number in (0, 1) for epoch in (1, 2, 3)
@@ -55,7 +55,7 @@ def test_rows_are_full_curves(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("rows_left", [0, 1.5, 3, 5, 5.5])  # of 3 + 3; a half: torn inside a row
-def test_goes_on_where_it_was_cut(whole: Path, tmp_path: Path, rows_left: float) -> None:
+def test_recorder_resumes_a_truncated_table(whole: Path, tmp_path: Path, rows_left: float) -> None:
     header, *lines = whole.read_text().splitlines(keepends=True)
     cut = tmp_path / "table.csv"
     torn = lines[int(rows_left)][:30] if rows_left % 1 else ""
@@ -66,23 +66,23 @@ def test_goes_on_where_it_was_cut(whole: Path, tmp_path: Path, rows_left: float)
     assert len(told) == (2 if rows_left < 3 else 1)
 
 
-def test_two_processes_record_the_same(whole: Path, tmp_path: Path) -> None:
+def test_two_processes_record_the_same_table(whole: Path, tmp_path: Path) -> None:
     record(tmp_path / "table.csv", SPACE, TINY, until=2, jobs=2)
     assert sorted(facts(tmp_path / "table.csv"), key=lambda row: (row["number"], row["epoch"])) == facts(whole)
 
 
-def test_a_whole_table_stays_as_it_is(whole: Path) -> None:
+def test_complete_table_is_not_changed(whole: Path) -> None:
     before = whole.read_bytes()
     record(whole, SPACE, TINY, until=2)
     assert whole.read_bytes() == before
 
 
-def test_stops_after_its_minutes(tmp_path: Path) -> None:
+def test_recorder_stops_after_its_time_limit(tmp_path: Path) -> None:
     record(tmp_path / "table.csv", SPACE, TINY, until=2, minutes=0)
     assert facts(tmp_path / "table.csv") == []
 
 
-def test_a_diverged_configuration_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverged_configuration_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverging(*args: object, **options: object) -> object:
         yield next(real(*args, **options))  # type: ignore[arg-type]
         raise recorder.Diverged
@@ -99,7 +99,7 @@ def test_a_diverged_configuration_is_remembered(tmp_path: Path, monkeypatch: pyt
     ]
 
 
-def test_refuses_the_table_of_another_space(whole: Path) -> None:
+def test_table_of_another_space_is_refused(whole: Path) -> None:
     other = SPACE.mapping() | {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     with pytest.raises(InputError, match="configuration 0 is not what other draws"):
         record(whole, SearchSpace.of(other, "other"), TINY, until=2)
@@ -107,7 +107,7 @@ def test_refuses_the_table_of_another_space(whole: Path) -> None:
         record(whole, SearchSpace.of(SPACE.mapping() | {"dropout": {"low": 0.0, "high": 0.5}}), TINY, until=2)
 
 
-def test_the_shipped_space_has_the_branches_of_the_default_one() -> None:
+def test_benchmark_space_has_the_branches_of_the_default_space() -> None:
     shipped, default = SearchSpace.read(HERE / "space.yaml"), SearchSpace.read("unet")
     assert list(shipped.dimensions) == list(default.dimensions)
     assert all(shipped.dimensions[name].when == dimension.when for name, dimension in default.dimensions.items())

@@ -67,7 +67,7 @@ def bootstrapped(path: Path) -> dict[str, Any]:
     return made
 
 
-def test_aws_launches_what_the_golden_file_says(aws: Any) -> None:
+def test_aws_launch_requests_match_the_golden_file(aws: Any) -> None:
     """Bootstrap (key pair, subnets, security group) and launch of a head and two workers; nothing is left out."""
     config = bootstrapped(AWS)
     provider = _get_node_provider(config["provider"], config["cluster_name"])
@@ -106,7 +106,7 @@ def test_aws_launches_what_the_golden_file_says(aws: Any) -> None:
     )
 
 
-def test_on_prem_is_valid_and_uses_all_machines() -> None:
+def test_on_prem_file_is_valid_and_uses_all_machines() -> None:
     config = bootstrapped(ON_PREM)
     workers = config["available_node_types"]["local.cluster.node"]
     assert (workers["min_workers"], workers["max_workers"]) == (2, 2)
@@ -114,7 +114,7 @@ def test_on_prem_is_valid_and_uses_all_machines() -> None:
 
 
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
-def test_the_files_that_are_copied_are_there(path: Path) -> None:
+def test_file_mounts_exist(path: Path) -> None:
     """They make an installable source: all that pyproject.toml speaks of."""
     mounts = {key: place for key, place in read(path)["file_mounts"].items() if not place.startswith("~")}
     assert {key.removeprefix("~/wmlsearch-source/") for key in mounts} == set(mounts.values())
@@ -135,7 +135,7 @@ def environment(path: Path, head: bool) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
-def test_head_and_workers_demand_the_token(path: Path) -> None:
+def test_head_and_workers_require_the_token(path: Path) -> None:
     config = read(path)
     for head in (True, False):
         assert environment(path, head)["RAY_AUTH_MODE"] == "token"
@@ -147,7 +147,7 @@ def test_head_and_workers_demand_the_token(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
-def test_a_search_on_the_head_finds_ray_and_mlflow(path: Path) -> None:
+def test_environment_on_the_head_names_ray_and_mlflow(path: Path) -> None:
     own = environment(path, head=True)
     assert own["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
     assert own["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
@@ -158,12 +158,12 @@ def test_a_search_on_the_head_finds_ray_and_mlflow(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
-def test_dashboards_stay_on_the_head(path: Path) -> None:
+def test_dashboards_listen_on_the_head_only(path: Path) -> None:
     assert "--dashboard-host=127.0.0.1" in read(path)["head_start_ray_commands"][1]
     assert "0.0.0.0" not in re.sub(r"#.*", "", path.read_text())  # noqa: S104 - that it isn't there
 
 
-def test_all_pin_the_tested_ray() -> None:
+def test_all_cluster_files_pin_the_tested_ray() -> None:
     assert metadata.version("ray") == PINNED
     docker = read(AWS)["docker"]
     assert docker["head_image"].startswith(f"rayproject/ray:{PINNED}-py311")
@@ -174,7 +174,7 @@ def test_all_pin_the_tested_ray() -> None:
         assert all((ROOT / place).exists() for place in word.split())
 
 
-def test_kuberays_mlflow_asks_for_the_operators_token() -> None:
+def test_kuberay_mlflow_requires_the_operators_token() -> None:
     _, cluster = yaml.safe_load_all(KUBERAY.read_text())
     ray, mlflow = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     token = {"secretKeyRef": {"name": cluster["metadata"]["name"], "key": "auth_token"}}

@@ -90,7 +90,7 @@ def held() -> Iterator[Held]:
     [(False, False), (True, True), (False, True)],
     ids=["dashboard off", "another Ray", "dashboard off and another Ray"],
 )
-def test_twenty_trials_of_two_workers_end_and_leave_the_cluster_free(
+def test_twenty_two_worker_trials_release_the_cluster(
     dashboard: bool, another: bool, prepared: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Where plain Tune and Train freeze when ASHA stops a trial: its group's resources are never released."""
@@ -116,7 +116,7 @@ def search_on(held: Held, prepared: Path, tmp_path: Path) -> None:
     assert {run.status().state for run in trials} == {"completed", "stopped"}
 
 
-def test_an_impossible_request_is_told_once_connected(held: Held, prepared: Path, tmp_path: Path) -> None:
+def test_impossible_request_is_refused_after_connecting(held: Held, prepared: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -138,7 +138,7 @@ def test_an_impossible_request_is_told_once_connected(held: Held, prepared: Path
     assert not (tmp_path / "r").exists()
 
 
-def test_without_the_token_one_message_says_what_to_do(held: Held, prepared: Path, tmp_path: Path) -> None:
+def test_missing_token_error_names_the_next_step(held: Held, prepared: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -166,7 +166,7 @@ def test_without_the_token_one_message_says_what_to_do(held: Held, prepared: Pat
     assert not (tmp_path / "r").exists()
 
 
-def test_what_an_autoscaler_may_add_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "bootstrap.yaml"
     kinds = {"head": {"resources": {"CPU": 0}}, "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 8}}
     config = {"provider": {"type": "aws"}, "max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
@@ -178,7 +178,7 @@ def test_what_an_autoscaler_may_add_counts(monkeypatch: pytest.MonkeyPatch, tmp_
     assert resources.cluster_nodes() == [{"CPU": 0.0}]
 
 
-def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ray_that_fails_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is tried twice (tests/faults starts it once more for real), then said; nothing stays behind."""
     folders: list[Path] = []
 
@@ -196,7 +196,7 @@ def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert dict(os.environ) == before
 
 
-def test_the_watchdog_names_what_waits() -> None:
+def test_watchdog_names_the_waiting_request() -> None:
     said: list[str] = []
     with ray_session(None), watchdog(said.append, lambda: "trial-0007", limit_s=0.5, every_s=0.1):
         ray.util.placement_group([{"CPU": 4096}])

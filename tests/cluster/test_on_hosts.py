@@ -168,7 +168,7 @@ def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) 
     return [*words, "--no-forecast", "--confirm-top", 1, "--confirm-seeds", 1, *more]
 
 
-def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) -> None:
+def test_tune_continues_while_the_laptop_sleeps(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "first.log"
     laptop = cluster.start(log, *tune(cluster, data, "first", "--trials", 3, "--epochs", 4))
     wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, "no trial has ended", 240)
@@ -182,7 +182,7 @@ def test_tune_from_the_laptop_with_a_closed_lid(cluster: Cluster, data: Path) ->
     assert "first continues on the head" in text
 
 
-def test_stop_and_go_on_from_the_laptop(cluster: Cluster, data: Path) -> None:
+def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
     run, of_laptop = LAPTOP / "runs" / "first", ["--cluster", cluster.file, "--out", LAPTOP / "runs"]
 
     def state() -> str:
@@ -260,7 +260,7 @@ def test_tune_on_the_head_itself(cluster: Cluster) -> None:
     assert kept == ["best.pt"], "checkpoints are in the storage; an ended trial needs no last state"
 
 
-def test_a_network_that_is_cut_for_ten_seconds_is_waited_for(cluster: Cluster, data: Path) -> None:
+def test_ten_second_network_cut_is_survived(cluster: Cluster, data: Path) -> None:
     """The ranks wait for each other and go on: no process is lost, and no epoch is trained again."""
     log = LAPTOP / "third.log"
     laptop = cluster.start(
@@ -285,7 +285,7 @@ def test_a_network_that_is_cut_for_ten_seconds_is_waited_for(cluster: Cluster, d
     assert json.loads((trial / "status.json").read_text())["state"] == "completed"
 
 
-def test_a_host_dies_and_the_trial_goes_on_with_fewer_ranks(cluster: Cluster, data: Path) -> None:
+def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "second.log"
     words = tune(cluster, data, "second", "--trials", 1, "--epochs", 12, "--no-baseline", workers=3)
     laptop = cluster.start(log, *words)
@@ -321,7 +321,7 @@ def test_a_host_dies_and_the_trial_goes_on_with_fewer_ranks(cluster: Cluster, da
     assert after[: len(before)] == before, "what was trained before is kept: it went on from the checkpoint"
 
 
-def test_mistakes_are_one_message(cluster: Cluster, data: Path) -> None:
+def test_user_errors_are_one_message(cluster: Cluster, data: Path) -> None:
     known = cluster.run(*tune(cluster, data, "first"))
     assert known.returncode == 2
     assert "overwritten" in known.stdout

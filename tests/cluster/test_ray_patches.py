@@ -14,20 +14,18 @@ from wmlsearch.cluster import ray_patches
 from wmlsearch.cluster.connect import ray_session
 
 
-def test_the_module_of_the_command_line_takes_the_verbs_that_we_run() -> None:
+def test_ray_module_accepts_the_commands_that_we_run() -> None:
     for verb, option in (("exec", "--port-forward"), ("rsync-up", "--log-style"), ("rsync-down", "--log-color")):
         done = subprocess.run([*ray_patches.RAY_COMMAND, verb, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert option in done.stdout
 
 
-def test_the_folder_of_an_embedded_ray_is_an_argument() -> None:
+def test_embedded_ray_accepts_a_temporary_folder() -> None:
     assert "_temp_dir" in inspect.signature(ray.init).parameters or "kwargs" in inspect.signature(ray.init).parameters
 
 
-def test_an_embedded_ray_with_its_private_names(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = ray._private.worker
     original = worker.print_to_stdstream
     assert len(inspect.signature(original).parameters) >= 1

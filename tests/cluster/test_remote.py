@@ -96,7 +96,7 @@ def ended(head: Head, name: str) -> None:
     (job / "exit.json").write_text(json.dumps({"status": 0, "ended": time.time()}))
 
 
-def test_a_job_is_followed_and_its_exit_status_is_ours(head: Head, prepared: Path, tmp_path: Path) -> None:
+def test_follow_prints_the_job_log_and_returns_its_exit_status(head: Head, prepared: Path, tmp_path: Path) -> None:
     space = tmp_path / "my space.yaml"
     space.write_text("depth: {choices: [2, 3]}\n")
     nasty = 'a\'b "$(touch pwned)" ; c'
@@ -112,7 +112,7 @@ def test_a_job_is_followed_and_its_exit_status_is_ours(head: Head, prepared: Pat
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_data_are_sent_once(head: Head, prepared: Path) -> None:
+def test_data_is_uploaded_once(head: Head, prepared: Path) -> None:
     assert head.tune(prepared, "--trials", "none", name="one") == 2
     head.said.clear()
     assert head.tune(prepared, "--trials", "none", name="two") == 2
@@ -121,7 +121,7 @@ def test_data_are_sent_once(head: Head, prepared: Path) -> None:
     assert (there / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
 
 
-def test_data_that_arrive_damaged_are_refused(head: Head, prepared: Path, tmp_path: Path) -> None:
+def test_damaged_upload_is_refused(head: Head, prepared: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(prepared, damaged)
     with (damaged / "masks.npy").open("ab") as file:
@@ -131,7 +131,7 @@ def test_data_that_arrive_damaged_are_refused(head: Head, prepared: Path, tmp_pa
     assert not (head.folder / "jobs" / "one").exists()
 
 
-def test_an_ended_search_is_fetched_without_the_trials_checkpoints(head: Head) -> None:
+def test_finished_search_is_fetched_without_trial_checkpoints(head: Head) -> None:
     ended(head, "one")
     assert head.status("one") == 0
     fetched = {str(path.relative_to(head.out / "one")) for path in (head.out / "one").rglob("*") if path.is_file()}
@@ -148,7 +148,7 @@ def test_an_ended_search_is_fetched_without_the_trials_checkpoints(head: Head) -
     assert head.said[-1] == f"one has ended on the head (exit status 0); {head.out / 'one'} is up to date"
 
 
-def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) -> None:
+def test_fetch_updates_changed_files_only(head: Head) -> None:
     ended(head, "one")
     assert head.status("one") == 0
     there, here = SearchDir(head.folder / "runs" / "one"), SearchDir(head.out / "one")
@@ -176,7 +176,7 @@ def test_what_was_fetched_is_brought_up_to_date_and_nothing_else_is(head: Head) 
         )
 
 
-def test_a_search_is_resumed_there(head: Head) -> None:
+def test_resume_a_search_on_the_head(head: Head) -> None:
     ended(head, "one")
     log = head.folder / "jobs" / "one" / "log.txt"
     log.write_text("what it said before\n")
@@ -210,7 +210,7 @@ def running(head: Head, name: str) -> threading.Thread:
     return threading.Thread(target=run)
 
 
-def test_a_search_is_stopped_there(head: Head) -> None:
+def test_stop_a_search_on_the_head(head: Head) -> None:
     thread = running(head, "one")
     thread.start()
     wait_for((head.folder / "jobs" / "one" / "held").exists)
@@ -232,7 +232,7 @@ def test_a_search_is_stopped_there(head: Head) -> None:
     assert str(again.value) == "one: has already ended on the head (exit status 130)"
 
 
-def test_what_can_not_be_resumed_there(head: Head, prepared: Path) -> None:
+def test_searches_that_cannot_be_resumed_on_the_head(head: Head, prepared: Path) -> None:
     assert head.tune(prepared, "--trials", "none") == 2
     with pytest.raises(InputError) as early:
         head.resume()
@@ -253,14 +253,14 @@ def test_what_can_not_be_resumed_there(head: Head, prepared: Path) -> None:
     )
 
 
-def test_a_job_whose_process_died_is_told(head: Head) -> None:
+def test_died_job_process_is_reported(head: Head) -> None:
     ended(head, "one")
     (head.folder / "jobs" / "one" / "exit.json").unlink()
     assert head.status("one") == 0
     assert head.said[-1] == "one has ended on the head: its process died (was the head restarted?)"
 
 
-def test_names_known_and_unknown(head: Head, prepared: Path) -> None:
+def test_search_names_on_the_head(head: Head, prepared: Path) -> None:
     with pytest.raises(InputError) as nothing:
         head.status()
     assert str(nothing.value) == (
@@ -278,7 +278,7 @@ def test_names_known_and_unknown(head: Head, prepared: Path) -> None:
     )
 
 
-def test_cluster_files_that_are_none(tmp_path: Path) -> None:
+def test_invalid_cluster_files_are_refused(tmp_path: Path) -> None:
     missing, broken, other = tmp_path / "no.yaml", tmp_path / "broken.yaml", tmp_path / "other.yaml"
     broken.write_text("a: [")
     other.write_text("depth: 4\n")
@@ -316,9 +316,7 @@ STEP = "start or update the cluster with `ray up {file}`"
     ],
     ids=["not up", "refused", "silent", "not installed"],
 )
-def test_a_head_that_does_not_answer(
-    head: Head, program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_head(head: Head, program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(f"{program}\nraise SystemExit(1)", tmp_path, monkeypatch)
     if "sleep" in program:
         monkeypatch.setattr(ssh, "ANSWER_S", 1.5)
@@ -329,7 +327,7 @@ def test_a_head_that_does_not_answer(
     assert time.monotonic() - began < 60
 
 
-def test_another_version_on_the_head(
+def test_version_mismatch_with_the_head(
     head: Head, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = Hello("0.0.1", "/", True, JobState("one"), [])
@@ -341,7 +339,7 @@ def test_another_version_on_the_head(
     )
 
 
-def test_ctrl_c_ends_the_following_only(head: Head, prepared: Path) -> None:
+def test_ctrl_c_stops_following_but_not_the_job(head: Head, prepared: Path) -> None:
     def stop(text: str) -> None:
         head.said.append(text)
         if len(head.said) == 4:  # the first line of the job itself
@@ -355,7 +353,7 @@ def test_ctrl_c_ends_the_following_only(head: Head, prepared: Path) -> None:
     )
 
 
-def test_the_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_opens_a_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mlflow(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -391,7 +389,7 @@ def test_the_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_options_are_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_passed_on_to_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", "from the environment")
 
     @click.command()

@@ -87,8 +87,8 @@ class Running:
         wait_for(lambda: self.ended, timeout_s)
         return int(self.process.wait())
 
-    def all_runs(self, *titles: str) -> list[int]:
-        """Return the ids of its descendants whose command line has one of the titles."""
+    def processes(self, *titles: str) -> list[int]:
+        """Return the process ids of descendants whose command line contains one of the titles."""
         pids = []
         for pid in descendants(self.process.pid):
             try:

@@ -77,7 +77,7 @@ def check_files(search: SearchDir, storage: Path) -> None:
             load_checkpoint(path)
 
 
-def test_full_disks_and_one_that_is_away(
+def test_full_and_unmounted_disks(
     prepared: Path, tmp_path: Path, disks: dict[str, Disk], chance: random.Random, record: Record
 ) -> None:
     out, storage = disks["runs"].path, disks["storage"].path / "checkpoints"
@@ -115,7 +115,7 @@ def test_full_disks_and_one_that_is_away(
             gone = storage.rename(storage.with_name("gone"))
             before = lines.count()
             time.sleep(AWAY_S / 2)  # the fault lasts so long
-            for slot in running.parts(*SLOT):  # who takes its place finds no checkpoint
+            for slot in running.processes(*SLOT):  # who takes its place finds no checkpoint
                 kill(slot)
             time.sleep(AWAY_S / 2)  # and as long again without the process
             assert not running.ended, running.text()

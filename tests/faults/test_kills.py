@@ -33,18 +33,18 @@ def more_lines(running: Running, lines: Lines, chance: random.Random, max_lines:
     return lines.count()
 
 
-def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+def test_killed_trial_process(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     words = tune_arguments(out, prepared, "--trial-timeout", HUNG_S, trials=2, epochs=50)
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
             more_lines(running, lines, chance, 5)
-            (slot,) = running.parts(*SLOT)
+            (slot,) = running.processes(*SLOT)
             assert kill(slot)
-            running.until(lambda slot=slot: bool(set(running.parts(*SLOT)) - {slot}))
+            running.until(lambda slot=slot: bool(set(running.processes(*SLOT)) - {slot}))
         more_lines(running, lines, chance, 5)
-        (slot,) = running.parts(*SLOT)
+        (slot,) = running.processes(*SLOT)
         assert kill(slot, signal.SIGSTOP)  # it hangs, and none of its own threads could end it
-        running.until(lambda: slot not in running.parts(*SLOT))
+        running.until(lambda: slot not in running.processes(*SLOT))
         assert running.end() == 0, running.text()
     lost, doubled = lines.lost_and_doubled()
     record("kill -9 of a trial's process", KILLS, lost, doubled)
@@ -55,12 +55,12 @@ def test_a_trials_process(prepared: Path, out: Path, chance: random.Random, reco
     check_messages(running, KILLS + 1)
 
 
-def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+def test_killed_rank(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     words = tune_arguments(out, prepared, "--workers-per-trial", 2, trials=2, epochs=40)
     with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
         for _ in range(KILLS):
             more_lines(running, lines, chance, 6)
-            ranks = running.parts("RayTrainWorker")
+            ranks = running.processes("RayTrainWorker")
             assert len(ranks) == 2, ranks
             assert kill(chance.choice(ranks))
         assert running.end() == 0, running.text()
@@ -73,7 +73,7 @@ def test_one_rank_of_two(prepared: Path, out: Path, chance: random.Random, recor
 
 
 @pytest.mark.parametrize("victim", ["driver", "head"])
-def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+def test_killed_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     """Killed five times in one search, each session at some other point of it; then it is resumed once more."""
     words, seen = tune_arguments(out, prepared, trials=2, epochs=40), None
     ends = []
@@ -83,13 +83,13 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
             if seen.count() or chance.random() < 0.7:
                 more_lines(running, seen, chance, 6)
             else:  # before the first epoch, anywhere between the start of a trial's process and its first report
-                running.until(lambda: bool(running.parts(*SLOT)))
+                running.until(lambda: bool(running.processes(*SLOT)))
                 time.sleep(chance.uniform(0, 3))  # a random moment within the next epoch
             if victim == "driver":
                 running.process.kill()
                 running.process.wait()
             else:
-                head = running.parts(*HEAD)
+                head = running.processes(*HEAD)
                 assert len(head) == len(HEAD), running.text()
                 for pid in head:
                     assert kill(pid)
@@ -110,15 +110,15 @@ def test_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.R
     assert differences(running.search, out / "mlflow.db") == (0, 0, []), "in MLflow"
 
 
-def test_the_head_while_it_starts(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+def test_head_killed_while_starting(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     """What has not come up is started once more."""
     words = tune_arguments(out, prepared, trials=2, epochs=3)
     with Running(out, *words, cores=1) as running:
-        running.until(lambda: len(running.parts(*HEAD)) >= len(HEAD))
+        running.until(lambda: len(running.processes(*HEAD)) >= len(HEAD))
         time.sleep(chance.uniform(0, 0.5))  # a random moment within the next epoch
-        head = running.parts(*HEAD)
+        head = running.processes(*HEAD)
         assert all(kill(pid) for pid in head)
-        running.until(lambda: bool(set(running.parts(*HEAD)) - set(head)))
+        running.until(lambda: bool(set(running.processes(*HEAD)) - set(head)))
         assert running.end() == 0, running.text()
     record("kill -9 of Ray's head while it starts", 1, 0, 0, "started again")
     check_whole(running.search, trials=2, epochs=3)

@@ -33,7 +33,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
     made.close()
 
 
-def test_a_server_that_breaks_in_every_way(
+def test_server_faults(
     prepared: Path, out: Path, server: Server, proxy: Proxy, chance: random.Random, record: Record
 ) -> None:
     times: dict[str, float] = {}

@@ -24,7 +24,7 @@ def finished(out: Path, command: Callable[[Path, Path], list[str]], prepared: Pa
     return SearchDir(out / "s")
 
 
-def test_killed_three_times(prepared: Path, tmp_path: Path, record: Record) -> None:
+def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, record: Record) -> None:
     """In its first trial, midway and in its final runs: what a kill spoils stays spoilt."""
     never_killed = finished(tmp_path / "never", search_command, prepared)
     search, command = SearchDir(tmp_path / "s"), search_command(tmp_path, prepared)
@@ -69,7 +69,7 @@ def lineages(search: SearchDir) -> list[Any]:
     return [({name: getattr(it.record(), name) for name in names}, it.status().reason) for it in search.trials()]
 
 
-def test_a_population_killed_when_a_child_took_over(prepared: Path, tmp_path: Path, record: Record) -> None:
+def test_population_search_killed_during_a_takeover(prepared: Path, tmp_path: Path, record: Record) -> None:
     never_killed = finished(tmp_path / "never", population_command, prepared)
     process, search = start(population_command(tmp_path, prepared)), SearchDir(tmp_path / "s")
     wait_for(lambda: process.poll() is not None or any(it.record().parent is not None for it in search.trials()))

@@ -149,9 +149,7 @@ def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: 
     assert ended > 0
 
 
-def test_a_torn_last_line_is_cut_before_the_next_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_torn_last_line_is_cut_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     write(search)
     metrics = search.trial(0).file("metrics")

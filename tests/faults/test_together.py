@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EPOCHS = 12
 
 
-def test_two_of_one_name_and_one_of_another(prepared: Path, out: Path, tmp_path: Path, record: Record) -> None:
+def test_simultaneous_searches(prepared: Path, out: Path, tmp_path: Path, record: Record) -> None:
     clock = tmp_path / "set-back"
     words = tune_arguments(out, prepared, trials=2, epochs=EPOCHS)
     other = tune_arguments(out, prepared, trials=2, epochs=EPOCHS, name="other")

@@ -44,7 +44,7 @@ def losses(config: TrialConfig, data: PreparedData, **options: Any) -> list[floa
     return [report.metrics["train_loss"] or 0.0 for report in epochs(config, data, max_epochs=3, **options)]
 
 
-def test_a_gpu_trains_like_a_cpu(prepared: Path) -> None:
+def test_gpu_training_equals_cpu_training(prepared: Path) -> None:
     config = SMALL.model_copy(update={"dropout": 0.0})
     on_gpu = losses(config, PreparedData.open(prepared, "cuda"), precision="float32")
     assert on_gpu == pytest.approx(losses(config, PreparedData.open(prepared), precision="float32"), rel=2e-2)
@@ -57,7 +57,7 @@ def test_mixed_precision_stays_close(prepared: Path) -> None:
     assert mixed == pytest.approx(losses(config, data, precision="float32"), rel=5e-2)
 
 
-def test_the_first_convolution_under_autocast_is_that_of_one_channel() -> None:
+def test_first_convolution_under_autocast_equals_one_channel() -> None:
     torch.manual_seed(0)
     block = UNet(depth=1, base_channels=16).down[0].cuda()
     images = torch.rand(3, 1, 32, 32, device="cuda")
@@ -80,12 +80,12 @@ def test_interrupted_and_resumed_on_a_gpu(prepared: Path, tmp_path: Path) -> Non
     assert resumed == pytest.approx(whole, rel=1e-2)  # sums of floats have no fixed order on a GPU
 
 
-def test_the_data_are_on_the_gpu_as_8_bit(prepared: Path) -> None:
+def test_data_is_on_the_gpu_as_8_bit(prepared: Path) -> None:
     data = PreparedData.open(prepared, "cuda")
     assert (data.train.images.device.type, data.train.images.dtype) == ("cuda", torch.uint8)
 
 
-def test_a_gpu_predicts_like_a_cpu(prepared: Path, tmp_path: Path) -> None:
+def test_gpu_predictions_equal_cpu_predictions(prepared: Path, tmp_path: Path) -> None:
     data = PreparedData.open(prepared)
     list(epochs(SMALL, data, max_epochs=1, best=tmp_path / "best.pt"))
     model, images = TrainedModel.load(tmp_path / "best.pt"), data.val.images.numpy()
@@ -121,7 +121,7 @@ def large(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["paper", "wide", "other"],
 )
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_peak_of_memory_is_known_before(values: dict[str, Any], precision: Any, large: Path) -> None:
+def test_predicted_peak_matches_measured_peak(values: dict[str, Any], precision: Any, large: Path) -> None:
     """Of what PyTorch reserves, graphs' memory included: by steps of one and two images within a quarter."""
     config, data = TrialConfig(**values), PreparedData.open(large, "cuda")
     images, graphs = (
@@ -167,7 +167,7 @@ def _context(rank: int, prepared: str, out: str) -> None:
     torch.save((free, torch.cuda.memory_reserved()), out)
 
 
-def test_what_a_process_takes_beside_its_tensors(prepared: Path, tmp_path: Path) -> None:
+def test_process_memory_beside_its_tensors(prepared: Path, tmp_path: Path) -> None:
     """Of a GPU that nobody else uses meanwhile."""
     free_before, _ = torch.cuda.mem_get_info()
     multiprocessing.spawn(_context, (str(prepared), str(tmp_path / "out")), nprocs=1)
@@ -191,7 +191,7 @@ def _greedy(rank: int, out: str) -> None:
     torch.save((ended, len(kept), limit), out)
 
 
-def test_no_trial_takes_its_neighbours_memory(tmp_path: Path) -> None:
+def test_trials_on_one_gpu_keep_to_their_memory(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     multiprocessing.spawn(_greedy, (str(tmp_path / "out"),), nprocs=1)
     ended, kept, limit = torch.load(tmp_path / "out", weights_only=True)
@@ -212,7 +212,7 @@ def _rank(rank: int, world: int, meeting: str, prepared: str, norm: str, out: st
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=several)])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_ranks_over_nccl_equal_one(world: int, norm: str, prepared: Path, tmp_path: Path) -> None:
+def test_nccl_ranks_equal_one_rank(world: int, norm: str, prepared: Path, tmp_path: Path) -> None:
     """With SyncBatchNorm two ranks see the statistics of the whole batch, so batch normalisation agrees too."""
     with tempfile.NamedTemporaryFile() as file:
         meeting = file.name

@@ -47,9 +47,7 @@ def losses(reports: Iterator[EpochRow]) -> list[float]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("augment", ["none", "affine"])
-def test_graphs_compute_what_steps_do(
-    data: PreparedData, optimizer: str, augment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_graphs_equal_steps(data: PreparedData, optimizer: str, augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(optimizer=optimizer, augment=augment, schedule="cosine", weight_decay=1e-4)
     made = []
     capture_graph = module.capture_graph
@@ -70,7 +68,7 @@ def test_graphs_compute_what_steps_do(
     assert graphed == pytest.approx(eager, rel=1e-2)
 
 
-def test_graphs_compute_what_steps_do_in_bfloat16(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_equal_steps_in_bfloat16(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     config, found = small(optimizer="sgd"), []
     for graphs, at_once in ((True, True), (False, True), (False, False)):
         with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -84,7 +82,7 @@ def test_graphs_compute_what_steps_do_in_bfloat16(data: PreparedData, monkeypatc
     assert found[1] == pytest.approx(found[2], rel=3e-2)
 
 
-def test_dropout_drops_others_at_each_replay(data: PreparedData) -> None:
+def test_dropout_differs_at_each_replay(data: PreparedData) -> None:
     for dropout, different in ((0.5, True), (0.0, False)):
         trainer = Trainer(small(optimizer="sgd", dropout=dropout), data, 1, 0, "float32")
         trainer.model.train()
@@ -95,7 +93,7 @@ def test_dropout_drops_others_at_each_replay(data: PreparedData) -> None:
         assert (len(replayed) > 1) == different
 
 
-def test_the_host_waits_for_nothing_within_an_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_does_not_synchronise_within_an_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     waited_for: list[str] = []
     advance, add = TrainingSteps.advance, ValidationCounts.add
 
@@ -136,7 +134,7 @@ def test_interrupted_and_resumed_with_graphs(data: PreparedData, prepared: Path,
     assert found == pytest.approx(whole, rel=0.15), "an epoch of them with other dropout: a CPU draws its own"
 
 
-def test_trainings_after_one_another_leave_no_memory(data: PreparedData) -> None:
+def test_consecutive_trainings_release_their_memory(data: PreparedData) -> None:
     def held() -> tuple[int, int]:
         gc.collect()
         torch.cuda.empty_cache()
@@ -152,7 +150,7 @@ def test_trainings_after_one_another_leave_no_memory(data: PreparedData) -> None
     assert held() == before
 
 
-def test_a_capture_that_fails_costs_nothing_but_speed(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_capture_falls_back_to_steps(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(dropout=0.3)
 
     def looks(logits: Tensor, masks: Tensor, loss: str) -> Tensor:
@@ -174,13 +172,13 @@ def test_a_capture_that_fails_costs_nothing_but_speed(data: PreparedData, monkey
     assert again == pytest.approx(wanted, rel=5e-2)
 
 
-def test_divergence_is_noticed_at_the_end_of_the_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_detected_at_the_end_of_the_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "learning_rate", lambda _config, step, _steps: 1e38 if step == 4 else 1e-3)
     with pytest.raises(Diverged, match=r"^the training loss is not finite in epoch 1, step 6 of 7$"):
         next(epochs(small(optimizer="sgd"), data, max_epochs=2, precision="float32"))
 
 
-def test_a_gpu_counts_like_a_cpu(data: PreparedData, prepared: Path) -> None:
+def test_gpu_counts_equal_cpu_counts(data: PreparedData, prepared: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 1, 32, 32, generator=generator)
     masks = (torch.rand(12, 1, 32, 32, generator=generator) > 0.9).float()

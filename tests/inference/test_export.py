@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "model"
 
 
-def test_there_and_back_is_bit_equal(folder: Path) -> None:
+def test_export_round_trip_is_bit_equal(folder: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     exported = load_exported(folder)
     assert exported.ensemble_threshold == 0.4
@@ -50,7 +50,7 @@ def test_there_and_back_is_bit_equal(folder: Path) -> None:
         assert (folder.parent / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_what_is_in_the_folder(folder: Path) -> None:
+def test_contents_of_an_exported_model(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "member-0.safetensors", "member-1.safetensors", "model.json",
     ]  # fmt: skip
@@ -63,7 +63,7 @@ def test_what_is_in_the_folder(folder: Path) -> None:
     assert about["members"][0]["config"] == TrialConfig(depth=2, base_channels=4).model_dump()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(folder: Path) -> None:
+def test_non_empty_folder_is_not_overwritten(folder: Path) -> None:
     wanted = f"{folder}: exists already and is not an empty folder; name another OUT or remove it"
     with pytest.raises(InputError) as error:
         export_model([model(0)], folder)
@@ -74,7 +74,7 @@ def test_a_folder_with_something_in_it_is_left_alone(folder: Path) -> None:
     assert (len(exported.members), exported.ensemble_threshold) == (1, None)
 
 
-def test_models_of_other_data_are_no_ensemble(tmp_path: Path) -> None:
+def test_models_of_different_data_are_refused_as_an_ensemble(tmp_path: Path) -> None:
     for other in (model(1, size=64), replace(model(1), preprocessing=None)):
         with pytest.raises(InputError, match="their training data were prepared in the same way"):
             export_model([model(0), other], tmp_path / "out")
@@ -87,7 +87,7 @@ def edit(folder: Path, change: Callable[[Any], object]) -> None:
     (folder / "model.json").write_text(json.dumps(about))
 
 
-def test_damage_is_named(folder: Path) -> None:
+def test_damaged_exports_are_refused(folder: Path) -> None:
     def refused() -> str:
         with pytest.raises(InputError) as error:
             load_exported(folder)
@@ -158,7 +158,7 @@ class _Trap:
         return Path.touch, (self.path,)
 
 
-def test_no_pickle_runs(folder: Path, tmp_path: Path) -> None:
+def test_pickles_are_not_executed(folder: Path, tmp_path: Path) -> None:
     sprung, best = tmp_path / "sprung", tmp_path / "best.pt"
     pickle.loads(pickle.dumps(_Trap(sprung)))  # noqa: S301 - it would work
     sprung.unlink()

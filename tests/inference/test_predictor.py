@@ -56,7 +56,7 @@ def change(old: Any, new: Any) -> np.ndarray:
 # -- what a run folder says
 
 
-def test_a_run_folder_says_how_its_data_were_prepared(searched: SearchDir, prepared: Path) -> None:
+def test_run_folder_records_the_preprocessing(searched: SearchDir, prepared: Path) -> None:
     model, manifest = TrainedModel.from_run(searched.final("trial-0000", 1)), Manifest.read(prepared)
     wanted = Preprocessing(manifest.plane, manifest.axis, manifest.size, manifest.fit, manifest.spacing_mm)
     assert model.preprocessing == wanted
@@ -65,7 +65,7 @@ def test_a_run_folder_says_how_its_data_were_prepared(searched: SearchDir, prepa
     assert model.threshold == best["report"]["val_threshold"]
 
 
-def test_a_run_that_can_not_be_used(searched: SearchDir, tmp_path: Path) -> None:
+def test_unusable_run_folders_are_refused(searched: SearchDir, tmp_path: Path) -> None:
     about = searched.trial(0).record()
     old = RunDir.create(
         tmp_path / "old", run_record({**about.as_json(), "data": {"size": 32, "plane": "axial", "spacing_mm": 1.0}})
@@ -85,7 +85,7 @@ def test_a_run_that_can_not_be_used(searched: SearchDir, tmp_path: Path) -> None
     )
 
 
-def test_a_preprocessing_is_checked_strictly() -> None:
+def test_preprocessing_is_validated_strictly() -> None:
     good = Preprocessing("native", 2, 64, "crop", 0.9)
     assert Preprocessing.of({**asdict(good), "more": 1}, "here") == good
     values = {"plane": "axial", "axis": 0, "size": True, "fit": "pad", "spacing_mm": float("nan")}
@@ -102,7 +102,7 @@ def test_a_preprocessing_is_checked_strictly() -> None:
         Preprocessing.of({**asdict(good), "plane": "image", "axis": None, "spacing_mm": 1.0}, "here")
 
 
-def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_made() -> None:
+def test_weights_of_another_network_are_refused_before_allocation() -> None:
     tensors = UNet(2, 4).state_dict()
     huge = TrialConfig(depth=8, base_channels=512)  # would take terabytes
     with pytest.raises(InputError, match=r"w.pt: the weights do not fit the configuration\n  - .* is missing"):
@@ -122,7 +122,9 @@ def test_weights_of_another_network_are_refused_before_anything_of_its_size_is_m
 # -- the grid
 
 
-def test_through_files_as_through_prepared_slices(models: list[TrainedModel], prepared: Path) -> None:
+def test_prediction_from_files_equals_prediction_from_prepared_slices(
+    models: list[TrainedModel], prepared: Path
+) -> None:
     sealed = Manifest.read(prepared / "sealed")
     images = np.load(prepared / "sealed" / "images.npy")
     lesion = 0
@@ -139,7 +141,7 @@ def test_through_files_as_through_prepared_slices(models: list[TrainedModel], pr
 
 
 @pytest.mark.parametrize("codes", ["LAS", "LPS", "PIR", "SLA"])
-def test_a_reoriented_image_has_the_reoriented_prediction(
+def test_prediction_follows_the_orientation(
     models: list[TrainedModel], flair: Path, tmp_path: Path, codes: str
 ) -> None:
     upright, other = turned(flair, "RAS", tmp_path), turned(flair, codes, tmp_path)
@@ -175,7 +177,7 @@ def sampled(path: Path, edge: float) -> Path:
 
 
 @pytest.mark.parametrize("fit", ["crop", "resize"])
-def test_other_pixels_find_the_same(models: list[TrainedModel], tmp_path: Path, fit: str) -> None:
+def test_prediction_at_another_resolution(models: list[TrainedModel], tmp_path: Path, fit: str) -> None:
     """The slices are brought to the pixels of training, so the volume of the lesions is the same whatever the grid."""
     model = replace(models[0], unet=Bright(), preprocessing=Preprocessing("native", 2, 128, fit, 1.6), threshold=0.5)
     millilitres = []
@@ -188,7 +190,7 @@ def test_other_pixels_find_the_same(models: list[TrainedModel], tmp_path: Path, 
     assert millilitres == pytest.approx([millilitres[0]] * 3, rel=0.05)
 
 
-def test_several_models_average_on_the_slices(models: list[TrainedModel], flair: Path) -> None:
+def test_several_models_are_averaged(models: list[TrainedModel], flair: Path) -> None:
     one, two = (predict([model], source(flair)) for model in models)
     both = predict(models, source(flair))
     assert np.allclose(both.probabilities, (one.probabilities + two.probabilities) / 2, atol=1e-6)
@@ -207,7 +209,7 @@ def test_several_models_average_on_the_slices(models: list[TrainedModel], flair:
 # -- what is refused
 
 
-def test_images_that_can_not_be_cut_as_the_training_data_were(
+def test_images_that_cannot_be_prepared_like_the_training_data(
     models: list[TrainedModel], flair: Path, tmp_path: Path
 ) -> None:
     volumes, pictures = Preprocessing("native", 2, 32, "crop", 1.0), Preprocessing("image", None, 32, "crop", None)

@@ -50,7 +50,7 @@ def step(network: UNet, at_once: bool) -> tuple[Tensor, list[Tensor | None], Wat
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_logits_gradients_and_statistics_are_autocasts(norm: str) -> None:
+def test_logits_gradients_and_statistics_equal_autocast(norm: str) -> None:
     one, other = unet(norm), unet(norm)
     logits, gradients, _ = step(one, at_once=True)
     wanted, wanted_gradients, _ = step(other, at_once=False)
@@ -65,7 +65,7 @@ def test_logits_gradients_and_statistics_are_autocasts(norm: str) -> None:
     assert all(weight.dtype == torch.float32 for weight in one.parameters()), "the network keeps its own"
 
 
-def test_all_weights_are_cast_by_one_operation_and_their_gradients_by_another() -> None:
+def test_one_operation_casts_all_weights_and_one_their_gradients() -> None:
     network = unet()
     weights = len(BulkCastUNet(network).weights)
     assert weights == 5 * 2 + 2 * 2, "two in each of the blocks, and weight and bias on each way up"
@@ -77,7 +77,7 @@ def test_all_weights_are_cast_by_one_operation_and_their_gradients_by_another() 
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_training_in_bfloat16_is_autocasts(prepared: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_training_equals_autocast(prepared: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = PreparedData.open(prepared)
     config = TrialConfig(depth=2, base_channels=8, batch_size=7, optimizer=optimizer, dropout=0.2)
     found = []

@@ -27,7 +27,7 @@ GPU = torch.device("cuda", 0)
 BIG, SMALL = {"base_channels": 512}, {"depth": 2, "base_channels": 4, "batch_size": 4}
 
 
-def test_the_count_of_a_tiny_network_is_its_closed_form() -> None:
+def test_count_of_a_tiny_network_has_a_closed_form() -> None:
     """One level, one channel, float32: bytes for each pixel, tensor by tensor."""
     image_and_padded, mask, logits = 4 + 4, 4, 4
     block = 4 * 4  # two convolutions, each with what normalisation makes of it
@@ -51,7 +51,7 @@ def test_the_count_of_a_tiny_network_is_its_closed_form() -> None:
     ids=["paper", "other", "flat"],
 )
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
-def test_the_count_equals_what_autograd_saves(values: dict[str, Any], bfloat16: bool) -> None:
+def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bfloat16: bool) -> None:
     """In a real step on this CPU, by PyTorch's own hooks."""
     config, size, images = TrialConfig(**{"base_channels": 4, "depth": 3, **values}), 64, 3
     saved: dict[int, Tensor] = {}
@@ -113,7 +113,7 @@ def test_the_count_depends_on_the_configuration() -> None:
     assert of(**{**BIG, "depth": 5}).bytes(1) > 100e9  # and nothing was allocated
 
 
-def test_graphs_keep_what_they_hold() -> None:
+def test_graphs_keep_their_memory() -> None:
     """Beside the graphs' memory the other size of batch warms up, or validation runs: by hand."""
     weights, image, validation = 10, 100, 650
     of = MemoryEstimate(4 * weights, weights, image, validation)
@@ -127,7 +127,7 @@ def test_graphs_keep_what_they_hold() -> None:
 
 @pytest.mark.parametrize("slices", [1, 5, 22, 43, 100])
 @pytest.mark.parametrize("batch_size", [1, 5, 16])
-def test_a_graph_for_each_size_of_batch(slices: int, batch_size: int) -> None:
+def test_one_graph_for_each_batch_size(slices: int, batch_size: int) -> None:
     sizes = {len(batch) for batch in batches(slices, batch_size, torch.Generator())}
     config = TrialConfig(batch_size=batch_size)
     assert count_cuda_graphs(config, slices, GPU, several=False) == len(sizes)

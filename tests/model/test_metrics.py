@@ -88,14 +88,14 @@ def close(value: dict[str, float | None]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_metrics_equal_the_slow_reference(seed: int) -> None:
+def test_metrics_equal_a_slow_reference(seed: int) -> None:
     logits, masks, patients = batch(seed)
     measured = counted(logits, masks, patients, 3).metrics()
     measured.pop("val_average_precision")
     assert measured == close(reference(logits, masks, patients, 3))
 
 
-def test_each_threshold_gives_the_counts_of_its_comparison() -> None:
+def test_counts_at_each_threshold() -> None:
     logits, masks, patients = batch(9, slices=2, patients=1, size=20)
     counts = counted(logits, masks, patients, 1)
     histogram = counts.histograms.view(2, BINS).numpy()
@@ -118,7 +118,7 @@ def test_a_probability_of_one_half_is_lesion() -> None:
     assert values["val_iou"] == pytest.approx(1 / 3)
 
 
-def test_masks_and_predictions_that_are_empty() -> None:
+def test_empty_masks_and_predictions() -> None:
     far = torch.full((2, 1, 3, 3), -30.0)
     nothing, all_of_it, patients = torch.zeros(2, 1, 3, 3), torch.ones(2, 1, 3, 3), torch.tensor([0, 1])
     both = counted(far, nothing, patients, 2).metrics()
@@ -149,7 +149,7 @@ def test_a_patient_without_lesion_and_prediction_is_left_out_of_the_mean() -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_is_scikit_learns(seed: int) -> None:
+def test_average_precision_equals_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     # the middles of the bins: nothing is lost by sorting probabilities into them
     p = (rng.integers(0, 12 if seed == 0 else BINS, (2, 1, 15, 15)) + 0.5) / BINS
@@ -175,7 +175,7 @@ def test_counts_add_up_in_any_order(order: list[int]) -> None:
     assert parts.metrics() == close(whole.metrics())
 
 
-def test_a_network_that_has_blown_up_has_no_loss() -> None:
+def test_diverged_network_has_no_loss() -> None:
     for value in (math.nan, math.inf, 3e38):
         logits, masks = torch.full((1, 1, 40, 40), value), torch.zeros(1, 1, 40, 40)
         values = counted(logits, masks, torch.tensor([0]), 1).metrics()
@@ -196,7 +196,7 @@ def soft_dice(logits: Tensor, masks: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("loss", "formula"), [("bce", bce), ("dice", soft_dice), ("bce_dice", lambda a, b: bce(a, b) + soft_dice(a, b))]
 )
-def test_losses_are_their_formulas(loss: str, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_losses_equal_their_formulas(loss: str, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
     logits, masks, _ = batch(7)
     masks[0] = 0  # a slice without lesion
     losses = slice_losses(logits, masks, loss)
@@ -225,7 +225,7 @@ def test_an_unknown_loss_is_refused() -> None:
         slice_losses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "mse")
 
 
-def test_the_papers_figures_are_pooled() -> None:
+def test_published_scores_are_pooled() -> None:
     # Table I: precision 75.92 %, recall 70.16 %, Dice 0.7292, IoU 0.5739
     figures = Confusion(7016 * 7592, 7016 * 2408, 2984 * 7592, 10**10)
     assert figures.precision == pytest.approx(0.7592)

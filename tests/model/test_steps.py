@@ -48,7 +48,7 @@ def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tenso
 # Sums of floats in another order are all that differs, as shares of the loss after 21 steps. Adam divides a gradient by
 # its size, and so makes more of the rounding of small ones.
 @pytest.mark.parametrize(("optimizer", "tolerance"), [("sgd", 1e-5), ("adam", 1e-3)])
-def test_the_losses_are_those_of_a_plain_loop(
+def test_losses_equal_a_plain_loop(
     data: PreparedData, optimizer: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = SMALL.model_copy(update={"optimizer": optimizer, "schedule": "constant", "learning_rate": 3e-3})
@@ -77,7 +77,7 @@ class Watched(nn.Module):
         return images * self.weight
 
 
-def test_counters_lead_through_both_sizes_of_batch() -> None:
+def test_counters_with_both_batch_sizes() -> None:
     numbers = torch.arange(23, dtype=torch.uint8)
     images = numbers.view(-1, 1, 1).expand(-1, 4, 4).contiguous()  # each slice shows its own number
     slices = Slices(images, (images > 11).to(torch.uint8), torch.arange(23), torch.zeros(23, dtype=torch.int64), ("a",))
@@ -135,7 +135,7 @@ def pretend_graphs(monkeypatch: pytest.MonkeyPatch, capture_graph: Captured) -> 
     monkeypatch.setattr(module, "capture_graph", capture_graph)
 
 
-def test_a_graph_of_each_size_takes_over_after_its_warm_up(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_of_each_size_replaces_steps_after_warmup(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, steps = trained(data)
     assert (steps.graphs, steps.graphed) == ({}, False)
     replays: dict[int, int] = {}
@@ -169,7 +169,7 @@ def test_a_graph_of_each_size_takes_over_after_its_warm_up(data: PreparedData, m
     assert (group["lr"], group["capturable"]) == (SMALL.learning_rate, False), "a checkpoint fits any device"
 
 
-def test_what_a_graph_reads_stays_where_it_is(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_read_by_a_graph_keep_their_addresses(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_graphs(monkeypatch, lambda step, _stream, _pool: step)
     _, steps = trained(data, 1)
     places = [tensor.data_ptr() for tensor in steps.buffers.tensors()]
@@ -185,7 +185,7 @@ def test_what_a_graph_reads_stays_where_it_is(data: PreparedData, monkeypatch: p
     assert steps.warmed == {7: 3}
 
 
-def test_training_goes_on_where_capturing_fails(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_when_capture_fails(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, _ = trained(data)
     tried = 0
 
@@ -219,7 +219,7 @@ class Asked(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_a_step_on_a_gpu_asks_it_for_no_value(data: PreparedData, optimizer: str) -> None:
+def test_gpu_step_reads_no_value_from_the_gpu(data: PreparedData, optimizer: str) -> None:
     values = {"optimizer": optimizer, "dropout": 0.3, "loss": "bce_dice", "weight_decay": 1e-4}
     drawn = Augmentation.draw("affine", len(data.train), torch.Generator().manual_seed(1))
     order = batches(len(data.train), 7, torch.Generator().manual_seed(1))

@@ -98,7 +98,7 @@ def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedu
     assert rows(start("parts")) == []  # a finished training has nothing left to do
 
 
-def test_a_resumed_training_takes_the_number_of_threads_along(data: PreparedData, tmp_path: Path) -> None:
+def test_resumed_training_keeps_the_number_of_threads(data: PreparedData, tmp_path: Path) -> None:
     last = tmp_path / "last.pt"
     next(epochs(SMALL, data, max_epochs=3, last=last))
     before = torch.get_num_threads()
@@ -110,7 +110,7 @@ def test_a_resumed_training_takes_the_number_of_threads_along(data: PreparedData
         torch.set_num_threads(before)
 
 
-def test_the_checkpoint_is_there_before_its_report(data: PreparedData, tmp_path: Path) -> None:
+def test_checkpoint_is_written_before_its_report(data: PreparedData, tmp_path: Path) -> None:
     last, best = tmp_path / "new" / "last.pt", tmp_path / "new" / "best.pt"
     for report in epochs(SMALL, data, max_epochs=2, last=last, best=best):
         assert load_checkpoint(last)["reports"][-1] == report.as_json()
@@ -121,7 +121,7 @@ def test_the_checkpoint_is_there_before_its_report(data: PreparedData, tmp_path:
     assert (state["seed"], state["data"]) == (0, data.manifest.fingerprint)
 
 
-def test_the_seed_decides(data: PreparedData) -> None:
+def test_seed_determines_the_training(data: PreparedData) -> None:
     config = small(augment="flip")
 
     def losses(seed: int) -> list[float]:
@@ -132,7 +132,7 @@ def test_the_seed_decides(data: PreparedData) -> None:
     assert all(a != b for a, b in zip(losses(2), first, strict=True))
 
 
-def test_it_learns(data: PreparedData) -> None:
+def test_training_learns(data: PreparedData) -> None:
     reports = list(epochs(small(learning_rate=0.01), data, max_epochs=4))
     losses = [report.metrics["train_loss"] for report in reports]
     assert losses == sorted(losses, reverse=True)  # type: ignore[type-var]
@@ -165,7 +165,7 @@ def test_best_is_the_best_epoch(data: PreparedData, tmp_path: Path, monkeypatch:
     assert not same(weights[2], weights[3])
 
 
-def test_another_objective_names_another_best_epoch(
+def test_best_epoch_depends_on_the_objective(
     data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([(0.5, 0.1), (0.4, 0.3), (0.3, 0.2)])
@@ -223,7 +223,7 @@ def test_plateau_lowers_the_rate_after_its_patience(data: PreparedData, monkeypa
     assert rates == pytest.approx([1e-2] * 3 + [1e-3] * 5 + [2e-4] * 5)
 
 
-def test_plateau_has_the_papers_patience(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plateau_has_the_baseline_patience(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_losses(monkeypatch, [1.0] * 12)
     reports = list(epochs(SMALL, data, max_epochs=18))
     assert [report.metrics["learning_rate"] for report in reports] == pytest.approx([1e-3] * 6 + [1e-4] * 5)
@@ -309,19 +309,19 @@ def ours(steps: int, **values: Any) -> list[float | None]:
 
 
 @pytest.mark.parametrize("steps", [5, 10, 11, 37, 100])
-def test_one_cycle_is_torchs(steps: int) -> None:
+def test_one_cycle_equals_torch(steps: int) -> None:
     wanted = of_torch(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.02, total_steps=steps), steps)
     assert ours(steps, schedule="onecycle") == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 37, 100])
-def test_cosine_is_torchs(steps: int) -> None:
+def test_cosine_equals_torch(steps: int) -> None:
     wanted = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps, eta_min=1e-4), steps)
     assert ours(steps, schedule="cosine") == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(10, 0.3), (40, 0.25), (33, 0.1), (7, 0.01), (4, 0.9)])
-def test_warm_up_rises_in_a_line_then_falls_as_a_cosine(steps: int, fraction: float) -> None:
+def test_warmup_rises_linearly_then_falls_as_a_cosine(steps: int, fraction: float) -> None:
     rates = [rate or 0 for rate in ours(steps, schedule="cosine", warmup_fraction=fraction)]
     n = math.ceil(fraction * steps)
     assert rates[:n] == pytest.approx([0.02 * (k + 1) / n for k in range(n)])
@@ -332,7 +332,7 @@ def test_warm_up_rises_in_a_line_then_falls_as_a_cosine(steps: int, fraction: fl
         assert rates[k] == pytest.approx(1e-4 + (0.02 - 1e-4) * (1 + math.cos(math.pi * rest)) / 2)
 
 
-def test_step_is_torchs() -> None:
+def test_step_equals_torch() -> None:
     wanted = of_torch(lambda o: torch.optim.lr_scheduler.StepLR(o, 12, gamma=0.3), 20)
     assert ours(20, schedule="step", step_fraction=0.6, step_factor=0.3) == pytest.approx(wanted)
 
@@ -344,7 +344,7 @@ def test_constant_and_plateau() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "onecycle", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_the_shortest_trainings_have_a_rate_too(schedule: str, steps: int) -> None:
+def test_schedules_of_the_shortest_trainings(schedule: str, steps: int) -> None:
     for rate in ours(steps, schedule=schedule):
         assert rate is not None
         assert 0 < rate <= 0.02 * (1 + 1e-12)
@@ -392,7 +392,7 @@ def test_rate_factors_multiply_the_rate_of_each_step(
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
-def test_a_child_is_what_its_schedule_trains_from_the_beginning(
+def test_child_equals_a_training_with_its_rates_from_the_start(
     data: PreparedData, tmp_path: Path, schedule: str
 ) -> None:
     config = small(schedule=schedule, plateau_patience=1, augment="flip", learning_rate=0.01)
@@ -416,7 +416,7 @@ def test_a_child_is_what_its_schedule_trains_from_the_beginning(
     assert plain[3]["train_loss"] != parts[3]["train_loss"]
 
 
-def test_a_checkpoint_that_was_trained_at_other_rates_is_refused(data: PreparedData, tmp_path: Path) -> None:
+def test_checkpoint_trained_with_other_rates_is_refused(data: PreparedData, tmp_path: Path) -> None:
     start = lineage(data, tmp_path, "one", SMALL, rate_factors={2: 0.8})
     assert [next(start).epoch, next(start).epoch] == [1, 2]
     assert load_checkpoint(tmp_path / "one-last.pt")["rate_factors"] == {2: 0.8}
@@ -450,7 +450,7 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_checkpoint_whose_convolutions_added_biases_goes_on(
+def test_checkpoint_with_convolution_biases_is_resumed(
     data: PreparedData, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, last, best = small(optimizer=optimizer), tmp_path / "last.pt", tmp_path / "best.pt"
@@ -520,7 +520,7 @@ def test_damaged_checkpoints_are_refused(data: PreparedData, tmp_path: Path) -> 
         assert str(caught.value) == f"{path}: not a checkpoint of wmlsearch (format 1); {RESTORE_HINT}"
 
 
-def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save_atomically({"format": 1, "n": 1}, path)
 
@@ -541,7 +541,7 @@ def test_a_checkpoint_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("world", [2, 3, 13])
-def test_the_ranks_count_each_validation_slice_once(data: PreparedData, world: int) -> None:
+def test_ranks_count_each_validation_slice_once(data: PreparedData, world: int) -> None:
     torch.manual_seed(0)
     unet = UNet(2, 4)
     whole = count_predictions(unet, data.val, "bce", False)
@@ -589,7 +589,7 @@ def two_ranks(prepared: Path, folder: Path, config: TrialConfig, **options: Any)
     return results
 
 
-def test_two_ranks_train_as_one(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
     config = small(norm="instance", dropout=0.0, augment="flip", optimizer="sgd", learning_rate=5e-3, loss="bce_dice")
     options: dict[str, Any] = {"max_epochs": 3, "seed": 5, "precision": "float32"}
     alone = rows(epochs(config, data, **options))

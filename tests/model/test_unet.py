@@ -50,13 +50,13 @@ def test_the_papers_shapes() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 32), (31, 45), (4, 4), (7, 9)])
-def test_any_size_comes_back(size: tuple[int, int]) -> None:
+def test_output_size_equals_input_size(size: tuple[int, int]) -> None:
     unet = UNet(depth=2, base_channels=4).eval()
     with torch.inference_mode():
         assert tuple(unet(torch.rand(2, 1, *size)).shape) == (2, 1, *size)
 
 
-def test_odd_sizes_are_padded_at_the_end_and_cut_back() -> None:
+def test_odd_sizes_are_padded_at_the_end_and_cropped() -> None:
     unet = UNet(depth=2, base_channels=4).eval()
     images = torch.rand(1, 1, 9, 11)
     padded = torch.zeros(1, 1, 12, 12)
@@ -100,7 +100,7 @@ def test_he_initialisation() -> None:
             assert abs(module.weight.mean().item()) < 0.1 * math.sqrt(2 / fan_in), name
 
 
-def test_the_seed_gives_the_weights() -> None:
+def test_seed_determines_the_weights() -> None:
     def first(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return UNet(depth=1, base_channels=2).down[0][0].weight.clone()
@@ -141,7 +141,7 @@ def test_dropout_drops_its_share_and_scales_the_rest(kind: torch.dtype, order: t
         assert abs(together.mean().item() - 0.09) < error, "neighbours don't depend on each other"
 
 
-def test_dropout_of_nearly_all_and_of_nothing() -> None:
+def test_dropout_rates_near_one_and_zero() -> None:
     torch.manual_seed(0)
     x = torch.rand(5, 7)
     assert not Dropout(1 - 2**-20)(x).any()
@@ -201,7 +201,7 @@ def with_biases(norm: str, monkeypatch: pytest.MonkeyPatch) -> UNet:
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_without_biases_a_network_says_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_without_biases_has_the_same_output(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     biased, images = with_biases(norm, monkeypatch), torch.rand(4, 1, 16, 16)
     for name, tensor in biased.named_parameters():
@@ -251,7 +251,7 @@ def test_all_other_gradients_are_those_of_a_network_with_biases(norm: str, monke
         assert torch.allclose(its.grad, wanted, atol=1e-7), name
 
 
-def test_a_convolution_of_eight_channels_says_what_one_of_a_single_channel_does() -> None:
+def test_eight_channel_convolution_equals_single_channel_convolution() -> None:
     torch.manual_seed(0)
     images, weight = torch.rand(2, 1, 9, 7), torch.randn(4, 1, 3, 3, requires_grad=True)
     wide, padded = pad_to_eight_channels(images, weight)

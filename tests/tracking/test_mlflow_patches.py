@@ -10,10 +10,10 @@ from mlflow.utils import validation
 from wmlsearch.tracking import mlflow_patches
 
 
-def test_a_file_is_logged_by_the_repository_of_a_run(tmp_path: Path) -> None:
+def test_artifact_repository_of_a_run_logs_a_file(tmp_path: Path) -> None:
     mlflow_patches.log_dict_to((tmp_path / "store").as_uri(), f"sqlite:///{tmp_path}/m.db", {"a": 1}, "a.json")
     assert json.loads((tmp_path / "store" / "a.json").read_text()) == {"a": 1}
 
 
-def test_the_limit_of_an_experiments_tag() -> None:
+def test_length_limit_of_experiment_tags() -> None:
     assert validation.MAX_EXPERIMENT_TAG_VAL_LENGTH >= mlflow_patches.MAX_EXPERIMENT_TAG

@@ -52,7 +52,7 @@ def content(path: Path) -> dict[str, bytes]:
     return {it.name: it.read_bytes() for it in path.iterdir()}
 
 
-def test_registered_and_fetched_by_alias_and_by_version(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+def test_register_and_fetch_by_alias_and_version(client: MlflowClient, uri: str, tmp_path: Path) -> None:
     old, new = folder(tmp_path / "old", "old"), folder(tmp_path / "new", "new")
     first, second = run_of(client, tmp_path), run_of(client, tmp_path)
     assert register(client, first, old, "champion", "of search s") == "1"
@@ -67,7 +67,7 @@ def test_registered_and_fetched_by_alias_and_by_version(client: MlflowClient, ur
     assert (version.run_id, version.description) == (first, "of search s")
 
 
-def test_registered_twice_is_once(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+def test_registering_twice_makes_one_version(client: MlflowClient, uri: str, tmp_path: Path) -> None:
     run_id, there = run_of(client, tmp_path), folder(tmp_path / "f", "x")
     assert [register(client, run_id, there, "champion") for _ in range(3)] == ["1"] * 3
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
@@ -80,7 +80,7 @@ def at(client: MlflowClient) -> str:
     return str(client.get_model_version_by_alias(MODEL, "champion").version)
 
 
-def test_an_alias_only_goes_forward(client: MlflowClient, tmp_path: Path) -> None:
+def test_alias_only_moves_forward(client: MlflowClient, tmp_path: Path) -> None:
     """Searches that are sent again: the newest one's model stays, and so does what was chosen by hand instead."""
     there = folder(tmp_path / "f", "x")
     first, second, third = (run_of(client, tmp_path) for _ in range(3))
@@ -100,7 +100,7 @@ def test_an_alias_only_goes_forward(client: MlflowClient, tmp_path: Path) -> Non
     assert at(client) == "3", "one that is missing goes to the newest of those that are sent"
 
 
-def test_a_death_between_a_version_and_its_alias(
+def test_register_after_a_crash_between_version_and_alias(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
@@ -118,7 +118,7 @@ def test_a_death_between_a_version_and_its_alias(
         assert at(client) == version
 
 
-def test_what_is_not_there(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+def test_missing_models_and_versions(client: MlflowClient, uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         fetch("models:/wml-unet@champion", uri, tmp_path / "to")
     assert str(error.value) == (
@@ -134,7 +134,7 @@ def test_what_is_not_there(client: MlflowClient, uri: str, tmp_path: Path) -> No
             fetch(name, uri, tmp_path / "to")
 
 
-def test_artifacts_that_are_gone(client: MlflowClient, uri: str, tmp_path: Path) -> None:
+def test_missing_artifacts(client: MlflowClient, uri: str, tmp_path: Path) -> None:
     register(client, run_of(client, tmp_path), folder(tmp_path / "f", "x"), "champion")
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="models:/wml-unet@champion: cannot be fetched from sqlite"):

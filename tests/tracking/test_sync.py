@@ -111,7 +111,7 @@ def test_mlflow_equals_the_run_folders(search: SearchDir) -> None:
     }
 
 
-def test_twice_is_once(search: SearchDir) -> None:
+def test_sync_is_idempotent(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     sync(search, uri)
     once = content(uri)
@@ -123,7 +123,7 @@ def test_twice_is_once(search: SearchDir) -> None:
     assert content(uri) == once
 
 
-def test_a_batch_that_arrived_but_was_not_noted_is_not_doubled(search: SearchDir) -> None:
+def test_batch_missing_from_the_ledger_is_not_logged_twice(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     sync(search, uri)
     once = content(uri)
@@ -134,7 +134,7 @@ def test_a_batch_that_arrived_but_was_not_noted_is_not_doubled(search: SearchDir
     assert run.ledger().rows == 3
 
 
-def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> None:
+def test_mlflow_run_missing_from_the_ledger_is_found_by_its_key(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     client, run = connect(uri), search.trial(0)
     push(client, uri, search, search)
@@ -146,7 +146,7 @@ def test_a_run_that_was_made_but_not_noted_is_found_again(search: SearchDir) -> 
     assert run.ledger() == noted
 
 
-def test_a_run_that_a_slow_server_made_after_all_is_deleted(search: SearchDir) -> None:
+def test_duplicate_run_of_a_slow_server_is_deleted(search: SearchDir) -> None:
     """Its request was given up, another one made the run, and then the server came to the first."""
     uri = default_uri(search.path.parent)
     sync(search, uri)
@@ -160,7 +160,7 @@ def test_a_run_that_a_slow_server_made_after_all_is_deleted(search: SearchDir) -
     assert run.ledger().run_id != late.info.run_id
 
 
-def test_a_run_that_was_deleted_in_mlflow_is_made_anew(search: SearchDir) -> None:
+def test_run_deleted_in_mlflow_is_created_again(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     client = connect(uri)
     sync(search, uri)
@@ -177,7 +177,7 @@ def test_a_run_that_was_deleted_in_mlflow_is_made_anew(search: SearchDir) -> Non
     assert len(client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")) == 6
 
 
-def test_a_deleted_experiment_is_left_deleted(search: SearchDir) -> None:
+def test_deleted_experiment_stays_deleted(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     client = connect(uri)
     sync(search, uri)
@@ -200,7 +200,7 @@ def test_a_deleted_experiment_is_left_deleted(search: SearchDir) -> None:
     assert len(content(uri)) == len(once) + 1
 
 
-def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> None:
+def test_refused_run_does_not_block_the_others(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     client, bad, good = connect(uri), search.trial(0), search.trial(1)
     assert copy(uri, search, [search]) == ([], "")
@@ -219,7 +219,7 @@ def test_the_others_do_not_wait_for_a_run_that_is_refused(search: SearchDir) -> 
     assert sync(search, uri) == 7
 
 
-def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> None:
+def test_unsyncable_run_does_not_block_the_others(tmp_path: Path) -> None:
     out, uri = tmp_path / "runs", default_uri(tmp_path)
     a, b, c, d = (RunDir.create(out / name, run_record(about(name, "train"))) for name in "abcd")
     for run in (a, b, c, d):
@@ -250,14 +250,14 @@ def test_the_others_do_not_wait_for_what_can_not_be_synced(tmp_path: Path) -> No
     assert {key: rest[-1] for key, rest in held.items()} == {run.record().key: rows_of(run) for run in (b, c, d)}
 
 
-def test_a_second_store_gets_everything(search: SearchDir, tmp_path: Path) -> None:
+def test_second_store_receives_everything(search: SearchDir, tmp_path: Path) -> None:
     first, second = default_uri(search.path.parent), f"sqlite:///{tmp_path}/other.db"
     sync(search, first)
     sync(search, second)
     assert content(second) == content(first)
 
 
-def test_a_store_that_was_deleted_is_filled_again(search: SearchDir) -> None:
+def test_deleted_store_is_filled_again(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     sync(search, uri)
     once = content(uri)
@@ -269,7 +269,7 @@ def test_a_store_that_was_deleted_is_filled_again(search: SearchDir) -> None:
     assert content(other) == once
 
 
-def test_the_mirror_follows_and_ends_complete(search: SearchDir) -> None:
+def test_mirror_follows_a_search_and_ends_complete(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     mirror = Mirror(search, uri)
     for run in search.trials() + search.finals():
@@ -286,7 +286,7 @@ def test_the_mirror_follows_and_ends_complete(search: SearchDir) -> None:
     assert [status for status, *_ in held.values()].count("RUNNING") == 0
 
 
-def test_a_mirror_that_lost_its_process_starts_another(search: SearchDir) -> None:
+def test_mirror_restarts_its_lost_process(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     mirror = Mirror(search, uri)
     wait_for(lambda: mirror._process is not None)
@@ -298,7 +298,7 @@ def test_a_mirror_that_lost_its_process_starts_another(search: SearchDir) -> Non
     assert [run[1] for run in content(uri)] == ["RUNNING"]
 
 
-def test_nobody_has_to_wait_for_a_store_that_never_answers(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_store_blocks_nothing(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the mirror is waited for: the search has ended, and its end is told with what MLflow lacks."""
     with socket.create_server(("127.0.0.1", 0)) as server:  # which accepts, and says nothing
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -315,7 +315,7 @@ def test_nobody_has_to_wait_for_a_store_that_never_answers(search: SearchDir, mo
     assert process.poll() is not None
 
 
-def test_sync_asks_a_store_that_is_away_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_contacts_an_unreachable_store_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, uri = tmp_path / "runs", "http://127.0.0.1:1"
     for name in "ab":
         RunDir.create(out / name, run_record(about(name, "train")))
@@ -331,7 +331,7 @@ def test_sync_asks_a_store_that_is_away_once(tmp_path: Path, monkeypatch: pytest
     assert result.stderr.startswith(f"wmlsearch: {uri}: MLflow does not take the runs (")
 
 
-def test_the_process_of_a_mirror_ends_with_the_one_that_started_it(search: SearchDir) -> None:
+def test_mirror_process_ends_with_its_parent(search: SearchDir) -> None:
     process = mirror_process()
     assert process.poll() is None
     process.communicate(timeout=60)  # closes its standard input, as a death does
@@ -357,7 +357,7 @@ def refusing_server() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_server_that_refuses_is_reported_and_caught_up_later(search: SearchDir, refusing_server: str) -> None:
+def test_refusing_server_is_reported_and_synced_later(search: SearchDir, refusing_server: str) -> None:
     mirror = Mirror(search, refusing_server)
     problem = mirror.close(timeout_s=60)
     assert "500" in problem
@@ -377,7 +377,7 @@ def test_ledgers_hold_no_metrics(search: SearchDir) -> None:
     }  # fmt: skip
 
 
-def test_rows_do_not_wait_for_a_store_of_artifacts_that_can_not_be_written(search: SearchDir, tmp_path: Path) -> None:
+def test_unwritable_artifact_store_does_not_block_metrics(search: SearchDir, tmp_path: Path) -> None:
     """As of a server that keeps its artifacts in a folder of its own machine."""
     uri = default_uri(search.path.parent)
     wrong = tmp_path / "no-folder"

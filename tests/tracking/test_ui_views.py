@@ -112,7 +112,7 @@ def shoot(view: Any, path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_runs_of_a_search_read_well(view: Any, server: str, shots: Path) -> None:
+def test_tables_of_a_search_in_the_ui(view: Any, server: str, shots: Path) -> None:
     view.goto(server)
     view.get_by_text("champion (trial-0490)").first.wait_for()
     texts = view.locator("[role=columnheader]").all_inner_texts()
@@ -126,7 +126,7 @@ def test_the_runs_of_a_search_read_well(view: Any, server: str, shots: Path) -> 
     shoot(view, shots / "mlflow-runs.png")
 
 
-def test_the_charts_compare_the_trials(view: Any, server: str, shots: Path) -> None:
+def test_charts_compare_the_trials(view: Any, server: str, shots: Path) -> None:
     view.goto(f"{server}&compareRunsMode=CHART")
     view.locator("#parcoords, .parcoords").first.wait_for(state="attached")
     for name in (*SPACE, "best_dice"):
@@ -135,7 +135,7 @@ def test_the_charts_compare_the_trials(view: Any, server: str, shots: Path) -> N
     shoot(view, shots / "mlflow-charts.png")
 
 
-def test_a_trial_says_how_it_ended(view: Any, server: str, shots: Path) -> None:
+def test_trial_page_shows_how_the_trial_ended(view: Any, server: str, shots: Path) -> None:
     view.goto(server)
     view.get_by_role("link", name="trial-0490", exact=True).first.click()
     for text in ("completed", "dropout", "0.698"):  # its state, a parameter, its best_dice
