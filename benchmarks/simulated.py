@@ -48,7 +48,7 @@ def row(number: int, epoch: int, epochs: int, metrics: int = OURS) -> dict[str, 
 def space() -> SearchSpace:
     """The default space of a search."""
     path = Path(__file__).resolve().parents[1] / "search_spaces" / "unet.yaml"
-    return SearchSpace.of(read_yaml(path), path.name)
+    return SearchSpace.from_mapping(read_yaml(path), path.name)
 
 
 def new_search(folder: Path, settings: RunSettings) -> SearchDir:
@@ -56,7 +56,7 @@ def new_search(folder: Path, settings: RunSettings) -> SearchDir:
     record = SearchRecord(
         name=folder.name,
         kind="search",
-        space=SpaceRecord(source="unet.yaml", values=space().mapping()),
+        space=SpaceRecord(source="unet.yaml", values=space().to_mapping()),
         settings=settings,
         data=DATA,
         certificate=CERTIFICATE,
@@ -84,7 +84,7 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
     """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
-    retention = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.ranked_by)
+    retention = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.objective_names)
     recorder = Recorder(search, settings, study, budget, LOCAL.checkpoint_location, retention, _nobody, scheduler)
     times, running, following = Times(), deque[tuple[Any, int]](), 0
     while running or following < settings.trials:

@@ -41,7 +41,7 @@ def make_data(folder: Path) -> str:
 def train(data: str, learning_rate: float) -> float:
     """The trial: a plain training of two epochs on one core. Returns its seconds."""
     torch.set_num_threads(1)
-    config = TrialConfig.of({**FIXED, "learning_rate": learning_rate})
+    config = TrialConfig.from_mapping({**FIXED, "learning_rate": learning_rate})
     reports = epochs(config, PreparedData.open(Path(data)), max_epochs=EPOCHS)
     return sum(report.metrics["epoch_s"] or 0.0 for report in reports)
 
@@ -64,7 +64,9 @@ def search(data: str, folder: str, trials: int, workers: int) -> Found:
     from wmlsearch.workflows.tune import tune
 
     _on_two_cores()
-    space = SearchSpace.of({**FIXED, "learning_rate": {"low": LOW, "high": HIGH, "log": True}}, "trivial.yaml")
+    space = SearchSpace.from_mapping(
+        {**FIXED, "learning_rate": {"low": LOW, "high": HIGH, "log": True}}, "trivial.yaml"
+    )
     settings = RunSettings(epochs=EPOCHS, trials=trials, scheduler="none", baseline=False, forecast=False)
     out, placement = Path(folder), Placement(workers_per_trial=workers)
     result = SearchDir(out / f"workers-{workers}")

@@ -48,12 +48,12 @@ def data(prepared: Path) -> PreparedData:
 @pytest.fixture(scope="session")
 def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
     """A finished search: one trial, and two final runs of it as champion, trained just enough to find lesions."""
-    data, space = PreparedData.open(prepared), SearchSpace.of({"depth": {"choices": [2, 3]}}, "quick.yaml")
+    data, space = PreparedData.open(prepared), SearchSpace.from_mapping({"depth": {"choices": [2, 3]}}, "quick.yaml")
     config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
     about = SearchRecord(
         name="s",
         kind="search",
-        space=SpaceRecord(source="quick.yaml", values=space.mapping()),
+        space=SpaceRecord(source="quick.yaml", values=space.to_mapping()),
         settings=RunSettings(confirm_seeds=2),
         data=data_record(prepared, data),
         data_path=str(prepared),

@@ -36,7 +36,7 @@ PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
 
 def faults(**values: Any) -> tuple[str, ...]:
     with pytest.raises(InputError) as caught:
-        TrialConfig.of(values, "my.yaml")
+        TrialConfig.from_mapping(values, "my.yaml")
     assert caught.value.headline == "my.yaml: not a valid configuration"
     assert str(caught.value) == "\n".join([caught.value.headline, *(f"  - {fault}" for fault in caught.value.faults)])
     return caught.value.faults
@@ -49,7 +49,7 @@ def test_each_number_has_a_most(model: type[TrialConfig] | type[RunSettings]) ->
         for kind, value in ((int, 10**30), (float, 1e30)):
             if re.search(rf"\b{kind.__name__}\b", str(field.annotation)):
                 with pytest.raises(InputError, match=f"{name} must be less than") as caught:
-                    model.of({name: value})
+                    model.from_mapping({name: value})
                 assert len(caught.value.faults) == 1
 
 
@@ -90,7 +90,7 @@ def test_strict(name: str, value: object, rule: str) -> None:
 
 
 def test_a_whole_number_is_a_number() -> None:
-    config = TrialConfig.of({"learning_rate": 1, "weight_decay": 0})
+    config = TrialConfig.from_mapping({"learning_rate": 1, "weight_decay": 0})
     assert (config.learning_rate, config.weight_decay) == (1.0, 0.0)
     assert type(config.learning_rate) is float
     assert type(config.weight_decay) is float
@@ -111,7 +111,9 @@ def test_rule_that_joins_two_values() -> None:
     wanted = ("min_learning_rate <= learning_rate must hold, but got (min_learning_rate=1e-05, learning_rate=1e-06)",)
     assert faults(learning_rate=1e-6) == wanted
     assert faults(learning_rate=1e-6, schedule="cosine") == wanted
-    assert TrialConfig.of({"learning_rate": 1e-6, "schedule": "constant"}).learning_rate == 1e-6  # has no floor
+    assert (
+        TrialConfig.from_mapping({"learning_rate": 1e-6, "schedule": "constant"}).learning_rate == 1e-6
+    )  # has no floor
 
 
 def test_a_configuration_does_not_change() -> None:
@@ -140,7 +142,7 @@ def test_what_looks_like_a_number_stays_text(path: Path) -> None:
 def test_an_empty_file_has_no_values(path: Path) -> None:
     path.write_text("# nothing but a comment\n")
     assert read_yaml(path) == {}
-    assert SearchSpace.read(path).point() == TrialConfig()
+    assert SearchSpace.read(path).single_configuration() == TrialConfig()
 
 
 LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
@@ -215,20 +217,20 @@ def test_shipped_files_load() -> None:
     assert {"paper", "quick", "unet"} <= set(names)
     for name in names:
         space = SearchSpace.read(name)
-        assert space.mapping() == SearchSpace.read(f"{name}.yaml").mapping()
-        assert space.is_point == (name == "paper")
+        assert space.to_mapping() == SearchSpace.read(f"{name}.yaml").to_mapping()
+        assert space.is_single_configuration == (name == "paper")
 
 
 def test_the_shipped_paper_is_the_papers_point() -> None:
-    assert SearchSpace.read("paper").point() == TrialConfig()
+    assert SearchSpace.read("paper").single_configuration() == TrialConfig()
 
 
 def test_the_shipped_spaces_and_the_papers_point() -> None:
-    assert SearchSpace.read("unet").outside(TrialConfig()) == []
-    assert SearchSpace.read("quick").outside(TrialConfig()) == []
+    assert SearchSpace.read("unet").mismatches(TrialConfig()) == []
+    assert SearchSpace.read("quick").mismatches(TrialConfig()) == []
 
 
 def test_a_folder_of_that_name_does_not_hide_a_shipped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "paper").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert SearchSpace.read("paper").point() == TrialConfig()
+    assert SearchSpace.read("paper").single_configuration() == TrialConfig()

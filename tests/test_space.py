@@ -29,13 +29,13 @@ WHOLE = {
 
 def faults(**values: Any) -> list[str]:
     with pytest.raises(InputError) as caught:
-        SearchSpace.of(values, "my.yaml")
+        SearchSpace.from_mapping(values, "my.yaml")
     assert caught.value.headline == "my.yaml: not a valid search space"
     return list(caught.value.faults)
 
 
 def test_grammar() -> None:
-    space = SearchSpace.of(WHOLE)
+    space = SearchSpace.from_mapping(WHOLE)
     assert dict(space.fixed) == {"early_stop_patience": 7}
     assert space.dimensions["depth"] == Dimension(Choices((3, 4, 5)))
     assert space.dimensions["learning_rate"] == Dimension(Range(1e-4, 1e-2, log=True))
@@ -147,19 +147,19 @@ def test_all_faults_at_once() -> None:
 
 
 def test_a_schedule_without_a_floor_has_no_floor() -> None:
-    space = SearchSpace.of(
+    space = SearchSpace.from_mapping(
         {"learning_rate": {"low": 1e-6, "high": 1e-3}, "schedule": {"choices": ["step", "constant"]}}
     )
     assert space.config({"learning_rate": 1e-6, "schedule": "step"}).learning_rate == 1e-6
 
 
 def test_whole_and_broken_numbers_meet_in_conditions() -> None:
-    space = SearchSpace.of(
+    space = SearchSpace.from_mapping(
         {"dropout": {"choices": [0, 0.1]}, "batch_size": {"low": 2, "high": 4, "when": {"dropout": 0}}}
     )
     assert space.dimensions["dropout"].domain == Choices((0.0, 0.1))
-    assert list(space.values_of(TrialConfig(dropout=0.0, batch_size=3))) == ["dropout", "batch_size"]
-    assert list(space.values_of(TrialConfig(dropout=0.1, batch_size=3))) == ["dropout"]
+    assert list(space.active_values(TrialConfig(dropout=0.0, batch_size=3))) == ["dropout", "batch_size"]
+    assert list(space.active_values(TrialConfig(dropout=0.1, batch_size=3))) == ["dropout"]
 
 
 def test_choices_know_true_from_one() -> None:
@@ -173,17 +173,17 @@ def test_choices_know_true_from_one() -> None:
 
 
 def test_a_point_is_not_a_space() -> None:
-    point = SearchSpace.of({"depth": 3, "learning_rate": 1}, "p.yaml")
-    assert point.is_point
-    assert point.point() == TrialConfig(depth=3, learning_rate=1.0)
+    point = SearchSpace.from_mapping({"depth": 3, "learning_rate": 1}, "p.yaml")
+    assert point.is_single_configuration
+    assert point.single_configuration() == TrialConfig(depth=3, learning_rate=1.0)
     for values, words in (
         ({"depth": WHOLE["depth"]}, "depth is a range"),
         (WHOLE, "augment, warmup_fraction are ranges"),
     ):
-        space = SearchSpace.of(values, "s.yaml")
-        assert not space.is_point
+        space = SearchSpace.from_mapping(values, "s.yaml")
+        assert not space.is_single_configuration
         with pytest.raises(InputError) as caught:
-            space.point()
+            space.single_configuration()
         start = "s.yaml: a point is wanted (all values), but "
         assert str(caught.value).startswith(start)
         assert str(caught.value).endswith(f"{words}: use it with `wmlsearch tune`")
@@ -199,7 +199,7 @@ def test_an_unknown_name_lists_what_is_shipped() -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_samples_lie_inside_and_keep_the_conditions(seed: int) -> None:
-    space = SearchSpace.of(WHOLE)
+    space = SearchSpace.from_mapping(WHOLE)
     values = space.sample(np.random.default_rng(seed))
     assert values == space.sample(np.random.default_rng(seed))
     for name, value in values.items():
@@ -209,8 +209,8 @@ def test_samples_lie_inside_and_keep_the_conditions(seed: int) -> None:
     assert ("warmup_fraction" in values) == (values["schedule"] == "cosine" and values.get("augment") == "flip")
     config = space.config(values)
     assert config.early_stop_patience == 7
-    assert space.outside(config) == []
-    assert space.values_of(config) == values
+    assert space.mismatches(config) == []
+    assert space.active_values(config) == values
 
 
 @settings(max_examples=100, deadline=None)
@@ -247,30 +247,32 @@ def test_log_uniform_numbers_are_uniform_in_their_logarithm() -> None:
 
 
 def test_round_trips() -> None:
-    for space in (SearchSpace.of(WHOLE, "w"), SearchSpace.read("unet"), SearchSpace.read("paper")):
+    for space in (SearchSpace.from_mapping(WHOLE, "w"), SearchSpace.read("unet"), SearchSpace.read("paper")):
         assert pickle.loads(pickle.dumps(space)) == space  # noqa: S301 - our own
-        again = SearchSpace.of(space.mapping(), space.source)
+        again = SearchSpace.from_mapping(space.to_mapping(), space.source)
         assert again == space
         assert list(again.dimensions) == list(space.dimensions)
 
 
 def test_outside_names_each_reason() -> None:
-    space = SearchSpace.of(WHOLE)
+    space = SearchSpace.from_mapping(WHOLE)
     inside = {"early_stop_patience": 7, "schedule": "cosine", "depth": 3}
-    assert space.outside(TrialConfig.of(inside)) == []
-    assert space.outside(TrialConfig.of({**inside, "depth": 2, "learning_rate": 0.1, "batch_size": 64})) == [
+    assert space.mismatches(TrialConfig.from_mapping(inside)) == []
+    assert space.mismatches(
+        TrialConfig.from_mapping({**inside, "depth": 2, "learning_rate": 0.1, "batch_size": 64})
+    ) == [
         "depth=2 is not in [3, 4, 5]",
         "learning_rate=0.1 is not in 0.0001 .. 0.01 (log)",
         "batch_size=64 is not in 2 .. 32 (log)",
     ]
-    assert space.outside(TrialConfig()) == ["early_stop_patience is fixed at 7, not 10"]
+    assert space.mismatches(TrialConfig()) == ["early_stop_patience is fixed at 7, not 10"]
     # augment is switched off at depth 5, so it has the paper's value there
-    assert space.outside(TrialConfig.of({**inside, "depth": 5, "augment": "flip"})) == [
+    assert space.mismatches(TrialConfig.from_mapping({**inside, "depth": 5, "augment": "flip"})) == [
         "augment is fixed at none, not flip"
     ]
     # a difference that changes nothing: the patience of another schedule
-    assert space.outside(TrialConfig.of({**inside, "plateau_patience": 99})) == []
-    assert space.outside(TrialConfig.of({**inside, "schedule": "plateau", "plateau_patience": 99})) == [
+    assert space.mismatches(TrialConfig.from_mapping({**inside, "plateau_patience": 99})) == []
+    assert space.mismatches(TrialConfig.from_mapping({**inside, "schedule": "plateau", "plateau_patience": 99})) == [
         "plateau_patience=99 is not in 2 .. 10"
     ]
 

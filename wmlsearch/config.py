@@ -13,14 +13,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # What may be an objective, and which way is better. Of an epoch's weights: these alone, or as the first of several.
-QUALITIES = ("val_dice_best", "val_dice", "val_iou", "val_soft_dice", "val_average_precision", "val_dice_patients")
+QUALITY_METRICS = (
+    "val_dice_best",
+    "val_dice",
+    "val_iou",
+    "val_soft_dice",
+    "val_average_precision",
+    "val_dice_patients",
+)
 # Beside one of them also these.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
-    **dict.fromkeys(QUALITIES, "maximize"),
+    **dict.fromkeys(QUALITY_METRICS, "maximize"),
     "images_per_s": "maximize",
     **dict.fromkeys(("val_loss", "epoch_s", "peak_memory_mb"), "minimize"),
 }
-MOST_SHOWN = 500  # characters of a value in a message
+MAX_SHOWN_CHARACTERS = 500  # characters of a value in a message
 MAX_YAML_BYTES = 1_000_000  # a hyperparameter file has a few hundred bytes; more is a mistake or an attack
 
 
@@ -41,11 +48,11 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _whole_numbers_are_numbers(cls, values: Any) -> Any:
+    def _integers_to_floats(cls, values: Any) -> Any:
         """`learning_rate: 1` means 1.0; pydantic's strict mode keeps everything else apart (true is not 1)."""
         if not isinstance(values, Mapping):
             return values
-        wants_float = _of_floats(cls)
+        wants_float = _float_fields(cls)
         return {
             name: float(value) if name in wants_float and type(value) is int and abs(value) < 2**53 else value
             for name, value in values.items()
@@ -53,7 +60,7 @@ class _Strict(BaseModel):
 
 
 @functools.cache
-def _of_floats(model: type[BaseModel]) -> frozenset[str]:
+def _float_fields(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(name for name, field in model.model_fields.items() if "float" in str(field.annotation))
 
 
@@ -115,7 +122,7 @@ class TrialConfig(_Strict):
     )
 
     @model_validator(mode="after")
-    def _floor_below_rate(self) -> TrialConfig:
+    def _check_learning_rates(self) -> TrialConfig:
         if self.schedule in ("plateau", "cosine") and self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 "min_learning_rate <= learning_rate must hold, "
@@ -124,12 +131,12 @@ class TrialConfig(_Strict):
         return self
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: str = "configuration") -> TrialConfig:
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "configuration") -> TrialConfig:
         """Validate `values`; what is left out has the paper's value. Raises InputError with all faults."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError(f"{source}: not a valid configuration", faults_of(error, cls)) from None
+            raise InputError(f"{source}: not a valid configuration", validation_faults(error, cls)) from None
 
 
 class RunSettings(_Strict):
@@ -210,26 +217,26 @@ class RunSettings(_Strict):
         return [self.seed + k for k in range(self.confirm_seeds)]
 
     @property
-    def ranked_by(self) -> list[str]:
+    def objective_names(self) -> list[str]:
         """The objectives, be it one or several."""
         return self.objectives or [self.objective]
 
     @model_validator(mode="before")
     @classmethod
-    def _of_several(cls, values: Any) -> Any:
+    def _add_defaults_of_several_objectives(cls, values: Any) -> Any:
         """Several objectives bring their first, TPE and no scheduler, unless something else is given."""
         if isinstance(values, Mapping) and isinstance(names := values.get("objectives"), list) and names:
             return {"objective": names[0], "sampler": "tpe", "scheduler": "none", **values}
         return values
 
     @model_validator(mode="after")
-    def _objectives_fit(self) -> RunSettings:
-        if self.objectives and (faults := list(_faults_of_objectives(self))):
+    def _check_objectives(self) -> RunSettings:
+        if self.objectives and (faults := list(_objective_faults(self))):
             raise ValueError("\n".join(faults))
         return self
 
     @model_validator(mode="after")
-    def _a_population_moves(self) -> RunSettings:
+    def _check_pbt(self) -> RunSettings:
         if self.scheduler == "pbt" and self.grace_epochs >= self.epochs:
             raise ValueError(
                 "grace_epochs < epochs must hold with pbt, which compares trials at each multiple of it, "
@@ -243,15 +250,15 @@ class RunSettings(_Strict):
         return self
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> RunSettings:
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunSettings:
         """Validate `values`. Raises InputError with all faults."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError("these settings can't be used", faults_of(error, cls)) from None
+            raise InputError("these settings can't be used", validation_faults(error, cls)) from None
 
 
-def _faults_of_objectives(settings: RunSettings) -> Iterator[str]:
+def _objective_faults(settings: RunSettings) -> Iterator[str]:
     """Why several objectives can't be these, or not with the other settings."""
     names = settings.objectives
     if len(names) < 2:
@@ -261,8 +268,8 @@ def _faults_of_objectives(settings: RunSettings) -> Iterator[str]:
             yield f"objectives must differ, but {name} stands there {names.count(name)} times"
         if name not in OBJECTIVES:
             yield f"objectives: {unknown_name(name, list(OBJECTIVES))}"
-    if names[0] in OBJECTIVES and names[0] not in QUALITIES:
-        qualities = f"{', '.join(QUALITIES[:-1])} or {QUALITIES[-1]}"
+    if names[0] in OBJECTIVES and names[0] not in QUALITY_METRICS:
+        qualities = f"{', '.join(QUALITY_METRICS[:-1])} or {QUALITY_METRICS[-1]}"
         yield (
             f"objectives must begin with {qualities}, since the first picks each trial's best epoch and its weights, "
             f"but got {names[0]}"
@@ -281,7 +288,7 @@ def _faults_of_objectives(settings: RunSettings) -> Iterator[str]:
         )
 
 
-def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def validation_faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each fault of a failed validation, unknown names with the nearest right one."""
     lines = []
     for fault in error.errors():
@@ -295,11 +302,11 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
         else:
             rule = fault["msg"].partition(" should ")[2].replace("'", "")
             rule = re.sub("^be a valid dictionary.*", "be an object", rule)
-            lines.append(f"{name} must {rule}, but got {shown(fault['input'])}")
+            lines.append(f"{name} must {rule}, but got {short_repr(fault['input'])}")
     return lines
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as a message shows it: never longer than a screen."""
     try:
         text = repr(value)
@@ -307,13 +314,15 @@ def shown(value: Any) -> str:
         return "a number of more than 4300 digits"
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:
     """`unknown name 'dropuot': did you mean 'dropout'?`, or all known names where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown name {shown(name)}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+    return f"unknown name {short_repr(name)}: " + (
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -329,9 +338,11 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             name = self.construct_object(key, deep=True)
             if not isinstance(name, str):
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a name must be text, but got {shown(name)}")
+                raise yaml.YAMLError(
+                    f"line {node.start_mark.line + 1}: a name must be text, but got {short_repr(name)}"
+                )
             if name in names:
-                raise yaml.YAMLError(f"{shown(name)} stands there twice: keep one")
+                raise yaml.YAMLError(f"{short_repr(name)} stands there twice: keep one")
             names.add(name)
         return super().construct_mapping(node, deep)
 
@@ -342,7 +353,7 @@ _Loader.add_implicit_resolver(
 
 
 # What PyYAML lets through for values that only look like a date, a number or a mapping: 2001-99-99, !!int '', !!set [1]
-_OF_ODD_VALUES = (ValueError, TypeError, LookupError, AttributeError)
+_CONSTRUCTOR_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -359,7 +370,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: can't be read ({error})") from None
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except (yaml.YAMLError, *_OF_ODD_VALUES) as error:
+    except (yaml.YAMLError, *_CONSTRUCTOR_ERRORS) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from wmlsearch.config import InputError, TrialConfig, read_yaml, shown, unknown_name
+from wmlsearch.config import InputError, TrialConfig, read_yaml, short_repr, unknown_name
 
 Value = int | float | str | bool
-MOST_CHOICES = 1000  # of a hyperparameter
+MAX_CHOICES = 1000  # of a hyperparameter
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class SearchSpace:
     dimensions: Mapping[str, Dimension]
     source: str = "space"
 
-    def mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Any]:
         """The mapping of a hyperparameter file that gives this space again."""
         entries: dict[str, Any] = dict(self.fixed)
         for name, dimension in self.dimensions.items():
@@ -96,17 +96,17 @@ class SearchSpace:
         return entries
 
     @property
-    def is_point(self) -> bool:
+    def is_single_configuration(self) -> bool:
         return not self.dimensions
 
-    def point(self) -> TrialConfig:
+    def single_configuration(self) -> TrialConfig:
         """The one configuration of a point. Raises InputError for a space."""
         if self.dimensions:
             raise InputError(
                 f"{self.source}: a point is wanted (all values), but {', '.join(self.dimensions)} "
                 f"{'are ranges' if len(self.dimensions) > 1 else 'is a range'}: use it with `wmlsearch tune`"
             )
-        return TrialConfig.of(self.fixed, self.source)
+        return TrialConfig.from_mapping(self.fixed, self.source)
 
     def sample(self, rng: np.random.Generator) -> dict[str, Value]:
         """Values of the active dimensions, drawn independently and uniformly (log-uniformly where said)."""
@@ -124,27 +124,27 @@ class SearchSpace:
 
     def config(self, values: Mapping[str, Any]) -> TrialConfig:
         """The configuration made of drawn `values`, the fixed ones and the paper's. Raises InputError."""
-        return TrialConfig.of({**self.fixed, **values}, self.source)
+        return TrialConfig.from_mapping({**self.fixed, **values}, self.source)
 
-    def values_of(self, config: TrialConfig) -> dict[str, Value]:
+    def active_values(self, config: TrialConfig) -> dict[str, Value]:
         """The active dimensions' values of a configuration: what `config()` would need to make it."""
         whole = config.model_dump()
         return {name: whole[name] for name, dimension in self.dimensions.items() if dimension.active(whole)}
 
-    def outside(self, config: TrialConfig) -> list[str]:
+    def mismatches(self, config: TrialConfig) -> list[str]:
         """Why `config` does not lie in this space, a line for each hyperparameter; empty where it does."""
         whole, reasons = config.model_dump(), []
         for name, value in self.defaults.items():
             dimension = self.dimensions.get(name)
             if dimension is None or not dimension.active(whole):
-                if whole[name] != value and _matters(name, whole):
+                if whole[name] != value and _has_effect(name, whole):
                     reasons.append(f"{name} is fixed at {value}, not {whole[name]}")
             elif whole[name] not in dimension.domain:
                 reasons.append(f"{name}={whole[name]} is not in {describe(dimension.domain)}")
         return reasons
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
         """Validate the mapping of a hyperparameter file. Raises InputError with all faults at once."""
         faults: list[str] = []
         fixed: dict[str, Value] = {}
@@ -167,10 +167,10 @@ class SearchSpace:
         space = cls(fixed, ordered, source)
         if faults or found:
             raise InputError(f"{source}: not a valid search space", faults + found)
-        if space.is_point:
-            space.point()  # rules that join several values
+        if space.is_single_configuration:
+            space.single_configuration()  # rules that join several values
         else:
-            _check_floor(space)
+            _check_min_learning_rate(space)
         return space
 
     @classmethod
@@ -186,7 +186,7 @@ class SearchSpace:
             if "/" in name or not path.is_file():
                 names = ", ".join(sorted(p.stem for p in shipped().glob("*.yaml")))
                 raise InputError(f"{name_or_path}: no such file, and not a shipped space: those are {names}")
-        return cls.of(read_yaml(path), str(name_or_path))
+        return cls.from_mapping(read_yaml(path), str(name_or_path))
 
 
 def shipped() -> Path:
@@ -212,14 +212,14 @@ _BELONGS_TO = {
 }
 
 
-def _matters(name: str, values: Mapping[str, Any]) -> bool:
+def _has_effect(name: str, values: Mapping[str, Any]) -> bool:
     return name not in _BELONGS_TO or values["schedule"] in _BELONGS_TO[name]
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
     try:
         # under a schedule without a floor: whether floor and rate fit together is asked of the whole space
-        TrialConfig.of({"min_learning_rate": 0.0, "schedule": "constant", name: value})
+        TrialConfig.from_mapping({"min_learning_rate": 0.0, "schedule": "constant", name: value})
     except InputError as error:
         return list(error.faults)
     return []
@@ -233,30 +233,33 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
         choices = rest.pop("choices")
         faults += [f"{name}: `choices` stands alone, but got {', '.join(rest)} beside it"] if rest else []
         if not isinstance(choices, list) or not choices:
-            return None, [*faults, f"{name}: `choices` must be a list of at least one value, but got {shown(choices)}"]
-        if len(choices) > MOST_CHOICES:
-            return None, [*faults, f"{name}: `choices` may have {MOST_CHOICES} values, but has {len(choices)}"]
+            return None, [
+                *faults,
+                f"{name}: `choices` must be a list of at least one value, but got {short_repr(choices)}",
+            ]
+        if len(choices) > MAX_CHOICES:
+            return None, [*faults, f"{name}: `choices` may have {MAX_CHOICES} values, but has {len(choices)}"]
         for choice in choices:
             faults += _value_faults(name, choice)
         # 1 and 1.0 are one value of a float hyperparameter: bring them to the type that TrialConfig gives
         as_float = isinstance(TrialConfig().model_dump()[name], float)
         typed = tuple(float(c) if as_float and type(c) is int and not faults else c for c in choices)
         if not faults and len({repr(choice) for choice in typed}) < len(typed):
-            faults.append(f"{name}: `choices` has a value twice: {shown(choices)}")
+            faults.append(f"{name}: `choices` has a value twice: {short_repr(choices)}")
         return (None if faults else Dimension(Choices(typed), when)), faults
     low, high, log = rest.pop("low", None), rest.pop("high", None), rest.pop("log", False)
     faults += [f"{name}: " + unknown_name(key, ["choices", "low", "high", "log", "when"]) for key in rest]
     if low is None or high is None:
-        return None, [*faults, f"{name}: give a value, `choices`, or both `low` and `high`; got {shown(entry)}"]
+        return None, [*faults, f"{name}: give a value, `choices`, or both `low` and `high`; got {short_repr(entry)}"]
     if any(type(bound) not in (int, float) for bound in (low, high)):
-        got = f"(low={shown(low)}, high={shown(high)})"
+        got = f"(low={short_repr(low)}, high={short_repr(high)})"
         return None, [*faults, f"{name}: `low` and `high` must be numbers, but got {got}"]
     if type(log) is not bool:
-        faults.append(f"{name}: `log` must be true or false, but got {shown(log)}")
+        faults.append(f"{name}: `log` must be true or false, but got {short_repr(log)}")
     if low >= high:
-        faults.append(f"{name}: low < high must hold, but got (low={shown(low)}, high={shown(high)})")
+        faults.append(f"{name}: low < high must hold, but got (low={short_repr(low)}, high={short_repr(high)})")
     elif log and low <= 0:
-        faults.append(f"{name}: low > 0 must hold with log: true, but got low={shown(low)}")
+        faults.append(f"{name}: low > 0 must hold with log: true, but got low={short_repr(low)}")
     for bound in (low, high):
         faults += _value_faults(name, bound)
     if isinstance(TrialConfig().model_dump()[name], float) and not faults:
@@ -266,7 +269,7 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
 
 def _conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], list[str]]:
     if not isinstance(when, dict):
-        return {}, [f"{name}: `when` must be {{name: value}} or {{name: [values]}}, but got {shown(when)}"]
+        return {}, [f"{name}: `when` must be {{name: value}} or {{name: [values]}}, but got {short_repr(when)}"]
     conditions: dict[str, tuple[Value, ...]] = {}
     faults = []
     for parent, allowed in when.items():
@@ -274,9 +277,9 @@ def _conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], lis
             faults.append(f"{name}: `when`: {unknown_name(parent, list(TrialConfig.model_fields))}")
             continue
         conditions[parent] = tuple(allowed) if isinstance(allowed, list) else (allowed,)
-        if not 0 < len(conditions[parent]) <= MOST_CHOICES:
+        if not 0 < len(conditions[parent]) <= MAX_CHOICES:
             got = len(conditions[parent])
-            faults.append(f"{name}: `when`: {parent} must be one value or a list of 1 to {MOST_CHOICES}, but got {got}")
+            faults.append(f"{name}: `when`: {parent} must be one value or a list of 1 to {MAX_CHOICES}, but got {got}")
             continue
         for value in conditions[parent]:
             faults += [f"{name}: `when`: {fault}" for fault in _value_faults(parent, value)]
@@ -307,7 +310,7 @@ def _parents_first(
     return ordered, faults
 
 
-def _check_floor(space: SearchSpace) -> None:
+def _check_min_learning_rate(space: SearchSpace) -> None:
     """The lowest learning rate must not lie below the highest floor, or some trials could not be made."""
     schedules = space.dimensions["schedule"].domain if "schedule" in space.dimensions else None
     possible = schedules.values if isinstance(schedules, Choices) else (space.defaults["schedule"],)

@@ -35,7 +35,7 @@ class Ours:
         self.best: dict[int, float] = {}
 
     def propose(self, number: int) -> Mapping[str, Any]:
-        return self.space.values_of(self.study.ask(number + 1))
+        return self.space.active_values(self.study.ask(number + 1))
 
     def hear(self, number: int, epoch: int, value: float) -> bool:
         self._report(number, epoch, value)

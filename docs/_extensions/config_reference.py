@@ -46,7 +46,11 @@ class SearchSpaces(SphinxDirective):
         for path in sorted((REPOSITORY / "search_spaces").glob("*.yaml")):
             self.env.note_dependency(str(path))
             space = SearchSpace.read(path)
-            kind = "one configuration" if space.is_point else f"{len(space.dimensions)} searched hyperparameters"
+            kind = (
+                "one configuration"
+                if space.is_single_configuration
+                else f"{len(space.dimensions)} searched hyperparameters"
+            )
             text += [f"## `{path.stem}`: {kind}", "", "```yaml", path.read_text().rstrip(), "```", ""]
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
 

@@ -72,12 +72,12 @@ def taken_or_refused(most: int = 100_000) -> Iterator[None]:
 @given(values=MAPPINGS)
 def test_any_mapping_as_a_space_and_a_configuration(values: dict[str, Any]) -> None:
     with taken_or_refused():
-        space = SearchSpace.of(values)
-        assert SearchSpace.of(space.mapping()) == SearchSpace.of(space.mapping())
-        if space.is_point:
-            space.point()
+        space = SearchSpace.from_mapping(values)
+        assert SearchSpace.from_mapping(space.to_mapping()) == SearchSpace.from_mapping(space.to_mapping())
+        if space.is_single_configuration:
+            space.single_configuration()
     with taken_or_refused():
-        TrialConfig.of(values)
+        TrialConfig.from_mapping(values)
 
 
 @FEW
@@ -86,7 +86,7 @@ def test_any_mapping_as_a_space_and_a_configuration(values: dict[str, Any]) -> N
 )
 def test_any_settings(values: dict[str, Any]) -> None:
     with taken_or_refused():
-        RunSettings.of(values)
+        RunSettings.from_mapping(values)
 
 
 @MANY

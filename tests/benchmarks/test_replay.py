@@ -14,7 +14,7 @@ from benchmarks.search_quality import compare
 from benchmarks.search_quality.replay import Curves, search
 from wmlsearch.space import SearchSpace
 
-SPACE = SearchSpace.of(
+SPACE = SearchSpace.from_mapping(
     {
         "depth": {"choices": [2, 3]},
         "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -333,8 +333,8 @@ def row(epoch: int, dice: float) -> dict[str, Any]:
 
 
 def test_status_prints_the_leaderboard(say: Say) -> None:
-    space = SearchSpace.of({"depth": {"choices": [2, 4]}}, "mine.yaml")
-    values = {"source": "mine.yaml", "values": space.mapping()}
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}}, "mine.yaml")
+    values = {"source": "mine.yaml", "values": space.to_mapping()}
     search = SearchDir.create(Path("runs/mine"), search_record(about("mine", "search", space=values)))
     for number, (depth, dices) in enumerate(((4, [0.1, 0.3, 0.2]), (2, [0.5]))):
         config = TrialConfig(depth=depth).model_dump()

@@ -25,7 +25,7 @@ SPACE = {"batch_size": {"choices": [4, 8]}, "schedule": {"choices": ["plateau", 
 
 def add(run: RunDir, name: str, state: str, config: dict[str, object], *dices: float) -> None:
     about = {"name": name, "kind": "trial", "model": name.partition("-seed")[0], "settings": SETTINGS, "data": DATA}
-    RunDir.create(run.path, run_record({**about, "config": TrialConfig.of(config).model_dump()}))
+    RunDir.create(run.path, run_record({**about, "config": TrialConfig.from_mapping(config).model_dump()}))
     for epoch, dice in enumerate(dices, start=1):
         run.append(epoch_row({"epoch": epoch, "val_dice_best": dice, "val_dice": dice / 2}))
     run.set_status(state, "" if state != "failed" else "Traceback\nValueError: no luck")
@@ -77,7 +77,7 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
     name = "trial-0003" if which == "trial" else "paper-seed1"
     add(run, name, "running", {}, 0.1)
     console = Console(width=120, record=True, file=io.StringIO())
-    display = SearchDisplay(console, search, SearchSpace.of(SPACE, "here"), RunSettings(**SETTINGS))
+    display = SearchDisplay(console, search, SearchSpace.from_mapping(SPACE, "here"), RunSettings(**SETTINGS))
     display.update(run)
     assert console.export_text() == ""
     trained = {run.path}

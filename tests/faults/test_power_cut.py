@@ -32,7 +32,9 @@ from wmlsearch.space import SearchSpace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 KILLS, TRIALS, EPOCHS = 500, 10, 6
-SPACE = SearchSpace.of({"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "depth": {"choices": [2, 4]}})
+SPACE = SearchSpace.from_mapping(
+    {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "depth": {"choices": [2, 4]}}
+)
 SETTINGS = RunSettings(epochs=EPOCHS, trials=TRIALS, sampler="random", baseline=False)
 SLICES = np.arange(4096, dtype=np.uint8).reshape(1, 64, 64)
 GALLERY = Gallery(("p0",), SLICES, SLICES, {"champion": SLICES})

@@ -18,7 +18,7 @@ from wmlsearch.runs.schema import ForecastRecord
 from wmlsearch.space import SearchSpace
 
 SETTINGS = RunSettings(trials=20, epochs=9)
-SPACE = SearchSpace.of({"depth": {"choices": [2, 4]}})
+SPACE = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}})
 FORECAST: dict[str, Any] = {
     "rungs": [
         {"epoch": 2, "trials": 6.0, "epochs": 12.0},

@@ -173,7 +173,7 @@ def test_multiply_adds_are_those_of_torch(depth: int, channels: int, size: int) 
 def test_checkpoints_are_as_big_as_written(
     optimizer: str, depth: int, channels: int, norm: str, prepared: Path, tmp_path: Path
 ) -> None:
-    config = TrialConfig.of({"depth": depth, "base_channels": channels, "norm": norm, "optimizer": optimizer})
+    config = TrialConfig.from_mapping({"depth": depth, "base_channels": channels, "norm": norm, "optimizer": optimizer})
     data, last, best = PreparedData.open(prepared), tmp_path / "last.pt", tmp_path / "best.pt"
     next(epochs(config, data, max_epochs=2, last=last, best=best))
     assert checkpoint_bytes(config) == pytest.approx((last.stat().st_size, best.stat().st_size), rel=0.04)
@@ -209,7 +209,7 @@ def test_timing_takes_whole_batches_where_there_is_time(prepared: Path) -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
 def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -> None:
-    space = SearchSpace.of({"depth": {"choices": [1, 2]}, "base_channels": 4})
+    space = SearchSpace.from_mapping({"depth": {"choices": [1, 2]}, "base_channels": 4})
     settings = RunSettings(trials=2, epochs=3, baseline=False, scheduler="median", target_dice=0.9)
     slots = Slots(count=1, workers=2, cpus=1, gpus=0)
     with ray_session(None), watching_sockets(os.getpid()) as sockets:

@@ -41,7 +41,7 @@ from wmlsearch.workflows.preflight import resolve_trials_per_gpu
 from wmlsearch.workflows.search_plan import SearchRequest
 from wmlsearch.workflows.tune import tune
 
-SPACE = SearchSpace.of(
+SPACE = SearchSpace.from_mapping(
     {"depth": 2, "base_channels": {"choices": [2, 4]}, "batch_size": {"low": 2, "high": 8}}, "small.yaml"
 )
 GB = 10**9
@@ -78,7 +78,7 @@ def test_as_many_as_fit() -> None:
 
 
 def test_largest_configuration() -> None:
-    wide = SearchSpace.of({"base_channels": {"choices": [16, 32]}, "batch_size": {"low": 2, "high": 8}})
+    wide = SearchSpace.from_mapping({"base_channels": {"choices": [16, 32]}, "batch_size": {"low": 2, "high": 8}})
     dearest = largest_configuration(wide, 0)
     assert (dearest.base_channels, dearest.batch_size) == (32, 8)
     assert largest_configuration(SPACE, 0) == TrialConfig()  # the baseline must fit, too

@@ -38,7 +38,7 @@ def data(prepared: Path) -> PreparedData:
 
 
 def small(**values: Any) -> TrialConfig:
-    return TrialConfig.of({**SMALL.model_dump(), **values})
+    return TrialConfig.from_mapping({**SMALL.model_dump(), **values})
 
 
 def losses(reports: Iterator[EpochRow]) -> list[float]:

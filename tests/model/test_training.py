@@ -39,7 +39,7 @@ CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # what no two tra
 
 
 def small(**values: Any) -> TrialConfig:
-    return TrialConfig.of({**SMALL.model_dump(), **values})
+    return TrialConfig.from_mapping({**SMALL.model_dump(), **values})
 
 
 def facts(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_checkpoint_is_written_before_its_report(data: PreparedData, tmp_path: P
         assert load_checkpoint(best)["report"]["epoch"] <= report.epoch
         assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
     state = load_checkpoint(best)
-    assert TrialConfig.of(state["config"]) == SMALL
+    assert TrialConfig.from_mapping(state["config"]) == SMALL
     assert (state["seed"], state["data"]) == (0, data.manifest.fingerprint)
 
 
@@ -562,7 +562,8 @@ prepared, folder, rank, config, options = sys.argv[1:]
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
 data = PreparedData.open(Path(prepared))
-reports = epochs(TrialConfig.of(json.loads(config)), data, last=Path(folder, "last.pt"), **json.loads(options))
+config = TrialConfig.from_mapping(json.loads(config))
+reports = epochs(config, data, last=Path(folder, "last.pt"), **json.loads(options))
 print(json.dumps([report.as_json() for report in reports]))
 torch.distributed.destroy_process_group()
 """

@@ -62,7 +62,9 @@ def make(tmp_path: Path) -> Make:
     def made(
         trials: int = 8, optimistic: bool = False, seeds: int = 2, finals: bool = False, **given: Any
     ) -> SearchDir:
-        settings = RunSettings.of({"trials": max(trials, 5), "epochs": 6, "confirm_seeds": seeds, **given}).model_dump()
+        settings = RunSettings.from_mapping(
+            {"trials": max(trials, 5), "epochs": 6, "confirm_seeds": seeds, **given}
+        ).model_dump()
         data = {"name": "prepared", "fingerprint": "f00d", "optimistic": optimistic}
         about = {"kind": "search", "settings": settings, "data": data, "data_path": "some where/prepared"}
         search = SearchDir.create(
@@ -74,7 +76,13 @@ def make(tmp_path: Path) -> Make:
             if n % 3 == 1:
                 values |= {"schedule": "cosine", "warmup_fraction": float(rng.uniform(0, 0.2))}
             _train(
-                search.trial(n), f"trial-{n:04d}", TrialConfig.of(values), settings, data, rng, 2 if n % 3 == 0 else 6
+                search.trial(n),
+                f"trial-{n:04d}",
+                TrialConfig.from_mapping(values),
+                settings,
+                data,
+                rng,
+                2 if n % 3 == 0 else 6,
             )
             if n % 3 == 0:
                 search.trial(n).set_status("stopped", "behind the best of its rung at epoch 2")
@@ -233,10 +241,10 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
 def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     search = make(finals=True, sampler="tpe", max_hours=1.5)
     text = text_of(write_report(search))
-    config = SearchSpace.read(str(search.report / "champion.yaml")).point()
+    config = SearchSpace.read(str(search.report / "champion.yaml")).single_configuration()
     assert config == search.trial(1).record().config
     space = SearchSpace.read(str(search.report / "space.yaml"))
-    assert space.mapping() == SearchSpace.of(SPACE).mapping()
+    assert space.to_mapping() == SearchSpace.from_mapping(SPACE).to_mapping()
     command = (
         "wmlsearch tune space.yaml --data prepared --trials 8 --epochs 6 --sampler tpe --confirm-seeds 2 "
         "--max-hours 1.5"
@@ -356,7 +364,7 @@ def test_importances_know_what_matters_and_leave_out_what_lies_outside(make: Mak
         if n == 0:
             path = run.path / "config.json"
             path.write_text(json.dumps({**run.record().as_json(), "config": TrialConfig(batch_size=5).model_dump()}))
-    board, space = leaderboard(search), SearchSpace.of(SPACE)
+    board, space = leaderboard(search), SearchSpace.from_mapping(SPACE)
     shares, note = importances(board, space)
     assert note == "from 59 trials (1 outside the space left out)"
     assert next(iter(shares)) == "learning_rate"

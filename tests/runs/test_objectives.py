@@ -20,11 +20,11 @@ from wmlsearch.cli import main
 from wmlsearch.cli.options import SettingChoice
 from wmlsearch.cli.search_summary import show_search
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import OBJECTIVES, QUALITIES, InputError, RunSettings, TrialConfig
+from wmlsearch.config import OBJECTIVES, QUALITY_METRICS, InputError, RunSettings, TrialConfig
 from wmlsearch.report.page import write_report
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.objectives import best_epoch, front, objective_warnings, values_of
+from wmlsearch.runs.objectives import best_epoch, front, objective_values, objective_warnings
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.warm_start import select_earlier_trials
@@ -105,15 +105,19 @@ def test_one_objective_and_several() -> None:
         "best epoch"
     )
     with pytest.raises(InputError, match=r"objective must be the first of several \(val_dice\) or left out, but got v"):
-        RunSettings.of({"objectives": ["val_dice", "epoch_s"], "objective": "val_iou"})
+        RunSettings.from_mapping({"objectives": ["val_dice", "epoch_s"], "objective": "val_iou"})
 
 
 def test_settings_of_several_objectives() -> None:
-    settings = RunSettings.of({"objectives": ["val_dice", "epoch_s"]})
-    assert (settings.objective, settings.scheduler, settings.ranked_by) == ("val_dice", "none", ["val_dice", "epoch_s"])
-    assert RunSettings.of(settings.model_dump()) == settings, "as a resumed search reads them"
-    assert (RunSettings().objectives, RunSettings().ranked_by) == ([], ["val_dice_best"])
-    assert SettingChoice("objective").choices == QUALITIES
+    settings = RunSettings.from_mapping({"objectives": ["val_dice", "epoch_s"]})
+    assert (settings.objective, settings.scheduler, settings.objective_names) == (
+        "val_dice",
+        "none",
+        ["val_dice", "epoch_s"],
+    )
+    assert RunSettings.from_mapping(settings.model_dump()) == settings, "as a resumed search reads them"
+    assert (RunSettings().objectives, RunSettings().objective_names) == ([], ["val_dice_best"])
+    assert SettingChoice("objective").choices == QUALITY_METRICS
 
 
 def test_what_is_unwise_is_said() -> None:
@@ -156,10 +160,10 @@ def test_values_are_all_of_one_epoch() -> None:
         epoch_row({"epoch": 4, "val_dice_best": 0.6, "images_per_s": 70.0}),
     ]
     assert best_epoch(rows, "val_dice_best") is rows[2], "the first of equal ones, as its weights are kept"
-    assert values_of(rows, BOTH) == [0.6, 40.0]
-    assert values_of(rows[:1], BOTH) is None
-    assert values_of([], BOTH) is None
-    assert values_of(rows, ["val_dice_best", "val_loss"]) is None
+    assert objective_values(rows, BOTH) == [0.6, 40.0]
+    assert objective_values(rows[:1], BOTH) is None
+    assert objective_values([], BOTH) is None
+    assert objective_values(rows, ["val_dice_best", "val_loss"]) is None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_p
             asked.report(number, epoch, row[0] or 0.0)
         run = written(search, number, config, rows, "running" if number == 19 else state)
         if number != 19:
-            asked.tell(number, state, values_of(run.rows(), BOTH))
+            asked.tell(number, state, objective_values(run.rows(), BOTH))
     before = told(search)
     names = [state.name for _, state, *_ in before]
     assert names[:8] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "PRUNED", "FAIL", "FAIL", "COMPLETE"]
@@ -263,7 +267,7 @@ def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_p
 
 def test_tpe_keeps_away_from_where_trials_diverge(tmp_path: Path) -> None:
     """A fast rate is better in both objectives, up to 1e-3, where all diverge."""
-    space = SearchSpace.of({"learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}})
+    space = SearchSpace.from_mapping({"learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}})
 
     def beyond(name: str, state: str) -> int:
         (tmp_path / name).mkdir()
@@ -298,7 +302,7 @@ def test_warm_start_takes_what_came_to_its_end(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ how it is shown
 
-SPACE = SearchSpace.of(
+SPACE = SearchSpace.from_mapping(
     {
         "depth": {"choices": [2, 4]},
         "base_channels": {"choices": [4, 16]},
@@ -375,7 +379,7 @@ class Done:
 @pytest.fixture(scope="module")
 def done(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("runs")
-    settings = RunSettings.of({"epochs": 2, "trials": 5, "objectives": BOTH, "baseline": False})
+    settings = RunSettings.from_mapping({"epochs": 2, "trials": 5, "objectives": BOTH, "baseline": False})
     search = SearchDir(out / "s")
     return Done(search, tune(search, SearchRequest(SPACE, settings, prepared), default_uri(out)))
 

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_ray")
 
 def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> Outcome:
     request = SearchRequest(
-        SearchSpace.of(values),
+        SearchSpace.from_mapping(values),
         RunSettings(**{"epochs": 3, "trials": 50, "baseline": False, "forecast": False, **settings}),
         prepared,
     )
@@ -117,7 +117,7 @@ def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_checkpoints_stay_below_max_checkpoint_gb(prepared: Path, tmp_path: Path) -> None:
     space = {"depth": {"choices": [2, 3]}, "base_channels": {"choices": [2, 4]}, "batch_size": 16, **RATES}
-    last, best = most_checkpoint_bytes(SearchSpace.of(space))  # of the baseline network
+    last, best = most_checkpoint_bytes(SearchSpace.from_mapping(space))  # of the baseline network
     cores = len(os.sched_getaffinity(0))
     needed = cores * (2 * last + best) + best
     with pytest.raises(InputError) as refused:
@@ -280,7 +280,7 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -
     console = Console(width=120, record=True, file=io.StringIO())
     display = SearchDisplay(console, search, space(), settings)
     proposals, budget = Study(search, space(), settings), Budget(search, settings, Slots(1, 1, 1, 0.0))
-    retention = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.ranked_by)
+    retention = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.objective_names)
     scheduler = Scheduler(settings)
     recorder = Recorder(
         search, settings, proposals, budget, LOCAL.checkpoint_location, retention, display.update, scheduler

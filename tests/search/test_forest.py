@@ -17,7 +17,7 @@ from wmlsearch.search.samplers.forest import MAX_TRIALS, TREES, encode, predict_
 from wmlsearch.search.samplers.optuna_samplers import STARTUP_TRIALS
 from wmlsearch.space import SearchSpace
 
-SPACE = SearchSpace.of(
+SPACE = SearchSpace.from_mapping(
     {
         "depth": {"choices": [2, 3, 4]},
         "loss": {"choices": ["bce", "dice"]},
@@ -60,7 +60,7 @@ def test_the_study_uses_the_forest_after_the_startup_trials(tmp_path: Path) -> N
     study = Study(search, SPACE, RunSettings(epochs=EPOCHS))
     drawn = []
     for number in range(1, 80):
-        values = SPACE.values_of(study.ask(number))
+        values = SPACE.active_values(study.ask(number))
         drawn.append(values)
         if values["depth"] == 4:
             study.tell(number, "out_of_memory", None)

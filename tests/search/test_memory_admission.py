@@ -186,7 +186,7 @@ def test_the_report_draws_predicted_and_measured(tmp_path: Path) -> None:
 
 def tune(prepared: Path, out: Path, values: dict[str, Any], say: list[str], **settings: Any) -> Outcome:
     request = SearchRequest(
-        SearchSpace.of(values),
+        SearchSpace.from_mapping(values),
         RunSettings(
             **{"epochs": 1, "trials": 6, "baseline": False, "forecast": False, "sampler": "random", **settings}
         ),

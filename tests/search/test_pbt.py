@@ -41,7 +41,7 @@ from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows import preflight
 
-SPACE = SearchSpace.of({"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "schedule": "constant"})
+SPACE = SearchSpace.from_mapping({"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "schedule": "constant"})
 
 
 def settings(**values: Any) -> RunSettings:
@@ -98,13 +98,13 @@ def test_a_trial_that_ended_by_itself_is_not_compared() -> None:
 
 def test_settings_without_a_comparison_are_refused() -> None:
     with pytest.raises(InputError) as caught:
-        RunSettings.of({"scheduler": "pbt", "epochs": 4, "grace_epochs": 4})
+        RunSettings.from_mapping({"scheduler": "pbt", "epochs": 4, "grace_epochs": 4})
     assert caught.value.faults == (
         "grace_epochs < epochs must hold with pbt, which compares trials at each multiple of it, "
         "but got (grace_epochs=4, epochs=4)",
     )
     with pytest.raises(InputError) as caught:
-        RunSettings.of({"scheduler": "pbt", "trials": 4})
+        RunSettings.from_mapping({"scheduler": "pbt", "trials": 4})
     assert caught.value.faults == (
         "trials >= 5 must hold with pbt, since the worst of 4 is the first that a child replaces, but got (trials=4)",
     )
@@ -238,7 +238,7 @@ class World:
         replay_reports(self.search, chosen, scheduler)
         proposals = Study(self.search, SPACE, chosen)
         budget = Budget(self.search, chosen, Slots(at_once, 1, 1, 0.0))
-        retention = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.ranked_by)
+        retention = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.objective_names)
         recorder = Recorder(self.search, chosen, proposals, budget, self.place, retention, lambda _run: None, scheduler)
         job = WorkerJob(Shipment(Path(), ""), chosen, threads=1, snapshot_every=chosen.grace_epochs)
         numbers = [n for n in range(chosen.trials) if self.search.trial(n).state in UNFINISHED]

@@ -282,7 +282,7 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     other_ray: None, prepared: Path, tmp_path: Path
 ) -> None:
     """Without a dashboard and beside another Ray, plain Tune and Train freeze when ASHA stops a trial."""
-    space = SearchSpace.of(
+    space = SearchSpace.from_mapping(
         {"depth": 2, "base_channels": 4, "batch_size": 4, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     )
     settings = RunSettings(epochs=4, trials=8, grace_epochs=1, reduction_factor=2, baseline=False, forecast=False)

@@ -73,7 +73,7 @@ def test_a_trial_has_an_actor_and_a_count_of_failures() -> None:
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "none", "pbt"])
 def test_rays_schedulers_need_no_controller(scheduler: str) -> None:
     """`Scheduler` gives them None. With more trials each gets worse, so all but `none` stop some."""
-    settings = RunSettings.of({"epochs": 9, "grace_epochs": 1, "trials": 40, "scheduler": scheduler})
+    settings = RunSettings.from_mapping({"epochs": 9, "grace_epochs": 1, "trials": 40, "scheduler": scheduler})
     made, stopped = Scheduler(settings), 0
     for number in range(40):
         for epoch in range(1, 10):

@@ -64,7 +64,7 @@ def fake_worker_group(result: TrialResult) -> type:
 def tune(prepared: Path, out: Path, say: Callable[[str], None] = print) -> Outcome:
     """A search of one trial, without final runs."""
     settings = RunSettings(epochs=2, trials=1, forecast=False, baseline=False)
-    request = SearchRequest(SearchSpace.of(SPACE), settings, prepared)
+    request = SearchRequest(SearchSpace.from_mapping(SPACE), settings, prepared)
     return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(say=say))
 
 
@@ -81,7 +81,7 @@ def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -
             look(run)
 
     settings = RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1)
-    request = SearchRequest(SearchSpace.of(SPACE), settings, prepared)
+    request = SearchRequest(SearchSpace.from_mapping(SPACE), settings, prepared)
     return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(on_change=final))
 
 

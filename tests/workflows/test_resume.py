@@ -181,7 +181,7 @@ def test_warm_start_takes_trials_that_fit_and_counts_the_others(tmp_path: Path) 
     trials = optuna.load_study(study_name="new", storage=storage).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "RUNNING"]
     assert trials[0].value == 0.5
-    assert trials[0].params == space.values_of(inside)
+    assert trials[0].params == space.active_values(inside)
     assert "warmup_fraction" in trials[0].params
     assert "warmup_fraction" not in trials[2].params, "the paper's schedule is plateau"
 

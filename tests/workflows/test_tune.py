@@ -110,7 +110,7 @@ def test_every_trial_is_in_its_folder(done: Done) -> None:
 
 
 def test_the_first_trial_is_the_baseline_though_outside_this_space(done: Done, space: SearchSpace) -> None:
-    assert space.outside(TrialConfig()) == [
+    assert space.mismatches(TrialConfig()) == [
         "depth=4 is not in [2, 3]",
         "base_channels is fixed at 4, not 16",
         "batch_size=5 is not in [4, 8]",

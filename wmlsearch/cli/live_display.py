@@ -17,7 +17,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.forecast.comparison import trials_left_s
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, leaderboard
-from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
 from wmlsearch.runs.wording import duration, last_line, plural
 from wmlsearch.space import SearchSpace
@@ -108,7 +108,7 @@ class SearchDisplay:
         entry = self.entries[run.path] = Entry.of(run, self.space)
         if not self.live and entry.state != RUNNING:
             left = f", about {duration(self.time_left_s())} left" if self.ended < self.settings.trials else ""
-            values = ", ".join(f"{name} {score(name, entry.metric(name))}" for name in self.settings.ranked_by)
+            values = ", ".join(f"{name} {score(name, entry.metric(name))}" for name in self.settings.objective_names)
             self._print_end(entry, values, f"{self.ended} of {self.settings.trials} trials{left}")
 
     def _update_final(self, run: RunDir) -> None:
@@ -116,7 +116,7 @@ class SearchDisplay:
         if not self.live and run.state != RUNNING:
             entry = Entry.of(run, self.space)
             ended = sum(state != RUNNING for state in self.final_states.values())
-            value = f"{MEASURE} {number(entry.metric(MEASURE), 4)}"
+            value = f"{CANDIDATE_METRIC} {number(entry.metric(CANDIDATE_METRIC), 4)}"
             self._print_end(entry, value, f"{ended} of at most {self.settings.final_runs} final runs")
 
     def _print_end(self, entry: Entry, values: str, count: str) -> None:

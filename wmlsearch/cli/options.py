@@ -25,10 +25,10 @@ class SettingChoice(click.Choice[str]):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        from wmlsearch.config import QUALITIES, RunSettings
+        from wmlsearch.config import QUALITY_METRICS, RunSettings
 
         if self.setting == "objective":
-            return QUALITIES
+            return QUALITY_METRICS
         return get_args(RunSettings.model_fields[self.setting].annotation)
 
     @choices.setter
@@ -138,7 +138,7 @@ def settings(**values: Any) -> RunSettings:
     from wmlsearch.config import InputError, RunSettings
 
     try:
-        return RunSettings.of(values)
+        return RunSettings.from_mapping(values)
     except InputError as error:
         faults = [re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in error.faults]
         raise InputError("these options cannot be used", faults) from None
@@ -150,7 +150,7 @@ def space_to_search(space: str) -> SearchSpace:
     from wmlsearch.space import SearchSpace
 
     ranges = SearchSpace.read(space)
-    if ranges.is_point:
+    if ranges.is_single_configuration:
         raise InputError(
             f"{space}: has only values and no ranges, so there is nothing to search; train it with "
             f"`wmlsearch train {space}`"

@@ -58,7 +58,7 @@ def train(
     if workers < 0:
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
     uri = options.uri_of(out, mlflow_uri)
-    config = SearchSpace.read(point).point()
+    config = SearchSpace.read(point).single_configuration()
     settings = options.settings(epochs=epochs, seed=seed, precision=precision)
     run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)

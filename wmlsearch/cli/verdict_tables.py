@@ -8,7 +8,7 @@ from rich.table import Table
 from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores, Scope
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import CHAMPION, PAPER
-from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME, RATIOS, mean_sd, openings_note, states_of
 
@@ -21,7 +21,7 @@ def confirmed_table(search: SearchDir) -> Table | None:
     model = search.model(CHAMPION)
     champion = model.record().model if model.exists() else ""
     table = _table("final runs")
-    for name in ("configuration", "seeds", f"{MEASURE} mean", "standard error", "mean - error", "states", ""):
+    for name in ("configuration", "seeds", f"{CANDIDATE_METRIC} mean", "standard error", "mean - error", "states", ""):
         table.add_column(name, justify="left" if name in ("configuration", "states", "") else "right")
     for candidate in candidates:
         role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == champion else ""

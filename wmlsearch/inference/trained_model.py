@@ -36,7 +36,10 @@ class TrainedModel:
         """Load a run's `best.pt`, for prepared slices. Raises InputError if it is missing or damaged."""
         state = load_checkpoint(best)
         try:
-            config, threshold = TrialConfig.of(state["config"], str(best)), float(state["report"]["val_threshold"])
+            config, threshold = (
+                TrialConfig.from_mapping(state["config"], str(best)),
+                float(state["report"]["val_threshold"]),
+            )
             tensors, seed = dict(state["model"]), int(state["seed"])
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wmlsearch.config import InputError, TrialConfig, shown
+from wmlsearch.config import InputError, TrialConfig, short_repr
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs.files import retry_while_unavailable, write_bytes
 
@@ -61,7 +61,7 @@ def check_same_training(
     }
     saved = {"rate_factors": {}, **state}  # checkpoints of older versions have none
     differences = [
-        f"{name}: {shown(saved.get(name))} in the checkpoint, {shown(value)} in this training"
+        f"{name}: {short_repr(saved.get(name))} in the checkpoint, {short_repr(value)} in this training"
         for name, value in expected.items()
         if saved.get(name) != value
     ]

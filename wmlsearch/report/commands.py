@@ -32,7 +32,7 @@ def tune_command(record: SearchRecord) -> str:
     words = [source if (shipped() / f"{source}.yaml").is_file() else "space.yaml", *_data(record)]
     objectives = settings.objectives
     # Several objectives have another default sampler and scheduler.
-    defaults = RunSettings.of({"objectives": objectives} if objectives else {})
+    defaults = RunSettings.from_mapping({"objectives": objectives} if objectives else {})
     if objectives:
         words += ["--objectives", ",".join(objectives)]
     for name in _OPTIONS:
@@ -83,7 +83,7 @@ def config_yaml(config: Mapping[str, Any]) -> str:
 
 def space_yaml(space: SearchSpace) -> str:
     """Return a search space as a hyperparameter file."""
-    return "".join(_line(name, entry) + "\n" for name, entry in space.mapping().items())
+    return "".join(_line(name, entry) + "\n" for name, entry in space.to_mapping().items())
 
 
 def _line(name: str, entry: Any) -> str:

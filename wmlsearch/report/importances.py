@@ -28,7 +28,7 @@ def importances(board: Leaderboard, space: SearchSpace) -> tuple[dict[str, float
     space, such as the baseline may be.
     """
     entries = [entry for entry in board.trials if entry.value is not None and entry.state in GOOD and not entry.parent]
-    inside = [entry for entry in entries if not space.outside(_config(entry))]
+    inside = [entry for entry in entries if not space.mismatches(_config(entry))]
     if len(inside) < MIN_TRIALS:
         return {}, f"at least {MIN_TRIALS} trials inside the space with a value are needed, but there are {len(inside)}"
     if len({entry.value for entry in inside}) < 2:

@@ -23,7 +23,7 @@ from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.names import CHAMPION
-from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import RunStatus
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
@@ -103,7 +103,7 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
         compared=compare_with_forecast(search),
         champion=champion_view(search, record, board, candidates, champion),
         final_runs=final_rows(candidates, champion),
-        measure=MEASURE,
+        measure=CANDIDATE_METRIC,
         leakage_note=leakage_note,
         openings_note=openings_note,
         tables=write_tables(search, board, candidates, champion, evaluation),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.objectives import best_epoch, front, values_of
+from wmlsearch.runs.objectives import best_epoch, front, objective_values
 from wmlsearch.runs.schema import EpochRow
 from wmlsearch.space import SearchSpace
 
@@ -43,7 +43,7 @@ class Entry:
             len(rows),
             best,
             best.metrics.get(objective) if best else None,
-            space.values_of(record.config),
+            space.active_values(record.config),
             str(run.path),
             record.parent_name,
         )
@@ -78,7 +78,7 @@ def leaderboard(search: SearchDir) -> Leaderboard:
     best: tuple[Entry, ...] = ()
     if objectives:
         rows = [[entry.best] if entry.best else [] for entry in entries]
-        on_front = front([values_of(row, objectives) for row in rows], objectives)
+        on_front = front([objective_values(row, objectives) for row in rows], objectives)
         best = tuple(entry for entry, is_best in zip(entries, on_front, strict=True) if is_best)
         entries = [*best, *(entry for entry, is_best in zip(entries, on_front, strict=True) if not is_best)]
     return Leaderboard(

@@ -23,7 +23,7 @@ def best_epoch(rows: Sequence[EpochRow], objective: str) -> EpochRow | None:
     return best
 
 
-def values_of(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float] | None:
+def objective_values(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float] | None:
     """Return a trial's value of each objective at the epoch that is best by the first, so that they belong to one set
     of weights. None where one of them is not a number."""
     row = best_epoch(rows, objectives[0])
@@ -68,4 +68,4 @@ def objective_warnings(settings: RunSettings, warm_start: bool) -> list[str]:
     return notes
 
 
-MEASURE = "val_dice_best"  # what candidates are compared in, whatever the search has maximised
+CANDIDATE_METRIC = "val_dice_best"  # what candidates are compared in, whatever the search has maximised

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig, faults_of
+from wmlsearch.config import InputError, RunSettings, TrialConfig, validation_faults
 from wmlsearch.runs.files import read_json
 from wmlsearch.runs.names import trial_name
 from wmlsearch.space import SearchSpace
@@ -161,7 +161,7 @@ class SpaceRecord(Record):
 
     def space(self) -> SearchSpace:
         """Return the search space. Raises InputError."""
-        return SearchSpace.of(self.values, self.source)
+        return SearchSpace.from_mapping(self.values, self.source)
 
 
 class TrialShape(Record):
@@ -328,7 +328,7 @@ def parse(form: type[R], values: Mapping[str, Any], path: Path, remedy: str = RE
     except ValidationError as error:
         _raise_nested(form, values, error, path)
         place = f"{path}: line {line} is damaged" if line else f"{path}: is damaged"
-        raise InputError(f"{place}; {remedy}", faults_of(error, form)) from None
+        raise InputError(f"{place}; {remedy}", validation_faults(error, form)) from None
     if isinstance(model, FolderRecord):
         _check_complete(model, path, remedy)
     return model
@@ -343,10 +343,10 @@ def _raise_nested(form: type[Record], values: Mapping[str, Any], error: Validati
     ):
         return
     try:
-        RunSettings.of(values["settings"])
+        RunSettings.from_mapping(values["settings"])
     except InputError as unusable:
         raise InputError(f"{path}: its settings can't be used", unusable.faults) from None
-    TrialConfig.of(values.get("config", {}), f"{path}: config")
+    TrialConfig.from_mapping(values.get("config", {}), f"{path}: config")
 
 
 def _check_complete(record: FolderRecord, path: Path, remedy: str) -> None:

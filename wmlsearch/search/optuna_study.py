@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.objectives import values_of
+from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import UNFINISHED, EpochRow
 from wmlsearch.search.distributions import distribution, suggest_value
 from wmlsearch.search.optuna_patches import (
@@ -88,13 +88,13 @@ class Study:
         number, state, record = int(run.name), run.state, run.record()
         if record.parent is not None:  # the study did not propose a child, whose learning rate changed during training
             return
-        if number == 0 and self.space.outside(record.config):
+        if number == 0 and self.space.mismatches(record.config):
             return
         values, final = study_values(run.rows(), self.settings)
         if state not in UNFINISHED:
             self._add_ended(record.config, state, values, final, {TRIAL_NUMBER: number}, sampler_state)
             return
-        trial = self._begin(number, self.space.values_of(record.config))
+        trial = self._begin(number, self.space.active_values(record.config))
         restore_trial_state(trial, sampler_state)
         for epoch, value in values.items():
             trial.report(value, epoch)
@@ -109,7 +109,7 @@ class Study:
         system_attrs: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a trial that has ended, with its value by epoch, or its final value of each objective."""
-        params = self.space.values_of(config)
+        params = self.space.active_values(config)
         optuna_state = self._optuna_state(state, bool(values or final))
         value = None
         if values and optuna_state is not TrialState.FAIL:  # as in `Study.tell`: a pruned trial has its last value
@@ -136,9 +136,9 @@ class Study:
         Trial 0 is the baseline configuration. It is part of the study only if it lies in the space.
         """
         baseline = TrialConfig()
-        if number == 0 and self.space.outside(baseline):
+        if number == 0 and self.space.mismatches(baseline):
             return baseline
-        trial = self._begin(number, self.space.values_of(baseline) if number == 0 else None)
+        trial = self._begin(number, self.space.active_values(baseline) if number == 0 else None)
         return self.space.config(trial.params)
 
     def _begin(self, number: int, values: Mapping[str, Any] | None) -> Trial:
@@ -214,5 +214,5 @@ class Study:
 def study_values(rows: Sequence[EpochRow], settings: RunSettings) -> tuple[dict[int, float], list[float] | None]:
     """Return what the study records of a trial: its value by epoch; with several objectives only the final values."""
     if settings.objectives:
-        return {}, values_of(rows, settings.objectives)
+        return {}, objective_values(rows, settings.objectives)
     return {row.epoch: row.metrics.get(settings.objective) or 0.0 for row in rows}, None

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.objectives import values_of
+from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
@@ -190,7 +190,7 @@ class Recorder(tune.Callback):
 
     def _best(self, run: RunDir) -> list[float] | None:
         """Return a trial's value of each objective, or None if it has none."""
-        return values_of(run.rows(), self.settings.ranked_by)
+        return objective_values(run.rows(), self.settings.objective_names)
 
 
 def describe_failure(error: Exception | None, timeout: str = "") -> tuple[str, str, str]:

@@ -67,7 +67,7 @@ def run_trials(
     study = Study(search, space, settings)
     budget = Budget(search, settings, slots)
     limit_bytes = bytes_for_best_weights(space, settings, slots)
-    retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.ranked_by)
+    retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names)
     recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
     snapshot_every = settings.grace_epochs if scheduler.population is not None else 0
     job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.runs.objectives import values_of
+from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import GOOD, EarlierTrial, EpochRow, RunRecord, SearchRecord
 from wmlsearch.search.optuna_study import study_values
 from wmlsearch.space import SearchSpace
@@ -59,10 +59,10 @@ def _reason_to_leave_out(
         return "children of population based training"
     if state not in GOOD or not rows:
         return state.replace("_", " ")
-    if space.outside(trial.config):
+    if space.mismatches(trial.config):
         return "outside the space"
     if settings.objectives and state == "stopped":
         return "stopped before its end"
-    if settings.objectives and values_of(rows, settings.objectives) is None:
+    if settings.objectives and objective_values(rows, settings.objectives) is None:
         return "without a value of each objective"
     return ""

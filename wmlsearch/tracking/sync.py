@@ -24,7 +24,7 @@ from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import ROLES, SEARCH, TRIAL
-from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import (
     GOOD,
@@ -226,11 +226,11 @@ def _epoch_metrics(rows: Sequence[EpochRow], sent: int, objective: str) -> list[
     ]
     best = -math.inf
     for place, row in enumerate(rows):
-        value = row.metrics.get(objective, row.metrics.get(MEASURE))
+        value = row.metrics.get(objective, row.metrics.get(CANDIDATE_METRIC))
         if value is None or value <= best:
             continue
         best = value
-        measure = row.metrics.get(MEASURE)
+        measure = row.metrics.get(CANDIDATE_METRIC)
         if place >= sent and measure is not None:
             metrics.append(Metric(BEST, float(measure), int(row.time * 1000), row.epoch))
     return metrics

@@ -12,7 +12,7 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
 from wmlsearch.runs.names import PAPER, configuration_of
-from wmlsearch.runs.objectives import MEASURE, best_epoch
+from wmlsearch.runs.objectives import CANDIDATE_METRIC, best_epoch
 from wmlsearch.runs.schema import BAD, GOOD
 
 
@@ -99,7 +99,7 @@ def read_candidates(search: SearchDir) -> list[Candidate]:
 
 def _measure(run: RunDir) -> float | None:
     best = best_epoch(run.rows(), run.record().settings.objective)
-    return best.metrics.get(MEASURE) if best else None
+    return best.metrics.get(CANDIDATE_METRIC) if best else None
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float, str]:

@@ -19,7 +19,7 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, BASELINE_RUN, CHAMPION, CONFIRMATION, PAPER, final_run_name, model_name
-from wmlsearch.runs.objectives import MEASURE
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, ModelRecord
 from wmlsearch.verdict.champion import (
     Candidate,
@@ -124,7 +124,8 @@ def keep_models(search: SearchDir, settings: RunSettings, data: Path, observer: 
     elif champion is not None:
         error = f", standard error {champion.standard_error:.4f}" if champion.standard_error is not None else ""
         observer.say(
-            f"champion, selected on the validation patients: {champion.name}, mean {MEASURE} {champion.mean:.4f}{error}"
+            f"champion, selected on the validation patients: {champion.name}, "
+            f"mean {CANDIDATE_METRIC} {champion.mean:.4f}{error}"
         )
     return baseline is not None and champion is not None
 
@@ -157,9 +158,9 @@ def _keep_model(search: SearchDir, settings: RunSettings, data: Path, role: str,
     models = [TrainedModel.from_run(run) for run in runs]
     export_model(models, folder.export, ensemble_threshold(models, PreparedData.open(data).val))
     values = [value for value in candidate.values if value is not None]
-    metrics = {MEASURE: candidate.mean}
+    metrics = {CANDIDATE_METRIC: candidate.mean}
     if len(values) > 1:
-        metrics[f"{MEASURE}_sd"] = statistics.stdev(values)
+        metrics[f"{CANDIDATE_METRIC}_sd"] = statistics.stdev(values)
     if not folder.rows():
         folder.append(EpochRow(0, time.time(), None, metrics))
     folder.set_status("completed")

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from wmlsearch.config import InputError, shown
+from wmlsearch.config import InputError, short_repr
 from wmlsearch.runs.wording import plural
 
 TIMEOUT_S = 10.0  # for the names of all files
@@ -26,7 +26,7 @@ def check_pattern(pattern: str) -> None:
         regex = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"--patient-pattern: not a regular expression ({reason}), got {shown(pattern)}") from None
+        raise InputError(f"--patient-pattern: not a regular expression ({reason}), got {short_repr(pattern)}") from None
     if "patient" not in regex.groupindex and regex.groups != 1:
         raise InputError(
             f"--patient-pattern: needs one group, the patient, or groups named patient and timepoint, "
