@@ -120,7 +120,7 @@ def test_circular_conditions(refused: Refused) -> None:
 
 
 def test_minimum_rate_is_compared_with_the_rate_in_the_file() -> None:
-    config = SearchSpace.of({"learning_rate": 0.9, "min_learning_rate": 0.5}).point()
+    config = SearchSpace.from_mapping({"learning_rate": 0.9, "min_learning_rate": 0.5}).single_configuration()
     assert (config.learning_rate, config.min_learning_rate) == (0.9, 0.5)
 
 

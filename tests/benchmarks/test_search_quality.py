@@ -15,7 +15,7 @@ from wmlsearch.space import SearchSpace
 
 CLOCK = ("epoch_s", "images_per_s", "peak_memory_mb")
 TINY = Task(patients=3, val_patients=("02",), test_patients=("03",), shape=(32, 32, 8), size=16, epochs=3)
-SPACE = SearchSpace.of(
+SPACE = SearchSpace.from_mapping(
     {
         "depth": 1,
         "base_channels": {"choices": [2, 4]},
@@ -100,11 +100,13 @@ def test_diverged_configuration_is_recorded(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_table_of_another_space_is_refused(whole: Path) -> None:
-    other = SPACE.mapping() | {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    other = SPACE.to_mapping() | {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     with pytest.raises(InputError, match="configuration 0 is not what other draws"):
-        record(whole, SearchSpace.of(other, "other"), TINY, until=2)
+        record(whole, SearchSpace.from_mapping(other, "other"), TINY, until=2)
     with pytest.raises(InputError, match="columns"):
-        record(whole, SearchSpace.of(SPACE.mapping() | {"dropout": {"low": 0.0, "high": 0.5}}), TINY, until=2)
+        record(
+            whole, SearchSpace.from_mapping(SPACE.to_mapping() | {"dropout": {"low": 0.0, "high": 0.5}}), TINY, until=2
+        )
 
 
 def test_benchmark_space_has_the_branches_of_the_default_space() -> None:
