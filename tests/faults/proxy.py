@@ -1,4 +1,4 @@
-"""A proxy between a search and its MLflow server that injects the faults of a network, and the server itself."""
+"""A proxy that injects network faults between a search and its MLflow server, and the server itself."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host"
 
 
 class Proxy:
-    """Passes requests on to `target` (a port), or does what its `mode` says instead; counts what it did of each.
+    """Forwards requests to the port `target`, or injects the fault `mode`; `done` counts the requests of each mode.
 
-    Modes: "pass"; "500" and "429" (answered by the proxy); "hang" (accepted and never answered); "cut" (passed on, and
-    the connection closed before the answer: the server has it, the client doesn't know).
+    Modes: "pass"; "500" and "429" (the proxy answers with this status); "hang" (accepts and never answers); "cut"
+    (forwards the request, then closes the connection before the answer: the server has it, the client cannot know).
     """
 
     def __init__(self, target: int, mode: str = "pass") -> None:
@@ -60,7 +60,7 @@ class Proxy:
 
     def set(self, mode: str) -> None:
         self.mode = mode
-        self._free.set()  # who hangs is let go, with a closed connection
+        self._free.set()  # release the requests that hang; their connections are closed
         self._free = threading.Event()
 
     def handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
@@ -78,7 +78,7 @@ class Proxy:
             return
         try:
             status, headers, content = self._ask(request, body)
-        except OSError:  # the server is down: so is whoever stands before it
+        except OSError:  # the server is down, so the proxy appears to be down too
             request.close_connection = True
             with contextlib.suppress(OSError):
                 request.connection.shutdown(socket.SHUT_RDWR)
@@ -87,7 +87,7 @@ class Proxy:
             request.close_connection = True
             request.connection.shutdown(socket.SHUT_RDWR)
             return
-        with contextlib.suppress(OSError):  # the client is gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             request.send_response(status)
             for name, value in headers:
                 if name.lower() not in HOP:
@@ -112,7 +112,7 @@ class Proxy:
 
 
 class Server:
-    """A real `mlflow server` on a SQLite store, which can be killed with all its helpers and started again."""
+    """A real `mlflow server` on a SQLite store that can be killed with its worker processes and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, folder / "mlflow.db"
@@ -141,7 +141,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """`kill -9` of the server and all its workers: the group that it leads."""
+        """Kill the server and its workers, that is its process group, with SIGKILL."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

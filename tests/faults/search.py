@@ -1,4 +1,4 @@
-"""Run a search in processes of its own, and compare its run folder with MLflow and with what was seen before."""
+"""Run a search in a subprocess, and compare its run folder with MLflow and with earlier observations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.schema import EpochRow
 from wmlsearch.tracking.client import connect
 
-Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, what was seen): a row of the table
+Record = Callable[..., None]  # (fault, times injected, epochs lost, duplicates, observed): a row of the table
 
-# Trials of many short epochs; nothing ends them before the last epoch.
+# Trials with many short epochs and no early stop.
 SPACE = {
     "depth": 2,
     "base_channels": 4,
@@ -32,12 +32,12 @@ SPACE = {
 }
 
 
-# MLflow's status for each state in which a fault may leave a run.
+# MLflow's status for each state that a run may have after a fault.
 STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED", "lost": "FAILED"}
 
 
 class Running:
-    """`wmlsearch tune` in a process of its own, with its output in a file. On exit all its processes are killed."""
+    """`wmlsearch tune` in a subprocess that writes its output to a file. On exit all its processes are killed."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Running:
         return self.log.read_text(errors="replace")
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 180) -> None:
-        """Wait for a condition while the search runs. Fails with the search's output where it ends before."""
+        """Wait for a condition while the search runs. Fail with the search's output if the search ends before."""
         wait_for(lambda: self.ended or condition(), timeout_s)
         assert condition() or not self.ended, f"ended with {self.process.returncode}\n{self.text()}"
 
@@ -109,12 +109,12 @@ def tune_arguments(out: Path, data: Path, *words: Any, trials: int = 3, epochs: 
 
 
 class Lines:
-    """All metric rows of all trials that a search's folder has ever shown, read repeatedly while it runs."""
+    """Every metric row of every trial that a search folder has shown, read repeatedly while the search runs."""
 
     def __init__(self, search: SearchDir) -> None:
         self.search = search
         self.seen: dict[tuple[str, int], EpochRow] = {}
-        self.changed: set[tuple[str, int]] = set()  # epochs whose content changed: they were trained again
+        self.changed: set[tuple[str, int]] = set()  # epochs whose row changed, because they were trained again
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -137,7 +137,7 @@ class Lines:
         for run in self.search.trials():
             try:
                 rows = run.rows()
-            except InputError:  # a damaged line, which must never be visible
+            except InputError:  # a damaged line must never be visible
                 self.changed.add((run.name, -1))
                 continue
             for row in rows:
@@ -147,7 +147,7 @@ class Lines:
                     self.seen[key] = row
 
     def lost_and_doubled(self) -> tuple[int, int]:
-        """Return the number of epochs that are no longer in the folder as they were seen, and of those there twice."""
+        """Return how many observed epochs are missing or changed in the folder, and how many are in it twice."""
         now: dict[tuple[str, int], list[EpochRow]] = {}
         for run in self.search.trials():
             for row in run.rows():
@@ -161,13 +161,15 @@ def rows_now(run: RunDir) -> int:
 
 
 def check_whole(search: SearchDir, trials: int, epochs: int) -> None:
-    """Check that each trial is completed with each of its epochs once, and is on the leaderboard once."""
+    """Check that each trial is completed, has each epoch once, and is on the leaderboard once."""
     for run in search.trials():
         assert [row.epoch for row in run.rows()] == list(range(1, len(run.rows()) + 1)), run.path
         assert run.state in ("completed", "early_stopped"), run.status()
     names = [entry.name for entry in leaderboard(search).trials]
     assert sorted(names) == [f"trial-{number:04d}" for number in range(trials)]
-    assert [len(run.rows()) for run in search.trials()[1:]] == [epochs] * (trials - 1)  # the first is the paper's
+    assert [len(run.rows()) for run in search.trials()[1:]] == [epochs] * (
+        trials - 1
+    )  # the first trial is the baseline
     assert search.state == "completed", search.status()
 
 
@@ -177,8 +179,8 @@ def sync(out: Path, uri: str) -> subprocess.CompletedProcess[str]:
 
 
 def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
-    """Return how many metric rows MLflow's database lacks, how many it has twice, and a line per other difference."""
-    client, faults, lacking, doubled = connect(f"sqlite:///{store}"), [], 0, 0
+    """Return how many metric rows are missing in MLflow, how many it has twice, and a line per other difference."""
+    client, faults, missing, doubled = connect(f"sqlite:///{store}"), [], 0, 0
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -196,13 +198,13 @@ def differences(search: SearchDir, store: Path) -> tuple[int, int, list[str]]:
                 faults.append(
                     f"{part.path.name}: {run.info.status}, {run.data.tags['state']}, in the folder {part.state}"
                 )
-            wanted = [] if isinstance(part, SearchDir) else rows_of(part)
+            expected = [] if isinstance(part, SearchDir) else rows_of(part)
             query = "select key, step, timestamp, value from metrics where run_uuid = ? and key != 'best_dice'"
             rows = database.execute(query, (run.info.run_id,)).fetchall()
-            lacking += len(set(wanted) - set(rows))
+            missing += len(set(expected) - set(rows))
             doubled += len(rows) - len({(name, step) for name, step, *_ in rows})
-            faults += [f"{part.path.name}: {row} is in no folder" for row in set(rows) - set(wanted)]
-    return lacking, doubled, faults + [f"a run without a folder: {key}" for key in by_key]
+            faults += [f"{part.path.name}: {row} is in no folder" for row in set(rows) - set(expected)]
+    return missing, doubled, faults + [f"a run without a folder: {key}" for key in by_key]
 
 
 def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:

@@ -1,8 +1,8 @@
-"""A long search under random kills: `python tests/faults/soak.py --trials 300`. Nothing may be lost, and nothing leak.
+"""A long search under random kills: `python tests/faults/soak.py --trials 300`. Nothing may be lost or leak.
 
-A trial's process is killed about every 20 seconds, the MLflow server every minute; it is restarted at once. At the end
-every trial is accounted for, MLflow equals the run folders, and memory, open files, processes and placement groups are
-what they were after the first trial.
+A trial process is killed about every 20 seconds. The MLflow server is killed and restarted every minute. At the end
+every trial has an outcome, MLflow equals the run folders, and memory, open files, processes and placement groups have
+not grown since the first trial.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from wmlsearch.runs.schema import ENDED
 
 @dataclass(frozen=True)
 class Use:
-    """What the driver and all below it hold: its own memory and open files, and how many processes there are."""
+    """Resources of a running search."""
 
-    memory_mb: float
-    files: int
-    processes: int
+    memory_mb: float  # resident memory of the driver, MiB
+    files: int  # open files of the driver
+    processes: int  # descendants of the driver
     placement_groups: int
 
     @classmethod
@@ -42,7 +42,7 @@ class Use:
         pid = running.process.pid
         status = Path(f"/proc/{pid}/status").read_text()
         memory = re.search(r"VmRSS:\s+(\d+)", status)
-        alive = [it for it in descendants(pid) if "Z" not in state(it)]
+        alive = [child for child in descendants(pid) if "Z" not in state(child)]
         return cls(
             int(memory[1]) / 1024 if memory else 0.0,
             len(list(Path(f"/proc/{pid}/fd").iterdir())),
@@ -59,9 +59,9 @@ def state(pid: int) -> str:
 
 
 def groups(driver: int) -> int:
-    """The placement groups of the search's Ray that have not been removed, asked from another process."""
+    """Return how many placement groups of the search's Ray are not removed, asked in a subprocess."""
     gcs = next(pid for pid in descendants(driver) if "gcs_server" in command(pid))
-    (port,) = Path(re.search(r"--session-dir=(\S+)", command(gcs))[1]).glob("gcs_server_port_*")  # type: ignore[index]  # it has one
+    (port,) = Path(re.search(r"--session-dir=(\S+)", command(gcs))[1]).glob("gcs_server_port_*")  # type: ignore[index]  # the option is always set
     words = Path(f"/proc/{gcs}/environ").read_bytes().decode().split("\0")
     settings = dict(word.split("=", 1) for word in words if word.startswith("RAY_"))
     code = (
@@ -93,30 +93,32 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--kill-every", type=float, default=20, help="seconds, on average, between kills of a trial")
     parser.add_argument("--restart-every", type=float, default=60, help="seconds between restarts of MLflow")
-    parser.add_argument("--max-minutes", type=float, default=60, help="then the search is stopped, and the soak fails")
+    parser.add_argument(
+        "--max-minutes", type=float, default=60, help="time limit: the search is stopped and the test fails"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    wanted = parser.parse_args()
-    print(f"seed {wanted.seed}", flush=True)
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="wmlsearch-soak-") as folder:
-        return soak(Path(folder), wanted, random.Random(wanted.seed))  # noqa: S311 - seeded on purpose
+        return soak(Path(folder), options, random.Random(options.seed))  # noqa: S311 - seeded on purpose
 
 
-def soak(folder: Path, wanted: argparse.Namespace, chance: random.Random) -> int:
+def soak(folder: Path, options: argparse.Namespace, chance: random.Random) -> int:
     raw = write_phantom(folder / "raw", patients=8, timepoints=1, shape=(48, 48, 12))
     prepare(raw, folder / "prepared", PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
     server = Server(folder)
     try:
-        return under_kills(folder, server, wanted, chance)
+        return under_kills(folder, server, options, chance)
     finally:
         server.kill()
 
 
-def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance: random.Random) -> int:
+def under_kills(folder: Path, server: Server, options: argparse.Namespace, chance: random.Random) -> int:
     out = folder / "runs"
     out.mkdir()
     server.up()
     uri = f"http://127.0.0.1:{server.port}"
-    words = tune_arguments(out, folder / "prepared", "--mlflow-uri", uri, trials=wanted.trials, epochs=wanted.epochs)
+    words = tune_arguments(out, folder / "prepared", "--mlflow-uri", uri, trials=options.trials, epochs=options.epochs)
     killed, restarted, begun = 0, 0, time.monotonic()
     with Running(out, *words) as running:
         try:
@@ -124,28 +126,29 @@ def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance
             first = last = Use.of(running)
             print(f"at the beginning: {first}", flush=True)
             now = time.monotonic()
-            next_kill, next_restart, next_look = now + chance.expovariate(1 / wanted.kill_every), now, now
-            while not running.ended and time.monotonic() - begun < 60 * wanted.max_minutes:
+            next_kill, next_restart, next_look = now + chance.expovariate(1 / options.kill_every), now, now
+            while not running.ended and time.monotonic() - begun < 60 * options.max_minutes:
                 now = time.monotonic()
-                if now > next_kill and (there := slots(running.process.pid)):
-                    kill(chance.choice(there))
+                if now > next_kill and (workers := slots(running.process.pid)):
+                    kill(chance.choice(workers))
                     killed += 1
-                    next_kill = now + chance.expovariate(1 / wanted.kill_every)
-                if now > next_restart + wanted.restart_every:
+                    next_kill = now + chance.expovariate(1 / options.kill_every)
+                if now > next_restart + options.restart_every:
                     server.kill()
                     server.start()
                     restarted, next_restart = restarted + 1, now
-                left = wanted.trials - sum(run.state in ENDED for run in running.search.trials())
-                if left and (now > next_look or left <= 2):  # what its end holds, the report's libraries, is no leak
+                unfinished = options.trials - sum(run.state in ENDED for run in running.search.trials())
+                # Measured while trials run: the report's libraries that are loaded at the end are not a leak.
+                if unfinished and (now > next_look or unfinished <= 2):
                     next_look = now + 30
                     try:
                         last = Use.of(running)
-                    except (OSError, StopIteration, subprocess.CalledProcessError):  # it was ending just then
+                    except (OSError, StopIteration, subprocess.CalledProcessError):  # the search is just ending
                         running.end(120)
                 time.sleep(0.5)
             in_time = running.ended
             if not in_time:
-                kill(running.process.pid, signal.SIGTERM)  # it stops, and MLflow hears of it
+                kill(running.process.pid, signal.SIGTERM)  # the search stops and reports that to MLflow
                 running.end(120)
         finally:
             ended = running.process.poll()
@@ -153,18 +156,18 @@ def under_kills(folder: Path, server: Server, wanted: argparse.Namespace, chance
         server.kill()
         server.up()
         synced = sync(out, uri)
-    lacking, doubled, faults = (
+    missing, doubled, faults = (
         differences(running.search, server.store) if synced.returncode == 0 else (-1, -1, [synced.stderr])
     )
     states: dict[str, int] = {}
     for run in running.search.trials():
         states[run.state] = states.get(run.state, 0) + 1
     print(f"{killed} kills, {restarted} restarts of MLflow, {time.monotonic() - begun:.0f} s; trials: {states}")
-    print(f"metric rows that MLflow lacks: {lacking}, has twice: {doubled}; other differences: {len(faults)}")
+    print(f"metric rows missing in MLflow: {missing}, doubled: {doubled}; other differences: {len(faults)}")
     checks = {
         "the search ended by itself": bool(in_time and ended == 0),
-        "every trial is accounted for": sum(states.values()) == wanted.trials and set(states) <= set(ENDED),
-        "MLflow equals the run folders": (lacking, doubled, faults) == (0, 0, []),
+        "every trial has an outcome": sum(states.values()) == options.trials and set(states) <= set(ENDED),
+        "MLflow equals the run folders": (missing, doubled, faults) == (0, 0, []),
         "no more processes than at the beginning": last.processes <= first.processes + 2,
         "no more open files": last.files <= first.files + 10,
         "no more placement groups": last.placement_groups <= first.placement_groups + 1,

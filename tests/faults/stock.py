@@ -1,7 +1,7 @@
-"""Inject the same faults into Tune, OptunaSearch and MLflowLoggerCallback, used as Ray's documentation shows them.
+"""Inject the same faults into Tune with OptunaSearch and MLflowLoggerCallback, used as in Ray's documentation.
 
-`PYTHONPATH=tests python tests/faults/stock.py` prints a table. Both sides train with wmlsearch's training function and
-differ in the bookkeeping of epochs, checkpoints and reports.
+`PYTHONPATH=tests python tests/faults/stock.py` prints a table. This search and wmlsearch's use the same training
+function. They differ in how they record epochs, checkpoints and reports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIMIT_S = 420.0
 
 
 def drive(folder: Path, uri: str, restore: bool) -> None:
-    """Run the driver of the search."""
+    """Run the search in this process."""
     import ray
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -72,7 +72,7 @@ def drive(folder: Path, uri: str, restore: bool) -> None:
 
 
 class Stock:
-    """A folder in which the stock pattern runs, and the reports of its trials."""
+    """A folder in which the search runs, and the reports of its trials."""
 
     def __init__(self, folder: Path, prepared: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri
@@ -98,7 +98,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def mlflow_rows(store: Path) -> tuple[int, Counter[str], int, int]:
-    """Return MLflow's number of runs, runs by status, epochs, and epochs that are there more than once."""
+    """Return the number of runs in MLflow, runs by status, epochs, and how many of these are duplicates."""
     with sqlite3.connect(store) as database:
         query = (
             "select run_uuid, status from runs join experiments using (experiment_id) where experiments.name = ? "
@@ -127,7 +127,7 @@ def main() -> None:
         folder = Path(name)
         raw = write_phantom(folder / "raw", patients=8, timepoints=1, shape=(48, 48, 12))
         prepare(raw, folder / "prepared", PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1))
-        print("| fault | how it ended | s from the fault on | trials completed | epochs trained, again | "
+        print("| fault | how it ended | s after the fault | trials completed | epochs trained again | "
               "MLflow: runs | epochs missing | doubled |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for fault in ("trial's process killed", "driver killed, Tuner.restore", "MLflow's server killed for good"):
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def inject_into_trial(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process that Tune has made for a trial, and no other of Ray's processes."""
+    """Kill the process that Tune started for a trial, and no other process of Ray."""
     killed = 0
     for pid in descendants(process.pid):
         try:

@@ -24,7 +24,7 @@ SLOT = ("ray::TrialWorker", "ray::ImplicitFunc", "Trainable")
 
 
 class Disk:
-    """A small disk of its own, in memory."""
+    """A small file system in memory (tmpfs)."""
 
     def __init__(self, path: Path, megabytes: int) -> None:
         self.path, self.ballast = path, path / "ballast"
@@ -32,7 +32,7 @@ class Disk:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.skip(f"no disk of its own can be had here, since this is not root: {done.stderr.strip()}")
+            pytest.skip(f"cannot mount a tmpfs, which needs root: {done.stderr.strip()}")
 
     def fill(self) -> None:
         with open(self.ballast, "wb", buffering=0) as file:
@@ -67,7 +67,7 @@ def disks(tmp_path: Path) -> Iterator[dict[str, Disk]]:
 
 
 def check_files(search: SearchDir, storage: Path) -> None:
-    """Every file is whole: JSON parses, lines parse, checkpoints load, and none is half written under its name."""
+    """Check that every file is complete: JSON and lines parse, and checkpoints load."""
     for path in search.path.rglob("*.json"):
         json.loads(path.read_text())
     for run in search.trials():
@@ -89,7 +89,7 @@ def test_full_and_unmounted_disks(
     def some_epochs(running: Running) -> None:
         wanted = lines.count() + chance.randint(2, 6)
         running.until(lambda: lines.count() >= wanted)
-        time.sleep(chance.uniform(0, 0.3))  # the moment is what is drawn
+        time.sleep(chance.uniform(0, 0.3))  # a random time within the next epoch
 
     with lines:
         for full, what in (("runs", "the run folder"), ("storage", "the checkpoints")):
@@ -112,16 +112,16 @@ def test_full_and_unmounted_disks(
 
         with Running(out, *words, cores=1) as running:
             some_epochs(running)
-            gone = storage.rename(storage.with_name("gone"))
+            moved = storage.rename(storage.with_name("moved"))
             before = lines.count()
-            time.sleep(AWAY_S / 2)  # the fault lasts so long
-            for slot in running.processes(*SLOT):  # who takes its place finds no checkpoint
+            time.sleep(AWAY_S / 2)  # the storage is away while the trial's process runs
+            for slot in running.processes(*SLOT):  # its replacement finds no checkpoint
                 kill(slot)
-            time.sleep(AWAY_S / 2)  # and as long again without the process
+            time.sleep(AWAY_S / 2)  # the storage is away without the process
             assert not running.ended, running.text()
             assert lines.count() <= before + 1
-            assert not storage.exists(), "nobody made another one in its place"
-            gone.rename(storage)
+            assert not storage.exists(), "the search must not create the storage folder again"
+            moved.rename(storage)
             some_epochs(running)
             record(f"storage away for {AWAY_S} s, trial's process killed meanwhile", 1, *lines.lost_and_doubled())
             disks["mlflow"].fill()
@@ -133,9 +133,9 @@ def test_full_and_unmounted_disks(
     disks["mlflow"].empty()
     done = sync(out, uri)
     assert done.returncode == 0, done.stderr
-    lacking, doubled, faults = differences(running.search, disks["mlflow"].path / "mlflow.db")
-    record("disk full under MLflow's store, then `sync`", 1, lacking, doubled, f"{len(faults)} other differences")
-    assert (lacking, doubled, faults) == (0, 0, [])
+    missing, doubled, faults = differences(running.search, disks["mlflow"].path / "mlflow.db")
+    record("disk full under MLflow's store, then `sync`", 1, missing, doubled, f"{len(faults)} other differences")
+    assert (missing, doubled, faults) == (0, 0, [])
 
     disks["runs"].remount("ro")
     for command in (begin_words(out, prepared, tmp_path), ["--resume", "s", *where]):
@@ -143,8 +143,8 @@ def test_full_and_unmounted_disks(
             assert running.end(120) == 2, running.text()
         assert running.text().startswith("wmlsearch: " + str(out)), running.text()
         assert "can't be written" in running.text() or "Read-only file system" in running.text(), running.text()
-        assert "trials run" not in running.text(), "said before anything is started"
-    record("run folder read-only", 2, seen="refused before the first trial")
+        assert "trials run" not in running.text(), "refused before anything starts"
+    record("run folder read-only", 2, observed="refused before the first trial")
 
 
 def begin_words(out: Path, prepared: Path, tmp_path: Path) -> list[object]:

@@ -1,4 +1,4 @@
-"""`kill -9` of each process of a search at random moments: every reported epoch is there once, nothing stops."""
+"""SIGKILL of each process of a search at random times: every reported epoch is kept once, and the search goes on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def check_messages(running: Running, injected: int) -> None:
 
 
 def more_lines(running: Running, lines: Lines, chance: random.Random, max_lines: int) -> int:
-    """Wait for some new epochs and a random part of the next; returns the number of epochs then."""
+    """Wait for some new epochs and a random part of the next one, and return the number of epochs."""
     wanted = lines.count() + chance.randint(1, max_lines)
     running.until(lambda: lines.count() >= wanted)
-    time.sleep(chance.uniform(0, 0.3))  # a random moment within the next epoch
+    time.sleep(chance.uniform(0, 0.3))  # a random time within the next epoch
     lines.look()
     return lines.count()
 
@@ -43,7 +43,7 @@ def test_killed_trial_process(prepared: Path, out: Path, chance: random.Random, 
             running.until(lambda slot=slot: bool(set(running.processes(*SLOT)) - {slot}))
         more_lines(running, lines, chance, 5)
         (slot,) = running.processes(*SLOT)
-        assert kill(slot, signal.SIGSTOP)  # it hangs, and none of its own threads could end it
+        assert kill(slot, signal.SIGSTOP)  # the process hangs, and none of its threads can end it
         running.until(lambda: slot not in running.processes(*SLOT))
         assert running.end() == 0, running.text()
     lost, doubled = lines.lost_and_doubled()
@@ -74,17 +74,17 @@ def test_killed_rank(prepared: Path, out: Path, chance: random.Random, record: R
 
 @pytest.mark.parametrize("victim", ["driver", "head"])
 def test_killed_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    """Killed five times in one search, each session at some other point of it; then it is resumed once more."""
-    words, seen = tune_arguments(out, prepared, trials=2, epochs=40), None
+    """Kill a search five times, in each session at another point, then resume it once more."""
+    words, lines = tune_arguments(out, prepared, trials=2, epochs=40), None
     ends = []
     for _ in range(KILLS):
         with Running(out, *words, cores=1) as running:
-            seen = seen or Lines(running.search).__enter__()
-            if seen.count() or chance.random() < 0.7:
-                more_lines(running, seen, chance, 6)
-            else:  # before the first epoch, anywhere between the start of a trial's process and its first report
+            lines = lines or Lines(running.search).__enter__()
+            if lines.count() or chance.random() < 0.7:
+                more_lines(running, lines, chance, 6)
+            else:  # before the first epoch: between the start of a trial's process and its first report
                 running.until(lambda: bool(running.processes(*SLOT)))
-                time.sleep(chance.uniform(0, 3))  # a random moment within the next epoch
+                time.sleep(chance.uniform(0, 3))  # a random time within the next epoch
             if victim == "driver":
                 running.process.kill()
                 running.process.wait()
@@ -98,11 +98,11 @@ def test_killed_driver_or_head(victim: str, prepared: Path, out: Path, chance: r
                 ends.append(time.monotonic() - began)
                 assert f"--resume {running.search.name}" in running.text(), running.text()
         words = ["--resume", "s"]
-    assert seen is not None
+    assert lines is not None
     with Running(out, *words, cores=1) as running:
         assert running.end() == 0, running.text()
-    seen.__exit__()
-    lost, doubled = seen.lost_and_doubled()
+    lines.__exit__()
+    lost, doubled = lines.lost_and_doubled()
     what = "the driver" if victim == "driver" else "Ray's head (GCS and raylet)"
     record(f"kill -9 of {what}", KILLS, lost, doubled, f"the driver ends after {max(ends):.0f} s" if ends else "")
     assert (lost, doubled) == (0, 0)
@@ -111,11 +111,11 @@ def test_killed_driver_or_head(victim: str, prepared: Path, out: Path, chance: r
 
 
 def test_head_killed_while_starting(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
-    """What has not come up is started once more."""
+    """Ray's servers are started once more if they end while they start."""
     words = tune_arguments(out, prepared, trials=2, epochs=3)
     with Running(out, *words, cores=1) as running:
         running.until(lambda: len(running.processes(*HEAD)) >= len(HEAD))
-        time.sleep(chance.uniform(0, 0.5))  # a random moment within the next epoch
+        time.sleep(chance.uniform(0, 0.5))  # a random time within the next epoch
         head = running.processes(*HEAD)
         assert all(kill(pid) for pid in head)
         running.until(lambda: bool(set(running.processes(*HEAD)) - set(head)))

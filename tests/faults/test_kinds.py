@@ -1,4 +1,4 @@
-"""One trial of each kind of failure in one search: folder, leaderboard and MLflow show each of them."""
+"""One trial of each kind of failure in one search: run folder, leaderboard and MLflow show each failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wmlsearch.tracking.sync import default_uri
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 INJECT = Path(__file__).parent / "inject"
 FAULTS = {"0001": "raise", "0002": "hang", "0003": "diverge", "0004": "memory"}
-NAMES = {"raise": "raises", "hang": "hangs", "diverge": "diverges", "memory": "needs more memory than there is"}
+NAMES = {"raise": "raises", "hang": "hangs", "diverge": "diverges", "memory": "needs more memory than available"}
 TIMEOUT_S = 15
 KINDS = {
     "0001": ("failed", "ZeroDivisionError: injected"),
@@ -26,7 +26,7 @@ KINDS = {
     "0003": ("diverged", "is not finite in epoch"),
     "0004": ("out_of_memory", "memory"),
 }
-MEMORY_BYTES = 6_500_000_000  # of each process, as `ulimit -v`
+MEMORY_BYTES = 6_500_000_000  # limit of the address space of each process, as `ulimit -v` sets it
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def test_each_kind_of_failure(prepared: Path, out: Path, record: Record) -> None:
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, limits[1]))  # of the processes that begin now
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, limits[1]))  # inherited by the processes started below
     try:
         words = tune_arguments(out, prepared, "--trial-timeout", TIMEOUT_S, trials=7, epochs=6)
         running = Running(out, *words, env=environment(WMLSEARCH_FAULT_TRIALS=json.dumps(FAULTS)))
@@ -58,11 +58,11 @@ def test_each_kind_of_failure(prepared: Path, out: Path, record: Record) -> None
         state, reason = KINDS.get(run.name, ("completed", ""))
         assert (status.state, board[name].state, tags[name][1]["state"]) == (state, state, state), status
         assert tags[name][0] == ("FAILED" if reason else "FINISHED")
-        for told in (status.reason, board[name].reason, tags[name][1]["reason"]):
-            assert reason in told, told
+        for shown_reason in (status.reason, board[name].reason, tags[name][1]["reason"]):
+            assert reason in shown_reason, shown_reason
         if reason:
             assert f"{name} {state.replace('_', ' ')}: " in running.text()
-            record(f"a trial that {NAMES[FAULTS[run.name]]}", 1, seen=f"{state}: {reason}")
+            record(f"a trial that {NAMES[FAULTS[run.name]]}", 1, observed=f"{state}: {reason}")
         else:
             assert [row.epoch for row in run.rows()] == list(range(1, 7))
     assert search.state == "completed"

@@ -14,8 +14,8 @@ from proxy import Proxy, Server
 from search import Lines, Record, Running, differences, sync, tune_arguments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-EPOCHS_EACH = 10  # of a phase
-ENDLESS = 50_000  # epochs: it ends when it is stopped
+EPOCHS_EACH = 10  # epochs of a phase
+ENDLESS = 50_000  # epochs of a trial, more than the test waits for
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_server_faults(
     with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
 
         def phase(name: str) -> None:
-            """Some epochs pass with things as they are; their mean time is noted."""
+            """Wait for some epochs, and store their median time."""
             lines.look()
             before = set(lines.seen)
             running.until(lambda: lines.count() >= len(before) + EPOCHS_EACH, 240)
             lines.look()
-            fresh = [row.metrics["epoch_s"] or 0.0 for key, row in lines.seen.items() if key not in before]
-            times[name] = statistics.median(fresh)
+            epoch_times = [row.metrics["epoch_s"] or 0.0 for key, row in lines.seen.items() if key not in before]
+            times[name] = statistics.median(epoch_times)
             print(f"{name}: {1000 * times[name]:.0f} ms an epoch, {lines.count()} epochs so far", flush=True)
 
         phase("down from the start")
@@ -60,20 +60,20 @@ def test_server_faults(
             server.up()
         injected = {}
         for mode in chance.sample(["500", "429", "hang", "cut"], 4):
-            # MLflow was away: not asked again before a while, however much changes
+            # The mirror waits before it contacts MLflow again after a failure, even if the search reports changes.
             proxy.set(mode)
             wait_for(lambda mode=mode: running.ended or proxy.done[mode] >= (1 if mode == "hang" else 2), 120)
             phase(mode)
             injected[mode] = proxy.done[mode]
             proxy.set("pass")
-            seen = proxy.done["pass"]
-            wait_for(lambda seen=seen: running.ended or proxy.done["pass"] > seen + 3, 120)
+            passed = proxy.done["pass"]
+            wait_for(lambda passed=passed: running.ended or proxy.done["pass"] > passed + 3, 120)
         locked = sqlite3.connect(server.store, isolation_level=None)
         locked.execute("begin exclusive")
         phase("database locked")
         locked.execute("rollback")
         locked.close()
-        server.kill()  # and it stays away until the end
+        server.kill()  # until the end of the search
         running.search.request_stop()
         assert running.end(120) == 130, running.text()
     lost, doubled = lines.lost_and_doubled()
@@ -83,9 +83,9 @@ def test_server_faults(
     done = sync(out, proxy.uri)
     assert done.returncode == 0, done.stderr
     server.kill()
-    lacking, rows_doubled, faults = differences(running.search, server.store)
+    missing, rows_doubled, faults = differences(running.search, server.store)
     for name, seconds in times.items():
         record(f"MLflow: {name}", injected.get(name, 1), lost, doubled, f"{1000 * seconds:.0f} ms an epoch")
-    record("MLflow after all of these, and `sync`", 1, lacking, rows_doubled, f"{len(faults)} other differences")
+    record("MLflow after all of these, and `sync`", 1, missing, rows_doubled, f"{len(faults)} other differences")
     assert (lost, doubled) == (0, 0)
-    assert (lacking, rows_doubled, faults) == (0, 0, [])
+    assert (missing, rows_doubled, faults) == (0, 0, [])

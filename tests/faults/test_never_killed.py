@@ -1,4 +1,4 @@
-"""A search that is killed and resumed decides and reports the same as one that was never killed."""
+"""A search that is killed and resumed makes the same decisions and reports as one that was never killed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def finished(out: Path, command: Callable[[Path, Path], list[str]], prepared: Pa
 
 
 def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, record: Record) -> None:
-    """In its first trial, midway and in its final runs: what a kill spoils stays spoilt."""
+    """Kill the search in its first trial, midway and in its final runs, each time with a torn journal line."""
     never_killed = finished(tmp_path / "never", search_command, prepared)
     search, command = SearchDir(tmp_path / "s"), search_command(tmp_path, prepared)
     for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
         process = start(command)
-        wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this turn
+        wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this iteration
         assert process.poll() is None, process.communicate()[0]
         end(process)
-        assert search.status().state == "running", "nobody could say how it ended"
-        with search.journal.open("a") as journal:  # a torn last line, which Optuna never gets over
+        assert search.status().state == "running", "a killed search cannot record its end"
+        with search.journal.open("a") as journal:  # a torn last line; Optuna alone cannot read past it
             journal.write('{"op_code": 5, "wor')
         command = tune(tmp_path, "--resume", "s")
     output = run(command)
@@ -53,32 +53,36 @@ def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, recor
         "s",
         *(f"trial-{number:04d}" for number in range(TRIALS)),
     ])  # fmt: skip
-    assert evaluation.opened_before == other.opened_before + 1, "opened once by each search"
-    for what in ("names", "models", "verdict"):
-        assert getattr(evaluation, what) == getattr(other, what)
+    assert evaluation.opened_before == other.opened_before + 1, "each search opens the sealed test once"
+    for field in ("names", "models", "verdict"):
+        assert getattr(evaluation, field) == getattr(other, field)
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_name = {run.info.run_name: run.info.run_id for run in runs}
     for trial in search.trials() + search.finals():
         history = client.get_metric_history(by_name[trial.record().name], "train_loss")
         assert sorted(point.step for point in history) == [row.epoch for row in trial.rows()]
-    record("kill -9 of everything, and a torn journal, `--resume`", 3, seen="all decided and found as if never killed")
+    record(
+        "kill -9 of everything, and a torn journal, `--resume`",
+        3,
+        observed="same decisions and results as if never killed",
+    )
 
 
 def lineages(search: SearchDir) -> list[Any]:
     names = ("parent", "parent_epoch", "replaces", "rate_factors")
-    return [({name: getattr(it.record(), name) for name in names}, it.status().reason) for it in search.trials()]
+    return [({name: getattr(run.record(), name) for name in names}, run.status().reason) for run in search.trials()]
 
 
 def test_population_search_killed_during_a_takeover(prepared: Path, tmp_path: Path, record: Record) -> None:
     never_killed = finished(tmp_path / "never", population_command, prepared)
     process, search = start(population_command(tmp_path, prepared)), SearchDir(tmp_path / "s")
-    wait_for(lambda: process.poll() is not None or any(it.record().parent is not None for it in search.trials()))
+    wait_for(lambda: process.poll() is not None or any(run.record().parent is not None for run in search.trials()))
     assert process.poll() is None
     end(process)
-    assert search.status().state == "running", "nobody could say how it ended"
+    assert search.status().state == "running", "a killed search cannot record its end"
     run(tune(tmp_path, "--resume", "s"))
     assert facts(search) == facts(never_killed)
     assert lineages(search) == lineages(never_killed)
     assert study_trials(search) == study_trials(never_killed)
     assert not any(search.path.rglob("epoch-*"))
-    record("kill -9 of everything, `--scheduler pbt`", 1, seen="all decided and found as if never killed")
+    record("kill -9 of everything, `--scheduler pbt`", 1, observed="same decisions and results as if never killed")

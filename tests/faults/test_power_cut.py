@@ -1,6 +1,6 @@
-"""A process that writes all that a search writes is killed 500 times; half of the times a last line is torn as well.
+"""Kill a process that writes the files of a search 500 times, and tear a last line after half of the kills.
 
-It uses the search's own writers: run folders, checkpoints, the study's journal. Ray is not needed.
+The process uses the writers of a search: run folders, checkpoints and the study's journal. Ray is not needed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GALLERY = Gallery(("p0",), SLICES, SLICES, {"champion": SLICES})
 
 
 def write(search: SearchDir) -> None:
-    """Write what a search writes, without training. Started trials continue from their checkpoints."""
+    """Write the files of a search without training. Started trials continue from their checkpoints."""
     study = Study(search, SPACE, SETTINGS)
     for number in range(TRIALS):
         run = search.trial(number)
@@ -68,12 +68,12 @@ def write(search: SearchDir) -> None:
 
 
 def killed(search: SearchDir, after_s: float) -> bool:
-    """Kill a writing process after so many seconds. Returns whether it was still writing."""
+    """Start a writer, kill it after `after_s` seconds, and return whether it was still writing."""
     child = os.fork()
     if child == 0:
         try:
             write(search)
-        except BaseException as error:  # the parent sees another exit status
+        except BaseException as error:  # reported to the parent by the exit status 3
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(3)
         os._exit(0)
@@ -81,12 +81,12 @@ def killed(search: SearchDir, after_s: float) -> bool:
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    assert code in (0, -signal.SIGKILL), "it failed by itself"
+    assert code in (0, -signal.SIGKILL), "the writer failed"
     return code != 0
 
 
 def tear(search: SearchDir, chance: random.Random) -> Path | None:
-    """Append a part of a line to a random journal, as a power cut does. Returns the journal, if there is any."""
+    """Append a part of a line to a random journal, as a power cut does. Return the journal, or None without one."""
     journals = [path for path in [search.journal, *search.path.glob("trials/*/metrics.jsonl")] if path.exists()]
     if not journals:
         return None
@@ -97,7 +97,7 @@ def tear(search: SearchDir, chance: random.Random) -> Path | None:
 
 
 def check(search: SearchDir, seen: dict[tuple[str, int], EpochRow]) -> int:
-    """Check that all files can be read; returns how many epochs are missing or differ from what was seen before."""
+    """Check that all files can be read. Return how many epochs in `seen` are missing or have changed; update `seen`."""
     lost = 0
     for run in search.trials():
         assert run.state in (RUNNING, *ENDED)
@@ -107,7 +107,7 @@ def check(search: SearchDir, seen: dict[tuple[str, int], EpochRow]) -> int:
         reports = load_checkpoint(run.last)["reports"] if run.last.exists() else []
         checkpointed = [EpochRow.from_json(report) for report in reports]
         rows = run.rows()
-        assert rows == checkpointed[: len(rows)], "lines are never ahead of their checkpoint"
+        assert rows == checkpointed[: len(rows)], "metrics.jsonl is never ahead of the checkpoint"
         assert [row.epoch for row in checkpointed] == list(range(1, len(checkpointed) + 1))
         for row in checkpointed:
             lost += seen.setdefault((run.name, row.epoch), row) != row
@@ -130,11 +130,11 @@ def test_five_hundred_power_cuts(tmp_path: Path, chance: random.Random, record: 
         lost += check(search, seen)
         if chance.random() < 0.5 and (path := tear(search, chance)) is not None:
             torn += 1
-            assert check(search, seen) == 0, f"{path} is torn, and no line before it is lost"
+            assert check(search, seen) == 0, f"a torn last line in {path} must not lose earlier lines"
         if sum(run.state == "completed" for run in search.trials()) == TRIALS:
             ended += 1
             assert all(len(run.rows()) == EPOCHS for run in search.trials())
-            write(search)  # repairs what was torn last
+            write(search)  # removes the last torn line
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
             states = [trial.state.name for trial in optuna.load_study(study_name=search.name, storage=storage).trials]
             assert states == ["COMPLETE"] * TRIALS
@@ -156,8 +156,8 @@ def test_torn_last_line_is_cut_with_a_warning(tmp_path: Path, caplog: pytest.Log
     write(search)
     metrics = search.trial(0).file("metrics")
     for path in (search.journal, metrics):
-        whole = path.read_bytes()
-        path.write_bytes(whole + b'{"op_code": 5, "wor')
+        complete_lines = path.read_bytes()
+        path.write_bytes(complete_lines + b'{"op_code": 5, "wor')
         caplog.clear()
         if path == metrics:
             search.trial(0).append(epoch_row({"epoch": EPOCHS + 1}))

@@ -1,4 +1,4 @@
-"""Searches at the same time: two with one name, and one whose clock is set back."""
+"""Simultaneous searches: two with the same name, and one whose clock is set back."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def test_simultaneous_searches(prepared: Path, out: Path, tmp_path: Path, record
         assert search.state == "completed"
         for run in search.trials():
             assert [row.epoch for row in run.rows()] == list(range(1, EPOCHS + 1))
-    record("two searches of one name at once", 1, seen="the second is refused, with the first's process")
-    record("two searches of other names at once", 1, *lines.lost_and_doubled(), "both finish")
+    record(
+        "two searches of the same name at once", 1, observed="the second one is refused and names the first's process"
+    )
+    record("two searches of different names at once", 1, *lines.lost_and_doubled(), "both finish")
 
     search, durations = SearchDir(out / "other"), []
     for part in [search, *search.trials()]:

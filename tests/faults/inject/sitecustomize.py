@@ -1,7 +1,7 @@
-"""Inject faults into the processes of a search. Every Python process that has this folder on its path runs this module.
+"""Inject faults into the processes of a search. Every Python process with this folder on its path runs this module.
 
-WMLSEARCH_FAULT_TRIALS: JSON, the fault of each trial number, which happens after its second epoch or in it.
-WMLSEARCH_FAULT_CLOCK: a file; once it exists, the clock is set back by an hour.
+WMLSEARCH_FAULT_TRIALS: JSON object from trial number to fault; the fault happens in or after the second epoch.
+WMLSEARCH_FAULT_CLOCK: path of a file; as soon as it exists, the clock is set back by an hour.
 """
 
 import importlib.abc
@@ -18,7 +18,7 @@ TOO_LARGE = {"depth": 4, "base_channels": 512}  # 8 GB of weights
 
 
 def faulty(epochs):
-    """Instead of `training.epochs`, where the slots look for it."""
+    """Return a replacement of `training.epochs` that injects the fault of the trial."""
 
     def run(config, *args, **more):
         fault = TRIALS.get(more["last"].parent.name)
@@ -33,7 +33,7 @@ def faulty(epochs):
             if done >= 2 and fault == "raise":
                 raise ZeroDivisionError("injected")
             while done >= 2 and fault == "hang":
-                time.sleep(1)  # the fault: nothing comes any more
+                time.sleep(1)  # the fault: no further report
             try:
                 yield next(reports)
             except StopIteration:
@@ -44,7 +44,7 @@ def faulty(epochs):
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the slots' module as everybody does, and changes it once it is loaded."""
+    """Import hook that replaces `epochs` in the trial worker's module as soon as it is loaded."""
 
     def find_spec(self, name, path, target=None):
         if name != "wmlsearch.search.trial_worker":
