@@ -1,4 +1,4 @@
-"""Hyperparameter files and configurations: the paper's point, strictness, exact texts, hostile YAML."""
+"""Hyperparameter files and configurations: the baseline configuration, strictness, exact texts, hostile YAML."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def faults(**values: Any) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("model", [TrialConfig, RunSettings])
-def test_each_number_has_a_most(model: type[TrialConfig] | type[RunSettings]) -> None:
-    """What is beyond it breaks NumPy, JSON or a clock in the middle of a search."""
+def test_each_number_has_a_maximum(model: type[TrialConfig] | type[RunSettings]) -> None:
+    """A larger number breaks NumPy, JSON or a clock in the middle of a search."""
     for name, field in model.model_fields.items():
         for kind, value in ((int, 10**30), (float, 1e30)):
             if re.search(rf"\b{kind.__name__}\b", str(field.annotation)):
@@ -53,7 +53,7 @@ def test_each_number_has_a_most(model: type[TrialConfig] | type[RunSettings]) ->
                 assert len(caught.value.faults) == 1
 
 
-def test_defaults_are_the_papers_point() -> None:
+def test_defaults_are_the_baseline_configuration() -> None:
     assert TrialConfig().model_dump() == PAPER
     assert RunSettings().epochs == 18
     assert RunSettings().objective == "val_dice_best"
@@ -89,7 +89,7 @@ def test_strict(name: str, value: object, rule: str) -> None:
     assert faults(**{name: value}) == (f"{name} must be {rule}, but got {value!r}",)
 
 
-def test_a_whole_number_is_a_number() -> None:
+def test_an_integer_is_accepted_as_a_float() -> None:
     config = TrialConfig.from_mapping({"learning_rate": 1, "weight_decay": 0})
     assert (config.learning_rate, config.weight_decay) == (1.0, 0.0)
     assert type(config.learning_rate) is float
@@ -103,22 +103,22 @@ def test_all_faults_at_once() -> None:
         "norm must be batch or instance, but got 'x'",
         "learning_rate must be a valid number, but got True",
         "unknown name 'dropuot': did you mean 'dropout'?",
-        f"unknown name 'zebra': known are {', '.join(PAPER)}",
+        f"unknown name 'zebra': valid names are {', '.join(PAPER)}",
     )
 
 
 def test_rule_that_joins_two_values() -> None:
-    wanted = ("min_learning_rate <= learning_rate must hold, but got (min_learning_rate=1e-05, learning_rate=1e-06)",)
-    assert faults(learning_rate=1e-6) == wanted
-    assert faults(learning_rate=1e-6, schedule="cosine") == wanted
+    expected = ("min_learning_rate <= learning_rate must hold, but got (min_learning_rate=1e-05, learning_rate=1e-06)",)
+    assert faults(learning_rate=1e-6) == expected
+    assert faults(learning_rate=1e-6, schedule="cosine") == expected
     assert (
         TrialConfig.from_mapping({"learning_rate": 1e-6, "schedule": "constant"}).learning_rate == 1e-6
     )  # has no floor
 
 
-def test_a_configuration_does_not_change() -> None:
+def test_a_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        TrialConfig().depth = 5  # type: ignore[misc]  # that it is refused is the test
+        TrialConfig().depth = 5  # type: ignore[misc]  # the refused assignment is the test
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_numbers_with_an_exponent_are_numbers(path: Path, text: str) -> None:
     assert value == pytest.approx(1e-3, rel=1e-12)
 
 
-def test_what_looks_like_a_number_stays_text(path: Path) -> None:
+def test_text_that_resembles_a_number_stays_text(path: Path) -> None:
     path.write_text('a: "1e-3"\nb: 1e5x\nc: e5\n')
     assert read_yaml(path) == {"a": "1e-3", "b": "1e5x", "c": "e5"}
 
@@ -151,10 +151,10 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("depth: 4\ndepth: 5\n", "not valid YAML: 'depth' stands there twice: keep one"),
-        ("depth: {low: 1, low: 2}\n", "not valid YAML: 'low' stands there twice: keep one"),
-        ("a: &x 4\nb: *x\n", "not valid YAML: aliases (*name) are not allowed here: write the value out"),
-        (LAUGHS, "not valid YAML: aliases (*name) are not allowed here: write the value out"),
+        ("depth: 4\ndepth: 5\n", "not valid YAML: 'depth' is given twice; keep one"),
+        ("depth: {low: 1, low: 2}\n", "not valid YAML: 'low' is given twice; keep one"),
+        ("a: &x 4\nb: *x\n", "not valid YAML: aliases (*name) are not allowed; write the value itself"),
+        (LAUGHS, "not valid YAML: aliases (*name) are not allowed; write the value itself"),
         ("- depth\n- 4\n", "must hold one `name: value` per line, but holds a list"),
         ("depth\n", "must hold one `name: value` per line, but holds a str"),
         ("4: depth\n", "not valid YAML: line 1: a name must be text, but got 4"),
@@ -187,7 +187,7 @@ def test_broken_yaml_is_one_message(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object:os.mkdir", "name:os.mkdir", "module:os"])
-def test_yaml_never_makes_python_objects(path: Path, tmp_path: Path, tag: str) -> None:
+def test_yaml_never_creates_python_objects(path: Path, tmp_path: Path, tag: str) -> None:
     path.write_text(f"depth: !!python/{tag} [{tmp_path / 'made'}]\n")
     with pytest.raises(InputError, match="could not determine a constructor for the tag"):
         read_yaml(path)
@@ -200,9 +200,9 @@ def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: no such file"
     with pytest.raises(InputError) as caught:
         read_yaml(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: can't be read ([Errno 21] Is a directory: '{tmp_path}')"
+    assert str(caught.value) == f"{tmp_path}: cannot be read ([Errno 21] Is a directory: '{tmp_path}')"
     path.write_bytes(b"depth: \xff4\n")
-    with pytest.raises(InputError, match=r"file.yaml: can't be read \('utf-8' codec can't decode byte 0xff"):
+    with pytest.raises(InputError, match=r"file.yaml: cannot be read \('utf-8' codec can't decode byte 0xff"):
         read_yaml(path)
     path.write_bytes(b"#" * (MAX_YAML_BYTES + 1))
     with pytest.raises(InputError) as caught:
@@ -221,11 +221,11 @@ def test_shipped_files_load() -> None:
         assert space.is_single_configuration == (name == "paper")
 
 
-def test_the_shipped_paper_is_the_papers_point() -> None:
+def test_the_shipped_paper_is_the_baseline_configuration() -> None:
     assert SearchSpace.read("paper").single_configuration() == TrialConfig()
 
 
-def test_the_shipped_spaces_and_the_papers_point() -> None:
+def test_the_shipped_spaces_contain_the_baseline_configuration() -> None:
     assert SearchSpace.read("unet").mismatches(TrialConfig()) == []
     assert SearchSpace.read("quick").mismatches(TrialConfig()) == []
 

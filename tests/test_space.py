@@ -1,4 +1,4 @@
-"""Search spaces: the grammar and its faults, sampling, and what lies inside."""
+"""Search spaces: the grammar and its faults, sampling, and which configurations are inside."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_grammar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ({"depth": {"low": 4, "high": 3}}, "depth: low < high must hold, but got (low=4, high=3)"),
         ({"depth": {"low": 3, "high": 3}}, "depth: low < high must hold, but got (low=3, high=3)"),
@@ -71,7 +71,7 @@ def test_grammar() -> None:
         ({"depth": {}}, "depth: give a value, `choices`, or both `low` and `high`; got {}"),
         (
             {"depth": {"low": 1, "high": 3, "step": 1}},
-            "depth: unknown name 'step': known are choices, low, high, log, when",
+            "depth: unknown name 'step': valid names are choices, low, high, log, when",
         ),
         ({"depth": {"low": 1, "high": 3, "hihg": 1}}, "depth: unknown name 'hihg': did you mean 'high'?"),
         ({"depth": {"choices": []}}, "depth: `choices` must be a list of at least one value, but got []"),
@@ -79,7 +79,7 @@ def test_grammar() -> None:
         ({"depth": {"choices": [3, 4, 3]}}, "depth: `choices` has a value twice: [3, 4, 3]"),
         ({"dropout": {"choices": [0, 0.0]}}, "dropout: `choices` has a value twice: [0, 0.0]"),
         ({"norm": {"choices": ["batch", "layer"]}}, "norm must be batch or instance, but got 'layer'"),
-        ({"depth": {"choices": [3], "low": 2}}, "depth: `choices` stands alone, but got low beside it"),
+        ({"depth": {"choices": [3], "low": 2}}, "depth: only `when` is allowed beside `choices`, but got low"),
         (
             {"plateau_patience": {"low": 2, "high": 9, "when": {"shedule": "plateau"}}},
             "plateau_patience: `when`: unknown name 'shedule': did you mean 'schedule'?",
@@ -94,7 +94,7 @@ def test_grammar() -> None:
         ),
         (
             {"plateau_patience": {"low": 2, "high": 9, "when": {"plateau_patience": 3}}},
-            "`when` conditions run in a circle: plateau_patience -> plateau_patience",
+            "`when` conditions form a cycle: plateau_patience -> plateau_patience",
         ),
         (
             {"warmup_fraction": {"low": 0.0, "high": 0.2, "when": {"schedule": "cosine"}}},
@@ -114,20 +114,20 @@ def test_grammar() -> None:
         (
             {"learning_rate": {"low": 1e-6, "high": 1e-3}},
             "min_learning_rate <= learning_rate must hold, but they can be (min_learning_rate=1e-05, "
-            "learning_rate=1e-06): lower one or raise the other",
+            "learning_rate=1e-06); lower one or raise the other",
         ),
         ({"dropuot": 0.1, "depth": {"choices": [3]}}, "unknown name 'dropuot': did you mean 'dropout'?"),
     ],
 )
-def test_each_fault_has_its_text(values: dict[str, Any], wanted: str) -> None:
-    assert faults(**values) == [wanted]
+def test_the_message_of_each_fault(values: dict[str, Any], expected: str) -> None:
+    assert faults(**values) == [expected]
 
 
-def test_a_circle_of_two() -> None:
+def test_a_cycle_of_two_conditions() -> None:
     assert faults(
         plateau_patience={"low": 2, "high": 3, "when": {"plateau_factor": 0.5}},
         plateau_factor={"choices": [0.1, 0.5], "when": {"plateau_patience": 2}},
-    ) == ["`when` conditions run in a circle: plateau_patience -> plateau_factor -> plateau_patience"]
+    ) == ["`when` conditions form a cycle: plateau_patience -> plateau_factor -> plateau_patience"]
 
 
 def test_all_faults_at_once() -> None:
@@ -146,14 +146,14 @@ def test_all_faults_at_once() -> None:
     ]
 
 
-def test_a_schedule_without_a_floor_has_no_floor() -> None:
+def test_a_schedule_without_a_minimum_allows_any_learning_rate() -> None:
     space = SearchSpace.from_mapping(
         {"learning_rate": {"low": 1e-6, "high": 1e-3}, "schedule": {"choices": ["step", "constant"]}}
     )
     assert space.config({"learning_rate": 1e-6, "schedule": "step"}).learning_rate == 1e-6
 
 
-def test_whole_and_broken_numbers_meet_in_conditions() -> None:
+def test_an_integer_in_a_condition_equals_a_float() -> None:
     space = SearchSpace.from_mapping(
         {"dropout": {"choices": [0, 0.1]}, "batch_size": {"low": 2, "high": 4, "when": {"dropout": 0}}}
     )
@@ -162,7 +162,7 @@ def test_whole_and_broken_numbers_meet_in_conditions() -> None:
     assert list(space.active_values(TrialConfig(dropout=0.1, batch_size=3))) == ["dropout"]
 
 
-def test_choices_know_true_from_one() -> None:
+def test_true_is_not_one() -> None:
     assert True not in Choices((1, 2))
     assert 1 in Choices((1, 2))
     assert 1.0 in Choices((1, 2))
@@ -172,33 +172,33 @@ def test_choices_know_true_from_one() -> None:
     assert 1.5 in Range(0.0, 2.0)
 
 
-def test_a_point_is_not_a_space() -> None:
-    point = SearchSpace.from_mapping({"depth": 3, "learning_rate": 1}, "p.yaml")
-    assert point.is_single_configuration
-    assert point.single_configuration() == TrialConfig(depth=3, learning_rate=1.0)
-    for values, words in (
-        ({"depth": WHOLE["depth"]}, "depth is a range"),
-        (WHOLE, "augment, warmup_fraction are ranges"),
+def test_a_single_configuration() -> None:
+    space = SearchSpace.from_mapping({"depth": 3, "learning_rate": 1}, "p.yaml")
+    assert space.is_single_configuration
+    assert space.single_configuration() == TrialConfig(depth=3, learning_rate=1.0)
+    for values, reason in (
+        ({"depth": WHOLE["depth"]}, "depth has several"),
+        (WHOLE, "augment, warmup_fraction have several"),
     ):
         space = SearchSpace.from_mapping(values, "s.yaml")
         assert not space.is_single_configuration
         with pytest.raises(InputError) as caught:
             space.single_configuration()
-        start = "s.yaml: a point is wanted (all values), but "
+        start = "s.yaml: must give each name one value, but "
         assert str(caught.value).startswith(start)
-        assert str(caught.value).endswith(f"{words}: use it with `wmlsearch tune`")
+        assert str(caught.value).endswith(f"{reason}; search them with `wmlsearch tune`")
 
 
-def test_an_unknown_name_lists_what_is_shipped() -> None:
+def test_an_unknown_space_lists_the_shipped_ones() -> None:
     with pytest.raises(InputError) as caught:
         SearchSpace.read("unett")
     names = ", ".join(sorted(path.stem for path in shipped().glob("*.yaml")))
-    assert str(caught.value) == f"unett: no such file, and not a shipped space: those are {names}"
+    assert str(caught.value) == f"unett: no such file, and not one of the shipped search spaces: {names}"
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_samples_lie_inside_and_keep_the_conditions(seed: int) -> None:
+def test_samples_are_inside_and_keep_the_conditions(seed: int) -> None:
     space = SearchSpace.from_mapping(WHOLE)
     values = space.sample(np.random.default_rng(seed))
     assert values == space.sample(np.random.default_rng(seed))
@@ -221,7 +221,7 @@ def test_samples_lie_inside_and_keep_the_conditions(seed: int) -> None:
     whole=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_ranges_hold_what_they_draw(low: int, width: int, log: bool, whole: bool, seed: int) -> None:
+def test_a_drawn_value_is_in_its_range(low: int, width: int, log: bool, whole: bool, seed: int) -> None:
     domain = Range(low, low + width, log) if whole else Range(low / 700, (low + width) / 700, log)
     rng = np.random.default_rng(seed)
     for _ in range(5):
@@ -231,7 +231,7 @@ def test_ranges_hold_what_they_draw(low: int, width: int, log: bool, whole: bool
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_whole_numbers_give_the_ends_their_share(log: bool) -> None:
+def test_the_bounds_of_integers_are_drawn_as_often_as_the_rest(log: bool) -> None:
     domain, rng, n = Range(1, 4, log), np.random.default_rng(0), 20_000
     drawn = Counter(domain.sample(rng) for _ in range(n))
     edges = np.log([0.5, 1.5, 2.5, 3.5, 4.5])
@@ -248,13 +248,13 @@ def test_log_uniform_numbers_are_uniform_in_their_logarithm() -> None:
 
 def test_round_trips() -> None:
     for space in (SearchSpace.from_mapping(WHOLE, "w"), SearchSpace.read("unet"), SearchSpace.read("paper")):
-        assert pickle.loads(pickle.dumps(space)) == space  # noqa: S301 - our own
+        assert pickle.loads(pickle.dumps(space)) == space  # noqa: S301 - pickled above
         again = SearchSpace.from_mapping(space.to_mapping(), space.source)
         assert again == space
         assert list(again.dimensions) == list(space.dimensions)
 
 
-def test_outside_names_each_reason() -> None:
+def test_mismatches() -> None:
     space = SearchSpace.from_mapping(WHOLE)
     inside = {"early_stop_patience": 7, "schedule": "cosine", "depth": 3}
     assert space.mismatches(TrialConfig.from_mapping(inside)) == []
@@ -266,11 +266,11 @@ def test_outside_names_each_reason() -> None:
         "batch_size=64 is not in 2 .. 32 (log)",
     ]
     assert space.mismatches(TrialConfig()) == ["early_stop_patience is fixed at 7, not 10"]
-    # augment is switched off at depth 5, so it has the paper's value there
+    # augment is not active at depth 5, so it has the baseline's value there
     assert space.mismatches(TrialConfig.from_mapping({**inside, "depth": 5, "augment": "flip"})) == [
         "augment is fixed at none, not flip"
     ]
-    # a difference that changes nothing: the patience of another schedule
+    # plateau_patience has no effect with another schedule
     assert space.mismatches(TrialConfig.from_mapping({**inside, "plateau_patience": 99})) == []
     assert space.mismatches(TrialConfig.from_mapping({**inside, "schedule": "plateau", "plateau_patience": 99})) == [
         "plateau_patience=99 is not in 2 .. 10"

@@ -1,4 +1,7 @@
-"""What a trial is (`TrialConfig`) and how much to spend on it (`RunSettings`), read strictly, all faults at once."""
+"""The hyperparameters of a trial (`TrialConfig`) and the settings of a run (`RunSettings`), and how YAML is read.
+
+Validation is strict and reports all faults at once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# What may be an objective, and which way is better. Of an epoch's weights: these alone, or as the first of several.
+# Metrics of the weights of an epoch. The objective, or the first of several, is one of them: it selects the epoch whose
+# weights are kept.
 QUALITY_METRICS = (
     "val_dice_best",
     "val_dice",
@@ -21,21 +25,21 @@ QUALITY_METRICS = (
     "val_average_precision",
     "val_dice_patients",
 )
-# Beside one of them also these.
+# All objectives and which direction is better. The metrics that are not of the weights are allowed beside another one.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     **dict.fromkeys(QUALITY_METRICS, "maximize"),
     "images_per_s": "maximize",
     **dict.fromkeys(("val_loss", "epoch_s", "peak_memory_mb"), "minimize"),
 }
-MAX_SHOWN_CHARACTERS = 500  # characters of a value in a message
+MAX_SHOWN_CHARACTERS = 500  # a longer value is cut in messages
 MAX_YAML_BYTES = 1_000_000  # a hyperparameter file has a few hundred bytes; more is a mistake or an attack
 
 
 class InputError(Exception):
-    """What the user has to mend: a headline, and below it one line for each fault found.
+    """An error in what the user gave: a headline, and below it one line for each fault.
 
-    The text is complete as it stands: it names the file, the rule, the values and the next step. The command line
-    prints it and ends with status 2.
+    The text names the file or option, the rule, the values and the next step. The command line prints it without a
+    traceback and exits with status 2.
     """
 
     def __init__(self, headline: str, faults: Sequence[str] = ()) -> None:
@@ -49,18 +53,19 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _integers_to_floats(cls, values: Any) -> Any:
-        """`learning_rate: 1` means 1.0; pydantic's strict mode keeps everything else apart (true is not 1)."""
+        """Accept `learning_rate: 1` as 1.0. Pydantic's strict mode refuses all other conversions, such as true to 1."""
         if not isinstance(values, Mapping):
             return values
-        wants_float = _float_fields(cls)
+        float_fields = _float_fields(cls)
         return {
-            name: float(value) if name in wants_float and type(value) is int and abs(value) < 2**53 else value
+            name: float(value) if name in float_fields and type(value) is int and abs(value) < 2**53 else value
             for name, value in values.items()
         }
 
 
 @functools.cache
 def _float_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields that hold a float, or a float or None."""
     return frozenset(name for name, field in model.model_fields.items() if "float" in str(field.annotation))
 
 
@@ -132,7 +137,7 @@ class TrialConfig(_Strict):
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "configuration") -> TrialConfig:
-        """Validate `values`; what is left out has the paper's value. Raises InputError with all faults."""
+        """Validate `values`; names that are left out get the baseline's value. Raises InputError with all faults."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -142,7 +147,7 @@ class TrialConfig(_Strict):
 class RunSettings(_Strict):
     """The settings of a run: everything that is the same for all of its trials."""
 
-    epochs: int = Field(18, ge=1, le=100_000, description="Most epochs of a training. The paper's ended after 18.")
+    epochs: int = Field(18, ge=1, le=100_000, description="Maximum epochs of a training. The paper's ended after 18.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number.")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of the training. `auto` is bfloat16 where the hardware supports it."
@@ -155,7 +160,7 @@ class RunSettings(_Strict):
         description="Several metrics to optimise at once. `objective` is the first of them. Empty: `objective` alone.",
     )
     trials: int = Field(20, ge=1, le=1_000_000, description="Number of configurations to try.")
-    # The first budget that is reached ends the trials. Budgets reserve what the final runs will take.
+    # The first budget that is reached ends the trials. What the final runs will need is reserved.
     max_hours: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
         None, description="Budget: hours during which the search runs, over all of its sessions."
     )
@@ -170,7 +175,7 @@ class RunSettings(_Strict):
     )
     max_checkpoint_gb: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
         None,
-        description="Most gigabytes (1e9 bytes) that checkpoints of trials take at a time. None: what the running "
+        description="Maximum size of all checkpoints of trials, in gigabytes (1e9 bytes). None: what the running "
         "trials and the five best need.",
     )
     sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = Field(
@@ -209,22 +214,23 @@ class RunSettings(_Strict):
 
     @property
     def final_runs(self) -> int:
-        """At most so many trainings follow the trials: the baseline and the best configurations, with all seeds."""
+        """The maximum number of final runs: the baseline and the best configurations, with all seeds."""
         return (1 + self.confirm_top) * self.confirm_seeds if self.baseline else 0
 
     @property
     def final_seeds(self) -> list[int]:
+        """The seeds of the final runs of each configuration."""
         return [self.seed + k for k in range(self.confirm_seeds)]
 
     @property
     def objective_names(self) -> list[str]:
-        """The objectives, be it one or several."""
+        """The names of all objectives, one or several."""
         return self.objectives or [self.objective]
 
     @model_validator(mode="before")
     @classmethod
     def _add_defaults_of_several_objectives(cls, values: Any) -> Any:
-        """Several objectives bring their first, TPE and no scheduler, unless something else is given."""
+        """With several objectives, use the first as `objective`, `tpe` and no scheduler unless others are given."""
         if isinstance(values, Mapping) and isinstance(names := values.get("objectives"), list) and names:
             return {"objective": names[0], "sampler": "tpe", "scheduler": "none", **values}
         return values
@@ -244,7 +250,7 @@ class RunSettings(_Strict):
             )
         if self.scheduler == "pbt" and self.trials < 5:
             raise ValueError(
-                "trials >= 5 must hold with pbt, since the worst of 4 is the first that a child replaces, "
+                "trials >= 5 must hold with pbt, because the worst of 4 is the first that a child replaces, "
                 f"but got (trials={self.trials})"
             )
         return self
@@ -255,41 +261,41 @@ class RunSettings(_Strict):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError("these settings can't be used", validation_faults(error, cls)) from None
+            raise InputError("these settings are not valid", validation_faults(error, cls)) from None
 
 
 def _objective_faults(settings: RunSettings) -> Iterator[str]:
-    """Why several objectives can't be these, or not with the other settings."""
+    """Yield why these objectives cannot be used together or with the other settings."""
     names = settings.objectives
     if len(names) < 2:
         yield f"objectives must be at least two names, but got {names[0]!r}; a single one is given by --objective"
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
-            yield f"objectives must differ, but {name} stands there {names.count(name)} times"
+            yield f"objectives must differ, but {name} is given {names.count(name)} times"
         if name not in OBJECTIVES:
             yield f"objectives: {unknown_name(name, list(OBJECTIVES))}"
     if names[0] in OBJECTIVES and names[0] not in QUALITY_METRICS:
-        qualities = f"{', '.join(QUALITY_METRICS[:-1])} or {QUALITY_METRICS[-1]}"
+        allowed = f"{', '.join(QUALITY_METRICS[:-1])} or {QUALITY_METRICS[-1]}"
         yield (
-            f"objectives must begin with {qualities}, since the first picks each trial's best epoch and its weights, "
+            f"objectives must begin with {allowed}, because the first selects each trial's best epoch and its weights, "
             f"but got {names[0]}"
         )
     elif settings.objective != names[0]:
         yield f"objective must be the first of several ({names[0]}) or left out, but got {settings.objective}"
     if settings.scheduler != "none":
         yield (
-            "scheduler must be none with several objectives, since a scheduler ranks trials by one number, "
+            "scheduler must be none with several objectives, because a scheduler ranks trials by one number, "
             f"but got {settings.scheduler}"
         )
     if settings.sampler in ("forest", "cmaes"):
         yield (
-            f"sampler must not be {settings.sampler} with several objectives, since it learns from one number; "
-            "tpe and gp can"
+            f"sampler must not be {settings.sampler} with several objectives, because it learns from one number; "
+            "use tpe or gp"
         )
 
 
 def validation_faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each fault of a failed validation, unknown names with the nearest right one."""
+    """Return one line for each fault of a failed validation, with the most similar valid name for an unknown one."""
     lines = []
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"])
@@ -307,30 +313,30 @@ def validation_faults(error: ValidationError, model: type[BaseModel]) -> list[st
 
 
 def short_repr(value: Any) -> str:
-    """A value as a message shows it: never longer than a screen."""
+    """Return the `repr` of a value for a message, cut after `MAX_SHOWN_CHARACTERS`."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of so many digits
+    except ValueError:  # Python refuses to write integers of more digits
         return "a number of more than 4300 digits"
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
 
 
-def unknown_name(name: str, known: Sequence[str]) -> str:
-    """`unknown name 'dropuot': did you mean 'dropout'?`, or all known names where none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
+def unknown_name(name: str, valid: Sequence[str]) -> str:
+    """Return `unknown name 'dropuot': did you mean 'dropout'?`, or all valid names if none is similar."""
+    similar = difflib.get_close_matches(name, valid, n=1)
     return f"unknown name {short_repr(name)}: " + (
-        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        f"did you mean {similar[0]!r}?" if similar else f"valid names are {', '.join(valid)}"
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads `1e-3` as a number, and refuses duplicate names and aliases."""
+    """PyYAML's safe loader, which also reads `1e-3` as a number and refuses duplicate names and aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed here: write the value out")
+            raise yaml.YAMLError("aliases (*name) are not allowed; write the value itself")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -342,7 +348,7 @@ class _Loader(yaml.SafeLoader):
                     f"line {node.start_mark.line + 1}: a name must be text, but got {short_repr(name)}"
                 )
             if name in names:
-                raise yaml.YAMLError(f"{short_repr(name)} stands there twice: keep one")
+                raise yaml.YAMLError(f"{short_repr(name)} is given twice; keep one")
             names.add(name)
         return super().construct_mapping(node, deep)
 
@@ -352,14 +358,14 @@ _Loader.add_implicit_resolver(
 )
 
 
-# What PyYAML lets through for values that only look like a date, a number or a mapping: 2001-99-99, !!int '', !!set [1]
+# PyYAML raises these, not YAMLError, for values that only look like a date, a number or a set: 2001-99-99, !!set [1]
 _CONSTRUCTOR_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises InputError that names file and place."""
+    """Read a YAML file that holds a mapping. Raises InputError that names the file and the place."""
     try:
-        with path.open("rb") as file:  # not by its size: /dev/zero has none
+        with path.open("rb") as file:  # its size may be wrong: that of /dev/zero is 0
             content = file.read(MAX_YAML_BYTES + 1)
         if len(content) > MAX_YAML_BYTES:
             raise InputError(f"{path}: more than {MAX_YAML_BYTES:,} bytes; is this a hyperparameter file?")
@@ -367,7 +373,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read ({error})") from None
+        raise InputError(f"{path}: cannot be read ({error})") from None
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, *_CONSTRUCTOR_ERRORS) as error:

@@ -1,4 +1,4 @@
-"""`SearchSpace`: the values and ranges of a hyperparameter file. All values make a point, some ranges a space."""
+"""`SearchSpace`: the content of a hyperparameter file, in which each name has one value, choices or a range."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from wmlsearch.config import InputError, TrialConfig, read_yaml, short_repr, unk
 
 Value = int | float | str | bool
 MAX_CHOICES = 1000  # of a hyperparameter
+_KEYS = ("choices", "low", "high", "log", "when")  # of a searched hyperparameter in a file
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of a few values."""
+    """A list of allowed values."""
 
     values: tuple[Value, ...]
 
@@ -32,7 +33,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; whole numbers if both bounds are."""
+    """Numbers from `low` to `high`, both included; integers if both bounds are."""
 
     low: int | float
     high: int | float
@@ -40,12 +41,13 @@ class Range:
 
     @property
     def whole(self) -> bool:
+        """Whether the range holds integers only."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def sample(self, rng: np.random.Generator) -> Value:
         if self.whole and not self.log:
             return int(rng.integers(int(self.low), int(self.high) + 1))
-        if self.whole:  # each whole number owns the half unit around it, so the ends get their full share
+        if self.whole:  # from half a unit beyond the bounds, or rounding would halve the share of both
             drawn = math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5)))
             return min(max(round(drawn), int(self.low)), int(self.high))
         if self.log:
@@ -62,20 +64,21 @@ class Range:
 
 @dataclass(frozen=True)
 class Dimension:
-    """What one hyperparameter may be, and on which values of others it depends."""
+    """The allowed values of one hyperparameter, and the values of others under which it is active."""
 
     domain: Choices | Range
     when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
     def active(self, values: Mapping[str, Any]) -> bool:
+        """Return whether the hyperparameter has an effect beside these values of the others."""
         return all(values.get(parent) in allowed for parent, allowed in self.when.items())
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A hyperparameter file, validated: `fixed` values and `dimensions` to search, parents before their children.
+    """A validated hyperparameter file: `fixed` values, and `dimensions` to search.
 
-    It holds plain values only, so it can be pickled and sent to any process.
+    A dimension follows those that its condition names. A space can be pickled and sent to any process.
     """
 
     fixed: Mapping[str, Value]
@@ -83,7 +86,7 @@ class SearchSpace:
     source: str = "space"
 
     def to_mapping(self) -> dict[str, Any]:
-        """The mapping of a hyperparameter file that gives this space again."""
+        """Return the mapping of a hyperparameter file from which `from_mapping` builds this space."""
         entries: dict[str, Any] = dict(self.fixed)
         for name, dimension in self.dimensions.items():
             domain = dimension.domain
@@ -97,19 +100,20 @@ class SearchSpace:
 
     @property
     def is_single_configuration(self) -> bool:
+        """Whether every name has one value, so that nothing is searched."""
         return not self.dimensions
 
     def single_configuration(self) -> TrialConfig:
-        """The one configuration of a point. Raises InputError for a space."""
+        """Return the only configuration of this space. Raises InputError if something is searched."""
         if self.dimensions:
             raise InputError(
-                f"{self.source}: a point is wanted (all values), but {', '.join(self.dimensions)} "
-                f"{'are ranges' if len(self.dimensions) > 1 else 'is a range'}: use it with `wmlsearch tune`"
+                f"{self.source}: must give each name one value, but {', '.join(self.dimensions)} "
+                f"{'have' if len(self.dimensions) > 1 else 'has'} several; search them with `wmlsearch tune`"
             )
         return TrialConfig.from_mapping(self.fixed, self.source)
 
     def sample(self, rng: np.random.Generator) -> dict[str, Value]:
-        """Values of the active dimensions, drawn independently and uniformly (log-uniformly where said)."""
+        """Draw values of the active dimensions, independent and uniform (log-uniform in a range with `log`)."""
         values: dict[str, Value] = {}
         defaults = self.defaults
         for name, dimension in self.dimensions.items():
@@ -119,20 +123,24 @@ class SearchSpace:
 
     @property
     def defaults(self) -> dict[str, Value]:
-        """What a name has that isn't drawn: the fixed value, or else the paper's."""
+        """The value of each name that is not searched or not active: the fixed one, or else the baseline's."""
         return {**TrialConfig().model_dump(), **self.fixed}
 
+    def domain(self, name: str) -> Choices | Range:
+        """Return the values that a hyperparameter can have; its default alone if it is not searched."""
+        return self.dimensions[name].domain if name in self.dimensions else Choices((self.defaults[name],))
+
     def config(self, values: Mapping[str, Any]) -> TrialConfig:
-        """The configuration made of drawn `values`, the fixed ones and the paper's. Raises InputError."""
+        """Return the configuration of drawn `values`; other names have their defaults. Raises InputError."""
         return TrialConfig.from_mapping({**self.fixed, **values}, self.source)
 
     def active_values(self, config: TrialConfig) -> dict[str, Value]:
-        """The active dimensions' values of a configuration: what `config()` would need to make it."""
+        """Return a configuration's values of the active dimensions, from which `config` builds it."""
         whole = config.model_dump()
         return {name: whole[name] for name, dimension in self.dimensions.items() if dimension.active(whole)}
 
     def mismatches(self, config: TrialConfig) -> list[str]:
-        """Why `config` does not lie in this space, a line for each hyperparameter; empty where it does."""
+        """Return why `config` is not in this space, one line for each hyperparameter; none if it is."""
         whole, reasons = config.model_dump(), []
         for name, value in self.defaults.items():
             dimension = self.dimensions.get(name)
@@ -149,60 +157,62 @@ class SearchSpace:
         faults: list[str] = []
         fixed: dict[str, Value] = {}
         dimensions: dict[str, Dimension] = {}
-        known = list(TrialConfig.model_fields)
-        if len(values) > 10 * len(known):  # each unknown one is compared with all known ones
-            raise InputError(f"{source}: holds {len(values)} names, but there are {len(known)} hyperparameters")
+        names = list(TrialConfig.model_fields)
+        if len(values) > 10 * len(names):  # `unknown_name` compares each unknown name with all valid ones
+            raise InputError(f"{source}: holds {len(values)} names, but there are {len(names)} hyperparameters")
         for name, entry in values.items():
-            if name not in known:
-                faults.append(unknown_name(name, known))
+            if name not in names:
+                faults.append(unknown_name(name, names))
             elif not isinstance(entry, dict):
                 faults += _value_faults(name, entry)
                 fixed[name] = entry
             else:
-                dimension, found = _dimension(name, entry)
-                faults += found
+                dimension, dimension_faults = _read_dimension(name, entry)
+                faults += dimension_faults
                 if dimension:
                     dimensions[name] = dimension
-        ordered, found = _parents_first(dimensions, {**TrialConfig().model_dump(), **fixed})
+        ordered, cycle_faults = _parents_first(dimensions)
         space = cls(fixed, ordered, source)
-        if faults or found:
-            raise InputError(f"{source}: not a valid search space", faults + found)
+        faults += [*_impossible_conditions(space), *cycle_faults]
+        if faults:
+            raise InputError(f"{source}: not a valid search space", faults)
         if space.is_single_configuration:
-            space.single_configuration()  # rules that join several values
+            space.single_configuration()  # checks the rules that join several values
         else:
             _check_min_learning_rate(space)
         return space
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> SearchSpace:
-        """A hyperparameter file by path, or a shipped one by name (`paper`, `unet`, `quick`). Raises InputError."""
+        """Read a hyperparameter file by path, or a shipped one by name (`paper`, `unet`, `quick`). Raises InputError.
+
+        A shipped file wins over a folder of the same name.
+        """
         path = Path(name_or_path)
         name = str(name_or_path).removesuffix(".yaml")
-        ours = shipped() / f"{name}.yaml"
-        if path.is_dir() and "/" not in name and ours.is_file():  # a folder that happens to be called `paper`
-            path = ours
+        if not path.is_file() and "/" not in name and (shipped() / f"{name}.yaml").is_file():
+            path = shipped() / f"{name}.yaml"
         elif not path.exists():
-            path = ours
-            if "/" in name or not path.is_file():
-                names = ", ".join(sorted(p.stem for p in shipped().glob("*.yaml")))
-                raise InputError(f"{name_or_path}: no such file, and not a shipped space: those are {names}")
+            names = ", ".join(sorted(file.stem for file in shipped().glob("*.yaml")))
+            raise InputError(f"{name_or_path}: no such file, and not one of the shipped search spaces: {names}")
         return cls.from_mapping(read_yaml(path), str(name_or_path))
 
 
 def shipped() -> Path:
-    """The folder of the shipped hyperparameter files: inside the wheel, or `search_spaces/` of a checkout."""
+    """Return the folder of the shipped hyperparameter files: in the wheel, or `search_spaces/` of a checkout."""
     installed = Path(str(resources.files("wmlsearch"))) / "search_spaces"
     return installed if installed.is_dir() else installed.parents[1] / "search_spaces"
 
 
 def describe(domain: Choices | Range) -> str:
+    """Return `[3, 4, 5]` or `0.0001 .. 0.01 (log)`."""
     if isinstance(domain, Choices):
         return f"[{', '.join(str(value) for value in domain.values)}]"
     return f"{domain.low:g} .. {domain.high:g}" + (" (log)" if domain.log else "")
 
 
-# Hyperparameters that mean something only under one schedule: elsewhere a difference in them is none.
-_BELONGS_TO = {
+# Hyperparameters that only these schedules use
+_SCHEDULES_OF = {
     "plateau_patience": ("plateau",),
     "plateau_factor": ("plateau",),
     "warmup_fraction": ("cosine",),
@@ -213,42 +223,51 @@ _BELONGS_TO = {
 
 
 def _has_effect(name: str, values: Mapping[str, Any]) -> bool:
-    return name not in _BELONGS_TO or values["schedule"] in _BELONGS_TO[name]
+    """Return whether the schedule of a configuration uses the hyperparameter `name`."""
+    return name not in _SCHEDULES_OF or values["schedule"] in _SCHEDULES_OF[name]
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
+    """Return why a hyperparameter cannot have this value, whatever the others are."""
     try:
-        # under a schedule without a floor: whether floor and rate fit together is asked of the whole space
+        # without a schedule that uses min_learning_rate, which the whole space is checked for
         TrialConfig.from_mapping({"min_learning_rate": 0.0, "schedule": "constant", name: value})
     except InputError as error:
         return list(error.faults)
     return []
 
 
-def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list[str]]:
-    """A dimension read from `{choices: [...]}` or `{low:, high:, log:}` with an optional `when:`, and its faults."""
-    rest = dict(entry)
-    when, faults = _conditions(name, rest.pop("when", {}))
-    if "choices" in rest:
-        choices = rest.pop("choices")
-        faults += [f"{name}: `choices` stands alone, but got {', '.join(rest)} beside it"] if rest else []
-        if not isinstance(choices, list) or not choices:
-            return None, [
-                *faults,
-                f"{name}: `choices` must be a list of at least one value, but got {short_repr(choices)}",
-            ]
-        if len(choices) > MAX_CHOICES:
-            return None, [*faults, f"{name}: `choices` may have {MAX_CHOICES} values, but has {len(choices)}"]
-        for choice in choices:
-            faults += _value_faults(name, choice)
-        # 1 and 1.0 are one value of a float hyperparameter: bring them to the type that TrialConfig gives
-        as_float = isinstance(TrialConfig().model_dump()[name], float)
-        typed = tuple(float(c) if as_float and type(c) is int and not faults else c for c in choices)
-        if not faults and len({repr(choice) for choice in typed}) < len(typed):
-            faults.append(f"{name}: `choices` has a value twice: {short_repr(choices)}")
-        return (None if faults else Dimension(Choices(typed), when)), faults
-    low, high, log = rest.pop("low", None), rest.pop("high", None), rest.pop("log", False)
-    faults += [f"{name}: " + unknown_name(key, ["choices", "low", "high", "log", "when"]) for key in rest]
+def _read_dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list[str]]:
+    """Return the dimension of `{choices:}` or `{low:, high:, log:}`, optional `when:`, or None and the faults."""
+    when, faults = _read_conditions(name, entry.get("when", {}))
+    domain, domain_faults = _read_choices(name, entry) if "choices" in entry else _read_range(name, entry)
+    faults += domain_faults
+    return (None if faults or domain is None else Dimension(domain, when)), faults
+
+
+def _read_choices(name: str, entry: dict[str, Any]) -> tuple[Choices | None, list[str]]:
+    choices, faults = entry["choices"], []
+    if others := [key for key in entry if key not in ("choices", "when")]:
+        faults.append(f"{name}: only `when` is allowed beside `choices`, but got {', '.join(others)}")
+    if not isinstance(choices, list) or not choices:
+        got = short_repr(choices)
+        return None, [*faults, f"{name}: `choices` must be a list of at least one value, but got {got}"]
+    if len(choices) > MAX_CHOICES:
+        return None, [*faults, f"{name}: `choices` may have {MAX_CHOICES} values, but has {len(choices)}"]
+    for choice in choices:
+        faults += _value_faults(name, choice)
+    if faults:
+        return None, faults
+    if _is_float(name):
+        choices = [float(choice) for choice in choices]
+    if len({repr(choice) for choice in choices}) < len(choices):
+        return None, [f"{name}: `choices` has a value twice: {short_repr(entry['choices'])}"]
+    return Choices(tuple(choices)), []
+
+
+def _read_range(name: str, entry: dict[str, Any]) -> tuple[Range | None, list[str]]:
+    low, high, log = entry.get("low"), entry.get("high"), entry.get("log", False)
+    faults = [f"{name}: {unknown_name(key, _KEYS)}" for key in entry if key not in _KEYS]
     if low is None or high is None:
         return None, [*faults, f"{name}: give a value, `choices`, or both `low` and `high`; got {short_repr(entry)}"]
     if any(type(bound) not in (int, float) for bound in (low, high)):
@@ -262,12 +281,17 @@ def _dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list
         faults.append(f"{name}: low > 0 must hold with log: true, but got low={short_repr(low)}")
     for bound in (low, high):
         faults += _value_faults(name, bound)
-    if isinstance(TrialConfig().model_dump()[name], float) and not faults:
-        low, high = float(low), float(high)
-    return (None if faults else Dimension(Range(low, high, log), when)), faults
+    if faults:
+        return None, faults
+    return (Range(float(low), float(high), log) if _is_float(name) else Range(low, high, log)), []
 
 
-def _conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], list[str]]:
+def _is_float(name: str) -> bool:
+    return isinstance(TrialConfig().model_dump()[name], float)
+
+
+def _read_conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], list[str]]:
+    """Return the allowed values of each hyperparameter that `when` names, and the faults of `when`."""
     if not isinstance(when, dict):
         return {}, [f"{name}: `when` must be {{name: value}} or {{name: [values]}}, but got {short_repr(when)}"]
     conditions: dict[str, tuple[Value, ...]] = {}
@@ -286,47 +310,49 @@ def _conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], lis
     return conditions, faults
 
 
-def _parents_first(
-    dimensions: dict[str, Dimension], defaults: Mapping[str, Any]
-) -> tuple[dict[str, Dimension], list[str]]:
-    """The dimensions in an order in which each stands behind those its condition names; faults of the conditions."""
+def _parents_first(dimensions: dict[str, Dimension]) -> tuple[dict[str, Dimension], list[str]]:
+    """Sort dimensions so that each follows those that its condition names. Return them, and a fault for a cycle."""
     ordered: dict[str, Dimension] = {}
-    faults = []
     waiting = dict(dimensions)
     while waiting:
-        ready = [n for n, d in waiting.items() if not any(parent in waiting for parent in d.when)]
+        ready = [name for name, dimension in waiting.items() if not any(parent in waiting for parent in dimension.when)]
         if not ready:
-            faults.append(f"`when` conditions run in a circle: {' -> '.join([*waiting, next(iter(waiting))])}")
-            break
+            return ordered, [f"`when` conditions form a cycle: {' -> '.join([*waiting, next(iter(waiting))])}"]
         for name in ready:
-            dimension = ordered[name] = waiting.pop(name)
-            for parent, allowed in dimension.when.items():
-                possible = dimensions[parent].domain if parent in dimensions else Choices((defaults[parent],))
-                if not any(value in possible for value in allowed):
-                    faults.append(
-                        f"{name}: `when` can never hold: {parent} is in {describe(possible)}, "
-                        f"never {' or '.join(str(value) for value in allowed)}"
-                    )
-    return ordered, faults
+            ordered[name] = waiting.pop(name)
+    return ordered, []
+
+
+def _impossible_conditions(space: SearchSpace) -> list[str]:
+    """Return a fault for each condition that no configuration of the space meets."""
+    faults = []
+    for name, dimension in space.dimensions.items():
+        for parent, allowed in dimension.when.items():
+            domain = space.domain(parent)
+            if not any(value in domain for value in allowed):
+                faults.append(
+                    f"{name}: `when` can never hold: {parent} is in {describe(domain)}, "
+                    f"never {' or '.join(str(value) for value in allowed)}"
+                )
+    return faults
 
 
 def _check_min_learning_rate(space: SearchSpace) -> None:
-    """The lowest learning rate must not lie below the highest floor, or some trials could not be made."""
-    schedules = space.dimensions["schedule"].domain if "schedule" in space.dimensions else None
-    possible = schedules.values if isinstance(schedules, Choices) else (space.defaults["schedule"],)
-    if not set(possible) & set(_BELONGS_TO["min_learning_rate"]):
+    """Refuse a space whose lowest learning rate is below the highest `min_learning_rate`. Raises InputError."""
+    schedules = space.domain("schedule")
+    if not any(schedule in schedules for schedule in _SCHEDULES_OF["min_learning_rate"]):
         return
     bounds = {}
     for name in ("learning_rate", "min_learning_rate"):
-        domain = space.dimensions[name].domain if name in space.dimensions else Choices((space.defaults[name],))
+        domain = space.domain(name)
         values = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)
         bounds[name] = [float(value) for value in values]
-    lowest, floor = min(bounds["learning_rate"]), max(bounds["min_learning_rate"])
-    if floor > lowest:
+    lowest, highest_minimum = min(bounds["learning_rate"]), max(bounds["min_learning_rate"])
+    if highest_minimum > lowest:
         raise InputError(
             f"{space.source}: not a valid search space",
             [
-                f"min_learning_rate <= learning_rate must hold, but they can be (min_learning_rate={floor:g}, "
-                f"learning_rate={lowest:g}): lower one or raise the other"
+                f"min_learning_rate <= learning_rate must hold, but they can be "
+                f"(min_learning_rate={highest_minimum:g}, learning_rate={lowest:g}); lower one or raise the other"
             ],
         )

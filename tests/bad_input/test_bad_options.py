@@ -74,7 +74,7 @@ REFUSED: dict[str, str] = {
         f"{OPTIONS}--gpus-per-worker must be 0 or a positive number, but got -1.0"
     ),
     "train paper --data DATA --workers 0 --out file": (
-        "file/NAME: can't be made, since CWD/file is no folder; choose another --out"
+        "file/NAME: cannot be created, because CWD/file is not a folder; choose another --out"
     ),
     f"train paper --data DATA --out {LONG}": (
         f"{LONG}: File name too long; check the path and its permissions"
@@ -130,9 +130,11 @@ REFUSED: dict[str, str] = {
     "tune quick --data DATA --name ../../x": (
         "--name '../../x': letters, digits, '.', '_' and '-' only, at most 100, not starting with a sign"
     ),
-    "tune quick --data DATA --out file": "file/NAME: can't be made, since CWD/file is no folder; choose another --out",
+    "tune quick --data DATA --out file": (
+        "file/NAME: cannot be created, because CWD/file is not a folder; choose another --out"
+    ),
     "tune quick --data DATA --out file/x": (
-        "file/x/NAME: can't be made, since CWD/file is no folder; choose another --out"
+        "file/x/NAME: cannot be created, because CWD/file is not a folder; choose another --out"
     ),
     "tune quick --data DATA --warm-start nothing": (
         "nothing: no search or run of this name in runs (there: none), and no path to one"

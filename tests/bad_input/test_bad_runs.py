@@ -69,7 +69,7 @@ def damaged(name: str, *faults: str, remedy: str = RESTORE) -> str:
 
 
 def unreadable(name: str, why: str) -> str:
-    return f"runs/s/{name}: can't be read ({why}); restore it from a copy"
+    return f"runs/s/{name}: cannot be read ({why}); restore it from a copy"
 
 
 def in_line(number: int, fault: str) -> str:
@@ -128,8 +128,8 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "settings of another version": (
         said("search.json", settings__colour=1, settings__trials=0),
-        "runs/s/search.json: its settings can't be used\n  - trials must be greater than or equal to 1, but got 0\n"
-        "  - unknown name 'colour': known are ",
+        "runs/s/search.json: the settings are not valid\n  - trials must be greater than or equal to 1, but got 0\n"
+        "  - unknown name 'colour': valid names are ",
     ),
     "data null": (said("search.json", data=None), damaged("search.json", "data must be an object, but got None")),
     "no fingerprint": (
@@ -223,7 +223,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "metrics that are a folder": (
         lambda search: ((search / METRICS).unlink(), (search / METRICS).mkdir()),
-        f"{TRIAL}/metrics.jsonl: can't be read (Is a directory); restore it from a copy",
+        f"{TRIAL}/metrics.jsonl: cannot be read (Is a directory); restore it from a copy",
     ),
     # the others
     "time used in words": (
@@ -282,7 +282,7 @@ def test_a_damaged_search(name: str, search: Path, refused: Refused) -> None:
     change, message = FAULTS[name]
     change(search)
     shown = refused("status", "s")
-    if message.endswith("known are "):
+    if message.endswith("valid names are "):
         assert shown.startswith(message)
     else:
         assert shown == message

@@ -45,9 +45,9 @@ FAULTS = {
     "early_stop_patience: 100001": "early_stop_patience must be less than or equal to 100000, but got 100001",
     "early_stop_patience: '7'": "early_stop_patience must be a valid integer, but got '7'",
     "augment: rotate": "augment must be none, flip or affine, but got 'rotate'",
-    "epochs: 18": "unknown name 'epochs': known are " + ", ".join(TrialConfig.model_fields),
+    "epochs: 18": "unknown name 'epochs': valid names are " + ", ".join(TrialConfig.model_fields),
     f"{'x' * 600}: 1": (
-        f"unknown name '{'x' * 499}... (602 characters): known are {', '.join(TrialConfig.model_fields)}"
+        f"unknown name '{'x' * 499}... (602 characters): valid names are {', '.join(TrialConfig.model_fields)}"
     ),
     # ranges
     "depth: {low: null, high: 3}": (
@@ -87,7 +87,7 @@ FAULTS = {
     ),
     "batch_size: {low: 2, high: 8, when: {deth: 3}}": "batch_size: `when`: unknown name 'deth': did you mean 'depth'?",
     "batch_size: {low: 2, high: 8, when: {batch_size: 2}}": (
-        "`when` conditions run in a circle: batch_size -> batch_size"
+        "`when` conditions form a cycle: batch_size -> batch_size"
     ),
 }  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_circular_conditions(refused: Refused) -> None:
         "norm: {choices: [batch, instance], when: {depth: 3}}\n"
     )
     assert refused("tune", "my.yaml") == (
-        "my.yaml: not a valid search space\n  - `when` conditions run in a circle: depth -> batch_size -> norm -> depth"
+        "my.yaml: not a valid search space\n  - `when` conditions form a cycle: depth -> batch_size -> norm -> depth"
     )
 
 
@@ -125,11 +125,11 @@ def test_minimum_rate_is_compared_with_the_rate_in_the_file() -> None:
 
 
 PYTHON = "could not determine a constructor for the tag 'tag:yaml.org,2002:python/"
-ALIASES = "aliases (*name) are not allowed here: write the value out"
+ALIASES = "aliases (*name) are not allowed; write the value itself"
 LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 
 FILES: dict[str, tuple[bytes, str]] = {
-    "a name twice": (b"depth: 3\nnorm: batch\ndepth: 3\n", "not valid YAML: 'depth' stands there twice: keep one"),
+    "a name twice": (b"depth: 3\nnorm: batch\ndepth: 3\n", "not valid YAML: 'depth' is given twice; keep one"),
     "a command": (
         b"depth: !!python/object/apply:os.system ['touch made']\n",
         f'not valid YAML: {PYTHON}object/apply:os.system\' in "<unicode string>", line 1, column 8: depth: '
@@ -158,11 +158,11 @@ FILES: dict[str, tuple[bytes, str]] = {
     "JSON that is a list": (b"[1, 2]", "must hold one `name: value` per line, but holds a list"),
     "UTF-16": (
         "depth: 3\n".encode("utf-16"),
-        "can't be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)",
+        "cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)",
     ),
     "a picture": (
         b"\x89PNG\r\n\x1a\n",
-        "can't be read ('utf-8' codec can't decode byte 0x89 in position 0: invalid start byte)",
+        "cannot be read ('utf-8' codec can't decode byte 0x89 in position 0: invalid start byte)",
     ),
     "control characters": (
         b"depth: 3\x07\n",
@@ -192,20 +192,22 @@ def test_endless_file(refused: Refused) -> None:
 
 def test_folder_and_symlink_loop(refused: Refused) -> None:
     Path("spaces").mkdir()
-    assert refused("tune", "spaces") == "spaces: can't be read ([Errno 21] Is a directory: 'spaces')"
+    assert refused("tune", "spaces") == "spaces: cannot be read ([Errno 21] Is a directory: 'spaces')"
     Path("loop.yaml").symlink_to("loop.yaml")
-    assert refused("tune", "loop.yaml").startswith("loop.yaml: no such file, and not a shipped space: those are ")
+    assert refused("tune", "loop.yaml").startswith(
+        "loop.yaml: no such file, and not one of the shipped search spaces: "
+    )
 
 
 CLUSTERS = {
     "a command": (
         "cluster_name: !!python/object/apply:os.system ['touch made']\nprovider: {}\n",
-        f"can't be read as a cluster file ({PYTHON}object/apply:os.system' in \"<unicode string>\", line 1, column 15: "
+        f'cannot be read as a cluster file ({PYTHON}object/apply:os.system\' in "<unicode string>", line 1, column 15: '
         "cluster_name: !!python/object/apply:os.system ... ^)",
     ),
     "depths": (
         "[" * 20000,
-        "can't be read as a cluster file (nested too deeply)",
+        "cannot be read as a cluster file (nested too deeply)",
     ),
     "no mapping": ("- a\n", "isn't a cluster file of Ray: `cluster_name` and `provider` are missing"),
 }

@@ -122,7 +122,7 @@ def test_no_such_data(say: Say, tmp_path: Path) -> None:
 def test_no_such_space(say: Say) -> None:
     names = ", ".join(sorted(path.stem for path in shipped().glob("*.yaml")))
     for verb in ("tune", "train"):
-        assert refused(say(verb, "unett")) == f"unett: no such file, and not a shipped space: those are {names}"
+        assert refused(say(verb, "unett")) == f"unett: no such file, and not one of the shipped search spaces: {names}"
     assert refused(say("tune", "spaces/u.yaml")).startswith("spaces/u.yaml: no such file, and not a shipped space")
 
 
@@ -146,7 +146,7 @@ def test_a_point_given_to_tune_and_a_space_to_train(say: Say, tmp_path: Path) ->
     )
     (tmp_path / "s.yaml").write_text("depth: {choices: [2, 3]}\nloss: dice\n")
     assert refused(say("train", "s.yaml")) == (
-        "s.yaml: a point is wanted (all values), but depth is a range: use it with `wmlsearch tune`"
+        "s.yaml: must give each name one value, but depth has several; search them with `wmlsearch tune`"
     )
 
 

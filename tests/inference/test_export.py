@@ -143,7 +143,7 @@ def test_damaged_exports_are_refused(folder: Path) -> None:
     weights.unlink()
     assert refused() == "F/member-1.safetensors: is missing; copy the whole folder, or export the model again"
     first.write_text("{")
-    assert refused().startswith("F/model.json: can't be read (")
+    assert refused().startswith("F/model.json: cannot be read (")
     first.unlink()
     assert refused() == "F: not an exported model, model.json is missing; make one with `wmlsearch export`"
 

@@ -145,11 +145,11 @@ def test_damaged_json_is_refused(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "r", run_record({"name": "r"}))
     path = run.path / "config.json"
     path.write_text("{")
-    assert refusal(run.record).startswith(f"{path}: can't be read (")
+    assert refusal(run.record).startswith(f"{path}: cannot be read (")
     path.write_text("[1]")
     assert refusal(run.record) == f"{path}: must hold a JSON object, but holds a list"
     path.unlink()
-    assert refusal(run.record).startswith(f"{path}: can't be read (")
+    assert refusal(run.record).startswith(f"{path}: cannot be read (")
 
 
 def test_status_keeps_when_it_began(tmp_path: Path) -> None:

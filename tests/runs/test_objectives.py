@@ -58,7 +58,7 @@ def typed(*words: str) -> str:
         ),
         (
             ["--objectives", "val_dice,epoch_s,val_dice"],
-            "--objectives must differ, but val_dice stands there 2 times",
+            "--objectives must differ, but val_dice is given 2 times",
         ),
         (
             ["--objectives", "val_dice_best, image_per_s"],
@@ -66,17 +66,17 @@ def typed(*words: str) -> str:
         ),
         (
             ["--objectives", "images_per_s,val_dice_best"],
-            f"--objectives must begin with {ALL}, since the first picks each trial's best epoch and its weights, "
+            f"--objectives must begin with {ALL}, because the first selects each trial's best epoch and its weights, "
             "but got images_per_s",
         ),
         (
             ["--objectives", "val_dice_best,images_per_s", "--scheduler", "asha"],
-            "--scheduler must be none with several objectives, since a scheduler ranks trials by one number, "
+            "--scheduler must be none with several objectives, because a scheduler ranks trials by one number, "
             "but got asha",
         ),
         (
             ["--objectives", "val_dice_best,images_per_s", "--sampler", "cmaes"],
-            "--sampler must not be cmaes with several objectives, since it learns from one number; tpe and gp can",
+            "--sampler must not be cmaes with several objectives, because it learns from one number; use tpe or gp",
         ),
     ],
 )

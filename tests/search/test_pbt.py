@@ -106,7 +106,7 @@ def test_settings_without_a_comparison_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         RunSettings.from_mapping({"scheduler": "pbt", "trials": 4})
     assert caught.value.faults == (
-        "trials >= 5 must hold with pbt, since the worst of 4 is the first that a child replaces, but got (trials=4)",
+        "trials >= 5 must hold with pbt, because the worst of 4 is the first that a child replaces, but got (trials=4)",
     )
     with pytest.raises(InputError) as caught:
         preflight.check_budgets(SPACE, settings(trials=6), Slots(6, 1, 1, 0.0))

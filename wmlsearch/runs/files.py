@@ -94,9 +94,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({error}); restore it from a copy") from None
+        raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from None
     except RecursionError:
-        raise InputError(f"{path}: can't be read (nested too deeply); restore it from a copy") from None
+        raise InputError(f"{path}: cannot be read (nested too deeply); restore it from a copy") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, but holds a {type(value).__name__}")
     return value
@@ -128,7 +128,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); restore it from a copy") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it from a copy") from None
     with suppress(ValueError, RecursionError):  # at once, which is faster; line by line only to name a damaged one
         rows = json.loads(b"[" + b",".join(lines) + b"]")
         if len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):

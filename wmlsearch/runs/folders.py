@@ -366,7 +366,7 @@ def _begin(folder: AnyDir, record: FolderRecord) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Refuse a folder in which something was run before, or that can't be made. Raises InputError."""
+    """Refuse a folder in which something was run before, or that cannot be created. Raises InputError."""
     status = path / _STATUS
     if status.exists():
         check_not_running(path)
@@ -380,8 +380,8 @@ def check_new(path: Path) -> None:
         raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        what = "can't be written" if above.is_dir() else "is no folder"
-        raise InputError(f"{path}: can't be made, since {above} {what}; choose another --out")
+        what = "cannot be written" if above.is_dir() else "is not a folder"
+        raise InputError(f"{path}: cannot be created, because {above} {what}; choose another --out")
 
 
 def find(name: str | None, out: Path) -> AnyDir:

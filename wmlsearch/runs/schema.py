@@ -345,7 +345,7 @@ def _raise_nested(form: type[Record], values: Mapping[str, Any], error: Validati
     try:
         RunSettings.from_mapping(values["settings"])
     except InputError as unusable:
-        raise InputError(f"{path}: its settings can't be used", unusable.faults) from None
+        raise InputError(f"{path}: the settings are not valid", unusable.faults) from None
     TrialConfig.from_mapping(values.get("config", {}), f"{path}: config")
 
 
