@@ -1,7 +1,7 @@
-"""The marker of the tests that need the world of hosts.py."""
+"""The marker of the tests that need the simulated hosts of hosts.py."""
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: needs the hosts that `make cluster-test` makes")
+    config.addinivalue_line("markers", "cluster: needs the hosts that `make cluster-test` simulates")

@@ -1,8 +1,8 @@
-"""Machines for a cluster test, made of namespaces: each with its own network, processes, /tmp, home and sshd.
+"""Simulated machines for the cluster test, made of namespaces: each has a network, processes, /tmp, home and sshd.
 
-`world` is the outermost one (run by tests/cluster/run): it holds the laptop (itself), the bridge, and the hosts. When
-its first process dies, the kernel ends every process in it, and with them go all links, mounts and namespaces: nothing
-has to be cleaned up, however the test ends. The network leads nowhere: there is no link to the world outside.
+`world` is the outermost namespace (started by tests/cluster/run). It contains the laptop (itself), the bridge and the
+hosts. When its first process ends, the kernel ends every process in it and removes all links, mounts and namespaces,
+so nothing has to be cleaned up. The network has no connection to the outside.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAPTOP_IP, NETWORK = "10.77.0.1", 24
 HOME = Path.home()
-# What every machine has of its own: empty at first, in memory, gone with it. /mnt is shared: it plays the NFS.
+# Private folders of every machine: in memory and empty at first. /mnt is shared, like a network file system.
 PRIVATE = (Path("/tmp"), HOME, Path("/dev/shm"), Path("/run"), Path("/var/log"))  # noqa: S108 - that is the point
 SHARED = Path("/mnt/storage")
-VISIBLE = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))  # wherever they are: Python, its packages, this code
-OWN_FOLDERS = ("runs", "data", "prepared", "demo")  # of a developer, in the repository: no host may see them
+VISIBLE = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))  # readable on every machine: Python, packages, code
+HIDDEN_FOLDERS = ("runs", "data", "prepared", "demo")  # a developer's folders in the repository, hidden from the hosts
 SSHD = "/usr/sbin/sshd"
-QUIET = ("sshd", f"{sys.executable} {__file__}")
+INFRASTRUCTURE = ("sshd", f"{sys.executable} {__file__}")
 
 
-def sh(*words: Any, **more: Any) -> str:
-    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, **more)
+def sh(*words: Any, **options: Any) -> str:
+    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, **options)
     return done.stdout
 
 
 class Host:
-    """One machine on the bridge of the world."""
+    """A machine that is connected to the bridge."""
 
     def __init__(self, name: str, ip: str, public_key: str) -> None:
         self.name, self.ip = name, ip
@@ -49,34 +49,35 @@ class Host:
         self.link = f"to-{name}"
         until = time.monotonic() + 10
         while Path(f"/proc/{self.process.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
-            assert time.monotonic() < until, f"{name} has got no network namespace"
+            assert time.monotonic() < until, f"{name} has no network namespace"
             time.sleep(0.01)
         sh("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.process.pid)
         sh("ip", "link", "set", self.link, "master", "lan", "up")
 
     def unplug(self) -> None:
-        """As when the power goes: the others hear nothing any more, not even that connections close."""
+        """Simulate a power cut: the host goes silent, and the other hosts do not see its connections close."""
         sh("ip", "link", "set", self.link, "down")
         self.process.kill()
         self.process.wait()
 
     def cut(self, seconds: float) -> None:
-        """As when somebody pulls the network cable and puts it back: what is sent meanwhile is gone."""
+        """Disconnect the host from the network for some seconds. Packets sent meanwhile are lost."""
         sh("ip", "link", "set", self.link, "down")
-        time.sleep(seconds)  # the fault lasts so long
+        time.sleep(seconds)  # the duration of the fault
         sh("ip", "link", "set", self.link, "up")
 
     def processes(self) -> list[str]:
-        """The command lines of what runs on it, without its sshd and first process."""
-        own = self._namespace()
-        return [words for pid, words in _commands() if _namespace(pid) == own and not words.startswith(QUIET)]
+        """Return the command lines of the host's processes, without its sshd and first process."""
+        namespace = self._namespace()
+        commands = [words for pid, words in _commands() if _namespace(pid) == namespace]
+        return [words for words in commands if not words.startswith(INFRASTRUCTURE)]
 
     def file(self, path: str | Path) -> Path:
-        """The place of a file of this host, as it is seen from the world."""
+        """Return the path in the outermost namespace of a file of this host."""
         return Path(f"/proc/{self._first()}/root") / str(path).replace("~", str(HOME)).lstrip("/")
 
     def _first(self) -> int:
-        """Its first process (0: it has none, the host is gone)."""
+        """Return the id of the host's first process; 0 if the host has ended."""
         with contextlib.suppress(OSError):
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
             return int(children[0]) if children else 0
@@ -87,13 +88,14 @@ class Host:
 
 
 def _commands() -> list[tuple[int, str]]:
-    found = []
+    """Return process id and command line of all processes."""
+    commands = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found.append((int(entry.name), words))
-    return found
+                commands.append((int(entry.name), words))
+    return commands
 
 
 def _namespace(pid: int) -> str:
@@ -103,29 +105,29 @@ def _namespace(pid: int) -> str:
 
 
 def make_private() -> None:
-    """Empty folders in memory over PRIVATE; what is VISIBLE stays so, read-only, though it may lie in one of them."""
-    held = {path: os.open(path, os.O_PATH) for path in VISIBLE}
+    """Mount empty folders in memory over PRIVATE. The VISIBLE paths below them stay visible, read-only."""
+    descriptors = {path: os.open(path, os.O_PATH) for path in VISIBLE}
     for folder in PRIVATE:
         sh("mount", "-t", "tmpfs", "-o", "mode=1777" if folder.name in ("tmp", "shm") else "mode=755", "tmpfs", folder)
-    for path, descriptor in held.items():
+    for path, descriptor in descriptors.items():
         if any(path.is_relative_to(folder) for folder in PRIVATE) or path == REPOSITORY:
             path.mkdir(parents=True, exist_ok=True)
             sh("mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{descriptor}", path, pass_fds=[descriptor])
             sh("mount", "-o", "remount,bind,ro", path)
-    for name in OWN_FOLDERS:
+    for name in HIDDEN_FOLDERS:
         if (REPOSITORY / name).is_dir():
             sh("mount", "-t", "tmpfs", "tmpfs", REPOSITORY / name)
     (HOME / ".bashrc").touch()
-    Path("/var/log/lastlog").touch()  # sshd asks for it
+    Path("/var/log/lastlog").touch()  # sshd reads it
 
 
 def world(command: list[str]) -> int:
-    """The first process of the outermost namespaces: prepares them, runs `command`, and reaps what is left over."""
+    """Prepare the outermost namespaces, run `command`, and reap orphans. This is the first process in them."""
     make_private()
     sh("mount", "-t", "tmpfs", "tmpfs", SHARED.parent)
     SHARED.mkdir()
     names = Path("/run/resolv.conf")
-    names.write_text("")  # nobody to ask: a look-up fails at once instead of waiting
+    names.write_text("")  # no name server, so a look-up fails at once instead of waiting
     sh("mount", "--bind", names, "/etc/resolv.conf")
     sh("ip", "link", "set", "lo", "up")
     sh("ip", "link", "add", "lan", "type", "bridge")
@@ -136,20 +138,22 @@ def world(command: list[str]) -> int:
 
 
 def host(about: dict[str, str]) -> int:
-    """The first process of a host: prepares it, runs its sshd, and reaps what is left over."""
+    """Prepare a host, run its sshd, and reap orphans. This is the first process of the host."""
     make_private()
     sh("hostname", about["name"])
     names = Path("/run/hosts")
-    names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {about['name']}\n")  # as Debian's installer has it
+    names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {about['name']}\n")  # as Debian's installer writes it
     sh("mount", "--bind", names, "/etc/hosts")
     sh("ip", "link", "set", "lo", "up")
     until = time.monotonic() + 30
     while subprocess.run(["ip", "link", "show", "eth0"], capture_output=True, check=False).returncode:
-        assert time.monotonic() < until, "eth0 has not come"
+        assert time.monotonic() < until, "eth0 has not appeared"
         time.sleep(0.05)
     sh("ip", "address", "add", f"{about['ip']}/{NETWORK}", "dev", "eth0")
     sh("ip", "link", "set", "eth0", "up")
-    sh("ip", "route", "add", "default", "dev", "eth0")  # leads nowhere; Ray asks which address it would use
+    sh(
+        "ip", "route", "add", "default", "dev", "eth0"
+    )  # it leads nowhere, but Ray finds the host's own address by the default route
     folder = Path("/run/sshd")
     folder.mkdir(mode=0o755)
     sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "host_key")
@@ -171,7 +175,10 @@ def host(about: dict[str, str]) -> int:
 
 
 def _reap_until(main: subprocess.Popen[bytes]) -> int:
-    """Orphans become children of a namespace's first process; one that isn't reaped seems to live on."""
+    """Reap children until `main` ends, and return its exit status.
+
+    Orphans become children of the first process of a namespace. An orphan that is not reaped stays as a zombie.
+    """
     while True:
         pid, status = os.wait()
         if pid == main.pid:

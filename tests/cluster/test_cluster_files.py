@@ -1,4 +1,4 @@
-"""The cluster files, checked by Ray's own code; what cluster.yaml launches on AWS, with moto's server for AWS."""
+"""The cluster files, validated by Ray's code, and the AWS requests of cluster.yaml against moto's server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """moto's server on 127.0.0.1 in the place of AWS, a home of its own for the key pair; gives a client of EC2."""
+    """An EC2 client of moto's server on 127.0.0.1, which replaces AWS. HOME is a temporary folder for the key pair."""
     boto3 = pytest.importorskip("boto3")
     moto_server = pytest.importorskip("moto.server")
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -58,7 +58,7 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def bootstrapped(path: Path) -> dict[str, Any]:
-    """What `ray up` makes of a cluster file before it launches anything, by the same calls."""
+    """Return the configuration that `ray up` makes from a cluster file before it launches a machine."""
     config = prepare_config(read(path))
     provider = _NODE_PROVIDERS[config["provider"]["type"]](config["provider"])
     config = provider.fillout_available_node_types_resources(config)
@@ -68,7 +68,7 @@ def bootstrapped(path: Path) -> dict[str, Any]:
 
 
 def test_aws_launch_requests_match_the_golden_file(aws: Any) -> None:
-    """Bootstrap (key pair, subnets, security group) and launch of a head and two workers; nothing is left out."""
+    """Bootstrap (key pair, subnets, security group) and launch a head and two workers, and compare all requests."""
     config = bootstrapped(AWS)
     provider = _get_node_provider(config["provider"], config["cluster_name"])
     kinds = (tags.NODE_KIND_HEAD, "head", 1), (tags.NODE_KIND_WORKER, "gpu-spot", 2)
@@ -115,7 +115,7 @@ def test_on_prem_file_is_valid_and_uses_all_machines() -> None:
 
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
 def test_file_mounts_exist(path: Path) -> None:
-    """They make an installable source: all that pyproject.toml speaks of."""
+    """The mounted files are an installable source: everything that pyproject.toml refers to."""
     mounts = {key: place for key, place in read(path)["file_mounts"].items() if not place.startswith("~")}
     assert {key.removeprefix("~/wmlsearch-source/") for key in mounts} == set(mounts.values())
     assert all((ROOT / place).exists() for place in mounts.values())
@@ -123,7 +123,7 @@ def test_file_mounts_exist(path: Path) -> None:
 
 
 def environment(path: Path, head: bool) -> dict[str, str]:
-    """What a cluster file sets in the environment of its machines."""
+    """Return the environment variables that a cluster file sets on the head or a worker."""
     config = read(path)
     if path == AWS:
         words = config["docker"]["run_options"] + (config["docker"]["head_run_options"] if head else [])
@@ -139,7 +139,7 @@ def test_head_and_workers_require_the_token(path: Path) -> None:
     config = read(path)
     for head in (True, False):
         assert environment(path, head)["RAY_AUTH_MODE"] == "token"
-    if path == AWS:  # from the laptop
+    if path == AWS:  # copied from the laptop
         assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # noqa: S105 - a file's name
     else:  # made on the head, before Ray starts there
         assert "~/.ray/auth_token" in config["cluster_synced_files"]
@@ -148,9 +148,9 @@ def test_head_and_workers_require_the_token(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
 def test_environment_on_the_head_names_ray_and_mlflow(path: Path) -> None:
-    own = environment(path, head=True)
-    assert own["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
-    assert own["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
+    variables = environment(path, head=True)
+    assert variables["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
+    assert variables["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
     assert "WMLSEARCH_STORAGE" in environment(path, head=False)
     commands = read(path)["head_start_ray_commands"]
     assert "--port=6379" in commands[1]
@@ -160,7 +160,7 @@ def test_environment_on_the_head_names_ray_and_mlflow(path: Path) -> None:
 @pytest.mark.parametrize("path", [AWS, ON_PREM], ids=lambda path: path.name)
 def test_dashboards_listen_on_the_head_only(path: Path) -> None:
     assert "--dashboard-host=127.0.0.1" in read(path)["head_start_ray_commands"][1]
-    assert "0.0.0.0" not in re.sub(r"#.*", "", path.read_text())  # noqa: S104 - that it isn't there
+    assert "0.0.0.0" not in re.sub(r"#.*", "", path.read_text())  # noqa: S104 - asserts its absence
 
 
 def test_all_cluster_files_pin_the_tested_ray() -> None:
@@ -178,9 +178,9 @@ def test_kuberay_mlflow_requires_the_operators_token() -> None:
     _, cluster = yaml.safe_load_all(KUBERAY.read_text())
     ray, mlflow = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     token = {"secretKeyRef": {"name": cluster["metadata"]["name"], "key": "auth_token"}}
-    own, its = ({item.pop("name"): item for item in each["env"]} for each in (ray, mlflow))
-    assert its["MLFLOW_AUTH_ADMIN_USERNAME"] == own["MLFLOW_TRACKING_USERNAME"] == {"value": head_mlflow.USER}
-    assert its["MLFLOW_AUTH_ADMIN_PASSWORD"] == own["MLFLOW_TRACKING_PASSWORD"] == {"valueFrom": token}
+    client, server = ({item.pop("name"): item for item in container["env"]} for container in (ray, mlflow))
+    assert server["MLFLOW_AUTH_ADMIN_USERNAME"] == client["MLFLOW_TRACKING_USERNAME"] == {"value": head_mlflow.USER}
+    assert server["MLFLOW_AUTH_ADMIN_PASSWORD"] == client["MLFLOW_TRACKING_PASSWORD"] == {"valueFrom": token}
     assert mlflow["command"][:4] == ["mlflow", "server", "--host", "127.0.0.1"]
     assert {"--app-name=basic-auth", f"--allowed-hosts={head_mlflow.HOSTS}"} <= set(mlflow["args"])
 
@@ -200,7 +200,7 @@ def test_kuberay_manifest() -> None:
     assert head["rayStartParams"]["dashboard-host"] == "127.0.0.1"
     names = set()
     for group in (head, *workers):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())  # the schema wants strings
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())  # the schema requires strings
         pod = group["template"]["spec"]
         for container in pod["containers"]:
             assert container["name"] not in names
@@ -216,6 +216,6 @@ def test_kuberay_manifest() -> None:
         assert ray["WMLSEARCH_STORAGE"].startswith(pod["containers"][0]["volumeMounts"][0]["mountPath"])
     for group in workers:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    own = {item["name"]: item.get("value") for item in head["template"]["spec"]["containers"][0]["env"]}
-    assert own["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
-    assert own["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
+    variables = {item["name"]: item.get("value") for item in head["template"]["spec"]["containers"][0]["env"]}
+    assert variables["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
+    assert variables["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI

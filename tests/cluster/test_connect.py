@@ -1,4 +1,4 @@
-"""A cluster that is there already: connecting with and without its token, what its autoscaler may add, what waits."""
+"""Connecting to an existing cluster with and without its token, its autoscaler's limits, and the watchdog."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ context = ray.init(address="local", num_cpus=2, include_dashboard=dashboard, das
                    log_to_driver=False)
 print("address", context.address_info["gcs_address"], flush=True)
 for line in sys.stdin:
-    whole, free = ray.cluster_resources(), ray.available_resources()
-    print("free", {name: free.get(name, 0.0) / whole[name] for name in ("CPU", "memory")}, flush=True)
+    total, free = ray.cluster_resources(), ray.available_resources()
+    print("free", {name: free.get(name, 0.0) / total[name] for name in ("CPU", "memory")}, flush=True)
 """
 
 
 @dataclass
 class Held:
-    """A Ray in a process of its own that can be asked what of it is free."""
+    """A Ray that a subprocess runs, which reports the free share of its resources."""
 
     process: subprocess.Popen[str]
     address: str = ""
@@ -93,12 +93,12 @@ def held() -> Iterator[Held]:
 def test_twenty_two_worker_trials_release_the_cluster(
     dashboard: bool, another: bool, prepared: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Where plain Tune and Train freeze when ASHA stops a trial: its group's resources are never released."""
-    other = request.getfixturevalue("held") if another else None  # the first case runs before it is there
+    """Plain Tune with Train hangs when ASHA stops a trial, since it never releases the resources of its group."""
+    other = request.getfixturevalue("held") if another else None  # started here, so that the first case runs without
     with hold(dashboard) as connect:
         search_on(connect, prepared, tmp_path)
         connect.assert_all_free()
-    if other is not None:  # nobody has joined it, nothing of it is taken
+    if other is not None:  # the search has not joined the other Ray
         other.assert_all_free()
 
 
@@ -179,7 +179,7 @@ def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_ray_that_fails_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is tried twice (tests/faults starts it once more for real), then said; nothing stays behind."""
+    """The start is tried twice, then reported, and leaves nothing behind. tests/faults covers a real restart."""
     folders: list[Path] = []
 
     def init(_temp_dir: str, **_: Any) -> None:
@@ -188,20 +188,20 @@ def test_ray_that_fails_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(ray, "init", init)
     before = dict(os.environ)
-    said = r"^Ray's servers did not start on this machine \(The current node timed out\); "
-    with pytest.raises(ConnectionError, match=said), ray_session(None):
-        pytest.fail("there is no Ray")
+    message = r"^Ray's servers did not start on this machine \(The current node timed out\); "
+    with pytest.raises(ConnectionError, match=message), ray_session(None):
+        pytest.fail("ray_session must raise")
     assert len(folders) == 2
     assert not any(folder.exists() for folder in folders)
     assert dict(os.environ) == before
 
 
 def test_watchdog_names_the_waiting_request() -> None:
-    said: list[str] = []
-    with ray_session(None), watchdog(said.append, lambda: "trial-0007", limit_s=0.5, every_s=0.1):
+    messages: list[str] = []
+    with ray_session(None), watchdog(messages.append, lambda: "trial-0007", limit_s=0.5, every_s=0.1):
         ray.util.placement_group([{"CPU": 4096}])
-        wait_for(lambda: bool(said), 30)
-    (text,) = said
+        wait_for(lambda: bool(messages), 30)
+    (text,) = messages
     assert text.startswith("trial-0007 has waited ")
     assert "s for [4096 CPU]; free in the cluster: " in text
 

@@ -1,6 +1,6 @@
-"""The commands of docs/clusters.md on three hosts: ray up, tune, a closed lid, stop, resume, ui, a dead host, ray down.
+"""The commands of docs/clusters.md on three hosts: ray up, tune, stop, resume, ui, failures, ray down.
 
-Run by `make cluster-test` (see hosts.py); the tests are steps of one story and build on each other.
+`make cluster-test` runs it (see hosts.py). The tests are steps of one session and depend on the earlier ones.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ pytestmark = [
     pytest.mark.skipif("WMLSEARCH_CLUSTER_TEST" not in os.environ, reason="make cluster-test runs it"),
 ]
 
-LAPTOP = Path("/tmp/laptop")  # noqa: S108 - of the world, see hosts.py
+LAPTOP = Path("/tmp/laptop")  # noqa: S108 - private to the outermost namespace, see hosts.py
 HEAD = "10.77.0.2"
 WORKERS = ("10.77.0.3", "10.77.0.4")
 ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
-RANK = "RayTrainWorker"  # in the name of a process that Ray Train trains in
-UI_PORT = 5055  # not the server's own: the tunnel joins any port of the laptop with it
+RANK = "RayTrainWorker"  # part of the command line of Ray Train's worker processes
+UI_PORT = 5055  # other than the server's port: the tunnel connects any port of the laptop with it
 
 
 class Cluster:
@@ -59,7 +59,7 @@ class Cluster:
         return [sys.executable, "-m", module, *(str(word) for word in words[1:])]
 
     def run(self, *words: Any, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
-        """Run `ray ...` or `wmlsearch ...` on the laptop; its output is shown too."""
+        """Run `ray ...` or `wmlsearch ...` on the laptop, and print its output."""
         began = time.monotonic()
         done = subprocess.run(
             self.command(*words),
@@ -75,7 +75,7 @@ class Cluster:
         return done
 
     def start(self, log: Path, *words: Any) -> subprocess.Popen[str]:
-        """The same in the background, writing into `log`."""
+        """Start a command on the laptop in the background, which writes its output to `log`."""
         with open(log, "w") as file:
             return subprocess.Popen(
                 self.command(*words),
@@ -84,17 +84,17 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=ENVIRONMENT,
-                # whoever runs these tests in the background may ignore Ctrl-C, and a process inherits that
+                # a shell that runs these tests in the background ignores SIGINT, and processes inherit that
                 preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
 
     def exec(self, command: str) -> str:
-        """A command on the head, as `ray exec` runs it."""
+        """Run a command on the head with `ray exec`, and return its output."""
         return self.run("ray", "exec", self.file, command).stdout
 
 
 def cluster_file(key: Path) -> dict[str, Any]:
-    """clusters/on-prem.yaml with these machines; instead of an installation, the one that is here."""
+    """Return clusters/on-prem.yaml with these machines and this Python environment instead of an installation."""
     config: dict[str, Any] = yaml.safe_load((REPOSITORY / "clusters" / "on-prem.yaml").read_text())
     config["provider"] |= {"head_ip": HEAD, "worker_ips": list(WORKERS)}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
@@ -147,7 +147,7 @@ def test_ray_up_starts_all_hosts(cluster: Cluster) -> None:
 
 def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) -> None:
     for port in (5000, 8265):  # MLflow, dashboard
-        with pytest.raises(OSError), socket.create_connection((HEAD, port), timeout=5):  # noqa: PT011 - whatever the network says, it is closed
+        with pytest.raises(OSError), socket.create_connection((HEAD, port), timeout=5):  # noqa: PT011 - any network error shows that the port is closed
             pass
     with socket.create_connection((HEAD, 6379), timeout=5):
         pass
@@ -159,7 +159,7 @@ def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) 
 
 
 def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) -> list[Any]:
-    """A search whose trials have several ranks; each host has one CPU, so the ranks sit on different hosts."""
+    """Return the command of a search whose trials have several ranks. Hosts have one CPU, so each has one rank."""
     (LAPTOP / "space.yaml").write_text(
         "base_channels: {choices: [4, 8]}\ndepth: 2\nbatch_size: 8\nlearning_rate: {low: 1e-3, high: 1e-2, log: true}\n"
     )
@@ -199,7 +199,7 @@ def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
     assert again.returncode == 0
     assert "first is resumed: " in again.stdout
     assert "trials run 1 at a time" in again.stdout
-    assert again.stdout.count("trial-0000 completed") == 0, "the log is followed from where it stood"
+    assert again.stdout.count("trial-0000 completed") == 0, "the log is followed from its end before"
     assert state() == "completed"
     assert len(list(run.glob("trials/*/metrics.jsonl"))) == 3
     for trial in run.glob("trials/*/metrics.jsonl"):
@@ -208,7 +208,9 @@ def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
     assert not list(run.glob("trials/*/*.pt"))
     assert (run / "final" / "paper-seed1" / "best.pt").is_file()
     assert json.loads((run / "test.json").read_text())["opened_before"] == 0
-    assert len((data / "sealed" / "seal.jsonl").read_text().splitlines()) == 1, "the ledger here knows, too"
+    assert len((data / "sealed" / "seal.jsonl").read_text().splitlines()) == 1, (
+        "the ledger on the laptop is updated too"
+    )
     assert (run / "report" / "index.html").is_file()
     last = cluster.run("wmlsearch", "status", *of_laptop)
     assert "is up to date" in last.stdout
@@ -244,24 +246,24 @@ def test_mlflow_through_the_tunnel(cluster: Cluster, monkeypatch: pytest.MonkeyP
 
 
 def test_tune_on_the_head_itself(cluster: Cluster) -> None:
-    """RAY_ADDRESS, the MLflow server and the storage are in the head's environment: no option names them."""
+    """The head's environment names Ray, the MLflow server and the storage, so no option is needed."""
     data = next(path for path in cluster.hosts[HEAD].file("~/wmlsearch-head/data").iterdir())
-    said = cluster.exec(
+    output = cluster.exec(
         f"wmlsearch tune quick --data ~/wmlsearch-head/data/{data.name} --trials 1 --epochs 2 --workers-per-trial 2"
         " --no-baseline --name on-the-head --out ~/mine"
     )
-    assert "trials run 1 at a time, each 2 workers with 1 CPU each" in said
-    assert "forecast: about " in said, "two ranks on two hosts were timed"
-    assert "on-the-head: completed, 1 of 1 trials" in said
+    assert "trials run 1 at a time, each 2 workers with 1 CPU each" in output
+    assert "forecast: about " in output, "two ranks on two hosts were timed"
+    assert "on-the-head: completed, 1 of 1 trials" in output
     run = cluster.hosts[HEAD].file("~/mine/on-the-head/trials/0000")
     assert json.loads((run / "status.json").read_text())["state"] == "completed"
-    assert [path.name for path in run.glob("*.pt")] == ["best.pt"], "the best weights came back from the storage"
+    assert [path.name for path in run.glob("*.pt")] == ["best.pt"], "the best weights are copied from the storage"
     kept = [path.name for path in (SHARED / "on-the-head" / "trials" / "0000").iterdir()]
-    assert kept == ["best.pt"], "checkpoints are in the storage; an ended trial needs no last state"
+    assert kept == ["best.pt"], "checkpoints are in the storage; the last state of a finished trial is deleted"
 
 
 def test_ten_second_network_cut_is_survived(cluster: Cluster, data: Path) -> None:
-    """The ranks wait for each other and go on: no process is lost, and no epoch is trained again."""
+    """The ranks wait for each other and continue. No process is lost, and no epoch is trained again."""
     log = LAPTOP / "third.log"
     laptop = cluster.start(
         log, *tune(cluster, data, "third", "--trials", 1, "--epochs", 12, "--no-baseline", workers=3)
@@ -297,7 +299,7 @@ def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, da
     wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, "no third epoch", 180)
     print(log.read_text())
     assert laptop.poll() is None
-    assert "the head has the prepared data already" in log.read_text()
+    assert "the head already has the prepared data set" in log.read_text()
 
     def ranks() -> list[int]:
         return [sum(RANK in words for words in host.processes()) for host in cluster.hosts.values()]
@@ -310,7 +312,7 @@ def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, da
     died = time.time()
     print(f"{victim} died after epoch {len(before)}")
     wait_for(lambda: len(epochs()) > len(before) or laptop.poll() is not None, "the trial has not gone on", 300)
-    assert ranks()[::2] == [1, 1], "the same trial, with the same global batch, on the two hosts that are left"
+    assert ranks()[::2] == [1, 1], "the same trial, with the same global batch size, on the two remaining hosts"
     wait_for(lambda: laptop.poll() is not None, "the trial has not ended", 300)
     print(f"ended {time.time() - died:.0f} s later\n{log.read_text()}")
     assert laptop.poll() == 0
@@ -318,23 +320,23 @@ def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, da
     after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert json.loads((run / "status.json").read_text())["state"] == "completed"
     assert [row["epoch"] for row in after] == list(range(1, 13)), "each epoch once"
-    assert after[: len(before)] == before, "what was trained before is kept: it went on from the checkpoint"
+    assert after[: len(before)] == before, "earlier epochs are kept: training resumed from the checkpoint"
 
 
 def test_user_errors_are_one_message(cluster: Cluster, data: Path) -> None:
-    known = cluster.run(*tune(cluster, data, "first"))
-    assert known.returncode == 2
-    assert "overwritten" in known.stdout
+    existing = cluster.run(*tune(cluster, data, "first"))
+    assert existing.returncode == 2
+    assert "overwritten" in existing.stdout
     unknown = cluster.run("wmlsearch", "status", "nobody", "--cluster", cluster.file)
     assert (
         unknown.stdout
-        == f"wmlsearch: nobody: no search of this name on the head of {cluster.file} (there: first, third, second)\n"
+        == f"wmlsearch: nobody: no search of this name on the head of {cluster.file} (it has: first, third, second)\n"
     )
 
 
 def test_ray_down(cluster: Cluster) -> None:
     assert cluster.run("ray", "down", "-y", cluster.file).returncode == 0
     assert not [words for words in cluster.hosts[HEAD].processes() if "ray::" in words or "gcs_server" in words]
-    gone = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file)
-    assert gone.returncode == 2
-    assert "this cluster is not up" in gone.stdout
+    stopped = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file)
+    assert stopped.returncode == 2
+    assert "this cluster is not running" in stopped.stdout

@@ -1,4 +1,4 @@
-"""Ray's private names that cluster/ray_patches.py uses: each test fails when Ray changes one of them."""
+"""Contracts of Ray's private names that cluster/ray_patches.py uses: a test fails when Ray changes one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--cluster`: both ends on this machine, with a stand-in for `ray exec` and `ray rsync-*` in the place of ssh."""
+"""`--cluster` with laptop and head on this machine; a fake `ray exec` and `ray rsync-*` replace ssh."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from wmlsearch.cluster.messages import Hello, JobState
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 
-# Runs commands here, in the head's home; copies folders. Noise around the answers, as ssh and shells make it.
+# The fake `ray`: runs commands in the head's home, copies files, and prints noise around the answers as ssh does.
 RAY = """
 import os, shutil, subprocess, sys
 verb, *words = [word for word in sys.argv[1:] if word not in ("--log-style", "pretty", "--log-color", "false")]
@@ -42,7 +42,7 @@ shutil.copytree(source, target, dirs_exist_ok=True) if os.path.isdir(source) els
 
 
 class Head:
-    """The stand-in's head: its home, what was said on the laptop."""
+    """A fake head: its home, and the messages shown on the laptop."""
 
     def __init__(self, folder: Path) -> None:
         self.file, self.home, self.out = folder / "cluster.yaml", folder / "home", folder / "runs"
@@ -84,7 +84,7 @@ def answer_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def ended(head: Head, name: str) -> None:
-    """A search that has ended on the head."""
+    """Create a search that has ended on the head."""
     job, run = head.folder / "jobs" / name, head.folder / "runs" / name
     SearchDir.create(run, search_record({"name": name})).set_status("completed")
     files = ("trials/0000/best.pt", "trials/0000/metrics.jsonl", "owner", "stop")
@@ -117,8 +117,8 @@ def test_data_is_uploaded_once(head: Head, prepared: Path) -> None:
     head.said.clear()
     assert head.tune(prepared, "--trials", "none", name="two") == 2
     assert head.said[0].startswith("the head already has the prepared data set (")
-    (there,) = (head.folder / "data").iterdir()
-    assert (there / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
+    (uploaded,) = (head.folder / "data").iterdir()
+    assert (uploaded / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
 
 
 def test_damaged_upload_is_refused(head: Head, prepared: Path, tmp_path: Path) -> None:
@@ -151,19 +151,19 @@ def test_finished_search_is_fetched_without_trial_checkpoints(head: Head) -> Non
 def test_fetch_updates_changed_files_only(head: Head) -> None:
     ended(head, "one")
     assert head.status("one") == 0
-    there, here = SearchDir(head.folder / "runs" / "one"), SearchDir(head.out / "one")
-    (here.path / "mine.txt").write_text("a note")
-    (there.path / "trials" / "0001").mkdir()
-    (there.path / "trials" / "0001" / "metrics.jsonl").write_text("y")
-    (there.path / "report" / "curves.png").write_text("newer")
-    there.update_usage(seconds=10.0)
+    on_head, fetched = SearchDir(head.folder / "runs" / "one"), SearchDir(head.out / "one")
+    (fetched.path / "mine.txt").write_text("a note")
+    (on_head.path / "trials" / "0001").mkdir()
+    (on_head.path / "trials" / "0001" / "metrics.jsonl").write_text("y")
+    (on_head.path / "report" / "curves.png").write_text("newer")
+    on_head.update_usage(seconds=10.0)
     head.said.clear()
     assert head.status("one") == 0
-    assert head.said[-2].startswith(f"fetched from the head into {here.path} (")
-    assert here.summary() == there.summary()
-    assert (here.path / "report" / "curves.png").read_text() == "newer"
-    assert (here.path / "trials" / "0001" / "metrics.jsonl").read_text() == "y"
-    assert (here.path / "mine.txt").read_text() == "a note"
+    assert head.said[-2].startswith(f"fetched from the head into {fetched.path} (")
+    assert fetched.summary() == on_head.summary()
+    assert (fetched.path / "report" / "curves.png").read_text() == "newer"
+    assert (fetched.path / "trials" / "0001" / "metrics.jsonl").read_text() == "y"
+    assert (fetched.path / "mine.txt").read_text() == "a note"
     assert sorted(path.name for path in head.out.iterdir()) == ["one"]
     SearchDir.create(head.out / "two", search_record())
     ended(head, "two")
@@ -179,19 +179,19 @@ def test_fetch_updates_changed_files_only(head: Head) -> None:
 def test_resume_a_search_on_the_head(head: Head) -> None:
     ended(head, "one")
     log = head.folder / "jobs" / "one" / "log.txt"
-    log.write_text("what it said before\n")
+    log.write_text("earlier output\n")
     assert head.resume("--trials", "none") == 2  # wmlsearch on the head refuses it
     assert head.said[0].startswith("one runs on the head (process ")
-    assert "what it said before" not in head.said
+    assert "earlier output" not in head.said
     assert any("'none' is not a valid integer" in line for line in head.said)
     assert head.said[-1] == "one has ended on the head: exit status 2"
     command = json.loads((head.folder / "jobs" / "one" / "job.json").read_text())["command"]
     assert command == ["tune", "--resume", "one", "--out", str(head.folder / "runs"), "--trials", "none"]
-    assert log.read_text().startswith("what it said before\n")
+    assert log.read_text().startswith("earlier output\n")
 
 
 def running(head: Head, name: str) -> threading.Thread:
-    """A search that runs on the head until it is asked to stop; its thread, to be started."""
+    """Return an unstarted thread that acts as a search on the head, which runs until it is asked to stop."""
     ended(head, name)
     job, search = head.folder / "jobs" / name, SearchDir(head.folder / "runs" / name)
     (job / "exit.json").unlink()
@@ -201,7 +201,7 @@ def running(head: Head, name: str) -> threading.Thread:
         with open(job / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             (job / "held").touch()
-            time.sleep(1)  # as when it is still to begin
+            time.sleep(1)  # the job has started, and the search has not
             with search.locked():
                 wait_for(search.stop_requested)
                 search.set_status("interrupted", "stopped by `wmlsearch stop`")
@@ -270,9 +270,9 @@ def test_search_names_on_the_head(head: Head, prepared: Path) -> None:
     with pytest.raises(InputError) as unknown:
         head.status("two")
     assert str(unknown.value) == f"two: no search of this name on the head of {head.file} (it has: one)"
-    with pytest.raises(InputError) as known:
+    with pytest.raises(InputError) as existing:
         head.tune(prepared)
-    assert str(known.value) == (
+    assert str(existing.value) == (
         "one: the head already has a search of this name (state: ended); see it with "
         f"`wmlsearch status one --cluster {head.file}`, or give another --name"
     )
@@ -314,7 +314,7 @@ STEP = "start or update the cluster with `ray up {file}`"
             "{file}: wmlsearch is not installed on the head (python: No module named wmlsearch); " + STEP,
         ),
     ],
-    ids=["not up", "refused", "silent", "not installed"],
+    ids=["cluster not running", "connection refused", "no answer", "not installed"],
 )
 def test_unreachable_head(head: Head, program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(f"{program}\nraise SystemExit(1)", tmp_path, monkeypatch)
@@ -371,7 +371,8 @@ def test_ui_opens_a_tunnel(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stop(text: str) -> None:
         head.said.append(text)
-        reachable.update(where for _, where, at in listening(descendants(os.getpid())) if at == port)
+        sockets = listening(descendants(os.getpid()))
+        reachable.update(address for _, address, socket_port in sockets if socket_port == port)
         raise KeyboardInterrupt
 
     assert remote.ui(head.file, port, stop) == 0

@@ -1,4 +1,4 @@
-"""`--cluster FILE`: hand a verb over to the head of a Ray cluster, with the options that were given here."""
+"""`--cluster FILE`: run a command on the head of a Ray cluster with the options of this command line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ cluster = click.option(
     "--cluster",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Do it on the head of this Ray cluster (the file of `ray up`), and follow it from here.",
+    help="Run the command on the head of this Ray cluster (the file of `ray up`), and follow it from here.",
 )
 
 
 def given(but: Sequence[str] = ("cluster", "data", "name", "out")) -> list[str]:
-    """The options of this command line, as they are to be given again on the head; those named in `but` left out.
+    """Return the options of this command line, except for those in `but`, as arguments for the head.
 
-    What comes from this machine's environment stays here: the head has its own.
+    Values from environment variables are left out, since the head has its own environment.
     """
     context = click.get_current_context()
     words: list[str] = []
