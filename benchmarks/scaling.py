@@ -70,7 +70,7 @@ class Constants:
     mlflow_rows_per_report: float
     mlflow_bytes_per_trial: float
     mlflow_bytes_per_report: float
-    resume_ms_per_trial: float  # to rebuild the study of a search that goes on
+    resume_ms_per_trial: float  # to rebuild the study of a resumed search
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
@@ -281,7 +281,7 @@ def totals(constants: Constants) -> str:
             "the prepared data, to each node once",
             f"{demand.data_bytes / 1e9:,.0f} GB to {GPUS / GPUS_PER_NODE:.0f} nodes",
         ),
-        ("to rebuild the study when a search goes on", f"{demand.resume_s:.0f} s"),
+        ("to rebuild the study when a search is resumed", f"{demand.resume_s:.0f} s"),
     ]
     return "\n".join([f"| what | {SEARCH.trials:,} trials |", "|---|---:|", *(f"| {a} | {b} |" for a, b in rows)])
 

@@ -194,7 +194,7 @@ class RunSettings(_Strict):
         "multiple of it.",
     )
     reduction_factor: int = Field(
-        3, ge=2, le=1_000_000, description="ASHA: the best 1/`reduction_factor` of each rung go on to the next."
+        3, ge=2, le=1_000_000, description="ASHA: the best 1/`reduction_factor` of each rung continue to the next."
     )
     workers_per_trial: int = Field(1, ge=1, le=4096, description="Workers (processes) that train one trial together.")
     trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
@@ -202,7 +202,7 @@ class RunSettings(_Strict):
     )
     baseline: bool = Field(
         True,
-        description="Train the baseline and the best configurations anew at the end, test them and give a verdict.",
+        description="Train the baseline and the best configurations again at the end, test them and give a verdict.",
     )
     confirm_top: int = Field(
         3, ge=0, le=100, description="Number of the best configurations, beside the baseline, that get final runs."

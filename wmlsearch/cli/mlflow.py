@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 @options.out
 @options.uri
 def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
-    """Copy what MLflow lacks of a search or run (default: all of OUT). Running it twice changes nothing.
+    """Copy anything missing in MLflow for a search or run (default: all of OUT). Running it twice changes nothing.
 
     A run that is damaged, or that MLflow refuses, is reported at the end; the others are copied.
 
@@ -70,7 +70,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
 @click.option("--host", default=LOOPBACK, show_default=True, help="The IPv4 address to listen on.")
 @remote.cluster
 def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | None) -> None:
-    """Run MLflow's UI on the runs, on 127.0.0.1, until Ctrl-C.
+    """Show the runs in MLflow's UI, at 127.0.0.1, until Ctrl-C.
 
     Example: wmlsearch ui
     """

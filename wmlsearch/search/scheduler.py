@@ -1,15 +1,16 @@
 """When a trial is stopped early (`--scheduler`).
 
 asha (the default): trials are compared at rungs. The first rung is after `grace_epochs` (2) epochs, each later one
-after `reduction_factor` (3) times as many: with the default of 18 epochs, rungs are at 2, 6 and 18. A trial that
-reaches a rung is stopped there if its best epoch so far is not among the best third (1 / `reduction_factor`) of those
-that reached this rung before. The first trial at a rung is not stopped, and no trial is stopped between rungs. At 18,
-its last epoch, a trial ends anyway.
+after `reduction_factor` (3) times as many, below `epochs`: with the default of 18 epochs, rungs are at 2 and 6. (Ray
+also makes a rung at 18, but a trial ends there anyway.) A trial that reaches a rung is stopped there if its best epoch
+so far is not among the best third (1 / `reduction_factor`) of those that reached this rung before. The first trial at a
+rung is not stopped, and no trial is stopped between rungs.
 
 hyperband: asha in up to three brackets, to which trials are assigned at random. The first bracket has all rungs, the
-second begins at the second rung, the third at the third.
+second begins at the second rung, the third at the third. With the default of 18 epochs these begin at 2, 6 and 18, so
+the third bracket stops no trial.
 median: from `grace_epochs` on, a trial is stopped if its best epoch is worse than the median of the mean values of the
-other trials up to the same epoch. At least three other trials must have come as far.
+other trials from `grace_epochs` to the same epoch. At least three other trials must have come as far.
 pbt: at each multiple of `grace_epochs`, a trial in the worst quarter of those that have reached it is stopped, and a
 child of one in the best quarter takes its place (see `pbt.py`).
 none: no trial is stopped.
@@ -76,6 +77,8 @@ class Scheduler(FIFOScheduler):
 
     def stop_reason(self, number: int, epoch: int) -> tuple[str, Successor | None]:
         """Return why a trial is stopped, and its successor in population based training."""
+        if self.settings.scheduler == "median":
+            return f"its best epoch is below the median of the other trials at epoch {epoch}", None
         if self.population is None:
             return f"behind the best of its rung at epoch {epoch}", None
         takeover = self.population.successors[number]
