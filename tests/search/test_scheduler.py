@@ -38,7 +38,7 @@ def test_asha_compares_at_2_and_6_by_default_and_not_at_the_last_epoch() -> None
     ],
 )
 def test_the_reason_names_the_rule(kind: str, reason: str) -> None:
-    scheduler = Scheduler(RunSettings.of({"scheduler": kind}))
+    scheduler = Scheduler(RunSettings.from_mapping({"scheduler": kind}))
     for number in range(4):
         assert stopped_at(scheduler, number, 0.5) is None
     assert stopped_at(scheduler, 4, 0.1) == 2
