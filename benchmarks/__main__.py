@@ -18,11 +18,11 @@ from pathlib import Path
 from benchmarks.table import Row, machine, table
 
 NAMES = ("training", "packing", "peak", "turnaround", "tracking", "driver", "memory", "prepare", "startup")
-VERSIONS = ("ray", "optuna", "mlflow", "monai", "numpy")  # beside torch and Python, which are in the machine's line
+VERSIONS = ("ray", "optuna", "mlflow", "monai", "numpy")  # torch and Python are in the machine's line
 
 
 def run(names: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """The rows of all that went well, and the names of those that did not."""
+    """Run benchmarks, and return the rows of those that succeed and the names of those that fail."""
     rows: list[Row] = []
     failed = []
     for place, name in enumerate(names, 1):
@@ -42,7 +42,7 @@ def run(names: Sequence[str]) -> tuple[list[Row], list[str]]:
 
 
 def report(rows: Sequence[Row], failed: Sequence[str]) -> str:
-    """When and where it was, with which versions, and the table."""
+    """Return the date, the machine, the versions and the table as text."""
     lines = [f"{time.strftime('%Y-%m-%d')}, {machine()}, {', '.join(map(_version, VERSIONS))}", "", table(rows)]
     lines += ["", f"failed: {', '.join(failed)}"] if failed else []
     return "\n".join(lines) + "\n"

@@ -1,12 +1,12 @@
-"""The driver at scale: a search of trials that train nothing, compared with as many trials of plain Tune.
+"""The driver at scale: a search whose trials train nothing, compared with the same number of plain Tune trials.
 
 python -m benchmarks.driver
 
-Both run the same actors (benchmarks/ready.py: a class trainable, reused, each step answers at once) on an embedded Ray
-of their own, as many at once, one after the other. The bare trials have no searcher, scheduler or callback. The search
-is `run_trials` itself, with all that belongs to it: study, forest, ASHA (which hears all and stops nobody), budget, run
-folders, the checkpoints' keeper, and the mirror in MLflow's SQLite store. Compared are the seconds from the fifth of
-the trials on, when all actors run; those from the beginning stand beside them.
+Both run the same actors (benchmarks/ready.py: a reused class trainable whose steps return at once), one after the
+other, each on an embedded Ray with the same number of trials at once. The bare trials have no searcher, scheduler or
+callback. The search is `run_trials` with study, forest, ASHA (which gets all reports and stops no trial), budget, run
+folders, checkpoint retention, and the mirror to MLflow's SQLite store. The seconds after the first fifth of the trials
+are compared, when all actors run; the seconds from the beginning are shown too.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
 from wmlsearch.workflows.placement import LOCAL
 
 TRIALS, EPOCHS, AT_ONCE = 300, 10, 16
-WARM = 1 / 5  # of the trials: after those all actors run
+WARM = 1 / 5  # share of the trials after which all actors run
 
 
 @dataclass
 class Watch:
-    """When trials ended, and what this process held then."""
+    """The times at which trials ended, and the memory of this process at these times."""
 
     started: float = field(default_factory=time.monotonic)
     ended: list[float] = field(default_factory=list)
@@ -54,23 +54,23 @@ class Watch:
 
     @property
     def warm(self) -> int:
-        """The trial after which all actors run."""
+        """The number of trials after which all actors run."""
         return int(WARM * len(self.ended))
 
     @property
     def trial_s(self) -> float:
-        """From one trial to the next, once all actors run."""
+        """Seconds from one trial to the next, after all actors run."""
         return (self.ended[-1] - self.ended[self.warm - 1]) / (len(self.ended) - self.warm)
 
     @property
     def growth_mb(self) -> float:
-        """For each hundred trials, once all actors run."""
+        """Growth of memory per 100 trials after all actors run, MiB."""
         return 100 * (self.memory_mb[-1] - self.memory_mb[self.warm - 1]) / (len(self.ended) - self.warm)
 
 
 @contextlib.contextmanager
-def ray_with_room(at_once: int) -> Iterator[None]:
-    """An embedded Ray that takes this machine for one with a core for each actor."""
+def ray_with_cores(at_once: int) -> Iterator[None]:
+    """Start an embedded Ray that assumes a core for each of `at_once` actors."""
     with patch.object(resources, "available_cpus", lambda: at_once), connect.ray_session(None):
         yield
 
@@ -80,8 +80,8 @@ def job(settings: RunSettings) -> dict[str, Any]:
 
 
 def bare(settings: RunSettings, at_once: int) -> Watch:
-    """As many Tune trials, with nothing around them."""
-    with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
+    """Run plain Tune trials, without searcher, scheduler and callbacks."""
+    with ray_with_cores(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         watch = Watch()
 
         def look(_: str, result: Mapping[str, Any]) -> bool:
@@ -105,9 +105,12 @@ def bare(settings: RunSettings, at_once: int) -> Watch:
 
 
 def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int, int]:
-    """The search; the seconds after which its mirror was done, epochs in study and in folders, the journal's bytes."""
+    """Run the search.
+
+    Returns its times, seconds until the mirror was done, epochs in the study, epochs in the run folders, journal bytes.
+    """
     slots = resources.Slots(at_once, 1, 1, 0.0)
-    with ray_with_room(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
+    with ray_with_cores(at_once), tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as folder:
         made = new_search(Path(folder) / "search", settings)
         watch, ended = Watch(), set[str]()
         mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointUsage(made, LOCAL)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory
 
-Trials are actors of Ray that train as the slots of a search do, on the same prepared data of about 200 MB; each has
-read all of it (an epoch of training and validation) before it is measured. Measured is the proportional set size of all
-trial processes: what several of them map counts once in the sum.
+Trials are Ray actors that train as in a search, on the same prepared data of about 200 MB. Each has read all of it (an
+epoch of training and validation) before it is measured. The measure is the proportional set size of all trial
+processes, in whose sum memory that several of them map counts once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LIMIT_S = 420
 
 
 def measure() -> list[Row]:
-    """The data set in memory, and what further trials add beside it."""
+    """Measure the memory of the data set, and the memory that each further trial adds."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "prepared"
         size = _make(Path(folder), data) / 1e6
         sizes = call(trials_on_a_node, str(data), str(folder), limit_s=LIMIT_S)
-    total = [whole / 1e6 for whole, _ in sizes]
-    shared = [part / 1e6 for _, part in sizes]
+    total = [process_bytes / 1e6 for process_bytes, _ in sizes]
+    shared = [data_bytes / 1e6 for _, data_bytes in sizes]
     private = [a - b for a, b in zip(total, shared, strict=True)]
     return [
         Row(
@@ -58,7 +58,7 @@ def measure() -> list[Row]:
 
 
 def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
-    """For 1, 2, ... trials on this machine: bytes of all of them, and those of the data set among them."""
+    """Return for 1, 2, ... trials on this machine the bytes of all of them, and the data set's part of these."""
     import ray
 
     from wmlsearch.cluster.connect import ray_session
@@ -87,14 +87,14 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
             result = ray.get(actor.step.remote())
             if result.report is None:
                 raise RuntimeError(result.reason)
-            actors.append(actor)  # it lives as long as something refers to it
+            actors.append(actor)  # a reference keeps the actor alive
             pids.append(ray.get(actor.pid.remote()))
             sizes.append((sum(map(memory, pids)), sum(mapped(pid, Path(data)) for pid in pids)))
     return sizes
 
 
 def _make(folder: Path, data: Path) -> int:
-    """Prepared data whose arrays are of `DATA_MB`: those of a small phantom, repeated. Returns their bytes."""
+    """Write prepared data with arrays of `DATA_MB`, by repeating those of a small phantom. Return their bytes."""
     from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
     from wmlsearch.data.phantom import write_phantom
     from wmlsearch.data.prepare import PrepareOptions, prepare

@@ -2,9 +2,9 @@
 
     python -m benchmarks.packing [--json FILE]
 
-Counted are the images that all of them train in a second while all are at it, in steady state; every process has the
-data on the GPU, and four are there all the time, those that have no turn idle. Needs the core only, as
-benchmarks.training does. `--trials-per-gpu auto` measures the same through Ray.
+It counts the images per second of all processes together in steady state. Every process has the data on the GPU. Four
+processes exist all the time, and those that do not train are idle. Needs the core only, as benchmarks.training does.
+`--trials-per-gpu auto` measures the same through Ray.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.throughput import SteadyTraining, mps_is_on
 
-MOST = 4  # processes at once
+MAX_PROCESSES = 4  # processes at once
 AIM = 3.0  # times what one alone trains
 SECONDS, REPEATS = 2.0, 3  # of each number of processes, in turn
 PATIENCE_S = 120.0
 
 
 def measure() -> list[Row]:
-    """A row for each number of processes, and what is best."""
+    """Return a row for each number of processes, and one for the best number."""
     if not torch.cuda.is_available():
         return [Row("baseline, several trainings at once on one GPU", "no GPU here")]
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(Path(folder), 30, SIZE)
-        rates = together(prepared, "cuda", MOST, SECONDS, REPEATS)
+        rates = together(prepared, "cuda", MAX_PROCESSES, SECONDS, REPEATS)
     return rows(rates)
 
 
 def rows(rates: Sequence[float]) -> list[Row]:
-    """Of the images per second of 1, 2, ... trainings at once."""
+    """Return the rows of the table for the images per second of 1, 2, ... trainings at once."""
     single, mps = rates[0], f"MPS {'on' if mps_is_on() else 'off'}"
     what = f"baseline, batch {TrialConfig().batch_size}, GPU, {mps}"
     measured = [
@@ -58,7 +58,7 @@ def rows(rates: Sequence[float]) -> list[Row]:
 
 
 def together(prepared: Path, device: str, max_count: int, seconds: float, repeats: int) -> list[float]:
-    """Images that 1, 2, ..., `most` trainings at once train in a second, all together: medians."""
+    """Return the median images per second of 1, 2, ..., `max_count` trainings at once, all together."""
     with processes(prepared, device, max_count) as others:
         measured: list[list[float]] = [[] for _ in others]
         for _ in range(repeats):
@@ -71,7 +71,7 @@ def together(prepared: Path, device: str, max_count: int, seconds: float, repeat
 
 @contextmanager
 def processes(prepared: Path, device: str, count: int) -> Iterator[list[Connection]]:
-    """So many that are ready to train: each answers a number of seconds with the images per second meanwhile."""
+    """Start `count` processes that are ready to train. Each gets a number of seconds and returns images per second."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(count)]
     started = [context.Process(target=_serve, args=(str(prepared), device, child_end)) for _, child_end in pipes]
@@ -81,7 +81,7 @@ def processes(prepared: Path, device: str, count: int) -> Iterator[list[Connecti
             child_end.close()
         ours = [mine for mine, _ in pipes]
         for mine in ours:
-            _answer(mine)  # that it is ready
+            _answer(mine)  # wait until it is ready
         yield ours
     finally:
         for process in started:
@@ -99,7 +99,7 @@ def _serve(prepared: str, device: str, pipe: Connection) -> None:
 
 
 def _answer(pipe: Connection) -> float:
-    """Raises RuntimeError where a process has ended or is silent."""
+    """Return the next answer of a process. Raises RuntimeError if the process has ended or does not answer."""
     if not pipe.poll(PATIENCE_S):
         raise RuntimeError(f"a training process has not answered within {PATIENCE_S:g} s")
     try:

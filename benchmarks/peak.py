@@ -2,9 +2,9 @@
 
     python -m benchmarks.peak [--json FILE]
 
-Compared is what training adds to the libraries and the data: on CPUs to the memory of the process, each configuration
-in a fresh one, since that peak never falls; on a GPU to what PyTorch reserves of it, over as many epochs as it takes
-until all steps are CUDA graphs. Needs the core only, as benchmarks.training does.
+It compares the memory that training adds to libraries and data. On CPUs this is the peak memory of the process, with a
+fresh process for each configuration, since that peak never falls. On a GPU it is the memory that PyTorch reserves, over
+the number of epochs after which all steps are CUDA graphs. Needs the core only, as benchmarks.training does.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure() -> list[Row]:
 
 
 def measured_peaks(prepared: Path, device: str) -> Iterator[tuple[int, int, int]]:
-    """Of each configuration what `trained` returns."""
+    """Yield the result of `trained` for each configuration."""
     for values in CONFIGURATIONS:
         if device == "cuda":  # trainings after one another leave no memory there
             yield trained(str(prepared), values, device)
@@ -71,7 +71,7 @@ def measured_peaks(prepared: Path, device: str) -> Iterator[tuple[int, int, int]
 
 
 def trained(folder: str, values: dict[str, Any], device: str) -> tuple[int, int, int]:
-    """Bytes that a training is predicted to take at its peak, that it took, and on a GPU those of tensors at once."""
+    """Train, and return predicted peak bytes, measured peak bytes, and on a GPU the peak bytes of tensors."""
     torch.set_num_threads(1)
     data, config = PreparedData.open(Path(folder), device), TrialConfig(**values)
     held, predicted = predict_peak_bytes(config, data, "auto")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.prepare
 
-Volumes of 256 x 256 x 180 voxels, at two sizes of the cohort, so that one sees whether memory grows with it. Memory is
-the proportional set size of the process and its workers, ten times a second; its unit is a volume's voxels as float32
-(47 MB). What the libraries take is what preparing the same cohort at a 64th of the voxels takes. A phantom of that size
-is made from a small one whose voxels are split and given noise. A cohort of 60:
+Volumes have 256 x 256 x 180 voxels. Two sizes of the cohort show whether memory grows with it. Memory is the
+proportional set size of the process and its workers, measured ten times a second; its unit is a volume's voxels as
+float32 (47 MB). The libraries' memory is that of preparing the same cohort at a 64th of the voxels. The phantom is made
+from a small one by splitting voxels and adding noise. A cohort of 60:
 
     python -c "from benchmarks import prepare, table; print(table.table(prepare.measure((30, 60))))"
 """
@@ -33,7 +33,7 @@ FACTOR = 4  # along each axis
 VOLUME_BYTES = 4 * FACTOR**3 * SMALL[0] * SMALL[1] * SMALL[2]
 LIMIT_S_PER_VOLUME = 60
 SCALING = 0.75  # of the number of cores
-MOST_HELD = 5  # volumes in memory, for the process and each of its workers
+MAX_HELD = 5  # volumes in memory, for the process and each of its workers
 
 
 def measure(volumes: tuple[int, int] = VOLUMES) -> list[Row]:
@@ -69,19 +69,19 @@ def measure(volumes: tuple[int, int] = VOLUMES) -> list[Row]:
             f"{held:.1f} volumes",
             f"one process: {held_alone:.1f} volumes",
             held_alone / held,
-            f"at most {MOST_HELD} volumes a process",
-            held <= MOST_HELD * (cores + 1),
+            f"at most {MAX_HELD} volumes a process",
+            held <= MAX_HELD * (cores + 1),
         ),
     ]
 
 
 def _prepare(raw: Path, jobs: int) -> tuple[float, int]:
-    """Seconds, and most bytes that its processes held."""
+    """Run `prepare`, and return its seconds and the peak bytes of its processes."""
     peak = 0
 
     def watch(pid: int) -> None:
         nonlocal peak
-        peak = max(peak, sum(memory(it) for it in (pid, *descendants(pid))))
+        peak = max(peak, sum(memory(process) for process in (pid, *descendants(pid))))
 
     with tempfile.TemporaryDirectory(dir=raw.parent) as out:
         limit_s = LIMIT_S_PER_VOLUME * sum(1 for _ in raw.glob("sub-*"))
@@ -90,14 +90,14 @@ def _prepare(raw: Path, jobs: int) -> tuple[float, int]:
 
 
 def prepared_in(raw: str, out: str, jobs: int) -> float:
-    """Seconds that `prepare` takes, without imports."""
+    """Run `prepare`, and return its seconds without imports."""
     start = time.perf_counter()
     prepare(Path(raw), Path(out), PrepareOptions(jobs=jobs))
     return time.perf_counter() - start
 
 
 def _cohort(folder: Path, volumes: int) -> tuple[Path, Path]:
-    """A phantom cohort with small volumes, and the same with large ones."""
+    """Write a phantom cohort with small volumes and the same one with large volumes."""
     small = write_phantom(folder / "small", patients=volumes, timepoints=1, shape=SMALL)
     large = Path(shutil.copytree(small, folder / "large"))
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def _cohort(folder: Path, volumes: int) -> tuple[Path, Path]:
 
 
 def _first(raw: Path, volumes: int) -> Path:
-    """A cohort of the first patients of another."""
+    """Copy the first patients of a cohort into a new one."""
     other = {f"sub-{number:02d}" for number in range(1, volumes + 1)}
 
     def leave_out(_: str, names: list[str]) -> list[str]:

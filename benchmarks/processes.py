@@ -24,7 +24,7 @@ with open(sys.argv[2], "w") as file:
 
 
 class Overdue(RuntimeError):
-    """A process has not ended within its time."""
+    """A process has not ended within its time limit."""
 
 
 def call(
@@ -34,13 +34,13 @@ def call(
     watch: Callable[[int], None] | None = None,
     every_s: float = 0.1,
 ) -> Any:
-    """What a module's function gives in a fresh Python; arguments and answer are plain (JSON).
+    """Call a module's function in a fresh Python process, and return its result. Both ways the values are JSON.
 
-    `watch(pid)` is called again and again while it runs. Raises Overdue when it takes longer than `limit_s` seconds,
-    and RuntimeError with its error when it fails; in any case all processes that it has started are killed.
+    `watch(pid)` is called repeatedly while the function runs. Raises Overdue after `limit_s` seconds, and RuntimeError
+    with the error if the function fails. On an overrun all processes that it has started are killed.
     """
     module = function.__module__
-    if module == "__main__":  # python -m, whose name only its specification has
+    if module == "__main__":  # run by python -m: only the module's specification has its name
         module = sys.modules[module].__spec__.name  # type: ignore[union-attr]  # it is there
     code = _CODE.format(module=module, name=function.__name__)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def call(
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process, their children, and so on."""
+    """Return the children of a process, their children, and so on."""
     pids = []
     with contextlib.suppress(OSError):  # it has ended
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -78,14 +78,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes of memory of a process, those that it shares with n others counted as an n-th (PSS); 0 if it has ended."""
+    """Return a process's proportional set size in bytes: memory shared by n processes counts 1/n. 0 if it has ended."""
     with contextlib.suppress(OSError):
         return _pss(Path(f"/proc/{pid}/smaps_rollup").read_text())
     return 0
 
 
 def mapped(pid: int, folder: Path) -> int:
-    """The part of `memory` that is files of a folder."""
+    """Return the part of `memory` that maps files of a folder."""
     size, within = 0, False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if "-" in line.partition(" ")[0]:  # a mapping begins: its addresses, and its file at last

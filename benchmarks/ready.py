@@ -1,4 +1,4 @@
-"""Trials that train nothing: each step answers at once with a prepared row. Imports as little as possible."""
+"""Trials that train nothing: each step returns a prepared row at once. Imports as little as possible."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ray import tune
 
 
 class Ready(tune.Trainable):
-    """Stands in for `search.trial_worker.TrialWorker`, of which Tune's other side sees nothing but these results.
+    """A replacement of `search.trial_worker.TrialWorker` that gives the driver the same kind of results.
 
-    The metrics are those of `row` in the job's `shipment`, but for the objective: the later a trial begins, the better
-    it is, so no scheduler stops one. A trial with a `checkpoint_location` leaves checkpoints of a byte there.
+    The metrics are those of `row` in the job's `shipment`, except for the objective: later trials are better, so that
+    no scheduler stops one. A trial with a `checkpoint_location` writes checkpoints of one byte there.
     """
 
     def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:

@@ -240,7 +240,7 @@ def need(constants: Constants, settings: RunSettings, gpus: int, epoch_s: float)
     )
 
 
-def most_gpus(constants: Constants, settings: RunSettings, epoch_s: float) -> int:
+def max_gpus(constants: Constants, settings: RunSettings, epoch_s: float) -> int:
     """So many keep one core of the driver busy."""
     return int(1 / need(constants, settings, 1, epoch_s).cores)
 
@@ -262,7 +262,7 @@ def rates(constants: Constants) -> str:
     head = " | ".join(f"{epoch_s:g} s" for epoch_s in EPOCH_S)
     lines = [f"| an epoch takes | {head} |", "|---|" + "---:|" * len(EPOCH_S)]
     lines += [f"| {what} | {' | '.join(show(demand) for demand in needs)} |" for what, show in shown]
-    most = " | ".join(f"**{most_gpus(constants, SEARCH, epoch_s)}**" for epoch_s in EPOCH_S)
+    most = " | ".join(f"**{max_gpus(constants, SEARCH, epoch_s)}**" for epoch_s in EPOCH_S)
     return "\n".join([*lines, f"| **GPUs that one driver keeps busy** | {most} |"])
 
 

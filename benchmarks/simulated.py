@@ -1,4 +1,4 @@
-"""A search without training: run folders and rows as a real one has them, written at once and without a GPU."""
+"""A search without training that writes the run folders and rows of a real one at once, without a GPU."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL
 
-# What an epoch reports. The last ones are none of ours: they make 25, as the benchmark of the tracking says.
+# The metrics of an epoch. The last nine are fillers, for the 25 metrics of the tracking benchmark.
 METRICS = (
     "val_dice_best", "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy",
     "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "learning_rate", "images_per_s",
     "epoch_s", "peak_memory_mb", *(f"other_{i}" for i in range(9)),
 )  # fmt: skip
-OURS = 16  # of them
+OURS = 16  # number of metrics that wmlsearch reports
 DATA = DataRecord(name="prepared", fingerprint="0" * 64, size=256, plane="axial", axis=2, fit="pad", spacing_mm=1.0,
                   split="patient", optimistic=False)  # fmt: skip
 CERTIFICATE = SplitCertificate(
@@ -39,20 +39,20 @@ CERTIFICATE = SplitCertificate(
 
 
 def row(number: int, epoch: int, epochs: int, metrics: int = OURS) -> dict[str, Any]:
-    """The report of an epoch of trial `number`. The later a trial begins, the better it is: no scheduler stops one."""
+    """Return the report of an epoch of trial `number`. Later trials are better, so that no scheduler stops one."""
     values = {name: 0.1234567 * (place + 1) / epoch for place, name in enumerate(METRICS[:metrics])}
     values["val_dice_best"] = (1 - 1 / (number + 2)) * (1 - math.exp(-epoch / 4))
     return {"epoch": epoch, "time": time.time(), "ended": "completed" if epoch == epochs else None, **values}
 
 
 def space() -> SearchSpace:
-    """The default space of a search."""
+    """Return the default search space."""
     path = Path(__file__).resolve().parents[1] / "search_spaces" / "unet.yaml"
     return SearchSpace.from_mapping(read_yaml(path), path.name)
 
 
 def new_search(folder: Path, settings: RunSettings) -> SearchDir:
-    """A search folder as `wmlsearch tune` begins it."""
+    """Create a search folder as `wmlsearch tune` does."""
     record = SearchRecord(
         name=folder.name,
         kind="search",
@@ -66,13 +66,13 @@ def new_search(folder: Path, settings: RunSettings) -> SearchDir:
 
 
 def new_trial(search: SearchDir, number: int) -> RunDir:
-    """A trial's folder as the search begins it; its configuration is the paper's."""
+    """Create the folder of a trial with the baseline configuration, as a search does."""
     return RunDir.create(search.trial(number).path, trial_record(search.record(), number, TrialConfig()))
 
 
 @dataclass
 class Times:
-    """Seconds of the driver's own work, in the order in which it was done: what `benchmarks.scaling` draws."""
+    """Seconds of the driver's work, in order. `benchmarks.scaling` plots them."""
 
     begin: list[float] = field(default_factory=list)  # of each trial: its proposal and its folder
     report: list[float] = field(default_factory=list)  # of each report but a trial's last
@@ -81,7 +81,7 @@ class Times:
 
 
 def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
-    """Let the objects of a search run through all its trials, each report at once, without Ray's processes."""
+    """Run the driver's objects through all trials of a search, with reports at once and without Ray's processes."""
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
     retention = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.objective_names)
@@ -115,7 +115,7 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
 
 
 def resident_bytes() -> int:
-    """Of this process."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -124,4 +124,4 @@ def _no_size(_: RunDir) -> int:
 
 
 def _nobody(_: RunDir) -> None:
-    """Nobody hears of the changes."""
+    """Ignore a change."""

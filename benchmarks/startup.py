@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup
 
-Fresh processes in turn, 7 of each after one that warms the disk's cache; medians.
+It runs fresh processes in turn, 7 of each after one that warms the disk cache, and compares medians.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REFERENCE = (sys.executable, "-c", "import click")
 
 
 def measure() -> list[Row]:
-    """Medians of both, and what `--help` takes more."""
+    """Return the medians of both, and the additional time of `--help`."""
     pairs = [(_seconds(OURS), _seconds(REFERENCE)) for _ in range(REPEATS + 1)][1:]
     ours, reference = (statistics.median(times) for times in zip(*pairs, strict=True))
     more = statistics.median(a - b for a, b in pairs)

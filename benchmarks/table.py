@@ -16,9 +16,9 @@ HEAD = "| what | wmlsearch | reference | ratio | aim | met |\n|---|---|---|---:|
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `ratio` is how many times better than the reference, by medians; None: none was measured.
+    """A line of the table. `ratio` is how many times better than the reference, by medians; None: not measured.
 
-    `met` is whether the aim is met; None where this machine can't say.
+    `met` is whether the aim is met; None if this machine cannot measure it.
     """
 
     what: str
@@ -39,8 +39,8 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def machine() -> str:
-    """What the figures were measured on, in a line."""
-    import torch  # not at import: benchmarks that measure memory do without it
+    """Return a line about the machine of the measurements."""
+    import torch  # not at import: benchmarks that measure memory do not load torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -48,7 +48,7 @@ def machine() -> str:
 
 
 def show(doc: str | None, measure: Callable[[], list[Row]]) -> None:
-    """The command line of a benchmark: measure, print the table; with `--json FILE` write its rows there too."""
+    """Run the command line of a benchmark: measure and print the table; `--json FILE` writes its rows too."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows into this file")
     given = parser.parse_args()

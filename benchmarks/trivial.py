@@ -1,7 +1,7 @@
 """The same trivial trials run in several ways, each on two cores, to measure the time beside the training.
 
-Each way returns when its trials began, how many ran at once, and of each trial when it was started, when it had ended,
-and how many of the seconds between were training, by the training function's own clock.
+Each way returns the time at which its trials began, how many ran at once, and for each trial its start, its end and the
+seconds of training, measured by the training function.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from wmlsearch.model.training import epochs
 
 CORES = 2
 EPOCHS = 2
-LOW, HIGH = 1e-4, 1e-2  # of the learning rate, which is all that is searched
+LOW, HIGH = 1e-4, 1e-2  # range of the learning rate, the only searched hyperparameter
 FIXED = {"depth": 2, "base_channels": 4, "batch_size": 8}
-Found = dict[str, Any]
+Measurement = dict[str, Any]
 
 
 def make_data(folder: Path) -> str:
-    """A tiny prepared phantom: slices of 32 x 32 pixels of five patients."""
+    """Make a tiny prepared phantom (slices of 32 x 32 pixels of five patients), and return its path."""
     from wmlsearch.data.phantom import write_phantom
     from wmlsearch.data.prepare import PrepareOptions, prepare
 
@@ -39,7 +39,7 @@ def make_data(folder: Path) -> str:
 
 
 def train(data: str, learning_rate: float) -> float:
-    """The trial: a plain training of two epochs on one core. Returns its seconds."""
+    """Run a trial, a training of two epochs on one core, and return its seconds."""
     torch.set_num_threads(1)
     config = TrialConfig.from_mapping({**FIXED, "learning_rate": learning_rate})
     reports = epochs(config, PreparedData.open(Path(data)), max_epochs=EPOCHS)
@@ -47,15 +47,15 @@ def train(data: str, learning_rate: float) -> float:
 
 
 def make_store(folder: str) -> None:
-    """Create MLflow's tables beside the run folders of `search`, as they are after anybody's first search."""
+    """Create MLflow's tables beside the run folders of `search`, as they exist after a user's first search."""
     from wmlsearch.tracking.client import connect
     from wmlsearch.tracking.sync import default_uri
 
     connect(default_uri(Path(folder))).search_experiments()
 
 
-def search(data: str, folder: str, trials: int, workers: int) -> Found:
-    """`wmlsearch tune` without scheduler, forecast and final runs, for nothing of these is part of a trial."""
+def search(data: str, folder: str, trials: int, workers: int) -> Measurement:
+    """Run `wmlsearch tune` without scheduler, forecast and final runs, which are not part of a trial."""
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.space import SearchSpace
     from wmlsearch.tracking.sync import default_uri
@@ -81,21 +81,21 @@ def search(data: str, folder: str, trials: int, workers: int) -> Found:
     return {"begun": min(times)[0], "at_once": placement.slots(trials).count, "trials": times}
 
 
-def tune_function(data: str, folder: str, trials: int) -> Found:
-    """A function trainable of Ray Tune, with Tune's own random search."""
+def tune_function(data: str, folder: str, trials: int) -> Measurement:
+    """Run a function trainable of Ray Tune with Tune's random search."""
     return _tune(partial(_report, data), {"CPU": 1}, folder, trials, at_once=CORES)
 
 
-def torch_trainer(data: str, folder: str, trials: int, workers: int) -> Found:
-    """A TorchTrainer in a function trainable, as Ray's documentation joins Train and Tune; one trial at a time.
+def torch_trainer(data: str, folder: str, trials: int, workers: int) -> Measurement:
+    """Run a TorchTrainer in a function trainable, as in Ray's documentation, one trial at a time.
 
-    The function has a tenth of a core, so that its workers find room on two.
+    The function reserves a tenth of a core, so that its workers fit on two cores.
     """
     return _tune(partial(_train_by_ray, data, folder, workers), {"CPU": 0.1}, folder, trials, at_once=1)
 
 
-def optuna_alone(data: str, trials: int) -> Found:
-    """Optuna, and a fresh process for each trial, two at a time."""
+def optuna_alone(data: str, trials: int) -> Measurement:
+    """Run Optuna with a fresh process for each trial, two at a time."""
     import optuna
 
     _on_two_cores()
@@ -152,7 +152,7 @@ def _rank(config: dict[str, Any]) -> None:
         Path(config["answer"]).write_text(str(seconds))
 
 
-def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, at_once: int) -> Found:
+def _tune(function: Any, resources: dict[str, float], folder: str, trials: int, at_once: int) -> Measurement:
     from ray import tune
 
     from wmlsearch.cluster.connect import ray_session

@@ -1,12 +1,12 @@
-"""The time that a trial costs beside its training, compared with other ways to run trials.
+"""The time of a trial beside its training, compared with other ways to run trials.
 
     python -m benchmarks.turnaround
 
 On two cores: wall time from the first trial's start to the last one's end, times the trials at once, minus the seconds
-that the training function itself reports (the same for all), by the number of trials. To start Ray counts for nobody;
-to start the processes in which trials run counts for all. A search is a user's: forest, run folder, checkpoints, MLflow
-mirror; the others only train. Two-worker trials are counted after the first. Each way runs in a process of its own with
-a time limit.
+that the training function itself reports (the same for all), divided by the number of trials. The start of Ray is not
+counted; the start of the processes in which trials run is counted. The search is complete: forest, run folder,
+checkpoints, MLflow mirror; the others only train. Two-worker trials are counted after the first. Each way runs in a
+separate process with a time limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Trials = Sequence[tuple[float, float, float]]  # of each: when it was started, w
 
 
 def measure() -> list[Row]:
-    """Our trials of one worker and of two, each against the others in the same run."""
+    """Measure wmlsearch's trials of one worker and of two, each against the other ways in the same run."""
     with tempfile.TemporaryDirectory() as folder:
         data = trivial.make_data(Path(folder))
         call(trivial.make_store, folder, limit_s=LIMIT_S)
@@ -50,7 +50,7 @@ def measure() -> list[Row]:
 
 
 def platform_s(trials: Trials, begun: float, at_once: int) -> list[float]:
-    """Seconds of each trial that were no training, from when its place was free until it had ended."""
+    """Return the seconds of each trial beside its training, from when its slot was free until it ended."""
     free, result = [begun] * at_once, []
     for _, ended, trained in sorted(trials):
         result.append(ended - heapq.heappop(free) - trained)
@@ -59,7 +59,7 @@ def platform_s(trials: Trials, begun: float, at_once: int) -> list[float]:
 
 
 def _measure(way: Callable[..., Any], *arguments: Any) -> list[float]:
-    """Platform seconds of each trial of a way; none where it has not ended within its time."""
+    """Return the platform seconds of each trial of a way; none if it has not ended within its time limit."""
     try:
         result = call(way, *arguments, limit_s=LIMIT_S)
     except Overdue as error:
@@ -69,7 +69,7 @@ def _measure(way: Callable[..., Any], *arguments: Any) -> list[float]:
 
 
 def _row(what: str, ours: Sequence[float], aim: float, name: str = "", other: Sequence[float] = ()) -> Row:
-    """Our time against an aim in seconds; or with the name of another way how many times less it is than that one's."""
+    """Return the row that compares our time with an aim in seconds, or with another way if `name` is set."""
     if not name:
         return Row(what, _words(ours), aim=f"at most {aim:g} s", met=statistics.mean(ours) <= aim if ours else None)
     ratio = statistics.mean(other) / statistics.mean(ours) if ours and other else None

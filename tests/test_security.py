@@ -1,4 +1,4 @@
-"""What others can see and reach: MLflow's store, run folders, the head's MLflow, what listens. See docs/security.md."""
+"""Data and ports visible to others: MLflow's store, run folders, the head's MLflow, sockets. See docs/security.md."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HOME = f"/home/{MARKER}"
 
 
 def holding(folder: Path, word: str) -> list[str]:
-    """The files below a folder that have a word in their name or content."""
+    """Return the files below a folder with a word in their name or content."""
     return [
         path.name
         for path in sorted(folder.rglob("*"))
@@ -56,7 +56,7 @@ def holding(folder: Path, word: str) -> list[str]:
 
 @pytest.fixture
 def copied(searched: SearchDir, tmp_path: Path) -> SearchDir:
-    """The search that several tests share, in a folder of its own, not in any MLflow yet."""
+    """A copy of the shared search in its own folder, in no MLflow store yet."""
     copy = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
     copy.file("record").write_text(json.dumps({**copy.record().as_json(), "versions": versions()}))
     for run in [copy, *copy.all_runs()]:
@@ -102,7 +102,7 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
     lost = f"OSError: {HOME}/prepared/images.npy"
     copied.trial(0).set_status("failed", lost, traceback=f'File "{HOME}/venv/torch.py", line 1\n{lost}')
     write_report(copied)
-    assert MARKER in (copied.path / "test.json").read_text(), "here it is, to look things up"
+    assert MARKER in (copied.path / "test.json").read_text(), "the run folder has the patient ids"
     uri = default_uri(copied.path.parent)
     sync(copied, uri)
     store = tmp_path / "store"
@@ -112,7 +112,7 @@ def test_mlflow_gets_nothing_of_a_patient_but_the_manifests_ids(copied: SearchDi
     texts = sorted({path.suffix for path in store.rglob("*") if path.is_file()})
     assert set(texts) >= {".csv", ".db", ".html", ".json", ".png", ".safetensors", ".yaml"}
     assert holding(store, MARKER) == []
-    assert holding(store, "split_certificate"), "what is there is found"
+    assert holding(store, "split_certificate"), "the scan finds a word that is in the store"
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
@@ -187,7 +187,7 @@ def test_messages_contain_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class HeadServer:
-    """The head's MLflow server: its home, its process, where it is, its user and password."""
+    """The head's MLflow server: home, process, port, user and password."""
 
     home: Path
     process: int
@@ -196,7 +196,7 @@ class HeadServer:
     password: str
 
     def answer(self, path: str, host: str = "", user: str = "", password: str = "") -> int:
-        """The status of an answer to GET."""
+        """Return the status of a GET request."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers={"Host": host} if host else {})
         if user:
             request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
@@ -209,7 +209,7 @@ class HeadServer:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadServer]:
-    """The server that a cluster file starts, in a home of its own, beside something that listens where Ray would."""
+    """The server that a cluster file starts, with a temporary home and a listener in place of Ray."""
     pytest.importorskip("flask_wtf", reason="MLflow's authentication needs Flask-WTF")
     home = tmp_path_factory.mktemp("head")
     with socket.create_server(("127.0.0.1", 0)) as ray:
@@ -232,8 +232,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadServer]:
             assert keeper.poll() is None, (home / "log").read_text()
             file = configparser.ConfigParser(interpolation=None)
             file.read(home / ".mlflow/credentials")
-            own = file["mlflow"]
-            yield HeadServer(home, keeper.pid, port, own["mlflow_tracking_username"], own["mlflow_tracking_password"])
+            section = file["mlflow"]
+            yield HeadServer(
+                home, keeper.pid, port, section["mlflow_tracking_username"], section["mlflow_tracking_password"]
+            )
         finally:
             os.killpg(keeper.pid, signal.SIGTERM)
             keeper.wait(60)
@@ -265,7 +267,7 @@ def test_the_heads_password_is_its_users_alone(head: HeadServer) -> None:
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """No name and password for MLflow, from nowhere."""
+    """Remove user and password for MLflow from environment and home."""
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -289,10 +291,10 @@ def test_a_password_is_used_and_kept_nowhere(
             given = bare
         assert sync(run, given) == 1
         assert holding(copied.path, head.password) == []
-        said = CliRunner().invoke(main, ["ui", "--mlflow-uri", given, "--out", str(copied.path.parent)])
-        assert said.exit_code == 0
-        assert head.password not in said.output
-        assert said.output.startswith("the MLflow server is at http://")
+        shown = CliRunner().invoke(main, ["ui", "--mlflow-uri", given, "--out", str(copied.path.parent)])
+        assert shown.exit_code == 0
+        assert head.password not in shown.output
+        assert shown.output.startswith("the MLflow server is at http://")
     assert run.ledger().uri == bare
     client = MlflowClient(bare)
     experiment = client.get_experiment_by_name("wmlsearch")
@@ -322,7 +324,7 @@ def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             "--host example.org",
@@ -339,18 +341,18 @@ def test_pages_on_another_address_come_with_a_warning(copied: SearchDir) -> None
         ),
     ],
 )
-def test_refused_hosts_and_addresses(words: str, said: str, copied: SearchDir) -> None:
+def test_refused_hosts_and_addresses(words: str, message: str, copied: SearchDir) -> None:
     (copied.path.parent / "mlflow.db").touch()
     result = CliRunner().invoke(main, ["ui", "--out", str(copied.path.parent), *words.split()])
     assert result.exit_code == 2
-    assert result.stderr == f"wmlsearch: {said}\n"
+    assert result.stderr == f"wmlsearch: {message}\n"
 
 
 # ------------------------------------------------------------------------------------------------------ rules of `ruff`
 
 
 def test_security_rules_are_enabled_with_few_exceptions() -> None:
-    """pickle, eval, YAML without a safe loader, torch.load without weights_only are refused by `make lint`."""
+    """`make lint` refuses pickle, eval, YAML without a safe loader and torch.load without weights_only."""
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     assert "S" in rules["select"]
     assert not [rule for rule in rules["ignore"] if rule.startswith("S") and rule[1:].isdigit()]

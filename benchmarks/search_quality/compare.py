@@ -3,7 +3,7 @@
     python -m benchmarks.search_quality.compare [--seeds 50] [--jobs 2] [--only NAME ...]
 
 Prints the tables of benchmarks/README.md, and draws regret.png and signals.png beside them. Nothing is trained: see
-replay.py. All randomness of a run is its seed's.
+replay.py. The seed determines all randomness of a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from wmlsearch.space import SearchSpace
 
 HERE = Path(__file__).parent
 WITHIN = 0.01  # Dice
-MOST_EPOCHS = 1500  # given up after so many
+MAX_EPOCHS = 1500  # a search is given up after this number of epochs
 RESAMPLES = 10_000
 SIGNALS = ("val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice", "val_loss")
 OURS = "wmlsearch"
@@ -35,7 +35,7 @@ RANDOM = "random, full training"
 
 
 def methods() -> dict[str, Callable[..., Any]]:
-    """Name to what makes it from (space, epochs, seed)."""
+    """Return the factory (space, epochs, seed) of each method by name."""
     from benchmarks.search_quality.methods import OptunaAlone, Ours, RandomSearch, RayWithOptuna
 
     return {
@@ -57,32 +57,34 @@ def curves() -> Curves:
 
 
 def run(name: str, seed: int) -> tuple[str, Trace]:
-    """One search of a method."""
+    """Run one search of a method, and return its name and trace."""
     table = curves()
     method = methods()[name](table.space, table.epochs, seed)
-    return name, search(method, table, MOST_EPOCHS, table.best - WITHIN)
+    return name, search(method, table, MAX_EPOCHS, table.best - WITHIN)
 
 
 def median_interval(values: Sequence[float], rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval."""
+    """Return the median and its 95 % bootstrap interval."""
     drawn = np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1)
     return float(np.median(values)), *(float(x) for x in np.quantile(drawn, (0.025, 0.975), method="nearest"))
 
 
 def ratio_interval(ones: Sequence[float], others: Sequence[float], rng: np.random.Generator) -> tuple[float, ...]:
-    """Ratio of the medians of two methods, and its 95 % bootstrap interval."""
+    """Return the ratio of the medians of two methods and its 95 % bootstrap interval."""
     medians = [np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1) for values in (ones, others)]
     low, high = np.quantile(medians[0] / medians[1], (0.025, 0.975))
     return float(np.median(ones) / np.median(others)), float(low), float(high)
 
 
 def signal_ranks(table: Curves) -> dict[str, list[float]]:
-    """Of each signal, the rank correlation (Spearman) of its value at each epoch with the trial's best Dice at last."""
-    whole = [curve for curve in table.all if not curve.diverged]
-    final = [max(row[MEASURE] for row in curve.rows) for curve in whole]
+    """Return for each signal and epoch the Spearman correlation of its values with the trials' final best Dice."""
+    completed = [curve for curve in table.all if not curve.diverged]
+    final = [max(row[MEASURE] for row in curve.rows) for curve in completed]
     return {
         name: [
-            float(stats.spearmanr([(-1 if name == "val_loss" else 1) * c.rows[epoch][name] for c in whole], final)[0])
+            float(
+                stats.spearmanr([(-1 if name == "val_loss" else 1) * c.rows[epoch][name] for c in completed], final)[0]
+            )
             for epoch in range(table.epochs)
         ]
         for name in SIGNALS
@@ -90,14 +92,14 @@ def signal_ranks(table: Curves) -> dict[str, list[float]]:
 
 
 def draw(table: Curves, traces: dict[str, list[Trace]], ranks: dict[str, list[float]]) -> None:
-    """regret.png and signals.png."""
+    """Draw regret.png and signals.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    grid, rng = np.unique(np.geomspace(10, MOST_EPOCHS, 120).astype(int)), np.random.default_rng(0)
+    grid, rng = np.unique(np.geomspace(10, MAX_EPOCHS, 120).astype(int)), np.random.default_rng(0)
     for name in (OURS, STOCK, "Optuna + HyperbandPruner", RANDOM):
         if name in traces:
             regret = table.best - np.stack([trace.at(grid) for trace in traces[name]])
@@ -147,7 +149,7 @@ def main() -> None:
         of_random = f"{middle / np.median(spent[RANDOM]):.2f}" if RANDOM in spent else ""
         of_stock = ""
         if STOCK in spent and name != STOCK:
-            capped = [[min(value, MOST_EPOCHS) for value in spent[one]] for one in (name, STOCK)]
+            capped = [[min(value, MAX_EPOCHS) for value in spent[one]] for one in (name, STOCK)]
             of_stock = "{:.2f} [{:.2f}, {:.2f}]".format(*ratio_interval(*capped, rng))
         print(f"| {name} | {middle:.0f} [{low:.0f}, {high:.0f}] | {of_random} | {of_stock} | {missed} |")
     ranks = signal_ranks(table)

@@ -1,4 +1,4 @@
-"""The searches that are compared, each with the very objects that it runs with: no stand-in proposes or stops."""
+"""The search methods that are compared. Each uses the real sampler and scheduler of its library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wmlsearch.space import SearchSpace
 
 
 class Ours:
-    """wmlsearch's study and scheduler, without the baseline that a search begins with: the others lack it."""
+    """wmlsearch's study and scheduler, without the baseline as the first trial, since the other methods have none."""
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int, **settings: Any) -> None:
         self.settings = RunSettings(**{"epochs": epochs, "seed": seed, **settings})
@@ -37,7 +37,7 @@ class Ours:
     def propose(self, number: int) -> Mapping[str, Any]:
         return self.space.active_values(self.study.ask(number + 1))
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float) -> bool:
         self._report(number, epoch, value)
         return self.scheduler.report(number + 1, epoch, value)
 
@@ -67,15 +67,15 @@ class RayWithOptuna:
     def propose(self, number: int) -> Mapping[str, Any]:
         trial = self.trials[number] = Trial("stand-in", trial_id=str(number), stub=True)
         values: dict[str, Any] = self.searcher.suggest(trial.trial_id)
-        controller: Any = None  # which ASHA doesn't ask
+        controller: Any = None  # ASHA does not use it
         self.scheduler.on_trial_add(controller, trial)
         return values
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float) -> bool:
         result, trial = {"epoch": epoch, "training_iteration": epoch, "value": value}, self.trials[number]
         controller: Any = None
         stop = bool(self.scheduler.on_trial_result(controller, trial, result) == TrialScheduler.STOP)
-        if not stop:  # Tune doesn't pass on the result at which a trial is stopped
+        if not stop:  # Tune does not pass the result at which a trial is stopped to the searcher
             self.searcher.on_trial_result(trial.trial_id, result)
         return stop
 
@@ -110,7 +110,7 @@ class OptunaAlone:
         _define(self.space, trial)
         return trial.params
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float) -> bool:
         self.open[number].report(value, epoch)
         return self.open[number].should_prune()
 
@@ -119,8 +119,8 @@ class OptunaAlone:
         if state == "completed":
             self.study.tell(trial, value)
         else:
-            told = optuna.trial.TrialState.PRUNED if state == "stopped" else optuna.trial.TrialState.FAIL
-            self.study.tell(trial, state=told)
+            outcome = optuna.trial.TrialState.PRUNED if state == "stopped" else optuna.trial.TrialState.FAIL
+            self.study.tell(trial, state=outcome)
 
 
 class RandomSearch:
@@ -134,11 +134,11 @@ class RandomSearch:
     def propose(self, number: int) -> Mapping[str, Any]:
         return self.space.sample(self.rng)
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float) -> bool:
         return False
 
     def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
-        """Learns nothing."""
+        """Do nothing."""
 
 
 def _define(space: SearchSpace, trial: optuna.Trial) -> None:

@@ -2,13 +2,13 @@
 
     python -m benchmarks.search_quality.record [--until 240] [--minutes 30] [--jobs 2] [--device cuda]
 
-Run it again to go on: what stands in the table is kept. A search can then be replayed by looking scores up instead of
+Run it again to continue: recorded rows are kept. A search can then be replayed by looking up scores instead of
 training. Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow), so it runs on any machine with torch.
 
 A row is an epoch of a configuration: its number, the searched hyperparameters (empty where a condition switches them
 off), the epoch, `ended` and the metrics, numbers with 5 significant digits. `ended` is filled in the last row of each
 configuration only: "completed", or "diverged" in a row without metrics for the epoch that could not be trained.
-Configurations stand in the order in which they got finished: sort by (number, epoch) where order matters.
+Configurations are in the order in which they finished; sort by (number, epoch) where the order matters.
 Configuration n is drawn from (SEED, n), so neither order nor interruption changes it, and it can be drawn again in
 full precision. `epoch_learning_rate` is the metric learning_rate: what the schedule made of the hyperparameter of that
 name. `epoch_s` is the time of one thread on the machine that recorded, `peak_memory_mb` that of the whole process up
@@ -59,13 +59,13 @@ class Task:
 
     patients: int = 18
     val_patients: tuple[str, ...] = ("02", "04", "07", "10", "13")
-    test_patients: tuple[str, ...] = ("18",)  # a split needs one; nothing here looks at it
+    test_patients: tuple[str, ...] = ("18",)  # required by a split, not used here
     shape: tuple[int, int, int] = (64, 64, 32)  # voxels of 3 x 3 x 4.5 mm
     size: int = 32  # so that a training takes a minute; on coarser pixels lesions are learnt in fewer steps too
     epochs: int = 27  # three cubed: ASHA's rungs at reduction factor 3 are whole epochs
 
     def prepare(self, folder: Path) -> Path:
-        """Make the data anew in `folder`: it is the same each time, and costs less than a configuration or two."""
+        """Make the data in `folder`, and return the prepared data set. It is the same each time."""
         raw = write_phantom(folder / "raw", patients=self.patients, timepoints=1, shape=self.shape, seed=SEED)
         split = {"val_patients": self.val_patients, "test_patients": self.test_patients}
         prepare(raw, folder / "prepared", PrepareOptions(plane="axial", size=self.size, jobs=1, **split))
@@ -81,7 +81,7 @@ class Table:
         self.done: set[int] = set()
         header = ",".join(self.columns) + "\n"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if not header.startswith(text[: len(header)]):  # a torn header is no other header
+        if not header.startswith(text[: len(header)]):  # a torn header is accepted
             raise InputError(f"{path}: its columns are not those of {space.source}: record into another file")
         lines = text[len(header) :].splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
@@ -98,7 +98,7 @@ class Table:
         self.done = {int(row["number"]) for row in rows}
         if len(text) < len(header):
             path.write_text(header, encoding="utf-8")
-        else:  # cut, never written anew: whatever happens now, finished rows stay
+        else:  # truncated, not rewritten, so that finished rows survive a crash
             os.truncate(path, len((header + "".join(lines[: len(rows)])).encode()))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
@@ -112,16 +112,16 @@ class Table:
 
 
 def draw(space: SearchSpace, number: int) -> dict[str, Any]:
-    """The searched hyperparameters of a configuration."""
+    """Return the searched hyperparameters of a configuration."""
     return space.sample(np.random.default_rng([SEED, number]))
 
 
 def train(space: SearchSpace, data: Path, max_epochs: int, number: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """Train a configuration to its end, on one thread: its rows of the table."""
-    torch.set_num_threads(1)  # as many configurations at a time as there are cores: nothing gets more done
+    """Train a configuration to its end on one thread, and return its rows of the table."""
+    torch.set_num_threads(1)  # one configuration per core has the highest throughput
     values = draw(space, number)
     rows: list[dict[str, Any]] = []
-    # float32, because "auto" would give another table on processors with bfloat16
+    # float32, because "auto" would give other values on processors with bfloat16
     prepared = PreparedData.open(data, device)
     reports = epochs(space.config(values), prepared, max_epochs=max_epochs, seed=SEED, precision="float32")
     try:
@@ -145,9 +145,9 @@ def record(
     device: str = "cpu",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Record the configurations below `until` that the table doesn't have; after `minutes`, none is started any more.
+    """Record the configurations below `until` that the table lacks. None is started after `minutes`.
 
-    Raises InputError where the table is one of another space.
+    Raises InputError if the table is of another search space.
     """
     start = time.monotonic()
     table = Table(path, space)
@@ -173,7 +173,7 @@ def record(
 def _trained(
     one: Callable[[int], list[dict[str, Any]]], numbers: Iterator[int], jobs: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each number, as they get finished; a number is taken when a process is free for it."""
+    """Yield the rows of each number as they finish. A number is taken when a process is free."""
     if jobs == 1:
         yield from map(one, numbers)
         return
@@ -194,13 +194,17 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Record, or go on recording."""
+    """Record configurations, or continue an earlier recording."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--until", type=int, default=240, metavar="N", help="so many configurations (default: 240)")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="start none after M minutes")
+    parser.add_argument("--until", type=int, default=240, metavar="N", help="number of configurations (default: 240)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, metavar="M", help="start no configuration after M minutes"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, which the processes share")
-    parser.add_argument("--table", type=Path, default=HERE / "table.csv", metavar="FILE", help="where to (table.csv)")
+    parser.add_argument(
+        "--table", type=Path, default=HERE / "table.csv", metavar="FILE", help="the table (default: table.csv)"
+    )
     given = parser.parse_args()
     space = SearchSpace.read(HERE / "space.yaml")
     try:

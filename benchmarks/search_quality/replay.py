@@ -1,4 +1,4 @@
-"""A search without training: proposals are answered out of table.csv, and a clock of its own passes."""
+"""Simulate a search without training: table.csv provides the results of proposals, and time is simulated."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import numpy as np
 from wmlsearch.space import Choices, SearchSpace
 
 WORKERS = 4  # trials at once
-MEASURE = "val_dice_best"  # what a search is judged by, whatever signal it goes by
+MEASURE = "val_dice_best"  # rates the result of a search, whatever signal it optimises
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A recorded configuration: the metrics of each epoch, and the seconds that each took."""
+    """A recorded configuration with the metrics of each epoch, among them its seconds."""
 
     values: Mapping[str, Any]
     rows: tuple[Mapping[str, float], ...]
@@ -45,9 +45,10 @@ class Curves:
             self._branches[self._branch(curve.values)].append(curve)
 
     def nearest(self, values: Mapping[str, Any]) -> Curve:
-        """The recorded configuration nearest to a proposal: Euclidean, each dimension scaled to 0..1, choices 0 or 1.
+        """Return the recorded configuration nearest to a proposal.
 
-        Only those of the same branch of the conditions are asked (the same values of what conditions depend on).
+        The distance is Euclidean, with each dimension scaled to 0..1; two choices differ by 0 or 1. Only configurations
+        of the same branch count, that is with the same values of the hyperparameters that conditions depend on.
         """
         return min(self._branches[self._branch(values)], key=lambda curve: self._distance(curve.values, values))
 
@@ -83,39 +84,39 @@ def _curve(space: SearchSpace, rows: list[dict[str, str]]) -> Curve:
 
 
 class Method(Protocol):
-    """How to search: proposes configurations, hears each epoch, and says which trials to stop."""
+    """A search method: proposes configurations, gets the value of each epoch, and decides which trials to stop."""
 
-    signal: str  # the metric that it goes by
+    signal: str  # the metric that it optimises
 
     def propose(self, number: int) -> Mapping[str, Any]: ...
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
-        """A trial's value after an epoch that isn't its last; returns whether to stop it."""
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Report a trial's value after an epoch that is not its last one, and return whether to stop the trial."""
 
     def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
-        """A trial has ended: completed (the value of its last epoch comes with that), stopped or diverged."""
+        """Report that a trial has ended: completed (with the value of its last epoch), stopped or diverged."""
 
 
 @dataclass
 class Trace:
-    """What a search had found after how many epochs of all its trials: (epochs, best value so far), and when."""
+    """The progress of a search: (epochs of all trials so far, best value so far) at each improvement, and its time."""
 
-    found: list[tuple[int, float]] = field(default_factory=list)
+    improvements: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     trials: int = 0
 
     def epochs_to(self, value: float) -> float:
-        """Epochs spent when the best was at least `value`; infinite where it never was."""
-        return next((epochs for epochs, best in self.found if best >= value), math.inf)
+        """Return the epochs spent until the best value was at least `value`; infinite if it never was."""
+        return next((epochs for epochs, best in self.improvements if best >= value), math.inf)
 
     def at(self, epochs: np.ndarray) -> np.ndarray:
         """The best value after so many epochs (0 before the first)."""
-        spent = [0, *(epochs_ for epochs_, _ in self.found)]
-        best = np.array([0.0, *(value for _, value in self.found)])
+        spent = [0, *(epochs_ for epochs_, _ in self.improvements)]
+        best = np.array([0.0, *(value for _, value in self.improvements)])
         return best[np.searchsorted(spent, epochs, side="right") - 1]
 
 
-def search(method: Method, curves: Curves, most_epochs: int, enough: float) -> Trace:
+def search(method: Method, curves: Curves, max_epochs: int, enough: float) -> Trace:
     """Let `method` search on WORKERS simulated workers, until `enough` is found or `most_epochs` are spent."""
     trace, best, spent, next_number = Trace(), 0.0, 0, 0
     running: dict[int, tuple[Curve, int]] = {}
@@ -130,7 +131,7 @@ def search(method: Method, curves: Curves, most_epochs: int, enough: float) -> T
 
     for _ in range(WORKERS):
         begin(0.0)
-    while spent < most_epochs and best < enough:
+    while spent < max_epochs and best < enough:
         now, number = heapq.heappop(events)
         curve, done = running[number]
         spent, epoch = spent + 1, done + 1
@@ -141,11 +142,11 @@ def search(method: Method, curves: Curves, most_epochs: int, enough: float) -> T
             row = curve.rows[done]
             if row[MEASURE] > best:
                 best = row[MEASURE]
-                trace.found.append((spent, best))
+                trace.improvements.append((spent, best))
             value = row[method.signal]
             if epoch == curves.epochs:
                 method.ended(number, "completed", epoch, value)
-            elif method.hear(number, epoch, value):
+            elif method.report(number, epoch, value):
                 method.ended(number, "stopped", epoch, value)
             else:
                 over = False

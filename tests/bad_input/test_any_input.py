@@ -1,4 +1,4 @@
-"""Whatever is handed in, Hypothesis makes it up: it is taken, or refused by InputError, and nothing else happens."""
+"""Hypothesis generates input: it is accepted, or refused by InputError, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ PLAIN = st.recursive(
 
 
 @contextlib.contextmanager
-def taken_or_refused(most: int = 100_000) -> Iterator[None]:
-    """What is refused is told in a message that can be read and shown."""
+def taken_or_refused(max_length: int = 100_000) -> Iterator[None]:
+    """Accept no exception but an InputError whose message can be printed and is not too long."""
     message = "taken"
     try:
         yield
     except InputError as error:
         message = str(error)
-    assert 0 < len(message) < most
+    assert 0 < len(message) < max_length
     message.encode(errors="backslashreplace")
 
 
@@ -120,8 +120,8 @@ def test_any_json_as_manifest_and_exported_model(value: Any, tmp_path: Path) -> 
 
 def damaged(content: bytes, place: int, new: bytes, cut: int) -> bytes:
     place %= len(content)
-    whole = content[:place] + new + content[place + len(new) :]
-    return whole[: len(whole) - cut % len(whole)] if cut else whole
+    result = content[:place] + new + content[place + len(new) :]
+    return result[: len(result) - cut % len(result)] if cut else result
 
 
 DAMAGE = {
@@ -193,7 +193,7 @@ FILES = (
 def test_any_value_in_any_file_of_a_search(
     name: str, inside: st.DataObject, value: Any, searched: SearchDir, tmp_path: Path
 ) -> None:
-    """A value is replaced, at any depth; the folder is refused, or the terminal can show it."""
+    """Replace a value at any depth: the folder is refused, or its status can be shown."""
     from wmlsearch.cli.console import console
     from wmlsearch.cli.search_summary import show_search
 
@@ -203,15 +203,15 @@ def test_any_value_in_any_file_of_a_search(
     path = copy / name
     before = path.read_bytes() if path.exists() else None
     lines = before.decode().splitlines() if before and name.endswith("l") else []
-    whole = json.loads(lines[0] if lines else before or b"{}")
-    place: Any = whole
+    document = json.loads(lines[0] if lines else before or b"{}")
+    place: Any = document
     while isinstance(place, dict) and place:
         key = inside.draw(st.sampled_from(sorted(place)))
         if not isinstance(place[key], dict) or not place[key] or inside.draw(st.booleans()):
             place[key] = value
             break
         place = place[key]
-    text = json.dumps(whole if before else value)
+    text = json.dumps(document if before else value)
     path.write_text("\n".join([text, *lines[1:], ""]))
     try:
         with taken_or_refused(10**6):

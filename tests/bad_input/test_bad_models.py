@@ -1,4 +1,4 @@
-"""Checkpoints, exported models and images to predict: damaged, of others, and such as would run something."""
+"""Bad checkpoints, exported models and images to predict: damaged, foreign, or with a pickle that runs code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHAPE = {"workers_per_trial": 1, "gpus_per_worker": None}
 
 
 class Trap:
-    """Whoever unpickles this makes a folder."""
+    """An object that creates the folder "made" when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.mkdir, ("made",)
@@ -49,11 +49,11 @@ def search(searched: SearchDir, prepared: Path, tmp_path: Path, refused: Refused
 
 
 def state(**changes: Any) -> Change:
-    """Other contents in the checkpoint; `...` takes one away."""
+    """Return a change that replaces values in a checkpoint; `...` removes one."""
 
     def apply(path: Path) -> None:
-        whole = {**torch.load(path, weights_only=True), **changes}
-        torch.save({name: value for name, value in whole.items() if value is not ...}, path)
+        content = {**torch.load(path, weights_only=True), **changes}
+        torch.save({name: value for name, value in content.items() if value is not ...}, path)
 
     return apply
 
@@ -117,17 +117,17 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
         state(seed=float("inf")),
         foreign("OverflowError: cannot convert float infinity to integer"),
     ),
-    "a tensor less": (weights(lambda it: it.pop("head.bias")), f"{UNFIT}head.bias is missing"),
+    "a tensor less": (weights(lambda model: model.pop("head.bias")), f"{UNFIT}head.bias is missing"),
     "a tensor more": (
-        weights(lambda it: it.update(tail=torch.zeros(1))),
+        weights(lambda model: model.update(tail=torch.zeros(1))),
         f"{UNFIT}tail is not part of the network",
     ),
     "a tensor of another shape": (
-        weights(lambda it: it.update({"head.bias": torch.zeros(2)})),
+        weights(lambda model: model.update({"head.bias": torch.zeros(2)})),
         f"{UNFIT}head.bias must be [1] float32, but is [2] float32",
     ),
     "weights that are no numbers": (
-        weights(lambda it: it.update({"head.bias": torch.full((1,), torch.nan)})),
+        weights(lambda model: model.update({"head.bias": torch.full((1,), torch.nan)})),
         f"{UNFIT}head.bias has values that are not finite",
     ),
 }  # fmt: skip
@@ -183,14 +183,16 @@ LOST = (
 
 @pytest.mark.usefixtures("no_ray")
 def test_search_does_not_resume_without_its_checkpoint(killed: SearchDir, refused: Refused) -> None:
-    """It would begin again at its first epoch, and what its folder has would be cut."""
+    """Without the check, the trial would restart at its first epoch, and its rows would be deleted."""
     rows = killed.trial(0).rows()
     assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(Path(TRIAL).absolute()))
     killed.change_settings(killed.record().settings, storage=str(Path("kept").absolute()))
     kept = Path("kept/s/trials/0000").absolute()
-    assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(kept)), "where it began is where it goes on"
-    there = Path("elsewhere/s/trials/0000").absolute()
-    assert refused("tune", "--resume", "s", "--storage", "elsewhere") == LOST.replace("PLACE", str(there))
+    assert refused("tune", "--resume", "s") == LOST.replace("PLACE", str(kept)), (
+        "a search is resumed from its first storage"
+    )
+    other_folder = Path("elsewhere/s/trials/0000").absolute()
+    assert refused("tune", "--resume", "s", "--storage", "elsewhere") == LOST.replace("PLACE", str(other_folder))
     assert killed.trial(0).rows() == rows
     killed.change_settings(killed.record().settings, storage="s3://me:***@bucket/x")
     assert refused("tune", "--resume", "s") == (
@@ -200,7 +202,7 @@ def test_search_does_not_resume_without_its_checkpoint(killed: SearchDir, refuse
 
 
 def test_search_can_be_resumed_after_a_crash_at_any_write(killed: SearchDir) -> None:
-    """Whatever is written is written in this order: the checkpoint, its epoch's line; the word how it ended."""
+    """A run writes its checkpoint first, then the epoch's row, and its final state last."""
     run, placement = killed.trial(0), Placement(storage=str(Path("kept").absolute()))
     with pytest.raises(InputError, match="after epoch 5 is not in"):
         check_checkpoints(killed, placement)
@@ -212,19 +214,19 @@ def test_search_can_be_resumed_after_a_crash_at_any_write(killed: SearchDir) -> 
     check_checkpoints(killed, placement)  # before its first epoch
     final = killed.final("trial-0000", 0)
     final.set_status("running")
-    check_checkpoints(killed, placement)  # its last line says that it is over
+    check_checkpoints(killed, placement)  # its last row has the final state
     final.reconcile(final.rows()[:5])
     with pytest.raises(InputError, match="trial-0000-seed0: its checkpoint after epoch 5"):
         check_checkpoints(killed, placement)
     final.set_status("completed")
     check_checkpoints(killed, placement)
-    parent = {"parent": 3, "parent_epoch": 2}  # whose checkpoint a child has before it has a folder
+    parent = {"parent": 3, "parent_epoch": 2}  # a child's checkpoint is stored before its folder exists
     RunDir.create(killed.trial(1).path, run_record({**run.record().as_json(), **parent}))
     with pytest.raises(InputError, match=r"trials/0001: its checkpoint after epoch 2"):
         check_checkpoints(killed, placement)
 
 
-# What a training that goes on finds in its checkpoint: changes, and what is said of them.
+# Damaged checkpoints of a resumed training: the changes, and the expected reason.
 DAMAGED = {
     "no optimizer": ({"optimizer": ...}, "KeyError: 'optimizer'"),
     "an optimizer of text": ({"optimizer": "adam"}, "AttributeError: 'str' object has no attribute 'copy'"),

@@ -1,4 +1,4 @@
-"""Bad options of every verb: negative, zero, huge, contradicting, empty; said before anything is started or made."""
+"""Bad options of every command: negative, zero, huge, contradicting, empty. They are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STORES = (
 FOLDERS = f"is a folder, and MLflow no longer supports stores in folders; {STORES}"
 LONG = "x" * 300
 
-# What is typed (DATA stands for prepared data), and what is said.
+# Command lines (DATA stands for prepared data) and the expected messages.
 REFUSED: dict[str, str] = {
     # phantom
     "phantom out --patients -1": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got -1",

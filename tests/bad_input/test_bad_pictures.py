@@ -1,4 +1,4 @@
-"""Bad pictures in images/ and masks/, and bad tables: each message is asserted whole; odd but good ones are taken."""
+"""Bad pictures in images/ and masks/, and bad tables: complete messages. Unusual but valid ones are accepted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = ("--size", 32, "--fit", "resize", "--jobs", 1)
 
 
 def pictures(patients: int = 12) -> None:
-    """A picture and a mask of each patient, no two alike, below `p`."""
+    """A data set in `p` with a picture and a mask of each patient, all different."""
     rng = np.random.default_rng(0)
     for place in ("images", "masks"):
         Path("p", place).mkdir(parents=True)
@@ -52,7 +52,7 @@ def as_palette(path: Path, array: Any) -> None:
 
 
 def promising(rows: int, columns: int) -> bytes:
-    """A PNG of a few bytes that says it has so many pixels."""
+    """Return a PNG of a few bytes whose header declares a large number of pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "images/p00_1.png: must lie inside the data folder, but a link or '..' leads out; copy it in",
     ),
     "volumes among pictures": (
-        lambda image, mask: [it.rename(it.with_suffix(".nii.gz")) for it in (image, mask)],
+        lambda image, mask: [file.rename(file.with_suffix(".nii.gz")) for file in (image, mask)],
         "NIfTI volumes and 2-D pictures must not be mixed, but both were found; prepare them apart",
     ),
 }
@@ -154,7 +154,7 @@ GOOD: dict[str, Change] = {
     "a mask with a palette": lambda _, mask: as_palette(mask, pixels(mask)),
     "grey as RGB": lambda image, _: save(image, np.stack([pixels(image)] * 3, axis=-1)),
     "a mask of one bit": lambda _, mask: save(mask, pixels(mask) > 0),
-    "a name with everything": lambda *both: [it.rename(it.with_name("p00_ 'é\"\udcff\n.png")) for it in both],
+    "a name with everything": lambda *both: [file.rename(file.with_name("p00_ 'é\"\udcff\n.png")) for file in both],
 }
 
 

@@ -1,4 +1,4 @@
-"""Damaged run folders: empty, torn, of another form, in another encoding; whoever is asked for them names the file."""
+"""Damaged run folders: empty, torn, of another form, in another encoding. Each command names the damaged file."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ def content(name: str, change: Callable[[bytes], bytes]) -> Change:
     return lambda search: (search / name).write_bytes(change((search / name).read_bytes()))
 
 
-def said(file: str, **values: Any) -> Change:
-    """Other values in a JSON file of the search; `...` takes a name away; `a__b` is the b within a."""
+def changed(file: str, **values: Any) -> Change:
+    """Return a change that sets values in a JSON file of the search; `...` removes a name; `a__b` is b in a."""
 
     def apply(search: Path) -> None:
-        whole = json.loads((search / file).read_text()) if (search / file).exists() else {}
+        record = json.loads((search / file).read_text()) if (search / file).exists() else {}
         for key, value in values.items():
             place, *path = key.split("__")
-            inner = whole
+            inner = record
             for step in path:
                 inner, place = inner[place], step
             if value is ...:
                 del inner[place]
             else:
                 inner[place] = value
-        (search / file).write_text(json.dumps(whole))
+        (search / file).write_text(json.dumps(record))
 
     return apply
 
 
 def line(number: int, text: str | None = None, **values: Any) -> Change:
-    """Another line (from 1) in the first trial's metrics, or other values in it."""
+    """Return a change of a line (from 1) of the first trial's metrics, to `text` or to other values."""
 
     def apply(search: Path) -> None:
         path = search / "trials/0000/metrics.jsonl"
         lines = path.read_text().splitlines()
         new = json.dumps({k: v for k, v in {**json.loads(lines[number - 1]), **values}.items() if v is not ...})
         lines[number - 1] = new if text is None else text
-        path.write_text("".join(f"{it}\n" for it in lines))
+        path.write_text("".join(f"{text}\n" for text in lines))
 
     return apply
 
@@ -105,56 +105,56 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "runs/s/search.json: must hold a JSON object, but holds a list",
     ),
     "search in UTF-16": (
-        content("search.json", lambda it: it.decode().encode("utf-16")),
+        content("search.json", lambda text: text.decode().encode("utf-16")),
         unreadable("search.json", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
     ),
     "search of depths": (
         content("search.json", lambda _: b'{"a":' * 100_000),
         unreadable("search.json", "nested too deeply"),
     ),
-    "no key": (said("search.json", key=...), damaged("search.json", "key is missing")),
+    "no key": (changed("search.json", key=...), damaged("search.json", "key is missing")),
     "created in words": (
-        said("search.json", created="today"),
+        changed("search.json", created="today"),
         damaged("search.json", "created must be a valid number, but got 'today'"),
     ),
-    "no settings": (said("search.json", settings=...), damaged("search.json", "settings is missing")),
+    "no settings": (changed("search.json", settings=...), damaged("search.json", "settings is missing")),
     "settings a list": (
-        said("search.json", settings=[]),
+        changed("search.json", settings=[]),
         damaged("search.json", "settings must be an object, but got []"),
     ),
     "settings without objective": (
-        said("search.json", settings__objective=...),
+        changed("search.json", settings__objective=...),
         damaged("search.json", "settings.objective is missing"),
     ),
     "settings of another version": (
-        said("search.json", settings__colour=1, settings__trials=0),
+        changed("search.json", settings__colour=1, settings__trials=0),
         "runs/s/search.json: the settings are not valid\n  - trials must be greater than or equal to 1, but got 0\n"
         "  - unknown name 'colour': valid names are ",
     ),
-    "data null": (said("search.json", data=None), damaged("search.json", "data must be an object, but got None")),
+    "data null": (changed("search.json", data=None), damaged("search.json", "data must be an object, but got None")),
     "no fingerprint": (
-        said("search.json", data__fingerprint=...),
+        changed("search.json", data__fingerprint=...),
         damaged("search.json", "data.fingerprint is missing"),
     ),
-    "space text": (said("search.json", space="x"), damaged("search.json", "space must be an object, but got 'x'")),
+    "space text": (changed("search.json", space="x"), damaged("search.json", "space must be an object, but got 'x'")),
     "space with a range turned round": (
-        said("search.json", space__values={"depth": {"low": 4, "high": 2}}),
+        changed("search.json", space__values={"depth": {"low": 4, "high": 2}}),
         "runs/s/search.json: space: not a valid search space\n"
         "  - depth: low < high must hold, but got (low=4, high=2)",
     ),
     "certificate of another form": (
-        said("search.json", certificate__duplicates={"train": {}}),
+        changed("search.json", certificate__duplicates={"train": {}}),
         damaged(
             "search.json",
             "certificate.duplicates.train.[key] must match pattern ^[a-z]+/[a-z]+$, but got 'train'",
         ),
     ),
     "shape of nobody": (
-        said("search.json", shape={"workers_per_trial": 0, "gpus_per_worker": None}),
+        changed("search.json", shape={"workers_per_trial": 0, "gpus_per_worker": None}),
         damaged("search.json", "shape.workers_per_trial must be greater than or equal to 1, but got 0"),
     ),
     "a share for nobody": (
-        said("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 0}),
+        changed("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 0}),
         damaged("search.json", "shape.trials_per_gpu must be greater than or equal to 1, but got 0"),
     ),
     # config.json of a trial
@@ -163,27 +163,27 @@ FAULTS: dict[str, tuple[Change, str]] = {
         content(CONFIG, lambda _: b"null"),
         f"runs/s/{CONFIG}: must hold a JSON object, but holds a NoneType",
     ),
-    "no configuration": (said(CONFIG, config=...), damaged(CONFIG, "config is missing")),
+    "no configuration": (changed(CONFIG, config=...), damaged(CONFIG, "config is missing")),
     "a configuration with a typo": (
-        said(CONFIG, config={"detph": 3}),
+        changed(CONFIG, config={"detph": 3}),
         f"runs/s/{CONFIG}: config: not a valid configuration\n  - unknown name 'detph': did you mean 'depth'?",
     ),
     "a child of nobody": (
-        said(CONFIG, parent=0),
+        changed(CONFIG, parent=0),
         damaged(CONFIG, "parent_epoch is missing, though parent is there"),
     ),
     "a rate factor in words": (
-        said(CONFIG, rate_factors={"2": "more"}),
+        changed(CONFIG, rate_factors={"2": "more"}),
         damaged(CONFIG, "rate_factors.2 must be a valid number, but got 'more'"),
     ),
-    "a name that is a number": (said(CONFIG, name=7), damaged(CONFIG, "name must be a valid string, but got 7")),
+    "a name that is a number": (changed(CONFIG, name=7), damaged(CONFIG, "name must be a valid string, but got 7")),
     # status.json
     "status cut": (
         content(STATUS, lambda content: content[:5]),
         unreadable(STATUS, "Unterminated string starting at: line 2 column 2 (char 3)"),
     ),
-    "a state that isn't one": (said(STATUS, state="fine"), damaged(STATUS, f"state must {STATES}, but got 'fine'")),
-    "ended in words": (said(STATUS, ended="late"), damaged(STATUS, "ended must be a valid number, but got 'late'")),
+    "a state that isn't one": (changed(STATUS, state="fine"), damaged(STATUS, f"state must {STATES}, but got 'fine'")),
+    "ended in words": (changed(STATUS, ended="late"), damaged(STATUS, "ended must be a valid number, but got 'late'")),
     # metrics.jsonl
     "a line torn in the middle": (
         line(2, '{"epoch": 2, "val'),
@@ -217,7 +217,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         in_line(2, "val_dice_best must be a finite number, but got nan"),
     ),
     "metrics in UTF-16": (
-        content(METRICS, lambda it: it.decode().encode("utf-16")),
+        content(METRICS, lambda text: text.decode().encode("utf-16")),
         f"{TRIAL}/metrics.jsonl: line 1 is damaged ('utf-8' codec can't decode byte 0xff in position 0: invalid start "
         "byte); restore the file from a copy",
     ),
@@ -227,19 +227,19 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     # the others
     "time used in words": (
-        said("used.json", seconds="long"),
+        changed("used.json", seconds="long"),
         damaged("used.json", "seconds must be a valid number, but got 'long'"),
     ),
     "time used beyond all time": (
-        said("used.json", seconds=1e308),
+        changed("used.json", seconds=1e308),
         damaged("used.json", "seconds must be less than or equal to 1000000000000000000, but got 1e+308"),
     ),
     "time used below nothing": (
-        said("used.json", seconds=-1),
+        changed("used.json", seconds=-1),
         damaged("used.json", "seconds must be greater than or equal to 0, but got -1"),
     ),
     "a forecast of nothing": (
-        said("forecast.json", rungs=3, **dict.fromkeys(FORECAST, 1), ends_by=""),
+        changed("forecast.json", rungs=3, **dict.fromkeys(FORECAST, 1), ends_by=""),
         damaged(
             "forecast.json",
             "rungs must be a valid list, but got 3",
@@ -251,7 +251,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         f"runs/s/earlier.jsonl: line 1 is damaged; {RESTORE}\n  - state is missing\n  - values is missing",
     ),
     "a ledger of another form": (
-        said("trials/0000/mlflow.json", uri="x", rows=-1),
+        changed("trials/0000/mlflow.json", uri="x", rows=-1),
         damaged(
             "trials/0000/mlflow.json",
             "rows must be greater than or equal to 0, but got -1",
@@ -259,7 +259,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         ),
     ),
     "a test of nobody": (
-        said("test.json", **TESTED, models={"baseline": {"members": []}}),
+        changed("test.json", **TESTED, models={"baseline": {"members": []}}),
         damaged(
             "test.json",
             "models.baseline.members must have at least 1 item after validation, not 0, but got []",
@@ -271,7 +271,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "runs/s/trials/0000 copy: a trial's folder is named by its number (0000, 0001, ...); move it away",
     ),
     "a model without members": (
-        said("models/champion/config.json", members=...),
+        changed("models/champion/config.json", members=...),
         damaged("models/champion/config.json", "members is missing"),
     ),
 }  # fmt: skip
@@ -302,14 +302,14 @@ def test_files_required_to_resume(search: Path, refused: Refused, no_ray: None) 
     assert refused("tune", "--resume", "s") == (
         "s: its search.json lacks shape, so it cannot be resumed; start a new search"
     )
-    said("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
+    changed("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
     assert refused("tune", "--resume", "s") == ("nowhere: no such folder; make it with `wmlsearch prepare RAW nowhere`")
 
 
 @pytest.mark.parametrize("word", ["[/x]", ":fire:", "[red]"])
 def test_display_markup_is_shown_literally(word: str, search: Path) -> None:
-    said("search.json", data__name=word)(search)
-    said("status.json", state="failed", reason=f"KeyError: '{word}'")(search)
+    changed("search.json", data__name=word)(search)
+    changed("status.json", state="failed", reason=f"KeyError: '{word}'")(search)
     result = CliRunner().invoke(main, ["status", "s"])
     assert result.exit_code == 0, result.output
     assert result.output.count(word) == 2

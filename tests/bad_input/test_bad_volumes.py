@@ -1,4 +1,4 @@
-"""Bad NIfTI files in a BIDS data set: damaged, odd, leading out of their folder; each message is asserted whole."""
+"""Bad NIfTI files in a BIDS data set: damaged, unusual, or links out of their folder, with the complete messages."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def write(path: Path, array: Any, affine: Any = None) -> None:
 
 
 def unpacked(change: Callable[[bytes], bytes]) -> Change:
-    """A change of the FLAIR's bytes within its gzip file."""
+    """Return a change of the FLAIR's uncompressed bytes."""
     return lambda flair, _: flair.write_bytes(gzip.compress(change(gzip.decompress(flair.read_bytes()))))
 
 
 def header(offset: int, form: str, *values: Any) -> Change:
-    """Another value in the FLAIR's header."""
+    """Return a change of a value in the FLAIR's header."""
     new = struct.pack(f"<{form}", *values)
     return unpacked(lambda content: content[:offset] + new + content[offset + len(new) :])
 
 
 def extended(size: int, extensions: bytes) -> Change:
-    """So many bytes more between the FLAIR's header and its voxels, which begin with these extensions."""
+    """Return a change that inserts bytes, which start with these extensions, between the FLAIR's header and voxels."""
     offset = struct.pack("<f", 352 + size)
     return unpacked(
         lambda content: (
@@ -182,7 +182,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         f"{FLAIR}: every voxel must be a finite number, but 27446 are NaN or infinite; correct the image",
     ),
     "metres for millimetres": (
-        lambda *both: [write(it, voxels(it), np.diag([4000.0, 4000.0, 12000.0, 1.0])) for it in both],
+        lambda *both: [write(file, voxels(file), np.diag([4000.0, 4000.0, 12000.0, 1.0])) for file in both],
         f"{FLAIR}: in-plane voxel edges must be within a factor of 8 of the data set's 4 mm, but are 4000 x 4000 mm; "
         "check the header's units, or leave it out",
     ),

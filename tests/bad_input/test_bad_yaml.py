@@ -1,4 +1,4 @@
-"""Bad hyperparameter files, from the command line: every field, the grammar of ranges, and files that attack."""
+"""Bad hyperparameter files, from the command line: every field, the grammar of ranges, and malicious files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wmlsearch.space import SearchSpace
 Refused = Callable[..., str]
 HUGE = "0x" + "f" * 5000  # Python writes no number of so many digits
 
-# A line of a hyperparameter file, and what is said of it.
+# Lines of a hyperparameter file and the expected messages.
 FAULTS = {
     "base_channels: 0": "base_channels must be greater than or equal to 1, but got 0",
     "base_channels: 513": "base_channels must be less than or equal to 512, but got 513",

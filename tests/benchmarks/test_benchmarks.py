@@ -1,4 +1,4 @@
-"""The benchmarks' form: their table, their list, their clocks. Nothing is timed here."""
+"""The benchmarks' table, list and measuring functions. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def test_each_benchmark_has_measure_and_names_its_command(name: str) -> None:
 def test_failed_benchmark_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "NAMES", ("nothing", "nowhere"))  # there are none of these names
+    monkeypatch.setattr(bench, "NAMES", ("nothing", "nowhere"))  # modules that do not exist
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(tmp_path / "table.md")])
     with pytest.raises(SystemExit) as ended:
         bench.main()
     assert ended.value.code == 1
-    said = r"^1/2 nothing ...\n +failed after \d+ s\n2/2 nowhere ...\n +failed after \d+ s\n"
-    assert re.search(said, capsys.readouterr().out)
+    output = r"^1/2 nothing ...\n +failed after \d+ s\n2/2 nowhere ...\n +failed after \d+ s\n"
+    assert re.search(output, capsys.readouterr().out)
     text = (tmp_path / "table.md").read_text()
     assert re.match(rf"{time.strftime('%Y-%m-%d')}, \d+ cores of .*, ray 2\..*, optuna 5\..*, mlflow 3\.", text)
     assert text.endswith(f"\n\n{HEAD}\n\nfailed: nothing, nowhere\n")
 
 
 def test_platform_seconds_exclude_training() -> None:
-    # Two places from 0 on: trials of 3, 4 and 3 s, of each 1 s training; the third takes the place that is free first.
+    # Two slots: trials of 3, 4 and 3 s, each with 1 s of training. The third takes the slot that is free first.
     trials = [(0.5, 3.0, 1.0), (3.0, 6.0, 1.0), (0.5, 4.0, 1.0)]
     assert platform_s(trials, 0.0, 2) == [2.0, 3.0, 2.0]
 
@@ -75,7 +75,7 @@ def test_gpu_benchmarks_import_only_the_core() -> None:
 
 
 def test_concurrent_trainings(prepared: Path) -> None:
-    """Real processes, on this CPU; their table by hand, and one that ended."""
+    """Real processes on this CPU, a process that ended, and a table of given rates."""
     rates = packing.together(prepared, "cpu", max_count=2, seconds=0.1, repeats=1)
     assert len(rates) == 2
     assert all(0 < rate < 1e6 for rate in rates)

@@ -1,4 +1,4 @@
-"""The benchmark's search without training: proposals are answered by the nearest row, epochs are counted truly."""
+"""The benchmark's simulated search: the nearest recorded row answers a proposal, and every epoch is counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EPOCHS, CONFIGURATIONS = 9, 24
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configurations that are the better, the nearer their learning rate is to 1e-3; the last one diverges."""
+    """A table of configurations that are better near a learning rate of 1e-3. The last one diverges."""
     path = tmp_path_factory.mktemp("replay") / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["number", *SPACE.dimensions, "epoch", "ended", *METRICS, "epoch_s"])
@@ -81,7 +81,7 @@ class Scripted:
     def propose(self, number: int) -> Mapping[str, Any]:
         return self.curves.all[number % CONFIGURATIONS].values
 
-    def hear(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float) -> bool:
         assert value == self.curves.all[number % CONFIGURATIONS].rows[epoch - 1]["val_loss"]
         return self.stop and epoch == 2
 
@@ -92,13 +92,13 @@ class Scripted:
 @pytest.mark.parametrize(("stop", "epochs"), [(True, 2), (False, EPOCHS)])
 def test_every_epoch_is_counted(curves: Curves, stop: bool, epochs: int) -> None:
     method = Scripted(curves, stop)
-    trace = search(method, curves, most_epochs=400, enough=2.0)
+    trace = search(method, curves, max_epochs=400, enough=2.0)
     word = "stopped" if stop else "completed"
     assert method.log[:4] == [(number, word, epochs) for number in range(4)], "four at a time"
     assert {state for number, state, _ in method.log if number % CONFIGURATIONS == CONFIGURATIONS - 1} == {"diverged"}
     assert trace.seconds == pytest.approx(400 * 2 / 4, rel=0.1)
-    spent = [epoch for epoch, _ in trace.found]
-    best = [value for _, value in trace.found]
+    spent = [epoch for epoch, _ in trace.improvements]
+    best = [value for _, value in trace.improvements]
     assert spent == sorted(spent)
     assert best == sorted(best)
     assert trace.epochs_to(best[-1]) == spent[-1]
@@ -108,14 +108,14 @@ def test_every_epoch_is_counted(curves: Curves, stop: bool, epochs: int) -> None
 
 @pytest.mark.parametrize("name", list(compare.methods()))
 def test_each_method_finds_a_good_configuration(name: str, curves: Curves) -> None:
-    found = [
-        search(compare.methods()[name](SPACE, EPOCHS, seed), curves, most_epochs=600, enough=curves.best - 0.01)
+    traces = [
+        search(compare.methods()[name](SPACE, EPOCHS, seed), curves, max_epochs=600, enough=curves.best - 0.01)
         for seed in (0, 1)
     ]
-    for trace in found:
+    for trace in traces:
         assert trace.epochs_to(curves.best - 0.01) < np.inf
-    again = search(compare.methods()[name](SPACE, EPOCHS, 1), curves, most_epochs=600, enough=curves.best - 0.01)
-    assert again.found == found[1].found, "all chance is the seed's"
+    again = search(compare.methods()[name](SPACE, EPOCHS, 1), curves, max_epochs=600, enough=curves.best - 0.01)
+    assert again.improvements == traces[1].improvements, "the seed determines all randomness"
 
 
 def test_ranks_of_signals_and_intervals(curves: Curves) -> None:

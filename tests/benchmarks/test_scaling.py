@@ -1,4 +1,4 @@
-"""docs/scaling.md says what its model says, and the model adds up."""
+"""docs/scaling.md holds the tables of the model, and the model is consistent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.scaling import DOCS, GPUS, SEARCH, TABLES, filled, most_gpus, need, stored
+from benchmarks.scaling import DOCS, GPUS, SEARCH, TABLES, filled, max_gpus, need, stored
 from wmlsearch.config import RunSettings
 
 if not (DOCS / "scaling.json").is_file():
@@ -30,8 +30,8 @@ def test_doubling_gpus_doubles_rates_and_keeps_totals() -> None:
 
 
 def test_max_gpus_saturates_one_core() -> None:
-    most = most_gpus(CONSTANTS, SEARCH, 5.0)
-    assert need(CONSTANTS, SEARCH, most, 5.0).cores <= 1 < need(CONSTANTS, SEARCH, most + 1, 5.0).cores
+    limit = max_gpus(CONSTANTS, SEARCH, 5.0)
+    assert need(CONSTANTS, SEARCH, limit, 5.0).cores <= 1 < need(CONSTANTS, SEARCH, limit + 1, 5.0).cores
 
 
 def test_a_search_without_scheduler_reports_each_epoch_of_each_trial() -> None:

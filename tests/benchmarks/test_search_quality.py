@@ -1,4 +1,4 @@
-"""The recorder of the tabular benchmark: goes on after an interruption, and refuses another space's table."""
+"""The recorder of the tabular benchmark continues after an interruption and refuses the table of another space."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_recorder_resumes_a_truncated_table(whole: Path, tmp_path: Path, rows_le
     cut = tmp_path / "table.csv"
     torn = lines[int(rows_left)][:30] if rows_left % 1 else ""
     cut.write_text(header + "".join(lines[: int(rows_left)]) + torn)
-    told: list[str] = []
-    record(cut, SPACE, TINY, until=2, tell=told.append)
+    messages: list[str] = []
+    record(cut, SPACE, TINY, until=2, tell=messages.append)
     assert facts(cut) == facts(whole)
-    assert len(told) == (2 if rows_left < 3 else 1)
+    assert len(messages) == (2 if rows_left < 3 else 1)
 
 
 def test_two_processes_record_the_same_table(whole: Path, tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_diverged_configuration_is_recorded(tmp_path: Path, monkeypatch: pytest.
 
     real = recorder.epochs
     monkeypatch.setattr(recorder, "epochs", diverging)
-    told: list[str] = []
+    messages: list[str] = []
     for _ in range(2):
-        record(tmp_path / "table.csv", SPACE, TINY, until=1, tell=told.append)
-    assert len(told) == 1
+        record(tmp_path / "table.csv", SPACE, TINY, until=1, tell=messages.append)
+    assert len(messages) == 1
     assert [(row["epoch"], row["ended"], row["val_loss"] != "") for row in facts(tmp_path / "table.csv")] == [
         ("1", "", True),
         ("2", "diverged", False),

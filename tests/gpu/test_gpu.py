@@ -1,4 +1,4 @@
-"""What needs GPUs: `make gpu-test` on a machine that has them. Without Ray: the core alone is asked."""
+"""Tests that need a GPU, without Ray: `make gpu-test`."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_first_convolution_under_autocast_equals_one_channel() -> None:
     images = torch.rand(3, 1, 32, 32, device="cuda")
     first = block.to(memory_format=torch.channels_last)[0]  # type: ignore[call-overload]  # torch's stubs lack memory_format
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        found = first(images)
+        computed = first(images)
     wanted = F.conv2d(images, first.weight, padding=1)
-    assert (found.dtype, found.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, True)
-    assert torch.allclose(found.float(), wanted, rtol=2e-2, atol=2e-2)
+    assert (computed.dtype, computed.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, True)
+    assert torch.allclose(computed.float(), wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_interrupted_and_resumed_on_a_gpu(prepared: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_gpu_predictions_equal_cpu_predictions(prepared: Path, tmp_path: Path) -
 
 @pytest.fixture(scope="session")
 def large(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `prepared`, in the paper's size, so that training takes more than libraries do."""
+    """Prepared data in the baseline's size, so that training takes more memory than the libraries."""
     out = tmp_path_factory.mktemp("large") / "prepared"
     prepare(raw, out, PrepareOptions(size=256, fit="resize", val_patients=("04",), jobs=1))
     return out
@@ -168,7 +168,7 @@ def _context(rank: int, prepared: str, out: str) -> None:
 
 
 def test_process_memory_beside_its_tensors(prepared: Path, tmp_path: Path) -> None:
-    """Of a GPU that nobody else uses meanwhile."""
+    """Needs a GPU that no other process uses."""
     free_before, _ = torch.cuda.mem_get_info()
     multiprocessing.spawn(_context, (str(prepared), str(tmp_path / "out")), nprocs=1)
     free, reserved = torch.load(tmp_path / "out", weights_only=True)
@@ -204,9 +204,9 @@ def _rank(rank: int, world: int, meeting: str, prepared: str, norm: str, out: st
     torch.cuda.set_device(rank)
     distributed.init_process_group("nccl", init_method=f"file://{meeting}", rank=rank, world_size=world)
     config = SMALL.model_copy(update={"dropout": 0.0, "norm": norm})
-    found = losses(config, PreparedData.open(Path(prepared), f"cuda:{rank}"), precision="float32")
+    computed = losses(config, PreparedData.open(Path(prepared), f"cuda:{rank}"), precision="float32")
     if rank == 0:
-        torch.save(found, out)
+        torch.save(computed, out)
     distributed.destroy_process_group()
 
 
@@ -219,5 +219,5 @@ def test_nccl_ranks_equal_one_rank(world: int, norm: str, prepared: Path, tmp_pa
     out = str(tmp_path / "losses.pt")
     multiprocessing.spawn(_rank, (world, meeting, str(prepared), norm, out), nprocs=world)
     config = SMALL.model_copy(update={"dropout": 0.0, "norm": norm})
-    alone = losses(config, PreparedData.open(prepared, "cuda"), precision="float32")
-    assert torch.load(out, weights_only=True) == pytest.approx(alone, rel=1e-2)
+    single = losses(config, PreparedData.open(prepared, "cuda"), precision="float32")
+    assert torch.load(out, weights_only=True) == pytest.approx(single, rel=1e-2)

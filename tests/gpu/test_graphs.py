@@ -1,4 +1,4 @@
-"""CUDA graphs of the training steps: what they compute, what they wait for, what they leave behind."""
+"""CUDA graphs of the training steps: results, synchronisation and released memory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_graphs_equal_steps(data: PreparedData, optimizer: str, augment: str, mo
 
 
 def test_graphs_equal_steps_in_bfloat16(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, found = small(optimizer="sgd"), []
+    config, computed = small(optimizer="sgd"), []
     for graphs, at_once in ((True, True), (False, True), (False, False)):
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.filterwarnings("error", message="training continues")
@@ -77,9 +77,9 @@ def test_graphs_equal_steps_in_bfloat16(data: PreparedData, monkeypatch: pytest.
                 patch.setattr(module, "WARM_UP", 10**9)
             if not at_once:
                 patch.setattr(module, "BulkCastUNet", lambda network: network)
-            found.append(losses(epochs(config, data, max_epochs=EPOCHS, precision="bfloat16")))
-    assert found[0] == pytest.approx(found[2], rel=3e-2)
-    assert found[1] == pytest.approx(found[2], rel=3e-2)
+            computed.append(losses(epochs(config, data, max_epochs=EPOCHS, precision="bfloat16")))
+    assert computed[0] == pytest.approx(computed[2], rel=3e-2)
+    assert computed[1] == pytest.approx(computed[2], rel=3e-2)
 
 
 def test_dropout_differs_at_each_replay(data: PreparedData) -> None:
@@ -87,9 +87,9 @@ def test_dropout_differs_at_each_replay(data: PreparedData) -> None:
         trainer = Trainer(small(optimizer="sgd", dropout=dropout), data, 1, 0, "float32")
         trainer.model.train()
         same = tuple(torch.arange(7) for _ in range(9))
-        found = trainer.steps.run(same, [0.0] * 9, None, 1)  # nothing is learned at a rate of 0
+        computed = trainer.steps.run(same, [0.0] * 9, None, 1)  # nothing is learned at a rate of 0
         assert list(trainer.steps.graphs) == [7]
-        replayed = {round(loss, 5) for loss in found[module.WARM_UP :]}
+        replayed = {round(loss, 5) for loss in computed[module.WARM_UP :]}
         assert (len(replayed) > 1) == different
 
 
@@ -121,7 +121,7 @@ def test_host_does_not_synchronise_within_an_epoch(data: PreparedData, monkeypat
 
 def test_interrupted_and_resumed_with_graphs(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
     config = small(optimizer="adamw", dropout=0.1, augment="flip")
-    whole = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    uninterrupted = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     last = tmp_path / "last.pt"
     for where in (data, PreparedData.open(prepared), data):  # on a GPU, on CPUs, on a GPU
         reports = epochs(config, where, max_epochs=EPOCHS, precision="float32", last=last)
@@ -129,9 +129,11 @@ def test_interrupted_and_resumed_with_graphs(data: PreparedData, prepared: Path,
         (group,) = load_checkpoint(last)["optimizer"]["param_groups"]
         assert (type(group["lr"]), group["capturable"]) == (float, False)
     losses(reports)
-    found = [row["train_loss"] for row in load_checkpoint(last)["reports"]]
-    assert found[0] == pytest.approx(whole[0], rel=1e-2)
-    assert found == pytest.approx(whole, rel=0.15), "an epoch of them with other dropout: a CPU draws its own"
+    computed = [row["train_loss"] for row in load_checkpoint(last)["reports"]]
+    assert computed[0] == pytest.approx(uninterrupted[0], rel=1e-2)
+    assert computed == pytest.approx(uninterrupted, rel=0.15), (
+        "one epoch has other dropout masks, since the CPU draws other numbers"
+    )
 
 
 def test_consecutive_trainings_release_their_memory(data: PreparedData) -> None:
@@ -154,17 +156,17 @@ def test_failed_capture_falls_back_to_steps(data: PreparedData, monkeypatch: pyt
     config = small(dropout=0.3)
 
     def looks(logits: Tensor, masks: Tensor, loss: str) -> Tensor:
-        found = slice_losses(logits, masks, loss)
+        computed = slice_losses(logits, masks, loss)
         if torch.cuda.is_current_stream_capturing():
-            found.sum().item()  # the host may not wait within a capture
-        return found
+            computed.sum().item()  # the host may not wait within a capture
+        return computed
 
     wanted = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "slice_losses", looks)
         with pytest.warns(UserWarning, match="^training continues without CUDA graphs, since a capture failed: "):
-            found = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
-    assert found == pytest.approx(wanted, rel=5e-2)
+            computed = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
+    assert computed == pytest.approx(wanted, rel=5e-2)
     torch.cuda.empty_cache()
     with warnings.catch_warnings():  # and the next training of this process has graphs again
         warnings.filterwarnings("error", message="training continues")
@@ -183,9 +185,9 @@ def test_gpu_counts_equal_cpu_counts(data: PreparedData, prepared: Path) -> None
     logits = torch.randn(12, 1, 32, 32, generator=generator)
     masks = (torch.rand(12, 1, 32, 32, generator=generator) > 0.9).float()
     patients = torch.arange(12) % 3
-    here, there = ValidationCounts(3), ValidationCounts(3, "cuda")
-    here.add_to_histograms(torch.sigmoid(logits), masks, patients)
-    there.add_to_histograms(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda())
-    assert torch.equal(there.histograms.cpu(), here.histograms)
+    on_cpu, on_gpu = ValidationCounts(3), ValidationCounts(3, "cuda")
+    on_cpu.add_to_histograms(torch.sigmoid(logits), masks, patients)
+    on_gpu.add_to_histograms(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda())
+    assert torch.equal(on_gpu.histograms.cpu(), on_cpu.histograms)
     unet = Trainer(SMALL, data, 1, 0, "float32").unet
     assert count_predictions(unet, data.val, "bce", bfloat16=False).slices == len(data.val)

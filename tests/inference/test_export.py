@@ -1,4 +1,4 @@
-"""An exported model: bit for bit the same elsewhere, checked when read, and nothing in it can run."""
+"""An exported model gives bit-equal predictions elsewhere, is validated when read, and cannot run code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_contents_of_an_exported_model(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     about = json.loads((folder / "model.json").read_text())
     assert about["preprocessing"] == {"plane": "axial", "axis": 2, "size": 32, "fit": "crop", "spacing_mm": 0.75}
-    assert [(it["name"], it["seed"], it["threshold"]) for it in about["members"]] == [
+    assert [(member["name"], member["seed"], member["threshold"]) for member in about["members"]] == [
         ("trial-0003-seed0", 0, 0.25), ("trial-0003-seed1", 1, 0.375),
     ]  # fmt: skip
     assert about["members"][0]["config"] == TrialConfig(depth=2, base_channels=4).model_dump()
@@ -94,51 +94,54 @@ def test_damaged_exports_are_refused(folder: Path) -> None:
         return str(error.value).replace(str(folder), "F")
 
     first, weights = folder / "model.json", folder / "member-1.safetensors"
-    text, tensors, whole = first.read_text(), load_file(weights), weights.read_bytes()
+    text, tensors, content = first.read_text(), load_file(weights), weights.read_bytes()
     for change, wanted in (
-        (lambda it: it.update(format=2), "F/model.json: format must be 1, but is 2; export the model again"),
         (
-            lambda it: it["members"][1].update(threshold=1.5),
+            lambda document: document.update(format=2),
+            "F/model.json: format must be 1, but is 2; export the model again",
+        ),
+        (
+            lambda document: document["members"][1].update(threshold=1.5),
             "F/model.json: member 1: threshold: must be a number above 0 and below 1, but got 1.5",
         ),
         (
-            lambda it: it.update(ensemble_threshold=float("nan")),
+            lambda document: document.update(ensemble_threshold=float("nan")),
             "F/model.json: ensemble_threshold: must be a number above 0 and below 1, but got nan",
         ),
         (
-            lambda it: it.update(members=[]),
+            lambda document: document.update(members=[]),
             "F/model.json: members must be a list of 1 to 100; export the model again",
         ),
         (
-            lambda it: it.update(preprocessing=3),
+            lambda document: document.update(preprocessing=3),
             "F/model.json: preprocessing must be an object, but is 3; export the model again",
         ),
         (
-            lambda it: it["preprocessing"].update(axis=0),
+            lambda document: document["preprocessing"].update(axis=0),
             "F/model.json: its preprocessing is not valid; export or train the model again\n"
             "  - axis must be 2 with plane axial, but got 0",
         ),
         (
-            lambda it: it["members"][0].update(seed="0"),
+            lambda document: document["members"][0].update(seed="0"),
             "F/model.json: member 0: needs a name (text) and a seed (number), but has 'trial-0003-seed0' and '0'; "
             "export the model again",
         ),
         (
-            lambda it: it["members"][0]["config"].update(depht=3),
+            lambda document: document["members"][0]["config"].update(depht=3),
             "F/model.json: member 0: not a valid configuration\n  - unknown name 'depht': did you mean 'depth'?",
         ),
     ):
         edit(folder, change)
         assert refused() == wanted
         first.write_text(text)
-    edit(folder, lambda it: it["members"][1]["config"].update(depth=8, base_channels=512))
+    edit(folder, lambda document: document["members"][1]["config"].update(depth=8, base_channels=512))
     assert refused().startswith("F/member-1.safetensors: the weights do not fit the configuration\n")
     first.write_text(text)
     save_file({**tensors, "head.bias": torch.tensor([torch.inf])}, weights)
     assert refused() == (
         "F/member-1.safetensors: the weights do not fit the configuration\n  - head.bias has values that are not finite"
     )
-    weights.write_bytes(whole[: len(whole) // 2])
+    weights.write_bytes(content[: len(content) // 2])
     assert refused().startswith("F/member-1.safetensors: not a readable safetensors file (")
     weights.unlink()
     assert refused() == "F/member-1.safetensors: is missing; copy the whole folder, or export the model again"
@@ -149,7 +152,7 @@ def test_damaged_exports_are_refused(folder: Path) -> None:
 
 
 class _Trap:
-    """Unpickled, it leaves a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -160,7 +163,7 @@ class _Trap:
 
 def test_pickles_are_not_executed(folder: Path, tmp_path: Path) -> None:
     sprung, best = tmp_path / "sprung", tmp_path / "best.pt"
-    pickle.loads(pickle.dumps(_Trap(sprung)))  # noqa: S301 - it would work
+    pickle.loads(pickle.dumps(_Trap(sprung)))  # noqa: S301 - shows that the trap works
     sprung.unlink()
     (folder / "member-0.safetensors").write_bytes(pickle.dumps(_Trap(sprung)))
     with pytest.raises(InputError, match=r"member-0.safetensors: not a readable safetensors file"):

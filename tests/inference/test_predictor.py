@@ -1,4 +1,4 @@
-"""A model in use: through files as through prepared slices, on the input's own grid, whatever its orientation."""
+"""Predictions from files equal those from prepared slices, on the grid and in the orientation of the input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def models(searched: SearchDir) -> list[TrainedModel]:
 
 @pytest.fixture(scope="module")
 def flair(prepared: Path) -> Path:
-    """A test patient's image as it came."""
+    """The original image of a test patient."""
     return next((prepared / "sealed" / "originals").rglob("*_FLAIR.nii*"))
 
 
@@ -41,7 +41,7 @@ def source(path: Path) -> Source:
 
 
 def turned(path: Path, codes: str, to: Path, edges: tuple[float, float, float] | None = None) -> Path:
-    """The image with its axes stored in another order, and other voxel edges."""
+    """The image with another order of its axes and other voxel sizes."""
     image: Any = nib.load(path)
     if edges is not None:
         image = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([*edges, 1.0]))
@@ -130,13 +130,13 @@ def test_prediction_from_files_equals_prediction_from_prepared_slices(
     lesion = 0
     for number, geometry in enumerate(sealed.volumes):
         rows = [i for i, row in enumerate(sealed.slices) if row.volume == number]
-        found = predict(models[:1], source(prepared / "sealed" / "originals" / geometry.source))
-        assert np.array_equal(found.probabilities, restore(models[0].probabilities(images[rows]), geometry))
-        assert found.probabilities.shape == found.mask.shape == geometry.shape
-        assert (found.probabilities.dtype, found.mask.dtype) == (np.float32, np.uint8)
-        assert np.array_equal(found.mask, found.probabilities >= np.float32(models[0].threshold))
-        assert found.voxel_mm == geometry.voxel_mm
-        lesion += int(found.mask.sum())
+        prediction = predict(models[:1], source(prepared / "sealed" / "originals" / geometry.source))
+        assert np.array_equal(prediction.probabilities, restore(models[0].probabilities(images[rows]), geometry))
+        assert prediction.probabilities.shape == prediction.mask.shape == geometry.shape
+        assert (prediction.probabilities.dtype, prediction.mask.dtype) == (np.float32, np.uint8)
+        assert np.array_equal(prediction.mask, prediction.probabilities >= np.float32(models[0].threshold))
+        assert prediction.voxel_mm == geometry.voxel_mm
+        lesion += int(prediction.mask.sum())
     assert lesion > 0
 
 
@@ -145,15 +145,15 @@ def test_prediction_follows_the_orientation(
     models: list[TrainedModel], flair: Path, tmp_path: Path, codes: str
 ) -> None:
     upright, other = turned(flair, "RAS", tmp_path), turned(flair, codes, tmp_path)
-    wanted, found = predict(models[:1], source(upright)), predict(models[:1], source(other))
+    wanted, prediction = predict(models[:1], source(upright)), predict(models[:1], source(other))
     turn = change("RAS", codes)
-    assert np.array_equal(found.mask, nib.orientations.apply_orientation(wanted.mask, turn))
-    assert np.array_equal(found.probabilities, nib.orientations.apply_orientation(wanted.probabilities, turn))
-    assert found.geometry.orientation == codes
+    assert np.array_equal(prediction.mask, nib.orientations.apply_orientation(wanted.mask, turn))
+    assert np.array_equal(prediction.probabilities, nib.orientations.apply_orientation(wanted.probabilities, turn))
+    assert prediction.geometry.orientation == codes
 
 
 class Bright(torch.nn.Module):
-    """Finds what is bright."""
+    """A model that segments bright pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Bright(torch.nn.Module):
 
 
 def sampled(path: Path, edge: float) -> Path:
-    """One and the same head with two lesions, 192 x 160 x 60 mm, on a grid with pixels of `edge` mm."""
+    """Write the same head with two lesions, 192 x 160 x 60 mm, on a grid with pixels of `edge` mm."""
     shape, edges = (round(192 / edge), round(160 / edge), 12), np.array([edge, edge, 5.0])
     x, y, z = np.meshgrid(*((np.arange(n) + 0.5) * e for n, e in zip(shape, edges, strict=True)), indexing="ij")
     inside = ((x - 96) / 80) ** 2 + ((y - 80) / 70) ** 2 + ((z - 30) / 40) ** 2 < 1
@@ -178,14 +178,14 @@ def sampled(path: Path, edge: float) -> Path:
 
 @pytest.mark.parametrize("fit", ["crop", "resize"])
 def test_prediction_at_another_resolution(models: list[TrainedModel], tmp_path: Path, fit: str) -> None:
-    """The slices are brought to the pixels of training, so the volume of the lesions is the same whatever the grid."""
+    """Slices are resampled to the pixel size of training, so the lesion volume does not depend on the grid."""
     model = replace(models[0], unet=Bright(), preprocessing=Preprocessing("native", 2, 128, fit, 1.6), threshold=0.5)
     millilitres = []
     for edge in (0.8, 1.6, 2.0):
-        found = predict([model], source(sampled(tmp_path / f"{edge}.nii.gz", edge)))
-        assert found.mask.shape == (round(192 / edge), round(160 / edge), 12)
-        assert found.geometry.spacing_mm == pytest.approx(1.6 if fit == "crop" else 160 * 1.04 / 128, rel=0.02)
-        millilitres.append(found.mask.sum() * edge**2 * 5 / 1000)
+        prediction = predict([model], source(sampled(tmp_path / f"{edge}.nii.gz", edge)))
+        assert prediction.mask.shape == (round(192 / edge), round(160 / edge), 12)
+        assert prediction.geometry.spacing_mm == pytest.approx(1.6 if fit == "crop" else 160 * 1.04 / 128, rel=0.02)
+        millilitres.append(prediction.mask.sum() * edge**2 * 5 / 1000)
     assert 3 < millilitres[0] < 30
     assert millilitres == pytest.approx([millilitres[0]] * 3, rel=0.05)
 

@@ -1,4 +1,4 @@
-"""Weights cast at once: autocast's numbers, bit for bit, with two operations in place of two for each weight."""
+"""Casting all weights at once equals autocast bit for bit, with two operations instead of two per weight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unet(norm: str = "batch") -> UNet:
 
 
 class Watched(TorchDispatchMode):
-    """Counts torch's operations, and the casts of what is no image."""
+    """Counts torch's operations, and the casts of tensors other than images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Watched(TorchDispatchMode):
 
 
 def step(network: UNet, at_once: bool) -> tuple[Tensor, list[Tensor | None], Watched]:
-    """Logits and gradients for three images."""
+    """Return logits and gradients for three images."""
     images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     with Watched() as watched:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -55,11 +55,11 @@ def test_logits_gradients_and_statistics_equal_autocast(norm: str) -> None:
     logits, gradients, _ = step(one, at_once=True)
     wanted, wanted_gradients, _ = step(other, at_once=False)
     assert torch.equal(logits, wanted)
-    for (name, weight), mine, its in zip(one.named_parameters(), gradients, wanted_gradients, strict=True):
-        assert (mine is None) == (its is None) == (not weight.requires_grad), name
-        if mine is not None and its is not None:
-            assert torch.equal(mine, its), name
-            assert (mine.dtype, mine.stride()) == (torch.float32, its.stride()), name
+    for (name, weight), mine, expected in zip(one.named_parameters(), gradients, wanted_gradients, strict=True):
+        assert (mine is None) == (expected is None) == (not weight.requires_grad), name
+        if mine is not None and expected is not None:
+            assert torch.equal(mine, expected), name
+            assert (mine.dtype, mine.stride()) == (torch.float32, expected.stride()), name
     for name, buffer in one.named_buffers():
         assert torch.equal(buffer, other.get_buffer(name)), name
     assert all(weight.dtype == torch.float32 for weight in one.parameters()), "the network keeps its own"
@@ -80,7 +80,7 @@ def test_one_operation_casts_all_weights_and_one_their_gradients() -> None:
 def test_bfloat16_training_equals_autocast(prepared: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = PreparedData.open(prepared)
     config = TrialConfig(depth=2, base_channels=8, batch_size=7, optimizer=optimizer, dropout=0.2)
-    found = []
+    computed = []
     for precision, at_once in (("bfloat16", True), ("bfloat16", False), ("float32", True)):
         if not at_once:
             monkeypatch.setattr(module, "BulkCastUNet", lambda network: network)
@@ -89,6 +89,6 @@ def test_bfloat16_training_equals_autocast(prepared: Path, optimizer: str, monke
         steps = trainer.steps
         assert isinstance(steps.network, BulkCastUNet) == (at_once and precision == "bfloat16")
         order = batches(len(data.train), 7, torch.Generator().manual_seed(1))
-        found.append(steps.run(order, [1e-2] * len(order), None, 1))
-    assert found[0] == found[1]
-    assert found[0] != found[2]
+        computed.append(steps.run(order, [1e-2] * len(order), None, 1))
+    assert computed[0] == computed[1]
+    assert computed[0] != computed[2]

@@ -39,8 +39,8 @@ def test_count_of_a_tiny_network_has_a_closed_form() -> None:
     estimate = estimate_memory(TINY, size, bfloat16=False, val_images=1)
     # At the beginning of the backward pass gradients as big as the biggest tensor come; a loss is a number an image.
     assert estimate.image_bytes == pytest.approx((held + joined) * size**2, abs=16)
-    parameters = sum(it.numel() for it in UNet(1, 1, 0.0).parameters())
-    buffers = sum(it.nbytes for it in UNet(1, 1, 0.0).buffers())
+    parameters = sum(tensor.numel() for tensor in UNet(1, 1, 0.0).parameters())
+    buffers = sum(tensor.nbytes for tensor in UNet(1, 1, 0.0).buffers())
     statistics = 2 * 4 * (2 + 4 + 2)  # mean and spread of each channel of six normalisations
     assert estimate.fixed_bytes == pytest.approx(4 * 4 * parameters + buffers + statistics, abs=16)
 
@@ -52,7 +52,7 @@ def test_count_of_a_tiny_network_has_a_closed_form() -> None:
 )
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bfloat16: bool) -> None:
-    """In a real step on this CPU, by PyTorch's own hooks."""
+    """Compare with a real step on this CPU, measured by PyTorch's saved-tensor hooks."""
     config, size, images = TrialConfig(**{"base_channels": 4, "depth": 3, **values}), 64, 3
     saved: dict[int, Tensor] = {}
 
@@ -62,27 +62,29 @@ def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bf
 
     unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
     inputs, masks = torch.rand(images, 1, size, size), torch.ones(images, 1, size, size)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             logits = unet(inputs)
         losses = slice_losses(logits, masks, config.loss)
-    own = {it.untyped_storage().data_ptr() for it in unet.parameters()}
-    kept = sum(it.untyped_storage().nbytes() for pointer, it in saved.items() if pointer not in own)
+    excluded = {tensor.untyped_storage().data_ptr() for tensor in unet.parameters()}
+    kept = sum(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer not in excluded)
     estimate = estimate_memory(config, size, bfloat16, val_images=1)
-    biggest = max(it.untyped_storage().nbytes() for pointer, it in saved.items() if pointer not in own)
-    parameters = sum(it.nbytes for it in unet.parameters())
-    state = sum(it.nbytes for it in unet.state_dict().values()) + 3 * parameters  # gradients, two averages of Adam
-    there = state + kept + biggest + inputs.nbytes  # the images before they are padded are held by the step itself
-    assert estimate.bytes(images) == pytest.approx(there, rel=0.02)
+    biggest = max(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer not in excluded)
+    parameters = sum(tensor.nbytes for tensor in unet.parameters())
+    state = (
+        sum(tensor.nbytes for tensor in unet.state_dict().values()) + 3 * parameters
+    )  # gradients, two averages of Adam
+    expected = state + kept + biggest + inputs.nbytes  # the images before they are padded are held by the step itself
+    assert estimate.bytes(images) == pytest.approx(expected, rel=0.02)
     assert len(losses) == images
 
 
 def test_memory_grows_linearly_with_images() -> None:
-    """A real step of five images on this CPU holds what steps of one and two let expect."""
+    """The memory of a real step of five images follows linearly from steps of one and two images."""
     unet = UNet(2, 4, 0.5)
-    own = list(unet.state_dict().values())
+    excluded = list(unet.state_dict().values())
     inputs, masks = torch.rand(5, 1, 32, 32), torch.ones(5, 1, 32, 32)
-    with LiveTensorBytes(own) as held:
+    with LiveTensorBytes(excluded) as held:
         padded = inputs.clone()
         losses = slice_losses(unet(padded), masks.clone(), "bce")
     config = TrialConfig(depth=2, base_channels=4, dropout=0.5)
@@ -114,7 +116,7 @@ def test_the_count_depends_on_the_configuration() -> None:
 
 
 def test_graphs_keep_their_memory() -> None:
-    """Beside the graphs' memory the other size of batch warms up, or validation runs: by hand."""
+    """Beside the memory of the graphs, the other batch size warms up or validation runs. Expected values by hand."""
     weights, image, validation = 10, 100, 650
     of = MemoryEstimate(4 * weights, weights, image, validation)
     assert of.bytes(5) == 40 + 650  # without graphs what a step held is free for validation
@@ -143,29 +145,29 @@ def test_one_graph_for_each_batch_size(slices: int, batch_size: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_images_in_the_largest_step(slices: int, batch_size: int, world: int) -> None:
     dealt = batches(slices, batch_size, torch.Generator())
-    most = max(len(batch[rank::world]) for batch in dealt for rank in range(world))
-    assert largest_step(TrialConfig(batch_size=batch_size), slices, world) == most
+    largest = max(len(batch[rank::world]) for batch in dealt for rank in range(world))
+    assert largest_step(TrialConfig(batch_size=batch_size), slices, world) == largest
 
 
 def test_the_measurement_uses_the_real_trainer(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, with a GPU's counters made up: a first step, then steps of one and two images, then validation."""
+    """With fake GPU counters on a CPU: a first step, then steps of one and two images, then validation."""
     peaks = iter([500, 400, 650, 700])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: next(peaks))
-    seen: list[int] = []
+    batch_sizes: list[int] = []
     forward = UNet.forward
 
     def looked_at(self: UNet, images: Tensor) -> Tensor:
-        seen.append(len(images))
+        batch_sizes.append(len(images))
         return forward(self, images)
 
     monkeypatch.setattr(UNet, "forward", looked_at)
     data, config = PreparedData.open(prepared), TrialConfig(**SMALL)
     estimate = measure_memory(config, data, "float32")
-    gradients = 4 * sum(it.numel() for it in UNet(config.depth, config.base_channels).parameters())
+    gradients = 4 * sum(tensor.numel() for tensor in UNet(config.depth, config.base_channels).parameters())
     assert estimate == MemoryEstimate(300 - 250, gradients, 250, 600 - (300 - 250))
-    assert seen == [1, 1, 2, min(16, len(data.val))]
+    assert batch_sizes == [1, 1, 2, min(16, len(data.val))]
     assert (
         measure_memory(config.model_copy(update={"learning_rate": 0.5, "batch_size": 9}), data, "float32") is estimate
     )

@@ -1,4 +1,4 @@
-"""Metrics equal a slow reference that looks at one pixel after another; losses equal their formulas."""
+"""Metrics equal a slow reference that counts pixel by pixel; losses equal their formulas."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def batch(seed: int, slices: int = 6, patients: int = 3, size: int = 5, share: f
     return logits, masks, torch.arange(slices) % patients
 
 
-def ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def ratio(part: float, total: float) -> float | None:
+    return part / total if total else None
 
 
 def pixels(probabilities: np.ndarray, masks: np.ndarray, threshold: float) -> tuple[int, int, int, int]:
@@ -110,7 +110,7 @@ def test_counts_at_each_threshold() -> None:
 
 def test_a_probability_of_one_half_is_lesion() -> None:
     masks = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 1, 2, 2)
-    below = -1e-6  # the sigmoid of it is the next number below 0.5, or near
+    below = -1e-6  # its sigmoid is just below 0.5
     logits = torch.tensor([0.0, 0.0, below, below]).view(1, 1, 2, 2)
     values = counted(logits, masks, torch.tensor([0]), 1).metrics()
     assert (values["val_precision"], values["val_recall"], values["val_accuracy"]) == (0.5, 0.5, 0.5)
@@ -164,15 +164,15 @@ def test_average_precision_equals_scikit_learn(seed: int) -> None:
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4]])
 def test_counts_add_up_in_any_order(order: list[int]) -> None:
     logits, masks, patients = batch(5)
-    whole = counted(logits, masks, patients, 3)
+    at_once = counted(logits, masks, patients, 3)
     parts = ValidationCounts(3)
     for chunk in torch.tensor(order).split(4):  # a batch of four, then one of two
         part = masks[chunk]
         parts.add(logits[chunk], part, patients[chunk], slice_losses(logits[chunk], part, "bce"))
-    assert torch.equal(parts.histograms, whole.histograms)
-    assert torch.allclose(parts.sums, whole.sums, rtol=1e-6)
-    assert parts.slices == whole.slices == 6
-    assert parts.metrics() == close(whole.metrics())
+    assert torch.equal(parts.histograms, at_once.histograms)
+    assert torch.allclose(parts.sums, at_once.sums, rtol=1e-6)
+    assert parts.slices == at_once.slices == 6
+    assert parts.metrics() == close(at_once.metrics())
 
 
 def test_diverged_network_has_no_loss() -> None:

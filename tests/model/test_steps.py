@@ -1,4 +1,4 @@
-"""The training steps: those of a plain loop, whichever way they are run; graphs only stand in for steps that ran."""
+"""The training steps equal a plain loop in every mode, and a graph replaces only steps that ran before."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SMALL = TrialConfig(depth=2, base_channels=8, batch_size=7, dropout=0.0)
 
 
 def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tensor, ...]], seed: int) -> list[float]:
-    """What anybody would write: torch's layers, no memory format, nothing fused. Each epoch's mean loss of a slice."""
+    """Train with plain torch layers, no memory format, nothing fused. Return each epoch's mean loss per slice."""
     torch.manual_seed(seed)
     model = UNet(config.depth, config.base_channels, config.dropout, config.norm)
     optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=0.9, nesterov=True)
-    found = []
+    computed = []
     for order in orders:
         total = 0.0
         for batch in order:
@@ -41,8 +41,8 @@ def plain_loop(config: TrialConfig, slices: Slices, orders: Sequence[tuple[Tenso
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
-        found.append(total / len(slices))
-    return found
+        computed.append(total / len(slices))
+    return computed
 
 
 # Sums of floats in another order are all that differs, as shares of the loss after 21 steps. Adam divides a gradient by
@@ -66,14 +66,14 @@ def test_losses_equal_a_plain_loop(
 
 
 class Watched(nn.Module):
-    """A network of one weight that remembers the pictures it was shown."""
+    """A network with one weight that records the slices of each batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.seen = nn.Parameter(torch.ones(1)), list[list[int]]()
+        self.weight, self.shown_batches = nn.Parameter(torch.ones(1)), list[list[int]]()
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.append([round(value * 255) for value in images.detach()[:, 0, 0, 0].tolist()])
+        self.shown_batches.append([round(value * 255) for value in images.detach()[:, 0, 0, 0].tolist()])
         return images * self.weight
 
 
@@ -96,35 +96,35 @@ def test_counters_with_both_batch_sizes() -> None:
         assert [len(batch) for batch in order] == [5, 5, 5, 4, 4]
         rates = [0.01 * (epoch + step) for step in range(5)]
         losses = steps.run(order, rates, None, epoch)
-        assert model.seen == [batch.tolist() for batch in order]
+        assert model.shown_batches == [batch.tolist() for batch in order]
         assert used == rates
         assert optimizer.param_groups[0]["lr"] == 0.5, "the schedule's own"
         first = F.binary_cross_entropy_with_logits(*slices.batch(order[0]), reduction="sum").item() / 16
         if epoch == 1:
             assert losses[0] == pytest.approx(first), "summed over slices, a mean over pixels"
         assert len(losses) == 5
-        model.seen.clear()
+        model.shown_batches.clear()
         used.clear()
 
 
 def trained(data: PreparedData, count: int = 5) -> tuple[list[list[float]], TrainingSteps]:
-    """The losses of some epochs, of 6 batches of 7 and one of 6 each, with all that chance has to say."""
+    """Return the losses of some epochs, each with 6 batches of 7 slices and one of 6, with random augmentation."""
     config = SMALL.model_copy(update={"dropout": 0.3, "augment": "affine"})
-    trainer, found = Trainer(config, data, count, 0, "float32"), []
+    trainer, computed = Trainer(config, data, count, 0, "float32"), []
     trainer.model.train()
     for epoch in range(1, count + 1):
         generator = torch.Generator().manual_seed(epoch)
         order = batches(len(data.train), 7, generator)
         drawn = Augmentation.draw("affine", len(data.train), generator)
-        found.append(trainer.steps.run(order, [1e-3] * len(order), drawn, epoch))
-    return found, trainer.steps
+        computed.append(trainer.steps.run(order, [1e-3] * len(order), drawn, epoch))
+    return computed, trainer.steps
 
 
 Captured = Callable[[Callable[[], None], object, object], Callable[[], None]]
 
 
 def pretend_graphs(monkeypatch: pytest.MonkeyPatch, capture_graph: Captured) -> None:
-    """Let a CPU believe that it makes graphs."""
+    """Replace CUDA graphs by a fake that works on a CPU."""
     make = TrainingSteps.__init__
 
     def init(self: TrainingSteps, *arguments: Any) -> None:
@@ -197,8 +197,8 @@ def test_training_continues_when_capture_fails(data: PreparedData, monkeypatch: 
     pretend_graphs(monkeypatch, capture_graph)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found, steps = trained(data)
-    assert found == eager
+        computed, steps = trained(data)
+    assert computed == eager
     assert (tried, steps.graphed, steps.graphs) == (1, False, {})
     assert [str(warning.message) for warning in caught] == [
         "training continues without CUDA graphs, since a capture failed: "
@@ -207,7 +207,7 @@ def test_training_continues_when_capture_fails(data: PreparedData, monkeypatch: 
 
 
 class Asked(TorchDispatchMode):
-    """Notes which of torch's operations are called."""
+    """Records which operations of torch are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ def test_gpu_step_reads_no_value_from_the_gpu(data: PreparedData, optimizer: str
     drawn = Augmentation.draw("affine", len(data.train), torch.Generator().manual_seed(1))
     order = batches(len(data.train), 7, torch.Generator().manual_seed(1))
     waits = {"_local_scalar_dense", "nonzero", "bincount", "equal", "unique", "masked_select", "is_nonzero"}
-    found = []
+    computed = []
     for on_gpu in (False, True):
         trainer = Trainer(SMALL.model_copy(update=values), data, 1, 0, "float32")
         trainer.model.train()
@@ -233,6 +233,8 @@ def test_gpu_step_reads_no_value_from_the_gpu(data: PreparedData, optimizer: str
         with Asked() as asked:
             steps.run(order, [3e-3] * len(order), drawn, 1)
         assert asked.names & waits == (set() if on_gpu else {"_local_scalar_dense"})
-        assert {"convolution_backward", "index_copy_", "grid_sampler_2d"} <= asked.names, "it looks at all of a step"
-        found.append(steps.run(order, [3e-3] * len(order), drawn, 2))
-    assert found[1] == pytest.approx(found[0], rel=1e-3), "but for its rates in float32, it is the same"
+        assert {"convolution_backward", "index_copy_", "grid_sampler_2d"} <= asked.names, (
+            "the recorder sees all operations of a step"
+        )
+        computed.append(steps.run(order, [3e-3] * len(order), drawn, 2))
+    assert computed[1] == pytest.approx(computed[0], rel=1e-3), "equal except for the learning rate in float32"

@@ -1,4 +1,4 @@
-"""Training: resumed equals uninterrupted, schedules are torch's, ends are told, checkpoints are safe, ranks agree."""
+"""Training: resumed equals uninterrupted, schedules equal torch's, checkpoints are safe, ranks agree."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rows(reports: Iterator[EpochRow]) -> list[dict[str, Any]]:
 
 
 def same(one: object, other: object) -> bool:
-    """Equal bit for bit, whatever is nested in them."""
+    """Return whether two nested structures are equal bit for bit."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -183,7 +183,7 @@ def test_best_epoch_depends_on_the_objective(
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, float | None]], None]) -> None:
-    """Let the validation say something else than it measured."""
+    """Replace the metrics of the validation."""
     measured = ValidationCounts.metrics
 
     def metrics(self: ValidationCounts) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""The U-Net: the paper's size and shapes, its variants, its first weights, and that it learns."""
+"""The U-Net: size and shapes of the baseline, variants, initial weights, and training."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def test_the_papers_network_has_1943761_parameters() -> None:
 
 def test_the_papers_shapes() -> None:
     unet = UNet().eval()
-    seen: dict[str, tuple[int, ...]] = {}
+    output_shapes: dict[str, tuple[int, ...]] = {}
     levels = {f"down{level}": module for level, module in enumerate(unet.down)}
     for name, module in {**levels, "bottom": unet.bottom}.items():
 
         def note(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-            seen[name] = tuple(output.shape)
+            output_shapes[name] = tuple(output.shape)
 
         module.register_forward_hook(note)
     with torch.inference_mode():
         logits = unet(torch.rand(1, 1, 256, 256))
-    assert seen == {
+    assert output_shapes == {
         "down0": (1, 16, 256, 256),
         "down1": (1, 32, 128, 128),
         "down2": (1, 64, 64, 64),
@@ -192,7 +192,7 @@ def test_every_parameter_has_a_gradient_but_biases_before_a_normalisation() -> N
 
 
 def with_biases(norm: str, monkeypatch: pytest.MonkeyPatch) -> UNet:
-    """The network as torch's own convolutions make it."""
+    """Return the same network with torch's convolutions, which add biases."""
     with monkeypatch.context() as patch:
         patch.setattr(
             "wmlsearch.model.unet.ConvBeforeNorm", lambda before, after: nn.Conv2d(before, after, 3, padding=1)
@@ -244,11 +244,11 @@ def test_all_other_gradients_are_those_of_a_network_with_biases(norm: str, monke
         # the head would make float32 of it
         network.head.register_forward_pre_hook(lambda _module, inputs: inputs[0].double())
         network(images).square().mean().backward()
-    for (name, mine), (_, its) in zip(unet.named_parameters(), biased.named_parameters(), strict=True):
-        assert torch.equal(mine, its), "the seed gives the same weights"
-        assert its.grad is not None
-        wanted = torch.zeros_like(its.grad) if mine.grad is None else mine.grad
-        assert torch.allclose(its.grad, wanted, atol=1e-7), name
+    for (name, mine), (_, with_bias) in zip(unet.named_parameters(), biased.named_parameters(), strict=True):
+        assert torch.equal(mine, with_bias), "the seed gives the same weights"
+        assert with_bias.grad is not None
+        wanted = torch.zeros_like(with_bias.grad) if mine.grad is None else mine.grad
+        assert torch.allclose(with_bias.grad, wanted, atol=1e-7), name
 
 
 def test_eight_channel_convolution_equals_single_channel_convolution() -> None:
@@ -257,7 +257,7 @@ def test_eight_channel_convolution_equals_single_channel_convolution() -> None:
     wide, padded = pad_to_eight_channels(images, weight)
     assert (wide.shape, padded.shape) == ((2, 8, 9, 7), (4, 8, 3, 3))
     assert wide.is_contiguous(memory_format=torch.channels_last)
-    found, wanted = (F.conv2d(*pair, padding=1) for pair in ((wide, padded), (images, weight)))
-    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    gradients = [torch.autograd.grad(result.square().sum(), weight)[0] for result in (found, wanted)]
+    computed, wanted = (F.conv2d(*pair, padding=1) for pair in ((wide, padded), (images, weight)))
+    assert torch.allclose(computed, wanted, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(result.square().sum(), weight)[0] for result in (computed, wanted)]
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-4)

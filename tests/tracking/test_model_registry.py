@@ -1,4 +1,4 @@
-"""MLflow's registry, on a real store: a version for each run, an alias that moves, the folder back as it was."""
+"""MLflow's model registry on a real store: a version for each run, moving aliases, unchanged folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wmlsearch.tracking.sync import default_uri
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without anything in it, which takes MLflow some seconds to make."""
+    """An empty store, shared because MLflow takes some seconds to create it."""
     folder = tmp_path_factory.mktemp("mlflow")
     connect(default_uri(folder)).search_registered_models()
     return folder / "mlflow.db"
@@ -35,13 +35,15 @@ def client(uri: str) -> MlflowClient:
 
 
 def run_of(client: MlflowClient, tmp_path: Path) -> str:
-    found = client.get_experiment_by_name("wmlsearch")
-    experiment = found.experiment_id if found else client.create_experiment("wmlsearch", (tmp_path / "a").as_uri())
+    existing = client.get_experiment_by_name("wmlsearch")
+    experiment = (
+        existing.experiment_id if existing else client.create_experiment("wmlsearch", (tmp_path / "a").as_uri())
+    )
     return str(client.create_run(experiment).info.run_id)
 
 
 def folder(path: Path, text: str) -> Path:
-    """What is registered: files, without anything of MLflow's own."""
+    """Write a folder to register: files without MLflow's metadata."""
     path.mkdir()
     (path / "model.json").write_text(text)
     (path / "member-0.safetensors").write_bytes(text.encode() * 3)
@@ -49,7 +51,7 @@ def folder(path: Path, text: str) -> Path:
 
 
 def content(path: Path) -> dict[str, bytes]:
-    return {it.name: it.read_bytes() for it in path.iterdir()}
+    return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def test_register_and_fetch_by_alias_and_version(client: MlflowClient, uri: str, tmp_path: Path) -> None:
@@ -59,44 +61,44 @@ def test_register_and_fetch_by_alias_and_version(client: MlflowClient, uri: str,
     assert register(client, second, new, "champion") == "2"  # the alias moves
     assert register(client, first, old, "baseline") == "1"
     wanted = {f"{MODEL}@champion": new, f"{MODEL}/2": new, f"{MODEL}@baseline": old, f"{MODEL}/1": old}
-    for number, (name, there) in enumerate(wanted.items()):
+    for number, (name, exported) in enumerate(wanted.items()):
         fetched = fetch(f"models:/{name}", uri, tmp_path / f"to-{number}")
         assert fetched.is_relative_to(tmp_path / f"to-{number}")
-        assert content(fetched) == content(there)
+        assert content(fetched) == content(exported)
     version = client.get_model_version(MODEL, "1")
     assert (version.run_id, version.description) == (first, "of search s")
 
 
 def test_registering_twice_makes_one_version(client: MlflowClient, uri: str, tmp_path: Path) -> None:
-    run_id, there = run_of(client, tmp_path), folder(tmp_path / "f", "x")
-    assert [register(client, run_id, there, "champion") for _ in range(3)] == ["1"] * 3
+    run_id, exported = run_of(client, tmp_path), folder(tmp_path / "f", "x")
+    assert [register(client, run_id, exported, "champion") for _ in range(3)] == ["1"] * 3
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
-    register(client, run_id, there, "second")
+    register(client, run_id, exported, "second")
     assert client.get_registered_model(MODEL).aliases.keys() == {"champion", "second"}
 
 
 def at(client: MlflowClient) -> str:
-    """The version that the champion is."""
+    """Return the version of the alias `champion`."""
     return str(client.get_model_version_by_alias(MODEL, "champion").version)
 
 
 def test_alias_only_moves_forward(client: MlflowClient, tmp_path: Path) -> None:
-    """Searches that are sent again: the newest one's model stays, and so does what was chosen by hand instead."""
-    there = folder(tmp_path / "f", "x")
+    """After an older search is synced again, the alias stays at the newest model, or where a user set it."""
+    exported = folder(tmp_path / "f", "x")
     first, second, third = (run_of(client, tmp_path) for _ in range(3))
     for run_id in (first, second):
-        register(client, run_id, there, "champion")
-    assert register(client, first, there, "champion") == "1"
+        register(client, run_id, exported, "champion")
+    assert register(client, first, exported, "champion") == "1"
     assert at(client) == "2"
     client.set_registered_model_alias(MODEL, "champion", "1")
     for run_id in (second, first):
-        register(client, run_id, there, "champion")
+        register(client, run_id, exported, "champion")
     assert at(client) == "1", "as it was set by hand"
-    register(client, third, there, "champion")
+    register(client, third, exported, "champion")
     assert at(client) == "3", "a new model"
     client.delete_registered_model_alias(MODEL, "champion")
     for run_id in (first, second, third):
-        register(client, run_id, there, "champion")
+        register(client, run_id, exported, "champion")
     assert at(client) == "3", "one that is missing goes to the newest of those that are sent"
 
 
@@ -106,15 +108,15 @@ def test_register_after_a_crash_between_version_and_alias(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    there, first, second = folder(tmp_path / "f", "x"), run_of(client, tmp_path), run_of(client, tmp_path)
-    register(client, first, there, "champion")
+    exported, first, second = folder(tmp_path / "f", "x"), run_of(client, tmp_path), run_of(client, tmp_path)
+    register(client, first, exported, "champion")
     with monkeypatch.context() as patch:
         patch.setattr(client, "set_registered_model_alias", killed)
         with pytest.raises(KeyboardInterrupt):
-            register(client, second, there, "champion")
+            register(client, second, exported, "champion")
     assert at(client) == "1"
     for run_id, version in ((first, "1"), (second, "2"), (first, "2")):
-        register(client, run_id, there, "champion")
+        register(client, run_id, exported, "champion")
         assert at(client) == version
 
 

@@ -1,4 +1,4 @@
-"""MLflow equals the run folders: once, twice, after a loss of the ledger, in a second store."""
+"""MLflow equals the run folders after one sync, repeated syncs, a lost ledger, and in a second store."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def search(tmp_path: Path) -> SearchDir:
 
 
 def content(uri: str) -> list[Any]:
-    """All that MLflow holds, comparable: (key, status, tags, params, metric rows) of each run."""
+    """Return the content of MLflow, sorted: (key, status, tags, params, metric rows) of each run."""
     client = connect(uri)
     experiment = client.get_experiment_by_name("wmlsearch")
     assert experiment is not None
-    found = []
+    runs = []
     for run in client.search_runs([experiment.experiment_id], max_results=1000):
         history = sorted(
             (name, point.step, point.timestamp, point.value)
@@ -75,12 +75,12 @@ def content(uri: str) -> list[Any]:
             for point in client.get_metric_history(run.info.run_id, name)
         )
         tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
-        found.append((run.data.tags["wmlsearch.key"], run.info.status, tags, run.data.params, history))
-    return sorted(found, key=lambda item: item[0])
+        runs.append((run.data.tags["wmlsearch.key"], run.info.status, tags, run.data.params, history))
+    return sorted(runs, key=lambda item: item[0])
 
 
 def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
-    """Each metric of each epoch; `best_dice` where an epoch is better than those before, as all are here."""
+    """Return each metric of each epoch, and `best_dice`, since each epoch is better than the earlier ones."""
     return sorted(
         (name, line.epoch, int(line.time * 1000), value)
         for line in run.rows()
@@ -118,7 +118,7 @@ def test_sync_is_idempotent(search: SearchDir) -> None:
     sync(search, uri)
     assert content(uri) == once
     for run in [search, *search.trials()]:
-        (run.path / "mlflow.json").unlink()  # killed between receiving and noting
+        (run.path / "mlflow.json").unlink()  # as after a kill between the call and the ledger
     sync(search, uri)
     assert content(uri) == once
 
@@ -147,7 +147,7 @@ def test_mlflow_run_missing_from_the_ledger_is_found_by_its_key(search: SearchDi
 
 
 def test_duplicate_run_of_a_slow_server_is_deleted(search: SearchDir) -> None:
-    """Its request was given up, another one made the run, and then the server came to the first."""
+    """A request timed out, its repetition created the run, and then the server served the first request."""
     uri = default_uri(search.path.parent)
     sync(search, uri)
     once, client, run = content(uri), connect(uri), search.trial(0)
@@ -183,18 +183,18 @@ def test_deleted_experiment_stays_deleted(search: SearchDir) -> None:
     sync(search, uri)
     once = content(uri)
     client.delete_experiment("1")
-    said = (
+    message = (
         f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`mlflow experiments "
         "restore -x 1`, with MLFLOW_TRACKING_URI), or give another --mlflow-uri"
     )
     with pytest.raises(InputError) as refused:
         sync(search, uri)
-    assert str(refused.value) == said
+    assert str(refused.value) == message
     run = search.trial(0)
     run.append(epoch_row(row(4)))
     new = RunDir.create(search.trial(5).path, run_record(about("trial-0005", "trial")))
     for one in (run, new):
-        assert copy(uri, search, [one]) == ([one], said)
+        assert copy(uri, search, [one]) == ([one], message)
     client.restore_experiment("1")
     assert copy(uri, search, [run, new]) == ([], "")
     assert len(content(uri)) == len(once) + 1
@@ -204,18 +204,18 @@ def test_refused_run_does_not_block_the_others(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     client, bad, good = connect(uri), search.trial(0), search.trial(1)
     assert copy(uri, search, [search]) == ([], "")
-    found = client.create_run("1", tags={"wmlsearch.key": bad.record().key}, run_name="trial-0000")
-    client.log_param(found.info.run_id, "seed", "another")
+    conflicting = client.create_run("1", tags={"wmlsearch.key": bad.record().key}, run_name="trial-0000")
+    client.log_param(conflicting.info.run_id, "seed", "another")
     for run in (bad, good):
-        run.set_ledger(MlflowLedger(uri=uri, run_id=None, rows=0))  # whoever wrote it died: runs are looked for
-    left, problem = copy(uri, search, [bad, good])
-    assert left == [bad]
+        run.set_ledger(MlflowLedger(uri=uri, run_id=None, rows=0))  # as after a crash: runs are looked up by key
+    unsynced, problem = copy(uri, search, [bad, good])
+    assert unsynced == [bad]
     assert "Changing param values is not allowed" in problem
     assert rows_of(good) in [history for *_, history in content(uri)]
     with pytest.raises(InputError, match=r"the other runs, but does not take trial-0000 \(.*; delete these runs"):
         sync(search, uri)
     assert len(content(uri)) == 7
-    client.delete_run(found.info.run_id)
+    client.delete_run(conflicting.info.run_id)
     assert sync(search, uri) == 7
 
 
@@ -230,8 +230,8 @@ def test_unsyncable_run_does_not_block_the_others(tmp_path: Path) -> None:
     )
     sync(b, uri)
     client = connect(uri)
-    found = client.create_run("1", tags={"wmlsearch.key": c.record().key}, run_name="c")
-    client.log_param(found.info.run_id, "seed", "another")
+    conflicting = client.create_run("1", tags={"wmlsearch.key": c.record().key}, run_name="c")
+    client.log_param(conflicting.info.run_id, "seed", "another")
     words = ["sync", "--out", str(out), "--mlflow-uri", uri]
     result = CliRunner().invoke(main, words)
     damaged = f"{out}/a/config.json: is damaged; restore it from a copy, or move the run away"
@@ -243,7 +243,7 @@ def test_unsyncable_run_does_not_block_the_others(tmp_path: Path) -> None:
         f"  - a: {damaged}\n      - key is missing\n"
         f"  - c: {uri}: MLflow has the other runs, but does not take c ("
     )
-    client.delete_run(found.info.run_id)
+    client.delete_run(conflicting.info.run_id)
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {damaged}\n  - key is missing\n")
     held = {key: rest for key, *rest in content(uri)}
@@ -299,8 +299,8 @@ def test_mirror_restarts_its_lost_process(search: SearchDir) -> None:
 
 
 def test_unresponsive_store_blocks_nothing(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the mirror is waited for: the search has ended, and its end is told with what MLflow lacks."""
-    with socket.create_server(("127.0.0.1", 0)) as server:  # which accepts, and says nothing
+    """Ctrl-C ends the wait for the mirror, and the result names what MLflow lacks."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections and never answers
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         mirror = Mirror(search, uri)
         wait_for(lambda: mirror._process is not None)
@@ -319,22 +319,22 @@ def test_sync_contacts_an_unreachable_store_once(tmp_path: Path, monkeypatch: py
     out, uri = tmp_path / "runs", "http://127.0.0.1:1"
     for name in "ab":
         RunDir.create(out / name, run_record(about(name, "train")))
-    asked: list[str] = []
+    contacted: list[str] = []
 
     def counted(run: RunDir, at: str) -> int:
-        asked.append(run.name)
+        contacted.append(run.name)
         return sync(run, at)
 
     monkeypatch.setattr("wmlsearch.tracking.sync.sync", counted)
     result = CliRunner().invoke(main, ["sync", "--out", str(out), "--mlflow-uri", uri])
-    assert (result.exit_code, asked) == (2, ["a"])
+    assert (result.exit_code, contacted) == (2, ["a"])
     assert result.stderr.startswith(f"wmlsearch: {uri}: MLflow does not take the runs (")
 
 
 def test_mirror_process_ends_with_its_parent(search: SearchDir) -> None:
     process = mirror_process()
     assert process.poll() is None
-    process.communicate(timeout=60)  # closes its standard input, as a death does
+    process.communicate(timeout=60)  # closes its standard input, as the end of the parent does
     assert process.returncode == 0
 
 
@@ -378,7 +378,7 @@ def test_ledgers_hold_no_metrics(search: SearchDir) -> None:
 
 
 def test_unwritable_artifact_store_does_not_block_metrics(search: SearchDir, tmp_path: Path) -> None:
-    """As of a server that keeps its artifacts in a folder of its own machine."""
+    """A server may store its artifacts in a folder that only its machine has."""
     uri = default_uri(search.path.parent)
     wrong = tmp_path / "no-folder"
     wrong.write_text("a file where the artifacts should go")
@@ -398,7 +398,7 @@ def test_unwritable_artifact_store_does_not_block_metrics(search: SearchDir, tmp
     assert sync(search, uri) == 7
     client = connect(uri)
     for run in search.all_runs():
-        assert [it.path for it in client.list_artifacts(run.ledger().run_id)] == ["split_certificate.json"]
+        assert [entry.path for entry in client.list_artifacts(run.ledger().run_id)] == ["split_certificate.json"]
 
 
 def test_a_death_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
@@ -406,10 +406,12 @@ def test_a_death_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
     code = f"from wmlsearch.tracking.client import connect; connect({uri!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
-        wait_for(lambda: process.poll() is not None or any(it.stat().st_size for it in tmp_path.glob(".*/*.db")), 120)
-        assert process.poll() is None, "it was being made"
+        wait_for(
+            lambda: process.poll() is not None or any(entry.stat().st_size for entry in tmp_path.glob(".*/*.db")), 120
+        )
+        assert process.poll() is None, "the store is still being created"
     finally:
         process.kill()
         process.wait()
     assert not (tmp_path / "mlflow.db").exists()
-    assert [it.name for it in connect(uri).search_experiments()] == ["Default"]
+    assert [entry.name for entry in connect(uri).search_experiments()] == ["Default"]

@@ -1,4 +1,4 @@
-"""MLflow's own pages in a real browser: the runs of a search are found, named, ranked and compared there."""
+"""MLflow's pages in a real browser: they list, name, rank and compare the runs of a search."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
-        said = [process.stdout.readline(), process.stdout.readline()]
-        address = said[1].removeprefix("MLflow's UI: ").split("  ")[0]
-        assert address.endswith(view_path("1", "big")), said
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        address = lines[1].removeprefix("MLflow's UI: ").split("  ")[0]
+        assert address.endswith(view_path("1", "big")), lines
         sockets = listening([process.pid, *descendants(process.pid)])
         assert {where for _, where, _ in sockets} == {"127.0.0.1"}
         yield address
