@@ -137,9 +137,9 @@ REFUSED: dict[str, str] = {
         "file/x/NAME: cannot be created, because CWD/file is not a folder; choose another --out"
     ),
     "tune quick --data DATA --warm-start nothing": (
-        "nothing: no search or run of this name in runs (there: none), and no path to one"
+        "nothing: no search or run of this name in runs (it has: none), and not a path to one"
     ),
-    "tune --resume nothing": "nothing: no search or run of this name in runs (there: none), and no path to one",
+    "tune --resume nothing": "nothing: no search or run of this name in runs (it has: none), and not a path to one",
     # storage, Ray
     "tune quick --data DATA --storage foo://x": (
         "--storage foo://x: cannot be written (Unrecognized filesystem type in URI: foo://x); name a folder or URI "
@@ -209,16 +209,16 @@ REFUSED: dict[str, str] = {
     "predict s file --out o --threshold nan": "--threshold: must be a number above 0 and below 1, but got nan",
     "predict s file --out o --threshold -1": "--threshold: must be a number above 0 and below 1, but got -1.0",
     "predict runs:/abc/model file --out o": (
-        "runs:/abc/model: no search or run of this name in runs (there: none), and no path to one"
+        "runs:/abc/model: no search or run of this name in runs (it has: none), and not a path to one"
     ),
     "export models://x e": (
         "models://x: must be models:/NAME@ALIAS or models:/NAME/VERSION, such as models:/wml-unet@champion"
     ),
     "status ../../etc/passwd": (
-        "../../etc/passwd: no search or run of this name in runs (there: none), and no path to one"
+        "../../etc/passwd: no search or run of this name in runs (it has: none), and not a path to one"
     ),
     f"status {LONG}": f"{LONG}/search.json: File name too long; check the path and its permissions",
-    "status --out file": "file: no search or run there yet; start one with `wmlsearch tune`, or give --out",
+    "status --out file": "file: has no search or run; start one with `wmlsearch tune`, or give --out",
 }  # fmt: skip
 
 

@@ -255,7 +255,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         damaged(
             "trials/0000/mlflow.json",
             "rows must be greater than or equal to 0, but got -1",
-            remedy="delete it, and `wmlsearch sync` makes it anew",
+            remedy="delete it; `wmlsearch sync` writes it again",
         ),
     ),
     "a test of nobody": (
@@ -295,7 +295,7 @@ def test_damaged_run_does_not_block_another(search: Path, refused: Refused) -> N
     shutil.copytree(search, search.with_name("t"))
     (search / "search.json").write_text("[]")
     assert refused("stop", "t") == "t: is not running (state: completed), nothing to stop"
-    assert refused("status", "u") == "u: no search or run of this name in runs (there: t, s), and no path to one"
+    assert refused("status", "u") == "u: no search or run of this name in runs (it has: t, s), and not a path to one"
 
 
 def test_files_required_to_resume(search: Path, refused: Refused, no_ray: None) -> None:

@@ -230,11 +230,11 @@ def test_a_bad_shape(say: Say, tmp_path: Path) -> None:
 
 
 def test_nothing_there_yet(say: Say) -> None:
-    wanted = "runs: no search or run there yet; start one with `wmlsearch tune`, or give --out"
+    wanted = "runs: has no search or run; start one with `wmlsearch tune`, or give --out"
     assert refused(say("status")) == wanted
     assert refused(say("sync")) == wanted
     assert refused(say("status", "mine")) == (
-        "mine: no search or run of this name in runs (there: none), and no path to one"
+        "mine: no search or run of this name in runs (it has: none), and not a path to one"
     )
     assert refused(say("ui")).endswith(
         "/runs/mlflow.db: no MLflow store there yet; run `wmlsearch tune` first, or give --out"

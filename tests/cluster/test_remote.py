@@ -23,7 +23,7 @@ from wmlsearch import __version__
 from wmlsearch.cli import main
 from wmlsearch.cli import remote as cli_remote
 from wmlsearch.cluster import remote, ssh
-from wmlsearch.cluster.messages import Hello, JobState
+from wmlsearch.cluster.messages import Hello, JobState, SearchSummary
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 
@@ -160,7 +160,7 @@ def test_fetch_updates_changed_files_only(head: Head) -> None:
     head.said.clear()
     assert head.status("one") == 0
     assert head.said[-2].startswith(f"fetched from the head into {fetched.path} (")
-    assert fetched.summary() == on_head.summary()
+    assert SearchSummary.read(fetched.path) == SearchSummary.read(on_head.path)
     assert (fetched.path / "report" / "curves.png").read_text() == "newer"
     assert (fetched.path / "trials" / "0001" / "metrics.jsonl").read_text() == "y"
     assert (fetched.path / "mine.txt").read_text() == "a note"

@@ -165,4 +165,4 @@ def test_torn_last_line_is_cut_with_a_warning(tmp_path: Path, caplog: pytest.Log
         else:
             Study(search, SPACE, SETTINGS)
         warnings = [record.getMessage() for record in caplog.records]
-        assert warnings == [f"{path}: its torn last line (19 bytes) is cut: its writer died in the middle of it"]
+        assert warnings == [f"{path}: removed the torn last line (19 bytes), which a killed process left"]

@@ -1,4 +1,4 @@
-"""Run folders: whole lines or none, atomic files, one owner, names, and what is found under them."""
+"""Run folders: complete lines, atomic files, one owner, names, and how folders are found."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lines(tmp_path: Path) -> Path:
     return tmp_path / "metrics.jsonl"
 
 
-def test_lines_come_back(lines: Path) -> None:
+def test_lines_are_read_as_written(lines: Path) -> None:
     assert read_lines(lines) == []
     rows = [{"epoch": n, "val_dice": None if n == 1 else n / 3, "who": "Zoë\n"} for n in range(1, 4)]
     for row in rows:
@@ -53,7 +53,7 @@ def test_a_torn_last_line_is_left_out_and_cut(lines: Path, torn: bytes) -> None:
     assert lines.read_bytes() == whole + b'{"epoch": 2}\n'
 
 
-def test_a_file_of_nothing_but_a_torn_line(lines: Path) -> None:
+def test_a_file_of_one_torn_line(lines: Path) -> None:
     lines.write_bytes(b'{"epo')
     assert read_lines(lines) == []
     append_line(lines, {"epoch": 1})
@@ -74,8 +74,8 @@ from wmlsearch.runs.files import append_line, read_lines
 path = Path(sys.argv[1])
 append_line(path, {"epoch": 1})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-room = path.stat().st_size + 10
-resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+limit = path.stat().st_size + 10
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     append_line(path, {"epoch": 2, "text": "x" * 100})
 except OSError as error:
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_no_half_line(lines: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_json_never_holds_what_is_not_a_number(lines: Path, tmp_path: Path, value: float) -> None:
+def test_json_refuses_nan_and_infinity(lines: Path, tmp_path: Path, value: float) -> None:
     append_line(lines, {"epoch": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_line(lines, {"epoch": 2, "val_dice": value})
@@ -102,14 +102,14 @@ def test_json_never_holds_what_is_not_a_number(lines: Path, tmp_path: Path, valu
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_reconcile_fills_and_cuts(tmp_path: Path) -> None:
+def test_reconcile_adds_and_removes_lines(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "r", run_record({"name": "r"}))
     rows = [epoch_row({"epoch": n}) for n in range(1, 5)]
     for row in rows[:2]:
         run.append(row)
-    run.reconcile(rows)  # the checkpoint knew more
+    run.reconcile(rows)  # the checkpoint has more epochs
     assert run.rows() == rows
-    run.reconcile(rows[:1])  # the checkpoint knew less
+    run.reconcile(rows[:1])  # the checkpoint has fewer epochs
     assert run.rows() == rows[:1]
     (run.path / "metrics.jsonl").write_bytes(b'{"epoch": 1, "time": 0.0, "ended": null}\n{"ep')
     run.append(epoch_row({"epoch": 2}))
@@ -152,7 +152,7 @@ def test_damaged_json_is_refused(tmp_path: Path) -> None:
     assert refusal(run.record).startswith(f"{path}: cannot be read (")
 
 
-def test_status_keeps_when_it_began(tmp_path: Path) -> None:
+def test_the_status_keeps_its_start(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "r", run_record({"name": "r", "kind": "train"}))
     begun = run.status()
     assert begun.state == "running"
@@ -188,14 +188,14 @@ from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 try:
     with SearchDir(Path(sys.argv[1])).locked():
-        print("mine", flush=True)
+        print("locked", flush=True)
         sys.stdin.read()
 except InputError as error:
     print(error)
 """
 
 
-def test_one_owner_at_a_time_and_the_dead_own_nothing(tmp_path: Path) -> None:
+def test_one_owner_at_a_time_and_a_killed_one_releases(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-c", OWN, str(tmp_path / "s")]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -207,45 +207,45 @@ def test_one_owner_at_a_time_and_the_dead_own_nothing(tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     first = start()
     try:
-        assert first_line(first) == "mine"
-        wanted = (
+        assert first_line(first) == "locked"
+        expected = (
             f"{search.path}: this search is running already (process {first.pid} on {os.uname().nodename}); "
             f"follow it with `wmlsearch status {search.path}`, or choose another --name"
         )
         second = start()
-        assert first_line(second) == wanted
+        assert first_line(second) == expected
         second.communicate(timeout=30)
-        assert refusal(lambda: search.locked().__enter__()) == wanted
+        assert refusal(lambda: search.locked().__enter__()) == expected
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate(timeout=30)
     with search.locked():
         assert f"process {os.getpid()} on" in (search.path / "owner").read_text()
         assert f"(process {os.getpid()} on" in refusal(lambda: SearchDir(tmp_path / "s").locked().__enter__())
-    with search.locked():  # given back at the end of the block
-        check_new(search.path)  # the owner's note alone doesn't make it a run
+    with search.locked():  # released at the end of the block
+        check_new(search.path)  # a folder with the owner's file alone is no run
 
 
-def test_what_says_running_and_is_held_by_nobody_has_died(tmp_path: Path) -> None:
+def test_running_without_an_owner_becomes_interrupted(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", search_record())
     final = RunDir.create(search.final("paper", 0).path, run_record())
     done = RunDir.create(search.trial(0).path, run_record())
     done.set_status("completed")
     with search.locked():
         mark_dead_runs(search)
-        assert (search.state, final.state) == ("running", "running"), "its process is at work"
+        assert (search.state, final.state) == ("running", "running"), "its process runs"
     mark_dead_runs(search)
     assert [run.status().reason for run in (search, final)] == ["its process died"] * 2
     assert (search.state, final.state, done.state) == ("interrupted", "interrupted", "completed")
 
 
 @pytest.mark.parametrize("name", ["a", "search-20261123-201512", "v1.2_x", "0", "a" * 100])
-def test_names_that_are_folders(name: str) -> None:
+def test_valid_names(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "-a", "_a", "a b", "ä", "a\n", "a\x00", "a" * 101])
-def test_names_that_are_none(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     assert refusal(lambda: check_name(name)) == (
         f"--name {name!r}: letters, digits, '.', '_' and '-' only, at most 100, not starting with a sign"
     )
@@ -271,11 +271,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "runs"
     assert refusal(lambda: find(None, out)) == (
-        f"{out}: no search or run there yet; start one with `wmlsearch tune`, or give --out"
+        f"{out}: has no search or run; start one with `wmlsearch tune`, or give --out"
     )
     assert (
         refusal(lambda: find("x", out))
-        == f"x: no search or run of this name in {out} (there: none), and no path to one"
+        == f"x: no search or run of this name in {out} (it has: none), and not a path to one"
     )
     clock = iter(range(100))
     monkeypatch.setattr(folders.time, "time", lambda: float(next(clock)))
@@ -295,7 +295,7 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     assert find("zebra", tmp_path).path == Path("zebra")
     monkeypatch.chdir(tmp_path)
     assert refusal(lambda: find("zebr", out)) == (
-        f"zebr: no search or run of this name in {out} (there: zebra, apple), and no path to one"
+        f"zebr: no search or run of this name in {out} (it has: zebra, apple), and not a path to one"
     )
 
 

@@ -1,4 +1,4 @@
-"""Several objectives: what is refused, the Pareto front, what Optuna hears, and a whole search that ends in a front."""
+"""Several objectives: invalid options, the Pareto front, what Optuna gets, and a whole search that ends in a front."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ BOTH = ["val_dice_best", "images_per_s"]
 ALL = "val_dice_best, val_dice, val_iou, val_soft_dice, val_average_precision or val_dice_patients"
 
 
-# --------------------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------------------- invalid options
 
 
-def typed(*words: str) -> str:
-    """What `wmlsearch tune quick WORDS` says on standard error, without its first word."""
+def refused(*words: str) -> str:
+    """Return the error of `wmlsearch tune quick WORDS`, without the name of the program."""
     result = CliRunner().invoke(main, ["tune", "quick", *words], prog_name="wmlsearch")
     assert result.exit_code == 2, result.output
     return result.stderr.removeprefix("wmlsearch: ").removesuffix("\n")
@@ -84,12 +84,12 @@ def test_what_can_not_be_combined(
     words: list[str], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert typed(*words) == f"these options cannot be used\n  - {fault}"
+    assert refused(*words) == f"these options cannot be used\n  - {fault}"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_all_faults_at_once() -> None:
-    faults = typed("--objectives", "epoch_s,epoch_s,loss", "--sampler", "cmaes", "--scheduler", "median").splitlines()
+    faults = refused("--objectives", "epoch_s,epoch_s,loss", "--sampler", "cmaes", "--scheduler", "median").splitlines()
     assert [" ".join(fault.split()[1:5]) for fault in faults[1:]] == [
         "--objectives must differ, but",
         "--objectives: unknown name 'loss':",
@@ -100,7 +100,7 @@ def test_all_faults_at_once() -> None:
 
 
 def test_one_objective_and_several() -> None:
-    assert typed("--objectives", "val_dice_best,epoch_s", "--objective", "val_dice_best") == (
+    assert refused("--objectives", "val_dice_best,epoch_s", "--objective", "val_dice_best") == (
         "--objective and --objectives cannot be given together: the first of --objectives selects each trial's "
         "best epoch"
     )
@@ -120,25 +120,26 @@ def test_settings_of_several_objectives() -> None:
     assert SettingChoice("objective").choices == QUALITY_METRICS
 
 
-def test_what_is_unwise_is_said() -> None:
+def test_objective_warnings() -> None:
     assert objective_warnings(RunSettings(), True) == []
     assert objective_warnings(RunSettings(target_dice=0.8), True) == []
     assert objective_warnings(RunSettings(objectives=["val_dice", "val_loss"]), True) == []
     settings = RunSettings(objectives=["val_dice", "val_iou", "images_per_s", "epoch_s"], target_dice=0.8)
-    noise = (
-        "images_per_s and epoch_s: measured beside all else that runs on the machine, so small differences say nothing"
-    )
+    noise = "images_per_s and epoch_s: depends on what else runs on the machine, so small differences mean nothing"
     assert objective_warnings(settings, False) == [
         noise,
-        "val_dice and val_iou: each follows from the other, so they rank alike; one of them is enough",
-        "images_per_s and epoch_s: both say how fast a network trains; one of them is enough",
-        "4 objectives: most trials are then beaten by none, so the front tells little",
-        "--target-dice: ends the search by val_dice_best alone, whatever the other objectives have reached",
+        "val_dice and val_iou: both rank trials in the same order; one of them is enough",
+        "images_per_s and epoch_s: both measure how fast a network trains; one of them is enough",
+        "4 objectives: most trials are then on the Pareto front, so it selects little",
+        "--target-dice: the search ends by val_dice_best, whatever values the other objectives have",
     ]
-    assert objective_warnings(settings, True)[0] == f"{noise}; earlier trials had what their own search gave them"
+    assert (
+        objective_warnings(settings, True)[0]
+        == f"{noise}; values of earlier trials are from the machines of their searches"
+    )
 
 
-def test_memory_is_no_objective_without_gpus() -> None:
+def test_peak_memory_needs_gpus() -> None:
     settings = RunSettings(objectives=["val_dice_best", "peak_memory_mb"])
     preflight.check_budgets(SPACE, settings, Slots(1, 1, 1, 1.0))
     with pytest.raises(InputError) as caught:
@@ -167,7 +168,7 @@ def test_values_are_all_of_one_epoch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objectives", "values", "wanted"),
+    ("objectives", "values", "expected"),
     [
         (BOTH, [(0.5, 10), (0.6, 5), (0.4, 20), (0.4, 10), (0.6, 4)], "TTTFF"),
         (["val_dice", "epoch_s"], [(0.5, 10), (0.6, 5), (0.4, 20), (0.4, 1), (0.6, 5)], "FTFTT"),
@@ -177,16 +178,16 @@ def test_values_are_all_of_one_epoch() -> None:
     ],
     ids=["both up", "one down", "without values", "empty", "three"],
 )
-def test_the_front(objectives: list[str], values: list[Any], wanted: str) -> None:
-    assert front(values, objectives) == [letter == "T" for letter in wanted]
+def test_the_front(objectives: list[str], values: list[Any], expected: str) -> None:
+    assert front(values, objectives) == [letter == "T" for letter in expected]
 
 
-def test_the_front_is_optunas() -> None:
+def test_the_front_equals_that_of_optuna() -> None:
     names = ["val_dice", "images_per_s", "val_loss"]
     values = np.random.default_rng(0).integers(0, 6, (60, 3)).astype(float)  # many ties
-    told = optuna.create_study(directions=[OBJECTIVES[name] for name in names])
-    told.add_trials([optuna.trial.create_trial(values=list(its)) for its in values])
-    assert [i for i, it in enumerate(front(values.tolist(), names)) if it] == [t.number for t in told.best_trials]
+    study = optuna.create_study(directions=[OBJECTIVES[name] for name in names])
+    study.add_trials([optuna.trial.create_trial(values=list(row)) for row in values])
+    assert [n for n, best in enumerate(front(values.tolist(), names)) if best] == [t.number for t in study.best_trials]
 
 
 def test_the_weights_of_the_front_are_kept(tmp_path: Path) -> None:
@@ -195,11 +196,11 @@ def test_the_weights_of_the_front_are_kept(tmp_path: Path) -> None:
     ) -> list[int]:
         retention = CheckpointRetention(lambda run: str(run.path), lambda _: 1, room, objectives)
         all_runs = [RunDir(tmp_path / str(number)) for number in range(len(values))]
-        for run, its in zip(all_runs, values, strict=True):
+        for run, scores in zip(all_runs, values, strict=True):
             run.path.mkdir(exist_ok=True)
             run.best.touch()
             run.last.touch()
-            retention.trial_ended(run, its)
+            retention.trial_ended(run, scores)
         assert not any(run.last.exists() for run in all_runs)
         return [int(run.name) for run in all_runs if run.best.exists()]
 
@@ -210,12 +211,14 @@ def test_the_weights_of_the_front_are_kept(tmp_path: Path) -> None:
     assert kept(["val_dice_best"], [None, *[(n / 10,) for n in range(6)]]) == [2, 3, 4, 5, 6]
 
 
-# ---------------------------------------------------------------------------------------------- what Optuna hears
+# ---------------------------------------------------------------------------------------------- what Optuna gets
 
 STATES = ("completed", "early_stopped", "diverged", "completed", "out_of_memory", "lost", "failed", "completed")
 
 
-def written(search: SearchDir, number: int, config: TrialConfig, rows: Sequence[tuple[Any, ...]], state: str) -> RunDir:
+def write_trial(
+    search: SearchDir, number: int, config: TrialConfig, rows: Sequence[tuple[Any, ...]], state: str
+) -> RunDir:
     about = {"name": f"trial-{number:04d}", "kind": "trial", "config": config.model_dump()}
     run = RunDir.create(search.trial(number).path, run_record(about))
     for epoch, values in enumerate(rows, start=1):
@@ -227,7 +230,7 @@ def written(search: SearchDir, number: int, config: TrialConfig, rows: Sequence[
     return run
 
 
-def told(search: SearchDir) -> list[tuple[Any, ...]]:
+def optuna_trials(search: SearchDir) -> list[tuple[Any, ...]]:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal)))
     return [
         (t.number, t.state, t.params, t.values, t.intermediate_values, t.constraints, t.user_attrs.get("trial"))
@@ -236,7 +239,7 @@ def told(search: SearchDir) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
-def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
+def test_a_rebuilt_study_has_the_same_trials_and_proposals(sampler: str, tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()
     space = SearchSpace.read("quick")
@@ -247,25 +250,25 @@ def test_a_study_made_anew_is_the_same_and_proposes_the_same(sampler: str, tmp_p
         rows = [(0.1 + number / 50, 30.0 - number), (0.2 + number / 40, 40.0 - number), (None, 99.0)]
         for epoch, row in enumerate(rows, start=1):
             asked.report(number, epoch, row[0] or 0.0)
-        run = written(search, number, config, rows, "running" if number == 19 else state)
+        run = write_trial(search, number, config, rows, "running" if number == 19 else state)
         if number != 19:
             asked.tell(number, state, objective_values(run.rows(), BOTH))
-    before = told(search)
+    before = optuna_trials(search)
     names = [state.name for _, state, *_ in before]
     assert names[:8] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "PRUNED", "FAIL", "FAIL", "COMPLETE"]
-    assert [its[3] for its in before[:3]] == [[0.2, 40.0], [0.225, 39.0], None]
-    assert all(its[4] == {} for its in before), "no intermediate values"
-    assert [its[5] for its in before[:5]] == [{}, {}, {"diverged": 1.0}, {}, {"out_of_memory": 1.0}]
+    assert [trial[3] for trial in before[:3]] == [[0.2, 40.0], [0.225, 39.0], None]
+    assert all(trial[4] == {} for trial in before), "no intermediate values"
+    assert [trial[5] for trial in before[:5]] == [{}, {}, {"diverged": 1.0}, {}, {"out_of_memory": 1.0}]
     copy = SearchDir(tmp_path / "copy" / "s")
     shutil.copytree(search.path, copy.path)
     anew = Study(copy, space, settings)
-    assert told(copy) == before
+    assert optuna_trials(copy) == before
     assert [anew.ask(number) for number in (20, 21)] == [asked.ask(number) for number in (20, 21)]
     anew.tell(19, "completed", [0.9, 1.0])
-    assert told(copy)[19][1:4] == (optuna.trial.TrialState.COMPLETE, before[19][2], [0.9, 1.0])
+    assert optuna_trials(copy)[19][1:4] == (optuna.trial.TrialState.COMPLETE, before[19][2], [0.9, 1.0])
 
 
-def test_tpe_keeps_away_from_where_trials_diverge(tmp_path: Path) -> None:
+def test_tpe_avoids_configurations_that_diverge(tmp_path: Path) -> None:
     """A fast rate is better in both objectives, up to 1e-3, where all diverge."""
     space = SearchSpace.from_mapping({"learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}})
 
@@ -280,27 +283,27 @@ def test_tpe_keeps_away_from_where_trials_diverge(tmp_path: Path) -> None:
         return count
 
     constrained, ignored = beyond("a", "diverged"), beyond("b", "failed")
-    assert constrained < ignored, "a violated constraint says more than silence"
+    assert constrained < ignored, "a diverged trial is a violated constraint, a failed one is left out"
 
 
-def test_warm_start_takes_what_came_to_its_end(tmp_path: Path) -> None:
+def test_warm_start_takes_completed_trials(tmp_path: Path) -> None:
     space, settings = SearchSpace.read("quick"), RunSettings(objectives=BOTH)
     inside = space.config({})
     about = {"data": {"fingerprint": "f"}, "settings": RunSettings().model_dump()}
     first = SearchDir.create(tmp_path / "first", search_record(about))
-    written(first, 0, inside, [(0.3, 10.0), (0.5, 20.0), (0.4, 90.0)], "completed")
-    written(first, 1, inside, [(0.6, 20.0)], "stopped")
-    written(first, 2, inside, [(0.6, None)], "completed")
+    write_trial(first, 0, inside, [(0.3, 10.0), (0.5, 20.0), (0.4, 90.0)], "completed")
+    write_trial(first, 1, inside, [(0.6, 20.0)], "stopped")
+    write_trial(first, 2, inside, [(0.6, None)], "completed")
     taken, left_out = select_earlier_trials([first], space, settings, "f")
     assert [(trial.state, trial.values, trial.final) for trial in taken] == [("completed", {}, [0.5, 20.0])]
     assert left_out == {"stopped before its end": 1, "without a value of each objective": 1}
     search = SearchDir.create(tmp_path / "new", search_record(about))
     search.set_earlier(taken)
     Study(search, space, settings).ask(0)
-    assert [its[3] for its in told(search)] == [[0.5, 20.0], None]
+    assert [trial[3] for trial in optuna_trials(search)] == [[0.5, 20.0], None]
 
 
-# ------------------------------------------------------------------------------------------------ how it is shown
+# ------------------------------------------------------------------------------------------------ tables and report
 
 SPACE = SearchSpace.from_mapping(
     {
@@ -311,7 +314,7 @@ SPACE = SearchSpace.from_mapping(
 )
 
 
-def shown(search: SearchDir, width: int = 130) -> list[str]:
+def table_lines(search: SearchDir, width: int = 130) -> list[str]:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - what it prints is kept
     show_search(console, search)
     return [line.rstrip() for line in console.export_text().splitlines()]
@@ -339,13 +342,13 @@ def by_hand(tmp_path: Path) -> Callable[..., SearchDir]:
     return make
 
 
-def test_the_front_stands_first(by_hand: Callable[..., SearchDir]) -> None:
+def test_the_front_is_listed_first(by_hand: Callable[..., SearchDir]) -> None:
     search = by_hand(BOTH, (0.5, 81.25), (0.45, 60.0), (0.3, 240.04), (None, 500.0), (0.2, 10.0))
     board = leaderboard(search)
     assert [entry.name[-1] for entry in board.trials] == ["0", "2", "1", "4", "3"]
     assert [entry.name[-1] for entry in board.front] == ["0", "2"]
     assert board.best == board.front[0]
-    assert shown(search) == [
+    assert table_lines(search) == [
         "s: completed, 5 of 5 trials on prepared",
         " rank  trial       val_dice_best  images_per_s  val_dice  epochs  state      depth",
         "front  trial-0000         0.5000          81.2         -       1  completed      4",
@@ -359,7 +362,7 @@ def test_the_front_stands_first(by_hand: Callable[..., SearchDir]) -> None:
 
 
 @pytest.mark.parametrize("objectives", [BOTH, ["val_dice_best", "epoch_s"]])
-def test_the_picture_of_the_front(objectives: list[str], by_hand: Callable[..., SearchDir]) -> None:
+def test_the_figure_of_the_front(objectives: list[str], by_hand: Callable[..., SearchDir]) -> None:
     search = by_hand(objectives, (0.5, 81.25), (0.45, 60.0), (0.3, 240.04), (None, 500.0), (0.2, 10.0))
     page = write_report(search).read_text()
     assert (search.report / "front.png").read_bytes().startswith(b"\x89PNG")
@@ -394,18 +397,18 @@ def test_a_search_ends_in_a_front(done: Done) -> None:
     on_front = {f"trial-{trial.user_attrs['trial']:04d}": trial.values for trial in best}
     assert {entry.name: [entry.metric(name) for name in BOTH] for entry in board.front} == on_front
     assert [f"trial-{run.name}" for run in done.search.trials() if run.best.exists()] == sorted(on_front)
-    marked = [line.split()[1] for line in shown(done.search) if line.startswith("front  ")]
+    marked = [line.split()[1] for line in table_lines(done.search) if line.startswith("front  ")]
     assert marked == [entry.name for entry in board.front]
     assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]
 
 
-def test_mlflow_knows_the_front(done: Done) -> None:
+def test_mlflow_has_the_front(done: Done) -> None:
     client = MlflowClient(default_uri(done.search.path.parent))
-    found = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
     board = leaderboard(done.search)
     on_front = {entry.name for entry in board.front}
-    tags = {run.info.run_name: run.data.tags.get("pareto_front") for run in found}
+    tags = {run.info.run_name: run.data.tags.get("pareto_front") for run in runs}
     assert tags == {"s": None, **{e.name: "true" if e.name in on_front else "false" for e in board.trials}}
-    parent = next(run for run in found if run.info.run_name == "s")
+    parent = next(run for run in runs if run.info.run_name == "s")
     assert parent.data.params["objectives"] == "val_dice_best,images_per_s"
     assert done.search.status().front == [entry.name for entry in board.front]

@@ -1,7 +1,7 @@
-"""Run folders and prepared data that an earlier version (commit 80fae99) has written are read, and resumed.
+"""Run folders and prepared data of an earlier version (commit 80fae99) are read and resumed.
 
 `tests/old_files` holds a finished search and one that was killed with `kill -9`, both of the prepared phantom beside
-them. Weights of the baseline network (8 MB each) and the report are left out.
+them. Weights of the baseline network (8 MB each) and the report are not included.
 """
 
 from __future__ import annotations

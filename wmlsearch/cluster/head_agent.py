@@ -138,13 +138,13 @@ def job_state(name: str) -> JobState:
     if not name or not (job / "job.json").is_file():
         return JobState(name)
     record = _read_json(job / "job.json")
-    known: dict[str, Any] = {key: record[key] for key in ("name", "started", "pid") if key in record}
+    started_job: dict[str, Any] = {key: record[key] for key in ("name", "started", "pid") if key in record}
     for attempt in range(2):  # the exit status is written just before the lock is released: look again
         if (job / "exit.json").is_file():
-            return JobState(**known, state=ENDED, **_read_json(job / "exit.json"))
+            return JobState(**started_job, state=ENDED, **_read_json(job / "exit.json"))
         if _is_locked(job / "lock") or (attempt == 0 and time.time() - record["started"] < START_GRACE_S):
-            return JobState(**known, state=RUNNING)
-    return JobState(**known, state=GONE)
+            return JobState(**started_job, state=RUNNING)
+    return JobState(**started_job, state=GONE)
 
 
 def job_names() -> list[str]:
@@ -154,11 +154,8 @@ def job_names() -> list[str]:
 
 
 def search_summary(name: str) -> SearchSummary | None:
-    """Return how the folder of the search says that it stands; None if there is none."""
-    from wmlsearch.runs.folders import SearchDir
-
-    summary = SearchDir(HOME / "runs" / name).summary() if name else {}
-    return SearchSummary(**summary) if summary else None
+    """Return identity, status and usage of a search on the head; None if it has no folder."""
+    return SearchSummary.read(HOME / "runs" / name) if name else None
 
 
 def follow(name: str, offset: int) -> None:

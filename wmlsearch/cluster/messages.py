@@ -1,6 +1,6 @@
 """Messages from the head of a cluster to the laptop: a line with MARK, then a JSON object that names its type.
 
-Imports the standard library only, since each command on the head imports it.
+It imports only the standard library at its top, because each command on the head imports it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 MARK = "@wmlsearch@ "
@@ -38,11 +39,21 @@ class JobState:
 
 @dataclass(frozen=True)
 class SearchSummary:
-    """What distinguishes copies of a search folder: see `SearchDir.summary`."""
+    """Identity, status and usage of a search, by which two copies of its folder are compared."""
 
     key: str
     status: Mapping[str, Any]  # status.json
     used: Mapping[str, float]  # used.json
+
+    @classmethod
+    def read(cls, folder: Path) -> SearchSummary | None:
+        """Read a search folder; None before the search has begun."""
+        from wmlsearch.runs.folders import SearchDir
+
+        search = SearchDir(folder)
+        if not search.exists():
+            return None
+        return cls(search.record().key, search.status().as_json(), search.usage().as_json())
 
 
 class Message:
@@ -132,11 +143,11 @@ def read_message(text: str) -> Message:
     values = json.loads(text)
     try:
         form = _TYPES[values["type"]]
-        known = {field.name: values[field.name] for field in fields(form) if field.name in values}  # type: ignore[arg-type]
-        if "job" in known:
-            known["job"] = JobState(**known["job"])
-        if known.get("search") is not None:
-            known["search"] = SearchSummary(**known["search"])
-        return form(**known)
+        arguments = {field.name: values[field.name] for field in fields(form) if field.name in values}  # type: ignore[arg-type]
+        if "job" in arguments:
+            arguments["job"] = JobState(**arguments["job"])
+        if arguments.get("search") is not None:
+            arguments["search"] = SearchSummary(**arguments["search"])
+        return form(**arguments)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a message of this version of wmlsearch ({error})") from None

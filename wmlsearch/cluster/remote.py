@@ -196,7 +196,7 @@ def _has_copy(path: Path, search: SearchSummary | None) -> bool:
         raise InputError(
             f"{path}: holds another run than the one on the head, and nothing is overwritten; give another --out"
         )
-    return SearchSummary(**local.summary()) == search
+    return SearchSummary.read(path) == search
 
 
 def _send_data(head: Head, data: Path, target: str, fingerprint: str, say: Say) -> None:

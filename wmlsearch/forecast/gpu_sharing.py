@@ -73,9 +73,9 @@ def choose_trials_per_gpu(
     """
     trials = math.ceil(settings.trials / whole_gpu_slots.count)
     limits: dict[Limit, int] = {"cores": whole_gpu_slots.cpus, "trials": trials, "most": MAX_MEASURED}
-    most = min(limits.values())
-    slots = Slots(most, 1, max(1, whole_gpu_slots.cpus // most), share_of_gpu(most))
-    with TimingWorkers(shipment, slots, most, PATIENCE_S, one_gpu=True) as workers:
+    max_trials = min(limits.values())
+    slots = Slots(max_trials, 1, max(1, whole_gpu_slots.cpus // max_trials), share_of_gpu(max_trials))
+    with TimingWorkers(shipment, slots, max_trials, PATIENCE_S, one_gpu=True) as workers:
         fit, data_bytes = workers.predict_peak_memory(largest_configuration(space, settings.seed), settings)
         gpu_bytes = fit.left_bytes + data_bytes
         limits["memory"] = trials_that_fit(gpu_bytes, fit.need_bytes, data_bytes)

@@ -134,8 +134,8 @@ def _size_rows(evaluation: Evaluation) -> list[SizeRow]:
 
 
 def _found_share(scores: Scores, size: str) -> float | None:
-    lesions, found = scores.value(f"lesions_{size}"), scores.value(f"found_{size}")
-    return found / lesions if lesions and found is not None else None
+    lesions, detected = scores.value(f"lesions_{size}"), scores.value(f"found_{size}")
+    return detected / lesions if lesions and detected is not None else None
 
 
 def _unit_rows(evaluation: Evaluation) -> list[UnitRow]:

@@ -1,4 +1,4 @@
-"""Check all files of a search or run once, when it is named on the command line."""
+"""Check all files of a search or run that is named on the command line."""
 
 from __future__ import annotations
 

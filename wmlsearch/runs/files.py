@@ -1,4 +1,4 @@
-"""Files that survive a crash: written as a whole or not at all, or line by line with a torn last line removed."""
+"""Files that survive a crash: written completely or not at all, or line by line with a torn last line removed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files need not be text
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))  # names of files may be no valid text
 
 
 def write_private(path: Path, text: str) -> None:
@@ -129,7 +129,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); restore it from a copy") from None
-    with suppress(ValueError, RecursionError):  # at once, which is faster; line by line only to name a damaged one
+    with suppress(ValueError, RecursionError):  # all lines at once is faster; line by line only names a damaged one
         rows = json.loads(b"[" + b",".join(lines) + b"]")
         if len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):
             return list(rows)
@@ -157,10 +157,11 @@ def _cut_torn_line(descriptor: int, path: Path) -> None:
         keep -= 1
     if keep < size:
         os.ftruncate(descriptor, keep)
-        _log.warning("%s: its torn last line (%d bytes) is cut: its writer died in the middle of it", path, size - keep)
+        _log.warning("%s: removed the torn last line (%d bytes), which a killed process left", path, size - keep)
 
 
 def as_line(row: Mapping[str, Any]) -> str:
+    """Return a JSON object as a line."""
     return json.dumps(row, allow_nan=False) + "\n"
 
 

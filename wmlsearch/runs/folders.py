@@ -50,7 +50,7 @@ _STATUS = "status.json"
 
 @dataclass(frozen=True)
 class RecordDir:
-    """The folder of a search or of a run: what both have."""
+    """The folder of a search or of a run."""
 
     path: Path
     _FILES: ClassVar = {"record": "config.json", "status": _STATUS, "ledger": "mlflow.json"}
@@ -74,11 +74,11 @@ class RecordDir:
         return self.file("record").is_file()
 
     def record(self) -> FolderRecord:
-        """Read what runs here. Raises InputError."""
+        """Read the record of the search or run. Raises InputError."""
         raise NotImplementedError
 
     def status(self) -> RunStatus:
-        """Read how it stands; a folder without a status is running. Raises InputError."""
+        """Read the status; a folder without one is running. Raises InputError."""
         return read_optional(RunStatus, self.file("status")) or RunStatus(state=RUNNING)
 
     @property
@@ -94,12 +94,12 @@ class RecordDir:
         successor: Successor | None = None,
         front: list[str] | None = None,
     ) -> None:
-        """Write how it stands. Home directories become `~`, since MLflow gets reason and traceback."""
+        """Write the status. Home directories become `~`, because MLflow gets reason and traceback."""
         old = self.status()
         started = old.started or time.time()
         fields: dict[str, Any] = {"state": state, "reason": without_home(reason), "started": started}
         if state != RUNNING:
-            fields["ended"] = max(time.time(), started)  # clocks are set back at times
+            fields["ended"] = max(time.time(), started)  # a clock can be set back
         if old.predicted_memory_mb is not None:
             fields["predicted_memory_mb"] = old.predicted_memory_mb
         if traceback:
@@ -116,10 +116,11 @@ class RecordDir:
         write_json(self.file("status"), status.as_json())
 
     def ledger(self) -> MlflowLedger:
-        """Read what MLflow has of it already. Raises InputError."""
+        """Read what MLflow has already. Raises InputError."""
         return read_optional(MlflowLedger, self.file("ledger"), REMAKE_LEDGER) or MlflowLedger()
 
     def set_ledger(self, ledger: MlflowLedger) -> None:
+        """Write what MLflow has already."""
         write_json(self.file("ledger"), ledger.as_json())
 
     def set_evaluation(self, evaluation: Evaluation | EvaluationMetrics, fingerprint: str = "") -> None:
@@ -173,7 +174,7 @@ class RunDir(RecordDir):
         return read_record(RunRecord, self.file("record"))
 
     def checkpoint_bytes(self) -> int:
-        """Return the size of its checkpoints here, in bytes."""
+        """Return the size of the checkpoints in this folder, in bytes."""
         size = 0
         for path in (self.last, self.best):
             with contextlib.suppress(FileNotFoundError):
@@ -181,7 +182,7 @@ class RunDir(RecordDir):
         return size
 
     def append(self, row: EpochRow) -> None:
-        """Add the line of an epoch."""
+        """Append the line of an epoch."""
         append_line(self.file("metrics"), row.as_json())
 
     def rows(self) -> list[EpochRow]:
@@ -195,7 +196,7 @@ class RunDir(RecordDir):
             raise
 
     def trained_rows(self) -> list[EpochRow]:
-        """Read the epochs that were trained here: without those that a child took over from its parent."""
+        """Read the epochs that this run trained, without those that a child has from its parent."""
         return self.rows()[self.record().parent_epoch :]
 
     def reconcile(self, rows: Sequence[EpochRow]) -> None:
@@ -233,7 +234,7 @@ class SearchDir(RecordDir):
         return read_record(SearchRecord, self.file("record"))
 
     def change_settings(self, settings: RunSettings, storage: str | None) -> None:
-        """Write new settings (a resumed search may have other budgets) and where its checkpoints are now."""
+        """Write the settings of a resumed search, which can have other budgets, and the location of its checkpoints."""
         record = self.record().model_copy(update={"settings": settings, "storage": storage})
         write_json(self.file("record"), record.as_json())
 
@@ -271,7 +272,7 @@ class SearchDir(RecordDir):
 
     @property
     def _stop(self) -> Path:
-        """A file that exists while somebody asks the search to end."""
+        """The file that asks the search to end."""
         return self.path / "stop"
 
     def request_stop(self) -> None:
@@ -290,7 +291,7 @@ class SearchDir(RecordDir):
         write_json(self.file("usage"), {**self.usage().as_json(), **changes})
 
     def forecast(self) -> ForecastRecord | None:
-        """Read what the search was expected to use; None without a forecast. Raises InputError."""
+        """Read the forecast; None without one. Raises InputError."""
         return read_optional(ForecastRecord, self.file("forecast"), DELETE_FORECAST)
 
     def set_forecast(self, forecast: ForecastRecord) -> None:
@@ -324,17 +325,11 @@ class SearchDir(RecordDir):
         return [ModelDir(path) for path in _run_folders(self.path / "models")]
 
     def all_runs(self) -> list[RunDir]:
-        """Return all run folders below it."""
+        """Return all run folders in it: trials, final runs and models."""
         return [*self.trials(), *self.finals(), *self.models()]
 
-    def summary(self) -> dict[str, Any]:
-        """Return identity, status and usage, which distinguish copies of a search; {} before it has begun."""
-        if not self.exists():
-            return {}
-        return {"key": self.record().key, "status": self.status().as_json(), "used": self.usage().as_json()}
-
     def replace_with(self, newer: Path) -> None:
-        """Move the files of a newer copy of this search here, the status last: an interruption then shows."""
+        """Move the files of a newer copy of this search here, the status last: an interrupted move is noticed."""
         files = sorted((path for path in newer.rglob("*") if path.is_file()), key=lambda path: path == newer / _STATUS)
         for path in files:
             target = self.path / path.relative_to(newer)
@@ -347,7 +342,7 @@ class SearchDir(RecordDir):
         """Hold the search for this process. Raises InputError that names the process that holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.path):
-            self._stop.unlink(missing_ok=True)  # meant for the process that held it before
+            self._stop.unlink(missing_ok=True)  # it was for the process that held the search before
             yield
 
     def is_running(self) -> bool:
@@ -366,7 +361,7 @@ def _begin(folder: AnyDir, record: FolderRecord) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Refuse a folder in which something was run before, or that cannot be created. Raises InputError."""
+    """Refuse a folder that holds a run, is not empty, or cannot be created. Raises InputError."""
     status = path / _STATUS
     if status.exists():
         check_not_running(path)
@@ -375,8 +370,8 @@ def check_new(path: Path) -> None:
             f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; "
             "choose another --name, or delete the folder"
         )
-    # what was aside when its writer was killed is nothing that could be overwritten
-    if path.exists() and any(it.name != "owner" and not it.name.startswith(".") for it in path.iterdir()):
+    # hidden files are the temporary ones of a killed process
+    if path.exists() and any(file.name != "owner" and not file.name.startswith(".") for file in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -385,23 +380,23 @@ def check_new(path: Path) -> None:
 
 
 def find(name: str | None, out: Path) -> AnyDir:
-    """A search or run by NAME below `out`, by path, or the latest one. Raises InputError that says what there is."""
-    there = every(out)
+    """Return a search or run by its name in `out`, by its path, or the latest one in `out`. Raises InputError."""
+    runs = every(out)
     if name is None:
-        if not there:
-            raise InputError(f"{out}: no search or run there yet; start one with `wmlsearch tune`, or give --out")
-        return max(there, key=created)
+        if not runs:
+            raise InputError(f"{out}: has no search or run; start one with `wmlsearch tune`, or give --out")
+        return max(runs, key=created)
     for path in (out / name, Path(name)):
         if (path / "search.json").is_file():
             return SearchDir(path)
         if (path / "config.json").is_file():
             return RunDir(path)
-    names = ", ".join(run.name for run in sorted(there, key=created)) or "none"
-    raise InputError(f"{name}: no search or run of this name in {out} (there: {names}), and no path to one")
+    names = ", ".join(run.name for run in sorted(runs, key=created)) or "none"
+    raise InputError(f"{name}: no search or run of this name in {out} (it has: {names}), and not a path to one")
 
 
 def created(run: AnyDir) -> float:
-    """When a run was begun, Unix seconds; of a damaged folder, which must not block others, when it was changed."""
+    """Return when a run was created, Unix seconds. Of a damaged folder: when it was changed."""
     try:
         return run.record().created
     except InputError:
@@ -409,22 +404,22 @@ def created(run: AnyDir) -> float:
 
 
 def find_search(name: str | None, out: Path) -> SearchDir:
-    """As `find`, but a search. Raises InputError."""
-    found = find(name, out)
-    if not isinstance(found, SearchDir):
-        raise InputError(f"{found.path}: is a training, not a search")
-    return found
+    """Return a search as `find` does. Raises InputError if it is a training."""
+    search = find(name, out)
+    if not isinstance(search, SearchDir):
+        raise InputError(f"{search.path}: is a training, not a search")
+    return search
 
 
 def every(out: Path) -> list[AnyDir]:
-    """All searches and runs directly below `out`, by name."""
-    found: list[AnyDir] = []
+    """Return all searches and runs directly below `out`, sorted by name."""
+    runs: list[AnyDir] = []
     for path in sorted(out.iterdir()) if out.is_dir() else []:
         if (path / "search.json").is_file():
-            found.append(SearchDir(path))
+            runs.append(SearchDir(path))
         elif (path / "config.json").is_file():
-            found.append(RunDir(path))
-    return found
+            runs.append(RunDir(path))
+    return runs
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -434,16 +429,16 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def mark_dead_runs(root: AnyDir) -> None:
-    """What says "running" below a search or run that no process holds has died without a word: it is interrupted."""
-    parts: list[AnyDir] = [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]
-    if still := [part for part in parts if part.state == RUNNING]:
+    """Set what is "running" in a search or run that no process holds to "interrupted": its process died."""
+    folders: list[AnyDir] = [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]
+    if running := [folder for folder in folders if folder.state == RUNNING]:
         with contextlib.suppress(InputError), folder_lock(root.path):
-            for part in still:
-                part.set_status("interrupted", "its process died")
+            for folder in running:
+                folder.set_status("interrupted", "its process died")
 
 
 def check_name(name: str) -> str:
-    """A name that is safe as a folder's. Raises InputError."""
+    """Return a name that is safe as the name of a folder. Raises InputError for others."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise InputError(
             f"--name {name!r}: letters, digits, '.', '_' and '-' only, at most 100, not starting with a sign"

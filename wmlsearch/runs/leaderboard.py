@@ -24,7 +24,7 @@ class Entry:
     value: float | None  # the objective at the best epoch
     config: Mapping[str, Any]  # the searched hyperparameters; without those that a condition switches off
     path: str
-    parent: str = ""  # the trial whose first epochs it took over (--scheduler pbt)
+    parent: str = ""  # the trial from which it continued (--scheduler pbt)
 
     def metric(self, name: str) -> float | None:
         """Return a metric of the best epoch; None if there is none."""

@@ -1,4 +1,4 @@
-"""The names and kinds of runs, in run folders and in MLflow. They are made here only.
+"""The names and kinds of runs, in run folders and in MLflow. All are built in this module.
 
 | MLflow run                               | name                                      | kind         |
 |------------------------------------------|-------------------------------------------|--------------|

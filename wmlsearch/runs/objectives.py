@@ -11,6 +11,7 @@ from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.runs.schema import EpochRow
 
 MANY = 3  # with more objectives almost every trial is on the front
+CANDIDATE_METRIC = "val_dice_best"  # compares the candidates for the champion, also after a search by another metric
 
 
 def best_epoch(rows: Sequence[EpochRow], objective: str) -> EpochRow | None:
@@ -47,25 +48,20 @@ def front(values: Sequence[Sequence[float] | None], objectives: Sequence[str]) -
 
 
 def objective_warnings(settings: RunSettings, warm_start: bool) -> list[str]:
-    """Return notes about objectives that are allowed, but of little use together."""
+    """Return notes about objectives that are allowed but of little use together."""
     names, notes = settings.objectives, []
     if measured := [name for name in names if name in ("images_per_s", "epoch_s")]:
         which = " and ".join(measured)
         notes.append(
-            f"{which}: measured beside all else that runs on the machine, so small differences say nothing"
-            + ("; earlier trials had what their own search gave them" if warm_start else "")
+            f"{which}: depends on what else runs on the machine, so small differences mean nothing"
+            + ("; values of earlier trials are from the machines of their searches" if warm_start else "")
         )
     if {"val_dice", "val_iou"} <= set(names):
-        notes.append("val_dice and val_iou: each follows from the other, so they rank alike; one of them is enough")
+        notes.append("val_dice and val_iou: both rank trials in the same order; one of them is enough")
     if {"images_per_s", "epoch_s"} <= set(names):
-        notes.append("images_per_s and epoch_s: both say how fast a network trains; one of them is enough")
+        notes.append("images_per_s and epoch_s: both measure how fast a network trains; one of them is enough")
     if len(names) > MANY:
-        notes.append(f"{len(names)} objectives: most trials are then beaten by none, so the front tells little")
+        notes.append(f"{len(names)} objectives: most trials are then on the Pareto front, so it selects little")
     if names and settings.target_dice is not None:
-        notes.append(
-            "--target-dice: ends the search by val_dice_best alone, whatever the other objectives have reached"
-        )
+        notes.append("--target-dice: the search ends by val_dice_best, whatever values the other objectives have")
     return notes
-
-
-CANDIDATE_METRIC = "val_dice_best"  # what candidates are compared in, whatever the search has maximised

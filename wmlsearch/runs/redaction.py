@@ -7,16 +7,16 @@ import re
 
 
 def without_home(text: str) -> str:
-    """A text in which home directories are `~`: they have people's names, and others read what is sent to MLflow."""
-    own = re.escape(os.environ.get("HOME", "").rstrip("/") or "/root")
-    homes = rf"(?:/(?:home|Users)/[^/\s:'\"]+|(?<!\w)(?:/root|{own}))"
+    """Return a text with home directories written as `~`, because they hold people's names."""
+    home = re.escape(os.environ.get("HOME", "").rstrip("/") or "/root")
+    homes = rf"(?:/(?:home|Users)/[^/\s:'\"]+|(?<!\w)(?:/root|{home}))"
     return re.sub(rf"{homes}(?=[/\s:'\",;)]|$)", "~", text)
 
 
 def without_password(text: str) -> str:
-    """A text that is to be shown, without the password of any URI in it, wherever that stands.
+    """Return a text with the passwords of URIs written as `***`.
 
-    A password may hold any sign, so all up to the last @ is taken for it; spaces only where the text is a URI alone.
+    A password can hold any character, so it extends to the last @, over spaces only if the whole text is a URI.
     """
     space = "" if re.match(r"[\w+.-]+://", text) else r"\s"
     names = r"\b(?:[\w.-]*(?:password|passwd|pwd|token|secret)[\w.-]*|sig)"

@@ -36,7 +36,7 @@ ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # a resumed search continues these
 
 RESTORE = "restore it from a copy, or move the run away"
-REMAKE_LEDGER = "delete it, and `wmlsearch sync` makes it anew"
+REMAKE_LEDGER = "delete it; `wmlsearch sync` writes it again"
 DELETE_FORECAST = "delete it, it is for looking at only"
 
 Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours, MiB
@@ -45,12 +45,12 @@ R = TypeVar("R", bound="Record")
 
 
 def _whole(model: BaseModel) -> dict[str, Any]:
-    """Serialize all fields, also those that have their default: a later version may have another default."""
+    """Serialize all fields, also those with their default: a later version can have another default."""
     return model.model_dump()
 
 
 def _epochs_as_numbers(value: Any) -> Any:
-    """Turn the keys of a JSON object into epoch numbers, where they are."""
+    """Turn the keys of a JSON object that are digits into epoch numbers."""
     if not isinstance(value, Mapping):
         return value
     return {int(key) if re.fullmatch("[0-9]{1,6}", str(key)) else key: entry for key, entry in value.items()}
@@ -74,7 +74,7 @@ class Record(BaseModel):
 
 
 class DataRecord(Record):
-    """The prepared data set of a run. A model needs plane, axis, size, fit and spacing to slice other volumes alike."""
+    """The prepared data set of a run. Plane, axis, size, fit and spacing say how a model slices other volumes."""
 
     name: str  # of its folder
     fingerprint: str  # SHA-256 of its content
@@ -104,7 +104,7 @@ class SplitCertificate(Record):
 
 
 class FolderRecord(Record):
-    """The part that `config.json` and `search.json` share: what runs. Only a resumed search changes it."""
+    """The part that `config.json` and `search.json` share. Only a resumed search changes it."""
 
     key: str = ""  # identifies the run in MLflow; set when its folder is created
     created: float = 0.0  # Unix seconds; set when its folder is created
@@ -117,10 +117,10 @@ class FolderRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)  # by package; also python and commit
 
     def missing_in_file(self) -> list[str]:
-        """Return the names that a file must hold, but that this one lacked."""
+        """Return the names that a file must hold but this one does not."""
         names = [name for name in ("key", "created") if name not in self.model_fields_set]
-        wanted = ("objective", "epochs", "seed", "trials", "precision")
-        return names + [f"settings.{name}" for name in wanted if name not in self.settings.model_fields_set]
+        required = ("objective", "epochs", "seed", "trials", "precision")
+        return names + [f"settings.{name}" for name in required if name not in self.settings.model_fields_set]
 
 
 class RunRecord(FolderRecord):
@@ -199,7 +199,7 @@ class Successor(Record):
 
 
 class RunStatus(Record):
-    """`status.json`: how a search or run stands."""
+    """`status.json`: the state of a search or run."""
 
     state: Annotated[str, Field(pattern=f"^({'|'.join((RUNNING, *ENDED))})$")]
     reason: str = ""  # one line
@@ -222,7 +222,7 @@ class EpochRow:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochRow:
-        """Return the row of a flat mapping. Raises KeyError. `LINE` has the other rules."""
+        """Return the row of a flat mapping. Raises KeyError. `EpochLine` has the other rules."""
         metrics = dict(values)
         return cls(metrics.pop("epoch"), metrics.pop("time"), metrics.pop("ended"), metrics)
 
@@ -296,10 +296,10 @@ class MlflowLedger(Record):
     uri: str | None = None  # of the MLflow store, without a password
     run_id: str | None = None
     rows: Annotated[int, Field(ge=0)] = 0  # epochs
-    made: bool = False  # whether this ledger's run was created, not found there
+    made: bool = False  # whether the run was created for this ledger, not found in MLflow
     experiment_id: str | None = None
     params: bool = False  # whether it has the parameters and constant tags
-    state: str | None = None  # the last state that it was told
+    state: str | None = None  # the last state that MLflow got
     files: list[str] = Field(default_factory=list)
     tested: float | None = None  # `opened` of the evaluation that it has, Unix seconds
     front: bool | None = None  # the tag `pareto_front`

@@ -73,17 +73,17 @@ def predict_peak_memory(
 
 
 def check_memory_before_start(
-    config: TrialConfig, manifest: Manifest, precision: str, slots: Slots, here: bool
+    config: TrialConfig, manifest: Manifest, precision: str, slots: Slots, on_this_machine: bool
 ) -> MemoryFit:
     """Predict the peak memory without a training step, before the workers of `slots` start.
 
     Args:
-        here: Whether the workers will be on this machine.
+        on_this_machine: Whether the workers will be on this machine.
 
     Raises:
         TimeoutError: No worker started that could report its free memory.
     """
-    if here and not slots.gpus:
+    if on_this_machine and not slots.gpus:
         device, left, bfloat16 = _worker_memory(slots, precision)
     else:  # only a process with the resources of a worker sees its GPU or machine
         task: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_worker_memory)

@@ -192,15 +192,15 @@ def _cropped(predicted: np.ndarray, expert: np.ndarray) -> tuple[np.ndarray, np.
 def _ratios(counts: Mapping[str, int]) -> dict[str, float | None]:
     voxels = Confusion(*(counts[name] for name in _VOXELS))
     ratios = {name: getattr(voxels, name) for name in ("accuracy", "iou", "dice", "precision", "recall")}
-    expert, predicted, found, false = (counts[name] for name in _LESIONS)
+    expert, predicted, detected, false = (counts[name] for name in _LESIONS)
     true = predicted - false
     # 2 PR / (P + R), rearranged so that it is 0 rather than 0 / 0 where both masks have lesions but none overlap
-    whole = found * predicted + true * expert if found else expert + predicted
+    whole = detected * predicted + true * expert if detected else expert + predicted
     return {
         **{name: None if math.isnan(value) else value for name, value in ratios.items()},
         "lesion_precision": _ratio(true, predicted),
-        "lesion_recall": _ratio(found, expert),
-        "lesion_f1": _ratio(2 * found * true, whole),
+        "lesion_recall": _ratio(detected, expert),
+        "lesion_f1": _ratio(2 * detected * true, whole),
     }
 
 

@@ -235,7 +235,7 @@ def check_baseline_fits(plan: SearchPlan) -> None:
     baseline, slots, size = TrialConfig(), plan.slots, plan.manifest.size
     try:
         fit = check_memory_before_start(
-            baseline, plan.manifest, plan.settings.precision, slots, here=not plan.placement.on_cluster
+            baseline, plan.manifest, plan.settings.precision, slots, on_this_machine=not plan.placement.on_cluster
         )
     except TimeoutError:  # other programs hold the resources: memory admission then asks before each trial
         return
