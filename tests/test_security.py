@@ -177,7 +177,7 @@ def test_messages_contain_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"postgresql://me:{'p w' * 100}@host"
     assert why(ValueError(f"can't parse {uri}"), uri) == "ValueError: can't parse postgresql://me:***@host"
     assert "cut" not in why(ValueError(f"{'x' * 280} http://me:cutthis@host"))
-    with pytest.raises(InputError, match=r"^--storage foo://key:\*\*\*@bucket: can't be written \(") as refused:
+    with pytest.raises(InputError, match=r"^--storage foo://key:\*\*\*@bucket: cannot be written \(") as refused:
         check_writable("foo://key:se/cret@bucket")
     assert "cret" not in str(refused.value)
 

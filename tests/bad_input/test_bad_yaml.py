@@ -209,7 +209,7 @@ CLUSTERS = {
         "[" * 20000,
         "cannot be read as a cluster file (nested too deeply)",
     ),
-    "no mapping": ("- a\n", "isn't a cluster file of Ray: `cluster_name` and `provider` are missing"),
+    "no mapping": ("- a\n", "not a cluster file of Ray: `cluster_name` or `provider` is missing"),
 }
 
 
