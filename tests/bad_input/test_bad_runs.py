@@ -294,7 +294,7 @@ def test_a_damaged_search(name: str, search: Path, refused: Refused) -> None:
 def test_damaged_run_does_not_block_another(search: Path, refused: Refused) -> None:
     shutil.copytree(search, search.with_name("t"))
     (search / "search.json").write_text("[]")
-    assert refused("stop", "t") == "t: is not running (state: completed), nothing to stop"
+    assert refused("stop", "t") == "t: the search is not running (state: completed), so there is nothing to stop"
     assert refused("status", "u") == "u: no search or run of this name in runs (it has: t, s), and not a path to one"
 
 

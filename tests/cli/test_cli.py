@@ -123,7 +123,9 @@ def test_no_such_space(say: Say) -> None:
     names = ", ".join(sorted(path.stem for path in shipped().glob("*.yaml")))
     for verb in ("tune", "train"):
         assert refused(say(verb, "unett")) == f"unett: no such file, and not one of the shipped search spaces: {names}"
-    assert refused(say("tune", "spaces/u.yaml")).startswith("spaces/u.yaml: no such file, and not a shipped space")
+    assert refused(say("tune", "spaces/u.yaml")).startswith(
+        "spaces/u.yaml: no such file, and not one of the shipped search spaces"
+    )
 
 
 def test_faults_in_a_file(say: Say, tmp_path: Path) -> None:

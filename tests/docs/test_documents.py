@@ -129,7 +129,9 @@ def test_the_command_lines_of_the_first_pages_are_complete(document: Path) -> No
     lines = [shlex.split(line) for line in blocks if line.startswith("$ wmlsearch ")]
     assert len(lines) >= 3
     for _, _, verb, *words in lines:
-        main.commands[verb].make_context(verb, words)  # raises for a missing argument or a wrong value
+        main.commands[verb].make_context(
+            verb, words, parent=main.make_context("wmlsearch", [], resilient_parsing=True)
+        )  # raises for a missing argument or a wrong value
 
 
 def test_the_make_targets_that_documents_name_exist() -> None:

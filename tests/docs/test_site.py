@@ -47,7 +47,9 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
 
 
 def _context(command: click.Command) -> click.Context:
-    return click.Context(command)
+    # below `wmlsearch` itself: a command keeps the names of its help option from its first context
+    parent = main.make_context("wmlsearch", [], resilient_parsing=True)
+    return click.Context(command, parent=parent)
 
 
 @pytest.mark.parametrize(("model", "page"), [(TrialConfig, "hyperparameters"), (RunSettings, "settings")])

@@ -65,7 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         values = [best, best - 0.1] if state == "completed" else [0.3 + number / 5000]
         add(search.trial(number), f"trial-{number:04d}", "trial", config, values, state)
     for role, model, value in (("baseline", "paper", 0.71), ("champion", "trial-0490", 0.72)):
-        add(search.model(role), f"{role} ({model})", role, {}, [value], "completed", model=model)
+        add(search.model(role), f"{role} ({model})", role, {}, [value], "completed", model=model, members=[])
         tested = EvaluationMetrics(opened=1_760_000_100.0, metrics={"test_dice": value - 0.1})
         search.model(role).set_evaluation(tested)
     search.set_status("completed")
