@@ -85,12 +85,12 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
     display.update(run)
     display.update(run)
     assert console.export_text() == (
-        f"{name}: its process or machine died, so another one goes on with it after epoch 1\n"
+        f"{name}: its process or machine died, so a new process continues it after epoch 1\n"
     )
     write_result(run, TrialResult(replayed=[]), trained, "no report for 5 s (--trial-timeout)")
     display.update(run)
     assert console.export_text() == (
-        f"{name}: no report for 5 s (--trial-timeout), so another one goes on with it at its beginning\n"
+        f"{name}: no report for 5 s (--trial-timeout), so a new process continues it from the beginning\n"
     )
     run.set_status("completed")
     assert run.status().reason == ""

@@ -295,12 +295,12 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -
     assert search.trial(0).status().reason == ""
     report_epoch(2, replayed=[row.as_json() for row in search.trial(0).rows()])  # another process has begun
     assert search.trial(0).status().reason == (
-        "its process or machine died, so another one goes on with it after epoch 1"
+        "its process or machine died, so a new process continues it after epoch 1"
     )
     report_epoch(3, done=True, ended="completed")
     assert search.trial(0).status().reason == ""
     said = console.export_text().splitlines()
-    assert said[0] == "trial-0000: its process or machine died, so another one goes on with it after epoch 1"
+    assert said[0] == "trial-0000: its process or machine died, so a new process continues it after epoch 1"
     assert said[1].startswith("trial-0000 completed after 3 epochs")
 
 

@@ -184,9 +184,9 @@ def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str
         run.reconcile(result.replayed)
         if run.path in seen:
             epochs = len(result.replayed)
-            where = f"after epoch {epochs}" if epochs else "at its beginning"
+            where = f"after epoch {epochs}" if epochs else "from the beginning"
             reason = timeout or "its process or machine died"
-            run.set_status(RUNNING, f"{reason}, so another one goes on with it {where}")
+            run.set_status(RUNNING, f"{reason}, so a new process continues it {where}")
         seen.add(run.path)
     if result.predicted_memory_mb is not None:
         run.set_predicted_memory(result.predicted_memory_mb)
