@@ -23,7 +23,7 @@ from wmlsearch.runs.wording import duration, last_line, plural
 from wmlsearch.space import SearchSpace
 
 MAX_ROWS = 10  # of the leaderboard while a search runs
-FORECAST_TRIALS = 5  # until so many trials have ended, the time left follows from the forecast, then from their time
+FORECAST_TRIALS = 5  # the forecast gives the time left until as many trials have ended, then their time does
 
 
 class SearchDisplay:

@@ -35,7 +35,7 @@ class Augmentation:
 
     @classmethod
     def draw(cls, kind: Literal["flip", "affine"], slices: int, generator: torch.Generator) -> Augmentation:
-        """Draw the parameters of so many slices.
+        """Draw the parameters of `slices` slices.
 
         flip: mirrored left to right with probability 1/2. affine: that, and uniformly +-15 degrees, +-10 % size, +-5 %
         shift.

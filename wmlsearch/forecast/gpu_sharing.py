@@ -19,7 +19,7 @@ from wmlsearch.model.throughput import mps_is_on
 from wmlsearch.space import SearchSpace
 
 MAX_MEASURED = 8  # trials on a GPU; more are not measured
-MIN_GAIN = 1.1  # one more trial must make all of them together so many times faster
+MIN_GAIN = 1.1  # factor by which one more trial must speed up all of them together
 LIMIT_S = 2.0  # for each number of trials that is timed
 PATIENCE_S = 300.0  # for the whole measurement
 

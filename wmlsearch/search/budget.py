@@ -16,7 +16,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import EpochRow
 
 TICK_S = 1.0  # between two looks at the clock and at the run folder
-SAME_ERRORS = 3  # so many trials with the same traceback end the search
+SAME_ERRORS = 3  # trials with the same traceback, after which the search ends
 STOP_REQUESTED = "stopped by `wmlsearch stop`"
 
 

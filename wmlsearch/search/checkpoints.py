@@ -20,7 +20,7 @@ from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.objectives import front
 from wmlsearch.runs.redaction import without_password
 
-KEPT_BEST = 5  # so many of the best trials keep their weights
+KEPT_BEST = 5  # number of best trials that keep their weights
 
 
 class Checkpoints:

@@ -27,7 +27,7 @@ class WorkerJob:
     settings: RunSettings
     threads: int  # of torch
     slots: Slots | None = None  # the worker is in one of them; None: it has its machine or GPU for itself
-    elastic: bool = False  # whether a worker group goes on with fewer workers when a machine is lost
+    elastic: bool = False  # whether a worker group continues with fewer workers when a machine is lost
     snapshot_every: int = 0  # epochs between the snapshots of a trial's checkpoint; 0: none
 
     def as_plain(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class TrialAssignment(_Message):
 
     number: int | None = None  # of a trial in its search; None: a final run or a run of `wmlsearch train`
     checkpoint_location: str  # folder or URI
-    reported_epochs: int = 0  # the driver has the reports of so many epochs
+    reported_epochs: int = 0  # epochs whose reports the driver has already
     config: TrialConfig
     rate_factors: dict[int, float] = {}  # the learning rate is multiplied by the factor of the latest of these epochs
     seed: int | None = None  # None: the seed of the settings
@@ -70,7 +70,7 @@ class TrialAssignment(_Message):
 class TrialResult(_Message):
     """What a worker returns after each step of a trial or run: an epoch, how it ended, or both."""
 
-    replayed: list[EpochRow] | None = None  # first step: the rows of the checkpoint that training goes on from
+    replayed: list[EpochRow] | None = None  # first step: the rows of the checkpoint that training continues from
     predicted_memory_mb: float | None = None  # first step of a new run: predicted `peak_memory_mb`, MiB
     report: EpochRow | None = None  # the row of the epoch; None: the step has trained none
     done: bool = False  # no step follows; without `ended`, Tune's scheduler stops the trial here

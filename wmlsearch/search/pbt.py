@@ -191,7 +191,7 @@ class Snapshots:
 
 
 def most_parents(trials: int) -> int:
-    """Return how many parents there can be at a comparison of so many trials."""
+    """Return the largest number of parents at a comparison of `trials` trials."""
     return max(1, trials // QUARTER)
 
 

@@ -98,7 +98,7 @@ def _going_on(arrivals: float, reduction_factor: int) -> float:
 
 
 def levels_of(settings: RunSettings, trials: float | None = None) -> tuple[Rung, ...]:
-    """Return the rungs of a search, or of so many of its trials."""
+    """Return the rungs of a search of `trials` trials (default: those of the settings)."""
     trials = settings.trials if trials is None else trials
     if settings.scheduler == "pbt":
         size, step = expected_size(settings) * trials / settings.trials, settings.grace_epochs
@@ -108,7 +108,7 @@ def levels_of(settings: RunSettings, trials: float | None = None) -> tuple[Rung,
 
 
 def rungs_within(settings: RunSettings, most_epochs: float) -> tuple[Rung, ...]:
-    """Return the rungs of as many of the trials as train so many epochs in total."""
+    """Return the rungs of the search, cut to as many trials as train `most_epochs` epochs in total."""
     low, high = 0.0, float(settings.trials)
     if sum(level.epochs for level in levels_of(settings)) <= most_epochs:
         return levels_of(settings)

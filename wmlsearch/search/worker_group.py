@@ -108,7 +108,7 @@ class WorkerGroup:
         actor: Any = ray.remote(num_cpus=0)(Mailbox)
         self.mailbox = actor.options(scheduling_strategy=same_node).remote()
         self.scratch = tempfile.mkdtemp(prefix="wmlsearch-train-", dir=scratch)
-        # If a machine is lost, an elastic group goes on with the remaining workers and the same global batch size.
+        # If a machine is lost, an elastic group continues with the remaining workers and the same global batch size.
         workers: Any = (1, slots.workers) if job.elastic and slots.workers > 1 else slots.workers
         backend = "nccl" if slots.gpus else "gloo"
         on_one_machine = EMBEDDED in os.environ

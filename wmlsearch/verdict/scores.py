@@ -141,7 +141,7 @@ def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> _Part
 
 
 def _counts(parts: Sequence[_Part], voxels: int, unit: str) -> dict[str, int]:
-    """Add up the counts of all parts, which have so many voxels (or pixels) together."""
+    """Add up the counts of all parts. `voxels` is the number of voxels (or pixels) of all parts together."""
     tp, fp, fn = (sum(getattr(part, name) for part in parts) for name in ("tp", "fp", "fn"))
     sizes = np.concatenate([part.sizes for part in parts] or [np.zeros(0)])
     hit = np.concatenate([part.hit for part in parts] or [np.zeros(0, bool)])
