@@ -142,7 +142,7 @@ def test_full_and_unmounted_disks(
         with Running(out, *command, log=tmp_path / "read-only.log") as running:
             assert running.end(120) == 2, running.text()
         assert running.text().startswith("wmlsearch: " + str(out)), running.text()
-        assert "can't be written" in running.text() or "Read-only file system" in running.text(), running.text()
+        assert "cannot be written" in running.text() or "Read-only file system" in running.text(), running.text()
         assert "trials run" not in running.text(), "refused before anything starts"
     record("run folder read-only", 2, observed="refused before the first trial")
 

@@ -51,7 +51,7 @@ def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -
     assert search.finals() == []
     again = subprocess.run(stop, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 2
-    assert again.stderr == "wmlsearch: s: is not running (state: interrupted), nothing to stop\n"
+    assert again.stderr == "wmlsearch: s: the search is not running (state: interrupted), so there is nothing to stop\n"
     # resumed with other budgets, one of which ends it
     had = sum(len(run.rows()) for run in search.trials())
     final = 2 * EPOCHS
