@@ -301,10 +301,29 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     "text",
     ["[../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:25249: Connection reset by peer.", "NCCL error in: x"],
 )
-def test_the_death_of_another_rank_does_not_fail_the_trial(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not _lost_a_rank(RuntimeError(text)), "alone in its process"
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+def test_the_death_of_another_rank_does_not_fail_the_trial(
+    text: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert _lost_a_rank(RuntimeError(text))
     assert _lost_a_rank(torch.distributed.DistNetworkError("the store is gone"))
     assert not _lost_a_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not _lost_a_rank(KeyError("gloo"))
+
+    def step(in_group: bool) -> TrialResult:
+        """A step that ends by the error after Ray Train has taken the group away."""
+        job = WorkerJob(
+            make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), RunSettings(), threads=1
+        )
+        config = TrialConfig(depth=2, base_channels=4, batch_size=4)
+        session = TrainingSession(job, TrialAssignment(config=config, checkpoint_location=str(tmp_path)))
+        session.in_group = in_group
+
+        def failing() -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(session, "_next_row", failing)
+        return session.step()
+
+    assert step(in_group=False).ended == "failed", "no other rank can have died"
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        step(in_group=True)

@@ -32,7 +32,7 @@ _STATES_OF_ERRORS: tuple[tuple[type[Exception], str], ...] = (
 class TrainingSession:
     """The training of one trial or run in this process, an epoch per step.
 
-    A session goes on from the checkpoint at its location, if there is one. It first returns the epochs of the
+    A session continues from the checkpoint at its location, if there is one. It first returns the epochs of the
     checkpoint that the driver has no report of, one per step, so that the scheduler decides about each. A run that
     does not fit into memory ends as "out_of_memory" before its first epoch.
     """
@@ -41,6 +41,8 @@ class TrainingSession:
         torch.set_num_threads(job.threads)
         settings = job.settings
         self.job, self.rank, self.config = job, rank, assignment.config
+        # Asked now: when another rank dies, Ray Train may take the group away before this rank notices the death.
+        self.in_group = distributed.is_available() and distributed.is_initialized()
         self.checkpoints = Checkpoints(assignment.checkpoint_location)
         self.started, self.reported_epochs = False, assignment.reported_epochs
         self.unreported: list[EpochRow] = []  # rows of the checkpoint
@@ -79,7 +81,7 @@ class TrainingSession:
             for kind, state in _STATES_OF_ERRORS:
                 if isinstance(error, kind):
                     return result.with_end(state, str(error))
-            if _lost_a_rank(error):  # the group is set up again, and this run goes on from its checkpoint
+            if self.in_group and _lost_a_rank(error):  # a new group continues this run from its checkpoint
                 raise
             state = "out_of_memory" if _is_out_of_memory(error) else "failed"
             return result.with_end(state, _last_line(error), traceback=traceback.format_exc(), broke=True)
@@ -152,9 +154,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _lost_a_rank(error: Exception) -> bool:
     """Whether another rank of the group does not answer. With gloo, only the text of a RuntimeError says it."""
-    return distributed.is_initialized() and (
-        isinstance(error, distributed.DistError)
-        or (isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl")))
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl"))
     )
 
 
