@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
 import os
@@ -49,7 +50,7 @@ _STATUS = "status.json"
 
 
 @dataclass(frozen=True)
-class RecordDir:
+class RecordDir(abc.ABC):
     """The folder of a search or of a run."""
 
     path: Path
@@ -73,9 +74,9 @@ class RecordDir:
         """Return whether a search or run was created here."""
         return self.file("record").is_file()
 
+    @abc.abstractmethod
     def record(self) -> FolderRecord:
         """Read the record of the search or run. Raises InputError."""
-        raise NotImplementedError
 
     def status(self) -> RunStatus:
         """Read the status; a folder without one is running. Raises InputError."""
