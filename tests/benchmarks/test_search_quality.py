@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,8 +84,8 @@ def test_recorder_stops_after_its_time_limit(tmp_path: Path) -> None:
 
 
 def test_diverged_configuration_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverging(*args: object, **options: object) -> object:
-        yield next(real(*args, **options))  # type: ignore[arg-type]
+    def diverging(*args: Any, **options: Any) -> Iterator[object]:
+        yield next(real(*args, **options))
         raise recorder.Diverged
 
     real = recorder.epochs

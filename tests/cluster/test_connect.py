@@ -116,19 +116,13 @@ def search_on(held: Held, prepared: Path, tmp_path: Path) -> None:
     assert {run.status().state for run in trials} == {"completed", "stopped"}
 
 
+def quick_search(prepared: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "wmlsearch", "tune", "quick", "--data", str(prepared), "--out", str(out)]
+
+
 def test_impossible_request_is_refused_after_connecting(held: Held, prepared: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "wmlsearch",
-        "tune",
-        "quick",
-        "--data",
-        str(prepared),
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    command += ["--workers-per-trial", "3", "--gpus-per-worker", "1", "--ray-address", held.address]
+    command = [*quick_search(prepared, tmp_path / "r"), "--ray-address", held.address]
+    command += ["--workers-per-trial", "3", "--gpus-per-worker", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=TOKEN)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr == (
@@ -139,19 +133,8 @@ def test_impossible_request_is_refused_after_connecting(held: Held, prepared: Pa
 
 
 def test_missing_token_error_names_the_next_step(held: Held, prepared: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "wmlsearch",
-        "tune",
-        "quick",
-        "--data",
-        str(prepared),
-        "--out",
-        str(tmp_path / "r"),
-    ]
     done = subprocess.run(
-        [*command, "--ray-address", held.address],
+        [*quick_search(prepared, tmp_path / "r"), "--ray-address", held.address],
         capture_output=True,
         text=True,
         timeout=120,

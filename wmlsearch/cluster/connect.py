@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import ray
 
-from wmlsearch.cluster.ray_patches import TOKEN_REFUSED, quiet_raylets
+from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
 from wmlsearch.cluster.resources import available_cpus
 from wmlsearch.config import InputError
 
@@ -113,9 +113,9 @@ def _connect(address: str) -> None:
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
     with _captured_error_stream() as written:
         thread.start()
-        while thread.is_alive() and TOKEN_REFUSED not in written() and time.monotonic() < deadline:
+        while thread.is_alive() and AUTHENTICATION_REFUSED not in written() and time.monotonic() < deadline:
             thread.join(0.1)
-        refused = TOKEN_REFUSED in written()
+        refused = AUTHENTICATION_REFUSED in written()
     if refused:
         raise InputError(
             f"{address}: the cluster requires a token, and this machine has none or another; copy ~/.ray/auth_token "

@@ -19,7 +19,7 @@ RAY_COMMAND = (sys.executable, "-m", "ray.scripts.scripts")
 ON_HEAD = {"node:__internal_head__": 0.0001}
 
 # What Ray's client writes to the error stream when the cluster rejects its token. It raises no exception then.
-TOKEN_REFUSED = "InvalidAuthToken"  # noqa: S105 - not a token
+AUTHENTICATION_REFUSED = "InvalidAuthToken"
 
 
 @contextlib.contextmanager
