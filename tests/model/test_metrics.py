@@ -59,11 +59,16 @@ def reference(logits: Tensor, masks: Tensor, patients: Tensor, number: int) -> d
         value = dice_of(*pixels(p, m, k / BINS))
         if value is not None and (best is None or value > best):
             best, threshold = value, k / BINS
-    of_patients = [
-        dice_of(*pixels(p[patients.numpy() == patient], m[patients.numpy() == patient], threshold))
-        for patient in range(number)
-    ]
-    scored = [value for value in of_patients if value is not None]
+    with_lesions = [patient for patient in range(number) if m[patients.numpy() == patient].any()]
+
+    def of_patients(threshold: float) -> float | None:
+        values = [
+            dice_of(*pixels(p[patients.numpy() == patient], m[patients.numpy() == patient], threshold)) or 0.0
+            for patient in with_lesions
+        ]
+        return float(np.mean(values)) if values else None
+
+    by_threshold = [of_patients(k / BINS) or 0.0 for k in range(1, BINS)]
     losses = [
         np.mean([-math.log(q if t else 1 - q) for q, t in zip(ps.ravel().tolist(), ts.ravel().tolist(), strict=True)])
         for ps, ts in zip(p.astype(np.float64), m, strict=True)
@@ -78,8 +83,10 @@ def reference(logits: Tensor, masks: Tensor, patients: Tensor, number: int) -> d
         "val_dice_best": best,
         "val_threshold": threshold,
         "val_soft_dice": ratio(2 * float((p * m).sum()), float(p.sum() + m.sum())),
-        "val_dice_patients": float(np.mean(scored)) if scored else None,
-        "val_patients_empty": number - len(scored),
+        "val_dice_patients": of_patients(threshold),
+        "val_dice_patients_best": max(by_threshold),
+        "val_threshold_patients": (1 + int(np.argmax(by_threshold))) / BINS,
+        "val_patients_empty": number - len(with_lesions),
     }
 
 
@@ -124,28 +131,55 @@ def test_empty_masks_and_predictions() -> None:
     both = counted(far, nothing, patients, 2).metrics()
     for name in (
         "val_dice", "val_iou", "val_precision", "val_recall", "val_dice_best", "val_average_precision",
-        "val_dice_patients",
+        "val_dice_patients", "val_dice_patients_best",
     ):  # fmt: skip
         assert both[name] is None, name
     assert (both["val_accuracy"], both["val_threshold"], both["val_patients_empty"]) == (1.0, 0.5, 2)
+    assert both["val_threshold_patients"] == 0.5
     missed = counted(far, all_of_it, patients, 2).metrics()
     assert (missed["val_dice"], missed["val_precision"], missed["val_recall"]) == (0.0, None, 0.0)
     assert (missed["val_dice_best"], missed["val_patients_empty"]) == (0.0, 0)
+    assert (missed["val_dice_patients"], missed["val_dice_patients_best"]) == (0.0, 0.0), "finds nothing: not left out"
     invented = counted(-far, nothing, patients, 2).metrics()
     assert (invented["val_dice"], invented["val_precision"], invented["val_recall"]) == (0.0, 0.0, None)
-    assert (invented["val_average_precision"], invented["val_patients_empty"]) == (None, 0)
+    assert (invented["val_average_precision"], invented["val_patients_empty"]) == (None, 2)
+    assert (invented["val_dice_patients"], invented["val_dice_patients_best"]) == (None, None), "nobody has lesions"
     perfect = counted(-far, all_of_it, patients, 2).metrics()
     assert perfect["val_dice"] == perfect["val_dice_best"] == perfect["val_average_precision"] == 1.0
 
 
-def test_a_patient_without_lesion_and_prediction_is_left_out_of_the_mean() -> None:
+@pytest.mark.parametrize("invented_pixels", [0, 3])
+def test_a_patient_without_lesions_is_left_out_of_the_mean_whatever_is_predicted(invented_pixels: int) -> None:
     logits, masks = torch.full((3, 1, 4, 4), -30.0), torch.zeros(3, 1, 4, 4)
-    logits[0, 0, 0, :4], masks[0, 0, 0, :2] = 30.0, 1.0  # patient 0: Dice 2/3
-    logits[1, 0, 0, :2], masks[1, 0, 0, :2] = 30.0, 1.0  # patient 1: Dice 1; patient 2: nothing
+    logits[0, 0, 0, :4], masks[0, 0, 0, :2] = 30.0, 1.0  # patient 0: Dice 2 * 2 / (4 + 2) = 2/3
+    logits[1, 0, 0, :2], masks[1, 0, 0, :2] = 30.0, 1.0  # patient 1: Dice 1
+    logits[2, 0, 0, :invented_pixels] = 30.0  # patient 2 has no lesions
     values = counted(logits, masks, torch.arange(3), 3).metrics()
-    assert values["val_dice_patients"] == pytest.approx((2 / 3 + 1) / 2)
+    assert values["val_dice_patients"] == values["val_dice_patients_best"] == pytest.approx((2 / 3 + 1) / 2)
     assert values["val_patients_empty"] == 1
-    assert values["val_dice"] == pytest.approx(2 * 4 / (2 * 4 + 2))  # pooled
+    assert values["val_dice"] == pytest.approx(2 * 4 / (2 * 4 + 2 + invented_pixels))  # pooled
+
+
+def test_a_patient_in_whom_nothing_is_found_has_dice_0() -> None:
+    logits, masks = torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4)
+    logits[0, 0, 0, :2], masks[:, 0, 0, :2] = 30.0, 1.0  # patient 0: Dice 1; patient 1: two pixels, none found
+    values = counted(logits, masks, torch.arange(2), 2).metrics()
+    assert values["val_dice_patients"] == values["val_dice_patients_best"] == (1 + 0) / 2
+    assert values["val_patients_empty"] == 0
+
+
+def test_the_threshold_that_is_best_for_the_mean_over_patients() -> None:
+    """A large patient is best at a low threshold, two small ones at a high one: the mean over patients is theirs."""
+    p, masks = torch.full((3, 1, 10, 10), 0.0005), torch.zeros(3, 1, 10, 10)
+    masks[0, 0, :8], p[0, 0, :8] = 1.0, 0.2005  # 80 pixels of lesion, found up to threshold 0.2
+    for small in (1, 2):  # one pixel of lesion up to 0.8, nine of background up to 0.3
+        p[small, 0, 0, :], p[small, 0, 0, 0], masks[small, 0, 0, 0] = 0.3005, 0.8005, 1.0
+    values = counted(torch.logit(p), masks, torch.arange(3), 3).metrics()
+    # pooled, at most 0.2: 2 * 82 / (2 * 82 + 18) = 0.90; above 0.3: 2 * 2 / (2 * 2 + 80) = 0.05
+    assert (values["val_threshold"], values["val_dice_best"]) == (0.001, pytest.approx(164 / 182))
+    # a patient: at most 0.2: (1 + 2 * 2/11) / 3 = 0.45; above 0.3: (0 + 1 + 1) / 3 = 0.67
+    assert values["val_dice_patients"] == pytest.approx((1 + 4 / 11) / 3)
+    assert (values["val_threshold_patients"], values["val_dice_patients_best"]) == (0.301, pytest.approx(2 / 3))
 
 
 @pytest.mark.parametrize("seed", range(3))

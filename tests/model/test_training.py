@@ -138,7 +138,8 @@ def test_training_learns(data: PreparedData) -> None:
     assert losses == sorted(losses, reverse=True)  # type: ignore[type-var]
     assert set(reports[0].metrics) == {
         "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy", "val_dice_best",
-        "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "val_patients_empty",
+        "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients",
+        "val_dice_patients_best", "val_threshold_patients", "val_patients_empty",
         "learning_rate", "images_per_s", "epoch_s", "peak_memory_mb",
     }  # fmt: skip
 

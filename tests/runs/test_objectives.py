@@ -24,7 +24,7 @@ from wmlsearch.config import OBJECTIVES, QUALITY_METRICS, InputError, RunSetting
 from wmlsearch.report.page import write_report
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.objectives import best_epoch, front, objective_values, objective_warnings
+from wmlsearch.runs.objectives import best_epoch, candidate_value, front, objective_values, objective_warnings
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.warm_start import select_earlier_trials
@@ -151,6 +151,20 @@ def test_peak_memory_needs_gpus() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ the front
+
+
+@pytest.mark.parametrize(
+    ("metrics", "value"),
+    [
+        ({"val_dice_patients_best": 0.6, "val_dice_best": 0.7}, 0.6),
+        ({"val_dice_patients_best": 0.0, "val_dice_best": 0.7}, 0.0),
+        ({"val_dice_best": 0.7}, 0.7),  # of an older version
+        ({"val_dice_patients_best": None, "val_dice_best": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_value_that_candidates_are_compared_by(metrics: dict[str, float | None], value: float | None) -> None:
+    assert candidate_value(epoch_row({"epoch": 1, **metrics})) == value
 
 
 def test_values_are_all_of_one_epoch() -> None:

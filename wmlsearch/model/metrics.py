@@ -11,7 +11,10 @@ positive, false positive, false negative and true negative pixels:
     soft Dice = 2 sum(p m) / (sum(p) + sum(m)), with probabilities p and the expert's mask m
 
 "Pooled" metrics use the sums over all slices. `val_dice_best` is the highest pooled Dice over all thresholds, at
-`val_threshold`. A ratio 0 / 0 is not a number, and is left out of every mean.
+`val_threshold`. A ratio 0 / 0 is not a number.
+
+The mean Dice over patients leaves out those without lesions in the expert's mask, and only those, whatever is predicted
+in them. `val_dice_patients_best` is the highest such mean over all thresholds, at `val_threshold_patients`.
 """
 
 from __future__ import annotations
@@ -68,19 +71,17 @@ class ValidationCounts:
     def metrics(self) -> dict[str, float | None]:
         """Return all validation metrics of an epoch; None for what is not a finite number.
 
-        `val_dice_patients` is the mean over patients of the Dice at `val_threshold`. `val_patients_empty` is the number
-        of patients that it leaves out, since they have neither lesion nor prediction.
+        `val_patients_empty` is the number of patients without lesions, whom the mean Dice over patients leaves out.
         """
-        histograms = self.histograms.view(self.patients, 2, BINS).cpu().numpy()
+        histograms = self.patient_histograms()
         pooled = histograms.sum(axis=0)
         pooled_counts = confusion(pooled)  # at every threshold
         at_half = Confusion(*(int(counts[BINS // 2]) for counts in pooled_counts))
         dice_by_threshold = dice(*pooled_counts[:3])
-        positive = dice_by_threshold[1:]  # at threshold 0 every pixel would be lesion
-        best = int(np.nanargmax(positive)) + 1 if not np.isnan(positive).all() else BINS // 2
-        patient_counts = confusion(histograms.transpose(1, 0, 2))  # (patients, BINS) each
-        patient_dice = dice(*(counts[:, best] for counts in patient_counts[:3]))
-        defined = patient_dice[~np.isnan(patient_dice)]
+        best = best_bin(dice_by_threshold)
+        of_patients = patient_dice(histograms)  # (patients with lesions, BINS)
+        mean_by_threshold = of_patients.mean(axis=0) if len(of_patients) else np.full(BINS, np.nan)
+        best_of_patients = best_bin(mean_by_threshold)
         probability_on_lesion, probability, lesion, loss = self.sums.tolist()
         values = {
             "val_loss": _ratio(loss, self.slices),
@@ -93,10 +94,16 @@ class ValidationCounts:
             "val_threshold": best / BINS,
             "val_soft_dice": _ratio(2 * probability_on_lesion, probability + lesion),
             "val_average_precision": average_precision(pooled),
-            "val_dice_patients": float(defined.mean()) if len(defined) else float("nan"),
-            "val_patients_empty": float(len(patient_dice) - len(defined)),
+            "val_dice_patients": float(mean_by_threshold[best]),
+            "val_dice_patients_best": float(mean_by_threshold[best_of_patients]),
+            "val_threshold_patients": best_of_patients / BINS,
+            "val_patients_empty": float(self.patients - len(of_patients)),
         }
         return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+    def patient_histograms(self) -> np.ndarray:
+        """Return the histograms on the CPU, (patients, 2, BINS) int64."""
+        return self.histograms.view(self.patients, 2, BINS).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,24 @@ def dice(
     overlap = 2 * np.asarray(true_positives, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         return np.asarray(overlap / (overlap + false_positives + false_negatives))
+
+
+def patient_dice(histograms: np.ndarray) -> np.ndarray:
+    """Return the Dice of each patient with lesions at each threshold k/BINS, (patients with lesions, BINS).
+
+    The histograms are (patients, 2, BINS). Patients without lesions are left out.
+    """
+    with_lesions = histograms[histograms[:, 1].any(axis=1)]
+    return dice(*confusion(with_lesions.transpose(1, 0, 2))[:3])
+
+
+def best_bin(dice_by_threshold: np.ndarray) -> int:
+    """Return the lowest k with the highest Dice at threshold k/BINS, (BINS,); the middle where it is never a number.
+
+    At threshold 0, which is not considered, every pixel would be lesion.
+    """
+    positive = dice_by_threshold[1:]
+    return BINS // 2 if np.isnan(positive).all() else int(np.nanargmax(positive)) + 1
 
 
 def average_precision(histogram: np.ndarray) -> float:

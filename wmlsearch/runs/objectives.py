@@ -24,6 +24,15 @@ def best_epoch(rows: Sequence[EpochRow], objective: str) -> EpochRow | None:
     return best
 
 
+def candidate_value(row: EpochRow) -> float | None:
+    """Return the value by which configurations are compared for the champion, whatever the search maximises.
+
+    It is the mean Dice over patients at the best threshold. Runs of older versions lack it: their pooled Dice counts.
+    """
+    value = row.metrics.get("val_dice_patients_best")
+    return row.metrics.get("val_dice_best") if value is None else value
+
+
 def objective_values(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float] | None:
     """Return a trial's value of each objective at the epoch that is best by the first, so that they belong to one set
     of weights. None where one of them is not a number."""
