@@ -205,22 +205,51 @@ class RunSettings(_Strict):
         description="Train the baseline and the best configurations again at the end, test them and give a verdict.",
     )
     confirm_top: int = Field(
-        3, ge=0, le=100, description="Number of the best configurations, beside the baseline, that get final runs."
+        3,
+        ge=0,
+        le=100,
+        description="Number of the best configurations that are compared with the baseline in selection runs.",
     )
     confirm_seeds: int = Field(
-        3, ge=1, le=100, description="Seeds of each configuration's final runs: `seed`, `seed` + 1, ..."
+        2, ge=1, le=100, description="Selection runs of each configuration, each with another seed and fold."
+    )
+    final_runs: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Judgement runs of the champion and of the baseline, each with another seed and fold.",
     )
     forecast: bool = Field(True, description="Forecast what the search will cost, before its first trial.")
 
     @property
-    def final_runs(self) -> int:
-        """The maximum number of final runs: the baseline and the best configurations, with all seeds."""
-        return (1 + self.confirm_top) * self.confirm_seeds if self.baseline else 0
+    def selection_run_count(self) -> int:
+        """The maximum number of runs that choose the champion, of the baseline and the best configurations."""
+        return (1 + self.confirm_top) * self.confirm_seeds if self.baseline and self.confirm_top else 0
+
+    @property
+    def judgement_run_count(self) -> int:
+        """The maximum number of runs that are judged on the sealed test, of the baseline and the champion."""
+        return self.final_runs * (2 if self.confirm_top else 1) if self.baseline else 0
+
+    @property
+    def final_run_count(self) -> int:
+        """The maximum number of final runs: those that choose the champion and those that are judged."""
+        return self.selection_run_count + self.judgement_run_count
+
+    @property
+    def selection_seeds(self) -> list[int]:
+        """The seeds of each configuration's selection runs. The trials have `seed`."""
+        return [self.seed + 1 + k for k in range(self.confirm_seeds)]
 
     @property
     def final_seeds(self) -> list[int]:
         """The seeds of the final runs of each configuration."""
         return [self.seed + k for k in range(self.confirm_seeds)]
+
+    @property
+    def judgement_seeds(self) -> list[int]:
+        """The seeds of each configuration's judgement runs, none of which has trained a network before."""
+        return [self.seed + 1 + self.confirm_seeds + r for r in range(self.final_runs)]
 
     @property
     def objective_names(self) -> list[str]:

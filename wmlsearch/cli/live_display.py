@@ -117,7 +117,7 @@ class SearchDisplay:
             entry = Entry.of(run, self.space)
             ended = sum(state != RUNNING for state in self.final_states.values())
             value = f"{CANDIDATE_METRIC} {number(entry.metric(CANDIDATE_METRIC), 4)}"
-            self._print_end(entry, value, f"{ended} of at most {self.settings.final_runs} final runs")
+            self._print_end(entry, value, f"{ended} of at most {self.settings.final_run_count} final runs")
 
     def _print_end(self, entry: Entry, values: str, count: str) -> None:
         state, epochs = entry.state.replace("_", " "), plural(entry.epochs, "epoch")
@@ -144,7 +144,7 @@ class SearchDisplay:
         if self.settings.baseline:
             epoch_s = [entry.metric("epoch_s") or 0.0 for entry in self.entries.values() if entry.best]
             final_run = sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
-            final = (self.forecast.final_s if self.forecast else 0) or final_run * self.settings.final_runs
+            final = (self.forecast.final_s if self.forecast else 0) or final_run * self.settings.final_run_count
         return trials + final
 
     def _live_view(self) -> RenderableType:

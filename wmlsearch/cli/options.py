@@ -109,14 +109,21 @@ confirm_top = click.option(
     type=int,
     default=3,
     show_default=True,
-    help="Number of best configurations that are trained again in the final runs, beside the baseline.",
+    help="Number of best configurations that are trained again, beside the baseline, to select the champion.",
 )
 confirm_seeds = click.option(
     "--confirm-seeds",
     type=int,
-    default=3,
+    default=2,
     show_default=True,
-    help="Final runs of each configuration, with the seeds --seed, --seed + 1, and so on.",
+    help="Runs of each of these configurations, each with another seed and fold.",
+)
+final_runs = click.option(
+    "--final-runs",
+    type=int,
+    default=5,
+    show_default=True,
+    help="New runs of champion and baseline, one per fold, that are judged on the sealed test.",
 )
 
 

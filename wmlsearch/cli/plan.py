@@ -30,6 +30,7 @@ OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dic
 @options.grace_epochs
 @options.confirm_top
 @options.confirm_seeds
+@options.final_runs
 @options.no_baseline
 def plan(
     space: str,

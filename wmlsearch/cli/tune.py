@@ -80,6 +80,7 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @options.grace_epochs
 @options.confirm_top
 @options.confirm_seeds
+@options.final_runs
 @options.no_baseline
 @click.option("--no-forecast", is_flag=True, help="Start at once, without timing some configurations first.")
 @options.uri

@@ -96,8 +96,8 @@ def forecast(settings: RunSettings, slots: Slots, final_slots: Slots, measuremen
         rungs=rungs,
         ends_by=ends_by if rungs[0].trials < settings.trials else "",
         notes=_notes(settings),
-        final_runs=settings.final_runs,
-        final_epochs=settings.final_runs * settings.epochs,
+        final_runs=settings.final_run_count,
+        final_epochs=settings.final_run_count * settings.epochs,
         slots=slots,
         final=final_slots,
         start_s=times.start_s,
@@ -171,7 +171,7 @@ def _first_budget(settings: RunSettings, slots: Slots, times: _ExpectedTimes) ->
 
     limits = [(math.inf, "")]
     if settings.max_epochs_total is not None:
-        left = settings.max_epochs_total - settings.final_runs * settings.epochs
+        left = settings.max_epochs_total - settings.final_run_count * settings.epochs
         limits.append((left, f"--max-epochs-total {settings.max_epochs_total}"))
     if settings.max_hours is not None:
         left_s = max(0.0, 3600 * settings.max_hours - times.start_s - times.final_s)

@@ -17,7 +17,7 @@ from wmlsearch.space import SearchSpace, shipped
 # Settings whose option of `wmlsearch tune` has the same name.
 _OPTIONS = (
     "trials", "epochs", "seed", "precision", "objective", "sampler", "scheduler", "grace_epochs", "confirm_top",
-    "confirm_seeds", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb",
+    "confirm_seeds", "final_runs", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb",
     "trial_timeout",
 )  # fmt: skip
 

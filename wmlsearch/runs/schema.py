@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -128,6 +128,9 @@ class RunRecord(FolderRecord):
 
     config: StoredConfig
     model: str | None = None  # of a final run: the trial whose configuration it repeats, or "paper"
+    # Of a final run: it chooses the champion or is judged on the sealed test. "": an older final run, or no final run.
+    purpose: Literal["", "selection", "judgement"] = ""
+    fold: Annotated[int, Field(ge=0)] = 0  # of the development patients: it is validated, the others are trained
     parent: Annotated[int, Field(ge=0)] | None = None  # the trial whose first epochs it took over (--scheduler pbt)
     parent_epoch: Annotated[int, Field(ge=0)] = 0  # the last epoch that it took over
     replaces: int | None = None  # the trial that was stopped for it

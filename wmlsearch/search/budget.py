@@ -94,7 +94,7 @@ class Budget(tune.Stopper):
 
     def _used_up(self) -> str:
         """Return which budget is used up, or ""."""
-        limits, runs = self.settings, self.settings.final_runs
+        limits, runs = self.settings, self.settings.final_run_count
         run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # of a final run that trains all epochs
         at_once = max(min(self.slots, runs), 1)
         for name, used, final, limit in (

@@ -56,6 +56,7 @@ class TrialAssignment(_Message):
     config: TrialConfig
     rate_factors: dict[int, float] = {}  # the learning rate is multiplied by the factor of the latest of these epochs
     seed: int | None = None  # None: the seed of the settings
+    fold: int = 0  # of the development patients: it is validated, the others are trained
 
     def as_plain(self) -> dict[str, Any]:
         """Return plain values with strings as keys: the `config` of a Tune trial."""

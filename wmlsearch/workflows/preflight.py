@@ -76,7 +76,7 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
         data_record=data.record,
         placement=placement,
         slots=slots,
-        final_slots=placement.slots(max(settings.final_runs, 1)),
+        final_slots=placement.slots(max(settings.final_run_count, 1)),
         packing=packing,
     )
     check_baseline_fits(plan)
@@ -202,11 +202,11 @@ def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> No
     from wmlsearch.search.checkpoint_size import bytes_for_best_weights
 
     bytes_for_best_weights(space, settings, slots)
-    final_epochs = settings.final_runs * settings.epochs
+    final_epochs = settings.final_run_count * settings.epochs
     if settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
         raise InputError(
             f"--max-epochs-total {settings.max_epochs_total}: no epochs are left for trials, since the "
-            f"{settings.final_runs} final runs may take {final_epochs}; give more, or fewer final runs by "
+            f"{settings.final_run_count} final runs may take {final_epochs}; give more, or fewer final runs by "
             "--confirm-top and --confirm-seeds"
         )
     if "peak_memory_mb" in settings.objectives and not slots.gpus:

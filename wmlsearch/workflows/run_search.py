@@ -81,7 +81,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
     stopped = budget.reason.startswith("stopped")
     if settings.baseline and not budget.failed and not stopped:
         # Machines may have joined or left the cluster during the trials.
-        final_slots = placement.slots(settings.final_runs)
+        final_slots = placement.slots(settings.final_run_count)
         train_final_runs(search, plan, shipment, final_slots, observer)
         _judge(search, plan, observer)
     return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
