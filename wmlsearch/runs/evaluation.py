@@ -57,6 +57,11 @@ class Scores(Record):
     lesion_recall: float | None  # lesions_found / lesions_expert
     lesion_f1: float | None  # harmonic mean of the two
 
+    @property
+    def has_lesions(self) -> bool:
+        """Whether the expert marked lesions. Where not, ratios of overlap and distances say nothing."""
+        return self.tp + self.fn > 0
+
     def value(self, name: str) -> float | None:
         """Return the score called `name`, None where it is not a number or was not computed."""
         value: float | None = getattr(self, name)
@@ -117,6 +122,7 @@ class NetworkScores(Record):
     name: str  # of the run that trained it, or "<role> ensemble"
     seed: int | None  # None for an ensemble
     threshold: float  # a pixel is lesion at this probability and above; chosen on validation patients
+    fold: int | None = None  # the fold that its run validated on; None for an ensemble, and in files without folds
     volumes: ScopeScores | None = Field(None, alias=VOLUMES)
     slices: ScopeScores | None = Field(None, alias=SLICES)
 
@@ -172,15 +178,76 @@ class EndpointComparison(Comparison, _Metric):
     p_holm: float | None = None  # corrected for the number of secondary endpoints; not set for the primary one
 
 
-class Verdict(Record):
-    """Whether the champion is better than the baseline on the sealed test."""
+class ConfigurationClaim(Record):
+    """Claim (a), about the configurations: trained again, would the champion's be better on patients like these?
 
-    outcome: str = Field(alias="verdict")  # "better", "worse", "not shown", "not shown: too few patients"
+    Counts the spread between runs (seeds and folds) as well as that between patients. None is what too few runs or
+    patients do not give.
+    """
+
+    outcome: str  # "better", "worse", "not shown", "not shown: too few patients", "not shown: too few runs", ...
+    sentence: str  # the outcome with its numbers and what this design could have found
+    reason: str = ""  # why nothing is claimed, where that was so before any test
+    runs: int  # of each configuration
+    runs_left_out: int = 0  # of both together: runs of a fold of which the other configuration has fewer
+    folds: int = 1  # different folds among the runs
+    folds_as_block: bool = False  # whether the differences between folds are taken out of the spread between runs
+    patients: int  # with lesions
+    patients_left_out: int = 0  # without lesions
+    baseline: float | None  # mean Dice over runs and patients
+    champion: float | None
+    difference: float | None  # champion minus baseline
+    se: float | None  # standard error of the difference
+    df: float | None  # its degrees of freedom (Satterthwaite)
+    low: float | None  # 95 % interval of the difference
+    high: float | None
+    p: float | None  # of the two-sided test
+    run_sd: float | None  # standard deviation between runs of one configuration, of their mean over all patients
+    patient_sd: float | None  # between patients, of the difference
+    residual_sd: float | None  # between runs in one patient, beside `run_sd`
+    detectable: float | None  # the smallest true difference that is found with 80 % probability
+
+
+class ModelsClaim(Comparison):
+    """Claim (b), about the models that one would use: are these weights better than the baseline's?
+
+    Counts the spread between patients only.
+    """
+
+    outcome: str  # "better", "worse", "not shown", "not shown: too few patients"
+    sentence: str
+    what: str  # "ensembles of 5 networks" or "single networks": what is compared with what
+
+
+class LesionFree(Record):
+    """What the models find in test patients in whom the expert found no lesions. They are in no other endpoint."""
+
+    patients: int
+    endpoints: list[EndpointComparison]  # volume and number of the false lesions; without interval and p where too few
+
+
+class Verdict(Record):
+    """Whether the champion is better than the baseline on the sealed test.
+
+    `outcome`, `sentence` and `primary` are those of claim (a). In a file without claims, from before they existed, they
+    speak about the trained networks: scores are averaged over seeds, and only the spread between patients counts.
+    """
+
+    outcome: str = Field(alias="verdict")  # "better", "worse", "not shown", "not shown: too few patients", ...
     sentence: str  # the outcome with its numbers
     scope: Scope
     unit: str  # "patients" or "images": what is paired
     primary: EndpointComparison
     secondary: list[EndpointComparison]
+    configuration: ConfigurationClaim | None = None  # None where no patient is known, and in old files
+    models: ModelsClaim | None = None
+    lesion_free: LesionFree | None = None  # None where every test patient has lesions
+    budget_note: str = ""  # that the limit on epochs ended final runs, or ""
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether configurations and models are told apart: not in old files, and not where no patient is known."""
+        return self.configuration is not None
 
 
 class EvaluatedData(Record):
