@@ -172,7 +172,7 @@ def test_any_damage_of_a_checkpoint(place: int, new: bytes, cut: int, searched: 
 
 @FEW
 @given(
-    name=st.sampled_from(["config", "seed", "report", "model", "format", "rate_factors"]),
+    name=st.sampled_from(["config", "seed", "report", "threshold", "model", "format", "rate_factors"]),
     value=PLAIN | st.builds(torch.zeros, st.integers(0, 3)),
 )
 def test_any_value_in_a_checkpoint(name: str, value: Any, searched: SearchDir, tmp_path: Path) -> None:

@@ -59,7 +59,12 @@ def state(**changes: Any) -> Change:
 
 
 def report(**changes: Any) -> Change:
-    return lambda path: state(report={**torch.load(path, weights_only=True)["report"], **changes})(path)
+    """Return a change of the report, in a checkpoint of an older version, whose threshold is the report's."""
+
+    def apply(path: Path) -> None:
+        state(report={**torch.load(path, weights_only=True)["report"], **changes}, threshold=...)(path)
+
+    return apply
 
 
 def weights(change: Callable[[dict[str, Any]], object]) -> Change:
@@ -85,7 +90,7 @@ def foreign(why: str) -> str:
 
 OTHER = f"{BEST}: not a checkpoint of wmlsearch (format 1); {RESTORE_HINT}"
 UNFIT = f"{BEST}: the weights do not fit the configuration\n  - "
-THRESHOLD = f"{BEST}: val_threshold: must be a number above 0 and below 1, but got "
+THRESHOLD = "must be a number above 0 and below 1, but got"
 
 CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "empty": (lambda path: path.write_bytes(b""), unreadable("EOFError")),
@@ -107,12 +112,15 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
         state(config={"detph": 3}),
         f"{BEST}: not a valid configuration\n  - unknown name 'detph': did you mean 'depth'?",
     ),
-    "no report": (state(report=None), foreign("TypeError: 'NoneType' object is not subscriptable")),
-    "no threshold": (report(val_threshold=None), foreign(
+    "no report": (state(report=None, threshold=...), foreign("TypeError: 'NoneType' object is not subscriptable")),
+    "no threshold": (state(threshold=None), foreign(
         "TypeError: float() argument must be a string or a real number, not 'NoneType'"
     )),
-    "a threshold that is none": (report(val_threshold=float("nan")), f"{THRESHOLD}nan"),
-    "a threshold above all": (report(val_threshold=2.0), f"{THRESHOLD}2.0"),
+    "a threshold that is none": (state(threshold=float("nan")), f"{BEST}: threshold: {THRESHOLD} nan"),
+    "a threshold above all": (state(threshold=2.0), f"{BEST}: threshold: {THRESHOLD} 2.0"),
+    "an old threshold that is none": (
+        report(val_threshold=float("nan")), f"{BEST}: val_threshold: {THRESHOLD} nan"
+    ),
     "a seed that is none": (
         state(seed=float("inf")),
         foreign("OverflowError: cannot convert float infinity to integer"),

@@ -62,7 +62,15 @@ def test_run_folder_records_the_preprocessing(searched: SearchDir, prepared: Pat
     assert model.preprocessing == wanted
     assert (model.name, model.seed, model.config.depth) == ("trial-0000-seed1", 1, 2)
     best = load_checkpoint(searched.final("trial-0000", 1).best)
-    assert model.threshold == best["report"]["val_threshold"]
+    assert model.threshold == best["threshold"]
+
+
+def test_a_model_of_an_older_version_keeps_its_threshold(searched: SearchDir, tmp_path: Path) -> None:
+    """It was the best one for the pooled Dice."""
+    best = load_checkpoint(searched.trial(0).best)
+    del best["threshold"]
+    torch.save({**best, "report": {**best["report"], "val_threshold": 0.123}}, tmp_path / "best.pt")
+    assert TrainedModel.load(tmp_path / "best.pt").threshold == 0.123
 
 
 def test_unusable_run_folders_are_refused(searched: SearchDir, tmp_path: Path) -> None:

@@ -36,15 +36,14 @@ class TrainedModel:
         """Load a run's `best.pt`, for prepared slices. Raises InputError if it is missing or damaged."""
         state = load_checkpoint(best)
         try:
-            config, threshold = (
-                TrialConfig.from_mapping(state["config"], str(best)),
-                float(state["report"]["val_threshold"]),
-            )
+            config = TrialConfig.from_mapping(state["config"], str(best))
+            chosen = "threshold" in state  # older versions used the best threshold for the pooled Dice
+            threshold = float(state["threshold"] if chosen else state["report"]["val_threshold"])
             tensors, seed = dict(state["model"]), int(state["seed"])
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{best}: not a checkpoint of wmlsearch ({reason}); restore it from a copy") from None
-        threshold = check_threshold(threshold, f"{best}: val_threshold")
+        threshold = check_threshold(threshold, f"{best}: {'threshold' if chosen else 'val_threshold'}")
         return cls(build_unet(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
 
     @classmethod

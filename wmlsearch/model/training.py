@@ -29,11 +29,13 @@ from wmlsearch.model.checkpoint import (
     save_atomically,
 )
 from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
 from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import peak_memory_mb
 from wmlsearch.model.schedules import RateFactors, epochs_without_improvement, learning_rate, plateau_scheduler
 from wmlsearch.model.steps import Diverged, TrainingSteps
+from wmlsearch.model.thresholds import choose_threshold
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import count_predictions
 from wmlsearch.runs.schema import EpochRow
@@ -112,6 +114,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
         self.rows: list[EpochRow] = []  # of the epochs so far
+        self.threshold = 0.5  # chosen in the latest validation
 
     @cached_property
     def steps(self) -> TrainingSteps:
@@ -132,7 +135,8 @@ class Trainer:
         order = batches(len(self.data.train), self.config.batch_size, generator)
         train_loss = self.train(order, epoch, generator)
         train_s = time.monotonic() - start
-        metrics = self.validate()
+        counts = self.validate()
+        metrics, self.threshold = counts.metrics(), choose_threshold(counts.patient_histograms())
         val_loss = metrics["val_loss"]
         if val_loss is None:
             raise Diverged(f"the validation loss is not finite in epoch {epoch}")
@@ -180,14 +184,14 @@ class Trainer:
         return sum(losses) / slices
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float | None]:
-        """Return the metrics on the validation slices."""
+    def validate(self) -> ValidationCounts:
+        """Return the counts on the validation slices, over all ranks."""
         if self.world > 1:  # on CPUs each rank has its own statistics of batch normalisation: all take those of rank 0
             for buffer in self.unet.buffers():
                 distributed.broadcast(buffer, 0)
         counts = count_predictions(self.unet, self.data.val, self.config.loss, self.bfloat16, self.rank, self.world)
         counts.reduce()
-        return counts.metrics()
+        return counts
 
     def _reason_to_end(self, epoch: int, val_loss: float) -> str | None:
         if epoch >= self.max_epochs:
@@ -211,6 +215,7 @@ class Trainer:
             "data": self.data.manifest.fingerprint,
             "rate_factors": self.rate_factors.until(len(self.rows)),
             "report": self.rows[-1].as_json(),
+            "threshold": self.threshold,
             "model": self.unet.state_dict(),
         }
 
