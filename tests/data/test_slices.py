@@ -74,6 +74,35 @@ def test_training_sees_the_kept_slices_and_validation_all(copy: Path) -> None:
     assert len(data.train) < len(manifest.indices("train", kept_only=False))
 
 
+def test_each_fold_is_validated_by_runs_that_train_on_the_others(copy: Path) -> None:
+    manifest = Manifest.read(copy)
+    first, second, *others = manifest.certificate.patients["train"]
+    folds = (("04",), (first, *others), (second,))
+    changed = dataclasses.replace(manifest.certificate, folds=folds)
+    dataclasses.replace(manifest, certificate=changed).write(copy)
+    data = PreparedData.open(copy)
+    assert (data.fold, data.manifest.fold_count) == (0, 3)
+    for fold, names in enumerate(folds):
+        part = data.with_fold(fold)
+        assert part.fold == fold
+        assert part.val.patient_names == tuple(sorted(names))
+        assert part.train.patient_names == tuple(sorted({"04", first, second, *others} - set(names)))
+        assert sorted([*part.train.rows.tolist(), *part.val.rows.tolist()]) == list(range(len(manifest.slices)))
+        assert part.train.images is data.train.images, "no second copy"
+    assert PreparedData.open(copy, fold=5).val.patient_names == (second,), "5 modulo 3 folds"
+    assert data.with_fold(3) is data
+
+
+def test_folds_that_are_not_the_patients_of_train_and_val_are_refused(copy: Path) -> None:
+    manifest = Manifest.read(copy)
+    train = manifest.certificate.patients["train"]
+    for folds in (("04",), train[1:]), (train, ("04",)), (("04",), train, train[:1]):
+        changed = dataclasses.replace(manifest.certificate, folds=folds)
+        dataclasses.replace(manifest, certificate=changed).write(copy)
+        with pytest.raises(InputError, match="the folds are not the patients of train and val"):
+            Manifest.read(copy)
+
+
 def test_a_batch_is_the_stored_slices(data: PreparedData, prepared: Path) -> None:
     images, masks = np.load(prepared / IMAGES), np.load(prepared / MASKS)
     positions = torch.tensor([5, 0, 7, 5])

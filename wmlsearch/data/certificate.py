@@ -27,6 +27,9 @@ class Certificate:
     left_out: tuple[str, ...]  # patients in no split
     assignment_sha256: str  # hash of every unit's split
     compared: int = 0  # slices that were searched for duplicates across splits
+    # The patients of train and val in groups, each of which is the validation set of some runs; the first is val. Empty
+    # where val is the only validation set.
+    folds: tuple[tuple[str, ...], ...] = ()
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)  # slices of the second split: {pair: {kind: n}}
 
 

@@ -19,7 +19,7 @@ from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
 from wmlsearch.data.typed_json import from_json
 
-FORMAT = 2
+FORMAT, OLD_FORMAT = 3, 2  # both are read; the old one has no folds
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"
 SEALED = "sealed"  # folder with the test slices, their manifest, and:
 LEDGER, ORIGINALS = "seal.jsonl", "originals"
@@ -94,13 +94,14 @@ class Manifest:
             raise InputError(f"{path}: is damaged ({error}); {PREPARE_AGAIN}") from None
         except RecursionError:
             raise InputError(f"{path}: is damaged (nested too deeply); {PREPARE_AGAIN}") from None
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise InputError(f"{path}: format must be {FORMAT}, but is {data.get('format')!r}; {PREPARE_AGAIN}")
+        if isinstance(data, dict) and data.get("format") not in (OLD_FORMAT, FORMAT):
+            raise InputError(
+                f"{path}: format must be {OLD_FORMAT} or {FORMAT}, but is {data.get('format')!r}; {PREPARE_AGAIN}"
+            )
         try:
+            _complete_old_format(data)
             manifest = from_json(cls, data, "manifest")
-            for i, row in enumerate(manifest.slices):
-                if row.split not in SPLITS or not 0 <= row.volume < len(manifest.volumes):
-                    raise ValueError(f"slice {i} is in split {row.split!r} and volume {row.volume}")
+            manifest._check_rows()
         except ValueError as error:
             raise InputError(f"{path}: is damaged ({error}); {PREPARE_AGAIN}") from None
         return manifest
@@ -117,14 +118,49 @@ class Manifest:
                 lines.append(f'"{field.name}": {json.dumps(value, default=dataclasses.asdict)}')
         (folder / MANIFEST).write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
+    def _check_rows(self) -> None:
+        """Raise ValueError for slices in no known split or volume, and for folds that are not train and val."""
+        for i, row in enumerate(self.slices):
+            if row.split not in SPLITS or not 0 <= row.volume < len(self.volumes):
+                raise ValueError(f"slice {i} is in split {row.split!r} and volume {row.volume}")
+        if self.folds:
+            patients = self.certificate.patients
+            members = sorted(name for fold in self.folds for name in fold)
+            if members != sorted(patients["train"] + patients["val"]) or set(self.folds[0]) != set(patients["val"]):
+                raise ValueError("the folds are not the patients of train and val, with val as the first fold")
+
+    @property
+    def folds(self) -> tuple[tuple[str, ...], ...]:
+        """The patients of each fold; empty where the data have one validation set."""
+        return self.certificate.folds
+
+    @property
+    def fold_count(self) -> int:
+        """Number of validation sets, at least 1."""
+        return max(1, len(self.folds))
+
     @property
     def has_volumes(self) -> bool:
         """Whether the test patients' volumes are stored beside their slices: NIfTI, split by patient."""
         return self.split_level == "patient" and self.axis is not None
 
-    def indices(self, split: str, kept_only: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the rows (n,) of a split, ascending; with `kept_only` those flagged `kept`."""
-        rows = [i for i, row in enumerate(self.slices) if row.split == split and (row.kept or not kept_only)]
+    def indices(self, split: str, kept_only: bool, fold: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the rows (n,) of a split, ascending.
+
+        Args:
+            split: train, val or test.
+            kept_only: Only the rows flagged `kept`.
+            fold: The patients of this fold, modulo `fold_count`, are val; those of the others are train.
+        """
+        val = set(self.folds[fold % self.fold_count]) if self.folds else set()
+        rows = []
+        for i, row in enumerate(self.slices):
+            if self.folds and row.split != "test":
+                in_split = split == ("val" if row.patient in val else "train")
+            else:
+                in_split = split == row.split
+            if in_split and (row.kept or not kept_only):
+                rows.append(i)
         return np.array(rows, dtype=np.int64)
 
     def verify(self, folder: Path) -> None:
@@ -164,14 +200,22 @@ class Manifest:
         )
 
 
+def _complete_old_format(data: Any) -> None:
+    """Add what the format has more than the old one to a manifest of the old one, as read from JSON."""
+    if isinstance(data, dict) and data["format"] == OLD_FORMAT and isinstance(data.get("certificate"), dict):
+        data["certificate"].setdefault("folds", [])
+
+
 def slice_checksum(image: Array, mask: Array) -> str:
     """Return sha256 of a slice: its image's bytes and its mask's."""
     return hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
 
 
 def fingerprint(rows: Iterable[SliceRow], certificate: Certificate) -> str:
-    """Return sha256 over the slices' identities, splits and checksums, and the assignment of the split."""
+    """Return sha256 over the slices' identities, splits and checksums, and the assignment of the split and folds."""
     digest = hashlib.sha256(certificate.assignment_sha256.encode())
+    if certificate.folds:
+        digest.update(json.dumps(certificate.folds).encode())
     for row in rows:
         line = [row.patient, row.timepoint, row.source, row.index, row.split, row.kept, row.checksum]
         digest.update(json.dumps(line).encode())

@@ -19,7 +19,7 @@ from wmlsearch.data.stack import Array
 class Slices:
     """The N slices of one split: rows of the stored 8-bit arrays."""
 
-    images: Tensor  # (M, S, S) uint8; on a CPU all stored slices, mapped by all processes of the machine
+    images: Tensor  # (M, S, S) uint8, all stored slices; on a CPU they are mapped by all processes of the machine
     masks: Tensor  # (M, S, S) uint8, 0 or 1
     rows: Tensor  # (N,) int64, the rows of this split
     patients: Tensor  # (N,) int64, the place of each slice's patient in `patient_names`
@@ -39,20 +39,39 @@ class PreparedData:
     """The training and validation slices of a prepared data set. The sealed test slices cannot be reached from here."""
 
     manifest: Manifest
+    fold: int  # whose patients `val` holds, from 0 to `manifest.fold_count` - 1
     train: Slices
     val: Slices
 
     @classmethod
-    def open(cls, folder: Path, device: torch.device | str = "cpu") -> PreparedData:
+    def open(cls, folder: Path, device: torch.device | str = "cpu", fold: int = 0) -> PreparedData:
         """Open a prepared data set. On a CPU nothing is read into memory before it is used.
+
+        Args:
+            folder: The prepared data set.
+            device: Where the slices are held: a GPU's memory, or mapped files.
+            fold: The patients of this fold are for validation, modulo the number of folds.
 
         Raises:
             InputError: Where the folder is not a prepared data set, or its arrays are damaged.
         """
         manifest = Manifest.read(folder)
         images, masks = (torch.from_numpy(_open_array(folder / name, manifest)) for name in (IMAGES, MASKS))
-        train, val = (_split(manifest, images, masks, split, torch.device(device)) for split in ("train", "val"))
-        return cls(manifest, train, val)
+        if torch.device(device).type != "cpu":  # all slices fit in a GPU's memory: 322 MB for the paper's images
+            images, masks = images.to(device), masks.to(device)
+        return cls._of_fold(manifest, images, masks, fold)
+
+    @classmethod
+    def _of_fold(cls, manifest: Manifest, images: Tensor, masks: Tensor, fold: int) -> PreparedData:
+        fold %= manifest.fold_count
+        train, val = (_split(manifest, images, masks, split, fold) for split in ("train", "val"))
+        return cls(manifest, fold, train, val)
+
+    def with_fold(self, fold: int) -> PreparedData:
+        """Return the data with another fold, modulo the number of folds, for validation. They share the arrays."""
+        if fold % self.manifest.fold_count == self.fold:
+            return self
+        return self._of_fold(self.manifest, self.train.images, self.train.masks, fold)
 
 
 def _open_array(path: Path, manifest: Manifest) -> Array:
@@ -68,15 +87,12 @@ def _open_array(path: Path, manifest: Manifest) -> Array:
     return array
 
 
-def _split(manifest: Manifest, images: Tensor, masks: Tensor, split: str, device: torch.device) -> Slices:
+def _split(manifest: Manifest, images: Tensor, masks: Tensor, split: str, fold: int) -> Slices:
     # Training uses the kept slices, validation all slices of its patients (an image-level split has kept ones only).
-    rows = torch.from_numpy(manifest.indices(split, kept_only=split == "train"))
+    rows = torch.from_numpy(manifest.indices(split, split == "train", fold))
     names = tuple(sorted({manifest.slices[row].patient for row in rows}))
     patients = torch.tensor([names.index(manifest.slices[row].patient) for row in rows], dtype=torch.int64)
-    if device.type != "cpu":  # the whole split fits in a GPU's memory: 322 MB for the paper's data
-        images, masks = images[rows].to(device), masks[rows].to(device)
-        rows = torch.arange(len(rows), device=device)
-    return Slices(images, masks, rows, patients.to(device), names)
+    return Slices(images, masks, rows.to(images.device), patients.to(images.device), names)
 
 
 def batches(slices: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:

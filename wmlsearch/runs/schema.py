@@ -99,6 +99,7 @@ class SplitCertificate(Record):
     left_out: list[str] = Field(default_factory=list)  # patients in no split
     assignment_sha256: str = ""
     compared: int = 0  # slices
+    folds: list[list[str]] = Field(default_factory=list)  # patients of each fold; empty with one validation set
     # By pair of splits and kind of duplicate: the number of slices.
     duplicates: dict[Annotated[str, Field(pattern="^[a-z]+/[a-z]+$")], dict[str, int]] = Field(default_factory=dict)
 

@@ -93,9 +93,12 @@ def check_memory_before_start(
         except ray.exceptions.GetTimeoutError:
             ray.cancel(answer)
             raise TimeoutError(f"no worker started within {WORKER_TIMEOUT_S:g} s") from None
-    train, val = (len(manifest.indices(split, kept_only=split == "train")) for split in ("train", "val"))
+    train, val = (
+        max(len(manifest.indices(split, split == "train", fold)) for fold in range(manifest.fold_count))
+        for split in ("train", "val")
+    )
     if device.type == "cuda":
-        left -= 2 * (train + val) * manifest.size**2  # images and masks, 8 bit
+        left -= 2 * len(manifest.slices) * manifest.size**2  # images and masks, 8 bit
     val_images = min(validation_batch_size(device, manifest.size**2), math.ceil(val / slots.workers))
     estimate = estimate_memory(config, manifest.size, bfloat16, val_images, slots.workers)
     graphs = count_cuda_graphs(config, train, device, slots.workers > 1)

@@ -163,10 +163,15 @@ def _last_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
-def open_data(shipment: Shipment) -> PreparedData:
-    """Return the prepared data set of a shipment, on the GPU of this process if it has one. It is mapped once."""
+def open_data(shipment: Shipment, fold: int = 0) -> PreparedData:
+    """Return the prepared data set of a shipment, on the GPU of this process if it has one. It is mapped once.
+
+    Args:
+        shipment: The data set.
+        fold: The patients of this fold are for validation, modulo the number of folds.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = (shipment.fingerprint, device)
     if key not in _open_data:
         _open_data[key] = PreparedData.open(receive_shipment(shipment), device)
-    return _open_data[key]
+    return _open_data[key].with_fold(fold)
