@@ -145,8 +145,7 @@ def open_test(search: SearchDir, lead: float, units: int = 8, volumes: bool = Tr
         scope=VOLUMES if volumes else SLICES,
         models=models,
     )
-    words = {BASELINE: "the baseline configuration", CHAMPION: "The champion configuration (trial-0001)"}
-    verdict = judge(evaluation, BASELINE, CHAMPION, words, 0)
+    verdict = judge(evaluation, BASELINE, CHAMPION, "trial-0001", 0)
     search.set_evaluation(evaluation.with_verdict({BASELINE: "paper", CHAMPION: "trial-0001"}, [], verdict))
     masks = np.stack([mask[0] for mask in experts.values()]).astype(np.uint8)
     predictions = {BASELINE: masks, CHAMPION: np.zeros_like(masks)}
@@ -276,19 +275,22 @@ def test_what_users_and_errors_write_is_escaped(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lead", "units", "word", "kind"),
+    ("lead", "units", "seeds", "word", "kind"),
     [
-        (0.3, 8, "Better", "good"),
-        (-0.3, 8, "Worse", "bad"),
-        (0.0, 8, "Not shown", "open"),
-        (0.3, 4, "Not shown: too few patients", "open"),
+        (0.3, 8, 2, "Better", "good"),
+        (-0.3, 8, 2, "Worse", "bad"),
+        (0.0, 8, 2, "Not shown", "open"),
+        (0.3, 4, 2, "Not shown: too few patients", "open"),
+        (0.3, 8, 1, "Not shown: too few runs", "open"),
     ],
 )
-def test_each_verdict(lead: float, units: int, word: str, kind: str, make: Make) -> None:
-    search = make(trials=5, seeds=1, finals=True)
+def test_each_verdict(lead: float, units: int, seeds: int, word: str, kind: str, make: Make) -> None:
+    search = make(trials=5, seeds=seeds, finals=True)
     open_test(search, lead, units)
     page = write_report(search)
     assert f'<div class="verdict {kind}"><b>{word}</b>' in page.read_text()
+    if seeds > 1:
+        return
     assert "one seed each, so the effect of chance in training is unknown" in text_of(page)
     assert "±" not in text_of(page).split("Kept slices, pooled")[0].split("Whole volumes, pooled")[1].split("Counts")[0]
 

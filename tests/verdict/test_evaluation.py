@@ -27,20 +27,15 @@ from wmlsearch.model.training import epochs
 from wmlsearch.runs.evaluation import (
     SLICES,
     VOLUMES,
-    EvaluatedData,
     Evaluation,
-    ModelScores,
-    NetworkScores,
-    ScopeScores,
-    UnitScores,
 )
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri
-from wmlsearch.verdict.comparison import judge, unit_means
+from wmlsearch.verdict.comparison import unit_means
 from wmlsearch.verdict.evaluation import evaluate
-from wmlsearch.verdict.scores import pooled, score
+from wmlsearch.verdict.scores import score
 from wmlsearch.workflows import confirmation, sealed_test
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import data_record, run_record
@@ -337,12 +332,19 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     units = unit_means(found, CHAMPION, "dice")
     by_seed = [{row.unit: row.dice for row in member.scope(VOLUMES).units} for member in found.models[CHAMPION].members]
     assert len(by_seed) == 2
-    for unit, mean in units.items():
-        assert mean == pytest.approx(np.mean([its[unit] for its in by_seed]))
+    rows = {row.unit: row for row in found.models[BASELINE].members[0].scope(VOLUMES).units}
+    sick = [unit for unit, row in rows.items() if row.has_lesions]
+    assert [unit for unit, mean in units.items() if mean is not None] == sick
+    for unit in sick:
+        assert units[unit] == pytest.approx(np.mean([its[unit] for its in by_seed]))
     assert found.verdict is not None
     primary = found.verdict.primary
-    assert primary.champion == pytest.approx(np.mean(list(units.values())))
+    assert primary.champion == pytest.approx(np.mean([units[unit] for unit in sick]))
+    assert (primary.pairs, primary.left_out) == (len(sick), len(rows) - len(sick))
     assert found.verdict.outcome == "not shown: too few patients"
+    assert [member.fold for member in found.models[CHAMPION].members] == [0, 0]
+    assert found.verdict.models is not None
+    assert found.verdict.models.what == "ensembles of 2 networks"
     assert f"verdict: {found.verdict.sentence}" in result.stdout
     kept = search.model(CHAMPION).evaluation_metrics()
     assert kept is not None
@@ -368,37 +370,6 @@ def test_mlflow_has_the_scores_where_no_report_can_be_written(
     assert kept is not None
     mirrored = connect(default_uri(search.path.parent)).get_run(model.ledger().run_id)
     assert mirrored.data.metrics["test_dice"] == pytest.approx(kept.metrics["test_dice"])
-
-
-def test_the_verdict_follows_from_the_units() -> None:
-    nothing = score(np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), (1, 1, 1))
-    none = ScopeScores(pooled=pooled([nothing]), pooled_half=pooled([nothing]), units=[], rows=[])
-
-    def member(dices: list[float]) -> NetworkScores:
-        values = [{**nothing.as_json(), "unit": f"p{i}", "dice": dice} for i, dice in enumerate(dices)]
-        scores = none.model_copy(update={"units": [UnitScores.model_validate(its) for its in values]})
-        return NetworkScores(name="n", seed=0, threshold=0.5, volumes=scores)
-
-    worse, better = [0.5 + i / 100 for i in range(12)], [0.6 + i / 90 for i in range(12)]
-    words = {BASELINE: "the baseline configuration", CHAMPION: "The champion configuration"}
-
-    def judged(baseline: list[float], champion: list[float]) -> str:
-        evaluation = Evaluation(
-            opened=1.0,
-            data=EvaluatedData(path="p", fingerprint="f", optimistic=False),
-            unit="patients",
-            scope=VOLUMES,
-            models={
-                BASELINE: ModelScores(members=[member(baseline)], ensemble=None),
-                CHAMPION: ModelScores(members=[member(champion)] * 2, ensemble=None),
-            },
-        )
-        return judge(evaluation, BASELINE, CHAMPION, words, 0).outcome
-
-    assert judged(worse, better) == "better"
-    assert judged(better, worse) == "worse"
-    assert judged(worse, [*worse[6:], *worse[:6]]) == "not shown"
-    assert judged(worse[:5], better[:5]) == "not shown: too few patients"
 
 
 def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) -> None:

@@ -162,22 +162,29 @@ def test_nothing_against_nothing_is_not_a_number() -> None:
     assert (score([], [], None)["accuracy"], score([], [], None)["lesions_expert"]) == (None, 0)
 
 
-def test_one_empty_mask_scores_zero_and_has_no_distance() -> None:
+def test_an_empty_prediction_scores_zero_with_the_largest_distance() -> None:
     one = np.zeros((4, 5, 6), bool)
     one[0, 0, 0] = one[3, 4, 5] = True  # two lesions of a voxel, in corners
-    missed, made_up = score(one & False, one, (1, 1, 2)), score(one, one & False, (1, 1, 2))
-    for scores in (missed, made_up):
-        assert (scores["dice"], scores["iou"], scores["lesion_f1"], scores["hd95_mm"]) == (0, 0, 0, None)
-    assert (missed["recall"], missed["precision"], missed["lesion_recall"], missed["lesion_precision"]) == (
-        0,
-        None,
-        0,
-        None,
-    )
-    assert (made_up["recall"], made_up["precision"], made_up["lesions_false"]) == (None, 0, 2)
+    missed = score(one & False, one, (1, 1, 2))
+    assert [missed[name] for name in RATIOS] == [0] * len(RATIOS)
+    assert missed["hd95_mm"] == pytest.approx(np.sqrt(185))  # the mask's diagonal, 4 x 5 x 12 mm
+    assert typed_score(one & False, one, (1, 1, 2), farthest=150.0).hd95_mm == 150
     assert (missed["lesions_under_10_mm3"], missed["found_under_10_mm3"]) == (2, 0)
     assert (missed["volume_error_ml"], missed["volume_error_relative"]) == (-0.004, -1)
-    assert (made_up["volume_error_ml"], made_up["volume_error_relative"]) == (0.004, None)
+
+
+def test_without_lesions_no_prediction_has_a_ratio_or_a_distance() -> None:
+    """What is left out of means depends on the expert's mask only: a false lesion is no worse there than none."""
+    one = np.zeros((4, 5, 6), bool)
+    one[0, 0, 0] = one[3, 4, 5] = True
+    for predicted in (one, one & False):
+        scores = score(predicted, one & False, (1, 1, 2))
+        assert [scores[name] for name in (*RATIOS, "hd95_mm")] == [None] * (len(RATIOS) + 1)
+        assert pooled([typed_score(predicted, one & False, (1, 1, 2))]).dice is None
+    made_up = typed_score(one, one & False, (1, 1, 2))
+    assert (made_up.has_lesions, typed_score(one, one, (1, 1, 2)).has_lesions) == (False, True)
+    assert (made_up.fp, made_up.lesions_false, made_up.volume_ml, made_up.accuracy) == (2, 2, 0.004, 118 / 120)
+    assert (made_up.volume_error_ml, made_up.volume_error_relative) == (0.004, None)
 
 
 def test_full_against_full_and_against_a_voxel() -> None:
@@ -230,7 +237,8 @@ def test_pictures_stand_apart_and_are_measured_in_pixels() -> None:
     scores = score(found, expert, None)
     assert (scores["lesions_expert"], scores["lesions_predicted"], scores["lesions_false"]) == (2, 2, 2)
     assert score(found, expert, (1, 1, 1))["lesions_expert"] == 1
-    assert (scores["hd95_px"], scores["hd95_pictures"]) == (3, 1)  # only in the first are both
+    # In the first slice 3; in the second nothing is found: the slice's diagonal. The third has no lesion.
+    assert (scores["hd95_px"], scores["hd95_pictures"]) == (pytest.approx((3 + 8 * np.sqrt(2)) / 2), 2)
     assert (scores["area_px"], scores["expert_area_px"], scores["area_error_px"]) == (5, 8, -3)
     assert scores["area_error_relative"] == -3 / 8
     assert not [name for name in scores if "mm" in name or "_ml" in name]

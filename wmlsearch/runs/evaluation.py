@@ -1,7 +1,7 @@
 """Typed records of an evaluation on the sealed test: what `test.json` and `test-gallery.npz` of a run folder hold.
 
-A score is a count, a ratio of counts, a distance or a volume. A ratio of 0 / 0 is None and is left out of means. On
-disk a record holds exactly the fields that were set.
+A score is a count, a ratio of counts, a distance or a volume. Ratios of overlap and distances are None where the expert
+marked no lesion, and are left out of means. On disk a record holds exactly the fields that were set.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class MaskScores(Scores):
     Volumes have the fields in mm and ml, slices those in pixels.
     """
 
-    hd95_mm: float | None = None  # 95th percentile of the Hausdorff distance; None where a mask is empty
+    hd95_mm: float | None = None  # 95th percentile of the Hausdorff distance; None without lesions of the expert
     volume_ml: float | None = None  # predicted lesion volume
     expert_volume_ml: float | None = None
     volume_error_ml: float | None = None  # predicted minus expert
     volume_error_relative: float | None = None  # volume_error_ml / expert_volume_ml
     volume_error_abs_ml: float | None = None
-    hd95_px: float | None = None  # mean over the slices in which neither mask is empty
+    hd95_px: float | None = None  # mean over the slices in which the expert marked lesions
     hd95_pictures: int | None = None  # the number of those slices
     area_px: int | None = None  # predicted lesion pixels
     expert_area_px: int | None = None
@@ -185,13 +185,12 @@ class ConfigurationClaim(Record):
     patients do not give.
     """
 
-    outcome: str  # "better", "worse", "not shown", "not shown: too few patients", "not shown: too few runs", ...
+    outcome: str  # "better", "worse", "not shown", "not shown: too few patients", "not shown: too few runs"
     sentence: str  # the outcome with its numbers and what this design could have found
     reason: str = ""  # why nothing is claimed, where that was so before any test
     runs: int  # of each configuration
     runs_left_out: int = 0  # of both together: runs of a fold of which the other configuration has fewer
     folds: int = 1  # different folds among the runs
-    folds_as_block: bool = False  # whether the differences between folds are taken out of the spread between runs
     patients: int  # with lesions
     patients_left_out: int = 0  # without lesions
     baseline: float | None  # mean Dice over runs and patients
@@ -233,7 +232,7 @@ class Verdict(Record):
     speak about the trained networks: scores are averaged over seeds, and only the spread between patients counts.
     """
 
-    outcome: str = Field(alias="verdict")  # "better", "worse", "not shown", "not shown: too few patients", ...
+    outcome: str = Field(alias="verdict")  # that of claim (a); "no verdict" where no patient is known
     sentence: str  # the outcome with its numbers
     scope: Scope
     unit: str  # "patients" or "images": what is paired

@@ -6,6 +6,7 @@ paper's Table I. Counts are added up and divided once (see `scores`).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, expert_mask, restore
+from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
 from wmlsearch.inference.predictor import mean_probabilities
@@ -57,6 +60,7 @@ def evaluate(
     by: Mapping[str, Any],
     ensemble_thresholds: Mapping[str, float] | None = None,
     progress: Progress = lambda *_: None,
+    folds: Mapping[str, int] | None = None,
 ) -> tuple[Evaluation, Gallery]:
     """Open the sealed test of a prepared data set and score models on its patients.
 
@@ -65,6 +69,7 @@ def evaluate(
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
         data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes.
         by: who opens the test, for its ledger.
+        folds: the fold that each network validated on, by the network's name.
 
     Raises InputError for data that are damaged or do not fit the models; the latter before the test is opened.
     """
@@ -73,7 +78,8 @@ def evaluate(
     _check_preprocessing(data, manifest, preprocessing)
     sealed = open_sealed_test(data, by)
     unit: Unit = "patients" if sealed.by_patient else "images"
-    scorers = {role: _scorers(role, members, (ensemble_thresholds or {}).get(role)) for role, members in models.items()}
+    thresholds = ensemble_thresholds or {}
+    scorers = {role: _scorers(role, members, thresholds.get(role), folds or {}) for role, members in models.items()}
     _use_gpu(models)
     gallery = GalleryBuilder(list(models))
     if manifest.has_volumes:
@@ -116,8 +122,10 @@ def _use_gpu(models: Networks) -> None:
 class _Scorer:
     """Collects the scores of one network (`member`: its place among the role's), or of their ensemble (None)."""
 
-    def __init__(self, name: str, seed: int | None, threshold: float, member: int | None) -> None:
-        self.name, self.seed, self.threshold, self.member = name, seed, threshold, member
+    def __init__(
+        self, name: str, seed: int | None, threshold: float, member: int | None, fold: int | None = None
+    ) -> None:
+        self.name, self.seed, self.threshold, self.member, self.fold = name, seed, threshold, member, fold
         self.rows: dict[Scope, list[RowScores]] = {}
         self.half: dict[Scope, list[MaskScores]] = {}
 
@@ -132,11 +140,12 @@ class _Scorer:
         probabilities: np.ndarray,
         expert: np.ndarray,
         voxel_mm: Sequence[float] | None,
+        farthest: float,
     ) -> None:
         """Score one volume (i, j, k), or one slice (1, H, W) without `voxel_mm`."""
-        scores = score(probabilities >= self.threshold, expert, voxel_mm)
+        scores = score(probabilities >= self.threshold, expert, voxel_mm, farthest)
         self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **scores.as_json()}))
-        self.half.setdefault(scope, []).append(score(probabilities >= HALF, expert, voxel_mm))
+        self.half.setdefault(scope, []).append(score(probabilities >= HALF, expert, voxel_mm, farthest))
 
     def scores(self, unit: Unit) -> NetworkScores:
         scopes = {
@@ -150,13 +159,18 @@ class _Scorer:
             if scope in self.rows
         }
         return NetworkScores.model_validate(
-            {"name": self.name, "seed": self.seed, "threshold": self.threshold, **scopes}
+            {"name": self.name, "seed": self.seed, "threshold": self.threshold, "fold": self.fold, **scopes}
         )
 
 
-def _scorers(role: str, members: Sequence[TrainedModel], ensemble_threshold: float | None) -> list[_Scorer]:
+def _scorers(
+    role: str, members: Sequence[TrainedModel], ensemble_threshold: float | None, folds: Mapping[str, int]
+) -> list[_Scorer]:
     """Return a scorer for each network, and one for the ensemble of several."""
-    scorers = [_Scorer(model.name, model.seed, model.threshold, place) for place, model in enumerate(members)]
+    scorers = [
+        _Scorer(model.name, model.seed, model.threshold, place, folds.get(model.name))
+        for place, model in enumerate(members)
+    ]
     if len(members) > 1:
         threshold = ensemble_threshold or statistics.fmean(model.threshold for model in members)
         scorers.append(_Scorer(f"{role} ensemble", None, threshold, None))
@@ -209,18 +223,41 @@ def _score_volumes(
         slices = cut(volume.source, geometry, mask_threshold=sealed.manifest.mask_threshold)
         expert = expert_mask(volume.source, geometry, sealed.manifest.mask_threshold)
         origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}
+        farthest_mm, farthest_px = _head_diagonals(slices.images, geometry)
         masks: dict[str, np.ndarray] = {}
         for role, members in models.items():
             networks = [model.probabilities(slices.images) for model in members]
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
-                scorer.add(VOLUMES, origin, restore(probabilities, geometry), expert, geometry.voxel_mm)
+                on_grid = restore(probabilities, geometry)
+                scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm)
                 for index in volume.kept:
                     one, mask = probabilities[index][None], slices.masks[index][None]
-                    scorer.add(SLICES, {**origin, "index": index}, one, mask, None)
+                    scorer.add(SLICES, {**origin, "index": index}, one, mask, None, farthest_px)
             masks[role] = networks[0] >= scorers[role][0].threshold
         gallery.add(geometry.patient, slices.images, slices.masks, masks, volume.kept)
         progress("scoring test volumes", done, total)
+
+
+def _head_diagonals(images: np.ndarray, geometry: VolumeGeometry) -> tuple[float, float]:
+    """Return the diagonal of the head's box in mm, in the whole volume, and in pixels, in one of its slices.
+
+    Args:
+        images: (slices, size, size) uint8, all slices of the volume.
+    """
+    head = find_head(images)
+    inside = np.flatnonzero(head.area)
+    depth = int(inside[-1]) + 1 - int(inside[0]) if len(inside) else len(images)
+    pixels = _box_diagonal(head.box)
+    if geometry.axis is None or geometry.voxel_mm is None or geometry.spacing_mm is None:
+        raise ValueError(f"{geometry.source}: is no volume, its voxels have no size")
+    thickness = geometry.voxel_mm[geometry.input_axis(geometry.axis)]
+    return math.hypot(pixels * geometry.spacing_mm, depth * thickness), pixels
+
+
+def _box_diagonal(box: Box) -> float:
+    top, left, bottom, right = box
+    return math.hypot(bottom - top, right - left)
 
 
 def _score_slices(
@@ -235,13 +272,15 @@ def _score_slices(
     progress("scoring test slices", 0, len(rows))
     for start in range(0, len(rows), BATCH):
         batch = slice(start, start + BATCH)
+        farthest = [_box_diagonal(find_head(image[None]).box) for image in images[batch]]
         masks: dict[str, np.ndarray] = {}
         for role, members in models.items():
             networks = [model.probabilities(images[batch]) for model in members]
             for scorer in scorers[role]:
-                for row, one, expert in zip(rows[batch], scorer.probabilities(networks), experts[batch], strict=True):
+                probabilities = scorer.probabilities(networks)
+                for row, one, expert, px in zip(rows[batch], probabilities, experts[batch], farthest, strict=True):
                     origin = {name: getattr(row, name) for name in ("patient", "timepoint", "source", "index")}
-                    scorer.add(SLICES, origin, one[None], expert[None], None)
+                    scorer.add(SLICES, origin, one[None], expert[None], None, px)
             masks[role] = networks[0] >= scorers[role][0].threshold
         for place, row in enumerate(rows[batch]):
             unit = row.patient if sealed.by_patient else _image_name(start + place)

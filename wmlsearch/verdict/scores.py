@@ -2,8 +2,11 @@
 
 This is the Dice of the sealed test: 2 TP / (2 TP + FP + FN) of binary masks. Its formula, with those of the other voxel
 ratios, stands in `Confusion` (model/metrics.py), which the training's `val_dice` uses as well. Scores of several masks
-are pooled by adding up their counts (`pooled`), never by averaging ratios. A ratio of 0 / 0, such as the Dice of two
-empty masks, is None.
+are pooled by adding up their counts (`pooled`), never by averaging ratios.
+
+Whether a score exists depends on the expert's mask only, or means would leave out what a model gets wrong. Where the
+expert has no lesion, overlap and distance say nothing and are None, whatever is predicted; the counts stay. Where the
+expert has lesions and nothing is predicted, all ratios of overlap are 0 and the distance is the largest possible one.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ Masks = np.ndarray | Sequence[np.ndarray]
 # 10.1016/j.msard.2019.01.042), 14 mm3 as a sphere.
 SIZES = (("under_10", 0.0, 10.0), ("10_to_100", 10.0, 100.0), ("from_100", 100.0, math.inf))
 _VOXELS = ("tp", "fp", "fn", "tn")
+_OVERLAP, _LESION_OVERLAP = ("iou", "dice", "precision", "recall"), ("lesion_precision", "lesion_recall", "lesion_f1")
 _LESIONS = ("lesions_expert", "lesions_predicted", "lesions_found", "lesions_false")
 
 
@@ -43,7 +47,9 @@ def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return labels, int(count)
 
 
-def score(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> MaskScores:
+def score(
+    predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None, farthest: float | None = None
+) -> MaskScores:
     """Return all scores of a predicted mask: of one volume, or of a stack of slices.
 
     Args:
@@ -51,6 +57,8 @@ def score(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> 
             differ in size are a list. Lesion where not 0.
         expert: the same shape.
         voxel_mm: the edges of a voxel in mm; None for slices, whose scale is unknown.
+        farthest: `hd95` where the expert has lesions and nothing is predicted, in mm or pixels: the diagonal of the
+            head. None: the diagonal of the mask.
 
     How lesions are counted: an expert's lesion is found if at least one of its voxels is predicted; a predicted lesion
     is false if it overlaps none of the expert's. One predicted lesion can thus find two. This is the convention of the
@@ -61,13 +69,16 @@ def score(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> 
     is made of the lesion voxels that touch background by a face, or lie at the border.
 
     Volumes have the fields in mm, mm3 and ml. Slices have those in pixels (`hd95_px`, `area_px`, ...): a lesion ends
-    with its slice, and `hd95_px` is the mean over the `hd95_pictures` slices in which neither mask is empty.
+    with its slice, and `hd95_px` is the mean over the `hd95_pictures` slices in which the expert has lesions.
 
     Raises ValueError for masks that do not match each other or `voxel_mm`.
     """
     pairs = _pairs(predicted, expert, voxel_mm)
     edges = np.ones(2) if voxel_mm is None else np.asarray(voxel_mm, np.float64)
-    parts = [_part(*_cropped(one, other), edges) for one, other in pairs]
+    parts = [
+        _part(*_cropped(one, other), edges, float(np.linalg.norm(one.shape * edges)) if farthest is None else farthest)
+        for one, other in pairs
+    ]
     counts = _counts(parts, sum(one.size for one, _ in pairs), "px" if voxel_mm is None else "mm3")
     distances = [part.hd95 for part in parts if part.hd95 is not None]
     hd95 = float(np.mean(distances)) if distances else None
@@ -122,12 +133,13 @@ class _Part:
     hd95: float | None
 
 
-def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> _Part:
+def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray, farthest: float) -> _Part:
     expert_labels, expert_count = label_lesions(expert)
     labels, count = label_lesions(predicted)
     hit = np.bincount(expert_labels[predicted], minlength=expert_count + 1)[1:] > 0
     true = np.bincount(labels[expert], minlength=count + 1)[1:] > 0
     tp = int((predicted & expert).sum())
+    distance = _hd95(predicted, expert, edges) if expert_count and count else farthest
     return _Part(
         tp=tp,
         fp=int(predicted.sum()) - tp,
@@ -136,7 +148,7 @@ def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> _Part
         false=count - int(true.sum()),
         sizes=np.bincount(expert_labels[expert], minlength=expert_count + 1)[1:] * edges.prod(),
         hit=hit,
-        hd95=_hd95(predicted, expert, edges) if expert_count and count else None,
+        hd95=distance if expert_count else None,
     )
 
 
@@ -191,14 +203,20 @@ def _cropped(predicted: np.ndarray, expert: np.ndarray) -> tuple[np.ndarray, np.
 
 def _ratios(counts: Mapping[str, int]) -> dict[str, float | None]:
     voxels = Confusion(*(counts[name] for name in _VOXELS))
-    ratios = {name: getattr(voxels, name) for name in ("accuracy", "iou", "dice", "precision", "recall")}
+    accuracy = None if math.isnan(voxels.accuracy) else voxels.accuracy
+    if not counts["tp"] + counts["fn"]:
+        return {"accuracy": accuracy, **dict.fromkeys((*_OVERLAP, *_LESION_OVERLAP))}
     expert, predicted, detected, false = (counts[name] for name in _LESIONS)
     true = predicted - false
-    # 2 PR / (P + R), rearranged so that it is 0 rather than 0 / 0 where both masks have lesions but none overlap
+    # 2 PR / (P + R), rearranged so that it is 0 rather than 0 / 0 where no lesion overlaps another
     whole = detected * predicted + true * expert if detected else expert + predicted
     return {
-        **{name: None if math.isnan(value) else value for name, value in ratios.items()},
-        "lesion_precision": _ratio(true, predicted),
+        "accuracy": accuracy,
+        "iou": voxels.iou,
+        "dice": voxels.dice,
+        "precision": voxels.precision if predicted else 0.0,
+        "recall": voxels.recall,
+        "lesion_precision": true / predicted if predicted else 0.0,
         "lesion_recall": _ratio(detected, expert),
         "lesion_f1": _ratio(2 * detected * true, whole),
     }

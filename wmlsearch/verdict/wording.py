@@ -6,62 +6,141 @@ import statistics
 from collections.abc import Sequence
 
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate
-from wmlsearch.runs.evaluation import Comparison
+from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, ModelsClaim
 from wmlsearch.runs.schema import FolderRecord, SplitCertificate
 from wmlsearch.verdict.champion import Candidate
-from wmlsearch.verdict.statistics import ALPHA, MIN_PAIRS, NOT_SHOWN, outcome
+from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, NOT_SHOWN, POWER
 
 RATIOS = ("accuracy", "iou", "dice", "precision", "recall")  # the columns of the paper's Table I
 # Table I of the paper (mean, standard deviation): 1476 kept slices of its own patients.
 PAPER_TABLE = {"accuracy": (0.9963, 0.0004), "iou": (0.5739, 0.01), "dice": (0.7292, 0.008),
                "precision": (0.7592, 0.0088), "recall": (0.7016, 0.009)}  # fmt: skip
 PAPER_TABLE_NAME = "the paper's Table I (other data)"
+NOT_SHOWN_WORDS = "not shown to be better or worse"
+OPTIMISTIC_WARNING = "Warning: the split is optimistic, because slices of one patient can be on both sides."
 
 
-def verdict_sentence(
-    comparison: Comparison,
-    champion: str,
-    baseline: str,
-    metric: str = "Dice",
-    unit: str = "patients",
-    optimistic: bool = False,
+def configuration_sentence(
+    claim: ConfigurationClaim, champion_name: str, optimistic: bool = False, budget_note: str = ""
 ) -> str:
-    """Return the verdict with its numbers in words.
+    """Return claim (a) with its numbers in words. It ends with what this design could have found.
 
     Args:
-        champion: the subject of the sentence, "The champion configuration (trial-0007)".
-        baseline: what it is compared with, "the baseline configuration".
-        metric: the name of the score.
-        unit: what the pairs are, "patients" or "images".
+        champion_name: the champion's configuration, "trial-0007".
         optimistic: slices of one patient can be on both sides of the split; a warning is added.
+        budget_note: a sentence about the limit on epochs, or "".
     """
-    pairs, one = comparison.pairs, singular(unit)
-    tested = f"{pairs} sealed test {one if pairs == 1 else unit}"
-    if pairs == 0:
-        text = f"{champion} cannot be compared with {baseline}: no sealed test {one} has {metric} for both."
-    elif pairs < MIN_PAIRS:
-        text = (
-            f"{champion} is not shown to be better or worse than {baseline}: {tested} {_be(pairs)} too few, because "
-            f"a paired test of fewer than {MIN_PAIRS} cannot reach p < {ALPHA}. "
-            f"Mean {_numbers(comparison, metric, one)}"
-        )
+    champion = f"the champion configuration ({champion_name})"
+    trainings, patients = f"{claim.runs} + {claim.runs} trainings", _count(claim.patients, "sealed test patient")
+    if claim.reason:
+        text = f"{_capital(champion)} is {NOT_SHOWN_WORDS} than the baseline configuration: {claim.reason}."
+        if claim.difference is not None:
+            text += f" Mean {_numbers(claim)}."
     else:
-        result = outcome(comparison, unit)
-        words = "not shown to be better or worse" if result == NOT_SHOWN else result
-        text = f"{champion} is {words} than {baseline} on {tested}: mean {_numbers(comparison, metric, one)}"
-    if count := comparison.left_out:
-        text += f" {count} {one if count == 1 else unit} without {metric} for both {_be(count)} left out."
+        result = NOT_SHOWN_WORDS if claim.outcome == NOT_SHOWN else claim.outcome
+        text = f"Trained again on patients like these, {champion} is {result} than the baseline configuration: "
+        text += f"mean {_numbers(claim)}, from {trainings} on {patients}."
+    if claim.outcome == NOT_SHOWN and claim.low is not None:
+        text += f" This does not mean that they are equal: differences from {_range(claim)} remain plausible."
+    if count := claim.patients_left_out:
+        text += f" {_count(count, 'patient')} without lesions {_be(count)} left out."
+    if count := claim.runs_left_out:
+        text += (
+            f" {_count(count, 'training')} {_be(count)} left out, because the other configuration has none to match."
+        )
     if optimistic:
-        text += " Warning: the split is optimistic, because slices of one patient can be on both sides."
+        text += f" {OPTIMISTIC_WARNING}"
+    if budget_note:
+        text += f" {budget_note}"
+    design = f"{trainings} and {_count(claim.patients, 'patient')}"
+    if claim.detectable is not None:
+        power = f"a difference of {claim.detectable:.3f} would have been found with {POWER:.0%} probability"
+        text += f" With {design}, {power.replace('%', ' %')}."
+    else:
+        text += f" With {design}, no difference could have been shown."
     return text
 
 
-def _numbers(comparison: Comparison, metric: str, one: str) -> str:
-    text = f"{metric} per {one} {comparison.champion:.3f} against {comparison.baseline:.3f}"
-    text += f", difference {comparison.difference:+.3f}"
-    details = [] if comparison.low is None else [f"95 % interval {comparison.low:.3f} to {comparison.high:.3f}"]
-    details += [] if comparison.p is None else [f"p = {comparison.p:.3g}"]
-    return f"{text} ({', '.join(details)})." if details else f"{text}."
+def why_no_claim(patients: int, runs: int, se: float | None) -> str:
+    """Return why nothing can be claimed about the configurations, or "".
+
+    Args:
+        patients: with lesions.
+        runs: of each configuration.
+        se: standard error of the difference, None where it was not computed.
+    """
+    if patients < MIN_PATIENTS:
+        return _too_few_patients(patients)
+    if runs == 0:
+        return "no fold has a finished training of both"
+    if runs < MIN_RUNS:
+        return (
+            f"{runs} + {runs} trainings are too few, because the spread between trainings needs at least {MIN_RUNS} of "
+            "each configuration"
+        )
+    return "" if se else "the scores do not vary between trainings or patients, so there is nothing to test"
+
+
+def models_sentence(claim: ModelsClaim) -> str:
+    """Return claim (b) with its numbers in words."""
+    subject = f"The models that you would use ({claim.what}): the champion's is"
+    if claim.pairs < MIN_PATIENTS:
+        text = f"{subject} {NOT_SHOWN_WORDS} than the baseline's: {_too_few_patients(claim.pairs)}."
+        if claim.difference is not None:
+            text += f" Mean {_numbers(claim)}."
+    else:
+        result = NOT_SHOWN_WORDS if claim.outcome == NOT_SHOWN else claim.outcome
+        patients = _count(claim.pairs, "sealed test patient")
+        text = f"{subject} {result} than the baseline's: mean {_numbers(claim)}, on {patients}."
+    if claim.outcome == NOT_SHOWN:
+        text += " This does not mean that they are equal."
+    return f"{text} This is about these networks alone: the same configurations, trained again, give others."
+
+
+def no_verdict_sentence(primary: Comparison, champion_name: str, optimistic: bool = False) -> str:
+    """Say why images without known patients give no verdict, with the numbers."""
+    text = (
+        "There is no verdict, because the patients of the test images are not known: images of one patient are alike, "
+        "and a test that takes them for independent calls equal configurations different in most cases."
+    )
+    if primary.difference is not None:
+        text += (
+            f" Mean Dice per image {primary.champion:.3f} for the champion configuration ({champion_name}) against "
+            f"{primary.baseline:.3f} for the baseline configuration, difference {primary.difference:+.3f}, on "
+            f"{_count(primary.pairs, 'sealed test image')}."
+        )
+    if count := primary.left_out:
+        text += f" {_count(count, 'image')} without lesions {_be(count)} left out."
+    return f"{text} {OPTIMISTIC_WARNING}" if optimistic else text
+
+
+def _too_few_patients(patients: int) -> str:
+    if patients == 0:
+        return "no sealed test patient has lesions"
+    return (
+        f"{_count(patients, 'sealed test patient')} with lesions {_be(patients)} too few, because a test of fewer than "
+        f"{MIN_PATIENTS} in pairs cannot reach p < {ALPHA}"
+    )
+
+
+def _numbers(claim: ConfigurationClaim | ModelsClaim) -> str:
+    text = f"Dice per patient {claim.champion:.3f} against {claim.baseline:.3f}, difference {claim.difference:+.3f}"
+    if claim.low is None or claim.p is None:
+        return text
+    p = "p < 0.001" if claim.p < 0.001 else f"p = {claim.p:.2g}"
+    return f"{text} (95 % interval {_range(claim)}, {p})"
+
+
+def _range(claim: ConfigurationClaim | ModelsClaim) -> str:
+    return f"{claim.low:.3f} to {claim.high:.3f}"
+
+
+def _count(count: int, one: str) -> str:
+    return f"{count} {one}{'' if count == 1 else 's'}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _be(count: int) -> str:

@@ -32,10 +32,10 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
         by,
         {role: model.ensemble_threshold for role, model in models.items() if model.ensemble_threshold},
         progress,
+        {run.record().name: run.record().fold for run in search.finals()},
     )
-    words = {BASELINE: "the baseline configuration", CHAMPION: f"The champion configuration ({names[CHAMPION]})"}
     members = [search.model(role).record().members for role in models]
-    evaluation = scored.with_verdict(names, members, judge(scored, BASELINE, CHAMPION, words, settings.seed))
+    evaluation = scored.with_verdict(names, members, judge(scored, BASELINE, CHAMPION, names[CHAMPION], settings.seed))
     if own_data:
         search.set_gallery(gallery)
         for role in models:

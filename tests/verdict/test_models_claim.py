@@ -1,4 +1,4 @@
-"""Equal models are seldom called better, better ones mostly; intervals and p values equal those computed otherwise."""
+"""Claim (b): equal models are seldom called better, better ones mostly; numbers equal those computed otherwise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from scipy import stats
 
 from wmlsearch.runs.evaluation import Comparison
-from wmlsearch.verdict.statistics import holm, outcome, paired
+from wmlsearch.verdict.models_claim import interval, paired, sign_flip
+from wmlsearch.verdict.statistics import holm
+from wmlsearch.verdict.statistics import outcome as outcome_of
 
 
 def cohort(rng: np.random.Generator, patients: int, difference: float) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +26,10 @@ def compared(pairs: int, low: float, high: float, p: float, left_out: int = 0) -
     return Comparison(
         pairs=pairs, left_out=left_out, baseline=0.63, champion=0.63 + mean, difference=mean, low=low, high=high, p=p
     )
+
+
+def outcome(comparison: Comparison) -> str:
+    return outcome_of(comparison.low, comparison.high, comparison.p)
 
 
 def test_equal_models_are_seldom_called_better() -> None:
@@ -121,8 +127,17 @@ def test_a_verdict_needs_interval_and_test() -> None:
     clear = paired(np.linspace(0.1, 0.2, 6), np.linspace(0.8, 0.9, 6), seed=0)
     assert (clear.p, outcome(clear)) == (2 / 2**6, "better")
     fewer = paired(np.linspace(0.1, 0.2, 5), np.linspace(0.8, 0.9, 5), seed=0)
-    assert (fewer.p, outcome(fewer)) == (2 / 2**5, "not shown: too few patients")
-    assert outcome(fewer, "images") == "not shown: too few images"
+    assert (fewer.p, fewer.low, outcome(fewer)) == (2 / 2**5, None, "not shown")
+
+
+def test_many_cohorts_at_once_have_the_numbers_of_each() -> None:
+    differences = np.random.default_rng(9).normal(0.02, 0.05, (3, 8))
+    low, high = interval(differences, seed=1)
+    p = sign_flip(differences, seed=1)
+    each = [paired(np.zeros(8), row, seed=1) for row in differences]
+    assert [(one.low, one.high, one.p) for one in each] == [
+        pytest.approx(numbers) for numbers in zip(low, high, p, strict=True)
+    ]
 
 
 def test_holm() -> None:

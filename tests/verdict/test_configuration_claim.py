@@ -1,0 +1,125 @@
+"""Claim (a): the estimate agrees with one worked out by hand, and with simpler tests where it must."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from wmlsearch.runs.evaluation import ConfigurationClaim
+from wmlsearch.verdict.configuration_claim import estimate
+from wmlsearch.verdict.power import Spread, detectable, detectable_difference
+
+
+def test_two_runs_and_two_patients_by_hand() -> None:
+    baseline, champion = np.array([[0.50, 0.60], [0.54, 0.68]]), np.array([[0.60, 0.70], [0.66, 0.76]])
+    # Means of runs: 0.55, 0.61 and 0.65, 0.71; variance 0.06^2 / 2 = 0.0018 each. Of runs: 2 x 0.0018 / 2 = 0.0018.
+    # Differences of patients: 0.11, 0.09; variance 0.02^2 / 2 = 0.0002. Of patients: 0.0002 / 2 = 0.0001.
+    # Residuals: +-0.01 in the baseline, mean square 4 x 0.0001 / 1 = 0.0004; none in the champion; mean 0.0002.
+    # Of the residual: 2 x 0.0002 / (2 x 2) = 0.0001. Variance: 0.0018 + 0.0001 - 0.0001 = 0.0018.
+    # Degrees of freedom: 0.0018^2 / ((0.0009^2 + 0.0009^2) / 1 + 0.0001^2 / 1) = 3.24 / 1.63.
+    it = estimate(baseline, champion)
+    assert (it.difference, it.se, it.df) == pytest.approx((0.10, math.sqrt(0.0018), 3.24 / 1.63))
+    assert (it.run_sd, it.residual_sd) == pytest.approx((math.sqrt(0.0017), math.sqrt(0.0002)))
+    assert it.patient_sd == pytest.approx(0, abs=1e-6)
+    df, t = 3.24 / 1.63, 0.10 / math.sqrt(0.0018)
+    p = special.betainc(df / 2, 0.5, df / (df + t**2))  # of Student's t in closed form
+    assert it.p == pytest.approx(p)
+    half = (it.high - it.low) / 2
+    assert special.betainc(df / 2, 0.5, df / (df + (half / it.se) ** 2)) == pytest.approx(0.05)
+    assert (it.high + it.low) / 2 == pytest.approx(0.10)
+
+
+def test_runs_that_are_all_the_same_leave_a_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    baseline, champion = rng.normal(0.6, 0.1, 9), rng.normal(0.62, 0.1, 9)
+    it = estimate(np.tile(baseline, (3, 1)), np.tile(champion, (3, 1)))
+    known = stats.ttest_rel(champion, baseline)
+    assert (it.p, it.df) == pytest.approx((known.pvalue, 8))
+    assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_patients_that_all_differ_alike_leave_welchs_test() -> None:
+    rng = np.random.default_rng(1)
+    baseline, champion, patients = rng.normal(0, 0.01, 4), rng.normal(0.02, 0.05, 4), rng.normal(0.6, 0.1, 9)
+    it = estimate(baseline[:, None] + patients, champion[:, None] + patients)
+    known = stats.ttest_ind(champion, baseline, equal_var=False)
+    assert (it.p, it.df) == pytest.approx((known.pvalue, known.df))
+    assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_the_variance_is_not_below_its_largest_part() -> None:
+    # Residuals of +-0.1, mean square 4 x 0.01 / 1 in one configuration, 0 in the other: 2 x 0.02 / 4 = 0.01. Means of
+    # runs 0.52 and 0.50: variance 0.0002, of runs 0.0001. Differences of patients do not vary.
+    it = estimate(np.full((2, 2), 0.5), np.array([[0.62, 0.42], [0.4, 0.6]]))
+    assert it.se == pytest.approx(0.01)
+
+
+def test_scores_that_do_not_vary_are_not_tested() -> None:
+    it = estimate(np.full((3, 7), 0.4), np.full((3, 7), 0.6))
+    assert (it.difference, it.se) == (pytest.approx(0.2), 0)
+    assert np.isnan([it.df, it.p, it.low, it.high]).all()
+
+
+def test_many_cohorts_at_once_have_the_numbers_of_each() -> None:
+    scores = np.random.default_rng(2).normal(0.6, 0.1, (2, 5, 3, 7))
+    together = estimate(*scores)
+    for number in range(5):
+        alone = estimate(*scores[:, number])
+        assert (alone.difference, alone.se, alone.df, alone.low, alone.p) == pytest.approx(
+            tuple(
+                values[number] for values in (together.difference, together.se, together.df, together.low, together.p)
+            )
+        )
+
+
+def test_swapped_configurations_have_the_opposite_difference() -> None:
+    baseline, champion = np.random.default_rng(3).normal(0.6, 0.1, (2, 3, 7))
+    one, other = estimate(baseline, champion), estimate(champion, baseline)
+    assert (one.difference, one.low, one.p) == pytest.approx((-other.difference, -other.high, other.p))
+
+
+def test_the_detectable_difference_of_many_degrees_of_freedom_is_that_of_the_normal_distribution() -> None:
+    # z(0.975) + z(0.8) = 1.959964 + 0.841621
+    assert detectable_difference(0.01, 1e6) == pytest.approx(0.02801585, rel=1e-4)
+
+
+def test_the_detectable_difference_of_few_degrees_of_freedom_by_integration() -> None:
+    """t = (ratio + z) / sqrt(w / df), with w ~ chi square (df), z ~ normal: how often it is above its quantile."""
+    df, ratio = 4.0, detectable_difference(1.0, 4.0)
+    critical = stats.t.ppf(0.975, df)
+    power, _ = integrate.quad(
+        lambda w: stats.chi2.pdf(w, df) * stats.norm.cdf(ratio - critical * math.sqrt(w / df)), 0, 200
+    )
+    assert power == pytest.approx(0.8, abs=1e-6)
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_cohorts() -> None:
+    rng, spread = np.random.default_rng(4), Spread(run=0.03, patient=0.04, residual=0.05)
+    shift = detectable(spread.run, spread.patient, spread.residual, runs=5, patients=9)
+    patient = rng.normal(0, 0.15, (1, 4000, 1, 9)) + rng.normal(0, spread.patient / math.sqrt(2), (2, 4000, 1, 9))
+    scores = patient + rng.normal(0, spread.run, (2, 4000, 5, 1)) + rng.normal(0, spread.residual, (2, 4000, 5, 9))
+    it = estimate(scores[0], scores[1] + shift)
+    assert np.mean((it.p < 0.05) & (it.low > 0)) == pytest.approx(0.8, abs=0.03)
+
+
+def test_more_runs_and_more_patients_find_smaller_differences() -> None:
+    sizes = [detectable(0.03, 0.04, 0.05, runs, patients) for runs, patients in ((2, 9), (5, 9), (5, 20), (10, 50))]
+    assert sizes == sorted(sizes, reverse=True)
+    assert detectable(0.03, 0.04, 0.05, runs=1, patients=9) == math.inf
+    assert detectable(0.03, 0.04, 0.05, runs=5, patients=5) == math.inf
+    assert detectable(0, 0, 0, runs=5, patients=9) == 0
+
+
+def test_the_spread_of_earlier_searches_is_a_root_mean_square() -> None:
+    nothing = dict.fromkeys(("baseline", "champion", "difference", "se", "df", "low", "high", "p", "detectable"))
+    sds = dict.fromkeys(("run_sd", "patient_sd", "residual_sd"))
+    claim = ConfigurationClaim.model_validate(
+        {"outcome": "not shown", "sentence": "", "runs": 5, "patients": 9, **nothing, **sds}
+    )
+    one = claim.model_copy(update={"run_sd": 0.01, "patient_sd": 0.0, "residual_sd": 0.02})
+    other = claim.model_copy(update={"run_sd": 0.07, "patient_sd": 0.02, "residual_sd": 0.02})
+    assert Spread.of([claim]) is None
+    assert Spread.of([one, claim, other]) == Spread(0.05, pytest.approx(math.sqrt(0.0002)), pytest.approx(0.02))

@@ -1,0 +1,81 @@
+"""Claim (a): would a configuration, trained again, be better on patients like these? Runs and patients are samples.
+
+A score belongs to a configuration, a run and a patient. All runs meet the same patients, so patients are crossed with
+configurations and with runs; runs are nested in configurations. The difference between two configurations varies
+because their runs do, and because it differs between patients. The spread of the runs' means holds the first part and
+a share of the residual (run by patient), the spread of the patients' differences the second part and the same share:
+
+    variance = of runs + of patients - of residual
+
+with Satterthwaite's degrees of freedom, from the spread between runs of each configuration (as in Welch's test: one may
+be steadier than the other) and between patients. Run r of both configurations validates on the same fold. What folds
+have in common cancels in the difference, but it stays in the variance: with one run for each fold, taking it out would
+halve the degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from wmlsearch.verdict.statistics import ALPHA
+
+ROUNDING = 1e-9  # a standard error below this share of the largest score is rounding
+
+
+@dataclass(frozen=True)
+class CrossedEstimate:
+    """The difference between two configurations; each field an array, one value for each cohort."""
+
+    difference: np.ndarray  # champion minus baseline, mean over runs and patients
+    se: np.ndarray  # 0 where all runs and all patients' differences are equal: then nothing can be tested
+    df: np.ndarray  # NaN where `se` is 0, as are low, high and p
+    low: np.ndarray  # 95 % interval
+    high: np.ndarray
+    p: np.ndarray  # of the two-sided t test
+    run_sd: np.ndarray  # between runs of one configuration, of their mean over patients
+    patient_sd: np.ndarray  # between patients, of the difference
+    residual_sd: np.ndarray  # between runs in one patient, beside `run_sd`
+
+
+def estimate(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate:
+    """Return the difference between two configurations with its standard error, interval and test.
+
+    Args:
+        baseline: (..., runs, patients), scores of one cohort or of many; at least 2 runs and 2 patients.
+        champion: the same shape.
+
+    The variance is not below its largest part: the estimate of the residual can be too large by chance.
+    """
+    scores = np.stack([baseline, champion])  # (2, ..., R, P)
+    runs, patients = scores.shape[-2:]
+    run_means, patient_means = scores.mean(axis=-1), scores.mean(axis=-2)
+    differences = patient_means[1] - patient_means[0]
+    difference = differences.mean(axis=-1)
+    residuals = scores - run_means[..., None] - patient_means[..., None, :] + scores.mean(axis=(-2, -1), keepdims=True)
+    residual = (residuals**2).sum(axis=(-2, -1)).mean(axis=0) / ((runs - 1) * (patients - 1))
+
+    each_of_runs = run_means.var(axis=-1, ddof=1) / runs  # (2, ...)
+    of_runs, of_patients = each_of_runs.sum(axis=0), differences.var(axis=-1, ddof=1) / patients
+    of_residual = 2 * residual / (runs * patients)
+    variance = np.maximum(of_runs + of_patients - of_residual, np.maximum(of_runs, of_patients))
+    variance = np.where(variance > (ROUNDING * np.abs(scores).max(axis=(0, -2, -1))) ** 2, variance, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = (each_of_runs**2).sum(axis=0) / (runs - 1) + of_patients**2 / (patients - 1)
+        df = np.where(variance > 0, variance**2 / spread, np.nan)
+        se = np.sqrt(variance)
+        half = stats.t.ppf(1 - ALPHA / 2, df) * se
+        p = 2 * stats.t.sf(np.abs(difference) / se, df)
+    return CrossedEstimate(
+        difference=difference,
+        se=se,
+        df=df,
+        low=difference - half,
+        high=difference + half,
+        p=p,
+        run_sd=np.sqrt(np.maximum(0, (of_runs - of_residual) * runs / 2)),
+        patient_sd=np.sqrt(np.maximum(0, (of_patients - of_residual) * patients)),
+        residual_sd=np.sqrt(residual),
+    )
