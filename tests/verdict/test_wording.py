@@ -28,10 +28,10 @@ def test_the_verdict_in_a_sentence() -> None:
         "2 patients without Dice for both are left out."
     )
     shown = compared(200, -0.02, 0.04, 0.5, left_out=1)
-    assert verdict_sentence(shown, CHAMPION, BASELINE, "IoU", "images", optimistic=True) == (
+    assert verdict_sentence(shown, CHAMPION, BASELINE, "images", optimistic=True) == (
         "The champion configuration (trial-0007) is not shown to be better or worse than the baseline configuration on "
-        "200 sealed test images: mean IoU per image 0.640 against 0.630, difference +0.010 (95 % interval -0.020 to "
-        "0.040, p = 0.5). 1 image without IoU for both is left out. Warning: the split is optimistic, because "
+        "200 sealed test images: mean Dice per image 0.640 against 0.630, difference +0.010 (95 % interval -0.020 to "
+        "0.040, p = 0.5). 1 image without Dice for both is left out. Warning: the split is optimistic, because "
         "slices of one patient can be on both sides."
     )
     few = paired([0.5, 0.6, 0.7], [0.6, 0.7, 0.9], seed=0)

@@ -22,7 +22,6 @@ def verdict_sentence(
     comparison: Comparison,
     champion: str,
     baseline: str,
-    metric: str = "Dice",
     unit: str = "patients",
     optimistic: bool = False,
 ) -> str:
@@ -31,33 +30,32 @@ def verdict_sentence(
     Args:
         champion: the subject of the sentence, "The champion configuration (trial-0007)".
         baseline: what it is compared with, "the baseline configuration".
-        metric: the name of the score.
         unit: what the pairs are, "patients" or "images".
         optimistic: slices of one patient can be on both sides of the split; a warning is added.
     """
     pairs, one = comparison.pairs, singular(unit)
     tested = f"{pairs} sealed test {one if pairs == 1 else unit}"
     if pairs == 0:
-        text = f"{champion} cannot be compared with {baseline}: no sealed test {one} has {metric} for both."
+        text = f"{champion} cannot be compared with {baseline}: no sealed test {one} has Dice for both."
     elif pairs < MIN_PAIRS:
         text = (
             f"{champion} is not shown to be better or worse than {baseline}: {tested} {_be(pairs)} too few, because "
             f"a paired test of fewer than {MIN_PAIRS} cannot reach p < {ALPHA}. "
-            f"Mean {_numbers(comparison, metric, one)}"
+            f"Mean {_numbers(comparison, one)}"
         )
     else:
         result = outcome(comparison, unit)
         words = "not shown to be better or worse" if result == NOT_SHOWN else result
-        text = f"{champion} is {words} than {baseline} on {tested}: mean {_numbers(comparison, metric, one)}"
+        text = f"{champion} is {words} than {baseline} on {tested}: mean {_numbers(comparison, one)}"
     if count := comparison.left_out:
-        text += f" {count} {one if count == 1 else unit} without {metric} for both {_be(count)} left out."
+        text += f" {count} {one if count == 1 else unit} without Dice for both {_be(count)} left out."
     if optimistic:
         text += " Warning: the split is optimistic, because slices of one patient can be on both sides."
     return text
 
 
-def _numbers(comparison: Comparison, metric: str, one: str) -> str:
-    text = f"{metric} per {one} {comparison.champion:.3f} against {comparison.baseline:.3f}"
+def _numbers(comparison: Comparison, one: str) -> str:
+    text = f"Dice per {one} {comparison.champion:.3f} against {comparison.baseline:.3f}"
     text += f", difference {comparison.difference:+.3f}"
     details = [] if comparison.low is None else [f"95 % interval {comparison.low:.3f} to {comparison.high:.3f}"]
     details += [] if comparison.p is None else [f"p = {comparison.p:.3g}"]
