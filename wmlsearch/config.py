@@ -25,7 +25,7 @@ QUALITY_METRICS = (
     "val_average_precision",
     "val_dice_patients",
 )
-# All objectives and which direction is better. The metrics that are not of the weights are allowed beside another one.
+# All objectives and which direction is better. Loss, speed and memory are allowed only together with a quality metric.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     **dict.fromkeys(QUALITY_METRICS, "maximize"),
     "images_per_s": "maximize",
@@ -205,7 +205,10 @@ class RunSettings(_Strict):
         description="Train the baseline and the best configurations again at the end, test them and give a verdict.",
     )
     confirm_top: int = Field(
-        3, ge=0, le=100, description="Number of the best configurations, beside the baseline, that get final runs."
+        3,
+        ge=0,
+        le=100,
+        description="Number of the best configurations that get final runs, in addition to the baseline.",
     )
     confirm_seeds: int = Field(
         3, ge=1, le=100, description="Seeds of each configuration's final runs: `seed`, `seed` + 1, ..."
