@@ -1,3 +1,3 @@
 """wmlsearch: distributed hyperparameter search for white matter lesion segmentation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

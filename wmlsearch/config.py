@@ -25,7 +25,7 @@ QUALITY_METRICS = (
     "val_average_precision",
     "val_dice_patients",
 )
-# All objectives and which direction is better. The metrics that are not of the weights are allowed beside another one.
+# All objectives and which direction is better. Loss, speed and memory are allowed only together with a quality metric.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     **dict.fromkeys(QUALITY_METRICS, "maximize"),
     "images_per_s": "maximize",

@@ -300,7 +300,7 @@ def test_damaged_run_does_not_block_another(search: Path, refused: Refused) -> N
 
 def test_files_required_to_resume(search: Path, refused: Refused, no_ray: None) -> None:
     assert refused("tune", "--resume", "s") == (
-        "s: its search.json lacks shape, so it cannot be resumed; start a new search"
+        "runs/s/search.json: lacks shape, so this search cannot be resumed; start a new search"
     )
     changed("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
     assert refused("tune", "--resume", "s") == ("nowhere: no such folder; make it with `wmlsearch prepare RAW nowhere`")

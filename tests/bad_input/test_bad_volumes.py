@@ -65,7 +65,7 @@ def extended(size: int, extensions: bytes) -> Change:
 
 
 def before_voxels(rule: str) -> str:
-    return f"{FLAIR}: {rule}; write it anew, without extensions of its header"
+    return f"{FLAIR}: {rule}; save it again, without extensions of its header"
 
 
 def cut(size: int) -> Change:

@@ -23,7 +23,7 @@ from wmlsearch import __version__
 from wmlsearch.cli import main
 from wmlsearch.cli import remote as cli_remote
 from wmlsearch.cluster import remote, ssh
-from wmlsearch.cluster.messages import Hello, JobState, SearchSummary
+from wmlsearch.cluster.messages import MARK, Hello, JobReport, JobState, SearchSummary, read_message
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 
@@ -293,6 +293,9 @@ def test_invalid_cluster_files_are_refused(tmp_path: Path) -> None:
 
 
 REFUSED = "ssh: connect to host 10.0.0.1 port 22: Connection refused"
+# What Python prints where wmlsearch is older than its package `cluster`, and than a module of it.
+NO_PACKAGE = "ModuleNotFoundError: No module named 'wmlsearch.cluster'"
+NO_MODULE = "python: No module named wmlsearch.cluster.head_agent"
 STEP = "start or update the cluster with `ray up {file}`"
 
 
@@ -313,8 +316,18 @@ STEP = "start or update the cluster with `ray up {file}`"
             "print('python: No module named wmlsearch')",
             "{file}: wmlsearch is not installed on the head (python: No module named wmlsearch); " + STEP,
         ),
+        (
+            f"print({NO_PACKAGE!r})",
+            f"{{file}}: the head has another version of wmlsearch than this machine, which has {__version__} "
+            f"({NO_PACKAGE}); {STEP}",
+        ),
+        (
+            f"print({NO_MODULE!r})",
+            f"{{file}}: the head has another version of wmlsearch than this machine, which has {__version__} "
+            f"({NO_MODULE}); {STEP}",
+        ),
     ],
-    ids=["cluster not running", "connection refused", "no answer", "not installed"],
+    ids=["cluster not running", "connection refused", "no answer", "not installed", "no package", "no module"],
 )
 def test_unreachable_head(head: Head, program: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(f"{program}\nraise SystemExit(1)", tmp_path, monkeypatch)
@@ -325,6 +338,18 @@ def test_unreachable_head(head: Head, program: str, text: str, tmp_path: Path, m
         head.status()
     assert str(error.value) == text.format(file=head.file)
     assert time.monotonic() - began < 60
+
+
+def test_fields_of_a_newer_head_are_ignored() -> None:
+    report = JobReport(JobState("one", "running", pid=7), ["one"], SearchSummary("key", {"state": "running"}, {}))
+    values = json.loads(report.line().removeprefix(MARK))
+    newer = {**values, "newer": 1}
+    for name in ("job", "search"):
+        newer[name] = {**values[name], "newer": {"a": 1}}
+    assert read_message(json.dumps(newer)) == report
+    del newer["job"]["name"]
+    with pytest.raises(ValueError, match="not a message of this version of wmlsearch"):
+        read_message(json.dumps(newer))
 
 
 def test_version_mismatch_with_the_head(

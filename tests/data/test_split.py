@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data.certificate import OPTIMISTIC, certify
+from wmlsearch.data.certificate import OPTIMISTIC, Certificate, certify
 from wmlsearch.data.split import SPLITS, assign, split_counts
+from wmlsearch.runs.schema import SplitCertificate
 
 
 def count(assignment: dict[str, str]) -> tuple[int, ...]:
     return tuple(list(assignment.values()).count(split) for split in SPLITS)
+
+
+def test_a_run_records_every_field_of_the_certificate() -> None:
+    assert [field.name for field in fields(Certificate)] == list(SplitCertificate.model_fields)
 
 
 def test_paper_counts() -> None:

@@ -65,8 +65,8 @@ def test_every_folder_of_the_readmes_tree_exists() -> None:
         for name in re.findall(r"([\w/]+\.(?:py|yaml))", line[names.end() :]):
             inside = folder / names[1].strip().split(", ")[0] / name
             assert inside.exists(), f"{name} in {line!r}"
-    rooms = {path.resolve() for path in (REPOSITORY / "wmlsearch").iterdir() if (path / "__init__.py").exists()}
-    assert rooms <= listed
+    packages = {path.resolve() for path in (REPOSITORY / "wmlsearch").iterdir() if (path / "__init__.py").exists()}
+    assert packages <= listed
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))

@@ -48,12 +48,13 @@ def test_simultaneous_searches(prepared: Path, out: Path, tmp_path: Path, record
     record("two searches of different names at once", 1, *lines.lost_and_doubled(), "both finish")
 
     search, durations = SearchDir(out / "other"), []
-    for part in [search, *search.trials()]:
-        status = part.status()
+    for status in [search.status(), *(trial.status() for trial in search.trials())]:
+        assert status.ended is not None
         durations.append(status.ended - status.started)
-        times = [] if part is search else [row.time for row in part.rows()]
+    for trial in search.trials():
+        times = [row.time for row in trial.rows()]
         assert times == sorted(times)
-        assert all((row.metrics["epoch_s"] or 0) >= 0 for row in part.rows())
+        assert all((row.metrics["epoch_s"] or 0) >= 0 for row in trial.rows())
     assert min(durations) >= 0
     assert search.usage().seconds >= 0
     client = connect(default_uri(out))

@@ -29,8 +29,9 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.forecast import cost, measurement
 from wmlsearch.forecast.cost import _ExpectedTimes, forecast, interpolate
+from wmlsearch.forecast.measurement import TimedConfiguration
 from wmlsearch.forecast.workload import configurations_to_time, multiply_adds
-from wmlsearch.model.throughput import measure_throughput
+from wmlsearch.model.throughput import Throughput, measure_throughput
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import SearchDir
@@ -158,6 +159,19 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
     assert first(max_hours=0.02)[0] == pytest.approx(27 * 2 * 62 / 540)  # not even the first trial ends
 
 
+def test_gpu_hours_are_reserved_for_final_runs_only_where_there_are_some() -> None:
+    throughput = Throughput(5, 0.01, 0.01, one_image_memory_mb=1, step_memory_mb=1, peak_memory_mb=1)
+    timed = tuple(TimedConfiguration(of, TrialConfig(), 1, throughput) for of in ("smallest", "paper", "largest"))
+    measured = measurement.Measurement((TrialConfig(),), timed, 64, 800, 200, 10, "GPU")  # 10 s an epoch
+    slots = Slots(1, 1, 1, 1.0)
+
+    def epochs_of_trials(**settings: Any) -> float:
+        return forecast(RunSettings(trials=100, epochs=10, max_gpu_hours=1, **settings), slots, slots, measured).epochs
+
+    assert epochs_of_trials(baseline=False) == pytest.approx(360)
+    assert epochs_of_trials(confirm_top=1, confirm_seeds=2) == pytest.approx(360 - 4 * 10)
+
+
 # ------------------------------------------------------------------------------------------------ sizes of a network
 
 
@@ -195,7 +209,7 @@ def test_configurations_to_time() -> None:
         for batch in (2, 8, 32)
     ]
     chosen = configurations_to_time(sample, 32)
-    assert chosen == {"cheapest": sample[7], "paper": TrialConfig(), "dearest": sample[1]}
+    assert chosen == {"smallest": sample[7], "paper": TrialConfig(), "largest": sample[1]}
 
 
 def test_timing_takes_whole_batches_where_there_is_time(prepared: Path) -> None:
@@ -314,9 +328,9 @@ def test_plan_from_the_command_line(one_ray: None, space: Path, prepared: Path, 
     assert re.fullmatch(r"memory    \d+ MiB at the peak, for each worker", lines[8])
     assert re.fullmatch(r"measured  on .+, \d at a time:", lines[9])
     assert [line.split(":")[0].split() for line in lines[10:]] == [
-        ["cheapest", "depth", "1,", "base_channels", "2"],
+        ["smallest", "depth", "1,", "base_channels", "2"],
         ["baseline", "depth", "4,", "base_channels", "16"],
-        ["dearest", "depth", "2,", "base_channels", "4"],
+        ["largest", "depth", "2,", "base_channels", "4"],
     ]
     assert list(tmp_path.iterdir()) == [space]  # nothing was written
 

@@ -79,8 +79,8 @@ def test_as_many_as_fit() -> None:
 
 def test_largest_configuration() -> None:
     wide = SearchSpace.from_mapping({"base_channels": {"choices": [16, 32]}, "batch_size": {"low": 2, "high": 8}})
-    dearest = largest_configuration(wide, 0)
-    assert (dearest.base_channels, dearest.batch_size) == (32, 8)
+    largest = largest_configuration(wide, 0)
+    assert (largest.base_channels, largest.batch_size) == (32, 8)
     assert largest_configuration(SPACE, 0) == TrialConfig()  # the baseline must fit, too
 
 
@@ -101,7 +101,7 @@ def test_no_worker_is_spread_over_two_gpus() -> None:
 
 def made(**values: Any) -> Packing:
     return Packing(**{
-        "trials_per_gpu": 3, "images_per_s": (1000.0, 1900.0, 2600.0, 2700.0), "dearest_bytes": 6_120_000_000,
+        "trials_per_gpu": 3, "images_per_s": (1000.0, 1900.0, 2600.0, 2700.0), "largest_bytes": 6_120_000_000,
         "gpu_bytes": 79_300_000_000, "ended_by": "gain", "mps": False, **values,
     })  # fmt: skip
 
@@ -115,6 +115,13 @@ def test_message_of_the_choice() -> None:
         "1 trial has a GPU: the baseline configuration trains 1000 images/s with 1 at once, and no more fit into its "
         "memory; the largest configuration needs 6.12 of 79.3 GB; NVIDIA MPS is on"
     )
+
+
+def test_the_record_keeps_its_names() -> None:
+    assert made().as_dict() == {
+        "trials_per_gpu": 3, "images_per_s": [1000.0, 1900.0, 2600.0, 2700.0], "dearest_bytes": 6_120_000_000,
+        "gpu_bytes": 79_300_000_000, "ended_by": "gain", "mps": False,
+    }  # fmt: skip
 
 
 class Table:
@@ -170,7 +177,7 @@ def test_more_trials_are_measured_while_they_gain_and_fit(
     packing = choose_trials_per_gpu(SPACE, RunSettings(trials=trials), {}, Slots(1, 1, cpus, 1.0))
     assert (packing.trials_per_gpu, packing.ended_by, Table.asked) == (chosen, ended_by, list(range(1, timed + 1)))
     assert packing.images_per_s == pytest.approx(rates[:timed])
-    assert (packing.dearest_bytes, packing.gpu_bytes) == (need_gb * GB, 80 * GB)
+    assert (packing.largest_bytes, packing.gpu_bytes) == (need_gb * GB, 80 * GB)
 
 
 def test_mps_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

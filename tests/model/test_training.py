@@ -553,7 +553,7 @@ def test_ranks_count_each_validation_slice_once(data: PreparedData, world: int) 
 
 
 RANK = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from wmlsearch.config import TrialConfig
@@ -565,8 +565,9 @@ torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet"
 data = PreparedData.open(Path(prepared))
 config = TrialConfig.from_mapping(json.loads(config))
 reports = epochs(config, data, last=Path(folder, "last.pt"), **json.loads(options))
-print(json.dumps([report.as_json() for report in reports]))
+print(json.dumps([report.as_json() for report in reports]), flush=True)
 torch.distributed.destroy_process_group()
+os._exit(0)  # at a usual exit gloo sometimes aborts, if the model still refers to the group (pytorch#190489)
 """
 
 

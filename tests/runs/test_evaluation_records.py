@@ -56,9 +56,10 @@ def test_fields_of_a_newer_version_are_kept(tmp_path: Path) -> None:
 def test_a_damaged_evaluation_is_refused(change: dict[str, Any], fault: str, tmp_path: Path) -> None:
     values = {**json.loads(EARLIER.read_text()), **change}
     (tmp_path / "test.json").write_text(json.dumps({k: value for k, value in values.items() if value is not ...}))
+    fault_of_file = "was written by an earlier version or is damaged"
     with pytest.raises(InputError) as error:
         SearchDir(tmp_path).evaluation()
-    assert str(error.value).startswith(f"{tmp_path / 'test.json'}: is damaged; restore it from a copy")
+    assert str(error.value).startswith(f"{tmp_path / 'test.json'}: {fault_of_file}; restore it from a copy")
     assert fault in str(error.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from records import epoch_row, run_record, search_record
@@ -226,6 +227,40 @@ def test_one_owner_at_a_time_and_a_killed_one_releases(tmp_path: Path) -> None:
         check_new(search.path)  # a folder with the owner's file alone is no run
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS without a lock manager fails with ENOLCK, and with EBADF where a lock needs a file open for writing."""
+
+    def fail(_descriptor: object, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    search = SearchDir.create(tmp_path / "s", search_record())
+    (search.path / "owner").touch()
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert search.is_running(), "it may be, so it is left alone"
+    assert refusal(lambda: search.locked().__enter__()) == (
+        f"{search.path}: cannot be locked ({os.strerror(number)}); mount its file system with locks, or give --out on "
+        "another one"
+    )
+    mark_dead_runs(search)
+    assert search.state == "running"
+
+
+def test_whether_a_search_runs_is_asked_with_a_shared_lock_of_a_file_open_for_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def flock(file: TextIO, operation: int) -> None:
+        asked.append((file.mode, operation))
+
+    search = SearchDir.create(tmp_path / "s", search_record())
+    (search.path / "owner").touch()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert not search.is_running()
+    assert asked == [("r", fcntl.LOCK_SH | fcntl.LOCK_NB)], "all that NFS grants such a file"
+
+
 def test_running_without_an_owner_becomes_interrupted(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", search_record())
     final = RunDir.create(search.final("paper", 0).path, run_record())
@@ -286,6 +321,8 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     (out / "mlflow.db").touch()
     assert every(out) == [run, search]
     assert find(None, out) == run  # the latest
+    (config := run.file("record")).write_text(json.dumps({**json.loads(config.read_text()), "settings": {}}))
+    assert find(None, out) == run, "a record that is not valid is the latest one still"
     assert find("zebra", out) == search
     assert isinstance(find("zebra", out), SearchDir)
     assert find("apple", out) == run

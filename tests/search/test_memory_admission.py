@@ -15,11 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from records import epoch_row, run_record
 from torch import distributed
 
-from wmlsearch.cluster import resources
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.data.worker_pool import available_cpus
 from wmlsearch.model import memory
 from wmlsearch.model.memory import (
     CUDA_CONTEXT_BYTES,
@@ -243,7 +243,7 @@ def test_a_baseline_that_does_not_fit_is_refused_at_once(
     text = str(refused.value)
     assert text.startswith("the baseline configuration with batches of 5 images of 32 x 32 pixels needs about 0.")
     assert text.endswith(
-        f" GB of memory, but 0 GB is available for each of {min(6, resources.available_cpus())} trials at a time; "
+        f" GB of memory, but 0 GB is available for each of {min(6, available_cpus())} trials at a time; "
         "split each batch over more workers (--workers-per-trial), prepare the data with a smaller --size, or search "
         "without it (--no-baseline)"
     )

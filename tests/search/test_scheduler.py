@@ -34,7 +34,7 @@ def test_asha_compares_at_2_and_6_by_default_and_not_at_the_last_epoch() -> None
     ("kind", "reason"),
     [
         ("asha", "behind the best of its rung at epoch 2"),
-        ("median", "its best epoch is below the median of the other trials at epoch 2"),
+        ("median", "worse than the median of the other trials at epoch 2"),
     ],
 )
 def test_the_reason_names_the_rule(kind: str, reason: str) -> None:

@@ -219,6 +219,15 @@ def test_refused_run_does_not_block_the_others(search: SearchDir) -> None:
     assert sync(search, uri) == 7
 
 
+def test_invalid_record_does_not_block_the_others(search: SearchDir) -> None:
+    uri, bad, good = default_uri(search.path.parent), search.trial(0), search.trial(1)
+    bad.file("record").write_text("{}")
+    unsynced, problem = copy(uri, search, [search, bad, good])
+    assert unsynced == [bad]
+    assert problem.startswith(f"{bad.file('record')}: is damaged; restore it from a copy")
+    assert rows_of(good) in [history for *_, history in content(uri)]
+
+
 def test_unsyncable_run_does_not_block_the_others(tmp_path: Path) -> None:
     out, uri = tmp_path / "runs", default_uri(tmp_path)
     a, b, c, d = (RunDir.create(out / name, run_record(about(name, "train"))) for name in "abcd")

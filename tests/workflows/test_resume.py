@@ -206,7 +206,7 @@ def test_a_search_resumes_with_its_own_data_only(prepared: Path, tmp_path: Path)
     with pytest.raises(
         InputError, match=rf"^{prepared}: is not the data set of s \(its fingerprint is \w+, not f\); give"
     ):
-        tune_workflow.resume(search, ResumeRequest.of(search.record(), RunSettings()), default_uri(tmp_path))
+        tune_workflow.resume(search, ResumeRequest.of(search, search.record(), RunSettings()), default_uri(tmp_path))
 
 
 def test_a_search_resumes_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_search_resumes_in_its_storage(prepared: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir("/")
 
     def resumed_storage(placement: Placement = LOCAL) -> object:
-        request = ResumeRequest.of(search.record(), settings, placement=placement)
+        request = ResumeRequest.of(search, search.record(), settings, placement=placement)
         return tune_workflow.resume(search, request, uri)
 
     assert resumed_storage() == f"{tmp_path}/kept"

@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import options, remote
-
-LOOPBACK = "127.0.0.1"
+from wmlsearch.tracking.server import LOOPBACK
 
 
 @click.command(short_help="Copy missing runs to MLflow.")

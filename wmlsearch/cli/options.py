@@ -33,7 +33,7 @@ class SettingChoice(click.Choice[str]):
 
     @choices.setter
     def choices(self, _: tuple[str, ...]) -> None:
-        pass
+        """Ignore the values that click.Choice sets."""
 
 
 # ------------------------------------------------------------------------------------------------------------ options
@@ -109,7 +109,7 @@ confirm_top = click.option(
     type=int,
     default=3,
     show_default=True,
-    help="Number of best configurations that are trained again, beside the baseline, to select the champion.",
+    help="Number of best configurations that are trained again, in addition to the baseline, to select the champion.",
 )
 confirm_seeds = click.option(
     "--confirm-seeds",

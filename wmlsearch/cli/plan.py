@@ -50,7 +50,7 @@ def plan(
 ) -> None:
     """Forecast trials, time, disk space and memory of `wmlsearch tune SPACE` with the same options.
 
-    The cheapest configuration of the space, the baseline and the dearest are timed for some seconds each, as the
+    The smallest network of the space, the baseline and the largest network are timed for some seconds each, as the
     trials would run. Nothing is written.
 
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10

@@ -206,7 +206,7 @@ def _resume(
     search = open_search(name, out)
     record = search.record()
     settings = options.settings(**{**record.settings.model_dump(), **changes})
-    request = ResumeRequest.of(record, settings, data, placement)
+    request = ResumeRequest.of(search, record, settings, data, placement)
     with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.update, display.say, display.progress)
         return search, resume_search(search, request, uri, observer)

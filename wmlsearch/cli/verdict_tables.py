@@ -7,9 +7,9 @@ from rich.table import Table
 
 from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores, Scope
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.runs.names import CHAMPION, PAPER
+from wmlsearch.runs.names import CHAMPION
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
-from wmlsearch.verdict.champion import read_candidates
+from wmlsearch.verdict.champion import read_candidates, role_of
 from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME, RATIOS, mean_sd, openings_note, states_of
 
 
@@ -24,7 +24,7 @@ def confirmed_table(search: SearchDir) -> Table | None:
     for name in ("configuration", "seeds", f"{CANDIDATE_METRIC} mean", "standard error", "mean - error", "states", ""):
         table.add_column(name, justify="left" if name in ("configuration", "states", "") else "right")
     for candidate in candidates:
-        role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == champion else ""
+        role = role_of(candidate, champion)
         statistics = (candidate.mean, candidate.standard_error, candidate.score)
         numbers = ["-" if value is None else f"{value:.4f}" for value in statistics]
         cells = (candidate.name, str(len(candidate.runs)), *numbers, states_of(candidate), role)

@@ -18,7 +18,7 @@ UNKNOWN, RUNNING, ENDED, GONE = "unknown", "running", "ended", "gone"
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job on the head stands. A job is a `wmlsearch tune` that was started from elsewhere.
+    """The state of a job on the head. A job is a `wmlsearch tune` that was started from elsewhere.
 
     Args:
         name: Of the search.
@@ -143,11 +143,15 @@ def read_message(text: str) -> Message:
     values = json.loads(text)
     try:
         form = _TYPES[values["type"]]
-        arguments = {field.name: values[field.name] for field in fields(form) if field.name in values}  # type: ignore[arg-type]
+        arguments = _known_fields(form, values)
         if "job" in arguments:
-            arguments["job"] = JobState(**arguments["job"])
+            arguments["job"] = JobState(**_known_fields(JobState, arguments["job"]))
         if arguments.get("search") is not None:
-            arguments["search"] = SearchSummary(**arguments["search"])
+            arguments["search"] = SearchSummary(**_known_fields(SearchSummary, arguments["search"]))
         return form(**arguments)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a message of this version of wmlsearch ({error})") from None
+
+
+def _known_fields(form: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(form) if field.name in values}

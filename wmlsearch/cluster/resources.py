@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from wmlsearch.config import InputError
+from wmlsearch.data.worker_pool import available_cpus
 from wmlsearch.runs.wording import plural
 
 MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
@@ -121,11 +122,6 @@ def this_machine() -> list[Node]:
 def free_memory_gb() -> float:
     """Return the unused memory of this machine, GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
-
-
-def available_cpus() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cluster_nodes() -> list[Node]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 import yaml
 
+from wmlsearch import __version__
 from wmlsearch.cluster.messages import MARK, Failure, Message, read_message
 from wmlsearch.cluster.ray_patches import RAY_COMMAND as RAY
 from wmlsearch.config import InputError
@@ -196,6 +198,11 @@ class Head:
         step = NEXT_STEP.format(file=self.cluster)
         if "not found!" in output and "Head node" in output:
             return InputError(f"{self.cluster}: this cluster is not running; {step}")
+        if re.search(r"No module named '?wmlsearch\.", output):
+            return InputError(
+                f"{self.cluster}: the head has another version of wmlsearch than this machine, which has {__version__} "
+                f"({output}); {step}"
+            )
         if "No module named" in output or "command not found" in output:
             return InputError(f"{self.cluster}: wmlsearch is not installed on the head ({output}); {step}")
         if waited:

@@ -15,6 +15,7 @@ from wmlsearch.data.sources import Source
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # slicing axis in RAS+
 MIN_THICKNESS = 1.25  # slices are thick when the longest voxel edge is longer than this times the next longest
 SAME_SPACING = 0.01  # relative: spacings closer than this are not resampled
+MAX_SPACING_FACTOR = 8  # an in-plane spacing that differs more from the data set's is a mistake in the header
 RESIZE_MARGIN = 0.02  # `fit="resize"` leaves this share of the head's size free on each side
 
 

@@ -136,7 +136,7 @@ def _check_header_size(name: str, path: Path) -> None:
     if voxel_offset == 0 or voxel_offset > MAX_HEADER_BYTES:
         raise VolumeFault(
             f"{name}: its voxels must begin between byte {position + 4} and byte {MAX_HEADER_BYTES}, but its header "
-            f"says byte {voxel_offset:.0f}; write it anew, without extensions of its header"
+            f"says byte {voxel_offset:.0f}; save it again, without extensions of its header"
         )
     if start[position : position + 1] in (b"", b"\0"):  # no extensions
         return
@@ -146,7 +146,7 @@ def _check_header_size(name: str, path: Path) -> None:
         if not 8 <= size <= voxel_offset - position:
             raise VolumeFault(
                 f"{name}: an extension of its header must have from 8 to {voxel_offset - position:.0f} bytes, up to "
-                f"the voxels, but it says {size}; write it anew, without extensions of its header"
+                f"the voxels, but it says {size}; save it again, without extensions of its header"
             )
         position += size
 

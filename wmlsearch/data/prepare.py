@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from wmlsearch.data.certificate import Certificate, certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
 from wmlsearch.data.cutting import CutSlices, cut
 from wmlsearch.data.examine import VolumeFacts, examine
-from wmlsearch.data.geometry import VolumeGeometry, choose_plane, place_window
+from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
 from wmlsearch.data.nifti import copy_without_text, voxel_edges
@@ -32,15 +32,13 @@ from wmlsearch.data.sources import Source, discover
 from wmlsearch.data.split import SPLITS, assign
 from wmlsearch.data.worker_pool import CallEach, worker_pool
 from wmlsearch.runs.files import atomic_folder, check_output_folder
+from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import plural
 
 __all__ = ["PrepareOptions", "prepare"]
 
 MIN_HEAD = 0.1  # share of the largest slice's head that a slice must show to be kept with `--keep brain`
-MAX_SPACING_RATIO = 8  # between a volume's in-plane spacing and the data set's
 PICTURE_BYTES = 2**17  # size of a 2-D picture, as a guess of how long it takes to read
-
-Progress = Callable[[str, int, int], None]  # stage, volumes done, volumes in all
 
 
 @dataclass(frozen=True)
@@ -243,10 +241,10 @@ def _common_spacing(raw: Path, scans: Sequence[_Scan], facts: Sequence[VolumeFac
     faults = []
     for scan, volume in zip(scans, facts, strict=True):
         mm = volume.picture_mm
-        if mm is not None and not spacing / MAX_SPACING_RATIO <= min(mm) <= spacing * MAX_SPACING_RATIO:
+        if mm is not None and not spacing / MAX_SPACING_FACTOR <= min(mm) <= spacing * MAX_SPACING_FACTOR:
             faults.append(
                 f"{scan.source.name(scan.source.image[0])}: in-plane voxel edges must be within a factor of "
-                f"{MAX_SPACING_RATIO} of the data set's {spacing:.4g} mm, but are {mm[0]:.4g} x {mm[1]:.4g} mm; "
+                f"{MAX_SPACING_FACTOR} of the data set's {spacing:.4g} mm, but are {mm[0]:.4g} x {mm[1]:.4g} mm; "
                 "check the header's units, or leave it out"
             )
     if faults:

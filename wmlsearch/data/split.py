@@ -14,6 +14,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
 
 SPLITS = ("train", "val", "test")
+MAX_NAMES = 12  # more are cut in messages
 _WORDS = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -108,6 +109,6 @@ def _too_few(names: Sequence[str], free: Sequence[str], open_splits: Sequence[st
     )
 
 
-def _abridged(names: Sequence[str], limit: int = 12) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more or "none"
+def _abridged(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more or "none"

@@ -35,7 +35,7 @@ def worker_pool(jobs: int | None, volumes: int, file_bytes: int) -> Iterator[Cal
     Raises:
         InputError: Where a process is killed.
     """
-    processes = min(jobs or min(_available_cores(), MAX_PROCESSES), volumes)
+    processes = min(jobs or min(available_cpus(), MAX_PROCESSES), volumes)
     return_freed_memory()  # not needed in worker processes, which keep nothing of a volume
     if processes == 1 or (jobs is None and file_bytes < MIN_FILE_BYTES):
         yield lambda function, calls: (function(*arguments) for arguments in calls)
@@ -72,7 +72,8 @@ def return_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
-def _available_cores() -> int:
+def available_cpus() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -226,16 +226,16 @@ def _checkpoint_bytes_of_trials(sizes: np.ndarray[Any, Any], settings: RunSettin
 
 
 def _peak_memory_mb(measurement: Measurement, workers: int) -> float:
-    """Return the MiB of a worker: as measured, or extrapolated to the biggest batch of the dearest network."""
+    """Return the MiB of a worker: as measured, or extrapolated to the biggest batch of the largest network."""
     measured = max(timed.throughput.peak_memory_mb for timed in measurement.configurations)
-    dearest = measurement.configuration("dearest")
-    throughput = dearest.throughput
+    largest = measurement.configuration("largest")
+    throughput = largest.throughput
     if throughput.images == workers:  # each worker trained one image a step, and its batches have no more
         return measured
     batch_size = max(
         config.batch_size
         for config in measurement.sample
-        if multiply_adds(config, measurement.image_size) >= dearest.multiply_adds
+        if multiply_adds(config, measurement.image_size) >= largest.multiply_adds
     )
     image_mb = (throughput.step_memory_mb - throughput.one_image_memory_mb) / (throughput.images - workers)
     return max(measured, throughput.one_image_memory_mb + image_mb * (batch_size - workers))

@@ -32,14 +32,16 @@ class Packing:
 
     trials_per_gpu: int
     images_per_s: tuple[float, ...]  # of the baseline configuration, all trials together: with 1 trial, with 2, ...
-    dearest_bytes: int  # predicted peak memory of the space's largest configuration, or of the baseline
+    largest_bytes: int  # predicted peak memory of the space's largest configuration, or of the baseline
     gpu_bytes: int  # what a single process may use of the GPU
     ended_by: Limit  # why it is not one more
     mps: bool  # whether NVIDIA's Multi-Process Service is on
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as `search.json` holds them."""
-        return dataclasses.asdict(self) | {"images_per_s": list(self.images_per_s)}
+        values = dataclasses.asdict(self) | {"images_per_s": list(self.images_per_s)}
+        # Its name in search.json is that of earlier versions.
+        return {"dearest_bytes" if name == "largest_bytes" else name: value for name, value in values.items()}
 
     def __str__(self) -> str:
         count = self.trials_per_gpu
@@ -55,7 +57,7 @@ class Packing:
         return (
             f"{count} trial{'s share' if count > 1 else ' has'} a GPU: the baseline configuration trains {rates} "
             f"images/s with {at_once} at once, and {reasons[self.ended_by]}; the largest configuration needs "
-            f"{self.dearest_bytes / 1e9:.3g} of {self.gpu_bytes / 1e9:.3g} GB; NVIDIA MPS is "
+            f"{self.largest_bytes / 1e9:.3g} of {self.gpu_bytes / 1e9:.3g} GB; NVIDIA MPS is "
             f"{'on' if self.mps else 'off'}"
         )
 

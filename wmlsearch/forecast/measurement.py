@@ -20,9 +20,10 @@ from torch import distributed
 
 from wmlsearch.cluster.connect import EMBEDDED
 from wmlsearch.cluster.data_shipping import Shipment
-from wmlsearch.cluster.resources import Slots, available_cpus
+from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.worker_pool import available_cpus
 from wmlsearch.forecast.workload import configurations_to_time, multiply_adds, sample_configurations
 from wmlsearch.model.process_memory import bytes_in_use
 from wmlsearch.model.throughput import SteadyTraining, Throughput, measure_throughput
@@ -37,7 +38,7 @@ LIMIT_S = 5.0  # for each configuration that is timed, if nothing waits for the 
 class TimedConfiguration:
     """A configuration and its throughput while all slots train it at once."""
 
-    of: str  # which one of the space: cheapest, paper (the baseline) or dearest
+    of: str  # its network in the space: "smallest", "largest", or "paper" (the baseline)
     config: TrialConfig
     multiply_adds: int  # for one image, forward
     throughput: Throughput  # mean speed and highest memory of the slots
@@ -48,7 +49,7 @@ class Measurement:
     """What was measured of a search space."""
 
     sample: tuple[TrialConfig, ...]  # configurations drawn from the space, to stand for its trials
-    configurations: tuple[TimedConfiguration, ...]  # the cheapest, the baseline and the dearest, in this order
+    configurations: tuple[TimedConfiguration, ...]  # with the smallest network, the baseline, with the largest
     image_size: int  # pixels of each side
     train_images: int  # in an epoch
     val_images: int  # in an epoch
@@ -70,7 +71,7 @@ def measure_space(
     limit_s: float = LIMIT_S,
     patience_s: float | None = None,
 ) -> Measurement:
-    """Time the cheapest configuration of a space, the baseline and the dearest, on the Ray of this process.
+    """Time the smallest network of a space, the baseline and the largest network, on the Ray of this process.
 
     On a cluster that grows on demand, only the slots on its present machines are used.
 
@@ -83,7 +84,7 @@ def measure_space(
     configurations = configurations_to_time(sample, manifest.size)
     timed = []
     with TimingWorkers(shipment, slots, slots_available_now(slots), patience_s) as workers:
-        # The dearest first: on CPUs the peak memory of a process never falls, and the dearest one's must be seen.
+        # The largest first: on CPUs the peak memory of a process never falls, and the largest one's must be seen.
         for of, config in reversed(configurations.items()):
             throughput = workers.measure_throughput(config, settings, limit_s)
             timed.append(TimedConfiguration(of, config, multiply_adds(config, manifest.size), throughput))

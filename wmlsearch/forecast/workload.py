@@ -38,18 +38,18 @@ def sample_configurations(space: SearchSpace, seed: int) -> tuple[TrialConfig, .
 
 
 def configurations_to_time(sample: Sequence[TrialConfig], image_size: int) -> dict[str, TrialConfig]:
-    """Return the cheapest configuration of a sample, the baseline and the dearest, by name.
+    """Return the configuration of a sample with the smallest network, the baseline and that with the largest, by name.
 
-    Of equally cheap or dear ones, the one whose batch size is nearest to the median.
+    The size is the number of multiply-adds. Of equal ones, the one whose batch size is nearest to the median.
     """
     median = statistics.median(config.batch_size for config in sample)
 
-    def cost(config: TrialConfig) -> int:
+    def size(config: TrialConfig) -> int:
         return multiply_adds(config, image_size)
 
     by_batch_size = sorted(sample, key=lambda config: abs(config.batch_size - median))
     return {
-        "cheapest": min(by_batch_size, key=cost),
+        "smallest": min(by_batch_size, key=size),
         PAPER: TrialConfig(),
-        "dearest": max(by_batch_size, key=cost),
+        "largest": max(by_batch_size, key=size),
     }

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from wmlsearch.data.slices import Slices
-from wmlsearch.inference.predictor import mean_probabilities
+from wmlsearch.inference.predictor import BATCH, mean_probabilities
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import ValidationCounts
-
-BATCH = 64  # slices; bounds the memory of the networks' probabilities
 
 
 def ensemble_threshold(models: Sequence[TrainedModel], val: Slices) -> float | None:

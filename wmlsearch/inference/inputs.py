@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
-from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, natural_key
+from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, natural_key, stem
 from wmlsearch.runs.wording import plural
 
 RESULT_SUFFIXES = ("_mask", "_probability", "_overlay")  # files named so are results, not images to predict
@@ -77,7 +76,7 @@ def _images_in(folder: Path) -> list[Path]:
             if path.is_file()
             and not path.name.startswith(".")
             and (is_nifti(path) or is_picture(path))
-            and not _stem(path).endswith(RESULT_SUFFIXES)
+            and not stem(path).endswith(RESULT_SUFFIXES)
         ]
     return sorted(images, key=lambda path: natural_key(path.as_posix()))
 
@@ -85,10 +84,10 @@ def _images_in(folder: Path) -> list[Path]:
 def _unique_names(paths: Sequence[Path]) -> list[str]:
     """Return a name for each image: its file name, preceded by as many folders as make it unique."""
     full_paths = [Path(os.path.realpath(path.parent)) / path.name for path in paths]  # a link keeps its own name
-    same_stem = Counter((path.parent, _stem(path)) for path in full_paths)  # names that differ in their ending only
+    same_stem = Counter((path.parent, stem(path)) for path in full_paths)  # names that differ in their ending only
     parts = []
     for path in full_paths:
-        name = _stem(path) if same_stem[path.parent, _stem(path)] == 1 else path.name.replace(".", "_")
+        name = stem(path) if same_stem[path.parent, stem(path)] == 1 else path.name.replace(".", "_")
         parts.append((*path.parent.parts[1:], name))
     lengths = [1] * len(parts)
     while True:
@@ -105,7 +104,3 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
             )
         for index in extendable:
             lengths[index] += 1
-
-
-def _stem(path: Path) -> str:
-    return re.sub(r"(?i)(\.nii(\.gz)?|\.[a-z]+)$", "", path.name)

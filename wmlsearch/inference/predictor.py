@@ -15,6 +15,8 @@ from wmlsearch.data.stack import Array
 from wmlsearch.inference.preprocessing import slicing_geometry
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 
+BATCH = 64  # slices whose probabilities are held in memory at a time, where a data set is predicted
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -32,17 +34,16 @@ def predict(
     source: Source,
     threshold: float | None = None,
     geometry: VolumeGeometry | None = None,
-    device: torch.device | str | None = None,
 ) -> Prediction:
     """Predict an image with one model, or with several as an ensemble.
 
     The image is cut as the training data were. The probabilities of its slices are averaged over the models, put back
-    onto the image's grid, and thresholded there. A mask of the source is never opened.
+    onto the image's grid, and thresholded there. A mask of the source is never opened. The networks are moved to a GPU
+    if there is one, and stay there.
 
     Args:
         threshold: None: the model's own, or the mean of several.
         geometry: the result of `slicing_geometry` for this source, if it is known already.
-        device: where the networks go, and stay. None: a GPU if there is one.
 
     Raises InputError for an image that cannot be read or cut (see `slicing_geometry`), and for models that were not
     trained on data prepared in the same way.
@@ -52,7 +53,7 @@ def predict(
         threshold = float(np.mean([model.threshold for model in models]))
     geometry = geometry or slicing_geometry(source, preprocessing)
     images = cut(replace(source, mask=()), geometry).images
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for model in models:
         model.unet.to(device)
     probabilities = restore(mean_probabilities([model.probabilities(images) for model in models]), geometry)

@@ -9,10 +9,8 @@ from typing import Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.examine import examine
-from wmlsearch.data.geometry import PLANES, VolumeGeometry, place_window
+from wmlsearch.data.geometry import MAX_SPACING_FACTOR, PLANES, VolumeGeometry, place_window
 from wmlsearch.data.sources import Source
-
-MAX_SPACING_FACTOR = 8  # an in-plane spacing that differs more from that of training is a mistake in the header
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.optimizers import OPTIMIZER_STATE
 from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import bytes_in_use
+from wmlsearch.model.throughput import frozen
 from wmlsearch.model.torch_patches import FakeTensorMode, LiveTensorBytes
 from wmlsearch.model.training import Trainer
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import validation_batch_size
 
-# Of a process on a GPU beside what PyTorch reserves: the CUDA context, with the code of cuDNN and cuBLAS, and graphs.
+# GPU memory of a process outside PyTorch's reservation: CUDA context, the code of cuDNN and cuBLAS, and graphs.
 CUDA_CONTEXT_BYTES = 800 * 2**20
 # Memory of a process for its tensors, as (constant bytes, bytes for each byte of tensors): see benchmarks/peak.py. On
 # CPUs libraries work on copies, and freed memory stays fragmented; on GPUs PyTorch reserves at least 20 MiB at a time.
@@ -168,9 +169,7 @@ def measure_memory(config: TrialConfig, data: PreparedData, precision: Precision
 def _measure_on_gpu(config: TrialConfig, data: PreparedData, precision: Precision) -> MemoryEstimate:
     device, val = data.train.images.device, data.val
     before = torch.cuda.memory_allocated(device)
-    # A learning rate near zero, so that no random configuration diverges during the measurement.
-    frozen = config.model_copy(update={"batch_size": 2, "learning_rate": 1e-9, "min_learning_rate": 0.0})
-    trainer = Trainer(frozen, data, 1, 0, precision)
+    trainer = Trainer(frozen(config.model_copy(update={"batch_size": 2})), data, 1, 0, precision)
     generator = torch.Generator().manual_seed(0)
     batch = batches(len(data.train), 2, generator)[0]
 

@@ -43,7 +43,7 @@ def measure_throughput(
 
     Takes about `limit_s` seconds, and longer only if single images do. With several ranks each rank calls this.
     """
-    trainer = Trainer(_frozen(config), data, 1, seed, precision)
+    trainer = Trainer(frozen(config), data, 1, seed, precision)
     generator = torch.Generator().manual_seed(seed)
     order = batches(len(data.train), config.batch_size, generator)
 
@@ -85,7 +85,7 @@ class SteadyTraining:
     """A training at full speed that can run for any time, to measure several at once on one GPU."""
 
     def __init__(self, config: TrialConfig, data: PreparedData, seed: int = 0, precision: Precision = "auto") -> None:
-        self.trainer = Trainer(_frozen(config), data, 1, seed, precision)
+        self.trainer = Trainer(frozen(config), data, 1, seed, precision)
         self.generator = torch.Generator().manual_seed(seed)
         order = batches(len(data.train), config.batch_size, self.generator)
         self.images = len(order[-1])  # in each step: a single size, so a single graph
@@ -106,8 +106,8 @@ class SteadyTraining:
         self.trainer.train(self.order, 1, self.generator)
 
 
-def _frozen(config: TrialConfig) -> TrialConfig:
-    """Return the configuration with a learning rate near zero, so that no random one diverges while it is timed."""
+def frozen(config: TrialConfig) -> TrialConfig:
+    """Return the configuration with a learning rate near zero, so that no random one diverges while it is measured."""
     return config.model_copy(update={"learning_rate": 1e-9, "min_learning_rate": 0.0})
 
 

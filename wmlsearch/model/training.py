@@ -1,7 +1,7 @@
 """Training one configuration: `epochs(...)` yields a row of metrics after each epoch, wherever it runs.
 
 The same generator runs in this process, in a warm Tune actor and in every rank of a Ray Train worker group. It knows
-only torch, and asks `torch.distributed` how many ranks there are.
+neither Ray nor MLflow, and asks `torch.distributed` how many ranks there are.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from wmlsearch.report.search_section import rate_factors_text
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
-from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.schema import RUNNING, SearchRecord
-from wmlsearch.verdict.champion import Candidate, finished_baseline, select_champion
+from wmlsearch.verdict.champion import Candidate, finished_baseline, role_of, select_champion
 from wmlsearch.verdict.wording import states_of
 
 
@@ -76,7 +75,7 @@ def final_rows(candidates: Sequence[Candidate], champion: str) -> list[FinalRow]
             standard_error=candidate.standard_error,
             score=candidate.score,
             states=states_of(candidate),
-            role="baseline" if candidate.name == PAPER else "champion" if candidate.name == champion else "",
+            role=role_of(candidate, champion),
         )
         for candidate in candidates
     ]

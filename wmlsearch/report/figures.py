@@ -52,7 +52,7 @@ def history(path: Path, board: Leaderboard) -> None:
     with figure(path, 5.3, 3.9) as (canvas, grid):
         axes = grid[0, 0]
         for label, colour, face in (
-            ("trials", CHAMPION_COLOUR, CHAMPION_COLOUR),
+            ("other trials", CHAMPION_COLOUR, CHAMPION_COLOUR),
             ("stopped early", GREY, "white"),
             ("failed", RED, "white"),
         ):
@@ -75,7 +75,7 @@ def history(path: Path, board: Leaderboard) -> None:
 
 
 def _ending(entry: Entry) -> str:
-    return "failed" if entry.state in BAD else "stopped early" if entry.state == "stopped" else "trials"
+    return "failed" if entry.state in BAD else "stopped early" if entry.state == "stopped" else "other trials"
 
 
 def curves(

@@ -15,7 +15,7 @@ from wmlsearch.runs.schema import GOOD
 from wmlsearch.search.distributions import distribution
 from wmlsearch.space import SearchSpace
 
-MIN_TRIALS = 4  # of fewer, the evaluator's best tenth is a single trial beside hardly any other
+MIN_TRIALS = 4  # with fewer trials the importance estimate has almost nothing to compare
 
 
 def importances(board: Leaderboard, space: SearchSpace) -> tuple[dict[str, float], str]:

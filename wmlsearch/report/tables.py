@@ -12,10 +12,9 @@ from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
-from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.objectives import best_epoch
 from wmlsearch.runs.schema import EpochRow
-from wmlsearch.verdict.champion import Candidate
+from wmlsearch.verdict.champion import Candidate, role_of
 from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME
 
 Row = Mapping[str, Any]  # the cells of a line by column
@@ -90,7 +89,7 @@ def _epoch_cells(row: EpochRow | None) -> Row:
 
 def _final_runs(candidates: Sequence[Candidate], champion: str) -> Iterator[Row]:
     for candidate in candidates:
-        role = "baseline" if candidate.name == PAPER else "champion" if candidate.name == champion else ""
+        role = role_of(candidate, champion)
         for run in candidate.runs:
             record, rows = run.record(), run.rows()
             yield {

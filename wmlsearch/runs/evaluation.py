@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ Scope = Literal["whole volumes", "kept slices"]
 VOLUMES: Final = "whole volumes"  # every voxel of a test volume on the input's own grid
 SLICES: Final = "kept slices"  # the slices that the paper would keep: the scope of its Table I
 SCOPES: tuple[Scope, ...] = (VOLUMES, SLICES)
+EARLIER_OR_DAMAGED: Final = "was written by an earlier version or is damaged"
 
 
 class Scores(Record):
@@ -260,16 +261,16 @@ class EvaluatedData(Record):
 class Evaluation(Record):
     """Models scored on sealed test patients: `test.json` of a search or of a single run."""
 
+    FAULT: ClassVar = EARLIER_OR_DAMAGED
+
     opened: float  # Unix seconds
     opened_before: int = 0  # how often the sealed test had been opened before
     data: EvaluatedData
     unit: Literal["patients", "images"]  # "images" where patients are not known
     scope: Scope  # of the primary endpoint
     models: dict[str, ModelScores]  # by role: "baseline" and "champion" of a search, "model" of a single run
-    names: dict[str, str] = Field(
-        default_factory=dict
-    )  # a search: the configuration of each role, "paper" or "trial-0007"
-    # a search: name and key of each role's runs
+    # Of a search: the configuration of each role, "paper" or "trial-0007", and name and key of each role's runs.
+    names: dict[str, str] = Field(default_factory=dict)
     members: list[list[str]] = Field(default_factory=list)
     verdict: Verdict | None = None  # a search
     metrics: dict[str, float] = Field(default_factory=dict)  # a single run: what MLflow shows of it
@@ -291,6 +292,8 @@ class Evaluation(Record):
 
 class EvaluationMetrics(Record):
     """What MLflow shows of an evaluation: all that `test.json` of a search's model holds, a part of a single run's."""
+
+    FAULT: ClassVar = EARLIER_OR_DAMAGED
 
     opened: float  # Unix seconds
     metrics: dict[str, float] = Field(default_factory=dict)

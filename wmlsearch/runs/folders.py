@@ -397,11 +397,15 @@ def find(name: str | None, out: Path) -> AnyDir:
 
 
 def created(run: AnyDir) -> float:
-    """Return when a run was created, Unix seconds. Of a damaged folder: when it was changed."""
+    """Return when a run was created, Unix seconds. Of a damaged folder: when it was changed.
+
+    The record is not validated: another run's fault must not change the order in which runs are found.
+    """
     try:
-        return run.record().created
+        time_s = read_json(run.file("record")).get("created")
     except InputError:
-        return run.path.stat().st_mtime
+        time_s = None
+    return time_s if isinstance(time_s, int | float) else run.path.stat().st_mtime
 
 
 def find_search(name: str | None, out: Path) -> SearchDir:

@@ -1,12 +1,14 @@
 """The lock of a run folder: one process at a time holds it, and the system releases it when that process ends.
 
-The file `owner` is locked and names the process. Its descriptor is locked, rather than its path: then a folder that is
-read-only can be asked as well.
+The file `owner` is locked and names the process. The process that holds a folder has opened the file for writing and
+has an exclusive lock of it, as filelock takes it. `is_running` opens it for reading and tries a shared lock: NFS grants
+an exclusive one only to a file that is open for writing, and a folder that is read-only can be asked as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -24,9 +26,19 @@ _ATTEMPTS, _ATTEMPT_S = 5, 0.02  # `is_running` of another process holds the loc
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process. Raises InputError that names the process that holds it."""
+    """Hold a run folder for this process. Raises InputError that names the process that holds it.
+
+    Raises InputError also where the folder's file system cannot lock files.
+    """
     with open(folder / _FILE, "a+", encoding="utf-8") as file:
-        if not _try_lock(file.fileno()):
+        try:
+            locked = _try_lock(file.fileno())
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be locked ({error.strerror or error}); mount its file system with locks, "
+                "or give --out on another one"
+            ) from None
+        if not locked:
             file.seek(0)
             raise _running_already(folder, file.read())
         owner = f"process {os.getpid()} on {socket.gethostname()}\n"
@@ -44,9 +56,12 @@ def check_not_running(folder: Path) -> None:
 
 
 def is_running(folder: Path) -> bool:
-    """Return whether a process holds this folder. Nothing is written."""
+    """Return whether a process holds this folder, or whether that cannot be found out. Nothing is written."""
     with contextlib.suppress(FileNotFoundError), open(folder / _FILE, encoding="utf-8") as file:
-        return not _try_lock(file.fileno())
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the lock that filelock takes, but shared
+        except OSError:
+            return True
     return False
 
 

@@ -1,7 +1,8 @@
 """Typed models of the files in a run folder. `runs.folders` reads and writes them.
 
-Each model validates strictly, and keeps fields that it does not know: a file written by another version loses nothing
-when it is rewritten. A field that an old file lacks has the default that it meant then.
+Each model validates strictly, and keeps fields that it does not know, as those of a file written by another version.
+They survive where a record is changed and written again (`search.json` of a resumed search). A status or an MLflow
+ledger is written anew from the fields known here. A field that an old file lacks has the default that it meant then.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -67,6 +68,7 @@ class Record(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="allow", frozen=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True
     )
+    FAULT: ClassVar[str] = "is damaged"  # what is said of a file that does not validate
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values: the fields that were set, and the unknown ones that were read."""
@@ -88,7 +90,7 @@ class DataRecord(Record):
 
 
 class SplitCertificate(Record):
-    """Evidence of how a data set was split; the same fields as `data.split.Certificate`."""
+    """Evidence of how a data set was split; the same fields as `data.certificate.Certificate`."""
 
     level: str = ""
     optimistic: bool = False
@@ -331,7 +333,7 @@ def parse(form: type[R], values: Mapping[str, Any], path: Path, remedy: str = RE
         model = form.model_validate(dict(values))
     except ValidationError as error:
         _raise_nested(form, values, error, path)
-        place = f"{path}: line {line} is damaged" if line else f"{path}: is damaged"
+        place = f"{path}: line {line} is damaged" if line else f"{path}: {form.FAULT}"
         raise InputError(f"{place}; {remedy}", validation_faults(error, form)) from None
     if isinstance(model, FolderRecord):
         _check_complete(model, path, remedy)

@@ -26,7 +26,8 @@ from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
-LOST_PROCESS_RETRIES = 3  # how often a run whose process died goes on from its last checkpoint
+# How often a run whose process died goes on from its last checkpoint. Of a trial: without a new epoch between.
+LOST_PROCESS_RETRIES = 3
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,12 @@ from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
-from wmlsearch.search.final_training import write_result
+from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
 from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, reset_failures
-
-LOST_PROCESS_RETRIES = 3  # how often a trial whose process died goes on from its checkpoint without a new epoch
 
 
 class Recorder(tune.Callback):

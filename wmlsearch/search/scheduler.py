@@ -78,7 +78,7 @@ class Scheduler(FIFOScheduler):
     def stop_reason(self, number: int, epoch: int) -> tuple[str, Successor | None]:
         """Return why a trial is stopped, and its successor in population based training."""
         if self.settings.scheduler == "median":
-            return f"its best epoch is below the median of the other trials at epoch {epoch}", None
+            return f"worse than the median of the other trials at epoch {epoch}", None
         if self.population is None:
             return f"behind the best of its rung at epoch {epoch}", None
         takeover = self.population.successors[number]

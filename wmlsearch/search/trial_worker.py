@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ray import tune
@@ -76,7 +76,8 @@ class TrainingSession:
                         return result
             row = self._next_row()
         except StopIteration:  # the last epoch is in the checkpoint, and was reported
-            return result.with_end((result.replayed and result.replayed[-1].ended) or "completed")
+            last = cast(list[EpochRow], result.replayed)[-1]
+            return result.with_end(cast(str, last.ended))
         except Exception as error:
             for kind, state in _STATES_OF_ERRORS:
                 if isinstance(error, kind):

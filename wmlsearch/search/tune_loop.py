@@ -21,10 +21,11 @@ from wmlsearch.runs.schema import UNFINISHED
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
+from wmlsearch.search.final_training import LOST_PROCESS_RETRIES
 from wmlsearch.search.interrupts import graceful_stop
 from wmlsearch.search.messages import WorkerJob
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.recorder import LOST_PROCESS_RETRIES, Recorder
+from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.trial_worker import TrialWorker
 from wmlsearch.search.tune_patches import reuse_all_actors

@@ -207,9 +207,9 @@ def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], 
                     left.remove(run)
             except FilesMissing as error:  # metrics of the other runs are sent all the same
                 problem, files = str(error), False
-            except Refused as error:  # the other runs are sent all the same
+            except (Refused, InputError) as error:  # the other runs are sent all the same
                 problem = str(error)
-    except InputError as error:
+    except InputError as error:  # the store cannot be used
         problem = str(error)
     except Exception as error:  # the search must not fail because of MLflow; `wmlsearch sync` catches up
         problem = why(error, uri)

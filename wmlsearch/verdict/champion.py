@@ -11,7 +11,7 @@ from pathlib import Path
 from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
-from wmlsearch.runs.names import PAPER, configuration_of
+from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, configuration_of
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, best_epoch
 from wmlsearch.runs.schema import BAD, GOOD
 
@@ -111,6 +111,11 @@ def select_champion(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the candidate with the best score, the baseline excluded; None where no other finished with all seeds."""
     others = [candidate for candidate in candidates if candidate.name != PAPER and candidate.score is not None]
     return others[0] if others else None
+
+
+def role_of(candidate: Candidate, champion: str) -> str:
+    """Return "baseline", "champion" or "" for a candidate. `champion` is the name of the champion, or ""."""
+    return BASELINE if candidate.name == PAPER else CHAMPION if candidate.name == champion else ""
 
 
 def finished_baseline(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
-from wmlsearch.inference.predictor import mean_probabilities
+from wmlsearch.inference.predictor import BATCH, mean_probabilities
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.evaluation import (
@@ -39,11 +39,11 @@ from wmlsearch.runs.evaluation import (
     ScopeScores,
     UnitScores,
 )
+from wmlsearch.runs.progress import Progress
 from wmlsearch.verdict.gallery import GalleryBuilder
 from wmlsearch.verdict.scores import pooled, score
 
 HALF = 0.5  # the paper's threshold
-BATCH = 64  # slices whose probabilities are held in memory at a time
 # Scores of a unit that are averaged over its volumes or slices; all others follow from its summed counts.
 AVERAGED: dict[Scope, tuple[str, ...]] = {
     VOLUMES: ("hd95_mm", "volume_ml", "expert_volume_ml", "volume_error_ml", "volume_error_abs_ml"),
@@ -51,7 +51,6 @@ AVERAGED: dict[Scope, tuple[str, ...]] = {
 }
 Unit = Literal["patients", "images"]
 Networks = Mapping[str, Sequence[TrainedModel]]  # by role, one for each seed
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """Scores of a predicted mask against the expert's: Dice and other voxel ratios, lesion-wise ratios, distances, volumes.
 
 This is the Dice of the sealed test: 2 TP / (2 TP + FP + FN) of binary masks. Its formula, with those of the other voxel
-ratios, stands in `Confusion` (model/metrics.py), which the training's `val_dice` uses as well. Scores of several masks
+ratios, is in `Confusion` (model/metrics.py), which the training's `val_dice` uses as well. Scores of several masks
 are pooled by adding up their counts (`pooled`), never by averaging ratios.
 
 Whether a score exists depends on the expert's mask only, or means would leave out what a model gets wrong. Where the

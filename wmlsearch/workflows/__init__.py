@@ -1,1 +1,1 @@
-"""Whole jobs: one file per job, each built from the rooms below."""
+"""Whole jobs: one file per job, each built from the packages below."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.workflows.observer import Progress
+from wmlsearch.runs.progress import Progress
 
 IMAGE_SIZE = 128  # pixels
 

@@ -38,7 +38,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
         ray_s = time.monotonic() - started
         shipment = make_shipment(plan.data, plan.manifest.fingerprint, send=plan.placement.on_cluster)
         measurement = measure_space(plan.space, plan.settings, plan.manifest, shipment, plan.slots)
-    made = forecast(plan.settings, plan.slots, plan.final_slots, measurement)
+    made = forecast(plan.settings, plan.slots, plan.forecast_final_slots, measurement)
     return dataclasses.replace(made, start_s=made.start_s + ray_s)
 
 
@@ -52,7 +52,7 @@ def record_forecast(search: SearchDir, plan: SearchPlan, shipment: Shipment, say
         measurement = measure_space(
             plan.space, plan.settings, plan.manifest, shipment, plan.slots, limit_s=LIMIT_S, patience_s=PATIENCE_S
         )
-        made = forecast(plan.settings, plan.slots, plan.final_slots, measurement)
+        made = forecast(plan.settings, plan.slots, plan.forecast_final_slots, measurement)
         search.set_forecast(ForecastRecord(**made.as_dict()))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.runs.folders import AnyDir
-
-Progress = Callable[[str, int, int], None]  # (name of the step, units done, units in all)
+from wmlsearch.runs.progress import Progress
 
 
 def _ignore_change(run: AnyDir) -> None:

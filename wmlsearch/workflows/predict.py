@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,9 @@ from wmlsearch.inference.preprocessing import slicing_geometry
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_result_files
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.files import write_text
+from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import plural
 from wmlsearch.verdict.scores import label_lesions
-
-Progress = Callable[[str, int, int], None]
 
 
 def predict_files(

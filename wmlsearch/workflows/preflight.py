@@ -76,7 +76,7 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
         data_record=data.record,
         placement=placement,
         slots=slots,
-        final_slots=placement.slots(max(settings.final_run_count, 1)),
+        forecast_final_slots=placement.slots(max(settings.final_run_count, 1)),
         packing=packing,
     )
     check_baseline_fits(plan)
@@ -183,7 +183,8 @@ def resolve_trials_per_gpu(
         return placement, None
     whole_gpu = placement.slots(request.settings.trials)
     if placement.trials_per_gpu != "auto":
-        say(f"{placement.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
+        if not isinstance(request, ResumeRequest):  # a resumed search has said it when it began
+            say(f"{placement.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
         return placement, None
     say("trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ...")
     try:

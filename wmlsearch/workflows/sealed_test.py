@@ -12,11 +12,11 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION
+from wmlsearch.runs.progress import Progress
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.comparison import judge, unit_means
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.wording import RATIOS
-from wmlsearch.workflows.observer import Progress
 
 
 def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> Evaluation:

@@ -38,11 +38,17 @@ class ResumeRequest(SearchRequest):
 
     @classmethod
     def of(
-        cls, record: SearchRecord, settings: RunSettings, data: Path | None = None, placement: Placement = LOCAL
+        cls,
+        search: SearchDir,
+        record: SearchRecord,
+        settings: RunSettings,
+        data: Path | None = None,
+        placement: Placement = LOCAL,
     ) -> ResumeRequest:
-        """Return the request to resume the search of `record`. Raises InputError if it cannot be resumed.
+        """Return the request to resume a search. Raises InputError if it cannot be resumed.
 
         Args:
+            search: Its folder.
             record: Its `search.json`.
             settings: Those of the record, perhaps with other budgets.
             data: Folder of the prepared data set, if it was moved.
@@ -51,7 +57,7 @@ class ResumeRequest(SearchRequest):
         lacking = [name for name in ("shape", "data_path") if not getattr(record, name)]
         if record.shape is None or lacking:
             raise InputError(
-                f"{record.name}: its search.json lacks {' and '.join(lacking)}, so it cannot be resumed; "
+                f"{search.file('record')}: lacks {' and '.join(lacking)}, so this search cannot be resumed; "
                 "start a new search"
             )
         placement = placement.of_resumed(record.name, record.shape, record.storage)
@@ -69,9 +75,10 @@ class CheckedData:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search is going to do: everything that preflight has read, checked and decided.
+    """What a search is going to do: what preflight has read, checked and decided.
 
-    Later steps take these facts from here. None of them reads the manifest or `search.json` again to find them out.
+    The forecast and the trials take these facts from here. The steps after the trials also run alone, for an older
+    search, so they read the manifest or `search.json` themselves.
     """
 
     space: SearchSpace
@@ -81,5 +88,6 @@ class SearchPlan:
     data_record: DataRecord  # what each run folder records of the data set
     placement: Placement  # its `trials_per_gpu` is a number
     slots: Slots  # how many trials run at once, and the resources of each
-    final_slots: Slots  # the same for the final runs
+    # The same for the final runs, for the forecast only: before they begin, machines may have joined or left a cluster.
+    forecast_final_slots: Slots
     packing: Packing | None = None  # the measurement behind `--trials-per-gpu auto`

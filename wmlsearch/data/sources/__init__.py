@@ -12,10 +12,10 @@ from pathlib import Path
 from wmlsearch.config import InputError
 from wmlsearch.data.sources import bids, pairs, table
 from wmlsearch.data.sources.layout import Layout, RawData
-from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, natural_key
+from wmlsearch.data.sources.source import Source, natural_key
 from wmlsearch.runs.wording import plural
 
-__all__ = ["LAYOUTS", "NIFTI_TYPES", "PICTURE_TYPES", "Source", "discover", "natural_key"]
+__all__ = ["LAYOUTS", "Source", "discover"]
 
 LAYOUTS = (table.LAYOUT, pairs.LAYOUT, bids.LAYOUT)  # the first that matches a path reads it
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources, list_files
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
-from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key, stem
 
 FilesByName = Mapping[str, Sequence[Path]]  # by file name without its extension
 
@@ -35,12 +34,8 @@ def _files_by_name(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
     for path in list_files(folder):
         if is_nifti(path) or is_picture(path):
-            files[_without_extension(path)].append(path)
+            files[stem(path)].append(path)
     return dict(files)
-
-
-def _without_extension(path: Path) -> str:
-    return re.sub(r"(?i)(\.nii(\.gz)?|\.[a-z]+)$", "", path.name)
 
 
 def _pairing_faults(images: FilesByName, masks: FilesByName) -> list[str]:

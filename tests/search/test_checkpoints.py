@@ -1,4 +1,4 @@
-"""Slots on a cluster, storages of checkpoints, and trials of several workers beside another Ray."""
+"""Checkpoints and their storages, slots on a cluster, and trials of several workers beside another Ray."""
 
 from __future__ import annotations
 
