@@ -231,8 +231,8 @@ def test_a_follow_up_under_another_spelling(tmp_path: Path, raw: Path) -> None:
         prepare(raw / "table.csv", tmp_path / "out", PrepareOptions(**options))
     files = [flair(raw, patient).relative_to(raw).as_posix() for patient in ("04", "01")]
     assert str(error.value) == (
-        "patients in different splits have names that are likely one patient's; give all scans of a patient the same "
-        "patient id, or rename one if they are two people\n"
+        "patients in different splits or folds have names that are likely one patient's; give all scans of a patient "
+        "the same patient id, or rename one if they are two people\n"
         f"  - patients 'P01' (test, {files[0]}) and 'p1' (train, {files[1]})"
     )
     assert not (tmp_path / "out").exists()

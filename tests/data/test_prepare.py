@@ -110,11 +110,18 @@ def test_the_test_patients_are_in_the_sealed_folder_alone(prepared: tuple[Path, 
     assert "test" not in {row.split for row in manifest.slices}
 
 
-def test_validation_and_test_keep_all_slices_and_train_the_kept_ones(prepared: tuple[Path, Path, Manifest]) -> None:
+def test_what_may_be_validated_or_tested_keeps_all_slices(
+    prepared: tuple[Path, Path, Manifest], tmp_path: Path
+) -> None:
     manifest = prepared[2]
-    assert all(manifest.slices[i].kept for i in manifest.indices("train", kept_only=False))
+    alone = prepare(prepared[0], tmp_path / "out", PrepareOptions(**FAST, folds=1))
+    assert alone.folds == ()
+    assert all(alone.slices[i].kept for i in alone.indices("train", kept_only=False))
+    assert len(alone.indices("val", kept_only=False)) == 2 * 10
     every, kept = manifest.indices("val", kept_only=False), manifest.indices("val", kept_only=True)
     assert len(every) == 2 * 10 > len(kept) > 0
+    assert len(manifest.indices("train", kept_only=False)) == 4 * 10, "a run of another fold validates on them"
+    assert manifest.counts["train"].kept == len(manifest.indices("train", kept_only=True)) == 4 * 8
     assert set(kept) < set(every)
     assert [manifest.slices[i].index for i in every] == [*range(10), *range(10)]
     counts = manifest.counts
@@ -195,12 +202,13 @@ def test_keep(tmp_path: Path, keep: str) -> None:
     source = next(s for s in discover(raw) if s.patient in manifest.certificate.patients["train"])
     annotated = np.flatnonzero(voxels(source.mask[0]).any(axis=(0, 1))).tolist()
     wanted = {"all": list(range(10)), "brain": list(range(1, 9)), "lesion": annotated}[keep]
-    assert [manifest.slices[i].index for i in manifest.indices("train", kept_only=False)] == wanted
+    assert [manifest.slices[i].index for i in manifest.indices("train", kept_only=True)] == wanted
 
 
 def test_paper_protocol_and_image_level_split(tmp_path: Path) -> None:
     raw = cohort(tmp_path / "raw", 3)
     manifest = prepare(raw, tmp_path / "out", PrepareOptions(size=32, protocol="paper"))
+    assert (manifest.folds, manifest.fold_count) == ((), 1)
     assert (manifest.plane, manifest.axis, manifest.keep, manifest.protocol) == ("sagittal", 0, "lesion", "paper")
     assert manifest.optimistic
     assert manifest.split_level == "image"

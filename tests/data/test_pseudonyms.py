@@ -162,7 +162,7 @@ def test_leaks_between_splits_are_told_by_the_patients_own_names(tmp_path: Path)
         shutil.rmtree(raw / f"{part}sub-{MARKER}3")
         shutil.copytree(raw / f"{part}sub-{MARKER}1", raw / f"{part}sub-{MARKER}3")
     lists = {"val_patients": (f"{MARKER}2",), "test_patients": (f"{MARKER}3",)}
-    with pytest.raises(InputError, match=rf"patient '{MARKER}3' \(test\) and patient '{MARKER}1' \(train\)"):
+    with pytest.raises(InputError, match=rf"patient '{MARKER}3' \(test\) and patient '{MARKER}1' \(fold \d\)"):
         prepare(raw, tmp_path / "out", PrepareOptions(**FAST, **lists, pseudonyms=tmp_path / "who.json"))
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "who.json").exists(), "nothing is left behind"

@@ -79,9 +79,19 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
     type=click.Choice(["patient", "image"]),
     help="Unit that is assigned to training, validation and test.  [default: patient]",
 )
-@click.option("--train-patients", help="Training patients by name, separated by commas.")
-@click.option("--val-patients", help="Validation patients by name, separated by commas.")
+@click.option(
+    "--train-patients",
+    help="Training patients by name, separated by commas. There is one validation set then, and no folds.",
+)
+@click.option("--val-patients", help="Validation patients by name, separated by commas: the first fold.")
 @click.option("--test-patients", help="Test patients by name, separated by commas.")
+@click.option(
+    "--folds",
+    type=int,
+    help="Folds into which the training and validation patients are dealt, with similar lesion loads and sites. Trials "
+    "validate on the first fold, final runs on one after another. 1: one validation set.  [default: 5, or fewer where "
+    "fewer patients have lesions]",
+)
 @click.option(
     "--allow-leakage",
     is_flag=True,
@@ -113,9 +123,10 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
 def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, **options: Any) -> None:
     """Turn raw FLAIR images and masks into a prepared data set: sliced, cropped, scaled, split, checked.
 
-    RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask), or a folder with images/ and masks/. The test
-    patients are sealed in OUT/sealed. Slices that are in two splits are refused, also as JPEG, scaled, shifted or
-    mirrored copies, and so are patients under two names (p1 and P01).
+    RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask, and site or scanner if known), or a folder with
+    images/ and masks/. The test patients are sealed in OUT/sealed, the others are dealt into folds. Slices that are in
+    two splits or folds are refused, also as JPEG, scaled, shifted or mirrored copies, and so are patients under two
+    names (p1 and P01).
 
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """

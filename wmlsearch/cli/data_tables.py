@@ -20,6 +20,8 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
         cells = [str(number) for number in (count.patients, count.timepoints, count.slices, count.kept)]
         table.add_row("test (sealed)" if split == "test" else split, *cells, f"{100 * count.lesion_share:.2f} %")
     console.print(table)
+    if manifest.folds:
+        console.print(_folds_line(manifest), highlight=False)
     console.print(leakage_note(manifest.certificate), highlight=False)
     for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
@@ -27,3 +29,11 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
     console.print(
         f"check the slices in {out / 'contact_sheet.png'}; next: wmlsearch tune --data {out}", highlight=False
     )
+
+
+def _folds_line(manifest: Manifest) -> str:
+    """Return who is in the folds, as one line: numbers of patients, and lesion loads where they are known."""
+    sizes = ", ".join(str(len(fold)) for fold in manifest.folds)
+    line = f"train and val are {manifest.fold_count} folds of {sizes} patients, of which the first is val"
+    loads = ", ".join(f"{load:.3g}" for load in manifest.fold_loads())
+    return f"{line}; their mean lesion loads are {loads} ml" if loads else line

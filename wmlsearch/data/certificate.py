@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wmlsearch.data.split import SPLITS
 
-PAIRS = ("train/val", "train/test", "val/test")
+PAIRS = ("train/val", "train/test", "val/test")  # of parts that are compared
+FOLD_PAIRS = ("fold/fold", "fold/test")  # the same, where train and val are dealt into folds
 DUPLICATES = ("equal", "near", "mirrored")  # kinds of slices that two splits share
 OPTIMISTIC = "image-level split: optimistic"
 
@@ -26,7 +27,7 @@ class Certificate:
     units: dict[str, int]  # number of units by split
     left_out: tuple[str, ...]  # patients in no split
     assignment_sha256: str  # hash of every unit's split
-    compared: int = 0  # slices that were searched for duplicates across splits
+    compared: int = 0  # slices that were searched for duplicates across splits and folds
     # The patients of train and val in groups, each of which is the validation set of some runs; the first is val. Empty
     # where val is the only validation set.
     folds: tuple[tuple[str, ...], ...] = ()
@@ -34,7 +35,12 @@ class Certificate:
 
 
 def certify(
-    split_of: Mapping[str, str], patient_of: Mapping[str, str], level: str, seed: int, patients: Iterable[str] = ()
+    split_of: Mapping[str, str],
+    patient_of: Mapping[str, str],
+    level: str,
+    seed: int,
+    patients: Iterable[str] = (),
+    folds: Sequence[Sequence[str]] = (),
 ) -> Certificate:
     """Return the certificate of an assignment, before slices are compared.
 
@@ -44,6 +50,7 @@ def certify(
         level: "patient" or "image".
         seed: Seed by which the units were assigned.
         patients: All patients of the raw data, whether used or not.
+        folds: Patients of each fold; the first is val.
     """
     members: dict[str, set[str]] = {split: set() for split in SPLITS}
     for unit, split in split_of.items():
@@ -57,5 +64,6 @@ def certify(
         patients={split: tuple(sorted(members[split] - {""})) for split in SPLITS},
         units={split: sum(value == split for value in split_of.values()) for split in SPLITS},
         left_out=tuple(sorted(set(patients) - used - {""})),
+        folds=tuple(tuple(sorted(fold)) for fold in folds),
         assignment_sha256=hashlib.sha256(json.dumps(sorted(split_of.items())).encode()).hexdigest(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,11 @@ class VolumeFacts:
     high: float  # grey value that becomes 255
     head: tuple[int, ...]  # pixels of head per slice
     lesion: tuple[int, ...]  # pixels of lesion per slice, before anything is cut or resampled
+
+    @property
+    def lesion_load(self) -> float:
+        """Size of all lesions: ml, or pixels for 2-D pictures."""
+        return sum(self.lesion) * (1.0 if self.voxel_mm is None else math.prod(self.voxel_mm) / 1000)
 
 
 def examine(

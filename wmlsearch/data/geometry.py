@@ -55,6 +55,14 @@ class VolumeGeometry:
         return down, across
 
     @property
+    def pixel_ml(self) -> float | None:
+        """Volume of a pixel after resampling, in ml; None for 2-D pictures."""
+        if self.axis is None or self.voxel_mm is None:
+            return None
+        (rows, columns), (down, across) = self.scale, self.picture_mm or (0.0, 0.0)
+        return down / rows * across / columns * self.voxel_mm[self.input_axis(self.axis)] / 1000
+
+    @property
     def scale(self) -> tuple[float, float]:
         """Pixels after resampling per input pixel, down and across."""
         return self.resampled[0] / self.picture[0], self.resampled[1] / self.picture[1]

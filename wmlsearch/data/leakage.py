@@ -1,4 +1,4 @@
-"""The guard against leakage: it compares the slices of all splits and refuses those that are in more than one.
+"""The guard against leakage: it compares the slices of all splits and folds and refuses those that are in two of them.
 
 `slice_similarity` says when two slices are alike. Follow-up scans are different images, so only the patient's name
 tells that they belong together: see `patient_names`.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wmlsearch.config import InputError
-from wmlsearch.data.certificate import DUPLICATES, PAIRS, Certificate
+from wmlsearch.data.certificate import DUPLICATES, FOLD_PAIRS, PAIRS, Certificate
 from wmlsearch.data.patient_names import first_lines
 from wmlsearch.data.slice_similarity import SliceSignature, near_matches
 from wmlsearch.data.slice_writer import VolumeTask
@@ -31,19 +31,29 @@ class _Slice:
     patient: str
     name: str  # file and slice number, for messages
     split: str
+    fold: int | None  # None for test slices, and where there is one validation set
     signature: SliceSignature
+
+    @property
+    def part(self) -> str:
+        """The fold, or the split where there are no folds, for messages."""
+        return self.split if self.fold is None else f"fold {self.fold}"
 
 
 @dataclass(frozen=True)
 class _Duplicate:
     first: _Slice
     second: _Slice
+    pair: str  # of the parts in which they are: one of PAIRS or FOLD_PAIRS
     kind: str  # one of DUPLICATES
     correlation: float  # of the thumbnails; 1 where the slices are equal
 
 
+_Comparison = tuple[str, Sequence[_Slice], Sequence[_Slice]]  # pair of parts, and the slices of both
+
+
 class LeakageGuard:
-    """Collect the signatures of all slices as they are cut, then find the slices that two splits share."""
+    """Collect the signatures of all slices as they are cut, then find the slices that two splits or folds share."""
 
     def __init__(self) -> None:
         self._slices: list[_Slice] = []
@@ -54,29 +64,31 @@ class LeakageGuard:
         source = task.source
         for signature, index, split in zip(signatures, task.stored, task.splits, strict=True):
             name = f"{source.name(source.image[0])} slice {index}" if source.is_nifti else source.slice_name(index)
-            self._slices.append(_Slice(self._volumes, source.patient, name, split, signature))
+            self._slices.append(_Slice(self._volumes, source.patient, name, split, task.fold, signature))
         self._volumes += 1
 
     def certify(self, certificate: Certificate, allow_leakage: bool) -> Certificate:
-        """Return the certificate with the number of slices compared and of duplicates between splits.
+        """Return the certificate with the number of slices compared and of duplicates between splits and folds.
 
         With `allow_leakage`, duplicates are counted and the split is marked as optimistic.
 
         Raises:
-            InputError: With patients and files, where splits share slices and that is not allowed; and always where a
-                patient is in two parts of a split by patient.
+            InputError: With patients and files, where splits or folds share slices and that is not allowed; and always
+                where a patient is in two parts of a split by patient.
         """
         if certificate.level == "patient":
             self._check_patients()
-        duplicates = [duplicate for pair in PAIRS for duplicate in self._between(*pair.split("/"))]
+        comparisons = self._folds_to_compare(len(certificate.folds)) if certificate.folds else self._splits_to_compare()
+        duplicates = [duplicate for comparison in comparisons for duplicate in _between(*comparison)]
         if duplicates and not allow_leakage:
+            parts = "folds or splits" if certificate.folds else "splits"
             raise InputError(
-                f"splits share slices, so results would look better than they are; {ADVICE}",
+                f"{parts} share slices, so results would look better than they are; {ADVICE}",
                 first_lines(_lines(duplicates)),
             )
-        counts = {pair: dict.fromkeys(DUPLICATES, 0) for pair in PAIRS}
+        counts = {pair: dict.fromkeys(DUPLICATES, 0) for pair in (FOLD_PAIRS if certificate.folds else PAIRS)}
         for duplicate in duplicates:
-            counts[f"{duplicate.first.split}/{duplicate.second.split}"][duplicate.kind] += 1
+            counts[duplicate.pair][duplicate.kind] += 1
         optimistic = certificate.optimistic or bool(duplicates)
         note = certificate.note or ("duplicates across splits: optimistic" if duplicates else None)
         return replace(certificate, optimistic=optimistic, note=note, compared=len(self._slices), duplicates=counts)
@@ -85,32 +97,49 @@ class LeakageGuard:
         first_slice: dict[str, _Slice] = {}
         for second in self._slices:
             first = first_slice.setdefault(second.patient, second)
-            if first.split != second.split:
+            if first.part != second.part:
                 raise InputError(
-                    f"patient {second.patient!r} is in {first.split} ({first.name}) and in {second.split} "
+                    f"patient {second.patient!r} is in {first.part} ({first.name}) and in {second.part} "
                     f"({second.name}), but a split by patient must keep all scans together"
                 )
 
-    def _between(self, first_split: str, second_split: str) -> Iterator[_Duplicate]:
-        """Yield each slice of the second split that the first has too, with the most alike slice of the first."""
-        first, second = ([s for s in self._slices if s.split == split] for split in (first_split, second_split))
-        by_checksum: dict[bytes, _Slice] = {}
-        for candidate in first:
-            if candidate.signature.checksum is not None:
-                by_checksum.setdefault(candidate.signature.checksum, candidate)
-        different = []
-        for candidate in second:
-            equal = by_checksum.get(candidate.signature.checksum) if candidate.signature.checksum else None
-            if equal is not None:
-                yield _Duplicate(equal, candidate, "equal", 1.0)
-            elif candidate.signature.thumbnail is not None:
-                different.append(candidate)
-        first = [candidate for candidate in first if candidate.signature.thumbnail is not None]
-        if first and different:
-            yield from _near_duplicates(first, different)
+    def _splits_to_compare(self) -> Iterator[_Comparison]:
+        for pair in PAIRS:
+            first, second = ([s for s in self._slices if s.split == split] for split in pair.split("/"))
+            yield pair, first, second
+
+    def _folds_to_compare(self, folds: int) -> Iterator[_Comparison]:
+        """Yield each fold with those before it, and the sealed test with all of them."""
+        of_fold: list[list[_Slice]] = [[] for _ in range(folds)]
+        test: list[_Slice] = []
+        for one in self._slices:
+            (test if one.fold is None else of_fold[one.fold]).append(one)
+        before: list[_Slice] = []
+        for fold in of_fold:
+            yield "fold/fold", before, fold
+            before = before + fold
+        yield "fold/test", before, test
 
 
-def _near_duplicates(first: Sequence[_Slice], second: Sequence[_Slice]) -> Iterator[_Duplicate]:
+def _between(pair: str, first: Sequence[_Slice], second: Sequence[_Slice]) -> Iterator[_Duplicate]:
+    """Yield each slice of the second part that the first has too, with the most alike slice of the first."""
+    by_checksum: dict[bytes, _Slice] = {}
+    for candidate in first:
+        if candidate.signature.checksum is not None:
+            by_checksum.setdefault(candidate.signature.checksum, candidate)
+    different = []
+    for candidate in second:
+        equal = by_checksum.get(candidate.signature.checksum) if candidate.signature.checksum else None
+        if equal is not None:
+            yield _Duplicate(equal, candidate, pair, "equal", 1.0)
+        elif candidate.signature.thumbnail is not None:
+            different.append(candidate)
+    first = [candidate for candidate in first if candidate.signature.thumbnail is not None]
+    if first and different:
+        yield from _near_duplicates(pair, first, different)
+
+
+def _near_duplicates(pair: str, first: Sequence[_Slice], second: Sequence[_Slice]) -> Iterator[_Duplicate]:
     thumbnails, others = (
         np.stack([s.signature.thumbnail for s in slices if s.signature.thumbnail is not None])
         for slices in (first, second)
@@ -121,7 +150,7 @@ def _near_duplicates(first: Sequence[_Slice], second: Sequence[_Slice]) -> Itera
         if kinds:
             kind = max(kinds, key=lambda kind: matches[kind][row].correlation)
             match = matches[kind][row]
-            yield _Duplicate(first[match.index], candidate, kind, match.correlation)
+            yield _Duplicate(first[match.index], candidate, pair, kind, match.correlation)
 
 
 def _lines(duplicates: Sequence[_Duplicate]) -> list[str]:
@@ -134,7 +163,7 @@ def _lines(duplicates: Sequence[_Duplicate]) -> list[str]:
     for group in groups.values():
         best = max(group, key=lambda duplicate: (duplicate.kind == "equal", duplicate.correlation))
         first, second = best.first, best.second
-        patients = f"patient {second.patient!r} ({second.split}) and patient {first.patient!r} ({first.split})"
+        patients = f"patient {second.patient!r} ({second.part}) and patient {first.patient!r} ({first.part})"
         counts = [(sum(duplicate.kind == kind for duplicate in group), kind) for kind in DUPLICATES]
         kinds = ", ".join(f"{count} {_KINDS[kind]}" for count, kind in counts if count)
         alike = "" if len(group) == 1 else " are the most alike"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,25 @@ class Manifest:
             if in_split and (row.kept or not kept_only):
                 rows.append(i)
         return np.array(rows, dtype=np.int64)
+
+    def has_lesion(self, fold: int) -> bool:
+        """Whether the validation slices of a fold hold a lesion."""
+        return any(self.slices[row].lesion_pixels for row in self.indices("val", kept_only=False, fold=fold))
+
+    def fold_loads(self) -> list[float]:
+        """Return the lesion load of each fold, in ml: the mean over its patients of the mean over their scans.
+
+        It is that of the masks as stored: resampled, and inside the window. Empty for 2-D pictures.
+        """
+        if self.axis is None:
+            return []
+        loads = [0.0] * len(self.volumes)
+        for row in self.slices:
+            loads[row.volume] += row.lesion_pixels * (self.volumes[row.volume].pixel_ml or 0.0)
+        scans: dict[str, list[float]] = defaultdict(list)  # of each patient
+        for volume, load in zip(self.volumes, loads, strict=True):
+            scans[volume.patient].append(load)
+        return [fmean(fmean(scans[name]) for name in fold) for fold in self.folds]
 
     def verify(self, folder: Path) -> None:
         """Compare the arrays in `folder` and the rows with their checksums.

@@ -1,4 +1,4 @@
-"""Patients' names: their plain form, and one patient under two names in different splits."""
+"""Patients' names: their plain form, and one patient under two names in different splits or folds."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ def patient_name(name: str) -> str:
     return name.strip().removeprefix("sub-")
 
 
-def check_patient_names(split_of: Mapping[str, str], first_file: Mapping[str, str]) -> None:
-    """Refuse patients of different splits whose names are spellings of one name.
+def check_patient_names(part_of: Mapping[str, str], first_file: Mapping[str, str]) -> None:
+    """Refuse patients of different splits or folds whose names are spellings of one name.
 
     Spellings may differ in case, white space, the prefix `sub-`, leading zeros of numbers, and a session at the end
     (`p1-ses2`, `p1_followup`).
 
     Args:
-        split_of: Split of each patient.
+        part_of: Split of each patient, or its fold.
         first_file: A file of each patient, to name in the message.
 
     Raises:
-        InputError: With each two patients, their splits and files.
+        InputError: With each two patients, their parts and files.
     """
     spellings = defaultdict(list)
-    for name in split_of:
+    for name in part_of:
         spellings[_normalized(name)].append(name)
     faults = [
-        f"patients {a!r} ({split_of[a]}, {first_file[a]}) and {b!r} ({split_of[b]}, {first_file[b]})"
+        f"patients {a!r} ({part_of[a]}, {first_file[a]}) and {b!r} ({part_of[b]}, {first_file[b]})"
         for names in spellings.values()
         for a, b in combinations(names, 2)
-        if split_of[a] != split_of[b]
+        if part_of[a] != part_of[b]
     ]
     if faults:
         raise InputError(
-            "patients in different splits have names that are likely one patient's; give all scans of a patient the "
-            "same patient id, or rename one if they are two people",
+            "patients in different splits or folds have names that are likely one patient's; give all scans of a "
+            "patient the same patient id, or rename one if they are two people",
             first_lines(faults),
         )
 

@@ -19,6 +19,7 @@ from wmlsearch.data.certificate import Certificate, certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
 from wmlsearch.data.cutting import CutSlices, cut
 from wmlsearch.data.examine import VolumeFacts, examine
+from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
@@ -59,6 +60,7 @@ class _Plane:
 @dataclass(frozen=True)
 class _SliceSplit:
     splits: list[list[str | None]]  # of each slice of each scan; None where the slice is in no split
+    folds: list[int | None]  # of each scan; None for test patients, and where there is one validation set
     certificate: Certificate
 
 
@@ -79,15 +81,15 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
     check_output_folder(out)
     table = _open_pseudonyms(out, options.pseudonyms)
     scans = _discover(raw, options, table)
-    patient_split = _split_patients(scans, options) if options.split == "patient" else {}
-    used = [scan for scan in scans if options.split == "image" or scan.source.patient in patient_split]
+    drawn = _draw_patients(scans, options) if options.split == "patient" else {}
+    used = [scan for scan in scans if options.split == "image" or scan.source.patient in drawn]
     plane = _choose_plane(raw, used, options.plane)
     with worker_pool(options.jobs, len(used), plane.file_bytes) as call_each:
         facts = _examine(raw, used, plane.axis, options, call_each, report)
         kept = [_kept_slices(volume, options.keep) for volume in facts]
         patients = [scan.shown.patient for scan in scans]
         if options.split == "patient":
-            split = _split_by_patient(used, facts, patient_split, options.seed, patients)
+            split = _split_by_patient(used, facts, drawn, options, patients)
         else:
             split = _split_by_image(used, kept, options.seed, patients)
         tasks = _plan_tasks(raw, used, facts, kept, split, options)
@@ -133,8 +135,8 @@ def _discover(raw: Path, options: PrepareOptions, table: PseudonymTable | None) 
     return sorted(scans, key=lambda scan: scan.shown.image)
 
 
-def _split_patients(scans: Sequence[_Scan], options: PrepareOptions) -> dict[str, str]:
-    """Return the split of each patient that is in one."""
+def _draw_patients(scans: Sequence[_Scan], options: PrepareOptions) -> dict[str, str]:
+    """Return the split of each patient that is in one, as it is without folds."""
     if unnamed := [scan.source for scan in scans if not scan.source.patient]:
         raise InputError(
             "a split by patient needs each image's patient; give --patient-pattern REGEX (its group is the patient in "
@@ -143,25 +145,60 @@ def _split_patients(scans: Sequence[_Scan], options: PrepareOptions) -> dict[str
         )
     fixed = {"train": options.train_patients, "val": options.val_patients, "test": options.test_patients}
     split_of = assign((scan.source.patient for scan in scans), options.seed, fixed)
+    if options.has_folds:  # train and val may still change, so only the test patients are told apart from the others
+        _check_names({name: "test" if split == "test" else "train or val" for name, split in split_of.items()}, scans)
+    else:
+        _check_names(split_of, scans)
+    return split_of
+
+
+def _check_names(part_of: dict[str, str], scans: Sequence[_Scan]) -> None:
     first_file: dict[str, str] = {}
     for scan in scans:
         first_file.setdefault(scan.source.patient, scan.source.name(scan.source.image[0]))
-    check_patient_names(split_of, first_file)
-    return split_of
+    check_patient_names(part_of, first_file)
 
 
 def _split_by_patient(
     scans: Sequence[_Scan],
     facts: Sequence[VolumeFacts],
-    patient_split: dict[str, str],
-    seed: int,
+    drawn: dict[str, str],
+    options: PrepareOptions,
     patients: Sequence[str],
 ) -> _SliceSplit:
+    folds = _deal_folds(scans, facts, drawn, options) if options.has_folds else ()
+    fold_of = {name: number for number, fold in enumerate(folds) for name in fold}
+    split_of = drawn | {name: "train" if number else "val" for name, number in fold_of.items()}
+    _check_names(split_of | {name: f"fold {number}" for name, number in fold_of.items()}, scans)
     splits: list[list[str | None]] = [
-        [patient_split[scan.source.patient]] * len(volume.head) for scan, volume in zip(scans, facts, strict=True)
+        [split_of[scan.source.patient]] * len(volume.head) for scan, volume in zip(scans, facts, strict=True)
     ]
-    shown = {scan.shown.patient: patient_split[scan.source.patient] for scan in scans}
-    return _SliceSplit(splits, certify(shown, {name: name for name in shown}, "patient", seed, patients))
+    shown = {scan.source.patient: scan.shown.patient for scan in scans}
+    certificate = certify(
+        {shown[name]: split_of[name] for name in shown},
+        {name: name for name in shown.values()},
+        "patient",
+        options.seed,
+        patients,
+        [[shown[name] for name in fold] for fold in folds],
+    )
+    return _SliceSplit(splits, [fold_of.get(scan.source.patient) for scan in scans], certificate)
+
+
+def _deal_folds(
+    scans: Sequence[_Scan], facts: Sequence[VolumeFacts], drawn: dict[str, str], options: PrepareOptions
+) -> tuple[tuple[str, ...], ...]:
+    """Return the patients of each fold; none where there is one validation set. Raises InputError."""
+    loads: dict[str, list[float]] = {name: [] for name, split in drawn.items() if split != "test"}
+    sites: dict[str, str] = {}
+    for scan, volume in zip(scans, facts, strict=True):
+        name = scan.source.patient
+        if name in loads:
+            loads[name].append(volume.lesion_load)
+            sites.setdefault(name, scan.source.site)
+    patients = [DevelopmentPatient(name, float(np.mean(load)), sites[name]) for name, load in loads.items()]
+    chosen = [name for name, split in drawn.items() if split == "val"] if options.val_patients else []
+    return deal(patients, options.folds, options.seed, chosen)
 
 
 def _split_by_image(
@@ -175,7 +212,7 @@ def _split_by_image(
     ]
     shown = {scan.shown.slice_name(i): split_of[scan.source.slice_name(i)] for scan, i in slices}
     patient_of = {scan.shown.slice_name(i): scan.shown.patient for scan, i in slices}
-    return _SliceSplit(splits, certify(shown, patient_of, "image", seed, patients))
+    return _SliceSplit(splits, [None] * len(scans), certify(shown, patient_of, "image", seed, patients))
 
 
 # -------------------------------------------------------------------------------------------------- examine and plan
@@ -260,11 +297,14 @@ def _plan_tasks(
     split: _SliceSplit,
     options: PrepareOptions,
 ) -> list[VolumeTask]:
-    """Return what to store of each volume: the kept slices, and for val and test the other slices of it too."""
+    """Return what to store of each volume: the kept slices, and the others where they may be validated or tested."""
     spacing = _common_spacing(raw, scans, facts)
     tasks = []
-    for scan, volume, flags, splits in zip(scans, facts, kept, split.splits, strict=True):
-        stored = [(i, name) for i, name in enumerate(splits) if name is not None and (flags[i] or name != "train")]
+    for scan, volume, flags, splits, fold in zip(scans, facts, kept, split.splits, split.folds, strict=True):
+        keep_all = fold is not None  # any patient of a fold is validated by some run
+        stored = [
+            (i, name) for i, name in enumerate(splits) if name is not None and (flags[i] or keep_all or name != "train")
+        ]
         tasks.append(
             VolumeTask(
                 source=scan.source,
@@ -272,6 +312,7 @@ def _plan_tasks(
                 stored=[i for i, _ in stored],
                 splits=[name for _, name in stored],
                 kept=[flags[i] for i, _ in stored],
+                fold=fold,
                 pseudonym=scan.shown if options.pseudonyms else None,
             )
         )

@@ -16,7 +16,12 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "fit": ("crop", "resize"),
     "split": ("patient", "image"),
 }
-RANGES = {"size": (16, 4096), "seed": (0, 2**63 - 1), "jobs": (1, 1024)}  # whole numbers, limits included
+RANGES = {
+    "size": (16, 4096),
+    "folds": (1, 100),
+    "seed": (0, 2**63 - 1),
+    "jobs": (1, 1024),
+}  # whole numbers, limits included
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class PrepareOptions:
     train_patients: tuple[str, ...] = ()  # names, with or without sub-
     val_patients: tuple[str, ...] = ()
     test_patients: tuple[str, ...] = ()
+    folds: int | None = None  # groups of training and validation patients; None: 5, or fewer where few have lesions
     allow_leakage: bool = False  # needed for image-level splits; duplicates across splits are counted, not refused
     mask_threshold: float | None = None  # mask values above it are lesion; None: masks must be binary
     seed: int = 0  # of the split
@@ -58,8 +64,16 @@ class PrepareOptions:
             )
         if self.split == "image" and (self.train_patients or self.val_patients or self.test_patients):
             faults.append("--train-patients, --val-patients and --test-patients need --split patient; drop them")
+        if (self.folds or 1) > 1 and (self.split == "image" or self.train_patients):
+            reason = "--split image has" if self.split == "image" else "with --train-patients there is"
+            faults.append(f"--folds {self.folds}: {reason} one validation set; drop one of them")
         if faults:
             raise InputError("the options do not fit together", faults)
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether each patient that is not sealed may be used for validation: not where some are named for training."""
+        return self.split == "patient" and self.folds != 1 and not self.train_patients
 
     def _apply_protocol(self) -> list[str]:
         """Set what the protocol, or the default, stands for. Returns a line for each option that contradicts it."""

@@ -25,6 +25,7 @@ class VolumeTask:
     stored: list[int]  # slice numbers
     splits: list[str]
     kept: list[bool]  # shows enough of the head, or a lesion: as --keep says
+    fold: int | None = None  # of the patient; None for test patients, and where there is one validation set
     pseudonym: Source | None = None  # patient, time point and file names to write instead of the source's
 
 

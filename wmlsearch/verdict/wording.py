@@ -170,11 +170,13 @@ def optimistic_note(record: FolderRecord) -> str:
 def leakage_note(certificate: Certificate | SplitCertificate) -> str:
     """Say what the check for leakage has found: `480 slices compared: no duplicates across splits`."""
     duplicates = []
+    where = {"fold/fold": "of one fold in another", "fold/test": "of test in a fold"}
     for pair, counts in certificate.duplicates.items():
         if kinds := [f"{count} {kind}" for kind, count in counts.items() if count]:
             first, second = pair.split("/")
-            duplicates.append(f"{', '.join(kinds)} of {second} in {first}")
-    result = f"duplicates across splits: {'; '.join(duplicates)}" if duplicates else "no duplicates across splits"
+            duplicates.append(f"{', '.join(kinds)} {where.get(pair, f'of {second} in {first}')}")
+    parts = "splits and folds" if certificate.folds else "splits"
+    result = f"duplicates across {parts}: {'; '.join(duplicates)}" if duplicates else f"no duplicates across {parts}"
     return f"{certificate.compared} slices compared: {result}"
 
 

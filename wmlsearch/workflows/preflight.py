@@ -104,14 +104,23 @@ def check_data(request: SearchRequest) -> CheckedData:
     space, data = request.space, request.data
     prepared = PreparedData.open(data)
     prepared.manifest.verify(data)
-    for config in (_most_demanding(space), TrialConfig()):
-        check_trainable(config, prepared, request.placement.workers_per_trial)
-    if not any(row.lesion_pixels for row in prepared.manifest.slices if row.split == "val"):
+    manifest = prepared.manifest
+    for fold in range(manifest.fold_count):
+        for config in (_most_demanding(space), TrialConfig()):
+            check_trainable(config, prepared.with_fold(fold), request.placement.workers_per_trial)
+    empty = [fold for fold in range(manifest.fold_count) if not manifest.has_lesion(fold)]
+    if empty and manifest.folds:
+        raise InputError(
+            f"{data}: the slices of {'fold' if len(empty) == 1 else 'folds'} {', '.join(map(str, empty))} hold no "
+            "lesion, so runs that validate on them would have no Dice; prepare the data with other --val-patients, "
+            "another --seed or fewer --folds"
+        )
+    if empty:
         raise InputError(
             f"{data}: the validation slices hold no lesion, so no Dice can be computed; "
             "prepare the data with other --val-patients or another --seed"
         )
-    return CheckedData(prepared.manifest, data_record(data, prepared))
+    return CheckedData(manifest, data_record(data, prepared))
 
 
 def _most_demanding(space: SearchSpace) -> TrialConfig:

@@ -43,12 +43,14 @@ class Scan:
 ImageAndMask = tuple[Path, Path]
 
 
-def group_into_sources(root: Path, scans: Mapping[Scan, list[ImageAndMask]], faults: list[str]) -> list[Source]:
+def group_into_sources(
+    root: Path, scans: Mapping[Scan, list[ImageAndMask]], faults: list[str], sites: Mapping[Scan, str] | None = None
+) -> list[Source]:
     """Return a source per scan. A scan of several NIfTI volumes, or of a NIfTI file and a picture, is a fault."""
     sources = []
     for scan, files in scans.items():
         images, masks = zip(*files, strict=True)
-        source = Source(scan.patient, scan.timepoint, root, images, masks)
+        source = Source(scan.patient, scan.timepoint, root, images, masks, (sites or {}).get(scan, ""))
         names = ", ".join(source.name(path) for path in images)
         if len(files) > 1 and any(is_nifti(path) for path in images):
             faults.append(

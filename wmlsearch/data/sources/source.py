@@ -20,6 +20,7 @@ class Source:
     root: Path  # folder of the raw data set
     image: tuple[Path, ...]  # one NIfTI file, or one picture per slice
     mask: tuple[Path, ...] = ()  # as many files as `image`; empty for a prediction
+    site: str = ""  # hospital or scanner; "" where it is not known
 
     @property
     def is_nifti(self) -> bool:

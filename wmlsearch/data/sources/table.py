@@ -1,6 +1,7 @@
 """A CSV table with the columns patient, timepoint, image and mask; paths are relative to the table's folder.
 
-Pictures of one patient and time point are slices of one volume, in the order of the rows.
+Pictures of one patient and time point are slices of one volume, in the order of the rows. A column site or scanner, or
+both, says where a patient was scanned.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture
 
-COLUMNS = ("patient", "timepoint", "image", "mask")
+SITE_COLUMNS = ("site", "scanner")
+COLUMNS = ("patient", "timepoint", "image", "mask", *SITE_COLUMNS)
 
 
 def _find(raw: RawData, faults: list[str]) -> list[Source]:
     table = raw.path
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
+    sites: dict[Scan, str] = {}
     lines: dict[Path, int] = {}  # line of each image
     for line, row in _read(table):
         cells = {name: (row.get(name) or "").strip() for name in COLUMNS}
@@ -40,7 +43,8 @@ def _find(raw: RawData, faults: list[str]) -> list[Source]:
         patient = patient_name(cells["patient"])
         scan = Scan(patient, cells["timepoint"], "" if patient else cells["image"])
         scans[scan].append((image, mask))
-    return group_into_sources(table.parent, scans, faults)
+        sites.setdefault(scan, " ".join(cells[name] for name in SITE_COLUMNS if cells[name]))
+    return group_into_sources(table.parent, scans, faults, sites)
 
 
 def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:

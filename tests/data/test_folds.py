@@ -1,0 +1,241 @@
+"""Folds: who is in which, worked out by hand; what `prepare` stores, says and refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from wmlsearch.cli.data_tables import show_manifest
+from wmlsearch.config import InputError
+from wmlsearch.data.folds import DevelopmentPatient, deal
+from wmlsearch.data.manifest import Manifest, fingerprint
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slices import PreparedData
+
+FAST: dict[str, Any] = {"size": 32, "plane": "axial", "jobs": 1}
+SPACE_MM, SLICES = (2.0, 2.0, 3.0), 6  # a voxel has 0.012 ml
+
+
+def patients(**loads: float) -> list[DevelopmentPatient]:
+    return [DevelopmentPatient(name, load) for name, load in loads.items()]
+
+
+def test_seven_patients_in_three_folds() -> None:
+    # By falling load: a, b and c each open a fold (70, 60, 50). Of three folds with one patient d goes to that with 50
+    # (90), e to that with 60 (90), f to that with 70 (90). Of three with two patients and 90, g goes to the first.
+    seven = patients(g=10, c=50, a=70, e=30, b=60, f=20, d=40)
+    folds = deal(seven, 3, 0)
+    assert folds[0] == ("a", "f", "g"), "the largest fold comes first"
+    assert set(folds[1:]) == {("b", "e"), ("c", "d")}
+    assert deal(seven[::-1], 3, 0) == folds
+    assert {deal(seven, 3, seed)[1] for seed in range(9)} == {("b", "e"), ("c", "d")}, "equal sizes: drawn"
+
+
+def test_five_folds_or_as_many_as_have_a_lesion() -> None:
+    assert len(deal(patients(a=7, b=6, c=5, d=4, e=3, f=2), None, 0)) == 5
+    assert len(deal(patients(a=7, b=6, c=0, d=5), None, 0)) == 3
+    assert set(deal(patients(a=7, b=0.1), None, 0)) == {("a",), ("b",)}
+    for one in patients(a=7), patients(a=7, b=0), patients(a=0, b=0), []:
+        assert deal(one, None, 0) == (), "there is nothing to divide"
+    assert deal(patients(a=7, b=6), 1, 0) == ()
+
+
+def test_patients_without_lesions_are_spread_over_folds_that_have_lesions() -> None:
+    # a and b open the folds. Of the four without lesions two go to each: to that with fewer patients, of equals to that
+    # with the lower load.
+    mixed = patients(w=0, x=0, a=9, y=0, b=1, z=0)
+    for seed in range(9):
+        for fold in deal(mixed, None, seed):
+            assert len(fold) == 3
+            assert len({"a", "b"} & set(fold)) == 1
+
+
+def test_equal_loads_are_drawn_by_the_seed() -> None:
+    equal = patients(a=1, b=1, c=1, d=1)
+    assert deal(equal, 2, 3) == deal(equal, 2, 3)
+    assert len({frozenset(deal(equal, 2, seed)) for seed in range(20)}) == 3, "all ways to make two pairs of four"
+
+
+def test_sites_are_spread_evenly() -> None:
+    # Site A: a1 to a3 open three folds; site B: b1 opens the fourth, b2 joins the lowest load of the others (a3: 10),
+    # b3 the next (a2: 20), b4 the last without B (a1: 30).
+    sites = {"a1": 30.0, "a2": 20.0, "a3": 10.0, "b1": 4.0, "b2": 3.0, "b3": 2.0, "b4": 1.0}
+    seven = [DevelopmentPatient(name, load, name[0]) for name, load in sites.items()]
+    assert set(deal(seven, 4, 0)) == {("a1", "b4"), ("a2", "b3"), ("a3", "b2"), ("b1",)}
+    # Without sites a1 to b1 open the folds, and b2 to b4 join the three lowest loads.
+    assert set(deal(patients(**sites), 4, 0)) == {("a1",), ("a2", "b4"), ("a3", "b3"), ("b1", "b2")}
+
+
+def test_chosen_patients_are_the_first_fold() -> None:
+    # The others, 50, 40, 20 and 10, are dealt into two folds: 50 + 10 and 40 + 20.
+    folds = deal(patients(a=50, b=40, c=30, d=20, e=10), 3, 0, ("c",))
+    assert folds[0] == ("c",)
+    assert set(folds[1:]) == {("a", "e"), ("b", "d")}
+    assert deal(patients(a=50, b=40), None, 0, ("b",)) == (("b",), ("a",))
+    assert deal(patients(a=0, b=40), None, 0, ("b",)) == (), "no lesion is left for a second fold"
+
+
+def test_more_folds_than_can_have_a_lesion_are_refused() -> None:
+    with pytest.raises(InputError) as error:
+        deal(patients(a=7, b=6, c=0), 3, 0)
+    assert str(error.value) == (
+        "--folds 3: each fold needs a patient with a lesion, which makes 2 folds of 3 training and validation "
+        "patients; give --folds 2"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ in `prepare`
+
+
+def cohort(root: Path, lesion_voxels: dict[str, int], columns: str = "", cells: dict[str, str] | None = None) -> Path:
+    """Write a table of patients with so many lesion voxels in slice 3; heads of noise, so that no two are alike."""
+    rows = [f"patient,image,mask{columns}"]
+    root.mkdir()
+    for number, (name, count) in enumerate(lesion_voxels.items()):
+        image = np.random.default_rng(number).normal(100, 20, (24, 24, SLICES)).astype(np.float32)
+        image[:3], image[-3:], image[:, :3], image[:, -3:] = 0, 0, 0, 0
+        image[..., 0] *= 0  # shows no head, so it is not used for training
+        mask = np.zeros(image.shape, np.uint8)
+        square = np.zeros(64, np.uint8)
+        square[:count] = 1
+        mask[8:16, 8:16, 3] = square.reshape(8, 8)
+        for kind, array in (("image", image), ("mask", mask)):
+            nib.Nifti1Image(array, np.diag([*SPACE_MM, 1])).to_filename(root / f"{name}_{kind}.nii.gz")
+        rows.append(f"{name},{name}_image.nii.gz,{name}_mask.nii.gz{(cells or {}).get(name, '')}")
+    (root / "cohort.csv").write_text("\n".join(rows) + "\n")
+    return root / "cohort.csv"
+
+
+def printed(out: Path, manifest: Manifest) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_manifest(console, out, manifest)
+    return console.export_text()
+
+
+def test_prepare_deals_by_lesion_load(tmp_path: Path) -> None:
+    # 50 and 40 voxels open the folds, 30 joins 40, 20 joins 50: a + d and b + c, loads of 0.6 and 0.48 ml, 0.36, 0.24.
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30, "d": 20, "t": 10})
+    out = tmp_path / "out"
+    manifest = prepare(raw, out, PrepareOptions(**FAST, test_patients=("t",), folds=2))
+    assert set(manifest.folds) == {("a", "d"), ("b", "c")}
+    assert manifest.certificate.patients["val"] == manifest.folds[0]
+    assert manifest.certificate.patients["train"] == manifest.folds[1]
+    assert manifest.fold_loads() == pytest.approx([0.42, 0.42]), "by hand: (0.6 + 0.24) / 2"
+    assert (
+        "train and val are 2 folds of 2, 2 patients, of which the first is val; their mean lesion loads are 0.42, "
+        "0.42 ml" in printed(out, manifest)
+    )
+    assert "30 slices compared: no duplicates across splits and folds" in printed(out, manifest)
+    assert Manifest.read(out) == manifest
+    assert Manifest.read(out / "sealed").folds == manifest.folds
+    manifest.verify(out)
+    assert {name: (count.slices, count.kept) for name, count in manifest.counts.items()} == {
+        "train": (12, 10), "val": (12, 10), "test": (6, 5),
+    }  # fmt: skip
+    for fold in 0, 1:
+        data = PreparedData.open(out, fold=fold)
+        assert data.val.patient_names == manifest.folds[fold]
+        assert data.train.patient_names == manifest.folds[1 - fold]
+        assert (len(data.train), len(data.val)) == (10, 12), "the empty slice is validated and not trained on"
+
+
+def test_the_fingerprint_tells_folds_apart(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30, "t": 10})
+    given: dict[str, Any] = {**FAST, "test_patients": ("t",), "val_patients": ("a",)}
+    two, three = (prepare(raw, tmp_path / str(n), PrepareOptions(**given, folds=n)) for n in (2, 3))
+    assert (two.folds, {*three.folds[1:]}) == ((("a",), ("b", "c")), {("b",), ("c",)})
+    assert two.slices == three.slices, "the same rows, the same split"
+    assert two.fingerprint != three.fingerprint
+    assert fingerprint(two.slices, three.certificate) == three.fingerprint
+    one = prepare(raw, tmp_path / "1", PrepareOptions(**given, folds=1))
+    assert (one.folds, one.fold_count) == ((), 1)
+
+
+def test_three_patients_make_two_folds_of_one(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30})
+    manifest = prepare(raw, tmp_path / "out", PrepareOptions(**FAST))
+    assert sorted(len(fold) for fold in manifest.folds) == [1, 1]
+
+
+def test_training_patients_by_name_leave_one_validation_set(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30})
+    manifest = prepare(raw, tmp_path / "out", PrepareOptions(**FAST, train_patients=("a",)))
+    assert manifest.folds == ()
+    for other in {"train_patients": ("a",)}, {"split": "image", "allow_leakage": True}:
+        with pytest.raises(InputError, match=r"--folds 2: .* (there is|has) one validation set; drop one of them"):
+            PrepareOptions(**FAST, **other, folds=2)
+    with pytest.raises(InputError, match="--folds must be a whole number from 1 to 100, but got 0"):
+        PrepareOptions(**FAST, folds=0)
+
+
+@pytest.mark.parametrize("column", ["site", "Scanner"])
+def test_a_table_names_the_site(tmp_path: Path, column: str) -> None:
+    # As in test_sites_are_spread_evenly, with voxels for ml.
+    loads = {"a1": 40, "a2": 30, "a3": 20, "b1": 14, "b2": 12, "b3": 10, "b4": 8}
+    sites = {name: f",hospital {name[0]}" for name in loads}
+    raw = cohort(tmp_path / "raw", {**loads, "t": 5}, f",{column}", {**sites, "t": ","})
+    given: dict[str, Any] = {**FAST, "test_patients": ("t",), "folds": 4}
+    expected = {("a1", "b4"), ("a2", "b3"), ("a3", "b2"), ("b1",)}
+    assert set(prepare(raw, tmp_path / "out", PrepareOptions(**given)).folds) == expected
+    who = PrepareOptions(**given, pseudonyms=tmp_path / "who.json")
+    hidden = prepare(raw, tmp_path / "hidden", who)
+    names = {pseudonym: name for name, pseudonym in pseudonyms(tmp_path / "who.json").items()}
+    assert {tuple(sorted(names[pseudonym] for pseudonym in fold)) for fold in hidden.folds} == expected
+    assert "hospital" not in (tmp_path / "hidden/manifest.json").read_text()
+
+
+def pseudonyms(path: Path) -> dict[str, str]:
+    table: dict[str, dict[str, str]] = json.loads(path.read_text())
+    return table["pseudonyms"]
+
+
+# ------------------------------------------------------------------------------------------------------- the guard
+
+
+def test_a_copy_in_another_fold_is_refused_or_counted(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30, "t": 10})
+    shutil.copyfile(raw.parent / "b_image.nii.gz", raw.parent / "c_image.nii.gz")
+    given: dict[str, Any] = {**FAST, "test_patients": ("t",), "val_patients": ("a",)}
+    with pytest.raises(InputError) as error:
+        prepare(raw, tmp_path / "out", PrepareOptions(**given, folds=3))
+    assert error.value.headline.startswith("folds or splits share slices, so results would look better than they are;")
+    (line,) = error.value.faults
+    assert line.startswith("patient ")
+    assert "5 equal; " in line, "of six slices one is empty"
+    assert {"'b' (fold 1)" in line, "'b' (fold 2)" in line} == {True, False}
+    manifest = prepare(raw, tmp_path / "out", PrepareOptions(**given, folds=3, allow_leakage=True))
+    none = {"equal": 0, "near": 0, "mirrored": 0}
+    assert manifest.certificate.duplicates == {"fold/fold": none | {"equal": 5}, "fold/test": none}
+    assert (manifest.optimistic, manifest.certificate.note) == (True, "duplicates across splits: optimistic")
+    assert "24 slices compared: duplicates across splits and folds: 5 equal of one fold in another" in printed(
+        tmp_path / "out", manifest
+    )
+    assert not prepare(raw, tmp_path / "two", PrepareOptions(**given, folds=2)).optimistic, "b and c are in one fold"
+
+
+def test_a_copy_of_a_sealed_patient_is_refused(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30, "t": 10})
+    shutil.copyfile(raw.parent / "b_image.nii.gz", raw.parent / "t_image.nii.gz")
+    with pytest.raises(InputError, match=r"patient 't' \(test\) and patient 'b' \(fold \d\): 5 equal"):
+        prepare(raw, tmp_path / "out", PrepareOptions(**FAST, test_patients=("t",)))
+
+
+def test_two_spellings_of_a_name_in_different_folds_are_refused(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"p1": 50, "P01": 40, "c": 30, "t": 10})
+    given: dict[str, Any] = {**FAST, "test_patients": ("t",), "val_patients": ("c",)}
+    with pytest.raises(InputError) as error:
+        prepare(raw, tmp_path / "out", PrepareOptions(**given, folds=3))
+    assert "(fold 1, " in str(error.value)
+    assert "(fold 2, " in str(error.value)
+    assert "names that are likely one patient's" in str(error.value)
+    prepare(raw, tmp_path / "out", PrepareOptions(**given, folds=2))
+    with pytest.raises(InputError, match=r"'P01' \(train or val, P01_image.nii.gz\) and 'p1' \(test, p1_image"):
+        prepare(raw, tmp_path / "out2", PrepareOptions(**FAST, test_patients=("p1",)))
