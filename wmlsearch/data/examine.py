@@ -10,7 +10,7 @@ import numpy as np
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
-from wmlsearch.data.stack import VolumeFault
+from wmlsearch.data.stack import VolumeFault, voxels_sha256
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class VolumeFacts:
     high: float  # grey value that becomes 255
     head: tuple[int, ...]  # pixels of head per slice
     lesion: tuple[int, ...]  # pixels of lesion per slice, before anything is cut or resampled
+    voxels_sha256: str  # see `stack.voxels_sha256`
 
     @property
     def lesion_load(self) -> float:
@@ -75,5 +76,6 @@ def examine(
         high=255.0 if stack.is_8_bit else head.high,
         head=tuple(int(n) for n in head.area),
         lesion=tuple(int(n) for n in lesion),
+        voxels_sha256=voxels_sha256(stack, axis),
     )
     return facts, []

@@ -40,6 +40,7 @@ class VolumeGeometry:
     high: float  # grey value that becomes 255
     background: float  # grey value outside the slice
     lost_lesion_pixels: int = 0  # lesion pixels (resampled) outside the window
+    voxels_sha256: str = ""  # see `stack.voxels_sha256`; "" in data of format 2
 
     @property
     def source(self) -> str:
@@ -154,4 +155,5 @@ def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacin
         low=facts.low,
         high=facts.high,
         background=facts.background,
+        voxels_sha256=facts.voxels_sha256,
     )

@@ -26,37 +26,34 @@ _KINDS = {"equal": "equal", "near": "nearly equal", "mirrored": "nearly equal wh
 
 
 @dataclass(frozen=True)
-class _Slice:
-    volume: int  # number of the volume, in the order in which volumes are added
+class ComparedSlice:
+    """A slice that is compared with those of other parts of the data."""
+
+    volume: int  # number of the volume, among those of its part
     patient: str
     name: str  # file and slice number, for messages
-    split: str
-    fold: int | None  # None for test slices, and where there is one validation set
+    part: str  # train, val or test, or "fold 2"
     signature: SliceSignature
-
-    @property
-    def part(self) -> str:
-        """The fold, or the split where there are no folds, for messages."""
-        return self.split if self.fold is None else f"fold {self.fold}"
 
 
 @dataclass(frozen=True)
-class _Duplicate:
-    first: _Slice
-    second: _Slice
-    pair: str  # of the parts in which they are: one of PAIRS or FOLD_PAIRS
+class Duplicate:
+    """A slice of one part that another part has too."""
+
+    first: ComparedSlice
+    second: ComparedSlice
     kind: str  # one of DUPLICATES
     correlation: float  # of the thumbnails; 1 where the slices are equal
 
 
-_Comparison = tuple[str, Sequence[_Slice], Sequence[_Slice]]  # pair of parts, and the slices of both
+_Comparison = tuple[str, Sequence[ComparedSlice], Sequence[ComparedSlice]]  # pair of parts, and the slices of both
 
 
 class LeakageGuard:
     """Collect the signatures of all slices as they are cut, then find the slices that two splits or folds share."""
 
     def __init__(self) -> None:
-        self._slices: list[_Slice] = []
+        self._slices: list[ComparedSlice] = []
         self._volumes = 0
 
     def add(self, task: VolumeTask, signatures: Sequence[SliceSignature]) -> None:
@@ -64,7 +61,8 @@ class LeakageGuard:
         source = task.source
         for signature, index, split in zip(signatures, task.stored, task.splits, strict=True):
             name = f"{source.name(source.image[0])} slice {index}" if source.is_nifti else source.slice_name(index)
-            self._slices.append(_Slice(self._volumes, source.patient, name, split, task.fold, signature))
+            part = split if task.fold is None else fold_part(task.fold)
+            self._slices.append(ComparedSlice(self._volumes, source.patient, name, part, signature))
         self._volumes += 1
 
     def certify(self, certificate: Certificate, allow_leakage: bool) -> Certificate:
@@ -79,22 +77,22 @@ class LeakageGuard:
         if certificate.level == "patient":
             self._check_patients()
         comparisons = self._folds_to_compare(len(certificate.folds)) if certificate.folds else self._splits_to_compare()
-        duplicates = [duplicate for comparison in comparisons for duplicate in _between(*comparison)]
+        duplicates = [(pair, one) for pair, first, second in comparisons for one in find_duplicates(first, second)]
         if duplicates and not allow_leakage:
             parts = "folds or splits" if certificate.folds else "splits"
             raise InputError(
                 f"{parts} share slices, so results would look better than they are; {ADVICE}",
-                first_lines(_lines(duplicates)),
+                first_lines(duplicate_lines([duplicate for _, duplicate in duplicates])),
             )
         counts = {pair: dict.fromkeys(DUPLICATES, 0) for pair in (FOLD_PAIRS if certificate.folds else PAIRS)}
-        for duplicate in duplicates:
-            counts[duplicate.pair][duplicate.kind] += 1
+        for pair, duplicate in duplicates:
+            counts[pair][duplicate.kind] += 1
         optimistic = certificate.optimistic or bool(duplicates)
         note = certificate.note or ("duplicates across splits: optimistic" if duplicates else None)
         return replace(certificate, optimistic=optimistic, note=note, compared=len(self._slices), duplicates=counts)
 
     def _check_patients(self) -> None:
-        first_slice: dict[str, _Slice] = {}
+        first_slice: dict[str, ComparedSlice] = {}
         for second in self._slices:
             first = first_slice.setdefault(second.patient, second)
             if first.part != second.part:
@@ -105,25 +103,29 @@ class LeakageGuard:
 
     def _splits_to_compare(self) -> Iterator[_Comparison]:
         for pair in PAIRS:
-            first, second = ([s for s in self._slices if s.split == split] for split in pair.split("/"))
+            first, second = ([one for one in self._slices if one.part == part] for part in pair.split("/"))
             yield pair, first, second
 
     def _folds_to_compare(self, folds: int) -> Iterator[_Comparison]:
         """Yield each fold with those before it, and the sealed test with all of them."""
-        of_fold: list[list[_Slice]] = [[] for _ in range(folds)]
-        test: list[_Slice] = []
+        slices: dict[str, list[ComparedSlice]] = defaultdict(list)
         for one in self._slices:
-            (test if one.fold is None else of_fold[one.fold]).append(one)
-        before: list[_Slice] = []
-        for fold in of_fold:
-            yield "fold/fold", before, fold
-            before = before + fold
-        yield "fold/test", before, test
+            slices[one.part].append(one)
+        before: list[ComparedSlice] = []
+        for fold in range(folds):
+            yield "fold/fold", before, slices[fold_part(fold)]
+            before = before + slices[fold_part(fold)]
+        yield "fold/test", before, slices["test"]
 
 
-def _between(pair: str, first: Sequence[_Slice], second: Sequence[_Slice]) -> Iterator[_Duplicate]:
+def fold_part(fold: int) -> str:
+    """Return what a fold is called in messages."""
+    return f"fold {fold}"
+
+
+def find_duplicates(first: Sequence[ComparedSlice], second: Sequence[ComparedSlice]) -> Iterator[Duplicate]:
     """Yield each slice of the second part that the first has too, with the most alike slice of the first."""
-    by_checksum: dict[bytes, _Slice] = {}
+    by_checksum: dict[bytes, ComparedSlice] = {}
     for candidate in first:
         if candidate.signature.checksum is not None:
             by_checksum.setdefault(candidate.signature.checksum, candidate)
@@ -131,15 +133,15 @@ def _between(pair: str, first: Sequence[_Slice], second: Sequence[_Slice]) -> It
     for candidate in second:
         equal = by_checksum.get(candidate.signature.checksum) if candidate.signature.checksum else None
         if equal is not None:
-            yield _Duplicate(equal, candidate, pair, "equal", 1.0)
+            yield Duplicate(equal, candidate, "equal", 1.0)
         elif candidate.signature.thumbnail is not None:
             different.append(candidate)
     first = [candidate for candidate in first if candidate.signature.thumbnail is not None]
     if first and different:
-        yield from _near_duplicates(pair, first, different)
+        yield from _near_duplicates(first, different)
 
 
-def _near_duplicates(pair: str, first: Sequence[_Slice], second: Sequence[_Slice]) -> Iterator[_Duplicate]:
+def _near_duplicates(first: Sequence[ComparedSlice], second: Sequence[ComparedSlice]) -> Iterator[Duplicate]:
     thumbnails, others = (
         np.stack([s.signature.thumbnail for s in slices if s.signature.thumbnail is not None])
         for slices in (first, second)
@@ -150,15 +152,15 @@ def _near_duplicates(pair: str, first: Sequence[_Slice], second: Sequence[_Slice
         if kinds:
             kind = max(kinds, key=lambda kind: matches[kind][row].correlation)
             match = matches[kind][row]
-            yield _Duplicate(first[match.index], candidate, pair, kind, match.correlation)
+            yield Duplicate(first[match.index], candidate, kind, match.correlation)
 
 
-def _lines(duplicates: Sequence[_Duplicate]) -> list[str]:
+def duplicate_lines(duplicates: Sequence[Duplicate]) -> list[str]:
     """Return a line for each two volumes that share slices."""
-    groups: dict[tuple[int, int, str, str], list[_Duplicate]] = defaultdict(list)
+    groups: dict[tuple[int, int, str, str], list[Duplicate]] = defaultdict(list)
     for duplicate in duplicates:
         first, second = duplicate.first, duplicate.second
-        groups[first.volume, second.volume, first.split, second.split].append(duplicate)
+        groups[first.volume, second.volume, first.part, second.part].append(duplicate)
     lines = []
     for group in groups.values():
         best = max(group, key=lambda duplicate: (duplicate.kind == "equal", duplicate.correlation))

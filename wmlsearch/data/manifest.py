@@ -21,7 +21,7 @@ from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
 from wmlsearch.data.typed_json import from_json
 
-FORMAT, OLD_FORMAT = 3, 2  # both are read; the old one has no folds
+FORMAT, OLD_FORMAT = 3, 2  # both are read; the old one has no folds and no checksums of voxels
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"
 SEALED = "sealed"  # folder with the test slices, their manifest, and:
 LEDGER, ORIGINALS = "seal.jsonl", "originals"
@@ -223,8 +223,13 @@ class Manifest:
 
 def _complete_old_format(data: Any) -> None:
     """Add what the format has more than the old one to a manifest of the old one, as read from JSON."""
-    if isinstance(data, dict) and data["format"] == OLD_FORMAT and isinstance(data.get("certificate"), dict):
-        data["certificate"].setdefault("folds", [])
+    if not isinstance(data, dict) or data["format"] != OLD_FORMAT:
+        return
+    added = [("folds", [], [data.get("certificate")]), ("voxels_sha256", "", data.get("volumes"))]
+    for name, value, parts in added:
+        for part in parts if isinstance(parts, list) else []:
+            if isinstance(part, dict):
+                part.setdefault(name, value)
 
 
 def slice_checksum(image: Array, mask: Array) -> str:

@@ -7,6 +7,7 @@ right is on the left.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ class Stack:
     voxel_mm: tuple[float, ...] | None = None  # along the input's axes; None for 2-D pictures
     pixel_mm: tuple[float, float] | None = None  # of an upright slice, down and across; None for 2-D pictures
     is_8_bit: bool = False  # the grey values are 8 bit and need no scaling
+
+
+def voxels_sha256(stack: Stack, axis: int | None) -> str:
+    """Return sha256 of an image's voxels in RAS+ order: whatever its file, header, compression and slicing axis."""
+    voxels = stack.pictures if axis is None else from_upright(stack.pictures, axis)
+    voxels = np.ascontiguousarray(voxels, np.dtype("<f4")) + np.float32(0)  # -0 becomes 0
+    return hashlib.sha256(repr(voxels.shape).encode() + voxels.tobytes()).hexdigest()
 
 
 class VolumeFault(Exception):

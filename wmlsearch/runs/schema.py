@@ -90,7 +90,7 @@ class DataRecord(Record):
 
 
 class SplitCertificate(Record):
-    """Evidence of how a data set was split; the same fields as `data.certificate.Certificate`."""
+    """Evidence of how a data set was split: the fields of `data.certificate.Certificate`, and checksums of images."""
 
     level: str = ""
     optimistic: bool = False
@@ -102,6 +102,8 @@ class SplitCertificate(Record):
     assignment_sha256: str = ""
     compared: int = 0  # slices
     folds: list[list[str]] = Field(default_factory=list)  # patients of each fold; empty with one validation set
+    # Of the images of train and val, to tell later whether a model has seen a test patient's image.
+    voxels_sha256: list[str] = Field(default_factory=list)
     # By pair of splits and kind of duplicate: the number of slices.
     duplicates: dict[Annotated[str, Field(pattern="^[a-z]+/[a-z]+$")], dict[str, int]] = Field(default_factory=dict)
 

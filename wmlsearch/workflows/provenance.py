@@ -52,7 +52,10 @@ def data_record(folder: Path, prepared: PreparedData) -> DataRecord:
 
 def certificate_record(manifest: Manifest) -> SplitCertificate:
     """Return the split certificate of a data set as a run records it."""
-    return SplitCertificate.model_validate_json(json.dumps(asdict(manifest.certificate)))
+    checksums = sorted({volume.voxels_sha256 for volume in manifest.volumes} - {""})
+    return SplitCertificate.model_validate_json(
+        json.dumps({**asdict(manifest.certificate), "voxels_sha256": checksums})
+    )
 
 
 def run_record(name: str, kind: str, config: TrialConfig, settings: RunSettings, data: DataRecord) -> RunRecord:
