@@ -102,10 +102,10 @@ class SplitCertificate(Record):
     assignment_sha256: str = ""
     compared: int = 0  # slices
     folds: list[list[str]] = Field(default_factory=list)  # patients of each fold; empty with one validation set
-    # Of the images of train and val, to tell later whether a model has seen a test patient's image.
-    voxels_sha256: list[str] = Field(default_factory=list)
     # By pair of splits and kind of duplicate: the number of slices.
     duplicates: dict[Annotated[str, Field(pattern="^[a-z]+/[a-z]+$")], dict[str, int]] = Field(default_factory=dict)
+    # Of the images of train and val, to tell later whether a model has seen a test patient's image.
+    voxels_sha256: list[str] = Field(default_factory=list)
 
 
 class FolderRecord(Record):
