@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, special, stats
+from scipy import integrate, optimize, special, stats
 
 from wmlsearch.runs.evaluation import ConfigurationClaim
 from wmlsearch.verdict.configuration_claim import estimate
@@ -19,17 +19,17 @@ def test_two_runs_and_two_patients_by_hand() -> None:
     # Differences of patients: 0.11, 0.09; variance 0.02^2 / 2 = 0.0002. Of patients: 0.0002 / 2 = 0.0001.
     # Residuals: +-0.01 in the baseline, mean square 4 x 0.0001 / 1 = 0.0004; none in the champion; mean 0.0002.
     # Of the residual: 2 x 0.0002 / (2 x 2) = 0.0001. Variance: 0.0018 + 0.0001 - 0.0001 = 0.0018.
-    # Degrees of freedom: 0.0018^2 / ((0.0009^2 + 0.0009^2) / 1 + 0.0001^2 / 1) = 3.24 / 1.63.
+    # Quantiles of t: runs have 0.0018^2 / (0.0009^2 + 0.0009^2) = 2 degrees of freedom: 4.302653. Patients have 1:
+    # 12.706205. Weighted by 0.0018 and 0.0001: 4.744945. The half-width is 4.744945 x sqrt(0.0018).
     it = estimate(baseline, champion)
-    assert (it.difference, it.se, it.df) == pytest.approx((0.10, math.sqrt(0.0018), 3.24 / 1.63))
+    assert (it.difference, it.se) == pytest.approx((0.10, math.sqrt(0.0018)))
+    assert (it.high - it.difference, it.difference - it.low) == pytest.approx((4.744945 * math.sqrt(0.0018),) * 2)
     assert (it.run_sd, it.residual_sd) == pytest.approx((math.sqrt(0.0017), math.sqrt(0.0002)))
     assert it.patient_sd == pytest.approx(0, abs=1e-6)
-    df, t = 3.24 / 1.63, 0.10 / math.sqrt(0.0018)
-    p = special.betainc(df / 2, 0.5, df / (df + t**2))  # of Student's t in closed form
-    assert it.p == pytest.approx(p)
-    half = (it.high - it.low) / 2
-    assert special.betainc(df / 2, 0.5, df / (df + (half / it.se) ** 2)) == pytest.approx(0.05)
-    assert (it.high + it.low) / 2 == pytest.approx(0.10)
+    # p in closed form, with the degrees of freedom that have this quantile
+    df = optimize.brentq(lambda df: special.betainc(df / 2, 0.5, df / (df + 4.744945**2)) - 0.05, 1, 2)
+    t = 0.10 / math.sqrt(0.0018)
+    assert (it.df, it.p) == pytest.approx((df, special.betainc(df / 2, 0.5, df / (df + t**2))), rel=1e-5)
 
 
 def test_runs_that_are_all_the_same_leave_a_paired_t_test() -> None:
@@ -37,8 +37,8 @@ def test_runs_that_are_all_the_same_leave_a_paired_t_test() -> None:
     baseline, champion = rng.normal(0.6, 0.1, 9), rng.normal(0.62, 0.1, 9)
     it = estimate(np.tile(baseline, (3, 1)), np.tile(champion, (3, 1)))
     known = stats.ttest_rel(champion, baseline)
-    assert (it.p, it.df) == pytest.approx((known.pvalue, 8))
-    assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()))
+    assert (it.p, it.df) == pytest.approx((known.pvalue, 8), rel=1e-5)
+    assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()), rel=1e-5)
 
 
 def test_patients_that_all_differ_alike_leave_welchs_test() -> None:
@@ -46,8 +46,8 @@ def test_patients_that_all_differ_alike_leave_welchs_test() -> None:
     baseline, champion, patients = rng.normal(0, 0.01, 4), rng.normal(0.02, 0.05, 4), rng.normal(0.6, 0.1, 9)
     it = estimate(baseline[:, None] + patients, champion[:, None] + patients)
     known = stats.ttest_ind(champion, baseline, equal_var=False)
-    assert (it.p, it.df) == pytest.approx((known.pvalue, known.df))
-    assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()))
+    assert (it.p, it.df) == pytest.approx((known.pvalue, known.df), rel=1e-5)
+    assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()), rel=1e-5)
 
 
 def test_the_variance_is_not_below_its_largest_part() -> None:

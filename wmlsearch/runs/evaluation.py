@@ -198,7 +198,7 @@ class ConfigurationClaim(Record):
     champion: float | None
     difference: float | None  # champion minus baseline
     se: float | None  # standard error of the difference
-    df: float | None  # its degrees of freedom (Satterthwaite)
+    df: float | None  # degrees of freedom of t, between those of runs and of patients
     low: float | None  # 95 % interval of the difference
     high: float | None
     p: float | None  # of the two-sided test

@@ -7,15 +7,21 @@ a share of the residual (run by patient), the spread of the patients' difference
 
     variance = of runs + of patients - of residual
 
-with Satterthwaite's degrees of freedom, from the spread between runs of each configuration (as in Welch's test: one may
-be steadier than the other) and between patients. Run r of both configurations validates on the same fold. What folds
-have in common cancels in the difference, but it stays in the variance: with one run for each fold, taking it out would
-halve the degrees of freedom.
+The spread of runs has the degrees of freedom of Welch's test, since one configuration can be steadier than the other,
+the spread of patients has one less than patients. The quantile of t is the mean of the quantiles of both, weighted by
+their parts of the variance (Cochran and Cox 1950, for two means with unequal variances). Satterthwaite's degrees of
+freedom for the sum are too many with few runs: where two runs are close to each other by chance, they count the
+patients' instead. With two runs and 50 patients they made 6 % false claims about simulated equal configurations, and
+10 % where one of the two is less steady.
+
+Run r of both configurations validates on the same fold. What folds have in common cancels in the difference, but stays
+in the variance: with one run for each fold, taking it out would halve the degrees of freedom.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -31,7 +37,7 @@ class CrossedEstimate:
 
     difference: np.ndarray  # champion minus baseline, mean over runs and patients
     se: np.ndarray  # 0 where all runs and all patients' differences are equal: then nothing can be tested
-    df: np.ndarray  # NaN where `se` is 0, as are low, high and p
+    df: np.ndarray  # of t, between those of runs and of patients; NaN where `se` is 0, as are low, high and p
     low: np.ndarray  # 95 % interval
     high: np.ndarray
     p: np.ndarray  # of the two-sided t test
@@ -63,8 +69,9 @@ def estimate(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate:
     variance = np.maximum(of_runs + of_patients - of_residual, np.maximum(of_runs, of_patients))
     variance = np.where(variance > (ROUNDING * np.abs(scores).max(axis=(0, -2, -1))) ** 2, variance, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = (each_of_runs**2).sum(axis=0) / (runs - 1) + of_patients**2 / (patients - 1)
-        df = np.where(variance > 0, variance**2 / spread, np.nan)
+        df_of_runs = of_runs**2 / ((each_of_runs**2).sum(axis=0) / (runs - 1))
+        df_of_runs = np.where(of_runs > 0, df_of_runs, runs - 1)
+        df = np.where(variance > 0, weighted_df(of_runs, df_of_runs, of_patients, patients - 1), np.nan)
         se = np.sqrt(variance)
         half = stats.t.ppf(1 - ALPHA / 2, df) * se
         p = 2 * stats.t.sf(np.abs(difference) / se, df)
@@ -79,3 +86,23 @@ def estimate(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate:
         patient_sd=np.sqrt(np.maximum(0, (of_patients - of_residual) * patients)),
         residual_sd=np.sqrt(residual),
     )
+
+
+def weighted_df(
+    of_runs: np.ndarray | float, df_of_runs: np.ndarray | float, of_patients: np.ndarray | float, df_of_patients: float
+) -> np.ndarray:
+    """Return the degrees of freedom whose quantile of t is the mean of the quantiles of both parts, by their variances.
+
+    NaN where both variances are 0.
+    """
+    quantiles = [stats.t.ppf(1 - ALPHA / 2, df) for df in (df_of_runs, df_of_patients)]
+    quantile = (of_runs * quantiles[0] + of_patients * quantiles[1]) / (np.asarray(of_runs) + of_patients)
+    inverse_dfs, known_quantiles = _quantiles()
+    return 1 / np.interp(quantile, known_quantiles, inverse_dfs)
+
+
+@cache
+def _quantiles() -> tuple[np.ndarray, np.ndarray]:
+    """Return 1 / df from 0 to 1 and the quantiles of t, both rising: dense enough for six digits between them."""
+    inverse_dfs = np.linspace(1e-6, 1, 20_000)
+    return inverse_dfs, stats.t.ppf(1 - ALPHA / 2, 1 / inverse_dfs)

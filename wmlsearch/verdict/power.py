@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scipy import optimize, stats
 
 from wmlsearch.runs.evaluation import ConfigurationClaim
+from wmlsearch.verdict.configuration_claim import weighted_df
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, POWER
 
 
@@ -37,7 +38,9 @@ class Spread:
 ASSUMED = Spread(run=0.03, patient=0.04, residual=0.05)
 
 
-def detectable(run_sd: float, patient_sd: float, residual_sd: float, runs: int, patients: int) -> float:
+def detectable(
+    run_sd: float, patient_sd: float, residual_sd: float, runs: int, patients: int, alpha: float = ALPHA
+) -> float:
     """Return the smallest true difference in Dice that claim (a) finds with a probability of `POWER`.
 
     Infinite below `MIN_RUNS` runs or `MIN_PATIENTS` patients, where nothing is claimed.
@@ -48,6 +51,7 @@ def detectable(run_sd: float, patient_sd: float, residual_sd: float, runs: int, 
         residual_sd: between runs in one patient, beside `run_sd`.
         runs: of each configuration.
         patients: with lesions.
+        alpha: level of the test.
     """
     if runs < MIN_RUNS or patients < MIN_PATIENTS:
         return math.inf
@@ -56,20 +60,21 @@ def detectable(run_sd: float, patient_sd: float, residual_sd: float, runs: int, 
     variance = of_runs + of_patients - of_residual
     if not variance:
         return 0.0
-    df = variance**2 / (of_runs**2 / (2 * (runs - 1)) + of_patients**2 / (patients - 1))
-    return detectable_difference(math.sqrt(variance), df)
+    df = float(weighted_df(of_runs, 2 * (runs - 1), of_patients, patients - 1))
+    return detectable_difference(math.sqrt(variance), df, alpha)
 
 
-def detectable_difference(se: float, df: float) -> float:
-    """Return the true difference that a two-sided t test of level `ALPHA` calls better with a probability of `POWER`.
+def detectable_difference(se: float, df: float, alpha: float = ALPHA) -> float:
+    """Return the true difference that a two-sided t test calls better with a probability of `POWER`.
 
     From the noncentral t distribution.
 
     Args:
         se: standard error of the difference.
         df: its degrees of freedom.
+        alpha: level of the test.
     """
-    critical = float(stats.t.ppf(1 - ALPHA / 2, df))
+    critical = float(stats.t.ppf(1 - alpha / 2, df))
 
     def missing_power(ratio: float) -> float:
         return float(stats.nct.sf(critical, df, ratio)) - POWER
