@@ -56,7 +56,7 @@ def test_each_number_has_a_maximum(model: type[TrialConfig] | type[RunSettings])
 def test_defaults_are_the_baseline_configuration() -> None:
     assert TrialConfig().model_dump() == PAPER
     assert RunSettings().epochs == 18
-    assert RunSettings().objective == "val_dice_best"
+    assert RunSettings().objective == "val_dice_patients_best"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 # Metrics of the weights of an epoch. The objective, or the first of several, is one of them: it selects the epoch whose
 # weights are kept.
 QUALITY_METRICS = (
+    "val_dice_patients_best",
     "val_dice_best",
     "val_dice",
     "val_iou",
@@ -153,7 +154,8 @@ class RunSettings(_Strict):
         "auto", description="Precision of the training. `auto` is bfloat16 where the hardware supports it."
     )
     objective: str = Field(
-        "val_dice_best", description="Metric of an epoch by which scheduler, sampler and leaderboard rank trials."
+        "val_dice_patients_best",
+        description="Metric of an epoch by which scheduler, sampler and leaderboard rank trials.",
     )
     objectives: list[str] = Field(
         default_factory=list,
@@ -171,7 +173,9 @@ class RunSettings(_Strict):
         None, description="Budget: epochs of all trials and final runs."
     )
     target_dice: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="The trials end when one of them reaches this `val_dice_best`."
+        None,
+        description="The trials end when one of them reaches this value of the objective, or of "
+        "`val_dice_patients_best` where the objective is no Dice.",
     )
     max_checkpoint_gb: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
         None,

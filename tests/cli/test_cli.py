@@ -330,7 +330,13 @@ def about(name: str, kind: str, **more: Any) -> dict[str, Any]:
 
 
 def row(epoch: int, dice: float) -> dict[str, Any]:
-    values = {"train_loss": 0.5, "val_loss": 0.6, "val_dice": dice / 2, "val_dice_best": dice, "epoch_s": 1.25}
+    values = {
+        "train_loss": 0.5,
+        "val_loss": 0.6,
+        "val_dice_patients_best": dice,
+        "val_dice_best": dice / 2,
+        "epoch_s": 1.25,
+    }
     return {"epoch": epoch, "time": 1.8e9 + epoch, "ended": None, **values}
 
 
@@ -350,7 +356,7 @@ def test_status_prints_the_leaderboard(say: Say) -> None:
     assert say("status").stdout == say("status", "runs/mine").stdout == result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     assert result.stdout.splitlines()[0].rstrip() == "mine: completed, 2 of 2 trials on prepared"
-    start = lines.index(["rank", "trial", "val_dice_best", "val_dice", "epochs", "state", "depth"])
+    start = lines.index(["rank", "trial", "val_dice_patients_best", "val_dice_best", "epochs", "state", "depth"])
     assert lines[start + 1 : start + 3] == [
         ["1", "trial-1", "0.5000", "0.2500", "1", "running", "2"],
         ["2", "trial-0", "0.3000", "0.1500", "3", "completed", "4"],
@@ -362,7 +368,8 @@ def test_status_of_a_training(say: Say) -> None:
     run.append(epoch_row(row(1, 0.25)))
     run.set_status("diverged", "the loss is not finite")
     assert say("status", "one").stdout == (
-        "epoch   1 of 3   train_loss 0.5000   val_loss 0.6000   val_dice 0.1250   val_dice_best 0.2500   1.2 s\n"
+        "epoch   1 of 3   train_loss 0.5000   val_loss 0.6000   val_dice_patients_best 0.2500   val_dice_best 0.1250   "
+        "1.2 s\n"
         "one: diverged the loss is not finite\n"
     )
 

@@ -27,7 +27,7 @@ def add(run: RunDir, name: str, state: str, config: dict[str, object], *dices: f
     about = {"name": name, "kind": "trial", "model": name.partition("-seed")[0], "settings": SETTINGS, "data": DATA}
     RunDir.create(run.path, run_record({**about, "config": TrialConfig.from_mapping(config).model_dump()}))
     for epoch, dice in enumerate(dices, start=1):
-        run.append(epoch_row({"epoch": epoch, "val_dice_best": dice, "val_dice": dice / 2}))
+        run.append(epoch_row({"epoch": epoch, "val_dice_patients_best": dice, "val_dice_best": dice / 2}))
     run.set_status(state, "" if state != "failed" else "Traceback\nValueError: no luck")
 
 
@@ -43,6 +43,9 @@ def search(tmp_path: Path) -> SearchDir:
     return made
 
 
+SCORES = ("val_dice_patients_best", "val_dice_best")
+
+
 def shown(search: SearchDir, width: int) -> list[str]:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - what it prints is kept
     show_search(console, search)
@@ -50,12 +53,14 @@ def shown(search: SearchDir, width: int) -> list[str]:
 
 
 def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir) -> None:
-    assert shown(search, 120) == [
+    assert shown(search, 140) == [
         "s: completed, 3 of 3 trials on prepared",
-        "rank  trial       val_dice_best  val_dice  epochs  state      batch_size  schedule  warmup_fraction",
-        "   1  trial-0001         0.6000    0.3000       1  stopped             4    cosine              0.1",
-        "   2  trial-0000         0.5000    0.2500       3  completed           8   plateau",
-        "      trial-0002              -         -       0  failed              4   plateau",
+        "rank  trial       val_dice_patients_best  val_dice_best  epochs  state      batch_size  schedule  "
+        "warmup_fraction",
+        "   1  trial-0001                  0.6000         0.3000       1  stopped             4    cosine  "
+        "            0.1",
+        "   2  trial-0000                  0.5000         0.2500       3  completed           8   plateau",
+        "      trial-0002                       -              -       0  failed              4   plateau",
         "warning: image-level split: optimistic: data on both sides of the split make results look better",
         "trial-0002 failed: ValueError: no luck",
         "final runs",
@@ -66,7 +71,7 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
 
 def test_a_narrow_one_has_one_for_all(search: SearchDir) -> None:
     lines = shown(search, 90)
-    assert lines[1].split() == ["rank", "trial", "val_dice_best", "val_dice", "epochs", "state", "hyperparameters"]
+    assert lines[1].split() == ["rank", "trial", *SCORES, "epochs", "state", "hyperparameters"]
     assert "batch_size=4" in lines[2]
     assert all(len(line) <= 90 for line in lines)
 

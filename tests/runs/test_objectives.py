@@ -24,7 +24,14 @@ from wmlsearch.config import OBJECTIVES, QUALITY_METRICS, InputError, RunSetting
 from wmlsearch.report.page import write_report
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.objectives import best_epoch, candidate_value, front, objective_values, objective_warnings
+from wmlsearch.runs.objectives import (
+    best_epoch,
+    candidate_value,
+    dice_value,
+    front,
+    objective_values,
+    objective_warnings,
+)
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.warm_start import select_earlier_trials
@@ -36,7 +43,10 @@ from wmlsearch.workflows.search_plan import SearchRequest
 from wmlsearch.workflows.tune import tune
 
 BOTH = ["val_dice_best", "images_per_s"]
-ALL = "val_dice_best, val_dice, val_iou, val_soft_dice, val_average_precision or val_dice_patients"
+ALL = (
+    "val_dice_patients_best, val_dice_best, val_dice, val_iou, val_soft_dice, val_average_precision or "
+    "val_dice_patients"
+)
 
 
 # --------------------------------------------------------------------------------------------------- invalid options
@@ -116,7 +126,7 @@ def test_settings_of_several_objectives() -> None:
         ["val_dice", "epoch_s"],
     )
     assert RunSettings.from_mapping(settings.model_dump()) == settings, "as a resumed search reads them"
-    assert (RunSettings().objectives, RunSettings().objective_names) == ([], ["val_dice_best"])
+    assert (RunSettings().objectives, RunSettings().objective_names) == ([], ["val_dice_patients_best"])
     assert SettingChoice("objective").choices == QUALITY_METRICS
 
 
@@ -131,8 +141,10 @@ def test_objective_warnings() -> None:
         "val_dice and val_iou: both rank trials in the same order; one of them is enough",
         "images_per_s and epoch_s: both measure how fast a network trains; one of them is enough",
         "4 objectives: most trials are then on the Pareto front, so it selects little",
-        "--target-dice: the search ends by val_dice_best, whatever values the other objectives have",
+        "--target-dice: the search ends by val_dice, whatever values the other objectives have",
     ]
+    other = objective_warnings(RunSettings(objectives=["val_iou", "epoch_s"], target_dice=0.8), False)[-1]
+    assert "ends by val_dice_patients_best, whatever" in other
     assert (
         objective_warnings(settings, True)[0]
         == f"{noise}; values of earlier trials are from the machines of their searches"
@@ -165,6 +177,21 @@ def test_peak_memory_needs_gpus() -> None:
 )
 def test_the_value_that_candidates_are_compared_by(metrics: dict[str, float | None], value: float | None) -> None:
     assert candidate_value(epoch_row({"epoch": 1, **metrics})) == value
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"),
+    [
+        ("val_dice_patients_best", 0.6),
+        ("val_dice_best", 0.7),
+        ("val_dice", 0.5),
+        ("val_iou", 0.6),  # no Dice: the value by which candidates are compared
+        ("val_soft_dice", None),
+    ],
+)
+def test_the_dice_of_an_epoch(objective: str, value: float | None) -> None:
+    metrics = {"val_dice_patients_best": 0.6, "val_dice_best": 0.7, "val_dice": 0.5, "val_iou": 0.4}
+    assert dice_value(epoch_row({"epoch": 1, **metrics}), objective) == value
 
 
 def test_values_are_all_of_one_epoch() -> None:
@@ -364,12 +391,12 @@ def test_the_front_is_listed_first(by_hand: Callable[..., SearchDir]) -> None:
     assert board.best == board.front[0]
     assert table_lines(search) == [
         "s: completed, 5 of 5 trials on prepared",
-        " rank  trial       val_dice_best  images_per_s  val_dice  epochs  state      depth",
-        "front  trial-0000         0.5000          81.2         -       1  completed      4",
-        "front  trial-0002         0.3000         240.0         -       1  completed      2",
-        "       trial-0001         0.4500          60.0         -       1  completed      2",
-        "       trial-0004         0.2000          10.0         -       1  completed      2",
-        "       trial-0003              -         500.0         -       1  completed      2",
+        " rank  trial       val_dice_best  images_per_s  epochs  state      depth",
+        "front  trial-0000         0.5000          81.2       1  completed      4",
+        "front  trial-0002         0.3000         240.0       1  completed      2",
+        "       trial-0001         0.4500          60.0       1  completed      2",
+        "       trial-0004         0.2000          10.0       1  completed      2",
+        "       trial-0003              -         500.0       1  completed      2",
         "Pareto front: 2 of 5 trials, by val_dice_best (highest), images_per_s (highest); a trial's "
         "values are those of its epoch with the highest val_dice_best",
     ]

@@ -43,7 +43,11 @@ def about(name: str, kind: str) -> dict[str, Any]:
 
 
 def row(epoch: int) -> dict[str, Any]:
-    metrics = {"val_dice_best": epoch / 10, "val_loss": 1 / epoch, "val_precision": None if epoch == 1 else 0.5}
+    metrics = {
+        "val_dice_patients_best": epoch / 10,
+        "val_loss": 1 / epoch,
+        "val_precision": None if epoch == 1 else 0.5,
+    }
     return {"epoch": epoch, "time": 1_700_000_000.25 + epoch, "ended": None, **metrics}
 
 
@@ -84,7 +88,7 @@ def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
     return sorted(
         (name, line.epoch, int(line.time * 1000), value)
         for line in run.rows()
-        for name, value in [*line.as_json().items(), ("best_dice", line.metrics["val_dice_best"])]
+        for name, value in [*line.as_json().items(), ("best_dice", line.metrics["val_dice_patients_best"])]
         if name not in ("epoch", "time", "ended") and value is not None
     )
 

@@ -41,7 +41,9 @@ def add(
     RunDir.create(run.path, run_record(about))
     for epoch, value in enumerate(values, start=1):
         times = {"time": 1_760_000_000.0 + epoch, "ended": None}
-        run.append(epoch_row({"epoch": epoch, **times, "val_dice_best": value, "val_dice": value / 2, "epoch_s": 1.0}))
+        run.append(
+            epoch_row({"epoch": epoch, **times, "val_dice_patients_best": value, "val_dice": value / 2, "epoch_s": 1.0})
+        )
     run.set_status(state, "worse than the others at epoch 1" if state == "stopped" else "")
 
 
@@ -131,7 +133,7 @@ def test_charts_compare_the_trials(view: Any, server: str, shots: Path) -> None:
     view.locator("#parcoords, .parcoords").first.wait_for(state="attached")
     for name in (*SPACE, "best_dice"):
         assert view.get_by_text(name, exact=True).count() > 0, name
-    assert view.get_by_text("val_dice_best").count() > 0
+    assert view.get_by_text("val_dice_patients_best").count() > 0
     shoot(view, shots / "mlflow-charts.png")
 
 

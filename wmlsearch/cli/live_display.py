@@ -17,7 +17,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.forecast.comparison import trials_left_s
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, leaderboard
-from wmlsearch.runs.objectives import CANDIDATE_METRIC
+from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC
 from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
 from wmlsearch.runs.wording import duration, last_line, plural
 from wmlsearch.space import SearchSpace
@@ -177,7 +177,7 @@ class TrainingDisplay:
         """Print the epochs that are new since the last call."""
         rows = run.rows() if isinstance(run, RunDir) else []
         for row in rows[self.epochs :]:
-            names = ("train_loss", "val_loss", "val_dice", "val_dice_best")
+            names = ("train_loss", "val_loss", CANDIDATE_METRIC, POOLED_METRIC)
             metrics = "   ".join(f"{name} {number(row.metrics.get(name), 4)}" for name in names)
             seconds = number(row.metrics.get("epoch_s"), 1)
             self.console.print(

@@ -32,7 +32,7 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @click.option("--max-hours", type=float, help="Time budget in hours, final runs included.")
 @click.option("--max-gpu-hours", type=float, help="Budget of GPU hours, final runs included.")
 @click.option("--max-epochs-total", type=int, help="Budget of epochs of all trials and final runs together.")
-@click.option("--target-dice", type=float, help="End the trials when one reaches this val_dice_best.")
+@click.option("--target-dice", type=float, help="End the trials when one reaches this Dice on validation patients.")
 @click.option("--max-checkpoint-gb", type=float, help="Maximum disk space of the trials' checkpoints, in GB.")
 @click.option(
     "--trial-timeout",
@@ -68,7 +68,7 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @click.option(
     "--objective",
     type=options.SettingChoice("objective"),
-    default="val_dice_best",
+    default="val_dice_patients_best",
     show_default=True,
     help="Metric to maximise.",
 )
@@ -112,7 +112,7 @@ def tune(
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
     Example: wmlsearch tune --resume search-20261123-201512 --trials 40
-    Example: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
+    Example: wmlsearch tune --data prepared --objectives val_dice_patients_best,images_per_s
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.search_summary import show_search

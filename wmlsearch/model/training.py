@@ -48,7 +48,7 @@ def epochs(
     max_epochs: int,
     seed: int = 0,
     precision: Precision = "auto",
-    objective: str = "val_dice_best",
+    objective: str = "val_dice_patients_best",
     last: Path | None = None,
     best: Path | None = None,
     rate_factors: Mapping[int, float] | None = None,

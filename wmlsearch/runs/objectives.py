@@ -11,7 +11,10 @@ from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.runs.schema import EpochRow
 
 MANY = 3  # with more objectives almost every trial is on the front
-CANDIDATE_METRIC = "val_dice_best"  # compares the candidates for the champion, also after a search by another metric
+# Compares the candidates for the champion, also after a search by another metric. See `candidate_value`.
+CANDIDATE_METRIC = "val_dice_patients_best"
+POOLED_METRIC = "val_dice_best"  # what older versions compared
+DICE_METRICS = (CANDIDATE_METRIC, "val_dice_patients", POOLED_METRIC, "val_dice", "val_soft_dice")
 
 
 def best_epoch(rows: Sequence[EpochRow], objective: str) -> EpochRow | None:
@@ -29,8 +32,13 @@ def candidate_value(row: EpochRow) -> float | None:
 
     It is the mean Dice over patients at the best threshold. Runs of older versions lack it: their pooled Dice counts.
     """
-    value = row.metrics.get("val_dice_patients_best")
-    return row.metrics.get("val_dice_best") if value is None else value
+    value = row.metrics.get(CANDIDATE_METRIC)
+    return row.metrics.get(POOLED_METRIC) if value is None else value
+
+
+def dice_value(row: EpochRow, objective: str) -> float | None:
+    """Return the Dice of an epoch: the objective where that is one, else the value by which candidates are compared."""
+    return row.metrics.get(objective) if objective in DICE_METRICS else candidate_value(row)
 
 
 def objective_values(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float] | None:
@@ -72,5 +80,6 @@ def objective_warnings(settings: RunSettings, warm_start: bool) -> list[str]:
     if len(names) > MANY:
         notes.append(f"{len(names)} objectives: most trials are then on the Pareto front, so it selects little")
     if names and settings.target_dice is not None:
-        notes.append("--target-dice: the search ends by val_dice_best, whatever values the other objectives have")
+        metric = names[0] if names[0] in DICE_METRICS else CANDIDATE_METRIC
+        notes.append(f"--target-dice: the search ends by {metric}, whatever values the other objectives have")
     return notes

@@ -13,6 +13,7 @@ from ray import tune
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.objectives import dice_value
 from wmlsearch.runs.schema import EpochRow
 
 TICK_S = 1.0  # between two looks at the clock and at the run folder
@@ -53,7 +54,7 @@ class Budget(tune.Stopper):
         """Count an epoch of a trial."""
         self.epochs += 1
         self.epochs_s += row.metrics.get("epoch_s") or 0.0
-        self.best_dice = max(self.best_dice, row.metrics.get("val_dice_best") or 0.0)
+        self.best_dice = max(self.best_dice, dice_value(row, self.settings.objective) or 0.0)
 
     def add_error(self, trace: str) -> None:
         """Count a trial that an error in the program ended."""

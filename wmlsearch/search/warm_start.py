@@ -61,6 +61,8 @@ def _reason_to_leave_out(
         return state.replace("_", " ")
     if space.mismatches(trial.config):
         return "outside the space"
+    if any(settings.objective not in row.metrics for row in rows):
+        return f"of a version without {settings.objective}"
     if settings.objectives and state == "stopped":
         return "stopped before its end"
     if settings.objectives and objective_values(rows, settings.objectives) is None:

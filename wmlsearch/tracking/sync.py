@@ -24,7 +24,7 @@ from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import ROLES, SEARCH, TRIAL
-from wmlsearch.runs.objectives import CANDIDATE_METRIC
+from wmlsearch.runs.objectives import candidate_value, dice_value
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import (
     GOOD,
@@ -154,8 +154,8 @@ def _push(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything:
     if not ledger.params:
         _add_constants(batch, run, root)
         if isinstance(run, SearchDir):
-            space = run.record().space.space()
-            client.set_experiment_tag(experiment_of(client, uri), *view_tag(run.name, list(space.dimensions)))
+            view = view_tag(run.name, list(run.record().space.space().dimensions), record.settings.objective)
+            client.set_experiment_tag(experiment_of(client, uri), *view)
     _add_evaluation(batch, run, ledger)
     if ledger.state != status.state:
         _add_state(batch, status)
@@ -226,13 +226,13 @@ def _epoch_metrics(rows: Sequence[EpochRow], sent: int, objective: str) -> list[
     ]
     best = -math.inf
     for place, row in enumerate(rows):
-        value = row.metrics.get(objective, row.metrics.get(CANDIDATE_METRIC))
+        value = row.metrics.get(objective, candidate_value(row))
         if value is None or value <= best:
             continue
         best = value
-        measure = row.metrics.get(CANDIDATE_METRIC)
-        if place >= sent and measure is not None:
-            metrics.append(Metric(BEST, float(measure), int(row.time * 1000), row.epoch))
+        dice = dice_value(row, objective)
+        if place >= sent and dice is not None:
+            metrics.append(Metric(BEST, float(dice), int(row.time * 1000), row.epoch))
     return metrics
 
 

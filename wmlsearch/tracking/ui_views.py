@@ -15,11 +15,11 @@ from wmlsearch.tracking.mlflow_patches import MAX_EXPERIMENT_TAG, SHARED_VIEW_TA
 BEST, TEST = "best_dice", "test_dice"
 
 
-def view_tag(search: str, parameters: Sequence[str]) -> tuple[str, str]:
+def view_tag(search: str, parameters: Sequence[str], objective: str) -> tuple[str, str]:
     """Return name and value of the experiment's tag that holds the view of a search.
 
     The table shows the search's runs, best first, with state, scores and the searched `parameters`; the charts show
-    parallel coordinates of the trials, learning curves and scores.
+    parallel coordinates of the trials, the `objective` by epoch, and scores.
     """
     columns = ["attributes.`Duration`", f"metrics.`{BEST}`", f"metrics.`{TEST}`"]
     columns += [*(f"params.`{name}`" for name in parameters), "tags.`state`"]
@@ -27,8 +27,8 @@ def view_tag(search: str, parameters: Sequence[str]) -> tuple[str, str]:
     charts: list[dict[str, Any]] = [
         {"type": "PARALLEL", "selectedParams": list(parameters), "selectedMetrics": [BEST], "showAllRuns": True,
          "displayName": "Trials: hyperparameters and best_dice"},
-        {"type": "LINE", "metricKey": "val_dice_best", "selectedMetricKeys": ["val_dice_best"], "xAxisKey": "step",
-         "lineSmoothness": 0, "scaleType": "linear", "displayName": "val_dice_best by epoch"},
+        {"type": "LINE", "metricKey": objective, "selectedMetricKeys": [objective], "xAxisKey": "step",
+         "lineSmoothness": 0, "scaleType": "linear", "displayName": f"{objective} by epoch"},
         {"type": "BAR", "metricKey": BEST, "displayName": "best_dice"},
         {"type": "BAR", "metricKey": TEST, "displayName": "test_dice: sealed test patients"},
     ]  # fmt: skip
