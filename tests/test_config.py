@@ -9,16 +9,30 @@ from typing import Any
 
 import pytest
 
-from wmlsearch.config import MAX_YAML_BYTES, InputError, RunSettings, TrialConfig, read_yaml
+from wmlsearch.config import (
+    MAX_YAML_BYTES,
+    VALUES_BEFORE,
+    InputError,
+    RunSettings,
+    TrialConfig,
+    default_epochs,
+    read_yaml,
+)
 from wmlsearch.space import SearchSpace, shipped
 
 PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "depth": 4,
     "base_channels": 16,
+    "up_kernel": 2,
+    "head_init": "he",
     "norm": "batch",
+    "norm_momentum": 0.1,
+    "norm_epsilon": 1e-5,
     "dropout": 0.1,
+    "dropout_place": "first",
     "loss": "bce",
     "optimizer": "adam",
+    "optimizer_epsilon": 1e-8,
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
     "batch_size": 5,
@@ -26,6 +40,7 @@ PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "min_learning_rate": 1e-5,
     "plateau_patience": 5,
     "plateau_factor": 0.1,
+    "plateau_min_delta": 0.0,
     "warmup_fraction": 0.0,
     "step_fraction": 0.5,
     "step_factor": 0.1,
@@ -60,6 +75,30 @@ def test_defaults_are_the_baseline_configuration() -> None:
 
 
 @pytest.mark.parametrize(
+    ("slices", "epochs"),
+    [
+        (3098, 18),  # the paper's cohort: 620 steps an epoch
+        (10_000, 18),  # 2000 steps an epoch: 6 epochs would be as many steps
+        (1550, 36),  # 310 steps an epoch: half as many, twice the epochs
+        (1546, 36),  # 310 as well, the last batch is smaller
+        (312, 178),  # 63 steps an epoch: 11160 / 63 = 177.1
+        (24, 200),  # 5 steps an epoch: 2232
+        (0, 200),
+    ],
+)
+def test_default_epochs_have_the_steps_of_the_papers_training(slices: int, epochs: int) -> None:
+    assert default_epochs(slices) == epochs
+
+
+def test_a_record_of_an_older_version_means_what_it_meant() -> None:
+    """Names that it lacks have their value of then, also when the default has changed."""
+    old = {name: value for name, value in PAPER.items() if name not in VALUES_BEFORE}
+    assert TrialConfig.from_record(old, "config.json").model_dump() == PAPER
+    assert TrialConfig.from_record({**old, "up_kernel": 3}, "config.json").up_kernel == 3
+    assert set(VALUES_BEFORE) < set(TrialConfig.model_fields)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
         ("depth", True, "a valid integer"),
@@ -83,6 +122,14 @@ def test_defaults_are_the_baseline_configuration() -> None:
         ("loss", None, "bce, dice or bce_dice"),
         ("schedule", "linear", "plateau, cosine, step, onecycle or constant"),
         ("augment", False, "none, flip or affine"),
+        ("up_kernel", 4, "2 or 3"),
+        ("head_init", "torch", "he or glorot"),
+        ("dropout_place", "all", "first, last or both"),
+        ("norm_momentum", 0.0, "greater than 0"),
+        ("norm_momentum", 1.5, "less than or equal to 1"),
+        ("norm_epsilon", 0.0, "greater than 0"),
+        ("optimizer_epsilon", 0.0, "greater than 0"),
+        ("plateau_min_delta", -1e-4, "greater than or equal to 0"),
     ],
 )
 def test_strict(name: str, value: object, rule: str) -> None:

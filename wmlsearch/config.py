@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,20 @@ class InputError(Exception):
         super().__init__("\n".join([headline, *(f"  - {fault}" for fault in faults)]))
 
 
+# The paper trained for 18 epochs of 620 steps (3098 slices in batches of 5).
+PAPER_EPOCHS, PAPER_STEPS, PAPER_BATCH = 18, 18 * 620, 5
+MAX_DEFAULT_EPOCHS = 200  # of a cohort whose epochs have few steps
+
+
+def default_epochs(training_slices: int) -> int:
+    """Return the epochs in which a cohort gets as many steps as the paper's training had, with the baseline's batch.
+
+    At least as many as the paper's, at most `MAX_DEFAULT_EPOCHS`.
+    """
+    steps = math.ceil(training_slices / PAPER_BATCH)
+    return min(max(math.ceil(PAPER_STEPS / max(steps, 1)), PAPER_EPOCHS), MAX_DEFAULT_EPOCHS)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -79,19 +94,47 @@ class TrialConfig(_Strict):
 
     depth: int = Field(4, ge=1, le=8, description="Levels of the U-Net below the first. Each halves the image.")
     base_channels: int = Field(16, ge=1, le=512, description="Filters of the first level. Each level doubles them.")
+    up_kernel: Literal[2, 3] = Field(
+        2, description="Edge of the transposed convolutions' kernels, in pixels. Not in the paper."
+    )
+    head_init: Literal["he", "glorot"] = Field(
+        "he",
+        description="Initial weights of the last convolution: `he` (normal) as everywhere else, or `glorot` (uniform), "
+        "which is Keras's default. The paper names He without saying where.",
+    )
     norm: Literal["batch", "instance"] = Field("batch", description="Normalisation after each convolution.")
-    dropout: float = Field(
+    norm_momentum: float = Field(
         0.1,
-        ge=0,
-        lt=1,
-        description="Probability of element-wise dropout after the first convolution of each block. The paper gives "
-        "the value but not the place.",
+        gt=0,
+        le=1,
+        description="`batch`: share of a step's statistics in the running ones. 0.1 is torch's default, 0.01 is "
+        "Keras's. Not in the paper.",
+    )
+    norm_epsilon: float = Field(
+        1e-5,
+        gt=0,
+        le=1,
+        description="Added to the variance in a normalisation. 1e-5 is torch's default, 1e-3 is Keras's. Not in the "
+        "paper.",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of element-wise dropout in each block.")
+    dropout_place: Literal["first", "last", "both"] = Field(
+        "first",
+        description="Where dropout stands in a block: after the `first` convolution, after the `last` one, or after "
+        "`both`. Not in the paper.",
     )
     loss: Literal["bce", "dice", "bce_dice"] = Field(
         "bce", description="Pixel-wise binary cross-entropy, soft Dice loss, or the sum of the two."
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser. `sgd` has Nesterov momentum 0.9."
+    )
+    optimizer_epsilon: float = Field(
+        1e-8,
+        gt=0,
+        le=1,
+        description="`adam` and `adamw`: added to the root of the squared gradients' mean. 1e-8 is torch's default, "
+        "1e-7 is Keras's. Not in the paper.",
     )
     learning_rate: float = Field(
         1e-3, gt=0, le=10, description="Highest learning rate, which `plateau` and `step` start from."
@@ -113,6 +156,13 @@ class TrialConfig(_Strict):
         description="`plateau`: epochs without a better validation loss before the learning rate is reduced.",
     )
     plateau_factor: float = Field(0.1, gt=0, lt=1, description="`plateau`: factor of each reduction. Not in the paper.")
+    plateau_min_delta: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="`plateau`: an epoch is better if its validation loss is lower than the lowest so far by more than "
+        "this. 1e-4 is Keras's default. Not in the paper.",
+    )
     warmup_fraction: float = Field(
         0.0, ge=0, lt=1, description="`cosine`: fraction of all steps during which the learning rate rises."
     )
@@ -143,6 +193,23 @@ class TrialConfig(_Strict):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise InputError(f"{source}: not a valid configuration", validation_faults(error, cls)) from None
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any], source: str) -> TrialConfig:
+        """Validate the `values` of a file that the program wrote. Names that it lacks get `VALUES_BEFORE`."""
+        return cls.from_mapping({**VALUES_BEFORE, **values}, source)
+
+
+# What the hyperparameters were that the files of older versions do not name, whatever the defaults are now.
+VALUES_BEFORE: Mapping[str, Any] = {
+    "up_kernel": 2,
+    "head_init": "he",
+    "norm_momentum": 0.1,
+    "norm_epsilon": 1e-5,
+    "dropout_place": "first",
+    "optimizer_epsilon": 1e-8,
+    "plateau_min_delta": 0.0,
+}
 
 
 class RunSettings(_Strict):

@@ -211,20 +211,26 @@ def describe(domain: Choices | Range) -> str:
     return f"{domain.low:g} .. {domain.high:g}" + (" (log)" if domain.log else "")
 
 
-# Hyperparameters that only these schedules use
-_SCHEDULES_OF = {
-    "plateau_patience": ("plateau",),
-    "plateau_factor": ("plateau",),
-    "warmup_fraction": ("cosine",),
-    "step_fraction": ("step",),
-    "step_factor": ("step",),
-    "min_learning_rate": ("plateau", "cosine"),
+# Hyperparameters that have an effect only beside these values of another one
+_NEEDED = {
+    "plateau_patience": ("schedule", ("plateau",)),
+    "plateau_factor": ("schedule", ("plateau",)),
+    "plateau_min_delta": ("schedule", ("plateau",)),
+    "warmup_fraction": ("schedule", ("cosine",)),
+    "step_fraction": ("schedule", ("step",)),
+    "step_factor": ("schedule", ("step",)),
+    "min_learning_rate": ("schedule", ("plateau", "cosine")),
+    "norm_momentum": ("norm", ("batch",)),
+    "optimizer_epsilon": ("optimizer", ("adam", "adamw")),
 }
 
 
 def _has_effect(name: str, values: Mapping[str, Any]) -> bool:
-    """Return whether the schedule of a configuration uses the hyperparameter `name`."""
-    return name not in _SCHEDULES_OF or values["schedule"] in _SCHEDULES_OF[name]
+    """Return whether the hyperparameter `name` has an effect in a configuration."""
+    if name not in _NEEDED:
+        return True
+    other, allowed = _NEEDED[name]
+    return values[other] in allowed
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
@@ -339,8 +345,8 @@ def _impossible_conditions(space: SearchSpace) -> list[str]:
 
 def _check_min_learning_rate(space: SearchSpace) -> None:
     """Refuse a space whose lowest learning rate is below the highest `min_learning_rate`. Raises InputError."""
-    schedules = space.domain("schedule")
-    if not any(schedule in schedules for schedule in _SCHEDULES_OF["min_learning_rate"]):
+    name, schedules = _NEEDED["min_learning_rate"]
+    if not any(schedule in space.domain(name) for schedule in schedules):
         return
     bounds = {}
     for name in ("learning_rate", "min_learning_rate"):

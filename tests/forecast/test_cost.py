@@ -9,7 +9,7 @@ import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
@@ -175,11 +175,13 @@ def test_gpu_hours_are_reserved_for_final_runs_only_where_there_are_some() -> No
 # ------------------------------------------------------------------------------------------------ sizes of a network
 
 
+@pytest.mark.parametrize("up_kernel", [2, 3])
 @pytest.mark.parametrize(("depth", "channels", "size"), [(4, 16, 256), (2, 8, 33), (1, 3, 32), (5, 8, 64)])
-def test_multiply_adds_are_those_of_torch(depth: int, channels: int, size: int) -> None:
+def test_multiply_adds_are_those_of_torch(depth: int, channels: int, size: int, up_kernel: Literal[2, 3]) -> None:
+    config = TrialConfig(depth=depth, base_channels=channels, up_kernel=up_kernel)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        UNet(depth, channels)(torch.zeros(1, 1, size, size))
-    assert counter.get_total_flops() == 2 * multiply_adds(TrialConfig(depth=depth, base_channels=channels), size)
+        UNet.of(config)(torch.zeros(1, 1, size, size))
+    assert counter.get_total_flops() == 2 * multiply_adds(config, size)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

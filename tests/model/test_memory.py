@@ -47,8 +47,13 @@ def test_count_of_a_tiny_network_has_a_closed_form() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"norm": "instance", "loss": "bce_dice"}, {"dropout": 0.0, "depth": 2}],
-    ids=["paper", "other", "flat"],
+    [
+        {},
+        {"norm": "instance", "loss": "bce_dice", "up_kernel": 3},
+        {"dropout": 0.0, "depth": 2},
+        {"dropout_place": "both"},
+    ],
+    ids=["paper", "other", "flat", "dropout"],
 )
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bfloat16: bool) -> None:
@@ -60,7 +65,7 @@ def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bf
         saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
+    unet = UNet.of(config)
     inputs, masks = torch.rand(images, 1, size, size), torch.ones(images, 1, size, size)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):

@@ -25,6 +25,7 @@ from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.metrics import ValidationCounts
+from wmlsearch.model.optimizers import build_optimizer
 from wmlsearch.model.schedules import learning_rate
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs
@@ -222,6 +223,26 @@ def test_plateau_lowers_the_rate_after_its_patience(data: PreparedData, monkeypa
     rates = [report.metrics["learning_rate"] for report in epochs(config, data, max_epochs=13)]
     #         bad bad | good bad good(barely) bad bad | bad bad: to the floor, and no further
     assert rates == pytest.approx([1e-2] * 3 + [1e-3] * 5 + [2e-4] * 5)
+
+
+def test_plateau_needs_an_improvement_of_more_than_its_min_delta(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(learning_rate=1e-2, plateau_patience=2, plateau_min_delta=0.125, early_stop_patience=3)
+    # Better by exactly the delta is no better: two bad epochs. For early stopping each is better.
+    losses = [1.0, 0.875, 0.875, 0.75, 0.625, 0.5, 0.5]
+    #         good bad    bad  | good  bad    good bad; the lowest so far: 1, 1, 1, 0.75, 0.75, 0.5
+    pretend_losses(monkeypatch, losses)
+    reports = list(epochs(config, data, max_epochs=7))
+    assert [report.metrics["learning_rate"] for report in reports] == pytest.approx([1e-2] * 3 + [1e-3] * 4)
+    assert reports[-1].ended == "completed"
+
+
+@pytest.mark.parametrize(("optimizer", "epsilon"), [("adam", 1e-7), ("adamw", 1e-7), ("sgd", None)])
+def test_epsilon_of_the_optimizer(optimizer: str, epsilon: float | None) -> None:
+    config = small(optimizer=optimizer, optimizer_epsilon=1e-7)
+    built = build_optimizer(config, UNet.of(config), torch.device("cpu"))
+    assert built.defaults.get("eps") == epsilon
 
 
 def test_plateau_has_the_baseline_patience(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,7 +626,7 @@ def test_two_ranks_equal_one(data: PreparedData, prepared: Path, tmp_path: Path)
     # what they have left goes on in one process, since a checkpoint knows no ranks
     shutil.copy(tmp_path / "two" / "last.pt", tmp_path / "last.pt")
     state = load_checkpoint(tmp_path / "last.pt")
-    UNet(config.depth, config.base_channels, config.dropout, config.norm).load_state_dict(state["model"])
+    UNet.of(config).load_state_dict(state["model"])
     assert [facts(row) for row in state["reports"]] == first
 
 

@@ -109,6 +109,66 @@ def test_seed_determines_the_weights() -> None:
     assert not torch.equal(first(1), first(2))
 
 
+def test_the_defaults_of_a_network_are_those_of_the_older_versions() -> None:
+    networks = []
+    for config in (None, TrialConfig.from_record({}, "config.json")):
+        torch.manual_seed(0)
+        networks.append(UNet() if config is None else UNet.of(config))
+    one, other = networks
+    assert str(one) == str(other)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_glorot_changes_the_head_alone() -> None:
+    states = {}
+    for kind in ("he", "glorot"):
+        torch.manual_seed(0)
+        states[kind] = UNet.of(TrialConfig(head_init=kind)).state_dict()  # type: ignore[arg-type]
+    differing = [name for name, tensor in states["he"].items() if not torch.equal(tensor, states["glorot"][name])]
+    assert differing == ["head.weight"]
+    limit = math.sqrt(6 / (16 + 1))  # 16 channels in, one out
+    assert 0.5 * limit < states["glorot"]["head.weight"].abs().max() <= limit
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 45)])
+def test_transposed_convolutions_of_three_by_three(size: tuple[int, int]) -> None:
+    unet = UNet(depth=2, base_channels=4, up_kernel=3).eval()
+    with torch.inference_mode():
+        assert tuple(unet(torch.rand(2, 1, *size)).shape) == (2, 1, *size)
+    # 9 - 4 more weights for each pair of channels: 5 * (32 * 16 + 64 * 32 + 128 * 64 + 256 * 128)
+    assert parameters(UNet(up_kernel=3)) == 1_943_761 + 217_600
+    unet.load_state_dict(UNet(depth=2, base_channels=4, up_kernel=3).state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch for up"):
+        unet.load_state_dict(UNet(depth=2, base_channels=4).state_dict())
+
+
+@pytest.mark.parametrize("place", ["first", "last", "both"])
+def test_the_place_of_dropout(place: str) -> None:
+    unet = UNet(depth=1, base_channels=8, dropout=0.5, dropout_place=place)  # type: ignore[arg-type]
+    block, images = unet.down[0], torch.rand(2, 1, 16, 16)
+    zeros = [(part(images) == 0).float().mean().item() for part in (block[:4], block)]
+    # ReLU leaves about half of the normalised values, dropout half of those
+    assert (zeros[0] > 0.65) == (place in ("first", "both"))
+    assert (zeros[1] > 0.65) == (place in ("last", "both"))
+
+
+@pytest.mark.parametrize("place", ["last", "both"])
+def test_weights_fit_wherever_dropout_stands(place: str) -> None:
+    first, other = UNet(2, 4).eval(), UNet(2, 4, dropout_place=place).eval()  # type: ignore[arg-type]
+    other.load_state_dict(first.state_dict())
+    images = torch.rand(1, 1, 16, 16)
+    assert torch.equal(first(images), other(images))
+
+
+def test_momentum_and_epsilon_of_the_normalisation() -> None:
+    batch = UNet.of(TrialConfig(depth=1, base_channels=2, norm_momentum=0.01, norm_epsilon=1e-3)).down[0][1]
+    assert (batch.momentum, batch.eps) == (0.01, 1e-3)
+    batch(torch.full((2, 2, 4, 4), 3.0))
+    assert batch.running_mean.tolist() == pytest.approx([0.03, 0.03])  # 0.99 * 0 + 0.01 * 3
+    instance = UNet.of(TrialConfig(depth=1, base_channels=2, norm="instance", norm_epsilon=1e-3)).down[0][1]
+    assert (type(instance), instance.eps) == (nn.InstanceNorm2d, 1e-3)
+
+
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_dropout_only_in_training(norm: str) -> None:
     unet = UNet(depth=1, base_channels=4, dropout=0.5, norm=norm)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.objectives import (
     best_epoch,
     candidate_value,
+    cut_off_by_budget,
     dice_value,
     front,
     objective_values,
@@ -177,6 +178,31 @@ def test_peak_memory_needs_gpus() -> None:
 )
 def test_the_value_that_candidates_are_compared_by(metrics: dict[str, float | None], value: float | None) -> None:
     assert candidate_value(epoch_row({"epoch": 1, **metrics})) == value
+
+
+@pytest.mark.parametrize(
+    ("losses", "ended", "changes", "cut_off"),
+    [
+        ([0.5, 0.4, 0.3, 0.35], "completed", {}, True),
+        ([0.5, 0.3, 0.4, 0.35], "completed", {}, True),  # the best epoch is two behind the end
+        ([0.3, 0.5, 0.4, 0.35], "completed", {}, False),  # three: its patience ended with its last epoch
+        ([0.5, 0.3, 0.3, 0.3], "completed", {}, True),  # the first of equal ones
+        ([0.3, 0.5, 0.4, 0.35], "early_stopped", {}, False),
+        ([0.5, 0.4, 0.3], "stopped", {}, False),  # by the scheduler
+        ([0.5, 0.4, 0.3], None, {}, False),  # still running
+        ([0.5, 0.4, 0.3], "completed", {"schedule": "constant"}, True),
+        ([0.5, 0.4, 0.3], "completed", {"schedule": "cosine"}, False),
+        ([], None, {}, False),
+    ],
+)
+def test_a_run_that_was_cut_off_by_its_number_of_epochs(
+    losses: list[float], ended: str | None, changes: dict[str, Any], cut_off: bool
+) -> None:
+    rows = [
+        epoch_row({"epoch": epoch, "ended": ended if epoch == len(losses) else None, "val_loss": loss})
+        for epoch, loss in enumerate(losses, start=1)
+    ]
+    assert cut_off_by_budget(rows, TrialConfig(early_stop_patience=3, **changes)) is cut_off
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ data = click.option(
     help="Folder of a prepared data set.  [default: the built-in phantom, prepared in OUT]",
 )
 epochs = click.option(
-    "--epochs", type=int, default=18, show_default=True, help="Maximum number of epochs of each training."
+    "--epochs",
+    type=int,
+    help="Maximum number of epochs of each training.  [default: as many steps as the paper's training had; 18 to 200]",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 ray_address = click.option(
@@ -149,6 +151,30 @@ def settings(**values: Any) -> RunSettings:
     except InputError as error:
         faults = [re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in error.faults]
         raise InputError("these options cannot be used", faults) from None
+
+
+def settings_before_data(**values: Any) -> RunSettings:
+    """Validate settings before the data are known, which decide the epochs where none are given. Raises InputError."""
+    from wmlsearch.config import MAX_DEFAULT_EPOCHS
+
+    return settings(**{**values, "epochs": MAX_DEFAULT_EPOCHS if values["epochs"] is None else values["epochs"]})
+
+
+def epochs_for(data: Path, given: int | None) -> int:
+    """Return the maximum number of epochs: the given one, or else that of the data, which is printed. InputError."""
+    from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, default_epochs
+    from wmlsearch.data.manifest import Manifest
+
+    if given is not None:
+        return given
+    slices = len(Manifest.read(data).indices("train", kept_only=True))
+    epochs, steps = default_epochs(slices), -(-slices // PAPER_BATCH)
+    limit = {PAPER_EPOCHS: ", as in the paper", MAX_DEFAULT_EPOCHS: ", the most by default"}.get(epochs, "")
+    say(
+        f"epochs: at most {epochs}{limit}, since the paper trained {PAPER_STEPS:,} steps and an epoch of "
+        f"{slices} slices has {steps} (--epochs changes it)"
+    )
+    return epochs
 
 
 def space_to_search(space: str) -> SearchSpace:

@@ -41,7 +41,7 @@ def plan(
     trials_per_gpu: Any,
     ray_address: str | None,
     storage: str | None,
-    epochs: int,
+    epochs: int | None,
     seed: int,
     precision: str,
     grace_epochs: int,
@@ -63,7 +63,7 @@ def plan(
 
     search_space = options.space_to_search(space)
     settings = options.settings(
-        epochs=epochs,
+        epochs=options.epochs_for(data, epochs),
         seed=seed,
         precision=precision,
         trials=trials,

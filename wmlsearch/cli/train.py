@@ -32,7 +32,7 @@ def train(
     gpus_per_worker: float | None,
     ray_address: str | None,
     storage: str | None,
-    epochs: int,
+    epochs: int | None,
     seed: int,
     precision: str,
     name: str | None,
@@ -59,11 +59,12 @@ def train(
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
     uri = options.uri_of(out, mlflow_uri)
     config = SearchSpace.read(point).single_configuration()
-    settings = options.settings(epochs=epochs, seed=seed, precision=precision)
+    options.settings_before_data(epochs=epochs, seed=seed, precision=precision)
     run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)
     data = options.data_or_phantom(data, out)
-    options.say(f"training {point} on {data} for at most {epochs} epochs, in {run.path}")
+    settings = options.settings(epochs=options.epochs_for(data, epochs), seed=seed, precision=precision)
+    options.say(f"training {point} on {data} for at most {settings.epochs} epochs, in {run.path}")
     display = TrainingDisplay(console(), settings)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
     request = TrainRequest(config, settings, data, workers, placement)

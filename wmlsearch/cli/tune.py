@@ -155,7 +155,7 @@ def _start(
     from wmlsearch.workflows.tune import tune as run_search
 
     ranges = options.space_to_search(space)
-    settings = options.settings(**values)
+    settings = options.settings_before_data(**values)
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
     check_new(search.path)
     earlier = [open_search(name, out) for name in warm_start]
@@ -164,6 +164,7 @@ def _start(
         from wmlsearch.cluster.remote import tune as tune_on_cluster
 
         sys.exit(tune_on_cluster(cluster, remote.given(), data, space, search.name, out, options.say))
+    settings = options.settings(**{**values, "epochs": options.epochs_for(data, values["epochs"])})
     if settings.sampler in ("gp", "cmaes") and settings.scheduler != "none":
         options.say(
             f"note: {settings.sampler} learns from completed trials only, and the scheduler stops most trials early; "

@@ -26,7 +26,8 @@ def multiply_adds(config: TrialConfig, image_size: int) -> int:
         pixels, channels = (side // 2**level) ** 2, config.base_channels * 2**level
         total += pixels * 9 * (channels_in * channels + channels * channels)
         if level < config.depth:  # on the way up: a transposed convolution, then two on its result and the skip
-            total += pixels * 2 * channels * channels + pixels * 9 * (2 * channels * channels + channels * channels)
+            total += pixels * config.up_kernel**2 * channels * channels // 2
+            total += pixels * 9 * (2 * channels * channels + channels * channels)
         channels_in = channels
     return total
 

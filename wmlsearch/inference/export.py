@@ -106,7 +106,7 @@ def _load_member(folder: Path, number: int, member: Any, preprocessing: Preproce
         raise InputError(
             f"{where}: needs a name (text) and a seed (number), but has {name!r} and {seed!r}; export the model again"
         )
-    config = TrialConfig.from_mapping(_mapping(member, "config", where), where)
+    config = TrialConfig.from_record(_mapping(member, "config", where), where)
     threshold = check_threshold(member.get("threshold"), f"{where}: threshold")
     if not path.is_file():
         raise InputError(f"{path}: is missing; copy the whole folder, or export the model again")

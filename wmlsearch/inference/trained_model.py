@@ -36,7 +36,7 @@ class TrainedModel:
         """Load a run's `best.pt`, for prepared slices. Raises InputError if it is missing or damaged."""
         state = load_checkpoint(best)
         try:
-            config = TrialConfig.from_mapping(state["config"], str(best))
+            config = TrialConfig.from_record(state["config"], str(best))
             chosen = "threshold" in state  # older versions used the best threshold for the pooled Dice
             threshold = float(state["threshold"] if chosen else state["report"]["val_threshold"])
             tensors, seed = dict(state["model"]), int(state["seed"])
@@ -78,7 +78,7 @@ def build_unet(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> U
     anywhere. Raises InputError, named by `where`, if they do not fit.
     """
     with torch.device("meta"):
-        unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
+        unet = UNet.of(config)
     if faults := _weight_faults(unet.state_dict(), tensors):
         more = len(faults) - MAX_FAULTS + 1
         shown = faults if len(faults) <= MAX_FAULTS else [*faults[: MAX_FAULTS - 1], f"and {more} more"]

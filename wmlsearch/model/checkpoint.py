@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wmlsearch.config import InputError, TrialConfig, short_repr
+from wmlsearch.config import VALUES_BEFORE, InputError, TrialConfig, short_repr
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.runs.files import retry_while_unavailable, write_bytes
 
@@ -60,6 +60,7 @@ def check_same_training(
         "rate_factors": {start: factor for start, factor in rate_factors.items() if start <= epochs},
     }
     saved = {"rate_factors": {}, **state}  # checkpoints of older versions have none
+    saved["config"] = {**VALUES_BEFORE, **state["config"]}
     differences = [
         f"{name}: {short_repr(saved.get(name))} in the checkpoint, {short_repr(value)} in this training"
         for name, value in expected.items()

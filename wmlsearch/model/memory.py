@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -102,28 +102,29 @@ def estimate_memory(config: TrialConfig, size: int, bfloat16: bool, val_images: 
     `val_images` images are validated at a time. The count leaves out what libraries take beside their results (the
     workspace of convolutions, copies in another memory format).
     """
-    shape = (config.depth, config.base_channels, config.norm, config.dropout > 0, config.loss)
-    weights, gradients, one_image, two_images, validation = _count_tensor_bytes(*shape, size, bfloat16, val_images)
+    shape = _shape(config, "loss")
+    weights, gradients, one_image, two_images, validation = _count_tensor_bytes(shape, size, bfloat16, val_images)
     copies, _ = OPTIMIZER_STATE[config.optimizer]
     # DistributedDataParallel keeps a second copy of the gradients, in the order in which they are sent.
     fixed = weights + (copies + (2 if world > 1 else 1)) * gradients
     return MemoryEstimate(fixed + 2 * one_image - two_images, gradients, two_images - one_image, validation)
 
 
+def _shape(config: TrialConfig, *others: str) -> TrialConfig:
+    """Return a configuration that has the same tensors, and is equal for all that have."""
+    names = ("depth", "base_channels", "norm", "up_kernel", *others)
+    same = {name: getattr(config, name) for name in names}
+    dropout = {"dropout": 0.5, "dropout_place": config.dropout_place} if config.dropout else {"dropout": 0.0}
+    return TrialConfig(**same, **dropout)
+
+
 @functools.cache
 def _count_tensor_bytes(
-    depth: int,
-    base_channels: int,
-    norm: Literal["batch", "instance"],
-    dropout: bool,
-    loss: str,
-    size: int,
-    bfloat16: bool,
-    val_images: int,
+    config: TrialConfig, size: int, bfloat16: bool, val_images: int
 ) -> tuple[int, int, int, int, int]:
     """Return the bytes of weights, gradients, a step of 1 image, a step of 2 images, and validating `val_images`."""
     with FakeTensorMode():
-        unet = UNet(depth, base_channels, 0.5 if dropout else 0.0, norm)
+        unet = UNet.of(config)
         state = list(unet.state_dict().values())
         weights = sum(tensor.nbytes for tensor in state)
         gradients = sum(tensor.nbytes for tensor in unet.parameters())
@@ -133,7 +134,7 @@ def _count_tensor_bytes(
             inputs, masks = torch.empty(images, 1, size, size), torch.empty(images, 1, size, size)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
                 logits = unet(inputs)
-            return inputs, masks, logits, slice_losses(logits, masks, loss)
+            return inputs, masks, logits, slice_losses(logits, masks, config.loss)
 
         steps = []
         for images in (1, 2):
@@ -159,8 +160,7 @@ def measure_memory(config: TrialConfig, data: PreparedData, precision: Precision
     Memory grows linearly with more images. Raises torch.OutOfMemoryError if even these do not fit. Not for a rank of
     several, since ranks would wait for each other.
     """
-    names = ("depth", "base_channels", "norm", "loss", "optimizer", "augment")
-    key = (*(getattr(config, name) for name in names), config.dropout > 0, data.manifest.fingerprint, precision)
+    key = (_shape(config, "loss", "optimizer", "augment"), data.manifest.fingerprint, precision)
     if key not in _measured:
         _measured[key] = _measure_on_gpu(config, data, precision)
     return _measured[key]

@@ -38,7 +38,8 @@ def plateau_scheduler(config: TrialConfig, optimizer: torch.optim.Optimizer) -> 
         factor=config.plateau_factor,
         # torch lowers the rate one epoch after Keras, which the paper used: at `num_bad_epochs > patience`
         patience=config.plateau_patience - 1,
-        threshold=0,
+        threshold=config.plateau_min_delta,
+        threshold_mode="abs",
         min_lr=config.min_learning_rate,
     )
 

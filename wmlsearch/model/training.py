@@ -106,7 +106,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.bfloat16 = uses_bfloat16(precision, self.device)
         torch.manual_seed(seed)  # the same initial weights on all ranks
-        unet = UNet(config.depth, config.base_channels, config.dropout, config.norm)
+        unet = UNet.of(config)
         self.unet: nn.Module = unet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
         if several and self.device.type == "cuda":
             self.unet = nn.SyncBatchNorm.convert_sync_batchnorm(self.unet)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from wmlsearch.config import TrialConfig
 
 
 class UNet(nn.Module):
@@ -19,8 +22,13 @@ class UNet(nn.Module):
     Args:
         depth: number of levels down; each halves the image and doubles the channels.
         base_channels: channels of the first level.
-        dropout: fraction of elements set to zero after the first convolution of each block.
+        dropout: fraction of elements set to zero in each block.
         norm: "batch", or "instance" (with learned scale and shift).
+        dropout_place: after the "first" convolution of a block, the "last", or "both".
+        norm_momentum: of batch normalisation: share of a step's statistics in the running ones.
+        norm_epsilon: added to the variance.
+        up_kernel: edge of the transposed convolutions' kernels, 2 or 3.
+        head_init: initial weights of the last convolution, "he" or "glorot".
     """
 
     def __init__(
@@ -29,21 +37,58 @@ class UNet(nn.Module):
         base_channels: int = 16,
         dropout: float = 0.1,
         norm: Literal["batch", "instance"] = "batch",
+        *,
+        dropout_place: Literal["first", "last", "both"] = "first",
+        norm_momentum: float = 0.1,
+        norm_epsilon: float = 1e-5,
+        up_kernel: Literal[2, 3] = 2,
+        head_init: Literal["he", "glorot"] = "he",
     ) -> None:
         super().__init__()
         widths = [base_channels * 2**level for level in range(depth + 1)]
         self.depth = depth
+
+        def normalisation(channels: int) -> nn.Module:
+            if norm == "batch":
+                return nn.BatchNorm2d(channels, eps=norm_epsilon, momentum=norm_momentum)
+            return nn.InstanceNorm2d(channels, eps=norm_epsilon, affine=True)
+
+        def block(channels_in: int, channels_out: int) -> nn.Sequential:
+            return _block(channels_in, channels_out, dropout, dropout_place, normalisation)
+
         self.down = nn.ModuleList(
-            _block(before, after, dropout, norm) for before, after in zip([1, *widths[:-2]], widths[:-1], strict=True)
+            block(before, after) for before, after in zip([1, *widths[:-2]], widths[:-1], strict=True)
         )
-        self.bottom = _block(widths[-2], widths[-1], dropout, norm)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(width, width // 2, 2, stride=2) for width in widths[:0:-1])
-        self.merge = nn.ModuleList(_block(width, width // 2, dropout, norm) for width in widths[:0:-1])
+        self.bottom = block(widths[-2], widths[-1])
+        # Both kernels double the size: (2, 0, 0), or (3, 1, 1) as Keras's "same", mirrored.
+        padding = up_kernel - 2
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(width, width // 2, up_kernel, stride=2, padding=padding, output_padding=padding)
+            for width in widths[:0:-1]
+        )
+        self.merge = nn.ModuleList(block(width, width // 2) for width in widths[:0:-1])
         self.head = nn.Conv2d(base_channels, 1, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # our convolutions have a bias
+        if head_init == "glorot":
+            nn.init.xavier_uniform_(self.head.weight)
+
+    @classmethod
+    def of(cls, config: TrialConfig) -> UNet:
+        """Return the network of a configuration, with initial weights."""
+        return cls(
+            config.depth,
+            config.base_channels,
+            config.dropout,
+            config.norm,
+            dropout_place=config.dropout_place,
+            norm_momentum=config.norm_momentum,
+            norm_epsilon=config.norm_epsilon,
+            up_kernel=config.up_kernel,
+            head_init=config.head_init,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 1, H, W) in [0, 1], any H and W -> logits (N, 1, H, W), float32."""
@@ -110,20 +155,23 @@ class Dropout(nn.Dropout):
         return x * (kept.to(x.dtype) / (1 - self.p))
 
 
-def _block(channels_in: int, channels_out: int, dropout: float, norm: str) -> nn.Sequential:
+def _block(
+    channels_in: int,
+    channels_out: int,
+    dropout: float,
+    dropout_place: str,
+    normalisation: Callable[[int], nn.Module],
+) -> nn.Sequential:
     """Return two 3x3 convolutions with normalisation, ReLU and dropout. (N, in, h, w) -> (N, out, h, w)."""
-
-    def normalisation() -> nn.Module:
-        return nn.BatchNorm2d(channels_out) if norm == "batch" else nn.InstanceNorm2d(channels_out, affine=True)
-
     block = nn.Sequential(
         ConvBeforeNorm(channels_in, channels_out),
-        normalisation(),
+        normalisation(channels_out),
         nn.ReLU(inplace=True),
-        Dropout(dropout),
+        Dropout(0.0 if dropout_place == "last" else dropout),  # the names of the weights count it
         ConvBeforeNorm(channels_out, channels_out),
-        normalisation(),
+        normalisation(channels_out),
         nn.ReLU(inplace=True),
+        *([] if dropout_place == "first" else [Dropout(dropout)]),
     )
     block.register_load_state_dict_pre_hook(_fold_biases)
     return block

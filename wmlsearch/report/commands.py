@@ -36,7 +36,8 @@ def tune_command(record: SearchRecord) -> str:
     if objectives:
         words += ["--objectives", ",".join(objectives)]
     for name in _OPTIONS:
-        if (value := getattr(settings, name)) != getattr(defaults, name):
+        # The default number of epochs depends on the data.
+        if (value := getattr(settings, name)) != getattr(defaults, name) or name == "epochs":
             words += ["--" + name.replace("_", "-"), f"{value}"]
     words += _shape(record.shape, "--workers-per-trial")
     if record.shape and record.shape.trials_per_gpu != 1:

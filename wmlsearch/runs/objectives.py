@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wmlsearch.config import OBJECTIVES, RunSettings
+from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.schema import EpochRow
 
 MANY = 3  # with more objectives almost every trial is on the front
@@ -39,6 +39,18 @@ def candidate_value(row: EpochRow) -> float | None:
 def dice_value(row: EpochRow, objective: str) -> float | None:
     """Return the Dice of an epoch: the objective where that is one, else the value by which candidates are compared."""
     return row.metrics.get(objective) if objective in DICE_METRICS else candidate_value(row)
+
+
+def cut_off_by_budget(rows: Sequence[EpochRow], config: TrialConfig) -> bool:
+    """Return whether a run was ended by its number of epochs, though more of them could have made it better.
+
+    Its patience had not run out: the lowest validation loss came within `early_stop_patience` of the end. Schedules
+    that are planned for all epochs (cosine, step, onecycle) have had what they were planned for.
+    """
+    if not rows or rows[-1].ended != "completed" or config.schedule not in ("plateau", "constant"):
+        return False
+    losses = [math.inf if (loss := row.metrics.get("val_loss")) is None else loss for row in rows]
+    return len(rows) - 1 - losses.index(min(losses)) < config.early_stop_patience
 
 
 def objective_values(rows: Sequence[EpochRow], objectives: Sequence[str]) -> list[float] | None:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig, validation_faults
+from wmlsearch.config import VALUES_BEFORE, InputError, RunSettings, TrialConfig, validation_faults
 from wmlsearch.runs.files import read_json
 from wmlsearch.runs.names import trial_name
 from wmlsearch.space import SearchSpace
@@ -50,6 +50,11 @@ def _whole(model: BaseModel) -> dict[str, Any]:
     return model.model_dump()
 
 
+def _with_values_before(config: Any) -> Any:
+    """Add to a configuration the hyperparameters that files of older versions lack."""
+    return {**VALUES_BEFORE, **config} if isinstance(config, Mapping) else config
+
+
 def _epochs_as_numbers(value: Any) -> Any:
     """Turn the keys of a JSON object that are digits into epoch numbers."""
     if not isinstance(value, Mapping):
@@ -57,7 +62,7 @@ def _epochs_as_numbers(value: Any) -> Any:
     return {int(key) if re.fullmatch("[0-9]{1,6}", str(key)) else key: entry for key, entry in value.items()}
 
 
-StoredConfig = Annotated[TrialConfig, PlainSerializer(_whole)]
+StoredConfig = Annotated[TrialConfig, BeforeValidator(_with_values_before), PlainSerializer(_whole)]
 StoredSettings = Annotated[RunSettings, PlainSerializer(_whole)]
 ByEpoch = BeforeValidator(_epochs_as_numbers)
 
@@ -166,10 +171,14 @@ class SpaceRecord(Record):
 
     source: str  # the path or name that was given
     values: dict[str, Any]  # the mapping that it holds
+    # Of the hyperparameters that `values` leaves out, as they were when the search began.
+    defaults: dict[str, Any] = Field(default_factory=lambda: dict(VALUES_BEFORE))
 
     def space(self) -> SearchSpace:
         """Return the search space. Raises InputError."""
-        return SearchSpace.from_mapping(self.values, self.source)
+        now = TrialConfig().model_dump()
+        changed = {name: value for name, value in self.defaults.items() if now.get(name) != value}
+        return SearchSpace.from_mapping({**changed, **self.values}, self.source)
 
 
 class TrialShape(Record):
@@ -354,7 +363,7 @@ def _raise_nested(form: type[Record], values: Mapping[str, Any], error: Validati
         RunSettings.from_mapping(values["settings"])
     except InputError as unusable:
         raise InputError(f"{path}: the settings are not valid", unusable.faults) from None
-    TrialConfig.from_mapping(values.get("config", {}), f"{path}: config")
+    TrialConfig.from_record(values.get("config", {}), f"{path}: config")
 
 
 def _check_complete(record: FolderRecord, path: Path, remedy: str) -> None:

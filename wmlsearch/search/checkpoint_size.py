@@ -16,13 +16,15 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.search.pbt import most_snapshots
 from wmlsearch.space import Choices, SearchSpace
 
+SHAPE = ("depth", "base_channels", "norm", "up_kernel")  # the hyperparameters that decide the shapes of weights
 RECORD_BYTES = 305  # of a checkpoint, for each tensor beside its numbers: names, checksum, alignment
 
 
 def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
     """Return the bytes of `last.pt` and `best.pt`."""
-    weights, records = _weights(config.depth, config.base_channels, config.norm)
-    parameters, tensors = _trained(config.depth, config.base_channels, config.norm)
+    weights, records, parameters, tensors = _count_weights(
+        TrialConfig(**{name: getattr(config, name) for name in SHAPE})
+    )
     copies, counts = OPTIMIZER_STATE[config.optimizer]
     best = weights + RECORD_BYTES * records
     state = copies * (4 * parameters + RECORD_BYTES * tensors) + counts * tensors * (4 + RECORD_BYTES)
@@ -32,7 +34,7 @@ def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
 def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
     """Return the bytes of `last.pt` and `best.pt` of the largest network: of the space, or the baseline's."""
     options: dict[str, list[Any]] = {}
-    for name in ("depth", "base_channels", "norm", "optimizer"):
+    for name in (*SHAPE, "optimizer"):
         if name in space.dimensions:
             domain = space.dimensions[name].domain
             options[name] = list(domain.values) if isinstance(domain, Choices) else [int(domain.high)]
@@ -68,20 +70,10 @@ def bytes_for_best_weights(space: SearchSpace, settings: RunSettings, slots: Slo
 
 
 @functools.cache
-def _unet(depth: int, base_channels: int, norm: Any) -> UNet:
+def _count_weights(config: TrialConfig) -> tuple[int, int, int, int]:
+    """Return bytes and number of a network's tensors, then the number of trained parameters and of their tensors."""
     with torch.device("meta"):  # tensors without memory
-        return UNet(depth, base_channels, 0.0, norm)
-
-
-@functools.cache
-def _weights(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
-    """Return bytes and number of the tensors of a network, with the statistics of its normalisation."""
-    tensors = _unet(depth, base_channels, norm).state_dict().values()
-    return sum(tensor.nbytes for tensor in tensors), len(tensors)
-
-
-@functools.cache
-def _trained(depth: int, base_channels: int, norm: str) -> tuple[int, int]:
-    """Return the number of a network's trainable parameters, and of their tensors."""
-    tensors = [tensor for tensor in _unet(depth, base_channels, norm).parameters() if tensor.requires_grad]
-    return sum(tensor.numel() for tensor in tensors), len(tensors)
+        unet = UNet.of(config)
+    tensors = unet.state_dict().values()
+    trained = [tensor for tensor in unet.parameters() if tensor.requires_grad]
+    return sum(tensor.nbytes for tensor in tensors), len(tensors), sum(t.numel() for t in trained), len(trained)

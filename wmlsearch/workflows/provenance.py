@@ -73,7 +73,9 @@ def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Ma
     return SearchRecord(
         name=name,
         kind=SEARCH,
-        space=SpaceRecord(source=plan.space.source, values=plan.space.to_mapping()),
+        space=SpaceRecord(
+            source=plan.space.source, values=plan.space.to_mapping(), defaults=TrialConfig().model_dump()
+        ),
         settings=plan.settings,
         data=plan.data_record,
         data_path=str(plan.data.resolve()),
