@@ -70,7 +70,9 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
     type=options.SettingChoice("objective"),
     default="val_dice_patients_best",
     show_default=True,
-    help="Metric to maximise.",
+    metavar="METRIC",
+    help="Metric of validation to maximise: val_dice_patients_best, val_dice_best (pooled over pixels), val_dice, "
+    "val_iou, val_soft_dice, val_average_precision or val_dice_patients.",
 )
 @click.option(
     "--objectives",
@@ -112,7 +114,7 @@ def tune(
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
     Example: wmlsearch tune --resume search-20261123-201512 --trials 40
-    Example: wmlsearch tune --data prepared --objectives val_dice_patients_best,images_per_s
+    Example: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.search_summary import show_search
