@@ -56,7 +56,7 @@ def write(search: SearchDir) -> None:
         run.reconcile([EpochRow.from_json(row) for row in rows])
         for epoch in range(len(rows) + 1, EPOCHS + 1):
             value = (number + epoch) / 100
-            rows.append({"epoch": epoch, "time": time.time(), "ended": None, "val_dice_best": value})
+            rows.append({"epoch": epoch, "time": time.time(), "ended": None, "val_dice_patients_best": value})
             save_atomically({"format": 1, "reports": rows, "weights": torch.zeros(20_000)}, run.last)
             run.append(EpochRow.from_json(rows[-1]))
             study.report(number, epoch, value)
@@ -64,7 +64,7 @@ def write(search: SearchDir) -> None:
             search.update_usage(seconds=float(epoch))
         search.set_gallery(GALLERY)
         run.set_status("completed")
-        study.tell(number, "completed", [rows[-1]["val_dice_best"]])
+        study.tell(number, "completed", [rows[-1]["val_dice_patients_best"]])
 
 
 def killed(search: SearchDir, after_s: float) -> bool:

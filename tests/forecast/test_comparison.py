@@ -44,7 +44,7 @@ def add(run: RunDir, epochs: int, state: str = "completed", **more: float) -> Ru
     about = {"name": run.name, "kind": "trial", "settings": SETTINGS.model_dump(), "config": TrialConfig().model_dump()}
     RunDir.create(run.path, run_record(about))
     for epoch in range(1, epochs + 1):
-        run.append(epoch_row({"epoch": epoch, "val_dice_best": 0.5, "val_dice": 0.5, "epoch_s": 2.0, **more}))
+        run.append(epoch_row({"epoch": epoch, "val_dice_patients_best": 0.5, "val_dice": 0.5, "epoch_s": 2.0, **more}))
     run.set_status(state)
     return run
 

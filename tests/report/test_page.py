@@ -104,7 +104,14 @@ def _train(
     RunDir.create(run.path, run_record(about))
     for epoch in range(1, epochs + 1):
         dice = float(rng.uniform(0.1, 0.15) * epoch)
-        row = {"epoch": epoch, "time": 0.0, "ended": None, "val_dice_best": dice, "val_dice": dice / 2, "epoch_s": 1.0}
+        row = {
+            "epoch": epoch,
+            "time": 0.0,
+            "ended": None,
+            "val_dice_patients_best": dice,
+            "val_dice": dice / 2,
+            "epoch_s": 1.0,
+        }
         run.append(
             epoch_row(
                 {**row, "images_per_s": float(rng.uniform(10, 90)), "learning_rate": config.learning_rate / epoch}
@@ -215,8 +222,8 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
     assert [row["trial"] for row in board] == [entry.name for entry in leaderboard(search).trials]
     for row in board:
         run = search.trial(int(row["trial"][-4:]))
-        best = max(run.rows(), key=lambda it: it.metrics["val_dice_best"])
-        assert float(row["val_dice_best"]) == best.metrics["val_dice_best"]
+        best = max(run.rows(), key=lambda it: it.metrics["val_dice_patients_best"])
+        assert float(row["val_dice_patients_best"]) == best.metrics["val_dice_patients_best"]
         assert (row["state"], row["epochs"]) == (run.state, str(len(run.rows())))
         assert {name: row[name] for name in TrialConfig.model_fields} == {
             name: str(value) for name, value in run.record().config.model_dump().items()
@@ -254,9 +261,9 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
 
 
 def test_commands_of_several_objectives(make: Make) -> None:
-    search = make(objectives=["val_dice_best", "images_per_s"], baseline=False)
+    search = make(objectives=["val_dice_patients_best", "images_per_s"], baseline=False)
     assert tune_command(search.record()).endswith(
-        "--objectives val_dice_best,images_per_s --trials 8 --epochs 6 --confirm-seeds 2 --no-baseline"
+        "--objectives val_dice_patients_best,images_per_s --trials 8 --epochs 6 --confirm-seeds 2 --no-baseline"
     )
     page = write_report(search)
     assert figures_of(page)[:2] == ["front", "history"]
@@ -362,7 +369,7 @@ def test_importances_know_what_matters_and_leave_out_what_lies_outside(make: Mak
     for n, run in enumerate(search.trials()):
         config = run.record().config
         value = 0.9 - abs(np.log10(config.learning_rate) + 3) / 4  # one hyperparameter decides
-        run.reconcile([epoch_row({"epoch": 1, "val_dice_best": value})])
+        run.reconcile([epoch_row({"epoch": 1, "val_dice_patients_best": value})])
         if n == 0:
             path = run.path / "config.json"
             path.write_text(json.dumps({**run.record().as_json(), "config": TrialConfig(batch_size=5).model_dump()}))

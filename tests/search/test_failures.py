@@ -97,7 +97,7 @@ def test_hours_are_reserved_for_the_final_runs(tmp_path: Path) -> None:
     settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
     budget = Budget(search, settings, Slots(2, 1, 1, 0.0))
     for _ in range(3):
-        budget.add(epoch_row({"epoch": 1, "epoch_s": 90.0, "val_dice_best": 0.5}))
+        budget.add(epoch_row({"epoch": 1, "epoch_s": 90.0, "val_dice_patients_best": 0.5}))
     budget._last -= 3600 - 2 * 10 * 90 - 10
     assert not budget.stop_all()
     budget._last -= 10
@@ -212,7 +212,7 @@ training = TrainingSession(job, assignment)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 memory_admission.limit_bytes = lambda *_: 2**62  # memory admission lets it through
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-print(json.dumps(training.step().as_plain("val_dice_best")))
+print(json.dumps(training.step().as_plain("val_dice_patients_best")))
 """
 
 
@@ -289,7 +289,9 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -
 
     def report_epoch(epoch: int, **more: Any) -> None:
         report = row(0, epoch, settings.epochs)
-        recorder.on_trial_result(0, [], trial, {"report": report, "epoch": epoch, "val_dice_best": 0.5, **more})
+        recorder.on_trial_result(
+            0, [], trial, {"report": report, "epoch": epoch, "val_dice_patients_best": 0.5, **more}
+        )
 
     report_epoch(1, replayed=[])
     assert search.trial(0).status().reason == ""

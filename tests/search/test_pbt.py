@@ -222,10 +222,10 @@ class World:
             self.trained += 1
             epoch, rates = len(rows) + 1, how["rate_factors"]
             rate = config.learning_rate * rates.get(max((it for it in rates if it <= epoch), default=0), 1.0)
-            value = (rows[-1]["val_dice_best"] if rows else 0.0) + 0.1 / (1 + abs(math.log10(rate) + 2))
+            value = (rows[-1]["val_dice_patients_best"] if rows else 0.0) + 0.1 / (1 + abs(math.log10(rate) + 2))
             ended = "completed" if epoch == max_epochs else "early_stopped" if rate > 0.08 and epoch == 2 else None
             now = float(next(self.clock))
-            rows.append({"epoch": epoch, "epoch_s": 1.0, "time": now, "ended": ended, "val_dice_best": value})
+            rows.append({"epoch": epoch, "epoch_s": 1.0, "time": now, "ended": ended, "val_dice_patients_best": value})
             for path in (best, last):
                 aside = path.with_name(f".{path.name}.aside")
                 aside.write_text(json.dumps(rows))

@@ -87,7 +87,9 @@ def written(search: SearchDir, number: int, config: TrialConfig, values: list[fl
     run = RunDir.create(search.trial(number).path, run_record(about))
     for epoch, value in enumerate(values, start=1):
         ended = state if epoch == len(values) and state in ("completed", "early_stopped") else None
-        run.append(epoch_row({"epoch": epoch, "time": number + epoch / 100, "ended": ended, "val_dice_best": value}))
+        run.append(
+            epoch_row({"epoch": epoch, "time": number + epoch / 100, "ended": ended, "val_dice_patients_best": value})
+        )
     run.set_status(state)
     return run
 

@@ -101,12 +101,12 @@ def test_every_trial_is_in_its_folder(done: Done) -> None:
         assert (len(rows) == 3) == (run.status().state == "completed")
         assert not run.last.exists(), "an ended trial needs no state"
     kept = [run for run in trials if run.best.exists()]
-    best_first = sorted(trials, key=lambda run: -max(row.metrics["val_dice_best"] for row in run.rows()))
+    best_first = sorted(trials, key=lambda run: -max(row.metrics["val_dice_patients_best"] for row in run.rows()))
     assert len(kept) == KEPT_BEST
     assert {run.name for run in kept} == {run.name for run in best_first[:KEPT_BEST]}
     for run in kept:
         report = load_checkpoint(run.best)["report"]
-        assert report["val_dice_best"] == max(row.metrics["val_dice_best"] for row in run.rows())
+        assert report["val_dice_patients_best"] == max(row.metrics["val_dice_patients_best"] for row in run.rows())
 
 
 def test_the_first_trial_is_the_baseline_though_outside_this_space(done: Done, space: SearchSpace) -> None:
@@ -124,7 +124,7 @@ def test_the_study_has_the_states_and_values_of_all_trials(done: Done) -> None:
     assert sorted(in_study) == [1, 2, 3, 4, 5]  # the baseline is outside the space
     for number, trial in in_study.items():
         run = done.search.trial(number)
-        values = [row.metrics["val_dice_best"] for row in run.rows()]
+        values = [row.metrics["val_dice_patients_best"] for row in run.rows()]
         assert list(trial.intermediate_values.values()) == pytest.approx(values)
         assert list(trial.intermediate_values) == list(range(1, len(values) + 1))
         state = optuna.trial.TrialState.COMPLETE if run.status().state == "completed" else "PRUNED"
@@ -155,7 +155,7 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     assert certificate is not None
     for run in done.search.trials() + done.search.finals():
         held = by_key[run.record().key]
-        for name in ("val_dice_best", "train_loss", "val_precision", "learning_rate"):
+        for name in ("val_dice_patients_best", "train_loss", "val_precision", "learning_rate"):
             wanted = [(row.epoch, row.metrics[name]) for row in run.rows() if row.metrics[name] is not None]
             history = [(point.step, point.value) for point in client.get_metric_history(held.info.run_id, name)]
             assert sorted(history) == wanted
@@ -193,7 +193,9 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     values = [entry.value for entry in board.trials]
     assert values == sorted(values, reverse=True)  # type: ignore[type-var]  # none is None
     assert board.best is not None
-    assert board.best.value == max(row.metrics["val_dice_best"] for run in done.search.trials() for row in run.rows())
+    assert board.best.value == max(
+        row.metrics["val_dice_patients_best"] for run in done.search.trials() for row in run.rows()
+    )
     evaluation = done.search.evaluation()
     assert evaluation is not None
     champion = evaluation.names["champion"]

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
-from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import BAD, RUNNING
 
 DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # after the decimal point; other metrics: 4
@@ -49,10 +49,9 @@ def _table(board: Leaderboard, title: str, max_rows: int | None, columns: list[t
 
 
 def _scores(board: Leaderboard) -> tuple[str, ...]:
-    """Return the metrics to show: the objectives, and the Dice scores that the trials have beside them."""
-    measured = {name for entry in board.trials if entry.best for name in entry.best.metrics}
-    dice = [name for name in (CANDIDATE_METRIC, POOLED_METRIC) if name in measured]
-    return tuple(dict.fromkeys((*board.objectives, board.objective, *dice)))
+    """Return the metrics to show: the objectives, and the metric of the candidates if the trials have it."""
+    measured = any(CANDIDATE_METRIC in entry.best.metrics for entry in board.trials if entry.best)
+    return tuple(dict.fromkeys((*board.objectives, board.objective, *([CANDIDATE_METRIC] if measured else []))))
 
 
 def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
