@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
+from nifti_files import cohort
 from rich.console import Console
 
 from wmlsearch.cli.data_tables import show_manifest
@@ -21,7 +20,6 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 
 FAST: dict[str, Any] = {"size": 32, "plane": "axial", "jobs": 1}
-SPACE_MM, SLICES = (2.0, 2.0, 3.0), 6  # a voxel has 0.012 ml
 
 
 def patients(**loads: float) -> list[DevelopmentPatient]:
@@ -93,25 +91,6 @@ def test_more_folds_than_can_have_a_lesion_are_refused() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ in `prepare`
-
-
-def cohort(root: Path, lesion_voxels: dict[str, int], columns: str = "", cells: dict[str, str] | None = None) -> Path:
-    """Write a table of patients with so many lesion voxels in slice 3; heads of noise, so that no two are alike."""
-    rows = [f"patient,image,mask{columns}"]
-    root.mkdir()
-    for number, (name, count) in enumerate(lesion_voxels.items()):
-        image = np.random.default_rng(number).normal(100, 20, (24, 24, SLICES)).astype(np.float32)
-        image[:3], image[-3:], image[:, :3], image[:, -3:] = 0, 0, 0, 0
-        image[..., 0] *= 0  # shows no head, so it is not used for training
-        mask = np.zeros(image.shape, np.uint8)
-        square = np.zeros(64, np.uint8)
-        square[:count] = 1
-        mask[8:16, 8:16, 3] = square.reshape(8, 8)
-        for kind, array in (("image", image), ("mask", mask)):
-            nib.Nifti1Image(array, np.diag([*SPACE_MM, 1])).to_filename(root / f"{name}_{kind}.nii.gz")
-        rows.append(f"{name},{name}_image.nii.gz,{name}_mask.nii.gz{(cells or {}).get(name, '')}")
-    (root / "cohort.csv").write_text("\n".join(rows) + "\n")
-    return root / "cohort.csv"
 
 
 def printed(out: Path, manifest: Manifest) -> str:

@@ -208,8 +208,8 @@ def test_a_patient_in_two_parts_of_a_split_by_patient(raw: Path, honest: Path) -
     source = next(s for s in discover(raw) if s.patient == "01")
     geometry = next(v for v in manifest.volumes if v.patient == "01")
     guard = LeakageGuard()
-    guard.add(VolumeTask(source, geometry, [], [], []), slice_signatures(geometry, cut(source, geometry, [])))
-    two = slice_signatures(geometry, cut(source, geometry, [3, 4]))
+    guard.add(VolumeTask(source, geometry, [], [], []), slice_signatures(geometry, cut(source, geometry, []).images))
+    two = slice_signatures(geometry, cut(source, geometry, [3, 4]).images)
     guard.add(VolumeTask(source, geometry, [3, 4], ["train", "test"], [True, True]), two)
     with pytest.raises(InputError) as error:
         guard.certify(manifest.certificate, allow_leakage=True)

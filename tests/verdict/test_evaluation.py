@@ -379,18 +379,19 @@ def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) ->
     out = ("--out", search.path.parent)
     result = say("evaluate", "s", "--data", tmp_path / "other", *out)
     assert result.exit_code == 0, result.output
+    assert "have the ids of training or validation patients" in result.output
     assert search.evaluation() is None, "that of its own data is still to come"
     fingerprint = Manifest.read(tmp_path / "other").fingerprint
     assert len(evaluation_of(search, fingerprint).models[CHAMPION].members[0].scope(VOLUMES).rows) == 2
     seen = Manifest.read(data).certificate.patients["train"][:2]
-    prepare(raw, tmp_path / "swapped", PrepareOptions(size=32, fit="resize", test_patients=seen, jobs=1))
+    prepare(raw, tmp_path / "swapped", PrepareOptions(size=48, plane="sagittal", test_patients=seen, jobs=1))
     refused = say("evaluate", "s", "--data", tmp_path / "swapped", *out)
     assert refused.exit_code == 2
     assert (
-        f"of its test slices are training or validation slices of {data}, so the test would be meaningless"
+        f"some of its test patients are training or validation patients of {data}, so the test would be meaningless"
         in refused.stderr
     )
-    assert f"- {seen[0]}, sub-{seen[0]}/" in refused.stderr
+    assert f"- patient '{seen[0]}' (sub-{seen[0]}/" in refused.stderr
     assert openings(tmp_path / "swapped") == []
 
 

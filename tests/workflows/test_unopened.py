@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from wmlsearch.cli import main
+from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import openings
 from wmlsearch.runs.folders import SearchDir
@@ -46,9 +47,10 @@ def test_an_mlflow_uri_of_unknown_kind(searched: SearchDir) -> None:
     ],
 )
 def test_data_prepared_with_other_options(
-    options: PrepareOptions, are: str, searched: SearchDir, raw: Path, tmp_path: Path
+    options: PrepareOptions, are: str, searched: SearchDir, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
+    raw = write_phantom(tmp_path / "raw", patients=4, timepoints=1, shape=(48, 48, 12), seed=7)
     prepare(raw, data, dataclasses.replace(options, split="image", allow_leakage=True, jobs=1))
     assert refused(searched, searched.final("trial-0000", 0).path, "--data", data) == (
         f"{data}: its test slices are {are}, but the models were trained on 32 (native, fit resize); prepare it with "

@@ -38,7 +38,7 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     run_dir, uri = open_run(run, out), options.uri_of(out, mlflow_uri)
     bar, advance = progress_bar(console())
     with bar:
-        evaluation, path = sealed_test.evaluate_run(run_dir, data, advance)
+        evaluation, path = sealed_test.evaluate_run(run_dir, data, advance, options.say)
     show_evaluation(console(), evaluation)
     try:
         if isinstance(run_dir, SearchDir) and path == run_dir.evaluation_file():

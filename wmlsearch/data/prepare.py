@@ -430,7 +430,7 @@ def _cut_one(
 ) -> tuple[CutSlices, list[SliceSignature]]:
     """Run in a worker process: cut one volume."""
     slices = cut(source, geometry, indices, mask_threshold)
-    return slices, slice_signatures(geometry, slices)
+    return slices, slice_signatures(geometry, slices.images)
 
 
 def _copy_originals(task: VolumeTask, folder: Path) -> None:

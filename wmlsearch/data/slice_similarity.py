@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from wmlsearch.data.cutting import CutSlices
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import MIN_CONTRAST
 from wmlsearch.data.stack import Array
@@ -52,11 +51,11 @@ class Match:
     correlation: float
 
 
-def slice_signatures(geometry: VolumeGeometry, slices: CutSlices) -> list[SliceSignature]:
-    """Return the signature of each slice of a volume."""
+def slice_signatures(geometry: VolumeGeometry, images: Array) -> list[SliceSignature]:
+    """Return the signature of each slice of a volume, cut with this geometry: (n, size, size) uint8."""
     background_8_bit = (geometry.background - geometry.low) * 255 / (geometry.high - geometry.low)
     background = round(min(max(background_8_bit, 0), 255))
-    foregrounds = slices.images
+    foregrounds = images
     if background:
         foregrounds = np.abs(foregrounds.astype(np.int16) - background).astype(np.uint8)
     head = foregrounds > MIN_CONTRAST * foregrounds.max(initial=0)

@@ -56,7 +56,7 @@ class PreparedData:
             InputError: Where the folder is not a prepared data set, or its arrays are damaged.
         """
         manifest = Manifest.read(folder)
-        images, masks = (torch.from_numpy(_open_array(folder / name, manifest)) for name in (IMAGES, MASKS))
+        images, masks = (torch.from_numpy(open_array(folder / name, manifest)) for name in (IMAGES, MASKS))
         if torch.device(device).type != "cpu":  # all slices fit in a GPU's memory: 322 MB for the paper's images
             images, masks = images.to(device), masks.to(device)
         return cls._of_fold(manifest, images, masks, fold)
@@ -74,7 +74,8 @@ class PreparedData:
         return self._of_fold(self.manifest, self.train.images, self.train.masks, fold)
 
 
-def _open_array(path: Path, manifest: Manifest) -> Array:
+def open_array(path: Path, manifest: Manifest) -> Array:
+    """Return an array of a prepared data set, mapped. Raises InputError where it is not the one that was written."""
     try:  # mode "c": processes that map the file share its pages, and torch gets the writable array it asks for
         array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from wmlsearch.config import InputError, RunSettings
-from wmlsearch.data.manifest import SEALED, Manifest
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
@@ -73,13 +75,16 @@ def parent_search(run: AnyDir) -> AnyDir:
     return above if not isinstance(run, SearchDir) and above.exists() else run
 
 
-def evaluate_run(run: AnyDir, data: Path | None, progress: Progress) -> tuple[Evaluation, Path]:
+def evaluate_run(
+    run: AnyDir, data: Path | None, progress: Progress, say: Callable[[str], None] = print
+) -> tuple[Evaluation, Path]:
     """Evaluate a search's models, or a single run, on the sealed test; return the evaluation and its file.
 
     Raises InputError where there is no model, or for data that the models may have been trained on.
     """
     record = run.record()
-    trained_on = Path(parent_search(run).record().data_path)
+    parent = parent_search(run)
+    trained_on = Path(parent.record().data_path)
     if data is None:
         data = trained_on
         if not data.is_dir() or Manifest.read(data).fingerprint != record.data.fingerprint:
@@ -88,7 +93,8 @@ def evaluate_run(run: AnyDir, data: Path | None, progress: Progress) -> tuple[Ev
     if fingerprint == record.data.fingerprint:
         fingerprint = ""
     else:
-        _check_not_seen(trained_on, data)
+        for warning in check_unseen(parent.record(), data, progress):
+            say(warning)
     if isinstance(run, SearchDir):
         if missing := [role for role in (BASELINE, CHAMPION) if not run.model(role).exists()]:
             raise InputError(
@@ -102,24 +108,3 @@ def evaluate_run(run: AnyDir, data: Path | None, progress: Progress) -> tuple[Ev
     evaluation = scored.with_metrics(metrics_of(scored, "model"))
     run.set_evaluation(evaluation, fingerprint)
     return evaluation, run.evaluation_file(fingerprint)
-
-
-def _check_not_seen(trained_on: Path, data: Path) -> None:
-    """Refuse test slices that the models were trained or selected on, if those data can still be read."""
-    try:
-        # Slices with lesion only: one outside the head looks the same in every data set.
-        seen = {row.checksum: row for row in Manifest.read(trained_on).slices if row.lesion_pixels}
-    except InputError:
-        return
-    sealed = Manifest.read(data / SEALED)
-    if pairs := [(row, seen[row.checksum]) for row in sealed.slices if row.checksum in seen]:
-        lines = [
-            f"{row.patient or 'unknown patient'}, {row.source} slice {row.index}: the same as "
-            f"{other.patient or 'unknown patient'}, {other.source} slice {other.index}"
-            for row, other in pairs[:5]
-        ]
-        raise InputError(
-            f"{data}: {len(pairs)} of its test slices are training or validation slices of {trained_on}, so the test "
-            "would be meaningless; exclude those patients",
-            lines,
-        )
