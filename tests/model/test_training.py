@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import VALUES_BEFORE, InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import checkpoint, steps, training
 from wmlsearch.model.checkpoint import load_checkpoint
@@ -452,6 +452,23 @@ def test_checkpoint_trained_with_other_rates_is_refused(data: PreparedData, tmp_
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_of_an_older_version_continues(data: PreparedData, tmp_path: Path) -> None:
+    """It lacks the hyperparameters, the metrics and the threshold that came later."""
+    config, last = small(**VALUES_BEFORE), tmp_path / "last.pt"
+    next(epochs(config, data, max_epochs=2, objective="val_dice_best", last=last))
+    state = load_checkpoint(last)
+    for name in VALUES_BEFORE:
+        del state["config"][name]
+    for row in (state["report"], *state["reports"]):
+        del row["val_dice_patients_best"], row["val_threshold_patients"]
+    del state["threshold"]
+    torch.save(state, last)
+    assert [row.epoch for row in epochs(config, data, max_epochs=2, objective="val_dice_best", last=last)] == [2]
+    torch.save(state, last)
+    with pytest.raises(InputError, match="belongs to another training"):
+        next(epochs(config.model_copy(update={"norm_epsilon": 1e-3}), data, max_epochs=2, last=last))
 
 
 def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_path: Path) -> None:

@@ -370,6 +370,23 @@ def test_warm_start_takes_completed_trials(tmp_path: Path) -> None:
     assert [trial[3] for trial in optuna_trials(search)] == [[0.5, 20.0], None]
 
 
+def test_an_earlier_search_without_the_objective_is_left_out(tmp_path: Path) -> None:
+    """Pooled Dice and mean Dice over patients are not mixed in one study."""
+    space, settings = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}}), RunSettings(epochs=3)
+    about = {"name": "s", "space": {"source": "", "values": space.to_mapping()}, "settings": settings.model_dump()}
+    earlier = SearchDir.create(tmp_path / "old", search_record({**about, "data": {"fingerprint": "f"}}))
+    for number, metric in enumerate(("val_dice_best", "val_dice_patients_best")):
+        config = TrialConfig(depth=2).model_dump()
+        run = RunDir.create(earlier.trial(number).path, run_record({"name": f"trial-{number}", "config": config}))
+        run.append(epoch_row({"epoch": 1, metric: 0.5}))
+        run.set_status("stopped")
+    taken, left_out = select_earlier_trials([earlier], space, settings, "f")
+    assert [trial.values for trial in taken] == [{1: 0.5}]
+    assert left_out == {"of a version without val_dice_patients_best": 1}
+    taken, left_out = select_earlier_trials([earlier], space, RunSettings(epochs=3, objective="val_dice_best"), "f")
+    assert len(taken) == 1
+
+
 # ------------------------------------------------------------------------------------------------ tables and report
 
 SPACE = SearchSpace.from_mapping(

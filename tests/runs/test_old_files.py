@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from wmlsearch.cli import main
+from wmlsearch.config import VALUES_BEFORE, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.export import load_exported
 from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.evaluation import VOLUMES
 from wmlsearch.runs.folders import RecordDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.schema import SpaceRecord
 from wmlsearch.verdict.champion import read_candidates
 
 OLD = Path(__file__).resolve().parents[1] / "old_files"
@@ -57,6 +59,18 @@ def test_every_record_is_read_and_written_as_it_was() -> None:
     assert evaluation.as_json() == json.loads(search.evaluation_file().read_text())
     lines = (search.trial(0).path / "metrics.jsonl").read_text().splitlines()
     assert [row.as_json() for row in search.trial(0).rows()] == [json.loads(line) for line in lines]
+
+
+def test_what_a_file_does_not_name_means_what_it_meant_when_it_was_written() -> None:
+    """Also after the baseline has changed: here a value that differs stands for the old one."""
+    record = SearchDir(OLD / "finished").record()
+    assert record.space.defaults == VALUES_BEFORE
+    config = SearchDir(OLD / "finished").trial(0).record().config
+    assert {name: getattr(config, name) for name in VALUES_BEFORE} == VALUES_BEFORE
+    before = {**TrialConfig().model_dump(), "up_kernel": 3, "norm_momentum": 0.02}
+    space = SpaceRecord(source="s", values={"depth": {"choices": [2, 3]}, "norm_momentum": 0.03}, defaults=before)
+    assert dict(space.space().fixed) == {"up_kernel": 3, "norm_momentum": 0.03}
+    assert space.space().config({"depth": 2}).up_kernel == 3
 
 
 def test_a_finished_search() -> None:
