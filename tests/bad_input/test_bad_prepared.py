@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.prepare import PrepareOptions, prepare
+
 Refused = Callable[..., str]
 Change = Callable[[Path], object]
 AGAIN = "make it again with `wmlsearch prepare`"
@@ -131,6 +134,18 @@ FAULTS: dict[str, tuple[Change, str]] = {
         row(volume=99),
         MANIFEST.format("slice 0 is in split 'train' and volume 99"),
     ),
+    "a fold that is missing": (
+        manifest(lambda fields: fields["certificate"]["folds"].pop()),
+        MANIFEST.format("the folds are not the patients of train and val, with val as the first fold"),
+    ),
+    "folds without training patients": (
+        manifest(lambda fields: fields["certificate"]["patients"].pop("train")),
+        MANIFEST.format("the folds are not the patients of train and val, with val as the first fold"),
+    ),
+    "folds in another order": (
+        manifest(lambda fields: fields["certificate"]["folds"].append(fields["certificate"]["folds"].pop(1))),
+        WHOLE.format("manifest.json: is damaged, its fingerprint does not fit its slices"),
+    ),
     "a split that isn't one": (row(split="extra"), MANIFEST.format("slice 0 is in split 'extra' and volume 0")),
     "a sealed manifest that was changed": (
         manifest(lambda fields: fields.update(seed=1), "sealed/manifest.json"),
@@ -153,3 +168,37 @@ def test_a_damaged_data_set(name: str, prepared: Path, refused: Refused) -> None
         assert refused("train", "paper", "--data", "data", "--workers", 0) == message
         assert refused("plan", "quick", "--data", "data") == message
     assert [path.name for path in Path().iterdir()] == ["data"], "nothing was started"
+
+
+def without_lesions(patients: list[str]) -> Change:
+    """Return a change that takes all lesions of some patients from the manifest."""
+
+    def change(fields: Any) -> None:
+        for row in fields["slices"]:
+            if row["patient"] in patients:
+                row["lesion_pixels"] = 0
+
+    return manifest(change)
+
+
+def test_folds_without_a_lesion(prepared: Path, refused: Refused) -> None:
+    folds = Manifest.read(prepared).folds
+    for empty, words in ([1], "fold 1"), ([1, 3], "folds 1, 3"):
+        shutil.rmtree("data", ignore_errors=True)
+        shutil.copytree(prepared, "data")
+        without_lesions([name for fold in empty for name in folds[fold]])(Path("data"))
+        for verb in "tune", "plan":
+            assert refused(verb, "quick", "--data", "data") == (
+                f"data: the slices of {words} hold no lesion, so runs that validate on them would have no Dice; "
+                "prepare the data with other --val-patients, another --seed or fewer --folds"
+            )
+    assert [path.name for path in Path().iterdir()] == ["data"], "nothing was started"
+
+
+def test_a_validation_set_without_a_lesion(raw: Path, refused: Refused) -> None:
+    prepare(raw, Path("data"), PrepareOptions(size=32, fit="resize", val_patients=("04",), folds=1, jobs=1))
+    without_lesions(["04"])(Path("data"))
+    assert refused("tune", "quick", "--data", "data") == (
+        "data: the validation slices hold no lesion, so no Dice can be computed; prepare the data with other "
+        "--val-patients or another --seed"
+    )

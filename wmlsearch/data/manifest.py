@@ -126,9 +126,9 @@ class Manifest:
             if row.split not in SPLITS or not 0 <= row.volume < len(self.volumes):
                 raise ValueError(f"slice {i} is in split {row.split!r} and volume {row.volume}")
         if self.folds:
-            patients = self.certificate.patients
+            train, val = (self.certificate.patients.get(split, ()) for split in ("train", "val"))
             members = sorted(name for fold in self.folds for name in fold)
-            if members != sorted(patients["train"] + patients["val"]) or set(self.folds[0]) != set(patients["val"]):
+            if members != sorted(train + val) or set(self.folds[0]) != set(val):
                 raise ValueError("the folds are not the patients of train and val, with val as the first fold")
 
     @property

@@ -67,7 +67,9 @@ def _models(search: SearchDir) -> list[tuple[str, RunDir, str]]:
     board = leaderboard(search)
     title = f"highest {board.objective}" if board.objectives else "best trial"
     entries = [(title, board.best, CHAMPION_COLOUR)]
-    entries += [("baseline", entry, BASELINE_COLOUR) for entry in board.finals[:1]]
+    # Another fold's run has trained on the patients that are shown.
+    unseen = [entry for entry in board.finals if RunDir(Path(entry.path)).record().fold == 0]
+    entries += [("baseline", entry, BASELINE_COLOUR) for entry in unseen[:1]]
     models = [(title, RunDir(Path(entry.path)), colour) for title, entry, colour in entries if entry is not None]
     return [(title, run, colour) for title, run, colour in models if run.best.is_file()]
 
