@@ -16,9 +16,9 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.schema import SearchRecord, SpaceRecord
+from wmlsearch.runs.schema import SearchRecord, SelectionRecord, SpaceRecord
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.confirmation import keep_models
+from wmlsearch.workflows.final_models import keep_models
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import certificate_record, data_record, run_record
 
@@ -47,14 +47,14 @@ def data(prepared: Path) -> PreparedData:
 
 @pytest.fixture(scope="session")
 def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
-    """A finished search: one trial, and two final runs of it as champion, trained just enough to find lesions."""
+    """A finished search: one trial, and two judgement runs of it as champion, trained just enough to find lesions."""
     data, space = PreparedData.open(prepared), SearchSpace.from_mapping({"depth": {"choices": [2, 3]}}, "quick.yaml")
     config = TrialConfig(depth=2, base_channels=4, learning_rate=1e-2, dropout=0.0, norm="instance", loss="bce_dice")
     about = SearchRecord(
         name="s",
         kind="search",
         space=SpaceRecord(source="quick.yaml", values=space.to_mapping()),
-        settings=RunSettings(confirm_seeds=2),
+        settings=RunSettings(final_runs=2),
         data=data_record(prepared, data),
         data_path=str(prepared),
         certificate=certificate_record(data.manifest),
@@ -62,15 +62,18 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     search = SearchDir.create(tmp_path_factory.mktemp("searched") / "runs" / "s", about)
     for run, name, seed in (
         (search.trial(0), "trial-0000", 0),
-        (search.final("trial-0000", 0), "trial-0000-seed0", 0),
-        (search.final("trial-0000", 1), "trial-0000-seed1", 1),
+        (search.judgement_run("trial-0000", 0), "trial-0000-run0", 0),
+        (search.judgement_run("trial-0000", 1), "trial-0000-run1", 1),
     ):
         settings = RunSettings(epochs=6, seed=seed)
         record = run_record(name, "trial", config, settings, about.data)
-        RunDir.create(run.path, record.model_copy(update={"model": "trial-0000"}))
+        if run.path.parent.name == "final":
+            record = record.model_copy(update={"model": "trial-0000", "purpose": "judgement"})
+        RunDir.create(run.path, record)
         for report in epochs(config, data, max_epochs=6, seed=seed, best=run.best):
             run.append(report)
         run.set_status("completed")
+    search.set_selection(SelectionRecord(champion="trial-0000", sentence="It is the champion.", seeds=[], means={}))
     keep_models(search, RunSettings(), prepared, Observer())
     search.set_status("completed")
     return search

@@ -313,11 +313,6 @@ class RunSettings(_Strict):
         return [self.seed + 1 + k for k in range(self.confirm_seeds)]
 
     @property
-    def final_seeds(self) -> list[int]:
-        """The seeds of the final runs of each configuration."""
-        return [self.seed + k for k in range(self.confirm_seeds)]
-
-    @property
     def judgement_seeds(self) -> list[int]:
         """The seeds of each configuration's judgement runs, none of which has trained a network before."""
         return [self.seed + 1 + self.confirm_seeds + r for r in range(self.final_runs)]

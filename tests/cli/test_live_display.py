@@ -59,8 +59,9 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
         "warning: image-level split: optimistic: data on both sides of the split make results look better",
         "trial-0002 failed: ValueError: no luck",
         "final runs",
-        "configuration  seeds  val_dice_patients_best mean  standard error  mean - error  states",
-        "paper              1                       0.2000               -             -  1 completed  baseline",
+        "configuration  selection runs  mean val_dice_patients_best  standard error  judgement runs  states",
+        "paper                       1                       0.2000               -               0  1 completed  "
+        "baseline",
     ]
 
 

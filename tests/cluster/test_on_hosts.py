@@ -161,11 +161,11 @@ def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) 
 def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) -> list[Any]:
     """Return the command of a search whose trials have several ranks. Hosts have one CPU, so each has one rank."""
     (LAPTOP / "space.yaml").write_text(
-        "base_channels: {choices: [4, 8]}\ndepth: 2\nbatch_size: 8\nlearning_rate: {low: 1e-3, high: 1e-2, log: true}\n"
+        "base_channels: 8\ndepth: 2\nbatch_size: 2\nloss: bce_dice\nlearning_rate: {low: 5e-3, high: 1e-2, log: true}\n"
     )
     words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
     words += ["--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1]
-    return [*words, "--no-forecast", "--confirm-top", 1, "--confirm-seeds", 1, *more]
+    return [*words, "--no-forecast", "--confirm-top", 1, "--confirm-seeds", 1, "--final-runs", 1, *more]
 
 
 def test_tune_continues_while_the_laptop_sleeps(cluster: Cluster, data: Path) -> None:
@@ -206,7 +206,7 @@ def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
         epochs = [json.loads(line)["epoch"] for line in trial.read_text().splitlines()]
         assert epochs == list(range(1, len(epochs) + 1)), "each epoch once"
     assert not list(run.glob("trials/*/*.pt"))
-    assert (run / "final" / "paper-seed1" / "best.pt").is_file()
+    assert (run / "final" / "paper-run0" / "best.pt").is_file()
     assert json.loads((run / "test.json").read_text())["opened_before"] == 0
     assert len((data / "sealed" / "seal.jsonl").read_text().splitlines()) == 1, (
         "the ledger on the laptop is updated too"
@@ -233,7 +233,8 @@ def test_mlflow_through_the_tunnel(cluster: Cluster, monkeypatch: pytest.MonkeyP
     runs = client.search_runs([experiment.experiment_id])
     champion = json.loads((LAPTOP / "runs" / "first" / "test.json").read_text())["names"]["champion"]
     assert sorted(run.info.run_name or "" for run in runs) == sorted([
-        "baseline (paper)", f"champion ({champion})", "first", "paper-seed1", f"{champion}-seed1",
+        "baseline (paper)", f"champion ({champion})", "first", "paper-seed2", f"{champion}-seed2",
+        "paper-run0", f"{champion}-run0",
         *(f"trial-000{n}" for n in range(3)),
     ])  # fmt: skip
     assert {run.info.status for run in runs} == {"FINISHED"}

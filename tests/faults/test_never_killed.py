@@ -25,10 +25,13 @@ def finished(out: Path, command: Callable[[Path, Path], list[str]], prepared: Pa
 
 
 def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, record: Record) -> None:
-    """Kill the search in its first trial, midway and in its final runs, each time with a torn journal line."""
+    """Kill the search in its first trial, midway, in its first final run and in its last ones.
+
+    Each time with a torn journal line.
+    """
     never_killed = finished(tmp_path / "never", search_command, prepared)
     search, command = SearchDir(tmp_path / "s"), search_command(tmp_path, prepared)
-    for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1)):
+    for begun, epochs in ((search.trials, 3), (search.trials, 10), (search.finals, 1), (search.finals, 9)):
         process = start(command)
         wait_for(lambda: process.poll() is not None or sum(len(run.rows()) for run in begun()) >= epochs, 300)  # noqa: B023 - called in this iteration
         assert process.poll() is None, process.communicate()[0]
@@ -49,7 +52,8 @@ def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, recor
     assert other is not None
     champion = evaluation.names["champion"]
     assert sorted(run.info.run_name or "" for run in runs) == sorted([
-        "baseline (paper)", f"champion ({champion})", "paper-seed0", f"{champion}-seed0",
+        "baseline (paper)", f"champion ({champion})", "paper-seed1", f"{champion}-seed1",
+        "paper-run0", f"{champion}-run0",
         "s",
         *(f"trial-{number:04d}" for number in range(TRIALS)),
     ])  # fmt: skip
@@ -63,7 +67,7 @@ def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, recor
         assert sorted(point.step for point in history) == [row.epoch for row in trial.rows()]
     record(
         "kill -9 of everything, and a torn journal, `--resume`",
-        3,
+        4,
         observed="same decisions and results as if never killed",
     )
 

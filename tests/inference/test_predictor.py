@@ -57,11 +57,11 @@ def change(old: Any, new: Any) -> np.ndarray:
 
 
 def test_run_folder_records_the_preprocessing(searched: SearchDir, prepared: Path) -> None:
-    model, manifest = TrainedModel.from_run(searched.final("trial-0000", 1)), Manifest.read(prepared)
+    model, manifest = TrainedModel.from_run(searched.judgement_run("trial-0000", 1)), Manifest.read(prepared)
     wanted = Preprocessing(manifest.plane, manifest.axis, manifest.size, manifest.fit, manifest.spacing_mm)
     assert model.preprocessing == wanted
-    assert (model.name, model.seed, model.config.depth) == ("trial-0000-seed1", 1, 2)
-    best = load_checkpoint(searched.final("trial-0000", 1).best)
+    assert (model.name, model.seed, model.config.depth) == ("trial-0000-run1", 1, 2)
+    best = load_checkpoint(searched.judgement_run("trial-0000", 1).best)
     assert model.threshold == best["threshold"]
 
 

@@ -119,7 +119,7 @@ def test_tables_of_a_search_in_the_ui(view: Any, server: str, shots: Path) -> No
     view.get_by_text("champion (trial-0490)").first.wait_for()
     texts = view.locator("[role=columnheader]").all_inner_texts()
     headers = {text.strip() for text in texts} - {"", "Metrics", "Parameters", "Tags"}
-    assert headers == {"Run Name", "Created", "Duration", "best_dice", "test_dice", *SPACE, "state"}
+    assert headers == {"Run Name", "Created", "Duration", "best_dice", "test_dice", *SPACE, "kind", "state"}
     names = [name for name in view.locator("a[href*='/runs/']").all_inner_texts() if name]
     # ranked by the best epoch, not by the last: the champion's mean is the highest, then the baseline's
     assert names[:3] == ["champion (trial-0490)", "baseline (paper)", "trial-0490"]

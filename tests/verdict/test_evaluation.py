@@ -19,7 +19,7 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import open_sealed_test, openings
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.inference.ensemble import ensemble_threshold
+from wmlsearch.inference.ensemble import out_of_fold_threshold
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import Confusion
@@ -36,7 +36,7 @@ from wmlsearch.tracking.sync import default_uri
 from wmlsearch.verdict.comparison import unit_means
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.scores import score
-from wmlsearch.workflows import confirmation, sealed_test
+from wmlsearch.workflows import final_models, sealed_test
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import data_record, run_record
 
@@ -57,20 +57,20 @@ def data(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def search(searched: SearchDir, data: Path, tmp_path: Path) -> SearchDir:
-    """A search with final runs of both: its champion, and the paper's configuration, hardly trained."""
+    """A search with judgement runs of both: its champion, and the paper's configuration, hardly trained."""
     made = SearchDir(Path(shutil.copytree(searched.path, tmp_path / "runs" / "s")))
     about = json.loads((made.path / "search.json").read_text())
     (made.path / "search.json").write_text(json.dumps({**about, "data_path": str(data)}))
-    prepared, settings = PreparedData.open(data), RunSettings(epochs=1, confirm_seeds=2)
+    prepared = PreparedData.open(data)
     config = TrialConfig(depth=2, base_channels=4)  # stands for the paper's, which takes longer
-    for seed in settings.final_seeds:
-        run = made.final("paper", seed)
-        stands_for = run_record(f"paper-seed{seed}", "baseline run", config, settings, data_record(data, prepared))
-        RunDir.create(run.path, stands_for.model_copy(update={"model": "paper"}))
+    for seed in (0, 1):
+        run, settings = made.judgement_run("paper", seed), RunSettings(epochs=1, seed=seed)
+        stands_for = run_record(f"paper-run{seed}", "judgement run", config, settings, data_record(data, prepared))
+        RunDir.create(run.path, stands_for.model_copy(update={"model": "paper", "purpose": "judgement"}))
         for report in epochs(config, prepared, max_epochs=1, seed=seed, best=run.best):
             run.append(report)
         run.set_status("completed")
-    assert confirmation.keep_models(made, RunSettings(), data, Observer())
+    assert final_models.keep_models(made, RunSettings(), data, Observer())
     return made
 
 
@@ -94,7 +94,7 @@ def test_a_model_that_was_not_finished_is_finished(search: SearchDir, data: Path
     shutil.rmtree(kept.export)
     (kept.path / ".export.1.partial").mkdir()
     kept.set_status("running")  # as a kill leaves it
-    assert confirmation.keep_models(search, RunSettings(), data, Observer())
+    assert final_models.keep_models(search, RunSettings(), data, Observer())
     assert kept.state == "completed"
     assert len(load_exported(kept.export).members) == 2
     assert (kept.record().key, kept.rows()) == (key, rows), "for MLflow it is the same run, with the same rows"
@@ -214,7 +214,8 @@ def test_kept_slices_are_the_papers_scope(search: SearchDir, raw: Path, tmp_path
 
 def test_several_seeds_are_an_ensemble_too(search: SearchDir, data: Path) -> None:
     exported = load_exported(search.model(CHAMPION).export)
-    assert exported.ensemble_threshold == ensemble_threshold(exported.members, PreparedData.open(data).val)
+    assert exported.ensemble_threshold == out_of_fold_threshold(exported.members, PreparedData.open(data))
+    assert [member.threshold for member in exported.members] == [exported.ensemble_threshold] * 2
     found, _ = evaluate({"model": exported.members}, data, BY, {"model": exported.ensemble_threshold or 0.5})
     ensemble = found.models["model"].ensemble
     assert ensemble is not None
@@ -396,7 +397,7 @@ def test_other_data(search: SearchDir, raw: Path, data: Path, tmp_path: Path) ->
 
 
 def test_a_single_final_run(search: SearchDir) -> None:
-    run = search.final("trial-0000", 1)
+    run = search.judgement_run("trial-0000", 1)
     result = say("evaluate", run.path, "--out", search.path.parent)
     assert result.exit_code == 0, result.output
     assert TrainedModel.from_run(run).threshold == evaluation_of(run).models["model"].members[0].threshold

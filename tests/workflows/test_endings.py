@@ -73,14 +73,14 @@ def tune_to_the_end(prepared: Path, out: Path, look: Callable[[RunDir], None]) -
 
     def mirrored() -> bool:
         store = out / "mlflow.db"  # asking MLflow for it before it exists would create it
-        return store.exists() and in_mlflow(out).get("paper-seed0") == "RUNNING"
+        return store.exists() and in_mlflow(out).get("paper-run0") == "RUNNING"
 
     def final(run: RunDir) -> None:
         if run.path.parent.name == "final" and run.state == "running":
             wait_for(mirrored)
             look(run)
 
-    settings = RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, confirm_seeds=1)
+    settings = RunSettings(epochs=3, trials=1, forecast=False, confirm_top=0, final_runs=1)
     request = SearchRequest(SearchSpace.from_mapping(SPACE), settings, prepared)
     return tune_workflow.tune(SearchDir(out / "s"), request, default_uri(out), Observer(on_change=final))
 
@@ -95,7 +95,7 @@ def test_a_full_storage_ends_the_final_runs_everywhere(
     assert (outcome.early, search.state) == (reason, "interrupted")
     (paper,) = search.finals()
     assert (paper.state, paper.status().reason) == ("interrupted", reason)
-    assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED", "paper-seed0": "KILLED"}
+    assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED", "paper-run0": "KILLED"}
 
 
 def test_mlflow_gets_an_end_after_which_the_disk_was_full(
@@ -172,15 +172,15 @@ def test_sigterm_in_the_final_runs_acts_like_ctrl_c(prepared: Path, tmp_path: Pa
     search = SearchDir(tmp_path / "s")
 
     def look(run: RunDir) -> None:
-        left = search.final("trial-0099", 0)  # from an earlier session; not needed any more
+        left = search.judgement_run("trial-0099", 0)  # from an earlier session; not needed any more
         if not left.exists():
-            RunDir.create(left.path, run_record({**run.record().as_json(), "key": "99", "name": "trial-0099-seed0"}))
+            RunDir.create(left.path, run_record({**run.record().as_json(), "key": "99", "name": "trial-0099-run0"}))
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = tune_to_the_end(prepared, tmp_path, look)
     assert (outcome.early, search.state) == ("stopped by SIGTERM", "interrupted")
     assert {run.name: run.state for run in search.finals()} == {
-        "paper-seed0": "interrupted",
-        "trial-0099-seed0": "interrupted",
+        "paper-run0": "interrupted",
+        "trial-0099-run0": "interrupted",
     }
     assert set(in_mlflow(tmp_path).values()) == {"FINISHED", "KILLED"}

@@ -180,7 +180,7 @@ def test_slices_worth_a_look() -> None:
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
 def test_pictures(say: Say, searched: SearchDir, ending: str) -> None:
-    model = TrainedModel.from_run(searched.final("trial-0000", 0))
+    model = TrainedModel.from_run(searched.judgement_run("trial-0000", 0))
     export_model([replace(model, preprocessing=Preprocessing("image", None, 48, "crop", None))], Path("model"))
     picture = np.zeros((40, 56), np.uint8)
     picture[4:36, 8:48] = np.random.default_rng(0).integers(80, 120, (32, 40))
@@ -267,9 +267,9 @@ def test_what_a_model_may_be(say: Say, searched: SearchDir, flairs: Path, tmp_pa
         return [member.name for member in find_model(str(model), searched.path.parent, default_uri(tmp_path)).members]
 
     seeds = names("s")
-    assert sorted(seeds) == ["trial-0000-seed0", "trial-0000-seed1"]
+    assert sorted(seeds) == ["trial-0000-run0", "trial-0000-run1"]
     assert names(searched.path) == names(searched.model("champion").path) == seeds
-    assert names(searched.final("trial-0000", 1).path) == ["trial-0000-seed1"]
+    assert names(searched.judgement_run("trial-0000", 1).path) == ["trial-0000-run1"]
     result = say("export", "s", "model")
     assert result.exit_code == 0, result.output
     assert result.stdout == (

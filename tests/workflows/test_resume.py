@@ -54,14 +54,14 @@ def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -
     assert again.stderr == "wmlsearch: s: the search is not running (state: interrupted), so there is nothing to stop\n"
     # resumed with other budgets, one of which ends it
     had = sum(len(run.rows()) for run in search.trials())
-    final = 2 * EPOCHS
+    final = 4 * EPOCHS  # a selection run and a judgement run, each of the baseline and of one candidate
     output = run(tune(tmp_path, "--resume", "s", "--max-epochs-total", str(had + 3 + final)))
     assert (
         f"ended early: --max-epochs-total {had + 3 + final} is reached ({final} of it is reserved for the final runs)"
         in output
     )
     assert sum(len(run.rows()) for run in search.trials()) == had + 3
-    assert search.final("paper", 0).state == "completed"
+    assert search.judgement_run("paper", 0).state == "completed"
     for trial in search.trials():
         assert [row.epoch for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
     assert search.record().settings.max_epochs_total == had + 3 + final

@@ -32,9 +32,10 @@ from wmlsearch.workflows.tune import tune
 
 SPACE = """
 depth: {choices: [2, 3]}
-base_channels: 4
-batch_size: {choices: [4, 8]}
-learning_rate: {low: 1e-4, high: 1e-2, log: true}
+base_channels: 8
+batch_size: {choices: [2, 4]}
+loss: bce_dice
+learning_rate: {low: 3e-3, high: 1e-2, log: true}
 schedule: {choices: [plateau, cosine]}
 warmup_fraction: {low: 0.0, high: 0.2, when: {schedule: cosine}}
 """
@@ -58,11 +59,15 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
 
 @pytest.fixture(scope="module")
 def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A search of six trials with final runs, for all tests that only read its results."""
+    """A search of six trials with final runs, for all tests that only read its results.
+
+    Its best trial learns more in three epochs than the baseline, so it is the champion.
+    """
     out = tmp_path_factory.mktemp("runs")
     settings = RunSettings(
-        epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=2, forecast=False
-    )
+        epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=1, final_runs=2,
+        forecast=False,
+    )  # fmt: skip
     search = SearchDir(out / "s")
     with watching_sockets(os.getpid()) as sockets:
         outcome = tune(search, SearchRequest(space, settings, prepared), default_uri(out))
@@ -112,8 +117,9 @@ def test_every_trial_is_in_its_folder(done: Done) -> None:
 def test_the_first_trial_is_the_baseline_though_outside_this_space(done: Done, space: SearchSpace) -> None:
     assert space.mismatches(TrialConfig()) == [
         "depth=4 is not in [2, 3]",
-        "base_channels is fixed at 4, not 16",
-        "batch_size=5 is not in [4, 8]",
+        "base_channels is fixed at 8, not 16",
+        "batch_size=5 is not in [2, 4]",
+        "loss is fixed at bce_dice, not bce",
     ]
     assert done.search.trial(0).record().config == TrialConfig()
 
@@ -135,9 +141,9 @@ def test_the_study_has_the_states_and_values_of_all_trials(done: Done) -> None:
 
 
 def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
-    for final in (done.search.final("paper", seed) for seed in (0, 1)):
+    judged = [done.search.judgement_run("paper", number) for number in (0, 1)]
+    for final in (done.search.final("paper", 1), *judged):
         assert final.record().config == TrialConfig()
-        assert final.record().kind == "baseline run"
         assert final.status().state == "completed"
         assert [row.epoch for row in final.rows()] == [1, 2, 3]
         assert not final.last.exists(), "an ended training needs no state"
@@ -148,7 +154,8 @@ def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert [run.info.run_name for run in parents] == ["s"]
-    assert len(runs) == 1 + 6 + 4 + 2  # the search, its trials, two seeds of two configurations, the models
+    # the search, its trials, of two configurations a selection run and two judgement runs, the models
+    assert len(runs) == 1 + 6 + 2 * 3 + 2
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
     certificate = done.search.record().certificate
@@ -185,7 +192,13 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
         assert files == {"model.json", "member-0.safetensors", "member-1.safetensors"}
     parent = by_key[search.record().key].data.tags
     assert parent["verdict"] == evaluation.verdict.outcome
-    assert parent["mlflow.note.content"] == evaluation.verdict.sentence
+    selection = search.selection()
+    assert selection is not None
+    assert evaluation.verdict.models is not None
+    assert parent["champion"] == selection.champion == evaluation.names["champion"]
+    assert parent["mlflow.note.content"].split("\n\n")[:3] == [
+        selection.sentence, evaluation.verdict.sentence, evaluation.verdict.models.sentence
+    ]  # fmt: skip
 
 
 def test_leaderboard_and_pictures(done: Done) -> None:
@@ -200,7 +213,7 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     assert evaluation is not None
     champion = evaluation.names["champion"]
     assert {entry.name for entry in board.finals} == {
-        f"{name}-seed{seed}" for name in ("paper", champion) for seed in (0, 1)
+        f"{name}-{run}" for name in ("paper", champion) for run in ("seed1", "run0", "run1")
     }
     assert all(("warmup_fraction" in e.config) == (e.config["schedule"] == "cosine") for e in board.trials)
     assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]

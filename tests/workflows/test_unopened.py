@@ -33,7 +33,7 @@ def test_a_search_without_a_baseline(searched: SearchDir) -> None:
 
 
 def test_an_mlflow_uri_of_unknown_kind(searched: SearchDir) -> None:
-    before, run = openings(Path(searched.record().data_path)), searched.final("trial-0000", 0)
+    before, run = openings(Path(searched.record().data_path)), searched.judgement_run("trial-0000", 0)
     assert "htp://x: MLflow has no store of the kind 'htp'" in refused(searched, run.path, "--mlflow-uri", "htp://x")
     assert openings(Path(searched.record().data_path)) == before
 
@@ -52,7 +52,7 @@ def test_data_prepared_with_other_options(
     data = tmp_path / "data"
     raw = write_phantom(tmp_path / "raw", patients=4, timepoints=1, shape=(48, 48, 12), seed=7)
     prepare(raw, data, dataclasses.replace(options, split="image", allow_leakage=True, jobs=1))
-    assert refused(searched, searched.final("trial-0000", 0).path, "--data", data) == (
+    assert refused(searched, searched.judgement_run("trial-0000", 0).path, "--data", data) == (
         f"{data}: its test slices are {are}, but the models were trained on 32 (native, fit resize); prepare it with "
         "the same options\n"
     )

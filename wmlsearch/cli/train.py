@@ -21,6 +21,13 @@ from wmlsearch.cli import options
 @options.storage
 @options.epochs
 @options.seed
+@click.option(
+    "--fold",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Fold of the patients to validate on; the others are trained.",
+)
 @options.precision
 @click.option("--name", help="Name of the run.  [default: train-DATE-TIME]")
 @options.out
@@ -34,6 +41,7 @@ def train(
     storage: str | None,
     epochs: int | None,
     seed: int,
+    fold: int,
     precision: str,
     name: str | None,
     out: Path,
@@ -67,7 +75,7 @@ def train(
     options.say(f"training {point} on {data} for at most {settings.epochs} epochs, in {run.path}")
     display = TrainingDisplay(console(), settings)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
-    request = TrainRequest(config, settings, data, workers, placement)
+    request = TrainRequest(config, settings, data, workers, placement, fold)
     outcome = train(run, request, uri, Observer(display.update, options.say))
     status = run.status()
     options.say(f"{status.state.replace('_', ' ')} {status.reason}".rstrip())

@@ -8,7 +8,6 @@ from rich.table import Table
 from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores, Scope
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import CHAMPION
-from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.verdict.champion import read_candidates, role_of
 from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME, RATIOS, mean_sd, openings_note, states_of
 
@@ -19,15 +18,26 @@ def confirmed_table(search: SearchDir) -> Table | None:
     if not candidates:
         return None
     model = search.model(CHAMPION)
-    champion = model.record().model if model.exists() else ""
+    selection = search.selection()
+    champion = selection.champion if selection else model.record().model if model.exists() else ""
     table = _table("final runs")
-    for name in ("configuration", "seeds", f"{CANDIDATE_METRIC} mean", "standard error", "mean - error", "states", ""):
+    measure = candidates[0].metric
+    for name in (
+        "configuration",
+        "selection runs",
+        f"mean {measure}",
+        "standard error",
+        "judgement runs",
+        "states",
+        "",
+    ):
         table.add_column(name, justify="left" if name in ("configuration", "states", "") else "right")
     for candidate in candidates:
         role = role_of(candidate, champion)
-        statistics = (candidate.mean, candidate.standard_error, candidate.score)
+        statistics = (candidate.mean, candidate.standard_error)
         numbers = ["-" if value is None else f"{value:.4f}" for value in statistics]
-        cells = (candidate.name, str(len(candidate.runs)), *numbers, states_of(candidate), role)
+        runs = [str(len(runs)) for runs in (candidate.selection, candidate.judgement)]
+        cells = (candidate.name, runs[0], *numbers, runs[1], states_of(candidate), role)
         table.add_row(*cells, style="bold" if role else "")
     return table
 

@@ -31,7 +31,7 @@ class Forecast:
     rungs: tuple[Rung, ...]
     ends_by: str  # the budget that is expected to end the trials before the last one: "--max-hours 2", or ""
     notes: tuple[str, ...]  # assumptions about what cannot be known
-    final_runs: int  # the baseline and the best configurations, each with all seeds
+    final_runs: int  # those that choose the champion, and those of champion and baseline that are judged
     final_epochs: int  # of all final runs, if none stops early
     slots: Slots
     final: Slots  # slots of the final runs
@@ -132,10 +132,15 @@ def _expected_times(settings: RunSettings, final_slots: Slots, measurement: Meas
     if not settings.baseline:
         return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s)
     # The best configurations are assumed to be like the mean of the space.
-    final_work_s = settings.confirm_seeds * (baseline_s + settings.confirm_top * settings.epochs * epoch_s)
-    longest_s = max(baseline_s, settings.epochs * epoch_s if settings.confirm_top else 0.0)
-    final_s = measurement.start_s + max(final_work_s / final_slots.count, longest_s)
-    return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s, final_work_s, final_s)
+    other_s = settings.epochs * epoch_s if settings.confirm_top else 0.0
+    selection_s = (
+        settings.confirm_seeds * (baseline_s + settings.confirm_top * other_s) if settings.confirm_top else 0.0
+    )
+    stages = (selection_s, settings.final_runs * (baseline_s + other_s))  # the second begins when the first has ended
+    final_s = sum(
+        measurement.start_s + max(work_s / final_slots.count, baseline_s, other_s) for work_s in stages if work_s
+    )
+    return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s, sum(stages), final_s)
 
 
 def _mean_epoch_s(measurement: Measurement) -> float:
@@ -198,9 +203,9 @@ def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slo
         of_trials = min(of_trials, 1e9 * settings.max_checkpoint_gb)
     if not settings.baseline:
         return round(of_trials)
-    # At the end: the weights of the best trials and of all final runs, and both checkpoints of those that still run.
+    # At the end: the weights of the best trials and of all judgement runs, and both checkpoints of those still running.
     best_of_trials = min(KEPT_BEST, settings.trials, SAMPLES) * sizes[1:, 1].mean()
-    final_weights = settings.confirm_seeds * (baseline[1] + settings.confirm_top * sizes[1:, 1].mean())
+    final_weights = settings.final_runs * (baseline[1] + (sizes[1:, 1].mean() if settings.confirm_top else 0.0))
     running = slots.count * max(sum(baseline), sizes[1:].sum(axis=1).mean())
     return round(max(of_trials, best_of_trials + final_weights + running))
 

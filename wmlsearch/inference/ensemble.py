@@ -1,31 +1,43 @@
-"""An ensemble: the networks of one configuration, averaged, with a threshold of its own."""
+"""An ensemble: the networks of one configuration, averaged, with one threshold for all of them and their mean."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from wmlsearch.data.slices import Slices
-from wmlsearch.inference.predictor import BATCH, mean_probabilities
+from wmlsearch.data.slices import PreparedData, Slices
+from wmlsearch.inference.predictor import BATCH
 from wmlsearch.inference.trained_model import TrainedModel
-from wmlsearch.model.metrics import ValidationCounts
+from wmlsearch.model.metrics import ValidationCounts, patient_dice
+from wmlsearch.model.thresholds import threshold_of_curves
 
 
-def ensemble_threshold(models: Sequence[TrainedModel], val: Slices) -> float | None:
-    """Return the threshold at which the mean probability has the best pooled Dice on validation slices.
+def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData) -> float:
+    """Return the threshold of a configuration, chosen on patients that the networks have not been trained on.
 
-    None for a single network, which has a threshold of its own, and if no threshold gives a Dice above 0.
+    Each network predicts the patients of its own fold. A patient's Dice at each threshold is averaged over the networks
+    that did not see it. The ensemble has seen every patient of the other folds, so it gets the same threshold.
     """
-    if len(models) == 1:
-        return None
+    curves: dict[str, list[np.ndarray]] = {}
     for model in models:
-        model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
-    counts = ValidationCounts(1)
-    for positions in torch.arange(len(val)).split(BATCH):
-        images, masks = val.batch(positions.to(val.rows.device))
+        validation = data.with_fold(model.fold or 0).val
+        for patient, curve in _patient_curves(model, validation).items():
+            curves.setdefault(patient, []).append(curve)
+    means = [np.mean(of_patient, axis=0) for of_patient in curves.values()]
+    return threshold_of_curves(np.array(means))
+
+
+def _patient_curves(model: TrainedModel, slices: Slices) -> dict[str, np.ndarray]:
+    """Return the Dice of each patient with lesions at each threshold, (BINS,), by patient."""
+    model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
+    counts = ValidationCounts(len(slices.patient_names))
+    for positions in torch.arange(len(slices)).split(BATCH):
+        images, masks = slices.batch(positions.to(slices.rows.device))
         eight_bit = (images[:, 0] * 255).round().to(torch.uint8).cpu().numpy()
-        mean = torch.from_numpy(mean_probabilities([model.probabilities(eight_bit) for model in models]))
-        counts.add_to_histograms(mean.unsqueeze(1), masks.cpu(), torch.zeros(len(positions), dtype=torch.int64))
-    metrics = counts.metrics()
-    return metrics["val_threshold"] if metrics["val_dice_best"] else None
+        probabilities = torch.from_numpy(model.probabilities(eight_bit)).unsqueeze(1)
+        counts.add_to_histograms(probabilities, masks.cpu(), slices.patients[positions].cpu())
+    histograms = counts.patient_histograms()
+    names = [name for name, histogram in zip(slices.patient_names, histograms, strict=True) if histogram[1].any()]
+    return dict(zip(names, patient_dice(histograms), strict=True))

@@ -88,6 +88,7 @@ def _model_json(
             {
                 "name": member.name,
                 "seed": member.seed,
+                "fold": member.fold,
                 "threshold": member.threshold,
                 "config": member.config.model_dump(),
             }
@@ -106,6 +107,9 @@ def _load_member(folder: Path, number: int, member: Any, preprocessing: Preproce
         raise InputError(
             f"{where}: needs a name (text) and a seed (number), but has {name!r} and {seed!r}; export the model again"
         )
+    fold = member.get("fold")  # files of older versions have none
+    if fold is not None and type(fold) is not int:
+        raise InputError(f"{where}: fold must be a number or null, but is {fold!r}; export the model again")
     config = TrialConfig.from_record(_mapping(member, "config", where), where)
     threshold = check_threshold(member.get("threshold"), f"{where}: threshold")
     if not path.is_file():
@@ -114,7 +118,7 @@ def _load_member(folder: Path, number: int, member: Any, preprocessing: Preproce
         tensors = load(path.read_bytes())
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); export the model again") from None
-    return TrainedModel(build_unet(config, tensors, str(path)), config, threshold, preprocessing, name, seed)
+    return TrainedModel(build_unet(config, tensors, str(path)), config, threshold, preprocessing, name, seed, fold)
 
 
 def _mapping(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class TrainedModel:
     preprocessing: Preprocessing | None = None  # None: only for slices that are prepared already
     name: str = ""
     seed: int = 0
+    fold: int | None = None  # of development patients, on which it was validated; None: not known
 
     @classmethod
     def load(cls, best: Path) -> TrainedModel:
@@ -56,7 +57,7 @@ class TrainedModel:
                 "choose one of them"
             )
         preprocessing = Preprocessing.of(record.data.as_json(), str(run.file("record")))
-        return replace(cls.load(run.best), preprocessing=preprocessing, name=record.name)
+        return replace(cls.load(run.best), preprocessing=preprocessing, name=record.name, fold=record.fold)
 
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:

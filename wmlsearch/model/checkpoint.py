@@ -55,11 +55,12 @@ def check_same_training(
         "config": config.model_dump(),
         "seed": seed,
         "data": data.manifest.fingerprint,
+        "fold": data.fold,
         "max_epochs": max_epochs,
         # Factors of later epochs may differ: a child of population based training continues at another rate.
         "rate_factors": {start: factor for start, factor in rate_factors.items() if start <= epochs},
     }
-    saved = {"rate_factors": {}, **state}  # checkpoints of older versions have none
+    saved = {"rate_factors": {}, "fold": 0, **state}  # what older versions do not have
     saved["config"] = {**VALUES_BEFORE, **state["config"]}
     differences = [
         f"{name}: {short_repr(saved.get(name))} in the checkpoint, {short_repr(value)} in this training"

@@ -213,6 +213,7 @@ class Trainer:
             "config": self.config.model_dump(),
             "seed": self.seed,
             "data": self.data.manifest.fingerprint,
+            "fold": self.data.fold,
             "rate_factors": self.rate_factors.until(len(self.rows)),
             "report": self.rows[-1].as_json(),
             "threshold": self.threshold,

@@ -12,8 +12,9 @@ from wmlsearch.report.search_section import rate_factors_text
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
-from wmlsearch.runs.schema import RUNNING, SearchRecord
-from wmlsearch.verdict.champion import Candidate, finished_baseline, role_of, select_champion
+from wmlsearch.runs.names import PAPER
+from wmlsearch.runs.schema import RUNNING, SearchRecord, SelectionRecord
+from wmlsearch.verdict.champion import Candidate, role_of
 from wmlsearch.verdict.wording import states_of
 
 
@@ -24,7 +25,7 @@ class ChampionView:
     name: str
     confirmed: bool  # it has final runs; else it is the best trial
     yaml: str
-    commands: list[str]  # that train it, one for each seed
+    commands: list[str]  # that train it, one for each run
     rate_factors: str  # how population based training changed its learning rate, or ""
 
 
@@ -36,9 +37,10 @@ def champion_view(
     path = search.report / "champion.yaml"
     path.unlink(missing_ok=True)
     if candidate is not None:
-        run, seeds = candidate.runs[0], [run.record().settings.seed for run in candidate.runs]
+        run = candidate.runs[0].run
+        trainings = [(one.seed, one.fold) for one in candidate.judgement or candidate.selection]
     elif board.best is not None:
-        run, seeds = RunDir(Path(board.best.path)), [record.settings.seed]
+        run, trainings = RunDir(Path(board.best.path)), [(record.settings.seed, 0)]
     else:
         return None
     text = config_yaml(run.record().config.model_dump())
@@ -47,7 +49,7 @@ def champion_view(
         name=champion or run.record().name,
         confirmed=candidate is not None,
         yaml=text,
-        commands=train_commands(record, seeds),
+        commands=train_commands(record, trainings),
         rate_factors=rate_factors_text(run),
     )
 
@@ -57,10 +59,10 @@ class FinalRow:
     """A row of the table of final runs: a configuration."""
 
     name: str
-    seeds: int
-    mean: float | None
+    selection_runs: int
+    judgement_runs: int
+    mean: float | None  # over selection runs
     standard_error: float | None
-    score: float | None
     states: str
     role: str  # "baseline", "champion" or ""
 
@@ -70,10 +72,10 @@ def final_rows(candidates: Sequence[Candidate], champion: str) -> list[FinalRow]
     return [
         FinalRow(
             name=candidate.name,
-            seeds=len(candidate.runs),
+            selection_runs=len(candidate.selection),
+            judgement_runs=len(candidate.judgement),
             mean=candidate.mean,
             standard_error=candidate.standard_error,
-            score=candidate.score,
             states=states_of(candidate),
             role=role_of(candidate, champion),
         )
@@ -81,7 +83,9 @@ def final_rows(candidates: Sequence[Candidate], champion: str) -> list[FinalRow]
     ]
 
 
-def why_no_verdict(settings: RunSettings, state: str, candidates: Sequence[Candidate]) -> str:
+def why_no_verdict(
+    settings: RunSettings, state: str, candidates: Sequence[Candidate], selection: SelectionRecord | None
+) -> str:
     """Return a sentence that says why there is no verdict."""
     if not settings.baseline:
         return "This search was run without final runs and without the sealed test (--no-baseline)."
@@ -89,8 +93,8 @@ def why_no_verdict(settings: RunSettings, state: str, candidates: Sequence[Candi
         return "The search is still running. The sealed test is opened at its end."
     if not candidates:
         return f"The search ended before its final runs (state: {state.replace('_', ' ')})."
-    if finished_baseline(candidates) is None:
-        return "The baseline configuration did not finish with all seeds, so there is nothing to compare with."
-    if select_champion(candidates) is None:
-        return "No candidate configuration finished with all seeds."
+    if not settings.confirm_top:
+        return "This search was run without candidates (--confirm-top 0), so there is nothing to compare."
+    if selection is not None and selection.champion == PAPER:
+        return selection.sentence
     return "The sealed test has not been opened yet. `wmlsearch tune --resume` or `wmlsearch evaluate` opens it."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,16 @@ def tune_command(record: SearchRecord) -> str:
     return shlex.join(["wmlsearch", "tune", *words])
 
 
-def train_commands(record: SearchRecord, seeds: list[int]) -> list[str]:
-    """Return the command for each seed: `wmlsearch train champion.yaml --data prepared --epochs 9 --seed 1`."""
+def train_commands(record: SearchRecord, trainings: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the command for each seed and fold: `wmlsearch train champion.yaml --data prepared --seed 4 --fold 1`."""
     settings = record.settings
     words = ["wmlsearch", "train", "champion.yaml", *_data(record), "--epochs", str(settings.epochs)]
     if settings.precision != RunSettings().precision:
         words += ["--precision", settings.precision]
     words += _shape(record.shape, "--workers")
-    return [shlex.join([*words, "--seed", str(seed)]) for seed in seeds]
+    return [
+        shlex.join([*words, "--seed", str(seed), *(["--fold", str(fold)] if fold else [])]) for seed, fold in trainings
+    ]
 
 
 def _data(record: SearchRecord) -> list[str]:

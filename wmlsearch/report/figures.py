@@ -101,9 +101,9 @@ def curves(
                 continue
             is_paper = candidate.name == PAPER
             colour, name = (BASELINE_COLOUR, "final: baseline") if is_paper else (CHAMPION_COLOUR, "final: champion")
-            for number, run in enumerate(candidate.runs):
+            for number, final_run in enumerate(candidate.runs):
                 style = {"color": colour, "linewidth": 1.7, "linestyle": (0, (4, 1.5))}
-                _curve(axes, run, board.objective, label=name if number == 0 else None, **style)
+                _curve(axes, final_run.run, board.objective, label=name if number == 0 else None, **style)
         if board.best is not None:
             name = f"{'highest' if board.objectives else 'best trial'} ({board.best.name})"
             run = RunDir(Path(board.best.path))

@@ -27,7 +27,7 @@ from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import RunStatus
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
-from wmlsearch.verdict.champion import Candidate, read_candidates, select_champion
+from wmlsearch.verdict.champion import Candidate, read_candidates
 from wmlsearch.verdict.statistics import BETTER, WORSE
 from wmlsearch.verdict.wording import leakage_note, openings_note, optimistic_note
 
@@ -77,7 +77,8 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
     verdict = evaluation.verdict if evaluation else None
     if verdict is None:
         evaluation = None
-    champion = _champion_name(candidates, evaluation)
+    selection = search.selection()
+    champion = evaluation.names[CHAMPION] if evaluation else selection.champion if selection else ""
     shares, importances_note = importances(board, space)
     write_text(search.report / "space.yaml", space_yaml(space))
     page = _environment().get_template("page.html.j2").render(
@@ -89,7 +90,8 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
         warning=optimistic_note(record),
         verdict=verdict,
         verdict_class={BETTER: "good", WORSE: "bad"}.get(verdict.outcome if verdict else "", "open"),
-        why_no_verdict=why_no_verdict(settings, state, candidates),
+        why_no_verdict=why_no_verdict(settings, state, candidates, selection),
+        selection=selection,
         test=evaluation_view(evaluation) if evaluation else None,
         figures=_draw_figures(search, board, space, settings, candidates, champion, evaluation, shares),
         importances_note=importances_note,
@@ -103,7 +105,7 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
         compared=compare_with_forecast(search),
         champion=champion_view(search, record, board, candidates, champion),
         final_runs=final_rows(candidates, champion),
-        measure=CANDIDATE_METRIC,
+        measure=candidates[0].metric if candidates else CANDIDATE_METRIC,
         leakage_note=leakage_note,
         openings_note=openings_note,
         tables=write_tables(search, board, candidates, champion, evaluation),
@@ -114,14 +116,6 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
     )  # fmt: skip
     write_text(search.report / "index.html", page)
     return search.report / "index.html"
-
-
-def _champion_name(candidates: Sequence[Candidate], evaluation: Evaluation | None) -> str:
-    """Return the name of the champion: the one that was tested, else the one selected so far, else ""."""
-    if evaluation is not None:
-        return evaluation.names[CHAMPION]
-    champion = select_champion(candidates)
-    return champion.name if champion is not None else ""
 
 
 def _draw_figures(

@@ -90,21 +90,23 @@ def _epoch_cells(row: EpochRow | None) -> Row:
 def _final_runs(candidates: Sequence[Candidate], champion: str) -> Iterator[Row]:
     for candidate in candidates:
         role = role_of(candidate, champion)
-        for run in candidate.runs:
-            record, rows = run.record(), run.rows()
+        for final_run in candidate.runs:
+            run, record = final_run.run, final_run.record
+            rows = run.rows()
             yield {
                 "configuration": candidate.name,
                 "role": role,
                 "run": record.name,
-                "seed": record.settings.seed,
-                "state": run.state,
+                "purpose": record.purpose,
+                "seed": final_run.seed,
+                "fold": final_run.fold,
+                "state": final_run.state,
                 "reason": run.status().reason,
                 "epochs": len(rows),
                 "seconds": run_seconds(run),
                 **_epoch_cells(best_epoch(rows, record.settings.objective)),
                 "configuration_mean": candidate.mean,
                 "configuration_standard_error": candidate.standard_error,
-                "configuration_score": candidate.score,
             }
 
 

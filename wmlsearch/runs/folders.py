@@ -23,12 +23,13 @@ from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.lock import check_not_running, folder_lock, is_running
-from wmlsearch.runs.names import final_run_name
+from wmlsearch.runs.names import judgement_run_name, selection_run_name
 from wmlsearch.runs.redaction import without_home
 from wmlsearch.runs.schema import (
     DELETE_FORECAST,
     REMAKE_LEDGER,
     RUNNING,
+    SELECT_AGAIN,
     EarlierTrial,
     EpochLine,
     EpochRow,
@@ -39,6 +40,7 @@ from wmlsearch.runs.schema import (
     RunRecord,
     RunStatus,
     SearchRecord,
+    SelectionRecord,
     Successor,
     Usage,
     check_lines,
@@ -66,8 +68,8 @@ class RecordDir(abc.ABC):
         return self.path / "export"
 
     def file(self, what: str) -> Path:
-        """Return the path of a file: record, status or ledger; of a run also metrics; of a search also usage, forecast
-        or earlier."""
+        """Return the path of a file: record, status or ledger; of a run also metrics; of a search also usage, forecast,
+        earlier or selection."""
         return self.path / self._FILES[what]
 
     def exists(self) -> bool:
@@ -220,7 +222,7 @@ class SearchDir(RecordDir):
 
     _FILES: ClassVar = {
         **RecordDir._FILES, "record": "search.json", "usage": "used.json", "forecast": "forecast.json",
-        "earlier": "earlier.jsonl",
+        "earlier": "earlier.jsonl", "selection": "selection.json",
     }  # fmt: skip
 
     @classmethod
@@ -267,6 +269,12 @@ class SearchDir(RecordDir):
                 f"{self._gallery}: cannot be read ({error}); `wmlsearch evaluate` writes it again"
             ) from None
 
+    def set_aside_evaluation(self, evaluation: Evaluation) -> None:
+        """Rename `test.json` after the champion that it is about, since the search has other models now."""
+        champion = evaluation.names.get("champion", "")
+        os.replace(self.evaluation_file(), self.path / f"test-of-{champion}.json")
+        self._gallery.unlink(missing_ok=True)
+
     @property
     def _gallery(self) -> Path:
         return self.path / "test-gallery.npz"
@@ -298,6 +306,13 @@ class SearchDir(RecordDir):
     def set_forecast(self, forecast: ForecastRecord) -> None:
         write_json(self.file("forecast"), forecast.as_json())
 
+    def selection(self) -> SelectionRecord | None:
+        """Read which configuration is the champion, and why; None before it was selected. Raises InputError."""
+        return read_optional(SelectionRecord, self.file("selection"), SELECT_AGAIN)
+
+    def set_selection(self, selection: SelectionRecord) -> None:
+        write_json(self.file("selection"), selection.as_json())
+
     def earlier(self) -> list[EarlierTrial]:
         """Read the trials of earlier searches that the study knows. Raises InputError."""
         path = self.file("earlier")
@@ -310,7 +325,11 @@ class SearchDir(RecordDir):
         return RunDir(self.path / "trials" / f"{number:04d}")
 
     def final(self, name: str, seed: int) -> RunDir:
-        return RunDir(self.path / "final" / final_run_name(name, seed))
+        """Return the folder of a selection run, or of a final run of an older version."""
+        return RunDir(self.path / "final" / selection_run_name(name, seed))
+
+    def judgement_run(self, name: str, number: int) -> RunDir:
+        return RunDir(self.path / "final" / judgement_run_name(name, number))
 
     def model(self, role: str) -> ModelDir:
         """Return the folder of a final model: "baseline" or "champion"."""

@@ -1,27 +1,32 @@
 """The names and kinds of runs, in run folders and in MLflow. All are built in this module.
 
-| MLflow run                               | name                                      | kind         |
-|------------------------------------------|-------------------------------------------|--------------|
-| a search                                 | its folder's, or `search-20261123-201512` | search       |
-| - a trial                                | `trial-0007`                              | trial        |
-| - a final run of the baseline            | `paper-seed0`                             | baseline run |
-| - a final run of a trial's configuration | `trial-0003-seed0`                        | confirmation |
-| - the baseline, exported                 | `baseline (paper)`                        | baseline     |
-| - the champion, exported                 | `champion (trial-0003)`                   | champion     |
-| a run of `wmlsearch train`               | its folder's, or `train-20261123-201512`  | train        |
+| MLflow run                                  | name                                      | kind          |
+|---------------------------------------------|-------------------------------------------|---------------|
+| a search                                    | its folder's, or `search-20261123-201512` | search        |
+| - a trial                                   | `trial-0007`                              | trial         |
+| - a selection run of the baseline           | `paper-seed1`                             | selection run |
+| - a selection run of a trial's configuration | `trial-0003-seed1`                       | selection run |
+| - a judgement run of the baseline           | `paper-run0`                              | judgement run |
+| - a judgement run of the champion           | `trial-0003-run0`                         | judgement run |
+| - the baseline, exported                    | `baseline (paper)`                        | baseline      |
+| - the champion, exported                    | `champion (trial-0003)`                   | champion      |
+| a run of `wmlsearch train`                  | its folder's, or `train-20261123-201512`  | train         |
 
 Runs marked `-` are children of the search's run (tag `mlflow.parentRunId`). The kind is the tag `kind`;
-`tracking/sync.py` lists all tags.
+`tracking/sync.py` lists all tags. Selection runs choose the champion, judgement runs are judged on the sealed test.
+Older versions had one kind of final runs for both, with names like `paper-seed0` and the kinds `baseline run` and
+`confirmation`.
 """
 
 from __future__ import annotations
 
+import re
 import time
 
 PAPER = "paper"  # the baseline configuration, in names of folders and MLflow runs
 
 SEARCH, TRIAL, TRAIN = "search", "trial", "train"
-BASELINE_RUN, CONFIRMATION = "baseline run", "confirmation"
+SELECTION_RUN, JUDGEMENT_RUN = "selection run", "judgement run"
 BASELINE, CHAMPION = "baseline", "champion"
 ROLES = (BASELINE, CHAMPION)  # kinds of exported models, and their aliases in MLflow's registry
 
@@ -36,14 +41,19 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-def final_run_name(configuration: str, seed: int) -> str:
-    """Return `paper-seed0` or `trial-0003-seed0`; `configuration` is PAPER or a trial's name."""
+def selection_run_name(configuration: str, seed: int) -> str:
+    """Return `paper-seed1` or `trial-0003-seed1`; `configuration` is PAPER or a trial's name."""
     return f"{configuration}-seed{seed}"
+
+
+def judgement_run_name(configuration: str, number: int) -> str:
+    """Return `paper-run0` or `trial-0003-run0`; `configuration` is PAPER or a trial's name."""
+    return f"{configuration}-run{number}"
 
 
 def configuration_of(final_run: str) -> str:
     """Return the name of the configuration that a final run of this name trains."""
-    return final_run.rpartition("-seed")[0]
+    return re.sub(r"-(seed|run)\d+$", "", final_run)
 
 
 def model_name(role: str, configuration: str) -> str:

@@ -38,6 +38,7 @@ UNFINISHED = (RUNNING, "interrupted")  # a resumed search continues these
 
 RESTORE = "restore it from a copy, or move the run away"
 REMAKE_LEDGER = "delete it; `wmlsearch sync` writes it again"
+SELECT_AGAIN = "delete it; `wmlsearch tune --resume` writes it again"
 DELETE_FORECAST = "delete it, it is for looking at only"
 
 Amount = Annotated[float, Field(ge=0, le=1e18)]  # bytes, seconds, hours, MiB
@@ -164,6 +165,7 @@ class ModelRecord(RunRecord):
 
     model: str  # the trial whose configuration it has, or "paper"
     members: list[str]  # name and key of each final run that it was made from, the best one first
+    folds: list[int] = Field(default_factory=list)  # on which each of them validated
 
 
 class SpaceRecord(Record):
@@ -206,6 +208,16 @@ class SearchRecord(FolderRecord):
     storage: str | None = None  # URI of the checkpoints, without a password; None: the run folders
     warm_start: WarmStart | None = None
     packing: dict[str, Any] = Field(default_factory=dict)  # measurements of `--trials-per-gpu auto`
+
+
+class SelectionRecord(Record):
+    """`selection.json`: which configuration is the champion, and why."""
+
+    champion: str  # the name of its trial, or "paper" where nothing better than the baseline was found
+    sentence: str
+    seeds: list[int]  # of the selection runs that were compared
+    # By configuration: the mean over these runs. Without those that lack a run.
+    means: dict[str, float | None]
 
 
 class Successor(Record):
@@ -320,6 +332,7 @@ class MlflowLedger(Record):
     files: list[str] = Field(default_factory=list)
     tested: float | None = None  # `opened` of the evaluation that it has, Unix seconds
     front: bool | None = None  # the tag `pareto_front`
+    outcome: dict[str, str] = Field(default_factory=dict)  # the tags of a search's champion and verdict
 
 
 def read_record(form: type[R], path: Path, remedy: str = RESTORE) -> R:

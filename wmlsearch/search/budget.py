@@ -97,9 +97,10 @@ class Budget(tune.Stopper):
         """Return which budget is used up, or ""."""
         limits, runs = self.settings, self.settings.final_run_count
         run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # of a final run that trains all epochs
-        at_once = max(min(self.slots, runs), 1)
+        stages = (limits.selection_run_count, limits.judgement_run_count)  # one after the other
+        rounds = sum(-(-count // self.slots) for count in stages)
         for name, used, final, limit in (
-            ("--max-hours", self._seconds / 3600, run_s * -(-runs // at_once) / 3600, limits.max_hours),
+            ("--max-hours", self._seconds / 3600, run_s * rounds / 3600, limits.max_hours),
             ("--max-gpu-hours", self._gpu_seconds / 3600, run_s * runs * self.gpus_per_trial / 3600,
              limits.max_gpu_hours),
             ("--max-epochs-total", self.epochs, runs * limits.epochs, limits.max_epochs_total),

@@ -36,7 +36,6 @@ class TrainingRequest:
 
     run: RunDir
     record: RunRecord  # of the folder, if it does not exist yet
-    seed: int
     checkpoint_location: str  # folder or URI
 
     def assignment(self) -> TrialAssignment:
@@ -47,7 +46,8 @@ class TrainingRequest:
             reported_epochs=len(self.run.rows()),
             config=record.config,
             rate_factors=record.rate_factors,
-            seed=self.seed,
+            seed=record.settings.seed,
+            fold=record.fold,
         )
 
 
@@ -201,12 +201,17 @@ def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str
 def finish_run(request: TrainingRequest, result: TrialResult) -> None:
     """Copy the weights, write the status, delete the latest checkpoint: in this order.
 
-    A run that is killed in between either goes on from the checkpoint or has ended.
+    A run that is killed in between either goes on from the checkpoint or has ended. Of a selection run only the metrics
+    are needed: its weights are deleted too.
     """
-    fetch_best_weights(request.run, request.checkpoint_location)
+    only_metrics = request.run.record().purpose == "selection"
+    if not only_metrics:
+        fetch_best_weights(request.run, request.checkpoint_location)
     request.run.set_status(result.ended, result.reason, result.traceback)
     if result.ended in GOOD:
         delete_checkpoint(request.checkpoint_location, "last")
+        if only_metrics:
+            delete_checkpoint(request.checkpoint_location, "best")
 
 
 def fetch_best_weights(run: RunDir, location: str) -> None:

@@ -46,7 +46,7 @@ class TrainingSession:
         self.checkpoints = Checkpoints(assignment.checkpoint_location)
         self.started, self.reported_epochs = False, assignment.reported_epochs
         self.unreported: list[EpochRow] = []  # rows of the checkpoint
-        self.data = open_data(job.shipment)
+        self.data = open_data(job.shipment, assignment.fold)
         limit_to_share(self.data.train.images.device, job.slots)
         self.identity: dict[str, Any] = {  # a checkpoint must be of the same training
             "config": self.config,

@@ -192,6 +192,7 @@ def _rank(shared: dict[str, Any]) -> None:
         command: Command = box[0]
         if command.action != "step" and session is not None:
             session.close()
+            session = None
         if command.action == "quit":
             return
         if command.assignment is not None:

@@ -5,8 +5,9 @@ often it arrives.
 
 Tags of every run: `kind` (see runs/names.py), `state` and `reason`, `wmlsearch.key`, `data.*`, `version.*`. Where they
 apply: `mlflow.parentRunId`, `search` (the search's name), `warning` (an optimistic split), `traceback`,
-`predicted_memory_mb`, `pareto_front`, and of a child in population based training `parent_trial`, `parent_epoch` and
-`rate_factors`. Of a search with a verdict: `verdict`, `champion` and `mlflow.note.content` (its sentence).
+`predicted_memory_mb`, `pareto_front`, `configuration` (of a final run), and of a child in population based training
+`parent_trial`, `parent_epoch` and `rate_factors`. Of a search with a champion: `champion` and `mlflow.note.content`
+(why it is the champion, and the verdict). With a verdict: `verdict` (about the configurations) and `verdict.models`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
-from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import ROLES, SEARCH, TRIAL
 from wmlsearch.runs.objectives import candidate_value, dice_value
@@ -157,6 +157,8 @@ def _push(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything:
             view = view_tag(run.name, list(run.record().space.space().dimensions), record.settings.objective)
             client.set_experiment_tag(experiment_of(client, uri), *view)
     _add_evaluation(batch, run, ledger)
+    if isinstance(run, SearchDir):
+        _add_outcome(batch, run, ledger)
     if ledger.state != status.state:
         _add_state(batch, status)
     _add_pareto_front(batch, record, root.status(), ledger)
@@ -250,28 +252,43 @@ def _add_constants(batch: _Batch, run: AnyDir, root: AnyDir) -> None:
 
 
 def _add_evaluation(batch: _Batch, run: AnyDir, ledger: MlflowLedger) -> None:
-    """Add the scores on the sealed test, and of a search its verdict, unless the ledger says that MLflow has them."""
+    """Add the scores on the sealed test, unless the ledger says that MLflow has them."""
     from mlflow.entities import Metric
 
     evaluation = run.evaluation() if isinstance(run, SearchDir) else run.evaluation_metrics()
     if not evaluation or ledger.tested == evaluation.opened:
         return
-    if isinstance(evaluation, Evaluation):
-        batch.tags += _verdict_tags(evaluation)
     opened_ms = int(evaluation.opened * 1000)
     batch.metrics += [Metric(name, value, opened_ms, 0) for name, value in evaluation.metrics.items()]
     ledger.tested = evaluation.opened
 
 
-def _verdict_tags(evaluation: Evaluation) -> list[RunTag]:
-    """Return the tags of a search's verdict; its sentence is the description at the top of the run's page."""
+def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None:
+    """Add a search's champion and its verdict, unless the ledger says that MLflow has them.
+
+    The sentences are the description at the top of the run's page.
+    """
     from mlflow.entities import RunTag
 
-    if evaluation.verdict is None:
-        return []
-    outcome, sentence = evaluation.verdict.outcome, evaluation.verdict.sentence
-    champion = evaluation.names["champion"]
-    return [RunTag("verdict", outcome), RunTag("champion", champion), RunTag("mlflow.note.content", sentence)]
+    selection, evaluation = search.selection(), search.evaluation()
+    verdict = evaluation.verdict if evaluation else None
+    tags: dict[str, str] = {}
+    sentences = []
+    if selection is not None:
+        tags["champion"] = selection.champion
+        sentences.append(selection.sentence)
+    if evaluation is not None and verdict is not None:
+        tags |= {"champion": evaluation.names["champion"], "verdict": verdict.outcome}
+        sentences.append(verdict.sentence)
+        if verdict.models is not None:
+            tags["verdict.models"] = verdict.models.outcome
+            sentences.append(verdict.models.sentence)
+        sentences += [verdict.budget_note] if verdict.budget_note else []
+    outcome = {**tags, "mlflow.note.content": "\n\n".join(sentences)} if tags else {}
+    if outcome != ledger.outcome:
+        withdrawn = dict.fromkeys(ledger.outcome, "")  # a resumed search may have another champion and no verdict yet
+        batch.tags += [RunTag(name, value) for name, value in {**withdrawn, **outcome}.items()]
+        ledger.outcome = outcome
 
 
 def _add_state(batch: _Batch, status: RunStatus) -> None:
@@ -346,6 +363,8 @@ def _params(record: FolderRecord) -> dict[str, Any]:
     if record.kind == SEARCH:
         names += ["sampler", "scheduler"]
     settings = {name: getattr(record.settings, name) for name in names}
+    if isinstance(record, RunRecord) and "fold" in record.model_fields_set:
+        settings["fold"] = record.fold
     if record.settings.objectives:
         settings["objectives"] = ",".join(record.settings.objectives)
     return {**(record.config.model_dump() if isinstance(record, RunRecord) else {}), **settings}
@@ -361,6 +380,8 @@ def _tags(record: FolderRecord, certificate: SplitCertificate | None) -> dict[st
         lineage = {"parent_trial": record.parent_name, "parent_epoch": record.parent_epoch}
     if isinstance(record, RunRecord) and record.rate_factors:
         lineage["rate_factors"] = json.dumps(record.rate_factors)
+    if isinstance(record, RunRecord) and record.model is not None:
+        lineage["configuration"] = record.model
     return {"kind": record.kind, **warning, **data, **versions, **lineage}
 
 

@@ -22,7 +22,7 @@ def view_tag(search: str, parameters: Sequence[str], objective: str) -> tuple[st
     parallel coordinates of the trials, the `objective` by epoch, and scores.
     """
     columns = ["attributes.`Duration`", f"metrics.`{BEST}`", f"metrics.`{TEST}`"]
-    columns += [*(f"params.`{name}`" for name in parameters), "tags.`state`"]
+    columns += [*(f"params.`{name}`" for name in parameters), "tags.`kind`", "tags.`state`"]
     section = {"uuid": f"{search}-section", "name": search, "display": True, "isReordered": False, "deleted": False}
     charts: list[dict[str, Any]] = [
         {"type": "PARALLEL", "selectedParams": list(parameters), "selectedMetrics": [BEST], "showAllRuns": True,

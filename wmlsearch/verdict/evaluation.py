@@ -59,7 +59,6 @@ def evaluate(
     by: Mapping[str, Any],
     ensemble_thresholds: Mapping[str, float] | None = None,
     progress: Progress = lambda *_: None,
-    folds: Mapping[str, int] | None = None,
 ) -> tuple[Evaluation, Gallery]:
     """Open the sealed test of a prepared data set and score models on its patients.
 
@@ -68,7 +67,6 @@ def evaluate(
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
         data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes.
         by: who opens the test, for its ledger.
-        folds: the fold that each network validated on, by the network's name.
 
     Raises InputError for data that are damaged or do not fit the models; the latter before the test is opened.
     """
@@ -78,7 +76,7 @@ def evaluate(
     sealed = open_sealed_test(data, by)
     unit: Unit = "patients" if sealed.by_patient else "images"
     thresholds = ensemble_thresholds or {}
-    scorers = {role: _scorers(role, members, thresholds.get(role), folds or {}) for role, members in models.items()}
+    scorers = {role: _scorers(role, members, thresholds.get(role)) for role, members in models.items()}
     _use_gpu(models)
     gallery = GalleryBuilder(list(models))
     if manifest.has_volumes:
@@ -162,13 +160,10 @@ class _Scorer:
         )
 
 
-def _scorers(
-    role: str, members: Sequence[TrainedModel], ensemble_threshold: float | None, folds: Mapping[str, int]
-) -> list[_Scorer]:
+def _scorers(role: str, members: Sequence[TrainedModel], ensemble_threshold: float | None) -> list[_Scorer]:
     """Return a scorer for each network, and one for the ensemble of several."""
     scorers = [
-        _Scorer(model.name, model.seed, model.threshold, place, folds.get(model.name))
-        for place, model in enumerate(members)
+        _Scorer(model.name, model.seed, model.threshold, place, model.fold) for place, model in enumerate(members)
     ]
     if len(members) > 1:
         threshold = ensemble_threshold or statistics.fmean(model.threshold for model in members)

@@ -76,7 +76,7 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
         data_record=data.record,
         placement=placement,
         slots=slots,
-        forecast_final_slots=placement.slots(max(settings.final_run_count, 1)),
+        forecast_final_slots=placement.slots(max(settings.selection_run_count, settings.judgement_run_count, 1)),
         packing=packing,
     )
     check_baseline_fits(plan)
@@ -90,10 +90,10 @@ def check_settings(request: SearchRequest) -> None:
     """Refuse settings and a placement that cannot run, or not together. Raises InputError."""
     settings = request.settings
     request.placement.check_before_ray(settings.trials)
-    if settings.seed + settings.confirm_seeds > 2**32:
+    if settings.judgement_seeds[-1] >= 2**32:
         raise InputError(
-            f"--seed {settings.seed}: the final runs use {settings.confirm_seeds} seeds from this one on, and each "
-            "must be below 2^32; give a lower seed"
+            f"--seed {settings.seed}: the final runs use the {settings.confirm_seeds + settings.final_runs} seeds "
+            "after this one, and each must be below 2^32; give a lower seed"
         )
     if not request.placement.on_cluster:
         check_budgets(request.space, settings, request.placement.slots(settings.trials))
@@ -217,7 +217,7 @@ def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> No
         raise InputError(
             f"--max-epochs-total {settings.max_epochs_total}: no epochs are left for trials, since the "
             f"{settings.final_run_count} final runs may take {final_epochs}; give more, or fewer final runs by "
-            "--confirm-top and --confirm-seeds"
+            "--final-runs, --confirm-top and --confirm-seeds"
         )
     if "peak_memory_mb" in settings.objectives and not slots.gpus:
         raise InputError(

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.names import BASELINE, CHAMPION
+from wmlsearch.runs.names import CHAMPION, PAPER
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
+from wmlsearch.verdict.champion import read_candidates, select_champion
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
-from wmlsearch.workflows.confirmation import keep_models, train_final_runs
+from wmlsearch.workflows.final_models import keep_models
+from wmlsearch.workflows.final_runs import train_judgement_runs, train_selection_runs
 from wmlsearch.workflows.forecast import record_forecast
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.sealed_test import evaluate_search
 from wmlsearch.workflows.search_plan import SearchPlan
+
+if TYPE_CHECKING:
+    from wmlsearch.cluster.data_shipping import Shipment
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,8 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
     )  # fmt: skip
     _fetch_best_weights(search, placement)
     stopped = budget.reason.startswith("stopped")
-    if settings.baseline and not budget.failed and not stopped:
-        # Machines may have joined or left the cluster during the trials.
-        final_slots = placement.slots(settings.final_run_count)
-        train_final_runs(search, plan, shipment, final_slots, observer)
-        _judge(search, plan, observer)
+    if settings.baseline and not budget.failed and not stopped and not _judged_by_older_version(search):
+        _choose_and_judge(search, plan, shipment, observer)
     return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
 
 
@@ -98,17 +101,47 @@ def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
             fetch_best_weights(run, placement.checkpoint_location(run))
 
 
-def _judge(search: SearchDir, plan: SearchPlan, observer: Observer) -> None:
-    """Select the champion and compare it with the baseline on the sealed test, unless these networks were compared."""
-    if not keep_models(search, plan.settings, plan.data, observer):
-        return
-    members = [search.model(role).record().members for role in (BASELINE, CHAMPION)]
+def _judged_by_older_version(search: SearchDir) -> bool:
+    """Return whether an older version, without judgement runs, has ended this search, and no trial was added since."""
+    champion = search.model(CHAMPION)
+    if search.evaluation() is None or not champion.exists() or any(run.record().purpose for run in search.finals()):
+        return False
+    selected = champion.record().created
+    return all(row.time <= selected for run in search.trials() for row in run.rows())
+
+
+def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, observer: Observer) -> None:
+    """Choose the champion, train it and the baseline anew, keep both, and compare them on the sealed test.
+
+    A killed search goes on with the step that it was in: what a step has finished is in the run folder. The champion is
+    chosen again by each session, from the same runs if no trial was added.
+    """
+    champion = PAPER
+    if plan.settings.confirm_top:
+        train_selection_runs(search, plan, shipment, observer)
+        champion = _choose_champion(search, observer)
+    train_judgement_runs(search, plan, champion, shipment, observer)
+    comparable = keep_models(search, plan.settings, plan.data, observer)
     evaluation = search.evaluation()
-    if evaluation is None or evaluation.members != members:
+    if evaluation is not None and evaluation.members != [model.record().members for model in search.models()]:
+        search.set_aside_evaluation(evaluation)
+        observer.on_change(search)
+        evaluation = None
+    if comparable and evaluation is None:
         evaluate_search(search, plan.settings, plan.data, observer.progress)
         for model in search.models():
             observer.on_change(model)
         observer.on_change(search)
+
+
+def _choose_champion(search: SearchDir, observer: Observer) -> str:
+    """Record which configuration is the champion, and why. Return its name."""
+    selection = select_champion(read_candidates(search))
+    if selection != search.selection():
+        search.set_selection(selection)
+        observer.on_change(search)
+    observer.say(selection.sentence)
+    return selection.champion
 
 
 def _interrupt_running(search: SearchDir, reason: str) -> None:

@@ -13,7 +13,7 @@ from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir
-from wmlsearch.runs.names import BASELINE, CHAMPION
+from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.progress import Progress
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.comparison import judge, unit_means
@@ -34,7 +34,6 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
         by,
         {role: model.ensemble_threshold for role, model in models.items() if model.ensemble_threshold},
         progress,
-        {run.record().name: run.record().fold for run in search.finals()},
     )
     members = [search.model(role).record().members for role in models]
     evaluation = scored.with_verdict(names, members, judge(scored, BASELINE, CHAMPION, names[CHAMPION], settings.seed))
@@ -100,6 +99,11 @@ def evaluate_run(
             raise InputError(
                 f"{run.name}: has no {' and no '.join(missing)} yet (state: {run.state}); finish the search with "
                 f"`wmlsearch tune --resume {run.name}`, or name a single run"
+            )
+        if run.model(CHAMPION).record().model == PAPER:
+            raise InputError(
+                f"{run.name}: its champion is the baseline configuration, so there is nothing to compare on the sealed "
+                f"test; name a single run, such as {run.judgement_run(PAPER, 0).path}"
             )
         settings = record.settings
         return evaluate_search(run, settings, data, progress), run.evaluation_file(fingerprint)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.training import epochs
@@ -14,6 +14,7 @@ from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.runs.names import TRAIN
 from wmlsearch.runs.schema import RUNNING
+from wmlsearch.runs.wording import plural
 from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.observer import Observer, Outcome
@@ -30,6 +31,7 @@ class TrainRequest:
     data: Path  # folder of the prepared data set
     workers: int = 1  # ranks of Ray Train; 0: train in this process, without Ray
     placement: Placement = LOCAL  # its `workers_per_trial` is not used
+    fold: int = 0  # of the development patients: it is validated, the others are trained
 
 
 def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
@@ -38,7 +40,11 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
     prepared, placement = _check(run, request)
     record = run_record(run.name, TRAIN, request.config, request.settings, data_record(request.data, prepared))
     record = record.model_copy(
-        update={"data_path": str(request.data.resolve()), "certificate": certificate_record(prepared.manifest)}
+        update={
+            "data_path": str(request.data.resolve()),
+            "certificate": certificate_record(prepared.manifest),
+            "fold": prepared.fold,
+        }
     )
     run.path.mkdir(parents=True, exist_ok=True)
     early = ""
@@ -73,7 +79,12 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
 
 def _check(run: RunDir, request: TrainRequest) -> tuple[PreparedData, Placement]:
     """Refuse what cannot run. Return the data and the placement of as many workers as the request has."""
-    prepared = PreparedData.open(request.data)
+    prepared = PreparedData.open(request.data, fold=request.fold)
+    if prepared.fold != request.fold:
+        raise InputError(
+            f"--fold {request.fold}: must be from 0 to {prepared.manifest.fold_count - 1}, since {request.data} has "
+            f"{plural(prepared.manifest.fold_count, 'fold')}"
+        )
     prepared.manifest.verify(request.data)
     ranks = max(request.workers, 1)
     check_trainable(request.config, prepared, ranks)
@@ -97,7 +108,7 @@ def _train_on_ray(
     settings = request.settings
     with ray_session(placement.ray_address), sigterm_as_interrupt(), watchdog(observer.say, lambda: run.name):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
-        training = TrainingRequest(run, run.record(), settings.seed, placement.checkpoint_location(run))
+        training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
         train_runs([training], settings, shipment, placement.slots(1), observer.on_change, elastic=placement.on_cluster)
 
 

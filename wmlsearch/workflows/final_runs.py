@@ -1,0 +1,144 @@
+"""Final runs: those that choose the champion, then those of champion and baseline that are judged.
+
+Each run is kept in the run folder. A resumed search trains only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from wmlsearch.config import TrialConfig
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import JUDGEMENT_RUN, PAPER, SELECTION_RUN, judgement_run_name, selection_run_name
+from wmlsearch.runs.schema import GOOD
+from wmlsearch.runs.wording import plural
+from wmlsearch.verdict.champion import baseline_config, read_candidates, select_candidates, selection_seeds
+from wmlsearch.workflows.observer import Observer
+from wmlsearch.workflows.provenance import run_record
+from wmlsearch.workflows.search_plan import SearchPlan
+
+if TYPE_CHECKING:
+    from wmlsearch.cluster.data_shipping import Shipment
+    from wmlsearch.search.final_training import TrainingRequest
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """What final runs train."""
+
+    name: str  # "paper" for the baseline, else of the trial
+    config: TrialConfig
+    rate_factors: Mapping[int, float]  # of a child of population based training
+
+
+def train_selection_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment, observer: Observer) -> None:
+    """Train the baseline configuration and the best candidates with new seeds, run k with fold k for validation.
+
+    Nothing is trained where there is no candidate. Finished runs are not repeated. Raises KeyboardInterrupt when the
+    search is asked to stop.
+    """
+    settings, baseline = plan.settings, baseline_config(search)
+    configurations = [_Configuration(PAPER, baseline, {})]
+    for trial in select_candidates(leaderboard(search), settings.confirm_top, baseline):
+        record = trial.record()
+        configurations.append(_Configuration(record.name, record.config, record.rate_factors))
+    if len(configurations) == 1 and not search.finals():
+        return
+    requests = []
+    for number, seed in enumerate(selection_seeds(search, settings)):
+        for configuration in configurations:
+            run = search.final(configuration.name, seed)
+            requests += _if_unfinished(run, configuration, "selection", number, seed, plan)
+    others = "".join(f", {configuration.name}" for configuration in configurations[1:])
+    what = f"baseline configuration{others}; {plural(settings.confirm_seeds, 'run')} each"
+    _train(search, plan, shipment, requests, f"selection runs: {what}", settings.selection_run_count, observer)
+
+
+def train_judgement_runs(
+    search: SearchDir, plan: SearchPlan, champion: str, shipment: Shipment, observer: Observer
+) -> None:
+    """Train the baseline configuration and the champion with new seeds, run r with fold r for validation.
+
+    Where the champion is the baseline configuration, it is trained once. Finished runs are not repeated. Raises
+    KeyboardInterrupt when the search is asked to stop.
+    """
+    settings = plan.settings
+    configurations = {PAPER: _Configuration(PAPER, baseline_config(search), {})}
+    for candidate in read_candidates(search):
+        if candidate.name == champion:
+            configurations[champion] = _Configuration(champion, candidate.config, candidate.rate_factors)
+    requests = []
+    for number, seed in enumerate(settings.judgement_seeds):
+        for name, configuration in configurations.items():
+            run = search.judgement_run(name, number)
+            requests += _if_unfinished(run, configuration, "judgement", number, seed, plan)
+    what = "baseline configuration" if champion == PAPER else f"baseline configuration and champion ({champion})"
+    message = f"judgement runs: {what}; {plural(settings.final_runs, 'run')} each"
+    _train(search, plan, shipment, requests, message, settings.judgement_run_count, observer)
+
+
+def _if_unfinished(
+    run: RunDir,
+    configuration: _Configuration,
+    purpose: Literal["selection", "judgement"],
+    number: int,
+    seed: int,
+    plan: SearchPlan,
+) -> list[TrainingRequest]:
+    """Return what is to be trained of a final run: itself, or nothing if it has finished."""
+    from wmlsearch.search.final_training import TrainingRequest
+
+    if run.exists() and run.state in GOOD:
+        return []
+    selection = purpose == "selection"
+    record = run_record(
+        selection_run_name(configuration.name, seed) if selection else judgement_run_name(configuration.name, number),
+        SELECTION_RUN if selection else JUDGEMENT_RUN,
+        configuration.config,
+        plan.settings.model_copy(update={"seed": seed}),
+        plan.data_record,
+    )
+    more = {"rate_factors": configuration.rate_factors} if configuration.rate_factors else {}
+    fold = number % plan.manifest.fold_count
+    record = record.model_copy(update={"model": configuration.name, "purpose": purpose, "fold": fold, **more})
+    return [TrainingRequest(run, record, plan.placement.checkpoint_location(run))]
+
+
+def _train(
+    search: SearchDir,
+    plan: SearchPlan,
+    shipment: Shipment,
+    requests: Sequence[TrainingRequest],
+    message: str,
+    count: int,
+    observer: Observer,
+) -> None:
+    """Train final runs on Ray Train, `count` being the number of those that the search would train without a stop.
+
+    The slots follow from `count`, not from the runs that are left: a resumed run has the threads it began with.
+    """
+    from wmlsearch.search.budget import STOP_REQUESTED
+    from wmlsearch.search.final_training import train_runs
+
+    if not requests:
+        return
+    slots = plan.placement.slots(count)  # machines may have joined or left the cluster since the search began
+    observer.say(f"{message}, {slots}")
+    before, began = search.usage(), time.monotonic()
+
+    def record_usage_or_stop(run: RunDir) -> None:
+        seconds = time.monotonic() - began
+        gpus = slots.count * slots.workers * slots.gpus
+        search.update_usage(
+            final_seconds=before.final_seconds + seconds,
+            final_gpu_seconds=before.final_gpu_seconds + seconds * gpus,
+        )
+        observer.on_change(run)
+        if search.stop_requested():
+            raise KeyboardInterrupt(STOP_REQUESTED)
+
+    train_runs(requests, plan.settings, shipment, slots, record_usage_or_stop, elastic=plan.placement.on_cluster)
