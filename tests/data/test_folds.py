@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from nifti_files import cohort
 from rich.console import Console
 
+from wmlsearch.cli import main
 from wmlsearch.cli.data_tables import show_manifest
 from wmlsearch.config import InputError
 from wmlsearch.data.folds import DevelopmentPatient, deal
@@ -136,6 +138,21 @@ def test_the_fingerprint_tells_folds_apart(tmp_path: Path) -> None:
     assert fingerprint(two.slices, three.certificate) == three.fingerprint
     one = prepare(raw, tmp_path / "1", PrepareOptions(**given, folds=1))
     assert (one.folds, one.fold_count) == ((), 1)
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    raw = cohort(tmp_path / "raw", {"a": 50, "b": 40, "c": 30, "t": 10})
+    words = ["prepare", str(raw), str(tmp_path / "out"), "--size", "32", "--plane", "axial", "--test-patients", "t"]
+    result = CliRunner().invoke(main, [*words, "--folds", "4"], prog_name="wmlsearch")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "wmlsearch: --folds 4: each fold needs a patient with a lesion, which makes 3 folds of 3 training and "
+        "validation patients; give --folds 3\n"
+    )
+    result = CliRunner().invoke(main, [*words, "--val-patients", "b", "--folds", "2"], prog_name="wmlsearch")
+    assert result.exit_code == 0, result.output
+    assert Manifest.read(tmp_path / "out").folds == (("b",), ("a", "c"))
+    assert "train and val are 2 folds of 1, 2 patients, of which the first is val" in result.output
 
 
 def test_three_patients_make_two_folds_of_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from wmlsearch.cli import main
 from wmlsearch.config import VALUES_BEFORE, TrialConfig
+from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.export import load_exported
 from wmlsearch.runs.checks import open_search
@@ -121,6 +122,10 @@ def test_its_evaluation_and_models() -> None:
 def test_the_prepared_data() -> None:
     data = PreparedData.open(OLD / "prepared")
     data.manifest.verify(OLD / "prepared")
+    assert (data.manifest.format, data.manifest.folds, data.manifest.fold_count) == (2, (), 1)
+    assert data.val.patient_names == ("06",)
+    assert data.with_fold(3) is data, "each run has the one validation set"
+    assert check_sealed_test(OLD / "prepared").folds == ()
     assert data.manifest.fingerprint == SearchDir(OLD / "finished").record().data.fingerprint
 
 
