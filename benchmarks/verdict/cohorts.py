@@ -8,7 +8,7 @@ import numpy as np
 
 SYMMETRIC, SKEWED, ZERO_HEAVY = "symmetric", "skewed", "zero-heavy"
 SHAPES = (SYMMETRIC, SKEWED, ZERO_HEAVY)
-MEAN, MEAN_OF_ZERO_HEAVY = 0.6, 0.1  # Dice; around 0.1 about a third of the scores are 0
+MEAN, MEAN_OF_ZERO_HEAVY = 0.6, 0.03  # Dice; around 0.03 about a third of the scores are 0
 PATIENT_SD = 0.15  # between patients, of the score of both configurations
 
 
@@ -23,13 +23,17 @@ class Scenario:
     residual_sd: float = 0.03  # of a run in one patient
     folds: int = 5
 
+    def folds_of(self, runs: int) -> list[int]:
+        """Return the fold of each run."""
+        return [run % self.folds for run in range(runs)]
+
 
 def draw(
     scenario: Scenario, cohorts: int, runs: int, patients: int, rng: np.random.Generator, shift: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of two configurations, (cohorts, runs, patients) each; the second is better by `shift`.
 
-    Run r belongs to fold r mod `folds`. Zero-heavy scores are cut at 0 and 1 after the shift.
+    Zero-heavy scores are cut at 0 and 1 after the shift.
     """
 
     def deviations(*shape: int) -> np.ndarray:
@@ -37,9 +41,8 @@ def draw(
             return rng.normal(0, 1, shape)
         return 1 - rng.exponential(1, shape)
 
-    fold_of_run = np.arange(runs) % scenario.folds
     common = PATIENT_SD * deviations(cohorts, 1, patients)
-    common = common + scenario.fold_sd * deviations(cohorts, scenario.folds, 1)[:, fold_of_run]
+    common = common + scenario.fold_sd * deviations(cohorts, scenario.folds, 1)[:, scenario.folds_of(runs)]
     mean = MEAN_OF_ZERO_HEAVY if scenario.shape == ZERO_HEAVY else MEAN
     configurations = []
     for run_sd, better in zip(scenario.run_sds, (0.0, shift), strict=True):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.verdict.cohorts import SHAPES, SKEWED, SYMMETRIC, Scenario, draw, true_difference
+from benchmarks.verdict.cohorts import SHAPES, SKEWED, Scenario, draw, true_difference
 from benchmarks.verdict.rows import Row
 from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate
 from wmlsearch.verdict.models_claim import interval, sign_flip
@@ -23,6 +24,7 @@ RESAMPLES = 999  # of claim (b)
 SHIFT = 0.05  # true difference for the coverage of intervals
 SELECTION_RUNS = 2
 DEVELOPMENT_PATIENTS = 9
+PATH = Scenario(run_sds=(0.03, 0.03), fold_sd=0.0)  # of the whole path
 
 
 def calibration_of_configurations(cohorts: int = COHORTS) -> Iterator[Row]:
@@ -51,16 +53,27 @@ def unequal_spread(cohorts: int = COHORTS) -> Iterator[Row]:
                 yield _configurations("unequal spread", scenario, runs, patients, cohorts)
 
 
-def whole_path(cohorts: int = COHORTS) -> Iterator[Row]:
+def fresh_runs(cohorts: int = COHORTS) -> Iterator[Row]:
     """Yield claim (a) about the best of several equal candidates by selection runs on development patients.
 
-    Where the baseline is best, nothing is claimed. For comparison: the selection runs themselves are judged.
+    Where the baseline is best, nothing is claimed.
     """
-    for table, fresh in (("whole path", True), ("whole path, runs that choose are judged", False)):
-        for candidates in CANDIDATES:
-            for runs in RUNS:
-                for patients in (9, 50):
-                    yield _path(table, fresh, candidates, runs, patients, cohorts)
+    yield from _paths("whole path", True, cohorts)
+
+
+def selection_runs(cohorts: int = COHORTS) -> Iterator[Row]:
+    """Yield claim (a) about the best of several equal candidates where the runs that choose are judged as well.
+
+    So it was before there were judgement runs. The baseline was no candidate.
+    """
+    yield from _paths("runs that choose are judged", False, cohorts)
+
+
+def _paths(table: str, fresh: bool, cohorts: int) -> Iterator[Row]:
+    for candidates in CANDIDATES:
+        for runs in RUNS:
+            for patients in PATIENTS:
+                yield _path(table, fresh, candidates, runs, patients, cohorts)
 
 
 def calibration_of_models(cohorts: int = COHORTS_B) -> Iterator[Row]:
@@ -111,11 +124,11 @@ def wrong_claims(crossed: CrossedEstimate) -> int:
 
 def _configurations(table: str, scenario: Scenario, runs: int, patients: int, cohorts: int) -> Row:
     rng = generator(table, scenario, runs, patients)
-    truth = true_difference(scenario, SHIFT, rng)
+    truth, folds = true_difference(scenario, SHIFT, rng), scenario.folds_of(runs)
     wrong = covered = 0
     for count in in_chunks(cohorts, max(1, CHUNK // (2 * runs * patients))):
-        wrong += wrong_claims(estimate(*draw(scenario, count, runs, patients, rng)))
-        crossed = estimate(*draw(scenario, count, runs, patients, rng, SHIFT))
+        wrong += wrong_claims(estimate(*draw(scenario, count, runs, patients, rng), folds))
+        crossed = estimate(*draw(scenario, count, runs, patients, rng, SHIFT), folds)
         covered += int(((crossed.low <= truth) & (truth <= crossed.high)).sum())
     sds = dict.fromkeys(f"{sd:g}" for sd in scenario.run_sds)
     return Row(
@@ -125,16 +138,16 @@ def _configurations(table: str, scenario: Scenario, runs: int, patients: int, co
 
 
 def _path(table: str, fresh: bool, candidates: int, runs: int, patients: int, cohorts: int) -> Row:
-    scenario = Scenario()
+    scenario = PATH
     rng = generator(table, candidates, runs, patients)
-    selection_runs, sd = (SELECTION_RUNS if fresh else runs), scenario.run_sds[0]
+    choosing, sd = (SELECTION_RUNS if fresh else runs), scenario.run_sds[0]
     wrong = 0
     for count in in_chunks(cohorts, max(1, CHUNK // ((candidates + 1) * runs * patients))):
         # Place 0 is the baseline's.
-        effects = rng.normal(0, sd, (count, candidates + 1, selection_runs))  # of runs, in all patients
+        effects = rng.normal(0, sd, (count, candidates + 1, choosing))  # of runs, in all patients
         development = effects.mean(axis=2) + rng.normal(
             0,
-            np.sqrt((scenario.interaction_sd**2 + scenario.residual_sd**2 / selection_runs) / DEVELOPMENT_PATIENTS),
+            np.sqrt((scenario.interaction_sd**2 + scenario.residual_sd**2 / choosing) / DEVELOPMENT_PATIENTS),
             (count, candidates + 1),
         )
         champion = development.argmax(axis=1)
@@ -142,12 +155,14 @@ def _path(table: str, fresh: bool, candidates: int, runs: int, patients: int, co
             scores = np.stack(draw(scenario, count, runs, patients, rng))
         else:
             chosen = np.where(champion == 0, 1, champion)  # the former rule: the champion is never the baseline
-            steady = Scenario(run_sds=(0.0, 0.0))
+            steady = replace(scenario, run_sds=(0.0, 0.0))
             scores = np.stack(draw(steady, count, runs, patients, rng))
             scores[0] += effects[:, 0, :, None]
             scores[1] += np.take_along_axis(effects, chosen[:, None, None], axis=1)[:, 0, :, None]
         judged = champion > 0 if fresh else np.ones(count, bool)
-        wrong += wrong_claims(estimate(scores[0][judged], scores[1][judged])) if judged.any() else 0
+        wrong += (
+            wrong_claims(estimate(scores[0][judged], scores[1][judged], scenario.folds_of(runs))) if judged.any() else 0
+        )
     return Row(
         table, "a", scenario.shape, str(runs), patients, cohorts, wrong, None, f"{sd:g}", f"{scenario.fold_sd:g}",
         str(candidates),
@@ -177,8 +192,3 @@ def wrong_models(differences: np.ndarray, seed: int) -> int:
     low, high = interval(differences, seed, RESAMPLES)
     p = sign_flip(differences, seed, RESAMPLES)
     return int(((p < ALPHA) & ((low > 0) | (high < 0))).sum())
-
-
-def symmetric(rows: list[Row]) -> list[Row]:
-    """Return the rows whose scores are symmetric."""
-    return [row for row in rows if row.scores == SYMMETRIC]

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, optimize, special, stats
+from scipy import optimize, special, stats
 
 from wmlsearch.runs.evaluation import ConfigurationClaim
-from wmlsearch.verdict.configuration_claim import estimate
-from wmlsearch.verdict.power import Spread, detectable, detectable_difference
+from wmlsearch.verdict.configuration_claim import estimate, folds_are_block
+from wmlsearch.verdict.power import Spread, detectable
 
 
 def test_two_runs_and_two_patients_by_hand() -> None:
@@ -50,6 +50,27 @@ def test_patients_that_all_differ_alike_leave_welchs_test() -> None:
     assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()), rel=1e-5)
 
 
+def test_folds_with_two_runs_of_each_are_a_block() -> None:
+    """By hand: two folds, two runs of each configuration in both, patients that do not differ."""
+    baseline, champion = np.array([0.50, 0.52, 0.70, 0.74]), np.array([0.55, 0.61, 0.73, 0.83])
+    folds, patients = [0, 0, 1, 1], np.linspace(0, 0.3, 7)
+    # Means 0.615 and 0.68; of folds over both sides, as deviations: 0.545 - 0.6475 = -0.1025 and +0.1025.
+    # Deviations: baseline -0.0125, 0.0075, -0.0175, 0.0225; champion -0.0275, 0.0325, -0.0525, 0.0475.
+    # Squares: 0.001025 and 0.006825; sum 0.00785 with 2 x 4 - 2 - 1 = 5 degrees of freedom: mean 0.00157.
+    it = estimate(baseline[:, None] + patients, champion[:, None] + patients, folds)
+    assert it.difference == pytest.approx(0.065)
+    assert it.se == pytest.approx(math.sqrt(2 * 0.00157 / 4))
+    assert it.df == pytest.approx(5 * 0.00785**2 / (2 * (0.001025**2 + 0.006825**2)), rel=1e-5)
+    one_fold = estimate(baseline[:, None] + patients, champion[:, None] + patients)
+    assert it.se < 0.5 * one_fold.se
+    # With a single run in one of the folds they stay in.
+    assert [folds_are_block(folds) for folds in ([0, 0, 1, 1], [0, 0, 1], [0, 1, 2, 3, 4], [0, 0, 0])] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    three = baseline[:3, None] + patients, champion[:3, None] + patients
+    assert estimate(*three, folds[:3]).se == estimate(*three).se
+
+
 def test_the_variance_is_not_below_its_largest_part() -> None:
     # Residuals of +-0.1, mean square 4 x 0.01 / 1 in one configuration, 0 in the other: 2 x 0.02 / 4 = 0.01. Means of
     # runs 0.52 and 0.50: variance 0.0002, of runs 0.0001. Differences of patients do not vary.
@@ -81,28 +102,28 @@ def test_swapped_configurations_have_the_opposite_difference() -> None:
     assert (one.difference, one.low, one.p) == pytest.approx((-other.difference, -other.high, other.p))
 
 
-def test_the_detectable_difference_of_many_degrees_of_freedom_is_that_of_the_normal_distribution() -> None:
-    # z(0.975) + z(0.8) = 1.959964 + 0.841621
-    assert detectable_difference(0.01, 1e6) == pytest.approx(0.02801585, rel=1e-4)
+def test_the_detectable_difference_of_many_runs_and_patients_is_that_of_the_normal_distribution() -> None:
+    # z(0.975) + z(0.8) = 1.959964 + 0.841621, times sqrt(2 x 0.03^2 / 2000 + 0.04^2 / 2000)
+    assert detectable(0.03, 0.04, 0, 2000, 2000) == pytest.approx(2.801585 * math.sqrt(0.0034 / 2000), rel=2e-3)
 
 
-def test_the_detectable_difference_of_few_degrees_of_freedom_by_integration() -> None:
-    """t = (ratio + z) / sqrt(w / df), with w ~ chi square (df), z ~ normal: how often it is above its quantile."""
-    df, ratio = 4.0, detectable_difference(1.0, 4.0)
-    critical = stats.t.ppf(0.975, df)
-    power, _ = integrate.quad(
-        lambda w: stats.chi2.pdf(w, df) * stats.norm.cdf(ratio - critical * math.sqrt(w / df)), 0, 200
-    )
-    assert power == pytest.approx(0.8, abs=1e-6)
+def test_the_detectable_difference_of_patients_alone_is_that_of_a_t_test() -> None:
+    """No spread between runs: a t test with 8 degrees of freedom, whose power the noncentral t distribution gives."""
+    ratio = detectable(0, 0.04, 0, 5, 9) / (0.04 / 3)
+    assert stats.nct.sf(stats.t.ppf(0.975, 8), 8, ratio) == pytest.approx(0.8, abs=2e-3)
 
 
-def test_the_detectable_difference_is_found_in_four_of_five_cohorts() -> None:
-    rng, spread = np.random.default_rng(4), Spread(run=0.03, patient=0.04, residual=0.05)
-    shift = detectable(spread.run, spread.patient, spread.residual, runs=5, patients=9)
+@pytest.mark.parametrize("runs", [2, 3, 5])
+@pytest.mark.parametrize("spread", [Spread(0.03, 0.04, 0.05), Spread(0.07, 0.0, 0.05), Spread(0.0, 0.04, 0.03)])
+def test_the_detectable_difference_is_found_in_four_of_five_cohorts(runs: int, spread: Spread) -> None:
+    rng = np.random.default_rng(4)
+    shift = detectable(spread.run, spread.patient, spread.residual, runs, patients=9)
     patient = rng.normal(0, 0.15, (1, 4000, 1, 9)) + rng.normal(0, spread.patient / math.sqrt(2), (2, 4000, 1, 9))
-    scores = patient + rng.normal(0, spread.run, (2, 4000, 5, 1)) + rng.normal(0, spread.residual, (2, 4000, 5, 9))
+    scores = (
+        patient + rng.normal(0, spread.run, (2, 4000, runs, 1)) + rng.normal(0, spread.residual, (2, 4000, runs, 9))
+    )
     it = estimate(scores[0], scores[1] + shift)
-    assert np.mean((it.p < 0.05) & (it.low > 0)) == pytest.approx(0.8, abs=0.03)
+    assert np.mean((it.p < 0.05) & (it.low > 0)) == pytest.approx(0.8, abs=0.02)
 
 
 def test_more_runs_and_more_patients_find_smaller_differences() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ from PIL import Image
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import LEDGER, SEALED, Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -187,6 +189,33 @@ def test_volumes_are_scored_as_predicted_through_files(search: SearchDir, data: 
     assert sum(row.tp for row in rows) > 0
 
 
+def test_a_network_that_finds_nothing_is_as_far_off_as_the_head_is_wide(search: SearchDir, data: Path) -> None:
+    """The diagonal of the head's box, by what `prepare` measures in the volume before anything is resampled."""
+    network = replace(load_exported(search.model(CHAMPION).export).members[0], threshold=1 - 1e-7)
+    scores = evaluate({"model": [network]}, data, BY)[0].models["model"].members[0]
+    sick = [row for row in scores.scope(VOLUMES).rows if row.has_lesions]
+    assert sick
+    assert {(row.tp + row.fp, row.dice, row.precision, row.lesion_f1) for row in sick} == {(0, 0, 0, 0)}
+    sealed = Manifest.read(data / SEALED)
+    for row, volume in zip(scores.scope(VOLUMES).rows, open_sealed_test(data, BY).volumes(), strict=True):
+        if not row.has_lesions:
+            continue
+        axis = sealed.volumes[0].axis
+        facts, _ = examine(volume.source, axis)
+        assert facts is not None
+        assert facts.picture_mm is not None
+        assert facts.voxel_mm is not None
+        top, left, bottom, right = facts.box
+        depth = np.ptp(np.flatnonzero(facts.head)) + 1
+        edges = ((bottom - top) * facts.picture_mm[0], (right - left) * facts.picture_mm[1])
+        thickness = facts.voxel_mm[sealed.volumes[0].input_axis(axis or 0)]
+        assert row.hd95_mm == pytest.approx(np.linalg.norm([*edges, depth * thickness]), rel=0.05)
+    pictures = [row for row in scores.scope(SLICES).rows if row.has_lesions]
+    assert {row.hd95_px for row in pictures} == {
+        row.hd95_px for row in pictures if 0 < (row.hd95_px or 0) <= 32 * 2**0.5
+    }
+
+
 def test_kept_slices_are_the_papers_scope(search: SearchDir, raw: Path, tmp_path: Path) -> None:
     data = tmp_path / "annotated"  # where not all are kept
     prepare(raw, data, PrepareOptions(size=32, fit="resize", keep="lesion", jobs=1))
@@ -350,6 +379,22 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     kept = search.model(CHAMPION).evaluation_metrics()
     assert kept is not None
     assert kept.metrics["test_dice"] == pytest.approx(primary.champion)
+    healthy = {unit for unit in rows if unit not in sick}
+    assert kept.metrics.get("test_lesion_free_patients", 0) == len(healthy)
+    if healthy:
+        rows_of_healthy = [
+            row
+            for member in found.models[CHAMPION].members
+            for row in member.scope(VOLUMES).units
+            if row.unit in healthy
+        ]
+        assert kept.metrics["test_lesion_free_ml"] == pytest.approx(np.mean([row.volume_ml for row in rows_of_healthy]))
+        assert kept.metrics["test_lesion_free_lesions"] == np.mean([row.lesions_false for row in rows_of_healthy])
+    ensemble = found.models[CHAMPION].ensemble
+    assert ensemble is not None
+    assert kept.metrics["test_dice_ensemble"] == pytest.approx(
+        np.mean([row.dice for row in ensemble.scope(VOLUMES).units if row.has_lesions])
+    )
     dices = [member.scope(VOLUMES).pooled.dice or 0.0 for member in found.models[CHAMPION].members]
     assert kept.metrics["test_volumes_dice"] == pytest.approx(np.mean(dices))
     assert say("evaluate", "s", "--out", search.path.parent).exit_code == 0

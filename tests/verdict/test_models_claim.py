@@ -49,32 +49,40 @@ def test_a_true_difference_is_mostly_found_and_seldom_in_few_patients() -> None:
     assert 0 < few.count("better") < 100
 
 
-def test_the_interval_is_a_bootstrap_over_patients() -> None:
-    baseline, champion = cohort(np.random.default_rng(3), 30, 0.05)
+def test_the_interval_is_a_bootstrap_t_over_patients() -> None:
+    """Agrees with one that draws patient by patient, and for many patients with that of the t test."""
+    baseline, champion = cohort(np.random.default_rng(3), 12, 0.05)
     differences = champion - baseline
+    rng, drawn = np.random.default_rng(6), []
+    for _ in range(20_000):
+        sample = rng.choice(differences, 12)
+        drawn.append((sample.mean() - differences.mean()) / stats.sem(sample))
+    lowest, highest = np.quantile(drawn, [0.025, 0.975])
+    error = stats.sem(differences)
     ours = paired(baseline, champion, seed=0)
-    width = 2 * stats.sem(differences) * stats.t.ppf(0.975, 29)
-    for method in ("percentile", "BCa"):
-        theirs = stats.bootstrap((differences,), np.mean, method=method, rng=5).confidence_interval
-        assert (ours.low, ours.high) == pytest.approx(theirs, abs=0.06 * width)
-    tail = stats.norm.cdf(math.sqrt(30 / 29) * stats.t.ppf(0.025, 29))
-    drawn = differences[np.random.default_rng(6).integers(0, 30, (20000, 30))].mean(axis=1)
-    assert (ours.low, ours.high) == pytest.approx(np.quantile(drawn, [tail, 1 - tail]), abs=0.03 * width)
+    by_hand = differences.mean() - highest * error, differences.mean() - lowest * error
+    assert (ours.low, ours.high) == pytest.approx(by_hand, abs=0.2 * error)
+    baseline, champion = cohort(np.random.default_rng(4), 400, 0.05)
+    ours, known = paired(baseline, champion, seed=0), stats.ttest_rel(champion, baseline).confidence_interval()
+    assert (ours.low, ours.high) == pytest.approx(tuple(known), abs=0.1 * stats.sem(champion - baseline))
 
 
 def test_the_interval_of_six_patients_holds_the_truth() -> None:
     rng = np.random.default_rng(4)
-    held = plain = 0
-    for seed in range(400):
-        baseline, champion = cohort(rng, 6, 0.05)
-        it = paired(baseline, champion, seed, resamples=999)
-        held += float(it.low or 0) <= 0.05 <= float(it.high or 0)
-        low, high = stats.bootstrap(
-            (champion - baseline,), np.mean, n_resamples=999, method="percentile", rng=seed
-        ).confidence_interval
-        plain += low <= 0.05 <= high
-    assert held > 0.91 * 400
-    assert plain < 0.9 * 400
+    differences = rng.normal(0.05, 0.08, (2000, 6))
+    low, high = interval(differences, seed=0, resamples=999)
+    assert np.mean((low <= 0.05) & (high >= 0.05)) > 0.93
+    skewed = 0.05 + 0.08 * (1 - rng.exponential(1, (2000, 6)))
+    low, high = interval(skewed, seed=0, resamples=999)
+    assert np.mean((low <= 0.05) & (high >= 0.05)) > 0.92
+
+
+def test_mostly_equal_differences_leave_every_difference_possible() -> None:
+    """Most resamples hold equal differences only, so their mean has no standard error."""
+    it = paired([0.5] * 7, [0.5] * 6 + [0.6], seed=0)
+    assert it.difference == pytest.approx(0.1 / 7)
+    assert (it.high, it.low) == (1, pytest.approx(0, abs=0.02))
+    assert outcome(it) == "not shown"
 
 
 def test_p_counts_all_flips_of_signs() -> None:

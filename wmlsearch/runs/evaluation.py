@@ -192,6 +192,7 @@ class ConfigurationClaim(Record):
     runs: int  # of each configuration
     runs_left_out: int = 0  # of both together: runs of a fold of which the other configuration has fewer
     folds: int = 1  # different folds among the runs
+    folds_as_block: bool = False  # whether the differences between folds are taken out of the spread between runs
     patients: int  # with lesions
     patients_left_out: int = 0  # without lesions
     baseline: float | None  # mean Dice over runs and patients

@@ -20,10 +20,10 @@ from wmlsearch.runs.evaluation import (
     Scope,
     Verdict,
 )
-from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate
+from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate, folds_are_block
 from wmlsearch.verdict.judged_runs import JudgedRuns, judged_runs
 from wmlsearch.verdict.models_claim import paired
-from wmlsearch.verdict.power import detectable_difference
+from wmlsearch.verdict.power import detectable
 from wmlsearch.verdict.statistics import (
     MIN_PATIENTS,
     MIN_RUNS,
@@ -117,12 +117,13 @@ def _configuration_claim(
 ) -> ConfigurationClaim:
     baseline, champion = runs.scores(evaluation, PRIMARY, runs.patients)
     means = [_mean(baseline), _mean(champion)]
-    crossed = _crossed(baseline, champion)
+    crossed = _crossed(baseline, champion, runs.folds)
     too_few = (
         TOO_FEW_PATIENTS if len(runs.patients) < MIN_PATIENTS else TOO_FEW_RUNS if len(baseline) < MIN_RUNS else ""
     )
     low, high, p, df = _finite(crossed, "low", "high", "p", "df")
     se = float(crossed.se) if crossed else None
+    sds = _finite(crossed, "run_sd", "patient_sd", "residual_sd")
     claim = ConfigurationClaim(
         outcome=too_few or outcome(low, high, p),
         sentence="",
@@ -130,6 +131,7 @@ def _configuration_claim(
         runs=len(baseline),
         runs_left_out=runs.runs_left_out,
         folds=len(set(runs.folds)),
+        folds_as_block=folds_are_block(runs.folds),
         patients=len(runs.patients),
         patients_left_out=len(runs.lesion_free),
         baseline=means[0],
@@ -140,13 +142,19 @@ def _configuration_claim(
         low=low,
         high=high,
         p=p,
-        run_sd=float(crossed.run_sd) if crossed else None,
-        patient_sd=float(crossed.patient_sd) if crossed else None,
-        residual_sd=float(crossed.residual_sd) if crossed else None,
-        detectable=detectable_difference(se, df) if se is not None and df is not None else None,
+        run_sd=sds[0],
+        patient_sd=sds[1],
+        residual_sd=sds[2],
+        detectable=_detectable(sds, runs) if df is not None else None,
     )
     sentence = configuration_sentence(claim, champion_name, evaluation.data.optimistic, budget_note)
     return claim.model_copy(update={"sentence": sentence})
+
+
+def _detectable(sds: Sequence[float | None], runs: JudgedRuns) -> float:
+    run_sd, patient_sd, residual_sd = (sd or 0.0 for sd in sds)
+    blocks = len(set(runs.folds)) if folds_are_block(runs.folds) else 1
+    return detectable(run_sd, patient_sd, residual_sd, len(runs.folds), len(runs.patients), blocks=blocks)
 
 
 def _models_claim(
@@ -192,7 +200,7 @@ def _endpoint(
     defined = np.isfinite(baseline).all(axis=0) & np.isfinite(champion).all(axis=0)
     baseline, champion = baseline[:, defined], champion[:, defined]
     means = [_mean(baseline), _mean(champion)]
-    low, high, p = _finite(_crossed(baseline, champion) if may_claim else None, "low", "high", "p")
+    low, high, p = _finite(_crossed(baseline, champion, runs.folds) if may_claim else None, "low", "high", "p")
     return EndpointComparison(
         metric=metric,
         pairs=int(defined.sum()),
@@ -211,10 +219,10 @@ def _corrected(endpoints: Sequence[EndpointComparison]) -> list[EndpointComparis
     return [endpoint.model_copy(update={"p_holm": p}) for endpoint, p in zip(endpoints, corrected, strict=True)]
 
 
-def _crossed(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate | None:
+def _crossed(baseline: np.ndarray, champion: np.ndarray, folds: Sequence[int]) -> CrossedEstimate | None:
     """Return the estimate for scores (runs, patients), None where there are too few for a claim."""
     runs, patients = baseline.shape
-    return estimate(baseline, champion) if runs >= MIN_RUNS and patients >= MIN_PATIENTS else None
+    return estimate(baseline, champion, folds) if runs >= MIN_RUNS and patients >= MIN_PATIENTS else None
 
 
 def _finite(crossed: CrossedEstimate | None, *names: str) -> list[float | None]:

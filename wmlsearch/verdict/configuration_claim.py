@@ -14,12 +14,16 @@ freedom for the sum are too many with few runs: where two runs are close to each
 patients' instead. With two runs and 50 patients they made 6 % false claims about simulated equal configurations, and
 10 % where one of the two is less steady.
 
-Run r of both configurations validates on the same fold. What folds have in common cancels in the difference, but stays
-in the variance: with one run for each fold, taking it out would halve the degrees of freedom.
+Run r of both configurations validates on the same fold, so what folds have in common cancels in the difference. It is
+taken out of the spread between runs (folds are a block) where each fold has at least two runs of each configuration.
+With fewer it stays in, which is cautious: taking it out would halve the degrees of freedom. The rule goes by the design
+alone; one that looked at the spread between folds would make too many false claims.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -46,12 +50,18 @@ class CrossedEstimate:
     residual_sd: np.ndarray  # between runs in one patient, beside `run_sd`
 
 
-def estimate(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate:
+def folds_are_block(folds: Sequence[int]) -> bool:
+    """Return whether the fold of each run, the same for both configurations, is taken out of the spread of runs."""
+    return len(set(folds)) > 1 and min(Counter(folds).values()) > 1
+
+
+def estimate(baseline: np.ndarray, champion: np.ndarray, folds: Sequence[int] | None = None) -> CrossedEstimate:
     """Return the difference between two configurations with its standard error, interval and test.
 
     Args:
         baseline: (..., runs, patients), scores of one cohort or of many; at least 2 runs and 2 patients.
         champion: the same shape.
+        folds: of each run, the same for both. None: all runs belong to one.
 
     The variance is not below its largest part: the estimate of the residual can be too large by chance.
     """
@@ -63,22 +73,25 @@ def estimate(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate:
     residuals = scores - run_means[..., None] - patient_means[..., None, :] + scores.mean(axis=(-2, -1), keepdims=True)
     residual = (residuals**2).sum(axis=(-2, -1)).mean(axis=0) / ((runs - 1) * (patients - 1))
 
-    each_of_runs = run_means.var(axis=-1, ddof=1) / runs  # (2, ...)
-    of_runs, of_patients = each_of_runs.sum(axis=0), differences.var(axis=-1, ddof=1) / patients
+    deviations, df = _deviations_of_runs(run_means, folds or [0] * runs)
+    squares = (deviations**2).sum(axis=-1)  # (2, ...), of each configuration
+    of_runs = 2 * squares.sum(axis=0) / df / runs
+    of_patients = differences.var(axis=-1, ddof=1) / patients
     of_residual = 2 * residual / (runs * patients)
     variance = np.maximum(of_runs + of_patients - of_residual, np.maximum(of_runs, of_patients))
     variance = np.where(variance > (ROUNDING * np.abs(scores).max(axis=(0, -2, -1))) ** 2, variance, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        df_of_runs = of_runs**2 / ((each_of_runs**2).sum(axis=0) / (runs - 1))
-        df_of_runs = np.where(of_runs > 0, df_of_runs, runs - 1)
-        df = np.where(variance > 0, weighted_df(of_runs, df_of_runs, of_patients, patients - 1), np.nan)
+        # Welch's: all of them where both configurations vary alike, half where one does not vary.
+        df_of_runs = df * squares.sum(axis=0) ** 2 / (2 * (squares**2).sum(axis=0))
+        df_of_runs = np.where(of_runs > 0, df_of_runs, df / 2)
+        df_of_t = np.where(variance > 0, _weighted_df(of_runs, df_of_runs, of_patients, patients - 1), np.nan)
         se = np.sqrt(variance)
-        half = stats.t.ppf(1 - ALPHA / 2, df) * se
-        p = 2 * stats.t.sf(np.abs(difference) / se, df)
+        half = stats.t.ppf(1 - ALPHA / 2, df_of_t) * se
+        p = 2 * stats.t.sf(np.abs(difference) / se, df_of_t)
     return CrossedEstimate(
         difference=difference,
         se=se,
-        df=df,
+        df=df_of_t,
         low=difference - half,
         high=difference + half,
         p=p,
@@ -88,15 +101,33 @@ def estimate(baseline: np.ndarray, champion: np.ndarray) -> CrossedEstimate:
     )
 
 
-def weighted_df(
-    of_runs: np.ndarray | float, df_of_runs: np.ndarray | float, of_patients: np.ndarray | float, df_of_patients: float
+def _deviations_of_runs(run_means: np.ndarray, folds: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Return how far each run is from what its configuration, and its fold where that counts, have in common.
+
+    Also their degrees of freedom, of both configurations together.
+
+    Args:
+        run_means: (2, ..., runs), the mean of each run over patients.
+    """
+    deviations = run_means - run_means.mean(axis=-1, keepdims=True)
+    df = 2 * (len(folds) - 1)
+    if folds_are_block(folds):
+        for fold in set(folds):
+            place = np.flatnonzero(np.asarray(folds) == fold)
+            deviations[..., place] -= deviations[..., place].mean(axis=-1, keepdims=True).mean(axis=0)
+        df -= len(set(folds)) - 1
+    return deviations, df
+
+
+def _weighted_df(
+    of_runs: np.ndarray, df_of_runs: np.ndarray, of_patients: np.ndarray, df_of_patients: int
 ) -> np.ndarray:
     """Return the degrees of freedom whose quantile of t is the mean of the quantiles of both parts, by their variances.
 
     NaN where both variances are 0.
     """
     quantiles = [stats.t.ppf(1 - ALPHA / 2, df) for df in (df_of_runs, df_of_patients)]
-    quantile = (of_runs * quantiles[0] + of_patients * quantiles[1]) / (np.asarray(of_runs) + of_patients)
+    quantile = (of_runs * quantiles[0] + of_patients * quantiles[1]) / (of_runs + of_patients)
     inverse_dfs, known_quantiles = _quantiles()
     return 1 / np.interp(quantile, known_quantiles, inverse_dfs)
 

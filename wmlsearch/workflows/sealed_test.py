@@ -48,9 +48,13 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
 
 
 def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
-    """Return a model's test scores as metrics of an MLflow run: mean over seeds, and `_sd` where there are several."""
+    """Return a model's test scores as metrics of an MLflow run: mean over runs, and `_sd` where there are several.
+
+    `test_dice` and `test_dice_ensemble` are means over the patients with lesions; `test_lesion_free_` is what is found
+    in one of the others, as a mean.
+    """
     metrics: dict[str, float] = {}
-    members = evaluation.models[role].members
+    members, ensemble = evaluation.models[role].members, evaluation.models[role].ensemble
     for scope, short in ((VOLUMES, "volumes"), (SLICES, "slices")):
         if scope not in members[0].scopes:
             continue
@@ -65,6 +69,17 @@ def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
     means = [value for value in unit_means(evaluation, role, "dice").values() if value is not None]
     if means:
         metrics[TEST] = statistics.fmean(means)
+    units = [unit for member in members for unit in member.scope(evaluation.scope).units]
+    lesion_free = [unit for unit in units if not unit.has_lesions]
+    if lesion_free and evaluation.unit == "patients":
+        metrics["test_lesion_free_patients"] = len({unit.unit for unit in lesion_free})
+        metrics["test_lesion_free_lesions"] = statistics.fmean(unit.lesions_false for unit in lesion_free)
+        volumes = [unit.volume_ml for unit in lesion_free if unit.volume_ml is not None]
+        if volumes:
+            metrics["test_lesion_free_ml"] = statistics.fmean(volumes)
+    dices = [unit.dice for unit in ensemble.scope(evaluation.scope).units] if ensemble else []
+    if defined := [dice for dice in dices if dice is not None]:
+        metrics[f"{TEST}_ensemble"] = statistics.fmean(defined)
     return metrics
 
 
