@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks.search_quality.replay import MEASURE
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.search.distributions import suggest_value
@@ -55,7 +56,7 @@ class Ours:
 class RayWithOptuna:
     """Ray Tune's OptunaSearch and ASHAScheduler with their defaults, called as Tune calls them."""
 
-    signal = "val_dice_best"
+    signal = MEASURE
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -93,7 +94,7 @@ class RayWithOptuna:
 class OptunaAlone:
     """Optuna's default sampler with its HyperbandPruner."""
 
-    signal = "val_dice_best"
+    signal = MEASURE
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -126,7 +127,7 @@ class OptunaAlone:
 class RandomSearch:
     """Random configurations, each trained to its end."""
 
-    signal = "val_dice_best"
+    signal = MEASURE
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int) -> None:
         self.space, self.rng = space, np.random.default_rng(seed)

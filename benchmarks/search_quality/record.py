@@ -48,8 +48,8 @@ HERE = Path(__file__).parent
 SEED = 0  # of the phantom, the draws and every training
 METRICS = (
     "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy", "val_dice_best",
-    "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "val_patients_empty",
-    "epoch_learning_rate", "images_per_s", "epoch_s", "peak_memory_mb",
+    "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients", "val_dice_patients_best",
+    "val_threshold_patients", "val_patients_empty", "epoch_learning_rate", "images_per_s", "epoch_s", "peak_memory_mb",
 )  # fmt: skip
 
 
@@ -161,10 +161,10 @@ def record(
         for count, rows in enumerate(_trained(one, due, jobs), 1):
             table.append(rows)
             left_s = (time.monotonic() - start_training) / count * (len(numbers) - count)
-            scores = [float(row["val_dice_best"] or 0) for row in rows if "val_dice_best" in row]
+            scores = [float(row["val_dice_patients_best"] or 0) for row in rows if "val_dice_patients_best" in row]
             tell(
                 f"configuration {rows[0]['number']} {rows[-1]['ended']}: "
-                f"val_dice_best {scores[-1] if scores else 0:.3f} (highest {max(scores, default=0):.3f}), "
+                f"val_dice_patients_best {scores[-1] if scores else 0:.3f} (highest {max(scores, default=0):.3f}), "
                 f"{sum(row.get('epoch_s', 0) for row in rows):.0f} s; "
                 f"{until - len(numbers) + count} of {until} recorded, {left_s / 60:.0f} min left"
             )

@@ -16,7 +16,7 @@ import numpy as np
 from wmlsearch.space import Choices, SearchSpace
 
 WORKERS = 4  # trials at once
-MEASURE = "val_dice_best"  # rates the result of a search, whatever signal it optimises
+MEASURE = "val_dice_patients_best"  # rates the result of a search, whatever signal it optimises
 
 
 @dataclass(frozen=True)

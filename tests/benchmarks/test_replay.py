@@ -22,7 +22,10 @@ SPACE = SearchSpace.from_mapping(
         "plateau_patience": {"low": 2, "high": 10, "when": {"schedule": "plateau"}},
     }
 )
-METRICS = ("val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice", "val_loss")
+METRICS = (
+    "val_dice_patients_best", "val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice",
+    "val_loss",
+)  # fmt: skip
 EPOCHS, CONFIGURATIONS = 9, 24
 
 
