@@ -29,8 +29,8 @@ WITHIN = 0.01  # Dice
 MAX_EPOCHS = 1500  # a search is given up after this number of epochs
 RESAMPLES = 10_000
 SIGNALS = (
-    "val_dice_patients_best", "val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice",
-    "val_loss",
+    "val_dice_patients_best", "val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients",
+    "val_dice", "val_loss",
 )  # fmt: skip
 OURS = "wmlsearch"
 STOCK = "Ray OptunaSearch + ASHAScheduler"

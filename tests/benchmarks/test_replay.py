@@ -23,8 +23,8 @@ SPACE = SearchSpace.from_mapping(
     }
 )
 METRICS = (
-    "val_dice_patients_best", "val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice",
-    "val_loss",
+    "val_dice_patients_best", "val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients",
+    "val_dice", "val_loss",
 )  # fmt: skip
 EPOCHS, CONFIGURATIONS = 9, 24
 
