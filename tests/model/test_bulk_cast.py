@@ -19,9 +19,9 @@ from wmlsearch.model.training import Trainer
 from wmlsearch.model.unet import UNet
 
 
-def unet(norm: str = "batch") -> UNet:
+def unet(**changes: Any) -> UNet:
     torch.manual_seed(0)
-    made = UNet(depth=2, base_channels=8, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+    made = UNet(depth=2, base_channels=8, dropout=0.0, **changes)
     return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack memory_format
 
 
@@ -49,9 +49,17 @@ def step(network: UNet, at_once: bool) -> tuple[Tensor, list[Tensor | None], Wat
     return logits, [parameter.grad for parameter in network.parameters()], watched
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_logits_gradients_and_statistics_equal_autocast(norm: str) -> None:
-    one, other = unet(norm), unet(norm)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm": "batch"},
+        {"norm": "instance"},
+        {"up_kernel": 3, "norm_momentum": 0.01, "norm_epsilon": 1e-3, "head_init": "glorot"},
+    ],
+    ids=["batch", "instance", "as Keras"],
+)
+def test_logits_gradients_and_statistics_equal_autocast(changes: dict[str, Any]) -> None:
+    one, other = unet(**changes), unet(**changes)
     logits, gradients, _ = step(one, at_once=True)
     wanted, wanted_gradients, _ = step(other, at_once=False)
     assert torch.equal(logits, wanted)
