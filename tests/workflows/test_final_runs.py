@@ -252,6 +252,30 @@ def test_one_judgement_run_is_a_single_network(data: Path, tmp_path: Path, monke
     assert evaluation.models[CHAMPION].ensemble is None
 
 
+def test_the_verdict_says_which_runs_the_limit_on_epochs_has_ended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = Ending(tmp_path / "s", data, {2: 0.6}, final_runs=2, confirm_seeds=1)
+    ending.go_on(better, monkeypatch)
+    for run in ending.search.finals():
+        if run.name in ("paper-run0", "paper-run1", "trial-0002-run1"):
+            losses, end = [0.9, 0.8], "completed"  # the lowest loss is the last one
+        else:
+            losses, end = [0.8] + [0.9] * 10, "early_stopped"
+        ends = [None] * (len(losses) - 1) + [end]
+        run.reconcile(
+            [
+                replace(row(0.5), epoch=epoch, ended=ended, metrics={**row(0.5).metrics, "val_loss": loss})
+                for epoch, (loss, ended) in enumerate(zip(losses, ends, strict=True), start=1)
+            ]
+        )
+    note = "The limit of 2 epochs ended 2 of the baseline's 2 runs and 1 of the champion's 2 runs"
+    assert sealed_test.budget_note(ending.search) == f"{note} that could still improve."
+    evaluation = sealed_test.evaluate_search(ending.search, ending.plan.settings, data, lambda *_: None)
+    assert evaluation.verdict is not None
+    assert evaluation.verdict.budget_note == f"{note} that could still improve."
+
+
 def test_a_failed_selection_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best candidate fails in one run, so the next one is the champion. A resumed search tries the run again."""
     ending = Ending(tmp_path / "s", data, {1: 0.6, 2: 0.7})

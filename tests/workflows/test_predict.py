@@ -148,7 +148,7 @@ def test_the_ensemble_has_rows_of_its_own(say: Say, flairs: Path, searched: Sear
     for row, mask in ((single, predict(models[:1], source, 0.4).mask), (ensemble, wanted.mask)):
         assert row["volume_ml"] == f"{mask.sum() * cubic / 1000:.4f}"
     assert refused(say("predict", searched.trial(0).path, flairs, "--out", "f", "--ensemble")) == (
-        "--ensemble: needs a model of several seeds, but there is only trial-0000; name a search that has a champion, "
+        "--ensemble: needs a model of several networks, but there is only trial-0000; name a search that has a champion, "
         "or an export of one, or leave --ensemble out"
     )
 
@@ -273,7 +273,7 @@ def test_what_a_model_may_be(say: Say, searched: SearchDir, flairs: Path, tmp_pa
     result = say("export", "s", "model")
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        f"model: 2 seeds, the first is {seeds[0]}; next: wmlsearch predict model IMAGE --out predicted\n"
+        f"model: 2 networks, the first is {seeds[0]}; next: wmlsearch predict model IMAGE --out predicted\n"
     )
     assert names("model") == seeds
     client = connect(default_uri(tmp_path))

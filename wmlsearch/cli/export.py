@@ -18,7 +18,7 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
     """Write the model of RUN into the folder OUT: weights as safetensors, and configuration, threshold and
     preprocessing as JSON.
 
-    RUN is a search (its champion with all seeds), a run, or anything else that `wmlsearch predict` takes as MODEL.
+    RUN is a search (its champion with all networks), a run, or anything else that `wmlsearch predict` takes as MODEL.
 
     Example: wmlsearch export search-20261123-201512 model
     """
@@ -28,5 +28,6 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
     model = find_model(run, runs, options.uri_of(runs, mlflow_uri))
     export_model(model.members, out, model.ensemble_threshold)
     first = model.members[0].name
-    seeds = f"{len(model.members)} seeds, the first is {first}" if len(model.members) > 1 else f"the model is {first}"
-    options.say(f"{out}: {seeds}; next: wmlsearch predict {out} IMAGE --out predicted")
+    count = len(model.members)
+    networks = f"{count} networks, the first is {first}" if count > 1 else f"the model is {first}"
+    options.say(f"{out}: {networks}; next: wmlsearch predict {out} IMAGE --out predicted")

@@ -14,7 +14,7 @@ from wmlsearch.cli import options
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--threshold", type=float, help="Lowest probability of a lesion pixel.  [default: the model's]")
-@click.option("--ensemble", is_flag=True, help="Average all seeds of the model; the table lists both results.")
+@click.option("--ensemble", is_flag=True, help="Average all networks of the model; the table lists both results.")
 @options.runs
 @options.model_uri
 def predict(

@@ -7,13 +7,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.forecast.measurement import Measurement, TimedConfiguration
+from wmlsearch.forecast.measurement import EpochImages, Measurement, TimedConfiguration
 from wmlsearch.forecast.workload import SAMPLES, multiply_adds
 from wmlsearch.runs.names import PAPER
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
@@ -124,27 +124,40 @@ class _ExpectedTimes:
 
 
 def _expected_times(settings: RunSettings, final_slots: Slots, measurement: Measurement) -> _ExpectedTimes:
-    epoch_s = _mean_epoch_s(measurement)
     baseline = measurement.configuration(PAPER).throughput
-    baseline_s = settings.epochs * (
-        baseline.train_s * measurement.train_images + baseline.val_s * measurement.val_images
-    )
+    paper, mean = _ImageTimes(baseline.train_s, baseline.val_s), _mean_image_times(measurement)
+    of_trials = measurement.images[0]
+    baseline_s, epoch_s = settings.epochs * paper.epoch_s(of_trials), mean.epoch_s(of_trials)
     if not settings.baseline:
         return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s)
+
+    def runs_s(times: _ImageTimes, count: int) -> list[float]:
+        """Return the seconds of `count` runs with all epochs, run k with fold k for validation."""
+        images = measurement.images
+        return [settings.epochs * times.epoch_s(images[number % len(images)]) for number in range(count)]
+
     # The best configurations are assumed to be like the mean of the space.
-    other_s = settings.epochs * epoch_s if settings.confirm_top else 0.0
-    selection_s = (
-        settings.confirm_seeds * (baseline_s + settings.confirm_top * other_s) if settings.confirm_top else 0.0
-    )
-    stages = (selection_s, settings.final_runs * (baseline_s + other_s))  # the second begins when the first has ended
-    final_s = sum(
-        measurement.start_s + max(work_s / final_slots.count, baseline_s, other_s) for work_s in stages if work_s
-    )
-    return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s, sum(stages), final_s)
+    selection, judgement = list[float](), runs_s(paper, settings.final_runs)
+    if settings.confirm_top:
+        selection = runs_s(paper, settings.confirm_seeds) + settings.confirm_top * runs_s(mean, settings.confirm_seeds)
+        judgement += runs_s(mean, settings.final_runs)
+    stages = [runs for runs in (selection, judgement) if runs]  # the second begins when the first has ended
+    final_s = sum(measurement.start_s + max(sum(runs) / final_slots.count, *runs) for runs in stages)
+    return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s, sum(map(sum, stages)), final_s)
 
 
-def _mean_epoch_s(measurement: Measurement) -> float:
-    """Return the seconds of an epoch, mean over the sample of the space: interpolated by multiply-adds."""
+class _ImageTimes(NamedTuple):
+    """Seconds of an image of one configuration."""
+
+    train_s: float
+    val_s: float
+
+    def epoch_s(self, images: EpochImages) -> float:
+        return self.train_s * images.train + self.val_s * images.val
+
+
+def _mean_image_times(measurement: Measurement) -> _ImageTimes:
+    """Return the mean over the sample of the space: interpolated by multiply-adds."""
     costs = [multiply_adds(config, measurement.image_size) for config in measurement.sample]
     train_s, val_s = (
         statistics.fmean(
@@ -152,7 +165,7 @@ def _mean_epoch_s(measurement: Measurement) -> float:
         )
         for name in ("train_s", "val_s")
     )
-    return train_s * measurement.train_images + val_s * measurement.val_images
+    return _ImageTimes(train_s, val_s)
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -44,6 +44,13 @@ class TimedConfiguration:
     throughput: Throughput  # mean speed and highest memory of the slots
 
 
+class EpochImages(NamedTuple):
+    """How many images an epoch has."""
+
+    train: int
+    val: int
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What was measured of a search space."""
@@ -51,8 +58,7 @@ class Measurement:
     sample: tuple[TrialConfig, ...]  # configurations drawn from the space, to stand for its trials
     configurations: tuple[TimedConfiguration, ...]  # with the smallest network, the baseline, with the largest
     image_size: int  # pixels of each side
-    train_images: int  # in an epoch
-    val_images: int  # in an epoch
+    images: tuple[EpochImages, ...]  # with each fold for validation; trials have the first
     start_s: float  # seconds until the workers of all slots were ready
     device: str  # what the workers ran on
 
@@ -92,8 +98,13 @@ def measure_space(
         sample=sample,
         configurations=tuple(reversed(timed)),
         image_size=manifest.size,
-        train_images=len(manifest.indices("train", kept_only=True)),
-        val_images=len(manifest.indices("val", kept_only=False)),
+        images=tuple(
+            EpochImages(
+                len(manifest.indices("train", kept_only=True, fold=fold)),
+                len(manifest.indices("val", kept_only=False, fold=fold)),
+            )
+            for fold in range(manifest.fold_count)
+        ),
         start_s=workers.start_s,
         device=workers.device,
     )

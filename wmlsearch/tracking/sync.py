@@ -283,7 +283,6 @@ def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None
         if verdict.models is not None:
             tags["verdict.models"] = verdict.models.outcome
             sentences.append(verdict.models.sentence)
-        sentences += [verdict.budget_note] if verdict.budget_note else []
     outcome = {**tags, "mlflow.note.content": "\n\n".join(sentences)} if tags else {}
     if outcome != ledger.outcome:
         withdrawn = dict.fromkeys(ledger.outcome, "")  # a resumed search may have another champion and no verdict yet

@@ -15,12 +15,12 @@ from wmlsearch.tracking.model_registry import SCHEME, fetch
 
 
 def find_model(model: str, runs: Path, mlflow_uri: str) -> ExportedModel:
-    """Return the model that `model` names, with all seeds if it has several. Raises InputError.
+    """Return the model that `model` names, with all its networks. Raises InputError.
 
     Args:
         model: an exported folder; `models:/NAME@ALIAS` or `models:/NAME/VERSION` in MLflow's registry; or a search or
-            run by path or by its name in `runs`. A search means the seeds of its champion, or its best trial if it has
-            no champion yet.
+            run by path or by its name in `runs`. A search means the networks of its champion, or its best trial if it
+            has no champion yet.
         runs: the folder of all runs.
         mlflow_uri: the MLflow store whose registry has the `models:/` names.
     """

@@ -40,7 +40,7 @@ def predict_files(
     """
     if ensemble and len(model.members) < 2:
         raise InputError(
-            f"--ensemble: needs a model of several seeds, but there is only {model.members[0].name}; name a search "
+            f"--ensemble: needs a model of several networks, but there is only {model.members[0].name}; name a search "
             "that has a champion, or an export of one, or leave --ensemble out"
         )
     images = find_images(paths)

@@ -14,7 +14,9 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
+from wmlsearch.runs.objectives import cut_off_by_budget
 from wmlsearch.runs.progress import Progress
+from wmlsearch.runs.wording import plural
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.comparison import judge, unit_means
 from wmlsearch.verdict.evaluation import evaluate
@@ -36,7 +38,8 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
         progress,
     )
     members = [search.model(role).record().members for role in models]
-    evaluation = scored.with_verdict(names, members, judge(scored, BASELINE, CHAMPION, names[CHAMPION], settings.seed))
+    verdict = judge(scored, BASELINE, CHAMPION, names[CHAMPION], settings.seed, budget_note(search))
+    evaluation = scored.with_verdict(names, members, verdict)
     if own_data:
         search.set_gallery(gallery)
         for role in models:
@@ -45,6 +48,21 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
     # Written last: a resumed search that finds test.json does not open the test again.
     search.set_evaluation(evaluation, "" if own_data else fingerprint)
     return evaluation
+
+
+def budget_note(search: SearchDir) -> str:
+    """Return a sentence about the runs of baseline and champion that the limit on epochs ended, or "" without any."""
+    counts = {}
+    for role in (BASELINE, CHAMPION):
+        names = [member.split()[0] for member in search.model(role).record().members]
+        runs = [run for run in search.finals() if run.name in names]
+        ended = sum(cut_off_by_budget(run.rows(), run.record().config) for run in runs)
+        if ended:
+            counts[role] = f"{ended} of the {role}'s {plural(len(runs), 'run')}"
+    if not counts:
+        return ""
+    epochs = search.record().settings.epochs
+    return f"The limit of {plural(epochs, 'epoch')} ended {' and '.join(counts.values())} that could still improve."
 
 
 def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
