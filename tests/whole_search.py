@@ -17,7 +17,8 @@ CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # measured values
 SPACE = """
 depth: 2
 base_channels: {choices: [4, 8]}
-batch_size: {choices: [2, 4]}
+batch_size: {choices: [2, 3]}
+dropout: 0.0
 loss: bce_dice
 learning_rate: {low: 3e-3, high: 1e-2, log: true}
 schedule: {choices: [plateau, cosine]}
@@ -35,7 +36,7 @@ def search_command(out: Path, prepared: Path, trials: int = TRIALS) -> list[str]
     """Return the command of a search with final runs, whose best trial learns more in four epochs than the baseline."""
     (out / "space.yaml").write_text(SPACE)
     sizes = ["--trials", str(trials), "--epochs", str(EPOCHS), "--grace-epochs", "2", "--no-forecast"]
-    sizes += ["--confirm-top", "1", "--confirm-seeds", "1", "--final-runs", "1"]
+    sizes += ["--seed", "1", "--confirm-top", "1", "--confirm-seeds", "1", "--final-runs", "1"]
     return tune(out, str(out / "space.yaml"), "--data", str(prepared), "--name", "s", *sizes)
 
 

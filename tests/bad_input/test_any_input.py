@@ -185,6 +185,7 @@ def test_any_value_in_a_checkpoint(name: str, value: Any, searched: SearchDir, t
 FILES = (
     "search.json", "status.json", "trials/0000/config.json", "trials/0000/status.json", "models/champion/config.json",
     "trials/0000/metrics.jsonl", "test.json", "mlflow.json", "used.json", "forecast.json", "earlier.jsonl",
+    "selection.json",
 )  # fmt: skip
 
 

@@ -246,6 +246,15 @@ FAULTS: dict[str, tuple[Change, str]] = {
             remedy="delete it, it is for looking at only",
         ),
     ),
+    "a selection of nothing": (
+        changed("selection.json", champion=3, seeds=[1], means={"paper": "high"}),
+        damaged(
+            "selection.json",
+            "champion must be a valid string, but got 3",
+            "means.paper must be a valid number, but got 'high'",
+            remedy="delete it; `wmlsearch tune --resume` writes it again",
+        ),
+    ),
     "an earlier trial of nothing": (
         lambda search: (search / "earlier.jsonl").write_text('{"config": {}}\n'),
         f"runs/s/earlier.jsonl: line 1 is damaged; {RESTORE}\n  - state is missing\n  - values is missing",

@@ -52,7 +52,7 @@ def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, recor
     assert other is not None
     champion = evaluation.names["champion"]
     assert sorted(run.info.run_name or "" for run in runs) == sorted([
-        "baseline (paper)", f"champion ({champion})", "paper-seed1", f"{champion}-seed1",
+        "baseline (paper)", f"champion ({champion})", "paper-seed2", f"{champion}-seed2",
         "paper-run0", f"{champion}-run0",
         "s",
         *(f"trial-{number:04d}" for number in range(TRIALS)),

@@ -153,8 +153,8 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
     assert first(max_hours=1) == hour
     assert first(max_hours=1, max_epochs_total=10_000) == hour
     assert first(gpus, max_gpu_hours=1) == (27 + (3600 - 540) / 10, "--max-gpu-hours 1")  # two workers with half a GPU
-    # final runs: two of the baseline and two of a trial, at most 27 epochs each
-    four: dict[str, Any] = {"baseline": True, "confirm_top": 1, "confirm_seeds": 2}
+    # a selection run and a judgement run of the baseline and of a trial, at most 27 epochs each
+    four: dict[str, Any] = {"baseline": True, "confirm_top": 1, "confirm_seeds": 1, "final_runs": 1}
     assert first(max_epochs_total=200, **four) == (200 - 4 * 27, "--max-epochs-total 200")
     assert first(max_hours=0.02)[0] == pytest.approx(27 * 2 * 62 / 540)  # not even the first trial ends
 
@@ -162,14 +162,43 @@ def test_a_budget_ends_a_search_before_its_last_trial() -> None:
 def test_gpu_hours_are_reserved_for_final_runs_only_where_there_are_some() -> None:
     throughput = Throughput(5, 0.01, 0.01, one_image_memory_mb=1, step_memory_mb=1, peak_memory_mb=1)
     timed = tuple(TimedConfiguration(of, TrialConfig(), 1, throughput) for of in ("smallest", "paper", "largest"))
-    measured = measurement.Measurement((TrialConfig(),), timed, 64, 800, 200, 10, "GPU")  # 10 s an epoch
+    measured = measurement.Measurement(
+        (TrialConfig(),), timed, 64, (measurement.EpochImages(800, 200),), 10, "GPU"
+    )  # 10 s an epoch
     slots = Slots(1, 1, 1, 1.0)
 
     def epochs_of_trials(**settings: Any) -> float:
         return forecast(RunSettings(trials=100, epochs=10, max_gpu_hours=1, **settings), slots, slots, measured).epochs
 
     assert epochs_of_trials(baseline=False) == pytest.approx(360)
-    assert epochs_of_trials(confirm_top=1, confirm_seeds=2) == pytest.approx(360 - 4 * 10)
+    assert epochs_of_trials(confirm_top=1, confirm_seeds=1, final_runs=1) == pytest.approx(360 - 4 * 10)
+
+
+def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
+    """An image takes 1 s to train and 0.5 s to validate, so two epochs take 22 s on fold 0 and 20 s on fold 1.
+
+    Two runs at a time. Selection: the baseline and a candidate on fold 0, 44 s of work. Judgement: three runs of both,
+    on folds 0, 1 and 0, 2 * 64 s of work. Before each stage, the workers start in 5 s.
+    """
+    throughput = Throughput(
+        images=1, train_s=1.0, val_s=0.5, one_image_memory_mb=1.0, step_memory_mb=1.0, peak_memory_mb=1.0
+    )
+    names = ("smallest", "paper", "largest")
+    measured = measurement.Measurement(
+        sample=(TrialConfig(),),
+        configurations=tuple(measurement.TimedConfiguration(of, TrialConfig(), 1, throughput) for of in names),
+        image_size=32,
+        images=(measurement.EpochImages(10, 2), measurement.EpochImages(8, 4)),
+        start_s=5.0,
+        device="",
+    )
+    settings = RunSettings(epochs=2, grace_epochs=1, confirm_top=1, confirm_seeds=1, final_runs=3)
+    times = cost._expected_times(settings, Slots(2, 1, 1, 0.0), measured)
+    assert (times.baseline_s, times.epoch_s) == (22, 11)
+    assert times.final_work_s == 44 + 128
+    assert times.final_s == (5 + 22) + (5 + 64)
+    alone = cost._expected_times(settings.model_copy(update={"confirm_top": 0}), Slots(2, 1, 1, 0.0), measured)
+    assert (alone.final_work_s, alone.final_s) == (64, 5 + 32), "three runs of the baseline, two at a time"
 
 
 # ------------------------------------------------------------------------------------------------ sizes of a network

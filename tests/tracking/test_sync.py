@@ -21,7 +21,7 @@ from records import epoch_row, run_record, search_record
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.schema import MlflowLedger
+from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Mirror, copy
 from wmlsearch.tracking.mirror import _start as mirror_process
@@ -113,6 +113,34 @@ def test_mlflow_equals_the_run_folders(search: SearchDir) -> None:
         *(f"trial-{number:04d}" for number in range(5)),
         "paper-seed0",
     }
+
+
+def test_the_search_says_which_configuration_is_the_champion_and_why(search: SearchDir) -> None:
+    """Without an opened test there is no verdict. A resumed search can have another champion."""
+    uri = default_uri(search.path.parent)
+
+    def tags() -> dict[str, str]:
+        sync(search, uri)
+        held: dict[str, str] = MlflowClient(uri).get_run(search.ledger().run_id).data.tags
+        return {name: value for name, value in held.items() if name in ("champion", "mlflow.note.content", "verdict")}
+
+    assert tags() == {}
+    search.set_selection(SelectionRecord(champion="paper", sentence="Nothing is better.", seeds=[1], means={}))
+    assert tags() == {"champion": "paper", "mlflow.note.content": "Nothing is better."}
+    search.set_selection(SelectionRecord(champion="trial-0001", sentence="It is better.", seeds=[1], means={}))
+    assert tags() == {"champion": "trial-0001", "mlflow.note.content": "It is better."}
+
+
+def test_final_runs_have_their_configuration_and_fold(search: SearchDir) -> None:
+    record = run_record(about("trial-0001-run2", "judgement run"), model="trial-0001", purpose="judgement", fold=2)
+    run = RunDir.create(search.judgement_run("trial-0001", 2).path, record)
+    uri = default_uri(search.path.parent)
+    sync(search, uri)
+    data = MlflowClient(uri).get_run(run.ledger().run_id).data
+    assert (data.tags["kind"], data.tags["configuration"], data.params["fold"]) == ("judgement run", "trial-0001", "2")
+    trial = MlflowClient(uri).get_run(search.trial(0).ledger().run_id).data
+    assert "configuration" not in trial.tags
+    assert "fold" not in trial.params
 
 
 def test_sync_is_idempotent(search: SearchDir) -> None:

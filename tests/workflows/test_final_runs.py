@@ -33,6 +33,8 @@ from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import LOCAL
 from wmlsearch.workflows.provenance import data_record, search_record
 from wmlsearch.workflows.search_plan import SearchPlan
+from wmlsearch.workflows.train import TrainRequest
+from wmlsearch.workflows.train import train as train_one
 
 TINY = TrialConfig(depth=1, base_channels=1)  # of the stored weights
 FAILED = -1.0
@@ -392,6 +394,14 @@ def test_more_trials_can_change_the_champion(data: Path, tmp_path: Path, monkeyp
     assert ending.search.model(CHAMPION).record().model == "trial-0002"
     assert ending.search.model(BASELINE).record().key == first, "the baseline's model stays"
     assert ending.opened() == 2
+
+
+def test_a_training_on_a_fold_that_the_data_do_not_have(data: Path, tmp_path: Path) -> None:
+    folds = PreparedData.open(data).manifest.fold_count
+    for fold in (folds, -1):
+        with pytest.raises(InputError, match=rf"^--fold {fold}: must be from 0 to {folds - 1}, since {data} has "):
+            train_one(RunDir(tmp_path / "r"), TrainRequest(TINY, RunSettings(), data, 0, fold=fold), "")
+    assert not (tmp_path / "r").exists()
 
 
 # ------------------------------------------------------------------------------------------------- older versions

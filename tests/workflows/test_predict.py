@@ -148,8 +148,8 @@ def test_the_ensemble_has_rows_of_its_own(say: Say, flairs: Path, searched: Sear
     for row, mask in ((single, predict(models[:1], source, 0.4).mask), (ensemble, wanted.mask)):
         assert row["volume_ml"] == f"{mask.sum() * cubic / 1000:.4f}"
     assert refused(say("predict", searched.trial(0).path, flairs, "--out", "f", "--ensemble")) == (
-        "--ensemble: needs a model of several networks, but there is only trial-0000; name a search that has a champion, "
-        "or an export of one, or leave --ensemble out"
+        "--ensemble: needs a model of several networks, but there is only trial-0000; name a search that has a "
+        "champion, or an export of one, or leave --ensemble out"
     )
 
 

@@ -33,7 +33,8 @@ from wmlsearch.workflows.tune import tune
 SPACE = """
 depth: {choices: [2, 3]}
 base_channels: 8
-batch_size: {choices: [2, 4]}
+batch_size: {choices: [2, 3]}
+dropout: 0.0
 loss: bce_dice
 learning_rate: {low: 3e-3, high: 1e-2, log: true}
 schedule: {choices: [plateau, cosine]}
@@ -65,7 +66,7 @@ def done(one_ray: None, prepared: Path, space: SearchSpace, tmp_path_factory: py
     """
     out = tmp_path_factory.mktemp("runs")
     settings = RunSettings(
-        epochs=3, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=1, final_runs=2,
+        epochs=3, seed=1, trials=6, grace_epochs=1, reduction_factor=2, confirm_top=1, confirm_seeds=1, final_runs=2,
         forecast=False,
     )  # fmt: skip
     search = SearchDir(out / "s")
@@ -118,8 +119,9 @@ def test_the_first_trial_is_the_baseline_though_outside_this_space(done: Done, s
     assert space.mismatches(TrialConfig()) == [
         "depth=4 is not in [2, 3]",
         "base_channels is fixed at 8, not 16",
-        "batch_size=5 is not in [2, 4]",
+        "dropout is fixed at 0.0, not 0.1",
         "loss is fixed at bce_dice, not bce",
+        "batch_size=5 is not in [2, 3]",
     ]
     assert done.search.trial(0).record().config == TrialConfig()
 
@@ -142,7 +144,7 @@ def test_the_study_has_the_states_and_values_of_all_trials(done: Done) -> None:
 
 def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
     judged = [done.search.judgement_run("paper", number) for number in (0, 1)]
-    for final in (done.search.final("paper", 1), *judged):
+    for final in (done.search.final("paper", 2), *judged):
         assert final.record().config == TrialConfig()
         assert final.status().state == "completed"
         assert [row.epoch for row in final.rows()] == [1, 2, 3]
@@ -213,7 +215,7 @@ def test_leaderboard_and_pictures(done: Done) -> None:
     assert evaluation is not None
     champion = evaluation.names["champion"]
     assert {entry.name for entry in board.finals} == {
-        f"{name}-{run}" for name in ("paper", champion) for run in ("seed1", "run0", "run1")
+        f"{name}-{run}" for name in ("paper", champion) for run in ("seed2", "run0", "run1")
     }
     assert all(("warmup_fraction" in e.config) == (e.config["schedule"] == "cosine") for e in board.trials)
     assert [path.name for path in done.outcome.pictures] == ["index.html", "examples.png"]

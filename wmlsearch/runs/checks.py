@@ -42,6 +42,7 @@ def check(run: AnyDir) -> None:
     run.usage()
     run.forecast()
     run.earlier()
+    run.selection()
     for trial in run.trials():
         if not trial.name.isdecimal() or run.trial(int(trial.name)) != trial:
             raise InputError(f"{trial.path}: a trial's folder is named by its number (0000, 0001, ...); move it away")
