@@ -60,16 +60,18 @@ def show_recorded() -> int:
     print(markdown(head, [_recorded_cells(row) for row in rows]))
     planted = list(recorded.replay_planted(networks))
     print("\n## A planted better configuration, as much better as the detectable difference\n")
-    head = ("configuration", "runs", "patients", "difference", f"better, of {recorded.ENDINGS}", "at least")
-    print(
-        markdown(
-            head,
-            [
-                (row.configuration, row.runs, row.patients, f"{row.difference:.3f}", row.better, FOUND)
-                for row in planted
-            ],
+    head = (
+        "configuration", "runs", "patients", "`plan` states", "found, %", "verdicts state (mean)",
+        f"called better, of {recorded.ENDINGS}", "at least",
+    )  # fmt: skip
+    cells = [
+        (
+            row.configuration, row.runs, row.patients, f"{row.planned:.3f}", f"{row.found_percent:.0f}",
+            f"{row.stated:.3f}", row.better, FOUND,
         )
-    )
+        for row in planted
+    ]  # fmt: skip
+    print(markdown(head, cells))
     return int(any(not row.holds for row in rows) or any(row.better < FOUND for row in planted))
 
 

@@ -1,7 +1,7 @@
 """Both claims on recorded scores: equal things drawn against each other, and a planted better configuration.
 
 `recorded.csv` holds the Dice of single networks: configuration, run, fold, seed, patient, dice. `ensembles.csv` holds
-that of ensembles of five networks: configuration, ensemble, patient, dice.
+that of ensembles of five networks: configuration, ensemble, patient, dice. Other columns are not read.
 
 Claim (a): runs of a configuration against other runs of the same one. As in a search, run r of each side validated on
 the r-th of the folds, and starts again with the first after the last. Claim (b): the differences between two models of
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.verdict.rows import Row
 from benchmarks.verdict.simulated import CHUNK_B, RUNS, generator, in_chunks, wrong_claims, wrong_models
 from wmlsearch.config import InputError
-from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate, folds_are_block
+from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate
 from wmlsearch.verdict.power import detectable
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS
 
@@ -56,8 +56,8 @@ def _read(path: Path, name: str, columns: Sequence[str]) -> list[Recording]:
     folds: dict[tuple[str, str], int] = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != tuple(columns):
-            raise InputError(f"{path}: columns must be {', '.join(columns)}, but are {reader.fieldnames}")
+        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+            raise InputError(f"{path}: must have the columns {', '.join(columns)}, but lacks {', '.join(missing)}")
         for row in reader:
             scores[row["configuration"]][row[name]][row["patient"]] = float(row["dice"])
             folds[row["configuration"], row[name]] = int(row.get("fold") or 0)
@@ -78,27 +78,37 @@ def replay_configurations(recordings: Sequence[Recording], draws: int = DRAWS) -
         for runs in RUNS:
             for patients in (*(number for number in PATIENTS if number < everyone), everyone):
                 rng = generator("recorded", recording.configuration, runs, patients)
-                crossed = _draw(recording, runs, patients, draws, rng)
-                if crossed is not None:
-                    wrong = wrong_claims(crossed)
+                drawn = _draw(recording, runs, patients, draws, rng)
+                if drawn is not None:
+                    wrong = wrong_claims(_judge(recording, drawn))
                     yield Row("recorded", "a", recording.configuration, str(runs), patients, draws, wrong)
 
 
-def _draw(
-    recording: Recording, runs: int, patients: int, draws: int, rng: np.random.Generator, shift: float = 0.0
-) -> CrossedEstimate | None:
-    """Return the estimates for drawn runs against others; None where a fold has too few."""
+@dataclass(frozen=True)
+class Drawn:
+    """Runs of one configuration for two sides, and the patients that they are judged on, for many endings."""
+
+    runs: np.ndarray  # (draws, 2, runs)
+    patients: np.ndarray  # (draws, patients)
+
+
+def _draw(recording: Recording, runs: int, patients: int, draws: int, rng: np.random.Generator) -> Drawn | None:
+    """Return runs drawn against others; None where a fold has too few."""
     by_fold = _runs_of_folds(recording)
-    chosen, columns = [], []
+    sides, columns = [], []
     for _ in range(draws):
-        sides = _two_sides(by_fold, runs, rng)
-        if sides is None:
+        drawn = _two_sides(by_fold, runs, rng)
+        if drawn is None:
             return None
-        chosen.append(sides)
+        sides.append(drawn)
         columns.append(rng.permutation(recording.scores.shape[1])[:patients])
-    index, column = np.array(chosen), np.array(columns)  # (draws, 2, runs), (draws, patients)
-    scores = recording.scores[index[..., None], column[:, None, None, :]]
-    return estimate(scores[:, 0], np.clip(scores[:, 1] + shift, 0, 1), _places(recording, runs))
+    return Drawn(np.array(sides), np.array(columns))
+
+
+def _judge(recording: Recording, drawn: Drawn, shift: np.ndarray | float = 0.0) -> CrossedEstimate:
+    """Return the estimates, with the second side better by `shift`, cut to what Dice can be."""
+    scores = recording.scores[drawn.runs[..., None], drawn.patients[:, None, None, :]]
+    return estimate(scores[:, 0], np.clip(scores[:, 1] + shift, 0, 1), _places(recording, drawn.runs.shape[-1]))
 
 
 def _places(recording: Recording, runs: int) -> list[int]:
@@ -157,26 +167,43 @@ class Planted:
     configuration: str
     runs: int
     patients: int
-    difference: float
-    better: int  # of `ENDINGS`
+    planned: float  # the difference that `plan` would state, from the spread of all recorded runs
+    found_percent: float  # of all drawn endings, better by that
+    stated: float  # mean of the differences that the verdicts of `ENDINGS` endings state
+    better: int  # of these endings, each better by what its verdict states
 
 
 def replay_planted(recordings: Sequence[Recording]) -> Iterator[Planted]:
     """Yield endings in which runs of a configuration, made better, are judged against others of it.
 
-    The difference is what `plan` and the verdict state for the spread of all recorded runs.
+    They are made better by the difference that `plan` would state, and some by that of the ending's own verdict.
     """
     for recording in recordings:
-        patients = recording.scores.shape[1]
+        patients, folds = recording.scores.shape[1], _places(recording, RUNS_OF_ENDING)
         rng = generator("planted", recording.configuration)
-        crossed = _draw(recording, RUNS_OF_ENDING, patients, DRAWS, rng)
-        if crossed is None:
+        drawn, endings = (_draw(recording, RUNS_OF_ENDING, patients, count, rng) for count in (DRAWS, ENDINGS))
+        if drawn is None or endings is None:
             continue
-        sds = (float(np.sqrt(np.mean(sd**2))) for sd in (crossed.run_sd, crossed.patient_sd, crossed.residual_sd))
-        folds = _places(recording, RUNS_OF_ENDING)
-        blocks = len(set(folds)) if folds_are_block(folds) else 1
-        difference = detectable(*sds, RUNS_OF_ENDING, patients, blocks=blocks)
-        endings = _draw(recording, RUNS_OF_ENDING, patients, ENDINGS, rng, difference)
-        if endings is not None:
-            better = int(((endings.p < ALPHA) & (endings.low > 0)).sum())
-            yield Planted(recording.configuration, RUNS_OF_ENDING, patients, difference, better)
+
+        sds = [float(np.sqrt(np.mean(sd**2))) for sd in _sds(_judge(recording, drawn))]
+        planned = detectable(sds[0], sds[1], sds[2], folds, patients)
+        stated = np.array(
+            [
+                detectable(float(run), float(patient), float(residual), folds, patients, estimated=True)
+                for run, patient, residual in zip(*_sds(_judge(recording, endings)), strict=True)
+            ]
+        )
+        found = _better(_judge(recording, drawn, planned)).mean()
+        better = int(_better(_judge(recording, endings, stated[:, None, None])).sum())
+        yield Planted(
+            recording.configuration, RUNS_OF_ENDING, patients, planned, 100 * float(found), float(stated.mean()), better
+        )
+
+
+def _better(crossed: CrossedEstimate) -> np.ndarray:
+    """Return in which cohorts the second side is called better."""
+    return (crossed.p < ALPHA) & (crossed.low > 0)
+
+
+def _sds(crossed: CrossedEstimate) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return crossed.run_sd, crossed.patient_sd, crossed.residual_sd

@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize, special, stats
 
 from wmlsearch.runs.evaluation import ConfigurationClaim
-from wmlsearch.verdict.configuration_claim import estimate, folds_are_block
+from wmlsearch.verdict.configuration_claim import count_blocks, df_of_runs, estimate
 from wmlsearch.verdict.power import Spread, detectable
 
 
@@ -50,7 +50,7 @@ def test_patients_that_all_differ_alike_leave_welchs_test() -> None:
     assert (it.low, it.high) == pytest.approx(tuple(known.confidence_interval()), rel=1e-5)
 
 
-def test_folds_with_two_runs_of_each_are_a_block() -> None:
+def test_folds_are_a_block() -> None:
     """By hand: two folds, two runs of each configuration in both, patients that do not differ."""
     baseline, champion = np.array([0.50, 0.52, 0.70, 0.74]), np.array([0.55, 0.61, 0.73, 0.83])
     folds, patients = [0, 0, 1, 1], np.linspace(0, 0.3, 7)
@@ -63,12 +63,21 @@ def test_folds_with_two_runs_of_each_are_a_block() -> None:
     assert it.df == pytest.approx(5 * 0.00785**2 / (2 * (0.001025**2 + 0.006825**2)), rel=1e-5)
     one_fold = estimate(baseline[:, None] + patients, champion[:, None] + patients)
     assert it.se < 0.5 * one_fold.se
-    # With a single run in one of the folds they stay in.
-    assert [folds_are_block(folds) for folds in ([0, 0, 1, 1], [0, 0, 1], [0, 1, 2, 3, 4], [0, 0, 0])] == [
-        True, False, False, False,
-    ]  # fmt: skip
+    # Less than 4 degrees of freedom remain with 3 runs on 2 folds (6 - 2 - 1) or 4 runs on 4; 4 with 5 runs on 5.
+    designs = ([0, 0, 1, 1], [0, 1, 2, 3, 4], [0, 1, 2, 0, 1], [0, 0, 1], [0, 1, 2, 3], [0, 1], [0, 0, 0, 0, 0])
+    assert [count_blocks(design) for design in designs] == [2, 5, 3, 1, 1, 1, 1]
+    assert [df_of_runs(design) for design in designs] == [5, 4, 6, 4, 6, 2, 8]
     three = baseline[:3, None] + patients, champion[:3, None] + patients
     assert estimate(*three, folds[:3]).se == estimate(*three).se
+
+
+def test_one_run_on_each_of_five_folds_leaves_a_paired_t_test_of_folds() -> None:
+    rng = np.random.default_rng(6)
+    fold, patients = rng.normal(0, 0.1, 5), np.linspace(0, 0.3, 7)
+    baseline, champion = 0.5 + fold + rng.normal(0, 0.01, 5), 0.52 + fold + rng.normal(0, 0.03, 5)
+    it = estimate(baseline[:, None] + patients, champion[:, None] + patients, range(5))
+    known = stats.ttest_rel(champion, baseline)
+    assert (it.p, it.df) == pytest.approx((known.pvalue, 4), rel=1e-5)
 
 
 def test_the_variance_is_not_below_its_largest_part() -> None:
@@ -113,16 +122,16 @@ def test_the_detectable_difference_of_patients_alone_is_that_of_a_t_test() -> No
     assert stats.nct.sf(stats.t.ppf(0.975, 8), 8, ratio) == pytest.approx(0.8, abs=2e-3)
 
 
-@pytest.mark.parametrize("runs", [2, 3, 5])
+@pytest.mark.parametrize("folds", [[0, 0], [0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 2, 3, 4]])
 @pytest.mark.parametrize("spread", [Spread(0.03, 0.04, 0.05), Spread(0.07, 0.0, 0.05), Spread(0.0, 0.04, 0.03)])
-def test_the_detectable_difference_is_found_in_four_of_five_cohorts(runs: int, spread: Spread) -> None:
-    rng = np.random.default_rng(4)
-    shift = detectable(spread.run, spread.patient, spread.residual, runs, patients=9)
-    patient = rng.normal(0, 0.15, (1, 4000, 1, 9)) + rng.normal(0, spread.patient / math.sqrt(2), (2, 4000, 1, 9))
-    scores = (
-        patient + rng.normal(0, spread.run, (2, 4000, runs, 1)) + rng.normal(0, spread.residual, (2, 4000, runs, 9))
-    )
-    it = estimate(scores[0], scores[1] + shift)
+def test_the_detectable_difference_is_found_in_four_of_five_cohorts(folds: list[int], spread: Spread) -> None:
+    rng, runs = np.random.default_rng(4), len(folds)
+    shift = detectable(spread.run, spread.patient, spread.residual, folds, patients=9)
+    common = rng.normal(0, 0.15, (4000, 1, 9)) + rng.normal(0, 0.05, (4000, 5, 1))[:, folds]
+    scores = common + rng.normal(0, spread.patient / math.sqrt(2), (2, 4000, 1, 9))
+    scores = scores + rng.normal(0, spread.run, (2, 4000, runs, 1))
+    scores = scores + rng.normal(0, spread.residual, (2, 4000, runs, 9))
+    it = estimate(scores[0], scores[1] + shift, folds)
     assert np.mean((it.p < 0.05) & (it.low > 0)) == pytest.approx(0.8, abs=0.02)
 
 

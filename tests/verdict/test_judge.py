@@ -43,7 +43,7 @@ def test_both_claims_of_five_runs_and_ensembles() -> None:
         evaluation_of({BASELINE: networks(baseline, folds), CHAMPION: networks(champion, folds)}, ensembles)
     )
     claim, models = claims(verdict)
-    by_hand = estimate(np.array(baseline), np.array(champion))
+    by_hand = estimate(np.array(baseline), np.array(champion), folds)
     assert claim.difference == pytest.approx(0.08)
     assert (claim.se, claim.df, claim.p) == pytest.approx((float(by_hand.se), float(by_hand.df), float(by_hand.p)))
     assert (claim.runs, claim.folds, claim.patients, claim.runs_left_out, claim.outcome) == (5, 5, 9, 0, "better")

@@ -20,7 +20,7 @@ from wmlsearch.runs.evaluation import (
     Scope,
     Verdict,
 )
-from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate, folds_are_block
+from wmlsearch.verdict.configuration_claim import CrossedEstimate, count_blocks, estimate
 from wmlsearch.verdict.judged_runs import JudgedRuns, judged_runs
 from wmlsearch.verdict.models_claim import paired
 from wmlsearch.verdict.power import detectable
@@ -131,7 +131,7 @@ def _configuration_claim(
         runs=len(baseline),
         runs_left_out=runs.runs_left_out,
         folds=len(set(runs.folds)),
-        folds_as_block=folds_are_block(runs.folds),
+        folds_as_block=count_blocks(runs.folds) > 1,
         patients=len(runs.patients),
         patients_left_out=len(runs.lesion_free),
         baseline=means[0],
@@ -153,8 +153,7 @@ def _configuration_claim(
 
 def _detectable(sds: Sequence[float | None], runs: JudgedRuns) -> float:
     run_sd, patient_sd, residual_sd = (sd or 0.0 for sd in sds)
-    blocks = len(set(runs.folds)) if folds_are_block(runs.folds) else 1
-    return detectable(run_sd, patient_sd, residual_sd, len(runs.folds), len(runs.patients), blocks=blocks)
+    return detectable(run_sd, patient_sd, residual_sd, runs.folds, len(runs.patients), estimated=True)
 
 
 def _models_claim(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
 
 from wmlsearch.runs.evaluation import ConfigurationClaim
+from wmlsearch.verdict.configuration_claim import count_blocks, df_of_runs
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, POWER
 
 
@@ -34,8 +35,6 @@ class Spread:
         return cls(*(math.sqrt(sum(value**2 for value in values) / len(rows)) for values in zip(*rows, strict=True)))
 
 
-QUANTILES = (np.arange(40) + 0.5) / 40
-
 # Assumed where no earlier search on the data says more.
 ASSUMED = Spread(run=0.03, patient=0.04, residual=0.05)
 
@@ -44,10 +43,10 @@ def detectable(
     run_sd: float,
     patient_sd: float,
     residual_sd: float,
-    runs: int,
+    runs: int | Sequence[int],
     patients: int,
     alpha: float = ALPHA,
-    blocks: int = 1,
+    estimated: bool = False,
 ) -> float:
     """Return the smallest true difference in Dice that claim (a) calls better with a probability of `POWER`.
 
@@ -57,45 +56,70 @@ def detectable(
         run_sd: between runs of one configuration, of their mean over all patients.
         patient_sd: between patients, of the difference between the configurations.
         residual_sd: between runs in one patient, beside `run_sd`.
-        runs: of each configuration.
+        runs: their number for each configuration, or the fold of each.
         patients: with lesions.
         alpha: level of the test.
-        blocks: the number of folds, where they are taken out of `run_sd` (see `configuration_claim`).
+        estimated: whether the three spreads are known from as many runs and patients only. Then the probability is a
+            mean over what the true ones can be.
     """
-    if runs < MIN_RUNS or patients < MIN_PATIENTS:
+    folds = [0] * runs if isinstance(runs, int) else runs
+    if len(folds) < MIN_RUNS or patients < MIN_PATIENTS:
         return math.inf
-    of_residual = 2 * residual_sd**2 / (runs * patients)
-    of_runs, of_patients = 2 * run_sd**2 / runs + of_residual, patient_sd**2 / patients + of_residual
-    se = math.sqrt(of_runs + of_patients - of_residual)
-    if not se:
+    parts = _Parts.of(Spread(run_sd, patient_sd, residual_sd), len(folds), patients)
+    if not parts.runs + parts.patients:
         return 0.0
-    limits = _limits(of_runs, of_patients, of_residual, 2 * runs - blocks - 1, patients, alpha)
+    limits, se = _limits(parts, folds, patients, alpha, estimated)
 
     def missing_power(difference: float) -> float:
         return float(stats.norm.cdf((difference - limits) / se).mean()) - POWER
 
-    highest = 4 * se
+    highest = 4 * float(se.max())
     while missing_power(highest) < 0:
         highest *= 2
     return float(optimize.brentq(missing_power, 0.0, highest))
 
 
-def _limits(
-    of_runs: float, of_patients: float, of_residual: float, df_of_runs: int, patients: int, alpha: float
-) -> np.ndarray:
-    """Return the difference from which on the test says better, for each of many cohorts that are equally likely.
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of the variance of a difference, as claim (a) adds them up."""
 
-    The cohorts differ in the estimates that claim (a) rests on: the spread between runs, the baseline's part of it, and
-    the spread between patients, each at `QUANTILES` of its distribution. Both configurations vary alike between runs.
+    runs: float
+    patients: float
+    residual: float
+
+    @classmethod
+    def of(cls, spread: Spread, runs: int, patients: int) -> _Parts:
+        residual = 2 * spread.residual**2 / (runs * patients)
+        return cls(2 * spread.run**2 / runs + residual, spread.patient**2 / patients + residual, residual)
+
+
+def _limits(
+    parts: _Parts, folds: Sequence[int], patients: int, alpha: float, estimated: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the difference from which on the test says better, and the true standard error, for many equal chances.
+
+    They differ in the estimates that claim (a) rests on: the spread between runs, the baseline's part of it, and the
+    spread between patients, each at equally likely points of its distribution; and, where `parts` are `estimated`, in
+    the true spreads. Both configurations vary alike between runs.
     """
-    df_of_patients = patients - 1
-    part = stats.beta.ppf(QUANTILES, df_of_runs / 4, df_of_runs / 4)
-    quantile_of_runs = stats.t.ppf(1 - alpha / 2, df_of_runs / 2 / (part**2 + (1 - part) ** 2))[:, None, None]
-    estimate_of_runs = of_runs * (stats.chi2.ppf(QUANTILES, df_of_runs) / df_of_runs)[:, None]
-    estimate_of_patients = of_patients * stats.chi2.ppf(QUANTILES, df_of_patients) / df_of_patients
+    chances = (np.arange(12 if estimated else 40) + 0.5) / (12 if estimated else 40)
+    df, df_of_patients = df_of_runs(folds), patients - 1
+    chi2_of_runs, chi2_of_patients = (stats.chi2.ppf(chances, number) / number for number in (df, df_of_patients))
+    known = np.ones(1)
+    true_of_runs = parts.runs / (chi2_of_runs if estimated else known)[:, None]
+    true_of_patients = parts.patients / (chi2_of_patients if estimated else known)
+    se = np.sqrt(
+        np.maximum(true_of_runs + true_of_patients - parts.residual, np.maximum(true_of_runs, true_of_patients))
+    )
+
+    # With one run in each block the deviations of both configurations are the same, with opposite signs.
+    part = np.array([0.5]) if count_blocks(folds) == len(folds) else stats.beta.ppf(chances, df / 4, df / 4)
+    quantile_of_runs = stats.t.ppf(1 - alpha / 2, df / 2 / (part**2 + (1 - part) ** 2))[:, None, None, None, None]
+    estimate_of_runs = true_of_runs * chi2_of_runs[:, None, None, None]
+    estimate_of_patients = true_of_patients * chi2_of_patients[:, None, None]
     total = estimate_of_runs + estimate_of_patients
     quantile_of_patients = float(stats.t.ppf(1 - alpha / 2, df_of_patients))
     quantile = (estimate_of_runs * quantile_of_runs + estimate_of_patients * quantile_of_patients) / total
     largest = np.maximum(estimate_of_runs, estimate_of_patients)
-    limits: np.ndarray = quantile * np.sqrt(np.maximum(total - of_residual, largest))
-    return limits
+    limits: np.ndarray = quantile * np.sqrt(np.maximum(total - parts.residual, largest))
+    return limits, se
