@@ -15,15 +15,15 @@ patients' instead. With two runs and 50 patients they made 6 % false claims abou
 10 % where one of the two is less steady.
 
 Run r of both configurations validates on the same fold, so what runs of a fold have in common cancels in the
-difference. It is taken out of the spread between runs (each fold is a block) where that leaves at least `MIN_DF`
-degrees of freedom, as with five runs on five folds. With fewer it stays in, which is cautious. In simulations with five
-runs, blocks make the smallest difference that is found 3 to 9 % larger where folds do not matter, 2 to 13 % smaller
-where they matter as much as seeds, and 13 to 40 % smaller where they matter twice as much. The rule goes by the design
-alone: one that looked at the spread between folds would make too many false claims.
+difference. It is taken out of the spread between runs (each fold is a block) where every fold has at least two runs of
+each configuration. With fewer it stays in, which is cautious: with one run on each of five folds, blocks would halve
+the degrees of freedom. The rule goes by the design alone: one that looked at the spread between folds would make too
+many false claims.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +33,6 @@ from scipy import stats
 
 from wmlsearch.verdict.statistics import ALPHA
 
-MIN_DF = 4  # that remain where folds are blocks; with fewer, t has too wide tails to gain by it
 ROUNDING = 1e-9  # a standard error below this share of the largest score is rounding
 
 
@@ -58,8 +57,8 @@ def count_blocks(folds: Sequence[int]) -> int:
     Args:
         folds: of each run, the same for both configurations.
     """
-    blocks = len(set(folds))
-    return blocks if 2 * len(folds) - 1 - blocks >= MIN_DF else 1
+    runs_of_folds = Counter(folds).values()
+    return len(runs_of_folds) if min(runs_of_folds, default=0) > 1 else 1
 
 
 def df_of_runs(folds: Sequence[int]) -> int:

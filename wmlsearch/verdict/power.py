@@ -10,7 +10,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from wmlsearch.runs.evaluation import ConfigurationClaim
-from wmlsearch.verdict.configuration_claim import count_blocks, df_of_runs
+from wmlsearch.verdict.configuration_claim import df_of_runs
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, POWER
 
 
@@ -111,9 +111,7 @@ def _limits(
     se = np.sqrt(
         np.maximum(true_of_runs + true_of_patients - parts.residual, np.maximum(true_of_runs, true_of_patients))
     )
-
-    # With one run in each block the deviations of both configurations are the same, with opposite signs.
-    part = np.array([0.5]) if count_blocks(folds) == len(folds) else stats.beta.ppf(chances, df / 4, df / 4)
+    part = stats.beta.ppf(chances, df / 4, df / 4)
     quantile_of_runs = stats.t.ppf(1 - alpha / 2, df / 2 / (part**2 + (1 - part) ** 2))[:, None, None, None, None]
     estimate_of_runs = true_of_runs * chi2_of_runs[:, None, None, None]
     estimate_of_patients = true_of_patients * chi2_of_patients[:, None, None]
