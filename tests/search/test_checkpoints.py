@@ -195,7 +195,7 @@ def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monk
         RunDir.create(tmp_path / "run", run_record({"name": "paper-seed0"})),
         Checkpoints(str(tmp_path / "kept" / "run")),
     )
-    order = final_training.TrainingRequest(run, run.record(), 0, str(tmp_path / "kept" / "run"))
+    order = final_training.TrainingRequest(run, run.record(), str(tmp_path / "kept" / "run"))
     (tmp_path / "kept").mkdir()
     kept.fetch()
     for path in (kept.best, kept.last):
@@ -216,6 +216,22 @@ def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monk
         assert (run.state, kept.last.exists()) == (state, True), "the run resumes, or has ended"
     final_training.finish_run(order, TrialResult(done=True, ended="completed"))
     assert (run.best.read_bytes(), kept.last.exists(), kept.best.exists()) == (b"best.pt", False, True)
+
+
+@pytest.mark.parametrize("place", ["run", "kept/run"])
+def test_of_a_selection_run_only_the_metrics_are_kept(place: str, tmp_path: Path) -> None:
+    """In the run folder, or in a storage beside it. A run that failed keeps its checkpoint and is tried again."""
+    record = run_record({"name": "paper-seed1"}, purpose="selection")
+    run, kept = RunDir.create(tmp_path / "run", record), RunDir(tmp_path / place)
+    order = final_training.TrainingRequest(run, record, str(kept.path))
+    kept.path.mkdir(parents=True, exist_ok=True)
+    for path in (kept.best, kept.last):
+        path.write_bytes(b"")
+    final_training.finish_run(order, TrialResult(done=True, ended="failed", reason="no luck"))
+    assert (run.state, kept.last.exists(), kept.best.exists()) == ("failed", True, True)
+    final_training.finish_run(order, TrialResult(done=True, ended="early_stopped"))
+    assert (run.state, kept.last.exists(), kept.best.exists()) == ("early_stopped", False, False)
+    assert not run.best.exists()
 
 
 def test_an_unreachable_cluster_is_reported_in_bounded_time(prepared: Path, tmp_path: Path) -> None:

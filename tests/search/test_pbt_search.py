@@ -87,9 +87,9 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
         )
     training.close()
     # as a final run: DistributedDataParallel sums floats in another order, but the rates are the same
-    final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-seed0", "kind": "confirmation"}))
+    final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-run0", "kind": "judgement run"}))
     with ray_session(None):
-        order = TrainingRequest(final, final.record(), settings.seed, str(final.path))
+        order = TrainingRequest(final, final.record(), str(final.path))
         train_runs([order], settings, job.shipment, SLOT, lambda part: part.name)
     assert final.state == "completed"
     shown = [row.metrics["learning_rate"] for row in final.rows()]
