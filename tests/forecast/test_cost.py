@@ -349,16 +349,17 @@ def test_plan_from_the_command_line(one_ray: None, space: Path, prepared: Path, 
         ["rung", "trials", "epochs"],
         ["up", "to", "epoch", "2", "4.0", "8.0"],
         ["up", "to", "epoch", "5", "2.4", "7.1"],
-        ["final", "runs", "12.0", "60.0"],
-        ["all", "75.1"],
+        ["final", "runs", "18.0", "90.0"],  # (1 + 3) * 2 selection runs and 2 * 5 judgement runs
+        ["all", "105.1"],
     ]
     assert re.fullmatch(
         r"time      .+ \(start .+, search .+, final runs .+\); an epoch of a trial takes [\d.e-]+ s", lines[6]
     )
     assert re.fullmatch(r"disk      [\d.]+ MB for checkpoints", lines[7])
     assert re.fullmatch(r"memory    \d+ MiB at the peak, for each worker", lines[8])
-    assert re.fullmatch(r"measured  on .+, \d at a time:", lines[9])
-    assert [line.split(":")[0].split() for line in lines[10:]] == [
+    assert re.fullmatch(r"verdict   5 \+ 5 trainings and \d test patients cannot show any difference: .+", lines[9])
+    assert re.fullmatch(r"measured  on .+, \d at a time:", lines[10])
+    assert [line.split(":")[0].split() for line in lines[11:]] == [
         ["smallest", "depth", "1,", "base_channels", "2"],
         ["baseline", "depth", "4,", "base_channels", "16"],
         ["largest", "depth", "2,", "base_channels", "4"],

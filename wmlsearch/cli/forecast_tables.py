@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from wmlsearch.forecast.cost import Forecast  # imports Ray, which `status` does not need
 
 
-def show_forecast(console: Console, forecast: Forecast) -> None:
-    """Print the trials and epochs of each rung, what they cost, and what was measured."""
+def show_forecast(console: Console, forecast: Forecast, power: str = "") -> None:
+    """Print the trials and epochs of each rung, what they cost, and what was measured.
+
+    Args:
+        power: which difference the verdict could find, or "".
+    """
     console.print(_rungs_table(forecast))
-    for line in [*_cost_lines(forecast), *_measurement_lines(forecast), *(f"note: {note}" for note in forecast.notes)]:
+    lines = [*_cost_lines(forecast), *([f"verdict   {power}"] if power else []), *_measurement_lines(forecast)]
+    for line in [*lines, *(f"note: {note}" for note in forecast.notes)]:
         console.print(line, highlight=False, soft_wrap=True)
 
 

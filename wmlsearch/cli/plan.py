@@ -32,6 +32,7 @@ OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dic
 @options.confirm_seeds
 @options.final_runs
 @options.no_baseline
+@options.out
 def plan(
     space: str,
     data: Path,
@@ -46,17 +47,21 @@ def plan(
     precision: str,
     grace_epochs: int,
     no_baseline: bool,
+    out: Path,
     **options_of_tune: Any,
 ) -> None:
     """Forecast trials, time, disk space and memory of `wmlsearch tune SPACE` with the same options.
 
     The smallest network of the space, the baseline and the largest network are timed for some seconds each, as the
-    trials would run. Nothing is written.
+    trials would run. The smallest difference that the verdict could find is computed from how much results varied in
+    earlier searches on the same data below --out. Nothing is written.
 
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.forecast_tables import show_forecast
+    from wmlsearch.data.manifest import Manifest
+    from wmlsearch.workflows.expected_power import expected_power
     from wmlsearch.workflows.forecast import forecast_search
     from wmlsearch.workflows.placement import Placement
     from wmlsearch.workflows.search_plan import SearchRequest
@@ -73,4 +78,5 @@ def plan(
     )
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     request = SearchRequest(search_space, settings, data, placement)
-    show_forecast(console(), forecast_search(request, options.say))
+    forecast = forecast_search(request, options.say)
+    show_forecast(console(), forecast, expected_power(settings, Manifest.read(data), out))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import ForecastRecord
+from wmlsearch.workflows.expected_power import expected_power
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_forecast, plan_search
 from wmlsearch.workflows.search_plan import SearchPlan, SearchRequest
@@ -54,6 +55,8 @@ def record_forecast(search: SearchDir, plan: SearchPlan, shipment: Shipment, say
         )
         made = forecast(plan.settings, plan.slots, plan.forecast_final_slots, measurement)
         search.set_forecast(ForecastRecord(**made.as_dict()))
+        if power := expected_power(plan.settings, plan.manifest, search.path.parent):
+            say(f"verdict: {power}")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         say(f"no forecast ({reason}); the search continues without it")
