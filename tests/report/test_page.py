@@ -46,6 +46,13 @@ CHROMIUM = Path("/usr/bin/chromium")
 SPACE = {"batch_size": {"choices": [4, 8]}, "schedule": {"choices": ["plateau", "cosine"]},
          "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
          "warmup_fraction": {"low": 0.0, "high": 0.2, "when": {"schedule": "cosine"}}}  # fmt: skip
+FOLDS = 5
+SELECTION = SelectionRecord(
+    champion="trial-0001",
+    sentence="trial-0001 is the champion: it was best.",
+    seeds=[1, 2],
+    means={"paper": 0.5, "trial-0001": 0.6},
+)
 EVIL = "<script>alert(\"$x$\")</script> & 'so'"
 Make = Callable[..., SearchDir]
 
@@ -57,13 +64,23 @@ def _small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """`make(trials=8, finals=True)`: a search with as many trials, every third stopped early; settings by name."""
+    """`make(trials=8, finals=True)`: a search with as many trials, every third stopped early; settings by name.
+
+    With `finals` it has two selection runs of the baseline and of trial-0001 (seeds 1 and 2, folds 0 and 1), and
+    judgement runs of both on the next seeds. `old`: it has the final runs of an older version instead.
+    """
 
     def made(
-        trials: int = 8, optimistic: bool = False, seeds: int = 2, finals: bool = False, **given: Any
+        trials: int = 8, optimistic: bool = False, runs: int = 2, finals: bool = False, old: bool = False, **given: Any
     ) -> SearchDir:
         settings = RunSettings.from_mapping(
-            {"trials": max(trials, 5), "epochs": 6, "confirm_seeds": seeds, **given}
+            {
+                "trials": max(trials, 5),
+                "epochs": 6,
+                "final_runs": runs,
+                **({"objective": "val_dice_best"} if old else {}),
+                **given,
+            }
         ).model_dump()
         data = {"name": "prepared", "fingerprint": "f00d", "optimistic": optimistic}
         about = {"kind": "search", "settings": settings, "data": data, "data_path": "some where/prepared"}
@@ -86,13 +103,30 @@ def make(tmp_path: Path) -> Make:
             )
             if n % 3 == 0:
                 search.trial(n).set_status("stopped", "behind the best of its rung at epoch 2")
-        for seed in range(seeds if finals else 0):
-            for name, config in (("paper", TrialConfig()), ("trial-0001", search.trial(1).record().config)):
-                run, own = search.final(name, seed), {**settings, "seed": seed}
-                _train(run, f"{name}-seed{seed}", config, own, data, rng, 6, model=name, purpose="selection")
-        if finals:
-            sentence = "trial-0001 is the champion: its mean is 0.600 over 2 selection runs, the baseline's 0.500."
-            search.set_selection(SelectionRecord(champion="trial-0001", sentence=sentence, seeds=[1, 2], means={}))
+        configs = {"paper": TrialConfig(), "trial-0001": search.trial(1).record().config} if finals else {}
+        for name, config in configs.items():
+            for number in range(2):
+                seed = number if old else number + 1
+                more = {} if old else {"purpose": "selection", "fold": number}
+                final = {**settings, "seed": seed}
+                _train(
+                    search.final(name, seed),
+                    f"{name}-seed{seed}",
+                    config,
+                    final,
+                    data,
+                    rng,
+                    6,
+                    model=name,
+                    old=old,
+                    **more,
+                )
+            for number in range(0 if old else runs):
+                final = {**settings, "seed": number + 3}
+                more = {"purpose": "judgement", "fold": number % FOLDS, "model": name}
+                _train(search.judgement_run(name, number), f"{name}-run{number}", config, final, data, rng, 6, **more)
+        if finals and not old:
+            search.set_selection(SELECTION)
         search.set_status("completed")
         return search
 
@@ -101,20 +135,15 @@ def make(tmp_path: Path) -> Make:
 
 def _train(
     run: RunDir, name: str, config: TrialConfig, settings: Mapping[str, Any], data: object, rng: np.random.Generator,
-    epochs: int, **more: Any,
+    epochs: int, old: bool = False, **more: Any,
 ) -> None:  # fmt: skip
     about = {"name": name, "kind": "trial", "settings": settings, "data": data, "config": config.model_dump(), **more}
     RunDir.create(run.path, run_record(about))
     for epoch in range(1, epochs + 1):
         dice = float(rng.uniform(0.1, 0.15) * epoch)
-        row = {
-            "epoch": epoch,
-            "time": 0.0,
-            "ended": None,
-            "val_dice_patients_best": dice,
-            "val_dice": dice / 2,
-            "epoch_s": 1.0,
-        }
+        row = {"epoch": epoch, "time": 0.0, "ended": None, "val_dice_best": dice, "val_dice": dice / 2, "epoch_s": 1.0}
+        if not old:
+            row["val_dice_patients_best"] = dice
         run.append(
             epoch_row(
                 {**row, "images_per_s": float(rng.uniform(10, 90)), "learning_rate": config.learning_rate / epoch}
@@ -123,20 +152,36 @@ def _train(
     run.set_status("completed")
 
 
-def open_test(search: SearchDir, lead: float, units: int = 8, volumes: bool = True, names: str = "0{}") -> None:
-    """Open the sealed test: masks of small volumes or pictures, of which the champion finds `lead` more."""
-    rng, seeds = np.random.default_rng(1), range(search.record().settings.confirm_seeds)
-    experts = {names.format(n): rng.uniform(size=(4, 12, 12)) < 0.1 for n in range(units)}
+def open_test(
+    search: SearchDir,
+    lead: float,
+    units: int = 8,
+    volumes: bool = True,
+    names: str = "0{}",
+    lesion_free: int = 0,
+    unit: Any = "patients",
+) -> None:
+    """Open the sealed test: masks of small volumes or pictures, of which the champion finds `lead` more.
+
+    The last `lesion_free` patients have no lesions.
+    """
+    rng, runs = np.random.default_rng(1), search.record().settings.final_runs
+    experts = {
+        names.format(n): rng.uniform(size=(4, 12, 12)) < (0.1 if n < units else 0) for n in range(units + lesion_free)
+    }
     images = {name: rng.integers(0, 255, (12, 12), np.uint8) for name in experts}
     models: dict[str, ModelScores] = {}
     for role, name, finds in ((BASELINE, "paper", 0.5), (CHAMPION, "trial-0001", 0.5 + lead)):
         members = []
-        for seed in seeds:
-            found = {unit: mask & (rng.uniform(size=mask.shape) < finds) for unit, mask in experts.items()}
+        for run in range(runs + 1):  # the last one is the ensemble
+            detected = {
+                one: (mask & (rng.uniform(size=mask.shape) < finds)) | (rng.uniform(size=mask.shape) < 0.001)
+                for one, mask in experts.items()
+            }
             scopes = {}
             for scope in (VOLUMES, SLICES) if volumes else (SLICES,):
                 mm = (1.0, 1.0, 3.0) if scope == VOLUMES else None
-                scores = {unit: score(found[unit], mask, mm) for unit, mask in experts.items()}
+                scores = {one: score(detected[one], mask, mm) for one, mask in experts.items()}
                 origin = {"timepoint": "1", "source": "a.nii"}
                 scopes[scope] = ScopeScores(
                     pooled=pooled(list(scores.values())),
@@ -144,14 +189,15 @@ def open_test(search: SearchDir, lead: float, units: int = 8, volumes: bool = Tr
                     units=[UnitScores.model_validate({"unit": u, **its.as_json()}) for u, its in scores.items()],
                     rows=[RowScores(patient=u, **origin, **its.as_json()) for u, its in scores.items()],
                 )
-            about = {"name": f"{name}-seed{seed}", "seed": seed, "threshold": 0.4}
+            about = {"name": f"{name}-run{run}", "seed": run + 3, "threshold": 0.4, "fold": run % FOLDS}
             members.append(NetworkScores.model_validate({**about, **scopes}))
-        models[role] = ModelScores(members=members, ensemble=None)
+        ensemble = members.pop().model_copy(update={"name": f"{role} ensemble", "seed": None, "fold": None})
+        models[role] = ModelScores(members=members, ensemble=ensemble if runs > 1 else None)
     evaluation = Evaluation(
         opened=1.0,
         opened_before=2,
         data=EvaluatedData(path="p", fingerprint="f", optimistic=False),
-        unit="patients",
+        unit=unit,
         scope=VOLUMES if volumes else SLICES,
         models=models,
     )
@@ -189,12 +235,18 @@ def test_the_whole(make: Make) -> None:
     page = write_report(search)
     text, verdict = text_of(page), evaluation_of(search).verdict
     assert verdict is not None
-    assert text.index(verdict.sentence) < text.index("Parallel") if "Parallel" in text else verdict.sentence in text
-    assert verdict.outcome == "better"
+    assert verdict.configuration is not None
+    assert verdict.models is not None
+    assert f"(a) The configurations: better {verdict.configuration.sentence}" in text
+    assert f"(b) The models: better {verdict.models.sentence}" in text
+    assert f"difference of {verdict.configuration.detectable:.3f} would have been found with 80 %" in text
+    assert text.count(SELECTION.sentence) == 2, "with the verdict and with the champion"
     assert "had been opened 2 times before" in text
     assert f"{verdict.primary.champion:.4f}" in text
     assert f"{verdict.secondary[1].p_holm:.3f}" in text
-    assert figures_of(page) == ["history", "curves", "parallel", "importances", "paired", "volumes", "gallery"]
+    assert figures_of(page) == [
+        "forest", "history", "curves", "parallel", "importances", "folds", "paired", "volumes", "gallery",
+    ]  # fmt: skip
     assert all(board.name in text for board in leaderboard(search).trials)
     assert "the paper's Table I (other data) 0.5 0.9963 ± 0.0004 0.5739 ± 0.0100 0.7292 ± 0.0080" in text
     assert "Valverde 0.56" in text
@@ -231,19 +283,25 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
         assert {name: row[name] for name in TrialConfig.model_fields} == {
             name: str(value) for name, value in run.record().config.model_dump().items()
         }
-    assert [row["run"] for row in rows_of(search.report / "confirmation.csv")] == [
-        "paper-seed0", "paper-seed1", "trial-0001-seed0", "trial-0001-seed1",
+    finals = [(row["run"], row["purpose"], row["fold"]) for row in rows_of(search.report / "confirmation.csv")]
+    assert finals == [
+        (f"{name}{run}", purpose, fold)
+        for name in ("paper", "trial-0001")
+        for run, purpose, fold in (
+            ("-seed1", "selection", "0"), ("-seed2", "selection", "1"),
+            ("-run0", "judgement", "0"), ("-run1", "judgement", "1"),
+        )
     ]  # fmt: skip
     models = evaluation_of(search).models
     wanted = [
         (role, member.name, scope, unit.unit, str(unit.dice))
-        for role in models for member in models[role].members for scope in member.scopes
+        for role in models for member in models[role].networks for scope in member.scopes
         for unit in member.scope(scope).units
     ]  # fmt: skip
     units = rows_of(search.report / "test_patients.csv")
     assert [(it["role"], it["network"], it["scope"], it["unit"], it["dice"]) for it in units] == wanted
     table = rows_of(search.report / "test_table.csv")
-    assert len(table) == 2 * 2 * 2 * 2 + 1
+    assert len(table) == 2 * 3 * 2 * 2 + 1, "two models of two networks and an ensemble, two scopes, two thresholds"
     assert table[0]["tp"] == str(models[BASELINE].members[0].scope(VOLUMES).pooled.tp)
 
 
@@ -254,16 +312,20 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     assert config == search.trial(1).record().config
     space = SearchSpace.read(str(search.report / "space.yaml"))
     assert space.to_mapping() == SearchSpace.from_mapping(SPACE).to_mapping()
-    command = "wmlsearch tune space.yaml --data prepared --trials 8 --epochs 6 --sampler tpe --max-hours 1.5"
+    command = (
+        "wmlsearch tune space.yaml --data prepared --trials 8 --epochs 6 --sampler tpe --final-runs 2 --max-hours 1.5"
+    )
     assert tune_command(search.record()) == command
     assert command in text
-    assert "wmlsearch train champion.yaml --data prepared --epochs 6 --seed 1" in text
+    commands = [f"wmlsearch train champion.yaml --data prepared --epochs 6 --seed {run}" for run in ("3", "4 --fold 1")]
+    assert " ".join(commands) in text
+    assert "seed 0; selection runs 1, 2; judgement runs 3, 4" in text
 
 
 def test_commands_of_several_objectives(make: Make) -> None:
     search = make(objectives=["val_dice_patients_best", "images_per_s"], baseline=False)
     assert tune_command(search.record()).endswith(
-        "--objectives val_dice_patients_best,images_per_s --trials 8 --epochs 6 --no-baseline"
+        "--objectives val_dice_patients_best,images_per_s --trials 8 --epochs 6 --final-runs 2 --no-baseline"
     )
     page = write_report(search)
     assert figures_of(page)[:2] == ["front", "history"]
@@ -282,24 +344,82 @@ def test_what_users_and_errors_write_is_escaped(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lead", "units", "seeds", "word", "kind"),
+    ("runs", "lead", "units", "word", "kind"),
     [
-        (0.3, 8, 2, "Better", "good"),
-        (-0.3, 8, 2, "Worse", "bad"),
-        (0.0, 8, 2, "Not shown", "open"),
-        (0.3, 4, 2, "Not shown: too few patients", "open"),
-        (0.3, 8, 1, "Not shown: too few runs", "open"),
+        (2, 0.3, 8, "better", "good"),
+        (2, -0.3, 8, "worse", "bad"),
+        (2, 0.0, 8, "not shown", "open"),
+        (2, 0.3, 4, "not shown: too few patients", "open"),
+        (1, 0.3, 8, "not shown: too few runs", "open"),
     ],
 )
-def test_each_verdict(lead: float, units: int, seeds: int, word: str, kind: str, make: Make) -> None:
-    search = make(trials=5, seeds=seeds, finals=True)
+def test_each_verdict(runs: int, lead: float, units: int, word: str, kind: str, make: Make) -> None:
+    search = make(trials=5, runs=runs, finals=True)
     open_test(search, lead, units)
     page = write_report(search)
-    assert f'<div class="verdict {kind}"><b>{word}</b>' in page.read_text()
-    if seeds > 1:
-        return
-    assert "one seed each, so the effect of chance in training is unknown" in text_of(page)
-    assert "±" not in text_of(page).split("Kept slices, pooled")[0].split("Whole volumes, pooled")[1].split("Counts")[0]
+    assert f'<div class="verdict {kind}"><b><i>(a) The configurations:</i> {word}</b>' in page.read_text()
+    assert "forest" in figures_of(page), "the differences are shown also where there is no interval"
+    if runs == 1:
+        assert "±" not in text_of(page).split("Whole volumes, pooled")[1].split("Counts")[0]
+        assert "(b) The models: better The models that you would use (single networks)" in text_of(page)
+
+
+def test_patients_without_lesions_have_a_sentence_and_rows_of_their_own(make: Make) -> None:
+    search = make(trials=5, finals=True)
+    open_test(search, 0.3, units=8, lesion_free=7)
+    page = write_report(search)
+    verdict = evaluation_of(search).verdict
+    assert verdict is not None
+    assert verdict.lesion_free is not None
+    text, false_lesions = text_of(page), verdict.lesion_free.endpoints[1]
+    assert "7 test patients have no lesions, and are in neither claim. Found in them, as a mean: false volume" in text
+    assert "this is not tested" not in text
+    row = text.split("patients without lesions false volume (ml)")[1].split("The sealed test")[0]
+    assert f"false lesions 7 {false_lesions.baseline:.4f} {false_lesions.champion:.4f}" in row
+    assert text.split("(a) configurations (primary) ")[1].startswith("8 "), "patients with lesions"
+
+
+def test_images_without_patients_have_numbers_and_a_picture_but_no_verdict(make: Make) -> None:
+    search = make(finals=True, optimistic=True)
+    open_test(search, 0.3, volumes=False, unit="images")
+    page = write_report(search)
+    text, figures = text_of(page), figures_of(page)
+    assert "No verdict There is no verdict, because the patients of the test images are not known" in text
+    assert figures[0] == "paired"
+    assert figures.count("paired") == 1
+    assert "forest" not in figures
+    assert "(a)" not in text
+    row = text.split("Dice (primary) ")[1].split("precision")[0]
+    assert re.fullmatch(r"8 [\d.]+ [\d.]+ \+[\d.]+ \S \S ", row), "no interval and no p"
+
+
+def test_a_search_whose_champion_is_the_baseline(make: Make) -> None:
+    search = make(finals=True)
+    reason = "Nothing better than the baseline configuration was found."
+    search.set_selection(SelectionRecord(champion="paper", sentence=reason, seeds=[1, 2], means={"paper": 0.6}))
+    page = write_report(search)
+    assert f'<div class="verdict open"><b>Nothing better than the baseline</b><p>{reason}</p>' in page.read_text()
+    assert "baseline and champion" in text_of(page)
+    assert "folds" in figures_of(page)
+    assert SearchSpace.read(str(search.report / "champion.yaml")).single_configuration() == TrialConfig()
+
+
+def test_a_search_of_an_older_version_is_reported_as_it_was(make: Make) -> None:
+    """Its verdict has no claims, and its final runs have no purpose."""
+    search = make(finals=True, old=True)
+    open_test(search, 0.3)
+    evaluation = evaluation_of(search)
+    assert evaluation.verdict is not None
+    claims = dict.fromkeys(("configuration", "models", "lesion_free"))
+    old = evaluation.verdict.model_copy(update={**claims, "sentence": "The champion is better."})
+    search.set_evaluation(evaluation.model_copy(update={"verdict": old}))
+    page = write_report(search)
+    text = text_of(page)
+    assert '<div class="verdict good"><b>Better</b><p>The champion is better.</p></div>' in page.read_text()
+    assert "The verdict answers one question: does the mean Dice per patient differ?" in text
+    assert "(a)" not in text
+    assert figures_of(page) == ["history", "curves", "parallel", "importances", "paired", "volumes", "gallery"]
+    assert "seed 0; final runs 0, 1" in text
 
 
 def test_pictures_are_measured_in_pixels(make: Make) -> None:
@@ -319,7 +439,7 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     search.trial(7).set_status("running")
     text = text_of(write_report(search))
     assert "No verdict The search is still running. The sealed test is opened at its end." in text
-    assert "the best trial so far. It was not confirmed with other seeds" in text
+    assert "the best trial so far. It was not confirmed in other runs" in text
     assert text_of(write_report(search, RunStatus(state="interrupted", reason="stopped by Ctrl-C"))).count(
         "interrupted (stopped by Ctrl-C)"
     ), "how it stands may be known before the folder says so"
@@ -423,7 +543,7 @@ def test_a_browser_shows_all_of_it(make: Make) -> None:
             assert said == []
             assert sheet.evaluate("document.documentElement.scrollWidth") <= width
             images = sheet.evaluate("[...document.images].map(it => [it.naturalWidth, it.alt])")
-            assert len(images) == 7
+            assert len(images) == 9
             assert all(wide > 0 and alt for wide, alt in images)
             outside = """[...document.querySelectorAll('main *')].filter(it => !it.closest('.wide, pre') &&
                 it.getBoundingClientRect().right > innerWidth + 1).map(it => it.outerHTML.slice(0, 80))"""

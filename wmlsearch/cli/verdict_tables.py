@@ -5,11 +5,19 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores, Scope
+from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores, Scope, Verdict
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import CHAMPION
 from wmlsearch.verdict.champion import read_candidates, role_of
-from wmlsearch.verdict.wording import PAPER_TABLE, PAPER_TABLE_NAME, RATIOS, mean_sd, openings_note, states_of
+from wmlsearch.verdict.wording import (
+    PAPER_TABLE,
+    PAPER_TABLE_NAME,
+    RATIOS,
+    lesion_free_sentence,
+    mean_sd,
+    openings_note,
+    states_of,
+)
 
 
 def confirmed_table(search: SearchDir) -> Table | None:
@@ -43,22 +51,34 @@ def confirmed_table(search: SearchDir) -> Table | None:
 
 
 def show_verdict(console: Console, search: SearchDir) -> None:
-    """Print the evaluation of a search, if the sealed test was opened."""
+    """Print why the champion was chosen, and the evaluation of a search if the sealed test was opened."""
+    if selection := search.selection():
+        console.print(selection.sentence, highlight=False, soft_wrap=True)
     if evaluation := search.evaluation():
         show_evaluation(console, evaluation)
 
 
 def show_evaluation(console: Console, evaluation: Evaluation) -> None:
-    """Print the pooled scores of each scope, mean and standard deviation over seeds, and the verdict."""
+    """Print the pooled scores of each scope, mean and standard deviation over runs, and the verdict."""
     for scope in evaluation.scopes:
         console.print(_scope_table(evaluation, scope))
     console.print(openings_note(evaluation.opened_before), highlight=False)
-    if verdict := evaluation.verdict:
-        console.print(f"verdict: {verdict.sentence}", style="bold", highlight=False, soft_wrap=True)
+    if evaluation.verdict:
+        _show_claims(console, evaluation.verdict)
+
+
+def _show_claims(console: Console, verdict: Verdict) -> None:
+    """Print each claim under its name; the headline, which is about the configurations, is bold."""
+    about = " (a), the configurations" if verdict.has_claims else ""
+    console.print(f"verdict{about}: {verdict.sentence}", style="bold", highlight=False, soft_wrap=True)
+    if verdict.models:
+        console.print(f"verdict (b), the models: {verdict.models.sentence}", highlight=False, soft_wrap=True)
+    if verdict.lesion_free:
+        console.print(lesion_free_sentence(verdict.lesion_free), highlight=False, soft_wrap=True)
 
 
 def _scope_table(evaluation: Evaluation, scope: Scope) -> Table:
-    table = _table(f"sealed test, {scope}: pooled over pixels, mean ± standard deviation over seeds")
+    table = _table(f"sealed test, {scope}: pooled over pixels, mean ± standard deviation over runs")
     table.add_column("model")
     for name in ("threshold", *RATIOS):
         table.add_column(name, justify="right")

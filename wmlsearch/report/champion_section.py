@@ -64,7 +64,7 @@ class FinalRow:
     mean: float | None  # over selection runs
     standard_error: float | None
     states: str
-    role: str  # "baseline", "champion" or ""
+    role: str  # "baseline", "champion", "baseline and champion" or ""
 
 
 def final_rows(candidates: Sequence[Candidate], champion: str) -> list[FinalRow]:
@@ -81,6 +81,15 @@ def final_rows(candidates: Sequence[Candidate], champion: str) -> list[FinalRow]
         )
         for candidate in candidates
     ]
+
+
+def seeds_of(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """Return the seeds of the final runs by their kind, such as "selection runs"; those of an old search have none."""
+    seeds: dict[str, set[int]] = {}
+    for candidate in candidates:
+        for run in candidate.runs:
+            seeds.setdefault(f"{run.record.purpose or 'final'} runs", set()).add(run.seed)
+    return {kind: sorted(numbers) for kind, numbers in seeds.items()}
 
 
 def why_no_verdict(

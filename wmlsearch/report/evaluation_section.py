@@ -18,10 +18,10 @@ LESION_RATIOS = ("lesion_recall", "lesion_precision", "lesion_f1")
 
 @dataclass(frozen=True)
 class MeanCell:
-    """A mean over seeds with its standard deviation, as text."""
+    """A mean over runs with its standard deviation, as text."""
 
     mean: str
-    spread: str = ""  # "" for a single seed
+    spread: str = ""  # "" for a single run
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class UnitRow:
-    """The scores of a patient or image, averaged over seeds."""
+    """The scores of a patient or image, averaged over runs."""
 
     unit: str
     dice: Sequence[float | None]  # of baseline and champion
@@ -69,7 +69,7 @@ class EvaluationView:
     one: str  # "patient" or "image"
     opened_before: int
     champion: str
-    seeds: int  # networks of each model
+    runs: int  # networks of each model
     size_unit: str  # "ml" or "pixels"
     scopes: Sequence[ScopeTable]
     sizes: Sequence[SizeRow]
@@ -83,7 +83,7 @@ def evaluation_view(evaluation: Evaluation) -> EvaluationView:
         one=singular(evaluation.unit),
         opened_before=evaluation.opened_before,
         champion=evaluation.names[CHAMPION],
-        seeds=max(len(model.members) for model in evaluation.models.values()),
+        runs=max(len(model.members) for model in evaluation.models.values()),
         size_unit=size_unit(evaluation),
         scopes=[ScopeTable(scope, _pooled_rows(evaluation, scope)) for scope in evaluation.scopes],
         sizes=_size_rows(evaluation),

@@ -10,26 +10,26 @@ from jinja2 import Environment, PackageLoader
 
 from wmlsearch.config import RunSettings
 from wmlsearch.forecast.comparison import compare_with_forecast
-from wmlsearch.report import figure_style, figures, sealed_figures
-from wmlsearch.report.champion_section import champion_view, final_rows, why_no_verdict
+from wmlsearch.report import figure_style, figures, sealed_figures, verdict_figures
+from wmlsearch.report.champion_section import champion_view, final_rows, seeds_of, why_no_verdict
 from wmlsearch.report.commands import space_yaml, tune_command
 from wmlsearch.report.evaluation_section import evaluation_view
 from wmlsearch.report.importances import importances
 from wmlsearch.report.search_section import children, costs, endings, failures, trial_rows
 from wmlsearch.report.tables import write_tables
 from wmlsearch.report.unit_scores import dice_pairs
-from wmlsearch.runs.evaluation import Evaluation
+from wmlsearch.runs.evaluation import Evaluation, Verdict
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
-from wmlsearch.runs.names import CHAMPION
+from wmlsearch.runs.names import CHAMPION, PAPER
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import RunStatus
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.champion import Candidate, read_candidates
 from wmlsearch.verdict.statistics import BETTER, WORSE
-from wmlsearch.verdict.wording import leakage_note, openings_note, optimistic_note
+from wmlsearch.verdict.wording import leakage_note, lesion_free_sentence, openings_note, optimistic_note
 
 MAX_ROWS = 20  # of a table; further rows are folded away
 MAX_COLUMNS = 9  # hyperparameters with a column of their own; more of them share one column
@@ -53,7 +53,11 @@ METRIC_NAMES = {
     "lesion_recall": "lesion-wise recall",
     "lesion_precision": "lesion-wise precision",
     "iou": "IoU",
+    "volume_ml": "false volume (ml)",
+    "fp": "false pixels",
+    "lesions_false": "false lesions",
 }
+VERDICT_CLASSES = {BETTER: "good", WORSE: "bad"}  # by outcome; "open" for the others
 
 
 def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
@@ -89,9 +93,10 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
         reason=status.reason,
         warning=optimistic_note(record),
         verdict=verdict,
-        verdict_class={BETTER: "good", WORSE: "bad"}.get(verdict.outcome if verdict else "", "open"),
+        verdict_class=lambda outcome: VERDICT_CLASSES.get(outcome, "open"),
         why_no_verdict=why_no_verdict(settings, state, candidates, selection),
         selection=selection,
+        baseline_is_champion=selection is not None and selection.champion == PAPER,
         test=evaluation_view(evaluation) if evaluation else None,
         figures=_draw_figures(search, board, space, settings, candidates, champion, evaluation, shares),
         importances_note=importances_note,
@@ -105,9 +110,11 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
         compared=compare_with_forecast(search),
         champion=champion_view(search, record, board, candidates, champion),
         final_runs=final_rows(candidates, champion),
+        final_seeds=seeds_of(candidates),
         measure=candidates[0].metric if candidates else CANDIDATE_METRIC,
         leakage_note=leakage_note,
         openings_note=openings_note,
+        lesion_free_sentence=lesion_free_sentence,
         tables=write_tables(search, board, candidates, champion, evaluation),
         tune=tune_command(record),
         space_yaml=space_yaml(space),
@@ -140,17 +147,11 @@ def _draw_figures(
         "parallel": (lambda path: figures.parallel(path, board, space)) if with_values and space.dimensions else None,
         "memory": (lambda path: figures.memory(path, memories)) if memories else None,
         "importances": (lambda path: figures.importance_bars(path, shares)) if shares else None,
-        "paired": None,
-        "volumes": None,
-        "gallery": None,
+        "folds": None,
     }
-    if evaluation is not None and evaluation.verdict is not None:
-        primary, gallery = evaluation.verdict.primary, search.gallery()
-        if dice_pairs(evaluation):
-            drawings["paired"] = lambda path: sealed_figures.paired(path, evaluation, primary)
-        drawings["volumes"] = lambda path: sealed_figures.volumes(path, evaluation)
-        if gallery is not None:
-            drawings["gallery"] = lambda path: sealed_figures.gallery(path, evaluation, gallery)
+    if any(run.value is not None for candidate in candidates for run in candidate.judgement):
+        drawings["folds"] = lambda path: verdict_figures.fold_scores(path, candidates, champion)
+    drawings |= _sealed_drawings(search, evaluation)
     for name, draw in drawings.items():
         path = search.report / f"{name}.png"
         path.unlink(missing_ok=True)
@@ -158,6 +159,28 @@ def _draw_figures(
             draw(path)
     paths = {name: search.report / f"{name}.png" for name in (*drawings, "examples")}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _sealed_drawings(search: SearchDir, evaluation: Evaluation | None) -> dict[str, Callable[[Path], None] | None]:
+    """Return what draws the figures of the sealed test, None for those that have no data."""
+    drawings: dict[str, Callable[[Path], None] | None] = dict.fromkeys(("forest", "paired", "volumes", "gallery"))
+    if evaluation is None or evaluation.verdict is None:
+        return drawings
+    verdict, gallery = evaluation.verdict, search.gallery()
+    if _has_forest(verdict):
+        drawings["forest"] = lambda path: verdict_figures.forest(path, evaluation, verdict)
+    if dice_pairs(evaluation):
+        # The forest plot shows the differences already.
+        primary = None if _has_forest(verdict) else verdict.primary
+        drawings["paired"] = lambda path: sealed_figures.paired(path, evaluation, primary)
+    drawings["volumes"] = lambda path: sealed_figures.volumes(path, evaluation)
+    if gallery is not None:
+        drawings["gallery"] = lambda path: sealed_figures.gallery(path, evaluation, gallery)
+    return drawings
+
+
+def _has_forest(verdict: Verdict) -> bool:
+    return verdict.configuration is not None and verdict.configuration.difference is not None
 
 
 def _environment() -> Environment:

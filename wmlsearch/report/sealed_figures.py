@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from wmlsearch.report.figure_style import (
     show_slice,
     slice_dice,
 )
-from wmlsearch.report.unit_scores import dice_pairs, gallery_units, lesion_sizes, size_unit
+from wmlsearch.report.unit_scores import DicePair, dice_pairs, gallery_units, lesion_sizes, size_unit
 from wmlsearch.runs.evaluation import Comparison, Evaluation, Gallery
 from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.verdict.comparison import unit_means
@@ -30,12 +31,17 @@ MAX_NAMES = 40  # names of more units would overlap
 COLOURS = {BASELINE: BASELINE_COLOUR, CHAMPION: CHAMPION_COLOUR}
 
 
-def paired(path: Path, evaluation: Evaluation, primary: Comparison) -> None:
-    """Draw the Dice of each unit from baseline to champion, and the differences with their mean and its interval."""
+def paired(path: Path, evaluation: Evaluation, primary: Comparison | None) -> None:
+    """Draw the Dice of each unit from baseline to champion, and the differences with their mean and its interval.
+
+    Args:
+        primary: the comparison of Dice; None: the differences are not drawn.
+    """
     pairs, unit = dice_pairs(evaluation), singular(evaluation.unit)
     named = len(pairs) <= MAX_NAMES
-    with figure(path, 5.9, max(3.8, 1.9 + 0.2 * len(pairs) * named), columns=2) as (_, grid):
-        left, right = grid[0]
+    width, height = (3.6, 3.8) if primary is None else (5.9, max(3.8, 1.9 + 0.2 * len(pairs) * named))
+    with figure(path, width, height, columns=1 if primary is None else 2) as (_, grid):
+        left, *others = grid[0]
         alpha = 0.85 if named else 0.35
         for pair in pairs:
             style = {"color": _colour(pair.difference), "linewidth": 1.2, "markersize": 4, "alpha": alpha}
@@ -45,19 +51,25 @@ def paired(path: Path, evaluation: Evaluation, primary: Comparison) -> None:
         left.set_xticks([0, 1], [BASELINE, CHAMPION])
         left.set(xlim=(-0.3, 1.3), ylabel=f"Dice of each {unit}", ylim=(0, None))
         left.legend(loc="best", fontsize=9.5)
-        heights = np.arange(len(pairs)) + 1
-        differences = [pair.difference for pair in pairs]
-        right.axvline(0, color=DARK_GREY, linewidth=1)
-        colours = [_colour(difference) for difference in differences]
-        right.scatter(differences, heights, s=26, zorder=3, alpha=alpha, c=colours)
-        if primary.low is not None:
-            right.plot([primary.low, primary.high], [0, 0], color=INK, linewidth=2.6, solid_capstyle="butt")
-        right.plot(primary.difference, 0, "D", color=INK, markersize=7)
-        names = [pair.unit for pair in pairs] if named else []
-        right.set_yticks([0, *heights[: len(names)]], ["mean", *names])
-        right.set(xlabel="difference of Dice", ylim=(-0.8, len(pairs) + 0.8))
-        right.xaxis.set_major_locator(MaxNLocator(3))
-        right.grid(axis="y", visible=False)
+        if primary is not None:
+            _draw_differences(others[0], pairs, primary, alpha)
+
+
+def _draw_differences(axes: Axes, pairs: Sequence[DicePair], primary: Comparison, alpha: float) -> None:
+    heights = np.arange(len(pairs)) + 1
+    differences = [pair.difference for pair in pairs]
+    axes.axvline(0, color=DARK_GREY, linewidth=1)
+    colours = [_colour(difference) for difference in differences]
+    axes.scatter(differences, heights, s=26, zorder=3, alpha=alpha, c=colours)
+    if primary.low is not None and primary.high is not None:
+        axes.plot([primary.low, primary.high], [0, 0], color=INK, linewidth=2.6, solid_capstyle="butt")
+    if primary.difference is not None:
+        axes.plot(primary.difference, 0, "D", color=INK, markersize=7)
+    names = [pair.unit for pair in pairs] if len(pairs) <= MAX_NAMES else []
+    axes.set_yticks([0, *heights[: len(names)]], ["mean", *names])
+    axes.set(xlabel="difference of Dice", ylim=(-0.8, len(pairs) + 0.8))
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.grid(axis="y", visible=False)
 
 
 def _colour(difference: float) -> str:

@@ -12,7 +12,7 @@ from wmlsearch.verdict.comparison import unit_means
 
 @dataclass(frozen=True)
 class DicePair:
-    """The Dice of a unit, averaged over seeds, with both models."""
+    """The Dice of a unit, averaged over runs, with both models."""
 
     unit: str
     baseline: float
@@ -40,7 +40,7 @@ class LesionSize:
     """How much lesion a unit has: in ml (mean over time points), or in pixels (sum) where only slices are scored."""
 
     expert: float
-    predicted: float  # mean over the model's seeds
+    predicted: float  # mean over the model's runs
 
 
 def lesion_sizes(evaluation: Evaluation, role: str) -> dict[str, LesionSize]:

@@ -8,6 +8,11 @@ apply: `mlflow.parentRunId`, `search` (the search's name), `warning` (an optimis
 `predicted_memory_mb`, `pareto_front`, `configuration` (of a final run), and of a child in population based training
 `parent_trial`, `parent_epoch` and `rate_factors`. Of a search with a champion: `champion` and `mlflow.note.content`
 (why it is the champion, and the verdict). With a verdict: `verdict` (about the configurations) and `verdict.models`.
+
+Metrics of a search with a verdict, all of the mean Dice per patient in claim (a): `test_difference` (champion minus
+baseline), `test_difference_low` and `test_difference_high` (its 95 % interval), `test_p`, and
+`test_detectable_difference` (the smallest that would be found with 80 % probability). `test_models_difference` and the
+like are those of claim (b).
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
+from wmlsearch.runs.evaluation import Evaluation, Verdict
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import ROLES, SEARCH, TRIAL
 from wmlsearch.runs.objectives import candidate_value, dice_value
@@ -258,9 +264,25 @@ def _add_evaluation(batch: _Batch, run: AnyDir, ledger: MlflowLedger) -> None:
     evaluation = run.evaluation() if isinstance(run, SearchDir) else run.evaluation_metrics()
     if not evaluation or ledger.tested == evaluation.opened:
         return
+    metrics = evaluation.metrics
+    if isinstance(evaluation, Evaluation) and evaluation.verdict is not None:
+        metrics = {**metrics, **_verdict_metrics(evaluation.verdict)}
     opened_ms = int(evaluation.opened * 1000)
-    batch.metrics += [Metric(name, value, opened_ms, 0) for name, value in evaluation.metrics.items()]
+    batch.metrics += [Metric(name, value, opened_ms, 0) for name, value in metrics.items()]
     ledger.tested = evaluation.opened
+
+
+def _verdict_metrics(verdict: Verdict) -> dict[str, float]:
+    """Return the numbers of both claims as metrics; none of a file from before there were claims."""
+    metrics: dict[str, float | None] = {}
+    for name, claim in (("test", verdict.configuration), ("test_models", verdict.models)):
+        if claim is not None:
+            metrics[f"{name}_difference"] = claim.difference
+            metrics[f"{name}_difference_low"], metrics[f"{name}_difference_high"] = claim.low, claim.high
+            metrics[f"{name}_p"] = claim.p
+    if verdict.configuration is not None:
+        metrics["test_detectable_difference"] = verdict.configuration.detectable
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None:
@@ -279,10 +301,11 @@ def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None
         sentences.append(selection.sentence)
     if evaluation is not None and verdict is not None:
         tags |= {"champion": evaluation.names["champion"], "verdict": verdict.outcome}
-        sentences.append(verdict.sentence)
+        about = "(a) The configurations: " if verdict.has_claims else ""
+        sentences.append(f"{about}{verdict.sentence}")
         if verdict.models is not None:
             tags["verdict.models"] = verdict.models.outcome
-            sentences.append(verdict.models.sentence)
+            sentences.append(f"(b) The models: {verdict.models.sentence}")
     outcome = {**tags, "mlflow.note.content": "\n\n".join(sentences)} if tags else {}
     if outcome != ledger.outcome:
         withdrawn = dict.fromkeys(ledger.outcome, "")  # a resumed search may have another champion and no verdict yet

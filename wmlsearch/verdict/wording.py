@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate
-from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, ModelsClaim
+from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, LesionFree, ModelsClaim
 from wmlsearch.runs.schema import FolderRecord, SplitCertificate
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, NOT_SHOWN, POWER
@@ -17,6 +17,7 @@ PAPER_TABLE = {"accuracy": (0.9963, 0.0004), "iou": (0.5739, 0.01), "dice": (0.7
                "precision": (0.7592, 0.0088), "recall": (0.7016, 0.009)}  # fmt: skip
 PAPER_TABLE_NAME = "the paper's Table I (other data)"
 NOT_SHOWN_WORDS = "not shown to be better or worse"
+_LESION_FREE_WORDS = {"volume_ml": "false volume in ml", "fp": "false pixels", "lesions_false": "false lesions"}
 OPTIMISTIC_WARNING = "Warning: the split is optimistic, because slices of one patient can be on both sides."
 
 
@@ -95,6 +96,22 @@ def models_sentence(claim: ModelsClaim) -> str:
     if claim.outcome == NOT_SHOWN:
         text += " This does not mean that they are equal."
     return f"{text} This is about these networks alone: the same configurations, trained again, give others."
+
+
+def lesion_free_sentence(lesion_free: LesionFree) -> str:
+    """Say what the models find in the patients without lesions, who are in no other comparison."""
+    parts = [
+        f"{_LESION_FREE_WORDS[endpoint.metric]} {endpoint.champion:.3g} with the champion against "
+        f"{endpoint.baseline:.3g} with the baseline"
+        for endpoint in lesion_free.endpoints
+        if endpoint.champion is not None and endpoint.baseline is not None
+    ]
+    count = lesion_free.patients
+    subject = f"{_count(count, 'test patient')} {'has' if count == 1 else 'have'} no lesions, and {_be(count)} in"
+    text = f"{subject} neither claim. Found in {'it' if count == 1 else 'them'}, as a mean: {'; '.join(parts)}."
+    if all(endpoint.p is None for endpoint in lesion_free.endpoints):
+        return f"{text} With fewer than {MIN_PATIENTS} such patients, this is not tested."
+    return text
 
 
 def no_verdict_sentence(primary: Comparison, champion_name: str, optimistic: bool = False) -> str:
