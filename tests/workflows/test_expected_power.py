@@ -36,8 +36,12 @@ def add_search(out: Path, name: str, fingerprint: str, spread: float) -> None:
     search.set_evaluation(evaluation.with_verdict({BASELINE: "paper", CHAMPION: "trial-0001"}, [], verdict))
 
 
+def _folds(manifest: Manifest) -> list[int]:
+    return [run % manifest.fold_count for run in range(5)]
+
+
 def test_without_earlier_searches_the_spread_is_assumed(manifest: Manifest, tmp_path: Path) -> None:
-    smallest = detectable(ASSUMED.run, ASSUMED.patient, ASSUMED.residual, 5, 9)
+    smallest = detectable(ASSUMED.run, ASSUMED.patient, ASSUMED.residual, _folds(manifest), 9)
     text = expected_power(RunSettings(), manifest, tmp_path / "none")
     assert text == (
         f"5 + 5 trainings and 9 test patients find a difference of {smallest:.3f} in Dice per patient with 80 % "
@@ -57,7 +61,7 @@ def test_earlier_searches_on_the_same_data_say_how_much_results_vary(manifest: M
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "search.json").write_text("damaged")
     text = expected_power(RunSettings(), manifest, tmp_path)
-    assert f"a difference of {detectable(0.02236, 0, 0, 5, 9):.3f} in" in text
+    assert f"a difference of {detectable(0.02236, 0, 0, _folds(manifest), 9):.3f} in" in text
     assert "0.022 between trainings and 0.000 between patients (as in 2 earlier searches on these data)" in text
 
 

@@ -40,7 +40,8 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
         source = f"as in {len(claims)} earlier search{'' if len(claims) == 1 else 'es'} on these data"
     else:
         spread = ASSUMED
-    difference = detectable(spread.run, spread.patient, spread.residual, runs, patients)
+    folds = [run % manifest.fold_count for run in range(runs)]
+    difference = detectable(spread.run, spread.patient, spread.residual, folds, patients)
     probability = f"{100 * POWER:.0f} %"
     return (
         f"{design} find a difference of {difference:.3f} in Dice per patient with {probability} probability, if its "
