@@ -121,6 +121,7 @@ def test_the_first_trial_is_the_baseline_though_outside_this_space(done: Done, s
         "base_channels is fixed at 8, not 16",
         "dropout is fixed at 0.0, not 0.1",
         "loss is fixed at bce_dice, not bce",
+        "learning_rate=0.001 is not in 0.003 .. 0.01 (log)",
         "batch_size=5 is not in [2, 3]",
     ]
     assert done.search.trial(0).record().config == TrialConfig()

@@ -145,7 +145,7 @@ class NetworkScores(Record):
 
 
 class ModelScores(Record):
-    """The scores of a model: its networks (one for each seed, the best first) and their ensemble."""
+    """The scores of a model: its networks (one for each run, the best first) and their ensemble."""
 
     members: Annotated[list[NetworkScores], Field(min_length=1)]
     ensemble: NetworkScores | None  # None for a single network

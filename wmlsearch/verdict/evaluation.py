@@ -50,7 +50,7 @@ AVERAGED: dict[Scope, tuple[str, ...]] = {
     SLICES: ("hd95_px",),
 }
 Unit = Literal["patients", "images"]
-Networks = Mapping[str, Sequence[TrainedModel]]  # by role, one for each seed
+Networks = Mapping[str, Sequence[TrainedModel]]  # by role, one for each run
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
     """Open the sealed test of a prepared data set and score models on its patients.
 
     Args:
-        models: the networks of each role, one for each seed; figures show the first. The mean probability of several
+        models: the networks of each role, one for each run; figures show the first. The mean probability of several
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
         data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes.
         by: who opens the test, for its ledger.
