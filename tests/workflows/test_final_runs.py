@@ -232,6 +232,8 @@ def test_no_candidate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ending.trained == ["paper-run0", "paper-run1", "paper-run2"]
     assert said[0].endswith("closed: no trial is a candidate.")
     assert ending.search.model(CHAMPION).exists()
+    ending.go_on(better, monkeypatch)
+    assert len(ending.trained) == 3, "a resumed search has nothing left to train"
 
 
 def test_confirm_top_0_trains_the_baseline_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def train_selection_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment
     for trial in select_candidates(leaderboard(search), settings.confirm_top, baseline):
         record = trial.record()
         configurations.append(_Configuration(record.name, record.config, record.rate_factors))
-    if len(configurations) == 1 and not search.finals():
+    if len(configurations) == 1 and all(run.record().purpose == "judgement" for run in search.finals()):
         return
     requests = []
     for number, seed in enumerate(selection_seeds(search, settings)):
