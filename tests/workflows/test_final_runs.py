@@ -27,6 +27,8 @@ from wmlsearch.runs.schema import GOOD, RUNNING, SelectionRecord
 from wmlsearch.search import final_training
 from wmlsearch.search.final_training import TrainingRequest
 from wmlsearch.space import SearchSpace
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.sync import default_uri, sync
 from wmlsearch.workflows import final_models, run_search, sealed_test
 from wmlsearch.workflows.model_lookup import find_model
 from wmlsearch.workflows.observer import Observer
@@ -223,6 +225,23 @@ def test_nothing_better_than_the_baseline(data: Path, tmp_path: Path, monkeypatc
         f"single run, such as {tmp_path}/s/final/paper-run0"
     )
     assert ending.opened() == 0
+
+
+def test_the_alias_champion_is_the_baseline_where_nothing_is_better(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = Ending(tmp_path / "s", data, {1: 0.6}, confirm_seeds=1, final_runs=1)
+    ending.go_on(worse, monkeypatch)
+    uri = default_uri(tmp_path)
+    sync(ending.search, uri)
+    client = connect(uri)
+    tags = client.get_run(ending.search.ledger().run_id or "").data.tags
+    assert (tags["champion"], "verdict" in tags) == (PAPER, False)
+    assert tags["mlflow.note.content"].startswith("Nothing better than the baseline configuration was found")
+    version = client.get_model_version_by_alias("wml-unet", "champion")
+    assert client.get_run(version.run_id or "").info.run_name == "champion (paper)"
+    for model in ("models:/wml-unet@champion", "models:/wml-unet@baseline"):
+        assert [member.name for member in find_model(model, tmp_path, uri).members] == ["paper-run0"]
 
 
 def test_no_candidate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
