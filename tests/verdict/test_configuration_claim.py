@@ -126,6 +126,23 @@ def test_the_detectable_difference_is_found_in_four_of_five_cohorts(folds: list[
     assert np.mean((it.p < 0.05) & (it.low > 0)) == pytest.approx(0.8, abs=0.02)
 
 
+def test_an_estimated_spread_makes_the_detectable_difference_larger() -> None:
+    """With spreads that are estimated by 5 runs and 9 patients, four of five cohorts is a mean over the true ones."""
+    rng, runs, patients, cohorts = np.random.default_rng(7), 5, 9, 10_000
+    shift = detectable(0.03, 0.04, 0.05, runs, patients, estimated=True)
+    assert shift > 1.1 * detectable(0.03, 0.04, 0.05, runs, patients)
+    of_residual = 2 * 0.05**2 / (runs * patients)
+    of_runs = (2 * 0.03**2 / runs + of_residual) * 8 / rng.chisquare(8, cohorts)
+    of_patients = (0.04**2 / patients + of_residual) * 8 / rng.chisquare(8, cohorts)
+    run_sds = np.sqrt(np.maximum(0, (of_runs - of_residual) * runs / 2))[:, None, None]
+    patient_sds = np.sqrt(np.maximum(0, (of_patients - of_residual) * patients))[:, None, None]
+    scores = patient_sds / math.sqrt(2) * rng.normal(0, 1, (2, cohorts, 1, patients))
+    scores = scores + run_sds * rng.normal(0, 1, (2, cohorts, runs, 1))
+    scores = scores + rng.normal(0, 0.05, (2, cohorts, runs, patients))
+    it = estimate(scores[0], scores[1] + shift)
+    assert np.mean((it.p < 0.05) & (it.low > 0)) == pytest.approx(0.8, abs=0.025)
+
+
 def test_more_runs_and_more_patients_find_smaller_differences() -> None:
     sizes = [detectable(0.03, 0.04, 0.05, runs, patients) for runs, patients in ((2, 9), (5, 9), (5, 20), (10, 50))]
     assert sizes == sorted(sizes, reverse=True)

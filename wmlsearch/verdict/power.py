@@ -105,9 +105,9 @@ def _limits(
     chances = (np.arange(12 if estimated else 40) + 0.5) / (12 if estimated else 40)
     df, df_of_patients = df_of_runs(folds), patients - 1
     chi2_of_runs, chi2_of_patients = (stats.chi2.ppf(chances, number) / number for number in (df, df_of_patients))
-    known = np.ones(1)
-    true_of_runs = parts.runs / (chi2_of_runs if estimated else known)[:, None]
-    true_of_patients = parts.patients / (chi2_of_patients if estimated else known)
+    as_given = np.ones(1)
+    true_of_runs = parts.runs / (chi2_of_runs if estimated else as_given)[:, None]
+    true_of_patients = parts.patients / (chi2_of_patients if estimated else as_given)
     se = np.sqrt(
         np.maximum(true_of_runs + true_of_patients - parts.residual, np.maximum(true_of_runs, true_of_patients))
     )
