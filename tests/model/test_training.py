@@ -609,7 +609,7 @@ def test_two_ranks_equal_one(data: PreparedData, prepared: Path, tmp_path: Path)
 
 
 UNEQUAL = RANK.replace(
-    "print(json.dumps([report.as_json() for report in reports]))",
+    "print(json.dumps([report.as_json() for report in reports]), flush=True)",
     """from wmlsearch.model import steps as module
 calls, steps = [], []
 real_losses, real_step = module.slice_losses, torch.optim.SGD.step
@@ -623,7 +623,7 @@ module.slice_losses, torch.optim.SGD.step = losses, step
 try:
     next(reports)
 except module.Diverged as error:
-    print(json.dumps([str(error), len(steps)]))""",
+    print(json.dumps([str(error), len(steps)]), flush=True)""",
 )
 
 
