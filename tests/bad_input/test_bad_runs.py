@@ -64,8 +64,8 @@ def line(number: int, text: str | None = None, **values: Any) -> Change:
     return apply
 
 
-def damaged(name: str, *faults: str, remedy: str = RESTORE) -> str:
-    return "\n  - ".join([f"runs/s/{name}: is damaged; {remedy}", *faults])
+def damaged(name: str, *faults: str, remedy: str = RESTORE, what: str = "is damaged") -> str:
+    return "\n  - ".join([f"runs/s/{name}: {what}; {remedy}", *faults])
 
 
 def unreadable(name: str, why: str) -> str:
@@ -273,6 +273,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
             "test.json",
             "models.baseline.members must have at least 1 item after validation, not 0, but got []",
             "models.baseline.ensemble is missing",
+            what="was written by an earlier version or is damaged",
         ),
     ),
     "a trial without a number": (
