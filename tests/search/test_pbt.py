@@ -190,7 +190,7 @@ class World:
         monkeypatch.setattr(trial_worker, "load_checkpoint", lambda path: {"reports": json.loads(path.read_text())})
         monkeypatch.setattr(trial_worker, "check_same_training", lambda *_, **__: None)
         data = SimpleNamespace(train=SimpleNamespace(images=SimpleNamespace(device=None)))
-        monkeypatch.setattr(trial_worker, "open_data", lambda _shipment: data)
+        monkeypatch.setattr(trial_worker, "open_data", lambda _shipment, _fold: data)
         monkeypatch.setattr(trial_worker, "limit_to_share", lambda *_: None)
         monkeypatch.setattr(trial_worker, "predict_peak_memory", lambda *_: memory_admission.MemoryFit(1, 2, 1.0))
         if store:
