@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -32,5 +33,6 @@ def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"wmlsearch {command}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "prepared" / "contact_sheet.png").is_file()
     assert (tmp_path / "runs" / "first" / "report" / "index.html").is_file()
-    assert (tmp_path / "runs" / "first" / "test.json").is_file()
+    champion = json.loads((tmp_path / "runs" / "first" / "selection.json").read_text())["champion"]
+    assert (tmp_path / "runs" / "first" / "test.json").is_file() == (champion != "paper")
     assert (tmp_path / "predicted" / "lesions.csv").is_file()
