@@ -21,8 +21,8 @@ from wmlsearch.model.unet import UNet
 
 def unet(norm: str = "batch") -> UNet:
     torch.manual_seed(0)
-    made = UNet(depth=2, base_channels=8, dropout=0.0, norm=norm)  # type: ignore[arg-type]
-    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack memory_format
+    made = UNet(depth=2, base_channels=8, dropout=0.0, norm=norm)
+    return made.to(memory_format=torch.channels_last)
 
 
 class Watched(TorchDispatchMode):
