@@ -54,7 +54,7 @@ class Server:
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "artifacts"), "--uvicorn-opts", "--log-level info"]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own words
+            self.process = subprocess.Popen(  # noqa: S603 - our own command
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -64,11 +64,11 @@ def kill_everything(pid: int) -> None:
         kill(process)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 300) -> None:
-    """Return as soon as the condition holds. Fails after `timeout_s` seconds."""
+def wait_for(condition: Callable[[], bool], timeout_s: float = 300, problem: str = "not true") -> None:
+    """Return as soon as the condition holds. Fails with the `problem` after `timeout_s` seconds."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, f"not true after {timeout_s:g} s"
+        assert time.monotonic() < end, f"{problem} after {timeout_s:g} s"
         time.sleep(0.05)  # conditions read processes and run folders, which keeps a core busy
 
 

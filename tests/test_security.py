@@ -71,11 +71,11 @@ def marked(raw: Path, to: Path) -> Path:
     """The phantom in a home directory, with a name in each header and in each file's name."""
     shutil.copytree(raw, to)
     for path in sorted(to.rglob("*.nii.gz")):
-        image = nib.load(path)  # type: ignore[attr-defined]
+        image = nib.load(path)
         for name in ("descrip", "aux_file", "intent_name", "db_name"):
             image.header[name] = MARKER
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", MARKER.encode()))
-        nib.save(image, path.with_name(path.name.replace("_ses", f"_acq-{MARKER}_ses")))  # type: ignore[attr-defined]
+        nib.save(image, path.with_name(path.name.replace("_ses", f"_acq-{MARKER}_ses")))
         path.unlink()
     return to
 

@@ -40,8 +40,8 @@ def test_grammar() -> None:
     assert space.dimensions["depth"] == Dimension(Choices((3, 4, 5)))
     assert space.dimensions["learning_rate"] == Dimension(Range(1e-4, 1e-2, log=True))
     assert space.dimensions["dropout"] == Dimension(Range(0.0, 0.5))
-    assert not space.dimensions["dropout"].domain.whole  # type: ignore[union-attr]
-    assert space.dimensions["batch_size"].domain.whole  # type: ignore[union-attr]
+    assert not space.dimensions["dropout"].domain.whole
+    assert space.dimensions["batch_size"].domain.whole
     assert space.dimensions["plateau_patience"].when == {"schedule": ("plateau",)}
     order = list(space.dimensions)
     assert order.index("schedule") < order.index("plateau_patience")

@@ -9,9 +9,6 @@ import pytest
 from benchmarks.scaling import DOCS, GPUS, SEARCH, TABLES, filled, max_gpus, need, stored
 from wmlsearch.config import RunSettings
 
-if not (DOCS / "scaling.json").is_file():
-    pytest.skip("docs/scaling.json: not measured yet (python -m benchmarks.scaling)", allow_module_level=True)
-
 CONSTANTS = stored(DOCS / "scaling.json")
 
 

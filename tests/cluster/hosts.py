@@ -50,7 +50,7 @@ class Host:
         until = time.monotonic() + 10
         while Path(f"/proc/{self.process.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
             assert time.monotonic() < until, f"{name} has no network namespace"
-            time.sleep(0.01)
+            time.sleep(0.01)  # the kernel announces no new namespace: look again until the time is over
         sh("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.process.pid)
         sh("ip", "link", "set", self.link, "master", "lan", "up")
 
@@ -148,7 +148,7 @@ def host(about: dict[str, str]) -> int:
     until = time.monotonic() + 30
     while subprocess.run(["ip", "link", "show", "eth0"], capture_output=True, check=False).returncode:
         assert time.monotonic() < until, "eth0 has not appeared"
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks, until the time is over
     sh("ip", "address", "add", f"{about['ip']}/{NETWORK}", "dev", "eth0")
     sh("ip", "link", "set", "eth0", "up")
     sh(

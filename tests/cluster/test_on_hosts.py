@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import yaml
 from hosts import REPOSITORY, SHARED, Host
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from processes import wait_for
 
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -126,23 +127,13 @@ def data() -> Path:
     return LAPTOP / "prepared"
 
 
-def wait_for(what: Callable[[], Any], reason: str, timeout_s: float = 120) -> Any:
-    until = time.monotonic() + timeout_s
-    while True:
-        value = what()
-        if value:
-            return value
-        assert time.monotonic() < until, f"{reason}, after {timeout_s:g} s"
-        time.sleep(1)
-
-
 def test_ray_up_starts_all_hosts(cluster: Cluster) -> None:
     up = cluster.run("ray", "up", "-y", cluster.file)
     assert up.returncode == 0
     alive = (
         'python -c \'import ray; ray.init(log_to_driver=False); print("alive", sum(n["Alive"] for n in ray.nodes()))\''
     )
-    wait_for(lambda: "alive 3" in cluster.exec(alive), "not all hosts have joined")
+    wait_for(lambda: "alive 3" in cluster.exec(alive), 120, "not all hosts have joined")
 
 
 def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) -> None:
@@ -171,7 +162,7 @@ def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) 
 def test_tune_continues_while_the_laptop_sleeps(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "first.log"
     laptop = cluster.start(log, *tune(cluster, data, "first", "--trials", 3, "--epochs", 4))
-    wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, "no trial has ended", 240)
+    wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, 240, "no trial has ended")
     print(log.read_text())
     assert laptop.poll() is None
     assert "sending the prepared data set to the head" in log.read_text()
@@ -219,7 +210,7 @@ def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
 def test_mlflow_through_the_tunnel(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     log = LAPTOP / "ui.log"
     laptop = cluster.start(log, "wmlsearch", "ui", "--cluster", cluster.file, "--port", UI_PORT)
-    wait_for(lambda: f"http://127.0.0.1:{UI_PORT}" in log.read_text() or laptop.poll() is not None, "no tunnel", 90)
+    wait_for(lambda: f"http://127.0.0.1:{UI_PORT}" in log.read_text() or laptop.poll() is not None, 90, "no tunnel")
     print(log.read_text())
     client = MlflowClient(f"http://127.0.0.1:{UI_PORT}")
     with pytest.raises(MlflowException, match="You are not authenticated"):
@@ -274,12 +265,12 @@ def test_ten_second_network_cut_is_survived(cluster: Cluster, data: Path) -> Non
     def epochs() -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
 
-    wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, "no third epoch", 180)
+    wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, 180, "no third epoch")
     assert laptop.poll() is None, log.read_text()
     before = epochs()
     cluster.hosts[WORKERS[1]].cut(10)
     print(f"cut after epoch {len(before)}; when the network was back, {len(epochs())} epochs were there")
-    wait_for(lambda: laptop.poll() is not None, "the trial has not ended", 300)
+    wait_for(lambda: laptop.poll() is not None, 300, "the trial has not ended")
     assert laptop.poll() == 0, log.read_text()
     trial = LAPTOP / "runs" / "third" / "trials" / "0000"
     after = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
@@ -297,7 +288,7 @@ def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, da
     def epochs() -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
 
-    wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, "no third epoch", 180)
+    wait_for(lambda: len(epochs()) >= 3 or laptop.poll() is not None, 180, "no third epoch")
     print(log.read_text())
     assert laptop.poll() is None
     assert "the head already has the prepared data set" in log.read_text()
@@ -312,9 +303,9 @@ def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, da
     cluster.hosts[victim].unplug()
     died = time.time()
     print(f"{victim} died after epoch {len(before)}")
-    wait_for(lambda: len(epochs()) > len(before) or laptop.poll() is not None, "the trial has not gone on", 300)
+    wait_for(lambda: len(epochs()) > len(before) or laptop.poll() is not None, 300, "the trial has not gone on")
     assert ranks()[::2] == [1, 1], "the same trial, with the same global batch size, on the two remaining hosts"
-    wait_for(lambda: laptop.poll() is not None, "the trial has not ended", 300)
+    wait_for(lambda: laptop.poll() is not None, 300, "the trial has not ended")
     print(f"ended {time.time() - died:.0f} s later\n{log.read_text()}")
     assert laptop.poll() == 0
     run = LAPTOP / "runs" / "second" / "trials" / "0000"

@@ -201,7 +201,7 @@ def running(head: Head, name: str) -> threading.Thread:
         with open(job / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             (job / "held").touch()
-            time.sleep(1)  # the job has started, and the search has not
+            wait_for(lambda: any(line.startswith(f"asked {name} to stop") for line in head.said))  # before it is locked
             with search.locked():
                 wait_for(search.stop_requested)
                 search.set_status("interrupted", "stopped by `wmlsearch stop`")
@@ -308,7 +308,7 @@ STEP = "start or update the cluster with `ray up {file}`"
             f"{{file}}: the head cannot be reached ({REFUSED}); check it with `ray exec {{file}} uptime`, or {STEP}",
         ),
         (
-            "import time; time.sleep(60)",
+            "import time; time.sleep(60)",  # a head that does not answer; ended with the command
             "{file}: the head cannot be reached (no answer within 1.5 s); "
             f"check it with `ray exec {{file}} uptime`, or {STEP}",
         ),

@@ -55,7 +55,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def save(path: Path, data: np.ndarray) -> None:
-    nib.Nifti1Image(data, nib.load(path).affine).to_filename(path)  # type: ignore[attr-defined]  # nibabel has no types
+    nib.Nifti1Image(data, nib.load(path).affine).to_filename(path)
 
 
 def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:

@@ -368,7 +368,7 @@ def test_nothing_is_left_when_it_is_stopped(
             raise failure
 
     wanted = OSError if isinstance(failure, OSError) else failure
-    with pytest.raises(wanted) as error:  # type: ignore[arg-type]
+    with pytest.raises(wanted) as error:
         prepare(prepared[0], tmp_path / "deep/er/out", PrepareOptions(**FAST), stop)
     assert list(tmp_path.iterdir()) == []
     if wanted is OSError:

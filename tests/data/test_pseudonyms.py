@@ -116,7 +116,7 @@ def test_the_slices_are_the_same_and_the_sealed_volumes_too(
         (image,), (mask,) = sealed.source.image, sealed.source.mask
         (name,) = (name for name, pseudonym in who.items() if pseudonym == sealed.source.patient)
         (original,) = raw.glob(f"sub-{name}/*/anat/*")
-        first, second = nib.load(original), nib.load(image)  # type: ignore[attr-defined]
+        first, second = nib.load(original), nib.load(image)
         assert np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
         assert np.array_equal(first.affine, second.affine)
         assert not second.header.extensions

@@ -61,7 +61,7 @@ def state(pid: int) -> str:
 def groups(driver: int) -> int:
     """Return how many placement groups of the search's Ray are not removed, asked in a subprocess."""
     gcs = next(pid for pid in descendants(driver) if "gcs_server" in command(pid))
-    (port,) = Path(re.search(r"--session-dir=(\S+)", command(gcs))[1]).glob("gcs_server_port_*")  # type: ignore[index]  # the option is always set
+    (port,) = Path(re.search(r"--session-dir=(\S+)", command(gcs))[1]).glob("gcs_server_port_*")
     words = Path(f"/proc/{gcs}/environ").read_bytes().decode().split("\0")
     settings = dict(word.split("=", 1) for word in words if word.startswith("RAY_"))
     code = (
@@ -145,7 +145,7 @@ def under_kills(folder: Path, server: Server, options: argparse.Namespace, chanc
                         last = Use.of(running)
                     except (OSError, StopIteration, subprocess.CalledProcessError):  # the search is just ending
                         running.end(120)
-                time.sleep(0.5)
+                time.sleep(0.5)  # between two looks at the clock and the run folders
             in_time = running.ended
             if not in_time:
                 kill(running.process.pid, signal.SIGTERM)  # the search stops and reports that to MLflow

@@ -46,7 +46,7 @@ def test_search_killed_three_times_resumes(prepared: Path, tmp_path: Path, recor
     assert study_trials(search) == study_trials(never_killed)
     assert search.status().state == "completed"
     client = MlflowClient(default_uri(tmp_path))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])
     evaluation, other = search.evaluation(), never_killed.evaluation()
     assert evaluation is not None
     assert other is not None

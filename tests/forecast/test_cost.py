@@ -272,6 +272,7 @@ def test_several_workers_are_timed_as_one_trial(one_ray: None, prepared: Path) -
         "--target-dice 0.9 is assumed not to be reached",
     )
     assert json.loads(json.dumps(made.as_dict())) == made.as_dict()
+    assert [timed["of"] for timed in made.as_dict()["measured"]] == ["cheapest", "paper", "dearest"]  # as in old files
 
 
 def test_workers_that_do_not_start_are_not_waited_for(one_ray: None, prepared: Path) -> None:

@@ -61,7 +61,7 @@ def test_first_convolution_under_autocast_equals_one_channel() -> None:
     torch.manual_seed(0)
     block = UNet(depth=1, base_channels=16).down[0].cuda()
     images = torch.rand(3, 1, 32, 32, device="cuda")
-    first = block.to(memory_format=torch.channels_last)[0]  # type: ignore[call-overload]  # torch's stubs lack memory_format
+    first = block.to(memory_format=torch.channels_last)[0]
     with torch.autocast("cuda", dtype=torch.bfloat16):
         computed = first(images)
     wanted = F.conv2d(images, first.weight, padding=1)

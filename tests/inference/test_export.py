@@ -24,7 +24,7 @@ from wmlsearch.model.unet import UNet
 def model(seed: int, size: int = 32) -> TrainedModel:
     torch.manual_seed(seed)
     config = TrialConfig(depth=2, base_channels=4)
-    unet = UNet(config.depth, config.base_channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
+    unet = UNet(config.depth, config.base_channels).to(memory_format=torch.channels_last)
     unet(torch.rand(4, 1, 32, 32))  # statistics of batch normalisation
     where = Preprocessing("axial", 2, size, "crop", 0.75)
     return TrainedModel(unet.eval(), config, 0.25 + seed / 8, where, f"trial-0003-seed{seed}", seed)

@@ -22,7 +22,7 @@ from wmlsearch.model.unet import UNet
 def unet(**changes: Any) -> UNet:
     torch.manual_seed(0)
     made = UNet(depth=2, base_channels=8, dropout=0.0, **changes)
-    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack memory_format
+    return made.to(memory_format=torch.channels_last)  # torch's stubs lack memory_format
 
 
 class Watched(TorchDispatchMode):

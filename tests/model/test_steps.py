@@ -89,7 +89,7 @@ def test_counters_with_both_batch_sizes() -> None:
         used.append(optimizer.param_groups[0]["lr"])
         move()
 
-    optimizer.step = watched  # type: ignore[method-assign, assignment]
+    optimizer.step = watched
     steps = TrainingSteps(model, optimizer, slices, "bce", bfloat16=False)
     for epoch in (1, 2):
         order = batches(23, 5, torch.Generator().manual_seed(epoch))

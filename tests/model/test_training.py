@@ -74,14 +74,14 @@ def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedu
 
     def start(name: str) -> Iterator[EpochRow]:
         last, best = tmp_path / f"{name}-last.pt", tmp_path / f"{name}-best.pt"
-        return epochs(config, data, max_epochs=4, seed=3, precision=precision, last=last, best=best)  # type: ignore[arg-type]
+        return epochs(config, data, max_epochs=4, seed=3, precision=precision, last=last, best=best)
 
     whole = rows(start("whole"))
     assert [row["epoch"] for row in whole] == [1, 2, 3, 4]
     assert [row["ended"] for row in whole] == [None, None, None, "completed"]
     first = start("parts")
     parts = [facts(next(first).as_json()), facts(next(first).as_json())]
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     torch.manual_seed(12345)  # nothing of the process may matter
     torch.rand(17)
     parts += rows(start("parts"))
@@ -136,7 +136,7 @@ def test_seed_determines_the_training(data: PreparedData) -> None:
 def test_training_learns(data: PreparedData) -> None:
     reports = list(epochs(small(learning_rate=0.01), data, max_epochs=4))
     losses = [report.metrics["train_loss"] for report in reports]
-    assert losses == sorted(losses, reverse=True)  # type: ignore[type-var]
+    assert losses == sorted(losses, reverse=True)
     assert set(reports[0].metrics) == {
         "train_loss", "val_loss", "val_dice", "val_iou", "val_precision", "val_recall", "val_accuracy", "val_dice_best",
         "val_threshold", "val_soft_dice", "val_average_precision", "val_dice_patients",
@@ -151,7 +151,7 @@ def test_every_optimizer_and_loss_trains(data: PreparedData, optimizer: str, los
     few = replace(data, train=replace(data.train, rows=data.train.rows[:8], patients=data.train.patients[:8]))
     config = small(optimizer=optimizer, loss=loss, weight_decay=1e-4, learning_rate=0.01, batch_size=4)
     losses = [report.metrics["train_loss"] for report in epochs(config, few, max_epochs=3)]
-    assert losses[-1] < losses[0]  # type: ignore[operator]  # neither is None
+    assert losses[-1] < losses[0]
 
 
 def test_best_is_the_best_epoch(data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,11 +420,11 @@ def test_child_equals_a_training_with_its_rates_from_the_start(
     config = small(schedule=schedule, plateau_patience=1, augment="flip", learning_rate=0.01)
     parent = lineage(data, tmp_path, "child", config)
     first = [facts(next(parent).as_json()), facts(next(parent).as_json())]
-    parent.close()  # type: ignore[attr-defined]
+    parent.close()
     factors = {3: 1.2, 4: 0.96}
     one = lineage(data, tmp_path, "child", config, rate_factors=factors)
     parts = [*first, facts(next(one).as_json())]
-    one.close()  # type: ignore[attr-defined]
+    one.close()
     parts += rows(lineage(data, tmp_path, "child", config, rate_factors=factors))
     assert parts == rows(lineage(data, tmp_path, "anew", config, rate_factors=factors))
     for kind in ("last", "best"):

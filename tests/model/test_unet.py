@@ -69,7 +69,7 @@ def test_odd_sizes_are_padded_at_the_end_and_cropped() -> None:
     ("depth", "base", "norm"), [*itertools.product((1, 2, 3), (2, 6), ("batch", "instance")), (5, 2, "batch")]
 )
 def test_variants(depth: int, base: int, norm: str) -> None:
-    unet = UNet(depth, base, 0.1, norm)  # type: ignore[arg-type]
+    unet = UNet(depth, base, 0.1, norm)
     assert len(unet.down) == len(unet.up) == len(unet.merge) == depth
     size = 2 ** (depth + 1)
     assert tuple(unet(torch.rand(2, 1, size, size)).shape) == (2, 1, size, size)
@@ -123,7 +123,7 @@ def test_glorot_changes_the_head_alone() -> None:
     states = {}
     for kind in ("he", "glorot"):
         torch.manual_seed(0)
-        states[kind] = UNet.of(TrialConfig(head_init=kind)).state_dict()  # type: ignore[arg-type]
+        states[kind] = UNet.of(TrialConfig(head_init=kind)).state_dict()
     differing = [name for name, tensor in states["he"].items() if not torch.equal(tensor, states["glorot"][name])]
     assert differing == ["head.weight"]
     limit = math.sqrt(6 / (16 + 1))  # 16 channels in, one out
@@ -144,7 +144,7 @@ def test_transposed_convolutions_of_three_by_three(size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("place", ["first", "last", "both"])
 def test_the_place_of_dropout(place: str) -> None:
-    unet = UNet(depth=1, base_channels=8, dropout=0.5, dropout_place=place)  # type: ignore[arg-type]
+    unet = UNet(depth=1, base_channels=8, dropout=0.5, dropout_place=place)
     block, images = unet.down[0], torch.rand(2, 1, 16, 16)
     zeros = [(part(images) == 0).float().mean().item() for part in (block[:4], block)]
     # ReLU leaves about half of the normalised values, dropout half of those
@@ -154,7 +154,7 @@ def test_the_place_of_dropout(place: str) -> None:
 
 @pytest.mark.parametrize("place", ["last", "both"])
 def test_weights_fit_wherever_dropout_stands(place: str) -> None:
-    first, other = UNet(2, 4).eval(), UNet(2, 4, dropout_place=place).eval()  # type: ignore[arg-type]
+    first, other = UNet(2, 4).eval(), UNet(2, 4, dropout_place=place).eval()
     other.load_state_dict(first.state_dict())
     images = torch.rand(1, 1, 16, 16)
     assert torch.equal(first(images), other(images))
@@ -171,12 +171,12 @@ def test_momentum_and_epsilon_of_the_normalisation() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_dropout_only_in_training(norm: str) -> None:
-    unet = UNet(depth=1, base_channels=4, dropout=0.5, norm=norm)  # type: ignore[arg-type]
+    unet = UNet(depth=1, base_channels=4, dropout=0.5, norm=norm)
     images = torch.rand(2, 1, 8, 8)
     assert not torch.equal(unet(images), unet(images))
     unet.eval()
     assert torch.equal(unet(images), unet(images))
-    without = UNet(depth=1, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+    without = UNet(depth=1, base_channels=4, dropout=0.0, norm=norm)
     assert torch.equal(without(images), without(images))
 
 
@@ -257,7 +257,7 @@ def with_biases(norm: str, monkeypatch: pytest.MonkeyPatch) -> UNet:
         patch.setattr(
             "wmlsearch.model.unet.ConvBeforeNorm", lambda before, after: nn.Conv2d(before, after, 3, padding=1)
         )
-        return UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+        return UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -270,7 +270,7 @@ def test_network_without_biases_has_the_same_output(norm: str, monkeypatch: pyte
     for _ in range(3):
         biased(torch.rand(4, 1, 16, 16))  # its running means come to hold the biases
     given = {name: tensor.clone() for name, tensor in biased.state_dict().items()}
-    unet = UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)  # type: ignore[arg-type]
+    unet = UNet(depth=2, base_channels=4, dropout=0.0, norm=norm)
     unet.load_state_dict(given)
     assert all(torch.equal(given[name], tensor) for name, tensor in biased.state_dict().items()), "it is only read"
     state = unet.state_dict()
@@ -298,7 +298,7 @@ def test_all_other_gradients_are_those_of_a_network_with_biases(norm: str, monke
     torch.manual_seed(0)
     biased = with_biases(norm, monkeypatch).double()
     torch.manual_seed(0)
-    unet = UNet(depth=2, base_channels=4, dropout=0.0, norm=norm).double()  # type: ignore[arg-type]
+    unet = UNet(depth=2, base_channels=4, dropout=0.0, norm=norm).double()
     images = torch.rand(4, 1, 16, 16, dtype=torch.float64)
     for network in (biased, unet):
         # the head would make float32 of it

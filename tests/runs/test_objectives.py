@@ -310,7 +310,7 @@ def test_a_rebuilt_study_has_the_same_trials_and_proposals(sampler: str, tmp_pat
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()
     space = SearchSpace.read("quick")
-    settings = RunSettings(sampler=sampler, objectives=BOTH)  # type: ignore[arg-type]
+    settings = RunSettings(sampler=sampler, objectives=BOTH)
     asked = Study(search, space, settings)
     for number in range(20):
         config, state = asked.ask(number), STATES[number % len(STATES)]
@@ -488,7 +488,7 @@ def test_a_search_ends_in_a_front(done: Done) -> None:
 
 def test_mlflow_has_the_front(done: Done) -> None:
     client = MlflowClient(default_uri(done.search.path.parent))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])
     board = leaderboard(done.search)
     on_front = {entry.name for entry in board.front}
     tags = {run.info.run_name: run.data.tags.get("pareto_front") for run in runs}

@@ -261,7 +261,7 @@ def test_a_failed_worker_group_releases_its_resources(prepared: Path, tmp_path: 
     with ray_session(None):
         whole = ray.cluster_resources()
         shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
-        job = WorkerJob(shipment, RunSettings(), "none", Slots(1, 2, 1, 0.0))  # type: ignore[arg-type]  # no rank can start
+        job = WorkerJob(shipment, RunSettings(), "none", Slots(1, 2, 1, 0.0))  # no rank can start
         group = WorkerGroup(job, retries=0)
         group.start(TrialAssignment(config=TrialConfig(), checkpoint_location=str(tmp_path)))
         with pytest.raises(RuntimeError, match=r"set_num_threads"):

@@ -179,7 +179,7 @@ def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: P
         assert status.reason == "KeyError: 'val_nonsense'"
         assert status.traceback.startswith("Traceback")
     client = MlflowClient(default_uri(tmp_path))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it is there
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])
     tagged = [run.data.tags for run in runs if run.data.tags["kind"] == "trial" and run.data.tags["state"] == "failed"]
     assert len(tagged) == len(failed)
     assert all("KeyError: 'val_nonsense'" in tags["traceback"] for tags in tagged)

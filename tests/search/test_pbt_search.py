@@ -56,7 +56,7 @@ def test_a_child_took_over(population: SearchDir) -> None:
     )
     client = MlflowClient(default_uri(population.path.parent))
     (held,) = client.search_runs(
-        [client.get_experiment_by_name("wmlsearch").experiment_id],  # type: ignore[union-attr]
+        [client.get_experiment_by_name("wmlsearch").experiment_id],
         f"attributes.run_name = '{about.name}'",
     )
     assert held.data.tags["parent_trial"] == f"trial-{parent.name}"

@@ -101,7 +101,7 @@ STATES = ("completed", "stopped", "early_stopped", "diverged", "out_of_memory", 
 def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()
-    space, settings = SearchSpace.read("quick"), RunSettings(sampler=sampler)  # type: ignore[arg-type]
+    space, settings = SearchSpace.read("quick"), RunSettings(sampler=sampler)
     tune = Study(search, space, settings)
     for number in range(16):
         config, state = tune.ask(number), STATES[number % len(STATES)]
@@ -126,7 +126,7 @@ def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "none"])
 def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path: Path) -> None:
-    settings = RunSettings(scheduler=kind, epochs=9, grace_epochs=1, reduction_factor=2)  # type: ignore[arg-type]
+    settings = RunSettings(scheduler=kind, epochs=9, grace_epochs=1, reduction_factor=2)
     search, space = SearchDir(tmp_path), SearchSpace.read("quick")
     curves = {n: [((n * 7) % 12) / 20 + epoch / 100 for epoch in range(9)] for n in range(24)}
 

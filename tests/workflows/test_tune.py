@@ -154,7 +154,7 @@ def test_the_baseline_is_trained_through_ray_train(done: Done) -> None:
 
 def test_mlflow_holds_one_parent_and_all_children(done: Done) -> None:
     client = MlflowClient(default_uri(done.search.path.parent))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert [run.info.run_name for run in parents] == ["s"]
     # the search, its trials, of two configurations a selection run and two judgement runs, the models
@@ -180,7 +180,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
     evaluation = search.evaluation()
     assert evaluation is not None
     assert evaluation.verdict is not None
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])
     by_key = {run.data.tags["wmlsearch.key"]: run for run in runs}
     for role in ("baseline", "champion"):
         model = search.model(role)
@@ -207,7 +207,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
 def test_leaderboard_and_pictures(done: Done) -> None:
     board = leaderboard(done.search)
     values = [entry.value for entry in board.trials]
-    assert values == sorted(values, reverse=True)  # type: ignore[type-var]  # none is None
+    assert values == sorted(values, reverse=True)
     assert board.best is not None
     assert board.best.value == max(
         row.metrics["val_dice_patients_best"] for run in done.search.trials() for row in run.rows()
@@ -333,6 +333,6 @@ def test_ctrl_c_keeps_what_is_finished(start: Callable[..., subprocess.Popen[str
     assert "running" not in states
     assert search.status().state == "interrupted"
     client = MlflowClient(default_uri(tmp_path / "runs"))
-    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])  # type: ignore[union-attr]  # it exists
+    runs = client.search_runs([client.get_experiment_by_name("wmlsearch").experiment_id])
     assert len(runs) == 1 + len(search.trials())
     assert "RUNNING" not in {run.info.status for run in runs}

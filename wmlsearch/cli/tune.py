@@ -115,7 +115,7 @@ def tune(
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
     Example: wmlsearch tune --resume search-20261123-201512 --trials 40
-    Example: wmlsearch tune --data prepared --objectives val_dice_best,images_per_s
+    Example: wmlsearch tune --data prepared --objectives val_dice_patients_best,images_per_s
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.search_summary import show_search

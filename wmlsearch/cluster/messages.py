@@ -56,11 +56,12 @@ class SearchSummary:
         return cls(search.record().key, search.status().as_json(), search.usage().as_json())
 
 
+@dataclass(frozen=True)
 class Message:
     """A message that can be written as a line and read again."""
 
     def line(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if value is not None}  # type: ignore[call-overload]
+        values = {name: value for name, value in asdict(self).items() if value is not None}
         return MARK + json.dumps({"type": type(self).__name__, **values})
 
 

@@ -55,7 +55,7 @@ def check_unseen(record: FolderRecord, data: Path, progress: Progress = lambda *
         duplicates: dict[int, list[Duplicate]] = defaultdict(list)
         for duplicate in find_duplicates(seen, test):
             duplicates[duplicate.second.volume].append(duplicate)
-        lines |= {number: "; ".join(duplicate_lines(found)) for number, found in duplicates.items()}
+        lines |= {number: "; ".join(duplicate_lines(pairs)) for number, pairs in duplicates.items()}
     if lines:
         raise InputError(
             f"{data}: some of its test patients are training or validation patients of {training.folder}, so the test "
@@ -85,8 +85,8 @@ def _warnings(training: _TrainingData, sealed: Manifest) -> list[str]:
             f"warning: {training.folder} does not hold the training data any more, so whether the test patients were "
             f"seen in training is checked {how}"
         )
-    known = {name for split in ("train", "val") for name in training.certificate.patients.get(split, ())}
-    if same := sorted(known & {row.patient for row in sealed.slices}):
+    ids = {name for split in ("train", "val") for name in training.certificate.patients.get(split, ())}
+    if same := sorted(ids & {row.patient for row in sealed.slices}):
         warnings.append(
             f"warning: test patients {', '.join(same)} have the ids of training or validation patients; make sure "
             "that they are other people"
@@ -100,13 +100,13 @@ def _warnings(training: _TrainingData, sealed: Manifest) -> list[str]:
 def _equal_images(training: _TrainingData, data: Path, sealed: Manifest) -> dict[int, str]:
     """Return a line for each test volume whose voxels are those of a training or validation volume, by its number."""
     of_training = {volume.voxels_sha256: volume for volume in (training.manifest.volumes if training.manifest else ())}
-    known = (of_training.keys() | set(training.certificate.voxels_sha256)) - {""}
+    seen = (of_training.keys() | set(training.certificate.voxels_sha256)) - {""}
     lines = {}
-    for number, geometry in enumerate(sealed.volumes if known else ()):
+    for number, geometry in enumerate(sealed.volumes if seen else ()):
         checksum = geometry.voxels_sha256
         if not checksum and sealed.has_volumes:
             checksum = _examine(data, geometry, sealed.axis)[1].voxels_sha256
-        if checksum in known:
+        if checksum in seen:
             other = of_training.get(checksum)
             whose = f"patient {other.patient!r} ({other.source})" if other else "a training or validation patient"
             lines[number] = f"patient {geometry.patient!r} ({geometry.source}): the same image as that of {whose}"

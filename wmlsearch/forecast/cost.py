@@ -66,11 +66,14 @@ class Forecast:
         return {**plain, **lists, "epochs": self.epochs, "total_s": self.total_s}
 
 
+_NAMES_IN_FILE = {"smallest": "cheapest", "largest": "dearest"}  # forecast.json has had these names from the beginning
+
+
 def _timed_as_dict(timed: TimedConfiguration) -> dict[str, Any]:
     timing = dataclasses.asdict(timed.throughput)
     timing["least_memory_mb"] = timing.pop("one_image_memory_mb")  # its name in forecast.json
     return {
-        "of": timed.of,
+        "of": _NAMES_IN_FILE.get(timed.of, timed.of),
         "config": timed.config.model_dump(),
         "multiply_adds": timed.multiply_adds,
         "timing": timing,

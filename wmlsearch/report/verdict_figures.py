@@ -134,8 +134,9 @@ def _claim_rows(verdict: Verdict) -> list[_ClaimRow]:
     if models is not None and models.difference is not None:
         rows.append(_claim_row(f"(b) {models.what}", models, hollow=True))
     if configuration is not None and configuration.detectable is not None:
-        found = configuration.detectable
-        rows.append(_ClaimRow("(a) smallest detectable", f"\N{PLUS-MINUS SIGN}{found:.3f}", -found, found, None))
+        detectable = configuration.detectable
+        label = f"\N{PLUS-MINUS SIGN}{detectable:.3f}"
+        rows.append(_ClaimRow("(a) smallest detectable", label, -detectable, detectable, None))
     return rows
 
 
