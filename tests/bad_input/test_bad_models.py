@@ -220,11 +220,11 @@ def test_search_can_be_resumed_after_a_crash_at_any_write(killed: SearchDir) -> 
     run.reconcile([])
     Checkpoints(placement.checkpoint_location(run)).last.unlink()
     check_checkpoints(killed, placement)  # before its first epoch
-    final = killed.final("trial-0000", 0)
+    final = killed.judgement_run("trial-0000", 0)
     final.set_status("running")
     check_checkpoints(killed, placement)  # its last row has the final state
     final.reconcile(final.rows()[:5])
-    with pytest.raises(InputError, match="trial-0000-seed0: its checkpoint after epoch 5"):
+    with pytest.raises(InputError, match="trial-0000-run0: its checkpoint after epoch 5"):
         check_checkpoints(killed, placement)
     final.set_status("completed")
     check_checkpoints(killed, placement)

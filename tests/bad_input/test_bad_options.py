@@ -118,11 +118,12 @@ REFUSED: dict[str, str] = {
     ),
     "tune quick --data DATA --grace-epochs 0": f"{OPTIONS}--grace-epochs must be greater than or equal to 1, but got 0",
     "tune quick --data DATA --seed 4294967295": (
-        "--seed 4294967295: the final runs use 3 seeds from this one on, and each must be below 2^32; give a lower seed"
+        "--seed 4294967295: the final runs use the 7 seeds after this one, and each must be below 2^32; give a lower "
+        "seed"
     ),
     "tune quick --data DATA --max-epochs-total 5": (
-        "--max-epochs-total 5: no epochs are left for trials, since the 12 final runs may take 216; give more, or "
-        "fewer final runs by --confirm-top and --confirm-seeds"
+        "--max-epochs-total 5: no epochs are left for trials, since the 18 final runs may take 3600; give more, "
+        "or fewer final runs by --final-runs, --confirm-top and --confirm-seeds"
     ),
     "tune quick --data DATA --max-gpu-hours 5 --gpus-per-worker 0": (
         "--max-gpu-hours 5: no GPU is used, so this budget would never end the search; give --max-hours instead"

@@ -171,7 +171,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "thousands of names": (
         "".join(f"x{n}: 1\n" for n in range(20_000)).encode(),
-        "holds 20000 names, but there are 18 hyperparameters",
+        f"holds 20000 names, but there are {len(TrialConfig.model_fields)} hyperparameters",
     ),
 }
 

@@ -232,7 +232,7 @@ def test_the_command_in_a_report_has_the_option() -> None:
         "data": {"name": "prepared"},
         "shape": {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 3},
     }
-    assert tune_command(search_record(about)) == "wmlsearch tune quick --data prepared --trials-per-gpu 3"
+    assert tune_command(search_record(about)) == "wmlsearch tune quick --data prepared --epochs 18 --trials-per-gpu 3"
 
 
 @pytest.fixture(scope="module")

@@ -92,13 +92,13 @@ def test_gpu_hours_count_what_trials_hold(tmp_path: Path) -> None:
 
 
 def test_hours_are_reserved_for_the_final_runs(tmp_path: Path) -> None:
-    """Four final runs of ten epochs, two at a time, take as long as twenty epochs of 90 s."""
+    """Eight final runs of ten epochs, two at a time, take as long as forty epochs of 45 s."""
     search = SearchDir.create(tmp_path / "s", search_record())
-    settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2)
+    settings = RunSettings(max_hours=1.0, epochs=10, confirm_top=1, confirm_seeds=2, final_runs=2)
     budget = Budget(search, settings, Slots(2, 1, 1, 0.0))
     for _ in range(3):
-        budget.add(epoch_row({"epoch": 1, "epoch_s": 90.0, "val_dice_patients_best": 0.5}))
-    budget._last -= 3600 - 2 * 10 * 90 - 10
+        budget.add(epoch_row({"epoch": 1, "epoch_s": 45.0, "val_dice_patients_best": 0.5}))
+    budget._last -= 3600 - 4 * 10 * 45 - 10
     assert not budget.stop_all()
     budget._last -= 10
     assert budget.stop_all()

@@ -375,7 +375,7 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     assert [member.fold for member in found.models[CHAMPION].members] == [0, 0]
     assert found.verdict.models is not None
     assert found.verdict.models.what == "ensembles of 2 networks"
-    assert f"verdict: {found.verdict.sentence}" in result.stdout
+    assert f"verdict (a), the configurations: {found.verdict.sentence}" in result.stdout
     kept = search.model(CHAMPION).evaluation_metrics()
     assert kept is not None
     assert kept.metrics["test_dice"] == pytest.approx(primary.champion)

@@ -200,8 +200,10 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
     assert evaluation.verdict.models is not None
     assert parent["champion"] == selection.champion == evaluation.names["champion"]
     assert parent["mlflow.note.content"].split("\n\n")[:3] == [
-        selection.sentence, evaluation.verdict.sentence, evaluation.verdict.models.sentence
-    ]  # fmt: skip
+        selection.sentence,
+        f"(a) The configurations: {evaluation.verdict.sentence}",
+        f"(b) The models: {evaluation.verdict.models.sentence}",
+    ]
 
 
 def test_leaderboard_and_pictures(done: Done) -> None:
