@@ -29,9 +29,11 @@ from benchmarks.verdict.power_tables import (
     DivisionRow,
     PowerRow,
     division_rows,
+    division_table,
     power_rows,
+    power_table,
 )
-from benchmarks.verdict.rows import Row, markdown, write_csv
+from benchmarks.verdict.rows import Row, markdown, summary, write_csv
 
 HERE = Path(__file__).parent
 COVERAGE = 93  # % of intervals that hold the truth, where scores are symmetric
@@ -88,6 +90,8 @@ def show_simulated(write: bool = False) -> int:
         *_table("Equal on average only: one configuration is less steady", simulated.unequal_spread()),
         *_table("Equal on average only: a model is much worse in few patients", simulated.skewed_differences()),
     ]
+    print(f"\n## Summary: equal things\n\n{summary(bound)}")
+    print(f"\n## Summary: equal on average only, or judged by the runs that chose\n\n{summary(others)}")
     powers, divisions = list(power_rows()), list(division_rows())
     _show_power(powers)
     _show_divisions(divisions)
@@ -135,18 +139,13 @@ def _recorded_cells(row: Row) -> tuple[object, ...]:
 
 def _show_power(rows: Sequence[PowerRow]) -> None:
     for name, group in groupby(rows, key=lambda row: row.spread):
-        spread, of_spread = SPREADS[name], list(group)
-        patients = sorted({row.patients for row in of_spread})
+        spread = SPREADS[name]
         sds = f"{spread.run:g} between runs, {spread.patient:g} between patients, {spread.residual:g} residual"
         print(
             "\n## Smallest detectable difference of Dice (% of cohorts in which it is found), "
             f"{name}: standard deviation {sds}\n"
         )
-        cells = [
-            (f"{runs} + {runs}", *(f"{row.detectable:.3f} ({row.found_percent:.0f})" for row in by_runs))
-            for runs, by_runs in groupby(of_spread, key=lambda row: row.runs)
-        ]
-        print(markdown(("trainings", *(f"{number} patients" for number in patients)), cells))
+        print(power_table(list(group)))
 
 
 def _show_divisions(rows: Sequence[DivisionRow]) -> None:
@@ -154,15 +153,7 @@ def _show_divisions(rows: Sequence[DivisionRow]) -> None:
         f"\n## Smallest detectable difference with 12 trainings: former {FORMER_RUNS} each of baseline and "
         f"{FORMER_CANDIDATES} candidates, today 2 + 2 to select and {RUNS_OF_TWELVE} + {RUNS_OF_TWELVE} to judge\n"
     )
-    head = ("spread", "patients", "former", "today", "ratio", "former, selection not corrected for", "ratio")
-    cells = [
-        (
-            row.spread, row.patients, f"{row.former:.3f}", f"{row.today:.3f}", f"{row.ratio:.2f}",
-            f"{row.former_uncorrected:.3f}", f"{row.ratio_uncorrected:.2f}",
-        )
-        for row in rows
-    ]  # fmt: skip
-    print(markdown(head, cells))
+    print(division_table(rows))
 
 
 def _write_power(path: Path, rows: Sequence[PowerRow]) -> None:
@@ -170,7 +161,7 @@ def _write_power(path: Path, rows: Sequence[PowerRow]) -> None:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            values = {"detectable": f"{row.detectable:.4f}", "found_percent": f"{row.found_percent:.1f}"}
+            values = {"detectable": f"{row.detectable:.8f}", "found_percent": f"{row.found_percent:.1f}"}
             writer.writerow({**asdict(row), **values})
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.verdict.rows import markdown
 from benchmarks.verdict.simulated import CHUNK, PATIENTS, RUNS, generator, in_chunks
 from wmlsearch.verdict.configuration_claim import estimate
 from wmlsearch.verdict.power import ASSUMED, Spread, detectable
@@ -40,6 +44,44 @@ def power_rows(cohorts: int = COHORTS) -> Iterator[PowerRow]:
                 difference = detectable(spread.run, spread.patient, spread.residual, runs, patients)
                 share = found_share(spread, runs, patients, difference, cohorts)
                 yield PowerRow(name, runs, patients, difference, 100 * share)
+
+
+def read_power(path: Path) -> list[PowerRow]:
+    """Return the rows of power.csv."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            PowerRow(
+                row["spread"],
+                int(row["runs"]),
+                int(row["patients"]),
+                float(row["detectable"]),
+                float(row["found_percent"]),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def power_table(rows: Sequence[PowerRow]) -> str:
+    """Return the table of one spread: a line for each number of runs, a column for each number of patients."""
+    patients = sorted({row.patients for row in rows})
+    cells = [
+        (f"{runs} + {runs}", *(f"{row.detectable:.3f} ({row.found_percent:.0f})" for row in by_runs))
+        for runs, by_runs in groupby(rows, key=lambda row: row.runs)
+    ]
+    return markdown(("trainings", *(f"{number} patients" for number in patients)), cells)
+
+
+def division_table(rows: Sequence[DivisionRow]) -> str:
+    """Return the table of the former and today's division of twelve trainings."""
+    head = ("spread", "patients", "former", "today", "ratio", "former, selection not corrected for", "ratio")
+    cells = [
+        (
+            row.spread, row.patients, f"{row.former:.3f}", f"{row.today:.3f}", f"{row.ratio:.2f}",
+            f"{row.former_uncorrected:.3f}", f"{row.ratio_uncorrected:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return markdown(head, cells)
 
 
 def found_share(

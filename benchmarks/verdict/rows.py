@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from wmlsearch.verdict.statistics import ALPHA
 
 
@@ -58,6 +60,45 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writerow([*(field.name for field in fields(Row)), *NUMBERS])
         for row in rows:
             writer.writerow([_cell(value) for value in (*asdict(row).values(), *(getattr(row, n) for n in NUMBERS))])
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Return the rows that `write_csv` has written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(
+                table=row["table"],
+                claim=row["claim"],
+                scores=row["scores"],
+                runs=row["runs"],
+                patients=int(row["patients"]),
+                cohorts=int(row["cohorts"]),
+                wrong=int(row["wrong"]),
+                covered=int(row["covered"]) if row["covered"] else None,
+                seed_sd=row["seed_sd"],
+                fold_sd=row["fold_sd"],
+                candidates=row["candidates"],
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return one line for each table and shape of scores: the setting that is worst, and the smallest coverage."""
+    lines = []
+    for title, scores in dict.fromkeys((row.table, row.scores) for row in rows):
+        group = [row for row in rows if (row.table, row.scores) == (title, scores)]
+        worst = max(group, key=lambda row: row.false_percent)
+        coverages = [row.coverage_percent for row in group if row.coverage_percent is not None]
+        lines.append((
+            f"({worst.claim})", title, scores, len(group), f"{np.mean([row.false_percent for row in group]):.1f}",
+            f"{worst.false_percent:.1f}", f"{worst.bound_percent:.1f}", f"{min(coverages):.1f}" if coverages else "",
+        ))  # fmt: skip
+    head = (
+        "claim", "simulated", "scores", "settings", "false %, mean", "false %, worst", "bound",
+        "intervals that hold the truth, %, least",
+    )  # fmt: skip
+    return markdown(head, lines)
 
 
 def _cell(value: object) -> object:

@@ -24,6 +24,8 @@ REFUSED: dict[str, str] = {
     # phantom
     "phantom out --patients -1": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got -1",
     "phantom out --patients 10000000": f"{PHANTOM}patients: must be a whole number from 1 to 9999, but got 10000000",
+    "phantom out --lesion-size 5": f"{PHANTOM}lesion_size: must be a number from 0.5 to 3, but got 5.0",
+    "phantom out --lesion-size nan": f"{PHANTOM}lesion_size: must be a number from 0.5 to 3, but got nan",
     "phantom out --timepoints 0": f"{PHANTOM}timepoints: must be a whole number from 1 to 99, but got 0",
     "phantom out --timepoints 100": f"{PHANTOM}timepoints: must be a whole number from 1 to 99, but got 100",
     "phantom out --seed -1": f"{PHANTOM}seed: must be a whole number from 0 to 9223372036854775808, but got -1",

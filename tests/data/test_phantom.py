@@ -12,7 +12,7 @@ import pytest
 from wmlsearch.config import InputError
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.phantom_anatomy import Head
-from wmlsearch.data.phantom_lesions import ML_PER_AXES, draw_lesions
+from wmlsearch.data.phantom_lesions import ML_PER_AXES, Lesion, draw_lesions
 from wmlsearch.data.phantom_scanner import Grid, render_head
 
 SHAPE = (64, 64, 12)  # 3 x 3 x 12 mm
@@ -103,13 +103,27 @@ def test_the_load_is_heavy_tailed() -> None:
     loads = []
     for number in range(1, 17):
         head = Head(np.random.default_rng([0, number, 0]))
-        lesions = draw_lesions(np.random.default_rng([0, number, 1]), head)
+        lesions = draw_lesions(np.random.default_rng([0, number, 1]), head, 1.0)
         loads.append(sum(ML_PER_AXES * np.prod(np.linalg.norm(lesion.axes, axis=1)) for lesion in lesions))
         assert 1 <= len(lesions) <= 200
     assert 6 < np.median(loads) < 28
     assert min(loads) < 4
     assert 30 < max(loads) < 60
     assert max(loads) > 2 * np.median(loads) > 6 * min(loads)
+
+
+def test_larger_lesions_are_fewer_for_the_same_load() -> None:
+    head = Head(np.random.default_rng([0, 1, 0]))
+    usual, large = (draw_lesions(np.random.default_rng([0, 1, 1]), head, size) for size in (1.0, 2.0))
+
+    def half_axes(lesions: list[Lesion]) -> np.ndarray:
+        return np.array([np.linalg.norm(lesion.axes, axis=1) for lesion in lesions])
+
+    assert np.median(half_axes(large)) == pytest.approx(2 * np.median(half_axes(usual)), rel=0.25)
+    assert len(large) < len(usual) / 3  # eight times the volume each, on average
+    largest = ML_PER_AXES * half_axes(large).prod(axis=1).max()
+    loads = [ML_PER_AXES * half_axes(lesions).prod(axis=1).sum() for lesions in (usual, large)]
+    assert abs(loads[0] - loads[1]) < largest, "lesions are added until the load is reached"
 
 
 def test_lesions_are_in_the_brain(scans: dict[str, tuple[np.ndarray, np.ndarray]], brains: list[np.ndarray]) -> None:

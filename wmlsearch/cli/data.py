@@ -22,8 +22,15 @@ from wmlsearch.cli import options
     metavar="XxYxZ",
     help="Voxels of a volume.",
 )
+@click.option(
+    "--lesion-size",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the diameters of the lesions. Larger ones are fewer and easier to find.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
-def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) -> None:
+def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: float, seed: int) -> None:
     """Write a synthetic FLAIR cohort with known lesions, as a raw BIDS data set.
 
     Example: wmlsearch phantom phantom-raw --patients 10
@@ -43,6 +50,7 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, seed: int) ->
             patients=patients,
             timepoints=timepoints,
             shape=(x, y, z),
+            lesion_size=lesion_size,
             seed=seed,
             progress=lambda done, total: advance("volumes", done, total),
         )

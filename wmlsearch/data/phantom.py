@@ -21,6 +21,7 @@ from wmlsearch.data.phantom_scanner import Grid, Shape, add_lesions, render_head
 
 # Voxels. Lesions vanish in larger voxels; a larger grid does not fit in memory.
 MIN_SHAPE, MAX_SHAPE = ((32, 32, 8), (512, 512, 512))
+LESION_SIZES = (0.5, 3.0)  # smaller lesions vanish; larger ones do not fit in the white matter
 
 
 def write_phantom(
@@ -29,6 +30,7 @@ def write_phantom(
     patients: int = 20,
     timepoints: int = 2,
     shape: Shape = (128, 128, 24),
+    lesion_size: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -41,6 +43,7 @@ def write_phantom(
         patients: Number of patients.
         timepoints: Scans of each patient.
         shape: Voxels along right, anterior, superior; the field of view is always 192 x 192 x 144 mm.
+        lesion_size: Factor on the diameters of the lesions. Larger ones are fewer, for the same load, and easier to find.
         seed: Seed of all random numbers.
         progress: Called as `progress(done, total)` after each volume.
 
@@ -51,7 +54,7 @@ def write_phantom(
         InputError: With all arguments that are not possible.
     """
     out = Path(out)
-    _check(out, patients, timepoints, shape, seed)
+    _check(out, patients, timepoints, shape, lesion_size, seed)
     grid, done = Grid(shape), 0
     rows = ["participant_id\tsessions\tlesion_ml_first\tlesion_ml_last"]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,7 @@ def write_phantom(
         _describe(root / "derivatives" / "lesions", "wmlsearch phantom: lesion masks", "derivative", seed)
         for number in range(1, patients + 1):
             patient, loads = f"sub-{number:02d}", []
-            for session, (image, mask) in enumerate(_scans(seed, number, timepoints, grid), 1):
+            for session, (image, mask) in enumerate(_scans(seed, number, timepoints, grid, lesion_size), 1):
                 folder, stem = (Path(patient, f"ses-{session}", "anat"), f"{patient}_ses-{session}")
                 _write_volume(root / folder / f"{stem}_FLAIR.nii.gz", image, grid.affine)
                 masks = root / "derivatives" / "lesions" / folder
@@ -76,7 +79,7 @@ def write_phantom(
     return out
 
 
-def _check(out: Path, patients: int, timepoints: int, shape: Shape, seed: int) -> None:
+def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size: float, seed: int) -> None:
     faults = []
     for name, value, low, high in (
         ("patients", patients, 1, 9999),
@@ -85,6 +88,9 @@ def _check(out: Path, patients: int, timepoints: int, shape: Shape, seed: int) -
     ):
         if type(value) is not int or not low <= value <= high:
             faults.append(f"{name}: must be a whole number from {low} to {high}, but got {value!r}")
+    low, high = LESION_SIZES
+    if not low <= lesion_size <= high:
+        faults.append(f"lesion_size: must be a number from {low:g} to {high:g}, but got {lesion_size!r}")
     if len(shape) != 3 or not all(
         type(n) is int and low <= n <= high for n, low, high in zip(shape, MIN_SHAPE, MAX_SHAPE, strict=True)
     ):
@@ -97,15 +103,15 @@ def _check(out: Path, patients: int, timepoints: int, shape: Shape, seed: int) -
 
 
 def _scans(
-    seed: int, number: int, timepoints: int, grid: Grid
+    seed: int, number: int, timepoints: int, grid: Grid, lesion_size: float
 ) -> Iterator[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
     """Yield the scans of one patient with their masks. Randomness depends on the seed, patient and stage only."""
     head = Head(np.random.default_rng([seed, number, 0]))
     image, brain = render_head(head, grid)
-    lesions = draw_lesions(np.random.default_rng([seed, number, 1]), head)
+    lesions = draw_lesions(np.random.default_rng([seed, number, 1]), head, lesion_size)
     for session in range(timepoints):
         if session:
-            lesions = follow_up(np.random.default_rng([seed, number, 2, session]), head, lesions)
+            lesions = follow_up(np.random.default_rng([seed, number, 2, session]), head, lesions, lesion_size)
         with_lesions, mask = add_lesions(head, grid, image, brain, lesions)
         yield scan(np.random.default_rng([seed, number, 3, session]), grid, with_lesions), mask
 

@@ -32,33 +32,36 @@ class Lesion:
         return ramp((1 - q + 0.16 * self.outline(p)) * half.min(), self.softness_mm)
 
 
-def draw_lesions(rng: np.random.Generator, head: Head) -> list[Lesion]:
-    """Return a patient's first lesions, up to a load from a log-normal distribution: mostly small, sometimes large."""
+def draw_lesions(rng: np.random.Generator, head: Head, size: float) -> list[Lesion]:
+    """Return a patient's first lesions, up to a load from a log-normal distribution: mostly small, sometimes large.
+
+    `size` is a factor on their diameters.
+    """
     median, sigma, low, high = LOAD_ML
     load_ml = float(np.clip(rng.lognormal(np.log(median), sigma), low, high))
     scale, lesions, volume_ml = (load_ml / median) ** 0.2, [], 0.0
     while volume_ml < load_ml:
-        lesion = _draw_lesion(rng, head, scale)
+        lesion = _draw_lesion(rng, head, scale, size)
         volume_ml += ML_PER_AXES * float(np.prod(np.linalg.norm(lesion.axes, axis=1)))
         lesions.append(lesion)
     return lesions
 
 
-def follow_up(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> list[Lesion]:
+def follow_up(rng: np.random.Generator, head: Head, lesions: list[Lesion], size: float) -> list[Lesion]:
     """Return the lesions some months later: most a little larger, about one in eight smaller, and some new."""
     n = len(lesions)
     factors = np.where(rng.random(n) < 0.12, rng.uniform(0.82, 0.95, n), rng.uniform(1.0, 1.1, n))
-    new = [_draw_lesion(rng, head, 0.95) for _ in range(1 + int(rng.poisson(1 + 0.04 * len(lesions))))]
+    new = [_draw_lesion(rng, head, 0.95, size) for _ in range(1 + int(rng.poisson(1 + 0.04 * len(lesions))))]
     pairs = zip(lesions, factors, strict=True)
     return [replace(lesion, axes=(lesion.axes * factor).astype(np.float32)) for lesion, factor in pairs] + new
 
 
-def _draw_lesion(rng: np.random.Generator, head: Head, scale: float) -> Lesion:
+def _draw_lesion(rng: np.random.Generator, head: Head, scale: float, size: float) -> Lesion:
     """Return one lesion; candidates are drawn until one lies in tissue where such lesions occur."""
     while True:
         location = int(rng.choice(4, p=LOCATION_SHARES))
         side = rng.choice((-1.0, 1.0))
-        radius = float(np.clip(np.exp(rng.normal(np.log(3.8), 0.4)) * scale, 2.5, 12.0))
+        radius = float(np.clip(np.exp(rng.normal(np.log(3.8), 0.4)) * scale, 2.5, 12.0)) * size
         direction = rng.normal(size=3)  # of the longest half-axis
         stretch = rng.uniform(1.0, 1.5)
         if location == PERIVENTRICULAR:
