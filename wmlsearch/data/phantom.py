@@ -43,7 +43,8 @@ def write_phantom(
         patients: Number of patients.
         timepoints: Scans of each patient.
         shape: Voxels along right, anterior, superior; the field of view is always 192 x 192 x 144 mm.
-        lesion_size: Factor on the diameters of the lesions. Larger ones are fewer, for the same load, and easier to find.
+        lesion_size: Factor on the diameters of the lesions. Larger ones are fewer (the load is the same), and easier to
+            find.
         seed: Seed of all random numbers.
         progress: Called as `progress(done, total)` after each volume.
 
