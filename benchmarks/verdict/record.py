@@ -37,13 +37,13 @@ from wmlsearch.model.training import epochs
 
 HERE = Path(__file__).parent
 FOLDS = 5
-EPOCHS = 30  # at most
+EPOCHS = 14  # at most; validation Dice changes little from there on
 SEED = 0  # of the phantom and of the split
 CONFIGURATIONS = {
     "baseline": TrialConfig(),
     "small": TrialConfig(depth=3, base_channels=12, dropout=0.0, loss="bce_dice"),
 }
-PATIENTS, SHAPE, SIZE = 40, (48, 48, 16), 48
+PATIENTS, SHAPE, SIZE, LESION_SIZE = 40, (48, 48, 16), 48, 3.0
 TEST_PATIENTS = tuple(f"{number:02d}" for number in range(17, 41))
 RUN_COLUMNS = ("configuration", "run", "fold", "seed", "epochs", "patient", "dice", "dice_half", "dice_argmax")
 ENSEMBLE_COLUMNS = ("configuration", "ensemble", "threshold", "patient", "dice", "dice_half")
@@ -63,7 +63,9 @@ def make_data(folder: Path) -> Path:
     """Write the phantom and prepare it, unless that is done; return the prepared data set."""
     prepared = folder / "prepared"
     if not prepared.exists():
-        raw = write_phantom(folder / "raw", patients=PATIENTS, timepoints=1, shape=SHAPE, seed=SEED)
+        raw = write_phantom(
+            folder / "raw", patients=PATIENTS, timepoints=1, shape=SHAPE, lesion_size=LESION_SIZE, seed=SEED
+        )
         prepare(raw, prepared, PrepareOptions(size=SIZE, jobs=1, test_patients=TEST_PATIENTS, seed=SEED))
     return prepared
 
@@ -103,7 +105,7 @@ def train(config: TrialConfig, prepared: Path, run: int, best: Path) -> int:
                 data,
                 max_epochs=EPOCHS,
                 seed=run,
-                precision="float32",
+                precision="auto",
                 objective="val_dice_patients_best",
                 last=best.with_suffix(".last"),
                 best=best,

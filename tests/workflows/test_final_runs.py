@@ -24,8 +24,7 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.schema import GOOD, RUNNING, SelectionRecord
-from wmlsearch.search import final_training
-from wmlsearch.search.final_training import TrainingRequest
+from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri, sync
@@ -88,9 +87,7 @@ class Ending:
     def go_on(self, values: Values, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Run the rest of the search in a new session; return what it says. Runs of the value FAILED fail."""
 
-        def train_runs(
-            requests: Sequence[TrainingRequest], _s: object, _d: object, slots: Slots, on_change: Any, elastic: bool
-        ) -> None:
+        def without_ray(_: RunTrainer, requests: Sequence[TrainingRequest], slots: Slots, on_change: Any) -> None:
             for request in requests:
                 self.trained.append(request.record.name)
                 train(request, values(request.record.name))
@@ -98,7 +95,7 @@ class Ending:
 
         said: list[str] = []
         with monkeypatch.context() as patch:
-            patch.setattr(final_training, "train_runs", train_runs)
+            patch.setattr(RunTrainer, "train", without_ray)
             if not run_search._judged_by_older_version(self.search):
                 run_search._choose_and_judge(self.search, self.plan, cast(Any, None), Observer(say=said.append))
         return said

@@ -89,9 +89,9 @@ def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size:
     ):
         if type(value) is not int or not low <= value <= high:
             faults.append(f"{name}: must be a whole number from {low} to {high}, but got {value!r}")
-    low, high = LESION_SIZES
-    if not low <= lesion_size <= high:
-        faults.append(f"lesion_size: must be a number from {low:g} to {high:g}, but got {lesion_size!r}")
+    smallest, largest = LESION_SIZES
+    if not smallest <= lesion_size <= largest:
+        faults.append(f"lesion_size: must be a number from {smallest:g} to {largest:g}, but got {lesion_size!r}")
     if len(shape) != 3 or not all(
         type(n) is int and low <= n <= high for n, low, high in zip(shape, MIN_SHAPE, MAX_SHAPE, strict=True)
     ):

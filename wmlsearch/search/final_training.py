@@ -51,76 +51,84 @@ class TrainingRequest:
         )
 
 
-def train_runs(
-    requests: Sequence[TrainingRequest],
-    settings: RunSettings,
-    shipment: Shipment,
-    slots: Slots,
-    on_change: Callable[[RunDir], None],
-    elastic: bool = False,
-) -> None:
-    """Train each run into its folder with Ray Train, `slots.count` at a time. Its status says how it ended.
+class RunTrainer:
+    """Trains runs through Ray Train. Use it as a context manager, which ends the workers.
 
-    A run that was begun goes on from its last checkpoint. Weights that are stored elsewhere are copied into the run
-    folder. A run with `rate_factors` repeats the learning rates of a child of population based training from the
-    beginning.
+    The workers are kept from one call of `train` to the next if the slots are the same: starting them takes as long as
+    many epochs of a small network. A Ray actor on this machine drives each worker group, since Ray Train cannot be
+    interrupted in the middle of an epoch, but a process can be killed.
 
-    If Ctrl-C or a full storage ends the training, the status of the running runs stays "running": the caller records
-    how they ended, here and in MLflow.
-
-    Raises:
-        StorageError: The storage of the checkpoints is full or does not answer.
-    """
-    job = WorkerJob(shipment, settings, slots.cpus, slots, elastic)
-    with tempfile.TemporaryDirectory(prefix="wmlsearch-final-") as scratch:  # also removes what killed groups leave
-        training = _FinalTraining(job, slots.count, requests, on_change, scratch)
-        try:
-            training.run()
-        finally:
-            training.kill_groups()
-
-
-class _FinalTraining:
-    """The requests that wait, and the worker groups that train. Each group is a Ray actor on this machine.
-
-    An actor, since Ray Train cannot be interrupted in the middle of an epoch, but a process can be killed.
+    Args:
+        settings: The settings of the search, or of `wmlsearch train`.
+        shipment: The prepared data set.
+        elastic: Whether worker groups go on with fewer workers when a machine is lost.
     """
 
-    def __init__(
-        self,
-        job: WorkerJob,
-        at_once: int,
-        requests: Sequence[TrainingRequest],
-        on_change: Callable[[RunDir], None],
-        scratch: str,
-    ) -> None:
-        same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(num_cpus=0)(WorkerGroup)
-        self._new_group = lambda: actor.options(scheduling_strategy=same_node).remote(job, scratch=scratch)
-        self.timeout_s = job.settings.trial_timeout or math.inf
-        self.at_once, self.on_change = at_once, on_change
-        self.waiting = deque(requests)
+    def __init__(self, settings: RunSettings, shipment: Shipment, elastic: bool = False) -> None:
+        self.settings, self.shipment, self.elastic = settings, shipment, elastic
+        self.timeout_s = settings.trial_timeout or math.inf
+        self.slots: Slots | None = None  # of the groups
         self.idle: list[Any] = []  # groups without a run
         self.steps: dict[Any, tuple[Any, TrainingRequest]] = {}  # by the reference of the epoch's result
         self.began: dict[Any, float] = {}  # by the same: time.monotonic()
+        self.waiting: deque[TrainingRequest] = deque()
         self.losses = Counter[Path]()  # by run folder: how often its process died
         self.seen: set[Path] = set()  # folders of runs of which a process has reported
 
-    def run(self) -> None:
-        """Train all requests to their end."""
+    def __enter__(self) -> RunTrainer:
+        # Its end also removes what killed groups leave.
+        self.scratch = tempfile.TemporaryDirectory(prefix="wmlsearch-final-")
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, error: object, trace: object) -> None:
+        try:
+            if error_type is None:
+                self._close_idle_groups()
+        finally:
+            for group in (*self.idle, *(group for group, _ in self.steps.values())):
+                ray.kill(group)
+            self.scratch.cleanup()
+
+    def train(self, requests: Sequence[TrainingRequest], slots: Slots, on_change: Callable[[RunDir], None]) -> None:
+        """Train each run into its folder, `slots.count` at a time. Its status says how it ended.
+
+        A run that was begun goes on from its last checkpoint. Weights that are stored elsewhere are copied into the run
+        folder. A run with `rate_factors` repeats the learning rates of a child of population based training from the
+        beginning.
+
+        If Ctrl-C or a full storage ends the training, the status of the running runs stays "running": the caller
+        records how they ended, here and in MLflow.
+
+        Raises:
+            StorageError: The storage of the checkpoints is full or does not answer.
+        """
+        if slots != self.slots:
+            self._close_idle_groups()
+            self.slots = slots
+        self.waiting.extend(requests)
+        self.on_change = on_change
         while self.waiting or self.steps:
-            while self.waiting and len(self.steps) < self.at_once:
+            while self.waiting and len(self.steps) < slots.count:
                 self._start(self.waiting.popleft())
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
             self._kill_hung_groups()
             if finished:
                 self._collect(finished[0])
+
+    def _new_group(self) -> Any:
+        if self.slots is None:
+            raise RuntimeError("a worker group is started by train()")
+        job = WorkerJob(self.shipment, self.settings, self.slots.cpus, self.slots, self.elastic)
+        same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(num_cpus=0)(WorkerGroup)
+        return actor.options(scheduling_strategy=same_node).remote(job, scratch=self.scratch.name)
+
+    def _close_idle_groups(self) -> None:
         with contextlib.suppress(RayError):
             ray.get([group.close.remote() for group in self.idle], timeout=2 * CLOSE_TIMEOUT_S)
-
-    def kill_groups(self) -> None:
-        for group in (*self.idle, *(group for group, _ in self.steps.values())):
+        for group in self.idle:
             ray.kill(group)
+        self.idle = []
 
     def _start(self, request: TrainingRequest) -> None:
         if request.run.exists():

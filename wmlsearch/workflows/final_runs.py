@@ -22,8 +22,7 @@ from wmlsearch.workflows.provenance import run_record
 from wmlsearch.workflows.search_plan import SearchPlan
 
 if TYPE_CHECKING:
-    from wmlsearch.cluster.data_shipping import Shipment
-    from wmlsearch.search.final_training import TrainingRequest
+    from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class _Configuration:
     rate_factors: Mapping[int, float]  # of a child of population based training
 
 
-def train_selection_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment, observer: Observer) -> None:
+def train_selection_runs(search: SearchDir, plan: SearchPlan, trainer: RunTrainer, observer: Observer) -> None:
     """Train the baseline configuration and the best candidates with new seeds, run k with fold k for validation.
 
     Nothing is trained where there is no candidate. Finished runs are not repeated. Raises KeyboardInterrupt when the
@@ -55,11 +54,11 @@ def train_selection_runs(search: SearchDir, plan: SearchPlan, shipment: Shipment
             requests += _if_unfinished(run, configuration, "selection", number, seed, plan)
     others = "".join(f", {configuration.name}" for configuration in configurations[1:])
     what = f"baseline configuration{others}; {plural(settings.confirm_seeds, 'run')} each"
-    _train(search, plan, shipment, requests, f"selection runs: {what}", settings.selection_run_count, observer)
+    _train(search, plan, trainer, requests, f"selection runs: {what}", settings.selection_run_count, observer)
 
 
 def train_judgement_runs(
-    search: SearchDir, plan: SearchPlan, champion: str, shipment: Shipment, observer: Observer
+    search: SearchDir, plan: SearchPlan, champion: str, trainer: RunTrainer, observer: Observer
 ) -> None:
     """Train the baseline configuration and the champion with new seeds, run r with fold r for validation.
 
@@ -78,7 +77,7 @@ def train_judgement_runs(
             requests += _if_unfinished(run, configuration, "judgement", number, seed, plan)
     what = "baseline configuration" if champion == PAPER else f"baseline configuration and champion ({champion})"
     message = f"judgement runs: {what}; {plural(settings.final_runs, 'run')} each"
-    _train(search, plan, shipment, requests, message, settings.judgement_run_count, observer)
+    _train(search, plan, trainer, requests, message, settings.judgement_run_count, observer)
 
 
 def _if_unfinished(
@@ -111,7 +110,7 @@ def _if_unfinished(
 def _train(
     search: SearchDir,
     plan: SearchPlan,
-    shipment: Shipment,
+    trainer: RunTrainer,
     requests: Sequence[TrainingRequest],
     message: str,
     count: int,
@@ -122,7 +121,6 @@ def _train(
     The slots follow from `count`, not from the runs that are left: a resumed run has the threads it began with.
     """
     from wmlsearch.search.budget import STOP_REQUESTED
-    from wmlsearch.search.final_training import train_runs
 
     if not requests:
         return
@@ -141,4 +139,4 @@ def _train(
         if search.stop_requested():
             raise KeyboardInterrupt(STOP_REQUESTED)
 
-    train_runs(requests, plan.settings, shipment, slots, record_usage_or_stop, elastic=plan.placement.on_cluster)
+    trainer.train(requests, slots, record_usage_or_stop)

@@ -116,11 +116,14 @@ def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, o
     A killed search goes on with the step that it was in: what a step has finished is in the run folder. The champion is
     chosen again by each session, from the same runs if no trial was added.
     """
+    from wmlsearch.search.final_training import RunTrainer
+
     champion = PAPER
-    if plan.settings.confirm_top:
-        train_selection_runs(search, plan, shipment, observer)
-        champion = _choose_champion(search, observer)
-    train_judgement_runs(search, plan, champion, shipment, observer)
+    with RunTrainer(plan.settings, shipment, elastic=plan.placement.on_cluster) as trainer:
+        if plan.settings.confirm_top:
+            train_selection_runs(search, plan, trainer, observer)
+            champion = _choose_champion(search, observer)
+        train_judgement_runs(search, plan, champion, trainer, observer)
     comparable = keep_models(search, plan.settings, plan.data, observer)
     evaluation = search.evaluation()
     if evaluation is not None and evaluation.members != [model.record().members for model in search.models()]:

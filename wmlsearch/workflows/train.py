@@ -103,13 +103,14 @@ def _train_on_ray(
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.cluster.watchdog import watchdog
-    from wmlsearch.search.final_training import TrainingRequest, train_runs
+    from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
     settings = request.settings
     with ray_session(placement.ray_address), sigterm_as_interrupt(), watchdog(observer.say, lambda: run.name):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
-        train_runs([training], settings, shipment, placement.slots(1), observer.on_change, elastic=placement.on_cluster)
+        with RunTrainer(settings, shipment, elastic=placement.on_cluster) as trainer:
+            trainer.train([training], placement.slots(1), observer.on_change)
 
 
 def _train_here(
