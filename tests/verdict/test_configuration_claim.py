@@ -161,3 +161,42 @@ def test_the_spread_of_earlier_searches_is_a_root_mean_square() -> None:
     other = claim.model_copy(update={"run_sd": 0.07, "patient_sd": 0.02, "residual_sd": 0.02})
     assert Spread.of([claim]) is None
     assert Spread.of([one, claim, other]) == Spread(0.05, pytest.approx(math.sqrt(0.0002)), pytest.approx(0.02))
+
+
+def test_a_plain_computation_gives_the_same_numbers() -> None:
+    """The formulas of docs/verdict.md, written with sums over all scores, on a design like that of `make demo`."""
+    rng = np.random.default_rng(0)
+    runs, patients = 3, 11
+    sides = [
+        0.6
+        + mean
+        + rng.normal(0, 0.04, (runs, 1))
+        + rng.normal(0, 0.1, patients)
+        + rng.normal(0, 0.05, (runs, patients))
+        for mean in (0.0, 0.05)
+    ]
+    means = [float(sum(map(sum, side))) / (runs * patients) for side in sides]
+    of_runs = [[float(sum(row)) / patients for row in side] for side in sides]
+    of_patients = [[float(sum(column)) / runs for column in side.T] for side in sides]
+    squares = [sum((one - mean) ** 2 for one in ones) / (runs - 1) for ones, mean in zip(of_runs, means, strict=True)]
+    difference = means[1] - means[0]
+    differences = [champion - baseline for baseline, champion in zip(*of_patients, strict=True)]
+    s_runs = sum(squares) / runs
+    s_patients = sum((one - difference) ** 2 for one in differences) / (patients - 1) / patients
+    residuals = sum(
+        (side[r][p] - of_runs[number][r] - of_patients[number][p] + means[number]) ** 2
+        for number, side in enumerate(sides)
+        for r in range(runs)
+        for p in range(patients)
+    )
+    s_residual = 2 * residuals / (2 * (runs - 1) * (patients - 1)) / (runs * patients)
+    variance = max(s_runs + s_patients - s_residual, s_runs, s_patients)
+    df_runs = sum(squares) ** 2 / sum(square**2 / (runs - 1) for square in squares)
+    parts = [(s_runs, stats.t.ppf(0.975, df_runs)), (s_patients, stats.t.ppf(0.975, patients - 1))]
+    quantile = sum(part * value for part, value in parts) / sum(part for part, _ in parts)
+    crossed = estimate(*sides)
+    assert float(crossed.difference) == pytest.approx(difference)
+    assert float(crossed.low) == pytest.approx(difference - quantile * variance**0.5)
+    assert float(crossed.high) == pytest.approx(difference + quantile * variance**0.5)
+    assert stats.t.ppf(0.975, float(crossed.df)) == pytest.approx(quantile)
+    assert float(crossed.p) == pytest.approx(2 * stats.t.sf(difference / variance**0.5, float(crossed.df)))
