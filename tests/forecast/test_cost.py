@@ -376,17 +376,18 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
         return [line.rstrip() for line in result.stdout.splitlines()]
 
     sizes = ["--trials", "3", "--epochs", "2", "--grace-epochs", "1", "--name", "s"]
-    sizes += ["--confirm-top", "1", "--confirm-seeds", "1"]
+    sizes += ["--confirm-top", "1", "--confirm-seeds", "1", "--final-runs", "1"]
     lines = say("tune", "small.yaml", "--data", str(prepared), *sizes)
     search = SearchDir(Path("runs/s"))
     made = search.forecast()
     assert [rung.epoch for rung in made.rungs] == [1, 2]
     assert made.search_s > 0
     start = lines.index("forecast: timing three configurations for some seconds ...")
+    assert lines[start + 1].startswith("verdict: 1 + 1 trainings and 3 test patients cannot show any difference")
     assert re.fullmatch(
-        r"forecast: about [\dmins ]+, 5 epochs of trials and at most 4 of 2 final runs, [\d.]+ MB of checkpoints, "
+        r"forecast: about [\dmins ]+, 5 epochs of trials and at most 8 of 4 final runs, [\d.]+ MB of checkpoints, "
         r"\d+ MiB a worker",
-        lines[start + 1],
+        next(line for line in lines if line.startswith("forecast: about")),
     )
     assert re.search(r"\(1 of 3 trials, about [\dmins ]+ left\)", "\n".join(lines))
     table = [re.split(r"  +", line.strip()) for line in lines]
@@ -396,7 +397,8 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
         ["trials at epochs 1, 2", "3, 1.9", f"3, {sum(len(epochs) == 2 for epochs in rows)}"],
         ["epochs of all trials", "4.9", str(sum(map(len, rows)))],
     ]
-    assert table.pop(4) == ["epochs of final runs", "at most 4", "4"]
+    final = sum(len(run.rows()) for run in search.finals())
+    assert table.pop(4) == ["epochs of final runs", "at most 8", str(final)]
     used, size = search.usage(), r"[\d.]+"
     for row, (name, unit) in zip(
         table[3:],

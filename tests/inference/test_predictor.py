@@ -81,8 +81,8 @@ def test_unusable_run_folders_are_refused(searched: SearchDir, tmp_path: Path) -
     with pytest.raises(InputError) as error:
         TrainedModel.from_run(old)
     assert str(error.value) == (
-        f"{old.path}: has no weights (best.pt); only a search's best trials and its final runs keep theirs, choose one "
-        "of them"
+        f"{old.path}: has no weights (best.pt); only a search's best trials and its judgement runs keep theirs, choose "
+        "one of them"
     )
     old.best.write_bytes(searched.trial(0).best.read_bytes())
     with pytest.raises(InputError) as error:

@@ -17,6 +17,11 @@ def curves(*peaks: tuple[float, float]) -> np.ndarray:
     return lines
 
 
+def test_images_without_patients_have_their_best_threshold() -> None:
+    """All images are one curve, so it cannot be seen how far patients disagree."""
+    assert threshold_of_curves(curves((0.2, 0.9)), patients_known=False) == 0.2
+
+
 def test_one_patient_or_none_gives_one_half() -> None:
     assert threshold_of_curves(curves()) == 0.5
     assert threshold_of_curves(curves((0.2, 0.9))) == 0.5

@@ -170,7 +170,7 @@ def test_volumes_are_scored_as_predicted_through_files(search: SearchDir, data: 
     found, _ = evaluate({"model": members[:1]}, data, BY)
     originals = data / SEALED / "originals"
     flairs = sorted(originals.rglob("*_FLAIR.nii.gz"))
-    given = say("predict", search.model(CHAMPION).path, *flairs, "--out", tmp_path / "found")
+    given = say("predict", search.model(CHAMPION).path, *flairs, "--single", "--out", tmp_path / "found")
     assert given.exit_code == 0, given.output
     rows = found.models["model"].members[0].scope(VOLUMES).rows
     assert [row.patient for row in rows] == [path.name.split("_")[0].removeprefix("sub-") for path in flairs]

@@ -103,6 +103,18 @@ def test_runs_vary_so_much_that_only_these_models_differ() -> None:
     assert claim.se == pytest.approx(math.sqrt(0.0125), rel=0.01)
 
 
+def test_runs_that_chose_the_champion_do_not_judge_it() -> None:
+    """So it was in older versions. The models are what they are, so claim (b) stands."""
+    evaluation = evaluation_of({BASELINE: networks(scores(FIVE)), CHAMPION: networks(scores(FIVE, 0.08))})
+    verdict = judge(evaluation, BASELINE, CHAMPION, "trial-0007", 0, chosen_by_these_runs=True)
+    claim, models = claims(verdict)
+    assert (claim.outcome, claim.low, claim.p, claim.detectable) == ("not shown", None, None, None)
+    assert claim.difference == pytest.approx(0.08)
+    assert "its runs chose the champion too, so they cannot judge it" in verdict.sentence
+    assert all(endpoint.p is None for endpoint in verdict.secondary)
+    assert models.outcome == "better"
+
+
 def test_lesion_free_patients_are_no_part_of_dice_and_have_endpoints_of_their_own() -> None:
     """Eight patients with lesions (champion +0.03), eight without, in whom only the champion finds lesions."""
     sick = [0.60 + 0.02 * number for number in range(8)]

@@ -45,8 +45,8 @@ def test_without_earlier_searches_the_spread_is_assumed(manifest: Manifest, tmp_
     text = expected_power(RunSettings(), manifest, tmp_path / "none")
     assert text == (
         f"5 + 5 trainings and 9 test patients find a difference of {smallest:.3f} in Dice per patient with 80 % "
-        "probability, if its standard deviation is 0.030 between trainings and 0.040 between patients (assumed, as no "
-        "earlier search on these data has a verdict)"
+        "probability, if all of them have lesions and its standard deviation is 0.030 between trainings and 0.040 "
+        "between patients (assumed, as no earlier search on these data has a verdict)"
     )
 
 
@@ -58,6 +58,7 @@ def test_earlier_searches_on_the_same_data_say_how_much_results_vary(manifest: M
     add_search(tmp_path, "a", manifest.fingerprint, 0.02)
     add_search(tmp_path, "b", manifest.fingerprint, 0.04)
     add_search(tmp_path, "c", "of other data", 0.3)
+    add_search(tmp_path, "equal", manifest.fingerprint, 0.0)  # a search that learned nothing
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "search.json").write_text("damaged")
     text = expected_power(RunSettings(), manifest, tmp_path)
@@ -77,5 +78,8 @@ def test_too_few_trainings_or_patients_and_images_without_patients(manifest: Man
     assert expected_power(RunSettings(), small, tmp_path) == f"5 + 5 trainings and 5 test patients {needed}"
     single = expected_power(RunSettings(final_runs=1), manifest, tmp_path)
     assert single == f"1 + 1 trainings and 9 test patients {needed}"
-    images = dataclasses.replace(manifest, split_level="image")
+    by_image = dataclasses.replace(manifest, split_level="image")
+    assert "9 test patients find a difference" in expected_power(RunSettings(), by_image, tmp_path), "they are known"
+    unknown = dataclasses.replace(manifest.counts["test"], patients=0)
+    images = dataclasses.replace(by_image, counts={**manifest.counts, "test": unknown})
     assert expected_power(RunSettings(), images, tmp_path).startswith("none, because the patients")

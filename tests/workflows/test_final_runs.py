@@ -401,6 +401,23 @@ def test_a_killed_ending_goes_on(place: str, data: Path, tmp_path: Path, monkeyp
     assert (ending.trained, ending.opened()) == (trained, opened)
 
 
+def test_while_a_new_champion_is_trained_nothing_is_said_of_the_earlier_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = Ending(tmp_path / "s", data, {1: 0.6}, confirm_top=1, confirm_seeds=1, final_runs=1)
+    ending.go_on(lambda name: 0.55 if name.startswith("trial-0001") else 0.5, monkeypatch)
+    assert ending.search.model(CHAMPION).record().model == "trial-0001"
+    ending.add_trial(2, 0.8)
+    said = ending.go_on(lambda name: FAILED if name == "trial-0002-run0" else better(name), monkeypatch)
+    selection = ending.search.selection()
+    assert selection is not None
+    assert selection.champion == "trial-0002"
+    assert any("no verdict" in line for line in said)
+    assert ending.search.evaluation() is None
+    assert (ending.search.path / "test-of-trial-0001.json").is_file()
+    assert not ending.search.model(CHAMPION).exists(), "its network is not the champion's"
+
+
 def test_more_trials_can_change_the_champion(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ending = Ending(tmp_path / "s", data, {1: 0.6}, confirm_top=1, confirm_seeds=1, final_runs=1)
     ending.go_on(lambda name: 0.55 if name.startswith("trial-0001") else 0.5, monkeypatch)
@@ -464,7 +481,9 @@ def test_a_search_that_an_older_version_has_judged_stays_as_it_is(
         ending.search.set_selection(SelectionRecord(champion="trial-0002", sentence="", seeds=[], means={}))
         assert final_models.keep_models(ending.search, ending.plan.settings, data, Observer())
     ending.search.file("selection").unlink()
-    sealed_test.evaluate_search(ending.search, ending.plan.settings, data, lambda *_: None)
+    evaluation = sealed_test.evaluate_search(ending.search, ending.plan.settings, data, lambda *_: None)
+    assert evaluation.verdict is not None
+    assert "its runs chose the champion too" in evaluation.verdict.sentence
     ending.go_on(better, monkeypatch)
     assert (ending.trained, ending.opened()) == ([], 1)
     ending.add_trial(3, 0.9)

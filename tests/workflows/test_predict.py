@@ -82,7 +82,7 @@ def refused(result: Result) -> str:
 
 
 def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) -> None:
-    result = say("predict", "s", "in", "--out", "found")
+    result = say("predict", "s", "in", "--single", "--out", "found")
     assert result.exit_code == 0, result.output
     model = load_exported(searched.model("champion").export).members[0]
     found = Path("found")
@@ -133,7 +133,7 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
 
 
 def test_the_ensemble_has_rows_of_its_own(say: Say, flairs: Path, searched: SearchDir) -> None:
-    result = say("predict", "s", flairs / "01.nii.gz", "--out", "found", "--ensemble", "--threshold", 0.4)
+    result = say("predict", "s", flairs / "01.nii.gz", "--out", "found", "--threshold", 0.4)
     assert result.exit_code == 0, result.output
     single, ensemble = table(Path("found"))
     assert [row["predicted_by"] for row in (single, ensemble)] == ["model", "ensemble"]
@@ -202,14 +202,14 @@ def test_pictures(say: Say, searched: SearchDir, ending: str) -> None:
 
 
 def test_folders_and_names(say: Say, raw: Path, flairs: Path) -> None:
-    result = say("predict", "s", raw, "--out", "bids")
+    result = say("predict", "s", raw, "--single", "--out", "bids")
     assert result.exit_code == 0, result.output
     assert len(table(Path("bids"))) == 8
     for folder in ("a", "b"):
         Path(folder).mkdir()
         Path(folder, "x.nii.gz").write_bytes((flairs / "01.nii.gz").read_bytes())
         Path(folder, "x_mask.nii.gz").write_bytes(b"an expert's, not an image to predict")
-    result = say("predict", "s", "a", "b", "a/x.nii.gz", "in/02.nii.gz", "--out", "found")
+    result = say("predict", "s", "a", "b", "a/x.nii.gz", "in/02.nii.gz", "--single", "--out", "found")
     assert result.exit_code == 0, result.output
     assert [row["mask"] for row in table(Path("found"))] == ["a_x_mask.nii.gz", "b_x_mask.nii.gz", "02_mask.nii.gz"]
 
@@ -252,7 +252,7 @@ def test_results_so_far_are_kept(say: Say, flairs: Path, monkeypatch: pytest.Mon
         return predict(models, source, *more)
 
     monkeypatch.setattr(predict_workflow, "predict", fails_later)
-    assert say("predict", "s", "in", "--out", "found").exit_code == 130
+    assert say("predict", "s", "in", "--single", "--out", "found").exit_code == 130
     assert [row["input"] for row in table(Path("found"))] == ["in/01.nii.gz"]
     assert sorted(path.name for path in Path("found").iterdir()) == [
         "01_mask.nii.gz", "01_overlay.png", "01_probability.nii.gz", "lesions.csv",

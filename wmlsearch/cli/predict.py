@@ -14,7 +14,12 @@ from wmlsearch.cli import options
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--threshold", type=float, help="Lowest probability of a lesion pixel.  [default: the model's]")
-@click.option("--ensemble", is_flag=True, help="Average all networks of the model; the table lists both results.")
+@click.option(
+    "--ensemble/--single",
+    default=None,
+    help="Average all networks of the model, or use the first alone. Of an average, the table lists both results.  "
+    "[default: average]",
+)
 @options.runs
 @options.model_uri
 def predict(
@@ -22,7 +27,7 @@ def predict(
     inputs: tuple[Path, ...],
     out: Path,
     threshold: float | None,
-    ensemble: bool,
+    ensemble: bool | None,
     runs: Path,
     mlflow_uri: str | None,
 ) -> None:
@@ -45,6 +50,8 @@ def predict(
     if threshold is not None:
         check_threshold(threshold, "--threshold")
     trained_model = find_model(model, runs, options.uri_of(runs, mlflow_uri))
+    if ensemble is None:
+        ensemble = len(trained_model.members) > 1
     bar, advance = progress_bar(console())
     with bar:
         rows = predict_files(trained_model, inputs, out, threshold, ensemble, advance)

@@ -29,6 +29,14 @@ from wmlsearch.cli import options
     help="Fold of the patients to validate on; the others are trained.",
 )
 @options.precision
+@click.option(
+    "--objective",
+    type=options.SettingChoice("objective"),
+    default="val_dice_patients_best",
+    show_default=True,
+    metavar="METRIC",
+    help="Metric of validation that selects the epoch whose weights are kept.",
+)
 @click.option("--name", help="Name of the run.  [default: train-DATE-TIME]")
 @options.out
 @options.uri
@@ -43,6 +51,7 @@ def train(
     seed: int,
     fold: int,
     precision: str,
+    objective: str,
     name: str | None,
     out: Path,
     mlflow_uri: str | None,
@@ -67,11 +76,13 @@ def train(
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
     uri = options.uri_of(out, mlflow_uri)
     config = SearchSpace.read(point).single_configuration()
-    options.settings_before_data(epochs=epochs, seed=seed, precision=precision)
+    options.settings_before_data(epochs=epochs, seed=seed, precision=precision, objective=objective)
     run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)
     data = options.data_or_phantom(data, out)
-    settings = options.settings(epochs=options.epochs_for(data, epochs), seed=seed, precision=precision)
+    settings = options.settings(
+        epochs=options.epochs_for(data, epochs), seed=seed, precision=precision, objective=objective
+    )
     options.say(f"training {point} on {data} for at most {settings.epochs} epochs, in {run.path}")
     display = TrainingDisplay(console(), settings)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)

@@ -28,6 +28,11 @@ class Slices:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def patients_known(self) -> bool:
+        """Whether the slices have patients; images without any are all of the patient ""."""
+        return self.patient_names != ("",)
+
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return images in [0, 1] and masks of 0 or 1, (n, 1, S, S) float32, at positions (n,) in this split."""
         rows = self.rows[positions]

@@ -26,7 +26,7 @@ def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData) ->
         for patient, curve in _patient_curves(model, validation).items():
             curves.setdefault(patient, []).append(curve)
     means = [np.mean(of_patient, axis=0) for of_patient in curves.values()]
-    return threshold_of_curves(np.array(means))
+    return threshold_of_curves(np.array(means), data.val.patients_known)
 
 
 def _patient_curves(model: TrainedModel, slices: Slices) -> dict[str, np.ndarray]:

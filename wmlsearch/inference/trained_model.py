@@ -53,8 +53,8 @@ class TrainedModel:
         record = run.record()
         if not run.best.is_file():
             raise InputError(
-                f"{run.path}: has no weights (best.pt); only a search's best trials and its final runs keep theirs, "
-                "choose one of them"
+                f"{run.path}: has no weights (best.pt); only a search's best trials and its judgement runs keep "
+                "theirs, choose one of them"
             )
         preprocessing = Preprocessing.of(record.data.as_json(), str(run.file("record")))
         return replace(cls.load(run.best), preprocessing=preprocessing, name=record.name, fold=record.fold)

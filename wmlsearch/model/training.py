@@ -136,7 +136,10 @@ class Trainer:
         train_loss = self.train(order, epoch, generator)
         train_s = time.monotonic() - start
         counts = self.validate()
-        metrics, self.threshold = counts.metrics(), choose_threshold(counts.patient_histograms())
+        metrics, self.threshold = (
+            counts.metrics(),
+            choose_threshold(counts.patient_histograms(), self.data.val.patients_known),
+        )
         val_loss = metrics["val_loss"]
         if val_loss is None:
             raise Diverged(f"the validation loss is not finite in epoch {epoch}")

@@ -93,9 +93,13 @@ def seeds_of(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
 
 
 def why_no_verdict(
-    settings: RunSettings, state: str, candidates: Sequence[Candidate], selection: SelectionRecord | None
+    settings: RunSettings,
+    state: str,
+    candidates: Sequence[Candidate],
+    selection: SelectionRecord | None,
+    comparable: bool,
 ) -> str:
-    """Return a sentence that says why there is no verdict."""
+    """Return a sentence that says why there is no verdict. `comparable`: both final models are there."""
     if not settings.baseline:
         return "This search was run without final runs and without the sealed test (--no-baseline)."
     if state == RUNNING:
@@ -106,4 +110,9 @@ def why_no_verdict(
         return "This search was run without candidates (--confirm-top 0), so there is nothing to compare."
     if selection is not None and selection.champion == PAPER:
         return selection.sentence
+    if not comparable:
+        return (
+            "Baseline and champion have finished no judgement run of the same fold, so there is nothing to compare. "
+            "`wmlsearch tune --resume` tries again what failed."
+        )
     return "The sealed test has not been opened yet. `wmlsearch tune --resume` or `wmlsearch evaluate` opens it."

@@ -53,6 +53,8 @@ def train_commands(record: SearchRecord, trainings: Sequence[tuple[int, int]]) -
     words = ["wmlsearch", "train", "champion.yaml", *_data(record), "--epochs", str(settings.epochs)]
     if settings.precision != RunSettings().precision:
         words += ["--precision", settings.precision]
+    if settings.objective != RunSettings().objective:
+        words += ["--objective", settings.objective]
     words += _shape(record.shape, "--workers")
     return [
         shlex.join([*words, "--seed", str(seed), *(["--fold", str(fold)] if fold else [])]) for seed, fold in trainings

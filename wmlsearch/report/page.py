@@ -22,7 +22,7 @@ from wmlsearch.runs.evaluation import Evaluation, Verdict
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
-from wmlsearch.runs.names import CHAMPION, PAPER
+from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import RunStatus
 from wmlsearch.runs.wording import duration
@@ -94,7 +94,9 @@ def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
         warning=optimistic_note(record),
         verdict=verdict,
         verdict_class=lambda outcome: VERDICT_CLASSES.get(outcome, "open"),
-        why_no_verdict=why_no_verdict(settings, state, candidates, selection),
+        why_no_verdict=why_no_verdict(
+            settings, state, candidates, selection, all(search.model(role).exists() for role in (BASELINE, CHAMPION))
+        ),
         selection=selection,
         baseline_is_champion=selection is not None and selection.champion == PAPER,
         test=evaluation_view(evaluation) if evaluation else None,

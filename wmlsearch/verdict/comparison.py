@@ -33,7 +33,13 @@ from wmlsearch.verdict.statistics import (
     holm,
     outcome,
 )
-from wmlsearch.verdict.wording import configuration_sentence, models_sentence, no_verdict_sentence, why_no_claim
+from wmlsearch.verdict.wording import (
+    CHOSEN_BY_THESE_RUNS,
+    configuration_sentence,
+    models_sentence,
+    no_verdict_sentence,
+    why_no_claim,
+)
 
 PRIMARY = "dice"
 _OVERLAP = ("precision", "recall", "lesion_precision", "lesion_recall", "lesion_f1")
@@ -46,7 +52,13 @@ LESION_FREE: dict[Scope, tuple[str, ...]] = {VOLUMES: ("volume_ml", "lesions_fal
 
 
 def judge(
-    evaluation: Evaluation, baseline: str, champion: str, champion_name: str, seed: int, budget_note: str = ""
+    evaluation: Evaluation,
+    baseline: str,
+    champion: str,
+    champion_name: str,
+    seed: int,
+    budget_note: str = "",
+    chosen_by_these_runs: bool = False,
 ) -> Verdict:
     """Return the verdict on two roles of an evaluation.
 
@@ -59,10 +71,13 @@ def judge(
         champion_name: the champion's configuration, "trial-0007".
         seed: of the resampling in claim (b).
         budget_note: that the limit on epochs ended runs, for the verdict's sentence.
+        chosen_by_these_runs: whether the champion was chosen by the runs that are compared, as in older versions. Then
+            nothing is claimed about the configurations.
     """
     runs = judged_runs(evaluation, baseline, champion)
     may_claim = evaluation.unit == "patients"
-    secondary = [_endpoint(evaluation, runs, name, runs.patients, may_claim) for name in SECONDARY[evaluation.scope]]
+    judged = may_claim and not chosen_by_these_runs
+    secondary = [_endpoint(evaluation, runs, name, runs.patients, judged) for name in SECONDARY[evaluation.scope]]
     if not may_claim:
         primary = _endpoint(evaluation, runs, PRIMARY, runs.patients, may_claim)
         return Verdict(
@@ -73,7 +88,7 @@ def judge(
             primary=primary,
             secondary=secondary,
         )
-    claim = _configuration_claim(evaluation, runs, champion_name, budget_note)
+    claim = _configuration_claim(evaluation, runs, champion_name, budget_note, chosen_by_these_runs)
     return Verdict(
         outcome=claim.outcome,
         sentence=claim.sentence,
@@ -93,7 +108,7 @@ def judge(
         secondary=_corrected(secondary),
         configuration=claim,
         models=_models_claim(evaluation, baseline, champion, runs.patients, seed),
-        lesion_free=_lesion_free(evaluation, runs) if runs.lesion_free else None,
+        lesion_free=_lesion_free(evaluation, runs, judged) if runs.lesion_free else None,
         budget_note=budget_note,
     )
 
@@ -113,11 +128,11 @@ def unit_means(evaluation: Evaluation, role: str, metric: str) -> dict[str, floa
 
 
 def _configuration_claim(
-    evaluation: Evaluation, runs: JudgedRuns, champion_name: str, budget_note: str
+    evaluation: Evaluation, runs: JudgedRuns, champion_name: str, budget_note: str, chosen_by_these_runs: bool
 ) -> ConfigurationClaim:
     baseline, champion = runs.scores(evaluation, PRIMARY, runs.patients)
     means = [_mean(baseline), _mean(champion)]
-    crossed = _crossed(baseline, champion, runs.folds)
+    crossed = None if chosen_by_these_runs else _crossed(baseline, champion, runs.folds)
     too_few = (
         TOO_FEW_PATIENTS if len(runs.patients) < MIN_PATIENTS else TOO_FEW_RUNS if len(baseline) < MIN_RUNS else ""
     )
@@ -127,7 +142,7 @@ def _configuration_claim(
     claim = ConfigurationClaim(
         outcome=too_few or outcome(low, high, p),
         sentence="",
-        reason=why_no_claim(len(runs.patients), len(baseline), se),
+        reason=CHOSEN_BY_THESE_RUNS if chosen_by_these_runs else why_no_claim(len(runs.patients), len(baseline), se),
         runs=len(baseline),
         runs_left_out=runs.runs_left_out,
         folds=len(set(runs.folds)),
@@ -184,10 +199,8 @@ def _dice(network: NetworkScores, scope: Scope, patients: Sequence[str]) -> list
     return [units[patient] for patient in patients]
 
 
-def _lesion_free(evaluation: Evaluation, runs: JudgedRuns) -> LesionFree:
-    endpoints = [
-        _endpoint(evaluation, runs, name, runs.lesion_free, may_claim=True) for name in LESION_FREE[evaluation.scope]
-    ]
+def _lesion_free(evaluation: Evaluation, runs: JudgedRuns, judged: bool) -> LesionFree:
+    endpoints = [_endpoint(evaluation, runs, name, runs.lesion_free, judged) for name in LESION_FREE[evaluation.scope]]
     return LesionFree(patients=len(runs.lesion_free), endpoints=_corrected(endpoints))
 
 

@@ -17,6 +17,9 @@ PAPER_TABLE = {"accuracy": (0.9963, 0.0004), "iou": (0.5739, 0.01), "dice": (0.7
                "precision": (0.7592, 0.0088), "recall": (0.7016, 0.009)}  # fmt: skip
 PAPER_TABLE_NAME = "the paper's Table I (other data)"
 NOT_SHOWN_WORDS = "not shown to be better or worse"
+CHOSEN_BY_THESE_RUNS = (
+    "its runs chose the champion too, so they cannot judge it; a search of this version trains other runs for that"
+)
 _LESION_FREE_WORDS = {"volume_ml": "false volume in ml", "fp": "false pixels", "lesions_false": "false lesions"}
 OPTIMISTIC_WARNING = "Warning: the split is optimistic, because slices of one patient can be on both sides."
 

@@ -26,7 +26,7 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
     if not settings.baseline or not settings.confirm_top:
         return ""
     runs, patients = settings.final_runs, manifest.counts["test"].patients
-    if manifest.split_level != "patient":
+    if not patients:  # counted as 0 where no patient is known
         return "none, because the patients of the test images are not known"
     design = f"{runs} + {runs} trainings and {plural(patients, 'test patient')}"
     if runs < MIN_RUNS or patients < MIN_PATIENTS:
@@ -44,8 +44,9 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
     difference = detectable(spread.run, spread.patient, spread.residual, folds, patients)
     probability = f"{100 * POWER:.0f} %"
     return (
-        f"{design} find a difference of {difference:.3f} in Dice per patient with {probability} probability, if its "
-        f"standard deviation is {spread.run:.3f} between trainings and {spread.patient:.3f} between patients ({source})"
+        f"{design} find a difference of {difference:.3f} in Dice per patient with {probability} probability, if all of "
+        f"them have lesions and its standard deviation is {spread.run:.3f} between trainings and {spread.patient:.3f} "
+        f"between patients ({source})"
     )
 
 
@@ -60,6 +61,6 @@ def _earlier_claims(fingerprint: str, out: Path) -> list[ConfigurationClaim]:
         except InputError:  # a damaged folder says nothing
             continue
         claim = evaluation.verdict.configuration if evaluation and evaluation.verdict else None
-        if claim is not None and claim.run_sd is not None:
+        if claim is not None and claim.df is not None:  # without it the scores did not vary, or there were too few
             claims.append(claim)
     return claims

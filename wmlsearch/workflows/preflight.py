@@ -67,7 +67,7 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
     settings = request.settings
     placement, packing = resolve_trials_per_gpu(request, data.manifest, say)
     slots = placement.slots(settings.trials)
-    check_budgets(request.space, settings, slots)
+    check_budgets(request.space, settings, slots, resumed=isinstance(request, ResumeRequest))
     plan = SearchPlan(
         space=request.space,
         settings=settings,
@@ -207,13 +207,16 @@ def resolve_trials_per_gpu(
     return replace(placement, trials_per_gpu=packing.trials_per_gpu), packing
 
 
-def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots) -> None:
-    """Refuse budgets and objectives that make no sense with these slots. Raises InputError."""
+def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots, resumed: bool = False) -> None:
+    """Refuse budgets and objectives that make no sense with these slots. Raises InputError.
+
+    A resumed search goes on with its final runs, whatever is left of its epochs for trials.
+    """
     from wmlsearch.search.checkpoint_size import bytes_for_best_weights
 
     bytes_for_best_weights(space, settings, slots)
     final_epochs = settings.final_run_count * settings.epochs
-    if settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
+    if not resumed and settings.max_epochs_total is not None and settings.max_epochs_total <= final_epochs:
         raise InputError(
             f"--max-epochs-total {settings.max_epochs_total}: no epochs are left for trials, since the "
             f"{settings.final_run_count} final runs may take {final_epochs}; give more, or fewer final runs by "

@@ -123,6 +123,7 @@ def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, o
         if plan.settings.confirm_top:
             train_selection_runs(search, plan, trainer, observer)
             champion = _choose_champion(search, observer)
+            _set_aside_other_champion(search, champion, observer)
         train_judgement_runs(search, plan, champion, trainer, observer)
     comparable = keep_models(search, plan.settings, plan.data, observer)
     evaluation = search.evaluation()
@@ -145,6 +146,16 @@ def _choose_champion(search: SearchDir, observer: Observer) -> str:
         observer.on_change(search)
     observer.say(selection.sentence)
     return selection.champion
+
+
+def _set_aside_other_champion(search: SearchDir, champion: str, observer: Observer) -> None:
+    """Put away the evaluation and the model of an earlier champion, which a resumed search does not show any more."""
+    evaluation, model = search.evaluation(), search.model(CHAMPION)
+    if evaluation is not None and evaluation.names.get(CHAMPION) != champion:
+        search.set_aside_evaluation(evaluation)
+        observer.on_change(search)
+    if model.exists() and model.record().model != champion:
+        model.remove()
 
 
 def _interrupt_running(search: SearchDir, reason: str) -> None:

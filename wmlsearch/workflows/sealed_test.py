@@ -38,7 +38,9 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
         progress,
     )
     members = [search.model(role).record().members for role in models]
-    verdict = judge(scored, BASELINE, CHAMPION, names[CHAMPION], settings.seed, budget_note(search))
+    compared = {member.split()[0] for of_role in members for member in of_role}
+    by_older_version = any(run.name in compared and not run.record().purpose for run in search.finals())
+    verdict = judge(scored, BASELINE, CHAMPION, names[CHAMPION], settings.seed, budget_note(search), by_older_version)
     evaluation = scored.with_verdict(names, members, verdict)
     if own_data:
         search.set_gallery(gallery)
