@@ -153,7 +153,7 @@ def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) 
 def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) -> list[Any]:
     """Return the command of a search whose trials have several ranks. Hosts have one CPU, so each has one rank."""
     (LAPTOP / "space.yaml").write_text(
-        "base_channels: 8\ndepth: 2\nbatch_size: 2\nloss: bce_dice\nlearning_rate: {low: 4e-3, high: 6e-3, log: true}\n"
+        "base_channels: 8\ndepth: 2\nbatch_size: 3\nloss: bce_dice\nlearning_rate: {low: 4e-3, high: 6e-3, log: true}\n"
     )
     words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
     words += ["--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1]
@@ -162,7 +162,7 @@ def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) 
 
 def test_tune_continues_while_the_laptop_sleeps(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "first.log"
-    laptop = cluster.start(log, *tune(cluster, data, "first", "--trials", 3, "--epochs", 8, "--scheduler", "none"))
+    laptop = cluster.start(log, *tune(cluster, data, "first", "--trials", 3, "--epochs", 10, "--scheduler", "none"))
     wait_for(lambda: "trial-0000" in log.read_text() or laptop.poll() is not None, 240, "no trial has ended")
     print(log.read_text())
     assert laptop.poll() is None
