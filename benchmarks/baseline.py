@@ -179,12 +179,14 @@ def table(scores: Sequence[Score]) -> str:
                 for one in (of_values, reference)
             )
             differences = mine - theirs
-            error = differences.std(axis=0, ddof=1) / np.sqrt(len(shared)) if len(shared) > 1 else (np.nan, np.nan)
+            errors = ("", "")
+            if len(shared) > 1:
+                errors = tuple(f" ± {sd:.3f}" for sd in differences.std(axis=0, ddof=1) / np.sqrt(len(shared)))
             epochs_of = np.mean([of_values[number].epochs for number in shared])
             cells = [f"{mean:.3f}" for mean in mine.mean(axis=0)]
             paired = [
-                "" if values == REFERENCE else f"{mean:+.3f} ± {sd:.3f}"
-                for mean, sd in zip(differences.mean(axis=0), error, strict=True)
+                "" if values == REFERENCE else f"{mean:+.3f}{error}"
+                for mean, error in zip(differences.mean(axis=0), errors, strict=True)
             ]
             lines.append((cohort, values, len(shared), f"{epochs_of:.0f}", cells[0], paired[0], cells[1], paired[1]))
     head = ("cohort", "values", "trainings", "epochs", "Dice", "difference", "Dice at 0.5", "difference")

@@ -1,11 +1,15 @@
-"""docs/verdict.md quotes the tables that `python -m benchmarks.verdict` prints."""
+"""The documents quote the tables that `python -m benchmarks.verdict` and `python -m benchmarks.baseline` print."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from paths import REPOSITORY
 
+from benchmarks import baseline
 from benchmarks.verdict import power_tables, rows
+from benchmarks.verdict.__main__ import show_recorded
 
 FOLDER = REPOSITORY / "benchmarks" / "verdict"
 PAGE = (REPOSITORY / "docs" / "verdict.md").read_text(encoding="utf-8")
@@ -28,3 +32,19 @@ def test_calibration(equal: bool) -> None:
     of_kind = [row for row in simulated if (row.table in EQUAL) == equal]
     assert rows.summary(of_kind) in PAGE
     assert not equal or all(row.holds for row in of_kind)
+
+
+@pytest.mark.slow
+def test_recorded_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+    """All bounds hold, and each row that the page quotes is printed."""
+    assert show_recorded() == 0
+    printed = capsys.readouterr().out.splitlines()
+    section = PAGE.split("### On recorded trainings")[1].split("### ")[0]
+    quoted = re.findall(r"^\|.*\|$", section, re.MULTILINE)
+    assert len(quoted) > 20
+    assert [line for line in quoted if line not in printed] == []
+
+
+def test_the_baselines_open_values() -> None:
+    page = (REPOSITORY / "docs" / "baseline.md").read_text(encoding="utf-8")
+    assert baseline.table(baseline.read()) in page
