@@ -1,7 +1,7 @@
 """Does the threshold of few patients help the next ones? Dice at 0.5, at the best threshold, and at the chosen one.
 
     python -m benchmarks.thresholds                 the table, from the recorded curves
-    python -m benchmarks.thresholds --record [--ms-flair FOLDER]      record them anew, an hour on two cores
+    python -m benchmarks.thresholds --record [--ms-flair FOLDER]      record them anew, half an hour on a core
 
 A recorded run is the baseline configuration, trained on few patients. Its curves are the Dice of each other patient at
 each threshold. Some of these patients choose the threshold, as validation patients do; the rest are scored.
@@ -30,10 +30,10 @@ from wmlsearch.model.validation import count_predictions
 
 CURVES = Path(__file__).parent / "thresholds.npz"
 SCALE = 10_000  # Dice is stored as a whole number
-PHANTOM_PATIENTS = 24
+PHANTOM_PATIENTS, PHANTOM_SHAPE, LESION_SIZE = 24, (48, 48, 16), 3.0
 PHANTOM_EPOCHS = {2: 60, 4: 40, 8: 24}  # by the number of training patients
 PHANTOM_RUNS, MS_FLAIR_RUNS, MS_FLAIR_EPOCHS = 4, 2, 32
-SIZE = 64  # pixels
+MS_FLAIR_SIZE = 64  # pixels
 DRAWS = 200  # of choosing patients, for each run
 
 RULES: dict[str, Callable[[np.ndarray], float]] = {
@@ -45,8 +45,11 @@ RULES: dict[str, Callable[[np.ndarray], float]] = {
 
 def record_phantom(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Train on random patients of a phantom; yield cohort and curves (other patients with lesions, BINS) of a run."""
-    raw = write_phantom(folder / "raw", patients=PHANTOM_PATIENTS, timepoints=1, shape=(SIZE, SIZE, 24))
-    prepare(raw, folder / "prepared", PrepareOptions(size=SIZE, test_patients=(f"{PHANTOM_PATIENTS}",), jobs=1))
+    raw = write_phantom(
+        folder / "raw", patients=PHANTOM_PATIENTS, timepoints=1, shape=PHANTOM_SHAPE, lesion_size=LESION_SIZE
+    )
+    options = PrepareOptions(size=PHANTOM_SHAPE[0], test_patients=(f"{PHANTOM_PATIENTS}",), jobs=1)
+    prepare(raw, folder / "prepared", options)
     data = PreparedData.open(folder / "prepared")
     patients = sorted({row.patient for row in data.manifest.slices})
     rng = np.random.default_rng(0)
@@ -70,7 +73,7 @@ def record_ms_flair(raw: Path, folder: Path) -> Iterator[tuple[str, np.ndarray]]
             val, test = patients[(place + 1) % 3], patients[(place + 2) % 3]
             out = folder / f"{train}-{seed}"
             options = {"train_patients": (train,), "val_patients": (val,), "test_patients": (test,)}
-            prepare(raw, out, PrepareOptions(size=SIZE, fit="resize", plane="axial", jobs=1, **options))
+            prepare(raw, out, PrepareOptions(size=MS_FLAIR_SIZE, fit="resize", plane="axial", jobs=1, **options))
             data = PreparedData.open(out)
             images, masks = (torch.from_numpy(np.load(out / SEALED / f"{name}.npy")) for name in ("images", "masks"))
             count = len(Manifest.read(out / SEALED).slices)

@@ -91,6 +91,7 @@ def signal_ranks(table: Curves) -> dict[str, list[float]]:
             for epoch in range(table.epochs)
         ]
         for name in SIGNALS
+        if name in table.recorded
     }
 
 

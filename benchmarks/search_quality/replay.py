@@ -17,6 +17,7 @@ from wmlsearch.space import Choices, SearchSpace
 
 WORKERS = 4  # trials at once
 MEASURE = "val_dice_patients_best"  # rates the result of a search, whatever signal it optimises
+POOLED = "val_dice_best"  # stands for it in a table that was recorded before it existed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Curves:
             for row in csv.DictReader(file):
                 rows[int(row["number"])].append(row)
         self.space = space
+        self.recorded = set(next(iter(rows.values()))[0])  # names of the columns
         self.all = [_curve(space, sorted(rows[number], key=lambda row: int(row["epoch"]))) for number in sorted(rows)]
         self.epochs = max(len(curve.rows) for curve in self.all)
         self.best = max(row[MEASURE] for curve in self.all for row in curve.rows)
@@ -79,8 +81,10 @@ def _curve(space: SearchSpace, rows: list[dict[str, str]]) -> Curve:
     diverged = rows[-1]["ended"] == "diverged"
     trained = rows[:-1] if diverged else rows
     names = [name for name in rows[0] if name not in (*space.dimensions, "number", "epoch", "ended")]
-    metrics = tuple({name: float(row[name]) if row[name] else 0.0 for name in names} for row in trained)
-    return Curve(values, metrics, diverged)
+    metrics = [{name: float(row[name]) if row[name] else 0.0 for name in names} for row in trained]
+    for row in metrics:
+        row.setdefault(MEASURE, row[POOLED])
+    return Curve(values, tuple(metrics), diverged)
 
 
 class Method(Protocol):
