@@ -43,7 +43,7 @@ def threshold(networks: list[Network], *folds: Slices) -> float:
 def test_each_network_is_asked_about_its_own_fold_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dice is 2/3 while both pixels are predicted, 1 with the lesion alone, and 0 with nothing."""
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(ensemble, "threshold_of_curves", lambda curves, patients_known: seen.append(curves) or 0.25)
+    monkeypatch.setattr(ensemble, "threshold_of_curves", lambda curves, _: seen.append(curves) or 0.25)
     networks = [Network(0, 0.8005, 0.2005), Network(1, 0.6005, 0.4005), Network(2, 0.5005, 0.3005)]
     assert threshold(networks, slices_of("a"), slices_of("b", "c")) == 0.25
     (curves,) = seen
