@@ -128,6 +128,12 @@ def _scores(curves: np.ndarray, choosing: int) -> np.ndarray:
     return np.array(scores)
 
 
+def recorded(path: Path = CURVES) -> list[tuple[str, np.ndarray]]:
+    """Return cohort and curves of each recorded run."""
+    with np.load(path) as stored:
+        return [(name[4:], stored[name] / SCALE) for name in sorted(stored)]
+
+
 def main() -> None:
     """Print the table, of recorded or new curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,9 +152,7 @@ def main() -> None:
                     runs.append((cohort, curves))
         stored = {f"{place:03d} {name}": (curves * SCALE).round() for place, (name, curves) in enumerate(runs)}
         np.savez_compressed(CURVES, **{name: curves.astype(np.uint16) for name, curves in stored.items()})
-    with np.load(CURVES) as stored_curves:
-        runs = [(name[4:], stored_curves[name] / SCALE) for name in sorted(stored_curves)]
-    print("\n".join(table(runs)))
+    print("\n".join(table(recorded())))
 
 
 if __name__ == "__main__":

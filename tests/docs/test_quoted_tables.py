@@ -7,7 +7,7 @@ import re
 import pytest
 from paths import REPOSITORY
 
-from benchmarks import baseline
+from benchmarks import baseline, thresholds
 from benchmarks.verdict import power_tables, rows
 from benchmarks.verdict.__main__ import show_recorded
 
@@ -48,3 +48,11 @@ def test_recorded_trainings(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_baselines_open_values() -> None:
     page = (REPOSITORY / "docs" / "baseline.md").read_text(encoding="utf-8")
     assert baseline.table(baseline.read()) in page
+
+
+def test_the_threshold_of_few_patients() -> None:
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    lines = thresholds.table(thresholds.recorded())
+    assert "\n".join(lines) in page
+    rows = [[float(cell) for cell in line.split("|")[3:6]] for line in lines[2:]]
+    assert all(chosen >= half for half, _, chosen in rows), "no worse than 0.5 in any cohort"
