@@ -41,7 +41,7 @@ def call(
     """
     module = function.__module__
     if module == "__main__":  # run by python -m: only the module's specification has its name
-        module = sys.modules[module].__spec__.name  # type: ignore[union-attr]  # it is there
+        module = sys.modules[module].__spec__.name  # type: ignore[union-attr]  # python -m gives the module a specification
     code = _CODE.format(module=module, name=function.__name__)
     with tempfile.TemporaryDirectory() as folder:
         answer, errors = Path(folder) / "answer.json", Path(folder) / "errors"

@@ -322,6 +322,21 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     assert "seed 0; selection runs 1, 2; judgement runs 3, 4" in text
 
 
+def test_commands_train_with_the_objective_of_the_search(make: Make) -> None:
+    search = make(finals=True, objective="val_dice_best")
+    assert "--data prepared --epochs 6 --objective val_dice_best --seed 3" in text_of(write_report(search))
+
+
+def test_champion_and_baseline_without_a_common_judgement_run(make: Make) -> None:
+    """Each side's only runs have failed, so there is no model, and `evaluate` would refuse."""
+    search = make(finals=True)
+    search.evaluation_file().unlink(missing_ok=True)
+    search.model(CHAMPION).remove()
+    text = text_of(write_report(search))
+    assert "have finished no judgement run of the same fold" in text
+    assert "wmlsearch evaluate" not in text
+
+
 def test_commands_of_several_objectives(make: Make) -> None:
     search = make(objectives=["val_dice_patients_best", "images_per_s"], baseline=False)
     assert tune_command(search.record()).endswith(

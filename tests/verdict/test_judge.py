@@ -110,7 +110,7 @@ def test_runs_that_chose_the_champion_do_not_judge_it() -> None:
     claim, models = claims(verdict)
     assert (claim.outcome, claim.low, claim.p, claim.detectable) == ("not shown", None, None, None)
     assert claim.difference == pytest.approx(0.08)
-    assert "its runs chose the champion too, so they cannot judge it" in verdict.sentence
+    assert "an older version chose the champion by these runs, so they cannot judge it too" in verdict.sentence
     assert all(endpoint.p is None for endpoint in verdict.secondary)
     assert models.outcome == "better"
 

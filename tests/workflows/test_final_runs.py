@@ -483,7 +483,7 @@ def test_a_search_that_an_older_version_has_judged_stays_as_it_is(
     ending.search.file("selection").unlink()
     evaluation = sealed_test.evaluate_search(ending.search, ending.plan.settings, data, lambda *_: None)
     assert evaluation.verdict is not None
-    assert "its runs chose the champion too" in evaluation.verdict.sentence
+    assert "an older version chose the champion by these runs" in evaluation.verdict.sentence
     ending.go_on(better, monkeypatch)
     assert (ending.trained, ending.opened()) == ([], 1)
     ending.add_trial(3, 0.9)

@@ -16,6 +16,7 @@ from processes import wait_for
 from records import epoch_row, run_record, search_record
 from whole_search import EPOCHS, run, search_command, start, study_trials, tune
 
+from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ENDED
@@ -27,6 +28,7 @@ from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.placement import LOCAL, Placement
+from wmlsearch.workflows.preflight import check_budgets
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchRequest
 
 
@@ -65,6 +67,16 @@ def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -
     for trial in search.trials():
         assert [row.epoch for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
     assert search.record().settings.max_epochs_total == had + 3 + final
+
+
+def test_a_resumed_search_may_have_fewer_epochs_than_its_final_runs() -> None:
+    """An older version reserved fewer of them. The trials have ended then; the final runs go on."""
+    settings = RunSettings(epochs=18, max_epochs_total=300)
+    assert settings.final_run_count * settings.epochs > 300
+    space, slots = SearchSpace.read("quick"), Slots(1, 1, 1, 0.0)
+    check_budgets(space, settings, slots, resumed=True)
+    with pytest.raises(InputError, match="no epochs are left for trials"):
+        check_budgets(space, settings, slots)
 
 
 def test_options_that_a_resumed_search_cannot_change(tmp_path: Path) -> None:

@@ -29,14 +29,7 @@ from wmlsearch.cli import options
     help="Fold of the patients to validate on; the others are trained.",
 )
 @options.precision
-@click.option(
-    "--objective",
-    type=options.SettingChoice("objective"),
-    default="val_dice_patients_best",
-    show_default=True,
-    metavar="METRIC",
-    help="Metric of validation that selects the epoch whose weights are kept.",
-)
+@options.objective
 @click.option("--name", help="Name of the run.  [default: train-DATE-TIME]")
 @options.out
 @options.uri

@@ -65,15 +65,7 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @options.out
 @options.seed
 @options.precision
-@click.option(
-    "--objective",
-    type=options.SettingChoice("objective"),
-    default="val_dice_patients_best",
-    show_default=True,
-    metavar="METRIC",
-    help="Metric of validation to maximise: val_dice_patients_best, val_dice_best (pooled over pixels), val_dice, "
-    "val_iou, val_soft_dice, val_average_precision or val_dice_patients.",
-)
+@options.objective
 @click.option(
     "--objectives",
     metavar="NAME,NAME",

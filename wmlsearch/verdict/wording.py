@@ -18,7 +18,7 @@ PAPER_TABLE = {"accuracy": (0.9963, 0.0004), "iou": (0.5739, 0.01), "dice": (0.7
 PAPER_TABLE_NAME = "the paper's Table I (other data)"
 NOT_SHOWN_WORDS = "not shown to be better or worse"
 CHOSEN_BY_THESE_RUNS = (
-    "its runs chose the champion too, so they cannot judge it; a search of this version trains other runs for that"
+    "an older version chose the champion by these runs, so they cannot judge it too; a new search trains other runs"
 )
 _LESION_FREE_WORDS = {"volume_ml": "false volume in ml", "fp": "false pixels", "lesions_false": "false lesions"}
 OPTIMISTIC_WARNING = "Warning: the split is optimistic, because slices of one patient can be on both sides."
