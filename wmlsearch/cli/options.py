@@ -99,8 +99,8 @@ objective = click.option(
     show_default=True,
     metavar="METRIC",
     help="Metric of validation to maximise, which also selects the epoch whose weights are kept: "
-    "val_dice_patients_best, val_dice_best (pooled over pixels), val_dice, val_iou, val_soft_dice, val_average_precision "
-    "or val_dice_patients.",
+    "val_dice_patients_best, val_dice_best (pooled over pixels), val_dice, val_iou, val_soft_dice, "
+    "val_average_precision or val_dice_patients.",
 )
 trials = click.option("--trials", type=int, default=20, show_default=True, help="Number of configurations to try.")
 workers_per_trial = click.option(
