@@ -77,6 +77,9 @@ def test_the_files_are_bids(cohort: Path) -> None:
     assert json.loads((cohort / "dataset_description.json").read_text())["DatasetType"] == "raw"
     derived = json.loads((cohort / "derivatives/lesions/dataset_description.json").read_text())
     assert derived["GeneratedBy"][0]["Name"] == "wmlsearch phantom"
+    columns = json.loads((cohort / "participants.json").read_text())
+    assert ["participant_id", *columns] == (cohort / "participants.tsv").read_text().splitlines()[0].split("\t")
+    assert "--timepoints 2 --shape" in (cohort / "README").read_text(), "the command that writes the data again"
     rows = (cohort / "participants.tsv").read_text().splitlines()
     assert rows[0].startswith("participant_id\t")
     assert [row.split("\t")[0] for row in rows[1:]] == [f"sub-{number:02d}" for number in range(1, 4)]

@@ -18,9 +18,15 @@ from wmlsearch.config import InputError
 from wmlsearch.data.phantom_anatomy import Head
 from wmlsearch.data.phantom_lesions import draw_lesions, follow_up
 from wmlsearch.data.phantom_scanner import Grid, Shape, add_lesions, render_head, scan
+from wmlsearch.runs.wording import plural
 
 # Voxels. Lesions vanish in larger voxels; a larger grid does not fit in memory.
 MIN_SHAPE, MAX_SHAPE = ((32, 32, 8), (512, 512, 512))
+PARTICIPANT_COLUMNS = {
+    "sessions": {"Description": "Number of scans of the patient"},
+    "lesion_ml_first": {"Description": "Volume of all lesions in the first scan", "Units": "mL"},
+    "lesion_ml_last": {"Description": "Volume of all lesions in the last scan", "Units": "mL"},
+}  # BIDS's data dictionary of participants.tsv
 LESION_SIZES = (0.5, 3.0)  # smaller lesions vanish; larger ones do not fit in the white matter
 
 
@@ -76,6 +82,8 @@ def write_phantom(
                     progress(done, patients * timepoints)
             rows.append(f"{patient}\t{timepoints}\t{loads[0]:.2f}\t{loads[-1]:.2f}")
         (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        _write_json(root / "participants.json", PARTICIPANT_COLUMNS)
+        (root / "README").write_text(_readme(patients, timepoints, shape, lesion_size, seed), encoding="utf-8")
         os.replace(root, out)
     return out
 
@@ -134,7 +142,26 @@ def _describe(folder: Path, name: str, kind: str, seed: int) -> None:
         "BIDSVersion": "1.9.0",
         "DatasetType": kind,
         "License": "CC0",
+        "Authors": ["The wmlsearch developers", "wmlsearch phantom"],  # one alone is a warning of the BIDS validator
         "GeneratedBy": [generated_by],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dataset_description.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / "dataset_description.json", fields)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _readme(patients: int, timepoints: int, shape: Shape, lesion_size: float, seed: int) -> str:
+    """Return the text of BIDS's README: what the data are, and the command that writes them again."""
+    x, y, z = shape
+    return f"""\
+A synthetic cohort of FLAIR heads with white matter lesions. It holds no person's data.
+
+{plural(patients, "patient")} with {plural(timepoints, "scan")} each. The masks of the lesions are in
+derivatives/lesions (1 is lesion). The same command writes the same files:
+
+    wmlsearch phantom OUT --patients {patients} --timepoints {timepoints} --shape {x}x{y}x{z} \\
+      --lesion-size {lesion_size:g} --seed {seed}
+"""
