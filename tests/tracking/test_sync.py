@@ -217,7 +217,8 @@ def test_deleted_experiment_stays_deleted(search: SearchDir) -> None:
     client.delete_experiment("1")
     message = (
         f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`mlflow experiments "
-        "restore -x 1`, with MLFLOW_TRACKING_URI), or give another --mlflow-uri"
+        "restore -x 1`, with MLFLOW_TRACKING_URI), or copy the runs into another one (`wmlsearch sync s --experiment "
+        "NAME`)"
     )
     with pytest.raises(InputError) as refused:
         sync(search, uri)

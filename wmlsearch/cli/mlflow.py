@@ -18,7 +18,12 @@ from wmlsearch.tracking.server import LOOPBACK
 @click.argument("name", required=False)
 @options.out
 @options.uri
-def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
+@click.option(
+    "--experiment",
+    metavar="NAME",
+    help="MLflow experiment of what this MLflow has not yet.  [default: the one that the search or run was begun with]",
+)
+def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | None) -> None:
     """Copy anything missing in MLflow for a search or run (default: all of OUT). Running it twice changes nothing.
 
     A run that is damaged, or that MLflow refuses, is reported at the end; the others are copied.
@@ -30,20 +35,26 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     from wmlsearch.runs.checks import check
     from wmlsearch.runs.folders import every, find, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
-    from wmlsearch.tracking.client import answers
+    from wmlsearch.tracking.client import answers, connect
+    from wmlsearch.tracking.experiments import experiment_name
     from wmlsearch.tracking.sync import sync as sync_run
 
     runs = [find(name, out)] if name else every(out) or [find(None, out)]
     uri = options.uri_of(out, mlflow_uri)
+    if experiment is not None:
+        options.experiment_of(experiment)
     bar, advance = progress_bar(console())
     sent: dict[str, int] = {}
+    elsewhere: dict[str, str] = {}  # experiments that this MLflow has searches and runs in already, by their names
     problems: dict[str, InputError | OSError] = {}
     with bar:
         for number, run in enumerate(runs, start=1):
             try:
                 check(run)
                 mark_dead_runs(run)
-                sent[run.name] = sync_run(run, uri)
+                sent[run.name] = sync_run(run, uri, experiment)
+                if experiment is not None and (there := experiment_name(connect(uri), run)) != experiment:
+                    elsewhere[run.name] = there
             except (InputError, OSError) as error:
                 if not answers(uri):  # the other runs would fail in the same way
                     raise
@@ -52,6 +63,8 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None) -> None:
     where = without_password(uri)
     if sent:
         options.say(f"{where} has all of {', '.join(sent)} ({sum(sent.values())} MLflow runs)")
+    for stays, there in elsewhere.items():
+        options.say(f"note: {stays} stays in the experiment {there!r}, where {where} had it already")
     if len(problems) == 1:
         raise next(iter(problems.values()))
     if problems:
@@ -118,21 +131,20 @@ def _page(uri: str, out: Path) -> str:
     from wmlsearch.runs.folders import SearchDir, created, every
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.client import connect, why
+    from wmlsearch.tracking.experiments import active_experiments
     from wmlsearch.tracking.mlflow_patches import SHARED_VIEW_TAG, view_path
-    from wmlsearch.tracking.mlflow_runs import DELETED, EXPERIMENT
 
+    runs = sorted(every(out), key=created, reverse=True)
     try:
-        experiment = connect(uri).get_experiment_by_name(EXPERIMENT)
+        experiments = active_experiments(connect(uri), runs)
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
         raise InputError(f"{where}: MLflow does not answer ({why(error, uri)}); check that the server runs") from None
-    if experiment is None or experiment.lifecycle_stage == DELETED:
-        return ""
-    searches = sorted((run for run in every(out) if isinstance(run, SearchDir)), key=created)
-    with_view = [search.name for search in searches if SHARED_VIEW_TAG + search.name in experiment.tags]
-    if not with_view:
-        return f"/#/experiments/{experiment.experiment_id}/runs"
-    return view_path(experiment.experiment_id, with_view[-1])
+    for search in runs:
+        for experiment in experiments:
+            if isinstance(search, SearchDir) and SHARED_VIEW_TAG + search.name in experiment.tags:
+                return view_path(experiment.experiment_id, search.name)
+    return f"/#/experiments/{experiments[0].experiment_id}/runs" if experiments else ""
 
 
 def _is_loopback(host: str) -> bool:

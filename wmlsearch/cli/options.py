@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from wmlsearch.runs.names import EXPERIMENT
+
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
     from wmlsearch.runs.folders import SearchDir
@@ -48,6 +50,14 @@ uri = click.option(
     "--mlflow-uri",
     envvar="MLFLOW_TRACKING_URI",
     help="MLflow tracking server or store; or set MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db]",
+)
+experiment = click.option(
+    "--experiment",
+    envvar="MLFLOW_EXPERIMENT_NAME",
+    metavar="NAME",
+    default=EXPERIMENT,
+    show_default=True,
+    help="MLflow experiment of a new search or run; or set MLFLOW_EXPERIMENT_NAME.",
 )
 model_uri = click.option(
     "--mlflow-uri",
@@ -210,6 +220,13 @@ def uri_of(out: Path, given: str | None) -> str:
     if given or out.is_dir():
         check_uri(uri)
     return uri
+
+
+def experiment_of(name: str) -> str:
+    """Return the name of an MLflow experiment. Raises InputError if MLflow takes no such name."""
+    from wmlsearch.tracking.experiments import check_experiment_name
+
+    return check_experiment_name(name)
 
 
 def data_or_phantom(data: Path | None, out: Path) -> Path:

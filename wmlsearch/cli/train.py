@@ -33,6 +33,7 @@ from wmlsearch.cli import options
 @click.option("--name", help="Name of the run.  [default: train-DATE-TIME]")
 @options.out
 @options.uri
+@options.experiment
 def train(
     point: str,
     data: Path | None,
@@ -48,6 +49,7 @@ def train(
     name: str | None,
     out: Path,
     mlflow_uri: str | None,
+    experiment: str,
 ) -> None:
     """Train one configuration and log it to MLflow.
 
@@ -67,7 +69,7 @@ def train(
 
     if workers < 0:
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
-    uri = options.uri_of(out, mlflow_uri)
+    uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     config = SearchSpace.read(point).single_configuration()
     options.settings_before_data(epochs=epochs, seed=seed, precision=precision, objective=objective)
     run = RunDir(out / check_name(name or default_name(TRAIN)))
@@ -79,7 +81,7 @@ def train(
     options.say(f"training {point} on {data} for at most {settings.epochs} epochs, in {run.path}")
     display = TrainingDisplay(console(), settings)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
-    request = TrainRequest(config, settings, data, workers, placement, fold)
+    request = TrainRequest(config, settings, data, workers, placement, fold, experiment)
     outcome = train(run, request, uri, Observer(display.update, options.say))
     status = run.status()
     options.say(f"{status.state.replace('_', ' ')} {status.reason}".rstrip())

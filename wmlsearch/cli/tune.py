@@ -10,9 +10,11 @@ import click
 from click.core import ParameterSource
 
 from wmlsearch.cli import options, remote
+from wmlsearch.runs.names import EXPERIMENT
 
 if TYPE_CHECKING:
     from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.schema import SearchRecord
     from wmlsearch.workflows.observer import Outcome
     from wmlsearch.workflows.placement import Placement
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 CHANGEABLE_ON_RESUME = (
     "trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "trial_timeout",
 )  # fmt: skip
-ALLOWED_ON_RESUME = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri")
+ALLOWED_ON_RESUME = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri", "experiment")
 SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults with --objectives
 
 
@@ -78,6 +80,7 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @options.no_baseline
 @click.option("--no-forecast", is_flag=True, help="Start at once, without timing some configurations first.")
 @options.uri
+@options.experiment
 def tune(
     space: str,
     data: Path | None,
@@ -94,6 +97,7 @@ def tune(
     no_baseline: bool,
     no_forecast: bool,
     mlflow_uri: str | None,
+    experiment: str,
     objectives: str | None,
     **settings: Any,
 ) -> None:
@@ -113,14 +117,14 @@ def tune(
     from wmlsearch.cli.search_summary import show_search
     from wmlsearch.workflows.placement import Placement
 
-    uri = options.uri_of(out, mlflow_uri)
+    uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if resume is not None:
         search, outcome = _resume(resume, data, placement, cluster, out, uri)
     else:
         settings = settings if objectives is None else _with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "forecast": not no_forecast}
-        search, outcome = _start(space, settings, warm_start, data, placement, cluster, name, out, uri)
+        search, outcome = _start(space, settings, warm_start, data, placement, cluster, name, out, uri, experiment)
     show_search(console(), search)
     options.show_report_path(search)
     options.show_next_steps(outcome, out, mlflow_uri)
@@ -137,6 +141,7 @@ def _start(
     name: str | None,
     out: Path,
     uri: str,
+    experiment: str,
 ) -> tuple[SearchDir, Outcome]:
     """Run a new search, here or on a cluster."""
     from wmlsearch.cli.console import console
@@ -172,7 +177,7 @@ def _start(
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
         observer = Observer(display.update, display.say, display.progress)
-        request = SearchRequest(ranges, settings, data, placement, earlier)
+        request = SearchRequest(ranges, settings, data, placement, earlier, experiment)
         return search, run_search(search, request, uri, observer)
 
 
@@ -201,11 +206,23 @@ def _resume(
         sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
     search = open_search(name, out)
     record = search.record()
+    _note_experiment(record)
     settings = options.settings(**{**record.settings.model_dump(), **changes})
     request = ResumeRequest.of(search, record, settings, data, placement)
     with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.update, display.say, display.progress)
         return search, resume_search(search, request, uri, observer)
+
+
+def _note_experiment(record: SearchRecord) -> None:
+    """Say that a resumed search stays in its MLflow experiment, if another one was given."""
+    context = click.get_current_context()
+    given, kept = context.params["experiment"], record.experiment or EXPERIMENT
+    if context.get_parameter_source("experiment") is ParameterSource.COMMANDLINE and given != kept:
+        options.say(
+            f"note: the runs of {record.name} stay in the MLflow experiment {kept!r}, where they began, so "
+            f"--experiment {given!r} is not used"
+        )
 
 
 def _with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:

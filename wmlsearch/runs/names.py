@@ -30,6 +30,8 @@ SELECTION_RUN, JUDGEMENT_RUN = "selection run", "judgement run"
 BASELINE, CHAMPION = "baseline", "champion"
 ROLES = (BASELINE, CHAMPION)  # kinds of exported models, and their aliases in MLflow's registry
 
+EXPERIMENT = "wmlsearch"  # the MLflow experiment where --experiment is not given
+
 
 def default_name(kind: str) -> str:
     """Return `search-20261123-201512` or `train-...`: the name where --name is not given."""

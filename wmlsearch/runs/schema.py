@@ -125,6 +125,8 @@ class FolderRecord(Record):
     data: DataRecord
     data_path: str = ""  # absolute path of the prepared data set
     certificate: SplitCertificate | None = None
+    # The MLflow experiment. "": `wmlsearch`, as in older folders; for a run of a search, the experiment of the search.
+    experiment: str = ""
     versions: dict[str, str] = Field(default_factory=dict)  # by package; also python and commit
 
     def missing_in_file(self) -> list[str]:

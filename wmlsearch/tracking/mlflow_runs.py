@@ -1,4 +1,4 @@
-"""The MLflow experiment and the MLflow runs of run folders: find them, create them, delete duplicates.
+"""The MLflow runs of run folders: find them, create them, delete duplicates.
 
 Each MLflow run has the `key` of its run folder as tag `wmlsearch.key`, by which it is found before one is created.
 """
@@ -6,18 +6,13 @@ Each MLflow run has the `key` of its run folder as tag `wmlsearch.key`, by which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmlsearch.config import InputError
-from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import FolderRecord
+from wmlsearch.tracking.experiments import DELETED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-EXPERIMENT = "wmlsearch"
-DELETED = "deleted"  # the lifecycle stage of what MLflow keeps, but adds nothing to
 
 
 @dataclass(frozen=True)
@@ -31,18 +26,17 @@ class MlflowRun:
 
 
 def find_or_create_run(
-    client: MlflowClient, uri: str, record: FolderRecord, parent: str | None = None, experiment_id: str | None = None
+    client: MlflowClient, record: FolderRecord, experiment_id: str, parent: str | None = None, search_first: bool = True
 ) -> MlflowRun:
     """Return the MLflow run with the record's key, or create one.
 
     Args:
+        experiment_id: The experiment of the search or run.
         parent: The id of its parent run.
-        experiment_id: Given where there can be no run with this key yet: it is created without a search.
+        search_first: False where there can be no run with this key yet.
     """
-    if experiment_id is None:
-        experiment_id = experiment_of(client, uri)
-        if run_id := single_run(client, experiment_id, record.key):
-            return MlflowRun(run_id, experiment_id, created=False)
+    if search_first and (run_id := single_run(client, experiment_id, record.key)):
+        return MlflowRun(run_id, experiment_id, created=False)
     tags = {"wmlsearch.key": record.key, **({"mlflow.parentRunId": parent} if parent else {})}
     info = client.create_run(experiment_id, int(record.created * 1000), tags, record.name).info
     return MlflowRun(info.run_id, experiment_id, created=True, artifact_uri=info.artifact_uri)
@@ -61,26 +55,6 @@ def single_run(client: MlflowClient, experiment_id: str, key: str, keep: str = "
         if run_id != kept:
             client.delete_run(run_id)
     return kept
-
-
-def experiment_of(client: MlflowClient, uri: str) -> str:
-    """Return the id of the experiment `wmlsearch`, which is created if it is missing.
-
-    Raises InputError if it was deleted: MLflow keeps its name, and whoever deleted it may not want its runs back.
-    """
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None and experiment.lifecycle_stage == DELETED:
-        raise InputError(
-            f"{without_password(uri)}: the experiment {EXPERIMENT!r} was deleted there, so it takes no runs; restore "
-            f"it (`mlflow experiments restore -x {experiment.experiment_id}`, with MLFLOW_TRACKING_URI), or give "
-            "another --mlflow-uri"
-        )
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    if not uri.startswith("sqlite:///"):
-        return str(client.create_experiment(EXPERIMENT))
-    artifacts = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts"
-    return str(client.create_experiment(EXPERIMENT, artifacts.as_uri()))
 
 
 def run_exists(client: MlflowClient, run_id: str) -> bool:

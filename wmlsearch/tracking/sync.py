@@ -43,8 +43,9 @@ from wmlsearch.runs.schema import (
     SplitCertificate,
 )
 from wmlsearch.tracking.client import connect, why
+from wmlsearch.tracking.experiments import experiment_of
 from wmlsearch.tracking.mlflow_patches import log_dict_to
-from wmlsearch.tracking.mlflow_runs import experiment_of, find_or_create_run, run_exists, single_run
+from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
 from wmlsearch.tracking.model_registry import register
 from wmlsearch.tracking.ui_views import BEST, view_tag
 
@@ -63,8 +64,11 @@ def default_uri(out: Path) -> str:
     return f"sqlite:///{out.resolve()}/mlflow.db"
 
 
-def sync(run: AnyDir, uri: str) -> int:
+def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
     """Copy a search or run to MLflow completely, sent before or not; return how many MLflow runs it has.
+
+    Args:
+        experiment: Another one than the folder's own, for a search or run that this store has not yet.
 
     Raises InputError if MLflow does not answer or does not take all of it.
     """
@@ -74,7 +78,7 @@ def sync(run: AnyDir, uri: str) -> int:
         client = connect(uri)
         for part in parts:
             try:
-                push(client, uri, part, run, everything=True, files=not problem)
+                push(client, uri, part, run, everything=True, files=not problem, experiment=experiment)
             except FilesMissing as error:
                 problem = str(error)
             except Refused as error:  # the other runs are sent all the same
@@ -108,7 +112,13 @@ class Refused(Exception):
 
 
 def push(
-    client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool = False, files: bool = True
+    client: MlflowClient,
+    uri: str,
+    run: AnyDir,
+    root: AnyDir,
+    everything: bool = False,
+    files: bool = True,
+    experiment: str | None = None,
 ) -> None:
     """Send what MLflow lacks of one run folder, according to its ledger; with `everything`, send all of it again.
 
@@ -117,21 +127,22 @@ def push(
 
     Args:
         root: The search that `run` belongs to, or `run` itself.
+        experiment: Another one than that of `root`, for a search or run that this store has not yet.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         try:
-            _push(client, uri, run, root, everything, files)
+            _push(client, uri, run, root, everything, files, experiment)
         except MlflowException as error:
             run_id = run.ledger().run_id
             if error.error_code not in REFUSALS or not run_id or run_exists(client, run_id):
                 raise
-            _push(client, uri, run, root, True, files)
+            _push(client, uri, run, root, True, files, experiment)
     except MlflowException as error:
         if error.error_code not in REFUSALS:
             raise
-        experiment_of(client, uri)
+        experiment_of(client, uri, root)
         raise Refused(why(error, uri)) from None
 
 
@@ -152,8 +163,10 @@ class _Batch:
                 params, tags = [], []
 
 
-def _push(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool, files: bool) -> None:
-    ledger, artifact_uri = _open_run(client, uri, run, root, everything)
+def _push(
+    client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool, files: bool, experiment: str | None
+) -> None:
+    ledger, artifact_uri = _open_run(client, uri, run, root, everything, experiment)
     run_id, record, status = ledger.run_id or "", run.record(), run.status()
     rows = [] if isinstance(run, SearchDir) else run.rows()
     batch = _Batch(metrics=_epoch_metrics(rows, ledger.rows, record.settings.objective))
@@ -161,7 +174,7 @@ def _push(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything:
         _add_constants(batch, run, root)
         if isinstance(run, SearchDir):
             view = view_tag(run.name, list(run.record().space.space().dimensions), record.settings.objective)
-            client.set_experiment_tag(experiment_of(client, uri), *view)
+            client.set_experiment_tag(experiment_of(client, uri, run), *view)
     _add_evaluation(batch, run, ledger)
     if isinstance(run, SearchDir):
         _add_outcome(batch, run, ledger)
@@ -180,7 +193,9 @@ def _push(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything:
             raise FilesMissing(why(error, uri)) from None
 
 
-def _open_run(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool) -> tuple[MlflowLedger, str]:
+def _open_run(
+    client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everything: bool, experiment: str | None
+) -> tuple[MlflowLedger, str]:
     """Return the ledger of the folder's MLflow run, which is found or created if need be.
 
     The second value is the artifact URI of a run that was created now, else "".
@@ -189,33 +204,37 @@ def _open_run(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, everyth
     ledger = run.ledger()
     new_store = ledger.uri != store
     if new_store or everything:
-        ledger = MlflowLedger(uri=store, run_id=None if new_store else ledger.run_id)
+        ledger = MlflowLedger(
+            uri=store,
+            run_id=None if new_store else ledger.run_id,
+            experiment_id=None if new_store else ledger.experiment_id,
+        )
     if ledger.run_id and not (everything and not run_exists(client, ledger.run_id)):
         if everything:
-            single_run(client, experiment_of(client, uri), run.record().key, ledger.run_id)
+            single_run(client, experiment_of(client, uri, root), run.record().key, ledger.run_id)
         return ledger, ""
     # If this process dies before the id is noted, the next one must look for the run.
     run.set_ledger(ledger.model_copy(update={"run_id": None}))
     if run.path == root.path:
-        ledger, artifact_uri = _find_or_create(client, uri, run)
+        ledger, artifact_uri = _open_root(client, uri, root, experiment)
     else:
         root_ledger = root.ledger()
-        if root_ledger.uri != store:
-            root_ledger, _ = _find_or_create(client, uri, root)
+        if root_ledger.uri != store or root_ledger.experiment_id is None:
+            root_ledger, _ = _open_root(client, uri, root, experiment)
+        experiment_id = root_ledger.experiment_id or ""
         # A search's run that was created from this folder has no children but those that their folders have noted.
         cannot_exist = new_store and not everything and root_ledger.made
-        experiment_id = root_ledger.experiment_id if cannot_exist else None
-        opened, artifact_uri = _find_or_create(client, uri, run, root_ledger.run_id, experiment_id)
-        ledger = MlflowLedger(uri=store, run_id=opened.run_id)
+        opened = find_or_create_run(
+            client, run.record(), experiment_id, root_ledger.run_id, search_first=not cannot_exist
+        )
+        ledger, artifact_uri = MlflowLedger(uri=store, run_id=opened.run_id), opened.artifact_uri
     run.set_ledger(ledger)
     return ledger, artifact_uri
 
 
-def _find_or_create(
-    client: MlflowClient, uri: str, run: AnyDir, parent: str | None = None, experiment_id: str | None = None
-) -> tuple[MlflowLedger, str]:
-    """Return a new ledger for the folder's MLflow run, and the artifact URI of a run that was created now, else ""."""
-    opened = find_or_create_run(client, uri, run.record(), parent, experiment_id)
+def _open_root(client: MlflowClient, uri: str, root: AnyDir, experiment: str | None) -> tuple[MlflowLedger, str]:
+    """Return a new ledger of a search or single run, and the artifact URI of a run that was created now, else ""."""
+    opened = find_or_create_run(client, root.record(), experiment_of(client, uri, root, experiment))
     ledger = MlflowLedger(
         uri=without_password(uri), run_id=opened.run_id, made=opened.created, experiment_id=opened.experiment_id
     )

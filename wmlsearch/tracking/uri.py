@@ -12,6 +12,11 @@ from wmlsearch.runs.redaction import without_password
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
+def is_database(uri: str) -> bool:
+    """Return whether `uri` is a database that clients open themselves, without an MLflow server."""
+    return uri.partition(":")[0].partition("+")[0].lower() in ("sqlite", *_DATABASES)
+
+
 def check_uri(uri: str) -> None:
     """Raises InputError if `uri` cannot be the URI of an MLflow store.
 

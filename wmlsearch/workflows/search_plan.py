@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.schema import DataRecord, SearchRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL, Placement
@@ -28,6 +29,7 @@ class SearchRequest:
     data: Path  # folder of the prepared data set
     placement: Placement = LOCAL
     warm_start: Sequence[SearchDir] = ()  # earlier searches whose trials the study learns from
+    experiment: str = EXPERIMENT  # of MLflow; a resumed search keeps its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.lock import folder_lock
-from wmlsearch.runs.names import TRAIN
+from wmlsearch.runs.names import EXPERIMENT, TRAIN
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import plural
 from wmlsearch.search.interrupts import sigterm_as_interrupt
@@ -32,6 +32,7 @@ class TrainRequest:
     workers: int = 1  # ranks of Ray Train; 0: train in this process, without Ray
     placement: Placement = LOCAL  # its `workers_per_trial` is not used
     fold: int = 0  # of the development patients: it is validated, the others are trained
+    experiment: str = EXPERIMENT  # of MLflow
 
 
 def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
@@ -44,6 +45,7 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
             "data_path": str(request.data.resolve()),
             "certificate": certificate_record(prepared.manifest),
             "fold": prepared.fold,
+            "experiment": request.experiment,
         }
     )
     run.path.mkdir(parents=True, exist_ok=True)

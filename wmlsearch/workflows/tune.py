@@ -38,7 +38,8 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
             reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
             observer.say(f"the study starts with {len(earlier)} trials of earlier searches{reasons}")
         with search.locked():
-            SearchDir.create(search.path, search_record(search.name, plan, len(earlier), left_out))
+            record = search_record(search.name, plan, len(earlier), left_out)
+            SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
             search.set_earlier(earlier)
             return run_search(search, plan, mlflow_uri, observer)
 

@@ -1,0 +1,145 @@
+"""MLflow experiments: of the user's choice, recorded, kept by a search; deleted ones; where their files go."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from records import epoch_row, run_record, search_record
+
+from wmlsearch.cli import main
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.schema import MlflowLedger
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.experiments import artifact_location, check_experiment_name
+from wmlsearch.tracking.mirror import copy
+from wmlsearch.tracking.sync import default_uri, sync
+
+ABOUT: dict[str, Any] = {
+    "settings": RunSettings().model_dump(),
+    "data": {"name": "prepared", "fingerprint": "f00d", "optimistic": False},
+    "versions": {"wmlsearch": "0"},
+}
+SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}}}
+
+
+def add_trial(search: SearchDir, number: int) -> RunDir:
+    about = {"name": f"trial-{number:04d}", "kind": "trial", "config": TrialConfig().model_dump(), **ABOUT}
+    run = RunDir.create(search.trial(number).path, run_record(about))
+    run.append(epoch_row({"epoch": 1, "time": 1_700_000_000.0, "ended": None, "val_dice_patients_best": 0.5}))
+    run.set_status("completed")
+    return run
+
+
+def make_search(out: Path, name: str, **more: Any) -> SearchDir:
+    search = SearchDir.create(
+        out / name, search_record({"name": name, "kind": "search", "space": SPACE, **ABOUT, **more})
+    )
+    add_trial(search, 0)
+    return search
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, shared because MLflow takes some seconds to create it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    connect(default_uri(folder)).search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def out(empty: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "runs"
+    out.mkdir()
+    shutil.copy(empty, out)
+    return out
+
+
+def held(uri: str) -> dict[str, list[str]]:
+    """Return the names of the runs of each active experiment."""
+    client = connect(uri)
+    return {
+        experiment.name: sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
+        for experiment in client.search_experiments()
+        if experiment.name != "Default"
+    }
+
+
+def test_a_search_and_its_runs_go_into_the_experiment_of_its_record(out: Path) -> None:
+    uri = default_uri(out)
+    sync(make_search(out, "mine", experiment="lesions 2026"), uri)
+    sync(make_search(out, "older"), uri)  # from before a record named an experiment
+    assert held(uri) == {"lesions 2026": ["mine", "trial-0000"], "wmlsearch": ["older", "trial-0000"]}
+
+
+def test_runs_stay_where_they_began(out: Path) -> None:
+    """Also when the experiment was renamed, when another is asked for, and when the ledgers are lost."""
+    uri, search = default_uri(out), make_search(out, "s", experiment="a")
+    sync(search, uri)
+    client = connect(uri)
+    client.rename_experiment(search.ledger().experiment_id, "b")
+    assert copy(uri, search, [add_trial(search, 1)]) == ([], "")
+    assert held(uri) == {"b": ["s", "trial-0000", "trial-0001"]}
+    words = ["sync", "s", "--out", str(out), "--experiment", "c"]
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, held(uri)) == (0, {"b": ["s", "trial-0000", "trial-0001"]})
+    assert f"note: s stays in the experiment 'b', where {uri} had it already\n" in result.stdout
+    for run in [search, *search.trials()]:
+        run.set_ledger(MlflowLedger())
+    sync(search, uri, "c")
+    assert held(uri) == {"b": ["s", "trial-0000", "trial-0001"]}
+
+
+def test_sync_into_another_experiment_of_a_store_that_has_no_run_yet(out: Path) -> None:
+    uri, search = default_uri(out), make_search(out, "s", experiment="a")
+    words = ["sync", "s", "--out", str(out), "--experiment", "shared"]
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"{uri} has all of s (2 MLflow runs)")
+    assert held(uri) == {"shared": ["s", "trial-0000"]}
+    assert copy(uri, search, [add_trial(search, 1)]) == ([], "")  # as a resumed search does
+    assert held(uri) == {"shared": ["s", "trial-0000", "trial-0001"]}
+
+
+def test_a_deleted_experiment_of_that_name(out: Path) -> None:
+    uri, search = default_uri(out), make_search(out, "s", experiment="gone")
+    client = connect(uri)
+    identity = client.create_experiment("gone")
+    client.delete_experiment(identity)
+    message = (
+        f"{uri}: the experiment 'gone' was deleted there, so it takes no runs; restore it (`mlflow experiments "
+        f"restore -x {identity}`, with MLFLOW_TRACKING_URI), or copy the runs into another one (`wmlsearch sync s "
+        "--experiment NAME`)"
+    )
+    assert copy(uri, search, [search]) == ([search], message)
+    sync(search, uri, "other")
+    client.delete_experiment(search.ledger().experiment_id)
+    with pytest.raises(InputError, match="the experiment 'other' was deleted there"):
+        sync(search, uri)
+    assert sync(search, uri, "third") == 2
+    assert held(uri) == {"third": ["s", "trial-0000"]}
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 501])
+def test_names_that_mlflow_does_not_take(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["tune", "quick", "--out", str(tmp_path / "runs"), "--experiment", name])
+    assert result.exit_code == 2
+    assert "must be 1 to 500 printable characters, and not only spaces" in result.stderr
+    assert not (tmp_path / "runs").exists()
+    assert check_experiment_name("x" * 500) == "x" * 500
+
+
+def test_where_the_files_of_a_new_experiment_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has a place of its own. Without one, files must not go into a folder below the current one."""
+    run = RunDir(tmp_path / "runs" / "r")
+    beside = (tmp_path / "runs" / "mlflow-artifacts").as_uri()
+    assert artifact_location("http://127.0.0.1:5000", run) is None
+    assert artifact_location("postgresql://me:pw@db/mlflow", run) == beside
+    assert artifact_location("postgresql+psycopg://db/mlflow", run) == beside
+    assert artifact_location(f"sqlite:///{tmp_path}/x/m.db", run) == (tmp_path / "x" / "mlflow-artifacts").as_uri()
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://bucket/wml")
+    assert artifact_location("postgresql://db/mlflow", run) == "s3://bucket/wml"
+    assert artifact_location("http://127.0.0.1:5000", run) is None
