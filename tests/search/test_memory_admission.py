@@ -19,7 +19,6 @@ from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.data.worker_pool import available_cpus
 from wmlsearch.model import memory
 from wmlsearch.model.memory import (
     CUDA_CONTEXT_BYTES,
@@ -31,6 +30,7 @@ from wmlsearch.model.memory import (
 from wmlsearch.model.process_memory import bytes_in_use
 from wmlsearch.report import figures
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.machine import available_cpus
 from wmlsearch.search import memory_admission, tune_loop
 from wmlsearch.search.final_training import write_result
 from wmlsearch.search.memory_admission import MemoryFit, limit_bytes, limit_to_share, predict_peak_memory
@@ -61,17 +61,13 @@ def test_a_slot_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set_to) == 1
 
 
-def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cpu_slot_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    whole = memory_admission.machine_bytes()
-    assert 2**30 < whole < 2**46
-    (tmp_path / "memory.max").write_text("3000000000\n")
-    monkeypatch.setattr(memory_admission, "CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
-    assert (memory_admission.machine_bytes(), limit_bytes(cpu)) == (3_000_000_000, 3_000_000_000)
+    assert 2**30 < memory_admission.machine_bytes() < 2**46
+    monkeypatch.setattr(memory_admission, "machine_bytes", lambda: 3_000_000_000)
+    assert limit_bytes(cpu) == 3_000_000_000
     monkeypatch.setattr(memory_admission, "workers_on_this_node", lambda slots: slots.count * slots.workers)
     assert limit_bytes(cpu, Slots(2, 3, 1, 0.0)) == 500_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory_admission.machine_bytes() == whole
     # A limit of address space counts what is only mapped, too.
     monkeypatch.setattr(memory_admission.resource, "getrlimit", lambda _: (10**9, 10**9))
     monkeypatch.setattr(memory_admission, "mapped_and_resident_bytes", lambda: (600_000_000, 200_000_000))

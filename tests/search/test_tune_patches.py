@@ -21,7 +21,7 @@ from benchmarks.ready import Ready
 from benchmarks.simulated import new_search, row, space
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
-from wmlsearch.data.worker_pool import available_cpus
+from wmlsearch.runs.machine import available_cpus
 from wmlsearch.search import tune_loop, tune_patches
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, named_trial, reset_failures, reuse_all_actors

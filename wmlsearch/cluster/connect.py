@@ -17,7 +17,7 @@ import ray
 
 from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
 from wmlsearch.config import InputError
-from wmlsearch.data.worker_pool import available_cpus
+from wmlsearch.runs.machine import available_cpus
 
 CONNECT_TIMEOUT_S = 30
 OBJECT_STORE_BYTES = 200 * 2**20  # nothing that we send is large, and a small store spares /dev/shm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import yaml
 
 from wmlsearch.config import InputError
-from wmlsearch.data.worker_pool import available_cpus
+from wmlsearch.runs.machine import available_cpus, free_bytes
 from wmlsearch.runs.wording import plural
 
 MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
@@ -120,8 +119,8 @@ def this_machine() -> list[Node]:
 
 
 def free_memory_gb() -> float:
-    """Return the unused memory of this machine, GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
+    """Return the free memory of this machine within the limits of this process, GiB. The page cache is free."""
+    return free_bytes() / 2**30
 
 
 def cluster_nodes() -> list[Node]:

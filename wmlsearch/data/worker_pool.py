@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from wmlsearch.config import InputError
+from wmlsearch.runs.machine import available_cpus
 
 CallEach = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]  # function, arguments -> results
 MIN_FILE_BYTES = 30_000_000  # below this, starting processes costs more than it saves
@@ -70,11 +70,6 @@ def return_freed_memory() -> None:
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-
-
-def available_cpus() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ignore_interrupt() -> None:  # the parent handles Ctrl-C

@@ -23,10 +23,10 @@ from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.worker_pool import available_cpus
 from wmlsearch.forecast.workload import configurations_to_time, multiply_adds, sample_configurations
 from wmlsearch.model.process_memory import bytes_in_use
 from wmlsearch.model.throughput import SteadyTraining, Throughput, measure_throughput
+from wmlsearch.runs.machine import available_cpus
 from wmlsearch.search.memory_admission import MemoryFit, predict_peak_memory
 from wmlsearch.search.trial_worker import open_data
 from wmlsearch.space import SearchSpace

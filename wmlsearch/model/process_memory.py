@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -29,8 +30,14 @@ def _resident_bytes_at_first_call() -> int:
 
 
 def mapped_and_resident_bytes() -> tuple[int, int]:
-    """Return the bytes of this process that are mapped, and those that are in memory (Linux)."""
-    mapped, resident = Path("/proc/self/statm").read_text().split()[:2]
+    """Return the bytes of this process that are mapped, and those that are in memory.
+
+    Without Linux's /proc both are the largest size in memory so far.
+    """
+    try:
+        mapped, resident = Path("/proc/self/statm").read_text().split()[:2]
+    except OSError:
+        return _peak_resident_bytes(), _peak_resident_bytes()
     return int(mapped) * resource.getpagesize(), int(resident) * resource.getpagesize()
 
 
@@ -38,4 +45,9 @@ def peak_memory_mb(device: torch.device) -> float:
     """Return the peak memory in MiB: of this training on its GPU, or of the whole process since its start on a CPU."""
     if device.type == "cuda":  # reserved, since memory of CUDA graphs is not allocated between replays but stays taken
         return torch.cuda.max_memory_reserved(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _peak_resident_bytes() / 2**20
+
+
+def _peak_resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

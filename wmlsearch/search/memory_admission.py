@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import resource
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,9 +27,9 @@ from wmlsearch.model.memory import (
 from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import bytes_in_use, mapped_and_resident_bytes
 from wmlsearch.model.validation import validation_batch_size
+from wmlsearch.runs.machine import machine_bytes
 
 WORKER_TIMEOUT_S = 180.0  # for a worker to report its free memory
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -135,13 +133,6 @@ def limit_to_share(device: torch.device, slots: Slots | None) -> None:
 def gpu_bytes(device: torch.device) -> int:
     """Return the total memory of a GPU."""
     return int(torch.cuda.get_device_properties(device).total_memory)
-
-
-def machine_bytes() -> int:
-    """Return the memory of this machine, or the limit of the container."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
-    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _address_space_bytes() -> int:
