@@ -161,7 +161,7 @@ class Machine:
 
         The format is that of proc_pid_mountinfo(5). A later mount on a folder hides an earlier one.
         """
-        mounts = {}
+        mounts: dict[str, str] = {}
         for line in _read(self.root / "proc/self/mountinfo").splitlines():
             before, _, after = line.partition(" - ")
             fields, kind = before.split(), after.split()
