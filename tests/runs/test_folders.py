@@ -227,25 +227,6 @@ def test_one_owner_at_a_time_and_a_killed_one_releases(tmp_path: Path) -> None:
         check_new(search.path)  # a folder with the owner's file alone is no run
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
-def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS without a lock manager fails with ENOLCK, and with EBADF where a lock needs a file open for writing."""
-
-    def fail(_descriptor: object, _operation: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    search = SearchDir.create(tmp_path / "s", search_record())
-    (search.path / "owner").touch()
-    monkeypatch.setattr(fcntl, "flock", fail)
-    assert search.is_running(), "it may be, so it is left alone"
-    assert refusal(lambda: search.locked().__enter__()) == (
-        f"{search.path}: cannot be locked ({os.strerror(number)}); mount its file system with locks, or give --out on "
-        "another one"
-    )
-    mark_dead_runs(search)
-    assert search.state == "running"
-
-
 def test_whether_a_search_runs_is_asked_with_a_shared_lock_of_a_file_open_for_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,9 @@ Two things say that a folder is held, because no file system can be trusted with
 
 - A lock of the file `owner` (flock), which the system releases when the process ends. Some file systems have no locks
   (ENOSYS, ENOLCK, EOPNOTSUPP), and some grant every lock (network file systems mounted with local locks).
-- A claim, the file `.owner-claim`, which only one process can create (O_EXCL). It names the process and is touched every
-  few seconds. A claim whose process is dead is taken over: on the same machine the system knows, for another one the
-  claim is watched for a moment.
+- A claim, the file `.owner-claim`, which only one process can create (O_EXCL). It names its process, which touches it
+  every few seconds. A claim whose process is dead is taken over: on the same machine the system knows, for another one
+  the claim is watched for a moment.
 
 `is_running` asks for both without writing: it opens `owner` for reading and tries a shared lock, since NFS grants an
 exclusive one only to a file that is open for writing.
@@ -207,10 +207,10 @@ def _remove_if_dead(claim: Path) -> None:
     # Renamed, not removed: another process may have done the same and made a new claim meanwhile.
     aside = claim.with_name(f"{_CLAIM}.{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
-        os.rename(claim, aside)
+        claim.rename(aside)
         moved = _read(aside)
         if moved != process and not claim.exists():
-            os.rename(aside, claim)
+            aside.rename(claim)
         aside.unlink(missing_ok=True)
 
 
@@ -262,7 +262,7 @@ def _pid_space() -> str:
     """Return what names the boot of this machine and the container within which process ids are unique, if known."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return ""
 
 
