@@ -117,8 +117,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a mask as JPEG": (
         lambda _, mask: save(mask, pixels(mask) // 255 * 9 + np.eye(40, dtype=np.uint8), ".png"),
-        "masks/p00_1.png: a mask must hold 0 and one other value, but holds 0, 1, 9, 10; give --mask-threshold T to "
-        "take every value above T as lesion",
+        "the masks hold label 1 in masks/p00_1.png (36 voxels), label 9 in masks/p00_1.png (12 voxels), label 10 in "
+        "masks/p00_1.png (4 voxels), label 255 in 11 of 12 masks (176 voxels) beside the background 0; give "
+        "--lesion-label L for each label that is lesion, and --ignore-label L for each that is to be left out of "
+        "training and scores, neither lesion nor background; labels without an option become background. Or give "
+        "--mask-threshold T to take every value above T as lesion (0 where lesions are numbered)",
     ),
     "a name that is an ending": (
         lambda image, _: image.rename(image.with_name(".png")),

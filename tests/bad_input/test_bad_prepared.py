@@ -115,8 +115,8 @@ FAULTS: dict[str, tuple[Change, str]] = {
         MANIFEST.format("nested too deeply"),
     ),
     "another format": (
-        manifest(lambda fields: fields.update(format=4)),
-        f"data/manifest.json: format must be 2 or 3, but is 4; {AGAIN}",
+        manifest(lambda fields: fields.update(format=5)),
+        f"data/manifest.json: format must be 2, 3 or 4, but is 5; {AGAIN}",
     ),
     "no size": (
         manifest(lambda fields: fields.pop("size")),

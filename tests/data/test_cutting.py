@@ -14,6 +14,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.examine import examine
 from wmlsearch.data.geometry import VolumeGeometry, choose_plane, place_window
+from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.nifti import voxel_edges
 from wmlsearch.data.sources import Source
 
@@ -220,8 +221,8 @@ def test_voxel_edges_are_those_of_the_body(tmp_path: Path) -> None:
 # -- faults of files
 
 
-def faults_of(source: Source, axis: int | None = 2, threshold: float | None = None) -> list[str]:
-    return examine(source, axis, threshold)[1]
+def faults_of(source: Source, axis: int | None = 2, rule: MaskRule | None = None) -> list[str]:
+    return examine(source, axis, rule)[1]
 
 
 def test_mask_of_another_shape(tmp_path: Path) -> None:
@@ -243,21 +244,21 @@ def test_mask_of_another_affine(tmp_path: Path) -> None:
 
 def test_mask_that_is_not_binary(tmp_path: Path) -> None:
     source = pair(tmp_path, (16, 16, 8))
-    labels = np.zeros((16, 16, 8), np.uint8)
-    labels[8, 8] = range(8)
+    labels = np.zeros((16, 16, 8), np.float32)
+    labels[8, 8] = np.arange(8) / 2
     save(source.mask[0], labels)
     text = (
-        "mask.nii.gz: a mask must hold 0 and one other value, but holds 0, 1, 2, 3, 4, 5, ... (8 values); "
+        "mask.nii.gz: a mask must hold 0 and one other value, but holds 0, 0.5, 1, 1.5, 2, 2.5, ... (8 values); "
         "give --mask-threshold T to take every value above T as lesion"
     )
     assert faults_of(source) == [text]
-    facts, faults = examine(source, 2, 4)
+    facts, faults = examine(source, 2, MaskRule(2))
     assert facts is not None
     assert sum(facts.lesion) == 3
     assert not faults
     save(source.mask[0], np.full((16, 16, 8), 255, np.uint8))
     assert faults_of(source) == ["mask.nii.gz: a mask must have background, but every voxel is 255; replace the mask"]
-    save(source.mask[0], (labels > 5).astype(np.uint8) * 255)
+    save(source.mask[0], (labels > 2.5).astype(np.uint8) * 255)
     assert faults_of(source) == []
 
 

@@ -161,8 +161,8 @@ def test_manifest_round_trip_and_damage(prepared: tuple[Path, Path, Manifest], t
         text.replace('"size": 32', '"size": "32"', 1): r"is damaged \(size: '32' is not of type int\)",
         text.replace('"fit"', '"fat"', 1): "missing or unknown fields: fat, fit",
         text.replace(
-            '"format": 3', '"format": 1'
-        ): "format must be 2 or 3, but is 1; make it again with `wmlsearch prepare`",
+            '"format": 4', '"format": 1'
+        ): "format must be 2, 3 or 4, but is 1; make it again with `wmlsearch prepare`",
         "[]": "is damaged",
     }.items():
         (tmp_path / "manifest.json").write_text(bad)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from wmlsearch.cli import options
+from wmlsearch.config import InputError
 
 
 @click.command(short_help="Write a synthetic FLAIR cohort with known lesions.")
@@ -60,6 +61,15 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
     )
 
 
+def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
+    """Return the numbers of an option that is given several times, each with one number or several with commas."""
+    parts = [part.strip() for value in values for part in value.split(",")]
+    try:
+        return tuple(dict.fromkeys(float(part) for part in parts))
+    except ValueError:
+        raise InputError(f"{option} must be whole numbers, such as 1 or 1,2, but got {', '.join(values)!r}") from None
+
+
 @click.command(short_help="Turn raw images and masks into a prepared data set.")
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -106,7 +116,23 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
     help="Allow --split image, and count slices that are in two splits instead of refusing them. Where there are any, "
     "and with --split image, all results are marked as optimistic.",
 )
-@click.option("--mask-threshold", type=float, help="Mask values above it are lesion. For masks that are not binary.")
+@click.option(
+    "--lesion-label",
+    "lesion_labels",
+    multiple=True,
+    metavar="L",
+    help="Label of the masks that is lesion, such as 1; labels without an option are background. Several: separated by "
+    "commas, or give the option several times.",
+)
+@click.option(
+    "--ignore-label",
+    "ignore_labels",
+    multiple=True,
+    metavar="L",
+    help="Label of the masks that is left out of training, validation and every score, such as 2 (other pathology) in "
+    "the WMH challenge. Several: as above.",
+)
+@click.option("--mask-threshold", type=float, help="Mask values above it are lesion. For masks without labels.")
 @click.option(
     "--patient-pattern",
     metavar="REGEX",
@@ -145,6 +171,8 @@ def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, *
 
     for name in ("train_patients", "val_patients", "test_patients"):
         options[name] = tuple(part.strip() for part in (options[name] or "").split(",") if part.strip())
+    for name in ("lesion", "ignore"):
+        options[f"{name}_labels"] = _labels(f"--{name}-label", options[f"{name}_labels"])
     if pseudonymise and pseudonyms is None:
         pseudonyms = out.absolute().with_name(f"{out.absolute().name}-pseudonyms.json")
     bar, advance = progress_bar(console())

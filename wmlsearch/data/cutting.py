@@ -15,6 +15,7 @@ from PIL import Image
 
 from wmlsearch.config import InputError
 from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.labels import BACKGROUND, IGNORED, LESION, MaskRule
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, from_upright, upright
@@ -25,12 +26,12 @@ class CutSlices:
     """Prepared slices of one volume."""
 
     images: Array  # (k, size, size) uint8
-    masks: Array  # (k, size, size) uint8, 0 or 1
+    masks: Array  # (k, size, size) uint8: BACKGROUND, LESION or IGNORED
     lost: Array  # (k,) lesion pixels outside the window
 
 
 def cut(
-    source: Source, geometry: VolumeGeometry, indices: Sequence[int] | None = None, mask_threshold: float | None = None
+    source: Source, geometry: VolumeGeometry, indices: Sequence[int] | None = None, rule: MaskRule | None = None
 ) -> CutSlices:
     """Return prepared slices of a volume.
 
@@ -38,12 +39,12 @@ def cut(
         source: The volume's files.
         geometry: Where the slices are cut.
         indices: Slice numbers; None for all slices.
-        mask_threshold: Mask values above it are lesion; None where the mask must be binary.
+        rule: Which values of the mask are lesions; by default all but 0.
 
     Raises:
         InputError: Where the files have changed since they were examined.
     """
-    stack = _load_again(source, geometry, mask_threshold)
+    stack = _load_again(source, geometry, rule)
     indices = range(len(stack.pictures)) if indices is None else indices
     images = np.zeros((len(indices), geometry.size, geometry.size), np.uint8)
     masks = np.zeros_like(images)
@@ -52,10 +53,10 @@ def cut(
     for row, index in enumerate(indices):
         picture = _resample(stack.pictures[index], geometry.resampled)
         images[row] = _window(_to_8_bit(picture, geometry), geometry, background)
-        if stack.mask is not None and stack.mask[index].any():
-            mask = _resample(stack.mask[index], geometry.resampled) >= 0.5
-            masks[row] = _window(mask, geometry, 0)
-            lost[row] = int(mask.sum()) - int(masks[row].sum())
+        labels = _slice_labels(stack, index, geometry)
+        if labels is not None:
+            masks[row] = _window(labels, geometry, BACKGROUND)
+            lost[row] = int((labels == LESION).sum()) - int((masks[row] == LESION).sum())
     return CutSlices(images, masks, lost)
 
 
@@ -83,17 +84,20 @@ def restore(prediction: Array, geometry: VolumeGeometry) -> Array:
     return _to_input_grid(pictures, geometry)
 
 
-def expert_mask(source: Source, geometry: VolumeGeometry, mask_threshold: float | None = None) -> Array:
-    """Return the source's mask on the input's own grid: `geometry.shape`, uint8 0/1.
+def expert_mask(source: Source, geometry: VolumeGeometry, rule: MaskRule | None = None) -> Array:
+    """Return the source's mask on the input's own grid, `geometry.shape`, uint8: BACKGROUND, LESION or IGNORED.
 
     Raises:
         InputError: Where the files have changed since they were examined.
         ValueError: Where the source has no mask.
     """
-    mask = _load_again(source, geometry, mask_threshold).mask
-    if mask is None:
+    stack = _load_again(source, geometry, rule)
+    if stack.mask is None:
         raise ValueError(f"{source.name(source.image[0])} has no mask")
-    return _to_input_grid(mask.astype(np.uint8), geometry)
+    labels = stack.mask.astype(np.uint8)
+    if stack.ignored is not None:
+        labels[stack.ignored] = IGNORED
+    return _to_input_grid(labels, geometry)
 
 
 def upright_slices(array: Array, geometry: VolumeGeometry) -> Array:
@@ -103,11 +107,27 @@ def upright_slices(array: Array, geometry: VolumeGeometry) -> Array:
     return upright(apply_orientation(array, axcodes2ornt(geometry.orientation)), geometry.axis)
 
 
-def _load_again(source: Source, geometry: VolumeGeometry, mask_threshold: float | None) -> Stack:
+def _load_again(source: Source, geometry: VolumeGeometry, rule: MaskRule | None) -> Stack:
     try:
-        return load_volume(source, geometry.axis, mask_threshold)
+        return load_volume(source, geometry.axis, rule)
     except VolumeFault as fault:
         raise InputError("a file has changed since it was checked", fault.lines) from None
+
+
+def _slice_labels(stack: Stack, index: int, geometry: VolumeGeometry) -> Array | None:
+    """Return the resampled mask of a slice: BACKGROUND, LESION or IGNORED, uint8; None where it is empty.
+
+    A pixel is lesion if at least half of it is, and ignored if at least half of it is lesion or ignored otherwise: no
+    background appears between a lesion and an ignored region that touch.
+    """
+    lesion = None if stack.mask is None else stack.mask[index]
+    ignored = None if stack.ignored is None else stack.ignored[index]
+    if lesion is None or not (lesion.any() or (ignored is not None and ignored.any())):
+        return None
+    labels = (_resample(lesion, geometry.resampled) >= 0.5).astype(np.uint8)
+    if ignored is not None and ignored.any():
+        labels[(labels == BACKGROUND) & (_resample(lesion | ignored, geometry.resampled) >= 0.5)] = IGNORED
+    return labels
 
 
 def _to_input_grid(pictures: Array, geometry: VolumeGeometry) -> Array:

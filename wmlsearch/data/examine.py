@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmlsearch.data.head_detection import Box, find_head
+from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
-from wmlsearch.data.stack import VolumeFault, voxels_sha256
+from wmlsearch.data.stack import MaskLabels, VolumeFault, voxels_sha256
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class VolumeFacts:
     head: tuple[int, ...]  # pixels of head per slice
     lesion: tuple[int, ...]  # pixels of lesion per slice, before anything is cut or resampled
     voxels_sha256: str  # see `stack.voxels_sha256`
+    labels: tuple[MaskLabels, ...] = ()  # of each mask file whose values are labels
 
     @property
     def lesion_load(self) -> float:
@@ -37,19 +39,17 @@ class VolumeFacts:
         return sum(self.lesion) * (1.0 if self.voxel_mm is None else math.prod(self.voxel_mm) / 1000)
 
 
-def examine(
-    source: Source, axis: int | None, mask_threshold: float | None = None
-) -> tuple[VolumeFacts | None, list[str]]:
+def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> tuple[VolumeFacts | None, list[str]]:
     """Return the facts of a volume and no faults, or None and a line for each fault.
 
     Args:
         source: The volume's files.
         axis: Slicing axis in RAS+; None for 2-D pictures.
-        mask_threshold: Mask values above it are lesion; None where the mask must be binary.
+        rule: Which values of the mask are lesions; by default all but 0.
     """
     name = source.name(source.image[0])
     try:
-        stack = load_volume(source, axis, mask_threshold)
+        stack = load_volume(source, axis, rule)
     except VolumeFault as fault:
         return None, list(fault.lines)
     finite = np.isfinite(stack.pictures)
@@ -77,5 +77,6 @@ def examine(
         head=tuple(int(n) for n in head.area),
         lesion=tuple(int(n) for n in lesion),
         voxels_sha256=voxels_sha256(stack, axis),
+        labels=stack.labels,
     )
     return facts, []

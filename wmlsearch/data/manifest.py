@@ -17,11 +17,13 @@ import numpy as np
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate
 from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
 from wmlsearch.data.typed_json import from_json
 
-FORMAT, OLD_FORMAT = 3, 2  # both are read; the old one has no folds and no checksums of voxels
+FORMAT = 4
+READ_FORMATS = (2, 3, FORMAT)  # 2 has no folds and no checksums of voxels, 2 and 3 have no labels
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"
 SEALED = "sealed"  # folder with the test slices, their manifest, and:
 LEDGER, ORIGINALS = "seal.jsonl", "originals"
@@ -41,6 +43,7 @@ class SliceRow:
     lesion_pixels: int
     checksum: str  # sha256 of the image's bytes and the mask's
     volume: int  # place in `volumes`
+    ignored_pixels: int = 0  # left out of every count
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class Manifest:
     protocol: str | None
     seed: int
     mask_threshold: float | None
+    lesion_labels: tuple[float, ...]  # of the raw masks; empty where they are binary
+    ignore_labels: tuple[float, ...]
+    mask_labels: dict[str, int]  # how many raw masks hold each label; empty in data of older formats
     spacing_mm: float | None  # in-plane; with fit resize the volumes have their own, and this is their median
     counts: dict[str, SplitCounts]  # by split, test included
     certificate: Certificate
@@ -96,10 +102,9 @@ class Manifest:
             raise InputError(f"{path}: is damaged ({error}); {PREPARE_AGAIN}") from None
         except RecursionError:
             raise InputError(f"{path}: is damaged (nested too deeply); {PREPARE_AGAIN}") from None
-        if isinstance(data, dict) and data.get("format") not in (OLD_FORMAT, FORMAT):
-            raise InputError(
-                f"{path}: format must be {OLD_FORMAT} or {FORMAT}, but is {data.get('format')!r}; {PREPARE_AGAIN}"
-            )
+        if isinstance(data, dict) and data.get("format") not in READ_FORMATS:
+            formats = f"{', '.join(map(str, READ_FORMATS[:-1]))} or {READ_FORMATS[-1]}"
+            raise InputError(f"{path}: format must be {formats}, but is {data.get('format')!r}; {PREPARE_AGAIN}")
         try:
             _complete_old_format(data)
             manifest = from_json(cls, data, "manifest")
@@ -121,7 +126,10 @@ class Manifest:
         (folder / MANIFEST).write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
     def _check_rows(self) -> None:
-        """Raise ValueError for slices in no known split or volume, and for folds that are not train and val."""
+        """Raise ValueError for slices in no known split or volume, labels that are no numbers, and folds that are not
+        train and val."""
+        for label in self.mask_labels:
+            float(label)
         for i, row in enumerate(self.slices):
             if row.split not in SPLITS or not 0 <= row.volume < len(self.volumes):
                 raise ValueError(f"slice {i} is in split {row.split!r} and volume {row.volume}")
@@ -130,6 +138,11 @@ class Manifest:
             members = sorted(name for fold in self.folds for name in fold)
             if members != sorted(train + val) or set(self.folds[0]) != set(val):
                 raise ValueError("the folds are not the patients of train and val, with val as the first fold")
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """Which values of the raw masks are lesions, and which are ignored."""
+        return MaskRule(self.mask_threshold, self.lesion_labels, self.ignore_labels)
 
     @property
     def folds(self) -> tuple[tuple[str, ...], ...]:
@@ -208,7 +221,11 @@ class Manifest:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings for the user: lesion pixels outside the window, in all splits, and in which of these volumes."""
+        """Warnings for the user: labels that no option names, and lesion pixels outside the window."""
+        return (*self.mask_rule.notes(self.mask_labels), *self._lost_lesions())
+
+    def _lost_lesions(self) -> tuple[str, ...]:
+        """Return how many lesion pixels are outside the window, in all splits, and in which of these volumes."""
         lost = sum(counts.lost_lesion_pixels for counts in self.counts.values())
         if not lost:
             return ()
@@ -222,10 +239,13 @@ class Manifest:
 
 
 def _complete_old_format(data: Any) -> None:
-    """Add what the format has more than the old one to a manifest of the old one, as read from JSON."""
-    if not isinstance(data, dict) or data["format"] != OLD_FORMAT:
+    """Add what the format has more than an older one to a manifest of the older one, as read from JSON."""
+    if not isinstance(data, dict) or data["format"] == FORMAT:
         return
-    added = [("folds", [], [data.get("certificate")]), ("voxels_sha256", "", data.get("volumes"))]
+    added: list[tuple[str, Any, Any]] = [("ignored_pixels", 0, data.get("slices"))]
+    added += [("lesion_labels", [], [data]), ("ignore_labels", [], [data]), ("mask_labels", {}, [data])]
+    if data["format"] == 2:
+        added += [("folds", [], [data.get("certificate")]), ("voxels_sha256", "", data.get("volumes"))]
     for name, value, parts in added:
         for part in parts if isinstance(parts, list) else []:
             if isinstance(part, dict):

@@ -14,8 +14,9 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
 from wmlsearch.config import InputError
+from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.sources import Source
-from wmlsearch.data.stack import Array, Stack, VolumeFault, as_binary, unreadable, upright
+from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable, upright
 
 MAX_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
 MAX_HEADER_BYTES = 2**20  # header and extensions, which stand before the voxels
@@ -39,7 +40,7 @@ def voxel_edges(source: Source) -> tuple[float, float, float]:
     return float(edges[0]), float(edges[1]), float(edges[2])
 
 
-def load_nifti(source: Source, axis: int, mask_threshold: float | None) -> Stack:
+def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
     """Return a NIfTI volume and its mask as upright slices along an axis of RAS+. Raises VolumeFault."""
     opened: list[tuple[Any, Array]] = []
     faults: list[str] = []
@@ -55,12 +56,14 @@ def load_nifti(source: Source, axis: int, mask_threshold: float | None) -> Stack
     orientation = io_orientation(image.affine)
     edges = nib.affines.voxel_sizes(image.affine)
     ras_edges = edges[np.argsort(orientation[:, 0])]
-    mask = None
+    mask, ignored, labels = None, None, None
     if source.mask:
         mask_image, mask_data = opened[1]
         _check_same_grid(source, image, data, mask_image, mask_data)
-        binary = as_binary(mask_data, source.name(source.mask[0]), mask_threshold)
-        mask = upright(apply_orientation(binary, orientation), axis)
+        labelled = rule.read(mask_data, source.name(source.mask[0]))
+        mask, labels = upright(apply_orientation(labelled.lesion, orientation), axis), labelled.labels
+        if labelled.ignored is not None:
+            ignored = upright(apply_orientation(labelled.ignored, orientation), axis)
     down, across = [ras for ras in (2, 1, 0) if ras != axis]
     return Stack(
         upright(apply_orientation(data, orientation), axis),
@@ -69,6 +72,8 @@ def load_nifti(source: Source, axis: int, mask_threshold: float | None) -> Stack
         "".join(nib.aff2axcodes(image.affine)),
         tuple(float(edge) for edge in edges),
         (float(ras_edges[down]), float(ras_edges[across])),
+        ignored=ignored,
+        labels=(labels,) if labels else (),
     )
 
 

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wmlsearch.data.labels import LabelledMask, MaskRule
 from wmlsearch.data.sources import Source
-from wmlsearch.data.stack import Array, Stack, VolumeFault, as_binary, unreadable
+from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable
 
 FORMATS = ("PNG", "TIFF", "JPEG")  # of all that Pillow reads: for EPS it would run Ghostscript
 
 
-def load_pictures(source: Source, mask_threshold: float | None) -> Stack:
+def load_pictures(source: Source, rule: MaskRule) -> Stack:
     """Return the pictures of a source, and their masks, as slices of one shape. Raises VolumeFault."""
     faults: list[str] = []
     images: list[Array] = []
-    masks: list[Array] = []
+    masks: list[LabelledMask] = []
     shape: tuple[int, ...] = ()
     for place, path in enumerate((*source.image, *source.mask)):
         is_mask = place >= len(source.image)
@@ -31,7 +32,7 @@ def load_pictures(source: Source, mask_threshold: float | None) -> Stack:
                 first = source.name(source.image[0])
                 raise VolumeFault(f"{name}: shape must be that of {first}, {shape}, but is {picture.shape}; {remedy}")
             if is_mask:
-                masks.append(as_binary(picture, name, mask_threshold))
+                masks.append(rule.read(picture, name))
             else:
                 images.append(picture)
         except VolumeFault as fault:
@@ -39,8 +40,18 @@ def load_pictures(source: Source, mask_threshold: float | None) -> Stack:
     if faults:
         raise VolumeFault(*faults)
     stack = np.stack(images)
-    mask = np.stack(masks) if masks else None
-    return Stack(stack.astype(np.float32), mask, stack.shape, is_8_bit=stack.dtype == np.uint8)
+    ignored = None
+    if any(mask.ignored is not None for mask in masks):
+        nothing = np.zeros(shape, bool)
+        ignored = np.stack([nothing if mask.ignored is None else mask.ignored for mask in masks])
+    return Stack(
+        stack.astype(np.float32),
+        np.stack([mask.lesion for mask in masks]) if masks else None,
+        stack.shape,
+        is_8_bit=stack.dtype == np.uint8,
+        ignored=ignored,
+        labels=tuple(mask.labels for mask in masks if mask.labels),
+    )
 
 
 def _read(name: str, path: Path) -> Array:

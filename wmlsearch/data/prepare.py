@@ -21,6 +21,7 @@ from wmlsearch.data.cutting import CutSlices, cut
 from wmlsearch.data.examine import VolumeFacts, examine
 from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
+from wmlsearch.data.labels import MaskRule, files_with_label
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
 from wmlsearch.data.nifti import copy_without_text, voxel_edges
@@ -94,8 +95,9 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
             split = _split_by_image(used, kept, options.seed, patients)
         tasks = _plan_tasks(raw, used, facts, kept, split, options)
         _check_tasks(raw, out, tasks, facts, options)
+        labels = [of_file for volume in facts for of_file in volume.labels]
         with atomic_folder(out) as folder:
-            empty = _empty_manifest(plane, split.certificate, options)
+            empty = _empty_manifest(plane, split.certificate, options, files_with_label(labels))
             manifest = _write(folder, tasks, empty, options, call_each, report)
             if table:
                 table.save()
@@ -249,11 +251,13 @@ def _examine(
     faults: list[str] = []
     facts: list[VolumeFacts] = []
     report("reading", 0, len(scans))
-    results = call_each(examine, ((scan.source, axis, options.mask_threshold) for scan in scans))
+    results = call_each(examine, ((scan.source, axis, options.mask_rule) for scan in scans))
     for done, (volume, volume_faults) in enumerate(results, 1):
         faults += volume_faults
         facts += [volume] if volume is not None else []
         report("reading", done, len(scans))
+    if fault := options.mask_rule.label_fault([labels for volume in facts for labels in volume.labels]):
+        faults.append(fault)
     if faults:
         raise _faults_error(raw, faults)
     return facts
@@ -341,12 +345,15 @@ def _check_tasks(
 # ------------------------------------------------------------------------------------------------------ cut and write
 
 
-def _empty_manifest(plane: _Plane, certificate: Certificate, options: PrepareOptions) -> Manifest:
+def _empty_manifest(
+    plane: _Plane, certificate: Certificate, options: PrepareOptions, mask_labels: dict[str, int]
+) -> Manifest:
     """Return the manifest as it is before any slice is cut."""
     return Manifest(
         format=FORMAT, plane=plane.name, axis=plane.axis, size=options.size, fit=options.fit, keep=options.keep,
         split_level=certificate.level, optimistic=certificate.optimistic, protocol=options.protocol,
-        seed=options.seed, mask_threshold=options.mask_threshold, spacing_mm=None, counts={},
+        seed=options.seed, mask_threshold=options.mask_threshold, lesion_labels=options.lesion_labels,
+        ignore_labels=options.ignore_labels, mask_labels=mask_labels, spacing_mm=None, counts={},
         certificate=certificate, checksums={}, fingerprint="", volumes=(), slices=(),
     )  # fmt: skip
 
@@ -411,7 +418,7 @@ def _cut_all(
     """Cut and store all slices, and copy the test patients' files. Returns the lesion pixels lost in each split."""
     lost = dict.fromkeys(SPLITS, 0)
     report("cutting", 0, len(tasks))
-    arguments = ((task.source, task.geometry, task.stored, options.mask_threshold) for task in tasks)
+    arguments = ((task.source, task.geometry, task.stored, options.mask_rule) for task in tasks)
     results = call_each(_cut_one, arguments)
     for done, (task, (slices, signatures)) in enumerate(zip(tasks, results, strict=True), 1):
         main.add(task, slices, ("train", "val"))
@@ -426,10 +433,10 @@ def _cut_all(
 
 
 def _cut_one(
-    source: Source, geometry: VolumeGeometry, indices: Sequence[int], mask_threshold: float | None
+    source: Source, geometry: VolumeGeometry, indices: Sequence[int], rule: MaskRule
 ) -> tuple[CutSlices, list[SliceSignature]]:
     """Run in a worker process: cut one volume."""
-    slices = cut(source, geometry, indices, mask_threshold)
+    slices = cut(source, geometry, indices, rule)
     return slices, slice_signatures(geometry, slices.images)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.data.geometry import PLANES
+from wmlsearch.data.labels import MaskRule
 
 PAPER_PROTOCOL = {"plane": "sagittal", "keep": "lesion", "split": "image"}  # what `--protocol paper` stands for
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -38,7 +38,9 @@ class PrepareOptions:
     test_patients: tuple[str, ...] = ()
     folds: int | None = None  # groups of training and validation patients; None: 5, or fewer where few have lesions
     allow_leakage: bool = False  # needed for image-level splits; duplicates across splits are counted, not refused
-    mask_threshold: float | None = None  # mask values above it are lesion; None: masks must be binary
+    mask_threshold: float | None = None  # mask values above it are lesion
+    lesion_labels: tuple[float, ...] = ()  # of the masks; others are background. Without it, masks must be binary
+    ignore_labels: tuple[float, ...] = ()  # of the masks, left out of training and every score
     seed: int = 0  # of the split
     protocol: str | None = None  # paper: sagittal, annotated slices only, image-level split
     patient_pattern: str | None = None  # regular expression for a folder with images/ and masks/
@@ -55,8 +57,7 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and low <= value <= high):
                 faults.append(f"--{name} must be a whole number from {low} to {high}, but got {value!r}")
-        if self.mask_threshold is not None and not math.isfinite(self.mask_threshold):
-            faults.append(f"--mask-threshold must be a finite number, but got {self.mask_threshold}")
+        faults += self.mask_rule.faults()
         if self.split == "image" and not self.allow_leakage:
             faults.append(
                 "--split image puts slices of one patient into train and test, so results look better than they are "
@@ -69,6 +70,11 @@ class PrepareOptions:
             faults.append(f"--folds {self.folds}: {reason} one validation set; drop one of them")
         if faults:
             raise InputError("the options do not fit together", faults)
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """Which values of the raw masks are lesions, and which are ignored."""
+        return MaskRule(self.mask_threshold, self.lesion_labels, self.ignore_labels)
 
     @property
     def has_folds(self) -> bool:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.nifti import load_nifti
 from wmlsearch.data.pictures import load_pictures
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Stack
 
 
-def load_volume(source: Source, axis: int | None, mask_threshold: float | None) -> Stack:
+def load_volume(source: Source, axis: int | None, rule: MaskRule | None = None) -> Stack:
     """Return the slices and the mask of a source.
 
     Args:
         source: The volume's files.
         axis: Slicing axis in RAS+; None for 2-D pictures.
-        mask_threshold: Mask values above it are lesion; None where the mask must be binary.
+        rule: Which values of the mask are lesions; by default all but 0.
 
     Raises:
         VolumeFault: Where a file is unreadable, or image and mask do not fit together.
     """
-    return load_pictures(source, mask_threshold) if axis is None else load_nifti(source, axis, mask_threshold)
+    rule = rule or MaskRule()
+    return load_pictures(source, rule) if axis is None else load_nifti(source, axis, rule)

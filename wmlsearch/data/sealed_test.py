@@ -65,7 +65,7 @@ class SealedTest:
                 raise InputError(f"{self.folder}: test patients' files are missing; {PREPARE_AGAIN}", missing)
             rows = [row for row in self.manifest.slices if row.volume == number]
             source = Source(geometry.patient, geometry.timepoint, root, images, masks)
-            slices = cut(source, geometry, [row.index for row in rows], self.manifest.mask_threshold)
+            slices = cut(source, geometry, [row.index for row in rows], self.manifest.mask_rule)
             checksums = [slice_checksum(image, mask) for image, mask in zip(slices.images, slices.masks, strict=True)]
             if checksums != [row.checksum for row in rows]:
                 raise InputError(f"{images[0]}: is not the file that was sealed, its slices differ; {PREPARE_AGAIN}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from wmlsearch.data.cutting import CutSlices
 from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import IMAGES, MASKS, SliceRow, slice_checksum
 from wmlsearch.data.sources import Source
 
@@ -74,9 +75,10 @@ class SliceWriter:
                     index=task.stored[i],
                     split=task.splits[i],
                     kept=task.kept[i],
-                    lesion_pixels=int(mask.sum()),
+                    lesion_pixels=int((mask == LESION).sum()),
                     checksum=slice_checksum(image, mask),
                     volume=len(self.volumes),
+                    ignored_pixels=int((mask == IGNORED).sum()),
                 )
             )
         if positions:

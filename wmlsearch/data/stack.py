@@ -18,16 +18,26 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
+class MaskLabels:
+    """The labels of one mask file: whole numbers other than 0, and how many voxels hold each."""
+
+    file: str
+    voxels: tuple[tuple[float, int], ...]  # (label, voxels), ascending
+
+
+@dataclass(frozen=True)
 class Stack:
     """The slices of one volume, as read: neither scaled nor cropped."""
 
     pictures: Array  # (n, rows, columns) float32, upright
-    mask: Array | None  # (n, rows, columns) bool; None where the source has no mask
+    mask: Array | None  # (n, rows, columns) bool: lesion; None where the source has no mask
     shape: tuple[int, int, int]  # of the input as stored
     orientation: str = ""  # of the input's axes, such as "LAS"; "" for 2-D pictures
     voxel_mm: tuple[float, ...] | None = None  # along the input's axes; None for 2-D pictures
     pixel_mm: tuple[float, float] | None = None  # of an upright slice, down and across; None for 2-D pictures
     is_8_bit: bool = False  # the grey values are 8 bit and need no scaling
+    ignored: Array | None = None  # (n, rows, columns) bool: left out of every count; None where nothing is
+    labels: tuple[MaskLabels, ...] = ()  # of each mask file whose values are labels
 
 
 def voxels_sha256(stack: Stack, axis: int | None) -> str:
@@ -53,36 +63,6 @@ def upright(volume: Array, axis: int) -> Array:
 def from_upright(pictures: Array, axis: int) -> Array:
     """Return upright slices (n, rows, columns) as a RAS+ volume: the inverse of `upright`."""
     return np.moveaxis(pictures.transpose(0, 2, 1)[:, ::-1, ::-1], 0, axis)
-
-
-def as_binary(mask: Array, name: str, threshold: float | None) -> Array:
-    """Return a mask as bool.
-
-    Args:
-        mask: Values as stored.
-        name: File name for messages.
-        threshold: Values above it are lesion. None: the mask must hold 0 and at most one other value.
-
-    Raises:
-        VolumeFault: For values that are not finite, more than two values without a threshold, or no background.
-    """
-    values = np.unique(mask)
-    if not np.isfinite(values).all():
-        raise VolumeFault(
-            f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask"
-        )
-    if threshold is not None:
-        return np.asarray(mask > threshold)
-    more = f", ... ({len(values)} values)" if len(values) > 6 else ""
-    listed = ", ".join(f"{value:g}" for value in values[:6]) + more
-    if len(values) > 2 or (len(values) == 2 and values[0] != 0 and values[1] != 0):
-        raise VolumeFault(
-            f"{name}: a mask must hold 0 and one other value, but holds {listed}; "
-            "give --mask-threshold T to take every value above T as lesion"
-        )
-    if 0 not in values:
-        raise VolumeFault(f"{name}: a mask must have background, but every voxel is {listed}; replace the mask")
-    return np.asarray(mask != 0)
 
 
 def unreadable(name: str, path: Path, error: Exception) -> VolumeFault:

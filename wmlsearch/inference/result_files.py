@@ -49,7 +49,7 @@ def write_result_files(image: InputImage, prediction: Prediction, out: Path) -> 
     else:
         _write_picture(Image.fromarray(prediction.mask[0] * np.uint8(255)), out / image.mask_file)
         _write_picture(Image.fromarray(prediction.probabilities[0]), out / image.probability_file)
-    pictures = load_volume(image.source, prediction.geometry.axis, None).pictures
+    pictures = load_volume(image.source, prediction.geometry.axis).pictures
     masks = upright_slices(prediction.mask, prediction.geometry)
     _write_picture(draw_overlay(pictures, masks, prediction.geometry), out / image.overlay_file)
 

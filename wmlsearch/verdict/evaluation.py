@@ -214,8 +214,8 @@ def _score_volumes(
     progress("scoring test volumes", 0, total)
     for done, volume in enumerate(sealed.volumes(), 1):
         geometry = slicing_geometry(volume.source, preprocessing)
-        slices = cut(volume.source, geometry, mask_threshold=sealed.manifest.mask_threshold)
-        expert = expert_mask(volume.source, geometry, sealed.manifest.mask_threshold)
+        slices = cut(volume.source, geometry, rule=sealed.manifest.mask_rule)
+        expert = expert_mask(volume.source, geometry, sealed.manifest.mask_rule)
         origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}
         farthest_mm, farthest_px = _head_diagonals(slices.images, geometry)
         masks: dict[str, np.ndarray] = {}
