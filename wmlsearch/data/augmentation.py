@@ -50,8 +50,8 @@ class Augmentation:
     def apply(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Return the augmented images and masks, (n, 1, S, S) float32 each.
 
-        Images are interpolated linearly, masks take the nearest pixel, so that they stay 0 or 1. All runs on the device
-        that holds the tensors, without synchronization.
+        Images are interpolated linearly, masks take the nearest pixel, so that their labels stay what they are: ignored
+        regions move with the image. All runs on the device that holds the tensors, without synchronization.
         """
         cos, sin = (self.angle.cos() / self.scale, self.angle.sin() / self.scale)
         rows = (

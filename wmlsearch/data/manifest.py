@@ -178,6 +178,11 @@ class Manifest:
                 rows.append(i)
         return np.array(rows, dtype=np.int64)
 
+    @property
+    def has_ignored(self) -> bool:
+        """Whether the slices hold ignored pixels."""
+        return any(row.ignored_pixels for row in self.slices)
+
     def has_lesion(self, fold: int) -> bool:
         """Whether the validation slices of a fold hold a lesion."""
         return any(self.slices[row].lesion_pixels for row in self.indices("val", kept_only=False, fold=fold))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wmlsearch.config import InputError
+from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import IMAGES, MASKS, PREPARE_AGAIN, Manifest
 from wmlsearch.data.stack import Array
 
@@ -20,10 +21,11 @@ class Slices:
     """The N slices of one split: rows of the stored 8-bit arrays."""
 
     images: Tensor  # (M, S, S) uint8, all stored slices; on a CPU they are mapped by all processes of the machine
-    masks: Tensor  # (M, S, S) uint8, 0 or 1
+    masks: Tensor  # (M, S, S) uint8: BACKGROUND, LESION or IGNORED (data/labels.py)
     rows: Tensor  # (N,) int64, the rows of this split
     patients: Tensor  # (N,) int64, the place of each slice's patient in `patient_names`
     patient_names: tuple[str, ...]
+    has_ignored: bool = False  # whether the data set has ignored pixels: without them nothing is computed for them
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -34,9 +36,21 @@ class Slices:
         return self.patient_names != ("",)
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images in [0, 1] and masks of 0 or 1, (n, 1, S, S) float32, at positions (n,) in this split."""
+        """Return images in [0, 1] and masks of labels, (n, 1, S, S) float32, at positions (n,) in this split.
+
+        The labels are 0, 1 and, where `has_ignored`, 2: see `lesions`.
+        """
         rows = self.rows[positions]
         return self.images[rows].unsqueeze(1).float().div_(255), self.masks[rows].unsqueeze(1).float()
+
+    def lesions(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return masks of 0 or 1, and which pixels count (1) or are ignored (0); None where all count.
+
+        The shapes and the type are those of the labels, (n, 1, S, S) float32.
+        """
+        if not self.has_ignored:
+            return labels, None
+        return (labels == LESION).to(labels.dtype), (labels != IGNORED).to(labels.dtype)
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,8 @@ def _split(manifest: Manifest, images: Tensor, masks: Tensor, split: str, fold: 
     rows = torch.from_numpy(manifest.indices(split, split == "train", fold))
     names = tuple(sorted({manifest.slices[row].patient for row in rows}))
     patients = torch.tensor([names.index(manifest.slices[row].patient) for row in rows], dtype=torch.int64)
-    return Slices(images, masks, rows.to(images.device), patients.to(images.device), names)
+    device = images.device
+    return Slices(images, masks, rows.to(device), patients.to(device), names, manifest.has_ignored)
 
 
 def batches(slices: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:

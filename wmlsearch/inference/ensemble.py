@@ -34,10 +34,11 @@ def _patient_curves(model: TrainedModel, slices: Slices) -> dict[str, np.ndarray
     model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
     counts = ValidationCounts(len(slices.patient_names))
     for positions in torch.arange(len(slices)).split(BATCH):
-        images, masks = slices.batch(positions.to(slices.rows.device))
+        images, labels = slices.batch(positions.to(slices.rows.device))
+        masks, counted = slices.lesions(labels.cpu())
         eight_bit = (images[:, 0] * 255).round().to(torch.uint8).cpu().numpy()
         probabilities = torch.from_numpy(model.probabilities(eight_bit)).unsqueeze(1)
-        counts.add_to_histograms(probabilities, masks.cpu(), slices.patients[positions].cpu())
+        counts.add_to_histograms(probabilities, masks, slices.patients[positions].cpu(), counted)
     histograms = counts.patient_histograms()
     names = [name for name, histogram in zip(slices.patient_names, histograms, strict=True) if histogram[1].any()]
     return dict(zip(names, patient_dice(histograms), strict=True))

@@ -89,21 +89,27 @@ def predict_peak_bytes(
     world = distributed.get_world_size() if several else 1
     images, graphs = largest_step(config, slices, world), count_cuda_graphs(config, slices, device, several)
     val_images = min(validation_batch_size(device, data.manifest.size**2), math.ceil(len(data.val) / world))
-    estimate = estimate_memory(config, data.manifest.size, uses_bfloat16(precision, device), val_images, world)
+    estimate = estimate_memory(
+        config, data.manifest.size, uses_bfloat16(precision, device), val_images, world, data.train.has_ignored
+    )
     in_use = bytes_in_use(device)  # after the count, which imports libraries that training needs too
     if device.type == "cuda" and not several and in_use + estimate.bytes(min(images, 2)) <= limit_bytes:
         estimate = measure_memory(config, data, precision)
     return in_use, add_process_overhead(estimate.bytes(images, graphs), device)
 
 
-def estimate_memory(config: TrialConfig, size: int, bfloat16: bool, val_images: int, world: int = 1) -> MemoryEstimate:
+def estimate_memory(
+    config: TrialConfig, size: int, bfloat16: bool, val_images: int, world: int = 1, has_ignored: bool = False
+) -> MemoryEstimate:
     """Count the bytes of a training on images of `size` x `size` pixels, on one of `world` ranks. Allocates nothing.
 
-    `val_images` images are validated at a time. The count leaves out what libraries take beside their results (the
+    `val_images` images are validated at a time. With `has_ignored` some of their pixels are ignored. The count leaves out what libraries take beside their results (the
     workspace of convolutions, copies in another memory format).
     """
     shape = _shape(config, "loss")
-    weights, gradients, one_image, two_images, validation = _count_tensor_bytes(shape, size, bfloat16, val_images)
+    weights, gradients, one_image, two_images, validation = _count_tensor_bytes(
+        shape, size, bfloat16, val_images, has_ignored
+    )
     copies, _ = OPTIMIZER_STATE[config.optimizer]
     # DistributedDataParallel keeps a second copy of the gradients, in the order in which they are sent.
     fixed = weights + (copies + (2 if world > 1 else 1)) * gradients
@@ -120,7 +126,7 @@ def _shape(config: TrialConfig, *others: str) -> TrialConfig:
 
 @functools.cache
 def _count_tensor_bytes(
-    config: TrialConfig, size: int, bfloat16: bool, val_images: int
+    config: TrialConfig, size: int, bfloat16: bool, val_images: int, has_ignored: bool
 ) -> tuple[int, int, int, int, int]:
     """Return the bytes of weights, gradients, a step of 1 image, a step of 2 images, and validating `val_images`."""
     with FakeTensorMode():
@@ -131,10 +137,13 @@ def _count_tensor_bytes(
 
         def forward(images: int) -> tuple[Tensor, ...]:
             """Return all tensors that a step keeps until its end."""
-            inputs, masks = torch.empty(images, 1, size, size), torch.empty(images, 1, size, size)
+            inputs, labels = torch.empty(images, 1, size, size), torch.empty(images, 1, size, size)
+            masks, counted = (torch.empty_like(labels), torch.empty_like(labels)) if has_ignored else (labels, None)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
                 logits = unet(inputs)
-            return inputs, masks, logits, slice_losses(logits, masks, config.loss)
+            losses = slice_losses(logits, masks, config.loss, counted)
+            kept = (inputs, labels, masks, logits, losses)
+            return kept if counted is None else (*kept, counted)
 
         steps = []
         for images in (1, 2):

@@ -15,6 +15,8 @@ positive, false positive, false negative and true negative pixels:
 
 The mean Dice over patients leaves out those without lesions in the expert's mask, and only those, whatever is predicted
 in them. `val_dice_patients_best` is the highest such mean over all thresholds, at `val_threshold_patients`.
+
+Ignored pixels (data/labels.py) are in no count.
 """
 
 from __future__ import annotations
@@ -41,24 +43,38 @@ class ValidationCounts:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.patients, self.slices = patients, 0
 
-    def add(self, logits: Tensor, masks: Tensor, patients: Tensor, losses: Tensor) -> None:
-        """Add a batch: logits and masks (N, 1, H, W), each slice's patient number (N,) and loss (N,)."""
+    def add(
+        self, logits: Tensor, masks: Tensor, patients: Tensor, losses: Tensor, counted: Tensor | None = None
+    ) -> None:
+        """Add a batch: logits and masks (N, 1, H, W), each slice's patient number (N,) and loss (N,).
+
+        `counted` is (N, 1, H, W), 0 for ignored pixels, which are in no count; None where all pixels count.
+        """
         probabilities = torch.sigmoid(logits)
-        self.add_to_histograms(probabilities, masks, patients)
+        self.add_to_histograms(probabilities, masks, patients, counted)
+        if counted is not None:
+            probabilities, masks = probabilities * counted, masks * counted
         self.sums += torch.stack(
             [(probabilities * masks).sum(), probabilities.sum(), masks.sum(), losses.sum()]
         ).double()
         self.slices += len(logits)
 
-    def add_to_histograms(self, probabilities: Tensor, masks: Tensor, patients: Tensor) -> None:
-        """Add to the histograms only: probabilities and masks (N, 1, H, W), each slice's patient number (N,)."""
+    def add_to_histograms(
+        self, probabilities: Tensor, masks: Tensor, patients: Tensor, counted: Tensor | None = None
+    ) -> None:
+        """Add to the histograms only: probabilities and masks (N, 1, H, W), each slice's patient number (N,).
+
+        `counted` as in `add`.
+        """
         bins = (probabilities * BINS).long().clamp_(0, BINS - 1)  # NaN becomes a bin too: the loss then is NaN
         bins += masks.long() * BINS + patients.view(-1, 1, 1, 1) * (2 * BINS)
         if bins.is_cuda:  # bincount waits for the GPU to learn the number of bins; both sums are exact
             one = torch.ones(1, dtype=torch.int64, device=bins.device)
-            self.histograms.index_add_(0, bins.flatten(), one.expand(bins.numel()))
+            pixels = one.expand(bins.numel()) if counted is None else counted.flatten().long()
+            self.histograms.index_add_(0, bins.flatten(), pixels)
         else:
-            self.histograms += torch.bincount(bins.flatten(), minlength=len(self.histograms))
+            flat = bins.flatten() if counted is None else bins[counted.bool()]
+            self.histograms += torch.bincount(flat, minlength=len(self.histograms))
 
     def reduce(self) -> None:
         """Sum over all ranks, in place."""

@@ -163,12 +163,13 @@ class TrainingSteps:
     def _step(self, images: int) -> None:
         buffers, own_images = self.buffers, len(range(self.rank, images, self.world))
         positions = buffers.order[buffers.begin + torch.arange(own_images, device=self.device)]
-        batch, masks = self.slices.batch(positions)
+        batch, labels = self.slices.batch(positions)
         if buffers.drawn is not None:
-            batch, masks = buffers.drawn[positions].apply(batch, masks)
+            batch, labels = buffers.drawn[positions].apply(batch, labels)
+        masks, counted = self.slices.lesions(labels)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             logits = self.network(batch.contiguous(memory_format=torch.channels_last))
-        losses = slice_losses(logits, masks, self.loss)
+        losses = slice_losses(logits, masks, self.loss, counted)
         total = losses.detach().sum().double()
         if not self.on_gpu:
             if self.world > 1:  # so that all ranks agree before the optimiser moves

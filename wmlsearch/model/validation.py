@@ -22,10 +22,12 @@ def count_predictions(
     counts = ValidationCounts(len(slices.patient_names), device)
     batch_size = validation_batch_size(device, slices.images[0].numel())
     for positions in torch.arange(rank, len(slices), world, device=device).split(batch_size):
-        images, masks = slices.batch(positions)
+        images, labels = slices.batch(positions)
+        masks, counted = slices.lesions(labels)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = unet(images.contiguous(memory_format=torch.channels_last))
-        counts.add(logits, masks, slices.patients[positions], slice_losses(logits, masks, loss))
+        losses = slice_losses(logits, masks, loss, counted)
+        counts.add(logits, masks, slices.patients[positions], losses, counted)
     return counts
 
 
