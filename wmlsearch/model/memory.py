@@ -89,9 +89,8 @@ def predict_peak_bytes(
     world = distributed.get_world_size() if several else 1
     images, graphs = largest_step(config, slices, world), count_cuda_graphs(config, slices, device, several)
     val_images = min(validation_batch_size(device, data.manifest.size**2), math.ceil(len(data.val) / world))
-    estimate = estimate_memory(
-        config, data.manifest.size, uses_bfloat16(precision, device), val_images, world, data.train.has_ignored
-    )
+    bfloat16, has_ignored = uses_bfloat16(precision, device), data.train.has_ignored
+    estimate = estimate_memory(config, data.manifest.size, bfloat16, val_images, world, has_ignored)
     in_use = bytes_in_use(device)  # after the count, which imports libraries that training needs too
     if device.type == "cuda" and not several and in_use + estimate.bytes(min(images, 2)) <= limit_bytes:
         estimate = measure_memory(config, data, precision)
@@ -103,8 +102,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Count the bytes of a training on images of `size` x `size` pixels, on one of `world` ranks. Allocates nothing.
 
-    `val_images` images are validated at a time. With `has_ignored` some of their pixels are ignored. The count leaves out what libraries take beside their results (the
-    workspace of convolutions, copies in another memory format).
+    `val_images` images are validated at a time. With `has_ignored` some of their pixels are ignored. The count leaves
+    out what libraries take beside their results (the workspace of convolutions, copies in another memory format).
     """
     shape = _shape(config, "loss")
     weights, gradients, one_image, two_images, validation = _count_tensor_bytes(

@@ -98,7 +98,7 @@ def check_memory_before_start(
     if device.type == "cuda":
         left -= 2 * len(manifest.slices) * manifest.size**2  # images and masks, 8 bit
     val_images = min(validation_batch_size(device, manifest.size**2), math.ceil(val / slots.workers))
-    estimate = estimate_memory(config, manifest.size, bfloat16, val_images, slots.workers)
+    estimate = estimate_memory(config, manifest.size, bfloat16, val_images, slots.workers, manifest.has_ignored)
     graphs = count_cuda_graphs(config, train, device, slots.workers > 1)
     need = add_process_overhead(estimate.bytes(largest_step(config, train, slots.workers), graphs), device)
     return MemoryFit(need, left, need / 2**20)
