@@ -1,3 +1,54 @@
-"""wmlsearch: distributed hyperparameter search for white matter lesion segmentation."""
+"""wmlsearch: distributed hyperparameter search for white matter lesion segmentation.
+
+The names below are the door for Python (`wmlsearch/api.py`). They are loaded when they are first used, so
+`import wmlsearch` takes no time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wmlsearch.api import (
+        Champion,
+        InputError,
+        Model,
+        Prediction,
+        Search,
+        Verdict,
+        load_model,
+        load_search,
+        phantom,
+        prepare,
+        resume,
+        tune,
+    )
 
 __version__ = "0.2.0"
+__all__ = [
+    "Champion",
+    "InputError",
+    "Model",
+    "Prediction",
+    "Search",
+    "Verdict",
+    "load_model",
+    "load_search",
+    "phantom",
+    "prepare",
+    "resume",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the door for Python when one of its names is used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("wmlsearch.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

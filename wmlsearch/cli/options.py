@@ -182,44 +182,23 @@ def settings_before_data(**values: Any) -> RunSettings:
 
 def epochs_for(data: Path, given: int | None) -> int:
     """Return the maximum number of epochs: the given one, or else that of the data, which is printed. InputError."""
-    from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, default_epochs
-    from wmlsearch.data.manifest import Manifest
+    from wmlsearch.workflows.search_choices import default_epochs
 
-    if given is not None:
-        return given
-    slices = len(Manifest.read(data).indices("train", kept_only=True))
-    epochs, steps = default_epochs(slices), -(-slices // PAPER_BATCH)
-    limit = {PAPER_EPOCHS: ", as in the paper", MAX_DEFAULT_EPOCHS: ", the most by default"}.get(epochs, "")
-    say(
-        f"epochs: at most {epochs}{limit}, since the paper trained {PAPER_STEPS:,} steps and an epoch of "
-        f"{slices} slices has {steps} (--epochs changes it)"
-    )
-    return epochs
+    return default_epochs(data, say) if given is None else given
 
 
 def space_to_search(space: str) -> SearchSpace:
     """Read a search space that has something to search. Raises InputError."""
-    from wmlsearch.config import InputError
-    from wmlsearch.space import SearchSpace
+    from wmlsearch.workflows import search_choices
 
-    ranges = SearchSpace.read(space)
-    if ranges.is_single_configuration:
-        raise InputError(
-            f"{space}: has only values and no ranges, so there is nothing to search; train it with "
-            f"`wmlsearch train {space}`"
-        )
-    return ranges
+    return search_choices.space_to_search(space)
 
 
 def uri_of(out: Path, given: str | None) -> str:
     """Return the URI of the MLflow store. Raises InputError if it cannot be one."""
-    from wmlsearch.tracking.sync import default_uri
-    from wmlsearch.tracking.uri import check_uri
+    from wmlsearch.workflows.search_choices import store_uri
 
-    uri = given or default_uri(out)
-    if given or out.is_dir():
-        check_uri(uri)
-    return uri
+    return store_uri(out, given)
 
 
 def experiment_of(name: str) -> str:

@@ -149,8 +149,8 @@ def _start(
     from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
     from wmlsearch.runs.names import SEARCH, default_name
-    from wmlsearch.runs.objectives import objective_warnings
     from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.search_choices import notes
     from wmlsearch.workflows.search_plan import SearchRequest
     from wmlsearch.workflows.tune import tune as run_search
 
@@ -165,13 +165,8 @@ def _start(
 
         sys.exit(tune_on_cluster(cluster, remote.given(), data, space, search.name, out, options.say))
     settings = options.settings(**{**values, "epochs": options.epochs_for(data, values["epochs"])})
-    if settings.sampler in ("gp", "cmaes") and settings.scheduler != "none":
-        options.say(
-            f"note: {settings.sampler} learns from completed trials only, and the scheduler stops most trials early; "
-            "consider --scheduler none"
-        )
-    for warning in objective_warnings(settings, bool(earlier)):
-        options.say(f"note: {warning}")
+    for note in notes(settings, bool(earlier)):
+        options.say(note)
     options.say(
         f"searching {space} on {data}: {settings.trials} trials of at most {settings.epochs} epochs, in {search.path}"
     )

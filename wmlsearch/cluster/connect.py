@@ -28,13 +28,33 @@ EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # set in the environment of all processes o
 def ray_session(address: str | None) -> Iterator[None]:
     """Connect to the cluster at `address`, or without one start an embedded Ray; both end with the block.
 
-    An embedded Ray neither joins nor disturbs other Rays of this machine. Raises InputError if the cluster does not
-    answer, and ConnectionError if the servers of an embedded Ray do not start in two attempts.
+    An embedded Ray neither joins nor disturbs other Rays of this machine. Where this process is connected to the
+    cluster already, as a notebook can be, it stays so. Raises InputError if the cluster does not answer, and
+    ConnectionError if the servers of an embedded Ray do not start in two attempts.
     """
-    with _connected(address) if address else _embedded(), quiet_raylets():
+    with _session(address), quiet_raylets():
         for name in ("ray.tune", "ray.train"):  # the run folder says what failed there, and why
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
+
+
+def own_address() -> str | None:
+    """Return the address of the Ray that this process is connected to, or None."""
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def _session(address: str | None) -> contextlib.AbstractContextManager[None]:
+    if not address:
+        return _embedded()
+    connected_to = own_address()
+    if connected_to is None:
+        return _connected(address)
+    if address not in (connected_to, "auto"):
+        raise InputError(
+            f"{address}: this process is connected to another Ray, at {connected_to}; call ray.shutdown() first, or "
+            "leave the address out"
+        )
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

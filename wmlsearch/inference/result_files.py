@@ -15,6 +15,7 @@ from PIL import Image
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import upright_slices
 from wmlsearch.data.reading import load_volume
+from wmlsearch.data.sources.source import NIFTI_TYPES
 from wmlsearch.data.stack import Array
 from wmlsearch.inference.inputs import InputImage
 from wmlsearch.inference.lesion_table import LESION_TABLE
@@ -42,16 +43,32 @@ def check_nothing_overwritten(out: Path, images: Sequence[InputImage]) -> None:
 
 def write_result_files(image: InputImage, prediction: Prediction, out: Path) -> None:
     """Write mask, probability map and overlay: NIfTI for a volume; for a picture PNG (0 and 255) and TIFF (floats)."""
+    _write_mask(image, prediction, out / image.mask_file)
     if image.source.is_nifti:
-        original = nib.load(image.path)
-        _write_nifti(prediction.mask, original, out / image.mask_file)
-        _write_nifti(prediction.probabilities, original, out / image.probability_file)
+        _write_nifti(prediction.probabilities, nib.load(image.path), out / image.probability_file)
     else:
-        _write_picture(Image.fromarray(prediction.mask[0] * np.uint8(255)), out / image.mask_file)
         _write_picture(Image.fromarray(prediction.probabilities[0]), out / image.probability_file)
     pictures = load_volume(image.source, prediction.geometry.axis).pictures
     masks = upright_slices(prediction.mask, prediction.geometry)
     _write_picture(draw_overlay(pictures, masks, prediction.geometry), out / image.overlay_file)
+
+
+def write_mask(image: InputImage, prediction: Prediction, path: Path) -> None:
+    """Write the mask alone. Raises InputError if the file exists, or its type is not that of the image's mask."""
+    types = NIFTI_TYPES if image.source.is_nifti else (".png",)
+    if not path.name.lower().endswith(types):
+        raise InputError(f"{path}: the mask of this image must be a {' or '.join(types)} file; name it so")
+    if path.exists():
+        raise InputError(f"{path}: exists already, and nothing is overwritten; name another file, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_mask(image, prediction, path)
+
+
+def _write_mask(image: InputImage, prediction: Prediction, path: Path) -> None:
+    if image.source.is_nifti:
+        _write_nifti(prediction.mask, nib.load(image.path), path)
+    else:
+        _write_picture(Image.fromarray(prediction.mask[0] * np.uint8(255)), path)
 
 
 def _write_nifti(data: Array, original: Any, path: Path) -> None:

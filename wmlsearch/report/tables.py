@@ -34,8 +34,8 @@ def write_tables(
         evaluation: on the sealed test, None before it was opened.
     """
     tables: dict[str, Sequence[Row]] = {
-        "leaderboard.csv": [_trial(rank, entry.path, entry.parent) for rank, entry in enumerate(board.trials, 1)],
-        "confirmation.csv": list(_final_runs(candidates, champion)),
+        "leaderboard.csv": trial_rows(board),
+        "confirmation.csv": final_run_rows(candidates, champion),
         "test_patients.csv": list(_unit_rows(evaluation)) if evaluation else [],
         "test_table.csv": list(_pooled_rows(evaluation)) if evaluation else [],
     }
@@ -59,6 +59,11 @@ def run_seconds(run: RunDir) -> float | None:
     """Return the seconds from a run's start to its end, None before that."""
     status = run.status()
     return status.ended - status.started if status.ended is not None else None
+
+
+def trial_rows(board: Leaderboard) -> list[Row]:
+    """Return a row for each trial, best first: how it ended, the metrics of its best epoch, its hyperparameters."""
+    return [_trial(rank, entry.path, entry.parent) for rank, entry in enumerate(board.trials, 1)]
 
 
 def _trial(rank: int, path: str, parent: str) -> Row:
@@ -87,6 +92,11 @@ def _epoch_cells(row: EpochRow | None) -> Row:
     return {"best_epoch": row.epoch, **{names.get(name, name): value for name, value in row.metrics.items()}}
 
 
+def final_run_rows(candidates: Sequence[Candidate], champion: str) -> list[Row]:
+    """Return a row for each final run. `champion` is the name of the champion, or ""."""
+    return list(_final_runs(candidates, champion))
+
+
 def _final_runs(candidates: Sequence[Candidate], champion: str) -> Iterator[Row]:
     for candidate in candidates:
         role = role_of(candidate, champion)
@@ -108,6 +118,16 @@ def _final_runs(candidates: Sequence[Candidate], champion: str) -> Iterator[Row]
                 "configuration_mean": candidate.mean,
                 "configuration_standard_error": candidate.standard_error,
             }
+
+
+def epoch_rows(runs: Sequence[RunDir]) -> list[Row]:
+    """Return a row for each epoch of each run: its name, what it is for, and the metrics of the epoch."""
+    rows: list[Row] = []
+    for run in runs:
+        record = run.record()
+        purpose = record.purpose or record.kind
+        rows += [{"run": record.name, "purpose": purpose, "epoch": row.epoch, **row.metrics} for row in run.rows()]
+    return rows
 
 
 def _unit_rows(evaluation: Evaluation) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ from wmlsearch.runs.files import write_text
 from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import plural
 from wmlsearch.verdict.scores import label_lesions
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The prediction of an image, and its row of the table of lesions."""
+
+    prediction: Prediction
+    row: LesionRow
 
 
 def predict_files(
@@ -50,17 +59,41 @@ def predict_files(
     rows: list[LesionRow] = []
     progress("predicting", 0, len(images))
     for done, (image, geometry) in enumerate(zip(images, geometries, strict=True), 1):
-        single = model.members[:1]
-        prediction = predict(single, image.source, threshold, geometry)
-        rows.append(_lesion_row(image, "model", single, prediction, "" if ensemble else image.mask_file))
+        predicted = predict_image(model, image, threshold, geometry=geometry)
+        rows.append(replace(predicted.row, mask="" if ensemble else image.mask_file))
         if ensemble:
-            ensemble_threshold = model.ensemble_threshold if threshold is None else threshold
-            prediction = predict(model.members, image.source, ensemble_threshold, geometry)
-            rows.append(_lesion_row(image, "ensemble", model.members, prediction, image.mask_file))
-        write_result_files(image, prediction, out)
+            predicted = predict_image(model, image, threshold, ensemble=True, geometry=geometry)
+            rows.append(predicted.row)
+        write_result_files(image, predicted.prediction, out)
         write_text(out / LESION_TABLE, lesion_csv(rows))
         progress("predicting", done, len(images))
     return rows
+
+
+def predict_image(
+    model: ExportedModel,
+    image: InputImage,
+    threshold: float | None = None,
+    ensemble: bool = False,
+    geometry: VolumeGeometry | None = None,
+) -> ImagePrediction:
+    """Predict one image with the model's first network, or with all of them together (`ensemble`).
+
+    Args:
+        model: Its networks.
+        image: The image, whose file is read.
+        threshold: None: the model's own, or that of the ensemble.
+        ensemble: Whether the probabilities of all networks are averaged.
+        geometry: Where the image is cut, if that is known already.
+
+    Raises InputError for an image that cannot be read or cut as the training data were.
+    """
+    members = model.members if ensemble else model.members[:1]
+    if threshold is None and ensemble:
+        threshold = model.ensemble_threshold
+    prediction = predict(members, image.source, threshold, geometry)
+    row = _lesion_row(image, "ensemble" if ensemble else "model", members, prediction, image.mask_file)
+    return ImagePrediction(prediction, row)
 
 
 def _check_images(model: ExportedModel, images: Sequence[InputImage], progress: Progress) -> list[VolumeGeometry]:

@@ -1,0 +1,286 @@
+"""The door for Python: what `import wmlsearch` gives, in a notebook too, and that it is what the commands do."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import wmlsearch
+from wmlsearch.api_options import BudgetKeywords, PrepareKeywords, SettingKeywords
+from wmlsearch.cli.tune import CHANGEABLE_ON_RESUME
+from wmlsearch.config import RunSettings
+from wmlsearch.data.prepare import PrepareOptions
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.workflows.model_lookup import find_model
+from wmlsearch.workflows.predict import predict_files
+
+SPACE = {
+    "depth": 2,
+    "base_channels": {"choices": [4, 8]},
+    "dropout": 0.0,
+    "loss": "bce_dice",
+    "learning_rate": {"low": 3e-3, "high": 1e-2, "log": True},
+}
+SMALL: dict[str, Any] = {
+    "trials": 2, "epochs": 2, "grace_epochs": 1, "confirm_top": 1, "confirm_seeds": 1, "final_runs": 1,
+    "forecast": False,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ the door
+
+
+def test_importing_it_imports_nothing_slow() -> None:
+    heavy = ("torch", "ray", "mlflow", "numpy", "optuna", "matplotlib", "pydantic", "nibabel", "pandas", "scipy")
+    code = f"import sys, wmlsearch; print(dir(wmlsearch), [name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" []\n")
+    assert "'load_search', 'phantom', 'prepare', 'resume', 'tune'" in done.stdout
+
+
+def test_its_names_are_there_and_no_others() -> None:
+    from wmlsearch import api
+
+    assert wmlsearch.__all__ == api.__all__
+    assert all(getattr(wmlsearch, name) is getattr(api, name) for name in wmlsearch.__all__)
+    assert all(getattr(wmlsearch, name).__doc__ for name in wmlsearch.__all__)
+    with pytest.raises(AttributeError, match="module 'wmlsearch' has no attribute 'predikt'"):
+        wmlsearch.predikt  # noqa: B018
+
+
+@pytest.mark.slow
+def test_type_checkers_see_it(tmp_path: Path) -> None:
+    assert (Path(wmlsearch.__file__).parent / "py.typed").is_file()
+    code = """
+import wmlsearch
+search = wmlsearch.tune("quick", data="prepared", trials=2, sampler="tpe")
+reveal_type(search.trials)
+reveal_type(wmlsearch.load_model(search).predict("flair.nii.gz").volume_ml)
+wmlsearch.tune("quick", trials="two")
+wmlsearch.prepare("raw", "out", plane="oblique")
+"""
+    (tmp_path / "notebook.py").write_text(code)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", "nul", "notebook.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = [line.split(": ", 2)[2] for line in done.stdout.splitlines() if line.startswith("notebook.py")]
+    assert lines[0].startswith('Revealed type is "pandas.'), done.stdout
+    assert lines[1] == 'Revealed type is "float | None"'
+    assert lines[2].startswith('Argument "trials" to "tune" has incompatible type "str"')
+    assert lines[3].startswith('Argument "plane" to "prepare" has incompatible type')
+
+
+def test_the_keywords_are_those_of_the_options() -> None:
+    assert set(PrepareKeywords.__annotations__) == {field.name for field in dataclasses.fields(PrepareOptions)}
+    assert set(SettingKeywords.__annotations__) == set(RunSettings.model_fields) - {"workers_per_trial"}
+    assert set(BudgetKeywords.__annotations__) == set(CHANGEABLE_ON_RESUME)
+
+
+def test_mistakes_are_input_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls: list[Any] = [
+        (lambda: wmlsearch.prepare("nowhere", "out"), "nowhere: no such file or folder; RAW must be "),
+        (lambda: wmlsearch.prepare(".", "out", size=1), "--size must be a whole number from 16 to 4096, but got 1"),
+        (
+            lambda: wmlsearch.prepare(".", "out", sise=1),
+            r"wmlsearch.prepare\(\) has no keyword 'sise'; it has allow_le",
+        ),
+        (lambda: wmlsearch.tune("quick", trials=0), "trials must be "),
+        (lambda: wmlsearch.tune("quick", trails=2), r"wmlsearch.tune\(\) has no keyword 'trails'; it has baseline, "),
+        (lambda: wmlsearch.tune({"depth": 3}), "space: has only values and no ranges, so there is nothing to search"),
+        (lambda: wmlsearch.tune("quick", data="no"), "no: no such folder; make it with `wmlsearch prepare RAW no`"),
+        (lambda: wmlsearch.resume("s", trials=3), "s: no search or run of this name in runs"),
+        (lambda: wmlsearch.load_search("s"), "s: no search or run of this name in runs"),
+        (lambda: wmlsearch.load_model("s"), "s: no search or run of this name in runs"),
+    ]
+    for call, message in calls:
+        with pytest.raises(wmlsearch.InputError, match=message):
+            call()
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_prepare_is_the_command(raw: Path, prepared: Path, tmp_path: Path) -> None:
+    stages = []
+    manifest = wmlsearch.prepare(
+        str(raw), tmp_path / "out", size=32, fit="resize", val_patients="04", jobs=1,
+        progress=lambda stage, done, total: stages.append((stage, done, total)),
+    )  # fmt: skip
+    for name in ("images.npy", "masks.npy", "manifest.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (prepared / name).read_bytes()
+    assert manifest.folds[0] == ("04",)
+    assert stages[0] == ("reading", 0, 8)
+    assert stages[-1] == ("cutting", 8, 8)
+
+
+# ------------------------------------------------------------------------------------------------------------ searches
+
+
+def test_a_search_that_was_loaded(searched: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = wmlsearch.load_search("s", out=searched.path.parent)
+    assert search == wmlsearch.load_search(searched.path) == wmlsearch.load_search(search)
+    assert (search.name, search.state, search.reason) == ("s", "completed", "")
+    assert search.settings.final_runs == 2
+    (row,) = searched.trial(0).rows()[-1:]
+    trials = search.trials
+    assert list(trials.index) == ["trial-0000"]
+    assert trials.loc["trial-0000", "depth"] == 2
+    assert trials.loc["trial-0000", "val_dice_patients_best"] == max(
+        one.metrics["val_dice_patients_best"] or 0 for one in searched.trial(0).rows()
+    )
+    curves = search.curves
+    assert list(curves.columns[:3]) == ["run", "purpose", "epoch"]
+    assert curves.groupby("purpose").size().to_dict() == {"judgement": 12, "trial": 6}
+    wide = curves.pivot(index="epoch", columns="run", values="val_loss")
+    assert list(wide.columns) == ["trial-0000", "trial-0000-run0", "trial-0000-run1"]
+    assert wide.loc[6, "trial-0000"] == row.metrics["val_loss"]
+    assert search.champion == wmlsearch.Champion("trial-0000", searched.trial(0).record().config, "It is the champion.")
+    assert not search.champion.is_baseline
+    assert list(search.final_runs["role"]) == ["champion", "champion"]
+    assert (search.verdict, search.report) == (None, None), "the sealed test is closed"
+
+
+def test_a_search_without_an_epoch(searched: SearchDir, tmp_path: Path) -> None:
+    new = SearchDir.create(tmp_path / "new", searched.record().model_copy(update={"name": "new"}))
+    search = wmlsearch.load_search(new.path)
+    assert search.state == "running"
+    assert search.trials.empty
+    assert search.curves.empty
+    assert search.final_runs.empty
+    assert search.champion is None
+
+
+def test_missing_numbers_are_nan() -> None:
+    from wmlsearch.api import _frame
+
+    frame = _frame([{"run": "a", "dice": None, "state": None}, {"run": "b", "dice": 1, "state": "good"}], "run")
+    assert frame["dice"].dtype == float
+    assert np.isnan(frame.loc["a", "dice"])
+    assert frame.loc["b", "state"] == "good"
+    assert isinstance(frame, pd.DataFrame)
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+@pytest.fixture
+def flair(raw: Path) -> Path:
+    return next(raw.rglob("sub-01*_FLAIR.nii.gz"))
+
+
+@pytest.fixture
+def model(searched: SearchDir) -> wmlsearch.Model:
+    return wmlsearch.load_model(wmlsearch.load_search(searched.path), runs=searched.path.parent)
+
+
+def test_a_prediction_is_the_commands(model: wmlsearch.Model, searched: SearchDir, flair: Path, tmp_path: Path) -> None:
+    out = tmp_path / "command"
+    single, ensemble = predict_files(find_model("s", searched.path.parent, ""), [flair], out, ensemble=True)
+    prediction = model.predict(flair)
+    assert set(model.names) == {"trial-0000-run0", "trial-0000-run1"}
+    assert prediction.volume_ml == ensemble.volume_ml
+    assert prediction.volume_ml is not None
+    assert prediction.volume_ml > 0, "the fixture finds lesions"
+    assert (prediction.lesions, prediction.threshold) == (ensemble.lesions, ensemble.threshold)
+    assert prediction.area_pixels is None
+    files = prediction.save(tmp_path / "saved")
+    assert {file.name for file in files} == {file.name for file in out.iterdir()} - {"lesions.csv"}
+    for file in files:
+        assert file.read_bytes() == (out / file.name).read_bytes(), file.name
+    image: Any = nib.load(files[0])
+    assert np.array_equal(np.asarray(image.dataobj), prediction.mask)
+    assert np.array_equal(image.affine, prediction.affine)
+    assert prediction.probabilities.shape == prediction.mask.shape == image.shape
+    assert np.array_equal(prediction.mask, prediction.probabilities >= prediction.threshold)
+    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    assert prediction.volume_ml == pytest.approx(prediction.mask.sum() * voxel_ml)
+    assert model.predict(str(flair), single=True).volume_ml == single.volume_ml
+    assert model.predict(flair, threshold=0.999).mask.sum() < prediction.mask.sum()
+    assert "array" not in repr(model)
+
+
+def test_a_nibabel_image(model: wmlsearch.Model, flair: Path, tmp_path: Path) -> None:
+    """With a scale in its header, changed in memory, without a file, and of another type."""
+    image: Any = nib.load(flair)
+    expected = model.predict(flair)
+    for given in image, nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine):
+        prediction = model.predict(given)
+        assert np.array_equal(prediction.probabilities, expected.probabilities)
+    scaled = nib.Nifti1Image(image.get_fdata() * 0.37 + 5, image.affine)
+    scaled.set_data_dtype(np.int16)
+    scaled.to_filename(tmp_path / "scaled.nii.gz")
+    from_file = model.predict(tmp_path / "scaled.nii.gz")
+    assert np.array_equal(model.predict(nib.load(tmp_path / "scaled.nii.gz")).probabilities, from_file.probabilities)
+    mgh = nib.MGHImage(np.asarray(image.dataobj, np.float32), image.affine)
+    assert np.array_equal(model.predict(mgh).mask, expected.mask)
+    files = model.predict(scaled).save(tmp_path / "out", name="patient")
+    assert [file.name for file in files] == [
+        "patient_mask.nii.gz", "patient_probability.nii.gz", "patient_overlay.png",
+    ]  # fmt: skip
+
+
+def test_a_turned_volume_comes_back_on_its_own_grid(model: wmlsearch.Model, flair: Path) -> None:
+    image: Any = nib.load(flair)
+    expected = model.predict(flair)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("PSR")
+    )
+    turned = image.as_reoriented(turn)
+    prediction = model.predict(turned)
+    assert prediction.mask.shape == turned.shape != image.shape
+    assert prediction.affine is not None
+    assert np.array_equal(prediction.affine, turned.affine)
+    assert prediction.volume_ml == pytest.approx(expected.volume_ml)
+    back = nib.Nifti1Image(prediction.mask, prediction.affine).as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("PSR"), nib.orientations.io_orientation(image.affine)
+        )
+    )
+    assert np.array_equal(np.asarray(back.dataobj), expected.mask)
+
+
+def test_the_mask_alone_and_nothing_overwritten(model: wmlsearch.Model, flair: Path, tmp_path: Path) -> None:
+    prediction = model.predict(flair)
+    file = tmp_path / "new" / "lesions.nii.gz"
+    assert prediction.save(file) == (file,)
+    assert [path.name for path in file.parent.iterdir()] == ["lesions.nii.gz"]
+    saved: Any = nib.load(file)
+    assert np.array_equal(np.asarray(saved.dataobj), prediction.mask)
+    with pytest.raises(wmlsearch.InputError, match=r"lesions\.nii\.gz: exists already, and nothing is overwritten"):
+        prediction.save(file)
+    with pytest.raises(wmlsearch.InputError, match=r"lesions.png: the mask of this image must be a .nii or .nii.gz"):
+        prediction.save(tmp_path / "lesions.png")
+    prediction.save(tmp_path / "folder")
+    with pytest.raises(wmlsearch.InputError, match="already, and nothing is overwritten"):
+        prediction.save(tmp_path / "folder")
+
+
+def test_what_is_no_image_is_refused(model: wmlsearch.Model, flair: Path, tmp_path: Path) -> None:
+    with pytest.raises(wmlsearch.InputError, match="must be a path or a nibabel image, but is a ndarray; make a nib"):
+        model.predict(np.zeros((3, 3, 3)))
+    with pytest.raises(wmlsearch.InputError, match="no such file or folder; check the path"):
+        model.predict(tmp_path / "none.nii.gz")
+    with pytest.raises(wmlsearch.InputError, match="threshold: must be a number above 0 and below 1, but got 1"):
+        model.predict(flair, threshold=1)
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "picture.png")
+    with pytest.raises(wmlsearch.InputError, match="is a picture, but the model was trained on volumes"):
+        model.predict(tmp_path / "picture.png")
+
+
+def test_a_model_of_each_kind(searched: SearchDir, tmp_path: Path) -> None:
+    runs = searched.path.parent
+    for given, names in (
+        ("s", {"trial-0000-run0", "trial-0000-run1"}),
+        (searched.trial(0).path, {"trial-0000"}),
+        (searched.model("champion").export, {"trial-0000-run0", "trial-0000-run1"}),
+    ):
+        model = wmlsearch.load_model(given, runs=runs)
+        assert set(model.names) == names
+        assert {config.depth for config in model.configs} == {2}

@@ -1,0 +1,505 @@
+"""The door for Python: what the commands do, for notebooks and scripts.
+
+```python
+import wmlsearch
+
+wmlsearch.prepare("raw", "prepared", plane="axial")
+search = wmlsearch.tune("quick", data="prepared", trials=12)
+search.trials                      # a pandas DataFrame
+wmlsearch.load_model(search).predict("flair.nii.gz").save("predicted")
+```
+
+Each function reads its arguments and calls one workflow, as each command does. Everything that is returned is read from
+the run folder, so a search of the command line is the same object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from wmlsearch.api_options import BudgetKeywords, PrepareKeywords, SettingKeywords
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.phantom import write_phantom as phantom
+from wmlsearch.data.prepare import PrepareOptions
+from wmlsearch.data.prepare import prepare as _prepare
+from wmlsearch.data.sources.source import is_nifti, is_picture, stem
+from wmlsearch.inference.export import ExportedModel
+from wmlsearch.inference.inputs import InputImage, find_images
+from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
+from wmlsearch.inference.trained_model import check_threshold
+from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
+from wmlsearch.runs.checks import open_search
+from wmlsearch.runs.evaluation import Verdict
+from wmlsearch.runs.folders import SearchDir, check_name, check_new
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import PAPER, SEARCH, default_name
+from wmlsearch.runs.progress import Progress
+from wmlsearch.verdict.champion import read_candidates
+from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
+from wmlsearch.workflows.model_lookup import find_model
+from wmlsearch.workflows.observer import Observer
+from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.predict import ImagePrediction, predict_image
+from wmlsearch.workflows.search_choices import default_epochs, notes, space_to_search, store_uri
+from wmlsearch.workflows.search_plan import ResumeRequest, SearchRequest
+from wmlsearch.workflows.tune import resume as _resume
+from wmlsearch.workflows.tune import tune as _tune
+
+if TYPE_CHECKING:
+    from wmlsearch.data.stack import Array
+
+__all__ = [
+    "Champion",
+    "InputError",
+    "Model",
+    "Prediction",
+    "Search",
+    "Verdict",
+    "load_model",
+    "load_search",
+    "phantom",
+    "prepare",
+    "resume",
+    "tune",
+]
+
+AnyPath = str | os.PathLike[str]
+Say = Callable[[str], None]
+RUNS = "runs"  # the folder of all runs, as on the command line
+
+
+def _no_progress(_step: str, _done: int, _total: int) -> None:
+    """Show nothing."""
+
+
+# ----------------------------------------------------------------------------------------------------------- searches
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The configuration that a search selected."""
+
+    name: str  # "trial-0007", or "paper": the baseline configuration, if nothing better was found
+    config: TrialConfig
+    sentence: str  # why it is the champion
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing better than the baseline configuration was found."""
+        return self.name == PAPER
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search, running or ended. Each property reads its folder anew.
+
+    Every property raises `InputError` for a folder that is damaged or gone.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the search: that of its folder."""
+        return self.path.name
+
+    @property
+    def state(self) -> str:
+        """`running`, `completed`, `interrupted` (to be resumed) or `failed`."""
+        return self._folder.state
+
+    @property
+    def reason(self) -> str:
+        """Why the search ended before all its trials were done, or ""."""
+        return self._folder.status().reason
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings of the search."""
+        return self._folder.record().settings
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row for each trial, best first, by name: how it ended, the metrics of its best epoch, its hyperparameters.
+
+        The columns are those of the report's `leaderboard.csv`. The learning rate of the best epoch is
+        `learning_rate_then`; `learning_rate` is the hyperparameter.
+        """
+        return _frame(trial_rows(leaderboard(self._folder)), "trial")
+
+    @property
+    def final_runs(self) -> pd.DataFrame:
+        """A row for each final run, by name: those that chose the champion, and those that are judged.
+
+        The columns are those of the report's `confirmation.csv`.
+        """
+        champion = self.champion
+        rows = final_run_rows(read_candidates(self._folder), champion.name if champion else "")
+        return _frame(rows, "run")
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """A row for each epoch of each trial and final run: `run`, `purpose`, `epoch`, and the metrics of the epoch.
+
+        `purpose` is `trial`, `selection` or `judgement`. To plot a metric:
+        `search.curves.pivot(index="epoch", columns="run", values="val_dice_best").plot()`.
+        """
+        return _frame(epoch_rows([*self._folder.trials(), *self._folder.finals()]), None)
+
+    @property
+    def champion(self) -> Champion | None:
+        """The configuration that the selection runs chose; None before that, and in a search without a baseline."""
+        selection = self._folder.selection()
+        candidates = {candidate.name: candidate for candidate in read_candidates(self._folder)} if selection else {}
+        if selection is None or selection.champion not in candidates:
+            return None
+        return Champion(selection.champion, candidates[selection.champion].config, selection.sentence)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the champion is better than the baseline on the sealed test patients; `sentence` has the numbers.
+
+        None before the sealed test was opened. It stays closed where the champion is the baseline configuration.
+        """
+        evaluation = self._folder.evaluation()
+        return evaluation.verdict if evaluation else None
+
+    @property
+    def report(self) -> Path | None:
+        """The page of the report; None before it is written."""
+        page = self._folder.report / "index.html"
+        return page if page.is_file() else None
+
+    @property
+    def _folder(self) -> SearchDir:
+        return SearchDir(self.path)
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], index: str | None) -> pd.DataFrame:
+    """Return a table of rows, in which a column of numbers has NaN where a number is missing."""
+    frame = pd.DataFrame.from_records([dict(row) for row in rows])
+    for name in frame.columns:
+        values = frame[name].dropna()
+        if frame[name].dtype == object and all(type(value) in (int, float) for value in values):
+            frame[name] = frame[name].astype(float)
+    return frame if index is None or frame.empty else frame.set_index(index)
+
+
+def prepare(
+    raw: AnyPath, out: AnyPath, *, progress: Progress | None = None, **options: Unpack[PrepareKeywords]
+) -> Manifest:
+    """Turn raw FLAIR images and masks into a prepared data set, as `wmlsearch prepare` does.
+
+    In a script, call it below `if __name__ == "__main__":`, because large volumes are read by several processes.
+
+    Args:
+        raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
+        out: Folder to write; must not exist, or be empty.
+        progress: Called as `progress(stage, done, total)` after each volume.
+        options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
+
+    Returns:
+        The manifest of the prepared data set: its volumes, slices, patients and folds.
+
+    Raises:
+        InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
+    """
+    values: dict[str, Any] = dict(options)
+    for name, value in values.items():
+        if name.endswith("_patients"):
+            values[name] = (value,) if isinstance(value, str) else tuple(value)
+        elif name == "pseudonyms" and value is not None:
+            values[name] = Path(value)
+    _check_keywords("prepare", values, PrepareKeywords.__annotations__)
+    return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress)
+
+
+def tune(
+    space: AnyPath | Mapping[str, Any] = "unet",
+    *,
+    data: AnyPath | None = None,
+    name: str | None = None,
+    out: AnyPath = RUNS,
+    warm_start: Sequence[AnyPath | Search] = (),
+    workers_per_trial: int = 1,
+    gpus_per_worker: float | None = None,
+    trials_per_gpu: int | Literal["auto"] = 1,
+    ray_address: str | None = None,
+    storage: str | None = None,
+    mlflow_uri: str | None = None,
+    say: Say = print,
+    progress: Progress = _no_progress,
+    **settings: Unpack[SettingKeywords],
+) -> Search:
+    """Search for a better configuration than the baseline, as `wmlsearch tune` does, and return when it has ended.
+
+    Interrupting it (Ctrl-C, or a notebook's stop button) ends the search cleanly, and it is returned; `resume` goes on.
+    Where this process is connected to a Ray already, the search runs there and leaves it running. Otherwise it starts
+    a Ray of its own and ends it.
+
+    Args:
+        space: A shipped search space (`unet`, `quick`), a file of ranges, or a mapping such as
+            `{"depth": {"choices": [3, 4]}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}`.
+        data: Folder of a prepared data set. None: the built-in phantom, prepared in `out`.
+        name: Name of the search. None: `search-DATE-TIME`.
+        out: Folder of all runs.
+        warm_start: Earlier searches to learn from.
+        workers_per_trial: Ray Train workers of each trial.
+        gpus_per_worker: GPUs of each worker. None: one where there are GPUs.
+        trials_per_gpu: Trials that share a GPU; "auto" measures the fastest number.
+        ray_address: Address of a Ray cluster. None: `RAY_ADDRESS`, the Ray of this process, or an embedded one.
+        storage: Folder or URI for checkpoints that all machines reach. None: `WMLSEARCH_STORAGE`, or the run folders.
+        mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or a SQLite file in `out`.
+        say: Called with each message. `print` shows them.
+        progress: Called as `progress(step, done, total)` while data are prepared and the sealed test is evaluated.
+        settings: Those of `RunSettings`, such as `trials=20`, `epochs=18` or `scheduler="none"`. Without `epochs` they
+            are as many as give the steps of the paper's training, which is said.
+
+    Raises:
+        InputError: For what cannot run, before a folder is made.
+    """
+    runs = Path(out)
+    ranges = space_to_search(space if isinstance(space, Mapping) else Path(space))
+    _check_keywords("tune", settings, SettingKeywords.__annotations__)
+    chosen: dict[str, Any] = {key: value for key, value in settings.items() if key != "epochs" or value is not None}
+    if "objectives" in chosen:
+        chosen["objectives"] = list(chosen["objectives"])
+    RunSettings.from_mapping(chosen)  # refused before data are made
+    search = SearchDir(runs / check_name(name or default_name(SEARCH)))
+    check_new(search.path)
+    earlier = [_find_search(one, runs) for one in warm_start]
+    uri = store_uri(runs, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    folder = Path(data) if data is not None else ensure_builtin_phantom(runs, progress)
+    checked = RunSettings.from_mapping({"epochs": chosen.get("epochs") or default_epochs(folder, say), **chosen})
+    for note in notes(checked, bool(earlier)):
+        say(note)
+    placement = _placement(ray_address, storage)
+    placement = replace(
+        placement,
+        workers_per_trial=workers_per_trial,
+        gpus_per_worker=gpus_per_worker,
+        trials_per_gpu=trials_per_gpu,
+    )
+    request = SearchRequest(ranges, checked, folder, placement, earlier)
+    outcome = _tune(search, request, uri, Observer(say=say, progress=progress))
+    _say_mlflow_problem(search, outcome.mlflow_problem, say)
+    return Search(search.path)
+
+
+def resume(
+    search: AnyPath | Search,
+    *,
+    out: AnyPath = RUNS,
+    data: AnyPath | None = None,
+    ray_address: str | None = None,
+    storage: str | None = None,
+    mlflow_uri: str | None = None,
+    say: Say = print,
+    progress: Progress = _no_progress,
+    **budgets: Unpack[BudgetKeywords],
+) -> Search:
+    """Go on with a search that was stopped or that died, as `wmlsearch tune --resume` does.
+
+    Args:
+        search: The search, its folder, or its name in `out`.
+        out: Folder of all runs.
+        data: Folder of the prepared data set, if it was moved.
+        ray_address: As of `tune`.
+        storage: Folder or URI of the checkpoints, if it was moved.
+        mlflow_uri: As of `tune`.
+        say: Called with each message.
+        progress: Called as `progress(step, done, total)` while the sealed test is evaluated.
+        budgets: Other budgets than before, such as `trials=40`.
+
+    Raises:
+        InputError: For what cannot be resumed.
+    """
+    _check_keywords("resume", budgets, BudgetKeywords.__annotations__)
+    runs = Path(out)
+    folder = _find_search(search, runs)
+    record = folder.record()
+    settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
+    placement = _placement(ray_address, storage)
+    request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
+    uri = store_uri(folder.path.parent, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    outcome = _resume(folder, request, uri, Observer(say=say, progress=progress))
+    _say_mlflow_problem(folder, outcome.mlflow_problem, say)
+    return Search(folder.path)
+
+
+def load_search(path: AnyPath | Search, *, out: AnyPath = RUNS) -> Search:
+    """Return a search, running or ended, by its folder or by its name in `out`.
+
+    Raises:
+        InputError: If there is none, or one of its files is damaged.
+    """
+    return Search(_find_search(path, Path(out)).path)
+
+
+def _find_search(search: AnyPath | Search, runs: Path) -> SearchDir:
+    return open_search(str(search.path if isinstance(search, Search) else Path(search)), runs)
+
+
+def _placement(ray_address: str | None, storage: str | None) -> Placement:
+    """Return where a search runs: at an address, or on the Ray that this process is connected to."""
+    address = ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None and "ray" in sys.modules:
+        from wmlsearch.cluster.connect import own_address
+
+        address = own_address()
+    return Placement(address, storage or os.environ.get("WMLSEARCH_STORAGE"))
+
+
+def _say_mlflow_problem(search: SearchDir, problem: str, say: Say) -> None:
+    if problem:
+        say(
+            f"warning: MLflow does not have all results ({problem}); to send them later: wmlsearch sync {search.name} "
+            f"--out {search.path.parent}"
+        )
+
+
+def _check_keywords(function: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
+    """Raises InputError for keywords that a function does not have."""
+    if unknown := [name for name in given if name not in allowed]:
+        raise InputError(
+            f"wmlsearch.{function}() has no keyword {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(sorted(allowed))}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The lesions that a model predicts in one image, on the image's own grid."""
+
+    probabilities: Array  # of lesion, float32: (i, j, k), or (rows, columns) of a picture
+    mask: Array  # uint8 of the same shape: 1 where the probability is at least `threshold`
+    threshold: float
+    lesions: int  # their number; voxels that touch at a corner belong together
+    volume_ml: float | None  # of all lesions together; None for 2-D pictures
+    area_pixels: int | None  # of all lesions together; None for volumes
+    affine: Array | None  # (4, 4), from voxels to mm; None for 2-D pictures
+    _image: Any = field(repr=False, compare=False)  # the path or nibabel image that was predicted
+    _result: ImagePrediction = field(repr=False, compare=False)
+
+    def save(self, path: AnyPath, name: str | None = None) -> tuple[Path, ...]:
+        """Write the prediction, and return the files. Nothing is overwritten.
+
+        Args:
+            path: A file (`lesions.nii.gz`; of a picture `lesions.png`): the mask is written there. Otherwise a folder,
+                which gets what `wmlsearch predict` writes: mask, probability map, and an overlay to look at.
+            name: What the names of the files in a folder begin with. None: the name of the image.
+
+        Raises:
+            InputError: If a file exists already, or cannot be the mask of this image.
+        """
+        target = Path(path)
+        with _as_file(self._image) as file:
+            if is_nifti(target) or is_picture(target):
+                write_mask(InputImage(file, stem(target)), self._result.prediction, target)
+                return (target,)
+            image = InputImage(file, name or stem(file))
+            check_nothing_overwritten(target, [image])
+            target.mkdir(parents=True, exist_ok=True)
+            write_result_files(image, self._result.prediction, target)
+        return tuple(target / file for file in (image.mask_file, image.probability_file, image.overlay_file))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: one network, or several whose probabilities are averaged."""
+
+    _networks: ExportedModel = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the runs that trained its networks, the best one first."""
+        return tuple(member.name for member in self._networks.members)
+
+    @property
+    def configs(self) -> tuple[TrialConfig, ...]:
+        """The configuration of each network."""
+        return tuple(member.config for member in self._networks.members)
+
+    def predict(self, image: Any, *, threshold: float | None = None, single: bool = False) -> Prediction:
+        """Segment the lesions of one image.
+
+        Args:
+            image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image.
+            threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
+            single: Use the first network alone, which takes less time.
+
+        Raises:
+            InputError: For an image that cannot be read, or not be cut as the training data were.
+        """
+        if threshold is not None:
+            check_threshold(threshold, "threshold")
+        ensemble = len(self._networks.members) > 1 and not single
+        with _as_file(image) as file:
+            result = predict_image(self._networks, find_images([file])[0], threshold, ensemble)
+            opened: Any = nib.load(file) if is_nifti(file) else None
+        prediction, row = result.prediction, result.row
+        is_picture_stack = prediction.voxel_mm is None
+        return Prediction(
+            prediction.probabilities[0] if is_picture_stack else prediction.probabilities,
+            prediction.mask[0] if is_picture_stack else prediction.mask,
+            prediction.threshold,
+            row.lesions,
+            row.volume_ml,
+            row.area_pixels,
+            None if opened is None else np.array(opened.affine),
+            image,
+            result,
+        )
+
+
+def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str | None = None) -> Model:
+    """Load a trained model, as `wmlsearch predict` does.
+
+    Args:
+        model: A search (its champion, or its best trial while it has none), by object, folder or name; a run's or a
+            trial's folder; what `wmlsearch export` wrote; or a registered model, such as `models:/wml-unet@champion`.
+        runs: Folder of all runs, in which names are looked up.
+        mlflow_uri: MLflow registry of `models:/` names. None: `MLFLOW_TRACKING_URI`, or the SQLite file in `runs`.
+
+    Raises:
+        InputError: If there is no such model, or it is damaged.
+    """
+    uri = store_uri(Path(runs), mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    return Model(find_model(os.fspath(model.path if isinstance(model, Search) else model), Path(runs), uri))
+
+
+@contextlib.contextmanager
+def _as_file(image: Any) -> Iterator[Path]:
+    """Yield the path of an image: the given one, or that of a temporary file with a nibabel image.
+
+    Raises InputError for anything else. The file's voxels are those of the image, without another rounding.
+    """
+    if isinstance(image, str | os.PathLike):
+        yield Path(image)
+        return
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise InputError(
+            f"the image must be a path or a nibabel image, but is a {type(image).__name__}; make a nibabel image of an "
+            "array with nibabel.Nifti1Image(array, affine)"
+        )
+    voxels = np.asanyarray(image.dataobj)
+    named = Path(image.get_filename() or "image.nii")
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-") as folder:
+        file = Path(folder) / f"{stem(named)}.nii"
+        nib.Nifti1Image(voxels, image.affine, dtype=voxels.dtype).to_filename(file)
+        yield file

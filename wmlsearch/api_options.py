@@ -1,0 +1,62 @@
+"""The keywords of the door for Python, typed, so that editors complete them and type checkers check them.
+
+What each means, and its default, stands at the field of the same name: of `PrepareOptions`, or of `RunSettings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+
+class PrepareKeywords(TypedDict, total=False):
+    """Keywords of `wmlsearch.prepare`: the options of `wmlsearch prepare`."""
+
+    plane: Literal["sagittal", "axial", "coronal", "native"] | None
+    size: int
+    keep: Literal["brain", "lesion", "all"]
+    fit: Literal["crop", "resize"]
+    split: Literal["patient", "image"]
+    train_patients: Sequence[str]
+    val_patients: Sequence[str]
+    test_patients: Sequence[str]
+    folds: int | None
+    allow_leakage: bool
+    mask_threshold: float | None
+    seed: int
+    protocol: Literal["paper"] | None
+    patient_pattern: str | None
+    jobs: int | None
+    pseudonyms: str | Path | None
+
+
+class BudgetKeywords(TypedDict, total=False):
+    """Keywords of `wmlsearch.resume`: the settings of a search that may change when it goes on."""
+
+    trials: int
+    max_hours: float | None
+    max_gpu_hours: float | None
+    max_epochs_total: int | None
+    target_dice: float | None
+    max_checkpoint_gb: float | None
+    trial_timeout: float | None
+
+
+class SettingKeywords(BudgetKeywords, total=False):
+    """Keywords of `wmlsearch.tune`: the settings of a search."""
+
+    epochs: int | None
+    seed: int
+    precision: Literal["auto", "bfloat16", "float32"]
+    objective: str
+    objectives: Sequence[str]
+    sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"]
+    scheduler: Literal["asha", "hyperband", "median", "none", "pbt"]
+    grace_epochs: int
+    reduction_factor: int
+    baseline: bool
+    confirm_top: int
+    confirm_seeds: int
+    final_runs: int
+    forecast: bool

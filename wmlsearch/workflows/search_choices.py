@@ -1,0 +1,60 @@
+"""The choices that a user leaves open in a search or training, and notes about those that suit each other badly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, InputError, RunSettings
+from wmlsearch.config import default_epochs as epochs_of_slices
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.objectives import objective_warnings
+from wmlsearch.space import SearchSpace
+
+
+def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
+    """Return a search space that has something to search: a shipped one, a file's, or that of a mapping. InputError."""
+    source = "space" if isinstance(space, Mapping) else str(space)
+    ranges = SearchSpace.from_mapping(space, source) if isinstance(space, Mapping) else SearchSpace.read(space)
+    if ranges.is_single_configuration:
+        raise InputError(
+            f"{source}: has only values and no ranges, so there is nothing to search; train it with "
+            f"`wmlsearch train {source}`"
+        )
+    return ranges
+
+
+def default_epochs(data: Path, say: Callable[[str], None]) -> int:
+    """Return the maximum number of epochs for a prepared data set, and say why. Raises InputError."""
+    slices = len(Manifest.read(data).indices("train", kept_only=True))
+    epochs, steps = epochs_of_slices(slices), -(-slices // PAPER_BATCH)
+    limit = {PAPER_EPOCHS: ", as in the paper", MAX_DEFAULT_EPOCHS: ", the most by default"}.get(epochs, "")
+    say(
+        f"epochs: at most {epochs}{limit}, since the paper trained {PAPER_STEPS:,} steps and an epoch of "
+        f"{slices} slices has {steps} (--epochs changes it)"
+    )
+    return epochs
+
+
+def notes(settings: RunSettings, warm_start: bool) -> list[str]:
+    """Return notes about settings that are allowed but of little use together."""
+    texts = objective_warnings(settings, warm_start)
+    if settings.sampler in ("gp", "cmaes") and settings.scheduler != "none":
+        texts.insert(
+            0,
+            f"{settings.sampler} learns from completed trials only, and the scheduler stops most trials early; "
+            "consider --scheduler none",
+        )
+    return [f"note: {text}" for text in texts]
+
+
+def store_uri(out: Path, given: str | None) -> str:
+    """Return the URI of the MLflow store: the given one, or that beside the runs. Raises InputError."""
+    from wmlsearch.tracking.sync import default_uri
+    from wmlsearch.tracking.uri import check_uri
+
+    uri = given or default_uri(out)
+    if given or out.is_dir():
+        check_uri(uri)
+    return uri
