@@ -44,8 +44,9 @@ from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.evaluation import Verdict
 from wmlsearch.runs.folders import SearchDir, check_name, check_new
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.names import PAPER, SEARCH, default_name
+from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
+from wmlsearch.tracking.experiments import check_experiment_name
 from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
 from wmlsearch.workflows.model_lookup import find_model
@@ -239,6 +240,7 @@ def tune(
     ray_address: str | None = None,
     storage: str | None = None,
     mlflow_uri: str | None = None,
+    experiment: str | None = None,
     say: Say = print,
     progress: Progress = _no_progress,
     **settings: Unpack[SettingKeywords],
@@ -262,6 +264,7 @@ def tune(
         ray_address: Address of a Ray cluster. None: `RAY_ADDRESS`, the Ray of this process, or an embedded one.
         storage: Folder or URI for checkpoints that all machines reach. None: `WMLSEARCH_STORAGE`, or the run folders.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or a SQLite file in `out`.
+        experiment: MLflow experiment. None: `MLFLOW_EXPERIMENT_NAME`, or `wmlsearch`.
         say: Called with each message. `print` shows them.
         progress: Called as `progress(step, done, total)` while data are prepared and the sealed test is evaluated.
         settings: Those of `RunSettings`, such as `trials=20`, `epochs=18` or `scheduler="none"`. Without `epochs` they
@@ -281,6 +284,7 @@ def tune(
     check_new(search.path)
     earlier = [_find_search(one, runs) for one in warm_start]
     uri = store_uri(runs, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    mlflow_experiment = check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
     folder = Path(data) if data is not None else ensure_builtin_phantom(runs, progress)
     checked = RunSettings.from_mapping({"epochs": chosen.get("epochs") or default_epochs(folder, say), **chosen})
     for note in notes(checked, bool(earlier)):
@@ -292,7 +296,7 @@ def tune(
         gpus_per_worker=gpus_per_worker,
         trials_per_gpu=trials_per_gpu,
     )
-    request = SearchRequest(ranges, checked, folder, placement, earlier)
+    request = SearchRequest(ranges, checked, folder, placement, earlier, mlflow_experiment)
     outcome = _tune(search, request, uri, Observer(say=say, progress=progress))
     _say_mlflow_problem(search, outcome.mlflow_problem, say)
     return Search(search.path)
