@@ -53,8 +53,8 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
                 check(run)
                 mark_dead_runs(run)
                 sent[run.name] = sync_run(run, uri, experiment)
-                if experiment is not None and (there := experiment_name(connect(uri), run)) != experiment:
-                    elsewhere[run.name] = there
+                if experiment is not None and (kept := experiment_name(connect(uri), run)) != experiment:
+                    elsewhere[run.name] = kept
             except (InputError, OSError) as error:
                 if not answers(uri):  # the other runs would fail in the same way
                     raise
@@ -63,8 +63,8 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     where = without_password(uri)
     if sent:
         options.say(f"{where} has all of {', '.join(sent)} ({sum(sent.values())} MLflow runs)")
-    for stays, there in elsewhere.items():
-        options.say(f"note: {stays} stays in the experiment {there!r}, where {where} had it already")
+    for run_name, kept in elsewhere.items():
+        options.say(f"note: {run_name} stays in the experiment {kept!r}, where {where} had it already")
     if len(problems) == 1:
         raise next(iter(problems.values()))
     if problems:

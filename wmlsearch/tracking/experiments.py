@@ -72,8 +72,10 @@ def active_experiments(client: MlflowClient, roots: Iterable[AnyDir]) -> list[Ex
     for root in roots:
         with contextlib.suppress(InputError):  # a damaged folder
             names[root.record().experiment or EXPERIMENT] = None
-    found = [client.get_experiment_by_name(name) for name in names or [EXPERIMENT]]
-    return [experiment for experiment in found if experiment is not None and experiment.lifecycle_stage != DELETED]
+    experiments = [client.get_experiment_by_name(name) for name in names or [EXPERIMENT]]
+    return [
+        experiment for experiment in experiments if experiment is not None and experiment.lifecycle_stage != DELETED
+    ]
 
 
 def artifact_location(uri: str, root: AnyDir) -> str | None:
