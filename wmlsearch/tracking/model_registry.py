@@ -13,6 +13,7 @@ from wmlsearch.tracking.client import connect, why
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 MODEL = "wml-unet"
 ARTIFACT = "model"  # the folder of a run's artifacts that holds the exported model
@@ -60,6 +61,8 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
     try:
         client = connect(tracking_uri)
         models = _registered(client)
+        if name in models:  # servers before MLflow 2.10 leave aliases out of lists
+            models[name] |= _by_alias(client.get_registered_model(name))
         version = models.get(name, {}).get(f"@{alias}" if alias else f"/{number}")
         if version is None:
             names = ", ".join(f"{SCHEME}{model}{suffix}" for model, suffixes in models.items() for suffix in suffixes)
@@ -83,7 +86,12 @@ def _registered(client: MlflowClient) -> dict[str, dict[str, str]]:
     """Return the versions of all models: by model, then by suffix ("@champion", "/3")."""
     models: dict[str, dict[str, str]] = {}
     for model in client.search_registered_models():
-        models[model.name] = {f"@{alias}": str(version) for alias, version in sorted(model.aliases.items())}
+        models[model.name] = _by_alias(model)
     for version in sorted(client.search_model_versions(), key=lambda version: int(version.version)):
         models.setdefault(version.name, {})[f"/{version.version}"] = str(version.version)
     return models
+
+
+def _by_alias(model: RegisteredModel) -> dict[str, str]:
+    """Return the versions of a model that have aliases, by suffix ("@champion")."""
+    return {f"@{alias}": str(version) for alias, version in sorted(model.aliases.items())}
