@@ -79,7 +79,7 @@ def link(path: Path, target: str | Path) -> None:
 
 def outside(flair: Path, _: Path) -> None:
     shutil.move(flair.parent, "elsewhere")
-    flair.parent.symlink_to(Path("elsewhere").absolute())
+    flair.parent.symlink_to("/etc/ssl")
 
 
 def unreadable(why: str) -> str:
@@ -93,7 +93,6 @@ def of_kind(dtype: Any) -> Change:
 NAME = FLAIR.name
 ENDED = "Compressed file ended before the end-of-stream marker was reached"
 RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
-LEADS_OUT = "must lie inside the data folder, but a link or '..' leads out; copy it in"
 
 FAULTS: dict[str, tuple[Change, str]] = {
     "empty": (cut(0), unreadable(f"Empty file: '{NAME}'")),
@@ -204,9 +203,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda *_: Path("raw/sub-99").symlink_to("sub-99"),
         "sub-99: the link leads nowhere; correct or delete it",
     ),
-    "a link to /etc/passwd": (lambda flair, _: link(flair, "/etc/passwd"), f"{FLAIR}: {LEADS_OUT}"),
-    "a mask that leads out": (lambda _, mask: link(mask, "/etc/passwd"), f"{MASK}: {LEADS_OUT}"),
-    "a folder that leads out": (outside, f"{FLAIR}: {LEADS_OUT}"),
+    "a link to /etc/passwd": (
+        lambda flair, _: link(flair, "/etc/passwd"),
+        unreadable(f"File {NAME} is not a gzip file"),
+    ),
+    "a folder that leads to no images": (
+        outside,
+        f"sub-01/ses-1: no FLAIR image for the mask {MASK}; add sub-01/ses-1/anat/sub-01_FLAIR.nii.gz",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data.sources import discover
+from wmlsearch.data.sources import Choices, discover
 
 
 def bids(root: Path, names: list[str]) -> None:
@@ -43,15 +43,14 @@ def test_bids_faults_all_at_once(tmp_path: Path) -> None:
     (tmp_path / "d/sub-6/anat/a_FLAIR.nii").symlink_to(tmp_path / "d/sub-6/anat/a_FLAIR.nii")
     with pytest.raises(InputError) as error:
         discover(tmp_path / "d")
-    assert error.value.headline == f"{tmp_path / 'd'}: 6 faults, nothing was written"
+    assert error.value.headline == f"{tmp_path / 'd'}: 5 faults, nothing was written"
     assert error.value.faults == (
         "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz",
+        "sub-4: no FLAIR image for the mask derivatives/x/sub-4/a_mask.nii; add sub-4/anat/sub-4_FLAIR.nii.gz",
         "sub-2: must have exactly one FLAIR image, but has 2 (sub-2/anat/a_FLAIR.nii, "
         "sub-2/anat/b_FLAIR.nii); keep one",
         "sub-3/ses-1/anat/a_FLAIR.nii: must have exactly one mask, but has 2 (derivatives/x/sub-3/ses-1/a_mask.nii, "
-        "derivatives/y/sub-3/ses-1/b_mask.nii); keep one",
-        "sub-4: no FLAIR image for the mask derivatives/x/sub-4/a_mask.nii; add sub-4/anat/sub-4_FLAIR.nii.gz",
-        "sub-5/anat/a_FLAIR.nii: must lie inside the data folder, but a link or '..' leads out; copy it in",
+        "derivatives/y/sub-3/ses-1/b_mask.nii); choose with --mask-select derivative=x or --mask-select derivative=y",
         "sub-6/anat/a_FLAIR.nii: no such file; correct the path or the link",
     )
 
@@ -83,7 +82,6 @@ def test_table_faults_all_at_once(tmp_path: Path) -> None:
         "table.csv, line 5: no mask; name its file",
         "table.csv, line 6: a.nii is in line 2 already; remove one",
         "table.csv, line 7: x.bmp: must be NIfTI, PNG, TIFF or JPEG",
-        "../outside.nii: must lie inside the data folder, but a link or '..' leads out; copy it in",
         "gone.nii: no such file; correct the path or the link",
     )
     with pytest.raises(
@@ -99,22 +97,22 @@ def test_images_and_masks_of_equal_names(tmp_path: Path) -> None:
     bids(tmp_path, [f"{kind}/p{p}_m{t}_{i}.{end}" for kind, end in (("images", "jpg"), ("masks", "png"))
                     for p, t, i in ((1, 0, 2), (1, 0, 10), (1, 6, 1), (2, 0, 1))])  # fmt: skip
     bids(tmp_path, ["images/.hidden.png", "images/notes.txt"])
-    sources = discover(tmp_path, r"^(?P<patient>p\d)_m(?P<timepoint>\d)")
+    sources = discover(tmp_path, Choices(r"^(?P<patient>p\d)_m(?P<timepoint>\d)"))
     assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in sources] == [
         ("p1", "0", ["p1_m0_2.jpg", "p1_m0_10.jpg"]),
         ("p1", "6", ["p1_m6_1.jpg"]),
         ("p2", "0", ["p2_m0_1.jpg"]),
     ]
-    assert [s.patient for s in discover(tmp_path, r"(p\d)")] == ["p1", "p2"]
+    assert [s.patient for s in discover(tmp_path, Choices(r"(p\d)"))] == ["p1", "p2"]
     assert [s.patient for s in discover(tmp_path)] == [""] * 4
     with pytest.raises(InputError, match="needs one group, the patient"):
-        discover(tmp_path, "p1")
+        discover(tmp_path, Choices("p1"))
     with pytest.raises(InputError, match="not a regular expression"):
-        discover(tmp_path, "(")
+        discover(tmp_path, Choices("("))
     with pytest.raises(
         InputError, match=r"images/p1_m0_10.jpg: --patient-pattern '\(q\)' finds no patient in the name"
     ):
-        discover(tmp_path, "(q)")
+        discover(tmp_path, Choices("(q)"))
     bids(tmp_path, ["images/only.png", "masks/lonely.png", "images/p2_m0_1.png"])
     with pytest.raises(InputError) as error:
         discover(tmp_path)
@@ -129,7 +127,7 @@ def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     bids(tmp_path, [f"{kind}/{'a' * 60}!.png" for kind in ("images", "masks")])
     monkeypatch.setattr("wmlsearch.data.sources.patient_pattern.TIMEOUT_S", 1.0)
     with pytest.raises(InputError) as error:
-        discover(tmp_path, r"^((?:a+)+)$")
+        discover(tmp_path, Choices(r"^((?:a+)+)$"))
     assert str(error.value) == (
         "--patient-pattern '^((?:a+)+)$': takes more than 1 s on 1 name; write it without a repetition within a "
         "repetition, such as '^(p[0-9]+)_'"

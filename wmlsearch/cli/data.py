@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from wmlsearch.cli import options
+from wmlsearch.cli.options import say
 from wmlsearch.config import InputError
 
 
@@ -72,7 +73,27 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 
 @click.command(short_help="Turn raw images and masks into a prepared data set.")
 @click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show which images and masks would be taken, which not and why. Writes nothing, and needs no OUT.",
+)
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Which image of a scan, where there are several: a BIDS entity (acq=3D), derivative=FOLDER, suffix=T2w, "
+    "name='*PATTERN*', or channel=0 of nnU-Net and MONAI. none is the value of what a name lacks. May be repeated; of "
+    "several values of a key the first is preferred.",
+)
+@click.option(
+    "--mask-select",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Which mask of a scan: desc=rater1, derivative=FOLDER, suffix=dseg and so on. A mask that names something "
+    "else than lesions is taken only if it is asked for.",
+)
 @click.option(
     "--plane",
     type=click.Choice(["sagittal", "axial", "coronal", "native"]),
@@ -136,7 +157,7 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 @click.option(
     "--patient-pattern",
     metavar="REGEX",
-    help="Finds the patient in a file name (images/ and masks/).",
+    help="Finds the patient in a file name (images/ and masks/, nnU-Net, MONAI).",
 )
 @click.option(
     "--protocol", type=click.Choice(["paper"]), help="paper: sagittal, annotated slices only, image-level split."
@@ -154,11 +175,13 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 )
 @click.option("--jobs", type=int, help="Processes.  [default: by cores and size of the files]")
 @options.seed
-def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, **options: Any) -> None:
+def prepare(
+    raw: Path, out: Path | None, dry_run: bool, pseudonymise: bool, pseudonyms: Path | None, **options: Any
+) -> None:
     """Turn raw FLAIR images and masks into a prepared data set: sliced, cropped, scaled, split, checked.
 
-    RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask, and site or scanner if known), or a folder with
-    images/ and masks/. The test patients are sealed in OUT/sealed, the others are dealt into folds. Slices that are in
+    RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask, and site or scanner if known), an nnU-Net folder,
+    a MONAI or Decathlon list (datalist.json), or a folder with images/ and masks/. The test patients are sealed in OUT/sealed, the others are dealt into folds. Slices that are in
     two splits or folds are refused, also as JPEG, scaled, shifted or mirrored copies, and so are patients under two
     names (p1 and P01).
 
@@ -166,6 +189,7 @@ def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, *
     """
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.cli.data_tables import show_manifest
+    from wmlsearch.cli.dry_run import show_discovery
     from wmlsearch.data.prepare import PrepareOptions
     from wmlsearch.data.prepare import prepare as prepare_data
 
@@ -173,11 +197,19 @@ def prepare(raw: Path, out: Path, pseudonymise: bool, pseudonyms: Path | None, *
         options[name] = tuple(part.strip() for part in (options[name] or "").split(",") if part.strip())
     for name in ("lesion", "ignore"):
         options[f"{name}_labels"] = _labels(f"--{name}-label", options[f"{name}_labels"])
+    if dry_run:
+        show_discovery(console(), raw, PrepareOptions(**options).choices)
+        return
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.")
     if pseudonymise and pseudonyms is None:
         pseudonyms = out.absolute().with_name(f"{out.absolute().name}-pseudonyms.json")
+    notes: list[str] = []
     bar, advance = progress_bar(console())
     with bar:
-        manifest = prepare_data(raw, out, PrepareOptions(**options, pseudonyms=pseudonyms), advance)
+        manifest = prepare_data(raw, out, PrepareOptions(**options, pseudonyms=pseudonyms), advance, notes.append)
+    for note in notes:
+        say(f"note: {note}")
     show_manifest(console(), out, manifest)
     if pseudonyms is not None:
         click.echo(f"the table of pseudonyms is {pseudonyms}; keep it apart from {out}, and do not pass it on")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from wmlsearch.data.prepare_options import PrepareOptions
 from wmlsearch.data.pseudonyms import PseudonymTable
 from wmlsearch.data.slice_similarity import SliceSignature, slice_signatures
 from wmlsearch.data.slice_writer import SliceWriter, VolumeTask
-from wmlsearch.data.sources import Source, discover
+from wmlsearch.data.sources import Source, survey
 from wmlsearch.data.split import SPLITS, assign
 from wmlsearch.data.worker_pool import CallEach, worker_pool
 from wmlsearch.runs.files import atomic_folder, check_output_folder
@@ -65,7 +65,13 @@ class _SliceSplit:
     certificate: Certificate
 
 
-def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | None = None) -> Manifest:
+def prepare(
+    raw: Path,
+    out: Path,
+    options: PrepareOptions,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Manifest:
     """Write the prepared data set of a raw data set, and return its manifest.
 
     Args:
@@ -73,6 +79,7 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
         out: Folder to write; must not exist, or be empty.
         options: See `PrepareOptions`.
         progress: Called as `progress(stage, done, total)` after each volume, stage "reading" and then "cutting".
+        tell: Called with each remark on how the files of the raw data set were understood.
 
     Raises:
         InputError: With all faults of the raw data, or where the options do not suit them. On any failure nothing is
@@ -81,7 +88,12 @@ def prepare(raw: Path, out: Path, options: PrepareOptions, progress: Progress | 
     report = progress or _no_progress
     check_output_folder(out)
     table = _open_pseudonyms(out, options.pseudonyms)
-    scans = _discover(raw, options, table)
+    discovery = survey(raw, options.choices).check()
+    for note in discovery.notes if tell else ():
+        tell(note)
+    if discovery.test_patients and options.split == "patient" and not options.test_patients:
+        options = replace(options, test_patients=discovery.test_patients)
+    scans = _named_scans(discovery.sources, table)
     drawn = _draw_patients(scans, options) if options.split == "patient" else {}
     used = [scan for scan in scans if options.split == "image" or scan.source.patient in drawn]
     plane = _choose_plane(raw, used, options.plane)
@@ -128,8 +140,7 @@ def _open_pseudonyms(out: Path, path: Path | None) -> PseudonymTable | None:
     return PseudonymTable(path)
 
 
-def _discover(raw: Path, options: PrepareOptions, table: PseudonymTable | None) -> list[_Scan]:
-    sources = discover(raw, options.patient_pattern)
+def _named_scans(sources: Sequence[Source], table: PseudonymTable | None) -> list[_Scan]:
     if table is None:
         return [_Scan(source, source) for source in sources]
     scans = [_Scan(source, shown) for source, shown in zip(sources, table.rename(sources), strict=True)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from wmlsearch.config import InputError
 from wmlsearch.data.geometry import PLANES
 from wmlsearch.data.labels import MaskRule
+from wmlsearch.data.sources.choices import Choices, selection_faults
 
 PAPER_PROTOCOL = {"plane": "sagittal", "keep": "lesion", "split": "image"}  # what `--protocol paper` stands for
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -43,7 +44,9 @@ class PrepareOptions:
     ignore_labels: tuple[float, ...] = ()  # of the masks, left out of training and every score
     seed: int = 0  # of the split
     protocol: str | None = None  # paper: sagittal, annotated slices only, image-level split
-    patient_pattern: str | None = None  # regular expression for a folder with images/ and masks/
+    patient_pattern: str | None = None  # regular expression that finds the patient in file names without a layout's own
+    select: tuple[str, ...] = ()  # KEY=VALUE: which image of a scan, where there are several
+    mask_select: tuple[str, ...] = ()  # KEY=VALUE: which mask of a scan
     jobs: int | None = None  # processes; None: chosen by the number of cores and the size of the files
     pseudonyms: Path | None = None  # file of the table by which patients are renamed; None: they keep their ids
 
@@ -58,6 +61,7 @@ class PrepareOptions:
             if value is not None and not (isinstance(value, int) and low <= value <= high):
                 faults.append(f"--{name} must be a whole number from {low} to {high}, but got {value!r}")
         faults += self.mask_rule.faults()
+        faults += selection_faults("--select", self.select) + selection_faults("--mask-select", self.mask_select)
         if self.split == "image" and not self.allow_leakage:
             faults.append(
                 "--split image puts slices of one patient into train and test, so results look better than they are "
@@ -75,6 +79,11 @@ class PrepareOptions:
     def mask_rule(self) -> MaskRule:
         """Which values of the raw masks are lesions, and which are ignored."""
         return MaskRule(self.mask_threshold, self.lesion_labels, self.ignore_labels)
+
+    @property
+    def choices(self) -> Choices:
+        """The options that choose among the files of a raw data set."""
+        return Choices(self.patient_pattern, self.select, self.mask_select)
 
     @property
     def has_folds(self) -> bool:

@@ -6,52 +6,81 @@ To add a layout, write a module with a `Layout` (see `layout.py`): `matches` tel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.data.sources import bids, pairs, table
-from wmlsearch.data.sources.layout import Layout, RawData
+from wmlsearch.data.sources.choices import Choices
+from wmlsearch.data.sources.content import content_faults, uninstalled
+from wmlsearch.data.sources.findings import Discovery, Findings, Unused
+from wmlsearch.data.sources.layout import Layout, RawData, list_folders
 from wmlsearch.data.sources.source import Source, natural_key
-from wmlsearch.runs.wording import plural
 
-__all__ = ["LAYOUTS", "Source", "discover"]
+__all__ = ["LAYOUTS", "Choices", "Discovery", "Source", "Unused", "discover", "survey"]
 
 LAYOUTS = (table.LAYOUT, pairs.LAYOUT, bids.LAYOUT)  # the first that matches a path reads it
+MAX_ADVISED = 3  # folders named where RAW itself is none of the layouts
 
 
-def discover(raw: Path, patient_pattern: str | None = None) -> list[Source]:
+def discover(raw: Path, choices: Choices | None = None) -> list[Source]:
     """Return the volumes of a raw data set in natural order of patient, time point and file name.
 
     Raises:
-        InputError: With all images and masks that are missing, ambiguous or outside the data set, or where the path
-            has none of the known layouts.
+        InputError: With all images and masks that are missing or ambiguous, or where the path has none of the known
+            layouts.
     """
-    faults: list[str] = []
+    return list(survey(raw, choices).check().sources)
+
+
+def survey(raw: Path, choices: Choices | None = None) -> Discovery:
+    """Return what a raw data set holds: its volumes, what is not used, remarks and faults. Opens no image.
+
+    Raises:
+        InputError: Where the path has none of the known layouts, or cannot be read.
+    """
+    choices = choices or Choices()
+    findings = Findings()
     try:
         layout = _layout(raw)
-        sources = layout.find(RawData(raw, patient_pattern), faults)
+        sources = layout.find(RawData(raw, choices), findings)
+        findings.faults += content_faults(raw, sources)
     except OSError as error:
         raise InputError(
             f"{raw}: cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from None
-    if patient_pattern is not None and not layout.takes_patient_pattern:
-        faults.append("--patient-pattern is for a folder with images/ and masks/ only; leave it out")
-    faults += _path_faults(sources)
+    findings.faults += _option_faults(layout, choices)
     if len({source.is_nifti for source in sources}) > 1:
-        faults.append("NIfTI volumes and 2-D pictures must not be mixed, but both were found; prepare them apart")
-    if faults:
-        raise InputError(f"{raw}: {plural(len(faults), 'fault')}, nothing was written", faults)
-    if not sources:
-        raise InputError(
-            f"{raw}: no FLAIR image found; expected sub-*/[ses-*/]anat/*_FLAIR.nii.gz or rows in the table"
+        findings.faults.append(
+            "NIfTI volumes and 2-D pictures must not be mixed, but both were found; prepare them apart"
         )
-    return sorted(sources, key=_order)
+    return Discovery(
+        raw,
+        layout.description,
+        tuple(sorted(sources, key=_order)),
+        tuple(findings.unused),
+        tuple(findings.notes),
+        tuple(findings.faults),
+        tuple(sorted(set(findings.test_patients))),
+    )
 
 
 def _order(source: Source) -> tuple[object, object, object]:
     name = source.name(source.image[0])
     return natural_key(source.patient), natural_key(source.timepoint), natural_key(name)
+
+
+def _option_faults(layout: Layout, choices: Choices) -> list[str]:
+    """Return a line for each option that does nothing with this layout."""
+    faults = []
+    for option, is_given, attribute in (
+        ("--patient-pattern", choices.patient_pattern is not None, "takes_patient_pattern"),
+        ("--select", bool(choices.select), "takes_select"),
+        ("--mask-select", bool(choices.mask_select), "takes_mask_select"),
+    ):
+        if is_given and not getattr(layout, attribute):
+            users = " or ".join(other.description for other in LAYOUTS if getattr(other, attribute))
+            faults.append(f"{option} is for {users}, but RAW is {layout.description}; leave it out")
+    return faults
 
 
 def _layout(raw: Path) -> Layout:
@@ -60,31 +89,23 @@ def _layout(raw: Path) -> Layout:
             return layout
     *others, last = (layout.description for layout in LAYOUTS)
     rule = f"RAW must be {', '.join(others)} or {last}"
+    if inside := _data_sets_inside(raw):
+        names = " or ".join(str(path) for path in inside)
+        raise InputError(f"{raw}: {rule}; did you mean {names}?")
+    if absent := uninstalled(raw):
+        raise InputError(f"{raw}: {rule}", absent)
     raise InputError(f"{raw}: {rule if raw.exists() else f'no such file or folder; {rule}'}")
 
 
-def _path_faults(sources: Sequence[Source]) -> list[str]:
-    """Return a line for each file that does not exist or lies outside the data set."""
-    faults = []
-    for source in sources:
-        for path in (*source.image, *source.mask):
-            name = source.name(path)
-            if not _is_file(path):
-                faults.append(f"{name}: no such file; correct the path or the link")
-            elif name.startswith("../") or not _is_inside(source.root, path):
-                faults.append(f"{name}: must lie inside the data folder, but a link or '..' leads out; copy it in")
-    return faults
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long for a file
-        return False
-
-
-def _is_inside(root: Path, path: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        return False
+def _data_sets_inside(raw: Path) -> list[Path]:
+    """Return folders one or two levels below that have a layout, as many as are worth naming."""
+    found = []
+    children = [folder for folder in list_folders(raw) if not folder.name.startswith(".")]
+    for folder in [*children, *(inner for child in children for inner in list_folders(child))]:
+        if any(folder.is_relative_to(other) for other in found):
+            continue
+        if any(layout.matches(folder) for layout in LAYOUTS):
+            found.append(folder)
+        if len(found) == MAX_ADVISED:
+            break
+    return found

@@ -1,66 +1,246 @@
-"""BIDS: `sub-*/[ses-*/]anat/*_FLAIR.nii.gz`, each with one mask `derivatives/*/sub-*/[ses-*/]**/*_mask.nii.gz`."""
+"""BIDS: a FLAIR image and a mask of lesions for each session of each subject, chosen by the entities of their names.
+
+Images are the FLAIRs of `sub-*/[ses-*/]`, or those of derivatives where they are asked for or there is no other. Masks
+are in `derivatives/`, with or without folders for subjects and sessions, or beside the image.
+"""
 
 from __future__ import annotations
 
-import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
-from wmlsearch.data.sources.layout import Layout, RawData, list_files, list_folders
+from wmlsearch.data.sources.bids_files import RAW_DATA, BidsFolder, has_subjects
+from wmlsearch.data.sources.bids_masks import (
+    NAMED,
+    PLAIN,
+    Candidate,
+    LeftOut,
+    as_candidate,
+    choose_masks,
+    is_lesion_word,
+)
+from wmlsearch.data.sources.bids_names import BidsFile, entity_key
+from wmlsearch.data.sources.bids_participants import read_sites
+from wmlsearch.data.sources.choices import ABSENT, Selection
+from wmlsearch.data.sources.content import uninstalled
+from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.layout import Layout, RawData
 from wmlsearch.data.sources.source import Source
+from wmlsearch.runs.wording import plural
 
-FLAIR = ("_FLAIR.nii", "_FLAIR.nii.gz")
-MASK = ("_mask.nii", "_mask.nii.gz")
+FLAIR = "flair"  # suffix, case aside
+
+
+@dataclass
+class _Scan:
+    """The images and masks of one subject's session."""
+
+    patient: str  # with `sub-`
+    session: str
+    images: list[BidsFile] = field(default_factory=list)
+    masks: list[Candidate] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.patient}/ses-{self.session}" if self.session else self.patient
 
 
 def _matches(raw: Path) -> bool:
-    return any(folder.name.startswith("sub-") for folder in list_folders(raw))
+    return has_subjects(raw) or has_subjects(raw / RAW_DATA)
 
 
-def _find(raw: RawData, faults: list[str]) -> list[Source]:
-    root = raw.path
-    sources = []
-    for link in [path for path in sorted(root.glob("sub-*")) if path.is_symlink() and not path.exists()]:
-        faults.append(f"{link.name}: the link leads nowhere; correct or delete it")
-    for subject in [folder for folder in list_folders(root) if folder.name.startswith("sub-")]:
-        sessions = [folder for folder in list_folders(subject) if folder.name.startswith("ses-")]
-        for folder in [subject, *sessions]:
-            source = _scan(root, subject, folder, faults)
-            sources += [source] if source else []
+def _find(raw: RawData, findings: Findings) -> list[Source]:
+    folder = BidsFolder.open(raw.path)
+    images, masks = (_short_keys(selection) for selection in (raw.choices.images, raw.choices.masks))
+    findings.faults += [
+        f"{link.name}: the link leads nowhere; correct or delete it"
+        for link in sorted(folder.subjects.glob("sub-*"))
+        if link.is_symlink() and not link.exists()
+    ]
+    scans = _scans(folder, images, findings)
+    sites = read_sites(folder.subjects, findings)
+    take_plain = not any(mask.level == NAMED for scan in scans for mask in scan.masks)
+    choice = _Choice(folder, images, masks, take_plain, findings)
+    sources = [source for scan in scans if (source := choice.source(scan, sites))]
+    choice.report()
+    if findings.faults or not sources:
+        findings.faults += [line for path in {raw.path, folder.subjects} for line in uninstalled(path)]
     return sources
 
 
-def _scan(root: Path, subject: Path, folder: Path, faults: list[str]) -> Source | None:
-    """Return the one scan of a subject's or a session's folder; None, with a fault, where it is not exactly one."""
-    scan = folder.relative_to(root)
-    images = [path for path in list_files(folder / "anat") if path.name.endswith(FLAIR)]
-    masks = _masks(root, scan)
-    if not images and not masks:
-        return None
-    image_names, mask_names = (", ".join(str(path.relative_to(root)) for path in paths) for paths in (images, masks))
-    if not images:
-        faults.append(f"{scan}: no FLAIR image for the mask {mask_names}; add {scan}/anat/{subject.name}_FLAIR.nii.gz")
-    elif len(images) > 1:
-        faults.append(f"{scan}: must have exactly one FLAIR image, but has {len(images)} ({image_names}); keep one")
-    elif not masks:
-        faults.append(f"{image_names}: missing mask; add one file derivatives/*/{scan}/**/*_mask.nii.gz")
-    elif len(masks) > 1:
-        faults.append(f"{image_names}: must have exactly one mask, but has {len(masks)} ({mask_names}); keep one")
+def _short_keys(selection: Selection) -> Selection:
+    return Selection(selection.option, {entity_key(key): values for key, values in selection.wanted.items()})
+
+
+# ----------------------------------------------------------------------------------------------------- files to scans
+
+
+def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_Scan]:
+    """Return the sessions of all subjects, in order, with their images and masks."""
+    patients: dict[str, dict[str, _Scan]] = defaultdict(dict)
+    suffixes = {suffix.casefold() for suffix in images.wanted.get("suffix", (FLAIR,))}
+    ignored = []
+    for file in folder.files():
+        is_image = file.suffix.casefold() in suffixes and not _shows_lesions(file)
+        candidate = None if is_image else as_candidate(file)
+        if not is_image and candidate is None:
+            continue
+        # Masks often stand in .bidsignore only because the validator does not know their names.
+        if is_image and folder.is_ignored(file):
+            ignored.append(file.name)
+            findings.unused.append(Unused(file.name, "named in .bidsignore"))
+            continue
+        scan = patients[file.patient].setdefault(file.session, _Scan(file.patient, file.session))
+        if is_image:
+            scan.images.append(file)
+        elif candidate:
+            scan.masks.append(candidate)
+    if ignored:
+        findings.notes.append(f".bidsignore leaves out {plural(len(ignored), 'image')} ({first_names(ignored)})")
+    for sessions in patients.values():
+        _join_sessions(sessions, findings)
+    return [scan for _, sessions in sorted(patients.items()) for _, scan in sorted(sessions.items())]
+
+
+def _shows_lesions(file: BidsFile) -> bool:
+    return any(is_lesion_word(text) for text in (*file.words, *file.entities, *file.entities.values()))
+
+
+def _join_sessions(sessions: dict[str, _Scan], findings: Findings) -> None:
+    """Give masks that name no session to the only session with an image, and masks of a session to the only image."""
+    with_image = [name for name, scan in sessions.items() if scan.images]
+    if len(with_image) != 1:
+        return
+    (image_session,) = with_image
+    others = [name for name in sessions if name != image_session and sessions[name].masks]
+    if image_session and "" in others:
+        joined = ""
+    elif not image_session and len(others) == 1 and not sessions[""].masks:
+        joined = others[0]
     else:
-        timepoint = "" if folder == subject else folder.name.removeprefix("ses-")
-        return Source(patient_name(subject.name), timepoint, root, (images[0],), (masks[0],))
-    return None
+        return
+    sessions[image_session].masks += sessions.pop(joined).masks
 
 
-def _masks(root: Path, scan: Path) -> list[Path]:
-    """Return the masks of a subject or a session (`sub-1`, `sub-1/ses-2`) in all derivatives."""
-    masks = []
-    for derivative in list_folders(root / "derivatives"):
-        for folder, subfolders, files in os.walk(derivative / scan):
-            if len(scan.parts) == 1:  # a subject's own masks, not those of its sessions
-                subfolders[:] = [name for name in subfolders if not name.startswith("ses-")]
-            masks += [Path(folder, name) for name in files if name.endswith(MASK)]
-    return sorted(masks)
+# -------------------------------------------------------------------------------------------------- scans to sources
 
 
-LAYOUT = Layout("a BIDS folder (sub-*/)", _matches, _find)
+@dataclass
+class _Choice:
+    """Chooses the image and the mask of each scan, and collects what is ambiguous or missing."""
+
+    folder: BidsFolder
+    images: Selection
+    masks: Selection
+    take_plain: bool  # whether masks count whose names do not say what they show
+    findings: Findings
+    _ambiguous: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # faults, by what chooses
+    _not_selected: list[str] = field(default_factory=list)  # scans
+    _without_image: list[str] = field(default_factory=list)  # scans
+
+    def source(self, scan: _Scan, sites: Mapping[str, str]) -> Source | None:
+        """Return a scan's image and mask; None, with a fault or a note, where there is not one of each."""
+        image = self._image(scan)
+        if image is None:
+            return None
+        choice = choose_masks(scan.masks, image, self.masks, self.take_plain)
+        self.findings.unused += [Unused(one.file.name, one.reason) for one in choice.left_out]
+        if not choice.masks:
+            self._add_missing_mask(scan, image, choice.left_out)
+            return None
+        if len(choice.masks) > 1:
+            self._add_ambiguous(image.name, "mask", [one.file for one in choice.masks], self.masks)
+            return None
+        files = (image, choice.masks[0].file)
+        if wrong := [file for file in files if file.named_patient and f"sub-{file.named_patient}" != scan.patient]:
+            self.findings.faults += [
+                f"{file.name}: lies in the folder of {scan.patient}, but its name says sub-{file.named_patient}; "
+                "correct one of them"
+                for file in wrong
+            ]
+            return None
+        patient = patient_name(scan.patient)
+        image_path, mask_path = (file.path for file in files)
+        return Source(patient, scan.session, self.folder.root, (image_path,), (mask_path,), sites.get(patient, ""))
+
+    def report(self) -> None:
+        """Add to the findings what concerns several scans: a line for all that need the same choice."""
+        for how, faults in self._ambiguous.items():
+            others = f", and so do {plural(len(faults) - 1, 'more scan')}" if len(faults) > 1 else ""
+            self.findings.faults.append(f"{faults[0]}{others}; {how}")
+        if names := self._not_selected:
+            self.findings.notes.append(
+                f"{self.images.arguments()} leaves out {plural(len(names), 'scan')} ({first_names(names)})"
+            )
+        if names := self._without_image:
+            self.findings.notes.append(
+                f"{plural(len(names), 'scan')} without a FLAIR image left out ({first_names(names)})"
+            )
+        reasons = Counter(unused.reason.partition(";")[0] for unused in self.findings.unused)
+        if reasons:
+            texts = first_names([f"{reason}: {count}" for reason, count in reasons.most_common()])
+            files = plural(len(self.findings.unused), "file")
+            self.findings.notes.append(f"{files} not used ({texts}); `wmlsearch prepare --dry-run` lists them")
+
+    def _image(self, scan: _Scan) -> BidsFile | None:
+        """Return the scan's image: of those asked for the best, the subject's own before those of derivatives."""
+        ranked = [(match.rank, file) for file in scan.images if (match := self.images.match(file.properties))]
+        first = min((rank for rank, _ in ranked), default=())
+        best = [file for rank, file in ranked if rank == first]
+        best = [file for file in best if not file.derivative] or best
+        reason = "another image is taken" if best else f"not {self.images.arguments()}"
+        self.findings.unused += [Unused(file.name, reason) for file in scan.images if file not in best]
+        if len(best) == 1:
+            return best[0]
+        if best:
+            self._add_ambiguous(scan.name, "FLAIR image", best, self.images)
+        elif scan.images:
+            self._not_selected.append(scan.name)
+        elif masks := [one for one in scan.masks if one.level == NAMED or (one.level == PLAIN and self.take_plain)]:
+            names = ", ".join(one.file.name for one in masks)
+            self.findings.faults.append(
+                f"{scan.name}: no FLAIR image for the mask {names}; add {scan.name}/anat/{scan.patient}_FLAIR.nii.gz"
+            )
+        else:
+            self._without_image.append(scan.name)
+        return None
+
+    def _add_missing_mask(self, scan: _Scan, image: BidsFile, left_out: Sequence[LeftOut]) -> None:
+        fitting = [
+            f"{other.name} has a mask, take it with {_how_to_choose([other, image], '--select', 1)}"
+            for other in scan.images
+            if other is not image and choose_masks(scan.masks, other, self.masks, self.take_plain).masks
+        ]
+        near = [f"not taken: {', '.join(str(one) for one in left_out)}"] if left_out else []
+        rule = f"missing mask; add one file derivatives/*/{scan.name}/**/*_mask.nii.gz"
+        self.findings.faults.append("; ".join([f"{image.name}: {rule}", *near, *fitting]))
+
+    def _add_ambiguous(self, subject: str, noun: str, files: Sequence[BidsFile], selection: Selection) -> None:
+        names = ", ".join(file.name for file in files)
+        how = _how_to_choose(files, selection.option)
+        how = how if how == "keep one" else f"choose with {how}"
+        fault = f"{subject}: must have exactly one {noun}, but has {len(files)} ({names})"
+        self._ambiguous[how].append(fault)
+
+
+def _how_to_choose(files: Sequence[BidsFile], option: str, count: int | None = None) -> str:
+    """Return the options that choose each of several files, or the first `count` of them.
+
+    By one property in which all of them differ, if there is one; else by all in which some differ.
+    """
+    properties = [file.properties for file in files]
+    keys = dict.fromkeys(key for one in properties for key in one if key != "name")
+    values = {key: [one.get(key) or ABSENT for one in properties] for key in keys}
+    for key, ones in values.items():
+        if len(set(ones)) == len(ones):
+            return " or ".join(f"{option} {key}={value}" for value in ones[:count])
+    differing = {key: sorted(set(ones)) for key, ones in values.items() if len(set(ones)) > 1}
+    if differing:
+        return " and ".join(f"{option} {key}={'|'.join(ones)}" for key, ones in differing.items())
+    return "keep one"
+
+
+LAYOUT = Layout("a BIDS folder (sub-*/)", _matches, _find, takes_select=True, takes_mask_select=True)

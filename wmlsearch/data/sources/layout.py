@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from wmlsearch.data.sources.choices import Choices
+from wmlsearch.data.sources.findings import Findings
 from wmlsearch.data.sources.source import Source, is_nifti
 
 
@@ -14,21 +17,23 @@ class RawData:
     """What the user has given: the data set's path and the options that a layout may use."""
 
     path: Path
-    patient_pattern: str | None = None  # regular expression that finds the patient in a file name
+    choices: Choices = Choices()
 
 
 @dataclass(frozen=True)
 class Layout:
     """One way in which raw data sets are laid out on disk.
 
-    `find` returns the sources it can read and appends a line to its second argument for each fault, so that the user
-    learns of all faults at once. It raises InputError where no source can be found at all.
+    `find` returns the sources it can read and adds faults and remarks to its second argument, so that the user learns
+    of all at once. It raises InputError where no source can be found at all.
     """
 
     description: str  # completes "RAW must be ..."
     matches: Callable[[Path], bool]  # whether a path has this layout; must not open images
-    find: Callable[[RawData, list[str]], list[Source]]
+    find: Callable[[RawData, Findings], list[Source]]
     takes_patient_pattern: bool = False  # else `--patient-pattern` is refused
+    takes_select: bool = False  # else `--select` is refused
+    takes_mask_select: bool = False  # else `--mask-select` is refused
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,31 @@ def group_into_sources(
         else:
             sources.append(source)
     return sources
+
+
+def locate(folder: Path, text: str) -> Path:
+    """Return the file that a list names: relative to the list's folder, absolute, or from the user's home (~).
+
+    `..` is resolved as a person reads it. Where that is no file, it is resolved as the system does, which differs if
+    the folder is a link.
+    """
+    path = folder / Path(text).expanduser() if text.startswith("~/") else folder / text
+    plain = Path(os.path.normpath(path))
+    if ".." in path.parts and not os.path.lexists(plain) and os.path.lexists(path):
+        return Path(os.path.realpath(path.parent), path.name)
+    return plain
+
+
+def common_root(folder: Path, files: Iterable[Path]) -> Path:
+    """Return the folder to which files are named: the list's own, or where files lie elsewhere the one above all.
+
+    Names never lead out of it (no `..`), because the prepared data keep copies of test volumes by these names.
+    """
+    paths = [path if path.is_absolute() else path.absolute() for path in files]
+    home = Path(os.path.abspath(folder))
+    if all(path.is_relative_to(home) for path in paths):
+        return folder
+    return Path(os.path.commonpath([home, *(path.parent for path in paths)]))
 
 
 def list_folders(folder: Path) -> list[Path]:

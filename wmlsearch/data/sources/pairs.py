@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.findings import Findings
 from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources, list_files
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key, stem
@@ -21,13 +22,14 @@ def _matches(raw: Path) -> bool:
     return (raw / "images").is_dir() and (raw / "masks").is_dir()
 
 
-def _find(raw: RawData, faults: list[str]) -> list[Source]:
-    if raw.patient_pattern is not None:
-        check_pattern(raw.patient_pattern)
+def _find(raw: RawData, findings: Findings) -> list[Source]:
+    pattern, faults = raw.choices.patient_pattern, findings.faults
+    if pattern is not None:
+        check_pattern(pattern)
     images, masks = (_files_by_name(raw.path / folder) for folder in ("images", "masks"))
     faults += _pairing_faults(images, masks)
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
-    return group_into_sources(raw.path, _scans(pairs, raw.patient_pattern, faults), faults)
+    return group_into_sources(raw.path, _scans(pairs, pattern, faults), faults)
 
 
 def _files_by_name(folder: Path) -> dict[str, list[Path]]:

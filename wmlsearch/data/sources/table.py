@@ -1,4 +1,4 @@
-"""A CSV table with the columns patient, timepoint, image and mask; paths are relative to the table's folder.
+"""A CSV table with the columns patient, timepoint, image and mask; paths are relative to the table's folder, or absolute.
 
 Pictures of one patient and time point are slices of one volume, in the order of the rows. A column site or scanner, or
 both, says where a patient was scanned.
@@ -7,28 +7,36 @@ both, says where a patient was scanned.
 from __future__ import annotations
 
 import csv
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
-from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources
+from wmlsearch.data.sources.findings import Findings
+from wmlsearch.data.sources.layout import (
+    ImageAndMask,
+    Layout,
+    RawData,
+    Scan,
+    common_root,
+    group_into_sources,
+    locate,
+)
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture
 
 SITE_COLUMNS = ("site", "scanner")
 COLUMNS = ("patient", "timepoint", "image", "mask", *SITE_COLUMNS)
 
 
-def _find(raw: RawData, faults: list[str]) -> list[Source]:
-    table = raw.path
+def _find(raw: RawData, findings: Findings) -> list[Source]:
+    table, faults = raw.path, findings.faults
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
     sites: dict[Scan, str] = {}
     lines: dict[Path, int] = {}  # line of each image
     for line, row in _read(table):
         cells = {name: (row.get(name) or "").strip() for name in COLUMNS}
-        image, mask = (Path(os.path.normpath(table.parent / cells[name])) for name in ("image", "mask"))
+        image, mask = (locate(table.parent, cells[name]) for name in ("image", "mask"))
         if None in row:  # csv's name for cells beyond the header
             faults.append(f"{table.name}, line {line}: more cells than columns; quote names that hold a comma")
         row_faults = _cell_faults(cells)
@@ -44,14 +52,16 @@ def _find(raw: RawData, faults: list[str]) -> list[Source]:
         scan = Scan(patient, cells["timepoint"], "" if patient else cells["image"])
         scans[scan].append((image, mask))
         sites.setdefault(scan, " ".join(cells[name] for name in SITE_COLUMNS if cells[name]))
-    return group_into_sources(table.parent, scans, faults, sites)
+    files = [path for pairs in scans.values() for pair in pairs for path in pair]
+    return group_into_sources(common_root(table.parent, files), scans, faults, sites)
 
 
 def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
     """Return line number and cells, by column name in lower case, of each row. Raises InputError."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
+            delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+            reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             if repeated := sorted({name for name in header if name and header.count(name) > 1}):

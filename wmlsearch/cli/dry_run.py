@@ -1,0 +1,56 @@
+"""`wmlsearch prepare --dry-run`: what was found in a raw data set, what would be taken, and why the rest not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from wmlsearch.cli.options import say
+from wmlsearch.config import InputError
+from wmlsearch.data.sources import Choices, Discovery, Source, survey
+from wmlsearch.runs.wording import plural
+
+
+def show_discovery(console: Console, raw: Path, choices: Choices) -> None:
+    """Print the volumes of a raw data set, the files that are not used, and remarks.
+
+    Raises:
+        InputError: With the faults that `prepare` would refuse, after everything else is printed.
+    """
+    discovery = survey(raw, choices)
+    say(f"{raw} is read as {discovery.layout}")
+    if discovery.sources:
+        console.print(_table(discovery), highlight=False)
+    patients = len({source.patient for source in discovery.sources} - {""})
+    counts = [plural(len(discovery.sources), "scan"), *([plural(patients, "patient")] if patients else [])]
+    say(f"taken: {' of '.join(counts)}")
+    for unused in discovery.unused:
+        say(f"not used: {unused.name} ({unused.reason})")
+    for note in discovery.notes:
+        say(f"note: {note}")
+    if discovery.faults:
+        raise InputError(
+            f"{raw}: {plural(len(discovery.faults), 'fault')}, so it cannot be prepared yet", discovery.faults
+        )
+    discovery.check()
+    say("nothing was written; without --dry-run it would be prepared")
+
+
+def _table(discovery: Discovery) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    has_sites = any(source.site for source in discovery.sources)
+    for name in ("patient", "time point", "image", "mask", *(["site"] if has_sites else [])):
+        table.add_column(name, overflow="fold")
+    for source in discovery.sources:
+        patient = f"{source.patient or 'not known'}{' (test)' if source.patient in discovery.test_patients else ''}"
+        cells = [patient, source.timepoint, _files(source, source.image), _files(source, source.mask)]
+        table.add_row(*cells, *([source.site] if has_sites else []))
+    return table
+
+
+def _files(source: Source, paths: tuple[Path, ...]) -> str:
+    names = [source.name(path) for path in paths]
+    text = names[0] if len(names) == 1 else f"{names[0]} to {Path(names[-1]).name} ({len(names)} pictures)"
+    return text.encode(errors="backslashreplace").decode()  # file names may not be valid text

@@ -1,0 +1,105 @@
+"""List the NIfTI files of a BIDS data set by patient: those of the subjects' folders, and those of the derivatives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wmlsearch.data.sources.bids_names import BidsFile, read_name
+from wmlsearch.data.sources.layout import list_folders
+from wmlsearch.data.sources.source import is_nifti
+
+SUBJECT, SESSION, DERIVATIVES, RAW_DATA = "sub-", "ses-", "derivatives", "rawdata"
+IGNORE = ".bidsignore"
+
+
+@dataclass
+class BidsFolder:
+    """A BIDS data set: the folder that names are relative to, its subjects' folders, and the derivatives' folders."""
+
+    root: Path
+    subjects: Path  # holds sub-*: the root, or its folder rawdata
+    derivatives: tuple[Path, ...]
+    _ignored: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = self.subjects / IGNORE
+        self._ignored = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+    @classmethod
+    def open(cls, raw: Path) -> BidsFolder:
+        """Find the parts of a BIDS data set. A study may have its images in rawdata/, its derivatives beside it."""
+        subjects = raw if has_subjects(raw) or not has_subjects(raw / RAW_DATA) else raw / RAW_DATA
+        folders = {folder / DERIVATIVES: None for folder in (raw, subjects)}
+        if subjects == raw and raw.name == RAW_DATA and not (raw / DERIVATIVES).is_dir():
+            study = raw.absolute().parent
+            if (study / DERIVATIVES).is_dir():
+                return cls(study, study / RAW_DATA, (study / DERIVATIVES,))
+        return cls(raw, subjects, tuple(folder for folder in folders if folder.is_dir()))
+
+    def files(self) -> Iterator[BidsFile]:
+        """Yield the NIfTI files of all subjects, links to files that are not here included."""
+        for subject in list_folders(self.subjects):
+            if subject.name.startswith(SUBJECT):
+                for path, folders in walk(subject):
+                    yield read_name(self.root, path, subject.name, _session(folders), "")
+        for derivatives in self.derivatives:
+            for path, folders in walk(derivatives):
+                above = [i for i, name in enumerate(folders) if name.startswith(SUBJECT)]
+                place = above[-1] if above else len(folders)
+                subject_name = folders[place] if above else ""
+                file = read_name(self.root, path, subject_name, _session(folders[place:]), "/".join(folders[:place]))
+                if file.patient != SUBJECT:  # else nothing says whose it is, such as a template
+                    yield file
+
+    def is_ignored(self, file: BidsFile) -> bool:
+        """Whether `.bidsignore` leaves a file out. It has the form of a .gitignore."""
+        if not self._ignored or not file.path.is_relative_to(self.subjects):
+            return False
+        from pathspec import PathSpec
+
+        spec = PathSpec.from_lines("gitignore", self._ignored)
+        return bool(spec.match_file(file.path.relative_to(self.subjects).as_posix()))
+
+
+def has_subjects(folder: Path) -> bool:
+    return any(path.name.startswith(SUBJECT) for path in list_folders(folder))
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the NIfTI files below a folder, sorted, each with the names of the folders between.
+
+    Links to folders are followed, each folder once, under its own name rather than a link's.
+    """
+    yield from _walk(folder, [], set())
+
+
+def _walk(folder: Path, names: list[str], seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry)
+            elif is_nifti(Path(entry.name)):
+                yield Path(entry.path), names
+    for entry in sorted(folders, key=lambda entry: entry.is_symlink()):
+        yield from _walk(Path(entry.path), [*names, entry.name], seen)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _session(folders: list[str]) -> str:
+    return next((name.removeprefix(SESSION) for name in folders if name.startswith(SESSION)), "")

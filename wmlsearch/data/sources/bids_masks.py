@@ -1,0 +1,185 @@
+"""Tell from a BIDS file's name whether it is a mask of lesions, and if not, why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wmlsearch.data.sources.bids_names import BidsFile
+from wmlsearch.data.sources.choices import ABSENT, Selection, same_value
+
+_LESION = re.compile(r"(?i)lesion|wmh|wml|white-?matter-?hyperintens|flair-?hyperintens")
+_NO_LESION = re.compile(
+    r"(?i)(^|[^a-z])(non?|not|without|peri|exclu?d?e?s?|minus|normal)[-+]?(lesion|wmh|wml)"
+    r"|(lesion|wmh|wml)s?[-+]?(fill|inpaint|free|excl|prob|less|count|removed)"
+)
+_LESION_LABEL = re.compile(r"(?i)l|les")  # BIDS's own abbreviation of lesion, and the usual one
+_NEUTRAL = re.compile(  # says who made a mask or how, not what it shows
+    r"(?i)(rater|annotator|reader|observer|expert|radiologist|neurologist|manual|consensus|majority|staple|gt|ground-?truth"
+    r"|gold|gold-?standard|reference|ref|truth|final|edited|corrected|reviewed|binary|bin|clean|flair|t2-?flair|native|orig"
+    r"|v|version|seg|segmentation|mask|roi|label|labels|annotation)[a-z]?[0-9]*"
+)
+_OTHER = re.compile(  # names parts of a head, or programs that find them
+    r"(?i)brain|head|skull|scalp|(^|[^a-z])bet([^a-z]|$)|hd-?bet|strip|robex|deface|(^|[^a-z])(c?gm|s?c?wm|csf|nawm)(mask|seg)?([^a-z]|$)"
+    r"|tissue|cort|ribbon|aparc|aseg|thalam|hippo|ventric|cerebell|(^|[^a-z])(eye|face)|tumou?r|stroke|infarct|bleed|pvs|vessel"
+)
+_OTHER_FOLDER = re.compile(
+    r"(?i)prep|free-?surfer|fast-?surfer|synth-?seg|samseg|mriqc|cat12|(^|[^a-z])(fsl|ants|spm[0-9]*|anat)([^a-z]|$)"
+)
+_MASK_SUFFIX = re.compile(r"(?i).*(mask|seg|roi|rois|labels?|annotations?)|manual|consensus|gt")
+_IMAGE_KEYS = ("acq", "run", "rec", "ce", "echo", "inv", "part", "chunk", "dir", "mt", "flip", "task")
+_GRID_KEYS = ("space", "res")
+_NATIVE = ("", "flair", "t2flair", "orig", "native", "individual", "subject", "scanner")  # `space-` of the image itself
+NAMED, PLAIN, OTHER = 2, 1, 0  # how far a name says that a mask shows lesions
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a mask is not taken, and the property by which the user can ask for it all the same."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mask, or what could be one."""
+
+    file: BidsFile
+    level: int  # NAMED: its name, or its folder's, says lesion; PLAIN: just a mask; OTHER
+    reasons: tuple[Reason, ...] = ()  # why it is not a mask of lesions; empty unless OTHER
+
+    def advice(self, reasons: Sequence[Reason]) -> str:
+        """Return the reasons why the file is not taken, and the options that take it all the same."""
+        values = {**self.file.properties, "name": f"'*{self.file.tail}'"}
+        options = sorted({f"--mask-select {reason.key}={values.get(reason.key) or ABSENT}" for reason in reasons})
+        return f"{', '.join(reason.text for reason in reasons)}; {' '.join(options)} takes it"
+
+
+def is_lesion_word(text: str) -> bool:
+    """Whether a part of a name says that a file shows lesions."""
+    return bool(_LESION.search(text)) and not _NO_LESION.search(text)
+
+
+def as_candidate(file: BidsFile) -> Candidate | None:
+    """Return a file as a candidate for a mask; None for what is not like a mask at all."""
+    entities = {key.lower(): value for key, value in file.entities.items()}
+    label, desc, seg = (entities.get(key, "") for key in ("label", "desc", "seg"))
+    odd = [key for key in file.entities if is_lesion_word(key)]  # such as lesion-manual
+    named = [text for text in (desc, seg, file.suffix, *file.words, *odd) if is_lesion_word(text)]
+    labelled = is_lesion_word(label) or bool(_LESION_LABEL.fullmatch(label))
+    if not (_MASK_SUFFIX.fullmatch(file.suffix) or is_lesion_word(file.suffix)):
+        if file.suffix or not (label or seg or odd or named):
+            return None
+    if label:
+        reasons = [] if labelled else [Reason("label", f"label-{label} names something else than lesions")]
+    elif named:
+        reasons = []
+    else:
+        reasons = _unnamed_reasons(file, desc, seg)
+    if file.suffix.lower() == "probseg":
+        reasons.append(Reason("suffix", "it holds probabilities"))
+    if reasons:
+        return Candidate(file, OTHER, tuple(reasons))
+    return Candidate(file, NAMED if labelled or named or is_lesion_word(file.derivative) else PLAIN)
+
+
+def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
+    """Return why a mask whose name says nothing of lesions is not taken for one."""
+    in_lesion_folder = is_lesion_word(file.derivative)
+    reasons = []
+    if desc and not _NEUTRAL.fullmatch(desc) and (_OTHER.search(desc) or not in_lesion_folder):
+        reasons.append(Reason("desc", f"desc-{desc} names something else than lesions"))
+    if seg and not _NEUTRAL.fullmatch(seg):
+        reasons.append(Reason("seg", f"seg-{seg} names something else than lesions"))
+    if other := [word for word in file.words if _OTHER.search(word) or _NO_LESION.search(word)]:
+        reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions"))
+    if file.suffix.lower() != "mask":
+        if _OTHER.search(file.suffix):
+            reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions"))
+        elif not in_lesion_folder:
+            reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say that it shows lesions"))
+    if not in_lesion_folder and (_OTHER.search(file.derivative) or _OTHER_FOLDER.search(file.derivative)):
+        reasons.append(Reason("derivative", f"the masks of derivatives/{file.derivative} show something else"))
+    return reasons
+
+
+def image_reasons(mask: BidsFile, image: BidsFile) -> list[Reason]:
+    """Return why a mask does not belong to an image: it is that of another image, or lies in another grid."""
+    reasons = []
+    for key in _IMAGE_KEYS:
+        own, other = mask.entities.get(key, ""), image.entities.get(key, "")
+        if own and other and not same_value(own, other):
+            reasons.append(Reason(key, f"it belongs to the image with {key}-{own}"))
+    for key in _GRID_KEYS:
+        own, other = mask.entities.get(key, ""), image.entities.get(key, "")
+        if key == "space":
+            own, other = ("" if value.lower() in _NATIVE else value for value in (own, other))
+        if own and not same_value(own, other):
+            reasons.append(Reason(key, f"it lies in the grid of {key}-{own}, the image does not"))
+        elif other and not own and key == "space":
+            reasons.append(Reason(key, f"it does not lie in the image's grid, space-{other}"))
+    return reasons
+
+
+def fits_exactly(mask: BidsFile, image: BidsFile) -> bool:
+    """Whether a mask has just those of an image's entities that tell images of a scan apart."""
+    return all(same_value(mask.entities.get(key, ""), image.entities.get(key, "")) for key in _IMAGE_KEYS)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A candidate that is not taken, and why."""
+
+    file: BidsFile
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file.name} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """The masks that an image may have, one if all is well, and the other candidates."""
+
+    masks: tuple[Candidate, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def choose_masks(
+    candidates: Sequence[Candidate], image: BidsFile, selection: Selection, take_plain: bool
+) -> MaskChoice:
+    """Return the masks that an image may have.
+
+    Args:
+        candidates: The masks of the image's scan.
+        image: The image.
+        selection: What the user asks for, by which also masks of something else can be taken.
+        take_plain: Whether masks count whose names do not say what they show.
+    """
+    left_out: list[LeftOut] = []
+    possible: list[tuple[Candidate, tuple[int, ...]]] = []
+    for one in candidates:
+        match = selection.match(one.file.properties)
+        if match is None:
+            left_out.append(LeftOut(one.file, f"not {selection.arguments()}"))
+            continue
+        reasons = [*one.reasons, *image_reasons(one.file, image)]
+        if one.level == PLAIN and not take_plain and not match.explicit:
+            reasons.append(Reason("name", "its name does not say that it shows lesions, as those of other masks do"))
+        if missing := [reason for reason in reasons if reason.key not in match.explicit]:
+            left_out.append(LeftOut(one.file, one.advice(missing)))
+        else:
+            possible.append((one, match.rank))
+    best = _best(possible, image)
+    left_out += [LeftOut(one.file, "another mask fits better") for one, _ in possible if one not in best]
+    return MaskChoice(tuple(best), tuple(left_out))
+
+
+def _best(possible: Sequence[tuple[Candidate, tuple[int, ...]]], image: BidsFile) -> list[Candidate]:
+    """Return the masks that fit the selection best, then those that say lesion, then those of just this image."""
+    first = min((rank for _, rank in possible), default=())
+    best = [one for one, rank in possible if rank == first]
+    best = [one for one in best if one.level == NAMED] or best
+    return [one for one in best if fits_exactly(one.file, image)] or best

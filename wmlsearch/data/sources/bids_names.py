@@ -1,0 +1,80 @@
+"""Read the names of BIDS files, also of files whose names are not quite BIDS.
+
+`bids2table` splits the names: it keeps what is odd in them (`lesion-manual`, `sub-9 'é'`), takes 0.2 s to import and has
+one dependency that is not installed anyway. `pybids` cuts such names at the first odd character, drops the bare words
+that tell a brain mask (`sub-01_FLAIR_brain_mask`), and takes three times as long and ten packages more; its layout also
+needs a description in each derivative. Both are imported only where a BIDS folder is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_NOT_ENTITIES = ("suffix", "ext", "datatype", "sub", "ses")
+
+
+@dataclass(frozen=True)
+class BidsFile:
+    """A NIfTI file of a BIDS data set, and what its path says of it."""
+
+    path: Path
+    name: str  # relative to the data set
+    patient: str  # name of the folder `sub-*`, or of the entity where there is no such folder
+    session: str  # without `ses-`; "" where neither folder nor name has one
+    derivative: str  # folders below derivatives/, such as "lesions"; "" for files of the subject's own folder
+    entities: Mapping[str, str]  # of the file name, without sub and ses, such as {"acq": "3D"}
+    suffix: str  # such as "FLAIR" or "mask"; "" where the name ends in an entity
+    words: tuple[str, ...]  # parts of the name that are no entities, such as "brain" in FLAIR_brain_mask
+    named_patient: str  # entity sub of the file name; "" where it has none
+
+    @property
+    def tail(self) -> str:
+        """The file name without its entities sub and ses, by which other patients' files have it too."""
+        return re.sub(r"^(sub-[^_]*_)?(ses-[^_]*_)?", "", self.path.name)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What `--select` and `--mask-select` may ask for."""
+        own = {"suffix": self.suffix, "derivative": self.derivative, "name": self.path.name}
+        return {**{key.lower(): value for key, value in self.entities.items()}, **own}
+
+
+def read_name(root: Path, path: Path, subject: str, session: str, derivative: str) -> BidsFile:
+    """Return what a file's name and place say of it.
+
+    Args:
+        root: The data set.
+        path: The file.
+        subject: Its folder `sub-*`; "" where it is in none.
+        session: Its folder `ses-*`, without the prefix; "" where it is in none.
+        derivative: Its folders below `derivatives/`; "" where it is in none.
+    """
+    from bids2table import parse_bids_entities
+
+    stem = re.sub(r"(?i)\.nii(\.gz)?$", "", path.name)
+    entities = {key: value for key, value in parse_bids_entities(stem.replace(".", "") + ".nii").items() if value}
+    words = tuple(part for part in stem.split("_")[:-1] if "-" not in part and part)
+    return BidsFile(
+        path=path,
+        name=path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
+        patient=subject or f"sub-{entities.get('sub', '')}",
+        session=session or entities.get("ses", ""),
+        derivative=derivative,
+        entities={key: value for key, value in entities.items() if key not in _NOT_ENTITIES},
+        suffix=entities.get("suffix", ""),
+        words=words,
+        named_patient=entities.get("sub", ""),
+    )
+
+
+@cache
+def entity_key(name: str) -> str:
+    """Return the short name of a BIDS entity as it is in file names: `acquisition` and `acq` are both `acq`."""
+    from bidsschematools.schema import load_schema
+
+    entity = load_schema().objects.entities.get(name)
+    return str(entity["name"]) if entity else name
