@@ -181,9 +181,10 @@ def prepare(
     """Turn raw FLAIR images and masks into a prepared data set: sliced, cropped, scaled, split, checked.
 
     RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask, and site or scanner if known), an nnU-Net folder,
-    a MONAI or Decathlon list (datalist.json), or a folder with images/ and masks/. The test patients are sealed in OUT/sealed, the others are dealt into folds. Slices that are in
-    two splits or folds are refused, also as JPEG, scaled, shifted or mirrored copies, and so are patients under two
-    names (p1 and P01).
+    a MONAI or Decathlon list (datalist.json), or a folder with images/ and masks/. --dry-run shows how it is read.
+
+    The test patients are sealed in OUT/sealed, the others are dealt into folds. Slices that are in two splits or folds
+    are refused, also as JPEG, scaled, shifted or mirrored copies, and so are patients under two names (p1 and P01).
 
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """

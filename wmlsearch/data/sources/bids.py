@@ -101,7 +101,7 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
     if ignored:
         findings.notes.append(f".bidsignore leaves out {plural(len(ignored), 'image')} ({first_names(ignored)})")
     for sessions in patients.values():
-        _join_sessions(sessions, findings)
+        _join_sessions(sessions)
     return [scan for _, sessions in sorted(patients.items()) for _, scan in sorted(sessions.items())]
 
 
@@ -109,7 +109,7 @@ def _shows_lesions(file: BidsFile) -> bool:
     return any(is_lesion_word(text) for text in (*file.words, *file.entities, *file.entities.values()))
 
 
-def _join_sessions(sessions: dict[str, _Scan], findings: Findings) -> None:
+def _join_sessions(sessions: dict[str, _Scan]) -> None:
     """Give masks that name no session to the only session with an image, and masks of a session to the only image."""
     with_image = [name for name, scan in sessions.items() if scan.images]
     if len(with_image) != 1:

@@ -69,9 +69,9 @@ def as_candidate(file: BidsFile) -> Candidate | None:
     odd = [key for key in file.entities if is_lesion_word(key)]  # such as lesion-manual
     named = [text for text in (desc, seg, file.suffix, *file.words, *odd) if is_lesion_word(text)]
     labelled = is_lesion_word(label) or bool(_LESION_LABEL.fullmatch(label))
-    if not (_MASK_SUFFIX.fullmatch(file.suffix) or is_lesion_word(file.suffix)):
-        if file.suffix or not (label or seg or odd or named):
-            return None
+    is_mask_suffix = _MASK_SUFFIX.fullmatch(file.suffix) or is_lesion_word(file.suffix)
+    if not is_mask_suffix and (file.suffix or not (label or seg or odd or named)):
+        return None
     if label:
         reasons = [] if labelled else [Reason("label", f"label-{label} names something else than lesions")]
     elif named:

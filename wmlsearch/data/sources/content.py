@@ -67,8 +67,8 @@ def uninstalled(folder: Path) -> list[str]:
 def _leads_into_annex(link: Path) -> bool:
     """Whether a link, or a link that it leads to, names an object of git-annex."""
     for _ in range(40):  # as many as Linux follows
-        target = os.readlink(link)
-        if "annex/objects/" in Path(target).as_posix():
+        target = link.readlink()
+        if "annex/objects/" in target.as_posix():
             return True
         link = link.parent / target
         if not link.is_symlink():
@@ -80,9 +80,10 @@ def _fetch_fault(folder: Path, command: str, paths: Sequence[Path]) -> str:
     names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
     system = "Git LFS" if command.startswith("git lfs") else "git-annex (DataLad)"
     subject = f"{names[0]}: its content is" if len(names) == 1 else f"{first_names(names)}: their content is"
+    go = f"cd {shlex.quote(str(folder))}"
     if command == "git lfs pull":
-        return f"{subject} not here, only a pointer of {system}; fetch it with: cd {shlex.quote(str(folder))} && {command}"
-    fetch = f"cd {shlex.quote(str(folder))} && {command} {' '.join(_arguments(names))}"
+        return f"{subject} not here, only a pointer of {system}; fetch it with: {go} && {command}"
+    fetch = f"{go} && {command} {' '.join(_arguments(names))}"
     return f"{subject} not here, only a link of {system}; fetch it with: {fetch}"
 
 

@@ -17,7 +17,7 @@ class RawData:
     """What the user has given: the data set's path and the options that a layout may use."""
 
     path: Path
-    choices: Choices = Choices()
+    choices: Choices
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def common_root(folder: Path, files: Iterable[Path]) -> Path:
 
     Names never lead out of it (no `..`), because the prepared data keep copies of test volumes by these names.
     """
-    paths = [path if path.is_absolute() else path.absolute() for path in files]
-    home = Path(os.path.abspath(folder))
+    paths = [path.absolute() for path in files]
+    home = Path(os.path.normpath(folder.absolute()))
     if all(path.is_relative_to(home) for path in paths):
         return folder
     return Path(os.path.commonpath([home, *(path.parent for path in paths)]))

@@ -1,4 +1,6 @@
-"""A CSV table with the columns patient, timepoint, image and mask; paths are relative to the table's folder, or absolute.
+"""A CSV table with the columns patient, timepoint, image and mask.
+
+Paths are absolute, or relative to the table's folder.
 
 Pictures of one patient and time point are slices of one volume, in the order of the rows. A column site or scanner, or
 both, says where a patient was scanned.
