@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmlsearch.config import InputError
-from wmlsearch.data.sources import bids, pairs, table
+from wmlsearch.data.sources import bids, datalist, nnunet, pairs, table
 from wmlsearch.data.sources.choices import Choices
 from wmlsearch.data.sources.content import content_faults, uninstalled
 from wmlsearch.data.sources.findings import Discovery, Findings, Unused
@@ -18,7 +18,13 @@ from wmlsearch.data.sources.source import Source, natural_key
 
 __all__ = ["LAYOUTS", "Choices", "Discovery", "Source", "Unused", "discover", "survey"]
 
-LAYOUTS = (table.LAYOUT, pairs.LAYOUT, bids.LAYOUT)  # the first that matches a path reads it
+LAYOUTS = (
+    table.LAYOUT,
+    pairs.LAYOUT,
+    bids.LAYOUT,
+    nnunet.LAYOUT,
+    datalist.LAYOUT,
+)  # the first that matches a path reads it
 MAX_ADVISED = 3  # folders named where RAW itself is none of the layouts
 
 

@@ -1,7 +1,7 @@
 """Read the names of BIDS files, also of files whose names are not quite BIDS.
 
 `bids2table` splits the names. It keeps what is odd in them (`lesion-manual`, `sub-9 'é'`), takes 0.2 s to import, and
-brings the schema of BIDS. `pybids` cuts such names at the first odd character or drops their end, takes 0.5 s and brings
+brings the schema of BIDS. `pybids` cuts such names at the first odd character or drops their end, takes 0.5 s, brings
 ten packages; its layout needs a description in each derivative. Either is imported only where a BIDS folder is read.
 """
 

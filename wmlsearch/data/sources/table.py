@@ -92,4 +92,8 @@ def _cell_faults(cells: dict[str, str]) -> list[str]:
     return faults
 
 
-LAYOUT = Layout("a CSV table (patient,timepoint,image,mask)", Path.is_file, _find)
+def _matches(raw: Path) -> bool:
+    return raw.is_file() and raw.suffix.lower() != ".json"
+
+
+LAYOUT = Layout("a CSV table (patient,timepoint,image,mask)", _matches, _find)

@@ -1,0 +1,143 @@
+"""Cases of machine-learning layouts (nnU-Net, MONAI): names without patients, and several channels of an image."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.choices import Selection, same_value
+from wmlsearch.data.sources.findings import Findings, first_names
+from wmlsearch.data.sources.layout import ImageAndMask, Scan, group_into_sources
+from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
+from wmlsearch.data.sources.source import Source, is_nifti
+
+CHANNEL = "channel"  # the key of --select for these layouts
+OWN_PATIENT, PATIENT_AND_TIME = "'^(.+)$'", "'^(?P<patient>.*[0-9])[-_.](?P<timepoint>[A-Za-z]*-?[0-9]+)$'"
+_LIKE_A_TIME_POINT = re.compile(PATIENT_AND_TIME.strip("'"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with its mask, as a layout names them."""
+
+    name: str  # in which --patient-pattern is searched
+    image: Path
+    mask: Path
+    patient: str = ""  # where the layout itself names the patient
+    timepoint: str = ""
+    site: str = ""
+    is_test: bool = False  # the layout keeps it for testing
+
+
+def case_sources(root: Path, cases: Sequence[Case], pattern: str | None, findings: Findings) -> list[Source]:
+    """Return the sources of cases. Who their patients are comes from the layout, the pattern, or else their names.
+
+    A patient is never guessed: without a pattern each volume is a patient of its own, with a note, unless names look
+    like several scans of a patient, who could then be in training and in the test. Pictures stay without a patient.
+    """
+    scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
+    sites: dict[Scan, str] = {}
+    parts: dict[str, set[bool]] = defaultdict(set)  # of each patient: whether it is in test, in training
+    identified = _with_pattern(cases, pattern, findings) if pattern is not None else _by_name(cases, findings)
+    for case in identified:
+        patient = patient_name(case.patient)
+        scan = Scan(patient, case.timepoint, "" if patient else case.name)
+        scans[scan].append((case.image, case.mask))
+        sites.setdefault(scan, case.site)
+        parts[patient].add(case.is_test)
+    for patient in sorted(patient for patient, tests in parts.items() if patient and len(tests) > 1):
+        findings.faults.append(
+            f"patient {patient!r} is in the layout's training part and in its test part; remove one, or correct "
+            "--patient-pattern"
+        )
+    tests = sorted(patient for patient, is_test in parts.items() if patient and is_test == {True})
+    if tests:
+        findings.test_patients += tests
+        findings.notes.append(f"the layout's test part is the sealed test: {first_names(tests)}")
+    return group_into_sources(root, scans, findings.faults, sites)
+
+
+def _with_pattern(cases: Sequence[Case], pattern: str, findings: Findings) -> list[Case]:
+    check_pattern(pattern)
+    identified = []
+    for case, groups in zip(cases, match_names(pattern, [case.name for case in cases]), strict=True):
+        patient = case.patient or groups.get("patient") or ""
+        if not patient:
+            findings.faults.append(f"{case.name}: --patient-pattern {pattern!r} finds no patient in this name")
+            continue
+        timepoint = case.timepoint or groups.get("timepoint") or ""
+        if "timepoint" not in groups and not timepoint and is_nifti(case.image):
+            timepoint = case.name  # a NIfTI volume is a time point of its own
+        identified.append(_identified(case, patient, timepoint))
+    return identified
+
+
+def _by_name(cases: Sequence[Case], findings: Findings) -> list[Case]:
+    unnamed = [case for case in cases if not case.patient and is_nifti(case.image)]
+    if alike := _scans_of_one_patient([case.name for case in unnamed]):
+        findings.faults.append(
+            f"{' and '.join(alike)} look like scans of one patient, who could then be both in training and in the "
+            f"test; give --patient-pattern {PATIENT_AND_TIME}, or --patient-pattern {OWN_PATIENT} if each is another "
+            "patient"
+        )
+    elif unnamed:
+        findings.notes.append(
+            f"each case is taken as a patient of its own ({first_names([case.name for case in unnamed])}); if a "
+            "patient has several, give --patient-pattern, or they can be both in training and in the test"
+        )
+    return [_identified(case, case.name, case.timepoint) if case in unnamed else case for case in cases]
+
+
+def _identified(case: Case, patient: str, timepoint: str) -> Case:
+    return Case(case.name, case.image, case.mask, patient, timepoint, case.site, case.is_test)
+
+
+def _scans_of_one_patient(names: Sequence[str]) -> list[str]:
+    """Return two names such as P01_1 and P01_2, if some names differ in a last number only and others do not."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if match := _LIKE_A_TIME_POINT.fullmatch(name):
+            groups[match["patient"]].append(name)
+    several = [group for group in groups.values() if len(group) > 1]
+    return several[0][:2] if several and len(groups) > 1 else []
+
+
+# ------------------------------------------------------------------------------------------------------------ channels
+
+
+def choose_channel(channels: Mapping[int, str], selection: Selection, findings: Findings) -> int | None:
+    """Return the channel that is the FLAIR: the one asked for, the only one, or the only one with FLAIR in its name.
+
+    Args:
+        channels: Name of each channel, "" where it has none.
+        selection: The user's `--select channel=...`, by number or name.
+        findings: Gets a fault where the channel is not clear, and a note where it has been chosen among several.
+    """
+    for key in selection.wanted.keys() - {CHANNEL}:
+        findings.faults.append(f"--select {key}=...: this layout has channels only, such as --select {CHANNEL}=0")
+    listed = ", ".join(f"{number} {name}".strip() for number, name in channels.items())
+    ways = " or ".join(f"--select {CHANNEL}={number}" for number in channels)
+    for wanted in selection.wanted.get(CHANNEL, ()):
+        fitting = [
+            number for number, name in channels.items() if same_value(wanted, str(number)) or same_value(wanted, name)
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+    if CHANNEL in selection.wanted:
+        findings.faults.append(f"{selection.arguments()}: the images have the channels {listed}; choose {ways}")
+        return None
+    flair = [number for number, name in channels.items() if "flair" in name.lower()]
+    if len(channels) == 1:
+        return next(iter(channels))
+    if len(flair) == 1:
+        findings.notes.append(f"channel {flair[0]} ({channels[flair[0]]}) is the image, of {listed}")
+        return flair[0]
+    findings.faults.append(
+        f"the images have the channels {listed}, and {'none' if not flair else 'more than one'} is named FLAIR; choose "
+        f"with {ways}"
+    )
+    return None

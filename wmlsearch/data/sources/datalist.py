@@ -1,0 +1,218 @@
+"""Lists in JSON: MONAI's `datalist.json`, the Decathlon's `dataset.json`, and the explicit lists of nnU-Net.
+
+    {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz", "fold": 0}], "testing": [...]}
+
+Paths are absolute, or relative to the list. An image may be a list of files, one per modality. Labelled cases for
+training and validation are used alike, as the folds are dealt anew; labelled cases for testing are the test part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.config import InputError, short_repr
+from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
+from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.layout import Layout, RawData, common_root, locate
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.runs.wording import plural
+
+FILES = ("datalist.json", "dataset.json")  # looked for where RAW is a folder
+DEVELOPMENT, TEST = ("training", "train", "validation", "val"), ("testing", "test")
+LABEL_KEYS = ("label", "mask", "seg", "segmentation")
+PATIENT_KEYS = ("patient", "patient_id", "subject", "subject_id")
+TIME_KEYS, SITE_KEYS = ("timepoint", "session", "visit"), ("site", "scanner")
+MAX_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One case of a list: paths as they are written there."""
+
+    place: str  # such as "training[3]"
+    images: tuple[str, ...]  # one per modality
+    label: str  # "" where it has none
+    is_test: bool
+    patient: str = ""
+    timepoint: str = ""
+    site: str = ""
+
+
+def _matches(raw: Path) -> bool:
+    return _list_file(raw) is not None
+
+
+def _list_file(raw: Path) -> Path | None:
+    if raw.is_file():
+        return raw if raw.suffix.lower() == ".json" else None
+    return next((raw / name for name in FILES if (raw / name).is_file()), None)
+
+
+def _find(raw: RawData, findings: Findings) -> list[Source]:
+    path = _list_file(raw.path) or raw.path
+    content = read_list(path)
+    label_notes(content, findings)
+    entries = list(_entries(path, content, findings))
+    unlabelled = [entry for entry in entries if not entry.label]
+    findings.unused += [Unused(entry.images[0], "it has no label") for entry in unlabelled]
+    if unlabelled:
+        names = first_names([entry.images[0] for entry in unlabelled])
+        findings.notes.append(f"{plural(len(unlabelled), 'case')} without a label not used ({names})")
+    cases = _cases(path.parent, [entry for entry in entries if entry.label], content, raw, findings)
+    root = common_root(path.parent, [file for case in cases for file in (case.image, case.mask)])
+    return case_sources(root, cases, raw.choices.patient_pattern, findings)
+
+
+def read_list(path: Path) -> dict[str, Any]:
+    """Return a JSON file's content; a bare list of cases as one for training. Raises InputError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: must be a list of cases in JSON, but has more than {MAX_BYTES:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: must be JSON, but {reason}; export it again") from None
+    if isinstance(content, list):
+        return {"training": content}
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: must be like {{"training": [{{"image": ..., "label": ...}}]}}')
+    return content
+
+
+def channel_names(content: Mapping[str, Any]) -> dict[int, str]:
+    """Return the names of the channels, from `channel_names` (nnU-Net 2) or `modality` (version 1, Decathlon)."""
+    names = content.get("channel_names", content.get("modality"))
+    if isinstance(names, str):
+        return {0: names}
+    if isinstance(names, list):
+        return {i: str(name) for i, name in enumerate(names)}
+    return {int(key): str(name) for key, name in names.items() if key.isdecimal()} if isinstance(names, dict) else {}
+
+
+def label_notes(content: Mapping[str, Any], findings: Findings) -> None:
+    """Add a note where the description names several labels, of which one is to be taken."""
+    labels = content.get("labels")
+    if not isinstance(labels, dict):
+        return
+    names = {str(value): str(key) for key, value in labels.items() if not str(key).isdecimal()}  # nnU-Net 2
+    names = names or {str(key): str(value) for key, value in labels.items()}
+    shown = [f"{value} {name}" for value, name in names.items() if name.lower() != "background" and value != "0"]
+    if len(shown) > 1:
+        findings.notes.append(f"the masks hold the labels {', '.join(shown)}; --lesion-label says which are lesions")
+
+
+# -------------------------------------------------------------------------------------------------------------- entries
+
+
+def _entries(path: Path, content: Mapping[str, Any], findings: Findings) -> Iterator[_Entry]:
+    """Yield the entries of all parts that are known; adds faults for those that cannot be read."""
+    count = 0
+    for part in (*DEVELOPMENT, *TEST):
+        rows = content.get(part)
+        for i, row in enumerate(rows if isinstance(rows, list) else []):
+            count += 1
+            if entry := _entry(f"{part}[{i}]", row, part in TEST, findings):
+                yield entry
+    explicit = content.get("dataset")  # nnU-Net 2: {"CASE": {"images": [...], "label": ...}}
+    for name, row in explicit.items() if isinstance(explicit, dict) else ():
+        count += 1
+        if isinstance(row, dict) and (
+            entry := _entry(f"dataset {name}", {**row, "image": row.get("images")}, False, findings)
+        ):
+            yield entry
+    if not count:
+        keys = ", ".join(map(str, list(content)[:10])) or "nothing"
+        raise InputError(
+            f'{path}: must list cases under training, validation or testing, as {{"image": ..., "label": ...}}; it '
+            f"has {keys}"
+        )
+
+
+def _entry(place: str, row: Any, is_test: bool, findings: Findings) -> _Entry | None:
+    if isinstance(row, str):  # the Decathlon's test cases
+        return _Entry(place, (row,), "", is_test)
+    fields = row if isinstance(row, dict) else {}
+    image, label = fields.get("image"), _first(fields, LABEL_KEYS)
+    images = image if isinstance(image, list) else [image]
+    if not images or not all(isinstance(one, str) and one for one in images) or not isinstance(label, str):
+        findings.faults.append(
+            f'{place}: must be like {{"image": "a.nii.gz", "label": "b.nii.gz"}}, but is {short_repr(row)}'
+        )
+        return None
+    patient, timepoint, site = (str(_first(fields, keys)) for keys in (PATIENT_KEYS, TIME_KEYS, SITE_KEYS))
+    return _Entry(place, tuple(images), label, is_test, patient, timepoint, site)
+
+
+def _first(fields: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((fields[key] for key in keys if fields.get(key) is not None), "")
+
+
+# ---------------------------------------------------------------------------------------------------- entries to cases
+
+
+def _cases(
+    folder: Path, entries: list[_Entry], content: Mapping[str, Any], raw: RawData, findings: Findings
+) -> list[Case]:
+    files = [_channel_files(folder, entry) for entry in entries]
+    count = max((len(one) for one in files), default=1)
+    names = channel_names(content)
+    if count > 1 and not names and not raw.choices.select and all(_flair(one) for one in files):
+        files, count = [[path for path in one if path == _flair(one)] for one in files], 1
+    channel = choose_channel({i: names.get(i, "") for i in range(count)}, raw.choices.images, findings)
+    if channel is None:
+        return []
+    cases, seen = [], set()
+    for entry, images, name in zip(entries, files, _case_names(entries), strict=True):
+        mask = locate(folder, entry.label)
+        if len(images) not in (1, count):
+            findings.faults.append(f"{entry.place}: must have {count} images as others have, but has {len(images)}")
+            continue
+        image = images[channel if len(images) > 1 else 0]
+        if wrong := [path for path in (image, mask) if not (is_nifti(path) or is_picture(path))]:
+            findings.faults.append(f"{entry.place}: {wrong[0].name} must be NIfTI, PNG, TIFF or JPEG; convert it")
+        elif image in seen or image == mask:
+            what = "is listed twice" if image in seen else "is both image and label"
+            findings.faults.append(f"{entry.place}: {entry.images[0]} {what}; correct the list")
+        else:
+            cases.append(Case(name, image, mask, entry.patient, entry.timepoint, entry.site, entry.is_test))
+        seen.add(image)
+    return cases
+
+
+def _channel_files(folder: Path, entry: _Entry) -> list[Path]:
+    """Return the image's files, by channel. nnU-Net 1 lists CASE.nii.gz for CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
+    paths = [locate(folder, text) for text in entry.images]
+    if len(paths) == 1 and not os.path.lexists(paths[0]):
+        extension = paths[0].name.removeprefix(stem(paths[0]))
+        channels = sorted(paths[0].parent.glob(f"{stem(paths[0])}_[0-9][0-9][0-9][0-9]{extension}"))
+        return channels or paths
+    return paths
+
+
+def _flair(paths: list[Path]) -> Path | None:
+    """Return the one file that is named FLAIR; None where there is not one."""
+    named = [path for path in paths if "flair" in path.name.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def _case_names(entries: list[_Entry]) -> list[str]:
+    """Return a name for each case: that of its image file, with its folders where file names are not unique."""
+    names = [stem(Path(entry.images[0])) for entry in entries]
+    if len(set(names)) == len(names):
+        return names
+    return [
+        (Path(entry.images[0]).parent / name).as_posix().lstrip("./")
+        for entry, name in zip(entries, names, strict=True)
+    ]
+
+
+LAYOUT = Layout(
+    "a MONAI or Decathlon list (datalist.json)", _matches, _find, takes_patient_pattern=True, takes_select=True
+)

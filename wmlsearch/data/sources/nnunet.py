@@ -1,0 +1,99 @@
+"""nnU-Net: `imagesTr/CASE_0000.nii.gz` with `labelsTr/CASE.nii.gz`, and `dataset.json` of version 1 or 2.
+
+The Medical Segmentation Decathlon has the same folders, and one file for an image: `imagesTr/CASE.nii.gz`. Cases of
+`imagesTs` that have labels are the layout's test part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
+from wmlsearch.data.sources.datalist import channel_names, label_notes, read_list
+from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.layout import Layout, RawData, list_files
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.runs.wording import plural
+
+DESCRIPTION = "dataset.json"
+PARTS = ("Tr", "Ts")  # training and test; imagesTs often has no labels
+_CHANNEL = re.compile(r"(.+)_([0-9]{4})")
+Images = Mapping[int | None, Path]  # by channel; None for a file without one
+
+
+def _matches(raw: Path) -> bool:
+    return (raw / "imagesTr").is_dir() and (raw / "labelsTr").is_dir()
+
+
+def _find(raw: RawData, findings: Findings) -> list[Source]:
+    folder = raw.path
+    description = read_list(folder / DESCRIPTION) if (folder / DESCRIPTION).exists() else {}
+    label_notes(description, findings)
+    parts = {part: (_images(folder, part), _labels(folder, part, findings)) for part in PARTS}
+    names = channel_names(description)
+    files = [file for images, _ in parts.values() for file in images.values()]
+    numbers = {number for file in files for number in file if number is not None} or {0}
+    channels = {number: names.get(number, "") for number in sorted(numbers)}
+    channel = choose_channel(channels, raw.choices.images, findings)
+    if channel is None:
+        return []
+    cases = [case for part in PARTS for case in _pairs(folder, part, *parts[part], channel, findings)]
+    return case_sources(folder, cases, raw.choices.patient_pattern, findings)
+
+
+def _images(folder: Path, part: str) -> dict[str, dict[int | None, Path]]:
+    """Return the files of each case, by channel."""
+    images: dict[str, dict[int | None, Path]] = defaultdict(dict)
+    for path in list_files(folder / f"images{part}"):
+        if not (is_nifti(path) or is_picture(path)):
+            continue
+        match = _CHANNEL.fullmatch(stem(path))
+        if match and not (folder / f"labels{part}" / path.name).exists():
+            images[match[1]][int(match[2])] = path
+        else:  # the Decathlon's names, which may end in four digits as well
+            images[stem(path)][None] = path
+    return dict(images)
+
+
+def _labels(folder: Path, part: str, findings: Findings) -> dict[str, Path]:
+    files = list_files(folder / f"labels{part}")
+    labels = {stem(path): path for path in files if is_nifti(path) or is_picture(path)}
+    if files and not labels:
+        findings.faults.append(
+            f"labels{part}/{files[0].name}: must be NIfTI, PNG, TIFF or JPEG; convert images and labels"
+        )
+    return labels
+
+
+def _pairs(
+    folder: Path, part: str, images: Mapping[str, Images], labels: Mapping[str, Path], channel: int, findings: Findings
+) -> list[Case]:
+    """Return the cases of a part that have an image and a label; the others are faults, or unused in the test part."""
+    cases, unlabelled = [], []
+    for name, label in labels.items():
+        image = images.get(name, {}).get(None) or images.get(name, {}).get(channel)
+        if image is None:
+            findings.faults.append(f"labels{part}/{label.name}: no image; add images{part}/{name}_{channel:04d}.nii.gz")
+        else:
+            cases.append(Case(name, image, label, is_test=part == "Ts"))
+    for name in images.keys() - labels.keys():
+        path = next(iter(images[name].values()))
+        if part == "Ts":
+            unlabelled.append(name)
+            findings.unused.append(Unused(path.relative_to(folder).as_posix(), "it has no label"))
+        else:
+            findings.faults.append(f"images{part}/{path.name}: missing mask; add labels{part}/{name}.nii.gz")
+    if unlabelled:
+        findings.notes.append(
+            f"imagesTs: {plural(len(unlabelled), 'case')} without labels not used ({first_names(sorted(unlabelled))})"
+        )
+    findings.faults.sort()
+    return cases
+
+
+LAYOUT = Layout(
+    "an nnU-Net folder (imagesTr/, labelsTr/)", _matches, _find, takes_patient_pattern=True, takes_select=True
+)
