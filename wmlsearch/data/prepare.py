@@ -89,8 +89,9 @@ def prepare(
     check_output_folder(out)
     table = _open_pseudonyms(out, options.pseudonyms)
     discovery = survey(raw, options.choices).check()
-    for note in discovery.notes if tell else ():
-        tell(note)
+    if tell:
+        for note in discovery.notes:
+            tell(note)
     if discovery.test_patients and options.split == "patient" and not options.test_patients:
         options = replace(options, test_patients=discovery.test_patients)
     scans = _named_scans(discovery.sources, table)

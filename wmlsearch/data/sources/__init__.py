@@ -105,7 +105,7 @@ def _layout(raw: Path) -> Layout:
 
 def _data_sets_inside(raw: Path) -> list[Path]:
     """Return folders one or two levels below that have a layout, as many as are worth naming."""
-    found = []
+    found: list[Path] = []
     children = [folder for folder in list_folders(raw) if not folder.name.startswith(".")]
     for folder in [*children, *(inner for child in children for inner in list_folders(child))]:
         if any(folder.is_relative_to(other) for other in found):

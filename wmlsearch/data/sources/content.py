@@ -92,7 +92,7 @@ def _arguments(names: Sequence[str]) -> list[str]:
     if len(names) > MAX_NAMED and all(re.fullmatch(r"[\w./+-]+", name) for name in names):
         by_patient = {re.sub(r"(sub|ses)-[^/_]+", r"\1-*", name) for name in names}
         by_number = {re.sub(r"[0-9]+", "*", name) for name in names}
-        return sorted(min(by_patient, by_number, key=len))
+        return sorted(by_patient if len(by_patient) <= len(by_number) else by_number)
     return [shlex.quote(name) for name in names]
 
 

@@ -140,8 +140,9 @@ def _entry(place: str, row: Any, is_test: bool, findings: Findings) -> _Entry | 
         return _Entry(place, (row,), "", is_test)
     fields = row if isinstance(row, dict) else {}
     image, label = fields.get("image"), _first(fields, LABEL_KEYS)
-    images = image if isinstance(image, list) else [image]
-    if not images or not all(isinstance(one, str) and one for one in images) or not isinstance(label, str):
+    named = image if isinstance(image, list) else [image]
+    images = [one for one in named if isinstance(one, str) and one]
+    if not images or len(images) < len(named) or not isinstance(label, str):
         findings.faults.append(
             f'{place}: must be like {{"image": "a.nii.gz", "label": "b.nii.gz"}}, but is {short_repr(row)}'
         )
