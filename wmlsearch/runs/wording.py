@@ -1,6 +1,11 @@
-"""Numbers in words."""
+"""Numbers, and commands to paste, in words."""
 
 from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+DEFAULT_OUT = Path("runs")  # --out and --runs where they are not given
 
 
 def duration(seconds: float) -> str:
@@ -21,3 +26,24 @@ def plural(count: int, noun: str) -> str:
 def last_line(text: str) -> str:
     """Return the last line of a text, such as the error of a traceback, or "" for an empty one."""
     return (text.strip().splitlines() or [""])[-1]
+
+
+def command(*words: str | Path) -> str:
+    """Return `wmlsearch WORDS` quoted for a shell, so that it can be pasted.
+
+    A Path that begins with a dash gets `./` before it, since it would be read as an option.
+    """
+    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(["wmlsearch", *texts])
+
+
+def run_words(folder: Path, option: str = "--out") -> list[str | Path]:
+    """Return the words that name the run folder `folder` on a command line: its name, and `--out` unless it is `runs`.
+
+    Args:
+        option: `--out`, or `--runs` for the commands that call it so.
+    """
+    if folder.name in ("", ".."):  # "." and ".." name a folder without its name
+        folder = folder.resolve()
+    out = folder.parent
+    return [Path(folder.name), *([] if out == DEFAULT_OUT else [option, out])]
