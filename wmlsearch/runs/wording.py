@@ -46,4 +46,5 @@ def run_words(folder: Path, option: str = "--out") -> list[str | Path]:
     if folder.name in ("", ".."):  # "." and ".." name a folder without its name
         folder = folder.resolve()
     out = folder.parent
-    return [Path(folder.name), *([] if out == DEFAULT_OUT else [option, out])]
+    words: list[str | Path] = [Path(folder.name)]
+    return words if out == DEFAULT_OUT else [*words, option, out]
