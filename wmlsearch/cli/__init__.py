@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import click
 
 from wmlsearch.cli import data, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
+from wmlsearch.cli.output import survives_its_terminal
+from wmlsearch.runs.interrupts import exit_status, reason, signals_as_interrupts
 
 HELP_WIDTH = 100
 
@@ -25,15 +28,17 @@ class _Verbs(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if args else kwargs.get("args")
         arguments = sys.argv[1:] if given is None else list(given)
-        try:
-            _check_no_empty_argument(arguments)
-            return super().main(*args, **kwargs)
-        except SystemExit:
-            raise
-        except BaseException as error:
-            if "--debug" in arguments:
-                traceback.print_exc()
-            sys.exit(_print_error(error))
+        with survives_its_terminal():
+            try:
+                _check_no_empty_argument(arguments)
+                with signals_as_interrupts():
+                    return super().main(*args, **kwargs)
+            except SystemExit:
+                raise
+            except BaseException as error:
+                if "--debug" in arguments:
+                    traceback.print_exc()
+                sys.exit(_print_error(error))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -75,8 +80,9 @@ def _print_error(error: BaseException) -> int:
         click.echo(f"wmlsearch: {path}: {error.strerror}; check the path and its permissions", err=True)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        click.echo("wmlsearch: stopped by Ctrl-C", err=True)
-        return 130
+        why = str(error) or reason(signal.SIGINT)
+        click.echo(f"wmlsearch: {why}", err=True)
+        return exit_status(why)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = "" if error.filename is None else f"{_printable(os.fsdecode(error.filename))}: "
         click.echo(

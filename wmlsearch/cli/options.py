@@ -257,7 +257,9 @@ def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None
 
 
 def exit_status(outcome: Outcome) -> int:
-    """Return the exit status of `tune` and `train`: 130 if interrupted, 0 if completed, else 1."""
+    """Return the exit status of `tune` and `train`: 128 + signal or 130 if interrupted, 0 if completed, else 1."""
+    from wmlsearch.runs import interrupts
+
     if outcome.stopped_on_request:
-        return 130
+        return interrupts.exit_status(outcome.early)
     return 0 if outcome.run.status().state in ("completed", "early_stopped") else 1

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import ray
 
 from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
 from wmlsearch.config import InputError
+from wmlsearch.runs.interrupts import handlers_kept
 from wmlsearch.runs.machine import available_cpus
+from wmlsearch.runs.scratch import remove_abandoned, scratch_folder
 
 CONNECT_TIMEOUT_S = 30
 OBJECT_STORE_BYTES = 200 * 2**20  # nothing that we send is large, and a small store spares /dev/shm
@@ -32,7 +34,10 @@ def ray_session(address: str | None) -> Iterator[None]:
     cluster already, as a notebook can be, it stays so. Raises InputError if the cluster does not answer, and
     ConnectionError if the servers of an embedded Ray do not start in two attempts.
     """
-    with _session(address), quiet_raylets():
+    remove_abandoned()  # of searches that a reboot ended
+    with scratch_folder("ray") as folder, _temporary_files_in(folder), contextlib.ExitStack() as stack:
+        stack.enter_context(_session(address, folder))
+        stack.enter_context(quiet_raylets())
         for name in ("ray.tune", "ray.train"):  # the run folder says what failed there, and why
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
@@ -43,9 +48,9 @@ def own_address() -> str | None:
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
 
 
-def _session(address: str | None) -> contextlib.AbstractContextManager[None]:
+def _session(address: str | None, folder: Path) -> contextlib.AbstractContextManager[None]:
     if not address:
-        return _embedded()
+        return _embedded(folder)
     connected_to = own_address()
     if connected_to is None:
         return _connected(address)
@@ -58,8 +63,22 @@ def _session(address: str | None) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _embedded() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="wmlsearch-ray-")  # short: it holds sockets, whose paths may have 107 characters
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let all temporary files of this process, and of those that it starts, be made in a folder that is removed."""
+    inside = folder / "tmp"
+    inside.mkdir()
+    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(inside)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = default
+        os.environ.pop("TMPDIR")
+        os.environ |= {} if variable is None else {"TMPDIR": variable}
+
+
+@contextlib.contextmanager
+def _embedded(folder: Path) -> Iterator[None]:
     before = dict(os.environ)
     os.environ |= _loopback_variables()
     try:
@@ -71,24 +90,24 @@ def _embedded() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
         for name in _loopback_variables():
             os.environ.pop(name)
             os.environ |= {name: before[name]} if name in before else {}
 
 
-def _start(folder: str) -> None:
+def _start(folder: Path) -> None:
     """Start an embedded Ray. Raises ConnectionError if its servers do not start, OSError for a file."""
     try:
-        ray.init(
-            address="local",
-            num_cpus=available_cpus(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
+        with handlers_kept():
+            ray.init(
+                address="local",
+                num_cpus=available_cpus(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),  # short: it holds sockets, whose paths may have 107 characters
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # about a file: the disk is full, or the folder cannot be written

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
+from wmlsearch.runs.interrupts import noted_only, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import CHAMPION, PAPER
 from wmlsearch.runs.schema import RUNNING
-from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.verdict.champion import read_candidates, select_champion
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
@@ -50,22 +50,24 @@ def run_search(search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: O
 
     end = _End("failed", "it broke off with an error")
     try:
-        with sigterm_as_interrupt():
+        with signals_as_interrupts():
             end = _run_stages(search, plan, replace(observer, on_change=on_change))
     except KeyboardInterrupt as interrupt:
         end = _End("interrupted", str(interrupt) or "stopped by Ctrl-C")
     except OSError as error:  # the disk is full or the storage is gone: what is written stays, to be resumed
         end = _End("interrupted", f"stopped, since {error}")
     finally:
-        _interrupt_running(search, end.reason)
-        pictures = _write_report(search, plan, end, observer)
-        end = _record_end(search, plan, end)
-        # Every run once more: an interrupt may have come between a change and its notification, and which trials are
-        # on the Pareto front is known only now. The mirror sends only what MLflow lacks.
-        for run in search.all_runs():
-            mirror.notify(run)
-        observer.on_change(search)
-        mlflow_problem = mirror.close()
+        with noted_only():  # each step is short, or handles signals itself
+            _interrupt_running(search, end.reason)
+            pictures = _write_report(search, plan, end, observer)
+            end = _record_end(search, plan, end)
+            # Every run once more: an interrupt may have come between a change and its notification, and which trials
+            # are on the Pareto front is known only now. The mirror sends only what MLflow lacks.
+            for run in search.all_runs():
+                mirror.notify(run)
+            observer.on_change(search)
+            with signals_as_interrupts():
+                mlflow_problem = mirror.close()
     return Outcome(search, end.reason, mlflow_problem, pictures)
 
 
@@ -172,7 +174,7 @@ def _write_report(search: SearchDir, plan: SearchPlan, end: _End, observer: Obse
     from wmlsearch.report.page import write_report
 
     try:
-        with sigterm_as_interrupt():
+        with signals_as_interrupts():
             examples = write_examples(search, plan.data)
             status = search.status().model_copy(update={"state": end.state, "reason": end.reason})
             page = write_report(search, status)

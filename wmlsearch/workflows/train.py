@@ -11,11 +11,11 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
+from wmlsearch.runs.interrupts import signals_as_interrupts
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.runs.names import EXPERIMENT, TRAIN
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import plural
-from wmlsearch.search.interrupts import sigterm_as_interrupt
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import LOCAL, Placement
@@ -64,7 +64,7 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
                     run, request, prepared.manifest.fingerprint, placement, replace(observer, on_change=on_change)
                 )
             else:
-                with sigterm_as_interrupt():
+                with signals_as_interrupts():
                     _train_here(run, request, prepared, on_change)
         except KeyboardInterrupt as interrupt:
             if run.state == RUNNING:  # else the training has ended, and only Ray was shutting down
@@ -108,7 +108,7 @@ def _train_on_ray(
     from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
     settings = request.settings
-    with ray_session(placement.ray_address), sigterm_as_interrupt(), watchdog(observer.say, lambda: run.name):
+    with ray_session(placement.ray_address), signals_as_interrupts(), watchdog(observer.say, lambda: run.name):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
         with RunTrainer(settings, shipment, elastic=placement.on_cluster) as trainer:
