@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,26 +13,35 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from wmlsearch.cluster.ray_patches import dead_servers
+from wmlsearch.runs.interrupts import first_request, reason
+
+
+PATIENCE_AFTER_SIGNAL_S = 1.0  # a signal to the whole process group may reach Ray's servers first
 
 
 @contextlib.contextmanager
 def watchdog(
-    say: Callable[[str], None], waiting: Callable[[], str], limit_s: float = 60, every_s: float = 5, hint: str = ""
+    say: Callable[[str], None],
+    waiting: Callable[[], str],
+    limit_s: float = 60,
+    every_s: float = 5,
+    on_death: Callable[[str], None] = lambda _: None,
 ) -> Iterator[None]:
     """Watch Ray while the block runs.
 
     A placement group that waits for resources longer than `limit_s` is reported once. When a server of the embedded
-    Ray dies, this process reports it and exits with status 1: each further call to Ray would block.
+    Ray dies, this process records it and exits: each further call to Ray would block. The exit status is 1, or 128 + N
+    where signal N asked this process to end: SIGTERM to a whole process group or batch job ends Ray's servers too.
 
     Args:
         say: Takes a line for the user.
         waiting: Returns the names of the trials that have not begun yet.
         every_s: Time between two looks at the placement groups.
-        hint: What the user can do after Ray has died; it is appended to that report.
+        on_death: Records why the job ended ("stopped by SIGTERM", "stopped, since Ray has died") and says how to go on.
     """
     done = threading.Event()
     targets = {
-        "ray-servers": lambda: _watch_servers(done, say, hint),
+        "ray-servers": lambda: _watch_servers(done, say, on_death),
         "ray-placement-groups": lambda: _watch_placement_groups(done, say, waiting, limit_s, every_s),
     }
     threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in targets.items()]
@@ -45,11 +55,24 @@ def watchdog(
             thread.join()
 
 
-def _watch_servers(done: threading.Event, say: Callable[[str], None], hint: str) -> None:
+def _watch_servers(done: threading.Event, say: Callable[[str], None], on_death: Callable[[str], None]) -> None:
     while not done.wait(0.2):
         if dead := dead_servers():
-            say(f"Ray has died ({' and '.join(dead)}), and this job with it; the run folders are kept{hint}")
-            os._exit(1)
+            break
+    else:
+        return
+    status = 1
+    try:
+        if not first_request():
+            time.sleep(PATIENCE_AFTER_SIGNAL_S)
+        why = f"stopped, since Ray has died ({' and '.join(dead)})"
+        if number := first_request():
+            why, status = reason(number), 128 + number
+        say(f"{why}; the run folders are kept")
+        on_death(why)
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
 
 
 def _watch_placement_groups(

@@ -24,7 +24,6 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
-from wmlsearch.runs.schema import RunStatus
 from wmlsearch.runs.wording import duration
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.champion import Candidate, read_candidates
@@ -60,19 +59,16 @@ METRIC_NAMES = {
 VERDICT_CLASSES = {BETTER: "good", WORSE: "bad"}  # by outcome; "open" for the others
 
 
-def write_report(search: SearchDir, status: RunStatus | None = None) -> Path:
+def write_report(search: SearchDir) -> Path:
     """Write `report/index.html`, the figures and the tables of a search, running or finished; return the page.
 
     The same folder gives the same bytes.
-
-    Args:
-        status: the search's status where its folder does not hold it yet.
 
     Raises InputError for a damaged folder.
     """
     search.report.mkdir(exist_ok=True)
     record, board = search.record(), leaderboard(search)
-    status = status or search.status()
+    status = search.status()
     candidates = read_candidates(search)
     space = record.space.space()
     settings = record.settings

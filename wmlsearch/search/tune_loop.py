@@ -6,7 +6,6 @@ reports go to the scheduler, which may stop the trial, and to the recorder.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 
@@ -76,12 +75,14 @@ def run_trials(
     if not numbers or budget.stop_all():
         recorder.interrupt_unfinished()
         return budget
-    scratch = tempfile.mkdtemp(prefix="wmlsearch-tune-")  # Tune needs a folder; nothing reads its files
     try:
-        with graceful_stop(budget), reuse_all_actors():
+        with (
+            tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as scratch,  # nothing reads it
+            graceful_stop(budget),
+            reuse_all_actors(),
+        ):
             _make_tuner(search.name, job, slots, numbers, scheduler, budget, recorder, scratch).fit()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         recorder.interrupt_unfinished()
         budget.tick()
     if budget.storage_error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from wmlsearch.runs.interrupts import noted_only, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import CHAMPION, PAPER
 from wmlsearch.runs.schema import RUNNING
+from wmlsearch.runs.wording import command, run_words
 from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.verdict.champion import read_candidates, select_champion
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
@@ -35,8 +37,14 @@ class _End:
     reason: str  # why it ended before all its trials were done; "" if it did not
 
 
-def run_search(search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: Observer) -> Outcome:
-    """Run a search whose folder exists and is locked. Whatever happens, the folder says how it ended."""
+def run_search(
+    search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: Observer, release_ray: Callable[[], None]
+) -> Outcome:
+    """Run a search whose folder exists and is locked. Whatever happens, the folder says how it ended.
+
+    `release_ray` is called when the end is recorded, before the report is written, which can take longer than a batch
+    system waits after its SIGTERM.
+    """
     plan.placement.make_checkpoint_folder(search)
     mirror = Mirror(search, mlflow_uri)
     for run in search.all_runs():  # MLflow may lack how the runs of a search ended whose process was killed
@@ -59,8 +67,10 @@ def run_search(search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: O
     finally:
         with noted_only():  # each step is short, or handles signals itself
             _interrupt_running(search, end.reason)
-            pictures = _write_report(search, plan, end, observer)
             end = _record_end(search, plan, end)
+            mirror.notify(search)
+            release_ray()
+            pictures = _write_report(search, plan, observer)
             # Every run once more: an interrupt may have come between a change and its notification, and which trials
             # are on the Pareto front is known only now. The mirror sends only what MLflow lacks.
             for run in search.all_runs():
@@ -168,7 +178,15 @@ def _interrupt_running(search: SearchDir, reason: str) -> None:
                 run.set_status("interrupted", reason or "the search ended without it")
 
 
-def _write_report(search: SearchDir, plan: SearchPlan, end: _End, observer: Observer) -> tuple[Path, ...]:
+def record_broken_end(search: SearchDir, why: str) -> None:
+    """Record that a search and its running runs were interrupted, without Ray: its servers are gone."""
+    _interrupt_running(search, why)
+    if search.state == RUNNING:
+        with contextlib.suppress(OSError):
+            search.set_status("interrupted", why)
+
+
+def _write_report(search: SearchDir, plan: SearchPlan, observer: Observer) -> tuple[Path, ...]:
     """Write the report and its example predictions. If that fails, say so: the search has ended all the same."""
     from wmlsearch.report.examples import write_examples
     from wmlsearch.report.page import write_report
@@ -176,15 +194,14 @@ def _write_report(search: SearchDir, plan: SearchPlan, end: _End, observer: Obse
     try:
         with signals_as_interrupts():
             examples = write_examples(search, plan.data)
-            status = search.status().model_copy(update={"state": end.state, "reason": end.reason})
-            page = write_report(search, status)
+            page = write_report(search)
     except KeyboardInterrupt as interrupt:  # perhaps the second one; the end of the search is still recorded
         problem = str(interrupt) or "stopped by Ctrl-C"
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     else:
         return (page, examples) if examples else (page,)
-    observer.say(f"no report ({problem}); to write it later: wmlsearch report {search.name}")
+    observer.say(f"no report ({problem}); to write it later: {command('report', *run_words(search.path))}")
     return ()
 
 

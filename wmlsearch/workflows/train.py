@@ -107,8 +107,16 @@ def _train_on_ray(
     from wmlsearch.cluster.watchdog import watchdog
     from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
+    def on_death(why: str) -> None:
+        if run.state == RUNNING:
+            run.set_status("interrupted", why)
+
     settings = request.settings
-    with ray_session(placement.ray_address), signals_as_interrupts(), watchdog(observer.say, lambda: run.name):
+    with (
+        ray_session(placement.ray_address),
+        signals_as_interrupts(),
+        watchdog(observer.say, lambda: run.name, on_death=on_death),
+    ):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
         with RunTrainer(settings, shipment, elastic=placement.on_cluster) as trainer:

@@ -13,7 +13,7 @@ from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_new_search, check_resumed_search, plan_search
 from wmlsearch.workflows.provenance import search_record
-from wmlsearch.workflows.run_search import run_search
+from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
 
 
@@ -31,7 +31,8 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     )
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
-    with _ray(search, request.placement, observer):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ray(search, request.placement, observer))
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
         if request.warm_start:
@@ -41,7 +42,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
             record = search_record(search.name, plan, len(earlier), left_out)
             SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
             search.set_earlier(earlier)
-            return run_search(search, plan, mlflow_uri, observer)
+            return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close)
 
 
 def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
@@ -51,13 +52,14 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
     """
     observer = observer or Observer()
     data = check_resumed_search(search, request)
-    with search.locked(), _ray(search, request.placement, observer):
+    with search.locked(), contextlib.ExitStack() as stack:
+        stack.enter_context(_ray(search, request.placement, observer))
         plan = plan_search(request, data, observer.say)
         search.change_settings(plan.settings, plan.placement.storage_without_password)
         observer.say(_resume_message(search, plan))
         observer.say(f"trials run {plan.slots}")
         search.set_status(RUNNING)
-        return run_search(search, plan, mlflow_uri, observer)
+        return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close)
 
 
 @contextlib.contextmanager
@@ -66,8 +68,12 @@ def _ray(search: SearchDir, placement: Placement, observer: Observer) -> Iterato
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.watchdog import watchdog
 
-    hint = f"; to resume it: {resume_command(search)}"
-    with ray_session(placement.ray_address), watchdog(observer.say, lambda: _waiting_runs(search), hint=hint):
+    def on_death(why: str) -> None:
+        if search.exists():
+            record_broken_end(search, why)
+            observer.say(f"to resume: {resume_command(search)}")
+
+    with ray_session(placement.ray_address), watchdog(observer.say, lambda: _waiting_runs(search), on_death=on_death):
         yield
 
 
