@@ -124,7 +124,8 @@ def test_a_second_ctrl_c_skips_only_the_report(
     assert (outcome.early, outcome.pictures, outcome.run.state) == ("", (), "completed")
     (message,) = [line for line in messages if line.startswith("no report")]
     how = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert message == f"no report (stopped by {how}); to write it later: wmlsearch report s"
+    later = f"wmlsearch report s --out {tmp_path}"
+    assert message == f"no report (stopped by {how}); to write it later: {later}"
     assert in_mlflow(tmp_path) == {"s": "FINISHED", "trial-0000": "FINISHED"}
 
 
