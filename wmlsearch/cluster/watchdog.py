@@ -15,7 +15,6 @@ from ray.util.placement_group import placement_group_table
 from wmlsearch.cluster.ray_patches import dead_servers
 from wmlsearch.runs.interrupts import first_request, reason
 
-
 PATIENCE_AFTER_SIGNAL_S = 1.0  # a signal to the whole process group may reach Ray's servers first
 
 

@@ -1,8 +1,8 @@
 """What a signal does while trials run.
 
 The first one ends the search cleanly: Tune stops the trials, their status becomes "interrupted", final runs and verdict
-are skipped, and `wmlsearch tune --resume` goes on from the last checkpoints. A second one ends the process at once; then
-run folders still say "running", and `wmlsearch status` says that their process is gone.
+are skipped, and `wmlsearch tune --resume` goes on from the last checkpoints. A second one ends the process at once;
+then run folders still say "running", and `wmlsearch status` says that their process is gone.
 
 Outside of the trials (forecast, final runs, sealed test, report, `wmlsearch train`), each signal raises `Interrupted`.
 The workflow catches it, and records the search or run as "interrupted".
