@@ -60,7 +60,7 @@ def _locked_owner(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _removed_after_kill(folder: Path) -> Iterator[None]:
     """Start the process that removes the folder when this one has ended."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - this interpreter, with the text above
         [sys.executable, "-I", "-S", "-c", _REMOVER, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
