@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import CONTACT_SHEET, IMAGES, MASKS, Manifest
 from wmlsearch.data.stack import Array
 
 TILE, GAP, TEXT = 224, 8, 20  # pixels: edge of a slice, space around it, height of the line under it
 MIN_WIDTH = 480  # pixels, so that the title fits
 TILES, COLUMNS = 24, 6  # at most, on the sheet and in a row
-OUTLINE = (255, 92, 64)
+OUTLINE, IGNORED_OUTLINE = (255, 92, 64), (53, 183, 121)
 BACKGROUND, FOREGROUND = (24, 24, 28), (222, 222, 226)
 
 
@@ -25,7 +26,7 @@ class Tile:
 
     text: str
     image: Array  # (S, S) uint8
-    mask: Array  # (S, S) 0 or 1
+    mask: Array  # (S, S) BACKGROUND, LESION or IGNORED
 
 
 def draw_contact_sheet(manifest: Manifest, folder: Path) -> None:
@@ -43,6 +44,7 @@ def draw_contact_sheet(manifest: Manifest, folder: Path) -> None:
             text = f"{scan} | {row.split} | slice {row.index} | {row.lesion_pixels} px"
             tiles.append(Tile(text, images[i], masks[i]))
     title = f"{manifest.plane}, {manifest.size} x {manifest.size}: train and validation, lesions outlined"
+    title += ", ignored regions in green" if manifest.has_ignored else ""
     _arrange(tiles, title).save(folder / CONTACT_SHEET)
 
 
@@ -72,19 +74,24 @@ def _arrange(tiles: Sequence[Tile], title: str) -> Image.Image:
 
 
 def _outlined(image: Array, mask: Array) -> Image.Image:
-    """Return the image at tile size, with a line of one pixel just outside the lesions."""
-    grey = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC).convert("RGB")
-    inside = np.asarray(Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((TILE, TILE))) > 127
-    if mask.any() and not inside.any():  # tiny lesions on large slices
-        inside = np.asarray(Image.fromarray((mask > 0).astype(np.float32)).resize((TILE, TILE))) > 0
+    """Return the image at tile size, with a line of one pixel just outside the lesions and the ignored regions."""
+    pixels = np.array(Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC).convert("RGB"))
+    for label, colour in ((IGNORED, IGNORED_OUTLINE), (LESION, OUTLINE)):
+        pixels[_outline(mask == label)] = colour
+    return Image.fromarray(pixels)
+
+
+def _outline(region: Array) -> Array:
+    """Return the pixels of a tile just outside a region (S, S) of bool."""
+    inside = np.asarray(Image.fromarray(region.astype(np.uint8) * 255).resize((TILE, TILE))) > 127
+    if region.any() and not inside.any():  # tiny lesions on large slices
+        inside = np.asarray(Image.fromarray(region.astype(np.float32)).resize((TILE, TILE))) > 0
     grown = inside.copy()
     grown[1:] |= inside[:-1]
     grown[:-1] |= inside[1:]
     grown[:, 1:] |= inside[:, :-1]
     grown[:, :-1] |= inside[:, 1:]
-    pixels = np.array(grey)
-    pixels[grown & ~inside] = OUTLINE
-    return Image.fromarray(pixels)
+    return grown & ~inside
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:

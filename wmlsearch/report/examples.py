@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from wmlsearch.config import InputError
+from wmlsearch.data.labels import LESION
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.report.figure_style import (
@@ -16,6 +17,8 @@ from wmlsearch.report.figure_style import (
     CHAMPION_COLOUR,
     EXPERT_COLOUR,
     figure,
+    ignored_legend,
+    show_ignored,
     show_slice,
     slice_dice,
 )
@@ -38,8 +41,8 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
     images, masks = (array[validation.rows].numpy() for array in (validation.images, validation.masks))
     patients = validation.patients.numpy()
     positions = _select_slices(masks, patients)
-    experts = masks[positions].astype(bool)
-    columns = [("expert", experts, EXPERT_COLOUR)]
+    experts = masks[positions]
+    columns = [("expert", experts == LESION, EXPERT_COLOUR)]
     for title, run, colour in models:
         try:
             model = TrainedModel.load(run.best)
@@ -48,12 +51,14 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
         columns.append((title, model.probabilities(images[positions]) >= model.threshold, colour))
     path = search.report / "examples.png"
     rows, width = len(positions), len(columns) + 1
-    with figure(path, 2.2 * width, 2.25 * rows, rows, width) as (_, grid):
+    with figure(path, 2.2 * width, 2.25 * rows, rows, width) as (canvas, grid):
+        ignored_legend(canvas, experts)
         for row, position in enumerate(positions):
             show_slice(grid[row, 0], images[position])
             _write(grid[row, 0], validation.patient_names[int(patients[position])], "left")
             for axes, (title, predictions, colour) in zip(grid[row, 1:], columns, strict=True):
                 show_slice(axes, images[position], predictions[row], colour)
+                show_ignored(axes, experts[row])
                 if title != "expert":
                     dice = slice_dice(predictions[row], experts[row])
                     _write(axes, "no lesion" if dice is None else f"Dice {dice:.2f}", "right")
@@ -84,9 +89,9 @@ def _select_slices(masks: np.ndarray, patients: np.ndarray) -> list[int]:
     """Return up to `EXAMPLES` slices with much lesion, of different patients where there are enough.
 
     Args:
-        masks: (N, H, W); `patients` (N,) is the patient number of each slice.
+        masks: (N, H, W), of labels (data/labels.py); `patients` (N,) is the patient number of each slice.
     """
-    lesion = masks.sum(axis=(1, 2))
+    lesion = (masks == LESION).sum(axis=(1, 2))
     numbers = list(dict.fromkeys(patients.tolist()))
     selected: list[int] = []
     while len(selected) < min(EXAMPLES, len(masks)):

@@ -16,12 +16,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.runs.files import write_bytes
 
 ORANGE, BLUE, RED, YELLOW = "#d95f02", "#1b6ca8", "#b42318", "#ffd166"
 PALE_BLUE = "#8fb8d6"
-BASELINE_COLOUR, CHAMPION_COLOUR, EXPERT_COLOUR = ORANGE, BLUE, YELLOW
+BASELINE_COLOUR, CHAMPION_COLOUR, EXPERT_COLOUR, IGNORED_COLOUR = ORANGE, BLUE, YELLOW, "#35b779"
 LIGHT, GREY, DARK_GREY, INK, GRID = "#c4c9cf", "#8b949e", "#57606a", "#30363d", "#e3e6ea"
 DPI = 150
 STYLE: Any = {
@@ -70,12 +72,30 @@ def show_slice(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None, co
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    if mask is not None and mask.any():
-        axes.contourf(mask, levels=[0.5, 1], colors=[colour], alpha=0.45)
-        axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.1)
+    if mask is not None:
+        _colour_region(axes, mask, colour)
 
 
-def slice_dice(mask: np.ndarray, expert: np.ndarray) -> float | None:
-    """Return the Dice of two boolean masks (H, W) of one slice, None where both are empty."""
+def _colour_region(axes: Axes, region: np.ndarray, colour: str) -> None:
+    if region.any():
+        axes.contourf(region, levels=[0.5, 1], colors=[colour], alpha=0.45)
+        axes.contour(region, levels=[0.5], colors=[colour], linewidths=1.1)
+
+
+def show_ignored(axes: Axes, labels: np.ndarray) -> None:
+    """Colour the ignored region of an expert's mask (H, W) on a slice, if there is one."""
+    _colour_region(axes, labels == IGNORED, IGNORED_COLOUR)
+
+
+def ignored_legend(canvas: Figure, labels: np.ndarray) -> None:
+    """Say below the figure what ignored regions look like, if one of the experts' masks (N, H, W) has any."""
+    if (labels == IGNORED).any():
+        patch = Patch(facecolor=IGNORED_COLOUR, alpha=0.6, label="ignored: in no loss and no score")
+        canvas.legend(handles=[patch], loc="outside lower center", fontsize=9.5)
+
+
+def slice_dice(mask: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the Dice of a boolean mask and an expert's mask with labels (H, W), None where both are empty."""
+    mask, expert = mask & (labels != IGNORED), labels == LESION
     size = int(mask.sum()) + int(expert.sum())
-    return 2 * int(np.logical_and(mask, expert).sum()) / size if size else None
+    return 2 * int((mask & expert).sum()) / size if size else None

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from wmlsearch.data.labels import LESION
 from wmlsearch.report.figure_style import (
     BASELINE_COLOUR,
     CHAMPION_COLOUR,
@@ -18,6 +19,8 @@ from wmlsearch.report.figure_style import (
     GREY,
     INK,
     figure,
+    ignored_legend,
+    show_ignored,
     show_slice,
     slice_dice,
 )
@@ -108,15 +111,18 @@ def gallery(path: Path, evaluation: Evaluation, slices: Gallery) -> None:
     if not rows:
         return
     means = {role: unit_means(evaluation, role, "dice") for role in COLOURS}
-    with figure(path, 9.2, 2.75 * len(rows) + 0.3, rows=len(rows), columns=4) as (_, grid):
+    with figure(path, 9.2, 2.75 * len(rows) + 0.3, rows=len(rows), columns=4) as (canvas, grid):
+        ignored_legend(canvas, slices.expert[[place for _, _, place in rows]])
         for (title, unit, place), (image_axes, expert_axes, *role_axes) in zip(rows, grid, strict=True):
-            image, expert = slices.images[place], slices.expert[place].astype(bool)
+            image, expert = slices.images[place], slices.expert[place]
             show_slice(image_axes, image)
             image_axes.set_ylabel(f"{title}: {unit if len(unit) < 22 else '…' + unit[-20:]}", fontsize=10.5)
-            show_slice(expert_axes, image, expert, EXPERT_COLOUR)
+            show_slice(expert_axes, image, expert == LESION, EXPERT_COLOUR)
+            show_ignored(expert_axes, expert)
             for axes, (role, colour) in zip(role_axes, COLOURS.items(), strict=True):
                 mask = slices.predictions[role][place].astype(bool)
                 show_slice(axes, image, mask, colour)
+                show_ignored(axes, expert)
                 dices = slice_dice(mask, expert), means[role].get(unit)
                 slice_text, unit_text = ("-" if dice is None else f"{dice:.2f}" for dice in dices)
                 axes.set_xlabel(

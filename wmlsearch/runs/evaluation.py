@@ -304,7 +304,8 @@ class EvaluationMetrics(Record):
 class Gallery:
     """The slice with the most lesion of each unit of the sealed test, with the masks of expert and models.
 
-    All arrays are (units, size, size) uint8: images from 0 to 255, masks 0 or 1.
+    All arrays are (units, size, size) uint8: images from 0 to 255, predictions 0 or 1, the expert's masks with their
+    labels (data/labels.py).
     """
 
     units: tuple[str, ...]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from wmlsearch.data.labels import LESION
 from wmlsearch.runs.evaluation import Gallery
 
 
@@ -22,14 +23,16 @@ class GalleryBuilder:
         """Take the kept slice with the most lesion if it has more than the unit's slice so far.
 
         Args:
-            images, expert: (n, size, size), uint8; `masks` holds the prediction of each role in this shape.
+            images: (n, size, size), uint8.
+            expert: the expert's mask with its labels (data/labels.py), in this shape.
+            masks: the prediction of each role, in this shape.
             kept: the indices of the slices to choose from.
         """
         indices = list(kept)
         if not indices:
             return
-        index = max(indices, key=lambda candidate: int(expert[candidate].sum()))
-        lesion = int(expert[index].sum())
+        index = max(indices, key=lambda candidate: int((expert[candidate] == LESION).sum()))
+        lesion = int((expert[index] == LESION).sum())
         if unit not in self._slices or lesion > self._slices[unit][0]:
             predictions = {role: mask[index].astype(np.uint8) for role, mask in masks.items()}
             self._slices[unit] = lesion, images[index].copy(), expert[index].copy(), predictions

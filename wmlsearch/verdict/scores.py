@@ -7,6 +7,9 @@ are pooled by adding up their counts (`pooled`), never by averaging ratios.
 Whether a score exists depends on the expert's mask only, or means would leave out what a model gets wrong. Where the
 expert has no lesion, overlap and distance say nothing and are None, whatever is predicted; the counts stay. Where the
 expert has lesions and nothing is predicted, all ratios of overlap are 0 and the distance is the largest possible one.
+
+Ignored voxels of the expert's mask are taken out of the prediction before anything is counted, as in the WMH
+Segmentation Challenge: they are in no count, and a prediction that reaches into them ends there.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from wmlsearch.data.labels import IGNORED
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.runs.evaluation import MaskScores, Scores
 
@@ -55,7 +59,7 @@ def score(
     Args:
         predicted: (i, j, k) with `voxel_mm`, else (n, rows, columns): n slices that are scored one by one. Slices that
             differ in size are a list. Lesion where not 0.
-        expert: the same shape.
+        expert: the same shape. IGNORED (data/labels.py) is ignored, lesion is all else but 0.
         voxel_mm: the edges of a voxel in mm; None for slices, whose scale is unknown.
         farthest: `hd95` where the expert has lesions and nothing is predicted, in mm or pixels: the diagonal of the
             head. None: the diagonal of the mask.
@@ -76,10 +80,14 @@ def score(
     pairs = _pairs(predicted, expert, voxel_mm)
     edges = np.ones(2) if voxel_mm is None else np.asarray(voxel_mm, np.float64)
     parts = [
-        _part(*_cropped(one, other), edges, float(np.linalg.norm(one.shape * edges)) if farthest is None else farthest)
-        for one, other in pairs
+        _part(
+            *_cropped(pair.predicted, pair.expert),
+            edges,
+            float(np.linalg.norm(pair.expert.shape * edges)) if farthest is None else farthest,
+        )
+        for pair in pairs
     ]
-    counts = _counts(parts, sum(one.size for one, _ in pairs), "px" if voxel_mm is None else "mm3")
+    counts = _counts(parts, sum(pair.counted for pair in pairs), "px" if voxel_mm is None else "mm3")
     distances = [part.hd95 for part in parts if part.hd95 is not None]
     hd95 = float(np.mean(distances)) if distances else None
     predicted_size, expert_size = counts["tp"] + counts["fp"], counts["tp"] + counts["fn"]
@@ -120,6 +128,21 @@ def pooled(scores: Sequence[Scores]) -> Scores:
 
 
 @dataclass(frozen=True)
+class _Pair:
+    """The masks of one volume or one slice, bool, both without ignored voxels."""
+
+    predicted: np.ndarray
+    expert: np.ndarray
+    counted: int  # voxels that are not ignored
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, expert: np.ndarray) -> _Pair:
+        """Return the pair of a prediction, lesion where not 0, and an expert's mask with labels."""
+        ignored = expert == IGNORED
+        return cls((predicted != 0) & ~ignored, (expert != 0) & ~ignored, int((~ignored).sum()))
+
+
+@dataclass(frozen=True)
 class _Part:
     """The counts of one volume or one slice."""
 
@@ -153,7 +176,7 @@ def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray, farthest
 
 
 def _counts(parts: Sequence[_Part], voxels: int, unit: str) -> dict[str, int]:
-    """Add up the counts of all parts. `voxels` is the number of voxels (or pixels) of all parts together."""
+    """Add up the counts of all parts. `voxels` is the number of voxels (or pixels) of all parts that count."""
     tp, fp, fn = (sum(getattr(part, name) for part in parts) for name in ("tp", "fp", "fn"))
     sizes = np.concatenate([part.sizes for part in parts] or [np.zeros(0)])
     hit = np.concatenate([part.hit for part in parts] or [np.zeros(0, bool)])
@@ -170,19 +193,19 @@ def _hd95(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray) -> float
     return float(max(np.percentile(distances, 95) for distances in directed))
 
 
-def _pairs(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the two masks of the volume, or of each slice, as bool."""
+def _pairs(predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None) -> list[_Pair]:
+    """Return the two masks of the volume, or of each slice."""
     stacks = ([predicted], [expert]) if voxel_mm is not None else (list(predicted), list(expert))
-    pairs = [(np.asarray(one) != 0, np.asarray(other) != 0) for one, other in zip(*stacks, strict=False)]
-    if len(stacks[0]) != len(stacks[1]) or any(one.shape != other.shape for one, other in pairs):
+    arrays = [(np.asarray(one), np.asarray(other)) for one, other in zip(*stacks, strict=False)]
+    if len(stacks[0]) != len(stacks[1]) or any(one.shape != other.shape for one, other in arrays):
         raise ValueError(f"both masks must have the same shape, but got {_shapes(stacks[0])} and {_shapes(stacks[1])}")
     dimensions = 2 if voxel_mm is None else 3
-    if any(one.ndim != dimensions for one, _ in pairs):
+    if any(one.ndim != dimensions for one, _ in arrays):
         form = "a stack of slices (n, rows, columns)" if voxel_mm is None else "a volume (i, j, k)"
         raise ValueError(f"each mask must be {form}, but got {_shapes(stacks[0])}")
     if voxel_mm is not None and not (len(voxel_mm) == 3 and all(0 < edge < math.inf for edge in voxel_mm)):
         raise ValueError(f"voxel_mm must be three lengths above 0, but got {tuple(voxel_mm)}")
-    return pairs
+    return [_Pair.of(one, other) for one, other in arrays]
 
 
 def _count_names(unit: str) -> tuple[str, ...]:
