@@ -86,9 +86,9 @@ def prepare(
             left of `out`.
     """
     report = progress or _no_progress
+    discovery = survey(raw, options.choices).check()
     check_output_folder(out)
     table = _open_pseudonyms(out, options.pseudonyms)
-    discovery = survey(raw, options.choices).check()
     if tell:
         for note in discovery.notes:
             tell(note)

@@ -105,13 +105,13 @@ def _layout(raw: Path) -> Layout:
 
 def _data_sets_inside(raw: Path) -> list[Path]:
     """Return folders one or two levels below that have a layout, as many as are worth naming."""
-    found: list[Path] = []
+    data_sets: list[Path] = []
     children = [folder for folder in list_folders(raw) if not folder.name.startswith(".")]
     for folder in [*children, *(inner for child in children for inner in list_folders(child))]:
-        if any(folder.is_relative_to(other) for other in found):
+        if any(folder.is_relative_to(other) for other in data_sets):
             continue
         if any(layout.matches(folder) for layout in LAYOUTS):
-            found.append(folder)
-        if len(found) == MAX_ADVISED:
+            data_sets.append(folder)
+        if len(data_sets) == MAX_ADVISED:
             break
-    return found
+    return data_sets

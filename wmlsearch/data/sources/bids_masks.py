@@ -100,7 +100,7 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
             reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions"))
         elif not in_lesion_folder:
             reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say that it shows lesions"))
-    if not in_lesion_folder and (_OTHER.search(file.derivative) or _OTHER_FOLDER.search(file.derivative)):
+    if not reasons and not in_lesion_folder and (_OTHER.search(file.derivative) or _OTHER_FOLDER.search(file.derivative)):
         reasons.append(Reason("derivative", f"the masks of derivatives/{file.derivative} show something else"))
     return reasons
 
@@ -109,17 +109,17 @@ def image_reasons(mask: BidsFile, image: BidsFile) -> list[Reason]:
     """Return why a mask does not belong to an image: it is that of another image, or lies in another grid."""
     reasons = []
     for key in _IMAGE_KEYS:
-        own, other = mask.entities.get(key, ""), image.entities.get(key, "")
-        if own and other and not same_value(own, other):
-            reasons.append(Reason(key, f"it belongs to the image with {key}-{own}"))
+        of_mask, of_image = mask.entities.get(key, ""), image.entities.get(key, "")
+        if of_mask and of_image and not same_value(of_mask, of_image):
+            reasons.append(Reason(key, f"it belongs to the image with {key}-{of_mask}"))
     for key in _GRID_KEYS:
-        own, other = mask.entities.get(key, ""), image.entities.get(key, "")
+        of_mask, of_image = mask.entities.get(key, ""), image.entities.get(key, "")
         if key == "space":
-            own, other = ("" if value.lower() in _NATIVE else value for value in (own, other))
-        if own and not same_value(own, other):
-            reasons.append(Reason(key, f"it lies in the grid of {key}-{own}, the image does not"))
-        elif other and not own and key == "space":
-            reasons.append(Reason(key, f"it does not lie in the image's grid, space-{other}"))
+            of_mask, of_image = ("" if value.lower() in _NATIVE else value for value in (of_mask, of_image))
+        if of_mask and not same_value(of_mask, of_image):
+            reasons.append(Reason(key, f"it lies in the grid of {key}-{of_mask}, the image does not"))
+        elif of_image and not of_mask and key == "space":
+            reasons.append(Reason(key, f"it does not lie in the image's grid, space-{of_image}"))
     return reasons
 
 

@@ -38,8 +38,8 @@ class BidsFile:
     @property
     def properties(self) -> dict[str, str]:
         """What `--select` and `--mask-select` may ask for."""
-        own = {"suffix": self.suffix, "derivative": self.derivative, "name": self.path.name}
-        return {**{key.lower(): value for key, value in self.entities.items()}, **own}
+        file = {"suffix": self.suffix, "derivative": self.derivative, "name": self.path.name}
+        return {**{key.lower(): value for key, value in self.entities.items()}, **file}
 
 
 def read_name(root: Path, path: Path, subject: str, session: str, derivative: str) -> BidsFile:
