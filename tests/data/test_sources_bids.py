@@ -1,0 +1,379 @@
+"""BIDS folders by entities: which FLAIR and which mask is taken, what is never taken, and how it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wmlsearch.config import InputError
+from wmlsearch.data.sources import Choices, Discovery, survey
+from wmlsearch.data.sources.bids_masks import NAMED, OTHER, PLAIN, as_candidate
+from wmlsearch.data.sources.bids_names import entity_key, read_name
+
+FLAIR = "sub-1/anat/sub-1_FLAIR.nii.gz"
+LESION = "derivatives/lesions/sub-1/anat/sub-1_label-lesion_mask.nii.gz"
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def look(root: Path, select: tuple[str, ...] = (), mask_select: tuple[str, ...] = ()) -> Discovery:
+    return survey(root, Choices(None, select, mask_select))
+
+
+def pairs(discovery: Discovery) -> list[tuple[str, str]]:
+    """Return the image and the mask of each source."""
+    assert discovery.faults == ()
+    return [(source.name(source.image[0]), source.name(source.mask[0])) for source in discovery.sources]
+
+
+def reasons(discovery: Discovery) -> dict[str, str]:
+    return {Path(unused.name).name: unused.reason for unused in discovery.unused}
+
+
+# ----------------------------------------------------------------------------------------- what a mask's name says
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub-1_label-lesion_mask.nii.gz", "sub-1_label-lesion_roi.nii.gz", "sub-1_label-WMH_dseg.nii.gz",
+        "sub-1_label-L_mask.nii.gz", "sub-1_lesion-manual.nii.gz", "sub-1_lesionmask.nii",
+        "sub-1_desc-lesion_mask.nii.gz",
+        "sub-1_desc-wmh_dseg.nii.gz", "sub-1_FLAIR_lesion_mask.nii.gz", "sub-1_WMH.nii.gz", "sub-1_label-lesion.NII.GZ",
+        "sub-1_label-T2lesion_desc-brain_mask.nii.gz", "sub-1_desc-rater1_label-WML_mask.nii.gz",
+        "sub-1_seg-lesion.nii.gz",
+    ],
+)  # fmt: skip
+def test_names_of_lesion_masks(tmp_path: Path, name: str) -> None:
+    candidate = as_candidate(read_name(tmp_path, tmp_path / "derivatives/x/sub-1" / name, "sub-1", "", "x"))
+    assert candidate
+    assert candidate.level == NAMED
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sub-1_desc-brain_mask.nii.gz", "desc"), ("sub-1_label-GM_mask.nii.gz", "label"),
+        ("sub-1_label-WM_mask.nii.gz", "label"), ("sub-1_label-NAWM_dseg.nii.gz", "label"),
+        ("sub-1_label-GM_desc-lesionfilled_mask.nii.gz", "label"), ("sub-1_label-nonlesion_mask.nii.gz", "label"),
+        ("sub-1_desc-lesionfilled_mask.nii.gz", "desc"), ("sub-1_desc-aparcaseg_dseg.nii.gz", "desc"),
+        ("sub-1_FLAIR_brain_mask.nii.gz", "name"), ("sub-1_FLAIR_bet_mask.nii.gz", "name"),
+        ("sub-1_brainmask.nii.gz", "suffix"), ("sub-1_dseg.nii.gz", "suffix"), ("sub-1_roi.nii.gz", "suffix"),
+        ("sub-1_label-lesion_probseg.nii.gz", "suffix"), ("sub-1_desc-JD_mask.nii.gz", "desc"),
+        ("sub-1_space-flair_seg-lst.nii.gz", "seg"), ("sub-1_defacemask.nii.gz", "suffix"),
+    ],
+)  # fmt: skip
+def test_names_of_other_masks(tmp_path: Path, name: str, key: str) -> None:
+    candidate = as_candidate(read_name(tmp_path, tmp_path / "derivatives/x/sub-1" / name, "sub-1", "", "x"))
+    assert candidate
+    assert candidate.level == OTHER
+    assert candidate.reasons[0].key == key
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "level"),
+    [
+        ("x", "sub-1_mask.nii.gz", PLAIN),
+        ("x", "sub-1_desc-rater2_mask.nii.gz", PLAIN),
+        ("x", "sub-1_FLAIR_mask.nii.gz", PLAIN),
+        ("manual-lesions", "sub-1_mask.nii.gz", NAMED),
+        ("manual-lesions", "sub-1_desc-JD_mask.nii.gz", NAMED),
+        ("manual-lesions", "sub-1_dseg.nii.gz", NAMED),
+        ("manual-lesions", "sub-1_desc-brain_mask.nii.gz", OTHER),
+        ("hd-bet", "sub-1_FLAIR_mask.nii.gz", OTHER),
+        ("fmriprep", "sub-1_mask.nii.gz", OTHER),
+    ],
+)
+def test_the_folder_of_a_mask_counts_where_its_name_says_nothing(
+    tmp_path: Path, folder: str, name: str, level: int
+) -> None:
+    candidate = as_candidate(read_name(tmp_path, tmp_path / "derivatives" / folder / name, "sub-1", "", folder))
+    assert candidate
+    assert candidate.level == level
+
+
+def test_images_of_other_kinds_are_no_masks(tmp_path: Path) -> None:
+    for name in (
+        "sub-1_T1w.nii.gz",
+        "sub-1_desc-lesionfilled_T1w.nii.gz",
+        "sub-1_dwi.nii.gz",
+        "sub-1_desc-preproc_FLAIR.nii.gz",
+    ):
+        assert as_candidate(read_name(tmp_path, tmp_path / name, "sub-1", "", "x")) is None
+
+
+def test_names_are_read_as_the_library_reads_them(tmp_path: Path) -> None:
+    """The contract with bids2table and bidsschematools."""
+    file = read_name(tmp_path, tmp_path / "sub-01_ses-2_acq-3D-x_run-02_label-lesion_mask.nii.gz", "sub-01", "", "")
+    assert (file.session, file.suffix, file.named_patient) == ("2", "mask", "01")
+    assert file.entities == {"acq": "3D-x", "run": "02", "label": "lesion"}
+    odd = read_name(tmp_path, tmp_path / "sub-9 'é'_v1.2_lesion-manual.nii", "sub-9 'é'", "", "")
+    assert (odd.entities, odd.suffix, odd.words) == ({"lesion": "manual"}, "", ("v1.2",))
+    assert [entity_key(name) for name in ("acquisition", "acq", "description", "derivative")] == [
+        "acq", "acq", "desc", "derivative",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- masks of a scan
+
+
+def test_masks_of_other_pipelines_are_not_lesions(tmp_path: Path) -> None:
+    """fMRIPrep and HD-BET stand beside the lesions, without descriptions of their data sets."""
+    others = [
+        "derivatives/fmriprep/sub-1/anat/sub-1_desc-brain_mask.nii.gz",
+        "derivatives/fmriprep/sub-1/anat/sub-1_dseg.nii.gz",
+        "derivatives/fmriprep/sub-1/anat/sub-1_label-GM_probseg.nii.gz",
+        "derivatives/hdbet/sub-1/anat/sub-1_FLAIR_mask.nii.gz",
+        "derivatives/fmriprep/sub-1/anat/sub-1_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz",
+        "derivatives/hdbet/sub-1_FLAIR_bet_mask.nii.gz",
+    ]  # fmt: skip
+    discovery = look(tree(tmp_path, FLAIR, LESION, *others))
+    assert pairs(discovery) == [(FLAIR, LESION)]
+    assert sorted(unused.name for unused in discovery.unused) == sorted(others)
+    assert reasons(discovery)["sub-1_desc-brain_mask.nii.gz"] == (
+        "desc-brain names something else than lesions; --mask-select desc=brain takes it"
+    )
+
+
+def test_only_a_mask_of_something_else(tmp_path: Path) -> None:
+    brain = "derivatives/hdbet/sub-1/anat/sub-1_desc-brain_mask.nii.gz"
+    (fault,) = look(tree(tmp_path, FLAIR, brain)).faults
+    assert fault == (
+        f"{FLAIR}: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz; not taken: {brain} (desc-brain "
+        "names something else than lesions; --mask-select desc=brain takes it)"
+    )
+    assert pairs(look(tmp_path, mask_select=("desc=brain",))) == [(FLAIR, brain)]
+    assert pairs(look(tmp_path, mask_select=("description=brain",))) == [(FLAIR, brain)]
+
+
+def test_a_plain_mask_does_not_count_beside_masks_that_say_lesion(tmp_path: Path) -> None:
+    """Of sub-2 there is only a mask of unknown content, while that of sub-1 is named: it may be anything."""
+    flair, plain = "sub-2/anat/sub-2_FLAIR.nii.gz", "derivatives/tool/sub-2/anat/sub-2_mask.nii.gz"
+    tree(tmp_path, flair, plain)
+    assert pairs(look(tmp_path)) == [(flair, plain)]
+    (fault,) = look(tree(tmp_path, FLAIR, LESION)).faults
+    assert "its name does not say that it shows lesions, as those of other masks do" in fault
+    how = fault.split("; ")[-1].removesuffix(" takes it)")
+    assert how == "--mask-select name='*mask.nii.gz'"
+    assert pairs(look(tmp_path, mask_select=("derivative=lesions", "derivative=tool"))) == [
+        (FLAIR, LESION),
+        (flair, plain),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "choice"),
+    [
+        ("lesions/sub-1/sub-1_desc-rater1_mask", "lesions/sub-1/sub-1_desc-rater2_mask", "desc=rater2"),
+        ("rater1/sub-1/sub-1_label-lesion_mask", "rater2/sub-1/sub-1_label-lesion_mask", "derivative=rater2"),
+        ("lesions/rater1/sub-1/sub-1_mask", "lesions/rater2/sub-1/sub-1_mask", "derivative=lesions/rater2"),
+        ("lesions/sub-1/sub-1_label-lesion_mask", "lesions/sub-1/sub-1_label-lesion_dseg", "suffix=dseg"),
+        ("lesions/sub-1/sub-1_label-T1lesion_mask", "lesions/sub-1/sub-1_label-T2lesion_mask", "label=T2lesion"),
+        ("lesions/sub-1/sub-1_run-1_mask", "lesions/sub-1/sub-1_run-02_mask", "run=2"),
+    ],
+)
+def test_two_masks_are_never_chosen_silently(tmp_path: Path, first: str, second: str, choice: str) -> None:
+    one, two = (f"derivatives/{name}.nii.gz" for name in (first, second))
+    (fault,) = look(tree(tmp_path, FLAIR, one, two)).faults
+    assert fault.startswith(f"{FLAIR}: must have exactly one mask, but has 2 (")
+    assert f"--mask-select {choice}".replace("run=2", "run=02") in fault
+    assert pairs(look(tmp_path, mask_select=(choice,))) == [(FLAIR, two)]
+
+
+def test_the_same_choice_for_many_patients_is_one_fault(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        stem = f"derivatives/lesions/sub-{number}/anat/sub-{number}"
+        tree(
+            tmp_path,
+            f"sub-{number}/anat/sub-{number}_FLAIR.nii",
+            f"{stem}_desc-rater1_mask.nii",
+            f"{stem}_desc-rater2_mask.nii",
+        )
+    (fault,) = look(tmp_path).faults
+    assert fault.endswith("and so do 4 more scans; choose with --mask-select desc=rater1 or --mask-select desc=rater2")
+    assert len(look(tmp_path, mask_select=("desc=rater1",)).sources) == 5
+
+
+def test_a_selection_chooses_only_where_there_is_a_choice(tmp_path: Path) -> None:
+    """Of sub-2 there is one mask without a rater: it is taken. Of sub-3 only that of the other rater: it is not."""
+    tree(tmp_path, FLAIR, LESION.replace("label", "desc-rater1_label"), LESION.replace("label", "desc-rater2_label"))
+    tree(tmp_path, "sub-2/anat/sub-2_FLAIR.nii.gz", "derivatives/lesions/sub-2/sub-2_label-lesion_mask.nii.gz")
+    assert [mask for _, mask in pairs(look(tmp_path, mask_select=("desc=rater1",)))] == [
+        LESION.replace("label", "desc-rater1_label"),
+        "derivatives/lesions/sub-2/sub-2_label-lesion_mask.nii.gz",
+    ]
+    tree(
+        tmp_path,
+        "sub-3/anat/sub-3_FLAIR.nii.gz",
+        "derivatives/lesions/sub-3/sub-3_desc-rater2_label-lesion_mask.nii.gz",
+    )
+    (fault,) = look(tmp_path, mask_select=("desc=rater1",)).faults
+    assert fault.endswith("sub-3_desc-rater2_label-lesion_mask.nii.gz (not --mask-select desc=rater1)")
+    second_best = look(tmp_path, mask_select=("desc=rater1", "desc=rater2"))
+    assert [mask.split("_")[1] for _, mask in pairs(second_best)] == ["desc-rater1", "label-lesion", "desc-rater2"]
+
+
+def test_a_selection_by_another_entity_does_not_make_a_brain_mask_a_lesion(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, "derivatives/x/sub-1/sub-1_acq-3D_desc-brain_mask.nii.gz")
+    (fault,) = look(tmp_path, mask_select=("acq=3D",)).faults
+    assert "desc-brain names something else than lesions" in fault
+
+
+def test_masks_of_another_grid(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, mni := "derivatives/lesions/sub-1/sub-1_space-MNI152_label-lesion_mask.nii.gz")
+    (fault,) = look(tmp_path).faults
+    assert "it lies in the grid of space-MNI152, the image does not; --mask-select space=MNI152 takes it" in fault
+    assert pairs(look(tmp_path, mask_select=("space=MNI152",))) == [(FLAIR, mni)]
+    tree(tmp_path, warped := "derivatives/prep/sub-1/anat/sub-1_space-MNI152_desc-preproc_FLAIR.nii.gz")
+    (fault,) = look(tmp_path).faults
+    assert fault.endswith(f"{warped} has a mask, take it with --select space=MNI152")
+    assert pairs(look(tmp_path, select=("space=MNI152",))) == [(warped, mni)]
+    tree(tmp_path, native := "derivatives/lesions/sub-1/sub-1_space-orig_label-lesion_mask.nii.gz")
+    assert pairs(look(tmp_path)) == [(FLAIR, native)]
+
+
+def test_masks_without_folders_and_beside_the_image(tmp_path: Path) -> None:
+    """In the subject's own folder, flat in a derivative, below two folders, without a session, and only in the name."""
+    tree(
+        tmp_path,
+        "sub-1/anat/sub-1_FLAIR.nii.gz", "sub-1/anat/sub-1_FLAIR_lesion-manual.nii.gz", "sub-1/anat/sub-1_T1w.nii.gz",
+        "sub-2/ses-a/anat/sub-2_ses-a_FLAIR.nii.gz", "derivatives/lesions/sub-2_ses-a_label-lesion_mask.nii.gz",
+        "sub-3/ses-a/anat/sub-3_ses-a_FLAIR.nii.gz", "derivatives/lesions/v2/sub-3/anat/sub-3_label-lesion_mask.nii.gz",
+        "sub-4/anat/sub-4_FLAIR.nii.gz", "derivatives/lesions/sub-4/ses-1/anat/sub-4_ses-1_label-lesion_mask.nii.gz",
+        "sub-5/anat/sub-5_ses-9_FLAIR.NII.GZ", "derivatives/sub-5/ses-9/sub-5_label-lesion_mask.Nii.Gz",
+    )  # fmt: skip
+    discovery = look(tmp_path)
+    assert len(pairs(discovery)) == 5
+    assert [(source.patient, source.timepoint) for source in discovery.sources] == [
+        ("1", ""), ("2", "a"), ("3", "a"), ("4", ""), ("5", "9"),
+    ]  # fmt: skip
+
+
+def test_a_mask_without_a_session_does_not_fit_two_sessions(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"sub-1/ses-{s}/anat/sub-1_ses-{s}_FLAIR.nii.gz" for s in (1, 2)), LESION)
+    faults = look(tmp_path).faults
+    assert len(faults) == 3  # two images without a mask, a mask without an image
+    assert faults[0].startswith(f"sub-1: no FLAIR image for the mask {LESION}")
+
+
+def test_a_file_in_the_folder_of_another_patient(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, wrong := "derivatives/lesions/sub-1/anat/sub-2_label-lesion_mask.nii.gz")
+    assert look(tmp_path).faults == (
+        f"{wrong}: lies in the folder of sub-1, but its name says sub-2; correct one of them",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ images of a scan
+
+
+def test_several_flairs_of_a_session(tmp_path: Path) -> None:
+    flat, thick = (f"sub-1/anat/sub-1_acq-{kind}_FLAIR.nii.gz" for kind in ("3D", "2D"))
+    tree(tmp_path, flat, thick, LESION)
+    (fault,) = look(tmp_path).faults
+    assert fault == (
+        f"sub-1: must have exactly one FLAIR image, but has 2 ({thick}, {flat}); choose with --select acq=2D or "
+        "--select acq=3D"
+    )
+    assert pairs(look(tmp_path, select=("acq=3D",))) == [(flat, LESION)]
+    assert pairs(look(tmp_path, select=("acquisition=3d",))) == [(flat, LESION)]
+    # The mask of the other image is not that of this one.
+    tree(tmp_path, *(own := [LESION.replace("label", f"acq-{kind}_label") for kind in ("2D", "3D")]))
+    assert pairs(look(tmp_path, select=("acq=3D",))) == [(flat, own[1])]
+
+
+def test_runs_are_numbers_and_what_lacks_an_entity_is_none(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, second := "sub-1/anat/sub-1_run-02_FLAIR.nii.gz", LESION)
+    assert "--select run=none or --select run=02" in look(tmp_path).faults[0]
+    assert pairs(look(tmp_path, select=("run=none",))) == [(FLAIR, LESION)]
+    assert pairs(look(tmp_path, select=("run=2",))) == [(second, LESION)]
+    discovery = look(tree(tmp_path, "sub-2/anat/sub-2_run-1_FLAIR.nii.gz"), select=("run=2",))
+    assert [source.patient for source in discovery.sources] == ["1"]
+    assert "--select run=2 leaves out 1 scan (sub-2)" in discovery.notes
+
+
+def test_several_entities_together(tmp_path: Path) -> None:
+    names = [f"sub-1/anat/sub-1_acq-{a}_run-{r}_FLAIR.nii.gz" for a in ("2D", "3D") for r in (1, 2)]
+    tree(tmp_path, *names, LESION)
+    assert look(tmp_path).faults[0].endswith("choose with --select acq=2D|3D and --select run=1|2")
+    assert pairs(look(tmp_path, select=("acq=3D", "run=1"))) == [(names[2], LESION)]
+
+
+def test_a_flair_of_derivatives_is_taken_if_asked_for_or_alone(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, LESION, made := "derivatives/prep/sub-1/anat/sub-1_desc-preproc_FLAIR.nii.gz")
+    assert pairs(look(tmp_path)) == [(FLAIR, LESION)]
+    assert pairs(look(tmp_path, select=("desc=preproc",))) == [(made, LESION)]
+    (tmp_path / FLAIR).unlink()
+    assert pairs(look(tmp_path)) == [(made, LESION)]
+
+
+def test_an_image_of_another_suffix_if_asked_for(tmp_path: Path) -> None:
+    tree(tmp_path, "sub-1/anat/sub-1_T2w.nii.gz", LESION)
+    assert look(tmp_path).faults[0].startswith("sub-1: no FLAIR image for the mask")
+    assert pairs(look(tmp_path, select=("suffix=T2w",))) == [("sub-1/anat/sub-1_T2w.nii.gz", LESION)]
+
+
+# ---------------------------------------------------------------------------------------------------- whole data sets
+
+
+def test_patients_without_a_flair_and_other_data(tmp_path: Path) -> None:
+    """Source data, a patient with a T1w only, and templates are no faults."""
+    discovery = look(tree(
+        tmp_path, FLAIR, LESION, "sourcedata/sub-1/anat/sub-1_FLAIR.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz",
+        "derivatives/fmriprep/sub-2/anat/sub-2_desc-brain_mask.nii.gz", "derivatives/tpl/template_mask.nii.gz",
+    ))  # fmt: skip
+    assert pairs(discovery) == [(FLAIR, LESION)]
+    assert "1 scan without a FLAIR image left out (sub-2)" in discovery.notes
+
+
+def test_bidsignore_leaves_images_out_but_not_masks(tmp_path: Path) -> None:
+    mask = "sub-1/anat/sub-1_lesion-manual.nii.gz"
+    tree(tmp_path, FLAIR, mask, "sub-2/anat/sub-2_FLAIR.nii.gz")
+    (tmp_path / ".bidsignore").write_text("# no names of BIDS\n*_lesion-manual.nii.gz\nsub-2/\n")
+    discovery = look(tmp_path)
+    assert pairs(discovery) == [(FLAIR, mask)]
+    assert ".bidsignore leaves out 1 image (sub-2/anat/sub-2_FLAIR.nii.gz)" in discovery.notes
+
+
+def test_sites_of_participants(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, LESION, FLAIR.replace("-1", "-2"), LESION.replace("-1", "-2"))
+    (tmp_path / "participants.tsv").write_text(
+        "participant_id\tage\tSite\tscanner\nsub-1\t3\tUtrecht\tn/a\n2\t4\tA\tB\n"
+    )
+    assert [source.site for source in look(tmp_path).sources] == ["Utrecht", "A B"]
+    (tmp_path / "participants.tsv").write_bytes(b"participant_id\tsite\nsub-1\t\xff\n")
+    discovery = look(tmp_path)
+    assert [source.site for source in discovery.sources] == ["", ""]
+    assert discovery.notes[0].startswith("participants.tsv cannot be read")
+
+
+def test_a_study_with_rawdata(tmp_path: Path) -> None:
+    tree(tmp_path / "study", f"rawdata/{FLAIR}", LESION)
+    for raw in (tmp_path / "study", tmp_path / "study/rawdata"):
+        assert pairs(look(raw)) == [(f"rawdata/{FLAIR}", LESION)]
+
+
+def test_a_folder_above_names_the_data_set(tmp_path: Path) -> None:
+    tree(tmp_path / "lab", f"sourcedata/raw/{FLAIR}", f"sourcedata/raw/{LESION}")
+    with pytest.raises(InputError, match=r"did you mean .*/lab/sourcedata/raw\?"):
+        look(tmp_path / "lab")
+
+
+def test_one_mask_under_two_folders_is_one(tmp_path: Path) -> None:
+    """derivatives/latest is a link to the folder of today."""
+    tree(tmp_path, FLAIR, LESION)
+    (tmp_path / "derivatives/latest").symlink_to("lesions")
+    assert pairs(look(tmp_path)) == [(FLAIR, LESION)]
+
+
+@pytest.mark.parametrize("text", ["acq", "=3D", "acq=", "acq 3D", "a-b=c"])
+def test_a_selection_that_is_none(text: str) -> None:
+    from wmlsearch.data.prepare_options import PrepareOptions
+
+    with pytest.raises(InputError, match="--select must be KEY=VALUE, such as acq=3D, but got"):
+        PrepareOptions(select=(text,))
