@@ -100,7 +100,8 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
             reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions"))
         elif not in_lesion_folder:
             reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say that it shows lesions"))
-    if not reasons and not in_lesion_folder and (_OTHER.search(file.derivative) or _OTHER_FOLDER.search(file.derivative)):
+    is_other_folder = _OTHER.search(file.derivative) or _OTHER_FOLDER.search(file.derivative)
+    if not reasons and not in_lesion_folder and is_other_folder:
         reasons.append(Reason("derivative", f"the masks of derivatives/{file.derivative} show something else"))
     return reasons
 
