@@ -42,10 +42,10 @@ def machine_of(root: Path, files: Mapping[str, str]) -> Machine:
     return Machine(root)
 
 
-def v2(own: str, groups: Mapping[str, Mapping[str, str]], mounts: str = V2_MOUNT) -> dict[str, str]:
-    """Return the files of a machine with version 2, whose process is in the group `own`."""
-    files = {f"sys/fs/cgroup{group}/{name}": text for group, texts in groups.items() for name, text in texts.items()}
-    return {"proc/self/cgroup": f"0::{own}\n", "proc/self/mountinfo": mounts, **files}
+def v2(group: str, groups: Mapping[str, Mapping[str, str]], mounts: str = V2_MOUNT) -> dict[str, str]:
+    """Return the files of a machine with version 2, whose process is in `group`."""
+    files = {f"sys/fs/cgroup{path}/{name}": text for path, texts in groups.items() for name, text in texts.items()}
+    return {"proc/self/cgroup": f"0::{group}\n", "proc/self/mountinfo": mounts, **files}
 
 
 def test_no_limits(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_fractions_of_a_core(quota: str, cpus: int, tmp_path: Path) -> None:
     assert machine_of(tmp_path, v2("/a", {"/a": {"cpu.max": quota}})).cpus() == cpus
 
 
-def v1(own: str, mounts: str, files: Mapping[str, str]) -> dict[str, str]:
-    cgroup = f"9:name=systemd:/init\n4:memory:{own}\n2:cpu,cpuacct:{own}\n0::/\n"
+def v1(group: str, mounts: str, files: Mapping[str, str]) -> dict[str, str]:
+    cgroup = f"9:name=systemd:/init\n4:memory:{group}\n2:cpu,cpuacct:{group}\n0::/\n"
     return {"proc/self/cgroup": cgroup, "proc/self/mountinfo": mounts, **files}
 
 
@@ -114,8 +114,8 @@ def test_v1_nested_groups_below_a_root_without_limits(tmp_path: Path) -> None:
     assert limited.free_bytes() == 3 * GIB - (2 * GIB - GIB - GIB // 2)
 
 
-@pytest.mark.parametrize("own", ["/docker/abc", "/"])
-def test_v1_a_container_sees_its_own_group_as_the_root(own: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", ["/docker/abc", "/"])
+def test_v1_a_container_sees_its_own_group_as_the_root(group: str, tmp_path: Path) -> None:
     """Without and with a cgroup namespace; the limit of the group above is only in the statistics."""
     mounts = V1_MOUNTS.replace(" / /sys/fs/cgroup/", " /docker/abc /sys/fs/cgroup/")
     memory = v1_memory(NO_LIMIT_V1, GIB)
@@ -125,7 +125,7 @@ def test_v1_a_container_sees_its_own_group_as_the_root(own: str, tmp_path: Path)
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "400000",
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
     }
-    limited = machine_of(tmp_path, v1(own, mounts, files))
+    limited = machine_of(tmp_path, v1(group, mounts, files))
     assert (limited.cpus(), limited.memory_bytes(), limited.free_bytes()) == (4, 6 * GIB, 5 * GIB)
 
 

@@ -134,12 +134,12 @@ class Machine:
         """Return the groups of this process that a controller knows, from its own one up to the root."""
         groups = []
         for version, name in ((2, ""), (1, controller)):
-            own, mounts = self._own_path(name), self._mounts(name)
-            above = [mount for mount in mounts if own is not None and _is_below(own, mount[0])]
+            path, mounts = self._group_path(name), self._mounts(name)
+            above = [mount for mount in mounts if path is not None and _is_below(path, mount[0])]
             for mount_root, point in above or mounts:
                 # The path is that of the whole hierarchy, and the mount may show a part of it: without a common
                 # beginning, a container has mounted its own group.
-                rest = posixpath.relpath(own, mount_root) if own is not None and above else "."
+                rest = posixpath.relpath(path, mount_root) if path is not None and above else "."
                 folder = self.root / point.lstrip("/") / rest
                 top = self.root / point.lstrip("/")
                 levels = [folder, *folder.parents]
@@ -148,7 +148,7 @@ class Machine:
         groups += [_Group(self.root / path, version) for version, path in seen_as_root]
         return list(dict.fromkeys(groups))
 
-    def _own_path(self, controller: str) -> str | None:
+    def _group_path(self, controller: str) -> str | None:
         """Return the path of this process's group in the hierarchy of a controller, "" for that of version 2."""
         for line in _read(self.root / "proc/self/cgroup").splitlines():  # 4:memory:/user/1000
             number, controllers, path = [*line.split(":", 2), "", ""][:3]
