@@ -41,6 +41,9 @@ class _Verbs(click.Group):
                 sys.exit(_print_error(error))
 
     def invoke(self, ctx: click.Context) -> Any:
+        from wmlsearch.runs.environment import prepare_environment
+
+        prepare_environment()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:  # click would print "Aborted!" and exit with status 1

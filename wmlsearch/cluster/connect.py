@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ray
 
+from wmlsearch.cluster.embedded import ObjectStore, embedded_variables, explain, object_store, session_parent
 from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
 from wmlsearch.config import InputError
 from wmlsearch.runs.interrupts import handlers_kept
@@ -22,21 +23,27 @@ from wmlsearch.runs.machine import available_cpus
 from wmlsearch.runs.scratch import remove_abandoned, scratch_folder
 
 CONNECT_TIMEOUT_S = 30
-OBJECT_STORE_BYTES = 200 * 2**20  # nothing that we send is large, and a small store spares /dev/shm
-EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # set in the environment of all processes of an embedded Ray
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, say: Callable[[str], None] = print) -> Iterator[None]:
     """Connect to the cluster at `address`, or without one start an embedded Ray; both end with the block.
 
     An embedded Ray neither joins nor disturbs other Rays of this machine. Where this process is connected to the
     cluster already, as a notebook can be, it stays so. Raises InputError if the cluster does not answer, and
     ConnectionError if the servers of an embedded Ray do not start in two attempts.
+
+    Args:
+        address: "HOST:PORT" or "auto"; None: an embedded Ray.
+        say: Shows the user what is unusual about an embedded Ray, such as another temporary folder.
     """
     remove_abandoned()  # of searches that a reboot ended
-    with scratch_folder("ray") as folder, _temporary_files_in(folder), contextlib.ExitStack() as stack:
-        stack.enter_context(_session(address, folder))
+    with contextlib.ExitStack() as stack:
+        if address:
+            stack.enter_context(_temporary_files_in(stack.enter_context(scratch_folder("ray"))))
+            stack.enter_context(_session(address))
+        else:
+            stack.enter_context(_embedded(say))
         stack.enter_context(quiet_raylets())
         for name in ("ray.tune", "ray.train"):  # the run folder says what failed there, and why
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -48,9 +55,7 @@ def own_address() -> str | None:
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
 
 
-def _session(address: str | None, folder: Path) -> contextlib.AbstractContextManager[None]:
-    if not address:
-        return _embedded(folder)
+def _session(address: str) -> contextlib.AbstractContextManager[None]:
     connected_to = own_address()
     if connected_to is None:
         return _connected(address)
@@ -78,24 +83,31 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _embedded(folder: Path) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ |= _loopback_variables()
-    try:
+def _embedded(say: Callable[[str], None]) -> Iterator[None]:
+    store = object_store()
+    usual, parent = Path(tempfile.gettempdir()), session_parent(store)
+    explain(store, parent, say)
+    before, variables = dict(os.environ), embedded_variables()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder("ray", parent))
+        files = folder if parent == usual else stack.enter_context(scratch_folder("files"))
+        stack.enter_context(_temporary_files_in(files))
+        os.environ |= variables
         try:
-            _start(folder)
-        except ConnectionError:  # Ray waits 30 s for its servers, which may not be enough on a very busy machine
+            try:
+                _start(folder, store)
+            except ConnectionError:  # Ray waits 30 s for its servers, which may not be enough on a very busy machine
+                ray.shutdown()
+                _start(folder, store)
+            yield
+        finally:
             ray.shutdown()
-            _start(folder)
-        yield
-    finally:
-        ray.shutdown()
-        for name in _loopback_variables():
-            os.environ.pop(name)
-            os.environ |= {name: before[name]} if name in before else {}
+            for name in variables:
+                os.environ.pop(name)
+                os.environ |= {name: before[name]} if name in before else {}
 
 
-def _start(folder: Path) -> None:
+def _start(folder: Path, store: ObjectStore) -> None:
     """Start an embedded Ray. Raises ConnectionError if its servers do not start, OSError for a file."""
     try:
         with handlers_kept():
@@ -106,7 +118,8 @@ def _start(folder: Path) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(folder),  # short: it holds sockets, whose paths may have 107 characters
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=store.size,
+                _plasma_directory=None if store.in_shared_memory else str(folder),
             )
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
@@ -116,12 +129,6 @@ def _start(folder: Path) -> None:
             f"Ray's servers did not start on this machine ({why}); check with `uptime` and `free` whether it is very "
             "busy or short of memory, then run the command again"
         ) from error
-
-
-def _loopback_variables() -> dict[str, str]:
-    """Return the environment of an embedded Ray: its ranks use the loopback interface ("lo", on macOS "lo0")."""
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
-    return {EMBEDDED: "1", "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 
-from wmlsearch.cluster.connect import EMBEDDED
 from wmlsearch.cluster.data_shipping import Shipment
+from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest

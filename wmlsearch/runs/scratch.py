@@ -34,9 +34,9 @@ for _ in range(50):
 
 
 @contextlib.contextmanager
-def scratch_folder(kind: str) -> Iterator[Path]:
-    """Make a folder `wmlsearch-KIND-...` in the temporary folder, which is removed after the block."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{kind}-"))
+def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder `wmlsearch-KIND-...` in `parent` or the temporary folder, which is removed after the block."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{kind}-", dir=parent))
     with _locked_owner(folder), _removed_after_kill(folder):
         try:
             yield folder

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
-from wmlsearch.cluster.connect import EMBEDDED
+from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.ray_patches import release_placement_groups
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig

@@ -33,7 +33,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
     data = check_forecast(request)
     warn_of_load(request.placement, say)
     started = time.monotonic()
-    with ray_session(request.placement.ray_address), watchdog(say, lambda: "the measurement"):
+    with ray_session(request.placement.ray_address, say), watchdog(say, lambda: "the measurement"):
         plan = plan_search(request, data, say)
         say(f"trials would run {plan.slots}; timing three configurations ...")
         ray_s = time.monotonic() - started

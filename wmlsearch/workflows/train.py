@@ -113,7 +113,7 @@ def _train_on_ray(
 
     settings = request.settings
     with (
-        ray_session(placement.ray_address),
+        ray_session(placement.ray_address, observer.say),
         signals_as_interrupts(),
         watchdog(observer.say, lambda: run.name, on_death=on_death),
     ):

@@ -73,7 +73,8 @@ def _ray(search: SearchDir, placement: Placement, observer: Observer) -> Iterato
             record_broken_end(search, why)
             observer.say(f"to resume: {resume_command(search)}")
 
-    with ray_session(placement.ray_address), watchdog(observer.say, lambda: _waiting_runs(search), on_death=on_death):
+    say = observer.say
+    with ray_session(placement.ray_address, say), watchdog(say, lambda: _waiting_runs(search), on_death=on_death):
         yield
 
 
