@@ -16,7 +16,7 @@ from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import Source, is_nifti
 
 CHANNEL = "channel"  # the key of --select for these layouts
-OWN_PATIENT, PATIENT_AND_TIME = "'^(.+)$'", "'^(?P<patient>.*[0-9])[-_.](?P<timepoint>[A-Za-z]*-?[0-9]+)$'"
+OWN_PATIENT, PATIENT_AND_TIME = "'^(.+)$'", "'^(?P<patient>.*[0-9])[-_./](?P<timepoint>[A-Za-z]*-?[0-9]+)$'"
 _LIKE_A_TIME_POINT = re.compile(PATIENT_AND_TIME.strip("'"))
 
 

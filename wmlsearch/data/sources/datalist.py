@@ -204,14 +204,17 @@ def _flair(paths: list[Path]) -> Path | None:
 
 
 def _case_names(entries: list[_Entry]) -> list[str]:
-    """Return a name for each case: that of its image file, with its folders where file names are not unique."""
+    """Return a name for each case: that of its image file, or the folders by which images of equal names differ."""
     names = [stem(Path(entry.images[0])) for entry in entries]
     if len(set(names)) == len(names):
         return names
-    return [
-        (Path(entry.images[0]).parent / name).as_posix().lstrip("./")
-        for entry, name in zip(entries, names, strict=True)
-    ]
+    folders = [os.path.normpath(Path(entry.images[0]).parent) for entry in entries]
+    if len({Path(folder).is_absolute() for folder in folders}) == 1:
+        top = os.path.commonpath(folders) or "."
+        folders = [os.path.relpath(folder, top) for folder in folders]
+    if len(set(names)) == 1:
+        return folders
+    return [os.path.normpath(f"{folder}/{name}") for folder, name in zip(folders, names, strict=True)]
 
 
 LAYOUT = Layout(

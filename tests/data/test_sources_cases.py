@@ -1,0 +1,281 @@
+"""nnU-Net folders and lists of MONAI and the Decathlon: images, channels, patients, the test part, and faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmlsearch.config import InputError
+from wmlsearch.data.sources import Choices, Discovery, survey
+
+V2 = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
+V1 = {"modality": {"0": "T1", "1": "FLAIR"}, "labels": {"0": "background", "1": "lesion"}}
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def nnunet(root: Path, cases: list[str], channels: int = 2, description: dict[str, Any] | None = None) -> Path:
+    for case in cases:
+        tree(root, f"labelsTr/{case}.nii.gz", *(f"imagesTr/{case}_{i:04d}.nii.gz" for i in range(channels)))
+    if description is not None:
+        (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+def datalist(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def images(discovery: Discovery) -> dict[str, str]:
+    """Return the image of each patient."""
+    assert discovery.faults == ()
+    return {source.patient: source.name(source.image[0]) for source in discovery.sources}
+
+
+# ------------------------------------------------------------------------------------------------------------- nnU-Net
+
+
+@pytest.mark.parametrize(("description", "channel"), [(V2, 0), (V1, 1)])
+def test_the_channel_named_flair(tmp_path: Path, description: dict[str, Any], channel: int) -> None:
+    discovery = survey(nnunet(tmp_path, ["MS_001", "MS_002"], 2, description))
+    assert images(discovery) == {f"MS_00{i}": f"imagesTr/MS_00{i}_000{channel}.nii.gz" for i in (1, 2)}
+    assert [source.name(source.mask[0]) for source in discovery.sources] == [
+        f"labelsTr/MS_00{i}.nii.gz" for i in (1, 2)
+    ]
+    assert any(note.startswith(f"channel {channel} (FLAIR) is the image") for note in discovery.notes)
+    assert any(
+        note.startswith("each case is taken as a patient of its own (MS_001, MS_002)") for note in discovery.notes
+    )
+
+
+def test_channels_without_a_flair(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["MS_001"], 2, V2 | {"channel_names": {"0": "MR", "1": "T1"}})
+    (fault,) = survey(tmp_path).faults
+    assert fault == (
+        "the images have the channels 0 MR, 1 T1, and none is named FLAIR; choose with --select channel=0 or "
+        "--select channel=1"
+    )
+    for choice in ("channel=1", "channel=t1"):
+        assert images(survey(tmp_path, Choices(select=(choice,)))) == {"MS_001": "imagesTr/MS_001_0001.nii.gz"}
+    (fault,) = survey(tmp_path, Choices(select=("channel=7",))).faults
+    assert fault.startswith("--select channel=7: the images have the channels 0 MR, 1 T1; choose")
+    assert "this layout has channels only" in survey(tmp_path, Choices(select=("acq=3D", "channel=0"))).faults[0]
+    (fault,) = survey(tmp_path, Choices(select=("channel=0",), mask_select=("desc=a",))).faults
+    assert fault == (
+        "--mask-select is for a BIDS folder (sub-*/), but RAW is an nnU-Net folder (imagesTr/, labelsTr/); leave it out"
+    )
+
+
+def test_one_channel_without_a_description(tmp_path: Path) -> None:
+    assert images(survey(nnunet(tmp_path, ["a"], 1))) == {"a": "imagesTr/a_0000.nii.gz"}
+
+
+def test_the_decathlon_has_no_channel_in_its_names(tmp_path: Path) -> None:
+    tree(tmp_path, "imagesTr/ms_0001.nii.gz", "labelsTr/ms_0001.nii.gz", "imagesTr/._ms_0001.nii.gz")
+    assert images(survey(tmp_path)) == {"ms_0001": "imagesTr/ms_0001.nii.gz"}
+
+
+def test_labelled_test_cases_are_the_sealed_test(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["MS_001", "MS_002", "MS_003"], 1)
+    tree(tmp_path, "imagesTs/MS_101_0000.nii.gz", "labelsTs/MS_101.nii.gz", "imagesTs/MS_102_0000.nii.gz")
+    discovery = survey(tmp_path)
+    assert discovery.test_patients == ("MS_101",)
+    assert [source.patient for source in discovery.sources] == ["MS_001", "MS_002", "MS_003", "MS_101"]
+    assert [unused.name for unused in discovery.unused] == ["imagesTs/MS_102_0000.nii.gz"]
+
+
+def test_patients_and_time_points_by_pattern(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["p01_t1", "p01_t2", "p02_t1"], 1)
+    discovery = survey(tmp_path, Choices("^(?P<patient>p[0-9]+)_(?P<timepoint>.+)$"))
+    assert [(source.patient, source.timepoint) for source in discovery.sources] == [
+        ("p01", "t1"), ("p01", "t2"), ("p02", "t1"),
+    ]  # fmt: skip
+    (fault,) = survey(tmp_path, Choices("^(p01)")).faults
+    assert fault == "p02_t1: --patient-pattern '^(p01)' finds no patient in this name"
+
+
+@pytest.mark.parametrize("cases", [["p01_t1", "p01_t2", "p02_t1"], ["training01_01", "training01_02", "training02_01"],
+                                   ["p-1.v1", "p-1.v2", "p-2.v1"],
+                                   ["x1_ses-1", "x1_ses-2", "x2_ses-1"], ["9_1", "9_2", "10_1"]])  # fmt: skip
+def test_patients_are_not_guessed_where_names_look_like_time_points(tmp_path: Path, cases: list[str]) -> None:
+    (fault,) = survey(nnunet(tmp_path, cases, 1)).faults
+    assert fault.startswith(f"{cases[0]} and {cases[1]} look like scans of one patient")
+    pattern = fault.split("give --patient-pattern '")[1].split("'")[0]  # the advice can be pasted
+    assert len({source.patient for source in survey(tmp_path, Choices(pattern)).check().sources}) == 2
+    own = fault.split("or --patient-pattern '")[1].split("'")[0]
+    assert len({source.patient for source in survey(tmp_path, Choices(own)).check().sources}) == 3
+
+
+@pytest.mark.parametrize("cases", [["MS_001", "MS_002"], ["utrecht_1", "utrecht_2", "singapore_1"], ["a1", "b2"],
+                                   ["Task1_001", "Task1_002"]])  # fmt: skip
+def test_numbered_patients_are_patients(tmp_path: Path, cases: list[str]) -> None:
+    assert len(images(survey(nnunet(tmp_path, cases, 1)))) == len(cases)
+
+
+def test_a_patient_in_both_parts(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["p1_a", "p2_a"], 1)
+    tree(tmp_path, "imagesTs/p1_b_0000.nii.gz", "labelsTs/p1_b.nii.gz")
+    (fault,) = survey(tmp_path, Choices("^(p[0-9])")).faults
+    assert fault.startswith("patient 'p1' is in the layout's training part and in its test part")
+
+
+def test_faults_of_nnunet_at_once(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["a", "b"], 1)
+    tree(tmp_path, "imagesTr/c_0000.nii.gz", "labelsTr/d.nii.gz")
+    assert survey(tmp_path).faults == (
+        "imagesTr/c_0000.nii.gz: missing mask; add labelsTr/c.nii.gz",
+        "labelsTr/d.nii.gz: no image; add imagesTr/d_0000.nii.gz",
+    )
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match=r"dataset.json: must be JSON, but"):
+        survey(tmp_path)
+
+
+def test_volumes_of_other_formats(tmp_path: Path) -> None:
+    tree(tmp_path, "imagesTr/a_0000.nrrd", "labelsTr/a.nrrd")
+    assert survey(tmp_path).faults == ("labelsTr/a.nrrd: must be NIfTI, PNG, TIFF or JPEG; convert images and labels",)
+
+
+def test_pictures_have_no_patient_without_a_pattern(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{kind}Tr/p{p}_{i}{end}.png" for p in (1, 2) for i in (1, 2)
+                     for kind, end in (("images", "_0000"), ("labels", ""))))  # fmt: skip
+    assert {source.patient for source in survey(tmp_path).check().sources} == {""}
+    discovery = survey(tmp_path, Choices("^(p[0-9])"))
+    assert [(source.patient, len(source.image)) for source in discovery.sources] == [("p1", 2), ("p2", 2)]
+
+
+def test_several_labels_are_told(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["a"], 1, {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "lesion": 1, "ignore": 2}})
+    assert (
+        "the masks hold the labels 1 lesion, 2 ignore; --lesion-label says which are lesions" in survey(tmp_path).notes
+    )
+
+
+def test_the_folder_of_nnunet_data_sets_names_them(tmp_path: Path) -> None:
+    nnunet(tmp_path / "nnUNet_raw/Dataset001_MS", ["a"], 1)
+    with pytest.raises(InputError, match=r"did you mean .*nnUNet_raw/Dataset001_MS\?"):
+        survey(tmp_path / "nnUNet_raw")
+
+
+# --------------------------------------------------------------------------------------------------------------- lists
+
+
+def test_a_decathlon_list(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{kind}/ms_{i}.nii.gz" for kind in ("img", "seg") for i in range(3)))
+    rows = [{"image": f"./img/ms_{i}.nii.gz", "label": f"./seg/ms_{i}.nii.gz"} for i in range(2)]
+    content = {"modality": {"0": "FLAIR"}, "training": rows, "test": ["./img/ms_2.nii.gz"]}
+    path = datalist(tmp_path / "dataset.json", content)
+    for raw in (path, tmp_path):  # the list, or its folder
+        discovery = survey(raw)
+        assert images(discovery) == {"ms_0": "img/ms_0.nii.gz", "ms_1": "img/ms_1.nii.gz"}
+        assert "1 case without a label not used (./img/ms_2.nii.gz)" in discovery.notes
+
+
+def test_a_monai_list_with_folds_and_absolute_paths(tmp_path: Path) -> None:
+    lake = tree(tmp_path / "lake", *(f"p{i}/{name}.nii.gz" for i in range(3) for name in ("flair", "wmh")))
+    rows = [
+        {"image": str(lake / f"p{i}/flair.nii.gz"), "label": str(lake / f"p{i}/wmh.nii.gz"), "fold": i}
+        for i in range(3)
+    ]
+    path = datalist(tmp_path / "lists/datalist.json", {"training": rows[:2], "validation": [], "testing": rows[2:]})
+    discovery = survey(path)
+    assert images(discovery) == {f"p{i}": f"lake/p{i}/flair.nii.gz" for i in range(3)}
+    assert discovery.test_patients == ("p2",)
+    assert images(survey(path, Choices("(p[0-9])"))) == {f"p{i}": f"lake/p{i}/flair.nii.gz" for i in range(3)}
+
+
+def test_lists_may_name_patients_time_points_and_sites(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{i}.nii.gz" for i in range(6)))
+    rows = [
+        {"image": f"{i}.nii.gz", "label": f"{i + 3}.nii.gz", "subject_id": "sub-7", "session": i, "site": "A"}
+        for i in range(3)
+    ]
+    discovery = survey(datalist(tmp_path / "all.json", rows))  # a bare list
+    assert [(source.patient, source.timepoint, source.site) for source in discovery.sources] == [
+        ("7", "0", "A"), ("7", "1", "A"), ("7", "2", "A"),
+    ]  # fmt: skip
+    assert discovery.notes == ()
+
+
+def test_several_images_of_a_case(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{i}/{name}.nii" for i in "ab" for name in ("t1", "x", "m")))
+    rows = [{"image": [f"{i}/t1.nii", f"{i}/x.nii"], "label": f"{i}/m.nii"} for i in "ab"]
+    path = datalist(tmp_path / "l.json", {"training": rows})
+    assert survey(path).faults[0].endswith("choose with --select channel=0 or --select channel=1")
+    chosen = survey(path, Choices(select=("channel=1",)))
+    assert images(chosen) == {"a": "a/x.nii", "b": "b/x.nii"}
+    datalist(path, {"training": rows, "modality": {"0": "T1", "1": "T2 FLAIR"}})
+    assert set(images(survey(path)).values()) == {"a/x.nii", "b/x.nii"}
+
+
+def test_the_flair_among_several_images_by_file_name(tmp_path: Path) -> None:
+    """The order differs: the file name counts."""
+    tree(tmp_path, *(f"{i}/{name}.nii" for i in "ab" for name in ("t1", "FLAIR", "m")))
+    rows = [
+        {"image": ["a/t1.nii", "a/FLAIR.nii"], "label": "a/m.nii"},
+        {"image": ["b/FLAIR.nii", "b/t1.nii"], "label": "b/m.nii"},
+    ]
+    path = datalist(tmp_path / "l.json", {"training": rows})
+    assert sorted(images(survey(path)).values()) == ["a/FLAIR.nii", "b/FLAIR.nii"]
+
+
+def test_the_lists_of_nnunet(tmp_path: Path) -> None:
+    """Version 1 leaves the channel out of its names, version 2 may list the files of each case."""
+    nnunet(tmp_path, ["a", "b"], 2)
+    rows = [{"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in "ab"]
+    path = datalist(tmp_path / "dataset.json", V1 | {"training": rows})
+    assert images(survey(path)) == {case: f"imagesTr/{case}_0001.nii.gz" for case in "ab"}
+    cases = {case: {"images": [f"imagesTr/{case}_000{i}.nii.gz" for i in (0, 1)], "label": f"labelsTr/{case}.nii.gz"}
+             for case in "ab"}  # fmt: skip
+    path = datalist(tmp_path / "dataset.json", V2 | {"dataset": cases})
+    assert sorted(images(survey(path)).values()) == [f"imagesTr/{case}_0000.nii.gz" for case in "ab"]
+
+
+def test_faults_of_a_list_at_once(tmp_path: Path) -> None:
+    tree(tmp_path, "a.nii", "m.nii", "b.nii")
+    rows = [
+        {"image": "a.nii", "label": "m.nii"},
+        {"image": "a.nii", "label": "m.nii"},
+        {"image": "b.nii", "label": "b.nii"},
+        {"image": 3, "label": "m.nii"},
+        "x",
+        {"image": "c.mha", "label": "m.nii"},
+        {"image": "gone.nii", "label": "m.nii"},
+        {"label": "m.nii"},
+    ]
+    assert survey(datalist(tmp_path / "l.json", {"training": rows})).faults == (
+        'training[3]: must be like {"image": "a.nii.gz", "label": "b.nii.gz"}, but is '
+        "{'image': 3, 'label': 'm.nii'}",
+        'training[7]: must be like {"image": "a.nii.gz", "label": "b.nii.gz"}, but is {\'label\': \'m.nii\'}',
+        "training[1]: a.nii is listed twice; correct the list",
+        "training[2]: b.nii is both image and label; correct the list",
+        "training[5]: c.mha must be NIfTI, PNG, TIFF or JPEG; convert it",
+        "gone.nii: no such file; correct the path or the link",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("{", "must be JSON, but"),
+        ("[" * 100_000, "must be JSON, but it is nested too deeply"),
+        ("3", "must be like"),
+        ('{"a": 1}', "must list cases under training, validation or testing"),
+        ('{"training": {}}', "must list cases under training, validation or testing"),
+        ("[]", "must list cases under training, validation or testing"),
+    ],
+)
+def test_what_is_no_list(tmp_path: Path, text: str, rule: str) -> None:
+    (tmp_path / "l.json").write_text(text)
+    with pytest.raises(InputError, match=rule):
+        survey(tmp_path / "l.json")
