@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help demo test slow-test coverage cluster-test gpu-test fault-test faults soak bench docs lint install clean
+.PHONY: help demo test slow-test mutation-test coverage cluster-test gpu-test fault-test faults soak bench docs lint install clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: install  ## the tests, in two processes; prints the slowest ten
 
 slow-test: install  ## the tests that take a minute or more each: whole searches
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+mutation-test: install  ## change the split and the leakage guard in hundreds of ways: a test must fail for each (half an hour)
+	$(BIN)/python tests/mutation/run.py
 
 coverage: install  ## test and slow-test, and the lines and branches that they do not reach
 	$(BIN)/coverage erase

@@ -1,4 +1,4 @@
-"""Folds: who is in which, worked out by hand; what `prepare` stores, says and refuses."""
+"""Folds in `prepare`: what it stores, says and refuses. `test_deal.py` has who is in which."""
 
 from __future__ import annotations
 
@@ -16,83 +16,11 @@ from rich.console import Console
 from wmlsearch.cli import main
 from wmlsearch.cli.data_tables import show_manifest
 from wmlsearch.config import InputError
-from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.manifest import Manifest, fingerprint
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 
 FAST: dict[str, Any] = {"size": 32, "plane": "axial", "jobs": 1}
-
-
-def patients(**loads: float) -> list[DevelopmentPatient]:
-    return [DevelopmentPatient(name, load) for name, load in loads.items()]
-
-
-def test_seven_patients_in_three_folds() -> None:
-    # By falling load: a, b and c each open a fold (70, 60, 50). Of three folds with one patient d goes to that with 50
-    # (90), e to that with 60 (90), f to that with 70 (90). Of three with two patients and 90, g goes to the first.
-    seven = patients(g=10, c=50, a=70, e=30, b=60, f=20, d=40)
-    folds = deal(seven, 3, 0)
-    assert folds[0] == ("a", "f", "g"), "the largest fold comes first"
-    assert set(folds[1:]) == {("b", "e"), ("c", "d")}
-    assert deal(seven[::-1], 3, 0) == folds
-    assert {deal(seven, 3, seed)[1] for seed in range(9)} == {("b", "e"), ("c", "d")}, "equal sizes: drawn"
-
-
-def test_five_folds_or_as_many_as_have_a_lesion() -> None:
-    assert len(deal(patients(a=7, b=6, c=5, d=4, e=3, f=2), None, 0)) == 5
-    assert len(deal(patients(a=7, b=6, c=0, d=5), None, 0)) == 3
-    assert set(deal(patients(a=7, b=0.1), None, 0)) == {("a",), ("b",)}
-    for one in patients(a=7), patients(a=7, b=0), patients(a=0, b=0), []:
-        assert deal(one, None, 0) == (), "there is nothing to divide"
-    assert deal(patients(a=7, b=6), 1, 0) == ()
-
-
-def test_patients_without_lesions_are_spread_over_folds_that_have_lesions() -> None:
-    # a and b open the folds. Of the four without lesions two go to each: to that with fewer patients, of equals to that
-    # with the lower load.
-    mixed = patients(w=0, x=0, a=9, y=0, b=1, z=0)
-    for seed in range(9):
-        for fold in deal(mixed, None, seed):
-            assert len(fold) == 3
-            assert len({"a", "b"} & set(fold)) == 1
-
-
-def test_equal_loads_are_drawn_by_the_seed() -> None:
-    equal = patients(a=1, b=1, c=1, d=1)
-    assert deal(equal, 2, 3) == deal(equal, 2, 3)
-    assert len({frozenset(deal(equal, 2, seed)) for seed in range(20)}) == 3, "all ways to make two pairs of four"
-
-
-def test_sites_are_spread_evenly() -> None:
-    # Site A: a1 to a3 open three folds; site B: b1 opens the fourth, b2 joins the lowest load of the others (a3: 10),
-    # b3 the next (a2: 20), b4 the last without B (a1: 30).
-    sites = {"a1": 30.0, "a2": 20.0, "a3": 10.0, "b1": 4.0, "b2": 3.0, "b3": 2.0, "b4": 1.0}
-    seven = [DevelopmentPatient(name, load, name[0]) for name, load in sites.items()]
-    assert set(deal(seven, 4, 0)) == {("a1", "b4"), ("a2", "b3"), ("a3", "b2"), ("b1",)}
-    # Without sites a1 to b1 open the folds, and b2 to b4 join the three lowest loads.
-    assert set(deal(patients(**sites), 4, 0)) == {("a1",), ("a2", "b4"), ("a3", "b3"), ("b1", "b2")}
-
-
-def test_chosen_patients_are_the_first_fold() -> None:
-    # The others, 50, 40, 20 and 10, are dealt into two folds: 50 + 10 and 40 + 20.
-    folds = deal(patients(a=50, b=40, c=30, d=20, e=10), 3, 0, ("c",))
-    assert folds[0] == ("c",)
-    assert set(folds[1:]) == {("a", "e"), ("b", "d")}
-    assert deal(patients(a=50, b=40), None, 0, ("b",)) == (("b",), ("a",))
-    assert deal(patients(a=0, b=40), None, 0, ("b",)) == (), "no lesion is left for a second fold"
-
-
-def test_more_folds_than_can_have_a_lesion_are_refused() -> None:
-    with pytest.raises(InputError) as error:
-        deal(patients(a=7, b=6, c=0), 3, 0)
-    assert str(error.value) == (
-        "--folds 3: each fold needs a patient with a lesion, which makes 2 folds of 3 training and validation "
-        "patients; give --folds 2"
-    )
-
-
-# ------------------------------------------------------------------------------------------------------ in `prepare`
 
 
 def printed(out: Path, manifest: Manifest) -> str:

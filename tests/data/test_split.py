@@ -8,7 +8,7 @@ import pytest
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate, certify
-from wmlsearch.data.split import SPLITS, assign, split_counts
+from wmlsearch.data.split import SPLITS, _shares, assign, split_counts
 from wmlsearch.runs.schema import SplitCertificate
 
 
@@ -88,6 +88,85 @@ def test_too_few() -> None:
     assert str(error.value) == (
         "too few patients for a split: train and validation need at least 1 each, 2 together, "
         "but got 3 (01, 02, 03), of which 0 are in none of the lists; add patients"
+    )
+
+
+def test_counts_by_hand() -> None:
+    # 30 % rounded up is test; a tenth of the rest, rounded down and at least 1, is validation.
+    counts = {3: (1, 1, 1), 10: (6, 1, 3), 11: (6, 1, 4), 28: (18, 1, 9), 29: (18, 2, 9), 30: (19, 2, 9)}
+    assert {n: split_counts(n) for n in counts} == counts
+    assert split_counts(30, 5) == (23, 2, 5), "a tenth of 25"
+    assert split_counts(30, 1) == (27, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test", "expected"),
+    [
+        # Of 30, the rule gives 9 to test and 2 to validation.
+        (0, 0, 5, (23, 2, 5)),  # a tenth of 25 is validation
+        (0, 0, 28, (1, 1, 28)),  # at least 1
+        (0, 2, 0, (19, 2, 9)),
+        (0, 26, 0, (1, 26, 3)),  # of 4 free ones at least 1 is for training
+        (0, 28, 0, (1, 28, 1)),
+        (2, 0, 0, (2, 5, 23)),  # 28 free ones as 2 to 9: 28 * 2 / 11 = 5.1
+        (27, 0, 0, (27, 1, 2)),  # 3 * 2 / 11 = 0.5
+        (28, 0, 0, (28, 1, 1)),  # 2 * 2 / 11 = 0.4, and at least 1
+        (1, 0, 1, (1, 28, 1)),  # the only open split gets all
+        (20, 5, 5, (20, 5, 5)),
+        (10, 5, 5, (10, 5, 5)),  # all three are fixed: ten are in none
+    ],
+)
+def test_shares_of_fixed_splits_by_hand(train: int, val: int, test: int, expected: tuple[int, ...]) -> None:
+    names = [f"{i:02}" for i in range(30)]
+    fixed = {"train": names[:train], "val": names[train : train + val], "test": names[30 - test :]}
+    assert count(assign(names, 0, fixed)) == expected
+
+
+def test_shares_add_up_to_the_free_ones() -> None:
+    nobody: dict[str, list[str]] = {split: [] for split in SPLITS}
+    assert _shares(30, 30, nobody, SPLITS) == {"test": 9, "val": 2, "train": 19}
+    assert _shares(30, 4, nobody | {"val": ["a"] * 26}, ["train", "test"]) == {"test": 3, "train": 1}
+
+
+def test_three_patients_are_enough() -> None:
+    assert count(assign("abc", 0)) == (1, 1, 1)
+    assert count(assign("abc", 0, {"train": ["a"]})) == (1, 1, 1)
+
+
+def test_the_draw_stays_what_it_was() -> None:
+    drawn = ("train", "val", "test", "train", "train", "train", "test", "test")
+    assert assign("abcdefgh", 3) == dict(zip("abcdefgh", drawn, strict=True))
+
+
+def test_a_similar_name_is_offered_from_half_on() -> None:
+    def fault(name: str, *known: str) -> str:
+        with pytest.raises(InputError) as error:
+            assign([*known, "qqqqqqqq", "wwwwwwww"], 0, {"train": [name]})
+        return error.value.faults[0]
+
+    assert "did you mean '0b'?" in fault("0a", "0b"), "one of two letters: 2 * 1 / 4"
+    assert "did you mean" not in fault("abcd", "abxyz"), "two of four and five: 2 * 2 / 9"
+    assert "did you mean 'abcd'?" in fault("abc", "abxx", "abcd", "abcxx"), "the most similar one"
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    def names(count: int) -> str:
+        known = [f"{i:02}" for i in range(count)]
+        with pytest.raises(InputError) as error:
+            assign(known, 0, {"test": ["zz"]})
+        return error.value.faults[0].split("; the data have ")[1]
+
+    twelve = "00, 01, 02, 03, 04, 05, 06, 07, 08, 09, 10, 11"
+    assert (names(12), names(13), names(20)) == (twelve, f"{twelve} and 1 more", f"{twelve} and 8 more")
+    assert names(0) == "none"
+
+
+def test_too_few_for_one_open_split() -> None:
+    with pytest.raises(InputError) as error:
+        assign(["01", "02"], 0, {"train": ["01"], "val": ["02"]})
+    assert str(error.value) == (
+        "too few patients for a split: test needs at least 1 each, 1 together, but got 2 (01, 02), of which 0 are in "
+        "none of the lists; add patients"
     )
 
 

@@ -55,22 +55,23 @@ def deal(
     count = min(wanted or DEFAULT_FOLDS, possible)
     if count < 2:
         return ()
-    folds: list[list[DevelopmentPatient]] = [[] for _ in range(count)]
-    folds[0] = [patient for patient in patients if patient.name in first]
-    of_site = Counter((0, patient.site) for patient in folds[0])
-    loads = [sum(patient.lesion_load for patient in folds[0]), *[0.0] * (count - 1)]
+    folds: list[list[DevelopmentPatient]] = [[] for _ in range(count - bool(first))]
+    of_site: Counter[tuple[int, str]] = Counter()
     rng = np.random.default_rng(seed)
     for patient in _order(dealt, rng):
         site = patient.site
-        ranks = [(of_site[fold, site], len(folds[fold]), loads[fold], fold) for fold in range(bool(first), count)]
-        *_, fold = min(ranks)
-        folds[fold].append(patient)
-        of_site[fold, site] += 1
-        loads[fold] += patient.lesion_load
-    chosen, others = folds[: bool(first)], folds[bool(first) :]
-    drawn = [others[i] for i in rng.permutation(len(others))]
-    ordered = [*chosen, *sorted(drawn, key=lambda fold: -len(fold))]
-    return tuple(tuple(sorted(patient.name for patient in fold)) for fold in ordered)
+        ranks = [(of_site[number, site], len(fold), _load(fold), number) for number, fold in enumerate(folds)]
+        *_, lowest = min(ranks)
+        folds[lowest].append(patient)
+        of_site.update([(lowest, site)])
+    drawn = [folds[i] for i in rng.permutation(len(folds))]
+    ordered = sorted(drawn, key=lambda fold: -len(fold))
+    chosen = [[patient for patient in patients if patient.name in first]] if first else []
+    return tuple(tuple(sorted(patient.name for patient in fold)) for fold in [*chosen, *ordered])
+
+
+def _load(patients: Sequence[DevelopmentPatient]) -> float:
+    return sum(patient.lesion_load for patient in patients)
 
 
 def _order(patients: Sequence[DevelopmentPatient], rng: np.random.Generator) -> list[DevelopmentPatient]:

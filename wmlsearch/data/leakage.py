@@ -6,6 +6,7 @@ tells that they belong together: see `patient_names`.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -54,16 +55,15 @@ class LeakageGuard:
 
     def __init__(self) -> None:
         self._slices: list[ComparedSlice] = []
-        self._volumes = 0
+        self._volume_numbers = itertools.count()
 
     def add(self, task: VolumeTask, signatures: Sequence[SliceSignature]) -> None:
         """Add the stored slices of one volume."""
-        source = task.source
+        source, volume = task.source, next(self._volume_numbers)
         for signature, index, split in zip(signatures, task.stored, task.splits, strict=True):
             name = f"{source.name(source.image[0])} slice {index}" if source.is_nifti else source.slice_name(index)
             part = split if task.fold is None else fold_part(task.fold)
-            self._slices.append(ComparedSlice(self._volumes, source.patient, name, part, signature))
-        self._volumes += 1
+            self._slices.append(ComparedSlice(volume, source.patient, name, part, signature))
 
     def certify(self, certificate: Certificate, allow_leakage: bool) -> Certificate:
         """Return the certificate with the number of slices compared and of duplicates between splits and folds.

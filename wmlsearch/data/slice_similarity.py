@@ -32,7 +32,9 @@ FEW_PIXELS = 100  # slices with less foreground are compared with their place in
 THUMBNAIL_EDGE = 32  # pixels
 THUMBNAIL_REACH = 2.2  # standard deviations of the brightness from the centre to the edge; a disc ends at 2
 DARK = 0.15  # share of a slice's typical brightness below which pixels say nothing about where the head is
-BATCH = 512  # thumbnails, or pairs of them, that are compared in float32 at once
+# How much is compared at once. They bound the memory and change no result.
+BATCH = 512  # thumbnails, or pairs of them, in float32  # pragma: no mutate
+HASH_BATCH = 64  # hashes of the others, with all hashes  # pragma: no mutate
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,11 @@ def slice_signatures(geometry: VolumeGeometry, images: Array) -> list[SliceSigna
     foregrounds = images
     if background:
         foregrounds = np.abs(foregrounds.astype(np.int16) - background).astype(np.uint8)
-    head = foregrounds > MIN_CONTRAST * foregrounds.max(initial=0)
+    if not foregrounds.any():
+        return [SliceSignature(None, None) for _ in images]
+    head = foregrounds > MIN_CONTRAST * foregrounds.max()
     in_any_slice = head.any(axis=0)
-    min_pixels = MIN_FOREGROUND * max(1, in_any_slice[_bounding_box(in_any_slice)].size)
+    min_pixels = MIN_FOREGROUND * in_any_slice[_bounding_box(in_any_slice)].size
     has_foreground = head.sum(axis=(1, 2)) >= min_pixels
     return [
         SliceSignature(_checksum(foreground), _thumbnail(foreground) if enough else None)
@@ -69,9 +73,9 @@ def slice_signatures(geometry: VolumeGeometry, images: Array) -> list[SliceSigna
 
 
 def _bounding_box(pixels: Array) -> tuple[slice, slice]:
-    """Return the rows and columns of the smallest box around the pixels that are not zero."""
+    """Return the rows and columns of the smallest box around the pixels that are not zero, of which there are some."""
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0), slice(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _checksum(foreground: Array) -> bytes | None:
@@ -88,26 +92,27 @@ def _checksum(foreground: Array) -> bytes | None:
 
 
 def _thumbnail(foreground: Array) -> Array | None:
-    """Return the thumbnail of a slice (rows, columns) uint8 that is 0 in the background; None for an even one.
+    """Return the thumbnail of a slice (rows, columns) uint8 that is 0 in the background, and not only there.
+
+    None where it shows one grey value.
 
     Sums over pixels place it, so neither a single pixel nor a factor on the brightness moves it.
     """
     picture = Image.fromarray(foreground)
     counts, greys = np.array(picture.histogram()), np.arange(256)
-    typical = np.sqrt(float(counts @ greys**3) / max(1.0, float(counts @ greys)))  # as `_typical`, from the histogram
+    typical = np.sqrt(float(counts @ greys**3) / float(counts @ greys))  # as `_typical`, from the histogram
     weight = np.maximum(foreground.astype(np.float32) - np.float32(DARK * typical), 0)
     spans = []
     for sums in (weight.sum(axis=0), weight.sum(axis=1)):  # left and right, then top and bottom
         positions = np.arange(len(sums)) + 0.5
-        total = max(float(sums.sum()), 1e-9)
+        total = float(sums.sum())
         centre = float(sums @ positions) / total
         reach = THUMBNAIL_REACH * max(1.0, np.sqrt(float(sums @ (positions - centre) ** 2) / total))
         spans.append((centre - reach, centre + reach))
     (left, right), (top, bottom) = spans
     margin = max(0, int(np.ceil(max(-left, -top, right - foreground.shape[1], bottom - foreground.shape[0]))))
-    if margin:
-        border = np.concatenate([foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1]])
-        picture = ImageOps.expand(picture, margin, fill=int(np.median(border)))
+    border = np.concatenate([foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1]])
+    picture = ImageOps.expand(picture, margin, fill=int(np.median(border)))
     box = (left + margin, top + margin, right + margin, bottom + margin)
     small = np.asarray(picture.resize((THUMBNAIL_EDGE, THUMBNAIL_EDGE), Image.Resampling.BILINEAR, box=box))
     return small if small.min() < small.max() else None
@@ -120,8 +125,8 @@ def near_matches(thumbnails: Array, others: Array) -> dict[int, Match]:
     """
     hashes, other_hashes = perceptual_hashes(thumbnails), perceptual_hashes(others)
     matches: dict[int, Match] = {}
-    for start in range(0, len(other_hashes), 64):
-        part = other_hashes[start : start + 64]
+    for start in range(0, len(other_hashes), HASH_BATCH):
+        part = other_hashes[start : start + HASH_BATCH]
         distance = np.zeros((len(part), len(hashes)), np.uint8)
         for word in range(hashes.shape[1]):
             distance += np.bitwise_count(part[:, word, None] ^ hashes[None, :, word])
@@ -168,4 +173,4 @@ def _correlation(a: Array, b: Array, weight: Array) -> Array:
 
 def _typical(grey: Array) -> Array:
     """Return the typical brightness (n, 1) of n pictures (n, pixels), weighted so that the background hardly counts."""
-    return np.sqrt((grey**3).sum(axis=1, keepdims=True) / np.maximum(grey.sum(axis=1, keepdims=True), 1))
+    return np.sqrt((grey**3).sum(axis=1, keepdims=True) / grey.sum(axis=1, keepdims=True))

@@ -66,7 +66,7 @@ def _list_faults(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> li
     for split, members in lists.items():
         for name in members:
             if name not in names:
-                similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                similar = difflib.get_close_matches(name, names, cutoff=0.5)
                 hint = f"did you mean {similar[0]!r}? " if similar else ""
                 faults.append(
                     f"--{split}-patients: no patient {name!r} in the data; {hint}the data have {_abridged(names)}"
@@ -82,30 +82,29 @@ def _shares(n: int, free: int, lists: Mapping[str, Sequence[str]], open_splits: 
     """Return how many of the `free` units each open split gets: the rule on all n, at least 1 each, all of them."""
     if not open_splits:
         return {}
-    rule = split_counts(n, len(lists["test"]))
-    test, val = rule[2], len(lists["val"]) or rule[1]
     if len(open_splits) == 1:
-        return {open_splits[0]: free}
+        return dict.fromkeys(open_splits, free)
+    _, val, test = split_counts(n, len(lists["test"]))
     if "train" not in open_splits:
-        val = min(free - 1, max(1, round(free * val / (val + test))))
+        val = max(1, round(free * val / (val + test)))  # at most half, since test is at least as large by the rule
         return {"test": free - val, "val": val}
     shares: dict[str, int] = {}
     if "test" in open_splits:
-        shares["test"] = min(test, free - (len(open_splits) - 1))
+        shares["test"] = min(test, free - 1)
     if "val" in open_splits:
-        shares["val"] = min(val, free - shares.get("test", 0) - 1)
+        shares["val"] = val
     return shares | {"train": free - sum(shares.values())}
 
 
 def _too_few(names: Sequence[str], free: Sequence[str], open_splits: Sequence[str], noun: str) -> str:
-    words = [_WORDS[split] for split in open_splits]
-    splits = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    *others, last = [_WORDS[split] for split in open_splits]
+    splits = f"{', '.join(others)} and {last}" if others else last
     count = f"got {len(names)} ({_abridged(names)})"
     if len(free) < len(names):
         count += f", of which {len(free)} are in none of the lists"
     return (
-        f"too few {noun} for a split: {splits} need{'s' if len(words) == 1 else ''} at least 1 each, "
-        f"{len(words)} together, but {count}; add {noun}"
+        f"too few {noun} for a split: {splits} need{'' if others else 's'} at least 1 each, "
+        f"{len(open_splits)} together, but {count}; add {noun}"
     )
 
 
