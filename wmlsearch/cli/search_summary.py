@@ -8,9 +8,11 @@ from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
 from wmlsearch.cli.verdict_tables import confirmed_table, show_verdict
 from wmlsearch.config import OBJECTIVES
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.report.commands import resume_command
+from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
-from wmlsearch.runs.schema import BAD
+from wmlsearch.runs.liveness import ALIVE, GONE, SILENT, Liveness, clock
+from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
 from wmlsearch.runs.wording import last_line
 from wmlsearch.verdict.wording import optimistic_note
 
@@ -20,7 +22,7 @@ def show_search(console: Console, search: SearchDir) -> None:
     record, status = search.record(), search.status()
     board = leaderboard(search)
     trials = f"{len(board.trials)} of {record.settings.trials} trials"
-    title = f"{search.name}: {status.state}, {trials} on {record.data.name}"
+    title = f"{search.name}: {state_in_words(search)}, {trials} on {record.data.name}"
     console.print(leaderboard_table(board, title, console.width))
     if board.objectives:
         console.print(_front_line(board), highlight=False, soft_wrap=True)
@@ -39,6 +41,31 @@ def show_search(console: Console, search: SearchDir) -> None:
         if table is not None:
             console.print(table)
     show_verdict(console, search)
+    if status.state in UNFINISHED and (line := _line_to_go_on(search, trials)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def state_in_words(run: AnyDir) -> str:
+    """Return the state of a search or run: "running", or "its process is gone since 14:02"."""
+    state, liveness = run.state, Liveness.of(run)
+    if state != RUNNING or liveness.process == ALIVE:
+        return state
+    if liveness.process == GONE:
+        elsewhere = f" (it was {liveness.owner})" if liveness.is_elsewhere else ""
+        return f"its process is gone since {clock(liveness.last_sign)}{elsewhere}"
+    return f"no sign of life since {clock(liveness.last_sign)} of {liveness.owner}"
+
+
+def _line_to_go_on(search: SearchDir, trials: str) -> str:
+    """Return how to go on with a search that is not complete, or "" while its process is at work."""
+    process, resume = Liveness.of(search).process, resume_command(search)
+    if process == SILENT:
+        return f"{state_in_words(search)}, {trials}; if that machine is down, go on with {resume}"
+    if search.state == RUNNING:
+        return "" if process == ALIVE else f"{state_in_words(search)}, {trials}; go on with {resume}"
+    if process == ALIVE:
+        return f"its process still writes the report; then go on with {resume}"
+    return f"{trials}; go on with {resume}"
 
 
 def _front_line(board: Leaderboard) -> str:

@@ -7,32 +7,48 @@ from pathlib import Path
 
 import click
 
-from wmlsearch.cli import options, remote
+from wmlsearch.cli import json_output, options, remote
 
 
 @click.command(short_help="Show the state of a search or run.")
 @click.argument("name", required=False)
 @options.out
 @remote.cluster
-def status(name: str | None, out: Path, cluster: Path | None) -> None:
+@json_output.option
+def status(name: str | None, out: Path, cluster: Path | None, as_json: bool) -> None:
     """Print the leaderboard of a running or finished search (default: the latest), or the epochs of a run.
 
     Example: wmlsearch status search-20261123-201512
     """
     if cluster is not None:
         from wmlsearch.cluster.remote import status as status_on_cluster
+        from wmlsearch.config import InputError
 
+        if as_json:
+            raise InputError(
+                "--json: cannot be given with --cluster; run `wmlsearch status --json` on the head, or fetch the results "
+                "first: without --json, this command does so when the search has ended"
+            )
         sys.exit(status_on_cluster(cluster, name, out, options.say))
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import TrainingDisplay
-    from wmlsearch.cli.search_summary import show_search
+    from wmlsearch.cli.search_summary import show_search, state_in_words
     from wmlsearch.runs.checks import open_run
     from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.scratch import remove_abandoned
 
-    run = open_run(name, out)
-    if isinstance(run, SearchDir):
-        show_search(console(), run)
-        options.show_report_path(run)
-    else:
-        TrainingDisplay(console(), run.record().settings).update(run)
-        options.say(f"{run.name}: {run.status().state} {run.status().reason}".rstrip())
+    with json_output.only_json(as_json) as show:
+        remove_abandoned()
+        run = open_run(name, out)
+        if as_json:
+            from wmlsearch.workflows.summaries import summary_of
+
+            show(summary_of(run))
+        elif isinstance(run, SearchDir):
+            show_search(console(), run)
+            options.show_report_path(run)
+        else:
+            settings = run.record().settings
+            TrainingDisplay(console(), settings).update(run)
+            epochs = f", {len(run.rows())} of at most {settings.epochs} epochs"
+            options.say(f"{run.name}: {state_in_words(run)}{epochs} {run.status().reason}".rstrip())

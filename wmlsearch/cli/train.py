@@ -74,13 +74,15 @@ def train(
     options.settings_before_data(epochs=epochs, seed=seed, precision=precision, objective=objective)
     run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)
+    placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
+    if workers:
+        placement.check_before_ray(1)  # before the phantom is made
     data = options.data_or_phantom(data, out)
     settings = options.settings(
         epochs=options.epochs_for(data, epochs), seed=seed, precision=precision, objective=objective
     )
     options.say(f"training {point} on {data} for at most {settings.epochs} epochs, in {run.path}")
     display = TrainingDisplay(console(), settings)
-    placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
     request = TrainRequest(config, settings, data, workers, placement, fold, experiment)
     outcome = train(run, request, uri, Observer(display.update, options.say))
     status = run.status()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 CHANGEABLE_ON_RESUME = (
     "trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "trial_timeout",
 )  # fmt: skip
-ALLOWED_ON_RESUME = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri", "experiment")
+ALLOWED_ON_RESUME = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri", "experiment", "on_end")
 SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults with --objectives
 
 
@@ -81,6 +82,12 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @click.option("--no-forecast", is_flag=True, help="Start at once, without timing some configurations first.")
 @options.uri
 @options.experiment
+@click.option(
+    "--on-end",
+    metavar="COMMAND",
+    help="Run this shell command when the search ends, however it ends; it reads the JSON of `wmlsearch status --json` "
+    "on its standard input, and has 60 seconds.",
+)
 def tune(
     space: str,
     data: Path | None,
@@ -98,6 +105,7 @@ def tune(
     no_forecast: bool,
     mlflow_uri: str | None,
     experiment: str,
+    on_end: str | None,
     objectives: str | None,
     **settings: Any,
 ) -> None:
@@ -120,11 +128,13 @@ def tune(
     uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if resume is not None:
-        search, outcome = _resume(resume, data, placement, cluster, out, uri)
+        search, outcome = _resume(resume, data, placement, cluster, out, uri, on_end)
     else:
         settings = settings if objectives is None else _with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "forecast": not no_forecast}
-        search, outcome = _start(space, settings, warm_start, data, placement, cluster, name, out, uri, experiment)
+        search, outcome = _start(
+            space, settings, warm_start, data, placement, cluster, name, out, uri, experiment, on_end
+        )
     show_search(console(), search)
     options.show_report_path(search)
     options.show_next_steps(outcome, out, mlflow_uri)
@@ -142,6 +152,7 @@ def _start(
     out: Path,
     uri: str,
     experiment: str,
+    on_end: str | None,
 ) -> tuple[SearchDir, Outcome]:
     """Run a new search, here or on a cluster."""
     from wmlsearch.cli.console import console
@@ -150,6 +161,7 @@ def _start(
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
     from wmlsearch.runs.names import SEARCH, default_name
     from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.preflight import check_before_data
     from wmlsearch.workflows.search_choices import notes
     from wmlsearch.workflows.search_plan import SearchRequest
     from wmlsearch.workflows.tune import tune as run_search
@@ -159,6 +171,12 @@ def _start(
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
     check_new(search.path)
     earlier = [open_search(name, out) for name in warm_start]
+    if cluster is None:
+        check_before_data(ranges, settings, placement, epochs_given=values["epochs"] is not None)
+    else:
+        from wmlsearch.cluster.ssh import Head
+
+        Head(cluster)  # refuses what is no cluster file
     data = options.data_or_phantom(data, out)
     if cluster is not None:
         from wmlsearch.cluster.remote import tune as tune_on_cluster
@@ -172,12 +190,12 @@ def _start(
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
         observer = Observer(display.update, display.say, display.progress)
-        request = SearchRequest(ranges, settings, data, placement, earlier, experiment)
+        request = SearchRequest(ranges, settings, data, placement, earlier, experiment, on_end)
         return search, run_search(search, request, uri, observer)
 
 
 def _resume(
-    name: str, data: Path | None, placement: Placement, cluster: Path | None, out: Path, uri: str
+    name: str, data: Path | None, placement: Placement, cluster: Path | None, out: Path, uri: str, on_end: str | None
 ) -> tuple[SearchDir, Outcome]:
     """Run the rest of a search, here or on a cluster."""
     from wmlsearch.cli.console import console
@@ -203,7 +221,7 @@ def _resume(
     record = search.record()
     _note_experiment(record)
     settings = options.settings(**{**record.settings.model_dump(), **changes})
-    request = ResumeRequest.of(search, record, settings, data, placement)
+    request = dataclasses.replace(ResumeRequest.of(search, record, settings, data, placement), on_end=on_end)
     with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.update, display.say, display.progress)
         return search, resume_search(search, request, uri, observer)

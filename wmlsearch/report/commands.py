@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +10,7 @@ import yaml
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import SearchRecord, TrialShape
+from wmlsearch.runs.wording import command, run_words
 from wmlsearch.space import SearchSpace, shipped
 
 # Settings whose option of `wmlsearch tune` has the same name.
@@ -44,20 +43,20 @@ def tune_command(record: SearchRecord) -> str:
         words += ["--trials-per-gpu", str(record.shape.trials_per_gpu)]
     words += [] if settings.baseline else ["--no-baseline"]
     words += [] if settings.forecast else ["--no-forecast"]
-    return shlex.join(["wmlsearch", "tune", *words])
+    return command("tune", *words)
 
 
 def train_commands(record: SearchRecord, trainings: Sequence[tuple[int, int]]) -> list[str]:
     """Return the command for each seed and fold: `wmlsearch train champion.yaml --data prepared --seed 4 --fold 1`."""
     settings = record.settings
-    words = ["wmlsearch", "train", "champion.yaml", *_data(record), "--epochs", str(settings.epochs)]
+    words = ["train", "champion.yaml", *_data(record), "--epochs", str(settings.epochs)]
     if settings.precision != RunSettings().precision:
         words += ["--precision", settings.precision]
     if settings.objective != RunSettings().objective:
         words += ["--objective", settings.objective]
     words += _shape(record.shape, "--workers")
     return [
-        shlex.join([*words, "--seed", str(seed), *(["--fold", str(fold)] if fold else [])]) for seed, fold in trainings
+        command(*words, "--seed", str(seed), *(["--fold", str(fold)] if fold else [])) for seed, fold in trainings
     ]
 
 
@@ -97,6 +96,4 @@ def _line(name: str, entry: Any) -> str:
 
 def resume_command(search: SearchDir) -> str:
     """Return the command that resumes a search."""
-    out = search.path.parent
-    words = ["wmlsearch", "tune", "--resume", search.name, *([] if out == Path("runs") else ["--out", str(out)])]
-    return shlex.join(words)
+    return command("tune", "--resume", *run_words(search.path))

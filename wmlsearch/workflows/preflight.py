@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import PAPER_EPOCHS, InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def check_new_search(search: SearchDir, request: SearchRequest) -> CheckedData:
     """Check what can be checked of a new search before Ray starts. Raises InputError."""
     check_new(search.path)
-    check_settings(request)
+    check_settings(request.space, request.settings, request.placement)
     request.placement.check_storage_unused(search)
     if request.settings.baseline:
         check_sealed_test(request.data)
@@ -48,7 +48,7 @@ def check_resumed_search(search: SearchDir, request: ResumeRequest) -> CheckedDa
             f"{data}: is not the data set of {search.name} (its fingerprint is {manifest.fingerprint[:12]}, not "
             f"{recorded.fingerprint[:12]}); give the right one with --data, or start a new search"
         )
-    check_settings(request)
+    check_settings(request.space, request.settings, request.placement)
     manifest.verify(data)
     check_checkpoints(search, request.placement)
     if request.settings.baseline:
@@ -58,8 +58,16 @@ def check_resumed_search(search: SearchDir, request: ResumeRequest) -> CheckedDa
 
 def check_forecast(request: SearchRequest) -> CheckedData:
     """Check what can be checked of a search that is only forecast, before Ray starts. Raises InputError."""
-    check_settings(request)
+    check_settings(request.space, request.settings, request.placement)
     return check_data(request)
+
+
+def check_before_data(space: SearchSpace, settings: RunSettings, placement: Placement, epochs_given: bool) -> None:
+    """Check what can be checked of a new search before its data are read, or the phantom is made. Raises InputError.
+
+    Where the data decide the number of epochs, it is at least the paper's.
+    """
+    check_settings(space, settings if epochs_given else settings.model_copy(update={"epochs": PAPER_EPOCHS}), placement)
 
 
 def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:
@@ -86,17 +94,16 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
 # ------------------------------------------------------------------------------------------------- before Ray starts
 
 
-def check_settings(request: SearchRequest) -> None:
+def check_settings(space: SearchSpace, settings: RunSettings, placement: Placement) -> None:
     """Refuse settings and a placement that cannot run, or not together. Raises InputError."""
-    settings = request.settings
-    request.placement.check_before_ray(settings.trials)
+    placement.check_before_ray(settings.trials)
     if settings.judgement_seeds[-1] >= 2**32:
         raise InputError(
             f"--seed {settings.seed}: the final runs use the {settings.confirm_seeds + settings.final_runs} seeds "
             "after this one, and each must be below 2^32; give a lower seed"
         )
-    if not request.placement.on_cluster:
-        check_budgets(request.space, settings, request.placement.slots(settings.trials))
+    if not placement.on_cluster:
+        check_budgets(space, settings, placement.slots(settings.trials))
 
 
 def check_data(request: SearchRequest) -> CheckedData:

@@ -30,6 +30,7 @@ class SearchRequest:
     placement: Placement = LOCAL
     warm_start: Sequence[SearchDir] = ()  # earlier searches whose trials the study learns from
     experiment: str = EXPERIMENT  # of MLflow; a resumed search keeps its own
+    on_end: str | None = None  # a shell command that is run when the search has ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
 from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
+from wmlsearch.workflows.on_end import CommandAtEnd
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_new_search, check_resumed_search, plan_search
 from wmlsearch.workflows.provenance import search_record
@@ -31,8 +32,8 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     )
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_ray(search, request.placement, observer))
+    with CommandAtEnd(search, request.on_end, observer.say) as at_end, contextlib.ExitStack() as stack:
+        stack.enter_context(_ray(search, request.placement, observer, at_end))
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
         if request.warm_start:
@@ -41,6 +42,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
         with search.locked():
             record = search_record(search.name, plan, len(earlier), left_out)
             SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
+            at_end.begun = True
             search.set_earlier(earlier)
             return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close)
 
@@ -52,26 +54,32 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
     """
     observer = observer or Observer()
     data = check_resumed_search(search, request)
-    with search.locked(), contextlib.ExitStack() as stack:
-        stack.enter_context(_ray(search, request.placement, observer))
+    with (
+        CommandAtEnd(search, request.on_end, observer.say) as at_end,
+        search.locked(),
+        contextlib.ExitStack() as stack,
+    ):
+        stack.enter_context(_ray(search, request.placement, observer, at_end))
         plan = plan_search(request, data, observer.say)
         search.change_settings(plan.settings, plan.placement.storage_without_password)
         observer.say(_resume_message(search, plan))
         observer.say(f"trials run {plan.slots}")
         search.set_status(RUNNING)
+        at_end.begun = True
         return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close)
 
 
 @contextlib.contextmanager
-def _ray(search: SearchDir, placement: Placement, observer: Observer) -> Iterator[None]:
+def _ray(search: SearchDir, placement: Placement, observer: Observer, at_end: CommandAtEnd) -> Iterator[None]:
     """Connect to Ray and watch for a search that waits for resources, as long as the block lasts."""
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.watchdog import watchdog
 
     def on_death(why: str) -> None:
-        if search.exists():
+        if at_end.begun:
             record_broken_end(search, why)
             observer.say(f"to resume: {resume_command(search)}")
+            at_end.run()
 
     say = observer.say
     with ray_session(placement.ray_address, say), watchdog(say, lambda: _waiting_runs(search), on_death=on_death):

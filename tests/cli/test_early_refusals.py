@@ -1,0 +1,34 @@
+"""What cannot run is refused before work is done: no phantom is made, and nothing is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from wmlsearch.cli import main
+
+IMPOSSIBLE = {
+    "tune --workers-per-trial 4096": "does not fit on the machines",
+    "tune --gpus-per-worker 4096": "does not fit on the machines",
+    "tune --workers-per-trial 0": "--workers-per-trial must be a whole number from 1",
+    "tune --cluster no.yaml": "no.yaml: no such cluster file",
+    "tune --max-epochs-total 3": "--max-epochs-total 3: no epochs are left for trials",
+    "tune --ray-address 127.0.0.1:9": "127.0.0.1:9: no Ray cluster answers there",
+    "tune --storage /dev/null/x": "/dev/null/x",
+    "train paper --workers 4096": "does not fit on the machines",
+    "train paper --ray-address 127.0.0.1:9": "127.0.0.1:9: no Ray cluster answers there",
+}
+
+
+@pytest.mark.parametrize("words", IMPOSSIBLE)
+def test_before_the_phantom_is_made(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "wmlsearch.workflows.builtin_phantom.ensure_builtin_phantom", lambda *_: pytest.fail("a phantom was made")
+    )
+    result = CliRunner().invoke(main, words.split())
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert IMPOSSIBLE[words] in result.stderr
+    assert not list(tmp_path.iterdir())

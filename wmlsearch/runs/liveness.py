@@ -1,0 +1,77 @@
+"""Whether the process of a search or training is alive, as its run folder tells."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.lock import is_running
+
+ALIVE, SILENT, GONE = "alive", "silent", "gone"
+SILENT_AFTER_S = 600.0  # without a change in the folder, the process of another machine may be gone with its machine
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """What is known of the process that holds, or held, a run folder.
+
+    Args:
+        process: ALIVE, GONE (nobody holds the folder), or SILENT: another machine's process holds it, and has written
+            nothing for SILENT_AFTER_S.
+        last_sign: When something in the folder was written last, Unix seconds.
+        owner: "process 1234 on node3", or "" where the folder does not tell.
+    """
+
+    process: str
+    last_sign: float
+    owner: str
+
+    @classmethod
+    def of(cls, run: AnyDir) -> Liveness:
+        """Read a run folder. Nothing is written."""
+        owner = ""
+        with contextlib.suppress(OSError, ValueError):
+            owner = (run.path / "owner").read_text(encoding="utf-8").strip()
+        last_sign = _last_change(run)
+        if not is_running(run.path):
+            return cls(GONE, last_sign, owner)
+        silent = time.time() - last_sign > SILENT_AFTER_S and cls(ALIVE, last_sign, owner).is_elsewhere
+        return cls(SILENT if silent else ALIVE, last_sign, owner)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the process is, or was, on another machine than this one."""
+        host = re.search(r" on (\S+)$", self.owner)
+        return host is not None and host[1] != socket.gethostname()
+
+
+def _last_change(run: AnyDir) -> float:
+    """Return when a file of the search or of its runs was written last, Unix seconds; 0 where there is none."""
+    folders = [run.path, *(part.path for part in run.all_runs())] if isinstance(run, SearchDir) else [run.path]
+    times = [0.0]
+    for path in (file for folder in folders for file in _files(folder)):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files in a folder that its own process writes; `sync` may have changed `mlflow.json` later."""
+    with contextlib.suppress(OSError):
+        return [path for path in folder.iterdir() if path.is_file() and path.name != "mlflow.json"]
+    return []
+
+
+def clock(time_s: float, now_s: float | None = None) -> str:
+    """Return a time as people say it, in this machine's time zone: 14:02, or 27 November 14:02 of another day."""
+    moment, today = time.localtime(time_s), time.localtime(now_s)
+    same_day = (moment.tm_year, moment.tm_yday) == (today.tm_year, today.tm_yday)
+    year = "" if moment.tm_year == today.tm_year else f" {moment.tm_year}"
+    return ("" if same_day else f"{moment.tm_mday} {time.strftime('%B', moment)}{year} ") + time.strftime(
+        "%H:%M", moment
+    )
