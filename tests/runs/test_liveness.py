@@ -38,7 +38,9 @@ def test_it_is_gone_since_the_last_file_was_written(search: SearchDir) -> None:
     assert (liveness.process, liveness.last_sign, liveness.is_elsewhere) == ("gone", NOON + 60, False)
 
 
-@pytest.mark.parametrize(("host", "age_s", "process"), [("node3", 601, "silent"), ("node3", 500, "alive"), ("", 601, "alive")])
+@pytest.mark.parametrize(
+    ("host", "age_s", "process"), [("node3", 601, "silent"), ("node3", 500, "alive"), ("", 601, "alive")]
+)
 def test_a_lock_of_another_machine_may_be_left_of_a_dead_one(
     host: str, age_s: float, process: str, search: SearchDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,9 +55,7 @@ def train_commands(record: SearchRecord, trainings: Sequence[tuple[int, int]]) -
     if settings.objective != RunSettings().objective:
         words += ["--objective", settings.objective]
     words += _shape(record.shape, "--workers")
-    return [
-        command(*words, "--seed", str(seed), *(["--fold", str(fold)] if fold else [])) for seed, fold in trainings
-    ]
+    return [command(*words, "--seed", str(seed), *(["--fold", str(fold)] if fold else [])) for seed, fold in trainings]
 
 
 def _data(record: SearchRecord) -> list[str]:

@@ -78,7 +78,12 @@ class SearchSummary:
     def of(cls, search: SearchDir) -> SearchSummary:
         """Read the folder of a search, running or ended. Raises InputError."""
         record, status, board = search.record(), search.status(), leaderboard(search)
-        liveness, used, selection, evaluation = Liveness.of(search), search.usage(), search.selection(), search.evaluation()
+        liveness, used, selection, evaluation = (
+            Liveness.of(search),
+            search.usage(),
+            search.selection(),
+            search.evaluation(),
+        )
         verdict = evaluation.verdict if evaluation else None
         sentences = [verdict.sentence, *([verdict.models.sentence] if verdict.models else [])] if verdict else []
         page = search.report / "index.html"
