@@ -26,8 +26,8 @@ def status(name: str | None, out: Path, cluster: Path | None, as_json: bool) -> 
 
         if as_json:
             raise InputError(
-                "--json: cannot be given with --cluster; run `wmlsearch status --json` on the head, or fetch the results "
-                "first: without --json, this command does so when the search has ended"
+                "--json: cannot be given with --cluster; run `wmlsearch status --json` on the head, or fetch the "
+                "results first: without --json, this command does so when the search has ended"
             )
         sys.exit(status_on_cluster(cluster, name, out, options.say))
     from wmlsearch.cli.console import console
