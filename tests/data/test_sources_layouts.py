@@ -18,7 +18,6 @@ from paths import REAL
 
 from wmlsearch.cli import main
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.sources import discover
 
 Volumes = dict[str, tuple[Path, Path]]  # image and mask of each patient
@@ -106,10 +105,10 @@ def volumes_of(raw: Path) -> Volumes:
     return {source.patient: (source.image[0].resolve(), source.mask[0].resolve()) for source in discover(raw)}
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Volumes:
-    raw = tmp_path_factory.mktemp("cohort") / "raw"
-    return volumes_of(write_phantom(raw, patients=4, timepoints=1, shape=(32, 32, 12), seed=3))
+@pytest.fixture
+def phantom(raw: Path) -> Volumes:
+    """Four patients of the tests' phantom."""
+    return dict(list(volumes_of(raw).items())[:4])
 
 
 def run(*words: str) -> str:
@@ -129,14 +128,14 @@ def lesions(out: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_phantom_in_each_layout(tmp_path: Path, phantom: Volumes, layout: Layout) -> None:
-    reference = ["prepare", str(bids(tmp_path / "plain", phantom)), str(tmp_path / "reference"), "--size", "32"]
+    reference = ["prepare", str(bids(tmp_path / "plain", phantom)), str(tmp_path / "reference"), "--size", "48"]
     run(*reference, "--jobs", "1")
     raw, *chosen = layout(tmp_path, phantom)
     before = sorted(tmp_path.rglob("*"))
     shown = run("prepare", "--dry-run", raw, *chosen)
     assert "taken: 4 scans of 4 patients" in shown
     assert sorted(tmp_path.rglob("*")) == before  # nothing was written
-    run("prepare", raw, str(tmp_path / "out"), *chosen, "--size", "32", "--jobs", "1")
+    run("prepare", raw, str(tmp_path / "out"), *chosen, "--size", "48", "--jobs", "1")
     assert lesions(tmp_path / "out") == lesions(tmp_path / "reference")
 
 
@@ -170,7 +169,7 @@ def test_out_is_needed_without_dry_run(tmp_path: Path) -> None:
 
 def test_notes_are_told_with_the_result(tmp_path: Path, phantom: Volumes) -> None:
     raw, *_ = decathlon(tmp_path, phantom)
-    output = run("prepare", raw, str(tmp_path / "out"), "--size", "32", "--jobs", "1")
+    output = run("prepare", raw, str(tmp_path / "out"), "--size", "48", "--jobs", "1")
     assert "note: each case is taken as a patient of its own (01, 02, 03 and 1 more)" in output
 
 
@@ -179,6 +178,6 @@ def test_the_test_part_of_a_layout_is_sealed(tmp_path: Path, phantom: Volumes) -
         part = "Ts" if patient == "02" else "Tr"
         put(tmp_path / f"raw/images{part}/{patient}_0000.nii.gz", image)
         put(tmp_path / f"raw/labels{part}/{patient}.nii.gz", mask)
-    output = run("prepare", str(tmp_path / "raw"), str(tmp_path / "out"), "--size", "32", "--jobs", "1")
+    output = run("prepare", str(tmp_path / "raw"), str(tmp_path / "out"), "--size", "48", "--jobs", "1")
     assert "note: the layout's test part is the sealed test: 02" in output
     assert {row.patient for row in Manifest.read(tmp_path / "out/sealed").slices} == {"02"}
