@@ -28,6 +28,7 @@ from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.search import memory_kills
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
@@ -274,7 +275,7 @@ def test_a_trial_whose_process_dies_repeatedly_is_lost(prepared: Path, tmp_path:
     assert "raylet" not in output, "what Ray prints about it is suppressed"
 
 
-def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -> None:
+def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = RunSettings(trials=1, epochs=3, baseline=False, forecast=False)
     search = new_search(tmp_path / "s", settings)
     console = Console(width=120, record=True, file=io.StringIO())
@@ -299,11 +300,17 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path) -
     assert search.trial(0).status().reason == (
         "its process or machine died, so a new process continues it after epoch 1"
     )
+    monkeypatch.setattr(recorder.memory_kills, "reason_of_loss", lambda: memory_kills.REASON)
+    recorder.on_trial_recover(0, [], trial)
+    report_epoch(2, replayed=[row.as_json() for row in search.trial(0).rows()])
+    assert search.trial(0).status().reason == (
+        "the system ended its process for lack of memory, so a new process continues it after epoch 2"
+    )
     report_epoch(3, done=True, ended="completed")
     assert search.trial(0).status().reason == ""
     said = console.export_text().splitlines()
     assert said[0] == "trial-0000: its process or machine died, so a new process continues it after epoch 1"
-    assert said[1].startswith("trial-0000 completed after 3 epochs")
+    assert said[-1].startswith("trial-0000 completed after 3 epochs")
 
 
 def test_a_failure_in_tune_has_a_state() -> None:
@@ -311,3 +318,21 @@ def test_a_failure_in_tune_has_a_state() -> None:
     assert describe_failure(ray.exceptions.ActorDiedError())[0] == "lost"
     assert describe_failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
     assert describe_failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")
+    state, reason, _ = describe_failure(ray.exceptions.ActorDiedError(), memory_kills.REASON)
+    assert (state, reason) == ("out_of_memory", f"{memory_kills.REASON}; {memory_kills.ADVICE}")
+    reason = "no report for 5 s (--trial-timeout)"
+    assert describe_failure(None, reason)[:2] == ("lost", f"{reason} 4 times without a new epoch")
+
+
+def test_a_kill_for_memory_is_counted_once_and_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [7]
+    monkeypatch.setattr(memory_kills, "memory_kills", lambda: counts[-1])
+    monkeypatch.setenv(memory_kills.EMBEDDED, "1")
+    kills = memory_kills.MemoryKills()
+    assert kills.reason_of_loss() == "", "what was killed before is none of this search"
+    counts.append(8)
+    assert kills.reason_of_loss() == memory_kills.REASON
+    assert kills.reason_of_loss() == "", "another process that dies now has another reason"
+    counts.append(9)
+    monkeypatch.delenv(memory_kills.EMBEDDED)
+    assert kills.reason_of_loss() == "", "the workers of a cluster are elsewhere"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from filelock import FileLock
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
+from wmlsearch.runs.lock import NO_LOCKS
 
 PART_BYTES = 64 * 2**20
 CACHE = "~/.cache/wmlsearch/data"
@@ -53,22 +56,48 @@ def receive_shipment(shipment: Shipment) -> Path:
     cache = Path(os.environ.get("WMLSEARCH_CACHE", CACHE)).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / shipment.fingerprint[:32]
-    with FileLock(cache / f"{folder.name}.lock"):  # the workers of a machine start together: one of them fetches
+    with _locked(cache / f"{folder.name}.lock") as alone:  # the workers of a machine start together: one fetches
         if not _holds(folder, shipment.fingerprint):
-            _write_copy(shipment, folder)
+            _write_copy(shipment, folder, alone)
     return folder
 
 
-def _write_copy(shipment: Shipment, folder: Path) -> None:
-    """Write the shipped files into `folder`, which appears when it is complete and its checksums are right."""
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file; yields whether it is held. It is not on a file system without locks."""
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _write_copy(shipment: Shipment, folder: Path, alone: bool) -> None:
+    """Write the shipped files into `folder`, which appears when it is complete and its checksums are right.
+
+    If this worker is not `alone`, others may write the same copy now: each has a folder of its own until then.
+    """
     partial = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    if alone:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    else:
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     for name, parts in shipment.files.items():
         with (partial / name).open("wb") as file:
             for part in parts:
                 file.write(ray.get(part))
     Manifest.read(partial).verify(partial)
+    if _holds(folder, shipment.fingerprint):  # another worker was faster
+        shutil.rmtree(partial)
+        return
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -35,7 +35,7 @@ from wmlsearch.runs.files import writing
 _FILE, _CLAIM = "owner", ".owner-claim"
 _ATTEMPTS, _ATTEMPT_S = 5, 0.02  # `is_running` of another process holds the lock for a moment
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 TOUCH_S = 2.0  # how often the process that holds a folder touches its claim
 WATCH_S = 10.0  # how long a claim of another machine is watched before it is taken over: some touches may be late
 FRESH_S = 60.0  # a claim of another machine that is younger counts as alive where there is no time to watch it
@@ -125,7 +125,7 @@ def is_running(folder: Path) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 return True
     return _claim_is_fresh(folder / _CLAIM)
 
@@ -139,7 +139,7 @@ def _try_lock(descriptor: int, folder: Path) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 _log.warning(
                     "warning: %s: its file system has no locks (%s), so a file in it (%s) keeps a second process out",
                     folder, error.strerror, _CLAIM,

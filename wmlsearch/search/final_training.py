@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wmlsearch.cluster.data_shipping import Shipment
@@ -23,6 +23,7 @@ from wmlsearch.runs.files import StorageError, write_bytes
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
+from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
@@ -73,6 +74,7 @@ class RunTrainer:
         self.began: dict[Any, float] = {}  # by the same: time.monotonic()
         self.waiting: deque[TrainingRequest] = deque()
         self.losses = Counter[Path]()  # by run folder: how often its process died
+        self.memory_kills = MemoryKills()
         self.seen: set[Path] = set()  # folders of runs of which a process has reported
 
     def __enter__(self) -> RunTrainer:
@@ -171,10 +173,13 @@ class RunTrainer:
     def _retry(self, request: TrainingRequest, error: Exception) -> bool:
         """Queue the run of a group that died, or record its end after too many losses or another error."""
         self.losses[request.run.path] += 1
-        died = isinstance(error, ActorDiedError)
+        died, killed = isinstance(error, ActorDiedError), self.memory_kills.reason_of_loss()
         if died and self.losses[request.run.path] <= LOST_PROCESS_RETRIES:
             self.waiting.appendleft(request)
             return True
+        if killed or isinstance(error, OutOfMemoryError):
+            request.run.set_status("out_of_memory", f"{killed or REASON}; {ADVICE}", str(error))
+            return False
         request.run.set_status("lost" if died else "failed", str(error).strip().splitlines()[-1], str(error))
         return False
 

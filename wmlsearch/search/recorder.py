@@ -20,6 +20,7 @@ from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
+from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills
 from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
@@ -49,7 +50,8 @@ class Recorder(tune.Callback):
         self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
         self.epochs: dict[int, int] = {}  # by trial: the last epoch that study and budget have
         self.last_report: dict[int, float] = {}  # by running trial: time.monotonic() of its report or start
-        self.timeouts: dict[int, str] = {}  # by trial whose process was ended for not reporting: the reason
+        self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
+        self.memory_kills = MemoryKills()
         for run in search.trials():
             if run.state not in UNFINISHED:
                 self.retention.trial_ended(run, self._best(run))
@@ -114,13 +116,13 @@ class Recorder(tune.Callback):
     def _record(self, trial: Trial, result: TrialResult) -> None:
         number = trial_number(trial)
         run = self.search.trial(number)
-        rows = write_result(run, result, self.seen, self.timeouts.get(number, ""))
+        rows = write_result(run, result, self.seen, self.losses.get(number, ""))
         for row in rows[self.epochs[number] : result.epoch]:
             self.study.report(number, row.epoch, row.metrics[self.settings.objective] or 0.0)
             self.budget.add(row)
             self.epochs[number] = row.epoch
             reset_failures(trial)  # only failures without an epoch in between count
-            self.timeouts.pop(number, None)
+            self.losses.pop(number, None)
         if result.ended == "interrupted":  # the storage failed, so the whole search is interrupted
             self.budget.abort(StorageError(result.reason))
         elif result.ended:
@@ -135,13 +137,22 @@ class Recorder(tune.Callback):
         if self.snapshots and result.report is not None:
             self.snapshots.reported(number, result.epoch)
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._note_memory_kill(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial_number(trial)
-        state, reason, trace = describe_failure(trial.get_error(), self.timeouts.get(number, ""))
+        self._note_memory_kill(trial)
+        state, reason, trace = describe_failure(trial.get_error(), self.losses.get(number, ""))
         try:
             self._end(number, state, reason, trace)
         except OSError as error:
             self.budget.abort(error)
+
+    def _note_memory_kill(self, trial: Trial) -> None:
+        """Remember why a process died, if the system ended it for lack of memory."""
+        if reason := self.memory_kills.reason_of_loss():
+            self.losses[trial_number(trial)] = reason
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.last_report[trial_number(trial)] = time.monotonic()
@@ -154,7 +165,7 @@ class Recorder(tune.Callback):
             if trial.status != Trial.RUNNING or actor is None:
                 continue
             if time.monotonic() - self.last_report.setdefault(number, time.monotonic()) > limit:
-                self.timeouts[number] = f"no report for {limit:g} s (--trial-timeout)"
+                self.losses[number] = f"no report for {limit:g} s (--trial-timeout)"
                 self.last_report[number] = math.inf  # until it starts again
                 ray.kill(actor)
 
@@ -191,12 +202,14 @@ class Recorder(tune.Callback):
         return objective_values(run.rows(), self.settings.objective_names)
 
 
-def describe_failure(error: Exception | None, timeout: str = "") -> tuple[str, str, str]:
-    """Return state, reason and traceback of a trial that Tune gave up; `timeout` is why its process was ended."""
+def describe_failure(error: Exception | None, loss: str = "") -> tuple[str, str, str]:
+    """Return state, reason and traceback of a trial that Tune gave up; `loss` is why its process was ended."""
     text = str(error or "its process died").strip()
     if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "out_of_memory", "Ray ended its process, since the machine ran low on memory", text
+        return "out_of_memory", f"Ray ended its process, since the machine ran low on memory; {ADVICE}", text
+    if loss == REASON:
+        return "out_of_memory", f"{REASON}; {ADVICE}", text
     if error is None or isinstance(error, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
         times = f"{LOST_PROCESS_RETRIES + 1} times without a new epoch"
-        return "lost", f"{timeout or 'its process or machine died'} {times}", text
+        return "lost", f"{loss or 'its process or machine died'} {times}", text
     return "failed", text.splitlines()[-1], text
