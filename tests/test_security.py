@@ -34,7 +34,7 @@ from wmlsearch.report.page import write_report
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.redaction import without_home, without_password
 from wmlsearch.search.checkpoints import check_writable
-from wmlsearch.tracking.client import why
+from wmlsearch.tracking.problems import why
 from wmlsearch.tracking.server import is_healthy
 from wmlsearch.tracking.sync import default_uri, sync
 from wmlsearch.tracking.uri import check_uri

@@ -363,9 +363,9 @@ def test_sync_contacts_an_unreachable_store_once(tmp_path: Path, monkeypatch: py
         RunDir.create(out / name, run_record(about(name, "train")))
     contacted: list[str] = []
 
-    def counted(run: RunDir, at: str) -> int:
+    def counted(run: RunDir, at: str, experiment: str | None) -> int:
         contacted.append(run.name)
-        return sync(run, at)
+        return sync(run, at, experiment)
 
     monkeypatch.setattr("wmlsearch.tracking.sync.sync", counted)
     result = CliRunner().invoke(main, ["sync", "--out", str(out), "--mlflow-uri", uri])
@@ -436,6 +436,7 @@ def test_unwritable_artifact_store_does_not_block_metrics(search: SearchDir, tmp
     for run in search.all_runs():
         mirror.notify(run)
     assert "FileExistsError" in (problem := mirror.close()) or "NotADirectoryError" in problem
+    assert "artifacts writable on this machine, or let the server take the files" in problem
     wrong.unlink()
     assert sync(search, uri) == 7
     client = connect(uri)

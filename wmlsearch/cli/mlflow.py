@@ -130,16 +130,17 @@ def _page(uri: str, out: Path) -> str:
     from wmlsearch.config import InputError
     from wmlsearch.runs.folders import SearchDir, created, every
     from wmlsearch.runs.redaction import without_password
-    from wmlsearch.tracking.client import connect, why
+    from wmlsearch.tracking.client import connect
     from wmlsearch.tracking.experiments import active_experiments
     from wmlsearch.tracking.mlflow_patches import SHARED_VIEW_TAG, view_path
+    from wmlsearch.tracking.problems import why
 
     runs = sorted(every(out), key=created, reverse=True)
     try:
         experiments = active_experiments(connect(uri), runs)
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
-        raise InputError(f"{where}: MLflow does not answer ({why(error, uri)}); check that the server runs") from None
+        raise InputError(f"{where}: MLflow does not answer ({why(error, uri)})") from None
     for search in runs:
         for experiment in experiments:
             if isinstance(search, SearchDir) and SHARED_VIEW_TAG + search.name in experiment.tags:

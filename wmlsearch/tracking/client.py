@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmlsearch.runs.redaction import without_password
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
-
-
-def why(error: Exception, uri: str = "") -> str:
-    """Return why MLflow at `uri` failed: one line without passwords, with the next step where a login is missing."""
-    kind, message = type(error).__name__, str(error)
-    if uri:
-        message = message.replace(uri, without_password(uri))
-    text = without_password(f"{kind}: {' '.join(message.split())}")[: len(kind) + 302]
-    if re.search(r"\b401\b|\b403\b|not authenticated", text, re.IGNORECASE):
-        text += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (run folders keep no password)"
-    return text
 
 
 def connect(uri: str) -> MlflowClient:
@@ -34,6 +21,7 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # MLflow's own retries may create a run twice, if the first request arrived. We look for the run before we retry.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    _reach_this_machine_directly()
     for name in _SILENT:
         logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
@@ -73,3 +61,12 @@ def _create_store(path: Path) -> None:
         except OSError:  # a file system without hard links
             if not path.exists():
                 complete.rename(path)
+
+
+def _reach_this_machine_directly() -> None:
+    """Except this machine from the proxies of the environment: a proxy would ask its own machine instead."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host for host in (part.strip() for part in given.split(",")) if host]
+    if "*" not in hosts:
+        every = ",".join([*hosts, *(host for host in _THIS_MACHINE if host not in hosts)])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = every

@@ -20,7 +20,8 @@ from typing import IO, cast
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.tracking.client import connect, why
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why
 from wmlsearch.tracking.sync import FilesMissing, Refused, push
 
 MAX_WAIT_S = 15.0  # between two attempts to reach an MLflow that is away
@@ -212,7 +213,9 @@ def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], 
     except InputError as error:  # the store cannot be used
         problem = str(error)
     except Exception as error:  # the search must not fail because of MLflow; `wmlsearch sync` catches up
-        problem = why(error, uri)
+        problem = why(error, uri, root.path / PROBLEM_FILE)
+    if not problem:
+        forget(root.path / PROBLEM_FILE)
     return left, problem
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.tracking.client import connect, why
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.problems import why
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -42,11 +42,12 @@ from wmlsearch.runs.schema import (
     RunStatus,
     SplitCertificate,
 )
-from wmlsearch.tracking.client import connect, why
+from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.experiments import experiment_of
 from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
 from wmlsearch.tracking.model_registry import register
+from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why, why_no_files
 from wmlsearch.tracking.ui_views import BEST, view_tag
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
     Raises InputError if MLflow does not answer or does not take all of it.
     """
     parts: list[AnyDir] = [run, *(run.all_runs() if isinstance(run, SearchDir) else [])]
-    problem, refused = "", dict[str, str]()
+    problem, refused, log = "", dict[str, str](), run.path / PROBLEM_FILE
     try:
         client = connect(uri)
         for part in parts:
@@ -87,7 +88,7 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         raise
     except Exception as error:
         raise InputError(
-            f"{without_password(uri)}: MLflow does not take the runs ({why(error, uri)}); nothing is lost; "
+            f"{without_password(uri)}: MLflow does not take the runs ({why(error, uri, log)}); nothing is lost; "
             "run `wmlsearch sync` later"
         ) from None
     if refused:
@@ -97,9 +98,10 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         )
     if problem:
         raise InputError(
-            f"{without_password(uri)}: MLflow has all metrics, but does not take files ({problem}); check that the "
-            "experiment's artifact location can be written from this machine, then run `wmlsearch sync` again"
+            f"{without_password(uri)}: MLflow has all metrics, but does not take files ({problem}); then run "
+            "`wmlsearch sync` again"
         )
+    forget(log)
     return len(parts)
 
 
@@ -143,7 +145,7 @@ def push(
         if error.error_code not in REFUSALS:
             raise
         experiment_of(client, uri, root)
-        raise Refused(why(error, uri)) from None
+        raise Refused(why(error, uri, root.path / PROBLEM_FILE)) from None
 
 
 @dataclass
@@ -190,7 +192,8 @@ def _push(
         try:
             _push_files(client, run, root, ledger, uri, artifact_uri)
         except Exception as error:  # any artifact store that MLflow supports may raise its own
-            raise FilesMissing(why(error, uri)) from None
+            location = artifact_uri or client.get_run(run_id).info.artifact_uri
+            raise FilesMissing(why_no_files(error, uri, location, root.path / PROBLEM_FILE)) from None
 
 
 def _open_run(

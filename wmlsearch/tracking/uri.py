@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.tracking.problems import package_of
 
 _DATABASES = ("postgresql", "mysql", "mssql")
 
@@ -20,7 +22,8 @@ def is_database(uri: str) -> bool:
 def check_uri(uri: str) -> None:
     """Raises InputError if `uri` cannot be the URI of an MLflow store.
 
-    Whether the store answers is not checked: a training does not wait for MLflow.
+    Whether the store answers is not checked: a training does not wait for MLflow. A database's Python driver must be
+    installed, since nothing could ever be copied without it.
     """
     scheme, colon, _ = uri.partition(":")
     scheme, fault = scheme.partition("+")[0].lower(), ""
@@ -31,7 +34,11 @@ def check_uri(uri: str) -> None:
         fault = _file_fault(uri)
     elif (not colon and scheme != "databricks") or scheme == "file":
         fault = "is a folder, and MLflow no longer supports stores in folders"
-    elif scheme not in (*_DATABASES, "databricks", *plugins):
+    elif scheme == "postgres":
+        fault = "the scheme of PostgreSQL is written postgresql://"
+    elif scheme in _DATABASES and colon:
+        fault = _database_fault(uri)
+    elif scheme not in ("databricks", *plugins):
         fault = f"MLflow has no store of the kind {scheme!r}"
     if fault:
         shown = without_password(uri if "://" in uri else f"://{uri}").removeprefix("://")
@@ -39,6 +46,31 @@ def check_uri(uri: str) -> None:
             f"{shown}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
             "such as http://127.0.0.1:5000 or sqlite:///PATH/mlflow.db"
         )
+
+
+def _database_fault(uri: str) -> str:
+    """Return what is wrong with the URI of a database, or "". Raises InputError if its Python driver is missing."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    scheme = uri.partition(":")[0]
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        module = error.name or scheme.partition("+")[2]
+        other = ", or write postgresql+psycopg2://" if scheme == "postgresql" and find_spec("psycopg2") else ""
+        raise InputError(
+            f"{without_password(uri)}: the Python driver of this database cannot be imported ({error}); install it "
+            f"where wmlsearch runs: pip install {package_of(module)}{other}"
+        ) from None
+    except NoSuchModuleError:
+        return f"there is no database driver {scheme!r}; leave out what follows the +"
+    except (ArgumentError, ValueError):  # the error's text may hold a part of the password
+        return (
+            "is not a valid URL of a database, such as postgresql://USER:PASSWORD@HOST:5432/NAME (in a user or "
+            "password, write : / ? # [ ] @ as %3A %2F %3F %23 %5B %5D %40)"
+        )
+    return ""
 
 
 def _server_fault(uri: str) -> str:
