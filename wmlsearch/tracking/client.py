@@ -8,10 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmlsearch.tracking.uri import is_database
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+CONNECT_S = 10  # seconds to wait for a database
 _SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 
 
@@ -31,7 +34,19 @@ def connect(uri: str) -> MlflowClient:
     file = uri.removeprefix("sqlite:///").partition("?")[0]
     if uri.startswith("sqlite:///") and not file.startswith("file:") and not Path(file).exists():
         _create_store(Path(file))
+    if is_database(uri) and not uri.startswith("sqlite"):
+        _check_connection(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def _check_connection(uri: str) -> None:
+    """Connect to a database once. MLflow tries ten times, for almost two minutes, before it says what is wrong."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    limit = {} if uri.startswith("mssql") else {"connect_timeout": CONNECT_S}
+    with create_engine(uri, poolclass=NullPool, connect_args=limit).connect():
+        pass
 
 
 def answers(uri: str) -> bool:
