@@ -20,6 +20,7 @@ class HeadRegion:
 
     box: Box  # over all slices
     background: float  # grey value around the head
+    pixels: Array  # (n, rows, columns) bool: is head
     area: Array  # (n,) pixels of head per slice
     low: float  # grey value that becomes 0
     high: float  # grey value that becomes 255
@@ -57,12 +58,14 @@ def find_head(slices: Array) -> HeadRegion:
         low, high = (float(value) for value in np.percentile(_sample(slices), (0.1, 99.9)))
         level, head = low, np.ones_like(slices, dtype=bool)
     else:
-        pixels = inner[head]
-        high = float(np.percentile(pixels, 99.9))
-        low = float(np.percentile(pixels, 0.1)) if is_white else level
+        greys = inner[head]
+        high = float(np.percentile(greys, 99.9))
+        low = float(np.percentile(greys, 0.1)) if is_white else level
     if high <= low:
         low, high = float(slices.min()), float(slices.max())
-    return HeadRegion(box, level, head.sum(axis=(1, 2)), low, high)
+    pixels = np.zeros(slices.shape, bool)
+    pixels[:, box[0] : box[2], box[1] : box[3]] = head
+    return HeadRegion(box, level, pixels, head.sum(axis=(1, 2)), low, high)
 
 
 def _background(slices: Array) -> _Background | None:

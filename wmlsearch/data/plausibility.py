@@ -17,13 +17,14 @@ from scipy import fft, ndimage
 
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.stack import Array
+from wmlsearch.runs.wording import plural
 
 WHOLE_HEAD, LARGE = 0.5, 0.1  # shares of the head; the largest known lesion loads are below a tenth of the brain
 OUTSIDE = 0.1  # share of the lesions
 INVERTED = 0.5  # share of what is outside the head
 MIN_VOXELS = 10  # of lesion: the fit of fewer is a matter of chance
 DARK = 0.4  # fit below which lesions are not brighter than their surroundings
-MIN_BETTER_FIT = 0.5  # fit that a mask must have when it is turned over or moved, to be told
+MIN_TURNED_FIT, MIN_MOVED_FIT = 0.5, 0.8  # fit that a mask must have once that is undone: moves are many
 TURNED_FACTOR, MOVED_FACTOR = 1.5, 1.1  # by which it must then be better than as it is
 FAR = 20  # voxels along each axis by which a mask may have been moved, at most a quarter of the volume
 RING = (1, 3)  # pixels: the surroundings of a lesion, within its slice
@@ -48,7 +49,7 @@ def check_mask(pictures: Array, lesion: Array, head: Array, axis: int | None) ->
         return []
     inside = _without_holes(head, lesion)
     found = _check_size(lesion, inside, voxels)
-    if voxels >= MIN_VOXELS and not found:
+    if voxels >= MIN_VOXELS and all(finding.kind == "outside" for finding in found):
         found += _check_fit(pictures, lesion, inside, axis)
     return found
 
@@ -166,12 +167,12 @@ def _check_fit(pictures: Array, lesion: Array, head: Array, axis: int | None) ->
     turned = max(_turned_fits(masked, axis), key=lambda change: change.fit)
     now = f"the lesions are {_brightness(fit)} than their surroundings"
     moved_fit, move = fit, (0, 0, 0)
-    if (fit < MIN_BETTER_FIT or masked.may_be_moved(fit)) and pictures.size <= MAX_TRANSFORM:
+    if (fit < MIN_MOVED_FIT or masked.may_be_moved(fit)) and pictures.size <= MAX_TRANSFORM:
         moved_fit, move = masked.best_move()
-    if turned.fit >= max(MIN_BETTER_FIT, TURNED_FACTOR * fit, moved_fit):
+    if turned.fit >= max(MIN_TURNED_FIT, TURNED_FACTOR * fit, moved_fit):
         text = f"{now}, but {_brightness(turned.fit)} where the mask is {turned.words}; is the mask, or a header, flipped?"
         return [Finding("flipped", text, f"{fit:.2g} to {turned.fit:.2g}", turned.fit - fit)]
-    if any(move) and moved_fit >= max(MIN_BETTER_FIT, MOVED_FACTOR * fit):
+    if any(move) and moved_fit >= max(MIN_MOVED_FIT, MOVED_FACTOR * fit):
         text = (
             f"{now}, but {_brightness(moved_fit)} where the mask is moved by {_move_words(move, axis)}; "
             "is it on another grid, or of another scan?"
@@ -208,16 +209,16 @@ def _axis_names(axis: int | None) -> tuple[str, ...]:
 
 def _move_words(move: tuple[int, ...], axis: int | None) -> str:
     names = _axis_names(axis)
-    return ", ".join(f"{abs(step)} voxels {names[i]}" for i, step in enumerate(move) if step)
+    return ", ".join(f"{plural(abs(step), 'voxel')} {names[i]}" for i, step in enumerate(move) if step)
 
 
 def _ring(lesion: Array) -> Array:
     """Return what is around the lesions, bool: pixels of the same slice that are near, but not next to them."""
-    near, far = (ndimage.iterate_structure(_WITHIN_SLICE, steps) for steps in RING)
     box = tuple(_span(lesion.any(axis=tuple(i for i in range(3) if i != axis)), RING[1] + 1) for axis in range(3))
     ring = np.zeros_like(lesion)
     part = lesion[box]
-    ring[box] = ndimage.binary_dilation(part, far) & ~ndimage.binary_dilation(part, near)
+    near, far = (ndimage.binary_dilation(part, _WITHIN_SLICE, steps) for steps in RING)
+    ring[box] = far & ~near
     return ring
 
 
