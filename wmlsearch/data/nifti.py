@@ -14,6 +14,19 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
 from wmlsearch.config import InputError
+from wmlsearch.data.findings import Finding, about_other_file
+from wmlsearch.data.grids import (
+    EDGES_MM,
+    NEAR_GRID,
+    SAME_GRID,
+    affine_mm,
+    check_header,
+    grid_offset,
+    turned_onto,
+    voxel_mm3,
+)
+from wmlsearch.data.non_finite import FilledVolume, fill_background
+from wmlsearch.data.number_type import check_number_type
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable, upright
@@ -22,7 +35,6 @@ MAX_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
 MAX_HEADER_BYTES = 2**20  # header and extensions, which stand before the voxels
 MAX_TRAILING_BYTES = 2**20  # after the voxels in a gzip file
 MAX_DEFLATE_RATIO = 1032  # zlib's technical details: no deflated file is smaller than by this factor
-MAX_GRID_OFFSET = 0.01  # voxels: how far a mask's corners may lie from its image's
 
 
 def voxel_edges(source: Source) -> tuple[float, float, float]:
@@ -35,8 +47,8 @@ def voxel_edges(source: Source) -> tuple[float, float, float]:
         image = _open(source, source.image[0])
     except VolumeFault as fault:
         raise InputError("a volume cannot be read", fault.lines) from None
-    edges = np.empty(3)
-    edges[io_orientation(image.affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(image.affine)
+    edges, affine = np.empty(3), affine_mm(image)
+    edges[io_orientation(affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     return float(edges[0]), float(edges[1]), float(edges[2])
 
 
@@ -53,13 +65,17 @@ def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
     if faults:
         raise VolumeFault(*faults)
     image, data = opened[0]
-    orientation = io_orientation(image.affine)
-    edges = nib.affines.voxel_sizes(image.affine)
+    affine = affine_mm(image)
+    findings = check_header(image) + check_number_type(image, data)
+    data, notes = _with_background(source, source.image[0], image, data)
+    findings += notes
+    orientation = io_orientation(affine)
+    edges = nib.affines.voxel_sizes(affine)
     ras_edges = edges[np.argsort(orientation[:, 0])]
     mask, ignored, labels = None, None, None
     if source.mask:
-        mask_image, mask_data = opened[1]
-        _check_same_grid(source, image, data, mask_image, mask_data)
+        mask_data, mask_findings = _mask_on_grid(source, data.shape, affine, *opened[1])
+        findings += mask_findings
         labelled = rule.read(mask_data, source.name(source.mask[0]))
         mask, labels = upright(apply_orientation(labelled.lesion, orientation), axis), labelled.labels
         if labelled.ignored is not None:
@@ -69,29 +85,95 @@ def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
         upright(apply_orientation(data, orientation), axis),
         mask,
         (data.shape[0], data.shape[1], data.shape[2]),
-        "".join(nib.aff2axcodes(image.affine)),
+        "".join(nib.aff2axcodes(affine)),
         tuple(float(edge) for edge in edges),
         (float(ras_edges[down]), float(ras_edges[across])),
         ignored=ignored,
         labels=(labels,) if labels else (),
+        voxel_mm3=voxel_mm3(affine),
+        findings=tuple(findings),
     )
 
 
-def _check_same_grid(source: Source, image: Any, data: Array, mask_image: Any, mask_data: Array) -> None:
-    image_name, mask_name = source.name(source.image[0]), source.name(source.mask[0])
-    if mask_data.shape != data.shape:
+def _with_background(source: Source, path: Path, image: Any, data: Array) -> tuple[Array, list[Finding]]:
+    """Return voxels that are all finite, where those that are not lie around the head. Raises VolumeFault."""
+    filled = fill_background(data)
+    if not filled.filled and not filled.enclosed:
+        return data, []
+    name, is_mask = source.name(path), path in source.mask
+    if image.get_data_dtype().kind in "biu":
+        slope, inter = image.dataobj.slope, image.dataobj.inter
         raise VolumeFault(
-            f"{mask_name}: shape must be that of {image_name}, {data.shape}, but is {mask_data.shape}; "
-            "resample the mask"
+            f"{name}: its header's scale (scl_slope {slope:g}, scl_inter {inter:g}) makes "
+            f"{filled.filled + filled.enclosed} voxels infinite; correct the header"
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in data.shape], [1])).reshape(4, -1)
-    distance_mm = np.linalg.norm(((image.affine - mask_image.affine) @ corners)[:3], axis=0).max()
-    offset = distance_mm / nib.affines.voxel_sizes(image.affine).min()
-    if offset > MAX_GRID_OFFSET:
+    if filled.enclosed or filled.filled == data.size:
+        raise VolumeFault(_enclosed_fault(name, filled))
+    if is_mask:
+        text = f"{_percent(filled.share)} of the mask's voxels, at its border, are NaN or infinite: taken for background"
+        return np.where(np.isfinite(data), data, np.float32(0)), [Finding("filled", text, _percent(filled.share))]
+    text = (
+        f"{_percent(filled.share)} of the voxels, around the head, are NaN or infinite: taken for background, "
+        f"grey value {filled.level:g}"
+    )
+    return filled.voxels, [Finding("filled", text, _percent(filled.share), filled.share)]
+
+
+def _enclosed_fault(name: str, filled: FilledVolume) -> str:
+    if filled.first_enclosed is None:
+        return f"{name}: every voxel is NaN or infinite; replace the file"
+    around = f" ({filled.filled} more, at the border of the volume, would be background)" if filled.filled else ""
+    position = ", ".join(map(str, filled.first_enclosed))
+    return (
+        f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the head are NaN or infinite, such "
+        f"as voxel ({position}){around}; make it again without them, or set them to 0 if they are background"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def _mask_on_grid(
+    source: Source, shape: tuple[int, ...], affine: Array, mask_image: Any, mask_data: Array
+) -> tuple[Array, list[Finding]]:
+    """Return a mask with its image's axes. Raises VolumeFault where its grid is another one.
+
+    Args:
+        shape: Of the image.
+        affine: Of the image, to mm.
+    """
+    path = source.mask[0]
+    image_name, mask_name = source.name(source.image[0]), source.name(path)
+    mask_data, notes = _with_background(source, path, mask_image, mask_data)
+    turned, turned_affine = turned_onto(affine, affine_mm(mask_image), mask_data)
+    if turned.shape != shape:
         raise VolumeFault(
-            f"{mask_name}: affine must be that of {image_name} to {MAX_GRID_OFFSET} voxel, but the grids lie up to "
-            f"{offset:.3g} voxels apart; resample the mask onto the image"
+            f"{mask_name}: shape must be that of {image_name}, {shape}, but is {mask_data.shape}; resample the mask"
         )
+    offset = grid_offset(shape, affine, turned_affine)
+    if not offset < NEAR_GRID:
+        header = check_header(mask_image)
+        unknown = any(finding.kind == "no orientation" for finding in header)
+        advice = (
+            "its header gives no orientation, so if it was drawn on this image, copy the image's header to it"
+            if unknown
+            else "resample the mask onto the image, or copy the image's header to it if it was drawn on this image"
+        )
+        raise VolumeFault(
+            f"{mask_name}: affine must be that of {image_name} to half a voxel, but the grids lie up to {offset:.3g} "
+            f"voxels apart; {advice}"
+        )
+    findings = notes + about_other_file(
+        [one for one in check_header(mask_image) if one.kind == "two orientations"], "mask"
+    )
+    if offset > SAME_GRID:
+        text = (
+            f"the mask's grid lies up to {offset:.2g} voxels from the image's, less than half a voxel, and is taken as "
+            "the same; resample the mask if its lesions look moved"
+        )
+        findings.append(Finding("grid", text, f"{offset:.2g} voxels", offset))
+    return turned, findings
 
 
 def _open(source: Source, path: Path) -> Any:
@@ -115,6 +197,13 @@ def _open(source: Source, path: Path) -> Any:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeFault(
             f"{name}: the affine must be finite and invertible, but is {affine[:3].tolist()}; correct the header"
+        )
+    edges = nib.affines.voxel_sizes(affine_mm(image))
+    if not EDGES_MM[0] <= edges.min() <= edges.max() <= EDGES_MM[1]:
+        raise VolumeFault(
+            f"{name}: voxel edges must be from {EDGES_MM[0]:g} to {EDGES_MM[1]:g} mm, but are "
+            f"{' x '.join(f'{edge:.4g}' for edge in edges)} mm; correct the header (its unit may be metres or "
+            "micrometres)"
         )
     voxel_bytes = math.prod(shape) * dtype.itemsize
     if _is_gzip(path) and voxel_bytes > MAX_DEFLATE_RATIO * (size := path.stat().st_size):

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wmlsearch.data.findings import Finding
 from wmlsearch.data.labels import LabelledMask, MaskRule
+from wmlsearch.data.non_finite import fill_background
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable
 
@@ -20,6 +22,7 @@ def load_pictures(source: Source, rule: MaskRule) -> Stack:
     faults: list[str] = []
     images: list[Array] = []
     masks: list[LabelledMask] = []
+    findings: list[Finding] = []
     shape: tuple[int, ...] = ()
     for place, path in enumerate((*source.image, *source.mask)):
         is_mask = place >= len(source.image)
@@ -34,7 +37,7 @@ def load_pictures(source: Source, rule: MaskRule) -> Stack:
             if is_mask:
                 masks.append(rule.read(picture, name))
             else:
-                images.append(picture)
+                images.append(_finite(name, picture, findings))
         except VolumeFault as fault:
             faults += fault.lines
     if faults:
@@ -51,7 +54,26 @@ def load_pictures(source: Source, rule: MaskRule) -> Stack:
         is_8_bit=stack.dtype == np.uint8,
         ignored=ignored,
         labels=tuple(mask.labels for mask in masks if mask.labels),
+        findings=tuple(findings),
     )
+
+
+def _finite(name: str, picture: Array, findings: list[Finding]) -> Array:
+    """Return a picture whose pixels are all finite, where those that are not lie around the head. Raises VolumeFault."""
+    if picture.dtype.kind != "f":
+        return picture
+    filled = fill_background(picture)
+    if filled.first_enclosed is not None:
+        row, column = filled.first_enclosed
+        raise VolumeFault(
+            f"{name}: every pixel must be a finite number, but {filled.enclosed} inside the head are NaN or infinite, "
+            f"such as row {row}, column {column}; make it again without them, or set them to 0 if they are background"
+        )
+    if filled.filled and not findings:
+        share = f"{100 * filled.share:.2g} %"
+        text = f"{share} of a picture's pixels, around the head, are NaN or infinite: taken for background"
+        findings.append(Finding("filled", text, share, filled.share))
+    return filled.voxels
 
 
 def _read(name: str, path: Path) -> Array:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from wmlsearch.data.findings import Finding
+
 Array = np.ndarray[Any, Any]
 
 
@@ -38,6 +40,8 @@ class Stack:
     is_8_bit: bool = False  # the grey values are 8 bit and need no scaling
     ignored: Array | None = None  # (n, rows, columns) bool: left out of every count; None where nothing is
     labels: tuple[MaskLabels, ...] = ()  # of each mask file whose values are labels
+    voxel_mm3: float | None = None  # volume of a voxel; None for 2-D pictures
+    findings: tuple[Finding, ...] = ()  # what reading has told of the files
 
 
 def voxels_sha256(stack: Stack, axis: int | None) -> str:
