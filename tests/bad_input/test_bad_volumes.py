@@ -178,21 +178,27 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "scaled to infinity": (
         header(112, "f", 1e38),
-        f"{FLAIR}: every voxel must be a finite number, but 27446 are NaN or infinite; correct the image",
+        f"{FLAIR}: its header's scale (scl_slope 1e+38, scl_inter 0) makes 27446 voxels infinite; correct the header",
     ),
     "metres for millimetres": (
         lambda *both: [write(file, voxels(file), np.diag([4000.0, 4000.0, 12000.0, 1.0])) for file in both],
-        f"{FLAIR}: in-plane voxel edges must be within a factor of 8 of the data set's 4 mm, but are 4000 x 4000 mm; "
+        f"{FLAIR}: voxel edges must be from 0.02 to 60 mm, but are 4000 x 4000 x 1.2e+04 mm; correct the header (its "
+        "unit may be metres or micrometres)",
+    ),
+    "ten times the voxels of the others": (
+        lambda *both: [write(file, voxels(file), np.diag([40.0, 40.0, 60.0, 1.0])) for file in both],
+        f"{FLAIR}: in-plane voxel edges must be within a factor of 8 of the data set's 4 mm, but are 40 x 40 mm; "
         "check the header's units, or leave it out",
     ),
     "mask a voxel off": (
         lambda _, mask: write(mask, voxels(mask), opened(mask).affine + np.eye(4, k=3) * 4),
-        f"{MASK}: affine must be that of {FLAIR} to 0.01 voxel, but the grids lie up to 1 voxels apart; resample the "
-        "mask onto the image",
+        f"{MASK}: affine must be that of {FLAIR} to half a voxel, but the grids lie up to 1 voxels apart; resample the "
+        "mask onto the image, or copy the image's header to it if it was drawn on this image",
     ),
     "mask with NaN": (
         lambda _, mask: write(mask, np.where(voxels(mask) > 0, np.nan, 0).astype(np.float32)),
-        f"{MASK}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask",
+        f"{MASK}: every voxel must be a finite number, but 11 inside the mask are NaN or infinite, such as voxel "
+        "(14, 26, 8); make it again without them, or set them to 0 if they are background",
     ),
     "a folder of that name": (
         lambda flair, _: (flair.unlink(), flair.mkdir()),

@@ -236,8 +236,8 @@ def test_mask_of_another_affine(tmp_path: Path) -> None:
     source = pair(tmp_path, (16, 16, 8))
     save(source.mask[0], np.zeros((16, 16, 8), np.uint8), (1, 1, 1.1))
     text = (
-        "mask.nii.gz: affine must be that of flair.nii.gz to 0.01 voxel, but the grids lie up to 0.7 voxels apart; "
-        "resample the mask onto the image"
+        "mask.nii.gz: affine must be that of flair.nii.gz to half a voxel, but the grids lie up to 0.7 voxels apart; "
+        "resample the mask onto the image, or copy the image's header to it if it was drawn on this image"
     )
     assert faults_of(source) == [text]
 
@@ -267,7 +267,10 @@ def test_bad_values(tmp_path: Path) -> None:
     volume = head((16, 16, 8))
     volume[3, 4, 5], volume[5, 4, 3] = np.nan, np.inf
     save(source.image[0], volume)
-    text = "flair.nii.gz: every voxel must be a finite number, but 2 are NaN or infinite; correct the image"
+    text = (
+        "flair.nii.gz: every voxel must be a finite number, but 2 inside the head are NaN or infinite, such as voxel "
+        "(3, 4, 5); make it again without them, or set them to 0 if they are background"
+    )
     assert faults_of(source) == [text]
     save(source.image[0], np.full((16, 16, 8), 7.0, np.float32))
     text = "flair.nii.gz: the FLAIR is empty, every voxel is 7; leave it out or replace it"

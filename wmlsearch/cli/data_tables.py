@@ -25,6 +25,8 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
     console.print(leakage_note(manifest.certificate), highlight=False)
     for warning in [*([manifest.certificate.note] if manifest.certificate.note else []), *manifest.warnings]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    for note in manifest.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     console.print(f"{manifest.plane} slices of {manifest.size} x {manifest.size} pixels are in {out}", highlight=False)
     console.print(
         f"check the slices in {out / 'contact_sheet.png'}; next: wmlsearch tune --data {out}", highlight=False

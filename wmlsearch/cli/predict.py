@@ -59,4 +59,6 @@ def predict(
         size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
         lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
         options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
+        for finding in row.findings if row.predicted_by == "model" else ():
+            options.say(f"{'warning' if finding.is_warning else 'note'}: {row.input}: {finding.text}")
     options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")

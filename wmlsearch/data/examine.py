@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from wmlsearch.data.findings import Finding
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.labels import MaskRule
+from wmlsearch.data.plausibility import check_mask, is_image
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
-from wmlsearch.data.stack import MaskLabels, VolumeFault, voxels_sha256
+from wmlsearch.data.stack import MaskLabels, VolumeFault, mask_sha256, voxels_sha256
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class VolumeFacts:
     lesion: tuple[int, ...]  # pixels of lesion per slice, before anything is cut or resampled
     voxels_sha256: str  # see `stack.voxels_sha256`
     labels: tuple[MaskLabels, ...] = ()  # of each mask file whose values are labels
+    voxel_mm3: float | None = None  # volume of a voxel; None for 2-D pictures
+    lesion_sha256: str = ""  # of the lesion mask in RAS+ order; "" without lesions
+    findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
 
     @property
     def lesion_load(self) -> float:
         """Size of all lesions: ml, or pixels for 2-D pictures."""
-        return sum(self.lesion) * (1.0 if self.voxel_mm is None else math.prod(self.voxel_mm) / 1000)
+        return sum(self.lesion) * (1.0 if self.voxel_mm3 is None else self.voxel_mm3 / 1000)
 
 
 def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> tuple[VolumeFacts | None, list[str]]:
@@ -52,16 +56,16 @@ def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> t
         stack = load_volume(source, axis, rule)
     except VolumeFault as fault:
         return None, list(fault.lines)
-    finite = np.isfinite(stack.pictures)
-    if not finite.all():
-        count = finite.size - int(finite.sum())
-        return None, [
-            f"{name}: every voxel must be a finite number, but {count} are NaN or infinite; correct the image"
-        ]
     if stack.pictures.min() == stack.pictures.max():
         grey = stack.pictures.flat[0]
         return None, [f"{name}: the FLAIR is empty, every voxel is {grey:g}; leave it out or replace it"]
+    if stack.mask is not None and is_image(stack.pictures, stack.mask):
+        mask = source.name(source.mask[0])
+        return None, [f"{mask}: its image {name} has two grey values and is the mask itself; name the FLAIR image"]
     head = find_head(stack.pictures)
+    findings = stack.findings
+    if stack.mask is not None:
+        findings += tuple(check_mask(stack.pictures, stack.mask, head.pixels, axis))
     lesion = stack.mask.sum(axis=(1, 2)) if stack.mask is not None else np.zeros(len(head.area))
     facts = VolumeFacts(
         shape=stack.shape,
@@ -78,5 +82,8 @@ def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> t
         lesion=tuple(int(n) for n in lesion),
         voxels_sha256=voxels_sha256(stack, axis),
         labels=stack.labels,
+        voxel_mm3=stack.voxel_mm3,
+        lesion_sha256=mask_sha256(stack, axis),
+        findings=findings,
     )
     return facts, []

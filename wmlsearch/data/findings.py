@@ -26,7 +26,9 @@ KINDS = {
     "large": Kind("the mask covers a tenth of the head or more, which lesions hardly do; is it a mask of lesions?"),
     "flipped": Kind("the lesions are bright only where the mask is turned over; is the mask, or a header, flipped?"),
     "moved": Kind("the lesions are brighter where the mask is moved; is it on another grid, or of another scan?"),
-    "dark": Kind("the lesions are not brighter than their surroundings; is the mask of another scan, the image a FLAIR?"),
+    "dark": Kind(
+        "the lesions are not brighter than what is around them; is the mask of another scan, the image a FLAIR?"
+    ),
     "equal masks": Kind("the mask is that of another volume, voxel for voxel"),
     "wrapped": Kind("grey values at both ends of the file's number type; did they overflow?"),
     "no orientation": Kind("the header gives no orientation (sform_code and qform_code are 0); check left and right"),
@@ -91,7 +93,9 @@ def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, st
             continue
         shown = ", ".join(" ".join(part for part in (row.volume, row.finding.value) if part) for row in rows[:LISTED])
         more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-        told.append((KINDS[kind].is_warning, f"{len(rows)} of {volumes} volumes: {KINDS[kind].of_many} ({shown}{more})"))
+        told.append(
+            (KINDS[kind].is_warning, f"{len(rows)} of {volumes} volumes: {KINDS[kind].of_many} ({shown}{more})")
+        )
     return told
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from nibabel.orientations import axcodes2ornt
 
 from wmlsearch.config import InputError
 from wmlsearch.data.examine import VolumeFacts
+from wmlsearch.data.findings import Finding
 from wmlsearch.data.sources import Source
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # slicing axis in RAS+
@@ -41,6 +44,9 @@ class VolumeGeometry:
     background: float  # grey value outside the slice
     lost_lesion_pixels: int = 0  # lesion pixels (resampled) outside the window
     voxels_sha256: str = ""  # see `stack.voxels_sha256`; "" in data of format 2
+    voxel_mm3: float | None = None  # volume of a voxel; None for 2-D pictures, and in data of formats 2 and 3
+    site: str = ""  # hospital or scanner; "" where it is not known
+    findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
 
     @property
     def source(self) -> str:
@@ -58,10 +64,32 @@ class VolumeGeometry:
     @property
     def pixel_ml(self) -> float | None:
         """Volume of a pixel after resampling, in ml; None for 2-D pictures."""
+        if self.voxel_ml is None:
+            return None
+        rows, columns = self.scale
+        return self.voxel_ml / rows / columns
+
+    @property
+    def voxel_ml(self) -> float | None:
+        """Volume of a voxel of the input, in ml; None for 2-D pictures."""
         if self.axis is None or self.voxel_mm is None:
             return None
-        (rows, columns), (down, across) = self.scale, self.picture_mm or (0.0, 0.0)
-        return down / rows * across / columns * self.voxel_mm[self.input_axis(self.axis)] / 1000
+        return (math.prod(self.voxel_mm) if self.voxel_mm3 is None else self.voxel_mm3) / 1000
+
+    @property
+    def scan(self) -> str:
+        """The patient and time point, or the file's name where they are not known."""
+        return "/".join(part for part in (self.patient, self.timepoint) if part) or Path(self.source).name.split(".")[0]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should look at, a sentence each that begins with the image's file."""
+        return tuple(f"{self.source}: {one.text}" for one in self.findings if one.is_warning)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done with the volume, a sentence each that begins with the image's file."""
+        return tuple(f"{self.source}: {one.text}" for one in self.findings if not one.is_warning)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -156,4 +184,7 @@ def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacin
         high=facts.high,
         background=facts.background,
         voxels_sha256=facts.voxels_sha256,
+        voxel_mm3=facts.voxel_mm3,
+        site=source.site,
+        findings=facts.findings,
     )

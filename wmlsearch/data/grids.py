@@ -91,7 +91,7 @@ def grid_offset(shape: Sequence[int], affine: Array, other: Array) -> float:
 
 
 def turned_onto(affine: Array, other_affine: Array, other: Array) -> tuple[Array, Array]:
-    """Return a volume with its axes in the order and direction that are nearest to those of `affine`, and its affine."""
+    """Return a volume with its axes ordered and directed as those of `affine` are, and its affine."""
     change = ornt_transform(io_orientation(other_affine), io_orientation(affine))
     turned = apply_orientation(other, change)
     return turned, other_affine @ inv_ornt_aff(change, other.shape)

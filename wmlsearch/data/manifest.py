@@ -16,6 +16,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate
+from wmlsearch.data.findings import NamedFinding, lines, named
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.split import SPLITS
@@ -85,6 +86,7 @@ class Manifest:
     certificate: Certificate
     checksums: dict[str, str]  # sha256 of files, by path relative to the folder
     fingerprint: str  # identifies the data: see `fingerprint`
+    test_findings: tuple[NamedFinding, ...]  # what is doubtful about the sealed volumes, in the main manifest
     volumes: tuple[VolumeGeometry, ...]
     slices: tuple[SliceRow, ...]
 
@@ -226,8 +228,24 @@ class Manifest:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings for the user: labels that no option names, and lesion pixels outside the window."""
-        return (*self.mask_rule.notes(self.mask_labels), *self._lost_lesions())
+        """Warnings for the user: doubtful volumes, labels that no option names, and lesions outside the window."""
+        doubtful = (line for is_warning, line in self._finding_lines() if is_warning)
+        return (*doubtful, *self.mask_rule.notes(self.mask_labels), *self._lost_lesions())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done with volumes that were unusual."""
+        return tuple(line for is_warning, line in self._finding_lines() if not is_warning)
+
+    @property
+    def findings(self) -> tuple[NamedFinding, ...]:
+        """What is doubtful about each volume, those of the sealed test included."""
+        own = (row for v in self.volumes for row in named(v.scan, v.source, v.findings))
+        return tuple(dict.fromkeys((*own, *self.test_findings)))  # a split by image has volumes in both
+
+    def _finding_lines(self) -> list[tuple[bool, str]]:
+        scans = sum(count.timepoints for count in self.counts.values())
+        return lines(self.findings, scans or len(self.volumes))
 
     def _lost_lesions(self) -> tuple[str, ...]:
         """Return how many lesion pixels are outside the window, in all splits, and in which of these volumes."""
@@ -249,6 +267,10 @@ def _complete_old_format(data: Any) -> None:
         return
     added: list[tuple[str, Any, Any]] = [("ignored_pixels", 0, data.get("slices"))]
     added += [("lesion_labels", [], [data]), ("ignore_labels", [], [data]), ("mask_labels", {}, [data])]
+    added += [("test_findings", [], [data])]
+    added += [
+        (name, value, data.get("volumes")) for name, value in (("voxel_mm3", None), ("site", ""), ("findings", []))
+    ]
     if data["format"] == 2:
         added += [("folds", [], [data.get("certificate")]), ("voxels_sha256", "", data.get("volumes"))]
     for name, value, parts in added:

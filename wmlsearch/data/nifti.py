@@ -25,9 +25,9 @@ from wmlsearch.data.grids import (
     turned_onto,
     voxel_mm3,
 )
+from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.non_finite import FilledVolume, fill_background
 from wmlsearch.data.number_type import check_number_type
-from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable, upright
 
@@ -76,6 +76,9 @@ def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
     if source.mask:
         mask_data, mask_findings = _mask_on_grid(source, data.shape, affine, *opened[1])
         findings += mask_findings
+        if np.array_equal(mask_data, data):
+            image_name, mask_name = source.name(source.image[0]), source.name(source.mask[0])
+            raise VolumeFault(f"{mask_name}: is its image {image_name}, voxel for voxel; name the mask of its lesions")
         labelled = rule.read(mask_data, source.name(source.mask[0]))
         mask, labels = upright(apply_orientation(labelled.lesion, orientation), axis), labelled.labels
         if labelled.ignored is not None:
@@ -108,9 +111,11 @@ def _with_background(source: Source, path: Path, image: Any, data: Array) -> tup
             f"{filled.filled + filled.enclosed} voxels infinite; correct the header"
         )
     if filled.enclosed or filled.filled == data.size:
-        raise VolumeFault(_enclosed_fault(name, filled))
+        raise VolumeFault(_enclosed_fault(name, filled, "mask" if is_mask else "head"))
     if is_mask:
-        text = f"{_percent(filled.share)} of the mask's voxels, at its border, are NaN or infinite: taken for background"
+        text = (
+            f"{_percent(filled.share)} of the mask's voxels, at its border, are NaN or infinite: taken for background"
+        )
         return np.where(np.isfinite(data), data, np.float32(0)), [Finding("filled", text, _percent(filled.share))]
     text = (
         f"{_percent(filled.share)} of the voxels, around the head, are NaN or infinite: taken for background, "
@@ -119,13 +124,13 @@ def _with_background(source: Source, path: Path, image: Any, data: Array) -> tup
     return filled.voxels, [Finding("filled", text, _percent(filled.share), filled.share)]
 
 
-def _enclosed_fault(name: str, filled: FilledVolume) -> str:
+def _enclosed_fault(name: str, filled: FilledVolume, place: str) -> str:
     if filled.first_enclosed is None:
         return f"{name}: every voxel is NaN or infinite; replace the file"
     around = f" ({filled.filled} more, at the border of the volume, would be background)" if filled.filled else ""
     position = ", ".join(map(str, filled.first_enclosed))
     return (
-        f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the head are NaN or infinite, such "
+        f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the {place} are NaN or infinite, such "
         f"as voxel ({position}){around}; make it again without them, or set them to 0 if they are background"
     )
 

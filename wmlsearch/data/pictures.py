@@ -59,7 +59,7 @@ def load_pictures(source: Source, rule: MaskRule) -> Stack:
 
 
 def _finite(name: str, picture: Array, findings: list[Finding]) -> Array:
-    """Return a picture whose pixels are all finite, where those that are not lie around the head. Raises VolumeFault."""
+    """Return a picture whose pixels are all finite; those around the head are filled. Raises VolumeFault."""
     if picture.dtype.kind != "f":
         return picture
     filled = fill_background(picture)

@@ -166,11 +166,13 @@ def _check_fit(pictures: Array, lesion: Array, head: Array, axis: int | None) ->
     fit = masked.fit()
     turned = max(_turned_fits(masked, axis), key=lambda change: change.fit)
     now = f"the lesions are {_brightness(fit)} than their surroundings"
-    moved_fit, move = fit, (0, 0, 0)
+    moved_fit, move = fit, tuple[int, ...]()
     if (fit < MIN_MOVED_FIT or masked.may_be_moved(fit)) and pictures.size <= MAX_TRANSFORM:
         moved_fit, move = masked.best_move()
     if turned.fit >= max(MIN_TURNED_FIT, TURNED_FACTOR * fit, moved_fit):
-        text = f"{now}, but {_brightness(turned.fit)} where the mask is {turned.words}; is the mask, or a header, flipped?"
+        text = (
+            f"{now}, but {_brightness(turned.fit)} where the mask is {turned.words}; is the mask, or a header, flipped?"
+        )
         return [Finding("flipped", text, f"{fit:.2g} to {turned.fit:.2g}", turned.fit - fit)]
     if any(move) and moved_fit >= max(MIN_MOVED_FIT, MOVED_FACTOR * fit):
         text = (
@@ -214,7 +216,7 @@ def _move_words(move: tuple[int, ...], axis: int | None) -> str:
 
 def _ring(lesion: Array) -> Array:
     """Return what is around the lesions, bool: pixels of the same slice that are near, but not next to them."""
-    box = tuple(_span(lesion.any(axis=tuple(i for i in range(3) if i != axis)), RING[1] + 1) for axis in range(3))
+    box = tuple(_span(lesion, axis, RING[1] + 1) for axis in range(3))
     ring = np.zeros_like(lesion)
     part = lesion[box]
     near, far = (ndimage.binary_dilation(part, _WITHIN_SLICE, steps) for steps in RING)
@@ -225,8 +227,9 @@ def _ring(lesion: Array) -> Array:
 _WITHIN_SLICE = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
 
 
-def _span(used: Array, margin: int) -> slice:
-    places = np.flatnonzero(used)
+def _span(lesion: Array, axis: int, margin: int) -> slice:
+    """Return where along an axis the lesions are, and `margin` more."""
+    places = np.flatnonzero(lesion.any(axis=tuple(i for i in range(3) if i != axis)))
     return slice(max(0, int(places[0]) - margin), int(places[-1]) + 1 + margin)
 
 

@@ -18,7 +18,9 @@ from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate, certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
 from wmlsearch.data.cutting import CutSlices, cut
+from wmlsearch.data.equal_masks import with_equal_masks
 from wmlsearch.data.examine import VolumeFacts, examine
+from wmlsearch.data.findings import NamedFinding, named
 from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.labels import MaskRule, files_with_label
@@ -272,7 +274,7 @@ def _examine(
         faults.append(fault)
     if faults:
         raise _faults_error(raw, faults)
-    return facts
+    return with_equal_masks([scan.shown for scan in scans], facts)
 
 
 def _kept_slices(facts: VolumeFacts, keep: str) -> list[bool]:
@@ -366,7 +368,7 @@ def _empty_manifest(
         split_level=certificate.level, optimistic=certificate.optimistic, protocol=options.protocol,
         seed=options.seed, mask_threshold=options.mask_threshold, lesion_labels=options.lesion_labels,
         ignore_labels=options.ignore_labels, mask_labels=mask_labels, spacing_mm=None, counts={},
-        certificate=certificate, checksums={}, fingerprint="", volumes=(), slices=(),
+        certificate=certificate, checksums={}, fingerprint="", test_findings=(), volumes=(), slices=(),
     )  # fmt: skip
 
 
@@ -399,12 +401,17 @@ def _write(
         )
         (sealed.folder / LEDGER).touch()
         _complete(manifest, sealed).write(sealed.folder)
+        manifest = replace(manifest, test_findings=_named_findings(sealed.volumes))
         sealed_checksum = hashlib.sha256((sealed.folder / MANIFEST).read_bytes()).hexdigest()
         manifest = _complete(manifest, main)
     manifest = replace(manifest, checksums=manifest.checksums | {f"{SEALED}/{MANIFEST}": sealed_checksum})
     manifest.write(folder)
     draw_contact_sheet(manifest, folder)
     return manifest
+
+
+def _named_findings(volumes: Sequence[VolumeGeometry]) -> tuple[NamedFinding, ...]:
+    return tuple(row for volume in volumes for row in named(volume.scan, volume.source, volume.findings))
 
 
 def _complete(manifest: Manifest, writer: SliceWriter) -> Manifest:

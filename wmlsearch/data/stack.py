@@ -51,6 +51,14 @@ def voxels_sha256(stack: Stack, axis: int | None) -> str:
     return hashlib.sha256(repr(voxels.shape).encode() + voxels.tobytes()).hexdigest()
 
 
+def mask_sha256(stack: Stack, axis: int | None) -> str:
+    """Return sha256 of the lesion mask in RAS+ order; "" where there is no lesion."""
+    if stack.mask is None or not stack.mask.any():
+        return ""
+    mask = stack.mask if axis is None else from_upright(stack.mask, axis)
+    return hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()
+
+
 class VolumeFault(Exception):
     """The files of a volume cannot be used; `lines` holds a line for the user for each fault."""
 

@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wmlsearch.data.findings import Finding
+
 LESION_TABLE = "lesions.csv"
 
 
@@ -22,6 +24,7 @@ class LesionRow:
     volume_ml: float | None  # None for 2-D pictures
     area_pixels: int | None  # None for volumes
     mask: str  # the file of the mask; "" if it is not written
+    findings: tuple[Finding, ...] = ()  # what is doubtful about the image; not in the table
 
 
 def lesion_csv(rows: Sequence[LesionRow]) -> str:

@@ -138,11 +138,12 @@ class _Scorer:
         expert: np.ndarray,
         voxel_mm: Sequence[float] | None,
         farthest: float,
+        voxel_ml: float | None = None,
     ) -> None:
         """Score one volume (i, j, k), or one slice (1, H, W) without `voxel_mm`."""
-        scores = score(probabilities >= self.threshold, expert, voxel_mm, farthest)
+        scores = score(probabilities >= self.threshold, expert, voxel_mm, farthest, voxel_ml)
         self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **scores.as_json()}))
-        self.half.setdefault(scope, []).append(score(probabilities >= HALF, expert, voxel_mm, farthest))
+        self.half.setdefault(scope, []).append(score(probabilities >= HALF, expert, voxel_mm, farthest, voxel_ml))
 
     def scores(self, unit: Unit) -> NetworkScores:
         scopes = {
@@ -224,7 +225,7 @@ def _score_volumes(
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
                 on_grid = restore(probabilities, geometry)
-                scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm)
+                scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm, geometry.voxel_ml)
                 for index in volume.kept:
                     one, mask = probabilities[index][None], slices.masks[index][None]
                     scorer.add(SLICES, {**origin, "index": index}, one, mask, None, farthest_px)

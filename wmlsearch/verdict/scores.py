@@ -52,7 +52,11 @@ def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def score(
-    predicted: Masks, expert: Masks, voxel_mm: Sequence[float] | None, farthest: float | None = None
+    predicted: Masks,
+    expert: Masks,
+    voxel_mm: Sequence[float] | None,
+    farthest: float | None = None,
+    voxel_ml: float | None = None,
 ) -> MaskScores:
     """Return all scores of a predicted mask: of one volume, or of a stack of slices.
 
@@ -63,6 +67,7 @@ def score(
         voxel_mm: the edges of a voxel in mm; None for slices, whose scale is unknown.
         farthest: `hd95` where the expert has lesions and nothing is predicted, in mm or pixels: the diagonal of the
             head. None: the diagonal of the mask.
+        voxel_ml: volume of a voxel in ml. None: the product of its edges, as it is where the grid is not sheared.
 
     How lesions are counted: an expert's lesion is found if at least one of its voxels is predicted; a predicted lesion
     is false if it overlaps none of the expert's. One predicted lesion can thus find two. This is the convention of the
@@ -103,7 +108,7 @@ def score(
             "area_error_relative": relative,
         }
     else:
-        ml = float(edges.prod()) / 1000
+        ml = float(edges.prod()) / 1000 if voxel_ml is None else voxel_ml
         measures = {
             "hd95_mm": hd95,
             "volume_ml": predicted_size * ml,

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from wmlsearch.config import InputError
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.inference.export import ExportedModel
@@ -115,16 +113,17 @@ def _check_images(model: ExportedModel, images: Sequence[InputImage], progress: 
 def _lesion_row(
     image: InputImage, predicted_by: str, members: Sequence[TrainedModel], prediction: Prediction, mask_file: str
 ) -> LesionRow:
-    voxel_mm, pixels = prediction.voxel_mm, int(prediction.mask.sum())
+    voxel_ml, pixels = prediction.geometry.voxel_ml, int(prediction.mask.sum())
     # A 2-D picture is a stack of one slice.
-    _, lesions = label_lesions(prediction.mask[0] if voxel_mm is None else prediction.mask)
+    _, lesions = label_lesions(prediction.mask[0] if voxel_ml is None else prediction.mask)
     return LesionRow(
         str(image.path),
         predicted_by,
         " ".join(member.name for member in members),
         prediction.threshold,
         lesions,
-        volume_ml=None if voxel_mm is None else pixels * float(np.prod(voxel_mm)) / 1000,
-        area_pixels=pixels if voxel_mm is None else None,
+        volume_ml=None if voxel_ml is None else pixels * voxel_ml,
+        area_pixels=pixels if voxel_ml is None else None,
         mask=mask_file,
+        findings=prediction.geometry.findings,
     )
