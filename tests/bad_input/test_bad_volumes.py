@@ -181,7 +181,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         f"{FLAIR}: its header's scale (scl_slope 1e+38, scl_inter 0) makes 27446 voxels infinite; correct the header",
     ),
     "metres for millimetres": (
-        lambda *both: [write(file, voxels(file), np.diag([4000.0, 4000.0, 12000.0, 1.0])) for file in both],
+        lambda flair, _: write(flair, voxels(flair), np.diag([4000.0, 4000.0, 12000.0, 1.0])),
         f"{FLAIR}: voxel edges must be from 0.02 to 60 mm, but are 4000 x 4000 x 1.2e+04 mm; correct the header (its "
         "unit may be metres or micrometres)",
     ),

@@ -243,9 +243,7 @@ def test_images_that_cannot_be_prepared_like_the_training_data(
     data = image.get_fdata(dtype=np.float32)
     data[tuple(n // 2 for n in data.shape)] = np.nan
     nib.Nifti1Image(data, image.affine).to_filename(tmp_path / "nan.nii.gz")
-    with pytest.raises(
-        InputError, match=r"nan.nii.gz: every voxel must be a finite number, but 1 inside the head are NaN"
-    ):
+    with pytest.raises(InputError, match=r"nan.nii.gz: every voxel must be a finite number, but 1 inside"):
         predict(models, source(tmp_path / "nan.nii.gz"))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from wmlsearch.data.findings import worst_first
 from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import CONTACT_SHEET, IMAGES, MASKS, Manifest
 from wmlsearch.data.stack import Array
@@ -17,6 +18,7 @@ TILE, GAP, TEXT = 224, 8, 20  # pixels: edge of a slice, space around it, height
 MIN_WIDTH = 480  # pixels, so that the title fits
 TILES, COLUMNS = 24, 6  # at most, on the sheet and in a row
 OUTLINE, IGNORED_OUTLINE = (255, 92, 64), (53, 183, 121)
+WARNING = (255, 196, 0)
 BACKGROUND, FOREGROUND = (24, 24, 28), (222, 222, 226)
 
 
@@ -27,25 +29,46 @@ class Tile:
     text: str
     image: Array  # (S, S) uint8
     mask: Array  # (S, S) BACKGROUND, LESION or IGNORED
+    warning: str = ""  # what is doubtful about the volume, a few words
 
 
 def draw_contact_sheet(manifest: Manifest, folder: Path) -> None:
     """Write the contact sheet of a prepared data set: train and val slices of all volumes, or of evenly spread ones.
 
-    Each volume shows slices from its smallest to its largest lesion area, in anatomical order.
+    The worst volume of each kind of warning comes first; test patients are never shown. Each volume shows slices from
+    its smallest to its largest lesion area, in anatomical order.
     """
     images, masks = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, MASKS))
-    volumes = [int(v) for v in np.unique(np.linspace(0, len(manifest.volumes) - 1, TILES).round())]
+    warnings = _warnings(manifest)
+    worst = list(dict.fromkeys(volume for volume, _ in warnings))[: TILES // 2]
+    others = [v for v in range(len(manifest.volumes)) if v not in worst]
+    spread = np.unique(np.linspace(0, len(others) - 1, TILES - len(worst)).round()) if others else ()
+    volumes = worst + [others[int(place)] for place in spread]
     tiles = []
     for volume in volumes:
+        warning = ", ".join(words for number, words in warnings if number == volume)
         for i in _example_slices(manifest, volume, max(1, TILES // len(volumes))):
             row = manifest.slices[i]
             scan = " ".join(part for part in (row.patient, row.timepoint) if part) or Path(row.source).stem
             text = f"{scan} | {row.split} | slice {row.index} | {row.lesion_pixels} px"
-            tiles.append(Tile(text, images[i], masks[i]))
+            tiles.append(Tile(text, images[i], masks[i], warning))
     title = f"{manifest.plane}, {manifest.size} x {manifest.size}: train and validation, lesions outlined"
     title += ", ignored regions in green" if manifest.has_ignored else ""
     _arrange(tiles, title).save(folder / CONTACT_SHEET)
+
+
+def _warnings(manifest: Manifest) -> list[tuple[int, str]]:
+    """Return the worst volume of each kind of warning and a few words, the most serious kind first."""
+    number_of = {volume.source: number for number, volume in enumerate(manifest.volumes)}
+    worst: dict[str, tuple[int, str]] = {}
+    for row in worst_first(row for row in manifest.findings if row.finding.is_warning):
+        if row.file in number_of:  # not a test patient
+            words = f"{row.finding.kind} {row.finding.value}".strip()
+            worst.setdefault(row.finding.kind, (number_of[row.file], words))
+    lost = [volume.lost_lesion_pixels for volume in manifest.volumes]
+    if any(lost):
+        worst["cut off"] = (int(np.argmax(lost)), f"{max(lost)} px of lesion cut off")
+    return list(worst.values())
 
 
 def _example_slices(manifest: Manifest, volume: int, limit: int) -> list[int]:
@@ -68,6 +91,10 @@ def _arrange(tiles: Sequence[Tile], title: str) -> Image.Image:
     for i, tile in enumerate(tiles):
         x, y = GAP + (i % columns) * (TILE + GAP), 2 * GAP + TEXT + (i // columns) * (TILE + TEXT + GAP)
         sheet.paste(_outlined(tile.image, tile.mask), (x, y))
+        if tile.warning:
+            draw.rectangle((x, y, x + TILE - 1, y + TEXT - 1), BACKGROUND)
+            words = _shortened(draw, f"! {tile.warning}", TILE - 6, 12)
+            draw.text((x + 3, y + 2), words, WARNING, font=ImageFont.load_default(12))
         text = _shortened(draw, tile.text, TILE - 2, 12)
         draw.text((x + 1, y + TILE + 3), text, FOREGROUND, font=ImageFont.load_default(12))
     return sheet

@@ -130,8 +130,8 @@ def _enclosed_fault(name: str, filled: FilledVolume, place: str) -> str:
     around = f" ({filled.filled} more, at the border of the volume, would be background)" if filled.filled else ""
     position = ", ".join(map(str, filled.first_enclosed))
     return (
-        f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the {place} are NaN or infinite, such "
-        f"as voxel ({position}){around}; make it again without them, or set them to 0 if they are background"
+        f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the {place} are NaN or infinite, "
+        f"such as voxel ({position}){around}; make it again without them, or set them to 0 if they are background"
     )
 
 

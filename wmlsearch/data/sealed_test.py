@@ -115,17 +115,31 @@ def check_sealed_test(data: Path) -> Manifest:
     Raises:
         InputError: Where the test split is not what was sealed, or its ledger cannot be written.
     """
-    path, ledger, main = data / SEALED / MANIFEST, data / SEALED / LEDGER, Manifest.read(data)
+    ledger, manifest = data / SEALED / LEDGER, sealed_manifest(data, Manifest.read(data))
+    try:
+        ledger.open("ab").close()
+    except OSError as error:
+        raise _unwritable(ledger, error) from None
+    return manifest
+
+
+def sealed_manifest(data: Path, main: Manifest) -> Manifest:
+    """Return the manifest of the test split: names, sizes and lesion loads. No image is read, so nothing is opened.
+
+    Args:
+        data: The prepared data set.
+        main: Its manifest.
+
+    Raises:
+        InputError: Where it is not the one that was sealed.
+    """
+    path = data / SEALED / MANIFEST
     try:
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {PREPARE_AGAIN}") from None
     if checksum != main.checksums.get(f"{SEALED}/{MANIFEST}"):
         raise InputError(f"{path}: is not the one that was sealed, its checksum differs; {PREPARE_AGAIN}")
-    try:
-        ledger.open("ab").close()
-    except OSError as error:
-        raise _unwritable(ledger, error) from None
     return Manifest.read(path.parent)
 
 
