@@ -155,8 +155,8 @@ def test_consecutive_trainings_release_their_memory(data: PreparedData) -> None:
 def test_failed_capture_falls_back_to_steps(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(dropout=0.3)
 
-    def looks(logits: Tensor, masks: Tensor, loss: str) -> Tensor:
-        computed = slice_losses(logits, masks, loss)
+    def looks(logits: Tensor, masks: Tensor, loss: str, counted: Tensor | None) -> Tensor:
+        computed = slice_losses(logits, masks, loss, counted)
         if torch.cuda.is_current_stream_capturing():
             computed.sum().item()  # the host may not wait within a capture
         return computed

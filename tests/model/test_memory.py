@@ -39,6 +39,9 @@ def test_count_of_a_tiny_network_has_a_closed_form() -> None:
     estimate = estimate_memory(TINY, size, bfloat16=False, val_images=1)
     # At the beginning of the backward pass gradients as big as the biggest tensor come; a loss is a number an image.
     assert estimate.image_bytes == pytest.approx((held + joined) * size**2, abs=16)
+    # Where pixels are ignored, the labels are held beside the masks, and which pixels count.
+    with_ignored = estimate_memory(TINY, size, bfloat16=False, val_images=1, has_ignored=True)
+    assert with_ignored.image_bytes - estimate.image_bytes == pytest.approx((4 + 4) * size**2, abs=16)
     parameters = sum(tensor.numel() for tensor in UNet(1, 1, 0.0).parameters())
     buffers = sum(tensor.nbytes for tensor in UNet(1, 1, 0.0).buffers())
     statistics = 2 * 4 * (2 + 4 + 2)  # mean and spread of each channel of six normalisations

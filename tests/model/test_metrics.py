@@ -266,3 +266,82 @@ def test_published_scores_are_pooled() -> None:
     assert figures.recall == pytest.approx(0.7016)
     assert figures.dice == pytest.approx(0.7293, abs=5e-5)
     assert figures.iou == pytest.approx(0.5739, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- ignored pixels
+
+# Four pixels: probabilities 0.5, 0.75, 0.25, 0.9; lesion, background, lesion, and one that is ignored.
+FOUR = torch.tensor([0.0, math.log(3), -math.log(3), math.log(9)]).view(1, 1, 2, 2)
+COUNTED = torch.tensor([1.0, 1.0, 1.0, 0.0]).view(1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1.0])
+@pytest.mark.parametrize("logit", [math.log(9), -50.0, 50.0])
+def test_ignored_pixels_are_in_no_loss_and_no_count(garbage: float, logit: float) -> None:
+    logits, masks = FOUR.clone(), torch.tensor([1.0, 0.0, 1.0, garbage]).view(1, 1, 2, 2)
+    logits[0, 0, 1, 1] = logit
+    bce_by_hand = -(math.log(0.5) + math.log(0.25) + math.log(0.25)) / 3
+    dice_by_hand = 1 - (2 * (0.5 + 0.25) + 1) / (1.5 + 2 + 1)
+    for loss, wanted in (("bce", bce_by_hand), ("dice", dice_by_hand), ("bce_dice", bce_by_hand + dice_by_hand)):
+        assert slice_losses(logits, masks, loss, COUNTED).item() == pytest.approx(wanted, rel=1e-6)
+    counts = ValidationCounts(1)
+    counts.add(logits, masks, torch.tensor([0]), slice_losses(logits, masks, "bce", COUNTED), COUNTED)
+    background, lesion = counts.patient_histograms()[0]
+    assert np.flatnonzero(background).tolist() == [750]
+    assert np.flatnonzero(lesion).tolist() == [250, 500]
+    assert background.sum() + lesion.sum() == 3
+    metrics = counts.metrics()
+    for name, value in {
+        "val_loss": bce_by_hand,
+        "val_dice": 2 * 1 / (2 * 1 + 1 + 1),
+        "val_precision": 1 / 2,
+        "val_recall": 1 / 2,
+        "val_accuracy": 1 / 3,
+        "val_soft_dice": 2 * 0.75 / (1.5 + 2),
+        "val_dice_best": 2 * 2 / (2 * 2 + 1),  # all three predicted, at threshold 0.25
+        "val_average_precision": 0.5 * (1 / 2) + 0.5 * (2 / 3),
+        "val_dice_patients_best": 4 / 5,
+    }.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+def test_ignored_pixels_have_no_gradient(loss: str) -> None:
+    logits, masks, _ = batch(3)
+    counted = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)) < 0.6).float()
+    counted[0] = 0  # a slice of which nothing counts
+    gradients = []
+    for garbage in (0.0, 1.0):
+        leaf = logits.clone().requires_grad_()
+        slice_losses(leaf, torch.where(counted.bool(), masks, garbage), loss, counted).sum().backward()
+        assert leaf.grad is not None
+        assert not leaf.grad[counted == 0].any()
+        assert leaf.grad[1:][counted[1:] == 1].all()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+def test_losses_are_those_of_slices_without_the_ignored_pixels(loss: str) -> None:
+    logits, masks, _ = batch(4)
+    counted = torch.ones_like(masks)
+    counted[:, :, :, 3:] = 0
+    cropped = slice_losses(logits[..., :3].contiguous(), masks[..., :3].contiguous(), loss)
+    assert torch.allclose(slice_losses(logits, masks, loss, counted), cropped, rtol=1e-5)
+    assert torch.allclose(slice_losses(logits, masks, loss, torch.ones_like(masks)), slice_losses(logits, masks, loss))
+
+
+def test_metrics_are_those_of_slices_without_the_ignored_pixels() -> None:
+    logits, masks, patients = batch(5)
+    masks[patients == 2] = 0
+    masks[patients == 2, :, 4] = 1  # lesions that are ignored: the patient has none
+    pixels_that_count = torch.ones_like(masks)
+    pixels_that_count[:, :, 3:] = 0
+    counts = ValidationCounts(3)
+    losses = slice_losses(logits, masks, "bce_dice", pixels_that_count)
+    counts.add(logits, masks, patients, losses, pixels_that_count)
+    cropped = counted(logits[:, :, :3].contiguous(), masks[:, :, :3].contiguous(), patients, 3, "bce_dice")
+    assert np.array_equal(counts.patient_histograms(), cropped.patient_histograms())
+    metrics = counts.metrics()
+    assert metrics["val_patients_empty"] == 1
+    assert metrics == pytest.approx(cropped.metrics(), rel=1e-5)

@@ -257,10 +257,10 @@ def test_a_training_loss_that_is_not_finite_is_divergence(
 ) -> None:
     calls = 0
 
-    def broken(logits: Tensor, masks: Tensor, loss: str) -> Tensor:
+    def broken(logits: Tensor, masks: Tensor, loss: str, counted: Tensor | None) -> Tensor:
         nonlocal calls
         calls += logits.requires_grad
-        return slice_losses(logits, masks, loss) * (math.inf if calls == 10 else 1)
+        return slice_losses(logits, masks, loss, counted) * (math.inf if calls == 10 else 1)
 
     monkeypatch.setattr(steps, "slice_losses", broken)
     last = tmp_path / "last.pt"

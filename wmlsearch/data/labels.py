@@ -127,10 +127,15 @@ class MaskRule:
         Args:
             files_with: How many masks hold each label.
         """
-        if self.threshold is not None or not (self.lesion_labels or self.ignore_labels):
-            return ()
         notes = []
         labels = {float(label): files for label, files in files_with.items()}
+        if self.threshold is not None:
+            lesion = [label for label in labels if label > self.threshold and label not in self.ignore_labels]
+            if len(lesion) > 1:
+                notes.append(
+                    f"--mask-threshold {self.threshold:g} takes the labels {_listed(lesion[:LISTED])} of the masks for "
+                    "lesions; if only some of them are, give --lesion-label instead"
+                )
         if self.lesion_labels:
             named = {*self.lesion_labels, *self.ignore_labels}
             if others := {label: files for label, files in sorted(labels.items()) if label not in named}:

@@ -23,7 +23,7 @@ from wmlsearch.data.examine import VolumeFacts, examine
 from wmlsearch.data.findings import NamedFinding, named
 from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
-from wmlsearch.data.labels import MaskRule, files_with_label
+from wmlsearch.data.labels import MaskRule, files_with_label, label_counts
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
 from wmlsearch.data.nifti import copy_without_text, voxel_edges
@@ -342,7 +342,9 @@ def _check_tasks(
 ) -> None:
     """Refuse data without a lesion, a split without slices, and a disk that is too small."""
     if not any(sum(volume.lesion) for volume in facts):
-        raise InputError(f"{raw}: no mask has a lesion, so there is nothing to learn; check the masks")
+        labels = [mask for volume in facts for mask in volume.labels if mask.voxels]
+        held = f": the masks hold {label_counts(labels)}; give --lesion-label L for lesions" if labels else ""
+        raise InputError(f"{raw}: no mask has a lesion, so there is nothing to learn{held or '; check the masks'}")
     counts = {split: sum(task.splits.count(split) for task in tasks) for split in SPLITS}
     for split, count in counts.items():
         if not count:
