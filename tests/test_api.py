@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import io
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from PIL import Image
 import wmlsearch
 from wmlsearch.api_options import BudgetKeywords, PrepareKeywords, SettingKeywords
 from wmlsearch.cli.tune import CHANGEABLE_ON_RESUME
+from wmlsearch.cluster import connect
 from wmlsearch.config import RunSettings
 from wmlsearch.data.prepare import PrepareOptions
 from wmlsearch.runs.folders import SearchDir
@@ -284,3 +289,68 @@ def test_a_model_of_each_kind(searched: SearchDir, tmp_path: Path) -> None:
         model = wmlsearch.load_model(given, runs=runs)
         assert set(model.names) == names
         assert {config.depth for config in model.configs} == {2}
+
+
+# ---------------------------------------------------------------------------------------------------------- with Ray
+
+
+class _NotebookOutput(io.StringIO):
+    """What a notebook has for standard output: no terminal and no file descriptor."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+def test_a_search_in_a_thread_with_an_event_loop(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a notebook can run it: no main thread for signals, a running event loop, no terminal. Ray ends with it."""
+    import ray
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS", "WMLSEARCH_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stdout", _NotebookOutput())
+    lines: list[str] = []
+
+    async def cell() -> wmlsearch.Search:
+        return wmlsearch.tune(
+            SPACE, data=prepared, name="s", out=tmp_path, say=lines.append, **{**SMALL, "baseline": False}
+        )
+
+    with ThreadPoolExecutor(1) as thread:
+        search = thread.submit(asyncio.run, cell()).result()
+        assert not ray.is_initialized()
+        assert search == wmlsearch.load_search("s", out=tmp_path)
+        assert (search.state, len(search.trials)) == ("completed", 2)
+        assert lines[0].startswith("trials run ")
+        resumed = thread.submit(wmlsearch.resume, search, trials=3, say=lines.append).result()
+    assert not ray.is_initialized()
+    assert resumed == search
+    assert len(search.trials) == 3
+    assert "s is resumed: 2 of 3 trials have ended" in lines
+    with pytest.raises(wmlsearch.InputError, match="there is a run of this name already"):
+        wmlsearch.tune(SPACE, data=prepared, name="s", out=tmp_path, **SMALL)
+
+
+def test_a_search_on_the_ray_of_the_process(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: its sockets have at most 107 characters
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        try:
+            lines: list[str] = []
+            search = wmlsearch.tune(
+                SPACE, data=prepared, name="s", out=tmp_path, say=lines.append, trials=1, epochs=1, forecast=False,
+                baseline=False,
+            )  # fmt: skip
+            assert search.state == "completed"
+            assert ray.is_initialized(), "it was running before"
+            assert "trials run 1 at a time, each 1 worker with 1 CPU each" in lines, "of its CPUs"
+            with (
+                pytest.raises(wmlsearch.InputError, match=r"connected to another Ray, at .*; call ray\.shutdown"),
+                connect.ray_session("127.0.0.1:1"),
+            ):
+                pass
+        finally:
+            ray.shutdown()

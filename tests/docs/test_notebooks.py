@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ NOTEBOOKS = sorted((REPOSITORY / "docs/notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "WMLSEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     content = nbformat.read(notebook, 4)
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no port of this machine
-    NotebookClient(content, km=kernel, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:  # short, and instead of ports of this machine
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k")
+        place = {"metadata": {"path": str(tmp_path)}}
+        NotebookClient(content, km=kernel, timeout=800, startup_timeout=200, resources=place).execute()
     shown = json.dumps([cell.get("outputs", []) for cell in content.cells])
     assert "image/png" in shown
     assert "warning" not in shown.lower(), "nothing that a reader would ask about"

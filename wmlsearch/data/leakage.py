@@ -61,7 +61,7 @@ class LeakageGuard:
         """Add the stored slices of one volume."""
         source, volume = task.source, next(self._volume_numbers)
         for signature, index, split in zip(signatures, task.stored, task.splits, strict=True):
-            name = f"{source.name(source.image[0])} slice {index}" if source.is_nifti else source.slice_name(index)
+            name = f"{source.name(*source.image)} slice {index}" if source.is_nifti else source.slice_name(index)
             part = split if task.fold is None else fold_part(task.fold)
             self._slices.append(ComparedSlice(volume, source.patient, name, part, signature))
 
