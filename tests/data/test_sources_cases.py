@@ -154,11 +154,22 @@ def test_pictures_have_no_patient_without_a_pattern(tmp_path: Path) -> None:
     assert [(source.patient, len(source.image)) for source in discovery.sources] == [("p1", 2), ("p2", 2)]
 
 
-def test_several_labels_are_told(tmp_path: Path) -> None:
-    nnunet(tmp_path, ["a"], 1, {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "lesion": 1, "ignore": 2}})
-    assert (
-        "the masks hold the labels 1 lesion, 2 ignore; --lesion-label says which are lesions" in survey(tmp_path).notes
-    )
+@pytest.mark.parametrize(
+    ("labels", "lesions", "ignored"),
+    [
+        ({"background": 0, "lesion": 1, "ignore": 2}, (1.0,), (2.0,)),
+        ({"0": "background", "2": "WMH", "1": "ignore"}, (2.0,), (1.0,)),
+        ({"background": 0, "lesion": 1}, (), ()),  # nothing to choose
+        ({"background": 0, "lesion": 1, "stroke": 2}, (), ()),  # the user must say what becomes of it
+        ({"background": 0, "lesion": 1, "whole": [1, 2]}, (), ()),
+    ],
+)
+def test_labels_of_the_description(tmp_path: Path, labels: dict[str, Any], lesions: Any, ignored: Any) -> None:
+    nnunet(tmp_path, ["a"], 1, {"channel_names": {"0": "FLAIR"}, "labels": labels})
+    discovery = survey(tmp_path)
+    assert (discovery.lesion_labels, discovery.ignore_labels) == (lesions, ignored)
+    if "stroke" in labels:
+        assert discovery.notes[0].startswith("the masks hold the labels 1 lesion, 2 stroke; --lesion-label says which")
 
 
 def test_the_folder_of_nnunet_data_sets_names_them(tmp_path: Path) -> None:

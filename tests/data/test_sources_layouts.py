@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from paths import REAL
@@ -181,3 +183,21 @@ def test_the_test_part_of_a_layout_is_sealed(tmp_path: Path, phantom: Volumes) -
     output = run("prepare", str(tmp_path / "raw"), str(tmp_path / "out"), "--size", "48", "--jobs", "1")
     assert "note: the layout's test part is the sealed test: 02" in output
     assert {row.patient for row in Manifest.read(tmp_path / "out/sealed").slices} == {"02"}
+
+
+def test_labels_that_the_layout_names_need_no_option(tmp_path: Path, phantom: Volumes) -> None:
+    """nnU-Net's label `ignore` is ignored: its voxels are 2 in the prepared masks, and no lesion."""
+    for patient, (image, mask) in phantom.items():
+        put(tmp_path / f"raw/imagesTr/{patient}_0000.nii.gz", image)
+        volume = nib.load(mask)
+        labels = np.asarray(volume.dataobj).astype(np.uint8)
+        labels[20:28, 20:28, 5][labels[20:28, 20:28, 5] == 0] = 2
+        (tmp_path / "raw/labelsTr").mkdir(exist_ok=True)
+        nib.Nifti1Image(labels, volume.affine).to_filename(tmp_path / f"raw/labelsTr/{patient}.nii.gz")
+    description = {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "lesion": 1, "ignore": 2}}
+    (tmp_path / "raw/dataset.json").write_text(json.dumps(description))
+    output = run("prepare", str(tmp_path / "raw"), str(tmp_path / "out"), "--size", "48", "--jobs", "1")
+    assert "note: the masks hold the labels 1 lesion, 2 ignore: lesions are 1, the other is ignored" in output
+    manifest = Manifest.read(tmp_path / "out")
+    assert (manifest.lesion_labels, manifest.ignore_labels) == ((1.0,), (2.0,))
+    assert set(np.unique(np.load(tmp_path / "out/masks.npy"))) == {0, 1, 2}

@@ -32,7 +32,7 @@ from wmlsearch.data.prepare_options import PrepareOptions
 from wmlsearch.data.pseudonyms import PseudonymTable
 from wmlsearch.data.slice_similarity import SliceSignature, slice_signatures
 from wmlsearch.data.slice_writer import SliceWriter, VolumeTask
-from wmlsearch.data.sources import Source, survey
+from wmlsearch.data.sources import Discovery, Source, survey
 from wmlsearch.data.split import SPLITS, assign
 from wmlsearch.data.worker_pool import CallEach, worker_pool
 from wmlsearch.runs.files import atomic_folder, check_output_folder
@@ -94,8 +94,7 @@ def prepare(
     if tell:
         for note in discovery.notes:
             tell(note)
-    if discovery.test_patients and options.split == "patient" and not options.test_patients:
-        options = replace(options, test_patients=discovery.test_patients)
+    options = _with_layout(options, discovery)
     scans = _named_scans(discovery.sources, table)
     drawn = _draw_patients(scans, options) if options.split == "patient" else {}
     used = [scan for scan in scans if options.split == "image" or scan.source.patient in drawn]
@@ -141,6 +140,15 @@ def _open_pseudonyms(out: Path, path: Path | None) -> PseudonymTable | None:
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: cannot be written, because its folder is missing; make it, or name another place")
     return PseudonymTable(path)
+
+
+def _with_layout(options: PrepareOptions, discovery: Discovery) -> PrepareOptions:
+    """Return the options with what the layout itself says of test patients and labels, where the user says nothing."""
+    if discovery.test_patients and options.split == "patient" and not options.test_patients:
+        options = replace(options, test_patients=discovery.test_patients)
+    if options.mask_rule == MaskRule():
+        options = replace(options, lesion_labels=discovery.lesion_labels, ignore_labels=discovery.ignore_labels)
+    return options
 
 
 def _named_scans(sources: Sequence[Source], table: PseudonymTable | None) -> list[_Scan]:

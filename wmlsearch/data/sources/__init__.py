@@ -67,6 +67,8 @@ def survey(raw: Path, choices: Choices | None = None) -> Discovery:
         tuple(findings.notes),
         tuple(findings.faults),
         tuple(sorted(set(findings.test_patients))),
+        findings.lesion_labels,
+        findings.ignore_labels,
     )
 
 

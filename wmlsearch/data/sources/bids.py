@@ -20,7 +20,6 @@ from wmlsearch.data.sources.bids_masks import (
     LeftOut,
     as_candidate,
     choose_masks,
-    is_lesion_word,
 )
 from wmlsearch.data.sources.bids_names import BidsFile, entity_key
 from wmlsearch.data.sources.bids_participants import read_sites
@@ -28,6 +27,7 @@ from wmlsearch.data.sources.choices import ABSENT, Selection
 from wmlsearch.data.sources.content import uninstalled
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData
+from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.source import Source
 from wmlsearch.runs.wording import plural
 

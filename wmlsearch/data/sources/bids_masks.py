@@ -8,12 +8,8 @@ from dataclasses import dataclass
 
 from wmlsearch.data.sources.bids_names import BidsFile
 from wmlsearch.data.sources.choices import ABSENT, Selection, same_value
+from wmlsearch.data.sources.lesion_words import denies_lesion, is_lesion_word
 
-_LESION = re.compile(r"(?i)lesion|wmh|wml|white-?matter-?hyperintens|flair-?hyperintens")
-_NO_LESION = re.compile(
-    r"(?i)(^|[^a-z])(non?|not|without|peri|exclu?d?e?s?|minus|normal)[-+]?(lesion|wmh|wml)"
-    r"|(lesion|wmh|wml)s?[-+]?(fill|inpaint|free|excl|prob|less|count|removed)"
-)
 _LESION_LABEL = re.compile(r"(?i)l|les")  # BIDS's own abbreviation of lesion, and the usual one
 _NEUTRAL = re.compile(  # says who made a mask or how, not what it shows
     r"(?i)(rater|annotator|reader|observer|expert|radiologist|neurologist|manual|consensus|majority|staple|gt|ground-?truth"
@@ -57,11 +53,6 @@ class Candidate:
         return f"{', '.join(reason.text for reason in reasons)}; {' '.join(options)} takes it"
 
 
-def is_lesion_word(text: str) -> bool:
-    """Whether a part of a name says that a file shows lesions."""
-    return bool(_LESION.search(text)) and not _NO_LESION.search(text)
-
-
 def as_candidate(file: BidsFile) -> Candidate | None:
     """Return a file as a candidate for a mask; None for what is not like a mask at all."""
     entities = {key.lower(): value for key, value in file.entities.items()}
@@ -93,7 +84,7 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
         reasons.append(Reason("desc", f"desc-{desc} names something else than lesions"))
     if seg and not _NEUTRAL.fullmatch(seg):
         reasons.append(Reason("seg", f"seg-{seg} names something else than lesions"))
-    if other := [word for word in file.words if _OTHER.search(word) or _NO_LESION.search(word)]:
+    if other := [word for word in file.words if _OTHER.search(word) or denies_lesion(word)]:
         reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions"))
     if file.suffix.lower() != "mask":
         if _OTHER.search(file.suffix):

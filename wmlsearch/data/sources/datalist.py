@@ -19,6 +19,7 @@ from wmlsearch.config import InputError, short_repr
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, common_root, locate
+from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
 from wmlsearch.runs.wording import plural
 
@@ -27,6 +28,7 @@ DEVELOPMENT, TEST = ("training", "train", "validation", "val"), ("testing", "tes
 LABEL_KEYS = ("label", "mask", "seg", "segmentation")
 PATIENT_KEYS = ("patient", "patient_id", "subject", "subject_id")
 TIME_KEYS, SITE_KEYS = ("timepoint", "session", "visit"), ("site", "scanner")
+IGNORED = ("ignore", "ignored")  # nnU-Net's name of the label that is left out
 MAX_BYTES = 2**26
 
 
@@ -56,7 +58,7 @@ def _list_file(raw: Path) -> Path | None:
 def _find(raw: RawData, findings: Findings) -> list[Source]:
     path = _list_file(raw.path) or raw.path
     content = read_list(path)
-    label_notes(content, findings)
+    read_labels(content, findings)
     entries = list(_entries(path, content, findings))
     unlabelled = [entry for entry in entries if not entry.label]
     findings.unused += [Unused(entry.images[0], "it has no label") for entry in unlabelled]
@@ -96,16 +98,30 @@ def channel_names(content: Mapping[str, Any]) -> dict[int, str]:
     return {int(key): str(name) for key, name in names.items() if key.isdecimal()} if isinstance(names, dict) else {}
 
 
-def label_notes(content: Mapping[str, Any], findings: Findings) -> None:
-    """Add a note where the description names several labels, of which one is to be taken."""
+def read_labels(content: Mapping[str, Any], findings: Findings) -> None:
+    """Take over which labels of the masks are lesions and which to be ignored, where the description says just that.
+
+    Other labels are left to the user, with a note. A single label needs no choice.
+    """
     labels = content.get("labels")
     if not isinstance(labels, dict):
         return
-    names = {str(value): str(key) for key, value in labels.items() if not str(key).isdecimal()}  # nnU-Net 2
-    names = names or {str(key): str(value) for key, value in labels.items()}
-    shown = [f"{value} {name}" for value, name in names.items() if name.lower() != "background" and value != "0"]
-    if len(shown) > 1:
-        findings.notes.append(f"the masks hold the labels {', '.join(shown)}; --lesion-label says which are lesions")
+    pairs = [(str(value), str(key)) for key, value in labels.items() if not str(key).isdecimal()]  # nnU-Net 2
+    pairs = pairs or [(str(key), str(value)) for key, value in labels.items()]
+    names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
+    if len(names) < 2:
+        return
+    lesions = tuple(float(value) for value, name in names.items() if is_lesion_word(name))
+    ignored = tuple(float(value) for value, name in names.items() if name.lower() in IGNORED)
+    listed = ", ".join(f"{value} {name}" for value, name in names.items())
+    if len(lesions) == 1 and len(lesions) + len(ignored) == len(names):
+        findings.lesion_labels, findings.ignore_labels = lesions, ignored
+        findings.notes.append(f"the masks hold the labels {listed}: lesions are {lesions[0]:g}, the other is ignored")
+    else:
+        findings.notes.append(
+            f"the masks hold the labels {listed}; --lesion-label says which are lesions, --ignore-label which are left "
+            "out of training and every score"
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- entries

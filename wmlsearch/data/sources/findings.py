@@ -27,6 +27,8 @@ class Findings:
     notes: list[str] = field(default_factory=list)  # how something was understood that could be meant otherwise
     unused: list[Unused] = field(default_factory=list)
     test_patients: list[str] = field(default_factory=list)  # patients that the layout itself keeps for testing
+    lesion_labels: tuple[float, ...] = ()  # of the masks, as the layout itself says; empty where it does not
+    ignore_labels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Discovery:
     unused: tuple[Unused, ...]
     notes: tuple[str, ...]
     faults: tuple[str, ...]
-    test_patients: tuple[str, ...]
+    test_patients: tuple[str, ...]  # that the layout itself keeps for testing
+    lesion_labels: tuple[float, ...]  # of the masks, as the layout itself says; empty where it does not
+    ignore_labels: tuple[float, ...]
 
     def check(self) -> Discovery:
         """Return the discovery itself. Raises InputError with all its faults, or where it has no volume."""

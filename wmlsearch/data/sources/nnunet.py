@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
-from wmlsearch.data.sources.datalist import channel_names, label_notes, read_list
+from wmlsearch.data.sources.datalist import channel_names, read_labels, read_list
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_files
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
@@ -31,7 +31,7 @@ def _matches(raw: Path) -> bool:
 def _find(raw: RawData, findings: Findings) -> list[Source]:
     folder = raw.path
     description = read_list(folder / DESCRIPTION) if (folder / DESCRIPTION).exists() else {}
-    label_notes(description, findings)
+    read_labels(description, findings)
     parts = {part: (_images(folder, part), _labels(folder, part, findings)) for part in PARTS}
     names = channel_names(description)
     files = [file for images, _ in parts.values() for file in images.values()]

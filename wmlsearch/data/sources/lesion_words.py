@@ -1,0 +1,21 @@
+"""Words by which file names and descriptions say that something is a lesion of white matter."""
+
+from __future__ import annotations
+
+import re
+
+_LESION = re.compile(r"(?i)lesion|wmh|wml|white-?matter-?hyperintens|flair-?hyperintens")
+_NO_LESION = re.compile(
+    r"(?i)(^|[^a-z])(non?|not|without|peri|exclu?d?e?s?|minus|normal)[-+]?(lesion|wmh|wml)"
+    r"|(lesion|wmh|wml)s?[-+]?(fill|inpaint|free|excl|prob|less|count|removed)"
+)
+
+
+def is_lesion_word(text: str) -> bool:
+    """Whether a word names lesions: not for `nonlesion`, `lesionfilled` and the like."""
+    return bool(_LESION.search(text)) and not denies_lesion(text)
+
+
+def denies_lesion(text: str) -> bool:
+    """Whether a word has lesions in it, but names something else."""
+    return bool(_NO_LESION.search(text))
