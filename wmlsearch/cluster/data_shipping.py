@@ -56,9 +56,9 @@ def receive_shipment(shipment: Shipment) -> Path:
     cache = Path(os.environ.get("WMLSEARCH_CACHE", CACHE)).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / shipment.fingerprint[:32]
-    with _locked(cache / f"{folder.name}.lock") as alone:  # the workers of a machine start together: one fetches
+    with _locked(cache / f"{folder.name}.lock") as locked:  # the workers of a machine start together: one fetches
         if not _holds(folder, shipment.fingerprint):
-            _write_copy(shipment, folder, alone)
+            _write_copy(shipment, folder, locked)
     return folder
 
 
@@ -79,13 +79,13 @@ def _locked(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _write_copy(shipment: Shipment, folder: Path, alone: bool) -> None:
+def _write_copy(shipment: Shipment, folder: Path, locked: bool) -> None:
     """Write the shipped files into `folder`, which appears when it is complete and its checksums are right.
 
-    If this worker is not `alone`, others may write the same copy now: each has a folder of its own until then.
+    If this worker is not `locked`, others may write the same copy now: each has a folder of its own until then.
     """
     partial = folder.with_name(f"{folder.name}.part")
-    if alone:
+    if locked:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     else:

@@ -43,7 +43,7 @@ from wmlsearch.cluster.messages import (
 HOME = Path("~/wmlsearch-head").expanduser()
 RAY_EXEC_VARIABLES = ("OMP_NUM_THREADS", "PYTHONWARNINGS")  # `ray exec` sets them; a search must not inherit them
 CHECKPOINT_OF_LAST_EPOCH = "last.pt"
-PROCESS_FILES = ("owner", "stop")  # files of a search folder that have no meaning on another machine
+PROCESS_FILES = ("owner", ".owner-claim", "stop")  # files of a search folder that have no meaning on another machine
 POLL_S = 0.5
 START_GRACE_S = 10.0  # a job that was started so recently may not hold its lock yet
 
