@@ -46,6 +46,7 @@ from wmlsearch.runs.folders import SearchDir, check_name, check_new
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
+from wmlsearch.runs.wording import command, run_words
 from wmlsearch.tracking.experiments import check_experiment_name
 from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
@@ -369,8 +370,8 @@ def _placement(ray_address: str | None, storage: str | None) -> Placement:
 def _say_mlflow_problem(search: SearchDir, problem: str, say: Say) -> None:
     if problem:
         say(
-            f"warning: MLflow does not have all results ({problem}); to send them later: wmlsearch sync {search.name} "
-            f"--out {search.path.parent}"
+            f"warning: MLflow does not have all results ({problem}); "
+            f"to send them later: {command('sync', *run_words(search.path))}"
         )
 
 

@@ -40,7 +40,7 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.config import InputError
     from wmlsearch.data.phantom import write_phantom
-    from wmlsearch.runs.wording import plural
+    from wmlsearch.runs.wording import command, plural
 
     if not re.fullmatch(r"\d{1,4}x\d{1,4}x\d{1,4}", shape):
         raise InputError(f"--shape {shape!r}: must be three numbers like 128x128x24 (right, anterior, superior)")
@@ -58,7 +58,7 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
         )
     options.say(
         f"wrote {plural(patients, 'patient')} with {plural(timepoints, 'scan')} each to {out}; "
-        f"next: wmlsearch prepare {out} prepared"
+        f"next: {command('prepare', out, 'prepared')}"
     )
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.wording import command
 from wmlsearch.verdict.wording import leakage_note
 
 
@@ -29,7 +30,7 @@ def show_manifest(console: Console, out: Path, manifest: Manifest) -> None:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     console.print(f"{manifest.plane} slices of {manifest.size} x {manifest.size} pixels are in {out}", highlight=False)
     console.print(
-        f"check the slices in {out / 'contact_sheet.png'}; next: wmlsearch tune --data {out}", highlight=False
+        f"check the slices in {out / 'contact_sheet.png'}; next: {command('tune', '--data', out)}", highlight=False
     )
 
 

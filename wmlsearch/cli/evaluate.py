@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wmlsearch.cli import options
+from wmlsearch.cli import json_output, options
 
 
 @click.command(short_help="Score a run on the sealed test patients.")
@@ -18,7 +18,8 @@ from wmlsearch.cli import options
 )
 @options.out
 @options.uri
-def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> None:
+@json_output.option
+def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_json: bool) -> None:
     """Open the sealed test for RUN: a search (champion against baseline), or a single run.
 
     Each opening is recorded in the data set's ledger, and the report says how often the test was opened before: each
@@ -31,23 +32,32 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None) -> 
     from wmlsearch.report.page import write_report
     from wmlsearch.runs.checks import open_run
     from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.wording import command, run_words
     from wmlsearch.tracking.mirror import Mirror
     from wmlsearch.workflows import sealed_test
 
-    # Bad options are refused before the sealed test is opened.
-    run_dir, uri = open_run(run, out), options.uri_of(out, mlflow_uri)
-    bar, advance = progress_bar(console())
-    with bar:
-        evaluation, path = sealed_test.evaluate_run(run_dir, data, advance, options.say)
-    show_evaluation(console(), evaluation)
-    try:
-        if isinstance(run_dir, SearchDir) and path == run_dir.evaluation_file():
-            options.say(f"report: {write_report(run_dir)}")
-        options.say(f"scores of each patient and image: {path}")
-    finally:  # the scores are saved already; MLflow gets them even if the report fails
-        root = sealed_test.parent_search(run_dir)
-        mirror = Mirror(root, uri)
-        for part in root.all_runs() if isinstance(root, SearchDir) else [root]:
-            mirror.notify(part)
-        if problem := mirror.close():
-            options.say(f"warning: MLflow is incomplete ({problem}); to complete it: wmlsearch sync {root.name}")
+    with json_output.only_json(as_json) as show:
+        # Bad options are refused before the sealed test is opened.
+        run_dir, uri = open_run(run, out), options.uri_of(out, mlflow_uri)
+        bar, advance = progress_bar(console())
+        with bar:
+            evaluation, path = sealed_test.evaluate_run(run_dir, data, advance, options.say)
+        show_evaluation(console(), evaluation)
+        page = None
+        try:
+            if isinstance(run_dir, SearchDir) and path == run_dir.evaluation_file():
+                page = write_report(run_dir)
+                options.say(f"report: {page}")
+            options.say(f"scores of each patient and image: {path}")
+        finally:  # the scores are saved already; MLflow gets them even if the report fails
+            root = sealed_test.parent_search(run_dir)
+            mirror = Mirror(root, uri)
+            for part in root.all_runs() if isinstance(root, SearchDir) else [root]:
+                mirror.notify(part)
+            if problem := mirror.close():
+                later = command("sync", *run_words(root.path), *options.uri_words(mlflow_uri))
+                options.say(f"warning: MLflow is incomplete ({problem}); to complete it: {later}")
+        if as_json:
+            from wmlsearch.workflows.json_results import EvaluationSummary
+
+            show(EvaluationSummary.of(run_dir, path, page, evaluation))

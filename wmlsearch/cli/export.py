@@ -23,6 +23,7 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
     Example: wmlsearch export search-20261123-201512 model
     """
     from wmlsearch.inference.export import export_model
+    from wmlsearch.runs.wording import command
     from wmlsearch.workflows.model_lookup import find_model
 
     model = find_model(run, runs, options.uri_of(runs, mlflow_uri))
@@ -30,4 +31,4 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
     first = model.members[0].name
     count = len(model.members)
     networks = f"{count} networks, the first is {first}" if count > 1 else f"the model is {first}"
-    options.say(f"{out}: {networks}; next: wmlsearch predict {out} IMAGE --out predicted")
+    options.say(f"{out}: {networks}; next: {command('predict', out, 'IMAGE', '--out', 'predicted')}")

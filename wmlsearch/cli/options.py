@@ -240,20 +240,25 @@ def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None
     """Print where the results of a search or training are, and the commands that come next."""
     from wmlsearch.report.commands import resume_command
     from wmlsearch.runs.folders import SearchDir
-    from wmlsearch.runs.redaction import without_password
+    from wmlsearch.runs.wording import DEFAULT_OUT, command, run_words
 
-    uri = f" --mlflow-uri {without_password(mlflow_uri)}" if mlflow_uri else ""
-    options = ("" if out == Path("runs") else f" --out {out}") + uri
+    uri = uri_words(mlflow_uri)
     if isinstance(outcome.run, SearchDir) and outcome.interrupted:
-        say(f"{outcome.early}; to resume: {resume_command(outcome.run)}{uri}")
+        say(f"{outcome.early}; to resume: {resume_command(outcome.run, *uri)}")
     say(f"results: {outcome.run.path}")
     if outcome.mlflow_problem:
-        say(
-            f"warning: MLflow does not have all results ({outcome.mlflow_problem}); "
-            f"to send them later: wmlsearch sync {outcome.run.name}{options}"
-        )
+        later = command("sync", *run_words(outcome.run.path), *uri)
+        say(f"warning: MLflow does not have all results ({outcome.mlflow_problem}); to send them later: {later}")
     else:
-        say(f"compare in MLflow: wmlsearch ui{options}")
+        folder = () if out == DEFAULT_OUT else ("--out", out)
+        say(f"compare in MLflow: {command('ui', *folder, *uri)}")
+
+
+def uri_words(mlflow_uri: str | None) -> tuple[str, ...]:
+    """Return `--mlflow-uri URI` for a command to paste, or nothing without a URI. A password becomes `***`."""
+    from wmlsearch.runs.redaction import without_password
+
+    return ("--mlflow-uri", without_password(mlflow_uri)) if mlflow_uri else ()
 
 
 def exit_status(outcome: Outcome) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import options
+from wmlsearch.cli import json_output, options
 from wmlsearch.cli.tune import tune
 
 # Options of `tune`, without a line of their own in `options`, that change what a search costs.
@@ -33,6 +33,7 @@ OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dic
 @options.final_runs
 @options.no_baseline
 @options.out
+@json_output.option
 def plan(
     space: str,
     data: Path,
@@ -48,6 +49,7 @@ def plan(
     grace_epochs: int,
     no_baseline: bool,
     out: Path,
+    as_json: bool,
     **options_of_tune: Any,
 ) -> None:
     """Forecast trials, time, disk space and memory of `wmlsearch tune SPACE` with the same options.
@@ -66,17 +68,24 @@ def plan(
     from wmlsearch.workflows.placement import Placement
     from wmlsearch.workflows.search_plan import SearchRequest
 
-    search_space = options.space_to_search(space)
-    settings = options.settings(
-        epochs=options.epochs_for(data, epochs),
-        seed=seed,
-        precision=precision,
-        trials=trials,
-        grace_epochs=grace_epochs,
-        baseline=not no_baseline,
-        **options_of_tune,
-    )
-    placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
-    request = SearchRequest(search_space, settings, data, placement)
-    forecast = forecast_search(request, options.say)
-    show_forecast(console(), forecast, expected_power(settings, Manifest.read(data), out))
+    with json_output.only_json(as_json) as show:
+        search_space = options.space_to_search(space)
+        settings = options.settings(
+            epochs=options.epochs_for(data, epochs),
+            seed=seed,
+            precision=precision,
+            trials=trials,
+            grace_epochs=grace_epochs,
+            baseline=not no_baseline,
+            **options_of_tune,
+        )
+        placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+        request = SearchRequest(search_space, settings, data, placement)
+        forecast = forecast_search(request, options.say)
+        power = expected_power(settings, Manifest.read(data), out)
+        if as_json:
+            from wmlsearch.workflows.json_results import PlanSummary
+
+            show(PlanSummary.of(forecast, power))
+        else:
+            show_forecast(console(), forecast, power)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wmlsearch.cli import options
+from wmlsearch.cli import json_output, options
 
 
 @click.command(short_help="Segment lesions in images with a trained model.")
@@ -22,6 +22,7 @@ from wmlsearch.cli import options
 )
 @options.runs
 @options.model_uri
+@json_output.option
 def predict(
     model: str,
     inputs: tuple[Path, ...],
@@ -30,6 +31,7 @@ def predict(
     ensemble: bool | None,
     runs: Path,
     mlflow_uri: str | None,
+    as_json: bool,
 ) -> None:
     """Segment lesions in each INPUT: a NIfTI volume of any orientation and voxel size, a PNG, TIFF or JPEG picture, or
     a folder of them.
@@ -47,18 +49,23 @@ def predict(
     from wmlsearch.workflows.model_lookup import find_model
     from wmlsearch.workflows.predict import predict_files
 
-    if threshold is not None:
-        check_threshold(threshold, "--threshold")
-    trained_model = find_model(model, runs, options.uri_of(runs, mlflow_uri))
-    if ensemble is None:
-        ensemble = len(trained_model.members) > 1
-    bar, advance = progress_bar(console())
-    with bar:
-        rows = predict_files(trained_model, inputs, out, threshold, ensemble, advance)
-    for row in rows:
-        size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
-        lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
-        options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
-        for finding in row.findings if row.predicted_by == "model" else ():
-            options.say(f"{'warning' if finding.is_warning else 'note'}: {row.input}: {finding.text}")
-    options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")
+    with json_output.only_json(as_json) as show:
+        if threshold is not None:
+            check_threshold(threshold, "--threshold")
+        trained_model = find_model(model, runs, options.uri_of(runs, mlflow_uri))
+        if ensemble is None:
+            ensemble = len(trained_model.members) > 1
+        bar, advance = progress_bar(console())
+        with bar:
+            rows = predict_files(trained_model, inputs, out, threshold, ensemble, advance)
+        for row in rows:
+            size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
+            lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
+            options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
+            for finding in row.findings if row.predicted_by == "model" else ():
+                options.say(f"{'warning' if finding.is_warning else 'note'}: {row.input}: {finding.text}")
+        options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")
+        if as_json:
+            from wmlsearch.workflows.json_results import PredictionSummary
+
+            show(PredictionSummary.of(rows, out))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from wmlsearch.cli import options
+from wmlsearch.cli import json_output, options
 
 
 @click.command(short_help="Write the report of a search.")
 @click.argument("name", required=False)
 @options.out
-def report(name: str | None, out: Path) -> None:
+@json_output.option
+def report(name: str | None, out: Path, as_json: bool) -> None:
     """Write the report of a search (default: the latest): one HTML page with its figures and tables.
 
     It needs the search's folder only and can be written at any time, while the search is running or after it was
@@ -23,5 +24,12 @@ def report(name: str | None, out: Path) -> None:
     from wmlsearch.report.page import write_report
     from wmlsearch.runs.checks import open_search
 
-    page = write_report(open_search(name, out))
-    options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")
+    with json_output.only_json(as_json) as show:
+        search = open_search(name, out)
+        page = write_report(search)
+        if as_json:
+            from wmlsearch.workflows.json_results import ReportSummary
+
+            show(ReportSummary.of(search.path.resolve().name, page))
+        else:
+            options.say(f"report: {page}\nopen it: {page.resolve().as_uri()}")

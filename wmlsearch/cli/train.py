@@ -75,7 +75,7 @@ def train(
     run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
-    if workers:
+    if workers and data is None:
         placement.check_before_ray(1)  # before the phantom is made
     data = options.data_or_phantom(data, out)
     settings = options.settings(

@@ -171,9 +171,9 @@ def _start(
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
     check_new(search.path)
     earlier = [open_search(name, out) for name in warm_start]
-    if cluster is None:
+    if cluster is None and data is None:
         check_before_data(ranges, settings, placement, epochs_given=values["epochs"] is not None)
-    else:
+    if cluster is not None:
         from wmlsearch.cluster.ssh import Head
 
         Head(cluster)  # refuses what is no cluster file

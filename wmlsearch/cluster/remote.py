@@ -31,13 +31,18 @@ from wmlsearch.config import InputError
 from wmlsearch.data.sealed_test import record_opening
 from wmlsearch.runs.files import read_json
 from wmlsearch.runs.folders import SearchDir, check_new
-from wmlsearch.runs.wording import duration
+from wmlsearch.runs.wording import command, duration
 from wmlsearch.tracking.server import is_healthy
 
 Say = Callable[[str], None]
 
 RETRIES, RETRY_S = 40, 15.0  # while following: attempts to restore a lost connection, for 10 minutes in all
 SILENCE_S = 3600.0  # so long a search may print nothing; ssh itself notices a dead connection within seconds
+
+
+def _command(verb: str, name: str, cluster: Path) -> str:
+    """Return the command of a verb about a search on a cluster, to be pasted."""
+    return command(verb, name, "--cluster", cluster)
 
 
 def tune(cluster: Path, argv: list[str], data: Path, space: str, name: str, out: Path, say: Say) -> int:
@@ -60,7 +65,7 @@ def tune(cluster: Path, argv: list[str], data: Path, space: str, name: str, out:
     if hello.job.state != UNKNOWN:
         raise InputError(
             f"{name}: the head already has a search of this name (state: {hello.job.state}); see it with "
-            f"`wmlsearch status {name} --cluster {cluster}`, or give another --name"
+            f"`{_command('status', name, cluster)}`, or give another --name"
         )
     head_data, head_job = f"{hello.home}/data/{fingerprint}", f"{hello.home}/jobs/{name}"
     if hello.has_data:
@@ -87,7 +92,7 @@ def resume(cluster: Path, argv: list[str], name: str, out: Path, say: Say) -> in
     _check_version(cluster, hello)
     _check_known(cluster, name, hello)
     if hello.job.state == RUNNING:
-        raise InputError(f"{name}: already runs on the head; see it with `wmlsearch status {name} --cluster {cluster}`")
+        raise InputError(f"{name}: already runs on the head; see it with `{_command('status', name, cluster)}`")
     if hello.search is None:
         raise InputError(
             f"{name}: ended on the head before its first trial, so there is nothing to resume; start it again with "
@@ -114,13 +119,13 @@ def stop(cluster: Path, name: str | None, say: Say) -> int:
     if second is None:
         raise InputError(
             f"{name}: was asked to stop, but the connection to the head is lost; see how it stands with "
-            f"`wmlsearch status {name} --cluster {cluster}`"
+            f"`{_command('status', name, cluster)}`"
         )
     search = head.expect(JobReport, second).search
     status = search.status if search is not None else {}
     say(f"{name}: {status.get('state')} ({status.get('reason') or 'it had already ended'})")
-    say(f"to fetch its results: wmlsearch status {name} --cluster {cluster}")
-    say(f"to resume it: wmlsearch tune --resume {name} --cluster {cluster}")
+    say(f"to fetch its results: {_command('status', name, cluster)}")
+    say(f"to resume it: {command('tune', '--resume', name, '--cluster', cluster)}")
     return 0
 
 
@@ -181,7 +186,7 @@ def _check_known(cluster: Path, name: str | None, report: Hello | JobReport) -> 
         return
     if name is None:
         raise InputError(
-            f"{cluster}: no search on this cluster yet; start one with `wmlsearch tune --cluster {cluster}`"
+            f"{cluster}: no search on this cluster yet; start one with `{command('tune', '--cluster', cluster)}`"
         )
     names = ", ".join(report.names) or "none"
     raise InputError(f"{name}: no search of this name on the head of {cluster} (it has: {names})")
@@ -214,8 +219,8 @@ def _follow_and_fetch(head: Head, name: str, started: Started, out: Path, say: S
     ended = _follow(head, name, started.offset, say)
     if ended is None:
         say(
-            f"{name} continues on the head: see it with `wmlsearch status {name} --cluster {head.cluster}`, which also "
-            f"fetches its results when it has ended; stop it with `wmlsearch stop {name} --cluster {head.cluster}`"
+            f"{name} continues on the head: see it with `{_command('status', name, head.cluster)}`, which also "
+            f"fetches its results when it has ended; stop it with `{_command('stop', name, head.cluster)}`"
         )
         return 130
     return _fetch(head, ended, out, say)

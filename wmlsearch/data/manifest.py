@@ -22,6 +22,7 @@ from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
 from wmlsearch.data.typed_json import from_json
+from wmlsearch.runs.wording import command
 
 FORMAT = 4
 READ_FORMATS = (2, 3, FORMAT)  # 2 has no folds and no checksums of voxels, 2 and 3 have no labels
@@ -95,7 +96,7 @@ class Manifest:
         """Read the manifest in `folder`. Raises InputError where it is missing, damaged or of another format."""
         path = folder / MANIFEST
         if not folder.exists():
-            raise InputError(f"{folder}: no such folder; make it with `wmlsearch prepare RAW {folder}`")
+            raise InputError(f"{folder}: no such folder; make it with `{command('prepare', 'RAW', folder)}`")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -92,6 +92,6 @@ def _line(name: str, entry: Any) -> str:
     return yaml.safe_dump({name: entry}, default_flow_style=True, sort_keys=False, width=10_000).strip()[1:-1]
 
 
-def resume_command(search: SearchDir) -> str:
-    """Return the command that resumes a search."""
-    return command("tune", "--resume", *run_words(search.path))
+def resume_command(search: SearchDir, *options: str) -> str:
+    """Return the command that resumes a search, with further options, to be pasted."""
+    return command("tune", "--resume", *run_words(search.path), *options)

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import writing
+from wmlsearch.runs.wording import command
 
 _FILE, _CLAIM = "owner", ".owner-claim"
 _ATTEMPTS, _ATTEMPT_S = 5, 0.02  # `is_running` of another process holds the lock for a moment
@@ -284,5 +285,5 @@ def _start_time(pid: int) -> str:
 def _running_already(folder: Path, owner: str) -> InputError:
     return InputError(
         f"{folder}: this search is running already ({owner.strip() or 'owner unknown'}); "
-        f"follow it with `wmlsearch status {folder}`, or choose another --name"
+        f"follow it with `{command('status', folder)}`, or choose another --name"
     )

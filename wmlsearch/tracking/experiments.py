@@ -16,6 +16,7 @@ from wmlsearch.config import InputError
 from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.runs.wording import command
 from wmlsearch.tracking.uri import is_database
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def experiment_of(client: MlflowClient, uri: str, root: AnyDir, wanted: str | No
         raise InputError(
             f"{without_password(uri)}: the experiment {experiment.name!r} was deleted there, so it takes no runs; "
             f"restore it (`mlflow experiments restore -x {experiment.experiment_id}`, with MLFLOW_TRACKING_URI), or "
-            f"copy the runs into another one (`wmlsearch sync {record.name} --experiment NAME`)"
+            f"copy the runs into another one (`{command('sync', record.name, '--experiment', 'NAME')}`)"
         )
     return str(experiment.experiment_id)
 

@@ -63,7 +63,7 @@ def check_forecast(request: SearchRequest) -> CheckedData:
 
 
 def check_before_data(space: SearchSpace, settings: RunSettings, placement: Placement, epochs_given: bool) -> None:
-    """Check what can be checked of a new search before its data are read, or the phantom is made. Raises InputError.
+    """Check what can be checked of a new search before the phantom is made. Raises InputError.
 
     Where the data decide the number of epochs, it is at least the paper's.
     """

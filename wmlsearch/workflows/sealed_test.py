@@ -11,6 +11,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
+from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
@@ -133,7 +134,7 @@ def evaluate_run(
         if missing := [role for role in (BASELINE, CHAMPION) if not run.model(role).exists()]:
             raise InputError(
                 f"{run.name}: has no {' and no '.join(missing)} yet (state: {run.state}); finish the search with "
-                f"`wmlsearch tune --resume {run.name}`, or name a single run"
+                f"`{resume_command(run)}`, or name a single run"
             )
         if run.model(CHAMPION).record().model == PAPER:
             raise InputError(

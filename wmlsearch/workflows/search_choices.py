@@ -10,6 +10,7 @@ from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPE
 from wmlsearch.config import default_epochs as epochs_of_slices
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.objectives import objective_warnings
+from wmlsearch.runs.wording import command
 from wmlsearch.space import SearchSpace
 
 
@@ -20,7 +21,7 @@ def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
     if ranges.is_single_configuration:
         raise InputError(
             f"{source}: has only values and no ranges, so there is nothing to search; train it with "
-            f"`wmlsearch train {source}`"
+            f"`{command('train', Path(source))}`"
         )
     return ranges
 
