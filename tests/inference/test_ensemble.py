@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from wmlsearch.data.labels import IGNORED
 from wmlsearch.data.slices import Slices
 from wmlsearch.inference import ensemble
 from wmlsearch.inference.ensemble import out_of_fold_threshold
@@ -70,3 +71,15 @@ def test_a_patient_without_lesions_has_no_say() -> None:
     networks = [Network(0, 0.3005, 0.2005), Network(1, 0.9005, 0.8005)]
     assert threshold(networks, slices_of("a", "b"), slices_of("c", lesions=False)) == 0.201
     assert threshold(networks[1:], slices_of("a"), slices_of("c", lesions=False)) == 0.5
+
+
+def test_ignored_pixels_are_in_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second pixel counts as background for patient a, and for nothing for patient b: Dice 1 up to 0.8."""
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(ensemble, "threshold_of_curves", lambda curves, _: seen.append(curves) or 0.25)
+    masks = torch.tensor([[[1, 0]], [[1, IGNORED]]], dtype=torch.uint8)
+    numbers = torch.arange(2)
+    slices = Slices(torch.zeros(2, 1, 2, dtype=torch.uint8), masks, numbers, numbers, ("a", "b"), has_ignored=True)
+    threshold([Network(0, 0.8005, 0.6005)], slices)
+    assert [float(curve[500]) for curve in seen[0]] == pytest.approx([2 / 3, 1])
+    assert [float(curve[700]) for curve in seen[0]] == pytest.approx([1, 1])

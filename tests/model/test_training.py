@@ -14,12 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wmlsearch.config import VALUES_BEFORE, InputError, TrialConfig
-from wmlsearch.data.slices import PreparedData
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model import checkpoint, steps, training
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable
@@ -28,7 +32,7 @@ from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
 from wmlsearch.model.schedules import learning_rate
 from wmlsearch.model.steps import Diverged
-from wmlsearch.model.training import epochs
+from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import count_predictions
 from wmlsearch.runs.files import StorageError
@@ -684,3 +688,90 @@ def test_all_ranks_agree_that_a_loss_is_not_finite_before_the_optimiser_moves(pr
         text, steps = json.loads(output)
         assert text.startswith("the training loss is not finite in epoch 1, step 2 of ")
         assert steps == 1, "the optimiser moved on a loss that was not finite on one of the ranks"
+
+
+# ------------------------------------------------------------------------------------------------------ ignored pixels
+
+
+def relabelled(raw: Path, folder: Path, garbage: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Path:
+    """Copy a raw data set; in a block of each volume, labels are what `garbage` makes of the block of the mask."""
+    copy = Path(shutil.copytree(raw, folder))
+    for number, path in enumerate(sorted(copy.rglob("*_mask.nii.gz"))):
+        image: Any = nib.load(path)
+        mask = np.asarray(image.dataobj).astype(np.uint8)
+        mask[24:36, 12:30, 3:9] = garbage(mask[24:36, 12:30, 3:9], np.random.default_rng(number))
+        nib.Nifti1Image(mask, image.affine).to_filename(path)
+    return copy
+
+
+def prepared_with(raw: Path, out: Path, **labels: Any) -> PreparedData:
+    prepare(raw, out, PrepareOptions(size=32, fit="resize", val_patients=("04",), jobs=1, **labels))
+    return PreparedData.open(out)
+
+
+@pytest.fixture(scope="module")
+def ignoring(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two prepared data sets whose masks differ where they are ignored: label 2 alone, and a draw of 2, 3 and 9."""
+    root = tmp_path_factory.mktemp("ignoring")
+    twos = relabelled(raw, root / "raw", lambda block, _: np.full_like(block, 2))
+    draws = relabelled(raw, root / "raw2", lambda block, rng: rng.choice([2, 3, 9], block.shape).astype(np.uint8))
+    for number, copy in enumerate((twos, draws)):
+        prepared_with(copy, root / str(number), lesion_labels=(1,), ignore_labels=(2, 3, 9))
+    return root / "0", root / "1"
+
+
+def test_whatever_stands_in_ignored_voxels_the_weights_are_the_same(
+    ignoring: tuple[Path, Path], raw: Path, data: PreparedData, tmp_path: Path
+) -> None:
+    config = small(augment="affine", loss="bce_dice", learning_rate=5e-3)
+    states, reports = [], []
+    draws = relabelled(raw, tmp_path / "raw", lambda block, rng: rng.choice([1, 2], block.shape).astype(np.uint8))
+    unlike = prepared_with(draws, tmp_path / "unlike", lesion_labels=(1,))  # the same voxels, not ignored
+    for number, prepared in enumerate((*map(PreparedData.open, ignoring), unlike)):
+        last = tmp_path / str(number) / "last.pt"
+        reports.append(rows(epochs(config, prepared, max_epochs=2, seed=3, last=last)))
+        states.append(load_checkpoint(last))
+    assert same(states[0]["model"], states[1]["model"])
+    assert reports[0] == reports[1]
+    assert states[0]["threshold"] == states[1]["threshold"]
+    assert not same(states[0]["model"], states[2]["model"])
+    assert PreparedData.open(ignoring[0]).train.has_ignored
+    assert not data.train.has_ignored
+
+
+def test_a_training_with_ignored_pixels_equals_a_loop_that_never_sees_their_labels(ignoring: tuple[Path, Path]) -> None:
+    data = PreparedData.open(ignoring[0])
+    config = small(schedule="constant", norm="instance", dropout=0.0, optimizer="sgd", learning_rate=5e-3)
+    trainer = Trainer(config, data, 1, 4, "float32")
+    torch.manual_seed(4)
+    model = UNet.of(config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=5e-3, momentum=0.9, nesterov=True)
+    order = batches(len(data.train), config.batch_size, torch.Generator().manual_seed(1))
+    total = 0.0
+    for batch in order:
+        images, labels = data.train.batch(batch)
+        losses = [
+            F.binary_cross_entropy_with_logits(logits[label != 2], label[label != 2])
+            for logits, label in zip(model(images), labels, strict=True)
+        ]
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+        total += sum(loss.item() for loss in losses)
+    assert trainer.train(order, 1, torch.Generator()) == pytest.approx(total / len(data.train), rel=1e-5)
+    counts = trainer.validate()
+    validation = data.val.masks[data.val.rows]
+    assert int((validation == 2).sum()) > 0
+    assert int(counts.histograms.sum()) == int((validation != 2).sum())
+    assert int(counts.patient_histograms()[:, 1].sum()) == int((validation == 1).sum()) == counts.sums[2]
+
+
+def test_two_ranks_ignore_the_same_pixels(ignoring: tuple[Path, Path], tmp_path: Path) -> None:
+    config = small(norm="instance", dropout=0.0, augment="flip", optimizer="sgd", learning_rate=5e-3, loss="bce_dice")
+    options: dict[str, Any] = {"max_epochs": 2, "seed": 5, "precision": "float32"}
+    alone = rows(epochs(config, PreparedData.open(ignoring[0]), **options))
+    first, second = two_ranks(ignoring[1], tmp_path / "two", config, **options)
+    assert first == second
+    for row, wanted in zip(first, alone, strict=True):
+        for name in ("train_loss", "val_loss", "val_soft_dice"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-4), name

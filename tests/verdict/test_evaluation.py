@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from nifti_files import voxels
 from PIL import Image
 
 from wmlsearch.cli import main
@@ -21,8 +23,10 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import open_sealed_test, openings
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.data.sources import Source
 from wmlsearch.inference.ensemble import out_of_fold_threshold
 from wmlsearch.inference.export import load_exported
+from wmlsearch.inference.predictor import predict
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.model.training import epochs
@@ -290,6 +294,48 @@ def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:
     result = say("evaluate", "r", "--out", out)
     assert result.exit_code == 0, result.output
     return run, result
+
+
+def test_ignored_voxels_are_in_no_score_of_the_sealed_test(raw: Path, tmp_path: Path) -> None:
+    """Compared with counts of what the model predicts in the files that are sealed; and with other ignored labels."""
+    options: dict[str, Any] = {"size": 32, "fit": "resize", "jobs": 1, "lesion_labels": (1,), "ignore_labels": (2, 3)}
+    for name, labels in (("twos", [2]), ("draws", [2, 3])):
+        shutil.copytree(raw, tmp_path / name)
+        for path in (tmp_path / name).rglob("*_mask.nii.gz"):
+            image: Any = nib.load(path)
+            mask = np.asarray(image.dataobj).astype(np.uint8)
+            block = mask[20:34, 12:36, 2:10]
+            block[:] = np.random.default_rng(0).choice(labels, block.shape)
+            nib.Nifti1Image(mask, image.affine).to_filename(path)
+        prepare(tmp_path / name, tmp_path / f"{name}-prepared", PrepareOptions(**options))
+    run, _ = evaluated(tmp_path / "twos-prepared", tmp_path / "runs")
+    model = TrainedModel.from_run(run)
+    likely = model.probabilities(PreparedData.open(tmp_path / "twos-prepared").val.images.numpy())
+    model = replace(model, threshold=float(np.quantile(likely, 0.9)))  # finds a tenth of everything
+    found, gallery = evaluate({"model": [model]}, tmp_path / "twos-prepared", BY)
+    again, _ = evaluate({"model": [model]}, tmp_path / "draws-prepared", BY)
+    member = found.models["model"].members[0]
+    assert member == again.models["model"].members[0]
+    assert set(np.unique(gallery.expert)) == {0, 1, 2}
+    sealed = tmp_path / "twos-prepared" / SEALED
+    for row, geometry in zip(member.scope(VOLUMES).rows, Manifest.read(sealed).volumes, strict=True):
+        source = Source("", "", sealed, (sealed / "originals" / geometry.images[0],))
+        lesion, expert = predict([model], source).mask > 0, voxels(sealed / "originals" / geometry.masks[0])
+        counts = [
+            int((counted & (expert != 2)).sum())
+            for counted in (
+                lesion & (expert == 1), lesion & (expert != 1), ~lesion & (expert == 1), ~lesion & (expert != 1),
+            )
+        ]  # fmt: skip
+        assert [row.tp, row.fp, row.fn, row.tn] == counts
+        assert (lesion & (expert == 2)).any(), "ignored, though predicted"
+    images, masks = (np.load(sealed / name) for name in ("images.npy", "masks.npy"))
+    kept = [i for i, slice_row in enumerate(Manifest.read(sealed).slices) if slice_row.kept]
+    lesion = model.probabilities(images[kept]) >= model.threshold
+    slices = member.scope(SLICES).pooled
+    assert slices.tp == int((lesion & (masks[kept] == 1)).sum())
+    assert slices.fp == int((lesion & (masks[kept] == 0)).sum())
+    assert slices.tp + slices.fp + slices.fn + slices.tn == int((masks[kept] != 2).sum())
 
 
 def test_pictures_have_no_millimetres(data: Path, tmp_path: Path) -> None:

@@ -298,3 +298,53 @@ def by_distance_maps(found: np.ndarray, expert: np.ndarray, edges: tuple[float, 
     ours, theirs = (mask & ~ndimage.binary_erosion(mask) for mask in (ours, theirs))
     to_ours, to_theirs = (ndimage.distance_transform_edt(~mask, sampling=edges) for mask in (ours, theirs))
     return max(np.percentile(to_theirs[ours], 95), np.percentile(to_ours[theirs], 95))
+
+
+# ------------------------------------------------------------------------------------------------- ignored voxels
+
+
+def test_ignored_voxels_of_a_volume_are_in_no_score() -> None:
+    """Voxels of 1 x 1 x 2 mm. A prediction that reaches into an ignored region ends there, as in the WMH challenge."""
+    expert = np.zeros((12, 12, 3), np.uint8)
+    expert[1:3, 1, 1] = 1  # a lesion of 2 voxels, found by one of them
+    expert[5:9, 5:9, 1] = 2  # 16 ignored voxels
+    expert[4, 5:7, 1] = 1  # a lesion of 2 voxels beside them, missed
+    predicted = np.zeros_like(expert)
+    predicted[1, 1, 1] = 1
+    predicted[6:8, 5:9, 1] = 1  # in the ignored region: not false
+    predicted[8:11, 8, 1] = 1  # the first voxel is ignored, the others are a false lesion
+    scores = score(predicted, expert, (1, 1, 2))
+    assert [scores[name] for name in ("tp", "fp", "fn", "tn")] == [1, 2, 3, 12 * 12 * 3 - 16 - 6]
+    assert [scores[name] for name in ("lesions_expert", "lesions_predicted", "lesions_found", "lesions_false")] == [
+        2, 2, 1, 1,
+    ]  # fmt: skip
+    assert scores["dice"] == pytest.approx(2 / (2 + 2 + 3))
+    assert (scores["precision"], scores["recall"]) == (pytest.approx(1 / 3), pytest.approx(1 / 4))
+    assert (scores["volume_ml"], scores["expert_volume_ml"]) == (pytest.approx(0.006), pytest.approx(0.008))
+    # Nearest of the expert's voxels for (9, 8) and (10, 8): (4, 6), at 5.39 and 6.32 mm; for (1, 1) itself. The 95th
+    # percentile of 0, 5.385 and 6.325 is 6.231. The other way all are below 5.4.
+    assert scores["hd95_mm"] == pytest.approx(np.percentile([0, 29**0.5, 40**0.5], 95))
+
+
+def test_scores_do_not_depend_on_what_is_predicted_in_ignored_voxels() -> None:
+    for seed in range(4):
+        found, expert = (mask.astype(np.uint8) for mask in random_masks(seed, (9, 10, 6)))
+        ignored = np.random.default_rng(seed).random(expert.shape) < 0.2
+        labels = np.where(ignored, 2, expert)
+        wanted = score(found & ~ignored, np.where(ignored, 0, expert), (1, 1, 3))
+        for garbage in (0, 1, found):
+            scores = score(np.where(ignored, garbage, found), labels, (1, 1, 3))
+            assert {**scores, "tn": None, "accuracy": None} == {**wanted, "tn": None, "accuracy": None}
+            assert scores["tn"] == wanted["tn"] - ignored.sum()
+        slices = [score(np.where(ignored, garbage, found), labels, None) for garbage in (0, 1)]
+        assert slices[0] == slices[1]
+
+
+def test_a_patient_with_ignored_voxels_alone_has_no_lesions() -> None:
+    expert, predicted = np.zeros((6, 6, 2), np.uint8), np.zeros((6, 6, 2), np.uint8)
+    expert[1:3, 1:3, 0] = 2
+    predicted[2, 1:5, 0] = 1  # two of the voxels are ignored
+    scores = score(predicted, expert, (1, 1, 1))
+    assert (scores["tp"], scores["fp"], scores["lesions_false"]) == (0, 2, 1)
+    assert scores.get("dice") is None
+    assert scores.get("hd95_mm") is None
