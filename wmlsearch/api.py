@@ -79,6 +79,10 @@ __all__ = [
 
 AnyPath = str | os.PathLike[str]
 Say = Callable[[str], None]
+# Options of `prepare` that take one or several values.
+_SEVERAL = {
+    "train_patients", "val_patients", "test_patients", "lesion_labels", "ignore_labels", "select", "mask_select",
+}  # fmt: skip
 RUNS = "runs"  # the folder of all runs, as on the command line
 
 
@@ -219,11 +223,11 @@ def prepare(
         InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
     """
     values: dict[str, Any] = dict(options)
-    for name, value in values.items():
-        if name.endswith("_patients"):
-            values[name] = (value,) if isinstance(value, str) else tuple(value)
-        elif name == "pseudonyms" and value is not None:
-            values[name] = Path(value)
+    for name in _SEVERAL & values.keys():
+        one = isinstance(values[name], str | int | float)
+        values[name] = (values[name],) if one else tuple(values[name])
+    if values.get("pseudonyms") is not None:
+        values["pseudonyms"] = Path(values["pseudonyms"])
     _check_keywords("prepare", values, PrepareKeywords.__annotations__)
     return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress)
 

@@ -24,6 +24,10 @@ class PrepareKeywords(TypedDict, total=False):
     folds: int | None
     allow_leakage: bool
     mask_threshold: float | None
+    lesion_labels: Sequence[float]
+    ignore_labels: Sequence[float]
+    select: Sequence[str]
+    mask_select: Sequence[str]
     seed: int
     protocol: Literal["paper"] | None
     patient_pattern: str | None

@@ -176,14 +176,16 @@ def test_a_single_pixel_near_the_border(rows: int, columns: int, at_row: str, at
     assert same(thumbnail(picture), shown(picture, x - 2.2, y - 2.2, x + 2.2, y + 2.2))
 
 
+@pytest.mark.parametrize("first_column", [1, 2])
 @pytest.mark.parametrize("side", ["left", "top", "right", "bottom"])
-def test_only_as_much_is_added_as_is_missing(side: str) -> None:
-    # The box ends 0.1 pixels inside the picture, so nothing is added, and the outermost pixels are shown as they are.
-    patch, picture = np.full((7, 7), 200), canvas(30, 30)
+def test_only_as_much_is_added_as_is_missing(side: str, first_column: int) -> None:
+    # The box ends 0.1 or 1.1 pixels inside the picture, so nothing is added, and the outermost pixels show as they are.
+    picture = canvas(24, 36)
     turns = ["left", "top", "right", "bottom"].index(side)
-    picture[10:17, 1:8] = patch  # centre 4.5, box from 0.1
+    picture[10:17, first_column : first_column + 7] = 200  # centre 4.5 or 5.5, 4.4 to each side
     picture[12:15, 0] = 20  # below 0.15 of 200, so it does not move the box
-    expected = shown(picture, 0.1, 13.5 - 4.4, 8.9, 13.5 + 4.4)
+    x = first_column + 3.5
+    expected = shown(picture, x - 4.4, 13.5 - 4.4, x + 4.4, 13.5 + 4.4)
     small = thumbnail(np.ascontiguousarray(np.rot90(picture, -turns)))
     assert same(np.rot90(small, turns), expected)
 
@@ -207,13 +209,14 @@ def test_two_greys_are_weighted() -> None:
     assert same(thumbnail(picture), expected)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_what_the_window_cut_off_is_filled_with_the_borders_median(transposed: bool) -> None:
+def test_what_the_window_cut_off_is_filled_with_the_borders_median(transposed: bool, turned: bool) -> None:
     # The border has 80 pixels: 22 of 10, 22 of 20, 18 of 30 and 18 of 40, so the median is 20.
     picture = np.full((20, 20), 50, np.uint8)
     picture[:, 0], picture[:, -1], picture[0], picture[-1] = 30, 40, 10, 20
-    picture = np.ascontiguousarray(picture.T) if transposed else picture
-    small = thumbnail(picture)
+    picture = picture.T if transposed else picture
+    small = thumbnail(np.ascontiguousarray(picture[::-1, ::-1] if turned else picture))
     assert small[0, 0] == small[-1, -1] == small[0, -1] == small[-1, 0] == 20
     assert small[EDGE // 2, EDGE // 2] == 50
 

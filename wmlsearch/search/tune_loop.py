@@ -123,6 +123,7 @@ def _make_tuner(
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESS_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a worker writes its own checkpoints
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # silent with verbose=0; Tune's for notebooks clears their output
         ),
     )
 
