@@ -69,7 +69,7 @@ def test_what_is_written(prepared: tuple[Path, Path, Manifest]) -> None:
     test = manifest.certificate.patients["test"]
     originals = [f"sealed/originals/sub-{p}/ses-{t}/anat/x_FLAIR.nii.gz" for p in test for t in (0, 12)]
     originals += [f"sealed/originals/derivatives/l/sub-{p}/ses-{t}/x_mask.nii.gz" for p in test for t in (0, 12)]
-    plain = ["contact_sheet.png", "images.npy", "manifest.json", "masks.npy"]
+    plain = ["contact_sheet.png", "description.html", "images.npy", "manifest.json", "masks.npy"]
     plain += [f"sealed/{name}" for name in ("images.npy", "manifest.json", "masks.npy", "seal.jsonl")]
     assert names == sorted(plain + originals)
     for name in originals:

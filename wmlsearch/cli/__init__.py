@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import data, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
+from wmlsearch.cli import data, describe, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
 from wmlsearch.cli.output import survives_its_terminal
 from wmlsearch.runs.interrupts import exit_status, reason, signals_as_interrupts
 
@@ -124,6 +124,7 @@ def main(debug: bool) -> None:
 for verb in (
     data.phantom,
     data.prepare,
+    describe.describe,
     train.train,
     plan.plan,
     tune.tune,

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from wmlsearch.data.geometry import VolumeGeometry
-from wmlsearch.data.manifest import SEALED, Manifest, SplitCounts
+from wmlsearch.data.manifest import Manifest, SplitCounts
 from wmlsearch.data.sealed_test import openings, sealed_manifest
 from wmlsearch.data.split import SPLITS
 
@@ -52,9 +52,9 @@ class LoadDescription:
 
     patients: int
     without_lesions: int
-    least: float
+    smallest: float
     median: float
-    most: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,7 @@ def describe(folder: Path) -> DataDescription:
         InputError: Where `folder` is no prepared data set, or the sealed manifest is not the one that was sealed.
     """
     manifest = Manifest.read(folder)
-    return description_of(folder, manifest, sealed_manifest(folder, manifest))
-
-
-def description_of(folder: Path, manifest: Manifest, sealed: Manifest) -> DataDescription:
-    """Return the description of a data set whose manifests are known."""
-    patients = _patients((manifest, sealed))
+    patients = _patients((manifest, sealed_manifest(folder, manifest)))
     return DataDescription(
         folder=str(folder),
         plane=manifest.plane,
@@ -103,7 +98,7 @@ def description_of(folder: Path, manifest: Manifest, sealed: Manifest) -> DataDe
         split_level=manifest.split_level,
         optimistic=manifest.optimistic,
         fingerprint=manifest.fingerprint,
-        test_openings=len(openings(folder)) if (folder / SEALED).is_dir() else 0,
+        test_openings=len(openings(folder)),
         counts=manifest.counts,
         loads=_loads(patients),
         scanners=dict(Counter(patient.scanner for patient in patients if patient.scanner).most_common()),

@@ -22,7 +22,7 @@ def with_equal_masks(sources: Sequence[Source], facts: Sequence[VolumeFacts]) ->
     for number, volume in enumerate(facts):
         if volume.lesion_sha256:
             same[volume.lesion_sha256].append(number)
-    found = list(facts)
+    completed = list(facts)
     for numbers in same.values():
         for number in numbers if len(numbers) > 1 else []:
             other = next(one for one in numbers if one != number)
@@ -30,5 +30,5 @@ def with_equal_masks(sources: Sequence[Source], facts: Sequence[VolumeFacts]) ->
             both = " and so is the image" if facts[number].voxels_sha256 == facts[other].voxels_sha256 else ""
             text = f"the mask is {name}, voxel for voxel{both}; is one of them copied?"
             finding = Finding("equal masks", text, f"= {name}", len(numbers))
-            found[number] = replace(facts[number], findings=(*facts[number].findings, finding))
-    return found
+            completed[number] = replace(facts[number], findings=(*facts[number].findings, finding))
+    return completed

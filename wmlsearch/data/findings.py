@@ -86,17 +86,17 @@ def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, st
     by_kind: dict[str, list[NamedFinding]] = defaultdict(list)
     for row in worst_first(findings):
         by_kind[row.finding.kind].append(row)
-    told = []
+    result = []
     for kind, rows in by_kind.items():
         if len(rows) <= SINGLE:
-            told += [(KINDS[kind].is_warning, f"{row.file}: {row.finding.text}") for row in rows]
+            result += [(KINDS[kind].is_warning, f"{row.file}: {row.finding.text}") for row in rows]
             continue
         shown = ", ".join(" ".join(part for part in (row.volume, row.finding.value) if part) for row in rows[:LISTED])
         more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-        told.append(
+        result.append(
             (KINDS[kind].is_warning, f"{len(rows)} of {volumes} volumes: {KINDS[kind].of_many} ({shown}{more})")
         )
-    return told
+    return result
 
 
 def about_other_file(findings: Sequence[Finding], what: str) -> list[Finding]:

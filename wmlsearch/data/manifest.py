@@ -27,6 +27,7 @@ from wmlsearch.runs.wording import command
 FORMAT = 4
 READ_FORMATS = (2, 3, FORMAT)  # 2 has no folds and no checksums of voxels, 2 and 3 have no labels
 IMAGES, MASKS, MANIFEST, CONTACT_SHEET = "images.npy", "masks.npy", "manifest.json", "contact_sheet.png"
+DESCRIPTION = "description.html"
 SEALED = "sealed"  # folder with the test slices, their manifest, and:
 LEDGER, ORIGINALS = "seal.jsonl", "originals"
 PREPARE_AGAIN = "make it again with `wmlsearch prepare`"
@@ -241,8 +242,8 @@ class Manifest:
     @property
     def findings(self) -> tuple[NamedFinding, ...]:
         """What is doubtful about each volume, those of the sealed test included."""
-        own = (row for v in self.volumes for row in named(v.scan, v.source, v.findings))
-        return tuple(dict.fromkeys((*own, *self.test_findings)))  # a split by image has volumes in both
+        of_volumes = (row for v in self.volumes for row in named(v.scan, v.source, v.findings))
+        return tuple(dict.fromkeys((*of_volumes, *self.test_findings)))  # a split by image has volumes in both
 
     def _finding_lines(self) -> list[tuple[bool, str]]:
         scans = sum(count.timepoints for count in self.counts.values())

@@ -48,10 +48,10 @@ def check_mask(pictures: Array, lesion: Array, head: Array, axis: int | None) ->
     if not voxels:
         return []
     inside = _without_holes(head, lesion)
-    found = _check_size(lesion, inside, voxels)
-    if voxels >= MIN_VOXELS and all(finding.kind == "outside" for finding in found):
-        found += _check_fit(pictures, lesion, inside, axis)
-    return found
+    findings = _check_size(lesion, inside, voxels)
+    if voxels >= MIN_VOXELS and all(finding.kind == "outside" for finding in findings):
+        findings += _check_fit(pictures, lesion, inside, axis)
+    return findings
 
 
 def is_image(pictures: Array, lesion: Array) -> bool:
@@ -90,14 +90,14 @@ def _check_size(lesion: Array, head: Array, voxels: int) -> list[Finding]:
             "or of all tissue?"
         )
         return [Finding("whole head", text, _percent(share), share)]
-    found = []
+    findings = []
     if of_outside >= OUTSIDE:
         text = f"{_percent(of_outside)} of the mask lies outside the head; is it moved, or of another scan?"
-        found.append(Finding("outside", text, _percent(of_outside), of_outside))
+        findings.append(Finding("outside", text, _percent(of_outside), of_outside))
     if share >= LARGE:
         text = f"the mask covers {_percent(share)} of the head, which lesions hardly do; is it a mask of lesions?"
-        found.append(Finding("large", text, _percent(share), share))
-    return found
+        findings.append(Finding("large", text, _percent(share), share))
+    return findings
 
 
 # ---------------------------------------------------------------------------------------------------------------- fit

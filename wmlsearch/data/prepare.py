@@ -18,6 +18,8 @@ from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate, certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
 from wmlsearch.data.cutting import CutSlices, cut
+from wmlsearch.data.description import describe
+from wmlsearch.data.description_page import write_page
 from wmlsearch.data.equal_masks import with_equal_masks
 from wmlsearch.data.examine import VolumeFacts, examine
 from wmlsearch.data.findings import NamedFinding, named
@@ -113,6 +115,7 @@ def prepare(
         with atomic_folder(out) as folder:
             empty = _empty_manifest(plane, split.certificate, options, files_with_label(labels))
             manifest = _write(folder, tasks, empty, options, call_each, report)
+            write_page(replace(describe(folder), folder=out.name), folder)
             if table:
                 table.save()
             return manifest
