@@ -86,28 +86,24 @@ def test_masks_of_other_patients_are_told(stacks: list[Stack]) -> None:
         assert kinds(stack.pictures, other)
 
 
-@pytest.mark.skipif(REAL is None, reason="the real scans are not at hand")
-@pytest.mark.parametrize("axis", [0, 2])
-def test_real_masks(axis: int) -> None:
-    assert REAL is not None
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not at hand")
+def test_real_masks() -> None:
     for source in discover(REAL):
-        stack = load_volume(source, axis)
+        stack = load_volume(source, AXIAL)
         assert stack.mask is not None
-        assert kinds(stack.pictures, stack.mask, axis) == set()
-        for name, (change, kind) in WRONG.items():
-            if name not in ("rows for columns", "everything bright"):
-                wrong = np.ascontiguousarray(change(stack.pictures, stack.mask))
-                found = kinds(stack.pictures, wrong, axis)
-                assert found & {kind, "outside"}, (source.patient, name, found)
+        assert kinds(stack.pictures, stack.mask) == set()
+        for name in ("left and right exchanged", "slices in the other order", "a voxel aside", "the whole head"):
+            change, kind = WRONG[name]
+            wrong = np.ascontiguousarray(change(stack.pictures, stack.mask))
+            assert kind in kinds(stack.pictures, wrong), (source.patient, name)
 
 
 def change_masks(raw: Path, out: Path, change: Callable[[int, np.ndarray, np.ndarray], np.ndarray]) -> Path:
     """Copy a data set with other masks: `change(number, image, mask)`."""
     shutil.copytree(raw, out)
     for number, path in enumerate(sorted(out.glob("derivatives/**/*_mask.nii.gz"))):
-        image = (
-            out / path.relative_to(out / "derivatives/lesions").parent / path.name.replace("label-lesion_mask", "FLAIR")
-        )
+        folder = out / path.relative_to(out / "derivatives/lesions").parent
+        image = folder / path.name.replace("label-lesion_mask", "FLAIR")
         mask = change(number, voxels(image), voxels(path)).astype(np.uint8)
         nib.Nifti1Image(mask, nib.load(path).affine).to_filename(path)
     return out
@@ -124,9 +120,7 @@ def test_all_patients_are_named_before_anything_is_trained(raw: Path, tmp_path: 
     manifest = Manifest.read(tmp_path / "out")
     assert {row.finding.kind for row in manifest.findings} == {"whole head"}
     assert len(manifest.findings) == 5, "the sealed patients too"
-    assert [one.kind for volume in manifest.volumes for one in volume.findings] == ["whole head"] * len(
-        manifest.volumes
-    )
+    assert all([one.kind for one in volume.findings] == ["whole head"] for volume in manifest.volumes)
 
 
 def test_the_worst_patient_of_each_warning_comes_first_on_the_contact_sheet(raw: Path, tmp_path: Path) -> None:
@@ -144,8 +138,7 @@ def test_the_worst_patient_of_each_warning_comes_first_on_the_contact_sheet(raw:
         pixels = np.asarray(sheet)
         is_told = (pixels == WARNING).all(axis=2)
     assert is_told.any()
-    rows = np.flatnonzero(is_told.any(axis=1))
-    assert rows.max() < 224, "in the first row of tiles"
+    assert is_told[:270, :230].any(), "on the first tile"
     with Image.open(tmp_path / "plain/contact_sheet.png") as sheet:
         assert not (np.asarray(sheet) == WARNING).all(axis=2).any()
 
