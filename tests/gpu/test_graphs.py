@@ -186,8 +186,11 @@ def test_gpu_counts_equal_cpu_counts(data: PreparedData, prepared: Path) -> None
     masks = (torch.rand(12, 1, 32, 32, generator=generator) > 0.9).float()
     patients = torch.arange(12) % 3
     on_cpu, on_gpu = ValidationCounts(3), ValidationCounts(3, "cuda")
-    on_cpu.add_to_histograms(torch.sigmoid(logits), masks, patients)
-    on_gpu.add_to_histograms(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda())
-    assert torch.equal(on_gpu.histograms.cpu(), on_cpu.histograms)
+    counted = (torch.rand(12, 1, 32, 32, generator=generator) > 0.2).float()
+    for pixels in (None, counted):
+        on_cpu.add_to_histograms(torch.sigmoid(logits), masks, patients, pixels)
+        on_gpu_pixels = None if pixels is None else pixels.cuda()
+        on_gpu.add_to_histograms(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda(), on_gpu_pixels)
+        assert torch.equal(on_gpu.histograms.cpu(), on_cpu.histograms)
     unet = Trainer(SMALL, data, 1, 0, "float32").unet
     assert count_predictions(unet, data.val, "bce", bfloat16=False).slices == len(data.val)
