@@ -95,12 +95,12 @@ class Front:
 
 @contextlib.contextmanager
 def front(
-    target: str, prefix: str = "", authorization: str = "", tls: tuple[Path, Path] | None = None
+    target: str, prefix: str = "", authorization: str = "", status: int = 401, tls: tuple[Path, Path] | None = None
 ) -> Iterator[Front]:
     """Forward what comes below `prefix` to the server `target`.
 
     Args:
-        authorization: The value that the header of this name must have; other requests are answered with 401.
+        authorization: The value that the header of this name must have; other requests are answered with `status`.
         tls: The files of a certificate and its key.
     """
     host = target.removeprefix("http://")
@@ -112,7 +112,7 @@ def front(
             seen.requests.append(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if authorization and self.headers.get("Authorization") != authorization:
-                return self.answer(401, b"a login is needed", {})
+                return self.answer(status, b"a login is needed", {})
             if not self.path.startswith(prefix):
                 return self.answer(404, b"<html><h1>404 Not Found</h1><p>nginx</p></html>", {})
             connection = http.client.HTTPConnection(host, timeout=60)

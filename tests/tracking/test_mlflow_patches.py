@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlflow
 from mlflow.utils import validation
 
 from wmlsearch.tracking import mlflow_patches
@@ -13,6 +14,13 @@ from wmlsearch.tracking import mlflow_patches
 def test_artifact_repository_of_a_run_logs_a_file(tmp_path: Path) -> None:
     mlflow_patches.log_dict_to((tmp_path / "store").as_uri(), f"sqlite:///{tmp_path}/m.db", {"a": 1}, "a.json")
     assert json.loads((tmp_path / "store" / "a.json").read_text()) == {"a": 1}
+
+
+def test_kind_of_experiments_that_the_ui_knows() -> None:
+    ((tag, kind),) = mlflow_patches.TRAINING_EXPERIMENT.items()
+    scripts = [path.read_text() for path in (Path(mlflow.__file__).parent / "server" / "js").rglob("*.js")]
+    assert any(tag in script for script in scripts)
+    assert any(f'"{kind}"' in script for script in scripts)
 
 
 def test_length_limit_of_experiment_tags() -> None:

@@ -199,7 +199,9 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
     assert selection is not None
     assert evaluation.verdict.models is not None
     assert parent["champion"] == selection.champion == evaluation.names["champion"]
-    assert parent["mlflow.note.content"].split("\n\n")[:3] == [
+    headline, *sentences = parent["mlflow.note.content"].split("\n\n")
+    assert headline.startswith("**Champion minus baseline, mean Dice per test patient: (a) configurations ")
+    assert sentences == [
         selection.sentence,
         f"(a) The configurations: {evaluation.verdict.sentence}",
         f"(b) The models: {evaluation.verdict.models.sentence}",

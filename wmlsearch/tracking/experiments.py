@@ -17,6 +17,7 @@ from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.wording import command
+from wmlsearch.tracking.mlflow_patches import TRAINING_EXPERIMENT
 from wmlsearch.tracking.uri import is_database
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def experiment_of(client: MlflowClient, uri: str, root: AnyDir, wanted: str | No
         name = wanted or record.experiment or EXPERIMENT
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            return str(client.create_experiment(name, artifact_location(uri, root)))
+            return str(client.create_experiment(name, artifact_location(uri, root), TRAINING_EXPERIMENT))
     if experiment.lifecycle_stage == DELETED:
         raise InputError(
             f"{without_password(uri)}: the experiment {experiment.name!r} was deleted there, so it takes no runs; "

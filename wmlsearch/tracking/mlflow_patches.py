@@ -16,6 +16,9 @@ from wmlsearch.runs.files import write_json
 # The prefix of an experiment's tag that holds a saved view of the UI. MLflow has no API for views.
 SHARED_VIEW_TAG = "mlflow.sharedViewState."
 
+# The tag of an experiment, and its value, with which the UI shows the pages about training, not those about prompts.
+TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
+
 # Characters of an experiment's tag: MLflow 3.17 takes 20,000, older servers 5000.
 MAX_EXPERIMENT_TAG = 5000
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MODEL = "wml-unet"
 ARTIFACT = "model"  # the folder of a run's artifacts that holds the exported model
 SCHEME = "models:/"
+ABOUT = (
+    "Segments white matter lesions in FLAIR images. To use the champion of the latest search: `wmlsearch predict "
+    f"{SCHEME}{MODEL}@champion IMAGE --out FOLDER`"
+)
 
 
 def register(client: MlflowClient, run_id: str, folder: Path, alias: str, description: str = "") -> str:
@@ -33,7 +37,7 @@ def register(client: MlflowClient, run_id: str, folder: Path, alias: str, descri
     if not numbers:
         client.log_artifacts(run_id, str(folder), ARTIFACT)
         if not client.search_registered_models(f"name = '{MODEL}'"):
-            client.create_registered_model(MODEL, description="Models of `wmlsearch`, as exported folders")
+            client.create_registered_model(MODEL, description=ABOUT)
         source = f"runs:/{run_id}/{ARTIFACT}"
         numbers = [str(client.create_model_version(MODEL, source, run_id, description=description).version)]
     version = max(numbers, key=int)

@@ -29,7 +29,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.runs.evaluation import Evaluation, Verdict
 from wmlsearch.runs.folders import AnyDir, SearchDir
-from wmlsearch.runs.names import ROLES, SEARCH, TRIAL
+from wmlsearch.runs.names import PAPER, ROLES, SEARCH, TRIAL
 from wmlsearch.runs.objectives import candidate_value, dice_value
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import (
@@ -46,7 +46,7 @@ from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.experiments import experiment_of
 from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
-from wmlsearch.tracking.model_registry import register
+from wmlsearch.tracking.model_registry import MODEL, register
 from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why, why_no_files
 from wmlsearch.tracking.ui_views import BEST, view_tag
 
@@ -275,6 +275,8 @@ def _add_constants(batch: _Batch, run: AnyDir, root: AnyDir) -> None:
     if isinstance(root, SearchDir):
         batch.tags.append(RunTag("search", root.name))
     batch.tags += [RunTag(name, str(value)) for name, value in _tags(record, root.record().certificate).items()]
+    if description := _description(record, root.name):
+        batch.tags.append(RunTag("mlflow.note.content", description))
     if run.path != root.path:  # set again: the parent run may have been created again
         batch.tags.append(RunTag("mlflow.parentRunId", root.ledger().run_id or ""))
 
@@ -324,6 +326,8 @@ def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None
     if evaluation is not None and verdict is not None:
         tags |= {"champion": evaluation.names["champion"], "verdict": verdict.outcome}
         about = "(a) The configurations: " if verdict.has_claims else ""
+        if headline := _headline(verdict):
+            sentences.insert(0, headline)
         sentences.append(f"{about}{verdict.sentence}")
         if verdict.models is not None:
             tags["verdict.models"] = verdict.models.outcome
@@ -333,6 +337,18 @@ def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None
         withdrawn = dict.fromkeys(ledger.outcome, "")  # a resumed search may have another champion and no verdict yet
         batch.tags += [RunTag(name, value) for name, value in {**withdrawn, **outcome}.items()]
         ledger.outcome = outcome
+
+
+def _headline(verdict: Verdict) -> str:
+    """Return both claims in one line, since the UI folds a long description; "" where there are not both."""
+    if verdict.configuration is None or verdict.models is None:
+        return ""
+    claims = []
+    for name, claim in (("(a) configurations", verdict.configuration), ("(b) models", verdict.models)):
+        numbers = (claim.difference, claim.low, claim.high)
+        shown = "" if None in numbers else " {:+.3f} ({:.3f} to {:.3f})".format(*numbers)
+        claims.append(f"{name}{shown}: {claim.outcome}")
+    return f"**Champion minus baseline, mean Dice per test patient: {'; '.join(claims)}**"
 
 
 def _add_state(batch: _Batch, status: RunStatus) -> None:
@@ -388,7 +404,7 @@ def _push_files(
         report = f"report {run.status().ended} {ledger.tested}"
         once(report, lambda: client.log_artifacts(run_id, str(run.report), "report"))
     if isinstance(record, RunRecord) and record.kind in ROLES and run.export.is_dir():
-        description = f"{record.model} of {root.name}"
+        description = f"{record.kind} of the search {root.name}: configuration {record.model}"
         once("model", lambda: register(client, run_id, run.export, record.kind, description))
 
 
@@ -427,6 +443,25 @@ def _tags(record: FolderRecord, certificate: SplitCertificate | None) -> dict[st
     if isinstance(record, RunRecord) and record.model is not None:
         lineage["configuration"] = record.model
     return {"kind": record.kind, **warning, **data, **versions, **lineage}
+
+
+def _description(record: FolderRecord, search: str) -> str:
+    """Return what the page of a final run or model says at its top; "" for other runs."""
+    if not isinstance(record, RunRecord) or record.model is None:
+        return ""
+    configuration = "the baseline configuration" if record.model == PAPER else f"the configuration of {record.model}"
+    if record.kind in ROLES:
+        return (
+            f"The {record.kind} model of the search {search}: {configuration}. Its metrics test_* are scores on the "
+            f"sealed test patients. To use it: `wmlsearch predict models:/{MODEL}@{record.kind} IMAGE --out FOLDER`"
+        )
+    purpose = {
+        "selection": "It is compared with others on the validation patients, to choose the champion.",
+        "judgement": "It is one of those that the sealed test patients judge, for the verdict.",
+    }
+    if record.purpose not in purpose:
+        return ""
+    return f"A new training of {configuration}, validated on fold {record.fold}. {purpose[record.purpose]}"
 
 
 def _mlflow_status(state: str) -> str:
