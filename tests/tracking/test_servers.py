@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,14 +56,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def databases() -> Iterator[Callable[[str], str]]:
     if missing := postgres_missing():
         pytest.skip(missing)
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in [folder, *folder.parents[:3]]:  # PostgreSQL runs as another user, who must get there
-        parent.chmod(parent.stat().st_mode | 0o011)
-    with postgres(folder / "server", "s3cret") as database:
-        yield database
+    # Not below pytest's folder: PostgreSQL can run as another user, who must get there.
+    with tempfile.TemporaryDirectory(prefix="wml-postgres-") as folder:
+        Path(folder).chmod(0o755)
+        with postgres(Path(folder) / "server", "s3cret") as database:
+            yield database
 
 
 def files(uri: str, search: SearchDir) -> list[str]:

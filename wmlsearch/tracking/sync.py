@@ -79,7 +79,7 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         client = connect(uri)
         for part in parts:
             try:
-                push(client, uri, part, run, everything=True, files=not problem, experiment=experiment)
+                _push_all(client, uri, part, run, files=not problem, experiment=experiment)
             except FilesMissing as error:
                 problem = str(error)
             except Refused as error:  # the other runs are sent all the same
@@ -103,6 +103,18 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         )
     forget(log)
     return len(parts)
+
+
+def _push_all(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, files: bool, experiment: str | None) -> None:
+    """Send all of one run folder, again if its connection breaks off: servers drop connections that were kept open."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        push(client, uri, run, root, True, files, experiment)
+    except MlflowException as error:
+        if "Connection aborted" not in str(error):
+            raise
+        push(client, uri, run, root, True, files, experiment)
 
 
 class FilesMissing(Exception):
