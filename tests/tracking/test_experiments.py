@@ -15,7 +15,7 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.experiments import artifact_location, check_experiment_name
+from wmlsearch.tracking.experiments import artifact_location, check_experiment_name, check_folder_exists
 from wmlsearch.tracking.mirror import copy
 from wmlsearch.tracking.sync import default_uri, sync
 
@@ -143,3 +143,16 @@ def test_where_the_files_of_a_new_experiment_go(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://bucket/wml")
     assert artifact_location("postgresql://db/mlflow", run) == "s3://bucket/wml"
     assert artifact_location("http://127.0.0.1:5000", run) is None
+
+
+def test_a_folder_of_another_machine_is_not_created_here(tmp_path: Path) -> None:
+    here, away = tmp_path / "shared", tmp_path / "of-the-server"
+    here.mkdir()
+    remote = "https://mlflow.example.org/mlflow"
+    for location in (f"{here}/1/run/artifacts", "mlflow-artifacts:/1/run/artifacts", "s3://b/1/run/artifacts"):
+        check_folder_exists(remote, location)
+    for location in (f"{away}/1/run/artifacts", f"file://{away}/1/run/artifacts"):
+        check_folder_exists("http://127.0.0.1:5000", location)  # it may not exist yet
+        check_folder_exists("sqlite:////m.db", location)
+        with pytest.raises(FileNotFoundError, match=r"of-the-server: the server on mlflow.example.org keeps files in"):
+            check_folder_exists(remote, location)

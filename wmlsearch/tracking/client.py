@@ -13,7 +13,7 @@ from wmlsearch.tracking.uri import is_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 CONNECT_S = 10  # seconds to wait for a database
 _SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 
@@ -83,5 +83,5 @@ def _reach_this_machine_directly() -> None:
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host for host in (part.strip() for part in given.split(",")) if host]
     if "*" not in hosts:
-        every = ",".join([*hosts, *(host for host in _THIS_MACHINE if host not in hosts)])
+        every = ",".join([*hosts, *(host for host in THIS_MACHINE if host not in hosts)])
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = every

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.wording import command
+from wmlsearch.tracking.client import THIS_MACHINE
 from wmlsearch.tracking.mlflow_patches import TRAINING_EXPERIMENT
 from wmlsearch.tracking.uri import is_database
 
@@ -92,6 +95,22 @@ def artifact_location(uri: str, root: AnyDir) -> str | None:
     if uri.startswith("sqlite:///"):
         return (Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS).as_uri()
     return (root.path.resolve().parent / ARTIFACTS).as_uri()
+
+
+def check_folder_exists(uri: str, location: str) -> None:
+    """Raises FileNotFoundError if a server on another machine names a folder that this machine does not have.
+
+    MLflow would create it here, and nobody would find the files.
+    """
+    host = urlsplit(uri).hostname if uri.startswith(("http://", "https://")) else None
+    if host is None or host in THIS_MACHINE or re.match(r"(?!file:)[a-z][\w+.-]*:", location):
+        return
+    root = Path(location.removeprefix("file://")).parents[2]  # of ROOT/EXPERIMENT/RUN/artifacts
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: the server on {host} keeps files in this folder (--no-serve-artifacts), and this machine has no "
+            "such folder"
+        )
 
 
 def _noted_experiment(client: MlflowClient, uri: str, root: AnyDir) -> Experiment | None:

@@ -43,7 +43,7 @@ from wmlsearch.runs.schema import (
     SplitCertificate,
 )
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.experiments import experiment_of
+from wmlsearch.tracking.experiments import check_folder_exists, experiment_of
 from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
 from wmlsearch.tracking.model_registry import MODEL, register
@@ -405,6 +405,7 @@ def _push_files(
 
     def once(name: str, send: Callable[[], object]) -> None:
         if name not in ledger.files:
+            check_folder_exists(uri, artifact_uri or client.get_run(run_id).info.artifact_uri)
             send()
             ledger.files = [*ledger.files, name]
             run.set_ledger(ledger)
