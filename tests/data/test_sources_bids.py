@@ -214,9 +214,23 @@ def test_a_selection_chooses_only_where_there_is_a_choice(tmp_path: Path) -> Non
         "derivatives/lesions/sub-3/sub-3_desc-rater2_label-lesion_mask.nii.gz",
     )
     (fault,) = look(tmp_path, mask_select=("desc=rater1",)).faults
-    assert fault.endswith("sub-3_desc-rater2_label-lesion_mask.nii.gz (not --mask-select desc=rater1)")
+    assert fault.endswith(
+        "sub-3_desc-rater2_label-lesion_mask.nii.gz (not --mask-select desc=rater1; --mask-select "
+        "desc=rater2 as well takes it)"
+    )
     second_best = look(tmp_path, mask_select=("desc=rater1", "desc=rater2"))
     assert [mask.split("_")[1] for _, mask in pairs(second_best)] == ["desc-rater1", "label-lesion", "desc-rater2"]
+
+
+def test_the_advice_for_one_patient_fits_the_others_too(tmp_path: Path) -> None:
+    """Of sub-2 there is only a _dseg. What the messages advise, one after the other, takes all masks."""
+    tree(tmp_path, FLAIR, LESION, "sub-2/anat/sub-2_FLAIR.nii.gz", odd := "sub-2/anat/sub-2_dseg.nii.gz")
+    options: list[str] = []
+    for _ in range(2):
+        (fault,) = look(tmp_path, mask_select=tuple(options)).faults
+        options.append(fault.rpartition("--mask-select ")[2].split(" ")[0])
+    assert options == ["suffix=dseg", "suffix=mask"]
+    assert [mask for _, mask in pairs(look(tmp_path, mask_select=tuple(options)))] == [LESION, odd]
 
 
 def test_a_selection_by_another_entity_does_not_make_a_brain_mask_a_lesion(tmp_path: Path) -> None:

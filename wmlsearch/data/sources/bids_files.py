@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wmlsearch.data.sources.bids_names import BidsFile, read_name
 from wmlsearch.data.sources.layout import list_folders
 from wmlsearch.data.sources.source import is_nifti
+
+if TYPE_CHECKING:
+    from pathspec import PathSpec
 
 SUBJECT, SESSION, DERIVATIVES, RAW_DATA = "sub-", "ses-", "derivatives", "rawdata"
 IGNORE = ".bidsignore"
@@ -22,11 +27,6 @@ class BidsFolder:
     root: Path
     subjects: Path  # holds sub-*: the root, or its folder rawdata
     derivatives: tuple[Path, ...]
-    _ignored: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        path = self.subjects / IGNORE
-        self._ignored = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
     @classmethod
     def open(cls, raw: Path) -> BidsFolder:
@@ -56,12 +56,18 @@ class BidsFolder:
 
     def is_ignored(self, file: BidsFile) -> bool:
         """Whether `.bidsignore` leaves a file out. It has the form of a .gitignore."""
-        if not self._ignored or not file.path.is_relative_to(self.subjects):
+        if self._ignored is None or not file.path.is_relative_to(self.subjects):
             return False
+        return bool(self._ignored.match_file(file.path.relative_to(self.subjects).as_posix()))
+
+    @cached_property
+    def _ignored(self) -> PathSpec | None:
         from pathspec import PathSpec
 
-        spec = PathSpec.from_lines("gitignore", self._ignored)
-        return bool(spec.match_file(file.path.relative_to(self.subjects).as_posix()))
+        path = self.subjects / IGNORE
+        if not path.is_file():
+            return None
+        return PathSpec.from_lines("gitignore", path.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 def has_subjects(folder: Path) -> bool:

@@ -155,7 +155,8 @@ def choose_masks(
     for one in candidates:
         match = selection.match(one.file.properties)
         if match is None:
-            left_out.append(LeftOut(one.file, f"not {selection.arguments()}"))
+            more = selection.more(one.file.properties)
+            left_out.append(LeftOut(one.file, f"not {selection.arguments()}; {more} as well takes it"))
             continue
         reasons = [*one.reasons, *image_reasons(one.file, image)]
         if one.level == PLAIN and not take_plain and not match.explicit:

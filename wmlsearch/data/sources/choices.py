@@ -60,16 +60,24 @@ class Selection:
         A file without the key fits as well, but less than one with the value: a selection chooses among several files
         of a scan, and where there is nothing to choose it does not empty a scan.
         """
-        explicit, rank = set(), []
-        for key, values in self.wanted.items():
-            value = properties.get(key, "")
-            places = [i for i, one in enumerate(values) if _fits(key, one, value)]
-            if places:
-                explicit.add(key)
-            elif value:
-                return None
-            rank.append(places[0] if places else len(values))
-        return Match(frozenset(explicit), tuple(rank))
+        if self._conflicts(properties):
+            return None
+        places = {key: self._places(key, properties) for key in self.wanted}
+        explicit = frozenset(key for key, fitting in places.items() if fitting)
+        return Match(
+            explicit, tuple(fitting[0] if fitting else len(self.wanted[key]) for key, fitting in places.items())
+        )
+
+    def _places(self, key: str, properties: Mapping[str, str]) -> list[int]:
+        return [i for i, one in enumerate(self.wanted[key]) if _fits(key, one, properties.get(key, ""))]
+
+    def _conflicts(self, properties: Mapping[str, str]) -> list[str]:
+        """Return the keys of which a file has a value that is not asked for."""
+        return [key for key in self.wanted if properties.get(key) and not self._places(key, properties)]
+
+    def more(self, properties: Mapping[str, str]) -> str:
+        """Return the options that have to be added, as alternatives, for a file that does not fit."""
+        return " ".join(f"{self.option} {key}={properties[key]}" for key in self._conflicts(properties))
 
     def arguments(self) -> str:
         """Return the selection as it is written on the command line."""
