@@ -204,7 +204,12 @@ def _frame(rows: Sequence[Mapping[str, Any]], index: str | None) -> pd.DataFrame
 
 
 def prepare(
-    raw: AnyPath, out: AnyPath, *, progress: Progress | None = None, **options: Unpack[PrepareKeywords]
+    raw: AnyPath,
+    out: AnyPath,
+    *,
+    say: Say = print,
+    progress: Progress | None = None,
+    **options: Unpack[PrepareKeywords],
 ) -> Manifest:
     """Turn raw FLAIR images and masks into a prepared data set, as `wmlsearch prepare` does.
 
@@ -213,6 +218,7 @@ def prepare(
     Args:
         raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
         out: Folder to write; must not exist, or be empty.
+        say: Called with each remark on how the files of `raw` were understood.
         progress: Called as `progress(stage, done, total)` after each volume.
         options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
 
@@ -229,7 +235,7 @@ def prepare(
     if values.get("pseudonyms") is not None:
         values["pseudonyms"] = Path(values["pseudonyms"])
     _check_keywords("prepare", values, PrepareKeywords.__annotations__)
-    return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress)
+    return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress, lambda note: say(f"note: {note}"))
 
 
 def tune(

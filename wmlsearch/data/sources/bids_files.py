@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wmlsearch.data.sources.bids_names import BidsFile, read_name
 from wmlsearch.data.sources.layout import list_folders
@@ -61,7 +61,7 @@ class BidsFolder:
         return bool(self._ignored.match_file(file.path.relative_to(self.subjects).as_posix()))
 
     @cached_property
-    def _ignored(self) -> PathSpec | None:
+    def _ignored(self) -> PathSpec[Any] | None:
         from pathspec import PathSpec
 
         path = self.subjects / IGNORE
