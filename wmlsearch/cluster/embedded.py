@@ -20,7 +20,8 @@ EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # set in the environment of all processes o
 OBJECT_STORE_BYTES = 200 * 2**20  # nothing that we send is large, and a small store spares /dev/shm
 SMALLEST_STORE_BYTES = 80 * 2**20  # Ray refuses less than 75 MiB
 LOG_BYTES = 20 * 2**20  # what Ray's servers write for a long search
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Ray's choice
+# Ray's choice, and where its session may be if the usual folder will not do; in each it makes a folder for itself alone.
+SHARED_MEMORY, OTHER_FOLDERS = Path("/dev/shm"), ("/tmp", "/var/tmp")  # noqa: S108
 # The longest path of a socket below the session folder, as Ray names it, and the bytes that the system allows.
 LONGEST_SOCKET = "/session_2026-11-28_21-31-40_123456_4194304/sockets/plasma_store"
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
@@ -115,7 +116,7 @@ def _token() -> str:
 
 def _temporary_folders() -> list[Path]:
     """Return the folders that may hold temporary files, the usual one first."""
-    usual = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", ""), str(SHARED_MEMORY)]  # noqa: S108
+    usual = [tempfile.gettempdir(), *OTHER_FOLDERS, os.environ.get("XDG_RUNTIME_DIR", ""), str(SHARED_MEMORY)]
     return [Path(folder) for folder in dict.fromkeys(usual) if folder]
 
 
