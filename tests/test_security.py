@@ -366,8 +366,8 @@ def test_security_rules_are_enabled_with_few_exceptions() -> None:
         if rule not in ("S603", "S607")  # a program of our own is run, without a shell
     ]
     why = (
-        "folders for Ray's session, made by mkdtemp; a subclass of the SafeLoader; where NVIDIA's daemon listens, which "
-        "is only looked at; the command line that the user gave to --on-end"
+        "folders for Ray's session, made by mkdtemp; a subclass of the SafeLoader; where NVIDIA's daemon listens, "
+        "which is only looked at; the command line that the user gave to --on-end"
     )
     assert excused == [
         ("embedded.py", "S108"),

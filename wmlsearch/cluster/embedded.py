@@ -20,7 +20,7 @@ EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # set in the environment of all processes o
 OBJECT_STORE_BYTES = 200 * 2**20  # nothing that we send is large, and a small store spares /dev/shm
 SMALLEST_STORE_BYTES = 80 * 2**20  # Ray refuses less than 75 MiB
 LOG_BYTES = 20 * 2**20  # what Ray's servers write for a long search
-# Ray's choice, and where its session may be if the usual folder will not do; in each it makes a folder for itself alone.
+# Ray's choice, and where its session may be if the usual folder will not do, in a folder of its own.
 SHARED_MEMORY, OTHER_FOLDERS = Path("/dev/shm"), ("/tmp", "/var/tmp")  # noqa: S108
 # The longest path of a socket below the session folder, as Ray names it, and the bytes that the system allows.
 LONGEST_SOCKET = "/session_2026-11-28_21-31-40_123456_4194304/sockets/plasma_store"
