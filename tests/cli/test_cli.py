@@ -23,6 +23,7 @@ from wmlsearch.space import SearchSpace, shipped
 VERBS = [
     "phantom",
     "prepare",
+    "describe",
     "train",
     "plan",
     "tune",

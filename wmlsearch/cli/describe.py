@@ -65,8 +65,10 @@ def _show(data: DataDescription) -> None:
         screen.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     for note in data.notes:
         screen.print(f"note: {note}", highlight=False, soft_wrap=True)
-    opened = {0: "never", 1: "once"}.get(data.test_openings, f"{data.test_openings} times")
-    screen.print(f"the sealed test has been opened {opened}", highlight=False)
+    times = {0: "was never opened", 1: "was opened once"}
+    screen.print(
+        f"the sealed test {times.get(data.test_openings, f'was opened {data.test_openings} times')}", highlight=False
+    )
     if (page := Path(data.folder) / DESCRIPTION).exists():
         screen.print(f"page: {page}", highlight=False, soft_wrap=True)
 

@@ -59,8 +59,10 @@ class LoadDescription:
 
 @dataclass(frozen=True)
 class DataDescription:
-    """A prepared data set."""
+    """A prepared data set. `format` grows when a field changes its meaning or goes away."""
 
+    format: int
+    kind: str  # data
     folder: str
     plane: str
     size: int  # pixels, edge of the slices
@@ -89,6 +91,8 @@ def describe(folder: Path) -> DataDescription:
     manifest = Manifest.read(folder)
     patients = _patients((manifest, sealed_manifest(folder, manifest)))
     return DataDescription(
+        format=1,
+        kind="data",
         folder=str(folder),
         plane=manifest.plane,
         size=manifest.size,
