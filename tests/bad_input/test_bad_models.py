@@ -364,6 +364,6 @@ def test_unusable_prediction_folders_are_refused(search: SearchDir, raw: Path, r
         f"--out file/o: {Path.cwd() / 'file'} is a file; name a folder"
     )
     assert refused("predict", "s", image, "--out", "x" * 300) == (
-        f"{'x' * 300}: File name too long; check the path and its permissions"
+        f"{'x' * 300}: File name too long; choose a shorter name"
     )
     assert refused("export", "s", "file/e") == "file/e: cannot be written (File exists); nothing was left there"

@@ -33,8 +33,8 @@ REFUSED: dict[str, str] = {
         f"{PHANTOM}shape: must be from 32x32x8 to 512x512x512 voxels, but got 9999x9999x9999"
     ),
     "phantom file": f"{PHANTOM}file: exists and is not an empty folder; name another one, or remove it",
-    "phantom file/out --patients 1 --shape 32x32x8": "file: File exists; check the path and its permissions",
-    f"phantom {LONG}": f"{LONG}: File name too long; check the path and its permissions",
+    "phantom file/out --patients 1 --shape 32x32x8": "file: File exists; a file is in the way; name another path",
+    f"phantom {LONG}": f"{LONG}: File name too long; choose a shorter name",
     # prepare
     "prepare file out --size 15": (
         "the options do not fit together\n  - --size must be a whole number from 16 to 4096, but got 15"
@@ -79,10 +79,10 @@ REFUSED: dict[str, str] = {
         "file/NAME: cannot be created, because CWD/file is not a folder; choose another --out"
     ),
     f"train paper --data DATA --out {LONG}": (
-        f"{LONG}: File name too long; check the path and its permissions"
+        f"{LONG}: File name too long; choose a shorter name"
     ),
-    f"train {LONG} --data DATA": f"{LONG}: File name too long; check the path and its permissions",
-    f"train paper --data {LONG}": f"{LONG}: File name too long; check the path and its permissions",
+    f"train {LONG} --data DATA": f"{LONG}: File name too long; choose a shorter name",
+    f"train paper --data {LONG}": f"{LONG}: File name too long; choose a shorter name",
     "train paper --data file": (
         "file/manifest.json: is damaged ([Errno 20] Not a directory: 'file/manifest.json'); make it again with "
         "`wmlsearch prepare`"
@@ -220,7 +220,7 @@ REFUSED: dict[str, str] = {
     "status ../../etc/passwd": (
         "../../etc/passwd: no search or run of this name in runs (it has: none), and not a path to one"
     ),
-    f"status {LONG}": f"{LONG}/search.json: File name too long; check the path and its permissions",
+    f"status {LONG}": f"{LONG}/search.json: File name too long; choose a shorter name",
     "status --out file": "file: has no search or run; start one with `wmlsearch tune`, or give --out",
 }  # fmt: skip
 

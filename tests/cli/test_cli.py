@@ -273,7 +273,7 @@ def test_an_error_of_ours_is_one_line_unless_asked(say: Say, monkeypatch: pytest
     monkeypatch.setattr("wmlsearch.data.phantom.write_phantom", fail)
     result = say("phantom", "out")
     assert (result.exit_code, result.stderr) == (
-        1, "wmlsearch: unexpected RuntimeError: oh; run `wmlsearch --debug ...` for the traceback\n",
+        1, "wmlsearch: unexpected RuntimeError: oh; for the traceback, to report it: wmlsearch --debug phantom out\n",
     )  # fmt: skip
     result = say("--debug", "phantom", "out")
     assert result.exit_code == 1

@@ -121,3 +121,12 @@ def test_no_message_builds_a_command_by_hand() -> None:
         if by_hand.search(line) and path.name != "phantom.py"  # it writes a README with numbers only
     ]
     assert not lines
+
+
+def test_stop_of_a_killed_search_says_how_to_go_on(out: Path, tmp_path: Path) -> None:
+    search_in(out)
+    result = CliRunner().invoke(main, ["stop", "s", "--out", str(out)])
+    assert result.exit_code == 2
+    assert "its process is gone since" in result.stderr
+    (text,) = commands_in(result.stderr)
+    assert parsed(text, tmp_path)["resume"] == "s"

@@ -38,7 +38,7 @@ class _Verbs(click.Group):
             except BaseException as error:
                 if "--debug" in arguments:
                     traceback.print_exc()
-                sys.exit(_print_error(error))
+                sys.exit(_print_error(error, arguments))
 
     def invoke(self, ctx: click.Context) -> Any:
         from wmlsearch.runs.environment import prepare_environment
@@ -50,8 +50,16 @@ class _Verbs(click.Group):
             sys.exit(_print_error(error))
 
 
-# Errors of a path that was given; other errors of files are no mistake of the user.
-_PATH_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS)
+# What helps against errors of a path that was given; other errors of files are no mistake of the user.
+_PATH_ERRORS = {
+    errno.ENOTDIR: "a file is in the way; name another path",
+    errno.EEXIST: "a file is in the way; name another path",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead in a circle; name the file that they should lead to",
+    errno.EACCES: "`ls -ld` shows who may read and write it; ask its owner, or name another path",
+    errno.EROFS: "its file system can only be read; name a path on another one",
+}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -71,8 +79,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print_error(error: BaseException) -> int:
-    """Print an error in one message and return the exit status."""
+def _print_error(error: BaseException, arguments: Sequence[str] = ()) -> int:
+    """Print an error of a command line in one message and return the exit status."""
     from wmlsearch.config import InputError
 
     if isinstance(error, InputError):
@@ -80,7 +88,7 @@ def _print_error(error: BaseException) -> int:
         return 2
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
         path = _printable(os.fsdecode(error.filename))
-        click.echo(f"wmlsearch: {path}: {error.strerror}; check the path and its permissions", err=True)
+        click.echo(f"wmlsearch: {path}: {error.strerror}; {_PATH_ERRORS[error.errno]}", err=True)
         return 2
     if isinstance(error, KeyboardInterrupt):
         why = str(error) or reason(signal.SIGINT)
@@ -94,12 +102,18 @@ def _print_error(error: BaseException) -> int:
             err=True,
         )
         return 1
-    if isinstance(error, OSError):
+    if isinstance(error, ConnectionError):
         click.echo(f"wmlsearch: {error}", err=True)
         return 1
+    if isinstance(error, OSError):
+        click.echo(f"wmlsearch: {error}; check this disk or mount, then run the command again", err=True)
+        return 1
+    from wmlsearch.runs.redaction import without_password
+    from wmlsearch.runs.wording import command
+
+    again = command("--debug", *(without_password(argument) for argument in arguments))
     click.echo(
-        f"wmlsearch: unexpected {type(error).__name__}: {error}; run `wmlsearch --debug ...` for the traceback",
-        err=True,
+        f"wmlsearch: unexpected {type(error).__name__}: {error}; for the traceback, to report it: {again}", err=True
     )
     return 1
 

@@ -28,13 +28,20 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
         from wmlsearch.cluster.remote import stop as stop_on_cluster
 
         sys.exit(stop_on_cluster(cluster, name, options.say))
+    from wmlsearch.cli.search_summary import state_in_words
     from wmlsearch.config import InputError
     from wmlsearch.report.commands import resume_command
     from wmlsearch.runs.folders import find_search
+    from wmlsearch.runs.schema import RUNNING
 
     search = find_search(name, out)
     if not search.is_running():
         state = search.status().state
+        if state == RUNNING:
+            raise InputError(
+                f"{search.name}: {state_in_words(search)}, so there is nothing to stop; go on with it by "
+                f"`{resume_command(search)}`"
+            )
         raise InputError(f"{search.name}: the search is not running (state: {state}), so there is nothing to stop")
     search.request_stop()
     options.say(f"stopping {search.name}: its trials end within seconds ...")

@@ -30,6 +30,7 @@ from wmlsearch.runs.schema import (
     REMAKE_LEDGER,
     RUNNING,
     SELECT_AGAIN,
+    UNFINISHED,
     EarlierTrial,
     EpochLine,
     EpochRow,
@@ -47,6 +48,7 @@ from wmlsearch.runs.schema import (
     read_optional,
     read_record,
 )
+from wmlsearch.runs.wording import command, run_words
 
 _STATUS = "status.json"
 
@@ -386,8 +388,10 @@ def check_new(path: Path) -> None:
     if status.exists():
         check_not_running(path)
         state = read_json(status).get("state")
+        resumable = SearchDir(path).exists() and state in UNFINISHED
+        resume = f"go on with it (`{command('tune', '--resume', *run_words(path))}`), " if resumable else ""
         raise InputError(
-            f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; "
+            f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; {resume}"
             "choose another --name, or delete the folder"
         )
     # hidden files are the temporary ones of a killed process
