@@ -50,5 +50,10 @@ def status(name: str | None, out: Path, cluster: Path | None, as_json: bool) -> 
         else:
             settings = run.record().settings
             TrainingDisplay(console(), settings).update(run)
-            epochs = f", {len(run.rows())} of at most {settings.epochs} epochs"
-            options.say(f"{run.name}: {state_in_words(run)}{epochs} {run.status().reason}".rstrip())
+            words = state_in_words(run)
+            if words != run.state:  # its process is gone
+                words += (
+                    f", {len(run.rows())} of at most {settings.epochs} epochs; a single training cannot be resumed, so "
+                    "train it again under another --name"
+                )
+            options.say(f"{run.name}: {words} {run.status().reason}".rstrip())
