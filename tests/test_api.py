@@ -52,6 +52,14 @@ def test_importing_it_imports_nothing_slow() -> None:
     assert "'load_search', 'phantom', 'prepare', 'resume', 'tune'" in done.stdout
 
 
+def test_a_notebooks_plots_stay_as_they_are() -> None:
+    code = (
+        "import matplotlib; matplotlib.use('svg'); before = dict(matplotlib.rcParams)\n"
+        "import wmlsearch.api, wmlsearch.report.page; assert dict(matplotlib.rcParams) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_its_names_are_there_and_no_others() -> None:
     from wmlsearch import api
 

@@ -14,6 +14,7 @@ follow-up scans, which are different images.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,7 +149,8 @@ def perceptual_hashes(thumbnails: Array) -> Array:
     hashes = np.empty((len(thumbnails), 4), np.uint64)
     for start in range(0, len(thumbnails), BATCH):
         part = slice(start, start + BATCH)
-        levels = (waves @ thumbnails[part].astype(np.float32) @ waves.T).reshape(-1, THUMBNAIL_EDGE**2 // 4)
+        chosen = thumbnails[part].astype(np.float32)
+        levels = (waves @ chosen @ waves.T).reshape(len(chosen), THUMBNAIL_EDGE**2 // 4)
         levels[:, 0] = -np.inf  # the mean grey
         bits = levels > np.median(levels[:, 1:], axis=1, keepdims=True)
         hashes[part] = np.packbits(bits, axis=1).view(np.uint64)
@@ -157,7 +159,8 @@ def perceptual_hashes(thumbnails: Array) -> Array:
 
 def correlations(first: Array, second: Array) -> tuple[Array, Array]:
     """Return Pearson's correlation (n,) of n pairs of thumbnails: of all pixels, and of those bright in both."""
-    a, b = (thumbnails.reshape(len(thumbnails), -1).astype(np.float32) for thumbnails in (first, second))
+    pixels = math.prod(first.shape[1:])
+    a, b = (thumbnails.reshape(len(thumbnails), pixels).astype(np.float32) for thumbnails in (first, second))
     bright = ((a > BRIGHT * _typical(a)) & (b > BRIGHT * _typical(b))).astype(np.float32)
     return _correlation(a, b, np.ones_like(a)), _correlation(a, b, bright)
 

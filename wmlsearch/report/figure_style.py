@@ -10,10 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -47,16 +43,13 @@ STYLE: Any = {
 @contextmanager
 def figure(path: Path, width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
     """Yield a figure of width x height inches and its axes (rows, columns); save it to `path` at the end."""
-    with plt.rc_context(STYLE):
-        canvas, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-        try:
-            yield canvas, axes
-            path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            canvas.savefig(buffer, format=path.suffix[1:], dpi=DPI)
-            write_bytes(path, buffer.getbuffer())
-        finally:
-            plt.close(canvas)
+    with matplotlib.rc_context(STYLE):
+        canvas = Figure(figsize=(width, height), layout="constrained")  # not pyplot's, whose state is a notebook's
+        yield canvas, canvas.subplots(rows, columns, squeeze=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        canvas.savefig(buffer, format=path.suffix[1:], dpi=DPI)
+        write_bytes(path, buffer.getbuffer())
 
 
 def legend_below(canvas: Figure, axes: Axes, columns: int = 3) -> None:
