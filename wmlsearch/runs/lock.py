@@ -35,7 +35,7 @@ from wmlsearch.runs.wording import command
 
 _FILE, _CLAIM = "owner", ".owner-claim"
 _ATTEMPTS, _ATTEMPT_S = 5, 0.02  # `is_running` of another process holds the lock for a moment
-_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 TOUCH_S = 2.0  # how often the process that holds a folder touches its claim
 WATCH_S = 10.0  # how long a claim of another machine is watched before it is taken over: some touches may be late
