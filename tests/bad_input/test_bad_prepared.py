@@ -61,6 +61,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
         bytes_of("masks.npy", flipped),
         WHOLE.format("masks.npy: is damaged, its checksum is not the manifest's"),
     ),
+    "a volume elsewhere": (
+        manifest(lambda fields: fields["volumes"][0].update(images=["../../secret.nii.gz"])),
+        MANIFEST.format("the name '../../secret.nii.gz' leads out of the folder"),
+    ),
+    "a volume at an absolute path": (
+        manifest(lambda fields: fields["volumes"][0].update(masks=["/etc/passwd"])),
+        MANIFEST.format("the name '/etc/passwd' leads out of the folder"),
+    ),
     "images and masks swapped": (
         lambda data: [
             (data / a).rename(data / b)

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import fmean
 from typing import Any
 
@@ -130,8 +130,11 @@ class Manifest:
         (folder / MANIFEST).write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
     def _check_rows(self) -> None:
-        """Raise ValueError for slices in no known split or volume, labels that are no numbers, and folds that are not
-        train and val."""
+        """Raise ValueError for slices in no known split or volume, names of files that lead out of the folder, labels
+        that are no numbers, and folds that are not train and val."""
+        for name in (name for volume in self.volumes for name in (*volume.images, *volume.masks)):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"the name {name!r} leads out of the folder")
         for label in self.mask_labels:
             float(label)
         for i, row in enumerate(self.slices):
