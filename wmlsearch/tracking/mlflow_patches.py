@@ -19,13 +19,16 @@ SHARED_VIEW_TAG = "mlflow.sharedViewState."
 # The tag of an experiment, and its value, with which the UI shows the pages about training, not those about prompts.
 TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
+# The part of an address that does the same: without it, the menus beside a page are those about prompts.
+TRAINING_PAGES = "workflowType=machine_learning"
+
 # Characters of an experiment's tag: MLflow 3.17 takes 20,000, older servers 5000.
 MAX_EXPERIMENT_TAG = 5000
 
 
 def view_path(experiment_id: str, view: str) -> str:
     """Return the path of the UI's page of an experiment with a saved view. MLflow does not document its URLs."""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={view}"
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={view}&{TRAINING_PAGES}"
 
 
 def log_dict_to(artifact_uri: str, tracking_uri: str, content: Mapping[str, Any], name: str) -> None:
