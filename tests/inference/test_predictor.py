@@ -247,6 +247,20 @@ def test_images_that_cannot_be_prepared_like_the_training_data(
         predict(models, source(tmp_path / "nan.nii.gz"))
 
 
+def test_an_image_with_nan_around_the_head_is_predicted_as_if_it_were_background(
+    models: list[TrainedModel], flair: Path, tmp_path: Path
+) -> None:
+    image: Any = nib.load(flair)
+    data = image.get_fdata(dtype=np.float32)
+    data[:4], data[-4:] = 0, 0
+    nib.Nifti1Image(data, image.affine).to_filename(tmp_path / "zero.nii.gz")
+    data[:4], data[-4:] = np.nan, np.nan
+    nib.Nifti1Image(data, image.affine).to_filename(tmp_path / "nan.nii.gz")
+    masked, plain = (predict(models[:1], source(tmp_path / f"{name}.nii.gz")) for name in ("nan", "zero"))
+    assert np.array_equal(masked.probabilities, plain.probabilities)
+    assert [one.kind for one in masked.geometry.findings] == ["filled"]
+
+
 def test_a_mask_beside_the_image_is_never_opened(models: list[TrainedModel], flair: Path, tmp_path: Path) -> None:
     (tmp_path / "mask.nii.gz").write_bytes(b"not an image")
     with_mask = replace(source(flair), mask=(tmp_path / "mask.nii.gz",))

@@ -348,3 +348,12 @@ def test_a_patient_with_ignored_voxels_alone_has_no_lesions() -> None:
     assert (scores["tp"], scores["fp"], scores["lesions_false"]) == (0, 2, 1)
     assert scores.get("dice") is None
     assert scores.get("hd95_mm") is None
+
+
+def test_volumes_of_a_sheared_grid_use_the_volume_of_a_voxel() -> None:
+    predicted, expert = np.zeros((2, 6, 6, 6), bool)
+    predicted[2:4, 2:4, 2:4], expert[2:4, 2:4, 2] = True, True
+    straight, sheared = (typed_score(predicted, expert, (2, 2.5, 3), voxel_ml=ml) for ml in (None, 0.012))
+    assert (straight.volume_ml, straight.expert_volume_ml) == pytest.approx((8 * 0.015, 4 * 0.015))
+    assert (sheared.volume_ml, sheared.expert_volume_ml) == pytest.approx((8 * 0.012, 4 * 0.012))
+    assert sheared.hd95_mm == straight.hd95_mm

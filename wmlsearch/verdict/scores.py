@@ -89,6 +89,7 @@ def score(
             *_cropped(pair.predicted, pair.expert),
             edges,
             float(np.linalg.norm(pair.expert.shape * edges)) if farthest is None else farthest,
+            None if voxel_ml is None else 1000 * voxel_ml,
         )
         for pair in pairs
     ]
@@ -161,7 +162,10 @@ class _Part:
     hd95: float | None
 
 
-def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray, farthest: float) -> _Part:
+def _part(
+    predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray, farthest: float, voxel_size: float | None = None
+) -> _Part:
+    """Return the counts; `voxel_size`, in mm3 or pixels, is the product of the edges where it is not given."""
     expert_labels, expert_count = label_lesions(expert)
     labels, count = label_lesions(predicted)
     hit = np.bincount(expert_labels[predicted], minlength=expert_count + 1)[1:] > 0
@@ -174,7 +178,8 @@ def _part(predicted: np.ndarray, expert: np.ndarray, edges: np.ndarray, farthest
         fn=int(expert.sum()) - tp,
         predicted=count,
         false=count - int(true.sum()),
-        sizes=np.bincount(expert_labels[expert], minlength=expert_count + 1)[1:] * edges.prod(),
+        sizes=np.bincount(expert_labels[expert], minlength=expert_count + 1)[1:]
+        * (edges.prod() if voxel_size is None else voxel_size),
         hit=hit,
         hd95=distance if expert_count else None,
     )
