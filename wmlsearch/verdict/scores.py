@@ -172,14 +172,14 @@ def _part(
     true = np.bincount(labels[expert], minlength=count + 1)[1:] > 0
     tp = int((predicted & expert).sum())
     distance = _hd95(predicted, expert, edges) if expert_count and count else farthest
+    size = edges.prod() if voxel_size is None else voxel_size
     return _Part(
         tp=tp,
         fp=int(predicted.sum()) - tp,
         fn=int(expert.sum()) - tp,
         predicted=count,
         false=count - int(true.sum()),
-        sizes=np.bincount(expert_labels[expert], minlength=expert_count + 1)[1:]
-        * (edges.prod() if voxel_size is None else voxel_size),
+        sizes=np.bincount(expert_labels[expert], minlength=expert_count + 1)[1:] * size,
         hit=hit,
         hd95=distance if expert_count else None,
     )
