@@ -131,7 +131,8 @@ def _enclosed_fault(name: str, filled: FilledVolume, place: str) -> str:
     position = ", ".join(map(str, filled.first_enclosed))
     return (
         f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the {place} are NaN or infinite, "
-        f"such as voxel ({position}){around}; make it again without them, or set them to 0 if they are background"
+        f"such as voxel ({position}){around}; make it again without them, or set them to 0 if they are background "
+        "(FSL's `fslmaths IN -nan OUT` does that)"
     )
 
 
