@@ -211,8 +211,8 @@ def test_more_workers_than_slices_in_a_batch(say: Say, prepared: Path) -> None:
 def test_raw_data_without_images(say: Say, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     kinds = (
-        "RAW must be a CSV table (patient,timepoint,image,mask), a folder with images/ and masks/ "
-        "or a BIDS folder (sub-*/)"
+        "RAW must be a CSV table (patient,timepoint,image,mask), a folder with images/ and masks/, a BIDS folder "
+        "(sub-*/), an nnU-Net folder (imagesTr/, labelsTr/) or a MONAI or Decathlon list (datalist.json)"
     )
     assert refused(say("prepare", "empty", "out")) == f"empty: {kinds}"
     assert refused(say("prepare", "nowhere", "out")) == f"nowhere: no such file or folder; {kinds}"

@@ -98,7 +98,7 @@ def test_on_a_gpu_the_measurement_counts(prepared: Path, monkeypatch: pytest.Mon
 
     data = PreparedData.open(prepared)
     on_gpu: Any = type("OnGpu", (), {"train": data.train, "val": data.val, "manifest": data.manifest})()
-    on_gpu.train = type("Train", (), {"images": Named(), "__len__": lambda _: len(data.train)})()
+    on_gpu.train = type("Train", (), {"images": Named(), "has_ignored": False, "__len__": lambda _: len(data.train)})()
     asked: list[TrialConfig] = []
 
     def measure(config: TrialConfig, *_: object) -> MemoryEstimate:

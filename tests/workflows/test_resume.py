@@ -224,8 +224,8 @@ def test_a_search_resumes_with_its_own_data_only(prepared: Path, tmp_path: Path)
 
 
 def test_a_search_resumes_in_its_storage(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmlsearch.cluster.connect.ray_session", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(tune_workflow, "run_search", lambda _search, plan, *_: plan.placement.storage)
+    monkeypatch.setattr("wmlsearch.cluster.connect.ray_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(tune_workflow, "run_search", lambda _search, plan, *_, **__: plan.placement.storage)
     monkeypatch.chdir(tmp_path)
     search, uri = SearchDir(tmp_path / "s"), default_uri(tmp_path)
     settings = RunSettings(trials=2, epochs=2, baseline=False, forecast=False)

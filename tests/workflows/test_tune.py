@@ -200,7 +200,7 @@ def test_baseline_and_champion_are_registered_with_their_test_scores(done: Done)
     assert evaluation.verdict.models is not None
     assert parent["champion"] == selection.champion == evaluation.names["champion"]
     headline, *sentences = parent["mlflow.note.content"].split("\n\n")
-    assert headline.startswith("**Champion minus baseline, mean Dice per test patient: (a) configurations ")
+    assert headline.startswith("**Champion minus baseline, mean Dice per test patient: (a) configurations: ")
     assert sentences[:3] == [
         selection.sentence,
         f"(a) The configurations: {evaluation.verdict.sentence}",

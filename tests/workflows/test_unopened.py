@@ -26,8 +26,8 @@ def refused(search: SearchDir, *words: object) -> str:
 def test_a_search_without_a_baseline(searched: SearchDir) -> None:
     before = openings(Path(searched.record().data_path))  # other tests open the same data
     assert refused(searched, "s") == (
-        "s: has no baseline yet (state: completed); finish the search with `wmlsearch tune --resume s`, or name a "
-        "single run\n"
+        "s: has no baseline yet (state: completed); finish the search with "
+        f"`wmlsearch tune --resume s --out {searched.path.parent}`, or name a single run\n"
     )
     assert openings(Path(searched.record().data_path)) == before
 

@@ -10,7 +10,6 @@ import click
 
 from wmlsearch.cli import options
 from wmlsearch.cli.options import say
-from wmlsearch.config import InputError
 
 
 @click.command(short_help="Write a synthetic FLAIR cohort with known lesions.")
@@ -64,6 +63,8 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
 
 def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
     """Return the numbers of an option that is given several times, each with one number or several with commas."""
+    from wmlsearch.config import InputError
+
     parts = [part.strip() for value in values for part in value.split(",")]
     try:
         return tuple(dict.fromkeys(float(part) for part in parts))

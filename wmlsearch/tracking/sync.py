@@ -42,6 +42,7 @@ from wmlsearch.runs.schema import (
     RunStatus,
     SplitCertificate,
 )
+from wmlsearch.runs.wording import command
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.experiments import check_folder_exists, experiment_of
 from wmlsearch.tracking.mlflow_patches import log_dict_to
@@ -466,7 +467,9 @@ def _description(record: FolderRecord, search: str) -> str:
     if record.kind in ROLES:
         return (
             f"The {record.kind} model of the search {search}: {configuration}. Its metrics test_* are scores on the "
-            f"sealed test patients. To use it: `wmlsearch predict models:/{MODEL}@{record.kind} IMAGE --out FOLDER`"
+            f"sealed test patients. To use it: `"
+            + command("predict", f"models:/{MODEL}@{record.kind}", "IMAGE", "--out", "FOLDER")
+            + "`"
         )
     purpose = {
         "selection": "It is compared with others on the validation patients, to choose the champion.",
