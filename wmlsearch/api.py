@@ -41,6 +41,7 @@ from wmlsearch.inference.result_files import check_nothing_overwritten, write_ma
 from wmlsearch.inference.trained_model import check_threshold
 from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import open_search
+from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
 from wmlsearch.runs.folders import SearchDir, check_name, check_new
 from wmlsearch.runs.leaderboard import leaderboard
@@ -308,7 +309,8 @@ def tune(
         trials_per_gpu=trials_per_gpu,
     )
     request = SearchRequest(ranges, checked, folder, placement, earlier, mlflow_experiment)
-    outcome = _tune(search, request, uri, Observer(say=say, progress=progress))
+    with prepared_environment():  # for figures and MLflow, when Ray is gone
+        outcome = _tune(search, request, uri, Observer(say=say, progress=progress))
     _say_mlflow_problem(search, outcome.mlflow_problem, say)
     return Search(search.path)
 
@@ -349,7 +351,8 @@ def resume(
     placement = _placement(ray_address, storage)
     request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
     uri = store_uri(folder.path.parent, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-    outcome = _resume(folder, request, uri, Observer(say=say, progress=progress))
+    with prepared_environment():
+        outcome = _resume(folder, request, uri, Observer(say=say, progress=progress))
     _say_mlflow_problem(folder, outcome.mlflow_problem, say)
     return Search(folder.path)
 

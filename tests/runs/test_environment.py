@@ -87,6 +87,41 @@ def test_without_a_home_caches_are_temporary_and_removed(home: str, tmp_path: Pa
     assert list((tmp_path / "t").iterdir()) == [], "removed at the end of the process"
 
 
+PUT_BACK = """
+import os
+from pathlib import Path
+before = dict(os.environ)
+import wmlsearch.cluster
+from wmlsearch.runs.environment import prepared_environment, users_environment
+changed = {name for name in os.environ if os.environ[name] != before.get(name)}
+assert all(name.startswith(("RAY_", "TUNE_")) for name in changed), changed
+assert users_environment() == before
+assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
+ours = dict(os.environ)
+for _ in range(2):
+    with prepared_environment():
+        folder = Path(os.environ["MPLCONFIGDIR"]).parent
+        assert folder.is_dir() and os.environ["no_proxy"] == "a.org,127.0.0.1,localhost,::1"
+        assert users_environment() == before
+        os.environ["XDG_CACHE_HOME"] = "/chosen"
+        with prepared_environment():
+            os.environ["MINE"] = "1"
+        assert "MPLCONFIGDIR" in os.environ
+        del os.environ["MINE"]
+    assert os.environ.pop("XDG_CACHE_HOME") == "/chosen", "what the user has set since stays"
+    assert dict(os.environ) == ours
+    assert list(Path(os.environ["TMPDIR"]).iterdir()) == [folder]
+print("{}")
+"""
+
+
+def test_a_notebook_gets_its_environment_back(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    given = {"HOME": str(tmp_path / "missing"), "USER": "anna", "TMPDIR": str(tmp_path / "t"), "http_proxy": "p:1"}
+    assert prepared({**given, "no_proxy": "a.org"}, PUT_BACK) == {}
+    assert list((tmp_path / "t").iterdir()) == []
+
+
 NOBODY = """
 import os, pwd, getpass, json
 def fail(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")

@@ -18,6 +18,7 @@ import ray
 from wmlsearch.cluster.embedded import ObjectStore, embedded_variables, explain, object_store, session_parent
 from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
 from wmlsearch.config import InputError
+from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.interrupts import handlers_kept
 from wmlsearch.runs.machine import available_cpus
 from wmlsearch.runs.scratch import remove_abandoned, scratch_folder
@@ -39,6 +40,7 @@ def ray_session(address: str | None, say: Callable[[str], None] = print) -> Iter
     """
     remove_abandoned()  # of searches that a reboot ended
     with contextlib.ExitStack() as stack:
+        stack.enter_context(prepared_environment())
         if address:
             stack.enter_context(_temporary_files_in(stack.enter_context(scratch_folder("ray"))))
             stack.enter_context(_session(address))

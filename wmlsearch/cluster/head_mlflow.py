@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from wmlsearch.cluster.head_agent import HOME, send
 from wmlsearch.cluster.messages import Failure, TunnelOpen
+from wmlsearch.runs.environment import prepare_environment
 from wmlsearch.tracking.server import LOOPBACK, is_healthy, start_server
 
 START_S = 180.0  # a small machine needs half a minute to import MLflow, and the first start creates the database
@@ -178,6 +179,7 @@ def _listens(host: str, port: int) -> bool:
 
 
 def main(verb: str = "start", *words: str) -> None:
+    prepare_environment()
     if verb == "tunnel":
         tunnel(int(words[0]))
     else:

@@ -1,17 +1,21 @@
 """The environment that libraries need: set here where a container, login node or batch job lacks it.
 
 Ray, MLflow, PyTorch and matplotlib expect a home that can be written, a user with a name, and a loopback address that
-no proxy is asked for. Processes that are started later inherit what is set.
+no proxy is asked for. Processes that are started later inherit what is set. What is changed is remembered, so that a
+notebook gets its own environment back (`prepared_environment`), and a user's command never sees ours
+(`users_environment`).
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
 import getpass
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wmlsearch.config import InputError
@@ -27,8 +31,11 @@ _CACHES = {  # each library's variable for its files, and the folder below the c
 }
 
 
+_changes: dict[str, tuple[str | None, str]] = {}  # of each variable: what the user had, and what was set here
+
+
 def prepare_environment() -> None:
-    """Set the variables of this process that libraries need. Nothing that the user has set is replaced.
+    """Set the variables of this process that libraries need, for good. Nothing that the user has set is replaced.
 
     - Proxies are not asked for the loopback address: MLflow and Ray run servers there.
     - Without a name of the user (an id without an entry in the list of users), one is made of the id.
@@ -37,25 +44,71 @@ def prepare_environment() -> None:
 
     Raises InputError if there is no temporary folder.
     """
+    set_variables(_missing_variables())
+
+
+@contextlib.contextmanager
+def prepared_environment() -> Iterator[None]:
+    """Do what `prepare_environment` does, and put the variables back at the end of the block. Raises InputError."""
+    missing = _missing_variables()
+    set_variables(missing)
+    try:
+        yield
+    finally:
+        environment = users_environment()
+        for name in missing:
+            del _changes[name]
+            os.environ.pop(name, None)
+            os.environ |= {name: environment[name]} if name in environment else {}
+
+
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set variables of this process, and remember what the user had."""
+    for name, value in variables.items():
+        before = _changes[name][0] if name in _changes else os.environ.get(name)
+        _changes[name] = (before, value)
+    os.environ |= variables
+
+
+def users_environment() -> dict[str, str]:
+    """Return the environment of this process without what was set here: for commands of the user."""
+    environment = dict(os.environ)
+    for name, (before, value) in _changes.items():
+        if environment.get(name) == value:  # else the user has changed it since
+            del environment[name]
+            environment |= {} if before is None else {name: before}
+    return environment
+
+
+def _missing_variables() -> dict[str, str]:
+    """Return the variables that libraries need and lack. Raises InputError if there is no temporary folder."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         raise InputError(f"{error.strerror}; set TMPDIR to a folder that can be written and has free space") from None
-    os.environ |= loopback_exceptions(os.environ)
+    missing = loopback_exceptions(os.environ)
+    missing = {name: value for name, value in missing.items() if os.environ.get(name) != value}
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
-        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
-    if not home_is_writable() and (missing := [name for name in _CACHES if name not in os.environ]):
-        folder = Path(tempfile.mkdtemp(prefix="wmlsearch-cache-"))
-        atexit.register(_remove_by, os.getpid(), folder)
-        for name in missing:
-            os.environ[name] = str(folder / _CACHES[name])
+        missing["LOGNAME"] = f"uid-{os.getuid()}"
+    if not home_is_writable() and (caches := [name for name in _CACHES if name not in os.environ]):
+        folder = _cache_folder(os.getpid())
+        missing |= {name: str(folder / _CACHES[name]) for name in caches}
         if _home() is None:
-            os.environ["HOME"] = str(folder)
+            missing["HOME"] = str(folder)
     cpus = available_cpus()
-    if cpus < (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
+    if cpus < (os.cpu_count() or 1) and "OMP_NUM_THREADS" not in os.environ:
+        missing["OMP_NUM_THREADS"] = str(cpus)
+    return missing
+
+
+@functools.cache
+def _cache_folder(process: int) -> Path:
+    """Return the folder for the caches of this process: libraries may keep its name for as long as it lives."""
+    folder = Path(tempfile.mkdtemp(prefix="wmlsearch-cache-"))
+    atexit.register(_remove_by, process, folder)
+    return folder
 
 
 def home_is_writable() -> bool:
