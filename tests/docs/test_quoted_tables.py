@@ -8,6 +8,7 @@ import pytest
 from paths import REPOSITORY
 
 from benchmarks import baseline, thresholds
+from benchmarks.search_quality import early_signal
 from benchmarks.verdict import power_tables, rows
 from benchmarks.verdict.__main__ import show_recorded
 
@@ -56,3 +57,10 @@ def test_the_threshold_of_few_patients() -> None:
     assert "\n".join(lines) in page
     rows = [[float(cell) for cell in line.split("|")[3:6]] for line in lines[2:]]
     assert all(chosen >= half for half, _, chosen in rows), "no worse than 0.5 in any cohort"
+
+
+def test_the_early_signal() -> None:
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    signals = early_signal.best_so_far()
+    assert early_signal.table(signals) in page
+    assert f"{len(signals[early_signal.PATIENTS])} configurations that a later version recorded" in page
