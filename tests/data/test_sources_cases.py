@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,11 @@ def test_patients_and_time_points_by_pattern(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cases", [["p01_t1", "p01_t2", "p02_t1"], ["training01_01", "training01_02", "training02_01"],
                                    ["p-1.v1", "p-1.v2", "p-2.v1"],
-                                   ["x1_ses-1", "x1_ses-2", "x2_ses-1"], ["9_1", "9_2", "10_1"]])  # fmt: skip
+                                   ["x1_ses-1", "x1_ses-2", "x2_ses-1"], ["9_1", "9_2", "10_1"],
+                                   ["training01_01_flair_pp", "training01_02_flair_pp", "training02_01_flair_pp"],
+                                   ["P01_baseline", "P01_followup", "P02_baseline"], ["P01a", "P01b", "P02a"],
+                                   ["P01_1_FLAIR_pp", "P01_2_T2_pp", "P2_1_FLAIR_pp"], ["P01T1", "P01T2", "P10T1"],
+                                   ["AB_ses1", "AB_ses2", "CD_ses1"], ["MS_12-m06", "MS_12-m12", "MS_1-m06"]])  # fmt: skip
 def test_patients_are_not_guessed_where_names_look_like_time_points(tmp_path: Path, cases: list[str]) -> None:
     (fault,) = survey(nnunet(tmp_path, cases, 1)).faults
     assert fault.startswith(f"{cases[0]} and {cases[1]} look like scans of one patient")
@@ -116,10 +121,58 @@ def test_patients_are_not_guessed_where_names_look_like_time_points(tmp_path: Pa
     assert len({source.patient for source in survey(tmp_path, Choices(own)).check().sources}) == 3
 
 
-@pytest.mark.parametrize("cases", [["MS_001", "MS_002"], ["utrecht_1", "utrecht_2", "singapore_1"], ["a1", "b2"],
-                                   ["Task1_001", "Task1_002"]])  # fmt: skip
+@pytest.mark.parametrize("cases", [["MS_001", "MS_002"], ["utrecht_1", "utrecht_2", "singapore_1"], ["a1", "b2"], ["WMH_001", "WMH_002"],
+                                   ["Task1_001", "Task1_002"],
+                                   ["MSLesion_0001", "MSLesion_0002"], ["Case12", "Case13"], ["12", "123"],
+                                   ["case_0001", "case_0002"], ["BraTS_001", "BraTS_002"], ["WMH_001_pre", "WMH_002_pre"],
+                                   ["BraTS20_Training_001_flair", "BraTS20_Training_002_flair"],
+                                   ["BraTS2021_00495", "BraTS2021_00496"], ["Dataset501_MS_001", "Dataset501_MS_002"],
+                                   ["WMH2017_utrecht_01", "WMH2017_utrecht_02", "WMH2017_singapore_01"]])  # fmt: skip
 def test_numbered_patients_are_patients(tmp_path: Path, cases: list[str]) -> None:
-    assert len(images(survey(nnunet(tmp_path, cases, 1)))) == len(cases)
+    discovery = survey(nnunet(tmp_path, cases, 1))
+    assert len(images(discovery)) == len(cases)
+    assert discovery.notes[0].startswith("each case is taken as a patient of its own")
+
+
+@pytest.mark.parametrize("cases", [[f"P01_{i}" for i in range(1, 10)], ["P01_001", "P01_002"], ["MS1_1", "MS1_2"],
+                                   ["BraTS2021_P01_1", "BraTS2021_P01_2"], ["patient7_001", "patient7_002"],
+                                   ["Task1_1", "Task1_2"], ["7_1", "7_2"]])  # fmt: skip
+def test_a_number_that_all_names_share_can_be_that_of_one_patient(tmp_path: Path, cases: list[str]) -> None:
+    (fault,) = survey(nnunet(tmp_path, cases, 1)).faults
+    assert fault.startswith(f"{cases[0]} and {cases[1]} look like scans of one patient (")
+    pattern = fault.split("give --patient-pattern '")[1].split("'")[0]
+    assert len({source.patient for source in survey(tmp_path, Choices(pattern)).check().sources}) == 1
+    assert len(images(survey(tmp_path, Choices("^(.+)$")))) == len(cases)
+
+
+def test_the_advised_pattern_finds_patients_and_time_points(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["training01_01_flair_pp", "training01_02_flair_pp", "training02_01_flair_pp"], 1)
+    pattern = survey(tmp_path).faults[0].split("give --patient-pattern '")[1].split("'")[0]
+    assert [(source.patient, source.timepoint) for source in survey(tmp_path, Choices(pattern)).check().sources] == [
+        ("training01", "01"), ("training01", "02"), ("training02", "01"),
+    ]  # fmt: skip
+
+
+def test_the_advised_pattern_never_makes_two_patients_of_one(tmp_path: Path) -> None:
+    """P01 was scanned twice in 2019: neither P01_2019 nor P01_2020 is a patient."""
+    nnunet(tmp_path, ["P01_2019_1", "P01_2019_2", "P01_2020_1", "P02_2019_1"], 1)
+    pattern = survey(tmp_path).faults[0].split("give --patient-pattern '")[1].split("'")[0]
+    assert {source.patient for source in survey(tmp_path, Choices(pattern)).check().sources} == {"P01", "P02"}
+
+
+def test_patients_and_sessions_in_bids_names(tmp_path: Path) -> None:
+    names = ["sub-01_ses-1_FLAIR", "sub-01_ses-2_FLAIR", "sub-02_acq-a_FLAIR", "sub-02_acq-b_FLAIR", "sub-03"]
+    discovery = survey(nnunet(tmp_path, names, 1)).check()
+    assert [(source.patient, source.timepoint) for source in discovery.sources] == [
+        ("01", "1"), ("01", "2"), ("02", "sub-02_acq-a_FLAIR"), ("02", "sub-02_acq-b_FLAIR"), ("03", ""),
+    ]  # fmt: skip
+    assert discovery.notes == (
+        "patients and time points are read from sub- and ses- in the names (sub-01_ses-1_FLAIR, sub-01_ses-2_FLAIR, "
+        "sub-02_acq-a_FLAIR and 2 more)",
+    )
+    tree(tmp_path, "imagesTs/sub-01_ses-3_FLAIR_0000.nii.gz", "labelsTs/sub-01_ses-3_FLAIR.nii.gz")
+    (fault,) = survey(tmp_path).faults
+    assert fault.startswith("patient '01' is in the layout's training part and in its test part")
 
 
 def test_a_patient_in_both_parts(tmp_path: Path) -> None:
@@ -216,6 +269,49 @@ def test_lists_may_name_patients_time_points_and_sites(tmp_path: Path) -> None:
         ("7", "0", "A"), ("7", "1", "A"), ("7", "2", "A"),
     ]  # fmt: skip
     assert discovery.notes == ()
+
+
+def test_the_pattern_wins_over_patients_of_the_list(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"p{i}_{t}{end}.nii" for i in (1, 2) for t in "ab" for end in ("", "_m")))
+    rows = [{"image": f"p{i}_{t}.nii", "label": [f"p{i}_{t}_m.nii"], "patient": f"case{i}{t}"}
+            for i in (1, 2) for t in "ab"]  # fmt: skip
+    path = datalist(tmp_path / "l.json", rows)
+    discovery = survey(path, Choices("^(p[0-9])")).check()
+    assert [source.patient for source in discovery.sources] == ["p1", "p1", "p2", "p2"]
+    assert discovery.notes == (
+        "--patient-pattern replaces patients that the layout names (p1_a: p1 instead of case1a, p1_b: p1 instead of "
+        "case1b, p2_a: p2 instead of case2a and 1 more)",
+    )
+    (fault, *_) = survey(path, Choices("^nothing(x)")).faults
+    assert fault == "p1_a: --patient-pattern '^nothing(x)' finds no patient in this name"
+    # Two scans of a patient without sessions are two time points, as they are with a pattern.
+    datalist(path, [row | {"patient": row["image"][:2]} for row in rows])
+    assert [(source.patient, source.timepoint) for source in survey(path).check().sources] == [
+        ("p1", "p1_a"), ("p1", "p1_b"), ("p2", "p2_a"), ("p2", "p2_b"),
+    ]  # fmt: skip
+
+
+def test_folders_of_a_list_may_name_the_patient(tmp_path: Path) -> None:
+    """The file names are dates; only the folders show that the first two are of one patient."""
+    names = ["P01/20190101", "P01/20200102", "P02/20190103"]
+    tree(tmp_path, *(f"{name}{end}.nii" for name in names for end in ("", "_m")))
+    path = datalist(tmp_path / "l.json", [{"image": f"{name}.nii", "label": f"{name}_m.nii"} for name in names])
+    (fault,) = survey(path).faults
+    assert fault.startswith("P01/20190101 and P01/20200102 look like scans of one patient (P01)")
+    pattern = fault.split("give --patient-pattern '")[1].split("'")[0]
+    assert [(source.patient, source.timepoint) for source in survey(path, Choices(pattern)).check().sources] == [
+        ("P01", "20190101"), ("P01", "20200102"), ("P02", "20190103"),
+    ]  # fmt: skip
+
+
+def test_many_cases_are_read_in_linear_time(tmp_path: Path) -> None:
+    from wmlsearch.data.sources.cases import Case, case_sources
+    from wmlsearch.data.sources.findings import Findings
+
+    started = time.perf_counter()
+    cases = [Case(f"WMH_{i:05d}", tmp_path / f"{i}.nii", tmp_path / f"{i}_m.nii") for i in range(5000)]
+    assert len(case_sources(tmp_path, cases, None, Findings())) == 5000
+    assert time.perf_counter() - started < 5  # 0.3 s; comparing all with all takes 30 s
 
 
 def test_several_images_of_a_case(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.case_names import OWN_PATIENT, entities, find_one_patient
 from wmlsearch.data.sources.choices import Selection, same_value
 from wmlsearch.data.sources.findings import Findings, first_names
 from wmlsearch.data.sources.layout import ImageAndMask, Scan, group_into_sources
@@ -16,8 +16,6 @@ from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import Source, is_nifti
 
 CHANNEL = "channel"  # the key of --select for these layouts
-OWN_PATIENT, PATIENT_AND_TIME = "'^(.+)$'", "'^(?P<patient>.*[0-9])[-_./](?P<timepoint>[A-Za-z]*-?[0-9]+)$'"
-_LIKE_A_TIME_POINT = re.compile(PATIENT_AND_TIME.strip("'"))
 
 
 @dataclass(frozen=True)
@@ -63,47 +61,61 @@ def case_sources(root: Path, cases: Sequence[Case], pattern: str | None, finding
 
 def _with_pattern(cases: Sequence[Case], pattern: str, findings: Findings) -> list[Case]:
     check_pattern(pattern)
-    identified = []
+    identified, renamed = [], []
     for case, groups in zip(cases, match_names(pattern, [case.name for case in cases]), strict=True):
-        patient = case.patient or groups.get("patient") or ""
+        patient = groups.get("patient") or ""
         if not patient:
             findings.faults.append(f"{case.name}: --patient-pattern {pattern!r} finds no patient in this name")
             continue
-        timepoint = case.timepoint or groups.get("timepoint") or ""
+        timepoint = groups.get("timepoint") or case.timepoint
         if "timepoint" not in groups and not timepoint and is_nifti(case.image):
             timepoint = case.name  # a NIfTI volume is a time point of its own
-        identified.append(_identified(case, patient, timepoint))
+        if case.patient and patient_name(case.patient) != patient_name(patient):
+            renamed.append(f"{case.name}: {patient} instead of {case.patient}")
+        identified.append(replace(case, patient=patient, timepoint=timepoint))
+    if renamed:
+        findings.notes.append(f"--patient-pattern replaces patients that the layout names ({first_names(renamed)})")
     return identified
 
 
 def _by_name(cases: Sequence[Case], findings: Findings) -> list[Case]:
-    unnamed = [case for case in cases if not case.patient and is_nifti(case.image)]
-    if alike := _scans_of_one_patient([case.name for case in unnamed]):
+    """Return the cases with their patients: as the layout names them, as `sub-` and `ses-` do, or one for each."""
+    identified, read, unnamed = [], [], []
+    for case in cases:
+        patient, session = ("", "") if case.patient or not is_nifti(case.image) else entities(case.name)
+        if patient:
+            read.append(case.name)
+            identified.append(replace(case, patient=patient, timepoint=case.timepoint or session))
+        elif not case.patient and is_nifti(case.image):
+            unnamed.append(case.name)
+            identified.append(replace(case, patient=case.name))
+        else:
+            identified.append(case)
+    if read:
+        findings.notes.append(f"patients and time points are read from sub- and ses- in the names ({first_names(read)})")
+    if alike := find_one_patient(unnamed):
         findings.faults.append(
-            f"{' and '.join(alike)} look like scans of one patient, who could then be both in training and in the "
-            f"test; give --patient-pattern {PATIENT_AND_TIME}, or --patient-pattern {OWN_PATIENT} if each is another "
-            "patient"
+            f"{' and '.join(alike.names)} look like scans of one patient ({alike.patient}), who could then be both in "
+            f"training and in the test; give --patient-pattern {alike.pattern}, or --patient-pattern {OWN_PATIENT} if "
+            "each is another patient"
         )
     elif unnamed:
         findings.notes.append(
-            f"each case is taken as a patient of its own ({first_names([case.name for case in unnamed])}); if a "
-            "patient has several, give --patient-pattern, or they can be both in training and in the test"
+            f"each case is taken as a patient of its own ({first_names(unnamed)}); if a patient has several, give "
+            "--patient-pattern, or they can be both in training and in the test"
         )
-    return [_identified(case, case.name, case.timepoint) if case in unnamed else case for case in cases]
+    return _with_time_points(identified)
 
 
-def _identified(case: Case, patient: str, timepoint: str) -> Case:
-    return Case(case.name, case.image, case.mask, patient, timepoint, case.site, case.is_test)
-
-
-def _scans_of_one_patient(names: Sequence[str]) -> list[str]:
-    """Return two names such as P01_1 and P01_2, if some names differ in a last number only and others do not."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        if match := _LIKE_A_TIME_POINT.fullmatch(name):
-            groups[match["patient"]].append(name)
-    several = [group for group in groups.values() if len(group) > 1]
-    return several[0][:2] if several and len(groups) > 1 else []
+def _with_time_points(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases; the time point of a NIfTI volume is its name where its patient has several without one."""
+    counts = Counter((case.patient, case.timepoint) for case in cases)
+    return [
+        replace(case, timepoint=case.name)
+        if case.patient and not case.timepoint and is_nifti(case.image) and counts[case.patient, ""] > 1
+        else case
+        for case in cases
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ channels

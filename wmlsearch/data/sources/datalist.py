@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import InputError, short_repr
+from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, common_root, locate
@@ -30,6 +32,7 @@ PATIENT_KEYS = ("patient", "patient_id", "subject", "subject_id")
 TIME_KEYS, SITE_KEYS = ("timepoint", "session", "visit"), ("site", "scanner")
 IGNORED = ("ignore", "ignored")  # nnU-Net's name of the label that is left out
 MAX_BYTES = 2**26
+_ENDS_IN_NUMBER = re.compile(r"[0-9](/|$)")
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _entry(place: str, row: Any, is_test: bool, findings: Findings) -> _Entry | 
         return _Entry(place, (row,), "", is_test)
     fields = row if isinstance(row, dict) else {}
     image, label = fields.get("image"), _first(fields, LABEL_KEYS)
+    label = label[0] if isinstance(label, list) and len(label) == 1 else label
     named = image if isinstance(image, list) else [image]
     images = [one for one in named if isinstance(one, str) and one]
     if not images or len(images) < len(named) or not isinstance(label, str):
@@ -220,14 +224,19 @@ def _flair(paths: list[Path]) -> Path | None:
 
 
 def _case_names(entries: list[_Entry]) -> list[str]:
-    """Return a name for each case: that of its image file, or the folders by which images of equal names differ."""
+    """Return a name for each case: that of its image file, with its folders where those may name the patient.
+
+    They may where they have numbers that the file names lack. Folders alone name images that are all called alike.
+    """
     names = [stem(Path(entry.images[0])) for entry in entries]
-    if len(set(names)) == len(names):
-        return names
     folders = [os.path.normpath(Path(entry.images[0]).parent) for entry in entries]
     if len({Path(folder).is_absolute() for folder in folders}) == 1:
-        top = os.path.commonpath(folders) or "."
+        top = os.path.commonpath(folders) if folders else "."
         folders = [os.path.relpath(folder, top) for folder in folders]
+    if len(set(names)) == len(names) and (
+        all(entities(name)[0] for name in names) or not any(_ENDS_IN_NUMBER.search(folder) for folder in folders)
+    ):
+        return names
     if len(set(names)) == 1:
         return folders
     return [os.path.normpath(f"{folder}/{name}") for folder, name in zip(folders, names, strict=True)]
