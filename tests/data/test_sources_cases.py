@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from wmlsearch.config import InputError
+from wmlsearch.data.prepare_options import PrepareOptions
 from wmlsearch.data.sources import Choices, Discovery, survey
 
 V2 = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
@@ -111,7 +112,8 @@ def test_patients_and_time_points_by_pattern(tmp_path: Path) -> None:
                                    ["training01_01_flair_pp", "training01_02_flair_pp", "training02_01_flair_pp"],
                                    ["P01_baseline", "P01_followup", "P02_baseline"], ["P01a", "P01b", "P02a"],
                                    ["P01_1_FLAIR_pp", "P01_2_T2_pp", "P2_1_FLAIR_pp"], ["P01T1", "P01T2", "P10T1"],
-                                   ["AB_ses1", "AB_ses2", "CD_ses1"], ["MS_12-m06", "MS_12-m12", "MS_1-m06"]])  # fmt: skip
+                                   ["AB_ses1", "AB_ses2", "CD_ses1"],
+                                   ["MS_12-m06", "MS_12-m12", "MS_1-m06"]])  # fmt: skip
 def test_patients_are_not_guessed_where_names_look_like_time_points(tmp_path: Path, cases: list[str]) -> None:
     (fault,) = survey(nnunet(tmp_path, cases, 1)).faults
     assert fault.startswith(f"{cases[0]} and {cases[1]} look like scans of one patient")
@@ -121,10 +123,12 @@ def test_patients_are_not_guessed_where_names_look_like_time_points(tmp_path: Pa
     assert len({source.patient for source in survey(tmp_path, Choices(own)).check().sources}) == 3
 
 
-@pytest.mark.parametrize("cases", [["MS_001", "MS_002"], ["utrecht_1", "utrecht_2", "singapore_1"], ["a1", "b2"], ["WMH_001", "WMH_002"],
+@pytest.mark.parametrize("cases", [["MS_001", "MS_002"],
+                                   ["utrecht_1", "utrecht_2", "singapore_1"], ["a1", "b2"], ["WMH_001", "WMH_002"],
                                    ["Task1_001", "Task1_002"],
                                    ["MSLesion_0001", "MSLesion_0002"], ["Case12", "Case13"], ["12", "123"],
-                                   ["case_0001", "case_0002"], ["BraTS_001", "BraTS_002"], ["WMH_001_pre", "WMH_002_pre"],
+                                   ["case_0001", "case_0002"], ["BraTS_001", "BraTS_002"],
+                                   ["WMH_001_pre", "WMH_002_pre"],
                                    ["BraTS20_Training_001_flair", "BraTS20_Training_002_flair"],
                                    ["BraTS2021_00495", "BraTS2021_00496"], ["Dataset501_MS_001", "Dataset501_MS_002"],
                                    ["WMH2017_utrecht_01", "WMH2017_utrecht_02", "WMH2017_singapore_01"]])  # fmt: skip
@@ -223,6 +227,28 @@ def test_labels_of_the_description(tmp_path: Path, labels: dict[str, Any], lesio
     assert (discovery.lesion_labels, discovery.ignore_labels) == (lesions, ignored)
     if "stroke" in labels:
         assert discovery.notes[0].startswith("the masks hold the labels 1 lesion, 2 stroke; --lesion-label says which")
+
+
+@pytest.mark.parametrize("name", ["lesion", "WMH", "foreground", "1", "label1", "mask", "FLAIR hyperintensities", "MS",
+                                  "target", "ROI"])  # fmt: skip
+def test_the_only_label_may_be_neutral(tmp_path: Path, name: str) -> None:
+    nnunet(tmp_path, ["a"], 1, {"labels": {"background": 0, name: 1}})
+    assert len(images(survey(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "ventricles": 1}, {"0": "background", "1": "brain"},
+                                    {"background": 0, "tumour": 1, "ignore": 2},
+                                    {"background": 0, "nonlesion": 1}])  # fmt: skip
+def test_the_only_label_names_something_else(tmp_path: Path, labels: dict[str, Any]) -> None:
+    nnunet(tmp_path, ["a"], 1, {"labels": labels})
+    name = labels.get("1") or next(key for key, value in labels.items() if value == 1)
+    (fault,) = survey(tmp_path).faults
+    assert fault == (
+        f"the description names label 1 of the masks {name!r}, which is something else than lesions; correct its "
+        "labels, or give --lesion-label 1 if label 1 is lesion all the same"
+    )
+    assert PrepareOptions(lesion_labels=(1,)).choices.names_lesions
+    assert len(images(survey(tmp_path, Choices(names_lesions=True)))) == 1
 
 
 def test_the_folder_of_nnunet_data_sets_names_them(tmp_path: Path) -> None:

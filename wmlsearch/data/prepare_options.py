@@ -83,7 +83,7 @@ class PrepareOptions:
     @property
     def choices(self) -> Choices:
         """The options that choose among the files of a raw data set."""
-        return Choices(self.patient_pattern, self.select, self.mask_select)
+        return Choices(self.patient_pattern, self.select, self.mask_select, bool(self.lesion_labels))
 
     @property
     def has_folds(self) -> bool:

@@ -77,7 +77,9 @@ def _is_data_set(beginning: str, names: Sequence[str], suffix: str) -> bool:
     match = _DATA_SET.fullmatch(re.split(r"[_./ ]", beginning)[-1])
     if match is None or _NAMES_PERSON.fullmatch(match["word"]):
         return False
-    return bool(_YEAR.fullmatch(match["number"])) or all(_CASE_NUMBER.fullmatch(one.removesuffix(suffix)) for one in names)
+    return bool(_YEAR.fullmatch(match["number"])) or all(
+        _CASE_NUMBER.fullmatch(one.removesuffix(suffix)) for one in names
+    )
 
 
 def _pattern(patient: str, suffix: str, names: Sequence[str]) -> str:

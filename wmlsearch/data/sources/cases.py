@@ -92,7 +92,9 @@ def _by_name(cases: Sequence[Case], findings: Findings) -> list[Case]:
         else:
             identified.append(case)
     if read:
-        findings.notes.append(f"patients and time points are read from sub- and ses- in the names ({first_names(read)})")
+        findings.notes.append(
+            f"patients and time points are read from sub- and ses- in the names ({first_names(read)})"
+        )
     if alike := find_one_patient(unnamed):
         findings.faults.append(
             f"{' and '.join(alike.names)} look like scans of one patient ({alike.patient}), who could then be both in "

@@ -19,6 +19,7 @@ class Choices:
     patient_pattern: str | None = None  # regular expression that finds the patient in a file name
     select: tuple[str, ...] = ()  # KEY=VALUE, chooses among several images of a scan
     mask_select: tuple[str, ...] = ()  # KEY=VALUE, chooses among several masks of a scan
+    names_lesions: bool = False  # the user says which labels of the masks are lesions, so the layout need not
 
     @property
     def images(self) -> Selection:

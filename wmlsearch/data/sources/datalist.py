@@ -31,6 +31,10 @@ LABEL_KEYS = ("label", "mask", "seg", "segmentation")
 PATIENT_KEYS = ("patient", "patient_id", "subject", "subject_id")
 TIME_KEYS, SITE_KEYS = ("timepoint", "session", "visit"), ("site", "scanner")
 IGNORED = ("ignore", "ignored")  # nnU-Net's name of the label that is left out
+_NEUTRAL_LABEL = re.compile(  # a name that does not say what a single label shows
+    r"(?i)[0-9]*|.*hyper-?intens.*|.*plaque.*|ms|(fore-?ground|fg|mask|target|roi|positive|true|yes|object|label|class"
+    r"|seg|segmentation|annotation|gt|ground-?truth|pathology|abnormality|abnormal)s?[-_ ]?[0-9]*"
+)
 MAX_BYTES = 2**26
 _ENDS_IN_NUMBER = re.compile(r"[0-9](/|$)")
 
@@ -61,7 +65,7 @@ def _list_file(raw: Path) -> Path | None:
 def _find(raw: RawData, findings: Findings) -> list[Source]:
     path = _list_file(raw.path) or raw.path
     content = read_list(path)
-    read_labels(content, findings)
+    read_labels(content, raw.choices.names_lesions, findings)
     entries = list(_entries(path, content, findings))
     unlabelled = [entry for entry in entries if not entry.label]
     findings.unused += [Unused(entry.images[0], "it has no label") for entry in unlabelled]
@@ -101,10 +105,11 @@ def channel_names(content: Mapping[str, Any]) -> dict[int, str]:
     return {int(key): str(name) for key, name in names.items() if key.isdecimal()} if isinstance(names, dict) else {}
 
 
-def read_labels(content: Mapping[str, Any], findings: Findings) -> None:
+def read_labels(content: Mapping[str, Any], user_names_lesions: bool, findings: Findings) -> None:
     """Take over which labels of the masks are lesions and which to be ignored, where the description says just that.
 
-    Other labels are left to the user, with a note. A single label needs no choice.
+    Other labels are left to the user, with a note. A single label needs no choice, but its name must not be that of
+    something else, unless the user names the label of lesions.
     """
     labels = content.get("labels")
     if not isinstance(labels, dict):
@@ -112,6 +117,14 @@ def read_labels(content: Mapping[str, Any], findings: Findings) -> None:
     pairs = [(str(value), str(key)) for key, value in labels.items() if not str(key).isdecimal()]  # nnU-Net 2
     pairs = pairs or [(str(key), str(value)) for key, value in labels.items()]
     names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
+    marked = {value: name for value, name in names.items() if name.lower() not in IGNORED}
+    if len(marked) == 1 and not user_names_lesions:
+        ((value, name),) = marked.items()
+        if not (is_lesion_word(name) or _NEUTRAL_LABEL.fullmatch(name)):
+            findings.faults.append(
+                f"the description names label {value} of the masks {name!r}, which is something else than lesions; "
+                f"correct its labels, or give --lesion-label {value} if label {value} is lesion all the same"
+            )
     if len(names) < 2:
         return
     lesions = tuple(float(value) for value, name in names.items() if is_lesion_word(name))

@@ -31,7 +31,7 @@ def _matches(raw: Path) -> bool:
 def _find(raw: RawData, findings: Findings) -> list[Source]:
     folder = raw.path
     description = read_list(folder / DESCRIPTION) if (folder / DESCRIPTION).exists() else {}
-    read_labels(description, findings)
+    read_labels(description, raw.choices.names_lesions, findings)
     parts = {part: (_images(folder, part), _labels(folder, part, findings)) for part in PARTS}
     names = channel_names(description)
     files = [file for images, _ in parts.values() for file in images.values()]
