@@ -120,6 +120,27 @@ def test_mistakes_are_input_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers_per_trial": 64, "trials": 2, "epochs": 2}, "does not fit on the machines"),
+        ({"workers_per_trial": 64}, "does not fit on the machines"),
+        ({"ray_address": "127.0.0.1:9"}, "127.0.0.1:9: no Ray cluster answers there"),
+        ({"max_epochs_total": 3}, "no epochs are left for trials"),
+        ({"scheduler": "pbt", "epochs": 2}, "grace_epochs < epochs must hold with pbt"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_phantom_is_made(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS", "WMLSEARCH_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("wmlsearch.api.ensure_builtin_phantom", lambda *_: pytest.fail("a phantom was made"))
+    with pytest.raises(wmlsearch.InputError, match=message):
+        wmlsearch.tune("quick", out=tmp_path / "runs", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prepare_is_the_command(raw: Path, prepared: Path, tmp_path: Path) -> None:
     stages = []
     manifest = wmlsearch.prepare(

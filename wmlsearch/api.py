@@ -43,7 +43,7 @@ from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
-from wmlsearch.runs.folders import SearchDir, check_name, check_new
+from wmlsearch.runs.folders import SearchDir, check_name
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
@@ -52,11 +52,12 @@ from wmlsearch.tracking.experiments import check_experiment_name
 from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
 from wmlsearch.workflows.model_lookup import find_model
+from wmlsearch.workflows.new_search import SearchChoices, request_search
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.predict import ImagePrediction, predict_image
-from wmlsearch.workflows.search_choices import default_epochs, notes, space_to_search, store_uri
-from wmlsearch.workflows.search_plan import ResumeRequest, SearchRequest
+from wmlsearch.workflows.search_choices import space_to_search, store_uri
+from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.tune import resume as _resume
 from wmlsearch.workflows.tune import tune as _tune
 
@@ -288,19 +289,11 @@ def tune(
     runs = Path(out)
     ranges = space_to_search(space if isinstance(space, Mapping) else Path(space))
     _check_keywords("tune", settings, SettingKeywords.__annotations__)
-    chosen: dict[str, Any] = {key: value for key, value in settings.items() if key != "epochs" or value is not None}
+    chosen: dict[str, Any] = dict(settings)
     if "objectives" in chosen:
         chosen["objectives"] = list(chosen["objectives"])
-    RunSettings.from_mapping(chosen)  # refused before data are made
     search = SearchDir(runs / check_name(name or default_name(SEARCH)))
-    check_new(search.path)
-    earlier = [_find_search(one, runs) for one in warm_start]
     uri = store_uri(runs, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-    mlflow_experiment = check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
-    folder = Path(data) if data is not None else ensure_builtin_phantom(runs, progress)
-    checked = RunSettings.from_mapping({"epochs": chosen.get("epochs") or default_epochs(folder, say), **chosen})
-    for note in notes(checked, bool(earlier)):
-        say(note)
     placement = _placement(ray_address, storage)
     placement = replace(
         placement,
@@ -308,7 +301,15 @@ def tune(
         gpus_per_worker=gpus_per_worker,
         trials_per_gpu=trials_per_gpu,
     )
-    request = SearchRequest(ranges, checked, folder, placement, earlier, mlflow_experiment)
+    choices = SearchChoices(
+        space=ranges,
+        settings=chosen,
+        data=Path(data) if data is not None else None,
+        placement=placement,
+        warm_start=[_find_search(one, runs) for one in warm_start],
+        experiment=check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT),
+    )
+    request = request_search(search, choices, lambda: ensure_builtin_phantom(runs, progress), say)
     with prepared_environment():  # for figures and MLflow, when Ray is gone
         outcome = _tune(search, request, uri, Observer(say=say, progress=progress))
     _say_mlflow_problem(search, outcome.mlflow_problem, say)

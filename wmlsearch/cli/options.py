@@ -175,9 +175,9 @@ def settings(**values: Any) -> RunSettings:
 
 def settings_before_data(**values: Any) -> RunSettings:
     """Validate settings before the data are known, which decide the epochs where none are given. Raises InputError."""
-    from wmlsearch.config import MAX_DEFAULT_EPOCHS
+    from wmlsearch.workflows import search_choices
 
-    return settings(**{**values, "epochs": MAX_DEFAULT_EPOCHS if values["epochs"] is None else values["epochs"]})
+    return search_choices.settings_before_data(values, lambda complete: settings(**complete))
 
 
 def epochs_for(data: Path, given: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -160,38 +160,47 @@ def _start(
     from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
     from wmlsearch.runs.names import SEARCH, default_name
+    from wmlsearch.workflows.new_search import SearchChoices, request_search
     from wmlsearch.workflows.observer import Observer
-    from wmlsearch.workflows.preflight import check_before_data
-    from wmlsearch.workflows.search_choices import notes
-    from wmlsearch.workflows.search_plan import SearchRequest
     from wmlsearch.workflows.tune import tune as run_search
 
     ranges = options.space_to_search(space)
-    settings = options.settings_before_data(**values)
+    options.settings_before_data(**values)
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
     check_new(search.path)
     earlier = [open_search(name, out) for name in warm_start]
-    if cluster is None and data is None:
-        check_before_data(ranges, settings, placement, epochs_given=values["epochs"] is not None)
     if cluster is not None:
-        from wmlsearch.cluster.ssh import Head
-
-        Head(cluster)  # refuses what is no cluster file
-    data = options.data_or_phantom(data, out)
-    if cluster is not None:
-        from wmlsearch.cluster.remote import tune as tune_on_cluster
-
-        sys.exit(tune_on_cluster(cluster, remote.given(), data, space, search.name, out, options.say))
-    settings = options.settings(**{**values, "epochs": options.epochs_for(data, values["epochs"])})
-    for note in notes(settings, bool(earlier)):
-        options.say(note)
+        _start_on_cluster(cluster, data, space, search.name, out)
+    choices = SearchChoices(
+        space=ranges,
+        settings=values,
+        data=data,
+        placement=placement,
+        warm_start=earlier,
+        experiment=experiment,
+        on_end=on_end,
+    )
+    request = request_search(
+        search, choices, lambda: options.data_or_phantom(None, out), options.say, lambda all_: options.settings(**all_)
+    )
+    settings = request.settings
     options.say(
-        f"searching {space} on {data}: {settings.trials} trials of at most {settings.epochs} epochs, in {search.path}"
+        f"searching {space} on {request.data}: {settings.trials} trials of at most {settings.epochs} epochs, in "
+        f"{search.path}"
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
         observer = Observer(display.update, display.say, display.progress)
-        request = SearchRequest(ranges, settings, data, placement, earlier, experiment, on_end)
         return search, run_search(search, request, uri, observer)
+
+
+def _start_on_cluster(cluster: Path, data: Path | None, space: str, name: str, out: Path) -> NoReturn:
+    """Run a new search on a cluster, and exit with its status. Raises InputError."""
+    from wmlsearch.cluster.remote import tune as tune_on_cluster
+    from wmlsearch.cluster.ssh import Head
+
+    Head(cluster)  # refuses what is no cluster file, before the phantom is made
+    data = options.data_or_phantom(data, out)
+    sys.exit(tune_on_cluster(cluster, remote.given(), data, space, name, out, options.say))
 
 
 def _resume(

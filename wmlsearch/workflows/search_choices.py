@@ -13,6 +13,8 @@ from wmlsearch.runs.objectives import objective_warnings
 from wmlsearch.runs.wording import command
 from wmlsearch.space import SearchSpace
 
+Validate = Callable[[Mapping[str, Any]], RunSettings]  # raises InputError, in the words of the command line or Python
+
 
 def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
     """Return a search space that has something to search: a shipped one, a file's, or that of a mapping. InputError."""
@@ -24,6 +26,12 @@ def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
             f"`{command('train', Path(source))}`"
         )
     return ranges
+
+
+def settings_before_data(values: Mapping[str, Any], validate: Validate) -> RunSettings:
+    """Validate settings before the data are known, which decide the epochs where none are given. Raises InputError."""
+    epochs = values.get("epochs")
+    return validate({**values, "epochs": MAX_DEFAULT_EPOCHS if epochs is None else epochs})
 
 
 def default_epochs(data: Path, say: Callable[[str], None]) -> int:

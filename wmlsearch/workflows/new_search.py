@@ -1,0 +1,63 @@
+"""From what a user chose for a new search to its request: what cannot run is refused before any data are made.
+
+The command line and the door for Python have this sequence from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.config import RunSettings
+from wmlsearch.runs.folders import SearchDir, check_new
+from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.preflight import check_before_data
+from wmlsearch.workflows.search_choices import Validate, default_epochs, notes, settings_before_data
+from wmlsearch.workflows.search_plan import SearchRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchChoices:
+    """What a user chose for a new search."""
+
+    space: SearchSpace
+    settings: Mapping[str, Any]  # without `epochs`, or with None, the data decide about them
+    data: Path | None  # folder of the prepared data set; None: the built-in phantom
+    placement: Placement
+    warm_start: Sequence[SearchDir]
+    experiment: str  # of MLflow
+    on_end: str | None = None
+
+
+def request_search(
+    search: SearchDir,
+    choices: SearchChoices,
+    make_phantom: Callable[[], Path],
+    say: Callable[[str], None],
+    validate: Validate = RunSettings.from_mapping,
+) -> SearchRequest:
+    """Return the request for a new search. Raises InputError for what cannot run.
+
+    Args:
+        search: Its folder, which must not exist.
+        choices: What the user chose.
+        make_phantom: Makes the built-in phantom and returns the folder of the prepared data set.
+        say: Shows the user the number of epochs, if the data decided it, and notes about the settings.
+        validate: Makes the settings.
+    """
+    check_new(search.path)
+    settings = settings_before_data(choices.settings, validate)
+    epochs, data = choices.settings.get("epochs"), choices.data
+    if data is None:
+        check_before_data(choices.space, settings, choices.placement, epochs_given=epochs is not None)
+        data = make_phantom()
+    if epochs is None:
+        settings = validate({**choices.settings, "epochs": default_epochs(data, say)})
+    for note in notes(settings, bool(choices.warm_start)):
+        say(note)
+    return SearchRequest(
+        choices.space, settings, data, choices.placement, choices.warm_start, choices.experiment, choices.on_end
+    )
