@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from mlflow import MlflowClient
 from processes import slots
 from records import epoch_row, search_record
@@ -33,7 +32,7 @@ from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.recorder import Recorder, describe_failure
+from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
@@ -287,6 +286,7 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path, m
         search, settings, proposals, budget, LOCAL.checkpoint_location, retention, display.update, scheduler
     )
     trial = SimpleNamespace(config=recorder.begin(0).as_plain(), run_metadata=SimpleNamespace(num_failures=0))
+    trial.temporary_state = SimpleNamespace()
 
     def report_epoch(epoch: int, **more: Any) -> None:
         report = row(0, epoch, settings.epochs)
@@ -300,7 +300,7 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path, m
     assert search.trial(0).status().reason == (
         "its process or machine died, so a new process continues it after epoch 1"
     )
-    monkeypatch.setattr(recorder.memory_kills, "reason_of_loss", lambda: memory_kills.REASON)
+    monkeypatch.setattr(recorder.memory_kills, "reason_of_loss", lambda _error: memory_kills.REASON)
     recorder.on_trial_recover(0, [], trial)
     report_epoch(2, replayed=[row.as_json() for row in search.trial(0).rows()])
     assert search.trial(0).status().reason == (
@@ -311,28 +311,3 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path, m
     said = console.export_text().splitlines()
     assert said[0] == "trial-0000: its process or machine died, so a new process continues it after epoch 1"
     assert said[-1].startswith("trial-0000 completed after 3 epochs")
-
-
-def test_a_failure_in_tune_has_a_state() -> None:
-    assert describe_failure(None)[0] == "lost"
-    assert describe_failure(ray.exceptions.ActorDiedError())[0] == "lost"
-    assert describe_failure(ray.exceptions.OutOfMemoryError("low on memory"))[0] == "out_of_memory"
-    assert describe_failure(RuntimeError("first\nlast"))[:2] == ("failed", "last")
-    state, reason, _ = describe_failure(ray.exceptions.ActorDiedError(), memory_kills.REASON)
-    assert (state, reason) == ("out_of_memory", f"{memory_kills.REASON}; {memory_kills.ADVICE}")
-    reason = "no report for 5 s (--trial-timeout)"
-    assert describe_failure(None, reason)[:2] == ("lost", f"{reason} 4 times without a new epoch")
-
-
-def test_a_kill_for_memory_is_counted_once_and_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = [7]
-    monkeypatch.setattr(memory_kills, "memory_kills", lambda: counts[-1])
-    monkeypatch.setenv(memory_kills.EMBEDDED, "1")
-    kills = memory_kills.MemoryKills()
-    assert kills.reason_of_loss() == "", "what was killed before is none of this search"
-    counts.append(8)
-    assert kills.reason_of_loss() == memory_kills.REASON
-    assert kills.reason_of_loss() == "", "another process that dies now has another reason"
-    counts.append(9)
-    monkeypatch.delenv(memory_kills.EMBEDDED)
-    assert kills.reason_of_loss() == "", "the workers of a cluster are elsewhere"

@@ -34,6 +34,7 @@ def test_the_controller_has_the_methods_and_attributes_that_are_replaced() -> No
     for name, parameters in (
         ("_maybe_reuse_cached_actor", ["self", "trial"]),
         ("_actor_failed", ["self", "tracked_actor", "exception"]),
+        ("_process_trial_failure", ["self", "trial", "exception"]),
         ("_trial_task_failure", ["self", "trial", "exception"]),
     ):
         assert list(inspect.signature(getattr(TuneController, name)).parameters) == parameters

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
+from wmlsearch.cli.mlflow import _page
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import MlflowLedger
+from wmlsearch.tracking import experiments
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.experiments import artifact_location, check_experiment_name, check_folder_exists
 from wmlsearch.tracking.mirror import copy
+from wmlsearch.tracking.mlflow_patches import view_path
+from wmlsearch.tracking.problems import why_no_files
 from wmlsearch.tracking.sync import default_uri, sync
 
 ABOUT: dict[str, Any] = {
@@ -104,6 +109,63 @@ def test_sync_into_another_experiment_of_a_store_that_has_no_run_yet(out: Path) 
     assert held(uri) == {"shared": ["s", "trial-0000", "trial-0001"]}
 
 
+def test_a_new_search_does_not_search_all_experiments(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared server that can take longer than we wait, at each attempt. The run cannot exist there."""
+    uri, search = default_uri(out), make_search(out, "s", experiment="a")
+
+    def search_experiments(*_: Any, **__: Any) -> None:
+        raise AssertionError("all experiments were searched")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "search_experiments", search_experiments)
+        patched.setattr(MlflowClient, "create_run", lambda *_, **__: 1 / 0)  # MLflow breaks off
+        assert copy(uri, search, [search])[0] == [search]
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "search_experiments", search_experiments)
+        assert copy(uri, search, [search, *search.trials()]) == ([], "")
+    assert held(uri) == {"a": ["s", "trial-0000"]}
+
+
+def test_all_experiments_are_searched_page_by_page(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `sync`, whose ledgers may be lost, and for a store that may have had the search before another one."""
+    uri, search = default_uri(out), make_search(out, "s", experiment="a")
+    sync(search, uri, "shared")
+    client = connect(uri)
+    for name in "abc":
+        client.create_experiment(name)
+    monkeypatch.setattr(experiments, "PAGE", 1)
+    other = out / "other"
+    other.mkdir()
+    shutil.copy(out / "mlflow.db", other)
+    assert copy(default_uri(other), search, [search, *search.trials()]) == ([], "")
+    assert held(uri) == {"a": [], "b": [], "c": [], "shared": ["s", "trial-0000"]}
+    assert copy(uri, search, [search, *search.trials()]) == ([], ""), "back to the first store"
+    for run in [search, *search.trials()]:
+        run.set_ledger(MlflowLedger())
+    assert sync(search, uri) == 2
+    assert held(uri) == held(default_uri(other)) == {"a": [], "b": [], "c": [], "shared": ["s", "trial-0000"]}
+
+
+def test_ui_opens_the_view_of_a_search_wherever_its_experiment_is(out: Path) -> None:
+    uri, search = default_uri(out), make_search(out, "s", experiment="a")
+    client = connect(uri)
+    assert _page(uri, out) == "", "MLflow has nothing yet"
+    sync(search, uri)
+    identity = search.ledger().experiment_id or ""
+    assert _page(uri, out) == view_path(identity, "s")
+    client.rename_experiment(identity, "lesions of 2026")
+    assert _page(uri, out) == view_path(identity, "s")
+    second = make_search(out, "t", experiment="a", created=search.record().created + 60)
+    sync(second, uri, "shared")
+    assert _page(uri, out) == view_path(second.ledger().experiment_id or "", "t") != view_path(identity, "t")
+    client.delete_experiment(second.ledger().experiment_id)
+    assert _page(uri, out) == view_path(identity, "s")
+    for run in (search, second):  # lost ledgers: by the names of the records
+        run.set_ledger(MlflowLedger())
+    client.rename_experiment(identity, "a")
+    assert _page(uri, out) == view_path(identity, "s")
+
+
 def test_a_deleted_experiment_of_that_name(out: Path) -> None:
     uri, search = default_uri(out), make_search(out, "s", experiment="gone")
     client = connect(uri)
@@ -156,3 +218,24 @@ def test_a_folder_of_another_machine_is_not_created_here(tmp_path: Path) -> None
         check_folder_exists("sqlite:////m.db", location)
         with pytest.raises(FileNotFoundError, match=r"of-the-server: the server on mlflow.example.org keeps files in"):
             check_folder_exists(remote, location)
+    for location in ("file:/nowhere/my%20files/1/run/artifacts", "FILE://localhost/nowhere/my%20files/1/run/artifacts"):
+        with pytest.raises(FileNotFoundError, match=r"^/nowhere/my files: the server on mlflow.example.org"):
+            check_folder_exists(remote, location)
+    (tmp_path / "my files").mkdir()
+    check_folder_exists(remote, f"file:{tmp_path}/my%20files/1/run/artifacts")
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:p%40w@db.example.org/mlflow", "mysql+pymysql://db.example.org/m"])
+def test_the_first_users_folder_is_not_made_on_another_machine(uri: str, tmp_path: Path) -> None:
+    """Without a server, an experiment keeps its files where the machine that created it had its runs."""
+    run = "1b2c/artifacts"
+    (tmp_path / "runs").mkdir()
+    check_folder_exists(uri, f"file://{tmp_path}/runs/mlflow-artifacts/{run}")  # the folder itself may be new
+    with pytest.raises(FileNotFoundError) as refused:
+        check_folder_exists(uri, f"file:///nowhere/alice/runs/mlflow-artifacts/{run}")
+    assert str(refused.value).startswith("/nowhere/alice/runs: this experiment of the database on db.example.org")
+    message = why_no_files(refused.value, uri, f"file:///nowhere/alice/runs/mlflow-artifacts/{run}")
+    assert "set MLFLOW_DEFAULT_ARTIFACT_ROOT to a folder or bucket that all machines reach" in message
+    assert "give another --experiment, since an experiment keeps its place" in message
+    for here in ("postgresql://me@localhost/m", "postgresql:///m", "postgresql://me@/m?host=/var/run/postgresql"):
+        check_folder_exists(here, f"file:///nowhere/alice/runs/mlflow-artifacts/{run}")

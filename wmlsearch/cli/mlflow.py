@@ -137,7 +137,7 @@ def _page(uri: str, out: Path) -> str:
 
     runs = sorted(every(out), key=created, reverse=True)
     try:
-        experiments = active_experiments(connect(uri), runs)
+        experiments = active_experiments(connect(uri), uri, runs)
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
         raise InputError(f"{where}: MLflow does not answer ({why(error, uri)})") from None

@@ -22,7 +22,7 @@ from wmlsearch.config import InputError
 from wmlsearch.runs.machine import available_cpus
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _CACHES = {  # each library's variable for its files, and the folder below the common one
     "MPLCONFIGDIR": "matplotlib",
     "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
@@ -133,7 +133,7 @@ def loopback_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
     if not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
         return {}
     given = [name for key in ("no_proxy", "NO_PROXY") for name in environment.get(key, "").split(",")]
-    names = list(dict.fromkeys(name.strip() for name in [*given, *_LOOPBACK] if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in [*given, *LOOPBACK_HOSTS] if name.strip()))
     value = "*" if "*" in names else ",".join(names)
     return {"no_proxy": value, "NO_PROXY": value}
 

@@ -23,7 +23,7 @@ from wmlsearch.runs.files import StorageError, write_bytes
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
-from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills
+from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
@@ -114,6 +114,7 @@ class RunTrainer:
                 self._start(self.waiting.popleft())
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
             self._kill_hung_groups()
+            self.memory_kills.look()
             if finished:
                 self._collect(finished[0])
 
@@ -173,14 +174,14 @@ class RunTrainer:
     def _retry(self, request: TrainingRequest, error: Exception) -> bool:
         """Queue the run of a group that died, or record its end after too many losses or another error."""
         self.losses[request.run.path] += 1
-        died, killed = isinstance(error, ActorDiedError), self.memory_kills.reason_of_loss()
-        if died and self.losses[request.run.path] <= LOST_PROCESS_RETRIES:
+        killed = self.memory_kills.reason_of_loss(error)
+        if isinstance(error, ActorDiedError) and self.losses[request.run.path] <= LOST_PROCESS_RETRIES:
             self.waiting.appendleft(request)
             return True
         if killed or isinstance(error, OutOfMemoryError):
             request.run.set_status("out_of_memory", f"{killed or REASON}; {ADVICE}", str(error))
             return False
-        request.run.set_status("lost" if died else "failed", str(error).strip().splitlines()[-1], str(error))
+        request.run.set_status("lost" if is_death(error) else "failed", str(error).strip().splitlines()[-1], str(error))
         return False
 
 

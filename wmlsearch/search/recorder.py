@@ -20,12 +20,12 @@ from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
-from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills
+from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death
 from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
-from wmlsearch.search.tune_patches import actor_of, reset_failures
+from wmlsearch.search.tune_patches import actor_of, failure_of, reset_failures
 
 
 class Recorder(tune.Callback):
@@ -143,22 +143,25 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial_number(trial)
         self._note_memory_kill(trial)
-        state, reason, trace = describe_failure(trial.get_error(), self.losses.get(number, ""))
+        state, reason, trace = describe_failure(failure_of(trial), self.losses.get(number, ""))
         try:
             self._end(number, state, reason, trace)
         except OSError as error:
             self.budget.abort(error)
 
     def _note_memory_kill(self, trial: Trial) -> None:
-        """Remember why a process died, if the system ended it for lack of memory."""
-        if reason := self.memory_kills.reason_of_loss():
-            self.losses[trial_number(trial)] = reason
+        """Remember why a process died, if the system ended it for lack of memory, and not we."""
+        number = trial_number(trial)
+        ended_by_us = self.last_report.get(number) == math.inf
+        if not ended_by_us and (reason := self.memory_kills.reason_of_loss(failure_of(trial))):
+            self.losses[number] = reason
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.last_report[trial_number(trial)] = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """End the processes that have not reported for --trial-timeout. Tune continues their trials in new ones."""
+        self.memory_kills.look()
         limit = self.settings.trial_timeout or math.inf
         for trial in trials:
             number, actor = trial_number(trial), actor_of(trial)
@@ -204,12 +207,12 @@ class Recorder(tune.Callback):
 
 def describe_failure(error: Exception | None, loss: str = "") -> tuple[str, str, str]:
     """Return state, reason and traceback of a trial that Tune gave up; `loss` is why its process was ended."""
-    text = str(error or "its process died").strip()
+    text = str(error or "").strip() or "its process died"
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "out_of_memory", f"Ray ended its process, since the machine ran low on memory; {ADVICE}", text
-    if loss == REASON:
-        return "out_of_memory", f"{REASON}; {ADVICE}", text
-    if error is None or isinstance(error, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
+    if error is None or is_death(error):
+        if loss == REASON:
+            return "out_of_memory", f"{REASON}; {ADVICE}", text
         times = f"{LOST_PROCESS_RETRIES + 1} times without a new epoch"
         return "lost", f"{loss or 'its process or machine died'} {times}", text
     return "failed", text.splitlines()[-1], text

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
 # At import time `ray.train.FailureConfig` may be the class of v1, which has no `controller_failure_limit`.
 from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
 
-__all__ = ["FailureConfig", "FileRendezvousConfig"]
+__all__ = ["FailureConfig", "FileRendezvousConfig", "workers_died"]
+
+
+def workers_died(error: Exception) -> bool:
+    """Return whether `TorchTrainer.fit` ended because a worker's process died. The other ranks then fail too."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return any(isinstance(getattr(each, "health_check_failure", each), RayActorError) for each in failures)
 
 
 @dataclass

@@ -23,6 +23,14 @@ def reset_failures(trial: Trial) -> None:
     trial.run_metadata.num_failures = 0
 
 
+def failure_of(trial: Trial) -> Exception | None:
+    """Return what Ray raised for the latest failure of a trial, or None.
+
+    Tune's own `Trial.get_error` reads a file that is not there yet when the callbacks are told of the failure.
+    """
+    return getattr(trial.temporary_state, "failure", None)
+
+
 def named_trial(name: str) -> Trial:
     """Return a trial without a trainable, for a scheduler. Tune's own trials get a new name in each session."""
     return Trial("stand-in", trial_id=name, stub=True)
@@ -62,6 +70,12 @@ class _Controller(TuneController):
         """Stop waiting for the reset of an actor that died. Tune waits for it until the end."""
         self._resetting_trials.discard(self._actor_to_trial.get(tracked_actor))
         super()._actor_failed(tracked_actor, exception)
+
+    def _process_trial_failure(self, trial: Trial, exception: Any) -> None:
+        """Keep the error for `failure_of`: callbacks get the trial only."""
+        state: Any = trial.temporary_state
+        state.failure = exception
+        super()._process_trial_failure(trial, exception)
 
     def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
         """Count a failure once. Tune counts an actor that dies during its reset twice, and gives the trial up."""

@@ -26,7 +26,7 @@ from torch import distributed
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.ray_patches import release_placement_groups
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
-from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig
+from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig, workers_died
 from wmlsearch.search.trial_worker import TrainingSession
 
 LOST_WORKER_RETRIES = 5  # how often a group whose worker or node died is set up again
@@ -88,6 +88,10 @@ class Mailbox:
             return None
 
 
+class WorkersDiedError(RuntimeError):
+    """Processes or machines of a worker group died more often than it may be set up again."""
+
+
 class WorkerGroup:
     """The workers of one slot. The process that drives them calls `start`, then `step` until a result is `done`.
 
@@ -127,13 +131,13 @@ class WorkerGroup:
                 failure_config=FailureConfig(max_failures=retries, controller_failure_limit=2),
             ),
         )
-        self.failure = ""
+        self.failure, self.died = "", False
 
         def fit() -> None:
             try:
                 trainer.fit()
-            except Exception:
-                self.failure = traceback.format_exc()
+            except Exception as error:
+                self.failure, self.died = traceback.format_exc(), workers_died(error)
 
         self.thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         self.thread.start()
@@ -142,7 +146,7 @@ class WorkerGroup:
         ray.get(self.mailbox.order.remote(Command("start", assignment)), timeout=MAILBOX_TIMEOUT_S)
 
     def step(self) -> TrialResult:
-        """Train an epoch. Raises RuntimeError if the group failed more often than it may be set up again."""
+        """Train an epoch. Raises RuntimeError, or WorkersDiedError, if the group may not be set up again."""
         ray.get(self.mailbox.order.remote(Command("step")), timeout=MAILBOX_TIMEOUT_S)
         while True:
             alive = self.thread.is_alive()
@@ -150,7 +154,8 @@ class WorkerGroup:
             if result is not None:
                 return result
             if not alive:
-                raise RuntimeError(self.failure or "Ray Train ended without an error message")
+                failure = self.failure or "Ray Train ended without an error message"
+                raise WorkersDiedError(failure) if self.died else RuntimeError(failure)
 
     def close(self) -> None:
         """End the workers. Workers in the middle of an epoch are not waited for longer than CLOSE_TIMEOUT_S."""

@@ -8,13 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmlsearch.runs.environment import loopback_exceptions
 from wmlsearch.tracking.uri import is_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 CONNECT_S = 10  # seconds to wait for a database
+# The drivers that take `connect_timeout`; others name it differently, and refuse a name that they do not know.
+_TAKE_CONNECT_TIMEOUT = ("psycopg", "psycopg2", "mysqldb", "pymysql", "mysqlconnector")
 _SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 
 
@@ -24,7 +26,7 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # MLflow's own retries may create a run twice, if the first request arrived. We look for the run before we retry.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    _reach_this_machine_directly()
+    os.environ |= loopback_exceptions(os.environ)
     for name in _SILENT:
         logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
@@ -41,10 +43,11 @@ def connect(uri: str) -> MlflowClient:
 
 def _check_connection(uri: str) -> None:
     """Connect to a database once. MLflow tries ten times, for almost two minutes, before it says what is wrong."""
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, make_url
     from sqlalchemy.pool import NullPool
 
-    limit = {} if uri.startswith("mssql") else {"connect_timeout": CONNECT_S}
+    takes_limit = make_url(uri).get_driver_name() in _TAKE_CONNECT_TIMEOUT
+    limit = {"connect_timeout": CONNECT_S} if takes_limit else {}
     with create_engine(uri, poolclass=NullPool, connect_args=limit).connect():
         pass
 
@@ -76,12 +79,3 @@ def _create_store(path: Path) -> None:
         except OSError:  # a file system without hard links
             if not path.exists():
                 complete.rename(path)
-
-
-def _reach_this_machine_directly() -> None:
-    """Except this machine from the proxies of the environment: a proxy would ask its own machine instead."""
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    hosts = [host for host in (part.strip() for part in given.split(",")) if host]
-    if "*" not in hosts:
-        every = ",".join([*hosts, *(host for host in THIS_MACHINE if host not in hosts)])
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = every

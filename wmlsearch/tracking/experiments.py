@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from wmlsearch.config import InputError
+from wmlsearch.runs.environment import LOOPBACK_HOSTS
 from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.runs.wording import command
-from wmlsearch.tracking.client import THIS_MACHINE
-from wmlsearch.tracking.mlflow_patches import TRAINING_EXPERIMENT
+from wmlsearch.tracking.problems import local_folder
 from wmlsearch.tracking.uri import is_database
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DELETED = "deleted"  # the lifecycle stage of what MLflow keeps, but adds nothing to
 MAX_NAME = 500  # characters of an experiment's name that MLflow takes
+PAGE = 200  # experiments that are searched at once
 ARTIFACTS = "mlflow-artifacts"  # the folder of the files of a store without a server
 
 
@@ -41,22 +42,31 @@ def check_experiment_name(name: str) -> str:
     return name
 
 
-def experiment_of(client: MlflowClient, uri: str, root: AnyDir, wanted: str | None = None) -> str:
+def experiment_of(
+    client: MlflowClient, uri: str, root: AnyDir, wanted: str | None = None, everywhere: bool = False
+) -> str:
     """Return the id of the experiment of a search or single run, which is created if it is missing.
+
+    A folder that no MLflow has had yet belongs into the experiment of its record. One that was sent before may be in a
+    renamed experiment, so it is searched in all of them, unless the ledger names its experiment.
 
     Args:
         wanted: Another experiment than the one of the folder's record, for a folder that this store has not yet, or
             has in a deleted experiment only.
+        everywhere: Search all experiments for a folder without a ledger too, which can be lost.
 
     Raises InputError if it was deleted: MLflow keeps its name, and whoever deleted it may not want its runs back.
     """
     record = root.record()
-    experiment = _noted_experiment(client, uri, root) or _experiment_with_run(client, record.key)
+    own = record.experiment or EXPERIMENT
+    experiment = _noted_experiment(client, uri, root)
+    if experiment is None and (everywhere or root.ledger().experiment_id):
+        experiment = _experiment_with_run(client, record.key, own)
     if experiment is None or (wanted is not None and experiment.lifecycle_stage == DELETED):
-        name = wanted or record.experiment or EXPERIMENT
+        name = wanted or own
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            return str(client.create_experiment(name, artifact_location(uri, root), TRAINING_EXPERIMENT))
+            return str(client.create_experiment(name, artifact_location(uri, root)))
     if experiment.lifecycle_stage == DELETED:
         raise InputError(
             f"{without_password(uri)}: the experiment {experiment.name!r} was deleted there, so it takes no runs; "
@@ -71,16 +81,23 @@ def experiment_name(client: MlflowClient, root: AnyDir) -> str:
     return str(client.get_experiment(root.ledger().experiment_id or "").name)
 
 
-def active_experiments(client: MlflowClient, roots: Iterable[AnyDir]) -> list[Experiment]:
-    """Return the experiments of searches and single runs that MLflow has and that are not deleted, each once."""
-    names: dict[str, None] = {}
+def active_experiments(client: MlflowClient, uri: str, roots: Iterable[AnyDir]) -> list[Experiment]:
+    """Return the experiments of searches and single runs that MLflow has and that are not deleted, each once.
+
+    They are those that the ledgers name, since an experiment can be renamed, and `sync` can send a folder into another
+    one; of a folder that this MLflow has not yet, the one of its record.
+    """
+    noted: dict[str, Experiment | None] = {}
+    found: dict[str, Experiment] = {}
     for root in roots:
         with contextlib.suppress(InputError):  # a damaged folder
-            names[root.record().experiment or EXPERIMENT] = None
-    experiments = [client.get_experiment_by_name(name) for name in names or [EXPERIMENT]]
-    return [
-        experiment for experiment in experiments if experiment is not None and experiment.lifecycle_stage != DELETED
-    ]
+            ledger, name = root.ledger(), root.record().experiment or EXPERIMENT
+            key = f"id {ledger.experiment_id}" if _notes(ledger, uri) else f"name {name}"
+            if key not in noted:
+                noted[key] = _noted_experiment(client, uri, root) or client.get_experiment_by_name(name)
+            if (experiment := noted[key]) is not None and experiment.lifecycle_stage != DELETED:
+                found.setdefault(experiment.experiment_id, experiment)
+    return list(found.values())
 
 
 def artifact_location(uri: str, root: AnyDir) -> str | None:
@@ -98,19 +115,39 @@ def artifact_location(uri: str, root: AnyDir) -> str | None:
 
 
 def check_folder_exists(uri: str, location: str) -> None:
-    """Raises FileNotFoundError if a server on another machine names a folder that this machine does not have.
+    """Raises FileNotFoundError if files belong into a folder of another machine, which this one does not have.
 
     MLflow would create it here, and nobody would find the files.
     """
-    host = urlsplit(uri).hostname if uri.startswith(("http://", "https://")) else None
-    if host is None or host in THIS_MACHINE or re.match(r"(?!file:)[a-z][\w+.-]*:", location):
+    host, folder = _other_host(uri), local_folder(location)
+    if not host or folder is None:
         return
-    root = Path(location.removeprefix("file://")).parents[2]  # of ROOT/EXPERIMENT/RUN/artifacts
-    if not root.is_dir():
+    # A run's files are in ROOT/EXPERIMENT/RUN/artifacts, or in ROOT/RUN/artifacts, where ROOT need not exist yet.
+    root = folder.parents[min(2, len(folder.parents) - 1)]
+    if root.is_dir():
+        return
+    if is_database(uri):
         raise FileNotFoundError(
-            f"{root}: the server on {host} keeps files in this folder (--no-serve-artifacts), and this machine has no "
-            "such folder"
+            f"{root}: this experiment of the database on {host} keeps its files in this folder of the machine that "
+            "created it, and this machine has no such folder"
         )
+    raise FileNotFoundError(
+        f"{root}: the server on {host} keeps files in this folder (--no-serve-artifacts), and this machine has no "
+        "such folder"
+    )
+
+
+def _other_host(uri: str) -> str:
+    """Return the other machine that a server or database is on, or ""."""
+    if uri.startswith(("http://", "https://")):
+        host = urlsplit(uri).hostname
+    elif is_database(uri):
+        from sqlalchemy import make_url
+
+        host = make_url(uri).host  # of a connection through a socket: none, or its folder
+    else:
+        return ""
+    return "" if not host or host in LOOPBACK_HOSTS or host.startswith("/") else host
 
 
 def _noted_experiment(client: MlflowClient, uri: str, root: AnyDir) -> Experiment | None:
@@ -118,20 +155,41 @@ def _noted_experiment(client: MlflowClient, uri: str, root: AnyDir) -> Experimen
     from mlflow.exceptions import MlflowException
 
     ledger = root.ledger()
-    if ledger.uri != without_password(uri) or not ledger.experiment_id:
+    if not _notes(ledger, uri):
         return None
     try:
-        return client.get_experiment(ledger.experiment_id)
+        return client.get_experiment(ledger.experiment_id or "")
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
 
 
-def _experiment_with_run(client: MlflowClient, key: str) -> Experiment | None:
-    """Return the active experiment that has the run with this key, or None."""
-    experiments = {experiment.experiment_id: experiment for experiment in client.search_experiments()}
-    if not experiments:
-        return None
-    runs = client.search_runs(list(experiments), f"tags.`wmlsearch.key` = '{key}'", max_results=1)
-    return experiments[runs[0].info.experiment_id] if runs else None
+def _notes(ledger: MlflowLedger, uri: str) -> bool:
+    """Return whether a ledger names an experiment of this store."""
+    return ledger.uri == without_password(uri) and bool(ledger.experiment_id)
+
+
+def _experiment_with_run(client: MlflowClient, key: str, first: str) -> Experiment | None:
+    """Return the active experiment that has the run with this key, or None. The one called `first` is searched first.
+
+    A shared server can have thousands of experiments, and must answer each question within seconds.
+    """
+    own = client.get_experiment_by_name(first)
+    if own is not None and own.lifecycle_stage != DELETED and _has_run(client, [own.experiment_id], key):
+        return own
+    token: str | None = None
+    while True:
+        page = client.search_experiments(max_results=PAGE, page_token=token)
+        experiments = {experiment.experiment_id: experiment for experiment in page}
+        if experiments and (experiment_id := _has_run(client, list(experiments), key)):
+            return experiments[experiment_id]
+        token = page.token
+        if not token:
+            return None
+
+
+def _has_run(client: MlflowClient, experiment_ids: list[str], key: str) -> str:
+    """Return which of these experiments has the run with this key, or ""."""
+    runs = client.search_runs(experiment_ids, f"tags.`wmlsearch.key` = '{key}'", max_results=1)
+    return str(runs[0].info.experiment_id) if runs else ""

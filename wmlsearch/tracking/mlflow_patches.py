@@ -16,10 +16,7 @@ from wmlsearch.runs.files import write_json
 # The prefix of an experiment's tag that holds a saved view of the UI. MLflow has no API for views.
 SHARED_VIEW_TAG = "mlflow.sharedViewState."
 
-# The tag of an experiment, and its value, with which the UI shows the pages about training, not those about prompts.
-TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
-
-# The part of an address that does the same: without it, the menus beside a page are those about prompts.
+# The part of an address with which the UI shows the pages about training. Without it, the menus are about prompts.
 TRAINING_PAGES = "workflowType=machine_learning"
 
 # Characters of an experiment's tag: MLflow 3.17 takes 20,000, older servers 5000.

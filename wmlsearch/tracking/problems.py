@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from wmlsearch.runs.redaction import without_password
 
@@ -151,15 +151,25 @@ def why_no_files(error: BaseException, uri: str, location: str, log: Path | None
         )
         return _explain(error, uri, log, _SERVED_FILES, location, otherwise)
     otherwise = f"check that {location} can be written from this machine"
-    if "://" not in location or location.startswith("file:"):
-        folder = location.removeprefix("file://")
+    if (folder := local_folder(location)) is not None:
+        elsewhere = (
+            "let the server take the files (mlflow server --serve-artifacts --artifacts-destination PLACE)"
+            if uri.startswith(("http:", "https:"))
+            else "set MLFLOW_DEFAULT_ARTIFACT_ROOT to a folder or bucket that all machines reach"
+        )
         otherwise = (
-            f"make {folder} writable on this machine, or let the server take the files (mlflow server "
-            "--serve-artifacts --artifacts-destination PLACE) and give another --experiment, since an experiment keeps "
-            "its place"
+            f"make {folder} writable on this machine, or {elsewhere} and give another --experiment, since an "
+            "experiment keeps its place"
         )
         return _explain(error, uri, log, (), location, otherwise)
     return _explain(error, uri, log, _FILES, location, otherwise)
+
+
+def local_folder(location: str) -> Path | None:
+    """Return the folder of this machine that an artifact location names, or None: file:///A%20B, file:/x or /x."""
+    if re.match(r"file:", location, re.IGNORECASE):
+        return Path(unquote(urlsplit(location).path))
+    return None if re.match(r"[a-z][\w+.-]*:", location, re.IGNORECASE) else Path(location)
 
 
 def _explain(

@@ -227,16 +227,16 @@ def _open_run(
         )
     if ledger.run_id and not (everything and not run_exists(client, ledger.run_id)):
         if everything:
-            single_run(client, experiment_of(client, uri, root), run.record().key, ledger.run_id)
+            single_run(client, experiment_of(client, uri, root, everywhere=True), run.record().key, ledger.run_id)
         return ledger, ""
-    # If this process dies before the id is noted, the next one must look for the run.
-    run.set_ledger(ledger.model_copy(update={"run_id": None}))
     if run.path == root.path:
-        ledger, artifact_uri = _open_root(client, uri, root, experiment)
+        ledger, artifact_uri = _open_root(client, uri, root, experiment, everything)
     else:
+        # If this process dies before the id is noted, the next one must look for the run.
+        run.set_ledger(ledger.model_copy(update={"run_id": None}))
         root_ledger = root.ledger()
         if root_ledger.uri != store or root_ledger.experiment_id is None:
-            root_ledger, _ = _open_root(client, uri, root, experiment)
+            root_ledger, _ = _open_root(client, uri, root, experiment, everything)
         experiment_id = root_ledger.experiment_id or ""
         # A search's run that was created from this folder has no children but those that their folders have noted.
         cannot_exist = new_store and not everything and root_ledger.made
@@ -248,9 +248,11 @@ def _open_run(
     return ledger, artifact_uri
 
 
-def _open_root(client: MlflowClient, uri: str, root: AnyDir, experiment: str | None) -> tuple[MlflowLedger, str]:
+def _open_root(
+    client: MlflowClient, uri: str, root: AnyDir, experiment: str | None, everywhere: bool
+) -> tuple[MlflowLedger, str]:
     """Return a new ledger of a search or single run, and the artifact URI of a run that was created now, else ""."""
-    opened = find_or_create_run(client, root.record(), experiment_of(client, uri, root, experiment))
+    opened = find_or_create_run(client, root.record(), experiment_of(client, uri, root, experiment, everywhere))
     ledger = MlflowLedger(
         uri=without_password(uri), run_id=opened.run_id, made=opened.created, experiment_id=opened.experiment_id
     )
