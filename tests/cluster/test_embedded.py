@@ -74,7 +74,7 @@ def test_a_full_disk_is_left_for_another_and_small_shared_memory_is_told(
 
 
 def test_no_folder_is_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: dict[str, int]) -> None:
-    monkeypatch.setattr(embedded, "_temporary_folders", lambda: [Path("/a" * 30), tmp_path / "missing", Path("/tmp")])  # noqa: S108
+    monkeypatch.setattr(embedded, "temporary_folders", lambda: [Path("/a" * 30), tmp_path / "missing", Path("/tmp")])  # noqa: S108
     free["/tmp"] = 3 * MB  # noqa: S108
     with pytest.raises(InputError) as caught:
         session_parent(IN_SHARED_MEMORY)

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from processes import wait_for
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import environment
@@ -120,6 +121,41 @@ def test_a_notebook_gets_its_environment_back(tmp_path: Path) -> None:
     given = {"HOME": str(tmp_path / "missing"), "USER": "anna", "TMPDIR": str(tmp_path / "t"), "http_proxy": "p:1"}
     assert prepared({**given, "no_proxy": "a.org"}, PUT_BACK) == {}
     assert list((tmp_path / "t").iterdir()) == []
+
+
+END_AT_ONCE = """
+import os, signal
+from wmlsearch.runs.environment import prepare_environment
+prepare_environment()
+print(os.environ["XDG_CACHE_HOME"], flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_caches_are_removed_however_the_process_ends(end: str, tmp_path: Path) -> None:
+    python = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environment = {**python, "HOME": str(tmp_path / "missing"), "USER": "anna", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", END_AT_ONCE.format(end=end)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    folder = Path(result.stdout.strip()).parent
+    assert folder.parent == tmp_path
+    wait_for(lambda: not folder.exists(), 30)
+
+
+def test_a_fork_that_ends_leaves_the_caches(tmp_path: Path) -> None:
+    code = """
+import json, os, sys
+from wmlsearch.runs.environment import prepare_environment
+prepare_environment()
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+print(json.dumps({"exists": os.path.isdir(os.path.dirname(os.environ["XDG_CACHE_HOME"]))}))
+"""
+    given = {"HOME": str(tmp_path / "missing"), "USER": "anna", "TMPDIR": str(tmp_path)}
+    assert prepared(given, code) == {"exists": True}
+    assert list(tmp_path.iterdir()) == []
 
 
 NOBODY = """

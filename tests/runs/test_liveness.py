@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from records import search_record
+from records import epoch_row, run_record, search_record
 
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.liveness import Liveness, clock
 
 NOON = 1_800_000_000.0  # Unix seconds
@@ -27,15 +27,41 @@ def test_a_process_that_holds_the_folder_is_alive(search: SearchDir) -> None:
     assert Liveness.of(search).process == "gone"
 
 
-def test_it_is_gone_since_the_last_file_was_written(search: SearchDir) -> None:
-    """MLflow's ledger does not count: `wmlsearch sync` writes it later."""
-    (search.path / "mlflow.json").write_text("{}")
-    for file in search.path.iterdir():
+@pytest.mark.parametrize("sign", ["owner", "trials/0000/metrics.jsonl", "trials/0000/status.json"])
+def test_it_is_gone_since_its_process_wrote_last(sign: str, search: SearchDir) -> None:
+    """What `stop`, `sync` and `evaluate` write later does not count."""
+    trial = RunDir.create(search.trial(0).path, run_record())
+    trial.append(epoch_row({"epoch": 1, "val_dice": 0.5}))
+    (search.path / "owner").write_text("process 7 on node3\n")
+    late = [search.path / name for name in ("stop", "mlflow.json", "mlflow-problem.txt", "status.json", "test.json")]
+    for file in late:
+        file.touch()
+    for file in search.path.rglob("*"):
         os.utime(file, (NOON, NOON))
-    os.utime(search.path / "status.json", (NOON + 60, NOON + 60))
-    os.utime(search.path / "mlflow.json", (NOON + 600, NOON + 600))
+    for file in late:
+        os.utime(file, (NOON + 600, NOON + 600))
+    os.utime(search.path / sign, (NOON + 60, NOON + 60))
     liveness = Liveness.of(search)
-    assert (liveness.process, liveness.last_sign, liveness.is_elsewhere) == ("gone", NOON + 60, False)
+    assert (liveness.process, liveness.last_sign, liveness.owner) == ("gone", NOON + 60, "process 7 on node3")
+
+
+def test_a_stop_does_not_wake_a_silent_process(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmlsearch.runs.liveness.is_running", lambda _: True)
+    (search.path / "owner").write_text("process 7 on node3\n")
+    for file in search.path.iterdir():
+        os.utime(file, (time.time() - 601,) * 2)
+    search.request_stop()
+    assert Liveness.of(search).process == "silent"
+    (search.path / ".owner-claim").touch()
+    assert Liveness.of(search).process == "alive"
+
+
+def test_a_training_is_told_by_its_own_files(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "t", run_record())
+    for file in run.path.iterdir():
+        os.utime(file, (NOON, NOON))
+    os.utime(run.file("status"), (NOON + 60, NOON + 60))
+    assert Liveness.of(run).last_sign == NOON + 60
 
 
 @pytest.mark.parametrize(

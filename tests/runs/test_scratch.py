@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +14,8 @@ from pathlib import Path
 import pytest
 from processes import descendants, kill, wait_for
 
+from wmlsearch.runs import process, scratch
+from wmlsearch.runs.process import Process
 from wmlsearch.runs.scratch import remove_abandoned, scratch_folder
 
 HOLDS = """
@@ -27,9 +32,11 @@ with scratch_folder("test") as folder:
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder of this test's own."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder = tmp_path / "usual"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
+    return folder
 
 
 def start() -> tuple[subprocess.Popen[str], Path]:
@@ -83,3 +90,52 @@ def test_what_has_no_owner_stays(temporary: Path) -> None:
     (temporary / "wmlsearch-x-file").touch()
     remove_abandoned()
     assert len(list(temporary.iterdir())) == 4
+
+
+def folder_of(parent: Path, **changes: object) -> Path:
+    """Leave a folder as a process does that is killed together with its remover; `changes` are of what it names."""
+    folder = parent / "wmlsearch-ray-abcdefgh"
+    folder.mkdir(parents=True)
+    (folder / "owner").write_text(json.dumps({**Process.of_this_one().as_plain(), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("number", [0, errno.ENOLCK], ids=["all locks are granted", "no locks"])
+@pytest.mark.parametrize(
+    ("changes", "stays"),
+    [
+        ({"host": "elsewhere", "space": "another-boot pid:[1]", "pid": 2**22 + 1}, True),  # a node of the cluster
+        ({"space": "{boot} pid:[1]", "pid": 2**22 + 1}, True),  # another container of this machine
+        ({}, True),
+        ({"pid": 2**22 + 1}, False),
+        ({"started": "1"}, False),  # its process id is used again
+        ({"machine": "4f", "space": "another-boot pid:[1]"}, False),  # before a reboot
+    ],
+)
+def test_only_a_process_that_is_dead_for_sure_leaves_an_abandoned_folder(
+    number: int, changes: dict[str, object], stays: bool, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines may share a temporary folder, and the locks of its file system say nothing, or there are none."""
+
+    def flock(*_: object) -> None:
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(process, "_machine_id", lambda: "4f")
+    boot = Process.of_this_one().space.partition(" ")[0]
+    folder = folder_of(temporary, **{name: str(value).format(boot=boot) if name == "space" else value
+                                     for name, value in changes.items()})  # fmt: skip
+    remove_abandoned()
+    assert folder.exists() == stays
+
+
+def test_what_is_left_where_the_usual_folder_did_not_do_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "OTHER_FOLDERS", (str(tmp_path / "missing"), str(tmp_path / "tmp")))
+    monkeypatch.setattr(scratch, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    folders = [folder_of(tmp_path / name, started="1") for name in ("tmp", "shm", "run")]
+    remove_abandoned()
+    assert [folder for folder in folders if folder.exists()] == []

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
-from wmlsearch.runs.lock import NO_LOCKS
+from wmlsearch.runs.file_systems import NO_LOCKS
 
 PART_BYTES = 64 * 2**20
 CACHE = "~/.cache/wmlsearch/data"

@@ -15,13 +15,12 @@ from pathlib import Path
 from wmlsearch.config import InputError
 from wmlsearch.runs.environment import home_is_writable, loopback_exceptions
 from wmlsearch.runs.machine import Machine
+from wmlsearch.runs.scratch import SHARED_MEMORY, temporary_folders
 
 EMBEDDED = "WMLSEARCH_EMBEDDED_RAY"  # set in the environment of all processes of an embedded Ray
 OBJECT_STORE_BYTES = 200 * 2**20  # nothing that we send is large, and a small store spares /dev/shm
 SMALLEST_STORE_BYTES = 80 * 2**20  # Ray refuses less than 75 MiB
 LOG_BYTES = 20 * 2**20  # what Ray's servers write for a long search
-# Ray's choice, and where its session may be if the usual folder will not do, in a folder of its own.
-SHARED_MEMORY, OTHER_FOLDERS = Path("/dev/shm"), ("/tmp", "/var/tmp")  # noqa: S108
 # The longest path of a socket below the session folder, as Ray names it, and the bytes that the system allows.
 LONGEST_SOCKET = "/session_2026-11-28_21-31-40_123456_4194304/sockets/plasma_store"
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
@@ -53,7 +52,7 @@ def session_parent(store: ObjectStore) -> Path:
     The usual temporary folder comes first. Raises InputError that says why none of the folders can be used.
     """
     needed = _needed(store)
-    faults = {folder: _fault_of(folder, needed) for folder in _temporary_folders()}
+    faults = {folder: _fault_of(folder, needed) for folder in temporary_folders()}
     for folder, fault in faults.items():
         if not fault:
             return folder
@@ -112,12 +111,6 @@ def _token_can_be_stored() -> bool:
 def _token() -> str:
     """Return the token of the embedded Rays of this process, which Ray keeps once it has read it."""
     return secrets.token_hex(32)
-
-
-def _temporary_folders() -> list[Path]:
-    """Return the folders that may hold temporary files, the usual one first."""
-    usual = [tempfile.gettempdir(), *OTHER_FOLDERS, os.environ.get("XDG_RUNTIME_DIR", ""), str(SHARED_MEMORY)]
-    return [Path(folder) for folder in dict.fromkeys(usual) if folder]
 
 
 def _fault_of(folder: Path, needed: int) -> str:

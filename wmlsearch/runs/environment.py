@@ -13,13 +13,13 @@ import contextlib
 import functools
 import getpass
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.machine import available_cpus
+from wmlsearch.runs.scratch import scratch_folder
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -39,7 +39,7 @@ def prepare_environment() -> None:
 
     - Proxies are not asked for the loopback address: MLflow and Ray run servers there.
     - Without a name of the user (an id without an entry in the list of users), one is made of the id.
-    - Without a home that can be written, caches are in a temporary folder, which is removed at the end.
+    - Without a home that can be written, caches are in a temporary folder, which is removed when this process ends.
     - Where this process may use a part of the CPUs only, libraries start no more threads than that.
 
     Raises InputError if there is no temporary folder.
@@ -105,9 +105,13 @@ def _missing_variables() -> dict[str, str]:
 
 @functools.cache
 def _cache_folder(process: int) -> Path:
-    """Return the folder for the caches of this process: libraries may keep its name for as long as it lives."""
-    folder = Path(tempfile.mkdtemp(prefix="wmlsearch-cache-"))
-    atexit.register(_remove_by, process, folder)
+    """Return the folder for the caches of this process: libraries may keep its name for as long as it lives.
+
+    It is removed when the process ends, however it ends.
+    """
+    stack = contextlib.ExitStack()
+    folder = stack.enter_context(scratch_folder("cache"))
+    atexit.register(stack.close)
     return folder
 
 
@@ -136,8 +140,3 @@ def loopback_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
     names = list(dict.fromkeys(name.strip() for name in [*given, *LOOPBACK_HOSTS] if name.strip()))
     value = "*" if "*" in names else ",".join(names)
     return {"no_proxy": value, "NO_PROXY": value}
-
-
-def _remove_by(process: int, folder: Path) -> None:
-    if os.getpid() == process:  # not by its forks
-        shutil.rmtree(folder, ignore_errors=True)

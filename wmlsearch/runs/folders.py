@@ -22,7 +22,7 @@ import numpy as np
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
-from wmlsearch.runs.lock import check_not_running, folder_lock, is_running
+from wmlsearch.runs.lock import check_not_running, check_still_held, folder_lock, is_running
 from wmlsearch.runs.names import judgement_run_name, selection_run_name
 from wmlsearch.runs.redaction import without_home
 from wmlsearch.runs.schema import (
@@ -99,7 +99,11 @@ class RecordDir(abc.ABC):
         successor: Successor | None = None,
         front: list[str] | None = None,
     ) -> None:
-        """Write the status. Home directories become `~`, because MLflow gets reason and traceback."""
+        """Write the status. Home directories become `~`, because MLflow gets reason and traceback.
+
+        Raises StorageError if another process has taken over the search, as all that writes its course does.
+        """
+        check_still_held(self.path)
         old = self.status()
         started = old.started or time.time()
         fields: dict[str, Any] = {"state": state, "reason": without_home(reason), "started": started}
@@ -117,6 +121,7 @@ class RecordDir(abc.ABC):
 
     def set_predicted_memory(self, mb: float) -> None:
         """Write the predicted `peak_memory_mb` (MiB)."""
+        check_still_held(self.path)
         status = self.status().model_copy(update={"predicted_memory_mb": mb})
         write_json(self.file("status"), status.as_json())
 
@@ -130,6 +135,7 @@ class RecordDir(abc.ABC):
 
     def set_evaluation(self, evaluation: Evaluation | EvaluationMetrics, fingerprint: str = "") -> None:
         """Write an evaluation on the sealed test. Pass the data's fingerprint for data other than the run's own."""
+        check_still_held(self.path)
         write_json(self.evaluation_file(fingerprint), evaluation.as_json())
 
     def evaluation(self, fingerprint: str = "") -> Evaluation | None:
@@ -187,7 +193,8 @@ class RunDir(RecordDir):
         return size
 
     def append(self, row: EpochRow) -> None:
-        """Append the line of an epoch."""
+        """Append the line of an epoch. Raises OSError as `append_line` does, and StorageError as `set_status` does."""
+        check_still_held(self.path)
         append_line(self.file("metrics"), row.as_json())
 
     def rows(self) -> list[EpochRow]:
@@ -207,6 +214,7 @@ class RunDir(RecordDir):
     def reconcile(self, rows: Sequence[EpochRow]) -> None:
         """Make the lines equal to those of a checkpoint: add the missing ones, remove those after it."""
         if self.rows() != list(rows):
+            check_still_held(self.path)
             write_text(self.file("metrics"), "".join(as_line(row.as_json()) for row in rows))
 
 
@@ -299,6 +307,7 @@ class SearchDir(RecordDir):
 
     def update_usage(self, **changes: float) -> None:
         """Write new values of the named fields; the others stay."""
+        check_still_held(self.path)
         write_json(self.file("usage"), {**self.usage().as_json(), **changes})
 
     def forecast(self) -> ForecastRecord | None:
@@ -313,6 +322,7 @@ class SearchDir(RecordDir):
         return read_optional(SelectionRecord, self.file("selection"), SELECT_AGAIN)
 
     def set_selection(self, selection: SelectionRecord) -> None:
+        check_still_held(self.path)
         write_json(self.file("selection"), selection.as_json())
 
     def earlier(self) -> list[EarlierTrial]:

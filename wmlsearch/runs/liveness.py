@@ -7,10 +7,9 @@ import re
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from wmlsearch.runs.folders import AnyDir, SearchDir
-from wmlsearch.runs.lock import is_running
+from wmlsearch.runs.lock import is_running, process_files
 
 ALIVE, SILENT, GONE = "alive", "silent", "gone"
 SILENT_AFTER_S = 600.0  # without a change in the folder, the process of another machine may be gone with its machine
@@ -23,7 +22,7 @@ class Liveness:
     Args:
         process: ALIVE, GONE (nobody holds the folder), or SILENT: another machine's process holds it, and has written
             nothing for SILENT_AFTER_S.
-        last_sign: When something in the folder was written last, Unix seconds.
+        last_sign: When its process wrote into the folder last, Unix seconds.
         owner: "process 1234 on node3", or "" where the folder does not tell.
     """
 
@@ -51,20 +50,18 @@ class Liveness:
 
 
 def _last_change(run: AnyDir) -> float:
-    """Return when a file of the search or of its runs was written last, Unix seconds; 0 where there is none."""
-    folders = [run.path, *(part.path for part in run.all_runs())] if isinstance(run, SearchDir) else [run.path]
+    """Return when the process of a run folder wrote there last, Unix seconds; 0 where nothing tells.
+
+    Only files count that no other command writes: `stop`, `sync` and `evaluate` change others, perhaps much later.
+    """
+    parts = run.all_runs() if isinstance(run, SearchDir) else [run]
+    files = [run.file("record"), *process_files(run.path)]
+    files += [part.file(what) for part in parts for what in ("metrics", "status")]
     times = [0.0]
-    for path in (file for folder in folders for file in _files(folder)):
+    for path in files:
         with contextlib.suppress(OSError):
             times.append(path.stat().st_mtime)
     return max(times)
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files in a folder that its own process writes; `sync` may have changed `mlflow.json` later."""
-    with contextlib.suppress(OSError):
-        return [path for path in folder.iterdir() if path.is_file() and path.name != "mlflow.json"]
-    return []
 
 
 def clock(time_s: float, now_s: float | None = None) -> str:

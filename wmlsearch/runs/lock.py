@@ -6,7 +6,11 @@ Two things say that a folder is held, because no file system can be trusted with
   (ENOSYS, ENOLCK, EOPNOTSUPP), and some grant every lock (network file systems mounted with local locks).
 - A claim, the file `.owner-claim`, which only one process can create (O_EXCL). It names its process, which touches it
   every few seconds. A claim whose process is dead is taken over: on the same machine the system knows, for another one
-  the claim is watched for a moment.
+  the claim is watched for a moment. It also holds the number of its own file (inode), so that a copy of the folder is
+  not taken for the folder that is held.
+
+A process that stood still for so long that its folder was taken over sees the other claim, and writes nothing more
+(`check_still_held`).
 
 `is_running` asks for both without writing: it opens `owner` for reading and tries a shared lock, since NFS grants an
 exclusive one only to a file that is open for writing.
@@ -21,75 +25,83 @@ import json
 import logging
 import os
 import secrets
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.files import writing
+from wmlsearch.runs.file_systems import NO_LOCKS, lasting_inode
+from wmlsearch.runs.files import StorageError, writing
+from wmlsearch.runs.process import Process
 from wmlsearch.runs.wording import command
 
 _FILE, _CLAIM = "owner", ".owner-claim"
 _ATTEMPTS, _ATTEMPT_S = 5, 0.02  # `is_running` of another process holds the lock for a moment
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 TOUCH_S = 2.0  # how often the process that holds a folder touches its claim
 WATCH_S = 10.0  # how long a claim of another machine is watched before it is taken over: some touches may be late
 FRESH_S = 60.0  # a claim of another machine that is younger counts as alive where there is no time to watch it
-_ZOMBIE = "ended"  # as a start time: nobody has asked yet how the process ended
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Process:
-    """A process, as others can recognise it, and the claim that it made."""
+class _Claim:
+    """What the file of a claim says."""
 
-    pid: int
-    host: str
-    started: str  # when, as its system tells it: process ids are used again
-    space: str  # within which process ids are unique: this boot of the machine, this container
-    token: str  # of the claim
+    process: Process
+    token: str
+    inode: int | None  # of the file itself, to tell it from a copy; None where such numbers do not last
 
     @classmethod
-    def of_this_one(cls) -> _Process:
-        pid = os.getpid()
-        return cls(pid, socket.gethostname(), _start_time(pid), _pid_space(), secrets.token_hex(8))
-
-    @classmethod
-    def from_text(cls, text: str) -> _Process | None:
-        """Return the process that a claim names, or None if the claim is not written completely."""
+    def from_text(cls, text: str) -> _Claim | None:
+        """Return the claim, or None if it is not written completely."""
         try:
             values = json.loads(text)
-            return cls(**{name: type_(values[name]) for name, type_ in _FIELDS.items()})
-        except (ValueError, TypeError, KeyError):
+            inode = values.get("inode")  # older versions write none
+            return cls(Process.from_plain(values), str(values["token"]), None if inode is None else int(inode))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             return None
 
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+    def to_text(self) -> str:
+        return json.dumps({**self.process.as_plain(), "token": self.token, "inode": self.inode})
 
-    @property
-    def is_here(self) -> bool:
-        """Whether this system can tell if the process is alive. A laptop may have got another name meanwhile."""
-        return self.space == _pid_space() and (bool(self.space) or self.host == socket.gethostname())
 
-    @property
-    def is_alive_here(self) -> bool:
-        """Whether the process is alive. Another one with its id has another start time."""
+@dataclass(frozen=True)
+class _ClaimFile:
+    """The file of a claim, as it was at one moment."""
+
+    text: str
+    touched_ns: int  # by the clock of its file system
+    inode: int | None  # None where such numbers do not last
+
+    @classmethod
+    def read(cls, path: Path) -> _ClaimFile | None:
+        """Read a claim; None if there is none. Raises OSError if that cannot be found out.
+
+        It is opened for its time: of an opened file NFS asks the server for that, else it may answer from memory.
+        """
         try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return cls(file.read(), os.fstat(file.fileno()).st_mtime_ns, lasting_inode(file.fileno(), path))
+        except FileNotFoundError:
+            return None
+
+    @property
+    def claim(self) -> _Claim | None:
+        return _Claim.from_text(self.text)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the file was copied, with its folder: then it says nothing of the folder that it is in."""
+        return self.claim is not None and None not in (self.inode, self.claim.inode) and self.inode != self.claim.inode
+
+    def is_alive(self) -> bool | None:
+        """Return whether its process is alive, or None if this system cannot tell."""
+        if self.is_copy:
             return False
-        except OSError:  # it belongs to another user
-            pass
-        started = _start_time(self.pid)
-        return started != _ZOMBIE and (not started or not self.started or started == self.started)
-
-
-_FIELDS = {"pid": int, "host": str, "started": str, "space": str, "token": str}
+        return self.claim.process.is_alive() if self.claim else None
 
 
 @contextlib.contextmanager
@@ -102,14 +114,20 @@ def folder_lock(folder: Path) -> Iterator[None]:
         if not _try_lock(file.fileno(), folder):
             file.seek(0)
             raise _running_already(folder, file.read())
-        process = _Process.of_this_one()
-        with _claimed(folder, process):
+        process = Process.of_this_one()
+        with _claimed(folder, process) as hold:
             owner = f"{process}\n"
             with writing(folder / _FILE, len(owner)):
                 file.truncate(0)
                 file.write(owner)
                 file.flush()
-            yield
+            with _touched(hold):
+                yield
+
+
+def process_files(folder: Path) -> tuple[Path, Path]:
+    """Return the files by which a process holds a folder; it touches the second one every few seconds."""
+    return folder / _FILE, folder / _CLAIM
 
 
 def check_not_running(folder: Path) -> None:
@@ -158,128 +176,186 @@ def _try_lock(descriptor: int, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path, process: _Process) -> Iterator[None]:
+def _claimed(folder: Path, process: Process) -> Iterator[_Hold]:
     """Hold the claim of a folder for the block. Raises InputError that names the process that has it."""
-    claim = folder / _CLAIM
-    while not _create(claim, process):
-        _remove_if_dead(claim)
+    hold = _Hold(folder, process)
+    while not hold.create():
+        _remove_if_dead(hold.path)
+    try:
+        yield hold
+    finally:
+        hold.release()
+
+
+@contextlib.contextmanager
+def _touched(hold: _Hold) -> Iterator[None]:
+    """Touch a claim again and again, and let `check_still_held` know of it."""
     done = threading.Event()
-    thread = threading.Thread(target=_touch_until, args=(claim, done), name="owner-claim", daemon=True)
+    thread = threading.Thread(target=_touch_until, args=(hold, done), name="owner-claim", daemon=True)
+    key = hold.folder.absolute()
+    _holds[key] = hold
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        if _read(claim) == process:
-            claim.unlink(missing_ok=True)
+        del _holds[key]
 
 
-def _create(claim: Path, process: _Process) -> bool:
-    """Create a claim, whole. Return False if there is one already."""
-    text = json.dumps(asdict(process)).encode()
-    with writing(claim, len(text)):
-        try:
-            descriptor = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        try:
-            os.write(descriptor, text)
-        finally:
-            os.close(descriptor)
-    return True
+class _Hold:
+    """The claim that this process has made of a folder, and whether another process has taken it."""
+
+    def __init__(self, folder: Path, process: Process) -> None:
+        self.folder, self.path, self.process = folder, folder / _CLAIM, process
+        self.token = secrets.token_hex(8)
+        self.taken_by = ""  # the other process, or "" while the claim is this one's
+        self._looked = time.time()  # this clock goes on while a machine sleeps
+        self._lock = threading.Lock()
+
+    def create(self) -> bool:
+        """Create the claim. Return False if there is one already."""
+        with writing(self.path, len(_Claim(self.process, self.token, 2**63).to_text())):
+            try:
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                return False
+            try:
+                with open(descriptor, "wb", buffering=0) as file:
+                    left = _Claim(self.process, self.token, lasting_inode(descriptor, self.path)).to_text().encode()
+                    while left:  # an almost full disk accepts a part, and raises at the next write
+                        left = left[file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+                raise
+        return True
+
+    def touch(self) -> None:
+        """Touch the claim, if it is still this process's, so that other machines see that the process is alive."""
+        with self._lock, contextlib.suppress(OSError):  # the storage may come back
+            try:
+                with open(self.path, encoding="utf-8", errors="replace") as file:
+                    claim = _Claim.from_text(file.read())
+                    if claim is not None and claim.token == self.token:
+                        os.utime(file.fileno())
+                    elif claim is not None:
+                        self.taken_by = str(claim.process)
+            except FileNotFoundError:
+                self._claim_again()
+            self._looked = time.time()
+
+    def _claim_again(self) -> None:
+        """Make the claim anew, unless another process has held the folder meanwhile, and perhaps let it go."""
+        owner = (self.folder / _FILE).read_text(encoding="utf-8", errors="replace").strip()
+        if owner in ("", str(self.process)):
+            self.create()
+        else:
+            self.taken_by = owner
+
+    def check(self) -> None:
+        """Raise StorageError if another process has taken the folder. Looks first, if this process has stood still."""
+        if not 0 <= time.time() - self._looked < WATCH_S / 2:
+            self.touch()
+        if self.taken_by:
+            raise StorageError(
+                f"{self.folder}: {self.taken_by} has taken it over, since this process stood still for more than "
+                f"{WATCH_S:g} s; this one writes nothing more into it"
+            )
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):
+            file = _ClaimFile.read(self.path)
+            if file is not None and file.claim is not None and file.claim.token == self.token:
+                self.path.unlink(missing_ok=True)
 
 
-def _touch_until(claim: Path, done: threading.Event) -> None:
-    """Touch a claim again and again, so that other machines see that its process is alive."""
+_holds: dict[Path, _Hold] = {}  # the folders that this process holds
+
+
+def check_still_held(path: Path) -> None:
+    """Raise StorageError if `path` is in a folder that this process held, until another one took it over."""
+    path = path.absolute()
+    for folder, hold in list(_holds.items()):
+        if path.is_relative_to(folder):
+            hold.check()
+
+
+def _touch_until(hold: _Hold, done: threading.Event) -> None:
     while not done.wait(TOUCH_S):
-        with contextlib.suppress(OSError):  # the storage may come back
-            os.utime(claim)
+        hold.touch()
 
 
-def _remove_if_dead(claim: Path) -> None:
+def _remove_if_dead(path: Path) -> None:
     """Remove a claim whose process is dead. Raises InputError that names the process if it is alive."""
-    process = _read(claim)
-    if process is not None and process.is_here:
-        if process.is_alive_here:
-            raise _running_already(claim.parent, str(process))
-    elif _changes_within(claim, process):
-        raise _running_already(claim.parent, str(_read(claim) or ""))
+    try:
+        before = _ClaimFile.read(path)
+        if before is not None and before.is_alive() is None:
+            before = _watch(path, before)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}), so another process may hold this folder; check that "
+            "its file system is there (`df`, `ls`), or give --out on another one"
+        ) from None
+    if before is None:
+        return
+    if before.is_alive():
+        raise _running_already(path.parent, str(before.claim.process) if before.claim else "")
     # Renamed, not removed: another process may have done the same and made a new claim meanwhile.
-    aside = claim.with_name(f"{_CLAIM}.{secrets.token_hex(4)}")
+    aside = path.with_name(f"{_CLAIM}.{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
-        claim.rename(aside)
-        moved = _read(aside)
-        if moved != process and not claim.exists():
-            aside.rename(claim)
+        path.rename(aside)
+        moved = _ClaimFile.read(aside)
+        if moved is not None and (moved.text, moved.touched_ns) != (before.text, before.touched_ns):
+            _put_back(aside, path)
         aside.unlink(missing_ok=True)
 
 
-def _changes_within(claim: Path, process: _Process | None) -> bool:
-    """Watch a claim that this system cannot judge; return whether it was touched within WATCH_S."""
-    before, end = _touched(claim), time.monotonic() + WATCH_S
-    if process is not None:
-        _log.warning("note: %s: %s may still hold it; watching for %g s", claim.parent, process, WATCH_S)
-    while before is not None and time.monotonic() < end:
-        time.sleep(min(TOUCH_S, WATCH_S) / 4)
-        now = _touched(claim)
-        if now is not None and now != before:
-            return True
-        if now is None:
-            return False
-    return False
-
-
-def _touched(claim: Path) -> int | None:
-    """Return when a claim was touched, by the clock of its file system (ns), or None if it is gone.
-
-    It is opened for that: NFS asks the server for the time of a file that is opened, else it may answer from memory.
-    """
+def _put_back(aside: Path, path: Path) -> None:
+    """Give a claim its name again, unless there is another one by now."""
     try:
-        with open(claim, "rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns
-    except OSError:
-        return None
-
-
-def _claim_is_fresh(claim: Path) -> bool:
-    """Return whether the process of a claim is alive; of another machine's, whether it was touched lately."""
-    process, touched = _read(claim), _touched(claim)
-    if touched is None:
-        return False
-    if process is not None and process.is_here:
-        return process.is_alive_here
-    return abs(time.time() - touched / 1e9) < FRESH_S
-
-
-def _read(claim: Path) -> _Process | None:
-    try:
-        return _Process.from_text(claim.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _pid_space() -> str:
-    """Return what names the boot of this machine and the container within which process ids are unique, if known."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    return ""
-
-
-def _start_time(pid: int) -> str:
-    """Return when a process started, as its system tells it; "" if it tells nothing."""
-    try:  # proc_pid_stat(5): the name of the program may hold spaces and parentheses; then field 3 and 22
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return _ZOMBIE if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
+        os.link(aside, path)
+    except FileExistsError:
         pass
-    if Path("/proc/self/stat").exists():
-        return ""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # macOS
-        command = ["/bin/ps", "-o", "lstart=", "-p", str(pid)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()  # noqa: S603
-    return ""
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            aside.rename(path)
+
+
+def _watch(path: Path, before: _ClaimFile) -> _ClaimFile | None:
+    """Watch a claim that this system cannot judge for WATCH_S; return it as it is then, None if it is gone.
+
+    Raises InputError that names its process if it was touched, and OSError if it could not be read at the end.
+    """
+    end = time.monotonic() + WATCH_S
+    if before.claim is not None:
+        _log.warning("note: %s: %s may still hold it; watching for %g s", path.parent, before.claim.process, WATCH_S)
+    while True:
+        time.sleep(min(TOUCH_S, WATCH_S) / 4)
+        try:
+            now = _ClaimFile.read(path)
+        except OSError:  # as a server that is started again
+            if time.monotonic() >= end:
+                raise
+            continue
+        if now is None:
+            return None
+        if now.touched_ns != before.touched_ns:
+            raise _running_already(path.parent, str(now.claim.process) if now.claim else "")
+        if time.monotonic() >= end:
+            return now
+
+
+def _claim_is_fresh(path: Path) -> bool:
+    """Return whether the process of a claim is alive; of another machine's, whether it was touched lately."""
+    try:
+        file = _ClaimFile.read(path)
+    except OSError:
+        return True  # it may be
+    if file is None:
+        return False
+    alive = file.is_alive()
+    return abs(time.time() - file.touched_ns / 1e9) < FRESH_S if alive is None else alive
 
 
 def _running_already(folder: Path, owner: str) -> InputError:

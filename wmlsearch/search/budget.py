@@ -13,6 +13,7 @@ from ray import tune
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.lock import check_still_held
 from wmlsearch.runs.objectives import dice_value
 from wmlsearch.runs.schema import EpochRow
 
@@ -87,6 +88,11 @@ class Budget(tune.Stopper):
             return True
         last = self._last
         self.tick(TICK_S)
+        try:
+            check_still_held(self.search.path)
+        except OSError as error:
+            self.abort(error)
+            return True
         if self._last != last and self.search.stop_requested():
             self.reason = STOP_REQUESTED
         else:

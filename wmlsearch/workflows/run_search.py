@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.interrupts import noted_only, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.lock import check_still_held
 from wmlsearch.runs.names import CHAMPION, PAPER
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import command, run_words
@@ -193,6 +194,7 @@ def _write_report(search: SearchDir, plan: SearchPlan, observer: Observer) -> tu
 
     try:
         with signals_as_interrupts():
+            check_still_held(search.path)
             examples = write_examples(search, plan.data)
             page = write_report(search)
     except KeyboardInterrupt as interrupt:  # perhaps the second one; the end of the search is still recorded
