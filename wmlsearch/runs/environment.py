@@ -104,7 +104,7 @@ def _missing_variables() -> dict[str, str]:
 
 
 @functools.cache
-def _cache_folder(process: int) -> Path:
+def _cache_folder(process: int) -> Path:  # noqa: ARG001 - the key of the cache: a fork gets a folder of its own
     """Return the folder for the caches of this process: libraries may keep its name for as long as it lives.
 
     It is removed when the process ends, however it ends.
