@@ -20,12 +20,12 @@ def bids(root: Path, names: list[str]) -> None:
 def test_bids_with_and_without_sessions(tmp_path: Path) -> None:
     bids(tmp_path, [
         "sub-10/anat/sub-10_FLAIR.nii.gz", "derivatives/a b/sub-10/sub-10_mask.nii",
-        "sub-9 'é'/ses-12/anat/x_FLAIR.nii", "derivatives/les/sub-9 'é'/ses-12/deep/er/x_mask.nii.gz",
-        "sub-9 'é'/ses-2/anat/x_FLAIR.nii.gz", "derivatives/les/sub-9 'é'/ses-2/x_mask.nii.gz",
+        "sub-9 'é'/ses-12/anat/x_FLAIR.nii", "derivatives/a b/sub-9 'é'/ses-12/deep/er/x_mask.nii.gz",
+        "sub-9 'é'/ses-2/anat/x_FLAIR.nii.gz", "derivatives/a b/sub-9 'é'/ses-2/x_mask.nii.gz",
         "unlabelled/sub-1/anat/sub-1_FLAIR.nii.gz", "sub-11/anat/sub-11_T1w.nii.gz",
     ])  # fmt: skip
     (tmp_path / "derivatives" / "loop").symlink_to(tmp_path / "derivatives")
-    (tmp_path / "derivatives" / "les" / "sub-10").symlink_to(tmp_path / "derivatives" / "les" / "sub-10")
+    (tmp_path / "derivatives" / "a b" / "sub-8").symlink_to(tmp_path / "derivatives" / "a b" / "sub-8")
     sources = discover(tmp_path)
     assert [(s.patient, s.timepoint) for s in sources] == [("9 'é'", "2"), ("9 'é'", "12"), ("10", "")]
     assert sources[2].name(sources[2].mask[0]) == "derivatives/a b/sub-10/sub-10_mask.nii"
@@ -69,6 +69,13 @@ def test_table_groups_slices_of_a_time_point_in_order(tmp_path: Path) -> None:
         ("é", "0", ["b 1.png", "a.png"]),
         ("é", "6", ["c.png"]),
     ]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_tables_of_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    bids(tmp_path, ["a,1.nii", "m.nii"])
+    rows = "patient,timepoint,image,mask\np,0,a+1.nii,m.nii\n".replace(",", delimiter).replace("+", ",")
+    assert [(s.patient, s.image[0].name) for s in discover(table(tmp_path, rows))] == [("p", "a,1.nii")]
 
 
 def test_table_faults_all_at_once(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_names_of_other_masks(tmp_path: Path, name: str, key: str) -> None:
         ("x", "sub-1_desc-rater2_mask.nii.gz", PLAIN),
         ("x", "sub-1_FLAIR_mask.nii.gz", PLAIN),
         ("manual-lesions", "sub-1_mask.nii.gz", NAMED),
-        ("manual-lesions", "sub-1_desc-JD_mask.nii.gz", NAMED),
+        ("manual-lesions", "sub-1_desc-JD_mask.nii.gz", OTHER),
         ("manual-lesions", "sub-1_dseg.nii.gz", NAMED),
         ("manual-lesions", "sub-1_desc-brain_mask.nii.gz", OTHER),
         ("hd-bet", "sub-1_FLAIR_mask.nii.gz", OTHER),
@@ -96,6 +96,86 @@ def test_the_folder_of_a_mask_counts_where_its_name_says_nothing(
     candidate = as_candidate(read_name(tmp_path, tmp_path / "derivatives" / folder / name, "sub-1", "", folder))
     assert candidate
     assert candidate.level == level
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        ("x/sub-1/func/sub-1_task-rest_mask", "task"), ("x/sub-1/dwi/sub-1_dwi_mask", "name"),
+        ("x/sub-1/anat/sub-1_T1w_mask", "name"), ("x/sub-1/anat/sub-1_bold_mask", "name"),
+        ("x/sub-1/anat/sub-1_PDw_mask", "name"), ("x/sub-1/perf/sub-1_mask", "name"),
+        ("icv/sub-1/anat/sub-1_mask", "derivative"), ("deepbet/sub-1/anat/sub-1_mask", "derivative"),
+        ("biasfield/sub-1/anat/sub-1_mask", "derivative"), ("sienax/sub-1/anat/sub-1_mask", "derivative"),
+        ("parcellation/sub-1/anat/sub-1_mask", "derivative"), ("atlas/sub-1/anat/sub-1_mask", "derivative"),
+        ("foreground/sub-1/anat/sub-1_mask", "derivative"), ("tractography/sub-1/anat/sub-1_mask", "derivative"),
+        ("x/sub-1/anat/sub-1_tissue-GM_mask", "tissue"), ("x/sub-1/anat/sub-1_atlas-AAL_mask", "atlas"),
+        ("x/sub-1/anat/sub-1_hemi-L_mask", "hemi"), ("lesions/sub-1/anat/sub-1_hemi-L_label-lesion_mask", "hemi"),
+        ("lesions/sub-1/anat/sub-1_desc-icv_mask", "desc"), ("lesions/sub-1/anat/sub-1_icv_mask", "name"),
+        ("lesions/sub-1/anat/sub-1_desc-valid_mask", "desc"), ("lesion_free/sub-1/anat/sub-1_mask", "derivative"),
+        ("x/sub-1/anat/sub-1_label-lesionedge_mask", "label"), ("x/sub-1/anat/sub-1_label-strokelesion_mask", "label"),
+    ],
+)  # fmt: skip
+def test_masks_of_other_images_and_parts_are_not_lesions(tmp_path: Path, place: str, key: str) -> None:
+    folder, _, name = place.partition("/")
+    candidate = as_candidate(read_name(tmp_path, tmp_path / f"derivatives/{folder}/{name}.nii.gz", "sub-1", "", folder))
+    assert candidate
+    assert candidate.level == OTHER
+    assert candidate.reasons[0].key == key
+    (fault,) = look(tree(tmp_path, FLAIR, f"derivatives/{place}.nii.gz")).faults
+    assert "missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with sub-1's lesions, or leave" in fault
+
+
+def test_plain_masks_are_taken_from_one_folder_with_a_note(tmp_path: Path) -> None:
+    for i in (1, 2, 3):
+        tree(tmp_path, f"sub-{i}/anat/sub-{i}_FLAIR.nii", f"derivatives/manual/sub-{i}/anat/sub-{i}_mask.nii")
+    assert look(tmp_path).notes == (
+        "the masks of derivatives/manual are taken for lesions, though their names do not say what they show",
+    )
+    (tmp_path / "derivatives/manual/sub-1/anat/sub-1_mask.nii").unlink()
+    tree(tmp_path, "derivatives/pipeline/sub-1/anat/sub-1_mask.nii")
+    (fault,) = look(tmp_path).faults
+    assert fault.startswith(
+        "masks whose names do not say what they show come from different folders: derivatives/manual (sub-2, sub-3), "
+        "derivatives/pipeline (sub-1); name the folder"
+    )
+    assert len(pairs(look(tmp_path, mask_select=("derivative=manual", "derivative=pipeline")))) == 3
+
+
+def test_a_mask_named_by_its_file_name(tmp_path: Path) -> None:
+    mask = "derivatives/manual/sub-1/anat/sub-1_FLAIR_seg.nii.gz"
+    tree(tmp_path, FLAIR, mask, "derivatives/manual/sub-1/anat/sub-1_T1w_seg.nii.gz")
+    assert pairs(look(tmp_path, mask_select=("name=*FLAIR_seg*",))) == [(FLAIR, mask)]
+    (tmp_path / mask).rename((tmp_path / mask).with_name("sub-1_space-MNI_FLAIR_seg.nii.gz"))
+    (fault,) = look(tmp_path, mask_select=("name=*FLAIR_seg*",)).faults
+    assert "it lies in the grid of space-MNI" in fault
+
+
+def test_a_value_or_key_that_no_file_has(tmp_path: Path) -> None:
+    for i in (1, 2):
+        stem = f"derivatives/lesions/sub-{i}/anat/sub-{i}"
+        tree(tmp_path, f"sub-{i}/anat/sub-{i}_FLAIR.nii", *(f"{stem}_desc-rater{r}_mask.nii" for r in (1, 2)))
+    assert look(tmp_path, mask_select=("desc=rater3",)).faults == (
+        "--mask-select desc=rater3: no mask has it; of desc there are rater1 (2), rater2 (2)",
+    )
+    discovery = look(tmp_path, select=("acqisition=3D",), mask_select=("desc=rater1",))
+    assert len(pairs(discovery)) == 2
+    assert discovery.notes[0].startswith(
+        "--select acqisition=3D chooses nothing, because no image has acqisition; they"
+    )
+
+
+def test_bidsignore_leaves_out_a_scan_whose_mask_stays(tmp_path: Path) -> None:
+    for i in (1, 2):
+        stem = f"sub-{i}/ses-a/anat/sub-{i}_ses-a"
+        tree(tmp_path, f"{stem}_FLAIR.nii", f"derivatives/lesions/{stem}_label-lesion_mask.nii")
+    tree(tmp_path, "sub-3/ses-a/anat/sub-3_ses-a_FLAIR.nii", "derivatives/lesions/sub-3_label-lesion_mask.nii")
+    (tmp_path / ".bidsignore").write_text("sub-1/\nsub-3/\n")
+    discovery = look(tmp_path)
+    assert [source.patient for source in discovery.check().sources] == ["2"]
+    assert discovery.notes[0].startswith(".bidsignore leaves out 2 images (sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii")
+    (tmp_path / ".bidsignore").unlink()
+    (tmp_path / "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii").unlink()
+    assert look(tmp_path).faults[0].endswith("add sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz")
 
 
 def test_images_of_other_kinds_are_no_masks(tmp_path: Path) -> None:
@@ -137,7 +217,8 @@ def test_masks_of_other_pipelines_are_not_lesions(tmp_path: Path) -> None:
     assert pairs(discovery) == [(FLAIR, LESION)]
     assert sorted(unused.name for unused in discovery.unused) == sorted(others)
     assert reasons(discovery)["sub-1_desc-brain_mask.nii.gz"] == (
-        "desc-brain names something else than lesions; --mask-select desc=brain takes it"
+        "desc-brain names something else than lesions; --mask-select desc=brain takes it, and such masks of other "
+        "patients instead of their lesions"
     )
 
 
@@ -145,8 +226,9 @@ def test_only_a_mask_of_something_else(tmp_path: Path) -> None:
     brain = "derivatives/hdbet/sub-1/anat/sub-1_desc-brain_mask.nii.gz"
     (fault,) = look(tree(tmp_path, FLAIR, brain)).faults
     assert fault == (
-        f"{FLAIR}: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz; not taken: {brain} (desc-brain "
-        "names something else than lesions; --mask-select desc=brain takes it)"
+        f"{FLAIR}: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with sub-1's lesions, or leave "
+        f"sub-1 out; not taken: {brain} (desc-brain names something else than lesions; --mask-select desc=brain takes "
+        "it, and such masks of other patients instead of their lesions)"
     )
     assert pairs(look(tmp_path, mask_select=("desc=brain",))) == [(FLAIR, brain)]
     assert pairs(look(tmp_path, mask_select=("description=brain",))) == [(FLAIR, brain)]

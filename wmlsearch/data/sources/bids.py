@@ -7,7 +7,7 @@ are in `derivatives/`, with or without folders for subjects and sessions, or bes
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.bids_files import RAW_DATA, BidsFolder, has_subjects
 from wmlsearch.data.sources.bids_masks import (
     NAMED,
+    OTHER,
     PLAIN,
     Candidate,
     LeftOut,
@@ -42,6 +43,12 @@ class _Scan:
     session: str
     images: list[BidsFile] = field(default_factory=list)
     masks: list[Candidate] = field(default_factory=list)
+    is_ignored: bool = False  # its images stand in .bidsignore
+
+    @property
+    def flair(self) -> str:
+        """Where its image belongs."""
+        return f"{self.name}/anat/{self.name.replace('/', '_')}_FLAIR.nii.gz"
 
     @property
     def name(self) -> str:
@@ -63,6 +70,15 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     scans = _scans(folder, images, findings)
     sites = read_sites(folder.subjects, findings)
     take_plain = not any(mask.level == NAMED for scan in scans for mask in scan.masks)
+    files = ([file for scan in scans for file in scan.images], [mask.file for scan in scans for mask in scan.masks])
+    wrong = [
+        fault
+        for selection, noun, of_kind in zip((images, masks), ("image", "mask"), files, strict=True)
+        for fault in _selection_faults(selection, noun, of_kind, findings)
+    ]
+    if wrong:  # one line for all the scans that would then have nothing
+        findings.faults += wrong
+        return []
     choice = _Choice(folder, images, masks, take_plain, findings)
     sources = [source for scan in scans if (source := choice.source(scan, sites))]
     choice.report()
@@ -75,6 +91,24 @@ def _short_keys(selection: Selection) -> Selection:
     return Selection(selection.option, {entity_key(key): values for key, values in selection.wanted.items()})
 
 
+def _selection_faults(selection: Selection, noun: str, files: Sequence[BidsFile], findings: Findings) -> Iterator[str]:
+    """Yield a fault for a value that no file has; adds a note for a key that none has."""
+    for key, wanted in selection.wanted.items():
+        single_key = Selection(selection.option, {key: wanted})
+        counts = Counter(value for file in files if (value := file.properties.get(key)))
+        fitting = any((match := single_key.match(file.properties)) and match.explicit for file in files)
+        if not files or fitting:
+            continue
+        if counts:
+            listed = first_names([f"{value} ({count})" for value, count in sorted(counts.items())], 6)
+            yield f"{single_key.arguments()}: no {noun} has it; of {key} there are {listed}"
+        else:
+            keys = ", ".join(sorted({name for file in files for name in file.properties}))
+            findings.notes.append(
+                f"{single_key.arguments()} chooses nothing, because no {noun} has {key}; they have {keys}"
+            )
+
+
 # ----------------------------------------------------------------------------------------------------- files to scans
 
 
@@ -82,7 +116,8 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
     """Return the sessions of all subjects, in order, with their images and masks."""
     patients: dict[str, dict[str, _Scan]] = defaultdict(dict)
     suffixes = {suffix.casefold() for suffix in images.wanted.get("suffix", (FLAIR,))}
-    ignored = []
+    ignored: list[str] = []
+    ignored_scans: set[tuple[str, str]] = set()
     for file in folder.files():
         is_image = file.suffix.casefold() in suffixes and not _shows_lesions(file)
         candidate = None if is_image else as_candidate(file)
@@ -91,6 +126,7 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
         # Masks often stand in .bidsignore only because the validator does not know their names.
         if is_image and folder.is_ignored(file):
             ignored.append(file.name)
+            ignored_scans.add((file.patient, file.session))
             findings.unused.append(Unused(file.name, "named in .bidsignore"))
             continue
         scan = patients[file.patient].setdefault(file.session, _Scan(file.patient, file.session))
@@ -100,7 +136,11 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
             scan.masks.append(candidate)
     if ignored:
         findings.notes.append(f".bidsignore leaves out {plural(len(ignored), 'image')} ({first_names(ignored)})")
-    for sessions in patients.values():
+    for patient, sessions in patients.items():
+        for name, scan in sessions.items():  # a mask without a session, or an image without one, fits any
+            scan.is_ignored = bool(ignored_scans & {(patient, name), (patient, "")}) or (
+                not name and any(one == patient for one, _ in ignored_scans)
+            )
         _join_sessions(sessions)
     return [scan for _, sessions in sorted(patients.items()) for _, scan in sorted(sessions.items())]
 
@@ -138,6 +178,7 @@ class _Choice:
     take_plain: bool  # whether masks count whose names do not say what they show
     findings: Findings
     _ambiguous: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # faults, by what chooses
+    _plain: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by folder of their masks
     _not_selected: list[str] = field(default_factory=list)  # scans
     _without_image: list[str] = field(default_factory=list)  # scans
 
@@ -154,6 +195,9 @@ class _Choice:
         if len(choice.masks) > 1:
             self._add_ambiguous(image.name, "mask", [one.file for one in choice.masks], self.masks)
             return None
+        if choice.masks[0].level == PLAIN and not choice.is_named_by_user:
+            derivative = choice.masks[0].file.derivative
+            self._plain[f"derivatives/{derivative}" if derivative else "the patients' own folders"].append(scan.name)
         files = (image, choice.masks[0].file)
         if wrong := [file for file in files if file.named_patient and f"sub-{file.named_patient}" != scan.patient]:
             self.findings.faults += [
@@ -171,6 +215,16 @@ class _Choice:
         for how, faults in self._ambiguous.items():
             others = f", and so do {plural(len(faults) - 1, 'more scan')}" if len(faults) > 1 else ""
             self.findings.faults.append(f"{faults[0]}{others}; {how}")
+        if len(self._plain) > 1:
+            folders = ", ".join(f"{folder} ({first_names(names)})" for folder, names in sorted(self._plain.items()))
+            self.findings.faults.append(
+                f"masks whose names do not say what they show come from different folders: {folders}; name the folder "
+                "that holds lesions, such as --mask-select derivative=manual, and add the masks that are missing there"
+            )
+        for folder in self._plain if len(self._plain) == 1 else ():
+            self.findings.notes.append(
+                f"the masks of {folder} are taken for lesions, though their names do not say what they show"
+            )
         if names := self._not_selected:
             self.findings.notes.append(
                 f"{self.images.arguments()} leaves out {plural(len(names), 'scan')} ({first_names(names)})"
@@ -199,11 +253,11 @@ class _Choice:
             self._add_ambiguous(scan.name, "FLAIR image", best, self.images)
         elif scan.images:
             self._not_selected.append(scan.name)
+        elif scan.is_ignored:
+            return None
         elif masks := [one for one in scan.masks if one.level == NAMED or (one.level == PLAIN and self.take_plain)]:
             names = ", ".join(one.file.name for one in masks)
-            self.findings.faults.append(
-                f"{scan.name}: no FLAIR image for the mask {names}; add {scan.name}/anat/{scan.patient}_FLAIR.nii.gz"
-            )
+            self.findings.faults.append(f"{scan.name}: no FLAIR image for the mask {names}; add {scan.flair}")
         else:
             self._without_image.append(scan.name)
         return None
@@ -216,6 +270,8 @@ class _Choice:
         ]
         near = [f"not taken: {', '.join(str(one) for one in left_out)}"] if left_out else []
         rule = f"missing mask; add one file derivatives/*/{scan.name}/**/*_mask.nii.gz"
+        if any(one.file is other.file and other.level == OTHER for one in left_out for other in scan.masks):
+            rule += f" with {scan.name}'s lesions, or leave {scan.name} out"
         self.findings.faults.append("; ".join([f"{image.name}: {rule}", *near, *fitting]))
 
     def _add_ambiguous(self, subject: str, noun: str, files: Sequence[BidsFile], selection: Selection) -> None:

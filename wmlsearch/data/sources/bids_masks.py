@@ -19,14 +19,23 @@ _NEUTRAL = re.compile(  # says who made a mask or how, not what it shows
 _OTHER = re.compile(  # names parts of a head, or programs that find them
     r"(?i)brain|head|skull|scalp|(^|[^a-z])bet([^a-z]|$)|hd-?bet|strip|robex|deface|(^|[^a-z])(c?gm|s?c?wm|csf|nawm)(mask|seg)?([^a-z]|$)"
     r"|tissue|cort|ribbon|aparc|aseg|thalam|hippo|ventric|cerebell|(^|[^a-z])(eye|face)|tumou?r|stroke|infarct|bleed|pvs|vessel"
+    r"|deep-?bet|icv|intra-?cran|(^|[^a-z])tiv|fore-?ground|back-?ground|body|bias|atlas|sienax?|parcel|(^|[^a-z])tract|robust-?fov|fixel"
 )
 _OTHER_FOLDER = re.compile(
-    r"(?i)prep|free-?surfer|fast-?surfer|synth-?seg|samseg|mriqc|cat12|(^|[^a-z])(fsl|ants|spm[0-9]*|anat)([^a-z]|$)"
+    r"(?i)regist|(^|[^a-z])(n4|dwi|dmri|dti|qsi|asl|bold|fmri)|prep|free-?surfer|fast-?surfer|synth-?seg|samseg|mriqc|cat12|(^|[^a-z])(fsl|ants|spm[0-9]*|anat)([^a-z]|$)"
 )
+_MODALITY = re.compile(  # another image than the FLAIR, on which a mask was drawn
+    r"(?i)(T1|T2|PD|T2star|MP2?RAGE|inplaneT[12]|UNIT1|T1rho)w?|PDT2|T[12]star|bold|sbref|cbv|[ed]?dwi|dti|adc|fa|md|asl|perf"
+    r"|m0scan|pet|swi|qsm|mtr|mt[rs]at|epi|phase[12]?|magnitude[12]?|mese|megre|ct|angio|T[12]map"
+)
+_OTHER_DATATYPES = ("func", "dwi", "perf", "fmap", "pet", "meg", "eeg", "ieeg", "mrs", "beh")  # folders of BIDS
+_OTHER_ENTITIES = ("task", "atlas", "tissue")  # no mask of lesions has them
 _MASK_SUFFIX = re.compile(r"(?i).*(mask|seg|roi|rois|labels?|annotations?)|manual|consensus|gt")
 _IMAGE_KEYS = ("acq", "run", "rec", "ce", "echo", "inv", "part", "chunk", "dir", "mt", "flip", "task")
 _GRID_KEYS = ("space", "res")
 _NATIVE = ("", "flair", "t2flair", "orig", "native", "individual", "subject", "scanner")  # `space-` of the image itself
+# Who names a file by its file name wants it whatever that says, but not in another grid or of another run.
+_NAMED_BY_NAME = frozenset({"name", "desc", "seg", "suffix", "label", "derivative", "atlas", "tissue", "task"})
 NAMED, PLAIN, OTHER = 2, 1, 0  # how far a name says that a mask shows lesions
 
 
@@ -50,7 +59,10 @@ class Candidate:
         """Return the reasons why the file is not taken, and the options that take it all the same."""
         values = {**self.file.properties, "name": f"'*{self.file.tail}'"}
         options = sorted({f"--mask-select {reason.key}={values.get(reason.key) or ABSENT}" for reason in reasons})
-        return f"{', '.join(reason.text for reason in reasons)}; {' '.join(options)} takes it"
+        effect = (
+            "takes it, and such masks of other patients instead of their lesions" if self.level == OTHER else "takes it"
+        )
+        return f"{', '.join(reason.text for reason in reasons)}; {' '.join(options)} {effect}"
 
 
 def as_candidate(file: BidsFile) -> Candidate | None:
@@ -69,6 +81,8 @@ def as_candidate(file: BidsFile) -> Candidate | None:
         reasons = []
     else:
         reasons = _unnamed_reasons(file, desc, seg)
+    if "hemi" in entities:
+        reasons.append(Reason("hemi", f"hemi-{entities['hemi']} holds one half of the brain"))
     if file.suffix.lower() == "probseg":
         reasons.append(Reason("suffix", "it holds probabilities"))
     if reasons:
@@ -80,10 +94,19 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
     """Return why a mask whose name says nothing of lesions is not taken for one."""
     in_lesion_folder = is_lesion_word(file.derivative)
     reasons = []
-    if desc and not _NEUTRAL.fullmatch(desc) and (_OTHER.search(desc) or not in_lesion_folder):
+    if desc and not _NEUTRAL.fullmatch(desc):
         reasons.append(Reason("desc", f"desc-{desc} names something else than lesions"))
     if seg and not _NEUTRAL.fullmatch(seg):
         reasons.append(Reason("seg", f"seg-{seg} names something else than lesions"))
+    reasons += [
+        Reason(key, f"{key}-{value} names something else than lesions")
+        for key, value in file.entities.items()
+        if key.lower() in _OTHER_ENTITIES
+    ]
+    if images := [word for word in file.words if _MODALITY.fullmatch(word)]:
+        reasons.append(Reason("name", f"{images[0]!r} in its name is another image than the FLAIR"))
+    elif (folder := file.path.parent.name.lower()) in _OTHER_DATATYPES:
+        reasons.append(Reason("name", f"it lies in {folder}/, so it is of another image than the FLAIR"))
     if other := [word for word in file.words if _OTHER.search(word) or denies_lesion(word)]:
         reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions"))
     if file.suffix.lower() != "mask":
@@ -91,7 +114,7 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
             reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions"))
         elif not in_lesion_folder:
             reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say that it shows lesions"))
-    is_other_folder = _OTHER.search(file.derivative) or _OTHER_FOLDER.search(file.derivative)
+    is_other_folder = any(search(file.derivative) for search in (_OTHER.search, _OTHER_FOLDER.search, denies_lesion))
     if not reasons and not in_lesion_folder and is_other_folder:
         reasons.append(Reason("derivative", f"the masks of derivatives/{file.derivative} show something else"))
     return reasons
@@ -137,6 +160,7 @@ class MaskChoice:
 
     masks: tuple[Candidate, ...]
     left_out: tuple[LeftOut, ...]
+    is_named_by_user: bool = False  # the user has named the masks' derivative or file name
 
 
 def choose_masks(
@@ -161,13 +185,15 @@ def choose_masks(
         reasons = [*one.reasons, *image_reasons(one.file, image)]
         if one.level == PLAIN and not take_plain and not match.explicit:
             reasons.append(Reason("name", "its name does not say that it shows lesions, as those of other masks do"))
-        if missing := [reason for reason in reasons if reason.key not in match.explicit]:
+        explicit = match.explicit | (_NAMED_BY_NAME if "name" in match.explicit else frozenset())
+        if missing := [reason for reason in reasons if reason.key not in explicit]:
             left_out.append(LeftOut(one.file, one.advice(missing)))
         else:
             possible.append((one, match.rank))
     best = _best(possible, image)
     left_out += [LeftOut(one.file, "another mask fits better") for one, _ in possible if one not in best]
-    return MaskChoice(tuple(best), tuple(left_out))
+    named = bool(selection.wanted.keys() & {"name", "derivative"})
+    return MaskChoice(tuple(best), tuple(left_out), named)
 
 
 def _best(possible: Sequence[tuple[Candidate, tuple[int, ...]]], image: BidsFile) -> list[Candidate]:

@@ -35,8 +35,8 @@ class OnePatient:
 
 def entities(name: str) -> tuple[str, str]:
     """Return the labels of `sub-` and `ses-` in a name such as sub-01_ses-1_FLAIR; "" where it has none."""
-    found = {key.lower(): label for key, label in _ENTITY.findall(name)}
-    return found.get("sub", ""), found.get("ses", "")
+    labels = {key.lower(): label for key, label in _ENTITY.findall(name)}
+    return labels.get("sub", ""), labels.get("ses", "")
 
 
 def find_one_patient(names: Sequence[str]) -> OnePatient | None:

@@ -6,8 +6,9 @@ import re
 
 _LESION = re.compile(r"(?i)lesion|wmh|wml|white-?matter-?hyperintens|flair-?hyperintens")
 _NO_LESION = re.compile(
-    r"(?i)(^|[^a-z])(non?|not|without|peri|exclu?d?e?s?|minus|normal)[-+]?(lesion|wmh|wml)"
-    r"|(lesion|wmh|wml)s?[-+]?(fill|inpaint|free|excl|prob|less|count|removed)"
+    r"(?i)(^|[^a-z])(non?|not|without|peri|exclu?d?e?s?|minus|normal)[-+_ ]?(lesion|wmh|wml)"
+    r"|(lesion|wmh|wml)s?[-+_ ]?(fill|inpaint|free|excl|prob|less|count|removed|edge|rim|border|ring|dilat|distance)"
+    r"|(stroke|infarct|isch(a?)emic|tumou?r|metasta[a-z]*|bleed|ha?emorrhag[a-z]*|trauma[a-z]*)[-+_ ]?lesion"
 )
 
 

@@ -62,7 +62,8 @@ def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
     """Return line number and cells, by column name in lower case, of each row. Raises InputError."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
             reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = header
@@ -79,6 +80,11 @@ def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
             f"{table}: needs the columns patient,timepoint,image,mask; {', '.join(missing)} missing, got {columns}"
         )
     return rows
+
+
+def _delimiter(header: str) -> str:
+    """Return what separates the columns: a spreadsheet writes semicolons where numbers have a decimal comma."""
+    return max(",;\t", key=header.count)
 
 
 def _cell_faults(cells: dict[str, str]) -> list[str]:
