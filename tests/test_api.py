@@ -141,6 +141,18 @@ def test_what_cannot_run_is_refused_before_the_phantom_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_ray_of_this_process_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmlsearch.api import _placement
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.delenv("WMLSEARCH_STORAGE", raising=False)
+    monkeypatch.setattr(connect, "own_address", lambda: "10.1.2.3:6379")
+    assert _placement(None, None).ray_address == "10.1.2.3:6379"
+    assert _placement("localhost:6379", None).ray_address == "localhost:6379"
+    monkeypatch.setattr(connect, "own_address", lambda: None)
+    assert _placement(None, None).ray_address == "127.0.0.1:6379"
+
+
 def test_prepare_is_the_command(raw: Path, prepared: Path, tmp_path: Path) -> None:
     stages = []
     manifest = wmlsearch.prepare(

@@ -274,7 +274,7 @@ def tune(
         workers_per_trial: Ray Train workers of each trial.
         gpus_per_worker: GPUs of each worker. None: one where there are GPUs.
         trials_per_gpu: Trials that share a GPU; "auto" measures the fastest number.
-        ray_address: Address of a Ray cluster. None: `RAY_ADDRESS`, the Ray of this process, or an embedded one.
+        ray_address: Address of a Ray cluster. None: the Ray of this process, `RAY_ADDRESS`, or an embedded one.
         storage: Folder or URI for checkpoints that all machines reach. None: `WMLSEARCH_STORAGE`, or the run folders.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or a SQLite file in `out`.
         experiment: MLflow experiment. None: `MLFLOW_EXPERIMENT_NAME`, or `wmlsearch`.
@@ -372,13 +372,15 @@ def _find_search(search: AnyPath | Search, runs: Path) -> SearchDir:
 
 
 def _placement(ray_address: str | None, storage: str | None) -> Placement:
-    """Return where a search runs: at an address, or on the Ray that this process is connected to."""
-    address = ray_address or os.environ.get("RAY_ADDRESS")
+    """Return where a search runs: at a given address, on the Ray of this process, or at RAY_ADDRESS."""
+    address = ray_address
     if address is None and "ray" in sys.modules:
         from wmlsearch.cluster.connect import own_address
 
         address = own_address()
-    return Placement(address, storage or os.environ.get("WMLSEARCH_STORAGE"))
+    return Placement(
+        address or os.environ.get("RAY_ADDRESS") or None, storage or os.environ.get("WMLSEARCH_STORAGE") or None
+    )
 
 
 def _say_mlflow_problem(search: SearchDir, problem: str, say: Say) -> None:

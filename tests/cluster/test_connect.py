@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ import ray
 import yaml
 from processes import wait_for
 
-from wmlsearch.cluster import resources
+from wmlsearch.cluster import connect, resources
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.watchdog import watchdog
+from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
 from wmlsearch.workflows.placement import Placement
@@ -159,6 +161,42 @@ def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, t
     assert resources.cluster_nodes() == [{"CPU": 0.0}, *[{"CPU": 4, "GPU": 1}] * 3]
     file.write_text(yaml.safe_dump({**config, "provider": {"type": "local"}}))
     assert resources.cluster_nodes() == [{"CPU": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("address", "same"),
+    [
+        ("10.1.2.3:6379", True),
+        ("127.0.0.1:6379", True),
+        ("localhost:6379", True),
+        ("127.0.1.1:6379", True),
+        ("[::1]:6379", True),
+        ("node:6379", True),
+        ("elsewhere:6379", False),
+        ("unknown:6379", False),
+        ("10.1.2.4:6379", False),
+        ("127.0.0.1:6380", False),
+    ],
+)
+def test_names_of_the_server_that_this_process_is_connected_to(
+    address: str, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine is node, 10.1.2.3. Where RAY_ADDRESS is 127.0.0.1:6379, Ray connects to 10.1.2.3:6379."""
+    names = {"localhost": "127.0.0.1", "node": "127.0.1.1", "elsewhere": "10.9.9.9"}
+
+    def look_up(host: str, port: None) -> list[tuple[Any, ...]]:
+        if host == "unknown":
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(0, 0, 0, "", (names.get(host, host), 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.1.2.3")
+    monkeypatch.setattr(connect, "own_address", lambda: "10.1.2.3:6379")
+    assert connect.same_server(address, "10.1.2.3:6379") is same
+    assert connect.same_server("10.1.2.3:6379", address) is same
+    refused = contextlib.nullcontext() if same else pytest.raises(InputError, match="connected to another Ray, at 10")
+    with refused, ray_session(address):
+        pass
 
 
 def test_ray_that_fails_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""The memory of volumes that are read one after another. How they are shared out: test_prepare."""
+"""The memory of volumes that are read one after another, and processes that end. How they are shared out: test_prepare."""
 
 from __future__ import annotations
 
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from wmlsearch.data.worker_pool import LARGE_BYTES
 
 VOLUMES = """
 import sys
+from pathlib import Path
 from pathlib import Path
 import numpy as np
 from wmlsearch.data.worker_pool import LARGE_BYTES, return_freed_memory
@@ -40,3 +42,44 @@ def test_what_is_kept_of_volumes_does_not_keep_their_memory() -> None:
 
     assert held() > LARGE_BYTES
     assert held("at once") < LARGE_BYTES / 4
+
+
+SCRIPT = """
+import os, signal, sys
+from wmlsearch.config import InputError
+from wmlsearch.data.worker_pool import worker_pool
+
+def end(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def read(function):
+    try:
+        with worker_pool(jobs=2, volumes=2, file_bytes=0) as call_each:
+            print(list(call_each(function, [(-1,), (-2,)])))
+    except InputError as error:
+        print(error)
+
+"""
+GUARD = 'if __name__ == "__main__":\n    '
+
+
+def output_of(last_line: str, folder: Path) -> str:
+    file = folder / "script.py"
+    file.write_text(SCRIPT + last_line)
+    return subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_script_with_a_guard(tmp_path: Path) -> None:
+    assert output_of(f"{GUARD}read(abs)", tmp_path) == "[1, 2]\n"
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    """Each process imports the script and would start processes again, which Python refuses."""
+    lines = output_of("read(abs)", tmp_path).splitlines()
+    assert lines[-1].startswith("the processes that read volumes ended at their start. Each of them imports the script")
+    assert 'below `if __name__ == "__main__":`' in lines[-1]
+
+
+def test_a_process_that_is_killed(tmp_path: Path) -> None:
+    said = output_of(f"{GUARD}read(end)", tmp_path)
+    assert said.startswith("a process that reads volumes was killed, probably because memory ran out; try --jobs 1")

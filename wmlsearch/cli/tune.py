@@ -181,7 +181,11 @@ def _start(
         on_end=on_end,
     )
     request = request_search(
-        search, choices, lambda: options.data_or_phantom(None, out), options.say, lambda all_: options.settings(**all_)
+        search,
+        choices,
+        lambda: options.data_or_phantom(None, out),
+        options.say,
+        lambda complete: options.settings(**complete),
     )
     settings = request.settings
     options.say(

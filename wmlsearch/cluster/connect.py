@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -61,12 +62,30 @@ def _session(address: str) -> contextlib.AbstractContextManager[None]:
     connected_to = own_address()
     if connected_to is None:
         return _connected(address)
-    if address not in (connected_to, "auto"):
+    if address != "auto" and not same_server(address, connected_to):
         raise InputError(
             f"{address}: this process is connected to another Ray, at {connected_to}; call ray.shutdown() first, or "
             "leave the address out"
         )
     return contextlib.nullcontext()
+
+
+def same_server(address: str, other: str) -> bool:
+    """Return whether two addresses ("HOST:PORT") are of one server: Ray itself writes the node's IP for 127.0.0.1."""
+    (host, _, port), (other_host, _, other_port) = address.rpartition(":"), other.rpartition(":")
+    return port == other_port and bool(_ips(host) & _ips(other_host))
+
+
+def _ips(host: str) -> set[str]:
+    """Return the IPs of a host; of this machine's loopback also the one at which other machines reach it."""
+    host = host.strip("[]")
+    try:
+        ips = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:  # no such name
+        return {host}
+    if any(ipaddress.ip_address(ip.partition("%")[0]).is_loopback for ip in ips):
+        ips |= {"127.0.0.1", ray.util.get_node_ip_address()}
+    return ips
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from wmlsearch.config import InputError
@@ -41,7 +42,8 @@ def worker_pool(jobs: int | None, volumes: int, file_bytes: int) -> Iterator[Cal
         yield lambda function, calls: (function(*arguments) for arguments in calls)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_ignore_interrupt) as pool:
+    began = context.Event()
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(began,)) as pool:
 
         def call_each(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
             pending: deque[Future[Any]] = deque()  # only a few, because each result holds a volume
@@ -55,8 +57,15 @@ def worker_pool(jobs: int | None, volumes: int, file_bytes: int) -> Iterator[Cal
         try:
             yield call_each
         except BrokenProcessPool:
+            if not began.is_set():
+                raise InputError(
+                    "the processes that read volumes ended at their start. Each of them imports the script that calls "
+                    'wmlsearch, so a script must do that below `if __name__ == "__main__":`; if yours does, memory '
+                    "probably ran out: try --jobs 1 (in Python: jobs=1)"
+                ) from None
             raise InputError(
-                "a process that reads volumes was killed, probably because memory ran out; try --jobs 1"
+                "a process that reads volumes was killed, probably because memory ran out; try --jobs 1 (in Python: "
+                "jobs=1)"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -72,5 +81,7 @@ def return_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
-def _ignore_interrupt() -> None:  # the parent handles Ctrl-C
+def _begin(began: Event) -> None:
+    """Tell the parent that this process has imported the parent's script, and leave Ctrl-C to it."""
+    began.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
