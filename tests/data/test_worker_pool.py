@@ -1,4 +1,4 @@
-"""The memory of volumes that are read one after another, and processes that end. How they are shared out: test_prepare."""
+"""The memory of volumes that are read one after another; processes that end. How they share: test_prepare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from wmlsearch.data.worker_pool import LARGE_BYTES
 
 VOLUMES = """
 import sys
-from pathlib import Path
 from pathlib import Path
 import numpy as np
 from wmlsearch.data.worker_pool import LARGE_BYTES, return_freed_memory
