@@ -56,7 +56,7 @@ from wmlsearch.workflows.new_search import SearchChoices, request_search
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.predict import ImagePrediction, predict_image
-from wmlsearch.workflows.search_choices import space_to_search, store_uri
+from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
 from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.tune import resume as _resume
 from wmlsearch.workflows.tune import tune as _tune
@@ -347,11 +347,13 @@ def resume(
     _check_keywords("resume", budgets, BudgetKeywords.__annotations__)
     runs = Path(out)
     folder = _find_search(search, runs)
+    store = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    check_store_of_resumed(folder, store)
     record = folder.record()
     settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
     placement = _placement(ray_address, storage)
     request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
-    uri = store_uri(folder.path.parent, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    uri = store_uri(folder.path.parent, store)
     with prepared_environment():
         outcome = _resume(folder, request, uri, Observer(say=say, progress=progress))
     _say_mlflow_problem(folder, outcome.mlflow_problem, say)

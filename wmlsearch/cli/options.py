@@ -238,13 +238,15 @@ def show_report_path(search: SearchDir) -> None:
 
 def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
     """Print where the results of a search or training are, and the commands that come next."""
-    from wmlsearch.report.commands import resume_command
+    from wmlsearch.report.commands import resume_command, resume_note
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.runs.wording import DEFAULT_OUT, command, run_words
 
     uri = uri_words(mlflow_uri)
     if isinstance(outcome.run, SearchDir) and outcome.interrupted:
-        say(f"{outcome.early}; to resume: {resume_command(outcome.run, *uri)}")
+        say(f"{outcome.early}; to resume: {resume_command(outcome.run, mlflow_uri)}")
+        if note := resume_note(outcome.run, mlflow_uri):
+            say(note)
     say(f"results: {outcome.run.path}")
     if outcome.mlflow_problem:
         later = command("sync", *run_words(outcome.run.path), *uri)

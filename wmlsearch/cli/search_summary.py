@@ -8,7 +8,7 @@ from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
 from wmlsearch.cli.verdict_tables import confirmed_table, show_verdict
 from wmlsearch.config import OBJECTIVES
-from wmlsearch.report.commands import resume_command
+from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.liveness import ALIVE, GONE, SILENT, Liveness, clock
@@ -43,6 +43,8 @@ def show_search(console: Console, search: SearchDir) -> None:
     show_verdict(console, search)
     if status.state in UNFINISHED and (line := _line_to_go_on(search, trials)):
         console.print(line, highlight=False, soft_wrap=True)
+        if note := resume_note(search):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def state_in_words(run: AnyDir) -> str:

@@ -30,7 +30,7 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
         sys.exit(stop_on_cluster(cluster, name, options.say))
     from wmlsearch.cli.search_summary import state_in_words
     from wmlsearch.config import InputError
-    from wmlsearch.report.commands import resume_command
+    from wmlsearch.report.commands import resume_command, resume_note
     from wmlsearch.runs.folders import find_search
     from wmlsearch.runs.schema import RUNNING
 
@@ -50,3 +50,5 @@ def stop(name: str | None, out: Path, cluster: Path | None) -> None:
     status = search.status()
     options.say(f"{search.name}: {status.state} ({status.reason or 'it ended before the stop'})")
     options.say(f"to resume: {resume_command(search)}")
+    if note := resume_note(search):
+        options.say(note)

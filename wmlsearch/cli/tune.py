@@ -128,7 +128,7 @@ def tune(
     uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if resume is not None:
-        search, outcome = _resume(resume, data, placement, cluster, out, uri, on_end)
+        search, outcome = _resume(resume, data, placement, cluster, out, uri, mlflow_uri, on_end)
     else:
         settings = settings if objectives is None else _with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "forecast": not no_forecast}
@@ -208,7 +208,14 @@ def _start_on_cluster(cluster: Path, data: Path | None, space: str, name: str, o
 
 
 def _resume(
-    name: str, data: Path | None, placement: Placement, cluster: Path | None, out: Path, uri: str, on_end: str | None
+    name: str,
+    data: Path | None,
+    placement: Placement,
+    cluster: Path | None,
+    out: Path,
+    uri: str,
+    mlflow_uri: str | None,
+    on_end: str | None,
 ) -> tuple[SearchDir, Outcome]:
     """Run the rest of a search, here or on a cluster."""
     from wmlsearch.cli.console import console
@@ -216,6 +223,7 @@ def _resume(
     from wmlsearch.config import InputError
     from wmlsearch.runs.checks import open_search
     from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.search_choices import check_store_of_resumed
     from wmlsearch.workflows.search_plan import ResumeRequest
     from wmlsearch.workflows.tune import resume as resume_search
 
@@ -231,6 +239,7 @@ def _resume(
         argv = remote.given(but=("cluster", "resume", "out"))
         sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
     search = open_search(name, out)
+    check_store_of_resumed(search, mlflow_uri)
     record = search.record()
     _note_experiment(record)
     settings = options.settings(**{**record.settings.model_dump(), **changes})

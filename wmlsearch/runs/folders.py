@@ -246,9 +246,10 @@ class SearchDir(RecordDir):
     def record(self) -> SearchRecord:
         return read_record(SearchRecord, self.file("record"))
 
-    def change_settings(self, settings: RunSettings, storage: str | None) -> None:
-        """Write the settings of a resumed search, which can have other budgets, and the location of its checkpoints."""
-        record = self.record().model_copy(update={"settings": settings, "storage": storage})
+    def change_settings(self, settings: RunSettings, storage: str | None, ray_address: str | None = None) -> None:
+        """Write the settings of a resumed search, which can have other budgets, its checkpoints' place and its Ray."""
+        changes = {"settings": settings, "storage": storage, "ray_address": ray_address}
+        record = self.record().model_copy(update=changes)
         write_json(self.file("record"), record.as_json())
 
     @property

@@ -58,12 +58,12 @@ def experiment_of(
     Raises InputError if it was deleted: MLflow keeps its name, and whoever deleted it may not want its runs back.
     """
     record = root.record()
-    own = record.experiment or EXPERIMENT
+    recorded = record.experiment or EXPERIMENT
     experiment = _noted_experiment(client, uri, root)
     if experiment is None and (everywhere or root.ledger().experiment_id):
-        experiment = _experiment_with_run(client, record.key, own)
+        experiment = _experiment_with_run(client, record.key, recorded)
     if experiment is None or (wanted is not None and experiment.lifecycle_stage == DELETED):
-        name = wanted or own
+        name = wanted or recorded
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             return str(client.create_experiment(name, artifact_location(uri, root)))
@@ -88,7 +88,7 @@ def active_experiments(client: MlflowClient, uri: str, roots: Iterable[AnyDir]) 
     one; of a folder that this MLflow has not yet, the one of its record.
     """
     noted: dict[str, Experiment | None] = {}
-    found: dict[str, Experiment] = {}
+    active: dict[str, Experiment] = {}
     for root in roots:
         with contextlib.suppress(InputError):  # a damaged folder
             ledger, name = root.ledger(), root.record().experiment or EXPERIMENT
@@ -96,8 +96,8 @@ def active_experiments(client: MlflowClient, uri: str, roots: Iterable[AnyDir]) 
             if key not in noted:
                 noted[key] = _noted_experiment(client, uri, root) or client.get_experiment_by_name(name)
             if (experiment := noted[key]) is not None and experiment.lifecycle_stage != DELETED:
-                found.setdefault(experiment.experiment_id, experiment)
-    return list(found.values())
+                active.setdefault(experiment.experiment_id, experiment)
+    return list(active.values())
 
 
 def artifact_location(uri: str, root: AnyDir) -> str | None:
@@ -175,9 +175,9 @@ def _experiment_with_run(client: MlflowClient, key: str, first: str) -> Experime
 
     A shared server can have thousands of experiments, and must answer each question within seconds.
     """
-    own = client.get_experiment_by_name(first)
-    if own is not None and own.lifecycle_stage != DELETED and _has_run(client, [own.experiment_id], key):
-        return own
+    named = client.get_experiment_by_name(first)
+    if named is not None and named.lifecycle_stage != DELETED and _has_run(client, [named.experiment_id], key):
+        return named
     token: str | None = None
     while True:
         page = client.search_experiments(max_results=PAGE, page_token=token)

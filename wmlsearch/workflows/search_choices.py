@@ -9,6 +9,7 @@ from typing import Any
 from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, InputError, RunSettings
 from wmlsearch.config import default_epochs as epochs_of_slices
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.objectives import objective_warnings
 from wmlsearch.runs.wording import command
 from wmlsearch.space import SearchSpace
@@ -67,3 +68,16 @@ def store_uri(out: Path, given: str | None) -> str:
     if given or out.is_dir():
         check_uri(uri)
     return uri
+
+
+def check_store_of_resumed(search: SearchDir, given: str | None) -> None:
+    """Refuse to resume a search without its MLflow store, if that has a password. Raises InputError.
+
+    The run folder does not hold the password, and the rest of the runs would be copied to another store.
+    """
+    before = search.ledger().uri or ""
+    if not given and "***" in before:
+        raise InputError(
+            f"{search.name}: its MLflow store is {before}, and the password is not stored; give --mlflow-uri (or "
+            "MLFLOW_TRACKING_URI) with the password"
+        )

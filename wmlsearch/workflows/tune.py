@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from wmlsearch.report.commands import resume_command
+from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
 from wmlsearch.workflows.forecast import warn_of_load
@@ -33,7 +33,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
     with CommandAtEnd(search, request.on_end, observer.say) as at_end, contextlib.ExitStack() as stack:
-        stack.enter_context(_ray(search, request.placement, observer, at_end))
+        stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end))
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
         if request.warm_start:
@@ -59,9 +59,9 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
         search.locked(),
         contextlib.ExitStack() as stack,
     ):
-        stack.enter_context(_ray(search, request.placement, observer, at_end))
+        stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end))
         plan = plan_search(request, data, observer.say)
-        search.change_settings(plan.settings, plan.placement.storage_without_password)
+        search.change_settings(plan.settings, plan.placement.storage_without_password, plan.placement.ray_address)
         observer.say(_resume_message(search, plan))
         observer.say(f"trials run {plan.slots}")
         search.set_status(RUNNING)
@@ -70,7 +70,9 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
 
 
 @contextlib.contextmanager
-def _ray(search: SearchDir, placement: Placement, observer: Observer, at_end: CommandAtEnd) -> Iterator[None]:
+def _ray(
+    search: SearchDir, placement: Placement, mlflow_uri: str, observer: Observer, at_end: CommandAtEnd
+) -> Iterator[None]:
     """Connect to Ray and watch for a search that waits for resources, as long as the block lasts."""
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.watchdog import watchdog
@@ -78,7 +80,9 @@ def _ray(search: SearchDir, placement: Placement, observer: Observer, at_end: Co
     def on_death(why: str) -> None:
         if at_end.begun:
             record_broken_end(search, why)
-            observer.say(f"to resume: {resume_command(search)}")
+            observer.say(f"to resume: {resume_command(search, mlflow_uri)}")
+            if note := resume_note(search, mlflow_uri):
+                observer.say(note)
             at_end.run()
 
     say = observer.say
