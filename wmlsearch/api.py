@@ -44,6 +44,7 @@ from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
 from wmlsearch.runs.folders import SearchDir, check_name
+from wmlsearch.runs.interrupts import signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
@@ -53,7 +54,7 @@ from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
 from wmlsearch.workflows.model_lookup import find_model
 from wmlsearch.workflows.new_search import SearchChoices, request_search
-from wmlsearch.workflows.observer import Observer
+from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.predict import ImagePrediction, predict_image
 from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
@@ -285,6 +286,7 @@ def tune(
 
     Raises:
         InputError: For what cannot run, before a folder is made.
+        ConnectionError: If Ray does not start, or dies; then `resume` goes on.
     """
     runs = Path(out)
     ranges = space_to_search(space if isinstance(space, Mapping) else Path(space))
@@ -310,10 +312,8 @@ def tune(
         experiment=check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT),
     )
     request = request_search(search, choices, lambda: ensure_builtin_phantom(runs, progress), say)
-    with prepared_environment():  # for figures and MLflow, when Ray is gone
-        outcome = _tune(search, request, uri, Observer(say=say, progress=progress))
-    _say_mlflow_problem(search, outcome.mlflow_problem, say)
-    return Search(search.path)
+    with prepared_environment(), signals_as_interrupts():  # the former for figures and MLflow, when Ray is gone
+        return _ended(_tune(search, request, uri, Observer(say=say, progress=progress)), say)
 
 
 def resume(
@@ -343,6 +343,7 @@ def resume(
 
     Raises:
         InputError: For what cannot be resumed.
+        ConnectionError: As of `tune`.
     """
     _check_keywords("resume", budgets, BudgetKeywords.__annotations__)
     runs = Path(out)
@@ -354,10 +355,8 @@ def resume(
     placement = _placement(ray_address, storage)
     request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
     uri = store_uri(folder.path.parent, store)
-    with prepared_environment():
-        outcome = _resume(folder, request, uri, Observer(say=say, progress=progress))
-    _say_mlflow_problem(folder, outcome.mlflow_problem, say)
-    return Search(folder.path)
+    with prepared_environment(), signals_as_interrupts():
+        return _ended(_resume(folder, request, uri, Observer(say=say, progress=progress)), say)
 
 
 def load_search(path: AnyPath | Search, *, out: AnyPath = RUNS) -> Search:
@@ -385,12 +384,17 @@ def _placement(ray_address: str | None, storage: str | None) -> Placement:
     )
 
 
-def _say_mlflow_problem(search: SearchDir, problem: str, say: Say) -> None:
-    if problem:
+def _ended(outcome: Outcome, say: Say) -> Search:
+    """Return a search that has ended, and say what MLflow lacks. Raises ConnectionError if Ray has died."""
+    path = outcome.run.path
+    if outcome.mlflow_problem:
         say(
-            f"warning: MLflow does not have all results ({problem}); "
-            f"to send them later: {command('sync', *run_words(search.path))}"
+            f"warning: MLflow does not have all results ({outcome.mlflow_problem}); "
+            f"to send them later: {command('sync', *run_words(path))}"
         )
+    if outcome.lost_ray:
+        raise ConnectionError(f"{outcome.early}; what was reported is kept: wmlsearch.resume({str(path)!r}) goes on")
+    return Search(path)
 
 
 def _check_keywords(function: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:

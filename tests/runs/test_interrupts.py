@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,12 +11,14 @@ import threading
 
 import pytest
 
+from wmlsearch.runs import interrupts
 from wmlsearch.runs.interrupts import (
     Interrupted,
     exit_status,
     first_request,
     handled,
     handlers_kept,
+    interrupt_main_thread,
     noted_only,
     reason,
     signals_as_interrupts,
@@ -35,9 +38,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 )
 def test_each_signal_is_an_interrupt(number: signal.Signals, why: str, status: int) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
-    with pytest.raises(Interrupted, match=why), signals_as_interrupts():
-        os.kill(os.getpid(), number)
-    assert (reason(number), exit_status(why), first_request()) == (why, status, number)
+    first: list[int | None] = []
+
+    def get() -> None:
+        with signals_as_interrupts(), contextlib.ExitStack() as stack:
+            stack.callback(lambda: first.append(first_request()))
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match=why):
+        get()
+    assert first == [number]
+    assert (reason(number), exit_status(why)) == (why, status)
+    assert first_request() is None, "a later search of this process was not stopped"
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
@@ -45,16 +57,77 @@ def test_another_request_has_the_status_of_ctrl_c() -> None:
     assert exit_status("stopped by `wmlsearch stop`") == 130
 
 
-def test_a_hangup_is_no_second_request() -> None:
+def test_only_ctrl_c_is_a_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closing terminal sends SIGHUP to a shell, which sends it on, and systemd sends it after SIGTERM."""
+    monkeypatch.setattr(interrupts, "SAME_REQUEST_S", -1.0)  # as if time had passed between them
     seen: list[int] = []
     with handled(seen.append):
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             os.kill(os.getpid(), number)
+        assert first_request() == signal.SIGTERM
     assert seen == [signal.SIGTERM, signal.SIGINT]
 
 
-def test_a_signal_is_only_noted_while_an_end_is_recorded() -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_that_come_together_are_one_request(number: signal.Signals) -> None:
+    """`timeout` sends its signal to its child, then to the whole group: microseconds apart."""
+    seen: list[int] = []
+    with handled(seen.append):
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+    assert seen == [number]
+
+
+def test_a_signal_may_come_while_another_one_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(interrupts._Request):
+        def __init__(self, number: int) -> None:
+            super().__init__(number)
+            if number == signal.SIGHUP:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(interrupts, "_Request", Interrupting)
+    seen: list[int] = []
+    with handled(seen.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert seen == [signal.SIGTERM]
+
+
+def test_a_repeated_signal_leaves_the_cleanup_alone() -> None:
+    steps = []
+
+    def end() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("cleaned up")
+
+    with pytest.raises(Interrupted), signals_as_interrupts():
+        end()
+    assert steps == ["cleaned up"]
+
+
+def test_another_thread_can_interrupt_the_main_thread() -> None:
+    waiting = threading.Event()
+    thread = threading.Timer(0.2, lambda: interrupt_main_thread("Ray has died"))
+    thread.start()
+    with pytest.raises(Interrupted, match=r"^Ray has died$"), handled(lambda _: None):
+        waiting.wait(60)
+    thread.join()
+    interrupt_main_thread("nobody handles it: nothing happens")
+
+
+def test_an_end_is_recorded_though_another_thread_interrupts() -> None:
+    steps = []
+    with noted_only():
+        interrupt_main_thread("Ray has died")
+        steps.append("recorded")
+        assert first_request() is None, "nobody asked for it"
+    assert steps == ["recorded"]
+
+
+def test_a_signal_is_only_noted_while_an_end_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "SAME_REQUEST_S", -1.0)
     steps = []
     with signals_as_interrupts():
         with noted_only():
@@ -63,8 +136,8 @@ def test_a_signal_is_only_noted_while_an_end_is_recorded() -> None:
         steps.append("after")
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
+        assert first_request() == signal.SIGTERM
     assert steps == ["recorded", "after"]
-    assert first_request() == signal.SIGTERM
 
 
 def test_nohup_is_respected() -> None:
@@ -79,6 +152,19 @@ def test_nohup_is_respected() -> None:
     finally:
         for number, handler in zip((signal.SIGHUP, signal.SIGQUIT), before, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "other"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_what_a_script_ignores_stays_ignored(number: signal.Signals, other: signal.Signals) -> None:
+    """`wmlsearch tune &` in a script: Ctrl-C is for the program in the foreground."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with signals_as_interrupts(), handled(lambda _: pytest.fail("it was ignored")):
+            os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted), signals_as_interrupts():
+            os.kill(os.getpid(), other)
+    finally:
+        signal.signal(number, before)
 
 
 def test_other_threads_set_no_handlers() -> None:

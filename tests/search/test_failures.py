@@ -105,6 +105,16 @@ def test_hours_are_reserved_for_the_final_runs(tmp_path: Path) -> None:
     assert budget.reason == "--max-hours 1 is reached (0.5 of it is reserved for the final runs)"
 
 
+def test_a_request_to_stop_is_recorded_before_the_trials_have_ended(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", search_record())
+    budget = Budget(search, RunSettings(), ONE_GPU)
+    assert not budget.stop_all()
+    budget.reason = "stopped by SIGHUP, as a closed terminal sends it"
+    assert search.state == "running"
+    assert budget.stop_all()
+    assert (search.state, search.status().reason) == ("interrupted", budget.reason)
+
+
 def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:
     search = SearchDir.create(tmp_path / "s", search_record({"created": time.time() - 1e6}))
     search.update_usage(seconds=3500.0, gpu_seconds=0.0)

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,9 @@ from records import run_record, search_record
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs import interrupts
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.interrupts import Interrupted
 from wmlsearch.search import final_training
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
@@ -154,18 +155,62 @@ def test_an_ended_training_stays_ended(
     assert in_mlflow(tmp_path) == {"t": "FINISHED"}
 
 
-def test_the_first_ctrl_c_ends_cleanly_even_if_a_budget_is_reached(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def time_between_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "SAME_REQUEST_S", -1.0)
+
+
+@pytest.mark.usefixtures("time_between_signals")
+def test_the_first_ctrl_c_ends_cleanly_even_if_a_budget_is_reached(tmp_path: Path) -> None:
     budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), Slots(1, 1, 1, 0.0))
     budget.reason = "--target-dice 0.7 is reached"
     exits: list[int] = []
-    monkeypatch.setattr("wmlsearch.search.interrupts.os", SimpleNamespace(_exit=exits.append))
-    with graceful_stop(budget):
+
+    def stop_twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert (budget.reason, exits) == ("stopped by Ctrl-C", [])
         os.kill(os.getpid(), signal.SIGINT)
-        assert exits == [130]
+
+    with pytest.raises(Interrupted), graceful_stop(budget, exits.append):
+        stop_twice()
+    assert exits == [130]
+
+
+def a_budget(folder: Path) -> Budget:
+    return Budget(SearchDir.create(folder / "s", search_record()), RunSettings(), Slots(1, 1, 1, 0.0))
+
+
+@pytest.mark.usefixtures("time_between_signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_repeated_signal_ends_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    """`timeout` sends SIGTERM twice; after a logout come SIGHUP and SIGTERM."""
+    budget = a_budget(tmp_path)
+    with graceful_stop(budget, lambda _: pytest.fail("the process was ended")):
+        for one in (number, number, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), one)
+    assert budget.reason == interrupts.reason(number)
+
+
+def test_two_at_once_end_no_process(tmp_path: Path) -> None:
+    budget = a_budget(tmp_path)
+    with graceful_stop(budget, lambda _: pytest.fail("the process was ended")):
+        for number in (signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert budget.reason == "stopped by Ctrl-C"
+
+
+@pytest.mark.usefixtures("time_between_signals")
+def test_a_notebook_survives_its_second_stop(tmp_path: Path) -> None:
+    steps = []
+
+    def stop_twice() -> None:
+        for step in ("first", "second"):
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append(step)
+
+    with pytest.raises(Interrupted, match="stopped by Ctrl-C"), graceful_stop(a_budget(tmp_path)):
+        stop_twice()
+    assert steps == ["first"]
 
 
 def test_sigterm_in_the_final_runs_acts_like_ctrl_c(prepared: Path, tmp_path: Path) -> None:

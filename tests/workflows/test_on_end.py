@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +15,9 @@ from pathlib import Path
 import pytest
 from records import search_record
 
+from wmlsearch.runs import user_command
+from wmlsearch.runs.environment import variables_set
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.workflows import on_end
 from wmlsearch.workflows.on_end import CommandAtEnd, run_on_end
 
 
@@ -49,7 +52,7 @@ def test_the_command_reads_the_summary(search: SearchDir, tmp_path: Path) -> Non
     ],
 )
 def test_a_failure_is_said(command: str, problem: str, search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_end, "LIMIT_S", 0.5)
+    monkeypatch.setattr(user_command, "LIMIT_S", 0.5)
     before = (search.path / "status.json").read_text()
     line = said_by(search, command)[-1]
     assert line == f"warning: the command of --on-end failed ({problem}); the search and its result are not affected"
@@ -89,6 +92,54 @@ def test_it_runs_once_and_only_after_the_search_has_begun(search: SearchDir) -> 
     assert lines == []
     with contextlib.suppress(RuntimeError), CommandAtEnd(search, "echo x", lines.append) as at_end:
         at_end.begun = True
-        at_end.run()
         raise RuntimeError
     assert lines == ["x"]
+
+
+REPLACED = """
+import os, sys, threading
+from pathlib import Path
+from wmlsearch.runs.environment import prepare_environment, variables_set
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.workflows.on_end import CommandAtEnd
+
+prepare_environment()
+search = SearchDir(Path(sys.argv[1]))
+with search.locked(), variables_set({"NCCL_SOCKET_IFNAME": "lo", "TMPDIR": "/nowhere"}):  # as for an embedded Ray
+    at_end = CommandAtEnd(search, sys.argv[2], print)
+    at_end.begun = True
+    threading.Thread(target=lambda: at_end.run_instead_of_this_process(143)).start()
+    threading.Event().wait()
+"""
+
+
+def test_the_command_takes_the_place_of_a_process_that_must_end(search: SearchDir, tmp_path: Path) -> None:
+    """Ray has died, and the main thread waits for it: the folder is free, the environment is the user's."""
+    command = f"""cat > '{tmp_path}/in.json'; kill -TERM $PPID; kill -HUP $PPID; sleep 0.2
+env > '{tmp_path}/env'; trap > '{tmp_path}/traps'
+'{sys.executable}' -c 'import sys; from pathlib import Path; from wmlsearch.runs.folders import SearchDir
+with SearchDir(Path(sys.argv[1])).locked(): print("resumed")' '{search.path}'; exit 3"""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MINE": "1"}
+    for name in ("NCCL_SOCKET_IFNAME", "TMPDIR", "OMP_NUM_THREADS"):
+        variables.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED, str(search.path), command],
+        env=variables, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == (
+        "resumed\nwarning: the command of --on-end failed (exit status 3); the search and its result are not affected\n"
+    ), done.stderr
+    assert done.returncode == 143
+    assert json.loads((tmp_path / "in.json").read_text())["reason"] == "stopped by SIGTERM"
+    names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+    assert "MINE" in names
+    assert not names & {"NCCL_SOCKET_IFNAME", "TMPDIR", "OMP_NUM_THREADS"}
+    assert (tmp_path / "traps").read_text() == "", "the command ignores no signals"
+
+
+def test_the_command_has_the_users_environment(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("TMPDIR", "/users")
+    with variables_set({"TMPDIR": "/ours", "GLOO_SOCKET_IFNAME": "lo"}), variables_set({"TMPDIR": "/inner"}):
+        assert said_by(search, "echo ${GLOO_SOCKET_IFNAME-unset} $TMPDIR") == ["unset /users"]
+    assert (os.environ["TMPDIR"], os.environ.get("GLOO_SOCKET_IFNAME")) == ("/users", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from wmlsearch.cli import data, describe, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
-from wmlsearch.cli.output import survives_its_terminal
+from wmlsearch.cli.output import flush, survives_its_terminal
 from wmlsearch.runs.interrupts import exit_status, reason, signals_as_interrupts
 
 HELP_WIDTH = 100
@@ -32,7 +33,10 @@ class _Verbs(click.Group):
             try:
                 _check_no_empty_argument(arguments)
                 with signals_as_interrupts():
-                    return super().main(*args, **kwargs)
+                    try:
+                        return super().main(*args, **kwargs)
+                    finally:
+                        flush()  # a full disk is an error of this command
             except SystemExit:
                 raise
             except BaseException as error:
@@ -84,38 +88,39 @@ def _print_error(error: BaseException, arguments: Sequence[str] = ()) -> int:
     from wmlsearch.config import InputError
 
     if isinstance(error, InputError):
-        click.echo(f"wmlsearch: {_printable(str(error))}", err=True)
+        _complain(_printable(str(error)))
         return 2
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
         path = _printable(os.fsdecode(error.filename))
-        click.echo(f"wmlsearch: {path}: {error.strerror}; {_PATH_ERRORS[error.errno]}", err=True)
+        _complain(f"{path}: {error.strerror}; {_PATH_ERRORS[error.errno]}")
         return 2
     if isinstance(error, KeyboardInterrupt):
         why = str(error) or reason(signal.SIGINT)
-        click.echo(f"wmlsearch: {why}", err=True)
+        _complain(why)
         return exit_status(why)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = "" if error.filename is None else f"{_printable(os.fsdecode(error.filename))}: "
-        click.echo(
-            f"wmlsearch: {where}{error.strerror}; existing files are intact; free some space (see `df`) and run the "
-            "command again",
-            err=True,
+        _complain(
+            f"{where}{error.strerror}; existing files are intact; free some space (see `df`) and run the command again"
         )
         return 1
     if isinstance(error, ConnectionError):
-        click.echo(f"wmlsearch: {error}", err=True)
+        _complain(str(error))
         return 1
     if isinstance(error, OSError):
-        click.echo(f"wmlsearch: {error}; check this disk or mount, then run the command again", err=True)
+        _complain(f"{error}; check this disk or mount, then run the command again")
         return 1
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.runs.wording import command
 
     again = command("--debug", *(without_password(argument) for argument in arguments))
-    click.echo(
-        f"wmlsearch: unexpected {type(error).__name__}: {error}; for the traceback, to report it: {again}", err=True
-    )
+    _complain(f"unexpected {type(error).__name__}: {error}; for the traceback, to report it: {again}")
     return 1
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # standard error may be on the full disk; the exit status tells too
+        click.echo(f"wmlsearch: {text}", err=True)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH})

@@ -25,28 +25,28 @@ def only_json(requested: bool) -> Iterator[Callable[[Any], None]]:
     That holds for libraries written in C too, which print to the file descriptor.
     """
     if not requested:
-        yield _print_record
+        yield lambda record: _print_record(record, sys.stdout)
         return
     with _standard_output_moved() as original, contextlib.redirect_stdout(sys.stderr):
         yield lambda record: _print_record(record, original)
 
 
-def _print_record(record: Any, stream: Any = None) -> None:
+def _print_record(record: Any, stream: Any) -> None:
     from wmlsearch.runs.json_text import json_text
 
-    stream = stream or sys.stdout
-    stream.write(json_text(record))
-    stream.flush()
+    if stream is not None:  # else standard output is closed
+        stream.write(json_text(record))
+        stream.flush()
 
 
 @contextlib.contextmanager
 def _standard_output_moved() -> Iterator[Any]:
     """Let file descriptor 1 be standard error in the block; yields a stream to what it was before."""
     stream = sys.stdout
-    stream.flush()
     try:
+        stream.flush()
         is_descriptor = stream.fileno() == 1
-    except (OSError, ValueError):  # a stream in memory
+    except (OSError, ValueError, AttributeError):  # a stream in memory, or none
         is_descriptor = False
     if not is_descriptor:
         yield stream

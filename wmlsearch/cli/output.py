@@ -23,18 +23,38 @@ def survives_its_terminal() -> Iterator[None]:
     A search takes hours, and its results are in its run folder. The file descriptor is replaced by /dev/null at the
     first failed write, so that processes started later and libraries written in C write there too.
     """
+    _reserve_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_forgiving(stream) for stream in before)
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        with contextlib.suppress(OSError):  # the command has flushed already, and has said what failed
+            flush()
         sys.stdout, sys.stderr = before
 
 
+def _reserve_descriptors() -> None:
+    """Let standard streams that are closed be /dev/null, so that no file of ours gets what libraries print there."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+
+
+def flush() -> None:
+    """Write out what was printed. A closed file descriptor has no stream (None). Raises OSError, as of a full disk."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
 def _forgiving(stream: TextIO) -> TextIO:
-    """Return a stream to the same file descriptor; one in memory, which has none, is returned as it is."""
+    """Return a stream to the same file descriptor; one in memory, or None, has none and is returned as it is."""
     try:
         descriptor = stream.fileno()
         stream.flush()

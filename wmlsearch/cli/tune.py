@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -193,7 +194,7 @@ def _start(
         f"{search.path}"
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
-        observer = Observer(display.update, display.say, display.progress)
+        observer = Observer(display.update, display.say, display.progress, os._exit)
         return search, run_search(search, request, uri, observer)
 
 
@@ -245,7 +246,7 @@ def _resume(
     settings = options.settings(**{**record.settings.model_dump(), **changes})
     request = dataclasses.replace(ResumeRequest.of(search, record, settings, data, placement), on_end=on_end)
     with SearchDisplay(console(), search, request.space, settings) as display:
-        observer = Observer(display.update, display.say, display.progress)
+        observer = Observer(display.update, display.say, display.progress, os._exit)
         return search, resume_search(search, request, uri, observer)
 
 

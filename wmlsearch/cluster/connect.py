@@ -19,7 +19,7 @@ import ray
 from wmlsearch.cluster.embedded import ObjectStore, embedded_variables, explain, object_store, session_parent
 from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
 from wmlsearch.config import InputError
-from wmlsearch.runs.environment import prepared_environment
+from wmlsearch.runs.environment import prepared_environment, variables_set
 from wmlsearch.runs.interrupts import handlers_kept
 from wmlsearch.runs.machine import available_cpus
 from wmlsearch.runs.scratch import remove_abandoned, scratch_folder
@@ -93,14 +93,12 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
     """Let all temporary files of this process, and of those that it starts, be made in a folder that is removed."""
     inside = folder / "tmp"
     inside.mkdir()
-    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
-    os.environ["TMPDIR"] = tempfile.tempdir = str(inside)
+    default, tempfile.tempdir = tempfile.tempdir, str(inside)
     try:
-        yield
+        with variables_set({"TMPDIR": str(inside)}):
+            yield
     finally:
         tempfile.tempdir = default
-        os.environ.pop("TMPDIR")
-        os.environ |= {} if variable is None else {"TMPDIR": variable}
 
 
 @contextlib.contextmanager
@@ -108,12 +106,11 @@ def _embedded(say: Callable[[str], None]) -> Iterator[None]:
     store = object_store()
     usual, parent = Path(tempfile.gettempdir()), session_parent(store)
     explain(store, parent, say)
-    before, variables = dict(os.environ), embedded_variables()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_folder("ray", parent))
         files = folder if parent == usual else stack.enter_context(scratch_folder("files"))
         stack.enter_context(_temporary_files_in(files))
-        os.environ |= variables
+        stack.enter_context(variables_set(embedded_variables()))
         try:
             try:
                 _start(folder, store)
@@ -123,9 +120,6 @@ def _embedded(say: Callable[[str], None]) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-            for name in variables:
-                os.environ.pop(name)
-                os.environ |= {name: before[name]} if name in before else {}
 
 
 def _start(folder: Path, store: ObjectStore) -> None:

@@ -50,16 +50,24 @@ def prepare_environment() -> None:
 @contextlib.contextmanager
 def prepared_environment() -> Iterator[None]:
     """Do what `prepare_environment` does, and put the variables back at the end of the block. Raises InputError."""
-    missing = _missing_variables()
-    set_variables(missing)
+    with variables_set(_missing_variables()):
+        yield
+
+
+@contextlib.contextmanager
+def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for the block. What the user changes in it stays."""
+    before = {name: (_changes.get(name), os.environ.get(name)) for name in variables}
+    set_variables(variables)
     try:
         yield
     finally:
-        environment = users_environment()
-        for name in missing:
-            del _changes[name]
-            os.environ.pop(name, None)
-            os.environ |= {name: environment[name]} if name in environment else {}
+        for name, (change, value) in before.items():
+            ours = os.environ.get(name) == _changes.pop(name)[1]
+            _changes.update({} if change is None else {name: change})
+            if ours:
+                del os.environ[name]
+                os.environ |= {} if value is None else {name: value}
 
 
 def set_variables(variables: Mapping[str, str]) -> None:

@@ -1,16 +1,21 @@
 """Signals that ask this process to end: Ctrl-C, SIGTERM, SIGQUIT, and SIGHUP, which a closed terminal sends.
 
 Each raises `Interrupted` in the main thread, which the workflows record, or is handled in another way for a while
-(`handled`, `noted_only`). A SIGHUP that comes after another signal is ignored: a closing terminal sends several. SIGHUP
-and SIGQUIT stay ignored where they were ignored when the process began, as under `nohup`.
+(`handled`, `noted_only`). Only a Ctrl-C counts as a second request, and none within a second of the first: `timeout`
+sends its signal to its child and again to the whole group, a closing terminal sends several, and SIGTERM follows SIGHUP
+at a logout. A signal stays ignored where it was ignored when the process began, as SIGHUP is under `nohup`, and SIGINT
+in a background job of a script.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 _NAMES = {
     signal.SIGINT: "Ctrl-C",
@@ -18,16 +23,17 @@ _NAMES = {
     signal.SIGHUP: "SIGHUP, as a closed terminal sends it",
     signal.SIGQUIT: "SIGQUIT",
 }
-_KEPT_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
+_NOT_FOR_CHILDREN = (signal.SIGHUP, signal.SIGQUIT)
+SAME_REQUEST_S = 1.0  # signals that come together are one request
 _BY_REQUEST = "stopped by "  # how each reason begins
+RAY_DIED = "stopped, since Ray has died"  # how the reason begins that is no request of the user
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked this process to end. Its text is the reason that a run folder records."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(reason(number))
-        self.number = number
+    def __init__(self, why: int | str) -> None:
+        super().__init__(reason(why) if isinstance(why, int) else why)
 
 
 def reason(number: int) -> str:
@@ -43,38 +49,55 @@ def exit_status(why: str) -> int:
     return next((128 + number for number in _NAMES if why == reason(number)), 128 + signal.SIGINT)
 
 
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A signal that this process got."""
+
+    number: int
+    time_s: float = field(default_factory=time.monotonic)
+
+
 class _Requests:
     """The signals that this process got since the outermost block began that handles them."""
 
-    numbers: list[int] = []  # noqa: RUF012 - one for the process, as its signal handlers are
+    got: list[_Request] = []  # noqa: RUF012 - one for the process, as its signal handlers are
     depth = 0
+    why = ""  # what another thread interrupts the main thread for
 
 
 def first_request() -> int | None:
-    """Return the first signal that asked this process to end, or None."""
-    return _Requests.numbers[0] if _Requests.numbers else None
+    """Return the first signal that asked this process to end, in the outermost block that handles them, or None."""
+    return _Requests.got[0].number if _Requests.got else None
+
+
+def _is_new(number: int) -> bool:
+    """Note a signal; return whether it is a request of its own. Its handler may interrupt that of another one."""
+    request = _Request(number)
+    _Requests.got.append(request)
+    first = _Requests.got[0]
+    return request is first or (number == signal.SIGINT and request.time_s - first.time_s > SAME_REQUEST_S)
 
 
 @contextlib.contextmanager
-def handled(act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act` with the number of each signal that comes in the block. Only the main thread can set this."""
+def handled(act: Callable[[int], None], by_threads: bool = True) -> Iterator[None]:
+    """Call `act` with the number of each request that comes in the block. Only the main thread can set this.
+
+    With `by_threads`, other threads can raise `Interrupted` in it (`interrupt_main_thread`).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, _frame: object) -> None:
-        repeated = number == signal.SIGHUP and bool(_Requests.numbers)
-        _Requests.numbers.append(number)
-        if not repeated:
+        why, _Requests.why = _Requests.why, ""
+        if why and by_threads:
+            raise Interrupted(why)
+        if not why and _is_new(number):
             act(number)
 
-    if not _Requests.depth:
-        _Requests.numbers.clear()
     _Requests.depth += 1
     previous = {
-        number: signal.signal(number, handle)
-        for number in _NAMES
-        if not (number in _KEPT_IGNORED and signal.getsignal(number) == signal.SIG_IGN)
+        number: signal.signal(number, handle) for number in _NAMES if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield
@@ -82,11 +105,21 @@ def handled(act: Callable[[int], None]) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _Requests.depth -= 1
+        if not _Requests.depth:
+            _Requests.got.clear()
+            _Requests.why = ""
+
+
+def interrupt_main_thread(why: str) -> None:
+    """Raise `Interrupted` with this reason in the main thread, if it handles signals now; called by another thread."""
+    if _Requests.depth:
+        _Requests.why = why
+        os.kill(os.getpid(), signal.SIGINT)  # the system prefers the main thread, whose waiting it ends
 
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """In the block, each signal raises `Interrupted` in the main thread."""
+    """In the block, each request raises `Interrupted` in the main thread."""
 
     def interrupt(number: int) -> None:
         raise Interrupted(number)
@@ -98,7 +131,7 @@ def signals_as_interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def noted_only() -> Iterator[None]:
     """In the block, a signal does nothing but be noted: for the short time in which an end is recorded."""
-    with handled(lambda _: None):
+    with handled(lambda _: None, by_threads=False):
         yield
 
 
@@ -113,7 +146,7 @@ def handlers_kept() -> Iterator[None]:
         yield
         return
     handlers = {number: signal.getsignal(number) for number in _NAMES}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_IGNORED)  # processes inherit it; signals come afterwards
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_CHILDREN)  # processes inherit it; signals come afterwards
     try:
         yield
     finally:

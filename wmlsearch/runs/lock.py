@@ -149,6 +149,11 @@ def is_running(folder: Path) -> bool:
     return _claim_is_fresh(folder / _CLAIM)
 
 
+def claim_of(folder: Path) -> Path:
+    """Return the file that says which process holds a folder, while there is one."""
+    return folder / _CLAIM
+
+
 def _try_lock(descriptor: int, folder: Path) -> bool:
     """Lock an open file until it is closed, where its file system can. Return False if another process holds the lock.
 

@@ -15,7 +15,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.lock import check_still_held
 from wmlsearch.runs.objectives import dice_value
-from wmlsearch.runs.schema import EpochRow
+from wmlsearch.runs.schema import RUNNING, EpochRow
 
 TICK_S = 1.0  # between two looks at the clock and at the run folder
 SAME_ERRORS = 3  # trials with the same traceback, after which the search ends
@@ -85,6 +85,7 @@ class Budget(tune.Stopper):
 
     def stop_all(self) -> bool:
         if self.reason:
+            self._record_request()
             return True
         last = self._last
         self.tick(TICK_S)
@@ -98,6 +99,12 @@ class Budget(tune.Stopper):
         else:
             self.reason = self._used_up()
         return bool(self.reason)
+
+    def _record_request(self) -> None:
+        """Record a request to stop at once: the trials take seconds to end, which a batch system may not grant."""
+        if self.reason.startswith("stopped by ") and self.search.state == RUNNING:
+            with suppress(OSError):  # the end of the search is recorded once more
+                self.search.set_status("interrupted", self.reason)
 
     def _used_up(self) -> str:
         """Return which budget is used up, or ""."""

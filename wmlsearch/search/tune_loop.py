@@ -42,6 +42,7 @@ def run_trials(
     location: Callable[[RunDir], str],
     on_change: Callable[[RunDir], None],
     elastic: bool = False,
+    end_process: Callable[[int], None] | None = None,
 ) -> Budget:
     """Run the trials of a search that have not ended, and return its budget, with the reason if they end early.
 
@@ -56,6 +57,7 @@ def run_trials(
         location: Returns where the checkpoints of a run are stored.
         on_change: Called after each change in a run folder.
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
+        end_process: Ends this process at once, with a status, at a second Ctrl-C. None: that is an error instead.
 
     Raises:
         InputError: --max-checkpoint-gb is too small.
@@ -78,7 +80,7 @@ def run_trials(
     try:
         with (
             tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as scratch,  # nothing reads it
-            graceful_stop(budget),
+            graceful_stop(budget, end_process),
             reuse_all_actors(),
         ):
             _make_tuner(search.name, job, slots, numbers, scheduler, budget, recorder, scratch).fit()

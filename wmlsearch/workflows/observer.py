@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.runs.folders import AnyDir
+from wmlsearch.runs.interrupts import RAY_DIED
 from wmlsearch.runs.progress import Progress
 
 
@@ -25,6 +26,9 @@ class Observer:
     on_change: Callable[[AnyDir], None] = _ignore_change  # called after each change in a run folder, with that folder
     say: Callable[[str], None] = print  # shows a message to the user
     progress: Progress = _ignore_progress  # called while the sealed test is evaluated
+    # Ends this process at once, with a status, as a second Ctrl-C or a dead Ray asks for. None: the process belongs to
+    # the user, such as a notebook, and the caller gets an error.
+    end_process: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,8 @@ class Outcome:
     def stopped_on_request(self) -> bool:
         """Whether Ctrl-C, SIGTERM or `wmlsearch stop` ended it."""
         return self.early.startswith("stopped by")
+
+    @property
+    def lost_ray(self) -> bool:
+        """Whether it ended because Ray's servers died."""
+        return self.early.startswith(RAY_DIED)

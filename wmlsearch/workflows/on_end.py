@@ -1,26 +1,22 @@
 """`tune --on-end COMMAND`: the user's command, run when a search has ended, however it ended.
 
-It reads the JSON of `status --json` on its standard input. Nothing that it does changes the search or its exit status.
+It reads the JSON of `status --json` on its standard input, in the environment that the user gave `tune`. Nothing that
+it does changes the search or its exit status.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import tempfile
+import sys
 import threading
 from collections.abc import Callable
-from typing import IO
 
+from wmlsearch.runs import user_command
+from wmlsearch.runs.environment import users_environment
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import signals_as_interrupts
 from wmlsearch.runs.json_text import json_text
+from wmlsearch.runs.lock import claim_of
 from wmlsearch.workflows.summaries import SearchSummary
-
-LIMIT_S = 60.0  # then the command is ended; what takes longer can be started in the background
-_SHOWN = 2000  # bytes of the command's output
 
 
 class CommandAtEnd:
@@ -38,56 +34,35 @@ class CommandAtEnd:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.run()
-
-    def run(self) -> None:
-        """Run the command now, if the search has begun and the command has not run yet."""
-        if self.command and self.begun and self._once.acquire(blocking=False):
+        if self.command and self._is_due():
             run_on_end(self.search, self.command, self.say)
+
+    def run_instead_of_this_process(self, status: int) -> None:
+        """End this process, whose folder is free then, and run the command in its place; the exit status is `status`.
+
+        Returns if there is nothing to run.
+        """
+        if self.command and self._is_due():
+            text = json_text(SearchSummary.of(self.search))
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            claim = str(claim_of(self.search.path).resolve())
+            order = user_command.Order(self.command, text, users_environment(), claim, status)
+            user_command.replace_process(order)
+
+    def _is_due(self) -> bool:
+        return self.begun and self._once.acquire(blocking=False)
 
 
 def run_on_end(search: SearchDir, command: str, say: Callable[[str], None]) -> None:
     """Run the command with the summary of the search on its standard input; say what it printed, or why it failed."""
+    output = ""
     try:
         with signals_as_interrupts():
-            problem, output = _run(command, json_text(SearchSummary.of(search)))
+            problem, output = user_command.run(command, json_text(SearchSummary.of(search)), users_environment())
     except KeyboardInterrupt as interrupt:
-        problem, output = str(interrupt), ""
+        problem = str(interrupt)
     except Exception as error:
-        problem, output = f"{type(error).__name__}: {error}", ""
-    if output:
-        say(output)
-    if problem:
-        say(f"warning: the command of --on-end failed ({problem}); the search and its result are not affected")
-
-
-def _run(command: str, text: str) -> tuple[str, str]:
-    """Return why the command failed, or "", and the end of what it printed.
-
-    Files hold its input and output: a process that it leaves in the background may keep them open, and one that never
-    reads does not block. A session of its own keeps Ctrl-C and a closed terminal away from it.
-    """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:
-        given.write(text.encode())
-        given.seek(0)
-        process = subprocess.Popen(  # noqa: S602 - it is the user's own command line
-            command, shell=True, stdin=given, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        problem = ""
-        try:
-            if status := process.wait(LIMIT_S):
-                problem = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
-        except subprocess.TimeoutExpired:
-            problem = f"it was ended after {LIMIT_S:g} s"
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        return problem, _end_of(printed)
-
-
-def _end_of(printed: IO[bytes]) -> str:
-    size = printed.seek(0, os.SEEK_END)
-    printed.seek(max(size - _SHOWN, 0))
-    return printed.read().decode(errors="replace").strip()
+        problem = f"{type(error).__name__}: {error}"
+    for line in user_command.lines(problem, output):
+        say(line)

@@ -70,7 +70,7 @@ def run_search(
             _interrupt_running(search, end.reason)
             end = _record_end(search, plan, end)
             mirror.notify(search)
-            release_ray()
+            _release(release_ray, observer.say)
             pictures = _write_report(search, plan, observer)
             # Every run once more: an interrupt may have come between a change and its notification, and which trials
             # are on the Pareto front is known only now. The mirror sends only what MLflow lacks.
@@ -94,7 +94,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
         observer.on_change(search)
     budget = run_trials(
         search, plan.space, settings, shipment, plan.slots, placement.checkpoint_location, observer.on_change,
-        elastic=placement.on_cluster,
+        elastic=placement.on_cluster, end_process=observer.end_process,
     )  # fmt: skip
     _fetch_best_weights(search, placement)
     stopped = budget.reason.startswith("stopped")
@@ -185,6 +185,17 @@ def record_broken_end(search: SearchDir, why: str) -> None:
     if search.state == RUNNING:
         with contextlib.suppress(OSError):
             search.set_status("interrupted", why)
+
+
+def _release(release_ray: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Let go of Ray. If that fails or is interrupted, say so: the search has ended all the same."""
+    try:
+        with signals_as_interrupts():
+            release_ray()
+    except KeyboardInterrupt as interrupt:
+        say(f"the shutdown of Ray was cut short ({str(interrupt) or 'stopped by Ctrl-C'})")
+    except Exception as error:
+        say(f"warning: Ray was not shut down in order ({type(error).__name__}: {error}); the result is not affected")
 
 
 def _write_report(search: SearchDir, plan: SearchPlan, observer: Observer) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.interrupts import interrupt_main_thread
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
 from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
@@ -83,10 +84,18 @@ def _ray(
             observer.say(f"to resume: {resume_command(search, mlflow_uri)}")
             if note := resume_note(search, mlflow_uri):
                 observer.say(note)
-            at_end.run()
 
-    say = observer.say
-    with ray_session(placement.ray_address, say), watchdog(say, lambda: _waiting_runs(search), on_death=on_death):
+    def end(why: str, status: int) -> None:
+        if observer.end_process is None:
+            interrupt_main_thread(why)
+            return
+        try:
+            at_end.run_instead_of_this_process(status)
+        finally:
+            observer.end_process(status)
+
+    say, waiting = observer.say, lambda: _waiting_runs(search)
+    with ray_session(placement.ray_address, say), watchdog(say, waiting, on_death=on_death, end=end):
         yield
 
 
