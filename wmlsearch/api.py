@@ -37,8 +37,9 @@ from wmlsearch.data.prepare import prepare as _prepare
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
+from wmlsearch.inference.preprocessing import slicing_geometry
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
-from wmlsearch.inference.trained_model import check_threshold
+from wmlsearch.inference.trained_model import check_threshold, common_preprocessing
 from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.environment import prepared_environment
@@ -462,13 +463,16 @@ class Model:
         """The configuration of each network."""
         return tuple(member.config for member in self._networks.members)
 
-    def predict(self, image: Any, *, threshold: float | None = None, single: bool = False) -> Prediction:
+    def predict(
+        self, image: Any, *, threshold: float | None = None, single: bool = False, nan_background: bool = False
+    ) -> Prediction:
         """Segment the lesions of one image.
 
         Args:
             image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image.
             threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
             single: Use the first network alone, which takes less time.
+            nan_background: Take voxels that are NaN or infinite for background wherever they are.
 
         Raises:
             InputError: For an image that cannot be read, or not be cut as the training data were.
@@ -477,7 +481,9 @@ class Model:
             check_threshold(threshold, "threshold")
         ensemble = len(self._networks.members) > 1 and not single
         with _as_file(image) as file:
-            result = predict_image(self._networks, find_images([file])[0], threshold, ensemble)
+            found = find_images([file])[0]
+            geometry = slicing_geometry(found.source, common_preprocessing(self._networks.members), nan_background)
+            result = predict_image(self._networks, found, threshold, ensemble, geometry)
             opened: Any = nib.load(file) if is_nifti(file) else None
         prediction, row = result.prediction, result.row
         is_picture_stack = prediction.voxel_mm is None

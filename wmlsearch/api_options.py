@@ -26,6 +26,7 @@ class PrepareKeywords(TypedDict, total=False):
     mask_threshold: float | None
     lesion_labels: Sequence[float]
     ignore_labels: Sequence[float]
+    nan_background: bool
     select: Sequence[str]
     mask_select: Sequence[str]
     seed: int

@@ -15,7 +15,7 @@ from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.examine import examine
 from wmlsearch.data.geometry import VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.labels import MaskRule
-from wmlsearch.data.nifti import voxel_edges
+from wmlsearch.data.nifti import read_extent
 from wmlsearch.data.sources import Source
 
 
@@ -215,7 +215,9 @@ def test_choice_of_plane() -> None:
 
 def test_voxel_edges_are_those_of_the_body(tmp_path: Path) -> None:
     path = save(tmp_path / "i.nii", head((12, 10, 8)), (1.0, 2.0, 3.0), "SLA")
-    assert voxel_edges(Source("p", "", tmp_path, (path,))) == pytest.approx((1, 2, 3))
+    extent = read_extent(Source("p", "", tmp_path, (path,)))
+    assert extent.edges == pytest.approx((1, 2, 3))
+    assert extent.voxels == np.prod(nib.load(path).shape)
 
 
 # -- faults of files
@@ -269,7 +271,7 @@ def test_bad_values(tmp_path: Path) -> None:
     save(source.image[0], volume)
     text = (
         "flair.nii.gz: every voxel must be a finite number, but 2 inside the head are NaN or infinite, such as voxel "
-        "(3, 4, 5); make it again without them, or set them to 0 if they are background"
+        "(3, 4, 5); make it again without them, or give --nan-background if they are background"
     )
     assert faults_of(source) == [text]
     save(source.image[0], np.full((16, 16, 8), 7.0, np.float32))

@@ -61,11 +61,63 @@ def test_a_mask_without_lesions_may_hold_ignored_voxels_only() -> None:
     assert MaskRule(lesion_labels=(1,), ignore_labels=(2,)).read(np.array([0, 1]), "m").ignored is None
 
 
-@pytest.mark.parametrize("values", [[1, 2, 2], [2, 2], [1, 1]])
-def test_a_mask_without_background_is_refused(values: list[float]) -> None:
+@pytest.mark.parametrize("values", [[2, 2], [1, 1]])
+def test_a_mask_of_one_label_only_is_refused(values: list[float]) -> None:
     with pytest.raises(VolumeFault, match="a mask must have background, but every voxel is"):
         read(values, MaskRule(lesion_labels=(1,), ignore_labels=(2,)))
     assert read([1, 2], MaskRule(lesion_labels=(2,))) == [0, 1], "a label without an option is background"
+
+
+def test_a_mask_may_hold_lesions_and_ignored_voxels_only() -> None:
+    assert read([1, 2, 2], MaskRule(lesion_labels=(1,), ignore_labels=(2,))) == [1, 2, 2]
+
+
+def test_labels_that_begin_at_1_are_advised_on() -> None:
+    with pytest.raises(VolumeFault) as raised:
+        read([1, 2, 2], MaskRule())
+    assert raised.value.lines == (
+        "m: a mask must have background, which is 0, but holds 1, 2; if one of them is the background, name the "
+        "lesions by --lesion-label (such as --lesion-label 2)",
+    )
+
+
+@pytest.mark.parametrize("factor", [1.0000002, 0.99999, 1.0004])
+def test_labels_beside_whole_numbers_are_these_numbers(factor: float) -> None:
+    values = [0, factor, 2 * factor, 0, 0]
+    rule = MaskRule(lesion_labels=(1,), ignore_labels=(2,))
+    assert read(values, rule) == [0, 1, 2, 0, 0]
+    assert read(values, MaskRule(threshold=1)) == [0, 0, 1, 0, 0], "1.0000002 is not above 1"
+    labels = MaskRule().read(np.array(values, np.float32), "m").labels
+    assert labels is not None
+    assert labels.voxels == ((1, 1), (2, 1)), "so the data set is asked for label options"
+
+
+def test_large_labels_are_less_exact_in_a_file() -> None:
+    assert read([0, 12035 * 1.0000002], MaskRule(lesion_labels=(12035,))) == [0, 1]
+
+
+def test_small_values_are_not_taken_for_background() -> None:
+    assert read([0, 0.0004, 0.0004], MaskRule()) == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "option"),
+    [(MaskRule(lesion_labels=(1,)), "--lesion-label"), (MaskRule(ignore_labels=(2,)), "--ignore-label")],
+)
+def test_a_smoothed_mask_is_no_label_mask(rule: MaskRule, option: str) -> None:
+    with pytest.raises(VolumeFault) as raised:
+        read([0, 0.25, 0.5, 0.75, 1], rule)
+    assert raised.value.lines == (
+        f"m: holds 5 values, no labels (0, 0.25, 0.5, 0.75, 1), so {option} does not fit; give --mask-threshold T "
+        "instead to take every value above T as lesion",
+    )
+
+
+def test_labels_of_an_atlas_may_be_many_where_they_are_named() -> None:
+    atlas = [float(number) for number in range(200)]
+    assert sum(read(atlas, MaskRule(lesion_labels=(77,)))) == 1
+    with pytest.raises(VolumeFault, match="holds 300 values, no labels"):
+        read([float(number) for number in range(300)], MaskRule(lesion_labels=(77,)))
 
 
 def of(*files: dict[float, int]) -> list[MaskLabels]:

@@ -7,11 +7,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nifti_files import cohort
 
+from wmlsearch.config import InputError
+from wmlsearch.data import seen_patients
+from wmlsearch.data.cutting import cut, expert_mask
 from wmlsearch.data.examine import VolumeFacts, examine
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.non_finite import fill_background
+from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.reading import load_volume
+from wmlsearch.data.sealed_test import open_sealed_test
 from wmlsearch.data.sources import Source
+from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
 
 SHAPE = (20, 24, 10)
 
@@ -61,8 +69,8 @@ def test_inside_the_head_they_are_refused_with_number_and_position(tmp_path: Pat
     _, faults = examine(source(tmp_path, image), 2)
     assert faults == [
         "image.nii.gz: every voxel must be a finite number, but 2 inside the head are NaN or infinite, such as voxel "
-        "(9, 10, 4) (3264 more, at the border of the volume, would be background); make it again without them, or set "
-        "them to 0 if they are background"
+        "(9, 10, 4) (3264 more, at the border of the volume, would be background); make it again without them, or "
+        "give --nan-background if they are background"
     ]
 
 
@@ -124,3 +132,117 @@ def test_an_infinite_scale_is_named(tmp_path: Path) -> None:
     _, faults = examine(Source("p", "", tmp_path, (tmp_path / "image.nii",)), 2)
     assert len(faults) == 1
     assert faults[0].startswith("image.nii: its header's scale (scl_slope 1e+37, scl_inter 0) makes ")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_without_a_value_through_the_head_are_refused(axis: int, tmp_path: Path) -> None:
+    image = head()
+    np.moveaxis(image, axis, 0)[5:7] = np.nan
+    _, faults = examine(source(tmp_path, image, np.zeros(SHAPE, np.uint8)), 2)
+    assert faults == [
+        "image.nii.gz: NaN or infinite voxels go through the head: of the slices 5 to 6 along axis "
+        f"{axis} some have none of it, or little, and those on both sides have more; make the image again without "
+        "them, or give --nan-background if they are background"
+    ]
+
+
+def test_a_brain_with_a_deep_fissure_in_nan_is_taken(tmp_path: Path) -> None:
+    """Two halves that are joined by a bridge: the slices between them have 0.4 of the largest slice's voxels."""
+    image = np.full((21, 24, 10), np.nan, np.float32)
+    image[2:19, 4:14, 1:9] = np.random.default_rng(0).normal(100, 10, (17, 10, 8))
+    image[10, 8:, :] = np.nan  # 4 of 10 rows are left
+    assert fill_background(image).cut is None
+    image[10] = np.nan
+    cut = fill_background(image).cut
+    assert cut is not None
+    assert (cut.axis, cut.first, cut.last) == (0, 10, 10)
+
+
+def test_specks_outside_the_head_are_not_its_other_side() -> None:
+    image = np.full((20, 24, 10), np.nan, np.float32)
+    image[4:12, 4:20, 1:9] = 100
+    image[18, 0, 0] = 1
+    assert fill_background(image).cut is None
+
+
+def test_lesions_without_values_are_refused(tmp_path: Path) -> None:
+    image = head()
+    image[:11] = np.nan
+    _, faults = examine(source(tmp_path, image), 2)
+    assert faults == [
+        "image.nii.gz: 18 of 18 lesion voxels (100 %) lie where the image is NaN or infinite; the image is cut off, or "
+        "the mask is of another scan: make the image again, or give --nan-background if they are background"
+    ]
+    image = head()
+    image[image == 0] = np.nan
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3:11, 10:13, 4:6] = 1  # one of its eight rows is outside: 6 voxels
+    facts = facts_of(source(tmp_path, image, mask))
+    told = [one.text for one in facts.findings if one.kind == "lesions without values"]
+    assert told == ["6 of 48 lesion voxels (12 %) lie where the image is NaN or infinite; is the image cut off?"]
+
+
+def test_a_mask_that_is_nearly_all_nan_is_warned_of(tmp_path: Path) -> None:
+    mask = np.full(SHAPE, np.nan, np.float32)
+    mask[8:11, 10:13, 4:6] = 1  # 18 of 4800
+    (finding,) = facts_of(source(tmp_path, head(), mask)).findings
+    assert finding.is_warning
+    assert finding.text == (
+        "99.62 % of the mask's voxels, at its border, are NaN or infinite: taken for background; is the mask damaged?"
+    )
+
+
+def test_with_the_option_they_are_background_wherever_they_are(tmp_path: Path) -> None:
+    wanted = head()
+    wanted[6, 6:9, 5] = 0
+    image = wanted.copy()
+    image[image == 0] = np.nan
+    volume = source(tmp_path, image)
+    assert examine(volume, 2)[0] is None
+    facts, faults = examine(volume, 2, nan_background=True)
+    assert (faults, facts is not None) == ([], True)
+    assert facts is not None
+    assert facts.voxels_sha256 == facts_of(source(tmp_path, wanted)).voxels_sha256
+    (told,) = [one for one in facts.findings if one.kind == "enclosed"]
+    assert told.is_warning
+    assert told.text == (
+        "3 voxels inside the volume, not at its border, NaN or infinite: taken for background, as --nan-background says"
+    )
+
+
+def test_all_that_reads_the_volumes_again_knows_of_the_option(tmp_path: Path) -> None:
+    table = cohort(tmp_path / "raw", {f"p{number}": 10 + number for number in range(6)})
+    for path in (tmp_path / "raw").glob("*_image.nii.gz"):
+        stored = nib.load(path)
+        image = np.array(stored.dataobj)
+        image[image == 0] = np.nan
+        image[5, 5, 3:5] = np.nan
+        nib.Nifti1Image(image, stored.affine).to_filename(path)
+    with pytest.raises(InputError) as raised:
+        prepare(table, tmp_path / "out", PrepareOptions(size=24, plane="axial", jobs=1))
+    assert "give --nan-background if they are background" in raised.value.faults[0]
+    manifest = prepare(table, tmp_path / "out", PrepareOptions(size=24, plane="axial", jobs=1, nan_background=True))
+    assert all(volume.nan_background for volume in manifest.volumes)
+    assert any("NaN or infinite are taken for background, as was asked for" in line for line in manifest.warnings)
+    sealed = open_sealed_test(tmp_path / "out", {})
+    (volume, *_) = sealed.volumes()
+    assert volume.nan_background
+    preprocessing = Preprocessing("axial", 2, 24, "crop", manifest.spacing_mm)
+    with pytest.raises(InputError) as raised:
+        slicing_geometry(volume.source, preprocessing)
+    assert "give --nan-background if they are background" in raised.value.faults[0]
+    geometry = slicing_geometry(volume.source, preprocessing, nan_background=True)
+    assert cut(volume.source, geometry).images.any()
+    assert expert_mask(volume.source, geometry).any()
+    facts = seen_patients._examine(tmp_path / "out", sealed.manifest.volumes[0], 2)[1]
+    assert facts.voxels_sha256 == sealed.manifest.volumes[0].voxels_sha256
+
+
+def test_data_of_before_the_option_are_read(tmp_path: Path) -> None:
+    table = cohort(tmp_path / "raw", {f"p{number}": 10 + number for number in range(6)})
+    prepare(table, tmp_path / "out", PrepareOptions(size=24, plane="axial", jobs=1))
+    path = tmp_path / "out/manifest.json"
+    text = path.read_text()
+    assert ', "nan_background": false' in text
+    path.write_text(text.replace(', "nan_background": false', ""))
+    assert not any(volume.nan_background for volume in Manifest.read(tmp_path / "out").volumes)

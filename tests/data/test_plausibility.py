@@ -13,14 +13,16 @@ from click.testing import CliRunner
 from nifti_files import voxels
 from paths import REAL
 from PIL import Image
+from scipy import ndimage
 
 from wmlsearch.cli import main
+from wmlsearch.data import plausibility
 from wmlsearch.data.contact_sheet import WARNING
 from wmlsearch.data.examine import examine
 from wmlsearch.data.head_detection import find_head
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.phantom import write_phantom
-from wmlsearch.data.plausibility import check_mask
+from wmlsearch.data.plausibility import _Masked, check_mask
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source, discover
@@ -84,6 +86,77 @@ def test_masks_of_other_patients_are_told(stacks: list[Stack]) -> None:
         other = stacks[number - 1].mask
         assert other is not None
         assert kinds(stack.pictures, other)
+
+
+def single_lesions(mask: np.ndarray, largest: int) -> list[np.ndarray]:
+    """Masks of one lesion each, of those with 10 voxels or more: some, from the smallest to the largest."""
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    chosen = sorted((int(sizes[i]), i) for i in range(1, count + 1) if sizes[i] >= 10)
+    return [labels == i for _, i in chosen[:: max(1, len(chosen) // largest)]]
+
+
+def test_single_true_lesions_are_not_doubtful(stacks: list[Stack]) -> None:
+    lesions = 0
+    for stack in stacks:
+        assert stack.mask is not None
+        for lesion in single_lesions(stack.mask, 100):
+            assert kinds(stack.pictures, lesion) == set()
+            lesions += 1
+    assert lesions >= 10
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not at hand")
+def test_single_real_lesions_are_not_doubtful() -> None:
+    for source in discover(REAL):
+        stack = load_volume(source, AXIAL)
+        assert stack.mask is not None
+        for lesion in single_lesions(stack.mask, 12):
+            assert kinds(stack.pictures, lesion) == set(), (source.patient, int(lesion.sum()))
+
+
+def test_few_lesions_that_are_flipped_or_moved_are_told(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        assert stack.mask is not None
+        lesions = single_lesions(stack.mask, 100)
+        if len(lesions) >= 3:
+            few = lesions[-1] | lesions[-2] | lesions[-3]
+            assert kinds(stack.pictures, few) == set()
+            assert kinds(stack.pictures, np.ascontiguousarray(few[:, :, ::-1]))
+
+
+def test_a_move_is_found_wherever_the_lesions_are(stacks: list[Stack]) -> None:
+    stack = stacks[0]
+    assert stack.mask is not None
+    moved = _Masked(stack.pictures, np.roll(stack.mask, (-1, 5, 3), (0, 1, 2)), find_head(stack.pictures).pixels)
+    fit, move = moved.best_move(20)
+    assert move == (1, -5, -3)
+    true = _Masked(stack.pictures, stack.mask, find_head(stack.pictures).pixels)
+    assert fit == pytest.approx(true.fit(), rel=0.05)
+    assert true.best_move(20)[1] == (0, 0, 0)
+
+
+def test_large_volumes_are_compared_in_parts(stacks: list[Stack], monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = stacks[0]
+    assert stack.mask is not None
+    masked = _Masked(stack.pictures, np.roll(stack.mask, (-1, 5, 3), (0, 1, 2)), find_head(stack.pictures).pixels)
+    whole = masked.best_move(8)
+    monkeypatch.setattr(plausibility, "MAX_TRANSFORM", 1)
+    in_parts = masked.best_move(8)
+    assert in_parts[1] == whole[1]
+    assert in_parts[0] == pytest.approx(whole[0], rel=1e-4)
+
+
+def test_ignored_voxels_are_no_surroundings(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        assert stack.mask is not None
+        head = find_head(stack.pictures).pixels
+        disc = ndimage.generate_binary_structure(2, 1)[None]
+        rim = ndimage.binary_dilation(stack.mask, disc, 4) & ~stack.mask & head
+        pictures = stack.pictures.copy()
+        pictures[rim] = pictures[stack.mask].max()
+        assert check_mask(pictures, stack.mask, head, AXIAL)
+        assert check_mask(pictures, stack.mask, head, AXIAL, rim) == []
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not at hand")

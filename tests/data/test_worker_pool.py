@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from wmlsearch.data import worker_pool
 from wmlsearch.data.worker_pool import LARGE_BYTES
 
 VOLUMES = """
@@ -82,3 +83,13 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
 def test_a_process_that_is_killed(tmp_path: Path) -> None:
     said = output_of(f"{GUARD}read(end)", tmp_path)
     assert said.startswith("a process that reads volumes was killed, probably because memory ran out; try --jobs 1")
+
+
+def test_processes_fit_into_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def processes(free: int, voxels: int) -> int:
+        monkeypatch.setattr(worker_pool, "free_bytes", lambda: free)
+        return worker_pool.processes_in_memory(voxels)
+
+    assert processes(10**10, 10**8) == 3, "each takes 3.05 GB"
+    assert processes(10**9, 10**8) == 1
+    assert processes(10**9, 0) == 4, "2-D pictures"

@@ -156,6 +156,12 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 )
 @click.option("--mask-threshold", type=float, help="Mask values above it are lesion. For masks without labels.")
 @click.option(
+    "--nan-background",
+    is_flag=True,
+    help="Take voxels that are NaN or infinite for background wherever they are, not only from the border of a volume "
+    "on. For images that were masked by a threshold.",
+)
+@click.option(
     "--patient-pattern",
     metavar="REGEX",
     help="Finds the patient in a file name (images/ and masks/, nnU-Net, MONAI).",

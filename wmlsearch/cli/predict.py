@@ -20,6 +20,9 @@ from wmlsearch.cli import json_output, options
     help="Average all networks of the model, or use the first alone. Of an average, the table lists both results.  "
     "[default: average]",
 )
+@click.option(
+    "--nan-background", is_flag=True, help="Take voxels that are NaN or infinite for background wherever they are."
+)
 @options.runs
 @options.model_uri
 @json_output.option
@@ -29,6 +32,7 @@ def predict(
     out: Path,
     threshold: float | None,
     ensemble: bool | None,
+    nan_background: bool,
     runs: Path,
     mlflow_uri: str | None,
     as_json: bool,
@@ -57,7 +61,9 @@ def predict(
             ensemble = len(trained_model.members) > 1
         bar, advance = progress_bar(console())
         with bar:
-            rows = predict_files(trained_model, inputs, out, threshold, ensemble, advance)
+            rows = predict_files(
+                trained_model, inputs, out, threshold, ensemble, advance, nan_background=nan_background
+            )
         for row in rows:
             size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
             lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"

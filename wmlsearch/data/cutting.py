@@ -109,7 +109,7 @@ def upright_slices(array: Array, geometry: VolumeGeometry) -> Array:
 
 def _load_again(source: Source, geometry: VolumeGeometry, rule: MaskRule | None) -> Stack:
     try:
-        return load_volume(source, geometry.axis, rule)
+        return load_volume(source, geometry.axis, rule, geometry.nan_background)
     except VolumeFault as fault:
         raise InputError("a file has changed since it was checked", fault.lines) from None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
 from wmlsearch.data.geometry import VolumeGeometry
-from wmlsearch.data.manifest import Manifest, SplitCounts
+from wmlsearch.data.manifest import Manifest, SliceRow, SplitCounts
 from wmlsearch.data.sealed_test import openings, sealed_manifest
 from wmlsearch.data.split import SPLITS
 
@@ -121,9 +121,12 @@ def _patients(manifests: Iterable[Manifest]) -> tuple[PatientDescription, ...]:
     folds: dict[str, int] = {}
     for manifest in manifests:
         folds |= {name: number for number, fold in enumerate(manifest.folds) for name in fold}
+        rows: dict[int, list[SliceRow]] = defaultdict(list)  # of each volume
+        for row in manifest.slices:
+            rows[row.volume].append(row)
         for number, volume in enumerate(manifest.volumes):
-            splits[volume.patient] |= {row.split for row in manifest.slices if row.volume == number}
-            scan = _scan(manifest, number, volume)
+            splits[volume.patient] |= {row.split for row in rows[number]}
+            scan = _scan(rows[number], volume)
             before = scans[volume.patient].get(volume.source)
             scans[volume.patient][volume.source] = scan if before is None else _joined(before, scan)
             sites.setdefault(volume.patient, volume.site)
@@ -139,8 +142,7 @@ def _patients(manifests: Iterable[Manifest]) -> tuple[PatientDescription, ...]:
     )
 
 
-def _scan(manifest: Manifest, number: int, volume: VolumeGeometry) -> ScanDescription:
-    rows = [row for row in manifest.slices if row.volume == number]
+def _scan(rows: Sequence[SliceRow], volume: VolumeGeometry) -> ScanDescription:
     pixels = sum(row.lesion_pixels for row in rows)
     return ScanDescription(
         timepoint=volume.timepoint,

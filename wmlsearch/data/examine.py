@@ -36,6 +36,7 @@ class VolumeFacts:
     voxel_mm3: float | None = None  # volume of a voxel; None for 2-D pictures
     lesion_sha256: str = ""  # of the lesion mask in RAS+ order; "" without lesions
     findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
+    nan_background: bool = False  # voxels that are not finite are background wherever they are
 
     @property
     def lesion_load(self) -> float:
@@ -43,17 +44,20 @@ class VolumeFacts:
         return sum(self.lesion) * (1.0 if self.voxel_mm3 is None else self.voxel_mm3 / 1000)
 
 
-def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> tuple[VolumeFacts | None, list[str]]:
+def examine(
+    source: Source, axis: int | None, rule: MaskRule | None = None, nan_background: bool = False
+) -> tuple[VolumeFacts | None, list[str]]:
     """Return the facts of a volume and no faults, or None and a line for each fault.
 
     Args:
         source: The volume's files.
         axis: Slicing axis in RAS+; None for 2-D pictures.
         rule: Which values of the mask are lesions; by default all but 0.
+        nan_background: Whether voxels that are not finite are background wherever they are, not only at the border.
     """
     name = source.name(source.image[0])
     try:
-        stack = load_volume(source, axis, rule)
+        stack = load_volume(source, axis, rule, nan_background)
     except VolumeFault as fault:
         return None, list(fault.lines)
     if stack.pictures.min() == stack.pictures.max():
@@ -65,7 +69,8 @@ def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> t
     head = find_head(stack.pictures)
     findings = stack.findings
     if stack.mask is not None:
-        findings += tuple(check_mask(stack.pictures, stack.mask, head.pixels, axis))
+        findings += () if stack.mask.any() else (Finding("empty", "the mask is empty"),)
+        findings += tuple(check_mask(stack.pictures, stack.mask, head.pixels, axis, stack.ignored))
     lesion = stack.mask.sum(axis=(1, 2)) if stack.mask is not None else np.zeros(len(head.area))
     facts = VolumeFacts(
         shape=stack.shape,
@@ -85,5 +90,6 @@ def examine(source: Source, axis: int | None, rule: MaskRule | None = None) -> t
         voxel_mm3=stack.voxel_mm3,
         lesion_sha256=mask_sha256(stack, axis),
         findings=findings,
+        nan_background=nan_background,
     )
     return facts, []

@@ -30,12 +30,16 @@ KINDS = {
         "the lesions are not brighter than what is around them; is the mask of another scan, the image a FLAIR?"
     ),
     "equal masks": Kind("the mask is that of another volume, voxel for voxel"),
+    "lesions without values": Kind("lesions lie where the image is NaN or infinite; is the image cut off?"),
+    "enclosed": Kind("voxels inside the volume that are NaN or infinite are taken for background, as was asked for"),
+    "mask filled": Kind("nearly all of the mask is NaN or infinite, and taken for background; is it damaged?"),
     "wrapped": Kind("grey values at both ends of the file's number type; did they overflow?"),
     "no orientation": Kind("the header gives no orientation (sform_code and qform_code are 0); check left and right"),
     "two orientations": Kind("the header's sform and qform disagree; check left and right"),
     "units": Kind("the header's unit of length is not mm; check the voxel sizes"),
     "grid": Kind("the mask's grid is not quite its image's"),
-    "filled": Kind("voxels without a finite value around the head are taken for background", is_warning=False),
+    "empty": Kind("the mask is empty", is_warning=False),
+    "filled": Kind("voxels without a finite value, from the border on, are taken for background", is_warning=False),
 }
 
 

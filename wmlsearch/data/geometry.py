@@ -47,6 +47,7 @@ class VolumeGeometry:
     voxel_mm3: float | None = None  # volume of a voxel; None for 2-D pictures, and in data of formats 2 and 3
     site: str = ""  # hospital or scanner; "" where it is not known
     findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
+    nan_background: bool = False  # voxels that are not finite are background wherever they are
 
     @property
     def source(self) -> str:
@@ -187,4 +188,5 @@ def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacin
         voxel_mm3=facts.voxel_mm3,
         site=source.site,
         findings=facts.findings,
+        nan_background=facts.nan_background,
     )

@@ -18,6 +18,8 @@ from wmlsearch.data.stack import Array, MaskLabels, VolumeFault
 
 BACKGROUND, LESION, IGNORED = 0, 1, 2  # of stored masks
 MAX_LABELS = 50  # whole numbers in a mask that are taken for labels; masks with more are probabilities or grey values
+MAX_NAMED_LABELS = 256  # the same where options name labels: atlases have hundreds
+NEAR_LABEL = 1e-3, 1e-6  # absolute, relative: a scale in the header, or resampling, leaves labels beside whole numbers
 LISTED = 12  # labels in a message, at most
 TRUE_VALUES = {1.0, 255.0}  # both mean lesion in 8-bit masks
 
@@ -70,28 +72,54 @@ class MaskRule:
         Raises:
             VolumeFault: For values that are not finite, values that no option explains, or no background.
         """
-        values, voxels = np.unique(mask, return_counts=True)
-        if not np.isfinite(values).all():
+        if not np.isfinite(mask).all():
             raise VolumeFault(
                 f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask"
             )
-        are_labels = len(values) <= MAX_LABELS and not (values % 1).any()
+        mask = _whole_labels(mask)
+        values, voxels = np.unique(mask, return_counts=True)
+        limit = MAX_NAMED_LABELS if self.lesion_labels or self.ignore_labels else MAX_LABELS
+        are_labels = len(values) <= limit and not (values % 1).any()
         is_lesion, is_ignored = self._lesion(values), np.isin(values, self.ignore_labels)
         if self.threshold is None:
-            if is_lesion.sum() > 1 and not self.lesion_labels and not are_labels:
-                raise VolumeFault(
-                    f"{name}: a mask must hold 0 and one other value, but holds {_first(values)}; "
-                    "give --mask-threshold T to take every value above T as lesion"
-                )
-            if (is_lesion | is_ignored).all():
-                raise VolumeFault(
-                    f"{name}: a mask must have background, but every voxel is {_first(values)}; replace the mask"
-                )
+            self._check_values(name, values, are_labels, is_lesion, is_ignored)
         of_labels = [(float(value), int(n)) for value, n in zip(values, voxels, strict=True) if value != 0]
         return LabelledMask(
             lesion=self._lesion(mask),
             ignored=np.isin(mask, self.ignore_labels) if is_ignored.any() else None,
             labels=MaskLabels(name, tuple(of_labels)) if are_labels else None,
+        )
+
+    def _check_values(self, name: str, values: Array, are_labels: bool, is_lesion: Array, is_ignored: Array) -> None:
+        """Raise VolumeFault for values of a mask that the rule does not explain, and masks without background.
+
+        Args:
+            name: File name for messages.
+            values: Of the mask, ascending, each once.
+            are_labels: Whether they are few whole numbers.
+            is_lesion: Which of them are lesion.
+            is_ignored: Which of them are ignored.
+        """
+        if not are_labels and (self.lesion_labels or self.ignore_labels):
+            option = "--lesion-label" if self.lesion_labels else "--ignore-label"
+            raise VolumeFault(
+                f"{name}: holds {len(values)} values, no labels ({_first(values)}), so {option} does not fit; give "
+                "--mask-threshold T instead to take every value above T as lesion"
+            )
+        if is_lesion.sum() > 1 and not self.lesion_labels and not are_labels:
+            raise VolumeFault(
+                f"{name}: a mask must hold 0 and one other value, but holds {_first(values)}; "
+                "give --mask-threshold T to take every value above T as lesion"
+            )
+        if not (is_lesion | is_ignored).all() or (is_lesion.any() and is_ignored.any()):
+            return
+        if self.lesion_labels or len(values) == 1:
+            raise VolumeFault(
+                f"{name}: a mask must have background, but every voxel is {_first(values)}; replace the mask"
+            )
+        raise VolumeFault(
+            f"{name}: a mask must have background, which is 0, but holds {_first(values)}; if one of them is the "
+            f"background, name the lesions by --lesion-label (such as --lesion-label {values[-1]:g})"
         )
 
     def _lesion(self, values: Array) -> Array:
@@ -147,6 +175,17 @@ class MaskRule:
             if absent := [label for label in chosen if label not in labels]:
                 notes.append(f"no mask holds {option} {_listed(absent)}")
         return tuple(notes)
+
+
+def _whole_labels(mask: Array) -> Array:
+    """Return a mask whose values beside whole numbers are those numbers: 1.0000002 is 1.
+
+    Values of a mask that are all below one half stay as they are, since none of them would be left.
+    """
+    if mask.dtype.kind != "f" or not mask.size or not (mask % 1).any() or np.abs(mask).max() < 0.5:
+        return mask
+    whole = np.rint(mask)
+    return np.where(np.isclose(mask, whole, rtol=NEAR_LABEL[1], atol=NEAR_LABEL[0]), whole, mask)
 
 
 def files_with_label(masks: Iterable[MaskLabels]) -> dict[str, int]:

@@ -235,7 +235,12 @@ class Manifest:
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the user: doubtful volumes, labels that no option names, and lesions outside the window."""
         doubtful = (line for is_warning, line in self._finding_lines() if is_warning)
-        return (*doubtful, *self.mask_rule.notes(self.mask_labels), *self._lost_lesions())
+        return (
+            *doubtful,
+            *self.mask_rule.notes(self.mask_labels),
+            *self._splits_without_lesions(),
+            *self._lost_lesions(),
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -251,6 +256,23 @@ class Manifest:
     def _finding_lines(self) -> list[tuple[bool, str]]:
         scans = sum(count.timepoints for count in self.counts.values())
         return lines(self.findings, scans or len(self.volumes))
+
+    def _splits_without_lesions(self) -> tuple[str, ...]:
+        """Return a line for validation and test where no mask has a lesion, so that scores of them say little."""
+        warnings = []
+        for split, name in (("val", "validation"), ("test", "test")):
+            counts = self.counts.get(split)
+            if counts is None or not counts.slices or counts.lesion_pixels + counts.lost_lesion_pixels:
+                continue
+            if self.split_level == "patient":
+                who = f"the only {name} patient has no lesion"
+                if counts.patients != 1:
+                    who = f"none of the {counts.patients} {name} patients has a lesion"
+                advice = f"name others with --{split}-patients"
+            else:
+                who, advice = f"none of the {counts.slices} {name} images has a lesion", "give another --seed"
+            warnings.append(f"{who}, so scores on them only tell of false lesions; {advice}")
+        return tuple(warnings)
 
     def _lost_lesions(self) -> tuple[str, ...]:
         """Return how many lesion pixels are outside the window, in all splits, and in which of these volumes."""
@@ -268,14 +290,16 @@ class Manifest:
 
 def _complete_old_format(data: Any) -> None:
     """Add what the format has more than an older one to a manifest of the older one, as read from JSON."""
-    if not isinstance(data, dict) or data["format"] == FORMAT:
+    if not isinstance(data, dict):
         return
-    added: list[tuple[str, Any, Any]] = [("ignored_pixels", 0, data.get("slices"))]
-    added += [("lesion_labels", [], [data]), ("ignore_labels", [], [data]), ("mask_labels", {}, [data])]
-    added += [("test_findings", [], [data])]
-    added += [
-        (name, value, data.get("volumes")) for name, value in (("voxel_mm3", None), ("site", ""), ("findings", []))
-    ]
+    added: list[tuple[str, Any, Any]] = [("nan_background", False, data.get("volumes"))]
+    if data["format"] != FORMAT:
+        added += [("ignored_pixels", 0, data.get("slices"))]
+        added += [("lesion_labels", [], [data]), ("ignore_labels", [], [data]), ("mask_labels", {}, [data])]
+        added += [("test_findings", [], [data])]
+        added += [
+            (name, value, data.get("volumes")) for name, value in (("voxel_mm3", None), ("site", ""), ("findings", []))
+        ]
     if data["format"] == 2:
         added += [("folds", [], [data.get("certificate")]), ("voxels_sha256", "", data.get("volumes"))]
     for name, value, parts in added:

@@ -6,6 +6,7 @@ import gzip
 import math
 import zlib
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,36 @@ from wmlsearch.data.grids import (
     voxel_mm3,
 )
 from wmlsearch.data.labels import MaskRule
-from wmlsearch.data.non_finite import FilledVolume, fill_background
+from wmlsearch.data.non_finite import (
+    NAN_ADVICE,
+    Cut,
+    FilledVolume,
+    check_lesions_have_values,
+    enclosed_finding,
+    fill_background,
+)
 from wmlsearch.data.number_type import check_number_type
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable, upright
+from wmlsearch.runs.wording import percent
 
+MOSTLY = 0.99  # share of a mask: more of it without a value is doubtful
 MAX_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
 MAX_HEADER_BYTES = 2**20  # header and extensions, which stand before the voxels
 MAX_TRAILING_BYTES = 2**20  # after the voxels in a gzip file
 MAX_DEFLATE_RATIO = 1032  # zlib's technical details: no deflated file is smaller than by this factor
 
 
-def voxel_edges(source: Source) -> tuple[float, float, float]:
-    """Return the voxel edges (mm) of a NIfTI volume along right, anterior and superior. Reads the header only.
+@dataclass(frozen=True)
+class Extent:
+    """What the header of a NIfTI volume says of its size."""
+
+    edges: tuple[float, float, float]  # of a voxel in mm, along right, anterior and superior
+    voxels: int
+
+
+def read_extent(source: Source) -> Extent:
+    """Return how large a NIfTI volume and its voxels are. Reads the header only.
 
     Raises:
         InputError: Where the file cannot be read as a volume.
@@ -49,10 +67,10 @@ def voxel_edges(source: Source) -> tuple[float, float, float]:
         raise InputError("a volume cannot be read", fault.lines) from None
     edges, affine = np.empty(3), affine_mm(image)
     edges[io_orientation(affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
-    return float(edges[0]), float(edges[1]), float(edges[2])
+    return Extent((float(edges[0]), float(edges[1]), float(edges[2])), math.prod(image.shape))
 
 
-def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
+def load_nifti(source: Source, axis: int, rule: MaskRule, nan_background: bool = False) -> Stack:
     """Return a NIfTI volume and its mask as upright slices along an axis of RAS+. Raises VolumeFault."""
     opened: list[tuple[Any, Array]] = []
     faults: list[str] = []
@@ -67,19 +85,21 @@ def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
     image, data = opened[0]
     affine = affine_mm(image)
     findings = check_header(image) + check_number_type(image, data)
-    data, notes = _with_background(source, source.image[0], image, data)
+    missing = ~np.isfinite(data)
+    data, notes = _with_background(source, source.image[0], image, data, nan_background)
     findings += notes
     orientation = io_orientation(affine)
     edges = nib.affines.voxel_sizes(affine)
     ras_edges = edges[np.argsort(orientation[:, 0])]
     mask, ignored, labels = None, None, None
     if source.mask:
-        mask_data, mask_findings = _mask_on_grid(source, data.shape, affine, *opened[1])
+        mask_data, mask_findings = _mask_on_grid(source, data.shape, affine, *opened[1], nan_background)
         findings += mask_findings
         if np.array_equal(mask_data, data):
             image_name, mask_name = source.name(source.image[0]), source.name(source.mask[0])
             raise VolumeFault(f"{mask_name}: is its image {image_name}, voxel for voxel; name the mask of its lesions")
         labelled = rule.read(mask_data, source.name(source.mask[0]))
+        findings += check_lesions_have_values(source, labelled.lesion, missing, nan_background)
         mask, labels = upright(apply_orientation(labelled.lesion, orientation), axis), labelled.labels
         if labelled.ignored is not None:
             ignored = upright(apply_orientation(labelled.ignored, orientation), axis)
@@ -98,9 +118,11 @@ def load_nifti(source: Source, axis: int, rule: MaskRule) -> Stack:
     )
 
 
-def _with_background(source: Source, path: Path, image: Any, data: Array) -> tuple[Array, list[Finding]]:
-    """Return voxels that are all finite, where those that are not lie around the head. Raises VolumeFault."""
-    filled = fill_background(data)
+def _with_background(
+    source: Source, path: Path, image: Any, data: Array, nan_background: bool
+) -> tuple[Array, list[Finding]]:
+    """Return voxels that are all finite, where those that are not may be background. Raises VolumeFault."""
+    filled = fill_background(data, everywhere=nan_background)
     if not filled.filled and not filled.enclosed:
         return data, []
     name, is_mask = source.name(path), path in source.mask
@@ -110,18 +132,29 @@ def _with_background(source: Source, path: Path, image: Any, data: Array) -> tup
             f"{name}: its header's scale (scl_slope {slope:g}, scl_inter {inter:g}) makes "
             f"{filled.filled + filled.enclosed} voxels infinite; correct the header"
         )
-    if filled.enclosed or filled.filled == data.size:
+    if filled.filled + filled.enclosed == data.size or (filled.enclosed and not nan_background):
         raise VolumeFault(_enclosed_fault(name, filled, "mask" if is_mask else "head"))
+    share = percent(filled.share)
     if is_mask:
-        text = (
-            f"{_percent(filled.share)} of the mask's voxels, at its border, are NaN or infinite: taken for background"
-        )
-        return np.where(np.isfinite(data), data, np.float32(0)), [Finding("filled", text, _percent(filled.share))]
-    text = (
-        f"{_percent(filled.share)} of the voxels, around the head, are NaN or infinite: taken for background, "
-        f"grey value {filled.level:g}"
+        text = f"{share} of the mask's voxels, at its border, are NaN or infinite: taken for background"
+        mostly = filled.share > MOSTLY
+        kind, question = ("mask filled", "; is the mask damaged?") if mostly else ("filled", "")
+        notes = [Finding(kind, text + question, share, filled.share)]
+        return np.where(np.isfinite(data), data, np.float32(0)), notes + enclosed_finding(filled, "the mask")
+    if filled.cut is not None and not nan_background:
+        raise VolumeFault(_cut_fault(name, filled.cut))
+    where = "at the border of the volume" if nan_background else "around the head"
+    text = f"{share} of the voxels, {where}, are NaN or infinite: taken for background, grey value {filled.level:g}"
+    notes = [Finding("filled", text, share, filled.share)] if filled.filled else []
+    return filled.voxels, notes + enclosed_finding(filled, "the volume")
+
+
+def _cut_fault(name: str, cut: Cut) -> str:
+    return (
+        f"{name}: NaN or infinite voxels go through the head: of the slices {cut.first} to {cut.last} along axis "
+        f"{cut.axis} some have none of it, or little, and those on both sides have more; make the image again without "
+        f"them, or {NAN_ADVICE}"
     )
-    return filled.voxels, [Finding("filled", text, _percent(filled.share), filled.share)]
 
 
 def _enclosed_fault(name: str, filled: FilledVolume, place: str) -> str:
@@ -131,27 +164,25 @@ def _enclosed_fault(name: str, filled: FilledVolume, place: str) -> str:
     position = ", ".join(map(str, filled.first_enclosed))
     return (
         f"{name}: every voxel must be a finite number, but {filled.enclosed} inside the {place} are NaN or infinite, "
-        f"such as voxel ({position}){around}; make it again without them, or set them to 0 if they are background "
-        "(FSL's `fslmaths IN -nan OUT` does that)"
+        f"such as voxel ({position}){around}; make it again without them, or {NAN_ADVICE}"
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
-
-
 def _mask_on_grid(
-    source: Source, shape: tuple[int, ...], affine: Array, mask_image: Any, mask_data: Array
+    source: Source, shape: tuple[int, ...], affine: Array, mask_image: Any, mask_data: Array, nan_background: bool
 ) -> tuple[Array, list[Finding]]:
     """Return a mask with its image's axes. Raises VolumeFault where its grid is another one.
 
     Args:
         shape: Of the image.
         affine: Of the image, to mm.
+        mask_image: nibabel's image of the mask.
+        mask_data: Its voxels.
+        nan_background: Whether voxels of the mask that are not finite are background, wherever they are.
     """
     path = source.mask[0]
     image_name, mask_name = source.name(source.image[0]), source.name(path)
-    mask_data, notes = _with_background(source, path, mask_image, mask_data)
+    mask_data, notes = _with_background(source, path, mask_image, mask_data, nan_background)
     turned, turned_affine = turned_onto(affine, affine_mm(mask_image), mask_data)
     if turned.shape != shape:
         raise VolumeFault(

@@ -10,20 +10,22 @@ from PIL import Image
 
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.labels import LabelledMask, MaskRule
-from wmlsearch.data.non_finite import fill_background
+from wmlsearch.data.non_finite import NAN_ADVICE, check_lesions_have_values, enclosed_finding, fill_background
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable
+from wmlsearch.runs.wording import percent
 
 FORMATS = ("PNG", "TIFF", "JPEG")  # of all that Pillow reads: for EPS it would run Ghostscript
 
 
-def load_pictures(source: Source, rule: MaskRule) -> Stack:
+def load_pictures(source: Source, rule: MaskRule, nan_background: bool = False) -> Stack:
     """Return the pictures of a source, and their masks, as slices of one shape. Raises VolumeFault."""
     faults: list[str] = []
     images: list[Array] = []
     masks: list[LabelledMask] = []
     findings: list[Finding] = []
     shape: tuple[int, ...] = ()
+    missing: list[Array] = []
     for place, path in enumerate((*source.image, *source.mask)):
         is_mask = place >= len(source.image)
         name = source.name(path)
@@ -37,19 +39,23 @@ def load_pictures(source: Source, rule: MaskRule) -> Stack:
             if is_mask:
                 masks.append(rule.read(picture, name))
             else:
-                images.append(_finite(name, picture, findings))
+                missing.append(~np.isfinite(picture))
+                images.append(_finite(name, picture, findings, nan_background))
         except VolumeFault as fault:
             faults += fault.lines
     if faults:
         raise VolumeFault(*faults)
     stack = np.stack(images)
+    if masks:
+        lesions = np.stack([mask.lesion for mask in masks])
+        findings += check_lesions_have_values(source, lesions, np.stack(missing), nan_background)
     ignored = None
     if any(mask.ignored is not None for mask in masks):
         nothing = np.zeros(shape, bool)
         ignored = np.stack([nothing if mask.ignored is None else mask.ignored for mask in masks])
     return Stack(
         stack.astype(np.float32),
-        np.stack([mask.lesion for mask in masks]) if masks else None,
+        lesions if masks else None,
         stack.shape,
         is_8_bit=stack.dtype == np.uint8,
         ignored=ignored,
@@ -58,21 +64,24 @@ def load_pictures(source: Source, rule: MaskRule) -> Stack:
     )
 
 
-def _finite(name: str, picture: Array, findings: list[Finding]) -> Array:
-    """Return a picture whose pixels are all finite; those around the head are filled. Raises VolumeFault."""
+def _finite(name: str, picture: Array, findings: list[Finding], nan_background: bool) -> Array:
+    """Return a picture whose pixels are all finite; those at its border are filled. Raises VolumeFault."""
     if picture.dtype.kind != "f":
         return picture
-    filled = fill_background(picture)
-    if filled.first_enclosed is not None:
+    filled = fill_background(picture, everywhere=nan_background)
+    if filled.first_enclosed is not None and not nan_background:
         row, column = filled.first_enclosed
         raise VolumeFault(
             f"{name}: every pixel must be a finite number, but {filled.enclosed} inside the head are NaN or infinite, "
-            f"such as row {row}, column {column}; make it again without them, or set them to 0 if they are background"
+            f"such as row {row}, column {column}; make it again without them, or {NAN_ADVICE}"
         )
-    if filled.filled and not findings:
-        share = f"{100 * filled.share:.2g} %"
-        text = f"{share} of a picture's pixels, around the head, are NaN or infinite: taken for background"
+    kinds = {finding.kind for finding in findings}
+    if filled.filled and "filled" not in kinds:
+        share = percent(filled.share)
+        text = f"{share} of a picture's pixels, at its border, are NaN or infinite: taken for background"
         findings.append(Finding("filled", text, share, filled.share))
+    if "enclosed" not in kinds:
+        findings += enclosed_finding(filled, "a picture")
     return filled.voxels
 
 

@@ -17,25 +17,30 @@ from scipy import fft, ndimage
 
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.stack import Array
-from wmlsearch.runs.wording import plural
+from wmlsearch.runs.wording import percent, plural
 
 WHOLE_HEAD, LARGE = 0.5, 0.1  # shares of the head; the largest known lesion loads are below a tenth of the brain
 OUTSIDE = 0.1  # share of the lesions
 INVERTED = 0.5  # share of what is outside the head
 MIN_VOXELS = 10  # of lesion: the fit of fewer is a matter of chance
-DARK = 0.4  # fit below which lesions are not brighter than their surroundings
+DARK, DARK_FEW = 0.4, 0.2  # fit below which lesions are not brighter than their surroundings, and where they are few
+FEW_VOXELS, FEW_LESIONS = 100, 3  # fewer of both: somewhere else is a brighter place by chance
 MIN_TURNED_FIT, MIN_MOVED_FIT = 0.5, 0.8  # fit that a mask must have once that is undone: moves are many
 TURNED_FACTOR, MOVED_FACTOR = 1.5, 1.1  # by which it must then be better than as it is
+NEAR = 3  # voxels: lesions that are bright where they are find a brighter place farther away by chance
 FAR = 20  # voxels along each axis by which a mask may have been moved, at most a quarter of the volume
 RING = (1, 3)  # pixels: the surroundings of a lesion, within its slice
 SAMPLES = 20_000  # voxels of lesion, and of surroundings, from which a fit is taken
-MAX_TRANSFORM = 2**26  # voxels of the Fourier transform, which takes 24 bytes each
+MAX_TRANSFORM = 2**22  # voxels of a Fourier transform, which takes 24 bytes each
+MIN_SLICES = 8  # of lesions in a transform
 
 PICTURE_AXES = ("in the order of its slices", "top to bottom", "left to right")
 RAS_AXES = ("left to right", "front to back", "top to bottom")
 
 
-def check_mask(pictures: Array, lesion: Array, head: Array, axis: int | None) -> list[Finding]:
+def check_mask(
+    pictures: Array, lesion: Array, head: Array, axis: int | None, ignored: Array | None = None
+) -> list[Finding]:
     """Return what is doubtful about a mask.
 
     Args:
@@ -43,6 +48,7 @@ def check_mask(pictures: Array, lesion: Array, head: Array, axis: int | None) ->
         lesion: the same shape, bool.
         head: the same shape, bool; holes count as head.
         axis: Slicing axis in RAS+; None for 2-D pictures.
+        ignored: the same shape, bool: voxels that are no surroundings of a lesion; None where nothing is ignored.
     """
     voxels = int(lesion.sum())
     if not voxels:
@@ -50,7 +56,7 @@ def check_mask(pictures: Array, lesion: Array, head: Array, axis: int | None) ->
     inside = _without_holes(head, lesion)
     findings = _check_size(lesion, inside, voxels)
     if voxels >= MIN_VOXELS and all(finding.kind == "outside" for finding in findings):
-        findings += _check_fit(pictures, lesion, inside, axis)
+        findings += _check_fit(_Masked(pictures, lesion, inside, ignored), axis)
     return findings
 
 
@@ -80,23 +86,23 @@ def _check_size(lesion: Array, head: Array, voxels: int) -> list[Finding]:
     of_outside = outside / voxels
     if air and outside / air >= INVERTED:
         text = (
-            f"the mask covers {_percent(outside / air)} of the space outside the head and {_percent(share)} of the "
+            f"the mask covers {percent(outside / air)} of the space outside the head and {percent(share)} of the "
             "head; is it inverted, with 1 for background?"
         )
-        return [Finding("inverted", text, _percent(outside / air), outside / air)]
+        return [Finding("inverted", text, percent(outside / air), outside / air)]
     if share >= WHOLE_HEAD:
         text = (
-            f"the mask covers {_percent(share)} of the head, as no lesions do; is it a mask of the head or the brain, "
+            f"the mask covers {percent(share)} of the head, as no lesions do; is it a mask of the head or the brain, "
             "or of all tissue?"
         )
-        return [Finding("whole head", text, _percent(share), share)]
+        return [Finding("whole head", text, percent(share), share)]
     findings = []
     if of_outside >= OUTSIDE:
-        text = f"{_percent(of_outside)} of the mask lies outside the head; is it moved, or of another scan?"
-        findings.append(Finding("outside", text, _percent(of_outside), of_outside))
+        text = f"{percent(of_outside)} of the mask lies outside the head; is it moved, or of another scan?"
+        findings.append(Finding("outside", text, percent(of_outside), of_outside))
     if share >= LARGE:
-        text = f"the mask covers {_percent(share)} of the head, which lesions hardly do; is it a mask of lesions?"
-        findings.append(Finding("large", text, _percent(share), share))
+        text = f"the mask covers {percent(share)} of the head, which lesions hardly do; is it a mask of lesions?"
+        findings.append(Finding("large", text, percent(share), share))
     return findings
 
 
@@ -114,10 +120,12 @@ class _Change:
 class _Masked:
     """An image with a mask, and what is around each lesion."""
 
-    def __init__(self, pictures: Array, lesion: Array, head: Array) -> None:
+    def __init__(self, pictures: Array, lesion: Array, head: Array, ignored: Array | None = None) -> None:
         self.pictures = pictures
         self.lesion = lesion
         self.ring = _ring(lesion)
+        if ignored is not None:
+            self.ring &= ~ignored
         sample = pictures[head] if head.any() else pictures
         self.deviation = float(sample[:: sample.size // 1_000_000 | 1].std()) or 1.0
         self._lesion_at, self._ring_at = _sample_of(lesion), _sample_of(self.ring)
@@ -132,18 +140,51 @@ class _Masked:
         rows = [lengths[axis] - 1 - at[axis] if flips[axis] else at[axis] for axis in range(3)]
         return tuple(rows[axis] for axis in order)
 
-    def best_move(self) -> tuple[float, tuple[int, ...]]:
-        """Return the best fit of the mask moved by whole voxels along each axis, and the move. (0, 0, 0): as it is."""
-        shape = self.pictures.shape
-        kernel = self.lesion.astype(np.float32) / self.lesion.sum() - self.ring.astype(np.float32) / self.ring.sum()
-        size = [fft.next_fast_len(n, real=True) for n in shape]
-        spectrum = fft.rfftn(self.pictures, size) * np.conj(fft.rfftn(kernel, size))
-        correlation = fft.irfftn(spectrum, size)
-        moves = [np.arange(-min(FAR, n // 4), min(FAR, n // 4) + 1) for n in shape]
-        near = correlation[np.ix_(*moves)]
-        place = np.unravel_index(int(near.argmax()), near.shape)
-        move = tuple(int(steps[i]) for steps, i in zip(moves, place, strict=True))
-        return float(near[place]) / self.deviation, move
+    def has_few_lesions(self) -> bool:
+        """Whether the lesions are so small and few that somewhere else is a brighter place by chance."""
+        if int(self.lesion.sum()) >= FEW_VOXELS:
+            return False
+        box = tuple(_span(self.lesion, axis, 0) for axis in range(3))
+        return int(ndimage.label(self.lesion[box], np.ones((3, 3, 3)))[1]) < FEW_LESIONS
+
+    def best_move(self, reach: int) -> tuple[float, tuple[int, ...]]:
+        """Return the best fit of the mask moved by whole voxels along each axis, and the move. (0, 0, 0): as it is.
+
+        Args:
+            reach: The farthest move along each axis, which is at most a quarter of the volume.
+        """
+        far = tuple(min(reach, n // 4) for n in self.pictures.shape)
+        correlation = np.zeros([2 * steps + 1 for steps in far], np.float32)
+        for part in self._parts(far):
+            correlation += self._correlation(part, far)
+        place = np.unravel_index(int(correlation.argmax()), correlation.shape)
+        move = tuple(int(i) - steps for i, steps in zip(place, far, strict=True))
+        return float(correlation[place]) / self.deviation, move
+
+    def _parts(self, far: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        """Yield the box of the lesions and their surroundings in parts whose transforms are small."""
+        box = tuple(
+            slice(span.start, min(span.stop, n))
+            for span, n in zip((_span(self.lesion, axis, RING[1]) for axis in range(3)), self.lesion.shape, strict=True)
+        )
+        rows, columns = (span.stop - span.start + 2 * steps for span, steps in zip(box[1:], far[1:], strict=True))
+        slices = max(MIN_SLICES, MAX_TRANSFORM // (rows * columns) - 2 * far[0])
+        for first in range(box[0].start, box[0].stop, slices):
+            yield slice(first, min(first + slices, box[0].stop)), *box[1:]
+
+    def _correlation(self, part: tuple[slice, ...], far: tuple[int, ...]) -> Array:
+        """Return the contrast of the lesions of a part with their surroundings for each move, (2 far + 1, ...)."""
+        kernel = self.lesion[part] / np.float32(self.lesion.sum()) - self.ring[part] / np.float32(self.ring.sum())
+        around, beyond = [], []
+        for span, steps, n in zip(part, far, self.pictures.shape, strict=True):
+            start, stop = span.start - steps, span.stop + steps
+            around.append(slice(max(0, start), min(n, stop)))
+            beyond.append((max(0, -start), max(0, stop - n)))
+        pictures = np.pad(self.pictures[tuple(around)], beyond, mode="edge")
+        size = [fft.next_fast_len(n, real=True) for n in pictures.shape]
+        spectrum = fft.rfftn(pictures, size) * np.conj(fft.rfftn(kernel, size))
+        # A kernel at the start of its box, `far` voxels into the pictures: no move is read from the other end.
+        return np.asarray(fft.irfftn(spectrum, size)[tuple(slice(2 * steps + 1) for steps in far)], np.float32)
 
     def may_be_moved(self, fit: float) -> bool:
         """Whether a move by one voxel fits better: a quick test, as the best move takes long."""
@@ -158,23 +199,25 @@ class _Masked:
         return tuple(np.clip(row, 0, n - 1) for row, n in zip(rows, self.pictures.shape, strict=True))
 
 
-def _check_fit(pictures: Array, lesion: Array, head: Array, axis: int | None) -> list[Finding]:
+def _check_fit(masked: _Masked, axis: int | None) -> list[Finding]:
     """Return whether the lesions are brighter than their surroundings, and if not, how the mask would fit."""
-    masked = _Masked(pictures, lesion, head)
-    if not masked.ring.any():
+    if masked.ring.sum() < MIN_VOXELS:
         return []
-    fit = masked.fit()
+    fit, few = masked.fit(), masked.has_few_lesions()
+    if few and fit >= DARK_FEW:
+        return []
     turned = max(_turned_fits(masked, axis), key=lambda change: change.fit)
     now = f"the lesions are {_brightness(fit)} than their surroundings"
     moved_fit, move = fit, tuple[int, ...]()
-    if (fit < MIN_MOVED_FIT or masked.may_be_moved(fit)) and pictures.size <= MAX_TRANSFORM:
-        moved_fit, move = masked.best_move()
+    if fit < MIN_MOVED_FIT or masked.may_be_moved(fit):
+        moved_fit, move = masked.best_move(FAR if fit < DARK else NEAR)
     if turned.fit >= max(MIN_TURNED_FIT, TURNED_FACTOR * fit, moved_fit):
         text = (
             f"{now}, but {_brightness(turned.fit)} where the mask is {turned.words}; is the mask, or a header, flipped?"
         )
         return [Finding("flipped", text, f"{fit:.2g} to {turned.fit:.2g}", turned.fit - fit)]
-    if any(move) and moved_fit >= max(MIN_MOVED_FIT, MOVED_FACTOR * fit):
+    is_near = max(map(abs, move), default=0) <= NEAR
+    if any(move) and (is_near or not few) and moved_fit >= max(MIN_MOVED_FIT, MOVED_FACTOR * fit):
         text = (
             f"{now}, but {_brightness(moved_fit)} where the mask is moved by {_move_words(move, axis)}; "
             "is it on another grid, or of another scan?"
@@ -241,7 +284,3 @@ def _sample_of(mask: Array) -> Array:
 
 def _brightness(fit: float) -> str:
     return f"{abs(fit):.2g} standard deviations {'brighter' if fit >= 0 else 'darker'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"

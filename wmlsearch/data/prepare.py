@@ -28,7 +28,7 @@ from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_p
 from wmlsearch.data.labels import MaskRule, files_with_label, label_counts
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
-from wmlsearch.data.nifti import copy_without_text, voxel_edges
+from wmlsearch.data.nifti import copy_without_text, read_extent
 from wmlsearch.data.patient_names import check_patient_names
 from wmlsearch.data.prepare_options import PrepareOptions
 from wmlsearch.data.pseudonyms import PseudonymTable
@@ -60,6 +60,7 @@ class _Plane:
     name: str  # sagittal, axial, coronal, native; image for 2-D pictures
     axis: int | None  # slicing axis in RAS+; None for 2-D pictures
     file_bytes: int  # of all volumes, about
+    voxels: int  # of the largest volume; 0 for 2-D pictures
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def prepare(
     drawn = _draw_patients(scans, options) if options.split == "patient" else {}
     used = [scan for scan in scans if options.split == "image" or scan.source.patient in drawn]
     plane = _choose_plane(raw, used, options.plane)
-    with worker_pool(options.jobs, len(used), plane.file_bytes) as call_each:
+    with worker_pool(options.jobs, len(used), plane.file_bytes, plane.voxels) as call_each:
         facts = _examine(raw, used, plane.axis, options, call_each, report)
         kept = [_kept_slices(volume, options.keep) for volume in facts]
         patients = [scan.shown.patient for scan in scans]
@@ -248,20 +249,22 @@ def _split_by_image(
 def _choose_plane(raw: Path, scans: Sequence[_Scan], plane: str | None) -> _Plane:
     """Return the plane of all volumes, from their headers; 2-D pictures are used as they are."""
     if not scans[0].source.is_nifti:
-        return _Plane("image", None, sum(len(scan.source.image) for scan in scans) * PICTURE_BYTES)
+        return _Plane("image", None, sum(len(scan.source.image) for scan in scans) * PICTURE_BYTES, 0)
     edges: dict[str, tuple[float, float, float]] = {}
     faults: list[str] = []
-    file_bytes = 0
+    file_bytes, voxels = 0, 0
     for scan in scans:
         path = scan.source.image[0]
         try:
-            edges[scan.source.name(path)] = voxel_edges(scan.source)
+            extent = read_extent(scan.source)
+            edges[scan.source.name(path)] = extent.edges
+            voxels = max(voxels, extent.voxels)
             file_bytes += path.stat().st_size
         except InputError as error:
             faults += error.faults
     if not edges:
         raise _faults_error(raw, faults)
-    return _Plane(*choose_plane(edges, plane), file_bytes)
+    return _Plane(*choose_plane(edges, plane), file_bytes, voxels)
 
 
 def _examine(
@@ -276,7 +279,7 @@ def _examine(
     faults: list[str] = []
     facts: list[VolumeFacts] = []
     report("reading", 0, len(scans))
-    results = call_each(examine, ((scan.source, axis, options.mask_rule) for scan in scans))
+    results = call_each(examine, ((scan.source, axis, options.mask_rule, options.nan_background) for scan in scans))
     for done, (volume, volume_faults) in enumerate(results, 1):
         faults += volume_faults
         facts += [volume] if volume is not None else []

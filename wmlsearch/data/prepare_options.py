@@ -42,6 +42,7 @@ class PrepareOptions:
     mask_threshold: float | None = None  # mask values above it are lesion
     lesion_labels: tuple[float, ...] = ()  # of the masks; others are background. Without it, masks must be binary
     ignore_labels: tuple[float, ...] = ()  # of the masks, left out of training and every score
+    nan_background: bool = False  # voxels that are not finite are background wherever they are
     seed: int = 0  # of the split
     protocol: str | None = None  # paper: sagittal, annotated slices only, image-level split
     patient_pattern: str | None = None  # regular expression that finds the patient in file names without a layout's own

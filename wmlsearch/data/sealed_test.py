@@ -36,6 +36,7 @@ class SealedVolume:
 
     source: Source  # the files that `prepare` has copied
     kept: tuple[int, ...]  # numbers of the slices with enough of the head, or a lesion
+    nan_background: bool  # voxels that are not finite are background wherever they are
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class SealedTest:
             checksums = [slice_checksum(image, mask) for image, mask in zip(slices.images, slices.masks, strict=True)]
             if checksums != [row.checksum for row in rows]:
                 raise InputError(f"{images[0]}: is not the file that was sealed, its slices differ; {PREPARE_AGAIN}")
-            yield SealedVolume(source, tuple(row.index for row in rows if row.kept))
+            yield SealedVolume(source, tuple(row.index for row in rows if row.kept), geometry.nan_background)
 
     def kept_slices(self) -> tuple[list[SliceRow], Array, Array]:
         """Return the rows of the kept slices, and their images and masks (n, size, size) uint8.

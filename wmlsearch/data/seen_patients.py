@@ -153,7 +153,7 @@ def _examine(data: Path, geometry: VolumeGeometry, axis: int | None) -> tuple[So
     """Return a test patient's volume, as `prepare` has copied it, and its measures."""
     root = data / SEALED / ORIGINALS
     source = Source(geometry.patient, geometry.timepoint, root, tuple(root / name for name in geometry.images))
-    facts, faults = examine(source, axis)
+    facts, faults = examine(source, axis, nan_background=geometry.nan_background)
     if facts is None:
         raise InputError(f"{data}: a test patient's file cannot be read; {PREPARE_AGAIN}", faults)
     return source, facts

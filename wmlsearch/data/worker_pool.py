@@ -15,28 +15,31 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.machine import available_cpus
+from wmlsearch.runs.machine import available_cpus, free_bytes
 
 CallEach = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]  # function, arguments -> results
 MIN_FILE_BYTES = 30_000_000  # below this, starting processes costs more than it saves
 MAX_PROCESSES = 8  # unless the user asks for more
+PROCESS_BYTES = 250_000_000  # of a process that reads volumes, with all that it imports
+VOXEL_BYTES = 28  # at most while a volume is examined, by measurement
 M_MMAP_THRESHOLD = -3  # parameter of mallopt(3)
 LARGE_BYTES = 2**23  # less than the arrays of a volume
 
 
 @contextmanager
-def worker_pool(jobs: int | None, volumes: int, file_bytes: int) -> Iterator[CallEach]:
+def worker_pool(jobs: int | None, volumes: int, file_bytes: int, voxels: int = 0) -> Iterator[CallEach]:
     """Yield a function that calls another for each tuple of arguments and yields the results in order.
 
     Args:
-        jobs: Processes that the user asks for; None: by the number of cores and `file_bytes`.
+        jobs: Processes that the user asks for; None: by the number of cores, free memory, `file_bytes` and `voxels`.
         volumes: Number of calls; no more processes than that are started.
         file_bytes: Size of the files to be read.
+        voxels: Of the largest volume.
 
     Raises:
         InputError: Where a process is killed.
     """
-    processes = min(jobs or min(available_cpus(), MAX_PROCESSES), volumes)
+    processes = min(jobs or min(available_cpus(), MAX_PROCESSES, processes_in_memory(voxels)), volumes)
     return_freed_memory()  # not needed in worker processes, which keep nothing of a volume
     if processes == 1 or (jobs is None and file_bytes < MIN_FILE_BYTES):
         yield lambda function, calls: (function(*arguments) for arguments in calls)
@@ -69,6 +72,11 @@ def worker_pool(jobs: int | None, volumes: int, file_bytes: int) -> Iterator[Cal
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def processes_in_memory(voxels: int) -> int:
+    """Return how many processes may read volumes of so many voxels at once, at least 1."""
+    return max(1, free_bytes() // (PROCESS_BYTES + voxels * VOXEL_BYTES))
 
 
 def return_freed_memory() -> None:

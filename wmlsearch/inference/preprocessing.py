@@ -52,8 +52,10 @@ class Preprocessing:
         return cls(plane, axis, size, fit, None if spacing is None else float(spacing))
 
 
-def slicing_geometry(source: Source, preprocessing: Preprocessing) -> VolumeGeometry:
+def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_background: bool = False) -> VolumeGeometry:
     """Return where an image is cut, as the training data were. Reads and checks the image, but not its mask.
+
+    With `nan_background`, voxels that are not finite are background wherever they are, not only from the border on.
 
     Raises InputError with what is wrong with the image, or why it cannot be cut like the training data.
     """
@@ -61,7 +63,7 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing) -> VolumeGeom
     if source.is_nifti == (preprocessing.axis is None):
         trained_on, image = ("pictures", "a volume") if source.is_nifti else ("volumes", "a picture")
         raise InputError(f"{name}: is {image}, but the model was trained on {trained_on}; choose another model")
-    facts, faults = examine(replace(source, mask=()), preprocessing.axis)
+    facts, faults = examine(replace(source, mask=()), preprocessing.axis, nan_background=nan_background)
     if facts is None:
         raise InputError(f"{name}: cannot be predicted", faults)
     spacing = preprocessing.spacing_mm

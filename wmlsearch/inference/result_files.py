@@ -43,14 +43,15 @@ def check_nothing_overwritten(out: Path, images: Sequence[InputImage]) -> None:
 
 def write_result_files(image: InputImage, prediction: Prediction, out: Path) -> None:
     """Write mask, probability map and overlay: NIfTI for a volume; for a picture PNG (0 and 255) and TIFF (floats)."""
+    geometry = prediction.geometry
     _write_mask(image, prediction, out / image.mask_file)
     if image.source.is_nifti:
         _write_nifti(prediction.probabilities, nib.load(image.path), out / image.probability_file)
     else:
         _write_picture(Image.fromarray(prediction.probabilities[0]), out / image.probability_file)
-    pictures = load_volume(image.source, prediction.geometry.axis).pictures
-    masks = upright_slices(prediction.mask, prediction.geometry)
-    _write_picture(draw_overlay(pictures, masks, prediction.geometry), out / image.overlay_file)
+    pictures = load_volume(image.source, geometry.axis, nan_background=geometry.nan_background).pictures
+    masks = upright_slices(prediction.mask, geometry)
+    _write_picture(draw_overlay(pictures, masks, geometry), out / image.overlay_file)
 
 
 def write_mask(image: InputImage, prediction: Prediction, path: Path) -> None:

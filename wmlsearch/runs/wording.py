@@ -23,6 +23,13 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """Return a share with two digits: 0.12 %, 4.3 %, 68 %; 99.6 % and more is 100 % only where nothing is missing."""
+    if 0.995 <= share < 1:
+        return f"{min(99.99, 100 * share):.4g} %"
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
 def last_line(text: str) -> str:
     """Return the last line of a text, such as the error of a traceback, or "" for an empty one."""
     return (text.strip().splitlines() or [""])[-1]

@@ -214,7 +214,7 @@ def _score_volumes(
     total = len(sealed.manifest.volumes)
     progress("scoring test volumes", 0, total)
     for done, volume in enumerate(sealed.volumes(), 1):
-        geometry = slicing_geometry(volume.source, preprocessing)
+        geometry = slicing_geometry(volume.source, preprocessing, volume.nan_background)
         slices = cut(volume.source, geometry, rule=sealed.manifest.mask_rule)
         expert = expert_mask(volume.source, geometry, sealed.manifest.mask_rule)
         origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}

@@ -36,12 +36,15 @@ def predict_files(
     threshold: float | None = None,
     ensemble: bool = False,
     progress: Progress = lambda *_: None,
+    *,
+    nan_background: bool = False,
 ) -> list[LesionRow]:
     """Predict the images of `paths` (files, or folders of them) and write the results into the folder `out`.
 
     Writes for each image NAME: NAME_mask and NAME_probability on its own grid, NAME_overlay.png, and a row in
     lesions.csv; with `ensemble` two rows, and the files are the ensemble's. All images are read and checked before the
-    first is predicted, and nothing is overwritten. `progress(what, done, total)` is called after each image.
+    first is predicted, and nothing is overwritten. With `nan_background`, voxels that are not finite are background
+    wherever they are. `progress(what, done, total)` is called after each image.
 
     Raises InputError with all faults.
     """
@@ -52,7 +55,7 @@ def predict_files(
         )
     images = find_images(paths)
     check_nothing_overwritten(out, images)
-    geometries = _check_images(model, images, progress)
+    geometries = _check_images(model, images, progress, nan_background)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[LesionRow] = []
     progress("predicting", 0, len(images))
@@ -94,13 +97,15 @@ def predict_image(
     return ImagePrediction(prediction, row)
 
 
-def _check_images(model: ExportedModel, images: Sequence[InputImage], progress: Progress) -> list[VolumeGeometry]:
+def _check_images(
+    model: ExportedModel, images: Sequence[InputImage], progress: Progress, nan_background: bool
+) -> list[VolumeGeometry]:
     """Return where each image is cut. Raises InputError with the faults of all images."""
     preprocessing = common_preprocessing(model.members)
     geometries, faults = [], list[str]()
     for done, image in enumerate(images, 1):
         try:
-            geometries.append(slicing_geometry(image.source, preprocessing))
+            geometries.append(slicing_geometry(image.source, preprocessing, nan_background))
         except InputError as error:  # each of its lines begins with the file name
             folder = "" if image.path.parent == Path() else f"{image.path.parent}/"
             faults += [f"{folder}{line}" for line in error.faults or [error.headline]]
