@@ -481,9 +481,11 @@ class Model:
             check_threshold(threshold, "threshold")
         ensemble = len(self._networks.members) > 1 and not single
         with _as_file(image) as file:
-            found = find_images([file])[0]
-            geometry = slicing_geometry(found.source, common_preprocessing(self._networks.members), nan_background)
-            result = predict_image(self._networks, found, threshold, ensemble, geometry)
+            input_image = find_images([file])[0]
+            geometry = slicing_geometry(
+                input_image.source, common_preprocessing(self._networks.members), nan_background
+            )
+            result = predict_image(self._networks, input_image, threshold, ensemble, geometry)
             opened: Any = nib.load(file) if is_nifti(file) else None
         prediction, row = result.prediction, result.row
         is_picture_stack = prediction.voxel_mm is None

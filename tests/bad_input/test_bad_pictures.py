@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "floats with NaN": (
         lambda image, _: save(image, np.where(pixels(image) > 0, np.nan, 0).astype(np.float32), ".tif"),
         "images/p00_1.tif: every pixel must be a finite number, but 1024 inside the head are NaN or infinite, such as "
-        "row 4, column 4; make it again without them, or set them to 0 if they are background",
+        "row 4, column 4; make it again without them, or give --nan-background if they are background",
     ),
     "one grey": (
         lambda image, _: save(image, pixels(image) * 0 + 9),

@@ -198,7 +198,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "mask with NaN": (
         lambda _, mask: write(mask, np.where(voxels(mask) > 0, np.nan, 0).astype(np.float32)),
         f"{MASK}: every voxel must be a finite number, but 11 inside the mask are NaN or infinite, such as voxel "
-        "(14, 26, 8); make it again without them, or set them to 0 if they are background",
+        "(14, 26, 8); make it again without them, or give --nan-background if they are background",
     ),
     "a folder of that name": (
         lambda flair, _: (flair.unlink(), flair.mkdir()),

@@ -271,7 +271,8 @@ class Manifest:
                 advice = f"name others with --{split}-patients"
             else:
                 who, advice = f"none of the {counts.slices} {name} images has a lesion", "give another --seed"
-            warnings.append(f"{who}, so scores on them only tell of false lesions; {advice}")
+            them = "it" if self.split_level == "patient" and counts.patients == 1 else "them"
+            warnings.append(f"{who}, so scores on {them} only tell of false lesions; {advice}")
         return tuple(warnings)
 
     def _lost_lesions(self) -> tuple[str, ...]:
