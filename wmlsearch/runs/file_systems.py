@@ -25,12 +25,14 @@ def lasting_inode(descriptor: int, path: Path) -> int | None:
 
 def _type_at(path: Path) -> str:
     """Return the type of the file system that a path is in, or "" where the system does not tell (macOS)."""
-    found: tuple[int, str] = (0, "")
+    closest: tuple[int, str] = (0, "")
     with contextlib.suppress(OSError):
         real = path.resolve()
         for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             before, _, after = line.partition(" - ")  # proc(5): mount point is field 5, the type follows the dash
             point = re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), before.split()[4])
-            if after and real.is_relative_to(point) and len(point) >= found[0]:  # of two at one place the later counts
-                found = len(point), after.split()[0]
-    return found[1]
+            if (
+                after and real.is_relative_to(point) and len(point) >= closest[0]
+            ):  # of two at one place the later counts
+                closest = len(point), after.split()[0]
+    return closest[1]
