@@ -63,9 +63,9 @@ def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, (change, value) in before.items():
-            ours = os.environ.get(name) == _changes.pop(name)[1]
+            is_unchanged = os.environ.get(name) == _changes.pop(name)[1]
             _changes.update({} if change is None else {name: change})
-            if ours:
+            if is_unchanged:
                 del os.environ[name]
                 os.environ |= {} if value is None else {name: value}
 
