@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,15 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
     keep_models(search, RunSettings(), prepared, Observer())
     search.set_status("completed")
     return search
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_ray_is_left() -> Iterator[None]:
+    """End a Ray that a module leaves, as a test that fails in the middle does: the Python door would search on it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

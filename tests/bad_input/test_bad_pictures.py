@@ -230,8 +230,7 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "semicolons": (
         HEADER.replace(",", ";"),
-        ": needs the columns patient,timepoint,image,mask; patient, image, mask missing, got "
-        "patient;timepoint;image;mask",
+        ": no FLAIR image found; expected sub-*/[ses-*/]anat/*_FLAIR.nii.gz or rows in the table",
     ),
     "a column twice": (
         "patient,image,image,mask\na,images/p00_1.png,images/p01_1.png,masks/p00_1.png\n",

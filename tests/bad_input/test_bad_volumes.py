@@ -202,7 +202,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a folder of that name": (
         lambda flair, _: (flair.unlink(), flair.mkdir()),
-        f"sub-01/ses-1: no FLAIR image for the mask {MASK}; add sub-01/ses-1/anat/sub-01_FLAIR.nii.gz",
+        f"sub-01/ses-1: no FLAIR image for the mask {MASK}; add sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz",
     ),
     "a loop of links": (lambda flair, _: link(flair, NAME), f"{FLAIR}: no such file; correct the path or the link"),
     "a subject that is a loop": (
@@ -215,7 +215,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a folder that leads to no images": (
         outside,
-        f"sub-01/ses-1: no FLAIR image for the mask {MASK}; add sub-01/ses-1/anat/sub-01_FLAIR.nii.gz",
+        f"sub-01/ses-1: no FLAIR image for the mask {MASK}; add sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz",
     ),
 }
 
