@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from wmlsearch.config import InputError
+from wmlsearch.runs.environment import users_environment
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.tracking.client import connect
@@ -153,8 +154,6 @@ def _write(process: subprocess.Popen[str], line: Target | Request) -> None:
 
 
 def _start() -> subprocess.Popen[str]:
-    package_folder = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join([package_folder, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "wmlsearch.tracking.mirror"],
         stdin=subprocess.PIPE,
@@ -162,9 +161,21 @@ def _start() -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": paths},
+        env=_environment(),
         start_new_session=True,  # Ctrl-C is for the search; the mirror still has to say how that ended
     )
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the mirror's process: that of this one, but the user's folder for temporary files.
+
+    The folder of a search's temporary files is removed with its Ray, and the mirror still has to send the last files.
+    """
+    package_folder = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join([package_folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+    temporary = users_environment().get("TMPDIR")
+    others = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    return {**others, "PYTHONPATH": paths, **({} if temporary is None else {"TMPDIR": temporary})}
 
 
 def serve() -> None:
