@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import wmlsearch
-from wmlsearch.api_options import BudgetKeywords, PrepareKeywords, SettingKeywords
+from wmlsearch.api.keywords import BudgetKeywords, PrepareKeywords, SettingKeywords
 from wmlsearch.cli.tune import CHANGEABLE_ON_RESUME
 from wmlsearch.cluster import connect
 from wmlsearch.config import RunSettings
@@ -63,7 +63,8 @@ def test_a_notebooks_plots_stay_as_they_are() -> None:
 def test_its_names_are_there_and_no_others() -> None:
     from wmlsearch import api
 
-    assert wmlsearch.__all__ == api.__all__
+    others = ("annotations", "data", "keywords", "models", "searches")  # the modules of the package
+    assert wmlsearch.__all__ == sorted(name for name in vars(api) if not name.startswith("_") and name not in others)
     assert all(getattr(wmlsearch, name) is getattr(api, name) for name in wmlsearch.__all__)
     assert all(getattr(wmlsearch, name).__doc__ for name in wmlsearch.__all__)
     with pytest.raises(AttributeError, match="module 'wmlsearch' has no attribute 'predikt'"):
@@ -135,14 +136,14 @@ def test_what_cannot_run_is_refused_before_the_phantom_is_made(
 ) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS", "WMLSEARCH_STORAGE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("wmlsearch.api.ensure_builtin_phantom", lambda *_: pytest.fail("a phantom was made"))
+    monkeypatch.setattr("wmlsearch.api.searches.ensure_builtin_phantom", lambda *_: pytest.fail("a phantom was made"))
     with pytest.raises(wmlsearch.InputError, match=message):
         wmlsearch.tune("quick", out=tmp_path / "runs", **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_ray_of_this_process_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wmlsearch.api import _placement
+    from wmlsearch.api.searches import _placement
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     monkeypatch.delenv("WMLSEARCH_STORAGE", raising=False)
@@ -204,7 +205,7 @@ def test_a_search_without_an_epoch(searched: SearchDir, tmp_path: Path) -> None:
 
 
 def test_missing_numbers_are_nan() -> None:
-    from wmlsearch.api import _frame
+    from wmlsearch.api.searches import _frame
 
     frame = _frame([{"run": "a", "dice": None, "state": None}, {"run": "b", "dice": 1, "state": "good"}], "run")
     assert frame["dice"].dtype == float

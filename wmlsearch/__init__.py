@@ -1,6 +1,6 @@
 """wmlsearch: distributed hyperparameter search for white matter lesion segmentation.
 
-The names below are the door for Python (`wmlsearch/api.py`). They are loaded when they are first used, so
+The names below are the door for Python (`wmlsearch/api/`). They are loaded when they are first used, so
 `import wmlsearch` takes no time.
 """
 

@@ -8,11 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+from processes import wait_for
 
 from wmlsearch.runs.folders import SearchDir
 
@@ -106,16 +106,17 @@ def _check_ui(command: list[str], variables: dict[str, str], cwd: Path) -> None:
     process = subprocess.Popen(
         [*command, "--port", str(port)], env=variables, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    opener, end = build_opener(ProxyHandler({})), time.monotonic() + 240
+    opener = build_opener(ProxyHandler({}))
+
+    def answers() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        try:
+            return bool(opener.open(f"http://127.0.0.1:{port}/health", timeout=5).read() == b"OK")
+        except OSError:
+            return False
+
     try:
-        while True:
-            try:
-                assert opener.open(f"http://127.0.0.1:{port}/health", timeout=5).read() == b"OK"
-                break
-            except OSError:
-                assert process.poll() is None, process.communicate()[0]
-                assert time.monotonic() < end
-                time.sleep(0.5)
+        wait_for(answers, 240, "the UI does not answer")
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

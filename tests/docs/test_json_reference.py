@@ -18,7 +18,7 @@ RECORDS = {
     name: record
     for module in (summaries, json_results)
     for name, record in vars(module).items()
-    if dataclasses.is_dataclass(record) and record.__module__ == module.__name__
+    if dataclasses.is_dataclass(record) and record.__module__ == module.__name__ and not record.__subclasses__()
 }
 NAMES = {str: "string", int: "number", float: "number", types.NoneType: "null"}
 

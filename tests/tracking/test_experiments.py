@@ -48,14 +48,6 @@ def make_search(out: Path, name: str, **more: Any) -> SearchDir:
     return search
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store, shared because MLflow takes some seconds to create it."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    connect(default_uri(folder)).search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def out(empty: Path, tmp_path: Path) -> Path:
     out = tmp_path / "runs"

@@ -15,14 +15,6 @@ from wmlsearch.tracking.model_registry import MODEL, fetch, register
 from wmlsearch.tracking.sync import default_uri
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store, shared because MLflow takes some seconds to create it."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    connect(default_uri(folder)).search_registered_models()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def uri(empty: Path, tmp_path: Path) -> str:
     shutil.copy(empty, tmp_path)

@@ -13,7 +13,7 @@ from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, leaderboard
 from wmlsearch.runs.liveness import GONE, Liveness
-from wmlsearch.runs.names import TRAIN
+from wmlsearch.runs.names import SEARCH, TRAIN
 from wmlsearch.runs.objectives import best_epoch
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
 
@@ -44,8 +44,8 @@ class TrialSummary:
 
 
 @dataclass(frozen=True)
-class SearchSummary:
-    """The state of a search."""
+class FolderSummary:
+    """What the states of a search and of a run have in common."""
 
     format: int
     kind: str
@@ -60,6 +60,32 @@ class SearchSummary:
     ended: float | None
     data: str
     data_path: str
+
+    @classmethod
+    def of_folder(cls, folder: AnyDir, kind: str, name: str, liveness: Liveness) -> FolderSummary:
+        """Read the record and the status of a folder. Raises InputError."""
+        record, status = folder.record(), folder.status()
+        return FolderSummary(
+            format=FORMAT,
+            kind=kind,
+            name=name,
+            path=str(folder.path.resolve()),
+            state=state_of(folder, liveness),
+            reason=status.reason,
+            process=liveness.process,
+            owner=liveness.owner,
+            last_sign=liveness.last_sign,
+            started=status.started,
+            ended=status.ended,
+            data=record.data.name,
+            data_path=record.data_path,
+        )
+
+
+@dataclass(frozen=True)
+class SearchSummary(FolderSummary):
+    """The state of a search."""
+
     objectives: list[str]
     trials_planned: int
     trials_ended: int
@@ -88,19 +114,7 @@ class SearchSummary:
         sentences = [verdict.sentence, *([verdict.models.sentence] if verdict.models else [])] if verdict else []
         page = search.report / "index.html"
         return cls(
-            format=FORMAT,
-            kind="search",
-            name=search.path.resolve().name,
-            path=str(search.path.resolve()),
-            state=state_of(search, liveness),
-            reason=status.reason,
-            process=liveness.process,
-            owner=liveness.owner,
-            last_sign=liveness.last_sign,
-            started=status.started,
-            ended=status.ended,
-            data=record.data.name,
-            data_path=record.data_path,
+            **vars(cls.of_folder(search, SEARCH, search.path.resolve().name, liveness)),
             objectives=list(record.settings.objective_names),
             trials_planned=record.settings.trials,
             trials_ended=sum(entry.state not in UNFINISHED for entry in board.trials),
@@ -118,22 +132,9 @@ class SearchSummary:
 
 
 @dataclass(frozen=True)
-class TrainingSummary:
+class TrainingSummary(FolderSummary):
     """The state of a run of `wmlsearch train`, or of a single run of a search."""
 
-    format: int
-    kind: str
-    name: str
-    path: str
-    state: str
-    reason: str
-    process: str
-    owner: str
-    last_sign: float
-    started: float
-    ended: float | None
-    data: str
-    data_path: str
     epochs_planned: int
     epochs: int
     best_epoch: int | None
@@ -145,23 +146,11 @@ class TrainingSummary:
     @classmethod
     def of(cls, run: RunDir) -> TrainingSummary:
         """Read the folder of a run. Raises InputError."""
-        record, status, liveness, rows = run.record(), run.status(), Liveness.of(run), run.rows()
+        record, liveness, rows = run.record(), Liveness.of(run), run.rows()
         objective = record.settings.objective
         best = best_epoch(rows, objective)
         return cls(
-            format=FORMAT,
-            kind=TRAIN,
-            name=record.name,
-            path=str(run.path.resolve()),
-            state=state_of(run, liveness),
-            reason=status.reason,
-            process=liveness.process,
-            owner=liveness.owner,
-            last_sign=liveness.last_sign,
-            started=status.started,
-            ended=status.ended,
-            data=record.data.name,
-            data_path=record.data_path,
+            **vars(cls.of_folder(run, TRAIN, record.name, liveness)),
             epochs_planned=record.settings.epochs,
             epochs=len(rows),
             best_epoch=best.epoch if best else None,

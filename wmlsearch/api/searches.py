@@ -1,45 +1,18 @@
-"""The door for Python: what the commands do, for notebooks and scripts.
-
-```python
-import wmlsearch
-
-wmlsearch.prepare("raw", "prepared", plane="axial")
-search = wmlsearch.tune("quick", data="prepared", trials=12)
-search.trials                      # a pandas DataFrame
-wmlsearch.load_model(search).predict("flair.nii.gz").save("predicted")
-```
-
-Each function reads its arguments and calls one workflow, as each command does. Everything that is returned is read from
-the run folder, so a search of the command line is the same object.
-"""
+"""Run, resume and load searches from Python."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import Any, Literal, Unpack
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
 
-from wmlsearch.api_options import BudgetKeywords, PrepareKeywords, SettingKeywords
-from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.phantom import write_phantom as phantom
-from wmlsearch.data.prepare import PrepareOptions
-from wmlsearch.data.prepare import prepare as _prepare
-from wmlsearch.data.sources.source import is_nifti, is_picture, stem
-from wmlsearch.inference.export import ExportedModel
-from wmlsearch.inference.inputs import InputImage, find_images
-from wmlsearch.inference.preprocessing import slicing_geometry
-from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
-from wmlsearch.inference.trained_model import check_threshold, common_preprocessing
+from wmlsearch.api.keywords import RUNS, AnyPath, BudgetKeywords, Say, SettingKeywords, check_keywords
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.environment import prepared_environment
@@ -53,48 +26,17 @@ from wmlsearch.runs.wording import command, run_words
 from wmlsearch.tracking.experiments import check_experiment_name
 from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
-from wmlsearch.workflows.model_lookup import find_model
 from wmlsearch.workflows.new_search import SearchChoices, request_search
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.predict import ImagePrediction, predict_image
 from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
 from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.tune import resume as _resume
 from wmlsearch.workflows.tune import tune as _tune
 
-if TYPE_CHECKING:
-    from wmlsearch.data.stack import Array
-
-__all__ = [
-    "Champion",
-    "InputError",
-    "Model",
-    "Prediction",
-    "Search",
-    "Verdict",
-    "load_model",
-    "load_search",
-    "phantom",
-    "prepare",
-    "resume",
-    "tune",
-]
-
-AnyPath = str | os.PathLike[str]
-Say = Callable[[str], None]
-# Options of `prepare` that take one or several values.
-_SEVERAL = {
-    "train_patients", "val_patients", "test_patients", "lesion_labels", "ignore_labels", "select", "mask_select",
-}  # fmt: skip
-RUNS = "runs"  # the folder of all runs, as on the command line
-
 
 def _no_progress(_step: str, _done: int, _total: int) -> None:
     """Show nothing."""
-
-
-# ----------------------------------------------------------------------------------------------------------- searches
 
 
 @dataclass(frozen=True)
@@ -207,41 +149,6 @@ def _frame(rows: Sequence[Mapping[str, Any]], index: str | None) -> pd.DataFrame
     return frame if index is None or frame.empty else frame.set_index(index)
 
 
-def prepare(
-    raw: AnyPath,
-    out: AnyPath,
-    *,
-    say: Say = print,
-    progress: Progress | None = None,
-    **options: Unpack[PrepareKeywords],
-) -> Manifest:
-    """Turn raw FLAIR images and masks into a prepared data set, as `wmlsearch prepare` does.
-
-    In a script, call it below `if __name__ == "__main__":`, because large volumes are read by several processes.
-
-    Args:
-        raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
-        out: Folder to write; must not exist, or be empty.
-        say: Called with each remark on how the files of `raw` were understood.
-        progress: Called as `progress(stage, done, total)` after each volume.
-        options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
-
-    Returns:
-        The manifest of the prepared data set: its volumes, slices, patients and folds.
-
-    Raises:
-        InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
-    """
-    values: dict[str, Any] = dict(options)
-    for name in _SEVERAL & values.keys():
-        one = isinstance(values[name], str | int | float)
-        values[name] = (values[name],) if one else tuple(values[name])
-    if values.get("pseudonyms") is not None:
-        values["pseudonyms"] = Path(values["pseudonyms"])
-    _check_keywords("prepare", values, PrepareKeywords.__annotations__)
-    return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress, lambda note: say(f"note: {note}"))
-
-
 def tune(
     space: AnyPath | Mapping[str, Any] = "unet",
     *,
@@ -291,7 +198,7 @@ def tune(
     """
     runs = Path(out)
     ranges = space_to_search(space if isinstance(space, Mapping) else Path(space))
-    _check_keywords("tune", settings, SettingKeywords.__annotations__)
+    check_keywords("tune", settings, SettingKeywords.__annotations__)
     chosen: dict[str, Any] = dict(settings)
     if "objectives" in chosen:
         chosen["objectives"] = list(chosen["objectives"])
@@ -346,7 +253,7 @@ def resume(
         InputError: For what cannot be resumed.
         ConnectionError: As of `tune`.
     """
-    _check_keywords("resume", budgets, BudgetKeywords.__annotations__)
+    check_keywords("resume", budgets, BudgetKeywords.__annotations__)
     runs = Path(out)
     folder = _find_search(search, runs)
     store = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -396,145 +303,3 @@ def _ended(outcome: Outcome, say: Say) -> Search:
     if outcome.lost_ray:
         raise ConnectionError(f"{outcome.early}; what was reported is kept: wmlsearch.resume({str(path)!r}) goes on")
     return Search(path)
-
-
-def _check_keywords(function: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
-    """Raises InputError for keywords that a function does not have."""
-    if unknown := [name for name in given if name not in allowed]:
-        raise InputError(
-            f"wmlsearch.{function}() has no keyword {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(sorted(allowed))}"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------------- models
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The lesions that a model predicts in one image, on the image's own grid."""
-
-    probabilities: Array  # of lesion, float32: (i, j, k), or (rows, columns) of a picture
-    mask: Array  # uint8 of the same shape: 1 where the probability is at least `threshold`
-    threshold: float
-    lesions: int  # their number; voxels that touch at a corner belong together
-    volume_ml: float | None  # of all lesions together; None for 2-D pictures
-    area_pixels: int | None  # of all lesions together; None for volumes
-    affine: Array | None  # (4, 4), from voxels to mm; None for 2-D pictures
-    _image: Any = field(repr=False, compare=False)  # the path or nibabel image that was predicted
-    _result: ImagePrediction = field(repr=False, compare=False)
-
-    def save(self, path: AnyPath, name: str | None = None) -> tuple[Path, ...]:
-        """Write the prediction, and return the files. Nothing is overwritten.
-
-        Args:
-            path: A file (`lesions.nii.gz`; of a picture `lesions.png`): the mask is written there. Otherwise a folder,
-                which gets what `wmlsearch predict` writes: mask, probability map, and an overlay to look at.
-            name: What the names of the files in a folder begin with. None: the name of the image.
-
-        Raises:
-            InputError: If a file exists already, or cannot be the mask of this image.
-        """
-        target = Path(path)
-        with _as_file(self._image) as file:
-            if is_nifti(target) or is_picture(target):
-                write_mask(InputImage(file, stem(target)), self._result.prediction, target)
-                return (target,)
-            image = InputImage(file, name or stem(file))
-            check_nothing_overwritten(target, [image])
-            target.mkdir(parents=True, exist_ok=True)
-            write_result_files(image, self._result.prediction, target)
-        return tuple(target / file for file in (image.mask_file, image.probability_file, image.overlay_file))
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained model: one network, or several whose probabilities are averaged."""
-
-    _networks: ExportedModel = field(repr=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the runs that trained its networks, the best one first."""
-        return tuple(member.name for member in self._networks.members)
-
-    @property
-    def configs(self) -> tuple[TrialConfig, ...]:
-        """The configuration of each network."""
-        return tuple(member.config for member in self._networks.members)
-
-    def predict(
-        self, image: Any, *, threshold: float | None = None, single: bool = False, nan_background: bool = False
-    ) -> Prediction:
-        """Segment the lesions of one image.
-
-        Args:
-            image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image.
-            threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
-            single: Use the first network alone, which takes less time.
-            nan_background: Take voxels that are NaN or infinite for background wherever they are.
-
-        Raises:
-            InputError: For an image that cannot be read, or not be cut as the training data were.
-        """
-        if threshold is not None:
-            check_threshold(threshold, "threshold")
-        ensemble = len(self._networks.members) > 1 and not single
-        with _as_file(image) as file:
-            input_image = find_images([file])[0]
-            geometry = slicing_geometry(
-                input_image.source, common_preprocessing(self._networks.members), nan_background
-            )
-            result = predict_image(self._networks, input_image, threshold, ensemble, geometry)
-            opened: Any = nib.load(file) if is_nifti(file) else None
-        prediction, row = result.prediction, result.row
-        is_picture_stack = prediction.voxel_mm is None
-        return Prediction(
-            prediction.probabilities[0] if is_picture_stack else prediction.probabilities,
-            prediction.mask[0] if is_picture_stack else prediction.mask,
-            prediction.threshold,
-            row.lesions,
-            row.volume_ml,
-            row.area_pixels,
-            None if opened is None else np.array(opened.affine),
-            image,
-            result,
-        )
-
-
-def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str | None = None) -> Model:
-    """Load a trained model, as `wmlsearch predict` does.
-
-    Args:
-        model: A search (its champion, or its best trial while it has none), by object, folder or name; a run's or a
-            trial's folder; what `wmlsearch export` wrote; or a registered model, such as `models:/wml-unet@champion`.
-        runs: Folder of all runs, in which names are looked up.
-        mlflow_uri: MLflow registry of `models:/` names. None: `MLFLOW_TRACKING_URI`, or the SQLite file in `runs`.
-
-    Raises:
-        InputError: If there is no such model, or it is damaged.
-    """
-    uri = store_uri(Path(runs), mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-    return Model(find_model(os.fspath(model.path if isinstance(model, Search) else model), Path(runs), uri))
-
-
-@contextlib.contextmanager
-def _as_file(image: Any) -> Iterator[Path]:
-    """Yield the path of an image: the given one, or that of a temporary file with a nibabel image.
-
-    Raises InputError for anything else. The file's voxels are those of the image, without another rounding.
-    """
-    if isinstance(image, str | os.PathLike):
-        yield Path(image)
-        return
-    if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise InputError(
-            f"the image must be a path or a nibabel image, but is a {type(image).__name__}; make a nibabel image of an "
-            "array with nibabel.Nifti1Image(array, affine)"
-        )
-    voxels = np.asanyarray(image.dataobj)
-    named = Path(image.get_filename() or "image.nii")
-    with tempfile.TemporaryDirectory(prefix="wmlsearch-") as folder:
-        file = Path(folder) / f"{stem(named)}.nii"
-        nib.Nifti1Image(voxels, image.affine, dtype=voxels.dtype).to_filename(file)
-        yield file

@@ -5,9 +5,16 @@ What each means, and its default, stands at the field of the same name: of `Prep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+from wmlsearch.config import InputError
+
+AnyPath = str | os.PathLike[str]
+Say = Callable[[str], None]
+RUNS = "runs"  # the folder of all runs, as on the command line
 
 
 class PrepareKeywords(TypedDict, total=False):
@@ -65,3 +72,12 @@ class SettingKeywords(BudgetKeywords, total=False):
     confirm_seeds: int
     final_runs: int
     forecast: bool
+
+
+def check_keywords(function: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
+    """Raise InputError for keywords that a function does not have."""
+    if unknown := [name for name in given if name not in allowed]:
+        raise InputError(
+            f"wmlsearch.{function}() has no keyword {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(sorted(allowed))}"
+        )

@@ -1,0 +1,54 @@
+"""Prepare raw images and masks from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from wmlsearch.api.keywords import AnyPath, PrepareKeywords, Say, check_keywords
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.prepare import PrepareOptions
+from wmlsearch.data.prepare import prepare as _prepare
+from wmlsearch.runs.progress import Progress
+
+phantom = write_phantom  # as its command is called
+# Options of `prepare` that take one or several values.
+_SEVERAL = {
+    "train_patients", "val_patients", "test_patients", "lesion_labels", "ignore_labels", "select", "mask_select",
+}  # fmt: skip
+
+
+def prepare(
+    raw: AnyPath,
+    out: AnyPath,
+    *,
+    say: Say = print,
+    progress: Progress | None = None,
+    **options: Unpack[PrepareKeywords],
+) -> Manifest:
+    """Turn raw FLAIR images and masks into a prepared data set, as `wmlsearch prepare` does.
+
+    In a script, call it below `if __name__ == "__main__":`, because large volumes are read by several processes.
+
+    Args:
+        raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
+        out: Folder to write; must not exist, or be empty.
+        say: Called with each remark on how the files of `raw` were understood.
+        progress: Called as `progress(stage, done, total)` after each volume.
+        options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
+
+    Returns:
+        The manifest of the prepared data set: its volumes, slices, patients and folds.
+
+    Raises:
+        InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
+    """
+    values: dict[str, Any] = dict(options)
+    for name in _SEVERAL & values.keys():
+        one = isinstance(values[name], str | int | float)
+        values[name] = (values[name],) if one else tuple(values[name])
+    if values.get("pseudonyms") is not None:
+        values["pseudonyms"] = Path(values["pseudonyms"])
+    check_keywords("prepare", values, PrepareKeywords.__annotations__)
+    return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress, lambda note: say(f"note: {note}"))

@@ -1,0 +1,160 @@
+"""Load a trained model from Python, and predict with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+
+from wmlsearch.api.keywords import RUNS, AnyPath
+from wmlsearch.api.searches import Search
+from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.sources.source import is_nifti, is_picture, stem
+from wmlsearch.inference.export import ExportedModel
+from wmlsearch.inference.inputs import InputImage, find_images
+from wmlsearch.inference.preprocessing import slicing_geometry
+from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
+from wmlsearch.inference.trained_model import check_threshold, common_preprocessing
+from wmlsearch.workflows.model_lookup import find_model
+from wmlsearch.workflows.predict import ImagePrediction, predict_image
+from wmlsearch.workflows.search_choices import store_uri
+
+if TYPE_CHECKING:
+    from wmlsearch.data.stack import Array
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The lesions that a model predicts in one image, on the image's own grid."""
+
+    probabilities: Array  # of lesion, float32: (i, j, k), or (rows, columns) of a picture
+    mask: Array  # uint8 of the same shape: 1 where the probability is at least `threshold`
+    threshold: float
+    lesions: int  # their number; voxels that touch at a corner belong together
+    volume_ml: float | None  # of all lesions together; None for 2-D pictures
+    area_pixels: int | None  # of all lesions together; None for volumes
+    affine: Array | None  # (4, 4), from voxels to mm; None for 2-D pictures
+    _image: Any = field(repr=False, compare=False)  # the path or nibabel image that was predicted
+    _result: ImagePrediction = field(repr=False, compare=False)
+
+    def save(self, path: AnyPath, name: str | None = None) -> tuple[Path, ...]:
+        """Write the prediction, and return the files. Nothing is overwritten.
+
+        Args:
+            path: A file (`lesions.nii.gz`; of a picture `lesions.png`): the mask is written there. Otherwise a folder,
+                which gets what `wmlsearch predict` writes: mask, probability map, and an overlay to look at.
+            name: What the names of the files in a folder begin with. None: the name of the image.
+
+        Raises:
+            InputError: If a file exists already, or cannot be the mask of this image.
+        """
+        target = Path(path)
+        with _as_file(self._image) as file:
+            if is_nifti(target) or is_picture(target):
+                write_mask(InputImage(file, stem(target)), self._result.prediction, target)
+                return (target,)
+            image = InputImage(file, name or stem(file))
+            check_nothing_overwritten(target, [image])
+            target.mkdir(parents=True, exist_ok=True)
+            write_result_files(image, self._result.prediction, target)
+        return tuple(target / file for file in (image.mask_file, image.probability_file, image.overlay_file))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: one network, or several whose probabilities are averaged."""
+
+    _networks: ExportedModel = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the runs that trained its networks, the best one first."""
+        return tuple(member.name for member in self._networks.members)
+
+    @property
+    def configs(self) -> tuple[TrialConfig, ...]:
+        """The configuration of each network."""
+        return tuple(member.config for member in self._networks.members)
+
+    def predict(
+        self, image: Any, *, threshold: float | None = None, single: bool = False, nan_background: bool = False
+    ) -> Prediction:
+        """Segment the lesions of one image.
+
+        Args:
+            image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image.
+            threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
+            single: Use the first network alone, which takes less time.
+            nan_background: Take voxels that are NaN or infinite for background wherever they are.
+
+        Raises:
+            InputError: For an image that cannot be read, or not be cut as the training data were.
+        """
+        if threshold is not None:
+            check_threshold(threshold, "threshold")
+        ensemble = len(self._networks.members) > 1 and not single
+        with _as_file(image) as file:
+            input_image = find_images([file])[0]
+            geometry = slicing_geometry(
+                input_image.source, common_preprocessing(self._networks.members), nan_background
+            )
+            result = predict_image(self._networks, input_image, threshold, ensemble, geometry)
+            opened: Any = nib.load(file) if is_nifti(file) else None
+        prediction, row = result.prediction, result.row
+        is_picture_stack = prediction.voxel_mm is None
+        return Prediction(
+            prediction.probabilities[0] if is_picture_stack else prediction.probabilities,
+            prediction.mask[0] if is_picture_stack else prediction.mask,
+            prediction.threshold,
+            row.lesions,
+            row.volume_ml,
+            row.area_pixels,
+            None if opened is None else np.array(opened.affine),
+            image,
+            result,
+        )
+
+
+def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str | None = None) -> Model:
+    """Load a trained model, as `wmlsearch predict` does.
+
+    Args:
+        model: A search (its champion, or its best trial while it has none), by object, folder or name; a run's or a
+            trial's folder; what `wmlsearch export` wrote; or a registered model, such as `models:/wml-unet@champion`.
+        runs: Folder of all runs, in which names are looked up.
+        mlflow_uri: MLflow registry of `models:/` names. None: `MLFLOW_TRACKING_URI`, or the SQLite file in `runs`.
+
+    Raises:
+        InputError: If there is no such model, or it is damaged.
+    """
+    uri = store_uri(Path(runs), mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    return Model(find_model(os.fspath(model.path if isinstance(model, Search) else model), Path(runs), uri))
+
+
+@contextlib.contextmanager
+def _as_file(image: Any) -> Iterator[Path]:
+    """Yield the path of an image: the given one, or that of a temporary file with a nibabel image.
+
+    Raises InputError for anything else. The file's voxels are those of the image, without another rounding.
+    """
+    if isinstance(image, str | os.PathLike):
+        yield Path(image)
+        return
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise InputError(
+            f"the image must be a path or a nibabel image, but is a {type(image).__name__}; make a nibabel image of an "
+            "array with nibabel.Nifti1Image(array, affine)"
+        )
+    voxels = np.asanyarray(image.dataobj)
+    named = Path(image.get_filename() or "image.nii")
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-") as folder:
+        file = Path(folder) / f"{stem(named)}.nii"
+        nib.Nifti1Image(voxels, image.affine, dtype=voxels.dtype).to_filename(file)
+        yield file
