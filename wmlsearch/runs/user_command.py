@@ -62,7 +62,7 @@ def run(command: str, text: str, environment: Mapping[str, str]) -> tuple[str, s
 
 
 def lines(problem: str, output: str) -> list[str]:
-    """Return what the user is messages of a command that has ended."""
+    """Return what to tell the user about a command that has ended: the end of its output, and its problem."""
     messages = [output] if output else []
     if problem:
         messages.append(
