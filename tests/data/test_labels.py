@@ -86,10 +86,28 @@ def test_labels_beside_whole_numbers_are_these_numbers(factor: float) -> None:
     values = [0, factor, 2 * factor, 0, 0]
     rule = MaskRule(lesion_labels=(1,), ignore_labels=(2,))
     assert read(values, rule) == [0, 1, 2, 0, 0]
-    assert read(values, MaskRule(threshold=1)) == [0, 0, 1, 0, 0], "1.0000002 is not above 1"
+    assert read(values, MaskRule(threshold=0.5, ignore_labels=(2,))) == [0, 1, 2, 0, 0]
     labels = MaskRule().read(np.array(values, np.float32), "m").labels
     assert labels is not None
     assert labels.voxels == ((1, 1), (2, 1)), "so the data set is asked for label options"
+
+
+@pytest.mark.parametrize(
+    ("values", "threshold", "lesion"),
+    [
+        ([0, 0.9, 0.0008, 0.3, 0.0009], 0.0005, [0, 1, 1, 1, 1]),
+        ([0, 0.9993, 0.9997, 0.3, 1], 0.9995, [0, 0, 1, 0, 1]),
+        ([0, 0.0002, 0.7], 0, [0, 1, 1]),
+        ([0, 0.9, 1, 1.0004], 0.9999, [0, 0, 1, 1]),
+        ([0, 49.9995, 50, 50.0005, 70.2], 50, [0, 0, 0, 1, 1]),
+        ([-0.0004, 0, 0.0004], -0.0002, [0, 1, 1]),
+        ([0, 1.0000002, 2.0000002], 1, [0, 0, 1]),  # labels that a scale in the header has made inexact
+    ],
+)
+def test_a_threshold_compares_values_as_they_are_stored(
+    values: list[float], threshold: float, lesion: list[int]
+) -> None:
+    assert read(values, MaskRule(threshold=threshold)) == lesion
 
 
 def test_large_labels_are_less_exact_in_a_file() -> None:

@@ -76,17 +76,19 @@ class MaskRule:
             raise VolumeFault(
                 f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask"
             )
-        mask = _whole_labels(mask)
-        values, voxels = np.unique(mask, return_counts=True)
+        whole = _whole_labels(mask)
+        values, voxels = np.unique(whole, return_counts=True)
         limit = MAX_NAMED_LABELS if self.lesion_labels or self.ignore_labels else MAX_LABELS
         are_labels = len(values) <= limit and not (values % 1).any()
-        is_lesion, is_ignored = self._lesion(values), np.isin(values, self.ignore_labels)
+        is_ignored = np.isin(values, self.ignore_labels)
         if self.threshold is None:
-            self._check_values(name, values, are_labels, is_lesion, is_ignored)
+            self._check_values(name, values, are_labels, self._lesion(values), is_ignored)
         of_labels = [(float(value), int(n)) for value, n in zip(values, voxels, strict=True) if value != 0]
+        ignored = np.isin(whole, self.ignore_labels) if is_ignored.any() else None
+        lesion = self._lesion(whole) if self.threshold is None else _above(mask, self.threshold)
         return LabelledMask(
-            lesion=self._lesion(mask),
-            ignored=np.isin(mask, self.ignore_labels) if is_ignored.any() else None,
+            lesion=lesion if ignored is None else lesion & ~ignored,
+            ignored=ignored,
             labels=MaskLabels(name, tuple(of_labels)) if are_labels else None,
         )
 
@@ -123,11 +125,10 @@ class MaskRule:
         )
 
     def _lesion(self, values: Array) -> Array:
-        """Return which values of a mask are lesion, bool of their shape."""
+        """Return which values of a mask are lesion without a threshold, bool of their shape."""
         if self.lesion_labels:
             return np.isin(values, self.lesion_labels)
-        lesion = np.asarray(values != 0 if self.threshold is None else values > self.threshold)
-        return lesion & ~np.isin(values, self.ignore_labels) if self.ignore_labels else lesion
+        return np.asarray(values != 0) & ~np.isin(values, self.ignore_labels)
 
     def label_fault(self, masks: Sequence[MaskLabels]) -> str | None:
         """Return why the lesions of a data set's masks are not known: they hold several labels that no option names.
@@ -186,6 +187,15 @@ def _whole_labels(mask: Array) -> Array:
         return mask
     whole = np.rint(mask)
     return np.where(np.isclose(mask, whole, rtol=NEAR_LABEL[1], atol=NEAR_LABEL[0]), whole, mask)
+
+
+def _above(mask: Array, threshold: float) -> Array:
+    """Return which values are above a threshold, bool: the values as stored, since they may be probabilities.
+
+    Whole numbers are labels. Such a label is not above itself where a scale in the header makes it 1.0000002.
+    """
+    rounding = 0 if threshold % 1 else NEAR_LABEL[1] * abs(threshold)
+    return np.asarray(mask > threshold + rounding)
 
 
 def files_with_label(masks: Iterable[MaskLabels]) -> dict[str, int]:
