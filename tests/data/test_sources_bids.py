@@ -83,7 +83,24 @@ def test_names_of_other_masks(tmp_path: Path, name: str, key: str) -> None:
         ("x", "sub-1_desc-rater2_mask.nii.gz", PLAIN),
         ("x", "sub-1_FLAIR_mask.nii.gz", PLAIN),
         ("manual-lesions", "sub-1_mask.nii.gz", NAMED),
-        ("manual-lesions", "sub-1_desc-JD_mask.nii.gz", OTHER),
+        ("manual-lesions", "sub-1_desc-JD_mask.nii.gz", NAMED),
+        ("lesion_masks", "sub-1_seg-lst_mask.nii.gz", NAMED),
+        ("lesion_masks", "sub-1_desc-PD_mask.nii.gz", NAMED),
+        ("lesion_masks", "sub-1_desc-lesionfilled_mask.nii.gz", OTHER),
+        ("lesion_masks", "sub-1_desc-icv_mask.nii.gz", OTHER),
+        ("lesion_masks", "sub-1_seg-aparc_mask.nii.gz", OTHER),
+        ("coregistered-masks", "sub-1_mask.nii.gz", PLAIN),
+        ("co-registered", "sub-1_mask.nii.gz", PLAIN),
+        ("registered", "sub-1_mask.nii.gz", PLAIN),
+        ("manual_masks_registered", "sub-1_mask.nii.gz", PLAIN),
+        ("registration", "sub-1_mask.nii.gz", OTHER),
+        ("x", "sub-1_T2_FLAIR_mask.nii.gz", PLAIN),
+        ("x", "sub-1_T2w_FLAIR_mask.nii.gz", PLAIN),
+        ("x", "sub-1_T2FLAIR_mask.nii.gz", PLAIN),
+        ("x", "sub-1_3DT2FLAIR_mask.nii.gz", PLAIN),
+        ("x", "sub-1_FLAIR_T2_mask.nii.gz", PLAIN),
+        ("x", "sub-1_T2_FLAIR_brain_mask.nii.gz", OTHER),
+        ("x", "sub-1_T2_mask.nii.gz", OTHER),
         ("manual-lesions", "sub-1_dseg.nii.gz", NAMED),
         ("manual-lesions", "sub-1_desc-brain_mask.nii.gz", OTHER),
         ("hd-bet", "sub-1_FLAIR_mask.nii.gz", OTHER),
@@ -123,6 +140,47 @@ def test_masks_of_other_images_and_parts_are_not_lesions(tmp_path: Path, place: 
     assert candidate.reasons[0].key == key
     (fault,) = look(tree(tmp_path, FLAIR, f"derivatives/{place}.nii.gz")).faults
     assert "missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with sub-1's lesions, or leave" in fault
+
+
+def test_the_mask_of_an_image_bears_its_name(tmp_path: Path) -> None:
+    """T2_FLAIR is a FLAIR. A T2w is another image than the FLAIR, unless it is chosen."""
+    image, mask = "sub-1/anat/sub-1_T2_FLAIR.nii.gz", "derivatives/manual/sub-1/anat/sub-1_T2_FLAIR_mask.nii.gz"
+    assert pairs(look(tree(tmp_path / "flair", image, mask))) == [(image, mask)]
+    image, mask = "sub-1/anat/sub-1_T2w.nii.gz", "derivatives/manual/sub-1/anat/sub-1_T2w_mask.nii.gz"
+    tree(tmp_path / "t2", image, mask, "derivatives/manual/sub-1/anat/sub-1_T1w_mask.nii.gz")
+    discovery = look(tmp_path / "t2", select=("suffix=T2w",))
+    assert pairs(discovery) == [(image, mask)]
+    assert reasons(discovery)["sub-1_T1w_mask.nii.gz"] == (
+        "'T1w' in its name is another image than the T2w; --mask-select name='*T1w_mask.nii.gz' takes it, and such "
+        "masks of other patients instead of their lesions"
+    )
+    tree(tmp_path / "t2", FLAIR)
+    (fault,) = look(tmp_path / "t2").faults
+    assert "'T2w' in its name is another image than the FLAIR" in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("desc-JD_mask", "desc-JD does not say that it shows lesions; --mask-select desc=JD takes it"),
+        ("seg-lst_mask", "seg-lst does not say that it shows lesions; --mask-select seg=lst takes it"),
+        ("label-3_mask", "label-3 does not say that it shows lesions; --mask-select label=3 takes it"),
+        ("roi", "_roi does not say that it shows lesions; --mask-select suffix=roi takes it"),
+        (
+            "label-GM_mask",
+            "label-GM names something else than lesions; --mask-select label=GM takes it, and such masks of other "
+            "patients instead of their lesions",
+        ),
+        (
+            "desc-icv_mask",
+            "desc-icv names something else than lesions; --mask-select desc=icv takes it, and such masks of other "
+            "patients instead of their lesions",
+        ),
+    ],
+)
+def test_an_unknown_word_is_not_said_to_name_something_else(tmp_path: Path, name: str, reason: str) -> None:
+    tree(tmp_path, FLAIR, LESION, f"derivatives/manual/sub-1/anat/sub-1_{name}.nii.gz")
+    assert reasons(look(tmp_path)) == {f"sub-1_{name}.nii.gz": reason}
 
 
 def test_plain_masks_are_taken_from_one_folder_with_a_note(tmp_path: Path) -> None:

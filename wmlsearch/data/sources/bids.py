@@ -14,6 +14,7 @@ from pathlib import Path
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.bids_files import RAW_DATA, BidsFolder, has_subjects
 from wmlsearch.data.sources.bids_masks import (
+    FLAIR,
     NAMED,
     OTHER,
     PLAIN,
@@ -31,8 +32,6 @@ from wmlsearch.data.sources.layout import Layout, RawData
 from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.source import Source
 from wmlsearch.runs.wording import plural
-
-FLAIR = "flair"  # suffix, case aside
 
 
 @dataclass

@@ -17,12 +17,13 @@ _NEUTRAL = re.compile(  # says who made a mask or how, not what it shows
     r"|v|version|seg|segmentation|mask|roi|label|labels|annotation)[a-z]?[0-9]*"
 )
 _OTHER = re.compile(  # names parts of a head, or programs that find them
-    r"(?i)brain|head|skull|scalp|(^|[^a-z])bet([^a-z]|$)|hd-?bet|strip|robex|deface|(^|[^a-z])(c?gm|s?c?wm|csf|nawm)(mask|seg)?([^a-z]|$)"
+    r"(?i)brain|head|skull|scalp|(^|[^a-z])bet([^a-z]|$)|hd-?bet|strip|robex|deface|(^|[^a-z])([cs]?gm|s?c?wm|csf|nawm)(mask|seg)?([^a-z]|$)"
     r"|tissue|cort|ribbon|aparc|aseg|thalam|hippo|ventric|cerebell|(^|[^a-z])(eye|face)|tumou?r|stroke|infarct|bleed|pvs|vessel"
     r"|deep-?bet|icv|intra-?cran|(^|[^a-z])tiv|fore-?ground|back-?ground|body|bias|atlas|sienax?|parcel|(^|[^a-z])tract|robust-?fov|fixel"
+    r"|(^|[^a-z])valid([^a-z]|$)"
 )
 _OTHER_FOLDER = re.compile(
-    r"(?i)regist|(^|[^a-z])(n4|dwi|dmri|dti|qsi|asl|bold|fmri)|prep|free-?surfer|fast-?surfer|synth-?seg|samseg|mriqc|cat12|(^|[^a-z])(fsl|ants|spm[0-9]*|anat)([^a-z]|$)"
+    r"(?i)registration|(^|[^a-z])(n4|dwi|dmri|dti|qsi|asl|bold|fmri)|prep|free-?surfer|fast-?surfer|synth-?seg|samseg|mriqc|cat12|(^|[^a-z])(fsl|ants|spm[0-9]*|anat)([^a-z]|$)"
 )
 _MODALITY = re.compile(  # another image than the FLAIR, on which a mask was drawn
     r"(?i)(T1|T2|PD|T2star|MP2?RAGE|inplaneT[12]|UNIT1|T1rho)w?|PDT2|T[12]star|bold|sbref|cbv|[ed]?dwi|dti|adc|fa|md|asl|perf"
@@ -36,6 +37,7 @@ _GRID_KEYS = ("space", "res")
 _NATIVE = ("", "flair", "t2flair", "orig", "native", "individual", "subject", "scanner")  # `space-` of the image itself
 # Who names a file by its file name wants it whatever that says, but not in another grid or of another run.
 _NAMED_BY_NAME = frozenset({"name", "desc", "seg", "suffix", "label", "derivative", "atlas", "tissue", "task"})
+FLAIR = "flair"  # case aside
 NAMED, PLAIN, OTHER = 2, 1, 0  # how far a name says that a mask shows lesions
 
 
@@ -45,6 +47,7 @@ class Reason:
 
     key: str
     text: str
+    is_other: bool = False  # it shows something else; else it only does not say that it shows lesions
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,19 @@ class Candidate:
         """Return the reasons why the file is not taken, and the options that take it all the same."""
         values = {**self.file.properties, "name": f"'*{self.file.tail}'"}
         options = sorted({f"--mask-select {reason.key}={values.get(reason.key) or ABSENT}" for reason in reasons})
-        effect = (
-            "takes it, and such masks of other patients instead of their lesions" if self.level == OTHER else "takes it"
-        )
+        effect = "takes it"
+        if any(reason.is_other for reason in reasons):
+            effect += ", and such masks of other patients instead of their lesions"
         return f"{', '.join(reason.text for reason in reasons)}; {' '.join(options)} {effect}"
 
 
-def as_candidate(file: BidsFile) -> Candidate | None:
-    """Return a file as a candidate for a mask; None for what is not like a mask at all."""
+def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | None:
+    """Return a file as a candidate for a mask; None for what is not like a mask at all.
+
+    Args:
+        file: What may be a mask.
+        image: The image whose mask it may be; None where that is not known yet, and then it is a FLAIR.
+    """
     entities = {key.lower(): value for key, value in file.entities.items()}
     label, desc, seg = (entities.get(key, "") for key in ("label", "desc", "seg"))
     odd = [key for key in file.entities if is_lesion_word(key)]  # such as lesion-manual
@@ -76,13 +84,13 @@ def as_candidate(file: BidsFile) -> Candidate | None:
     if not is_mask_suffix and (file.suffix or not (label or seg or odd or named)):
         return None
     if label:
-        reasons = [] if labelled else [Reason("label", f"label-{label} names something else than lesions")]
+        reasons = [] if labelled else [_not_lesions("label", label)]
     elif named:
         reasons = []
     else:
-        reasons = _unnamed_reasons(file, desc, seg)
+        reasons = _unnamed_reasons(file, desc, seg, image)
     if "hemi" in entities:
-        reasons.append(Reason("hemi", f"hemi-{entities['hemi']} holds one half of the brain"))
+        reasons.append(Reason("hemi", f"hemi-{entities['hemi']} holds one half of the brain", is_other=True))
     if file.suffix.lower() == "probseg":
         reasons.append(Reason("suffix", "it holds probabilities"))
     if reasons:
@@ -90,34 +98,61 @@ def as_candidate(file: BidsFile) -> Candidate | None:
     return Candidate(file, NAMED if labelled or named or is_lesion_word(file.derivative) else PLAIN)
 
 
-def _unnamed_reasons(file: BidsFile, desc: str, seg: str) -> list[Reason]:
+def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None) -> list[Reason]:
     """Return why a mask whose name says nothing of lesions is not taken for one."""
     in_lesion_folder = is_lesion_word(file.derivative)
     reasons = []
-    if desc and not _NEUTRAL.fullmatch(desc):
-        reasons.append(Reason("desc", f"desc-{desc} names something else than lesions"))
-    if seg and not _NEUTRAL.fullmatch(seg):
-        reasons.append(Reason("seg", f"seg-{seg} names something else than lesions"))
+    for key, value in (("desc", desc), ("seg", seg)):
+        if value and not _NEUTRAL.fullmatch(value) and (_is_other(value) or not in_lesion_folder):
+            reasons.append(_not_lesions(key, value))
     reasons += [
-        Reason(key, f"{key}-{value} names something else than lesions")
+        Reason(key, f"{key}-{value} names something else than lesions", is_other=True)
         for key, value in file.entities.items()
         if key.lower() in _OTHER_ENTITIES
     ]
-    if images := [word for word in file.words if _MODALITY.fullmatch(word)]:
-        reasons.append(Reason("name", f"{images[0]!r} in its name is another image than the FLAIR"))
-    elif (folder := file.path.parent.name.lower()) in _OTHER_DATATYPES:
-        reasons.append(Reason("name", f"it lies in {folder}/, so it is of another image than the FLAIR"))
-    if other := [word for word in file.words if _OTHER.search(word) or denies_lesion(word)]:
-        reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions"))
+    folder = file.path.parent.name.lower()
+    if images := _other_images(file, image):
+        text = f"{images[0]!r} in its name is another image than the {_image_kind(image)}"
+        reasons.append(Reason("name", text, is_other=True))
+    elif folder in _OTHER_DATATYPES and not (image and image.path.parent.name.lower() == folder):
+        text = f"it lies in {folder}/, so it is of another image than the {_image_kind(image)}"
+        reasons.append(Reason("name", text, is_other=True))
+    if other := [word for word in file.words if _is_other(word)]:
+        reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions", is_other=True))
     if file.suffix.lower() != "mask":
         if _OTHER.search(file.suffix):
-            reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions"))
+            reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions", is_other=True))
         elif not in_lesion_folder:
             reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say that it shows lesions"))
-    is_other_folder = any(search(file.derivative) for search in (_OTHER.search, _OTHER_FOLDER.search, denies_lesion))
+    is_other_folder = _is_other(file.derivative) or _OTHER_FOLDER.search(file.derivative)
     if not reasons and not in_lesion_folder and is_other_folder:
-        reasons.append(Reason("derivative", f"the masks of derivatives/{file.derivative} show something else"))
+        text = f"the masks of derivatives/{file.derivative} show something else"
+        reasons.append(Reason("derivative", text, is_other=True))
     return reasons
+
+
+def _is_other(text: str) -> bool:
+    """Whether a word names something else than lesions, rather than nothing that is known."""
+    return bool(_OTHER.search(text)) or denies_lesion(text)
+
+
+def _not_lesions(key: str, value: str) -> Reason:
+    """Return the reason for a value that does not say lesion."""
+    if _is_other(value):
+        return Reason(key, f"{key}-{value} names something else than lesions", is_other=True)
+    return Reason(key, f"{key}-{value} does not say that it shows lesions")
+
+
+def _other_images(file: BidsFile, image: BidsFile | None) -> list[str]:
+    """Return the words of a mask's name that are another image. T2_FLAIR and T2w_FLAIR are a FLAIR."""
+    if any(FLAIR in word.lower() for word in file.words):
+        return []
+    own = {word.casefold() for word in (*image.words, image.suffix)} if image else set()
+    return [word for word in file.words if _MODALITY.fullmatch(word) and word.casefold() not in own]
+
+
+def _image_kind(image: BidsFile | None) -> str:
+    return image.suffix if image and image.suffix else "FLAIR"
 
 
 def image_reasons(mask: BidsFile, image: BidsFile) -> list[Reason]:
@@ -176,7 +211,7 @@ def choose_masks(
     """
     left_out: list[LeftOut] = []
     possible: list[tuple[Candidate, tuple[int, ...]]] = []
-    for one in candidates:
+    for one in (as_candidate(candidate.file, image) or candidate for candidate in candidates):
         match = selection.match(one.file.properties)
         if match is None:
             more = selection.more(one.file.properties)
