@@ -89,6 +89,14 @@ def test_names_of_other_masks(tmp_path: Path, name: str, key: str) -> None:
         ("lesion_masks", "sub-1_desc-lesionfilled_mask.nii.gz", OTHER),
         ("lesion_masks", "sub-1_desc-icv_mask.nii.gz", OTHER),
         ("lesion_masks", "sub-1_seg-aparc_mask.nii.gz", OTHER),
+        ("lesion_masks", "sub-1_label-3_mask.nii.gz", NAMED),
+        ("lesion_masks", "sub-1_label-SCGM_mask.nii.gz", OTHER),
+        ("lesion_masks", "sub-1_label-BS_mask.nii.gz", OTHER),
+        ("lesion_masks/preproc", "sub-1_mask.nii.gz", NAMED),
+        ("hd-bet/lesions", "sub-1_mask.nii.gz", NAMED),
+        ("lesion_study/hd-bet", "sub-1_mask.nii.gz", OTHER),
+        ("brain_lesions", "sub-1_mask.nii.gz", NAMED),
+        ("x", "sub-1_T1w_FLAIR_mask.nii.gz", OTHER),
         ("coregistered-masks", "sub-1_mask.nii.gz", PLAIN),
         ("co-registered", "sub-1_mask.nii.gz", PLAIN),
         ("registered", "sub-1_mask.nii.gz", PLAIN),
@@ -162,10 +170,10 @@ def test_the_mask_of_an_image_bears_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("desc-JD_mask", "desc-JD does not say that it shows lesions; --mask-select desc=JD takes it"),
-        ("seg-lst_mask", "seg-lst does not say that it shows lesions; --mask-select seg=lst takes it"),
-        ("label-3_mask", "label-3 does not say that it shows lesions; --mask-select label=3 takes it"),
-        ("roi", "_roi does not say that it shows lesions; --mask-select suffix=roi takes it"),
+        ("desc-JD_mask", "desc-JD is an unknown word, which may stand for lesions or not; --mask-select desc=JD takes it"),
+        ("seg-lst_mask", "seg-lst is an unknown word, which may stand for lesions or not; --mask-select seg=lst takes it"),
+        ("label-3_mask", "label-3 is an unknown word, which may stand for lesions or not; --mask-select label=3 takes it"),
+        ("roi", "_roi does not say what it shows; --mask-select suffix=roi takes it"),
         (
             "label-GM_mask",
             "label-GM names something else than lesions; --mask-select label=GM takes it, and such masks of other "

@@ -11,13 +11,14 @@ from wmlsearch.data.sources.choices import ABSENT, Selection, same_value
 from wmlsearch.data.sources.lesion_words import denies_lesion, is_lesion_word
 
 _LESION_LABEL = re.compile(r"(?i)l|les")  # BIDS's own abbreviation of lesion, and the usual one
+_TISSUE_LABEL = re.compile(r"(?i)b|bg|bs|cbm|nb|st")  # BIDS's own of bone, background, brainstem, cerebellum, others
 _NEUTRAL = re.compile(  # says who made a mask or how, not what it shows
     r"(?i)(rater|annotator|reader|observer|expert|radiologist|neurologist|manual|consensus|majority|staple|gt|ground-?truth"
     r"|gold|gold-?standard|reference|ref|truth|final|edited|corrected|reviewed|binary|bin|clean|flair|t2-?flair|native|orig"
     r"|v|version|seg|segmentation|mask|roi|label|labels|annotation)[a-z]?[0-9]*"
 )
 _OTHER = re.compile(  # names parts of a head, or programs that find them
-    r"(?i)brain|head|skull|scalp|(^|[^a-z])bet([^a-z]|$)|hd-?bet|strip|robex|deface|(^|[^a-z])([cs]?gm|s?c?wm|csf|nawm)(mask|seg)?([^a-z]|$)"
+    r"(?i)brain|head|skull|scalp|(^|[^a-z])bet([^a-z]|$)|hd-?bet|strip|robex|deface|(^|[^a-z])(s?c?gm|s?c?wm|csf|nawm)(mask|seg)?([^a-z]|$)"
     r"|tissue|cort|ribbon|aparc|aseg|thalam|hippo|ventric|cerebell|(^|[^a-z])(eye|face)|tumou?r|stroke|infarct|bleed|pvs|vessel"
     r"|deep-?bet|icv|intra-?cran|(^|[^a-z])tiv|fore-?ground|back-?ground|body|bias|atlas|sienax?|parcel|(^|[^a-z])tract|robust-?fov|fixel"
     r"|(^|[^a-z])valid([^a-z]|$)"
@@ -80,52 +81,61 @@ def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | N
     odd = [key for key in file.entities if is_lesion_word(key)]  # such as lesion-manual
     named = [text for text in (desc, seg, file.suffix, *file.words, *odd) if is_lesion_word(text)]
     labelled = is_lesion_word(label) or bool(_LESION_LABEL.fullmatch(label))
+    folder = _folder_level(file.derivative)
     is_mask_suffix = _MASK_SUFFIX.fullmatch(file.suffix) or is_lesion_word(file.suffix)
     if not is_mask_suffix and (file.suffix or not (label or seg or odd or named)):
         return None
     if label:
-        reasons = [] if labelled else [_not_lesions("label", label)]
+        reasons = [] if labelled else _not_lesions("label", label, folder)
     elif named:
         reasons = []
     else:
-        reasons = _unnamed_reasons(file, desc, seg, image)
+        reasons = _unnamed_reasons(file, desc, seg, image, folder)
     if "hemi" in entities:
         reasons.append(Reason("hemi", f"hemi-{entities['hemi']} holds one half of the brain", is_other=True))
     if file.suffix.lower() == "probseg":
         reasons.append(Reason("suffix", "it holds probabilities"))
     if reasons:
         return Candidate(file, OTHER, tuple(reasons))
-    return Candidate(file, NAMED if labelled or named or is_lesion_word(file.derivative) else PLAIN)
+    return Candidate(file, NAMED if labelled or named or folder == NAMED else PLAIN)
 
 
-def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None) -> list[Reason]:
+def _folder_level(derivative: str) -> int:
+    """Return how far folders below derivatives/ say that masks show lesions, by the innermost that says anything."""
+    for folder in reversed(derivative.split("/")):
+        if is_lesion_word(folder):
+            return NAMED
+        if _is_other(folder):
+            return OTHER
+    return OTHER if _OTHER_FOLDER.search(derivative) else PLAIN
+
+
+def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None, folder: int) -> list[Reason]:
     """Return why a mask whose name says nothing of lesions is not taken for one."""
-    in_lesion_folder = is_lesion_word(file.derivative)
     reasons = []
     for key, value in (("desc", desc), ("seg", seg)):
-        if value and not _NEUTRAL.fullmatch(value) and (_is_other(value) or not in_lesion_folder):
-            reasons.append(_not_lesions(key, value))
+        if value and not _NEUTRAL.fullmatch(value):
+            reasons += _not_lesions(key, value, folder)
     reasons += [
         Reason(key, f"{key}-{value} names something else than lesions", is_other=True)
         for key, value in file.entities.items()
         if key.lower() in _OTHER_ENTITIES
     ]
-    folder = file.path.parent.name.lower()
+    datatype = file.path.parent.name.lower()
     if images := _other_images(file, image):
         text = f"{images[0]!r} in its name is another image than the {_image_kind(image)}"
         reasons.append(Reason("name", text, is_other=True))
-    elif folder in _OTHER_DATATYPES and not (image and image.path.parent.name.lower() == folder):
-        text = f"it lies in {folder}/, so it is of another image than the {_image_kind(image)}"
+    elif datatype in _OTHER_DATATYPES and not (image and image.path.parent.name.lower() == datatype):
+        text = f"it lies in {datatype}/, so it is of another image than the {_image_kind(image)}"
         reasons.append(Reason("name", text, is_other=True))
     if other := [word for word in file.words if _is_other(word)]:
         reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions", is_other=True))
     if file.suffix.lower() != "mask":
         if _OTHER.search(file.suffix):
             reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions", is_other=True))
-        elif not in_lesion_folder:
-            reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say that it shows lesions"))
-    is_other_folder = _is_other(file.derivative) or _OTHER_FOLDER.search(file.derivative)
-    if not reasons and not in_lesion_folder and is_other_folder:
+        elif folder != NAMED:
+            reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say what it shows"))
+    if not reasons and folder == OTHER:
         text = f"the masks of derivatives/{file.derivative} show something else"
         reasons.append(Reason("derivative", text, is_other=True))
     return reasons
@@ -136,18 +146,20 @@ def _is_other(text: str) -> bool:
     return bool(_OTHER.search(text)) or denies_lesion(text)
 
 
-def _not_lesions(key: str, value: str) -> Reason:
-    """Return the reason for a value that does not say lesion."""
-    if _is_other(value):
-        return Reason(key, f"{key}-{value} names something else than lesions", is_other=True)
-    return Reason(key, f"{key}-{value} does not say that it shows lesions")
+def _not_lesions(key: str, value: str, folder: int) -> list[Reason]:
+    """Return the reason for a value that does not say lesion. In a folder of lesions it may be any unknown word."""
+    if _is_other(value) or (key == "label" and _TISSUE_LABEL.fullmatch(value)):
+        return [Reason(key, f"{key}-{value} names something else than lesions", is_other=True)]
+    if folder == NAMED:
+        return []
+    return [Reason(key, f"{key}-{value} is an unknown word, which may stand for lesions or not")]
 
 
 def _other_images(file: BidsFile, image: BidsFile | None) -> list[str]:
     """Return the words of a mask's name that are another image. T2_FLAIR and T2w_FLAIR are a FLAIR."""
-    if any(FLAIR in word.lower() for word in file.words):
-        return []
     own = {word.casefold() for word in (*image.words, image.suffix)} if image else set()
+    if any(FLAIR in word.lower() for word in file.words):
+        own |= {"t2", "t2w"}
     return [word for word in file.words if _MODALITY.fullmatch(word) and word.casefold() not in own]
 
 
