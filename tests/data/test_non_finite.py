@@ -182,14 +182,36 @@ def test_lesions_without_values_are_refused(tmp_path: Path) -> None:
     assert told == ["6 of 48 lesion voxels (12 %) lie where the image is NaN or infinite; is the image cut off?"]
 
 
-def test_a_mask_that_is_nearly_all_nan_is_warned_of(tmp_path: Path) -> None:
+def test_a_mask_that_is_nan_beside_the_lesions_is_taken(tmp_path: Path) -> None:
     mask = np.full(SHAPE, np.nan, np.float32)
     mask[8:11, 10:13, 4:6] = 1  # 18 of 4800
-    (finding,) = facts_of(source(tmp_path, head(), mask)).findings
-    assert finding.is_warning
-    assert finding.text == (
-        "99.62 % of the mask's voxels, at its border, are NaN or infinite: taken for background; is the mask damaged?"
-    )
+    facts = facts_of(source(tmp_path, head(), mask))
+    assert [(one.is_warning, one.text) for one in facts.findings] == [
+        (False, "99.62 % of the mask's voxels, at its border, are NaN or infinite: taken for background")
+    ]
+    assert sum(facts.lesion) == 18
+
+
+@pytest.mark.parametrize(
+    ("box", "lesions", "warning"),
+    [
+        ((7, 7, 5), 0, "only 5.1 % of the mask's voxels have a finite value, and none of them is lesion; is"),
+        ((12, 16, 8), 0, "only 32 % of the mask's voxels have a finite value, and none of them is lesion; is"),
+        ((5, 5, 5), 8, "only 2.6 % of the mask's voxels have a finite value, too many for the lesions and too few "),
+        ((5, 5, 5), 13, None),  # a tenth of 125: margins around lesions
+        ((12, 16, 1), 1, None),  # 192, more than a tenth of the head's 1536
+    ],
+)
+def test_a_mask_is_finite_in_lesions_or_in_the_head(
+    box: tuple[int, int, int], lesions: int, warning: str | None, tmp_path: Path
+) -> None:
+    mask = np.full(SHAPE, np.nan, np.float32)
+    part = np.zeros(np.prod(box), np.float32)
+    part[:lesions] = 1
+    mask[4 : 4 + box[0], 4 : 4 + box[1], 1 : 1 + box[2]] = part.reshape(box)
+    findings = [one for one in facts_of(source(tmp_path, head(), mask)).findings if one.kind == "mask filled"]
+    assert len(findings) == (warning is not None)
+    assert not findings or findings[0].text.startswith(str(warning))
 
 
 def test_with_the_option_they_are_background_wherever_they_are(tmp_path: Path) -> None:

@@ -136,6 +136,23 @@ def test_a_move_is_found_wherever_the_lesions_are(stacks: list[Stack]) -> None:
     assert true.best_move(20)[1] == (0, 0, 0)
 
 
+@pytest.mark.parametrize("move", [3, 4, 7])
+def test_a_move_is_not_cut_off_where_the_near_search_ends(move: int) -> None:
+    """A wide, smooth lesion is still brighter than its surroundings where it is moved far."""
+    rows, columns = np.mgrid[:64, :64]
+    distance = np.hypot(rows - 32, columns - 32)
+    picture = np.where(distance < 28, 100 + 80 * np.exp(-((distance / 10) ** 2)), 0).astype(np.float32)
+    pictures = np.repeat(picture[None], 12, 0) + np.random.default_rng(0).normal(0, 1, (12, 64, 64))
+    lesion = np.zeros(pictures.shape, bool)
+    lesion[3:9] = distance < 8
+    head = pictures > 50
+    moved = np.roll(lesion, move, 2)
+    assert check_mask(pictures, lesion, head, AXIAL) == []
+    assert _Masked(pictures, moved, head).fit() >= plausibility.DARK, "so that the search is near at first"
+    (finding,) = check_mask(pictures, moved, head, AXIAL)
+    assert f"where the mask is moved by {move} voxels left to right" in finding.text
+
+
 def test_large_volumes_are_compared_in_parts(stacks: list[Stack], monkeypatch: pytest.MonkeyPatch) -> None:
     stack = stacks[0]
     assert stack.mask is not None

@@ -31,6 +31,7 @@ from wmlsearch.data.non_finite import (
     NAN_ADVICE,
     Cut,
     FilledVolume,
+    check_filled_mask,
     check_lesions_have_values,
     enclosed_finding,
     fill_background,
@@ -40,7 +41,6 @@ from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable, upright
 from wmlsearch.runs.wording import percent
 
-MOSTLY = 0.99  # share of a mask: more of it without a value is doubtful
 MAX_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory
 MAX_HEADER_BYTES = 2**20  # header and extensions, which stand before the voxels
 MAX_TRAILING_BYTES = 2**20  # after the voxels in a gzip file
@@ -91,6 +91,7 @@ def load_nifti(source: Source, axis: int, rule: MaskRule, nan_background: bool =
     orientation = io_orientation(affine)
     edges = nib.affines.voxel_sizes(affine)
     ras_edges = edges[np.argsort(orientation[:, 0])]
+    pictures = upright(apply_orientation(data, orientation), axis)
     mask, ignored, labels = None, None, None
     if source.mask:
         mask_data, mask_findings = _mask_on_grid(source, data.shape, affine, *opened[1], nan_background)
@@ -103,9 +104,11 @@ def load_nifti(source: Source, axis: int, rule: MaskRule, nan_background: bool =
         mask, labels = upright(apply_orientation(labelled.lesion, orientation), axis), labelled.labels
         if labelled.ignored is not None:
             ignored = upright(apply_orientation(labelled.ignored, orientation), axis)
+        with_value = int(np.isfinite(opened[1][1]).sum())
+        findings += check_filled_mask(with_value, mask if ignored is None else mask | ignored, pictures)
     down, across = [ras for ras in (2, 1, 0) if ras != axis]
     return Stack(
-        upright(apply_orientation(data, orientation), axis),
+        pictures,
         mask,
         (data.shape[0], data.shape[1], data.shape[2]),
         "".join(nib.aff2axcodes(affine)),
@@ -137,9 +140,7 @@ def _with_background(
     share = percent(filled.share)
     if is_mask:
         text = f"{share} of the mask's voxels, at its border, are NaN or infinite: taken for background"
-        mostly = filled.share > MOSTLY
-        kind, question = ("mask filled", "; is the mask damaged?") if mostly else ("filled", "")
-        notes = [Finding(kind, text + question, share, filled.share)]
+        notes = [Finding("filled", text, share, filled.share)] if filled.filled else []
         return np.where(np.isfinite(data), data, np.float32(0)), notes + enclosed_finding(filled, "the mask")
     if filled.cut is not None and not nan_background:
         raise VolumeFault(_cut_fault(name, filled.cut))

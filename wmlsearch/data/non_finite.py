@@ -12,12 +12,14 @@ import numpy as np
 from scipy import ndimage
 
 from wmlsearch.data.findings import Finding
+from wmlsearch.data.head_detection import find_head
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, VolumeFault
 from wmlsearch.runs.wording import percent, plural
 
 NAN_ADVICE = "give --nan-background if they are background"
 FEW_LESION_VOXELS = 10  # and at most half of them: masks go a little beyond the brain
+MASK_OF_LESIONS, MASK_OF_HEAD = 0.1, 0.1  # share of a mask's finite voxels; these as a share of the head
 PIECE = 0.01  # share of the finite voxels: smaller pieces are no part of the head
 # A slice with less of the head than this share of what slices on both sides of it have was cut. Brains without
 # their surroundings, whose fissure is empty, have 0.4 to 1 (three scans, thresholds from low to too high).
@@ -117,6 +119,26 @@ def enclosed_finding(filled: FilledVolume, where: str) -> list[Finding]:
         "as --nan-background says"
     )
     return [Finding("enclosed", text, plural(filled.enclosed, "voxel"), filled.enclosed)]
+
+
+def check_filled_mask(with_value: int, marked: Array, pictures: Array) -> list[Finding]:
+    """Return a warning of a mask of which too little has a value: what has one should be the lesions, or the head.
+
+    Args:
+        with_value: Voxels of the mask that are finite.
+        marked: (n, rows, columns) bool: lesions and ignored voxels.
+        pictures: the same shape: the image.
+    """
+    if with_value == marked.size:
+        return []
+    left, share = int(marked.sum()), percent(with_value / marked.size)
+    held = f"only {share} of the mask's voxels have a finite value"
+    if not left:
+        return [Finding("mask filled", f"{held}, and none of them is lesion; is the mask damaged?", share, 1.0)]
+    if left >= MASK_OF_LESIONS * with_value or with_value >= MASK_OF_HEAD * find_head(pictures).pixels.sum():
+        return []
+    text = f"{held}, too many for the lesions and too few for the head; is the mask damaged?"
+    return [Finding("mask filled", text, share, 1 - with_value / marked.size)]
 
 
 def check_lesions_have_values(source: Source, lesion: Array, missing: Array, nan_background: bool) -> list[Finding]:

@@ -211,13 +211,15 @@ def _check_fit(masked: _Masked, axis: int | None) -> list[Finding]:
     moved_fit, move = fit, tuple[int, ...]()
     if fit < MIN_MOVED_FIT or masked.may_be_moved(fit):
         moved_fit, move = masked.best_move(FAR if fit < DARK else NEAR)
+        if fit >= DARK and max(map(abs, move)) == NEAR and _fits_moved(moved_fit, fit):  # the best may lie beyond
+            moved_fit, move = masked.best_move(FAR)
     if turned.fit >= max(MIN_TURNED_FIT, TURNED_FACTOR * fit, moved_fit):
         text = (
             f"{now}, but {_brightness(turned.fit)} where the mask is {turned.words}; is the mask, or a header, flipped?"
         )
         return [Finding("flipped", text, f"{fit:.2g} to {turned.fit:.2g}", turned.fit - fit)]
     is_near = max(map(abs, move), default=0) <= NEAR
-    if any(move) and (is_near or not few) and moved_fit >= max(MIN_MOVED_FIT, MOVED_FACTOR * fit):
+    if any(move) and (is_near or not few) and _fits_moved(moved_fit, fit):
         text = (
             f"{now}, but {_brightness(moved_fit)} where the mask is moved by {_move_words(move, axis)}; "
             "is it on another grid, or of another scan?"
@@ -227,6 +229,10 @@ def _check_fit(masked: _Masked, axis: int | None) -> list[Finding]:
         text = f"{now}; is the mask of another scan, and the image a FLAIR?"
         return [Finding("dark", text, f"{fit:.2g}", -fit)]
     return []
+
+
+def _fits_moved(moved_fit: float, fit: float) -> bool:
+    return moved_fit >= max(MIN_MOVED_FIT, MOVED_FACTOR * fit)
 
 
 def _turned_fits(masked: _Masked, axis: int | None) -> Iterator[_Change]:
