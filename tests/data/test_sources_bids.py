@@ -172,18 +172,15 @@ def test_the_mask_of_an_image_bears_its_name(tmp_path: Path) -> None:
     [
         (
             "desc-JD_mask",
-            "desc-JD is an unknown word, which may stand for lesions or not; "
-            "--mask-select desc=JD takes it",
+            "desc-JD is an unknown word, which may stand for lesions or not; --mask-select desc=JD takes it",
         ),
         (
             "seg-lst_mask",
-            "seg-lst is an unknown word, which may stand for lesions or not; "
-            "--mask-select seg=lst takes it",
+            "seg-lst is an unknown word, which may stand for lesions or not; --mask-select seg=lst takes it",
         ),
         (
             "label-3_mask",
-            "label-3 is an unknown word, which may stand for lesions or not; "
-            "--mask-select label=3 takes it",
+            "label-3 is an unknown word, which may stand for lesions or not; --mask-select label=3 takes it",
         ),
         ("roi", "_roi does not say what it shows; --mask-select suffix=roi takes it"),
         (
