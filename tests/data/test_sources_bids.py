@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from wmlsearch.cli import main
 from wmlsearch.config import InputError
 from wmlsearch.data.sources import Choices, Discovery, survey
 from wmlsearch.data.sources.bids_masks import NAMED, OTHER, PLAIN, as_candidate
@@ -34,6 +38,12 @@ def pairs(discovery: Discovery) -> list[tuple[str, str]]:
 
 def reasons(discovery: Discovery) -> dict[str, str]:
     return {Path(unused.name).name: unused.reason for unused in discovery.unused}
+
+
+def pasted(message: str) -> tuple[str, ...]:
+    """Return KEY=VALUE of each option in a message, as a shell reads it."""
+    words = shlex.split(message[message.index("--") :])
+    return tuple(value.rstrip(";") for option, value in itertools.pairwise(words) if option.endswith("select"))
 
 
 # ----------------------------------------------------------------------------------------- what a mask's name says
@@ -211,9 +221,27 @@ def test_plain_masks_are_taken_from_one_folder_with_a_note(tmp_path: Path) -> No
     (fault,) = look(tmp_path).faults
     assert fault.startswith(
         "masks whose names do not say what they show come from different folders: derivatives/manual (sub-2, sub-3), "
-        "derivatives/pipeline (sub-1); name the folder"
+        "derivatives/pipeline (sub-1); if all of them hold lesions, give --mask-select derivative=manual --mask-select "
+        "derivative=pipeline; else give only those"
     )
     assert len(pairs(look(tmp_path, mask_select=("derivative=manual", "derivative=pipeline")))) == 3
+
+
+@pytest.mark.parametrize("folders", [("rater 1", "rater 2"), ("", "tool"), ("a/x", "b/x"), ("Masks", "run|2")])
+def test_advice_for_plain_masks_of_several_folders_can_be_pasted(tmp_path: Path, folders: tuple[str, str]) -> None:
+    for i in (1, 2, 3):
+        folder = f"derivatives/{folders[i % 2]}/" if folders[i % 2] else ""
+        tree(tmp_path, f"sub-{i}/anat/sub-{i}_FLAIR.nii", f"{folder}sub-{i}/anat/sub-{i}_mask.nii")
+    (fault,) = look(tmp_path).faults
+    both = pasted(fault)
+    assert len(both) == 2
+    assert len(pairs(look(tmp_path, mask_select=both))) == 3
+    one = look(tmp_path, mask_select=both[:1])
+    assert len(one.sources) + len(one.faults) == 3
+    assert all("missing mask" in fault for fault in one.faults)
+    result = CliRunner().invoke(main, ["prepare", str(tmp_path), "--dry-run"], prog_name="wmlsearch")
+    assert "taken: " not in result.stdout
+    assert "found so far: 3 scans of 3 patients; nothing is taken before what is at the end" in result.stdout
 
 
 def test_a_mask_named_by_its_file_name(tmp_path: Path) -> None:
@@ -471,8 +499,12 @@ def test_runs_are_numbers_and_what_lacks_an_entity_is_none(tmp_path: Path) -> No
 def test_several_entities_together(tmp_path: Path) -> None:
     names = [f"sub-1/anat/sub-1_acq-{a}_run-{r}_FLAIR.nii.gz" for a in ("2D", "3D") for r in (1, 2)]
     tree(tmp_path, *names, LESION)
-    assert look(tmp_path).faults[0].endswith("choose with --select acq=2D|3D and --select run=1|2")
-    assert pairs(look(tmp_path, select=("acq=3D", "run=1"))) == [(names[2], LESION)]
+    (fault,) = look(tmp_path).faults
+    ways = fault.partition("choose with ")[2].split(" or ")
+    assert ways[2] == "--select acq=3D --select run=1"
+    assert [pairs(look(tmp_path, select=pasted(way)))[0][0] for way in ways] == names
+    tree(tmp_path, "sub-1/anat/sub-1_acq-4D_run-1_FLAIR.nii.gz")
+    assert look(tmp_path).faults[0].endswith("--select acq=3D --select run=2 or ...")
 
 
 def test_a_flair_of_derivatives_is_taken_if_asked_for_or_alone(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ def show_discovery(console: Console, raw: Path, choices: Choices) -> None:
         console.print(_table(discovery), highlight=False)
     patients = len({source.patient for source in discovery.sources} - {""})
     counts = [plural(len(discovery.sources), "scan"), *([plural(patients, "patient")] if patients else [])]
-    say(f"taken: {' of '.join(counts)}")
+    if discovery.faults:
+        say(f"found so far: {' of '.join(counts)}; nothing is taken before what is at the end is corrected")
+    else:
+        say(f"taken: {' of '.join(counts)}")
     for unused in discovery.unused:
         say(f"not used: {unused.name} ({unused.reason})")
     for note in discovery.notes:

@@ -25,13 +25,15 @@ from wmlsearch.data.sources.bids_masks import (
 )
 from wmlsearch.data.sources.bids_names import BidsFile, entity_key
 from wmlsearch.data.sources.bids_participants import read_sites
-from wmlsearch.data.sources.choices import ABSENT, Selection
+from wmlsearch.data.sources.choices import Selection, option_text
 from wmlsearch.data.sources.content import uninstalled
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData
 from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.source import Source
 from wmlsearch.runs.wording import plural
+
+MAX_WAYS = 4  # alternatives in a message, where each takes several options
 
 
 @dataclass
@@ -177,7 +179,7 @@ class _Choice:
     take_plain: bool  # whether masks count whose names do not say what they show
     findings: Findings
     _ambiguous: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # faults, by what chooses
-    _plain: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by folder of their masks
+    _plain: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by derivative of the mask
     _not_selected: list[str] = field(default_factory=list)  # scans
     _without_image: list[str] = field(default_factory=list)  # scans
 
@@ -195,8 +197,7 @@ class _Choice:
             self._add_ambiguous(image.name, "mask", [one.file for one in choice.masks], self.masks)
             return None
         if choice.masks[0].level == PLAIN and not choice.is_named_by_user:
-            derivative = choice.masks[0].file.derivative
-            self._plain[f"derivatives/{derivative}" if derivative else "the patients' own folders"].append(scan.name)
+            self._plain[choice.masks[0].file.derivative].append(scan.name)
         files = (image, choice.masks[0].file)
         if wrong := [file for file in files if file.named_patient and f"sub-{file.named_patient}" != scan.patient]:
             self.findings.faults += [
@@ -215,14 +216,18 @@ class _Choice:
             others = f", and so do {plural(len(faults) - 1, 'more scan')}" if len(faults) > 1 else ""
             self.findings.faults.append(f"{faults[0]}{others}; {how}")
         if len(self._plain) > 1:
-            folders = ", ".join(f"{folder} ({first_names(names)})" for folder, names in sorted(self._plain.items()))
+            by_folder = sorted(self._plain.items())
+            folders = ", ".join(f"{_folder(derivative)} ({first_names(names)})" for derivative, names in by_folder)
+            options = [option_text(self.masks.option, "derivative", derivative) for derivative, _ in by_folder]
             self.findings.faults.append(
-                f"masks whose names do not say what they show come from different folders: {folders}; name the folder "
-                "that holds lesions, such as --mask-select derivative=manual, and add the masks that are missing there"
+                f"masks whose names do not say what they show come from different folders: {folders}; if all of them "
+                f"hold lesions, give {' '.join(options)}; else give only those of folders that do, and add the masks "
+                "that are then missing"
             )
-        for folder in self._plain if len(self._plain) == 1 else ():
+        for derivative in self._plain if len(self._plain) == 1 else ():
             self.findings.notes.append(
-                f"the masks of {folder} are taken for lesions, though their names do not say what they show"
+                f"the masks of {_folder(derivative)} are taken for lesions, though their names do not say what they "
+                "show"
             )
         if names := self._not_selected:
             self.findings.notes.append(
@@ -288,14 +293,21 @@ def _how_to_choose(files: Sequence[BidsFile], option: str, count: int | None = N
     """
     properties = [file.properties for file in files]
     keys = dict.fromkeys(key for one in properties for key in one if key != "name")
-    values = {key: [one.get(key) or ABSENT for one in properties] for key in keys}
+    values = {key: [one.get(key, "") for one in properties] for key in keys}
     for key, ones in values.items():
         if len(set(ones)) == len(ones):
-            return " or ".join(f"{option} {key}={value}" for value in ones[:count])
-    differing = {key: sorted(set(ones)) for key, ones in values.items() if len(set(ones)) > 1}
-    if differing:
-        return " and ".join(f"{option} {key}={'|'.join(ones)}" for key, ones in differing.items())
-    return "keep one"
+            return " or ".join(option_text(option, key, value) for value in ones[:count])
+    differing = {key: ones for key, ones in values.items() if len(set(ones)) > 1}
+    if not differing:
+        return "keep one"
+    ways = [
+        " ".join(option_text(option, key, ones[i]) for key, ones in differing.items()) for i in range(len(files))
+    ]
+    return " or ".join(dict.fromkeys(ways[: count or MAX_WAYS])) + (" or ..." if len(ways) > MAX_WAYS else "")
+
+
+def _folder(derivative: str) -> str:
+    return f"derivatives/{derivative}" if derivative else "the patients' own folders"
 
 
 LAYOUT = Layout("a BIDS folder (sub-*/)", _matches, _find, takes_select=True, takes_mask_select=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 
 from wmlsearch.data.sources.bids_names import BidsFile
-from wmlsearch.data.sources.choices import ABSENT, Selection, same_value
+from wmlsearch.data.sources.choices import Selection, option_text, same_value
 from wmlsearch.data.sources.lesion_words import denies_lesion, is_lesion_word
 
 _LESION_LABEL = re.compile(r"(?i)l|les")  # BIDS's own abbreviation of lesion, and the usual one
@@ -61,8 +62,8 @@ class Candidate:
 
     def advice(self, reasons: Sequence[Reason]) -> str:
         """Return the reasons why the file is not taken, and the options that take it all the same."""
-        values = {**self.file.properties, "name": f"'*{self.file.tail}'"}
-        options = sorted({f"--mask-select {reason.key}={values.get(reason.key) or ABSENT}" for reason in reasons})
+        values = {**self.file.properties, "name": f"*{escape(self.file.tail)}"}
+        options = sorted({option_text("--mask-select", reason.key, values.get(reason.key, "")) for reason in reasons})
         effect = "takes it"
         if any(reason.is_other for reason in reasons):
             effect += ", and such masks of other patients instead of their lesions"
@@ -157,10 +158,10 @@ def _not_lesions(key: str, value: str, folder: int) -> list[Reason]:
 
 def _other_images(file: BidsFile, image: BidsFile | None) -> list[str]:
     """Return the words of a mask's name that are another image. T2_FLAIR and T2w_FLAIR are a FLAIR."""
-    own = {word.casefold() for word in (*image.words, image.suffix)} if image else set()
+    image_words = {word.casefold() for word in (*image.words, image.suffix)} if image else set()
     if any(FLAIR in word.lower() for word in file.words):
-        own |= {"t2", "t2w"}
-    return [word for word in file.words if _MODALITY.fullmatch(word) and word.casefold() not in own]
+        image_words |= {"t2", "t2w"}
+    return [word for word in file.words if _MODALITY.fullmatch(word) and word.casefold() not in image_words]
 
 
 def _image_kind(image: BidsFile | None) -> str:

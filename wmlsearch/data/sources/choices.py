@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -78,11 +79,16 @@ class Selection:
 
     def more(self, properties: Mapping[str, str]) -> str:
         """Return the options that have to be added, as alternatives, for a file that does not fit."""
-        return " ".join(f"{self.option} {key}={properties[key]}" for key in self._conflicts(properties))
+        return " ".join(option_text(self.option, key, properties[key]) for key in self._conflicts(properties))
 
     def arguments(self) -> str:
         """Return the selection as it is written on the command line."""
-        return " ".join(f"{self.option} {key}={value}" for key, values in self.wanted.items() for value in values)
+        return " ".join(option_text(self.option, key, value) for key, values in self.wanted.items() for value in values)
+
+
+def option_text(option: str, key: str, value: str) -> str:
+    """Return `--select KEY=VALUE` quoted for a shell; a file without the key has the value `none`."""
+    return f"{option} {key}={shlex.quote(value or ABSENT)}"
 
 
 def selection_faults(option: str, texts: Sequence[str]) -> list[str]:
