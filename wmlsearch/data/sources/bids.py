@@ -300,9 +300,7 @@ def _how_to_choose(files: Sequence[BidsFile], option: str, count: int | None = N
     differing = {key: ones for key, ones in values.items() if len(set(ones)) > 1}
     if not differing:
         return "keep one"
-    ways = [
-        " ".join(option_text(option, key, ones[i]) for key, ones in differing.items()) for i in range(len(files))
-    ]
+    ways = [" ".join(option_text(option, key, ones[i]) for key, ones in differing.items()) for i in range(len(files))]
     return " or ".join(dict.fromkeys(ways[: count or MAX_WAYS])) + (" or ..." if len(ways) > MAX_WAYS else "")
 
 
