@@ -87,6 +87,7 @@ class Front:
 
     port: int
     requests: list[str] = field(default_factory=list)  # the targets of all requests
+    failures: int = 0  # so many of the next requests are answered with 503
 
     @property
     def uri(self) -> str:
@@ -95,24 +96,40 @@ class Front:
 
 @contextlib.contextmanager
 def front(
-    target: str, prefix: str = "", authorization: str = "", status: int = 401, tls: tuple[Path, Path] | None = None
+    target: str,
+    prefix: str = "",
+    authorization: str = "",
+    status: int = 401,
+    tls: tuple[Path, Path] | None = None,
+    takes_files: bool = True,
 ) -> Iterator[Front]:
     """Forward what comes below `prefix` to the server `target`.
 
     Args:
         authorization: The value that the header of this name must have; other requests are answered with `status`.
         tls: The files of a certificate and its key.
+        takes_files: If not, uploads are answered with 500, and their connection breaks off at its next request.
     """
     host = target.removeprefix("http://")
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        is_broken = False  # an instance serves a connection
 
         def forward(self) -> None:
+            if self.is_broken:
+                self.close_connection = True
+                return None
             seen.requests.append(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if authorization and self.headers.get("Authorization") != authorization:
                 return self.answer(status, b"a login is needed", {})
+            if seen.failures:
+                seen.failures -= 1
+                return self.answer(503, b"starting", {})
+            if self.command == "PUT" and not takes_files:
+                self.is_broken = True
+                return self.answer(500, b"cannot store it", {})
             if not self.path.startswith(prefix):
                 return self.answer(404, b"<html><h1>404 Not Found</h1><p>nginx</p></html>", {})
             connection = http.client.HTTPConnection(host, timeout=60)
@@ -122,6 +139,7 @@ def front(
             response = connection.getresponse()
             self.answer(response.status, response.read(), dict(response.getheaders()))
             connection.close()
+            return None
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = forward
 

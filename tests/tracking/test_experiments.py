@@ -19,7 +19,7 @@ from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.tracking import experiments
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.experiments import artifact_location, check_experiment_name, check_folder_exists
-from wmlsearch.tracking.mirror import copy
+from wmlsearch.tracking.mirror import Answer, copy
 from wmlsearch.tracking.mlflow_patches import view_path
 from wmlsearch.tracking.problems import why_no_files
 from wmlsearch.tracking.sync import default_uri, sync
@@ -79,7 +79,7 @@ def test_runs_stay_where_they_began(out: Path) -> None:
     sync(search, uri)
     client = connect(uri)
     client.rename_experiment(search.ledger().experiment_id, "b")
-    assert copy(uri, search, [add_trial(search, 1)]) == ([], "")
+    assert copy(uri, search, [add_trial(search, 1)]) == Answer([], "", again=False)
     assert held(uri) == {"b": ["s", "trial-0000", "trial-0001"]}
     words = ["sync", "s", "--out", str(out), "--experiment", "c"]
     result = CliRunner().invoke(main, words)
@@ -97,7 +97,7 @@ def test_sync_into_another_experiment_of_a_store_that_has_no_run_yet(out: Path) 
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"{uri} has all of s (2 MLflow runs)")
     assert held(uri) == {"shared": ["s", "trial-0000"]}
-    assert copy(uri, search, [add_trial(search, 1)]) == ([], "")  # as a resumed search does
+    assert copy(uri, search, [add_trial(search, 1)]) == Answer([], "", again=False)  # as a resumed search does
     assert held(uri) == {"shared": ["s", "trial-0000", "trial-0001"]}
 
 
@@ -111,10 +111,10 @@ def test_a_new_search_does_not_search_all_experiments(out: Path, monkeypatch: py
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "search_experiments", search_experiments)
         patched.setattr(MlflowClient, "create_run", lambda *_, **__: 1 / 0)  # MLflow breaks off
-        assert copy(uri, search, [search])[0] == [search]
+        assert copy(uri, search, [search]).incomplete == [str(search.path)]
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "search_experiments", search_experiments)
-        assert copy(uri, search, [search, *search.trials()]) == ([], "")
+        assert copy(uri, search, [search, *search.trials()]) == Answer([], "", again=False)
     assert held(uri) == {"a": ["s", "trial-0000"]}
 
 
@@ -129,9 +129,9 @@ def test_all_experiments_are_searched_page_by_page(out: Path, monkeypatch: pytes
     other = out / "other"
     other.mkdir()
     shutil.copy(out / "mlflow.db", other)
-    assert copy(default_uri(other), search, [search, *search.trials()]) == ([], "")
+    assert copy(default_uri(other), search, [search, *search.trials()]) == Answer([], "", again=False)
     assert held(uri) == {"a": [], "b": [], "c": [], "shared": ["s", "trial-0000"]}
-    assert copy(uri, search, [search, *search.trials()]) == ([], ""), "back to the first store"
+    assert copy(uri, search, [search, *search.trials()]) == Answer([], "", again=False), "back to the first store"
     for run in [search, *search.trials()]:
         run.set_ledger(MlflowLedger())
     assert sync(search, uri) == 2
@@ -168,7 +168,7 @@ def test_a_deleted_experiment_of_that_name(out: Path) -> None:
         f"restore -x {identity}`, with MLFLOW_TRACKING_URI), or copy the runs into another one (`wmlsearch sync s "
         "--experiment NAME`)"
     )
-    assert copy(uri, search, [search]) == ([search], message)
+    assert copy(uri, search, [search]) == Answer([str(search.path)], message, again=False)
     sync(search, uri, "other")
     client.delete_experiment(search.ledger().experiment_id)
     with pytest.raises(InputError, match="the experiment 'other' was deleted there"):

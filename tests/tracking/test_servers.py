@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 from servers import basic, free_port, front, mlflow_server, own_certificate, postgres, postgres_missing
-from test_experiments import held, make_search
+from test_experiments import add_trial, held, make_search
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.mirror import Mirror
+from wmlsearch.tracking.mirror import LAST_ATTEMPTS, Mirror
 from wmlsearch.tracking.model_registry import fetch, register
 from wmlsearch.tracking.problems import OLDEST_SERVER, PROBLEM_FILE
 from wmlsearch.tracking.sync import sync
@@ -284,7 +284,9 @@ def refusal(server: str, search: SearchDir, experiment: str, location: str, and_
     for run in search.all_runs():
         mirror.notify(run)
     told = mirror.close(120)
-    assert connect(server).get_run(search.trial(0).ledger().run_id).data.metrics["val_dice_patients_best"] == 0.5
+    run_id = search.trial(0).ledger().run_id
+    assert run_id is not None, told
+    assert connect(server).get_run(run_id).data.metrics["val_dice_patients_best"] == 0.5
     if not and_sync:
         return told
     message = problem_of(search, server)
@@ -341,3 +343,24 @@ def test_a_server_that_cannot_store_the_files_that_it_serves(search: SearchDir, 
     with mlflow_server(folder, f"sqlite:///{folder}/m.db", *options) as uri:
         told = refusal(uri, search, "served", "mlflow-artifacts:/s")
     assert "the server stores the files itself, and its log says why it could not" in told
+
+
+def test_a_refused_upload_breaks_its_connection(server: str, search: SearchDir) -> None:
+    """As MLflow's own server does, which answers before it has read the file. All metrics are sent nevertheless."""
+    with front(server, takes_files=False) as proxy:
+        told = refusal(proxy.uri, search, "broken", "mlflow-artifacts:/s")
+    assert "the server stores the files itself, and its log says why it could not" in told
+
+
+def test_a_busy_server_at_the_end_of_a_search(server: str, search: SearchDir) -> None:
+    """Requests that fail are not the end of the copy; a server that stays away is left alone after some attempts."""
+    with front(server) as proxy:
+        proxy.failures = LAST_ATTEMPTS - 1
+        mirror = Mirror(search, proxy.uri)
+        assert mirror.close(120) == ""
+        proxy.failures = 1000
+        mirror = Mirror(search, proxy.uri)
+        mirror.notify(add_trial(search, 1))
+        assert "503" in mirror.close(120)
+        assert LAST_ATTEMPTS <= 1000 - proxy.failures <= LAST_ATTEMPTS + 1
+    assert "s" in held(server)["chosen"]

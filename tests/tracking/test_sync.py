@@ -23,7 +23,7 @@ from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.mirror import Mirror, copy
+from wmlsearch.tracking.mirror import Answer, Mirror, copy
 from wmlsearch.tracking.mirror import _start as mirror_process
 from wmlsearch.tracking.sync import default_uri, push, sync
 
@@ -200,7 +200,7 @@ def test_run_deleted_in_mlflow_is_created_again(search: SearchDir) -> None:
     for run in (search.trial(0), search):
         client.delete_run(run.ledger().run_id)
     (run := search.trial(0)).set_ledger(run.ledger().model_copy(update={"rows": 1}))
-    assert copy(uri, search, [run, search.trial(1)]) == ([], "")
+    assert copy(uri, search, [run, search.trial(1)]) == Answer([], "", again=False)
     assert [key for key, *_ in content(uri)] == [key for key, *_ in once if key != search.record().key]
     client.delete_run(run.ledger().run_id)
     assert sync(search, uri) == 7
@@ -227,23 +227,23 @@ def test_deleted_experiment_stays_deleted(search: SearchDir) -> None:
     run.append(epoch_row(row(4)))
     new = RunDir.create(search.trial(5).path, run_record(about("trial-0005", "trial")))
     for one in (run, new):
-        assert copy(uri, search, [one]) == ([one], message)
+        assert copy(uri, search, [one]) == Answer([str(one.path)], message, again=False)
     client.restore_experiment("1")
-    assert copy(uri, search, [run, new]) == ([], "")
+    assert copy(uri, search, [run, new]) == Answer([], "", again=False)
     assert len(content(uri)) == len(once) + 1
 
 
 def test_refused_run_does_not_block_the_others(search: SearchDir) -> None:
     uri = default_uri(search.path.parent)
     client, bad, good = connect(uri), search.trial(0), search.trial(1)
-    assert copy(uri, search, [search]) == ([], "")
+    assert copy(uri, search, [search]) == Answer([], "", again=False)
     conflicting = client.create_run("1", tags={"wmlsearch.key": bad.record().key}, run_name="trial-0000")
     client.log_param(conflicting.info.run_id, "seed", "another")
     for run in (bad, good):
         run.set_ledger(MlflowLedger(uri=uri, run_id=None, rows=0))  # as after a crash: runs are looked up by key
-    unsynced, problem = copy(uri, search, [bad, good])
-    assert unsynced == [bad]
-    assert "Changing param values is not allowed" in problem
+    answer = copy(uri, search, [bad, good])
+    assert (answer.incomplete, answer.again) == ([str(bad.path)], False)
+    assert "Changing param values is not allowed" in answer.problem
     assert rows_of(good) in [history for *_, history in content(uri)]
     with pytest.raises(InputError, match=r"the other runs, but does not take trial-0000 \(.*; delete these runs"):
         sync(search, uri)
@@ -255,10 +255,27 @@ def test_refused_run_does_not_block_the_others(search: SearchDir) -> None:
 def test_invalid_record_does_not_block_the_others(search: SearchDir) -> None:
     uri, bad, good = default_uri(search.path.parent), search.trial(0), search.trial(1)
     bad.file("record").write_text("{}")
-    unsynced, problem = copy(uri, search, [search, bad, good])
-    assert unsynced == [bad]
-    assert problem.startswith(f"{bad.file('record')}: is damaged; restore it from a copy")
+    answer = copy(uri, search, [search, bad, good])
+    assert (answer.incomplete, answer.again) == ([str(bad.path)], False)
+    assert answer.problem.startswith(f"{bad.file('record')}: is damaged; restore it from a copy")
     assert rows_of(good) in [history for *_, history in content(uri)]
+
+
+def test_run_that_breaks_off_is_last_at_the_next_attempt(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one at which a server fails each time: the others are not behind it for ever."""
+    uri, bad, good = default_uri(search.path.parent), search.trial(0), search.trial(1)
+    assert copy(uri, search, [search]) == Answer([], "", again=False)
+    real = MlflowClient.create_run
+
+    def create_run(client: MlflowClient, *arguments: Any) -> Any:
+        if arguments[-1] == bad.record().name:
+            raise OSError("broken")
+        return real(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    answer = copy(uri, search, [bad, good])
+    assert answer == Answer([str(good.path), str(bad.path)], "OSError: broken", again=True)
+    assert copy(uri, search, [good, bad]) == Answer([str(bad.path)], "OSError: broken", again=True)
 
 
 def test_unsyncable_run_does_not_block_the_others(tmp_path: Path) -> None:
@@ -353,7 +370,7 @@ def test_unresponsive_store_blocks_nothing(search: SearchDir, monkeypatch: pytes
             raise KeyboardInterrupt
 
         monkeypatch.setattr(mirror._thread, "join", interrupted)
-        assert mirror.close() == f"{uri} has not answered before Ctrl-C"
+        assert mirror.close() == f"{uri} has not taken everything before Ctrl-C"
     assert process.poll() is not None
 
 

@@ -26,6 +26,8 @@ from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why
 from wmlsearch.tracking.sync import FilesMissing, Refused, push
 
 MAX_WAIT_S = 15.0  # between two attempts to reach an MLflow that is away
+# Attempts at the end that copy nothing: one request that a busy server does not answer in time must not be the last.
+LAST_ATTEMPTS = 3
 
 
 class Mirror:
@@ -38,7 +40,7 @@ class Mirror:
         self.root, self.uri, self.problem = root, uri, ""
         self._changed: dict[Path, AnyDir] = {root.path: root}
         self._condition = threading.Condition()
-        self._closing = False
+        self._closing = self._abandoned = False
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
         self._thread.start()
@@ -50,7 +52,10 @@ class Mirror:
             self._condition.notify()
 
     def close(self, timeout_s: float = 60) -> str:
-        """Copy what is not in MLflow yet, for at most `timeout_s` or until Ctrl-C; return what went wrong, or ""."""
+        """Copy what is not in MLflow yet, for at most `timeout_s` or until Ctrl-C; return what went wrong, or "".
+
+        A server that does not answer is asked a few times, for seconds if it is down, and then left alone.
+        """
         with self._condition:
             self._changed[self.root.path] = self.root
             self._closing = True
@@ -60,44 +65,64 @@ class Mirror:
             self._thread.join(timeout_s)
         except KeyboardInterrupt:
             waited = "before Ctrl-C"
-        problem, process = self.problem, self._process
+        with self._condition:  # no other process is started from here on
+            self._abandoned = True
+            self._condition.notify()
+            problem, process = self.problem, self._process
         if self._thread.is_alive():
-            problem = problem or f"{without_password(self.uri)} has not answered {waited}"
+            problem = problem or f"{without_password(self.uri)} has not taken everything {waited}"
         if process is not None:  # nothing is lost: run folders hold all that it copies
             process.kill()
             process.wait()
         return problem
 
     def _work(self) -> None:
-        wait = 0.0
+        wait, last_attempts = 0.0, 0
         while True:
             with self._condition:
-                if wait:  # MLflow was away: wait, however many runs change
+                if last_attempts:
+                    self._condition.wait_for(lambda: self._abandoned, timeout=last_attempts)
+                elif wait:  # MLflow was away: wait, however many runs change
                     self._condition.wait_for(lambda: self._closing, timeout=wait)
                 else:
                     self._condition.wait_for(lambda: self._closing or self._changed)
+                if self._abandoned:
+                    return
                 changed, self._changed = self._changed, {}
                 closing = self._closing
-            try:
-                left, problem = self._ask(changed.values())
-            except (OSError, ValueError) as error:  # the process was killed: the next attempt starts another
-                left, problem = list(changed), f"the mirror's process has ended ({why(error)})"
-                self._process = None
-            self.problem = problem
-            wait = min(max(2 * wait, 1.0), MAX_WAIT_S) if problem else 0.0
+            answer = self._ask(changed.values())
+            left = [Path(path) for path in answer.incomplete]
+            self.problem = answer.problem
+            wait = min(max(2 * wait, 1.0), MAX_WAIT_S) if answer.problem else 0.0
             with self._condition:
                 self._changed = {**{path: changed[path] for path in left}, **self._changed}
             if closing:
-                return
+                last_attempts = 1 if len(left) < len(changed) else last_attempts + 1
+                if not answer.again or last_attempts == LAST_ATTEMPTS:
+                    return
 
-    def _ask(self, runs: Iterable[AnyDir]) -> tuple[list[Path], str]:
-        """Let the process copy `runs`; return the paths of those that are not complete in MLflow, and why."""
-        if self._process is None:
-            self._process = _start()
-            _write(self._process, Target(self.uri, Folder.of(self.root)))
-        _write(self._process, Request([Folder.of(run) for run in runs]))
-        answer = Answer(**json.loads(cast(IO[str], self._process.stdout).readline()))
-        return [Path(path) for path in answer.incomplete], answer.problem
+    def _ask(self, runs: Iterable[AnyDir]) -> Answer:
+        """Let the process copy `runs`, and return its answer."""
+        folders = [Folder.of(run) for run in runs]
+        try:
+            process = self._running_process()
+            _write(process, Request(folders))
+            return Answer(**json.loads(cast(IO[str], process.stdout).readline()))
+        except (OSError, ValueError) as error:  # the process was killed: the next attempt starts another
+            self._process = None
+            problem = f"the mirror's process has ended ({why(error)})"
+            return Answer([folder.path for folder in folders], problem, again=True)
+
+    def _running_process(self) -> subprocess.Popen[str]:
+        """Return the process, which is started if need be. Raises OSError if it cannot, or if it is too late."""
+        with self._condition:
+            if self._abandoned:
+                raise OSError("the mirror is closed")
+            if self._process is not None:
+                return self._process
+            process = self._process = _start()
+        _write(process, Target(self.uri, Folder.of(self.root)))
+        return process
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,7 @@ class Answer:
 
     incomplete: list[str]  # paths of the folders that MLflow lacks something of
     problem: str  # why, or ""
+    again: bool  # whether another attempt may help: MLflow did not answer, or not as expected
 
 
 def _write(process: subprocess.Popen[str], line: Target | Request) -> None:
@@ -197,9 +223,7 @@ def serve() -> None:
     def work() -> None:
         while True:
             runs = [folder.run() for folder in Request.read(lines.get()).runs]
-            incomplete, problem = copy(uri, root, runs)
-            answer = Answer([str(run.path) for run in incomplete], problem)
-            print(json.dumps(asdict(answer)), file=answers, flush=True)
+            print(json.dumps(asdict(copy(uri, root, runs))), file=answers, flush=True)
 
     threading.Thread(target=work, daemon=True).start()
     for line in sys.stdin:
@@ -207,9 +231,9 @@ def serve() -> None:
     os._exit(0)
 
 
-def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], str]:
-    """Copy what MLflow lacks of `runs`; return those that are still not complete there, and what went wrong, or ""."""
-    left, problem, files = list(runs), "", True
+def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> Answer:
+    """Copy what MLflow lacks of `runs`, and say what it still lacks."""
+    left, problem, files, again = list(runs), "", True, False
     try:
         client = connect(uri)
         for run in list(left):
@@ -221,13 +245,17 @@ def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> tuple[list[AnyDir], 
                 problem, files = str(error), False
             except (Refused, InputError) as error:  # the other runs are sent all the same
                 problem = str(error)
+            except Exception:
+                left.remove(run)
+                left.append(run)  # so that the next attempt sends the others first
+                raise
     except InputError as error:  # the store cannot be used
         problem = str(error)
     except Exception as error:  # the search must not fail because of MLflow; `wmlsearch sync` catches up
-        problem = why(error, uri, root.path / PROBLEM_FILE)
+        problem, again = why(error, uri, root.path / PROBLEM_FILE), True
     if not problem:
         forget(root.path / PROBLEM_FILE)
-    return left, problem
+    return Answer([str(run.path) for run in left], problem, again)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         client = connect(uri)
         for part in parts:
             try:
-                _push_all(client, uri, part, run, files=not problem, experiment=experiment)
+                push(client, uri, part, run, everything=True, files=not problem, experiment=experiment)
             except FilesMissing as error:
                 problem = str(error)
             except Refused as error:  # the other runs are sent all the same
@@ -104,18 +104,6 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         )
     forget(log)
     return len(parts)
-
-
-def _push_all(client: MlflowClient, uri: str, run: AnyDir, root: AnyDir, files: bool, experiment: str | None) -> None:
-    """Send all of one run folder, again if its connection breaks off: servers drop connections that were kept open."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        push(client, uri, run, root, True, files, experiment)
-    except MlflowException as error:
-        if "Connection aborted" not in str(error):
-            raise
-        push(client, uri, run, root, True, files, experiment)
 
 
 class FilesMissing(Exception):
@@ -148,7 +136,7 @@ def push(
 
     try:
         try:
-            _push(client, uri, run, root, everything, files, experiment)
+            _again_if_broken_off(lambda: _push(client, uri, run, root, everything, files, experiment))
         except MlflowException as error:
             run_id = run.ledger().run_id
             if error.error_code not in REFUSALS or not run_id or run_exists(client, run_id):
@@ -159,6 +147,21 @@ def push(
             raise
         experiment_of(client, uri, root)
         raise Refused(why(error, uri, root.path / PROBLEM_FILE)) from None
+
+
+def _again_if_broken_off(send: Callable[[], object]) -> None:
+    """Send, and once more if the connection breaks off.
+
+    Servers drop connections that were kept open, and those on which they refused a file before they had read it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send()
+    except MlflowException as error:
+        if "Connection aborted" not in str(error):
+            raise
+        send()
 
 
 @dataclass
@@ -202,11 +205,7 @@ def _push(
     ledger.rows, ledger.params, ledger.state = len(rows), True, status.state
     run.set_ledger(ledger)
     if files:
-        try:
-            _push_files(client, run, root, ledger, uri, artifact_uri)
-        except Exception as error:  # any artifact store that MLflow supports may raise its own
-            location = artifact_uri or client.get_run(run_id).info.artifact_uri
-            raise FilesMissing(why_no_files(error, uri, location, root.path / PROBLEM_FILE)) from None
+        _push_files(client, run, root, ledger, uri, artifact_uri)
 
 
 def _open_run(
@@ -402,16 +401,22 @@ def _push_files(
 ) -> None:
     """Send the files of a run: the split certificate, a search's report, a model (which is also registered).
 
-    `artifact_uri` is where MLflow keeps the files of a run that was created now; "" if MLflow must be asked.
+    `artifact_uri` is where MLflow keeps the files of a run that was created now; "" if MLflow must be asked. Raises
+    FilesMissing.
     """
     record, run_id = run.record(), ledger.run_id or ""
 
     def once(name: str, send: Callable[[], object]) -> None:
-        if name not in ledger.files:
-            check_folder_exists(uri, artifact_uri or client.get_run(run_id).info.artifact_uri)
-            send()
-            ledger.files = [*ledger.files, name]
-            run.set_ledger(ledger)
+        if name in ledger.files:
+            return
+        location = artifact_uri or client.get_run(run_id).info.artifact_uri
+        try:
+            check_folder_exists(uri, location)
+            _again_if_broken_off(send)
+        except Exception as error:  # any artifact store that MLflow supports may raise its own
+            raise FilesMissing(why_no_files(error, uri, location, root.path / PROBLEM_FILE)) from None
+        ledger.files = [*ledger.files, name]
+        run.set_ledger(ledger)
 
     if certificate := root.record().certificate:
         once("certificate", lambda: _log_certificate(client, run_id, certificate.as_json(), uri, artifact_uri))
