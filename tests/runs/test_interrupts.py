@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -18,9 +19,10 @@ from wmlsearch.runs.interrupts import (
     first_request,
     handled,
     handlers_kept,
-    interrupt_main_thread,
+    interrupt,
     noted_only,
     reason,
+    reason_of,
     signals_as_interrupts,
 )
 
@@ -107,23 +109,87 @@ def test_a_repeated_signal_leaves_the_cleanup_alone() -> None:
     assert steps == ["cleaned up"]
 
 
-def test_another_thread_can_interrupt_the_main_thread() -> None:
-    waiting = threading.Event()
-    thread = threading.Timer(0.2, lambda: interrupt_main_thread("Ray has died"))
+@pytest.mark.parametrize("ignored", [None, signal.SIGINT])
+def test_another_thread_can_interrupt_the_main_thread(ignored: signal.Signals | None) -> None:
+    """Even in the background of a script, where SIGINT is ignored."""
+    before = signal.signal(ignored, signal.SIG_IGN) if ignored else None
+    waiting, main = threading.Event(), threading.current_thread()
+    thread = threading.Timer(0.2, lambda: interrupt(main, "Ray has died"))
     thread.start()
-    with pytest.raises(Interrupted, match=r"^Ray has died$"), handled(lambda _: None):
-        waiting.wait(60)
+    try:
+        with handled(lambda _: pytest.fail("nobody asked for it")):
+            with pytest.raises(Interrupted, match=r"^Ray has died$"):
+                waiting.wait(30)
+            assert reason_of(KeyboardInterrupt()) == "Ray has died", "Ray's C code replaces what a handler raises"
+            assert first_request() is None
+    finally:
+        if ignored:
+            signal.signal(ignored, before)
     thread.join()
-    interrupt_main_thread("nobody handles it: nothing happens")
+    interrupt(main, "nobody handles it: nothing happens")
+    assert reason_of(KeyboardInterrupt()) == "stopped by Ctrl-C"
+
+
+def test_the_reason_of_an_interrupt_of_rays_own() -> None:
+    with signals_as_interrupts():
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert reason_of(KeyboardInterrupt()) == "stopped by SIGTERM"
+        assert reason_of(KeyboardInterrupt("stopped by `wmlsearch stop`")) == "stopped by `wmlsearch stop`"
 
 
 def test_an_end_is_recorded_though_another_thread_interrupts() -> None:
     steps = []
     with noted_only():
-        interrupt_main_thread("Ray has died")
+        interrupt(threading.main_thread(), "Ray has died")
         steps.append("recorded")
         assert first_request() is None, "nobody asked for it"
     assert steps == ["recorded"]
+
+
+class Worker(threading.Thread):
+    """A thread that takes steps until it is interrupted, in each of these blocks in turn."""
+
+    def __init__(self, *blocks: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        super().__init__(daemon=True)
+        self.blocks, self.next, self.began, self.reasons = blocks, threading.Event(), threading.Semaphore(0), [""]
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with contextlib.ExitStack() as stack:
+                for block in self.blocks:
+                    stack.enter_context(block())
+                    self.began.release()
+                    while not self.next.wait(0.01):
+                        pass
+                    self.next.clear()
+        except KeyboardInterrupt as error:
+            self.reasons.append(str(error))
+
+
+def test_another_thread_than_the_main_one_is_interrupted() -> None:
+    """A search of a notebook may run in any thread."""
+    worker = Worker(signals_as_interrupts)
+    worker.began.acquire()
+    interrupt(worker, "Ray has died")
+    worker.join(30)
+    assert worker.reasons[-1] == "Ray has died"
+
+
+def test_a_thread_is_not_interrupted_while_it_records_an_end() -> None:
+    worker = Worker(contextlib.nullcontext, signals_as_interrupts, noted_only)
+    worker.began.acquire()
+    interrupt(worker, "it is no search yet")
+    worker.next.set()
+    worker.began.acquire()
+    worker.next.set()
+    worker.began.acquire()
+    interrupt(worker, "it records its end")
+    worker.next.set()
+    worker.join(30)
+    interrupt(worker, "it has ended")
+    assert worker.reasons == [""]
 
 
 def test_a_signal_is_only_noted_while_an_end_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

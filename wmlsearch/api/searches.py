@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -18,7 +18,7 @@ from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
 from wmlsearch.runs.folders import SearchDir, check_name
-from wmlsearch.runs.interrupts import signals_as_interrupts
+from wmlsearch.runs.interrupts import RAY_DIED, reason_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
@@ -220,8 +220,7 @@ def tune(
         experiment=check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT),
     )
     request = request_search(search, choices, lambda: ensure_builtin_phantom(runs, progress), say)
-    with prepared_environment(), signals_as_interrupts():  # the former for figures and MLflow, when Ray is gone
-        return _ended(_tune(search, request, uri, Observer(say=say, progress=progress)), say)
+    return _ended(search, lambda: _tune(search, request, uri, Observer(say=say, progress=progress)), say)
 
 
 def resume(
@@ -263,8 +262,7 @@ def resume(
     placement = _placement(ray_address, storage)
     request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
     uri = store_uri(folder.path.parent, store)
-    with prepared_environment(), signals_as_interrupts():
-        return _ended(_resume(folder, request, uri, Observer(say=say, progress=progress)), say)
+    return _ended(folder, lambda: _resume(folder, request, uri, Observer(say=say, progress=progress)), say)
 
 
 def load_search(path: AnyPath | Search, *, out: AnyPath = RUNS) -> Search:
@@ -292,9 +290,18 @@ def _placement(ray_address: str | None, storage: str | None) -> Placement:
     )
 
 
-def _ended(outcome: Outcome, say: Say) -> Search:
-    """Return a search that has ended, and say what MLflow lacks. Raises ConnectionError if Ray has died."""
-    path = outcome.run.path
+def _ended(search: SearchDir, run: Callable[[], Outcome], say: Say) -> Search:
+    """Run a search to its end, and say what MLflow lacks. Raises ConnectionError if Ray has died."""
+    path = search.path
+    with prepared_environment(), signals_as_interrupts():  # the former for figures and MLflow, when Ray is gone
+        try:
+            outcome = run()
+        except KeyboardInterrupt as interrupt:  # before the search began
+            why = reason_of(interrupt)
+            if not why.startswith(RAY_DIED):
+                raise
+            hint = f"wmlsearch.resume({str(path)!r}) goes on" if search.exists() else "nothing was begun, so try again"
+            raise ConnectionError(f"{why}; {hint}") from None
     if outcome.mlflow_problem:
         say(
             f"warning: MLflow does not have all results ({outcome.mlflow_problem}); "

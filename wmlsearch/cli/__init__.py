@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import click
 
 from wmlsearch.cli import data, describe, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
 from wmlsearch.cli.output import flush, survives_its_terminal
-from wmlsearch.runs.interrupts import exit_status, reason, signals_as_interrupts
+from wmlsearch.runs.interrupts import exit_status, reason_of, signals_as_interrupts
 
 HELP_WIDTH = 100
 
@@ -95,7 +94,7 @@ def _print_error(error: BaseException, arguments: Sequence[str] = ()) -> int:
         _complain(f"{path}: {error.strerror}; {_PATH_ERRORS[error.errno]}")
         return 2
     if isinstance(error, KeyboardInterrupt):
-        why = str(error) or reason(signal.SIGINT)
+        why = reason_of(error)
         _complain(why)
         return exit_status(why)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

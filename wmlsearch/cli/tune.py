@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -161,6 +160,7 @@ def _start(
     from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
     from wmlsearch.runs.names import SEARCH, default_name
+    from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.new_search import SearchChoices, request_search
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.tune import tune as run_search
@@ -194,7 +194,7 @@ def _start(
         f"{search.path}"
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
-        observer = Observer(display.update, display.say, display.progress, os._exit)
+        observer = Observer(display.update, display.say, display.progress, end_this_process)
         return search, run_search(search, request, uri, observer)
 
 
@@ -223,6 +223,7 @@ def _resume(
     from wmlsearch.cli.live_display import SearchDisplay
     from wmlsearch.config import InputError
     from wmlsearch.runs.checks import open_search
+    from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.search_choices import check_store_of_resumed
     from wmlsearch.workflows.search_plan import ResumeRequest
@@ -246,7 +247,7 @@ def _resume(
     settings = options.settings(**{**record.settings.model_dump(), **changes})
     request = dataclasses.replace(ResumeRequest.of(search, record, settings, data, placement), on_end=on_end)
     with SearchDisplay(console(), search, request.space, settings) as display:
-        observer = Observer(display.update, display.say, display.progress, os._exit)
+        observer = Observer(display.update, display.say, display.progress, end_this_process)
         return search, resume_search(search, request, uri, observer)
 
 

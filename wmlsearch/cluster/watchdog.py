@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +12,7 @@ from ray.util.placement_group import placement_group_table
 
 from wmlsearch.cluster.ray_patches import dead_servers
 from wmlsearch.runs.interrupts import RAY_DIED, first_request, reason
+from wmlsearch.runs.process import end_this_process
 
 PATIENCE_AFTER_SIGNAL_S = 1.0  # a signal to the whole process group may reach Ray's servers first
 
@@ -24,25 +23,23 @@ def watchdog(
     waiting: Callable[[], str],
     limit_s: float = 60,
     every_s: float = 5,
-    on_death: Callable[[str], None] = lambda _: None,
-    end: Callable[[str, int], None] = lambda _, status: os._exit(status),
+    end: Callable[[str, int], None] = lambda _, status: end_this_process(status),
 ) -> Iterator[None]:
     """Watch Ray while the block runs.
 
     A placement group that waits for resources longer than `limit_s` is reported once. When a server of the embedded
-    Ray dies, this process records it and ends: each further call to Ray would block. The exit status is 1, or 128 + N
-    where signal N asked this process to end: SIGTERM to a whole process group or batch job ends Ray's servers too.
+    Ray dies, the job ends, and by default this process: each further call to Ray may block. The exit status is 1, or
+    128 + N where signal N asked this process to end: SIGTERM to a process group or batch job ends Ray's servers too.
 
     Args:
         say: Takes a line for the user.
         waiting: Returns the names of the trials that have not begun yet.
         every_s: Time between two looks at the placement groups.
-        on_death: Records why the job ended ("stopped by SIGTERM", "stopped, since Ray has died") and says how to go on.
-        end: Ends the job, by that reason and with an exit status.
+        end: Ends the job, for a reason ("stopped by SIGTERM", "stopped, since Ray has died") and with an exit status.
     """
     done = threading.Event()
     targets = {
-        "ray-servers": lambda: _watch_servers(done, say, on_death, end),
+        "ray-servers": lambda: _watch_servers(done, say, end),
         "ray-placement-groups": lambda: _watch_placement_groups(done, say, waiting, limit_s, every_s),
     }
     threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in targets.items()]
@@ -56,12 +53,7 @@ def watchdog(
             thread.join()
 
 
-def _watch_servers(
-    done: threading.Event,
-    say: Callable[[str], None],
-    on_death: Callable[[str], None],
-    end: Callable[[str, int], None],
-) -> None:
+def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Callable[[str, int], None]) -> None:
     while not done.wait(0.2):
         if dead := dead_servers():
             break
@@ -74,8 +66,6 @@ def _watch_servers(
         if number := first_request():
             why, status = reason(number), 128 + number
         say(f"{why}; the run folders are kept")
-        on_death(why)
-        sys.stdout.flush()
     finally:
         end(why, status)
 

@@ -10,12 +10,13 @@ in a background job of a script.
 from __future__ import annotations
 
 import contextlib
-import os
+import ctypes
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 _NAMES = {
     signal.SIGINT: "Ctrl-C",
@@ -41,6 +42,14 @@ def reason(number: int) -> str:
     return f"{_BY_REQUEST}{_NAMES[signal.Signals(number)]}"
 
 
+def reason_of(error: KeyboardInterrupt) -> str:
+    """Return why it was raised, in the block that handles the requests.
+
+    Ray's C code raises a KeyboardInterrupt of its own in place of the `Interrupted` of a handler that it has called.
+    """
+    return str(error) or _Requests.raised or reason(first_request() or signal.SIGINT)
+
+
 def exit_status(why: str) -> int:
     """Return the exit status of a command that ended for a reason "stopped by ...": 128 + the number of the signal.
 
@@ -61,8 +70,9 @@ class _Requests:
     """The signals that this process got since the outermost block began that handles them."""
 
     got: list[_Request] = []  # noqa: RUF012 - one for the process, as its signal handlers are
-    depth = 0
-    why = ""  # what another thread interrupts the main thread for
+    handlers: list[object] = []  # noqa: RUF012 - of the blocks that the main thread is in, the innermost last
+    why = ""  # what another thread interrupts the main thread for, until that gets the signal
+    raised = ""  # what another thread has interrupted the main thread for
 
 
 def first_request() -> int | None:
@@ -80,22 +90,24 @@ def _is_new(number: int) -> bool:
 
 @contextlib.contextmanager
 def handled(act: Callable[[int], None], by_threads: bool = True) -> Iterator[None]:
-    """Call `act` with the number of each request that comes in the block. Only the main thread can set this.
+    """Call `act` with the number of each request that comes in the block. Only the main thread gets signals.
 
-    With `by_threads`, other threads can raise `Interrupted` in it (`interrupt_main_thread`).
+    With `by_threads`, other threads can raise `Interrupted` in it (`interrupt`), in whatever thread it is.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        with _open_to_threads(by_threads):
+            yield
         return
 
     def handle(number: int, _frame: object) -> None:
         why, _Requests.why = _Requests.why, ""
         if why and by_threads:
+            _Requests.raised = why
             raise Interrupted(why)
         if not why and _is_new(number):
             act(number)
 
-    _Requests.depth += 1
+    _Requests.handlers.append(handle)
     previous = {
         number: signal.signal(number, handle) for number in _NAMES if signal.getsignal(number) != signal.SIG_IGN
     }
@@ -104,17 +116,48 @@ def handled(act: Callable[[int], None], by_threads: bool = True) -> Iterator[Non
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _Requests.depth -= 1
-        if not _Requests.depth:
+        _Requests.handlers.remove(handle)
+        if not _Requests.handlers:
             _Requests.got.clear()
-            _Requests.why = ""
+            _Requests.why = _Requests.raised = ""
 
 
-def interrupt_main_thread(why: str) -> None:
-    """Raise `Interrupted` with this reason in the main thread, if it handles signals now; called by another thread."""
-    if _Requests.depth:
-        _Requests.why = why
-        os.kill(os.getpid(), signal.SIGINT)  # the system prefers the main thread, whose waiting it ends
+_open: dict[int, list[bool]] = {}  # by thread that is not the main one: of each block that it is in, the innermost last
+
+
+@contextlib.contextmanager
+def _open_to_threads(by_threads: bool) -> Iterator[None]:
+    """Note whether other threads can raise `Interrupted` in this one, which is not the main thread, in the block."""
+    thread = threading.get_ident()
+    _open.setdefault(thread, []).append(by_threads)
+    try:
+        yield
+    finally:
+        _open[thread].pop()
+        if not _open[thread]:
+            del _open[thread]
+
+
+def interrupt(thread: threading.Thread, why: str) -> None:
+    """Raise `Interrupted` with this reason in another thread, if it is in a block of `handled` that lets threads do so.
+
+    The main thread gets a signal that it handles, which also ends its waiting. Another thread gets the exception when
+    it next runs Python code: a call into C has to return first.
+    """
+    identity = cast(int, thread.ident)
+    if thread is threading.main_thread():
+        ours = [number for number in _NAMES if signal.getsignal(number) in _Requests.handlers]
+        if ours:  # a program in the background of a script ignores SIGINT
+            _Requests.why = why
+            signal.pthread_kill(identity, ours[0])
+        return
+
+    class ByThread(Interrupted):
+        def __init__(self) -> None:  # the interpreter takes a class and calls it without arguments
+            super().__init__(why)
+
+    if _open.get(identity, [False])[-1]:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), ctypes.py_object(ByThread))
 
 
 @contextlib.contextmanager

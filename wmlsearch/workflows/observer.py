@@ -27,7 +27,7 @@ class Observer:
     say: Callable[[str], None] = print  # shows a message to the user
     progress: Progress = _ignore_progress  # called while the sealed test is evaluated
     # Ends this process at once, with a status, as a second Ctrl-C or a dead Ray asks for. None: the process belongs to
-    # the user, such as a notebook, and the caller gets an error.
+    # the user, such as a notebook, and the caller gets an error; the process ends only if a dead Ray never lets go.
     end_process: Callable[[int], None] | None = None
 
 

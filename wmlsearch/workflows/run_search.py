@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
-from wmlsearch.runs.interrupts import noted_only, signals_as_interrupts
+from wmlsearch.runs.interrupts import noted_only, reason_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.lock import check_still_held
 from wmlsearch.runs.names import CHAMPION, PAPER
@@ -62,7 +62,7 @@ def run_search(
         with signals_as_interrupts():
             end = _run_stages(search, plan, replace(observer, on_change=on_change))
     except KeyboardInterrupt as interrupt:
-        end = _End("interrupted", str(interrupt) or "stopped by Ctrl-C")
+        end = _End("interrupted", reason_of(interrupt))
     except OSError as error:  # the disk is full or the storage is gone: what is written stays, to be resumed
         end = _End("interrupted", f"stopped, since {error}")
     finally:
@@ -193,7 +193,7 @@ def _release(release_ray: Callable[[], None], say: Callable[[str], None]) -> Non
         with signals_as_interrupts():
             release_ray()
     except KeyboardInterrupt as interrupt:
-        say(f"the shutdown of Ray was cut short ({str(interrupt) or 'stopped by Ctrl-C'})")
+        say(f"the shutdown of Ray was cut short ({reason_of(interrupt)})")
     except Exception as error:
         say(f"warning: Ray was not shut down in order ({type(error).__name__}: {error}); the result is not affected")
 
@@ -209,7 +209,7 @@ def _write_report(search: SearchDir, plan: SearchPlan, observer: Observer) -> tu
             examples = write_examples(search, plan.data)
             page = write_report(search)
     except KeyboardInterrupt as interrupt:  # perhaps the second one; the end of the search is still recorded
-        problem = str(interrupt) or "stopped by Ctrl-C"
+        problem = reason_of(interrupt)
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     else:

@@ -11,9 +11,10 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checks import check_trainable
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
-from wmlsearch.runs.interrupts import signals_as_interrupts
+from wmlsearch.runs.interrupts import reason_of, signals_as_interrupts
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.runs.names import EXPERIMENT, TRAIN
+from wmlsearch.runs.process import end_this_process
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import plural
 from wmlsearch.tracking.mirror import Mirror
@@ -68,7 +69,7 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
                     _train_here(run, request, prepared, on_change)
         except KeyboardInterrupt as interrupt:
             if run.state == RUNNING:  # else the training has ended, and only Ray was shutting down
-                early = str(interrupt) or "stopped by Ctrl-C"
+                early = reason_of(interrupt)
                 run.set_status("interrupted", early)
         except Exception as error:
             if run.state == RUNNING:
@@ -107,15 +108,18 @@ def _train_on_ray(
     from wmlsearch.cluster.watchdog import watchdog
     from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
-    def on_death(why: str) -> None:
-        if run.state == RUNNING:
-            run.set_status("interrupted", why)
+    def end(why: str, status: int) -> None:
+        try:
+            if run.state == RUNNING:
+                run.set_status("interrupted", why)
+        finally:
+            end_this_process(status)
 
     settings = request.settings
     with (
         ray_session(placement.ray_address, observer.say),
         signals_as_interrupts(),
-        watchdog(observer.say, lambda: run.name, on_death=on_death),
+        watchdog(observer.say, lambda: run.name, end=end),
     ):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))

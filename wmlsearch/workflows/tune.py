@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.runs.interrupts import interrupt_main_thread
+from wmlsearch.runs.interrupts import interrupt
+from wmlsearch.runs.process import end_this_process
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
 from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
@@ -17,6 +19,11 @@ from wmlsearch.workflows.preflight import check_new_search, check_resumed_search
 from wmlsearch.workflows.provenance import search_record
 from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
+
+ATTEMPTS, ATTEMPT_S = (
+    2,
+    25.0,
+)  # to let the caller of a search leave a dead Ray; Ray's own shutdown takes about 10 s then
 
 
 def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
@@ -78,25 +85,43 @@ def _ray(
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.watchdog import watchdog
 
-    def on_death(why: str) -> None:
+    caller, left = threading.current_thread(), threading.Event()
+
+    def record(why: str) -> None:
         if at_end.begun:
             record_broken_end(search, why)
             observer.say(f"to resume: {resume_command(search, mlflow_uri)}")
             if note := resume_note(search, mlflow_uri):
                 observer.say(note)
 
+    def let_caller_leave(why: str, status: int) -> None:
+        """Let the caller end the search, as at Ctrl-C; end this process only if a call to Ray never returns."""
+        for _ in range(ATTEMPTS):
+            interrupt(caller, why)
+            if left.wait(ATTEMPT_S):
+                return
+        try:
+            observer.say(f"a call to Ray has not returned for {ATTEMPTS * ATTEMPT_S:g} s, so this process ends")
+            record(why)
+        finally:
+            end_this_process(status)
+
     def end(why: str, status: int) -> None:
-        if observer.end_process is None:
-            interrupt_main_thread(why)
+        if observer.end_process is None:  # in a thread of its own, since the watchdog's ends before Ray is left
+            threading.Thread(target=let_caller_leave, args=(why, status), name="ray-left", daemon=True).start()
             return
         try:
+            record(why)
             at_end.run_instead_of_this_process(status)
         finally:
             observer.end_process(status)
 
     say, waiting = observer.say, lambda: _waiting_runs(search)
-    with ray_session(placement.ray_address, say), watchdog(say, waiting, on_death=on_death, end=end):
-        yield
+    try:
+        with ray_session(placement.ray_address, say), watchdog(say, waiting, end=end):
+            yield
+    finally:
+        left.set()
 
 
 def _waiting_runs(search: SearchDir) -> str:
