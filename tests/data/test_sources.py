@@ -48,7 +48,7 @@ def test_bids_faults_all_at_once(tmp_path: Path) -> None:
         "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz",
         "sub-4: no FLAIR image for the mask derivatives/x/sub-4/a_mask.nii; add sub-4/anat/sub-4_FLAIR.nii.gz",
         "sub-2: must have exactly one FLAIR image, but has 2 (sub-2/anat/a_FLAIR.nii, "
-        "sub-2/anat/b_FLAIR.nii); keep one",
+        "sub-2/anat/b_FLAIR.nii); choose with --select name='*a_FLAIR.nii' or --select name='*b_FLAIR.nii'",
         "sub-3/ses-1/anat/a_FLAIR.nii: must have exactly one mask, but has 2 (derivatives/x/sub-3/ses-1/a_mask.nii, "
         "derivatives/y/sub-3/ses-1/b_mask.nii); choose with --mask-select derivative=x or --mask-select derivative=y",
         "sub-6/anat/a_FLAIR.nii: no such file; correct the path or the link",

@@ -580,3 +580,69 @@ def test_a_selection_that_is_none(text: str) -> None:
 
     with pytest.raises(InputError, match="--select must be KEY=VALUE, such as acq=3D, but got"):
         PrepareOptions(select=(text,))
+
+
+# --------------------------------------------------------------------------------------------------- odd data sets
+
+
+@pytest.mark.parametrize("place", ["sub-1/{}", "derivatives/tool/sub-1/{}", "derivatives/tool/sub-1/anat/{}/x"])
+def test_folders_below_the_patient_say_what_masks_show(tmp_path: Path, place: str) -> None:
+    brain, lesion = (f"{place.format(folder)}/sub-1_mask.nii.gz" for folder in ("brain_masks", "Lesions"))
+    tree(tmp_path / "brain", FLAIR, brain)
+    (fault,) = look(tmp_path / "brain").faults
+    assert "the masks of brain_masks" in fault
+    assert pairs(look(tmp_path / "brain", mask_select=pasted(fault[fault.index("not taken") :]))) == [(FLAIR, brain)]
+    tree(tmp_path / "both", FLAIR, brain, lesion)
+    assert pairs(look(tmp_path / "both")) == [(FLAIR, lesion)]
+    assert not any("though their names" in note for note in look(tmp_path / "both").notes)
+
+
+def test_two_folders_below_the_patient_are_chosen_by_folder(tmp_path: Path) -> None:
+    one, two = (f"derivatives/lesions/sub-1/rater{i}/sub-1_mask.nii.gz" for i in (1, 2))
+    (fault,) = look(tree(tmp_path, FLAIR, one, two)).faults
+    assert fault.endswith("choose with --mask-select folder=rater1 or --mask-select folder=rater2")
+    assert pairs(look(tmp_path, mask_select=("folder=rater2",))) == [(FLAIR, two)]
+
+
+def test_names_with_dots(tmp_path: Path) -> None:
+    """A dot is part of the name: 01.2 is another patient than 012, and acq-0.8mm can be chosen."""
+    for patient in ("01.2", "012"):
+        tree(tmp_path, *(f"sub-{patient}/anat/sub-{patient}_acq-{a}_FLAIR.nii.gz" for a in ("0.8mm", "3mm")))
+        tree(tmp_path, f"derivatives/lesions/sub-{patient}_v1.2_mask.nii.gz")
+    assert "choose with --select acq=0.8mm or --select acq=3mm" in look(tmp_path).faults[0]
+    discovery = look(tmp_path, select=("acq=0.8mm",))
+    assert [(Path(image).name, Path(mask).name) for image, mask in pairs(discovery)] == [
+        (f"sub-{patient}_acq-0.8mm_FLAIR.nii.gz", f"sub-{patient}_v1.2_mask.nii.gz") for patient in ("01.2", "012")
+    ]
+    assert [source.patient for source in discovery.sources] == ["01.2", "012"]
+
+
+@pytest.mark.parametrize("suffix", ["T2-FLAIR", "T2FLAIR", "flair", "3DFLAIR", "3DT2FLAIR", "T2w-Flair"])
+def test_other_spellings_of_flair(tmp_path: Path, suffix: str) -> None:
+    image, mask = f"sub-1/anat/sub-1_{suffix}.nii.gz", f"derivatives/manual/sub-1/anat/sub-1_{suffix}_mask.nii.gz"
+    others = ("sub-1/anat/sub-1_T2w.nii.gz", "sub-1/anat/sub-1_T1w.nii.gz")
+    assert pairs(look(tree(tmp_path, image, mask, *others))) == [(image, mask)]
+
+
+def test_the_same_name_with_two_types(tmp_path: Path) -> None:
+    plain = LESION.removesuffix(".gz")
+    (fault,) = look(tree(tmp_path, FLAIR, LESION, plain)).faults
+    first, second = fault.partition("choose with ")[2].split(" or ")
+    assert [pairs(look(tmp_path, mask_select=pasted(way))) for way in (first, second)] == [
+        [(FLAIR, plain)],
+        [(FLAIR, LESION)],
+    ]
+
+
+def test_masks_of_several_programs_are_chosen_by_the_same_key(tmp_path: Path) -> None:
+    """The derivative, though the labels of the first two differ as well."""
+    for i in (1, 2):
+        tree(tmp_path, f"sub-{i}/anat/sub-{i}_FLAIR.nii", f"derivatives/lst/sub-{i}/anat/sub-{i}_label-WMH_mask.nii")
+        tree(tmp_path, f"derivatives/samseg/sub-{i}/anat/sub-{i}_label-lesion_mask.nii")
+    tree(tmp_path, "derivatives/manual/sub-1/anat/sub-1_label-lesion_mask.nii")
+    one, two = look(tmp_path).faults
+    ways = [f"--mask-select derivative={name}" for name in ("lst", "manual", "samseg")]
+    assert one.endswith(f"choose with {' or '.join(ways)}")
+    assert two.endswith("choose with --mask-select derivative=lst or --mask-select derivative=samseg")
+    masks = [mask for _, mask in pairs(look(tmp_path, mask_select=("derivative=manual", "derivative=lst")))]
+    assert [mask.split("/")[1] for mask in masks] == ["manual", "lst"]

@@ -186,6 +186,16 @@ def test_a_patient_in_both_parts(tmp_path: Path) -> None:
     assert fault.startswith("patient 'p1' is in the layout's training part and in its test part")
 
 
+def test_files_of_one_name_are_never_chosen_silently(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["a", "b"], 1)
+    tree(tmp_path, "imagesTr/a_0000.nii", "labelsTr/b.nii", "imagesTs/c.nii", "imagesTs/c.nii.gz")
+    assert survey(tmp_path).faults == (
+        "imagesTr: a_0000.nii and a_0000.nii.gz have the same name, extension aside; keep one",
+        "imagesTs: c.nii and c.nii.gz have the same name, extension aside; keep one",
+        "labelsTr: b.nii and b.nii.gz have the same name, extension aside; keep one",
+    )
+
+
 def test_faults_of_nnunet_at_once(tmp_path: Path) -> None:
     nnunet(tmp_path, ["a", "b"], 1)
     tree(tmp_path, "imagesTr/c_0000.nii.gz", "labelsTr/d.nii.gz")

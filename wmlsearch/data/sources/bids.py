@@ -6,15 +6,16 @@ are in `derivatives/`, with or without folders for subjects and sessions, or bes
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.bids_files import RAW_DATA, BidsFolder, has_subjects
 from wmlsearch.data.sources.bids_masks import (
-    FLAIR,
     NAMED,
     OTHER,
     PLAIN,
@@ -33,6 +34,7 @@ from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.source import Source
 from wmlsearch.runs.wording import plural
 
+_FLAIR_SUFFIX = re.compile(r"(?i)(2d|3d)?(t2w?-?)?(2d|3d)?flair")
 MAX_WAYS = 4  # alternatives in a message, where each takes several options
 
 
@@ -116,11 +118,12 @@ def _selection_faults(selection: Selection, noun: str, files: Sequence[BidsFile]
 def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_Scan]:
     """Return the sessions of all subjects, in order, with their images and masks."""
     patients: dict[str, dict[str, _Scan]] = defaultdict(dict)
-    suffixes = {suffix.casefold() for suffix in images.wanted.get("suffix", (FLAIR,))}
+    suffixes = {suffix.casefold() for suffix in images.wanted.get("suffix", ())}
     ignored: list[str] = []
     ignored_scans: set[tuple[str, str]] = set()
     for file in folder.files():
-        is_image = file.suffix.casefold() in suffixes and not _shows_lesions(file)
+        has_suffix = file.suffix.casefold() in suffixes if suffixes else bool(_FLAIR_SUFFIX.fullmatch(file.suffix))
+        is_image = has_suffix and not _shows_lesions(file)
         candidate = None if is_image else as_candidate(file)
         if not is_image and candidate is None:
             continue
@@ -213,7 +216,8 @@ class _Choice:
     def report(self) -> None:
         """Add to the findings what concerns several scans: a line for all that need the same choice."""
         for how, faults in self._ambiguous.items():
-            others = f", and so do {plural(len(faults) - 1, 'more scan')}" if len(faults) > 1 else ""
+            more = len(faults) - 1
+            others = f", and so {'does' if more == 1 else 'do'} {plural(more, 'more scan')}" if more else ""
             self.findings.faults.append(f"{faults[0]}{others}; {how}")
         if len(self._plain) > 1:
             by_folder = sorted(self._plain.items())
@@ -289,18 +293,22 @@ class _Choice:
 def _how_to_choose(files: Sequence[BidsFile], option: str, count: int | None = None) -> str:
     """Return the options that choose each of several files, or the first `count` of them.
 
-    By one property in which all of them differ, if there is one; else by all in which some differ.
+    By one property in which all of them differ, if there is one, masks first by their folders; else by all in which
+    some differ. Files that differ in their types only are told apart by their names.
     """
     properties = [file.properties for file in files]
-    keys = dict.fromkeys(key for one in properties for key in one if key != "name")
+    first = ["derivative", "folder"] if option == "--mask-select" else []  # programs label as they like
+    keys = dict.fromkeys([*first, *(key for one in properties for key in one if key != "name")])
     values = {key: [one.get(key, "") for one in properties] for key in keys}
     for key, ones in values.items():
         if len(set(ones)) == len(ones):
             return " or ".join(option_text(option, key, value) for value in ones[:count])
     differing = {key: ones for key, ones in values.items() if len(set(ones)) > 1}
-    if not differing:
-        return "keep one"
     ways = [" ".join(option_text(option, key, ones[i]) for key, ones in differing.items()) for i in range(len(files))]
+    if not differing and len({file.tail for file in files}) == len(files):
+        ways = [option_text(option, "name", f"*{escape(file.tail)}") for file in files]
+    elif not differing:
+        return "keep one"
     return " or ".join(dict.fromkeys(ways[: count or MAX_WAYS])) + (" or ..." if len(ways) > MAX_WAYS else "")
 
 

@@ -44,13 +44,14 @@ class BidsFolder:
         for subject in list_folders(self.subjects):
             if subject.name.startswith(SUBJECT):
                 for path, folders in walk(subject):
-                    yield read_name(self.root, path, subject.name, _session(folders), "")
+                    yield read_name(self.root, path, subject.name, _session(folders), "", folders)
         for derivatives in self.derivatives:
             for path, folders in walk(derivatives):
                 above = [i for i, name in enumerate(folders) if name.startswith(SUBJECT)]
                 place = above[-1] if above else len(folders)
                 subject_name = folders[place] if above else ""
-                file = read_name(self.root, path, subject_name, _session(folders[place:]), "/".join(folders[:place]))
+                derivative, inside = "/".join(folders[:place]), folders[place + 1 :]
+                file = read_name(self.root, path, subject_name, _session(inside), derivative, inside)
                 if file.patient != SUBJECT:  # else nothing says whose it is, such as a template
                     yield file
 

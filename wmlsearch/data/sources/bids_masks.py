@@ -38,7 +38,9 @@ _IMAGE_KEYS = ("acq", "run", "rec", "ce", "echo", "inv", "part", "chunk", "dir",
 _GRID_KEYS = ("space", "res")
 _NATIVE = ("", "flair", "t2flair", "orig", "native", "individual", "subject", "scanner")  # `space-` of the image itself
 # Who names a file by its file name wants it whatever that says, but not in another grid or of another run.
-_NAMED_BY_NAME = frozenset({"name", "desc", "seg", "suffix", "label", "derivative", "atlas", "tissue", "task"})
+_NAMED_BY_NAME = frozenset(
+    {"name", "desc", "seg", "suffix", "label", "derivative", "folder", "atlas", "tissue", "task"}
+)
 FLAIR = "flair"  # case aside
 NAMED, PLAIN, OTHER = 2, 1, 0  # how far a name says that a mask shows lesions
 
@@ -82,7 +84,7 @@ def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | N
     odd = [key for key in file.entities if is_lesion_word(key)]  # such as lesion-manual
     named = [text for text in (desc, seg, file.suffix, *file.words, *odd) if is_lesion_word(text)]
     labelled = is_lesion_word(label) or bool(_LESION_LABEL.fullmatch(label))
-    folder = _folder_level(file.derivative)
+    folder, _ = _folder_level(file)
     is_mask_suffix = _MASK_SUFFIX.fullmatch(file.suffix) or is_lesion_word(file.suffix)
     if not is_mask_suffix and (file.suffix or not (label or seg or odd or named)):
         return None
@@ -91,7 +93,7 @@ def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | N
     elif named:
         reasons = []
     else:
-        reasons = _unnamed_reasons(file, desc, seg, image, folder)
+        reasons = _unnamed_reasons(file, desc, seg, image)
     if "hemi" in entities:
         reasons.append(Reason("hemi", f"hemi-{entities['hemi']} holds one half of the brain", is_other=True))
     if file.suffix.lower() == "probseg":
@@ -101,18 +103,24 @@ def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | N
     return Candidate(file, NAMED if labelled or named or folder == NAMED else PLAIN)
 
 
-def _folder_level(derivative: str) -> int:
-    """Return how far folders below derivatives/ say that masks show lesions, by the innermost that says anything."""
-    for folder in reversed(derivative.split("/")):
-        if is_lesion_word(folder):
-            return NAMED
-        if _is_other(folder):
-            return OTHER
-    return OTHER if _OTHER_FOLDER.search(derivative) else PLAIN
+def _folder_level(file: BidsFile) -> tuple[int, str]:
+    """Return how far a file's folders say that masks show lesions, and the key of the one that says so.
+
+    It is the innermost folder that says anything. Names of programs count only where no folder names lesions.
+    """
+    folders = (("folder", file.folder), ("derivative", file.derivative))
+    for key, names in folders:
+        for name in reversed(names.split("/")):
+            if is_lesion_word(name):
+                return NAMED, key
+            if _is_other(name):
+                return OTHER, key
+    return next(((OTHER, key) for key, names in folders if _OTHER_FOLDER.search(names)), (PLAIN, ""))
 
 
-def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None, folder: int) -> list[Reason]:
+def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None) -> list[Reason]:
     """Return why a mask whose name says nothing of lesions is not taken for one."""
+    folder, folder_key = _folder_level(file)
     reasons = []
     for key, value in (("desc", desc), ("seg", seg)):
         if value and not _NEUTRAL.fullmatch(value):
@@ -137,8 +145,8 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None
         elif folder != NAMED:
             reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say what it shows"))
     if not reasons and folder == OTHER:
-        text = f"the masks of derivatives/{file.derivative} show something else"
-        reasons.append(Reason("derivative", text, is_other=True))
+        place = f"derivatives/{file.derivative}" if folder_key == "derivative" else f"{file.folder}/"
+        reasons.append(Reason(folder_key, f"the masks of {place} show something else", is_other=True))
     return reasons
 
 
@@ -240,7 +248,7 @@ def choose_masks(
             possible.append((one, match.rank))
     best = _best(possible, image)
     left_out += [LeftOut(one.file, "another mask fits better") for one, _ in possible if one not in best]
-    named = bool(selection.wanted.keys() & {"name", "derivative"})
+    named = bool(selection.wanted.keys() & {"name", "derivative", "folder"})
     return MaskChoice(tuple(best), tuple(left_out), named)
 
 

@@ -8,11 +8,13 @@ ten packages; its layout needs a description in each derivative. Either is impor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_DOT = "\ue000"  # stands for a dot, which the library takes for the beginning of the extension
+_T2 = re.compile(r"(?i)(2d|3d)?t2w?")
 _NOT_ENTITIES = ("suffix", "ext", "datatype", "sub", "ses")
 
 
@@ -25,6 +27,7 @@ class BidsFile:
     patient: str  # name of the folder `sub-*`, or of the entity where there is no such folder
     session: str  # without `ses-`; "" where neither folder nor name has one
     derivative: str  # folders below derivatives/, such as "lesions"; "" for files of the subject's own folder
+    folder: str  # folders between the patient's and the file, but for ses-* and anat; mostly ""
     entities: Mapping[str, str]  # of the file name, without sub and ses, such as {"acq": "3D"}
     suffix: str  # such as "FLAIR" or "mask"; "" where the name ends in an entity
     words: tuple[str, ...]  # parts of the name that are no entities, such as "brain" in FLAIR_brain_mask
@@ -38,11 +41,18 @@ class BidsFile:
     @property
     def properties(self) -> dict[str, str]:
         """What `--select` and `--mask-select` may ask for."""
-        file = {"suffix": self.suffix, "derivative": self.derivative, "name": self.path.name}
+        file = {
+            "suffix": self.suffix,
+            "derivative": self.derivative,
+            "folder": self.folder,
+            "name": self.path.name,
+        }
         return {**{key.lower(): value for key, value in self.entities.items()}, **file}
 
 
-def read_name(root: Path, path: Path, subject: str, session: str, derivative: str) -> BidsFile:
+def read_name(
+    root: Path, path: Path, subject: str, session: str, derivative: str, folders: Sequence[str] = ()
+) -> BidsFile:
     """Return what a file's name and place say of it.
 
     Args:
@@ -51,11 +61,15 @@ def read_name(root: Path, path: Path, subject: str, session: str, derivative: st
         subject: Its folder `sub-*`; "" where it is in none.
         session: Its folder `ses-*`, without the prefix; "" where it is in none.
         derivative: Its folders below `derivatives/`; "" where it is in none.
+        folders: The folders between the subject's and the file.
     """
     from bids2table import parse_bids_entities
 
     stem = re.sub(r"(?i)\.nii(\.gz)?$", "", path.name)
-    entities = {key: value for key, value in parse_bids_entities(stem.replace(".", "") + ".nii").items() if value}
+    parsed = parse_bids_entities(stem.replace(".", _DOT) + ".nii")
+    entities = {key: value.replace(_DOT, ".") for key, value in parsed.items() if value}
+    if "suffix" not in entities and (key := next((key for key in entities if _T2.fullmatch(key)), "")):
+        entities["suffix"] = f"{key}-{entities.pop(key)}"  # T2-FLAIR, which is no entity
     words = tuple(part for part in stem.split("_")[:-1] if "-" not in part and part)
     return BidsFile(
         path=path,
@@ -63,6 +77,7 @@ def read_name(root: Path, path: Path, subject: str, session: str, derivative: st
         patient=subject or f"sub-{entities.get('sub', '')}",
         session=session or entities.get("ses", ""),
         derivative=derivative,
+        folder="/".join(name for name in folders if not name.startswith("ses-") and name.lower() != "anat"),
         entities={key: value for key, value in entities.items() if key not in _NOT_ENTITIES},
         suffix=entities.get("suffix", ""),
         words=words,

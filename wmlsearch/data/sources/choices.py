@@ -113,6 +113,6 @@ def _fits(key: str, wanted: str, value: str) -> bool:
         return wanted.casefold() == ABSENT
     if key == "name":
         return fnmatchcase(value, wanted)
-    if key == "derivative":  # a folder below derivatives/, or one in it
+    if key in ("derivative", "folder"):  # several folders, one in the other, or one of them
         return same_value(wanted, value) or any(same_value(wanted, part) for part in value.split("/"))
     return same_value(wanted, value)

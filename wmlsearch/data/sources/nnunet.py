@@ -32,7 +32,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     folder = raw.path
     description = read_list(folder / DESCRIPTION) if (folder / DESCRIPTION).exists() else {}
     read_labels(description, raw.choices.names_lesions, findings)
-    parts = {part: (_images(folder, part), _labels(folder, part, findings)) for part in PARTS}
+    parts = {part: (_images(folder, part, findings), _labels(folder, part, findings)) for part in PARTS}
     names = channel_names(description)
     files = [file for images, _ in parts.values() for file in images.values()]
     numbers = {number for file in files for number in file if number is not None} or {0}
@@ -44,23 +44,37 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     return case_sources(folder, cases, raw.choices.patient_pattern, findings)
 
 
-def _images(folder: Path, part: str) -> dict[str, dict[int | None, Path]]:
+def _images(folder: Path, part: str, findings: Findings) -> dict[str, dict[int | None, Path]]:
     """Return the files of each case, by channel."""
     images: dict[str, dict[int | None, Path]] = defaultdict(dict)
     for path in list_files(folder / f"images{part}"):
         if not (is_nifti(path) or is_picture(path)):
             continue
+        channel: int | None
         match = _CHANNEL.fullmatch(stem(path))
         if match and not (folder / f"labels{part}" / path.name).exists():
-            images[match[1]][int(match[2])] = path
+            name, channel = match[1], int(match[2])
         else:  # the Decathlon's names, which may end in four digits as well
-            images[stem(path)][None] = path
+            name, channel = stem(path), None
+        if other := images[name].get(channel):
+            findings.faults.append(_same_name(f"images{part}", other, path))
+        images[name][channel] = path
     return dict(images)
+
+
+def _same_name(folder: str, *files: Path) -> str:
+    return f"{folder}: {' and '.join(file.name for file in files)} have the same name, extension aside; keep one"
 
 
 def _labels(folder: Path, part: str, findings: Findings) -> dict[str, Path]:
     files = list_files(folder / f"labels{part}")
-    labels = {stem(path): path for path in files if is_nifti(path) or is_picture(path)}
+    labels: dict[str, Path] = {}
+    for path in files:
+        if not (is_nifti(path) or is_picture(path)):
+            continue
+        if other := labels.get(stem(path)):
+            findings.faults.append(_same_name(f"labels{part}", other, path))
+        labels[stem(path)] = path
     if files and not labels:
         findings.faults.append(
             f"labels{part}/{files[0].name}: must be NIfTI, PNG, TIFF or JPEG; convert images and labels"
