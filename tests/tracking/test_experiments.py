@@ -158,6 +158,23 @@ def test_ui_opens_the_view_of_a_search_wherever_its_experiment_is(out: Path) -> 
     assert _page(uri, out) == view_path(identity, "s")
 
 
+def test_ui_without_runs_opens_the_experiment_of_new_ones(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine from which one only looks at a shared server, or after the run folders were moved away."""
+    uri = default_uri(out)
+    sync(make_search(out, "s"), uri)
+    sync(make_search(out, "t", experiment="other"), uri)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    identity = connect(uri).get_experiment_by_name("wmlsearch").experiment_id
+    assert _page(uri, tmp_path / "elsewhere") == f"/#/experiments/{identity}/runs"
+    connect(uri).delete_experiment(identity)
+    assert _page(uri, tmp_path / "elsewhere") == ""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    other = connect(uri).get_experiment_by_name("other").experiment_id
+    assert _page(uri, tmp_path / "elsewhere") == f"/#/experiments/{other}/runs"
+
+
 def test_a_deleted_experiment_of_that_name(out: Path) -> None:
     uri, search = default_uri(out), make_search(out, "s", experiment="gone")
     client = connect(uri)

@@ -35,7 +35,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     from wmlsearch.runs.checks import check
     from wmlsearch.runs.folders import every, find, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
-    from wmlsearch.tracking.client import answers, connect
+    from wmlsearch.tracking.client import answers
     from wmlsearch.tracking.experiments import experiment_name
     from wmlsearch.tracking.sync import sync as sync_run
 
@@ -53,7 +53,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
                 check(run)
                 mark_dead_runs(run)
                 sent[run.name] = sync_run(run, uri, experiment)
-                if experiment is not None and (kept := experiment_name(connect(uri), run)) != experiment:
+                if experiment is not None and (kept := experiment_name(uri, run)) != experiment:
                     elsewhere[run.name] = kept
             except (InputError, OSError) as error:
                 if not answers(uri):  # the other runs would fail in the same way
@@ -130,14 +130,13 @@ def _page(uri: str, out: Path) -> str:
     from wmlsearch.config import InputError
     from wmlsearch.runs.folders import SearchDir, created, every
     from wmlsearch.runs.redaction import without_password
-    from wmlsearch.tracking.client import connect
     from wmlsearch.tracking.experiments import active_experiments
     from wmlsearch.tracking.mlflow_patches import SHARED_VIEW_TAG, view_path
     from wmlsearch.tracking.problems import why
 
     runs = sorted(every(out), key=created, reverse=True)
     try:
-        experiments = active_experiments(connect(uri), uri, runs)
+        experiments = active_experiments(uri, runs)
     except Exception as error:  # whatever the server raises
         where = without_password(uri)
         raise InputError(f"{where}: MLflow does not answer ({why(error, uri)})") from None

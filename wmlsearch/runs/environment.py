@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import getpass
+import ipaddress
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from wmlsearch.runs.machine import available_cpus
 from wmlsearch.runs.scratch import scratch_folder
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _CACHES = {  # each library's variable for its files, and the folder below the common one
     "MPLCONFIGDIR": "matplotlib",
     "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
@@ -63,7 +64,8 @@ def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, (change, value) in before.items():
-            is_unchanged = os.environ.get(name) == _changes.pop(name)[1]
+            ours = _changes.pop(name, None)  # None: another thread has put it back
+            is_unchanged = ours is not None and os.environ.get(name) == ours[1]
             _changes.update({} if change is None else {name: change})
             if is_unchanged:
                 del os.environ[name]
@@ -137,14 +139,26 @@ def _home() -> Path | None:
         return None
 
 
-def loopback_exceptions(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return `no_proxy` and `NO_PROXY` with the loopback address added, or {} if no proxy is set.
+def is_loopback(host: str) -> bool:
+    """Return whether a host is the loopback address, or its name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in _LOOPBACK_HOSTS
 
-    Libraries read either of the two, and of both the first one only.
+
+def loopback_exceptions(environment: Mapping[str, str], host: str = "") -> dict[str, str]:
+    """Return `no_proxy` and `NO_PROXY` with the loopback address added, or {} if no exceptions are needed.
+
+    Libraries read either of the two, and of both the first one only. With either of them, they ask none of the proxies
+    that macOS itself names, so both are left alone unless a proxy is set, or `host` is given.
+
+    Args:
+        host: A loopback address that is about to be asked.
     """
-    if not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
+    if not host and not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
         return {}
     given = [name for key in ("no_proxy", "NO_PROXY") for name in environment.get(key, "").split(",")]
-    names = list(dict.fromkeys(name.strip() for name in [*given, *LOOPBACK_HOSTS] if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in [*given, *_LOOPBACK_HOSTS, host] if name.strip()))
     value = "*" if "*" in names else ",".join(names)
     return {"no_proxy": value, "NO_PROXY": value}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from wmlsearch.runs.environment import loopback_exceptions
+from wmlsearch.runs.environment import is_loopback, loopback_exceptions, variables_set
 from wmlsearch.tracking.uri import is_database
 
 if TYPE_CHECKING:
@@ -17,16 +20,33 @@ if TYPE_CHECKING:
 CONNECT_S = 10  # seconds to wait for a database
 # The drivers that take `connect_timeout`; others name it differently, and refuse a name that they do not know.
 _TAKE_CONNECT_TIMEOUT = ("psycopg", "psycopg2", "mysqldb", "pymysql", "mysqlconnector")
+_DEFAULTS = {  # unless the user has set them
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# MLflow's own retries may create a run twice, if the first request arrived. We look for the run before we retry.
+_ALWAYS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 _SILENT = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 
 
+@contextlib.contextmanager
+def connected(uri: str) -> Iterator[MlflowClient]:
+    """Yield a client of the tracking store. In the block, MLflow prints nothing, and fails within seconds."""
+    with variables_set(_variables(uri)):
+        yield connect(uri)
+
+
+def _variables(uri: str) -> dict[str, str]:
+    """Return the environment for calls of a store, which MLflow reads at each call."""
+    unset = {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
+    host = (urlsplit(uri).hostname or "") if uri.lower().startswith(("http://", "https://")) else ""
+    exceptions = loopback_exceptions(os.environ, host if is_loopback(host) else "")
+    return {**unset, **_ALWAYS, **exceptions}
+
+
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the tracking store, whose calls fail within seconds if the store is away."""
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    # MLflow's own retries may create a run twice, if the first request arrived. We look for the run before we retry.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ |= loopback_exceptions(os.environ)
+    """Return a client of the tracking store, which is made if it is a new SQLite file; see also `connected`."""
     for name in _SILENT:
         logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
@@ -55,7 +75,8 @@ def _check_connection(uri: str) -> None:
 def answers(uri: str) -> bool:
     """Return whether the store answers, within seconds."""
     try:
-        connect(uri).search_experiments(max_results=1)
+        with connected(uri) as client:
+            client.search_experiments(max_results=1)
     except Exception:  # each store has its own library, with its own errors
         return False
     return True

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.environment import LOOPBACK_HOSTS
+from wmlsearch.runs.environment import is_loopback
 from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.runs.wording import command
+from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import local_folder
 from wmlsearch.tracking.uri import is_database
 
@@ -76,27 +77,38 @@ def experiment_of(
     return str(experiment.experiment_id)
 
 
-def experiment_name(client: MlflowClient, root: AnyDir) -> str:
+def experiment_name(uri: str, root: AnyDir) -> str:
     """Return the name of the experiment that a search or run, which is in MLflow, is in."""
-    return str(client.get_experiment(root.ledger().experiment_id or "").name)
+    with connected(uri) as client:
+        return str(client.get_experiment(root.ledger().experiment_id or "").name)
 
 
-def active_experiments(client: MlflowClient, uri: str, roots: Iterable[AnyDir]) -> list[Experiment]:
+def active_experiments(uri: str, roots: Iterable[AnyDir]) -> list[Experiment]:
     """Return the experiments of searches and single runs that MLflow has and that are not deleted, each once.
 
     They are those that the ledgers name, since an experiment can be renamed, and `sync` can send a folder into another
-    one; of a folder that this MLflow has not yet, the one of its record.
+    one; of a folder that this MLflow has not yet, the one of its record. Without folders, as on a machine from which
+    one only looks at the runs of others, it is that of new ones.
     """
+    with connected(uri) as client:
+        return _active_experiments(client, uri, roots)
+
+
+def _active_experiments(client: MlflowClient, uri: str, roots: Iterable[AnyDir]) -> list[Experiment]:
     noted: dict[str, Experiment | None] = {}
-    active: dict[str, Experiment] = {}
     for root in roots:
         with contextlib.suppress(InputError):  # a damaged folder
             ledger, name = root.ledger(), root.record().experiment or EXPERIMENT
             key = f"id {ledger.experiment_id}" if _notes(ledger, uri) else f"name {name}"
             if key not in noted:
                 noted[key] = _noted_experiment(client, uri, root) or client.get_experiment_by_name(name)
-            if (experiment := noted[key]) is not None and experiment.lifecycle_stage != DELETED:
-                active.setdefault(experiment.experiment_id, experiment)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    experiments = noted.values() if noted else [client.get_experiment_by_name(name)]
+    active = {
+        experiment.experiment_id: experiment
+        for experiment in experiments
+        if experiment is not None and experiment.lifecycle_stage != DELETED
+    }
     return list(active.values())
 
 
@@ -147,7 +159,7 @@ def _other_host(uri: str) -> str:
         host = make_url(uri).host  # of a connection through a socket: none, or its folder
     else:
         return ""
-    return "" if not host or host in LOOPBACK_HOSTS or host.startswith("/") else host
+    return "" if not host or is_loopback(host) or host.startswith("/") else host
 
 
 def _noted_experiment(client: MlflowClient, uri: str, root: AnyDir) -> Experiment | None:

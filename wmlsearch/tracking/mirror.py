@@ -21,7 +21,7 @@ from wmlsearch.config import InputError
 from wmlsearch.runs.environment import users_environment
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why
 from wmlsearch.tracking.sync import FilesMissing, Refused, push
 
@@ -235,20 +235,20 @@ def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> Answer:
     """Copy what MLflow lacks of `runs`, and say what it still lacks."""
     left, problem, files, again = list(runs), "", True, False
     try:
-        client = connect(uri)
-        for run in list(left):
-            try:
-                push(client, uri, run, root, files=files)
-                if files:
+        with connected(uri) as client:
+            for run in list(left):
+                try:
+                    push(client, uri, run, root, files=files)
+                    if files:
+                        left.remove(run)
+                except FilesMissing as error:  # metrics of the other runs are sent all the same
+                    problem, files = str(error), False
+                except (Refused, InputError) as error:  # the other runs are sent all the same
+                    problem = str(error)
+                except Exception:
                     left.remove(run)
-            except FilesMissing as error:  # metrics of the other runs are sent all the same
-                problem, files = str(error), False
-            except (Refused, InputError) as error:  # the other runs are sent all the same
-                problem = str(error)
-            except Exception:
-                left.remove(run)
-                left.append(run)  # so that the next attempt sends the others first
-                raise
+                    left.append(run)  # so that the next attempt sends the others first
+                    raise
     except InputError as error:  # the store cannot be used
         problem = str(error)
     except Exception as error:  # the search must not fail because of MLflow; `wmlsearch sync` catches up

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import why
 
 if TYPE_CHECKING:
@@ -64,22 +63,21 @@ def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
         )
     name, alias, number = parts.groups()
     try:
-        client = connect(tracking_uri)
-        models = _registered(client)
-        if name in models:  # servers before MLflow 2.10 leave aliases out of lists
-            models[name] |= _by_alias(client.get_registered_model(name))
-        version = models.get(name, {}).get(f"@{alias}" if alias else f"/{number}")
-        if version is None:
-            names = ", ".join(f"{SCHEME}{model}{suffix}" for model, suffixes in models.items() for suffix in suffixes)
-            raise InputError(
-                f"{model_uri}: no such model in {without_password(tracking_uri)} (it has: {names or 'none'}); "
-                "give another model, or another store with --mlflow-uri"
-            )
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        from mlflow.artifacts import download_artifacts
+        with connected(tracking_uri) as client:
+            models = _registered(client)
+            if name in models:  # servers before MLflow 2.10 leave aliases out of lists
+                models[name] |= _by_alias(client.get_registered_model(name))
+            version = models.get(name, {}).get(f"@{alias}" if alias else f"/{number}")
+            if version is not None:
+                from mlflow.artifacts import download_artifacts
 
-        source = client.get_model_version_download_uri(name, version)
-        return Path(download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=tracking_uri))
+                source = client.get_model_version_download_uri(name, version)
+                return Path(download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=tracking_uri))
+        names = ", ".join(f"{SCHEME}{model}{suffix}" for model, suffixes in models.items() for suffix in suffixes)
+        raise InputError(
+            f"{model_uri}: no such model in {without_password(tracking_uri)} (it has: {names or 'none'}); "
+            "give another model, or another store with --mlflow-uri"
+        )
     except InputError:
         raise
     except Exception as error:  # whatever MLflow and the stores behind it raise

@@ -43,7 +43,7 @@ from wmlsearch.runs.schema import (
     SplitCertificate,
 )
 from wmlsearch.runs.wording import command
-from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.experiments import check_folder_exists, experiment_of
 from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
@@ -77,14 +77,14 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
     parts: list[AnyDir] = [run, *(run.all_runs() if isinstance(run, SearchDir) else [])]
     problem, refused, log = "", dict[str, str](), run.path / PROBLEM_FILE
     try:
-        client = connect(uri)
-        for part in parts:
-            try:
-                push(client, uri, part, run, everything=True, files=not problem, experiment=experiment)
-            except FilesMissing as error:
-                problem = str(error)
-            except Refused as error:  # the other runs are sent all the same
-                refused[part.record().name] = str(error)
+        with connected(uri) as client:
+            for part in parts:
+                try:
+                    push(client, uri, part, run, everything=True, files=not problem, experiment=experiment)
+                except FilesMissing as error:
+                    problem = str(error)
+                except Refused as error:  # the other runs are sent all the same
+                    refused[part.record().name] = str(error)
     except InputError:
         raise
     except Exception as error:
