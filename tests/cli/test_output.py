@@ -95,6 +95,20 @@ def test_no_file_gets_the_descriptor_of_a_closed_output(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == ""
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_of_a_child_gets_the_descriptor_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    child = "import os; fd = os.open('file', os.O_WRONLY | os.O_CREAT); open('number', 'w').write(str(fd))"
+    code = (
+        "import subprocess, sys; from wmlsearch.cli.output import survives_its_terminal\n"
+        f'with survives_its_terminal(): subprocess.run([sys.executable, "-c", {child!r}], check=True)'
+    )
+    subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert int((tmp_path / "number").read_text()) > 2
+
+
 def test_json_to_a_closed_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     for requested in (True, False):

@@ -35,15 +35,16 @@ def survives_its_terminal() -> Iterator[None]:
 
 
 def _reserve_descriptors() -> None:
-    """Let standard streams that are closed be /dev/null, so that no file of ours gets what libraries print there."""
+    """Let standard streams that are closed be /dev/null, so that no file of ours gets what libraries print there.
+
+    So too in the processes that are started later.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number)
-            if null != number:
-                os.close(null)
+            # The lowest free number is taken, which is this one. Without the second step, a child would lack it again.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def flush() -> None:
