@@ -45,7 +45,8 @@ def test_bids_faults_all_at_once(tmp_path: Path) -> None:
         discover(tmp_path / "d")
     assert error.value.headline == f"{tmp_path / 'd'}: 5 faults, nothing was written"
     assert error.value.faults == (
-        "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz",
+        "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with its lesions, or "
+        "leave it out by a line sub-1/ in .bidsignore",
         "sub-4: no FLAIR image for the mask derivatives/x/sub-4/a_mask.nii; add sub-4/anat/sub-4_FLAIR.nii.gz",
         "sub-2: must have exactly one FLAIR image, but has 2 (sub-2/anat/a_FLAIR.nii, "
         "sub-2/anat/b_FLAIR.nii); choose with --select name='*a_FLAIR.nii' or --select name='*b_FLAIR.nii'",

@@ -157,7 +157,7 @@ def test_masks_of_other_images_and_parts_are_not_lesions(tmp_path: Path, place: 
     assert candidate.level == OTHER
     assert candidate.reasons[0].key == key
     (fault,) = look(tree(tmp_path, FLAIR, f"derivatives/{place}.nii.gz")).faults
-    assert "missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with sub-1's lesions, or leave" in fault
+    assert "missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with its lesions, or leave it" in fault
 
 
 def test_the_mask_of_an_image_bears_its_name(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_advice_for_plain_masks_of_several_folders_can_be_pasted(tmp_path: Path,
     assert all("missing mask" in fault for fault in one.faults)
     result = CliRunner().invoke(main, ["prepare", str(tmp_path), "--dry-run"], prog_name="wmlsearch")
     assert "taken: " not in result.stdout
-    assert "found so far: 3 scans of 3 patients; nothing is taken before what is at the end" in result.stdout
+    assert "found so far: 3 scans of 3 patients; nothing is taken before the faults at the end" in result.stdout
 
 
 def test_a_mask_named_by_its_file_name(tmp_path: Path) -> None:
@@ -329,9 +329,9 @@ def test_only_a_mask_of_something_else(tmp_path: Path) -> None:
     brain = "derivatives/hdbet/sub-1/anat/sub-1_desc-brain_mask.nii.gz"
     (fault,) = look(tree(tmp_path, FLAIR, brain)).faults
     assert fault == (
-        f"{FLAIR}: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with sub-1's lesions, or leave "
-        f"sub-1 out; not taken: {brain} (desc-brain names something else than lesions; --mask-select desc=brain takes "
-        "it, and such masks of other patients instead of their lesions)"
+        f"{FLAIR}: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with its lesions, or leave it out "
+        f"by a line sub-1/ in .bidsignore; not taken: {brain} (desc-brain names something else than lesions; "
+        "--mask-select desc=brain takes it, and such masks of other patients instead of their lesions)"
     )
     assert pairs(look(tmp_path, mask_select=("desc=brain",))) == [(FLAIR, brain)]
     assert pairs(look(tmp_path, mask_select=("description=brain",))) == [(FLAIR, brain)]
@@ -646,3 +646,65 @@ def test_masks_of_several_programs_are_chosen_by_the_same_key(tmp_path: Path) ->
     assert two.endswith("choose with --mask-select derivative=lst or --mask-select derivative=samseg")
     masks = [mask for _, mask in pairs(look(tmp_path, mask_select=("derivative=manual", "derivative=lst")))]
     assert [mask.split("/")[1] for mask in masks] == ["manual", "lst"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (LESION, "derivatives/hdbet/sub-1/sub-1_desc-brain_mask.nii.gz", "derivatives/fmriprep/sub-1/sub-1_dseg.nii"),
+        (LESION, "derivatives/x/sub-1/sub-1_mask.nii.gz", "derivatives/x/sub-1/sub-1_T1w_mask.nii.gz"),
+        ("sub-1/lesions/sub-1_mask.nii.gz", "sub-1/anat/sub-1_mask.nii.gz", "sub-1/brain/sub-1_mask.nii.gz"),
+        ("derivatives/lesions/sub-1/sub-1_mask.nii", "derivatives/tool/sub-1/sub-1_mask.nii", "sub-1/sub-1_mask.nii"),
+        (LESION, "derivatives/lesions/sub-1/sub-1_space-MNI_res-2_label-lesion_mask.nii.gz"),
+        (LESION, "derivatives/x/sub-1/sub-1_consensus_gt.nii.gz", "derivatives/x/sub-1/sub-1_hemi-L_mask.nii.gz"),
+        (LESION, "derivatives/a b/sub-1/sub-1_desc-JD_mask.nii.gz", "derivatives/[x]/sub-1/sub-1_T1w [x]_mask.nii.gz"),
+    ],
+)
+def test_what_is_said_to_take_a_mask_takes_it(tmp_path: Path, names: tuple[str, ...]) -> None:
+    tree(tmp_path, FLAIR, *names)
+    discovery = look(tmp_path)
+    assert pairs(discovery) == [(FLAIR, names[0])]
+    assert {unused.name for unused in discovery.unused} == set(names[1:])
+    for unused in discovery.unused:
+        assert pairs(look(tmp_path, mask_select=pasted(unused.reason))) == [(FLAIR, unused.name)], unused.reason
+
+
+def test_masks_without_their_image_are_explained(tmp_path: Path) -> None:
+    """Two spellings of a patient, a mask without a session, and a lesion drawn on another image."""
+    for session in (1, 2):
+        tree(tmp_path, f"sub-01/ses-{session}/anat/sub-01_ses-{session}_FLAIR.nii")
+    tree(tmp_path, *(f"derivatives/lesions/sub-{patient}/sub-{patient}_mask.nii" for patient in ("01", "1")))
+    tree(tmp_path, "sub-02/anat/sub-02_T2w.nii", "derivatives/lesions/sub-02/sub-02_mask.nii")
+    faults = [fault.partition("; ")[2] for fault in look(tmp_path).faults if "no FLAIR image" in fault]
+    assert faults == [
+        "its name says no session, and sub-01 has images of ses-1, ses-2: name one",
+        "add sub-02/anat/sub-02_FLAIR.nii.gz, or take another image with --select suffix=T2w",
+        "if it is that of sub-01, rename it so",
+    ]
+
+
+def test_a_session_that_is_spelled_in_two_ways(tmp_path: Path) -> None:
+    for session in ("01", "02"):
+        tree(tmp_path, f"sub-1/ses-{session}/anat/sub-1_ses-{session}_FLAIR.nii")
+        tree(tmp_path, f"derivatives/lesions/sub-1/ses-{int(session)}/sub-1_ses-{int(session)}_mask.nii")
+    assert [mask.split("_")[1] for _, mask in pairs(look(tmp_path))] == ["ses-1", "ses-2"]
+    tree(tmp_path, "sub-1/ses-1/anat/sub-1_ses-1_FLAIR.nii")
+    assert any("sub-1/ses-01/anat/sub-1_ses-01_FLAIR.nii: missing mask" in fault for fault in look(tmp_path).faults)
+
+
+def test_folders_in_capital_letters(tmp_path: Path) -> None:
+    mask = "Derivatives/Lesions/sub-1/Anat/sub-1_MASK.nii.gz"
+    discovery = look(tree(tmp_path, FLAIR, mask, "SUB-02/anat/SUB-02_FLAIR.nii.gz", "sub03/x", "subtypes/x"))
+    assert pairs(discovery) == [(FLAIR, mask)]
+    assert discovery.notes == (
+        "SUB-02, sub03 not read: the folder of a patient of BIDS is named sub-..., in small letters",
+    )
+
+
+def test_a_scan_is_left_out_as_the_message_says(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, LESION, "sub-2/ses-1/anat/sub-2_ses-1_FLAIR.nii", "sub-2/ses-2/anat/sub-2_ses-2_FLAIR.nii")
+    tree(tmp_path, "derivatives/lesions/sub-2/ses-1/sub-2_ses-1_mask.nii")
+    (fault,) = look(tmp_path).faults
+    assert "or leave it out by a line sub-2/ses-2/ in .bidsignore" in fault
+    (tmp_path / ".bidsignore").write_text("sub-2/ses-2/\n")
+    assert len(pairs(look(tmp_path))) == 2

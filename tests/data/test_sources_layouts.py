@@ -160,7 +160,7 @@ def test_what_a_dry_run_shows(tmp_path: Path, phantom: Volumes) -> None:
         in result.stdout
     )
     assert "choose with --mask-select desc=rater1 or --mask-select desc=rater2" in result.stderr
-    assert "found so far: 0 scans; nothing is taken before what is at the end is corrected" in result.stdout
+    assert "found so far: 0 scans; nothing is taken before the faults at the end are corrected" in result.stdout
 
 
 def test_out_is_needed_without_dry_run(tmp_path: Path) -> None:

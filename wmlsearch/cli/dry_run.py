@@ -26,7 +26,7 @@ def show_discovery(console: Console, raw: Path, choices: Choices) -> None:
     patients = len({source.patient for source in discovery.sources} - {""})
     counts = [plural(len(discovery.sources), "scan"), *([plural(patients, "patient")] if patients else [])]
     if discovery.faults:
-        say(f"found so far: {' of '.join(counts)}; nothing is taken before what is at the end is corrected")
+        say(f"found so far: {' of '.join(counts)}; nothing is taken before the faults at the end are corrected")
     else:
         say(f"taken: {' of '.join(counts)}")
     for unused in discovery.unused:

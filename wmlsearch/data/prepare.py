@@ -95,7 +95,7 @@ def prepare(
     check_output_folder(out)
     table = _open_pseudonyms(out, options.pseudonyms)
     if tell:
-        for note in discovery.notes:
+        for note in filter(None, (*discovery.notes, discovery.unused_note)):
             tell(note)
     options = _with_layout(options, discovery)
     scans = _named_scans(discovery.sources, table)

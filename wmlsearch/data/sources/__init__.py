@@ -64,6 +64,7 @@ def survey(raw: Path, choices: Choices | None = None) -> Discovery:
         layout.description,
         tuple(sorted(sources, key=_order)),
         tuple(findings.unused),
+        findings.unused_note,
         tuple(findings.notes),
         tuple(findings.faults),
         tuple(sorted(set(findings.test_patients))),

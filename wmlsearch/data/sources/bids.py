@@ -17,7 +17,6 @@ from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.bids_files import RAW_DATA, BidsFolder, has_subjects
 from wmlsearch.data.sources.bids_masks import (
     NAMED,
-    OTHER,
     PLAIN,
     Candidate,
     LeftOut,
@@ -26,7 +25,7 @@ from wmlsearch.data.sources.bids_masks import (
 )
 from wmlsearch.data.sources.bids_names import BidsFile, entity_key
 from wmlsearch.data.sources.bids_participants import read_sites
-from wmlsearch.data.sources.choices import Selection, option_text
+from wmlsearch.data.sources.choices import Selection, option_text, same_value
 from wmlsearch.data.sources.content import uninstalled
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData
@@ -35,6 +34,7 @@ from wmlsearch.data.sources.source import Source
 from wmlsearch.runs.wording import plural
 
 _FLAIR_SUFFIX = re.compile(r"(?i)(2d|3d)?(t2w?-?)?(2d|3d)?flair")
+_LIKE_FLAIR = re.compile(r"(?i).*flair.*|t2w?|pdt2|pdw?")  # images that a mask may be drawn on instead of a FLAIR
 MAX_WAYS = 4  # alternatives in a message, where each takes several options
 
 
@@ -46,12 +46,19 @@ class _Scan:
     session: str
     images: list[BidsFile] = field(default_factory=list)
     masks: list[Candidate] = field(default_factory=list)
+    other_images: list[BidsFile] = field(default_factory=list)  # which may be FLAIRs by another name
     is_ignored: bool = False  # its images stand in .bidsignore
+    whose: str = ""  # advice where it has a mask only: the name of another scan is nearly its own
 
     @property
-    def flair(self) -> str:
-        """Where its image belongs."""
-        return f"{self.name}/anat/{self.name.replace('/', '_')}_FLAIR.nii.gz"
+    def image_advice(self) -> str:
+        """Where the image of its mask belongs, or may be."""
+        if self.whose:
+            return self.whose
+        place = f"{self.name}/anat/{self.name.replace('/', '_')}_FLAIR.nii.gz"
+        suffixes = dict.fromkeys(file.suffix for file in self.other_images)
+        others = " or ".join(option_text("--select", "suffix", suffix) for suffix in suffixes)
+        return f"add {place}" + (f", or take another image with {others}" if others else "")
 
     @property
     def name(self) -> str:
@@ -70,6 +77,10 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
         for link in sorted(folder.subjects.glob("sub-*"))
         if link.is_symlink() and not link.exists()
     ]
+    if misnamed := folder.misnamed():
+        findings.notes.append(
+            f"{first_names(misnamed)} not read: the folder of a patient of BIDS is named sub-..., in small letters"
+        )
     scans = _scans(folder, images, findings)
     sites = read_sites(folder.subjects, findings)
     take_plain = not any(mask.level == NAMED for scan in scans for mask in scan.masks)
@@ -125,7 +136,8 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
         has_suffix = file.suffix.casefold() in suffixes if suffixes else bool(_FLAIR_SUFFIX.fullmatch(file.suffix))
         is_image = has_suffix and not _shows_lesions(file)
         candidate = None if is_image else as_candidate(file)
-        if not is_image and candidate is None:
+        is_other_image = not suffixes and not file.derivative and bool(_LIKE_FLAIR.fullmatch(file.suffix))
+        if not is_image and candidate is None and not is_other_image:
             continue
         # Masks often stand in .bidsignore only because the validator does not know their names.
         if is_image and folder.is_ignored(file):
@@ -138,6 +150,8 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
             scan.images.append(file)
         elif candidate:
             scan.masks.append(candidate)
+        else:
+            scan.other_images.append(file)
     if ignored:
         findings.notes.append(f".bidsignore leaves out {plural(len(ignored), 'image')} ({first_names(ignored)})")
     for patient, sessions in patients.items():
@@ -146,7 +160,25 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
                 not name and any(one == patient for one, _ in ignored_scans)
             )
         _join_sessions(sessions)
+        for name, scan in sessions.items():
+            scan.whose = _nearly_same_name(patient, name, patients)
     return [scan for _, sessions in sorted(patients.items()) for _, scan in sorted(sessions.items())]
+
+
+def _nearly_same_name(patient: str, session: str, patients: Mapping[str, Mapping[str, _Scan]]) -> str:
+    """Return advice on a mask without an image, where its patient or session is spelled in two ways; else ""."""
+    with_image = [name for name, scan in patients[patient].items() if scan.images]
+    if not session and len(with_image) > 1:
+        sessions = ", ".join(f"ses-{name}" for name in sorted(with_image))
+        return f"its name says no session, and {patient} has images of {sessions}: name one"
+    alike = [
+        other
+        for other, scans in patients.items()
+        if other != patient
+        and same_value(other.removeprefix("sub-"), patient.removeprefix("sub-"))
+        and any(scan.images for scan in scans.values())
+    ]
+    return f"if it is that of {alike[0]}, rename it so" if alike else ""
 
 
 def _shows_lesions(file: BidsFile) -> bool:
@@ -154,8 +186,15 @@ def _shows_lesions(file: BidsFile) -> bool:
 
 
 def _join_sessions(sessions: dict[str, _Scan]) -> None:
-    """Give masks that name no session to the only session with an image, and masks of a session to the only image."""
+    """Give masks that name no session to the only session with an image, and masks of a session to the only image.
+
+    Sessions that are spelled in two ways, as ses-1 and ses-01, are one where only one of them has images.
+    """
     with_image = [name for name, scan in sessions.items() if scan.images]
+    for name in [name for name in sessions if name and name not in with_image]:
+        same = [other for other in with_image if same_value(name, other)]
+        if len(same) == 1:
+            sessions[same[0]].masks += sessions.pop(name).masks
     if len(with_image) != 1:
         return
     (image_session,) = with_image
@@ -245,7 +284,7 @@ class _Choice:
         if reasons:
             texts = first_names([f"{reason}: {count}" for reason, count in reasons.most_common()])
             files = plural(len(self.findings.unused), "file")
-            self.findings.notes.append(f"{files} not used ({texts}); `wmlsearch prepare --dry-run` lists them")
+            self.findings.unused_note = f"{files} not used ({texts}); the same command with --dry-run lists them"
 
     def _image(self, scan: _Scan) -> BidsFile | None:
         """Return the scan's image: of those asked for the best, the subject's own before those of derivatives."""
@@ -265,7 +304,7 @@ class _Choice:
             return None
         elif masks := [one for one in scan.masks if one.level == NAMED or (one.level == PLAIN and self.take_plain)]:
             names = ", ".join(one.file.name for one in masks)
-            self.findings.faults.append(f"{scan.name}: no FLAIR image for the mask {names}; add {scan.flair}")
+            self.findings.faults.append(f"{scan.name}: no FLAIR image for the mask {names}; {scan.image_advice}")
         else:
             self._without_image.append(scan.name)
         return None
@@ -277,9 +316,10 @@ class _Choice:
             if other is not image and choose_masks(scan.masks, other, self.masks, self.take_plain).masks
         ]
         near = [f"not taken: {', '.join(str(one) for one in left_out)}"] if left_out else []
-        rule = f"missing mask; add one file derivatives/*/{scan.name}/**/*_mask.nii.gz"
-        if any(one.file is other.file and other.level == OTHER for one in left_out for other in scan.masks):
-            rule += f" with {scan.name}'s lesions, or leave {scan.name} out"
+        rule = (
+            f"missing mask; add one file derivatives/*/{scan.name}/**/*_mask.nii.gz with its lesions, or leave it out "
+            f"by a line {scan.name}/ in .bidsignore"
+        )
         self.findings.faults.append("; ".join([f"{image.name}: {rule}", *near, *fitting]))
 
     def _add_ambiguous(self, subject: str, noun: str, files: Sequence[BidsFile], selection: Selection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SUBJECT, SESSION, DERIVATIVES, RAW_DATA = "sub-", "ses-", "derivatives", "rawdata"
 IGNORE = ".bidsignore"
+_LIKE_SUBJECT = re.compile(r"(?!sub-)(?i:sub(ject)?[-_ ]?[a-z]{0,3}[0-9]+)")
 
 
 @dataclass
@@ -32,12 +34,18 @@ class BidsFolder:
     def open(cls, raw: Path) -> BidsFolder:
         """Find the parts of a BIDS data set. A study may have its images in rawdata/, its derivatives beside it."""
         subjects = raw if has_subjects(raw) or not has_subjects(raw / RAW_DATA) else raw / RAW_DATA
-        folders = {folder / DERIVATIVES: None for folder in (raw, subjects)}
+        folders = dict.fromkeys(
+            path for folder in (raw, subjects) for path in list_folders(folder) if path.name.lower() == DERIVATIVES
+        )
         if subjects == raw and raw.name == RAW_DATA and not (raw / DERIVATIVES).is_dir():
             study = raw.absolute().parent
             if (study / DERIVATIVES).is_dir():
                 return cls(study, study / RAW_DATA, (study / DERIVATIVES,))
-        return cls(raw, subjects, tuple(folder for folder in folders if folder.is_dir()))
+        return cls(raw, subjects, tuple(folders))
+
+    def misnamed(self) -> list[str]:
+        """Return the names of folders that look like a subject's, but are not named `sub-`."""
+        return [folder.name for folder in list_folders(self.subjects) if _LIKE_SUBJECT.fullmatch(folder.name)]
 
     def files(self) -> Iterator[BidsFile]:
         """Yield the NIfTI files of all subjects, links to files that are not here included."""

@@ -187,6 +187,8 @@ def image_reasons(mask: BidsFile, image: BidsFile) -> list[Reason]:
         of_mask, of_image = mask.entities.get(key, ""), image.entities.get(key, "")
         if key == "space":
             of_mask, of_image = ("" if value.lower() in _NATIVE else value for value in (of_mask, of_image))
+        if reasons and reasons[-1].key in _GRID_KEYS:
+            break  # a grid of another space has another resolution, too
         if of_mask and not same_value(of_mask, of_image):
             reasons.append(Reason(key, f"it lies in the grid of {key}-{of_mask}, the image does not"))
         elif of_image and not of_mask and key == "space":
@@ -240,7 +242,8 @@ def choose_masks(
             continue
         reasons = [*one.reasons, *image_reasons(one.file, image)]
         if one.level == PLAIN and not take_plain and not match.explicit:
-            reasons.append(Reason("name", "its name does not say that it shows lesions, as those of other masks do"))
+            key = _key_of_its_own(one, candidates)
+            reasons.append(Reason(key, "its name does not say that it shows lesions, as those of other masks do"))
         explicit = match.explicit | (_NAMED_BY_NAME if "name" in match.explicit else frozenset())
         if missing := [reason for reason in reasons if reason.key not in explicit]:
             left_out.append(LeftOut(one.file, one.advice(missing)))
@@ -250,6 +253,16 @@ def choose_masks(
     left_out += [LeftOut(one.file, "another mask fits better") for one, _ in possible if one not in best]
     named = bool(selection.wanted.keys() & {"name", "derivative", "folder"})
     return MaskChoice(tuple(best), tuple(left_out), named)
+
+
+def _key_of_its_own(plain: Candidate, candidates: Sequence[Candidate]) -> str:
+    """Return the property by which a mask can be chosen rather than those that say lesion: its name, if it will do."""
+    named = [one.file for one in candidates if one.level == NAMED]
+    if any(file.path.name.endswith(plain.file.tail) for file in named):
+        for key in ("derivative", "folder"):
+            if all(file.properties[key] != plain.file.properties[key] for file in named):
+                return key
+    return "name"
 
 
 def _best(possible: Sequence[tuple[Candidate, tuple[int, ...]]], image: BidsFile) -> list[Candidate]:

@@ -26,6 +26,7 @@ class Findings:
     faults: list[str] = field(default_factory=list)  # nothing is prepared where there are any
     notes: list[str] = field(default_factory=list)  # how something was understood that could be meant otherwise
     unused: list[Unused] = field(default_factory=list)
+    unused_note: str = ""  # how many those are, for who does not see them all
     test_patients: list[str] = field(default_factory=list)  # patients that the layout itself keeps for testing
     lesion_labels: tuple[float, ...] = ()  # of the masks, as the layout itself says; empty where it does not
     ignore_labels: tuple[float, ...] = ()
@@ -39,6 +40,7 @@ class Discovery:
     layout: str  # such as "a BIDS folder (sub-*/)"
     sources: tuple[Source, ...]
     unused: tuple[Unused, ...]
+    unused_note: str  # how many those are, for who does not see them all; "" where a note says it already
     notes: tuple[str, ...]
     faults: tuple[str, ...]
     test_patients: tuple[str, ...]  # that the layout itself keeps for testing
