@@ -65,6 +65,18 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
     ]
 
 
+def test_a_search_that_is_still_ending_says_so(search: SearchDir) -> None:
+    """A request to stop is recorded at once; the trials end within seconds, and then the report is written."""
+    search.set_status("interrupted", "stopped by Ctrl-C")
+    resume = f"wmlsearch tune --resume s --out {search.path.parent}"
+    with search.locked():
+        assert (
+            shown(search, 200)[-1]
+            == f"its process still ends the trials or writes the report; then go on with {resume}"
+        )
+    assert shown(search, 200)[-1] == f"3 of 3 trials; go on with {resume}"
+
+
 def test_a_narrow_one_has_one_for_all(search: SearchDir) -> None:
     lines = shown(search, 90)
     assert lines[1].split() == ["rank", "trial", "val_dice_patients_best", "epochs", "state", "hyperparameters"]

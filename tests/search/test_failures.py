@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from processes import slots
-from records import epoch_row, search_record
+from records import epoch_row, run_record, search_record
 from rich.console import Console
 
 from benchmarks.simulated import new_search, row, space
 from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import memory_kills
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
@@ -106,13 +106,18 @@ def test_hours_are_reserved_for_the_final_runs(tmp_path: Path) -> None:
 
 
 def test_a_request_to_stop_is_recorded_before_the_trials_have_ended(tmp_path: Path) -> None:
+    """A process that is killed meanwhile leaves no trial "running" in a search that is not."""
     search = SearchDir.create(tmp_path / "s", search_record())
+    for number, state in enumerate(("completed", "running")):
+        RunDir.create(search.trial(number).path, run_record()).set_status(state)
     budget = Budget(search, RunSettings(), ONE_GPU)
     assert not budget.stop_all()
     budget.reason = "stopped by SIGHUP, as a closed terminal sends it"
-    assert search.state == "running"
+    assert (search.state, search.trial(1).state) == ("running", "running")
     assert budget.stop_all()
     assert (search.state, search.status().reason) == ("interrupted", budget.reason)
+    assert (search.trial(1).state, search.trial(1).status().reason) == ("interrupted", budget.reason)
+    assert search.trial(0).state == "completed"
 
 
 def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:

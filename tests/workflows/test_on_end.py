@@ -130,7 +130,8 @@ with SearchDir(Path(sys.argv[1])).locked(): print("resumed")' '{search.path}'; e
         "resumed\nwarning: the command of --on-end failed (exit status 3); the search and its result are not affected\n"
     ), done.stderr
     assert done.returncode == 143
-    assert json.loads((tmp_path / "in.json").read_text())["reason"] == "stopped by SIGTERM"
+    summary = json.loads((tmp_path / "in.json").read_text())
+    assert (summary["reason"], summary["process"]) == ("stopped by SIGTERM", "gone")
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert "MINE" in names
     assert not names & {"NCCL_SOCKET_IFNAME", "TMPDIR", "OMP_NUM_THREADS"}

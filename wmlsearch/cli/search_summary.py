@@ -66,7 +66,7 @@ def _line_to_go_on(search: SearchDir, trials: str) -> str:
     if search.state == RUNNING:
         return "" if process == ALIVE else f"{state_in_words(search)}, {trials}; go on with {resume}"
     if process == ALIVE:
-        return f"its process still writes the report; then go on with {resume}"
+        return f"its process still ends the trials or writes the report; then go on with {resume}"
     return f"{trials}; go on with {resume}"
 
 

@@ -146,10 +146,10 @@ def interrupt(thread: threading.Thread, why: str) -> None:
     """
     identity = cast(int, thread.ident)
     if thread is threading.main_thread():
-        ours = [number for number in _NAMES if signal.getsignal(number) in _Requests.handlers]
-        if ours:  # a program in the background of a script ignores SIGINT
+        numbers = [number for number in _NAMES if signal.getsignal(number) in _Requests.handlers]
+        if numbers:  # a program in the background of a script ignores SIGINT
             _Requests.why = why
-            signal.pthread_kill(identity, ours[0])
+            signal.pthread_kill(identity, numbers[0])
         return
 
     class ByThread(Interrupted):

@@ -103,7 +103,10 @@ class Budget(tune.Stopper):
     def _record_request(self) -> None:
         """Record a request to stop at once: the trials take seconds to end, which a batch system may not grant."""
         if self.reason.startswith("stopped by ") and self.search.state == RUNNING:
-            with suppress(OSError):  # the end of the search is recorded once more
+            with suppress(OSError):  # the ends of trials and search are recorded once more
+                for run in self.search.trials():
+                    if run.state == RUNNING:
+                        run.set_status("interrupted", self.reason)
                 self.search.set_status("interrupted", self.reason)
 
     def _used_up(self) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from wmlsearch.runs import user_command
 from wmlsearch.runs.environment import users_environment
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import signals_as_interrupts
 from wmlsearch.runs.json_text import json_text
+from wmlsearch.runs.liveness import GONE, Liveness
 from wmlsearch.runs.lock import claim_of
 from wmlsearch.workflows.summaries import SearchSummary
 
@@ -43,7 +45,8 @@ class CommandAtEnd:
         Returns if there is nothing to run.
         """
         if self.command and self._is_due():
-            text = json_text(SearchSummary.of(self.search))
+            gone = replace(Liveness.of(self.search), process=GONE)  # once the command runs
+            text = json_text(SearchSummary.of(self.search, gone))
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
             claim = str(claim_of(self.search.path).resolve())

@@ -101,20 +101,20 @@ class SearchSummary(FolderSummary):
     resume: str | None
 
     @classmethod
-    def of(cls, search: SearchDir) -> SearchSummary:
-        """Read the folder of a search, running or ended. Raises InputError."""
+    def of(cls, search: SearchDir, liveness: Liveness | None = None) -> SearchSummary:
+        """Read the folder of a search, running or ended. Raises InputError.
+
+        Args:
+            search: Its folder.
+            liveness: Of its process. None: as the folder tells.
+        """
         record, status, board = search.record(), search.status(), leaderboard(search)
-        liveness, used, selection, evaluation = (
-            Liveness.of(search),
-            search.usage(),
-            search.selection(),
-            search.evaluation(),
-        )
+        used, selection, evaluation = search.usage(), search.selection(), search.evaluation()
         verdict = evaluation.verdict if evaluation else None
         sentences = [verdict.sentence, *([verdict.models.sentence] if verdict.models else [])] if verdict else []
         page = search.report / "index.html"
         return cls(
-            **vars(cls.of_folder(search, SEARCH, search.path.resolve().name, liveness)),
+            **vars(cls.of_folder(search, SEARCH, search.path.resolve().name, liveness or Liveness.of(search))),
             objectives=list(record.settings.objective_names),
             trials_planned=record.settings.trials,
             trials_ended=sum(entry.state not in UNFINISHED for entry in board.trials),
