@@ -148,10 +148,11 @@ def test_the_ray_of_this_process_comes_before_the_environment(monkeypatch: pytes
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     monkeypatch.delenv("WMLSEARCH_STORAGE", raising=False)
     monkeypatch.setattr(connect, "own_address", lambda: "10.1.2.3:6379")
-    assert _placement(None, None).ray_address == "10.1.2.3:6379"
-    assert _placement("localhost:6379", None).ray_address == "localhost:6379"
+    own, given = _placement(None, None), _placement("localhost:6379", None)
+    assert (own.ray_address, own.given_ray_address) == ("10.1.2.3:6379", None), "it may end with this process"
+    assert (given.ray_address, given.given_ray_address) == ("localhost:6379", "localhost:6379")
     monkeypatch.setattr(connect, "own_address", lambda: None)
-    assert _placement(None, None).ray_address == "127.0.0.1:6379"
+    assert _placement(None, None).given_ray_address == "127.0.0.1:6379"
 
 
 def test_prepare_is_the_command(raw: Path, prepared: Path, tmp_path: Path) -> None:
@@ -389,6 +390,10 @@ def test_a_search_on_the_ray_of_the_process(prepared: Path, tmp_path: Path, monk
             assert search.state == "completed"
             assert ray.is_initialized(), "it was running before"
             assert "trials run 1 at a time, each 1 worker with 1 CPU each" in lines, "of its CPUs"
+            assert SearchDir(search.path).record().ray_address is None, "nobody can resume there"
+            wmlsearch.resume(search, trials=2, say=lines.append)
+            assert len(search.trials) == 2
+            assert SearchDir(search.path).record().ray_address is None
             with (
                 pytest.raises(wmlsearch.InputError, match=r"connected to another Ray, at .*; call ray\.shutdown"),
                 connect.ray_session("127.0.0.1:1"),

@@ -32,3 +32,16 @@ def test_before_the_phantom_is_made(words: str, tmp_path: Path, monkeypatch: pyt
     assert (result.exit_code, result.stdout) == (2, ""), result.output
     assert IMPOSSIBLE[words] in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("cluster", "times"), [([], 0), (["--cluster", "no.yaml"], 1)])
+def test_settings_are_validated_once(
+    cluster: list[str], times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the request of the search, which a search on a cluster gets only there."""
+    calls: list[object] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wmlsearch.cli.options.settings_before_data", lambda **values: calls.append(values))
+    result = CliRunner().invoke(main, ["tune", "quick", "--data", "nowhere", *cluster])
+    assert ("no.yaml: no such" if cluster else "nowhere: no such folder") in result.stderr
+    assert len(calls) == times

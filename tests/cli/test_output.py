@@ -15,10 +15,6 @@ from wmlsearch.cli.json_output import only_json
 PRINTS = """
 import os, sys
 from pathlib import Path
-
-import pytest
-
-from wmlsearch.cli.json_output import only_json
 from wmlsearch.cli.output import survives_its_terminal
 
 with survives_its_terminal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,13 @@ def test_its_temporary_files_are_where_the_users_are(
         environment = mirror._environment()
         assert os.environ["TMPDIR"] == str(tmp_path / "of the search")
     assert environment.get("TMPDIR") == (str(tmp_path / of_user) if of_user else None)
+
+
+def test_modules_in_the_users_folder_are_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "wmlsearch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    process = mirror._start()
+    process.communicate("", timeout=60)  # without a first line there is nothing to do
+    assert process.returncode == 0

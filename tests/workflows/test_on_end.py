@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -136,6 +137,37 @@ with SearchDir(Path(sys.argv[1])).locked(): print("resumed")' '{search.path}'; e
     assert "MINE" in names
     assert not names & {"NCCL_SOCKET_IFNAME", "TMPDIR", "OMP_NUM_THREADS"}
     assert (tmp_path / "traps").read_text() == "", "the command ignores no signals"
+
+
+def ended_by(order: user_command.Order, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Let a process in a folder end with an order."""
+    code = "import json, sys; from wmlsearch.runs.user_command import Order, replace_process\n"
+    code += "replace_process(Order(**json.loads(sys.argv[1])))"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, json.dumps(dataclasses.asdict(order))],
+        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "claim", "printed"),
+    [
+        ("echo ran", "no/such/folder", "ran\n"),
+        ("echo ran", ".", "ran\n"),  # a folder: it cannot be removed, as on a file system that has become read-only
+        ("printf '\\303\\251'", "claim", "\\xe9\n"),  # of a terminal that cannot show it
+        ("echo \udce9 | wc -c", "claim", "2\n"),  # an argument that is no UTF-8
+        ("echo \ud800", "claim", "warning: the command of --on-end failed ('utf-8' codec can't encode character"),
+    ],
+)
+def test_what_disturbs_its_process(command: str, claim: str, printed: str, tmp_path: Path) -> None:
+    """And the user's folder has files that are called like modules."""
+    for name in ("json", "tempfile", "wmlsearch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = ended_by(user_command.Order(command, "", environment, str(tmp_path / claim), 143), tmp_path)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert done.stdout.startswith(printed)
 
 
 def test_the_command_has_the_users_environment(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,14 +280,13 @@ def _find_search(search: AnyPath | Search, runs: Path) -> SearchDir:
 
 def _placement(ray_address: str | None, storage: str | None) -> Placement:
     """Return where a search runs: at a given address, on the Ray of this process, or at RAY_ADDRESS."""
-    address = ray_address
-    if address is None and "ray" in sys.modules:
+    storage = storage or os.environ.get("WMLSEARCH_STORAGE") or None
+    if ray_address is None and "ray" in sys.modules:
         from wmlsearch.cluster.connect import own_address
 
-        address = own_address()
-    return Placement(
-        address or os.environ.get("RAY_ADDRESS") or None, storage or os.environ.get("WMLSEARCH_STORAGE") or None
-    )
+        if address := own_address():
+            return Placement(address, storage, on_own_ray=True)
+    return Placement(ray_address or os.environ.get("RAY_ADDRESS") or None, storage)
 
 
 def _ended(search: SearchDir, run: Callable[[], Outcome], say: Say) -> Search:

@@ -166,11 +166,11 @@ def _start(
     from wmlsearch.workflows.tune import tune as run_search
 
     ranges = options.space_to_search(space)
-    options.settings_before_data(**values)
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
-    check_new(search.path)
     earlier = [open_search(name, out) for name in warm_start]
     if cluster is not None:
+        check_new(search.path)
+        options.settings_before_data(**values)
         _start_on_cluster(cluster, data, space, search.name, out)
     choices = SearchChoices(
         space=ranges,

@@ -208,7 +208,7 @@ class SearchRecord(FolderRecord):
     space: SpaceRecord
     shape: TrialShape | None = None
     storage: str | None = None  # URI of the checkpoints, without a password; None: the run folders
-    ray_address: str | None = None  # of the cluster that the latest session ran on; None: an embedded Ray
+    ray_address: str | None = None  # that the latest session was given; None: an embedded Ray, or that of a notebook
     warm_start: WarmStart | None = None
     packing: dict[str, Any] = Field(default_factory=dict)  # measurements of `--trials-per-gpu auto`
 

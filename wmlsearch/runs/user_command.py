@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
@@ -80,20 +81,24 @@ def replace_process(order: Order) -> None:
         file.seek(0)
         os.dup2(file.fileno(), 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # they come once the program has its handlers
-        program = [sys.executable, "-m", "wmlsearch.runs.user_command"]
+        # -P: a file in the user's folder that is called like a module is not that module.
+        program = [sys.executable, "-P", "-m", "wmlsearch.runs.user_command"]
         os.execve(sys.executable, program, {**order.environment, "PYTHONPATH": paths})  # noqa: S606 - this interpreter
 
 
 def _replaced() -> int:
     """Do what the order on standard input says; return the exit status."""
     order = Order(**json.load(sys.stdin))
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal or file that cannot show all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     for number in _SIGNALS:  # a function, since the command would inherit "ignored"
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    Path(order.claim).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # other processes see that this claim's process has ended
+        Path(order.claim).unlink()
     try:
         messages = lines(*run(order.command, order.text, order.environment))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # UnicodeEncodeError is a ValueError
         messages = lines(str(error), "")
     with contextlib.suppress(OSError):
         print(*messages, sep="\n", flush=True)

@@ -181,7 +181,7 @@ def _write(process: subprocess.Popen[str], line: Target | Request) -> None:
 
 def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "wmlsearch.tracking.mirror"],
+        [sys.executable, "-P", "-m", "wmlsearch.tracking.mirror"],  # -P: the user's folder may hold a types.py
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

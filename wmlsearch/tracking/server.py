@@ -52,6 +52,7 @@ def start_server(
         # Not an option: the URI may hold a password, and all users of a machine can read command lines.
         "MLFLOW_BACKEND_STORE_URI": store,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs are not used here, and need many processes
+        "PYTHONSAFEPATH": "1",  # in its workers too: the user's folder may hold a types.py
     }
     return subprocess.Popen(  # noqa: S603 - our own interpreter
         command,

@@ -30,6 +30,7 @@ class Placement:
     workers_per_trial: int = 1
     gpus_per_worker: float | None = None  # None: one where the machines have GPUs
     trials_per_gpu: int | Literal["auto"] = 1  # auto: preflight measures how many are fastest
+    on_own_ray: bool = False  # whether ray_address is the Ray that this process was connected to before
 
     def __post_init__(self) -> None:
         """Make the path of a storage folder absolute: Ray's processes have other working directories."""
@@ -40,6 +41,11 @@ class Placement:
     def on_cluster(self) -> bool:
         """Whether trials run on a cluster that exists already, not on an embedded Ray."""
         return bool(self.ray_address)
+
+    @property
+    def given_ray_address(self) -> str | None:
+        """The address that the user gave, to resume a search there. A Ray of this process may end with it."""
+        return None if self.on_own_ray else self.ray_address
 
     def check_before_ray(self, trials: int) -> None:
         """Check options, storage, and the cluster's address or this machine's resources. Raises InputError."""

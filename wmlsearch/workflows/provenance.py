@@ -82,7 +82,7 @@ def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Ma
         warm_start=WarmStart(taken=earlier_trials, left_out=dict(left_out)),
         shape=plan.placement.shape,
         storage=plan.placement.storage_without_password,
-        ray_address=plan.placement.ray_address,
+        ray_address=plan.placement.given_ray_address,
         packing=plan.packing.as_dict() if plan.packing else {},
         certificate=certificate_record(plan.manifest),
         versions=versions(),

@@ -69,7 +69,8 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
     ):
         stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end))
         plan = plan_search(request, data, observer.say)
-        search.change_settings(plan.settings, plan.placement.storage_without_password, plan.placement.ray_address)
+        placement = plan.placement
+        search.change_settings(plan.settings, placement.storage_without_password, placement.given_ray_address)
         observer.say(_resume_message(search, plan))
         observer.say(f"trials run {plan.slots}")
         search.set_status(RUNNING)
