@@ -230,7 +230,7 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "semicolons": (
         HEADER.replace(",", ";"),
-        ": no FLAIR image found; expected sub-*/[ses-*/]anat/*_FLAIR.nii.gz or rows in the table",
+        " is read as a CSV table (patient,timepoint,image,mask), but no image with its mask was found there",
     ),
     "a column twice": (
         "patient,image,image,mask\na,images/p00_1.png,images/p01_1.png,masks/p00_1.png\n",
@@ -243,7 +243,7 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "an open quote": (
         HEADER + 'a,0,"images/p00_1.png,masks/p00_1.png\n',
-        ": 1 fault, nothing was written\n  - t.csv, line 2: no mask; name its file",
+        ": 1 fault, nothing was written\n  - t.csv, line 2: no mask; name its file, or leave the line out",
     ),
     "more cells than columns": (
         HEADER + "a,0,images/p00_1.png,masks/p00_1.png,x\n",

@@ -214,7 +214,7 @@ def test_raw_data_without_images(say: Say, tmp_path: Path) -> None:
         "RAW must be a CSV table (patient,timepoint,image,mask), a folder with images/ and masks/, a BIDS folder "
         "(sub-*/), an nnU-Net folder (imagesTr/, labelsTr/) or a MONAI or Decathlon list (datalist.json)"
     )
-    assert refused(say("prepare", "empty", "out")) == f"empty: {kinds}"
+    assert refused(say("prepare", "empty", "out")) == f"empty: {kinds}; a table can name files of any other order"
     assert refused(say("prepare", "nowhere", "out")) == f"nowhere: no such file or folder; {kinds}"
     assert not (tmp_path / "out").exists()
 

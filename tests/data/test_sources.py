@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data.sources import Choices, discover
+from wmlsearch.data.sources import Choices, discover, survey
 
 
 def bids(root: Path, names: list[str]) -> None:
@@ -87,7 +87,7 @@ def test_table_faults_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         discover(table(tmp_path / "d", rows))
     assert error.value.faults == (
-        "table.csv, line 5: no mask; name its file",
+        "table.csv, line 5: no mask; name its file, or leave the line out",
         "table.csv, line 6: a.nii is in line 2 already; remove one",
         "table.csv, line 7: x.bmp: must be NIfTI, PNG, TIFF or JPEG",
         "gone.nii: no such file; correct the path or the link",
@@ -150,3 +150,62 @@ def test_not_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError):
         discover(tmp_path / "loop")
+
+
+def test_images_and_masks_of_other_names(tmp_path: Path) -> None:
+    """Names that differ by words for image and mask, or in case, belong together where nothing else does."""
+    bids(tmp_path, ["images/p1_T2-FLAIR.nii.gz", "masks/p1_lesion_mask.nii", "images/P2.nii", "masks/p2.nii"])
+    bids(tmp_path, ["images/p.3.1.nii", "masks/p.3.1.nii.gz"])
+    discovery = survey(tmp_path)
+    assert [(s.image[0].name, s.mask[0].name) for s in discovery.sources] == [
+        ("P2.nii", "p2.nii"),
+        ("p1_T2-FLAIR.nii.gz", "p1_lesion_mask.nii"),
+        ("p.3.1.nii", "p.3.1.nii.gz"),
+    ]
+    assert "images and masks of other names are taken together, such as P2.nii and p2.nii (2)" in discovery.notes
+    bids(tmp_path, ["masks/p1_wmh.nii", "masks/p2_brain_mask.nii", "images/p4_T1.nii", "masks/p4_mask.nii"])
+    bids(tmp_path, ["masks/p.3.1_mask.nii"])
+    faults = survey(tmp_path).faults
+    assert [fault.partition(": ")[0] for fault in faults] == [
+        "masks/p.3.1_mask.nii", "images/p1_T2-FLAIR.nii.gz", "masks/p1_lesion_mask.nii", "masks/p1_wmh.nii",
+        "masks/p2_brain_mask.nii", "images/p4_T1.nii", "masks/p4_mask.nii",
+    ]  # fmt: skip
+
+
+def test_masks_of_two_patients_and_patients_of_two_names(tmp_path: Path) -> None:
+    bids(tmp_path, ["a.nii", "b.nii", "c.nii", "m.nii", "n.nii"])
+    table(tmp_path, "patient,timepoint,image,mask\np1,0,a.nii,m.nii\np2,0,b.nii,m.nii\nP02,1,c.nii,n.nii\n")
+    discovery = survey(tmp_path / "table.csv")
+    assert len(discovery.sources) == 3
+    assert discovery.notes == (
+        "m.nii is the mask of 2 patients (p1, p2): right if it is empty",
+        "look like names of one patient: 'P02' and 'p2'; if so, give all scans of a patient the same name",
+    )
+    table(tmp_path, "patient,timepoint,image,mask\np1,0,a.nii,m.nii\np2,0,b.nii,a.nii\n")
+    assert survey(tmp_path / "table.csv").faults == (
+        "a.nii: is an image here, and the mask of b.nii; name the mask of that image",
+    )
+
+
+def test_tables_as_other_programs_write_them(tmp_path: Path) -> None:
+    bids(tmp_path, ["x y/a.nii", "m/A.nii.gz", "m/b.nii.gz", "m/b.nii"])
+    table(tmp_path, "patient;image;mask\r\np1;x y\\a.nii;m\\A.nii.gz\r\np2;x y/a.nii;N/A\r\n")
+    discovery = survey(tmp_path / "table.csv")
+    assert [(s.name(s.image[0]), s.name(s.mask[0])) for s in discovery.sources] == [("x y/a.nii", "m/A.nii.gz")]
+    assert discovery.faults[0] == "table.csv, line 3: mask is N/A; name its file, or leave the line out"
+    table(tmp_path, "patient,image,mask\np1,x y/A.nii.gz,m/a.nii.gz\np2,x y/a.nii,m/B.nii\np3,gone/a.nii,n/a\n")
+    assert survey(tmp_path / "table.csv").faults == (
+        "table.csv, line 4: mask is n/a; name its file, or leave the line out",
+        "x y/A.nii.gz: no such file; is a.nii meant?",
+        "m/a.nii.gz: no such file; is A.nii.gz meant?",
+        "m/B.nii: no such file; correct the path or the link",
+    )
+
+
+def test_a_folder_without_a_pair_is_said_to_be_empty(tmp_path: Path) -> None:
+    bids(tmp_path, ["images/p1/a.nii", "masks/p1/a.nii"])
+    with pytest.raises(InputError) as error:
+        discover(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} is read as a folder with images/ and masks/, but no image with its mask was found there"
+    )

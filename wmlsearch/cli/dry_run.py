@@ -27,7 +27,7 @@ def show_discovery(console: Console, raw: Path, choices: Choices) -> None:
     counts = [plural(len(discovery.sources), "scan"), *([plural(patients, "patient")] if patients else [])]
     if discovery.faults:
         say(f"found so far: {' of '.join(counts)}; nothing is taken before the faults at the end are corrected")
-    else:
+    elif discovery.sources:
         say(f"taken: {' of '.join(counts)}")
     for unused in discovery.unused:
         say(f"not used: {unused.name} ({unused.reason})")

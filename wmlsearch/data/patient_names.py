@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 from wmlsearch.config import InputError
@@ -32,12 +32,9 @@ def check_patient_names(part_of: Mapping[str, str], first_file: Mapping[str, str
     Raises:
         InputError: With each two patients, their parts and files.
     """
-    spellings = defaultdict(list)
-    for name in part_of:
-        spellings[_normalized(name)].append(name)
     faults = [
         f"patients {a!r} ({part_of[a]}, {first_file[a]}) and {b!r} ({part_of[b]}, {first_file[b]})"
-        for names in spellings.values()
+        for names in alike_names(part_of)
         for a, b in combinations(names, 2)
         if part_of[a] != part_of[b]
     ]
@@ -47,6 +44,14 @@ def check_patient_names(part_of: Mapping[str, str], first_file: Mapping[str, str
             "patient the same patient id, or rename one if they are two people",
             first_lines(faults),
         )
+
+
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the names, each once, that are spellings of one name, as `check_patient_names` says."""
+    spellings = defaultdict(list)
+    for name in dict.fromkeys(names):
+        spellings[_normalized(name)].append(name)
+    return [alike for alike in spellings.values() if len(alike) > 1]
 
 
 def first_lines(lines: list[str]) -> list[str]:

@@ -6,13 +6,15 @@ To add a layout, write a module with a `Layout` (see `layout.py`): `matches` tel
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 from wmlsearch.config import InputError
+from wmlsearch.data.patient_names import alike_names
 from wmlsearch.data.sources import bids, datalist, nnunet, pairs, table
 from wmlsearch.data.sources.choices import Choices
 from wmlsearch.data.sources.content import content_faults, uninstalled
-from wmlsearch.data.sources.findings import Discovery, Findings, Unused
+from wmlsearch.data.sources.findings import Discovery, Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_folders
 from wmlsearch.data.sources.source import Source, natural_key
 
@@ -54,7 +56,8 @@ def survey(raw: Path, choices: Choices | None = None) -> Discovery:
         raise InputError(
             f"{raw}: cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from None
-    findings.faults += _option_faults(layout, choices)
+    findings.faults += _option_faults(layout, choices) + _faults_of_several(sources)
+    findings.notes += _notes_of_several(sources)
     if len({source.is_nifti for source in sources}) > 1:
         findings.faults.append(
             "NIfTI volumes and 2-D pictures must not be mixed, but both were found; prepare them apart"
@@ -76,6 +79,35 @@ def survey(raw: Path, choices: Choices | None = None) -> Discovery:
 def _order(source: Source) -> tuple[object, object, object]:
     name = source.name(source.image[0])
     return natural_key(source.patient), natural_key(source.timepoint), natural_key(name)
+
+
+def _faults_of_several(sources: list[Source]) -> list[str]:
+    """Return a line for each file that is the image of one volume and the mask of another."""
+    masks = {path: source for source in sources for path in source.mask}
+    return [
+        f"{source.name(path)}: is an image here, and the mask of {masks[path].name(masks[path].image[0])}; name the "
+        "mask of that image"
+        for source in sources
+        for path in source.image
+        if path in masks
+    ]
+
+
+def _notes_of_several(sources: list[Source]) -> list[str]:
+    """Return remarks on masks that patients share, and on patients whose names are likely one patient's."""
+    notes = []
+    patients_of: dict[Path, dict[str, Source]] = defaultdict(dict)
+    for source in sources:
+        for path in source.mask:
+            patients_of[path].setdefault(source.patient, source)
+    for path, shared in patients_of.items():
+        if len(shared) > 1:
+            name = next(iter(shared.values())).name(path)
+            notes.append(f"{name} is the mask of {len(shared)} patients ({first_names(list(shared))}): right if it is empty")
+    if alike := alike_names(source.patient for source in sources if source.patient):
+        listed = first_names([" and ".join(map(repr, names)) for names in alike])
+        notes.append(f"look like names of one patient: {listed}; if so, give all scans of a patient the same name")
+    return notes
 
 
 def _option_faults(layout: Layout, choices: Choices) -> list[str]:
@@ -103,7 +135,9 @@ def _layout(raw: Path) -> Layout:
         raise InputError(f"{raw}: {rule}; did you mean {names}?")
     if absent := uninstalled(raw):
         raise InputError(f"{raw}: {rule}", absent)
-    raise InputError(f"{raw}: {rule if raw.exists() else f'no such file or folder; {rule}'}")
+    if not raw.exists():
+        raise InputError(f"{raw}: no such file or folder; {rule}")
+    raise InputError(f"{raw}: {rule}; a table can name files of any other order")
 
 
 def _data_sets_inside(raw: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wmlsearch.data.sources.findings import first_names
-from wmlsearch.data.sources.source import Source
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
 
 MAX_POINTER_BYTES = 32768  # git-annex reads no longer pointer files
 ANNEX_POINTER, LFS_POINTER = b"/annex/objects/", b"version https://git-lfs.github.com/spec/"
@@ -25,13 +25,15 @@ def content_faults(raw: Path, sources: Sequence[Source]) -> list[str]:
     folder = raw if raw.is_dir() else raw.parent
     faults: list[str] = []
     fetched: dict[str, list[Path]] = defaultdict(list)  # by the command that fetches them
+    folders: dict[Path, dict[str, list[str]]] = {}  # that were listed
     for source in sources:
         for path in (*source.image, *source.mask):
             if command := fetch_command(path):
                 fetched[command].append(path)
             elif not _is_file(path):
                 name = path.relative_to(folder) if path.is_relative_to(folder) else path
-                faults.append(f"{name}: no such file; correct the path or the link")
+                advice = f"is {similar} meant?" if (similar := _similar(path, folders)) else "correct the path or the link"
+                faults.append(f"{name}: no such file; {advice}")
     return [_fetch_fault(folder, command, paths) for command, paths in fetched.items()] + faults
 
 
@@ -94,6 +96,26 @@ def _arguments(names: Sequence[str]) -> list[str]:
         by_number = {re.sub(r"[0-9]+", "*", name) for name in names}
         return sorted(by_patient if len(by_patient) <= len(by_number) else by_number)
     return [shlex.quote(name) for name in names]
+
+
+def _similar(path: Path, folders: dict[Path, dict[str, list[str]]]) -> str:
+    """Return the name of the one file beside a path that differs in case or in the extension only, or "".
+
+    Args:
+        path: A path without a file.
+        folders: Names of images by their plain form, of each folder that was listed; is added to.
+    """
+    if path.parent not in folders:
+        names: dict[str, list[str]] = defaultdict(list)
+        try:
+            for other in path.parent.iterdir():
+                if is_nifti(other) or is_picture(other):
+                    names[stem(other).casefold()].append(other.name)
+        except (OSError, ValueError):  # no such folder, one that may not be read, or a name that no folder can have
+            pass
+        folders[path.parent] = names
+    alike = [name for name in folders[path.parent].get(stem(path).casefold(), ()) if name != path.name]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def _is_file(path: Path) -> bool:

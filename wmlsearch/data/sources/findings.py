@@ -53,7 +53,7 @@ class Discovery:
             raise InputError(f"{self.raw}: {plural(len(self.faults), 'fault')}, nothing was written", self.faults)
         if not self.sources:
             raise InputError(
-                f"{self.raw}: no FLAIR image found; expected sub-*/[ses-*/]anat/*_FLAIR.nii.gz or rows in the table"
+                f"{self.raw} is read as {self.layout}, but no image with its mask was found there"
             )
         return self
 

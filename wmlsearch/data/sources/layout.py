@@ -73,8 +73,11 @@ def locate(folder: Path, text: str) -> Path:
     """Return the file that a list names: relative to the list's folder, absolute, or from the user's home (~).
 
     `..` is resolved as a person reads it. Where that is no file, it is resolved as the system does, which differs if
-    the folder is a link.
+    the folder is a link. Backslashes of a list that was written on Windows are slashes where that is a file.
     """
+    slashed = text.replace("\\", "/")
+    if slashed != text and not os.path.lexists(folder / text) and os.path.lexists(folder / slashed):
+        text = slashed
     path = folder / Path(text).expanduser() if text.startswith("~/") else folder / text
     plain = Path(os.path.normpath(path))
     if ".." in path.parts and not os.path.lexists(plain) and os.path.lexists(path):

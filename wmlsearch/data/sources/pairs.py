@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, g
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key, stem
 
+_KIND = re.compile(r"(?i)(?:[-_. ](?:(?:t2[-_]?)?flair|image|img|lesions?|wmh|mask|seg|label|gt|manual|lesionmask))+$")
 FilesByName = Mapping[str, Sequence[Path]]  # by file name without its extension
 
 
@@ -27,6 +29,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     if pattern is not None:
         check_pattern(pattern)
     images, masks = (_files_by_name(raw.path / folder) for folder in ("images", "masks"))
+    _match_other_names(images, masks, findings)
     faults += _pairing_faults(images, masks)
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
     return group_into_sources(raw.path, _scans(pairs, pattern, faults), faults)
@@ -38,6 +41,23 @@ def _files_by_name(folder: Path) -> dict[str, list[Path]]:
         if is_nifti(path) or is_picture(path):
             files[stem(path)].append(path)
     return dict(files)
+
+
+def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path]], findings: Findings) -> None:
+    """Give masks the names of their images where those differ in case, or by words such as p1_FLAIR and p1_mask."""
+    plain: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for place, files in enumerate((images, masks)):
+        for name in files.keys() - (masks, images)[place].keys():
+            plain[_KIND.sub("", name).casefold()][place].append(name)
+    matched = [(image[0], mask[0]) for image, mask in plain.values() if len(image) == len(mask) == 1]
+    for image, mask in sorted(matched):
+        masks[image] = masks.pop(mask)
+    if matched:
+        image, mask = min(matched)
+        findings.notes.append(
+            f"images and masks of other names are taken together, such as {images[image][0].name} and "
+            f"{masks[image][0].name} ({len(matched)})"
+        )
 
 
 def _pairing_faults(images: FilesByName, masks: FilesByName) -> list[str]:

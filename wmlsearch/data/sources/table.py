@@ -28,6 +28,7 @@ from wmlsearch.data.sources.layout import (
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture
 
 SITE_COLUMNS = ("site", "scanner")
+NO_FILE = ("n/a", "na", "nan", "none", "null", "-")  # how tables say that there is none
 COLUMNS = ("patient", "timepoint", "image", "mask", *SITE_COLUMNS)
 
 
@@ -92,7 +93,9 @@ def _cell_faults(cells: dict[str, str]) -> list[str]:
     for name in ("image", "mask"):
         path = Path(cells[name])
         if not cells[name]:
-            faults.append(f"no {name}; name its file")
+            faults.append(f"no {name}; name its file, or leave the line out")
+        elif cells[name].casefold() in NO_FILE:
+            faults.append(f"{name} is {cells[name]}; name its file, or leave the line out")
         elif not (is_nifti(path) or is_picture(path)):
             faults.append(f"{cells[name]}: must be NIfTI, PNG, TIFF or JPEG")
     return faults
