@@ -179,7 +179,7 @@ def test_masks_of_two_patients_and_patients_of_two_names(tmp_path: Path) -> None
     assert len(discovery.sources) == 3
     assert discovery.notes == (
         "m.nii is the mask of 2 patients (p1, p2): right if it is empty",
-        "look like names of one patient: 'P02' and 'p2'; if so, give all scans of a patient the same name",
+        "look like names of one patient: 'p2' and 'P02'; if so, give all scans of a patient the same name",
     )
     table(tmp_path, "patient,timepoint,image,mask\np1,0,a.nii,m.nii\np2,0,b.nii,a.nii\n")
     assert survey(tmp_path / "table.csv").faults == (

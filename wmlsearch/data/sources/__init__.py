@@ -103,7 +103,8 @@ def _notes_of_several(sources: list[Source]) -> list[str]:
     for path, shared in patients_of.items():
         if len(shared) > 1:
             name = next(iter(shared.values())).name(path)
-            notes.append(f"{name} is the mask of {len(shared)} patients ({first_names(list(shared))}): right if it is empty")
+            patients = f"{len(shared)} patients ({first_names(list(shared))})"
+            notes.append(f"{name} is the mask of {patients}: right if it is empty")
     if alike := alike_names(source.patient for source in sources if source.patient):
         listed = first_names([" and ".join(map(repr, names)) for names in alike])
         notes.append(f"look like names of one patient: {listed}; if so, give all scans of a patient the same name")

@@ -32,7 +32,8 @@ def content_faults(raw: Path, sources: Sequence[Source]) -> list[str]:
                 fetched[command].append(path)
             elif not _is_file(path):
                 name = path.relative_to(folder) if path.is_relative_to(folder) else path
-                advice = f"is {similar} meant?" if (similar := _similar(path, folders)) else "correct the path or the link"
+                similar = _similar(path, folders)
+                advice = f"is {similar} meant?" if similar else "correct the path or the link"
                 faults.append(f"{name}: no such file; {advice}")
     return [_fetch_fault(folder, command, paths) for command, paths in fetched.items()] + faults
 
