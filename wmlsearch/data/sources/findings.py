@@ -52,9 +52,7 @@ class Discovery:
         if self.faults:
             raise InputError(f"{self.raw}: {plural(len(self.faults), 'fault')}, nothing was written", self.faults)
         if not self.sources:
-            raise InputError(
-                f"{self.raw} is read as {self.layout}, but no image with its mask was found there"
-            )
+            raise InputError(f"{self.raw} is read as {self.layout}, but no image with its mask was found there")
         return self
 
 
