@@ -201,3 +201,27 @@ def test_labels_that_the_layout_names_need_no_option(tmp_path: Path, phantom: Vo
     manifest = Manifest.read(tmp_path / "out")
     assert (manifest.lesion_labels, manifest.ignore_labels) == ((1.0,), (2.0,))
     assert set(np.unique(np.load(tmp_path / "out/masks.npy"))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "patients", "refusal"),
+    [
+        (("p1", "p2", "p3"), False, "a split by patient needs each image's patient; give --patient-pattern REGEX"),
+        (("p1", "p2"), True, "too few patients for a split"),
+        (("p1", "P01", "p2", "p3", "p4"), True, "names that are likely one patient's"),
+        (("p1", "p2", "p3"), True, ""),
+    ],
+)
+def test_a_dry_run_checks_what_needs_no_image(
+    tmp_path: Path, names: tuple[str, ...], patients: bool, refusal: str
+) -> None:
+    for name in names:
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.nii").touch()
+    pattern = ["--patient-pattern", "(.+)"] if patients else []
+    command = ["prepare", str(tmp_path), "--dry-run", *pattern, "--test-patients", names[1]]
+    result = CliRunner().invoke(main, command[: None if patients else -2], prog_name="wmlsearch")
+    assert result.exit_code == (2 if refusal else 0), result.output
+    assert refusal in result.stderr
+    assert ("nothing was written" in result.stdout) == (not refusal)

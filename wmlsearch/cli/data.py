@@ -206,7 +206,7 @@ def prepare(
     for name in ("lesion", "ignore"):
         options[f"{name}_labels"] = _labels(f"--{name}-label", options[f"{name}_labels"])
     if dry_run:
-        show_discovery(console(), raw, PrepareOptions(**options).choices)
+        show_discovery(console(), raw, PrepareOptions(**options))
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")

@@ -9,17 +9,19 @@ from rich.table import Table
 
 from wmlsearch.cli.options import say
 from wmlsearch.config import InputError
-from wmlsearch.data.sources import Choices, Discovery, Source, survey
+from wmlsearch.data.prepare import PrepareOptions, check_patients
+from wmlsearch.data.sources import Discovery, Source, survey
 from wmlsearch.runs.wording import plural
 
 
-def show_discovery(console: Console, raw: Path, choices: Choices) -> None:
+def show_discovery(console: Console, raw: Path, options: PrepareOptions) -> None:
     """Print the volumes of a raw data set, the files that are not used, and remarks.
 
     Raises:
-        InputError: With the faults that `prepare` would refuse, after everything else is printed.
+        InputError: With the faults that `prepare` would refuse before it opens an image, after everything else is
+            printed.
     """
-    discovery = survey(raw, choices)
+    discovery = survey(raw, options.choices)
     say(f"{raw} is read as {discovery.layout}")
     if discovery.sources:
         console.print(_table(discovery), highlight=False)
@@ -37,8 +39,8 @@ def show_discovery(console: Console, raw: Path, choices: Choices) -> None:
         raise InputError(
             f"{raw}: {plural(len(discovery.faults), 'fault')}, so it cannot be prepared yet", discovery.faults
         )
-    discovery.check()
-    say("nothing was written; without --dry-run it would be prepared")
+    check_patients(discovery.check(), options)
+    say("nothing was written; without --dry-run the images and masks themselves are checked, and prepared")
 
 
 def _table(discovery: Discovery) -> Table:

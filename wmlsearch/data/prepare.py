@@ -163,6 +163,13 @@ def _named_scans(sources: Sequence[Source], table: PseudonymTable | None) -> lis
     return sorted(scans, key=lambda scan: scan.shown.image)
 
 
+def check_patients(discovery: Discovery, options: PrepareOptions) -> None:
+    """Raise InputError where the patients cannot be split as the options say, as `prepare` does. Opens no image."""
+    options = _with_layout(options, discovery)
+    if options.split == "patient":
+        _draw_patients(_named_scans(discovery.sources, None), options)
+
+
 def _draw_patients(scans: Sequence[_Scan], options: PrepareOptions) -> dict[str, str]:
     """Return the split of each patient that is in one, as it is without folds."""
     if unnamed := [scan.source for scan in scans if not scan.source.patient]:
