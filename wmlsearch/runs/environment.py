@@ -64,8 +64,8 @@ def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, (change, value) in before.items():
-            ours = _changes.pop(name, None)  # None: another thread has put it back
-            is_unchanged = ours is not None and os.environ.get(name) == ours[1]
+            set_here = _changes.pop(name, None)  # None: another thread has put it back
+            is_unchanged = set_here is not None and os.environ.get(name) == set_here[1]
             _changes.update({} if change is None else {name: change})
             if is_unchanged:
                 del os.environ[name]
