@@ -185,6 +185,9 @@ REFUSED: dict[str, str] = {
     "tune quick --data DATA --mlflow-uri http://x:99999": (
         f"http://x:99999: is not a valid URL (Port out of range 0-65535); {STORES}"
     ),
+    "tune quick --data DATA --mlflow-uri http://x:5000/#/experiments/1": (
+        f"http://x:5000/#/experiments/1: is the address of a page; leave out the end, from # or ? on; {STORES}"
+    ),
     "tune quick --data DATA --mlflow-uri http://[::1": f"http://[::1: is not a valid URL (Invalid IPv6 URL); {STORES}",
     "tune quick --data DATA --mlflow-uri htp://x": f"htp://x: MLflow has no store of the kind 'htp'; {STORES}",
     "tune quick --data DATA --mlflow-uri s3://b/x": f"s3://b/x: MLflow has no store of the kind 's3'; {STORES}",

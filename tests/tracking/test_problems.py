@@ -53,6 +53,8 @@ def test_a_short_error_needs_no_file(tmp_path: Path) -> None:
         ("failed with error code 404 != 200. Response body: 'Not Found'", "belongs to --mlflow-uri"),
         ("Failed to establish a new connection: [Errno 111] Connection refused", "check that the server runs"),
         ("NameResolutionError: Failed to resolve 'mlflow.example.org'", "check the name of the host"),
+        ("Max retries exceeded (Caused by ResponseError('too many 503 error responses'))", "it may be starting"),
+        ("API request to endpoint /api failed with error code 500 != 200. Response body: 'x'", "its log says why"),
         ("Read timed out. (read timeout=10)", "MLFLOW_HTTP_REQUEST_TIMEOUT=60 waits longer"),
         ("Can't locate revision identified by 'abc'", "belongs to a newer MLflow than the one installed here"),
         ('FATAL: database "mlflow" does not exist', "create it: createdb mlflow"),

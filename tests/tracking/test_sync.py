@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -216,9 +217,9 @@ def test_deleted_experiment_stays_deleted(search: SearchDir) -> None:
     once = content(uri)
     client.delete_experiment("1")
     message = (
-        f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`mlflow experiments "
-        "restore -x 1`, with MLFLOW_TRACKING_URI), or copy the runs into another one (`wmlsearch sync s --experiment "
-        "NAME`)"
+        f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`MLFLOW_TRACKING_URI="
+        f"{uri} mlflow experiments restore -x 1`), or copy the runs into another one (`wmlsearch sync s --out "
+        f"{search.path.parent} --experiment NAME --mlflow-uri {uri}`)"
     )
     with pytest.raises(InputError) as refused:
         sync(search, uri)
@@ -325,6 +326,21 @@ def test_deleted_store_is_filled_again(search: SearchDir) -> None:
     for run in [search, *search.trials(), *search.finals()]:
         run.set_ledger(run.ledger().model_copy(update={"uri": other}))
     sync(search, other)
+    assert content(other) == once
+
+
+@pytest.mark.parametrize("first", ["trial", "search"])
+def test_store_that_is_emptied_during_a_search_is_filled_again(first: str, search: SearchDir, empty: Path) -> None:
+    """Such as that of a server in a container, which was started anew. Whichever run is sent first notices it."""
+    uri, other = default_uri(search.path.parent), f"sqlite:///{search.path.parent}/other.db"
+    assert copy(uri, search, [search, *search.all_runs()]) == Answer([], "", again=False)
+    once = content(uri)
+    shutil.copy(empty, search.path.parent / "other.db")
+    for run in [search, *search.all_runs()]:
+        run.set_ledger(run.ledger().model_copy(update={"uri": other}))
+    changed = search.trial(0) if first == "trial" else search
+    changed.set_ledger(changed.ledger().model_copy(update={"state": None}))
+    assert copy(other, search, [changed, *search.all_runs(), search]) == Answer([], "", again=False)
     assert content(other) == once
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import MlflowLedger
-from wmlsearch.runs.wording import command
+from wmlsearch.runs.wording import command, run_words
 from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import local_folder
 from wmlsearch.tracking.uri import is_database
@@ -69,10 +70,12 @@ def experiment_of(
         if experiment is None:
             return str(client.create_experiment(name, artifact_location(uri, root)))
     if experiment.lifecycle_stage == DELETED:
+        store = without_password(uri)
+        elsewhere = command("sync", *run_words(root.path), "--experiment", "NAME", "--mlflow-uri", store)
         raise InputError(
-            f"{without_password(uri)}: the experiment {experiment.name!r} was deleted there, so it takes no runs; "
-            f"restore it (`mlflow experiments restore -x {experiment.experiment_id}`, with MLFLOW_TRACKING_URI), or "
-            f"copy the runs into another one (`{command('sync', record.name, '--experiment', 'NAME')}`)"
+            f"{store}: the experiment {experiment.name!r} was deleted there, so it takes no runs; restore it "
+            f"(`MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow experiments restore -x {experiment.experiment_id}`), "
+            f"or copy the runs into another one (`{elsewhere}`)"
         )
     return str(experiment.experiment_id)
 
@@ -175,6 +178,14 @@ def _noted_experiment(client: MlflowClient, uri: str, root: AnyDir) -> Experimen
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+
+
+def is_lost(client: MlflowClient, uri: str, root: AnyDir) -> bool:
+    """Return whether a store no longer has the experiment that it had given to the folder, not even as a deleted one.
+
+    It was emptied: such as that of a server in a container, which was started anew.
+    """
+    return _notes(root.ledger(), uri) and _noted_experiment(client, uri, root) is None
 
 
 def _notes(ledger: MlflowLedger, uri: str) -> bool:

@@ -27,7 +27,7 @@ from wmlsearch.tracking.sync import FilesMissing, Refused, push
 
 MAX_WAIT_S = 15.0  # between two attempts to reach an MLflow that is away
 # Attempts at the end that copy nothing: one request that a busy server does not answer in time must not be the last.
-LAST_ATTEMPTS = 3
+LAST_ATTEMPTS = 2
 
 
 class Mirror:
@@ -54,7 +54,7 @@ class Mirror:
     def close(self, timeout_s: float = 60) -> str:
         """Copy what is not in MLflow yet, for at most `timeout_s` or until Ctrl-C; return what went wrong, or "".
 
-        A server that does not answer is asked a few times, for seconds if it is down, and then left alone.
+        A server that does not answer is asked once more, and then left alone.
         """
         with self._condition:
             self._changed[self.root.path] = self.root

@@ -106,6 +106,10 @@ _REACH = (
         r"name or service not known|nameresolution|getaddrinfo|failed to resolve|could not translate host",
         "check the name of the host, and whether this machine can reach it (VPN?)",
     ),
+    _Remedy(
+        r"too many 5\d\d error responses|error code 5\d\d",
+        "the server or a proxy before it answers, but with an error: it may be starting; else its log says why",
+    ),
     _Remedy(r"connection refused", "check that the server runs, and its host and port"),
     _Remedy(
         r"timed? ?out",

@@ -44,7 +44,7 @@ from wmlsearch.runs.schema import (
 )
 from wmlsearch.runs.wording import command
 from wmlsearch.tracking.client import connected
-from wmlsearch.tracking.experiments import check_folder_exists, experiment_of
+from wmlsearch.tracking.experiments import check_folder_exists, experiment_of, is_lost
 from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
 from wmlsearch.tracking.model_registry import MODEL, register
@@ -125,8 +125,9 @@ def push(
 ) -> None:
     """Send what MLflow lacks of one run folder, according to its ledger; with `everything`, send all of it again.
 
-    A run that was deleted in MLflow is created again. Metrics and tags are sent first, then the files if `files`.
-    Raises FilesMissing if only the files could not be sent, Refused if this run is not taken, InputError if none is.
+    A run that was deleted in MLflow is created again; if MLflow has lost all runs, none counts as sent any more.
+    Metrics and tags are sent first, then the files if `files`. Raises FilesMissing if only the files could not be sent,
+    Refused if this run is not taken, InputError if none is.
 
     Args:
         root: The search that `run` belongs to, or `run` itself.
@@ -139,7 +140,11 @@ def push(
             _again_if_broken_off(lambda: _push(client, uri, run, root, everything, files, experiment))
         except MlflowException as error:
             run_id = run.ledger().run_id
-            if error.error_code not in REFUSALS or not run_id or run_exists(client, run_id):
+            if error.error_code not in REFUSALS:
+                raise
+            if is_lost(client, uri, root):
+                _forget_ledgers(root)
+            elif not run_id or run_exists(client, run_id):
                 raise
             _push(client, uri, run, root, True, files, experiment)
     except MlflowException as error:
@@ -147,6 +152,12 @@ def push(
             raise
         experiment_of(client, uri, root)
         raise Refused(why(error, uri, root.path / PROBLEM_FILE)) from None
+
+
+def _forget_ledgers(root: AnyDir) -> None:
+    """Let nothing of a search or single run count as sent."""
+    for run in [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]:
+        run.set_ledger(MlflowLedger())
 
 
 def _again_if_broken_off(send: Callable[[], object]) -> None:

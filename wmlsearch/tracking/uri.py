@@ -77,7 +77,13 @@ def _server_fault(uri: str) -> str:
     """Return what is wrong with the URI of a server, or ""."""
     try:
         parts = urlsplit(uri)
-        return "" if parts.hostname and parts.port != 0 else "must name a host, and a port from 1 to 65535"
+        if not parts.hostname or parts.port == 0:
+            return "must name a host, and a port from 1 to 65535"
+        if not parts.fragment and not parts.query:
+            return ""
+        if "@" not in parts.fragment + parts.query:
+            return "is the address of a page; leave out the end, from # or ? on"
+        raise ValueError("a password with # or ?")
     except ValueError as error:
         if "@" in uri:  # the error's text may hold a part of the password
             return "is not a valid URL (in a user or password, write : / ? # [ ] @ as %3A %2F %3F %23 %5B %5D %40)"
