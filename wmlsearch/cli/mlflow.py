@@ -105,7 +105,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | 
     uri = options.uri_of(out, mlflow_uri)
     shown = without_password(uri)
     if uri.startswith(("http://", "https://")):
-        options.say(f"the MLflow server is at {shown.rstrip('/')}{_page(uri, out)}")
+        options.say(f"the MLflow server is at {shown}{_page(uri, out)}")
         return
     store = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not store.exists():

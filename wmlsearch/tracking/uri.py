@@ -48,6 +48,19 @@ def check_uri(uri: str) -> None:
         )
 
 
+def usual_form(uri: str) -> str:
+    """Return the URI of a server with scheme and host in lower case and no slash at its end; others as they are.
+
+    Run folders name their store, and two spellings of one server must not look like two stores.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() not in ("http", "https"):
+        return uri
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+    return f"{scheme.lower()}://{user}{at}{host.lower()}{slash}{path}".rstrip("/")
+
+
 def _database_fault(uri: str) -> str:
     """Return what is wrong with the URI of a database, or "". Raises InputError if its Python driver is missing."""
     from sqlalchemy.engine import make_url

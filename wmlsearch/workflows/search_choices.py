@@ -62,12 +62,12 @@ def notes(settings: RunSettings, warm_start: bool) -> list[str]:
 def store_uri(out: Path, given: str | None) -> str:
     """Return the URI of the MLflow store: the given one, or that beside the runs. Raises InputError."""
     from wmlsearch.tracking.sync import default_uri
-    from wmlsearch.tracking.uri import check_uri
+    from wmlsearch.tracking.uri import check_uri, usual_form
 
     uri = given or default_uri(out)
     if given or out.is_dir():
         check_uri(uri)
-    return uri
+    return usual_form(uri)
 
 
 def check_store_of_resumed(search: SearchDir, given: str | None) -> None:
