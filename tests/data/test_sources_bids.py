@@ -237,8 +237,9 @@ def test_advice_for_plain_masks_of_several_folders_can_be_pasted(tmp_path: Path,
     assert len(both) == 2
     assert len(pairs(look(tmp_path, mask_select=both))) == 3
     one = look(tmp_path, mask_select=both[:1])
-    assert len(one.sources) + len(one.faults) == 3
-    assert all("missing mask" in fault for fault in one.faults)
+    assert [source.patient for source in one.sources] == ["2"]
+    assert "missing mask" in one.faults[0]
+    assert one.faults[0].endswith("; the same for 1 more scan (sub-3)")
     result = CliRunner().invoke(main, ["prepare", str(tmp_path), "--dry-run"], prog_name="wmlsearch")
     assert "taken: " not in result.stdout
     assert "found so far: 3 scans of 3 patients; nothing is taken before the faults at the end" in result.stdout
@@ -708,3 +709,47 @@ def test_a_scan_is_left_out_as_the_message_says(tmp_path: Path) -> None:
     assert "or leave it out by a line sub-2/ses-2/ in .bidsignore" in fault
     (tmp_path / ".bidsignore").write_text("sub-2/ses-2/\n")
     assert len(pairs(look(tmp_path))) == 2
+
+
+def test_a_mask_named_like_its_image_can_be_asked_for(tmp_path: Path) -> None:
+    mask = "derivatives/lesions/sub-1/anat/sub-1_FLAIR.nii.gz"
+    (fault,) = look(tree(tmp_path, FLAIR, mask)).faults
+    assert (
+        f"not taken: {mask} (it is named like an image, but lies in a folder of lesions; --mask-select "
+        "derivative=lesions takes it)" in fault
+    )
+    assert pairs(look(tmp_path, mask_select=("derivative=lesions",))) == [(FLAIR, mask)]
+    assert pairs(look(tree(tmp_path, LESION))) == [(FLAIR, LESION)]
+
+
+@pytest.mark.parametrize("word", ["newlesion", "gadlesions", "Gd-lesion", "enhancing-lesion", "corticallesion"])
+def test_some_lesions_only_are_not_the_lesions(tmp_path: Path, word: str) -> None:
+    part = f"derivatives/lesions/sub-1/anat/sub-1_desc-{word}_mask.nii.gz"
+    plain = "derivatives/lesions/sub-1/anat/sub-1_mask.nii.gz"
+    tree(tmp_path, FLAIR, part, plain)
+    assert pairs(look(tmp_path)) == [(FLAIR, plain)]
+    (tmp_path / plain).unlink()
+    assert "names something else than lesions" in look(tmp_path).faults[0]
+    assert pairs(look(tmp_path, mask_select=(f"desc={word}",))) == [(FLAIR, part)]
+
+
+def test_masks_that_are_named_in_several_ways_are_told(tmp_path: Path) -> None:
+    for i, name in ((1, "label-deepWMH"), (2, "run-1_label-DeepWMH"), (3, "label-WMH")):
+        tree(tmp_path, f"sub-{i}/anat/sub-{i}_FLAIR.nii", f"derivatives/wmh/sub-{i}/anat/sub-{i}_{name}_mask.nii")
+    discovery = look(tmp_path)
+    assert len(pairs(discovery)) == 3
+    assert discovery.notes == (
+        "masks are named in several ways: wmh/*_label-deepwmh_mask of sub-1, sub-2, wmh/*_label-wmh_mask of sub-3; do "
+        "all show the same lesions?",
+    )
+    assert look(tmp_path, mask_select=("label=WMH", "label=deepWMH")).notes == ()
+
+
+def test_the_same_masks_of_many_patients_are_one_fault(tmp_path: Path) -> None:
+    for i in range(1, 8):
+        stem = f"derivatives/lst-ai/sub-{i}/anat/sub-{i}_space-flair"
+        tree(tmp_path, f"sub-{i}/anat/sub-{i}_FLAIR.nii", f"{stem}_seg-lst.nii.gz", f"{stem}_brainmask.nii.gz")
+    (fault,) = look(tmp_path).faults
+    assert fault.endswith("; the same for 6 more scans (sub-2, sub-3, sub-4 and 3 more)")
+    assert "(seg-lst is an unknown word, which may stand for lesions or not; --mask-select seg=lst takes it)" in fault
+    assert len(pairs(look(tmp_path, mask_select=("seg=lst",)))) == 7

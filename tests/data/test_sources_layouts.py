@@ -224,4 +224,4 @@ def test_a_dry_run_checks_what_needs_no_image(
     result = CliRunner().invoke(main, command[: None if patients else -2], prog_name="wmlsearch")
     assert result.exit_code == (2 if refusal else 0), result.output
     assert refusal in result.stderr
-    assert ("nothing was written" in result.stdout) == (not refusal)
+    assert ("nothing was written" in result.stdout) == ("taken: " in result.stdout) == (not refusal)

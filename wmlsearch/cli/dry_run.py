@@ -27,20 +27,29 @@ def show_discovery(console: Console, raw: Path, options: PrepareOptions) -> None
         console.print(_table(discovery), highlight=False)
     patients = len({source.patient for source in discovery.sources} - {""})
     counts = [plural(len(discovery.sources), "scan"), *([plural(patients, "patient")] if patients else [])]
-    if discovery.faults:
+    refusal = _refusal(discovery, options)
+    if refusal:
         say(f"found so far: {' of '.join(counts)}; nothing is taken before the faults at the end are corrected")
-    elif discovery.sources:
+    else:
         say(f"taken: {' of '.join(counts)}")
     for unused in discovery.unused:
         say(f"not used: {unused.name} ({unused.reason})")
     for note in discovery.notes:
         say(f"note: {note}")
-    if discovery.faults:
-        raise InputError(
-            f"{raw}: {plural(len(discovery.faults), 'fault')}, so it cannot be prepared yet", discovery.faults
-        )
-    check_patients(discovery.check(), options)
+    if refusal:
+        raise refusal
     say("nothing was written; without --dry-run the images and masks themselves are checked, and prepared")
+
+
+def _refusal(discovery: Discovery, options: PrepareOptions) -> InputError | None:
+    """Return the error with which `prepare` would refuse the data set before it opens an image."""
+    if faults := discovery.faults:
+        return InputError(f"{discovery.raw}: {plural(len(faults), 'fault')}, so it cannot be prepared yet", faults)
+    try:
+        check_patients(discovery.check(), options)
+    except InputError as error:
+        return error
+    return None
 
 
 def _table(discovery: Discovery) -> Table:

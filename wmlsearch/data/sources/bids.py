@@ -21,6 +21,7 @@ from wmlsearch.data.sources.bids_masks import (
     Candidate,
     LeftOut,
     as_candidate,
+    as_mask_named_like_image,
     choose_masks,
 )
 from wmlsearch.data.sources.bids_names import BidsFile, entity_key
@@ -135,7 +136,8 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
     for file in folder.files():
         has_suffix = file.suffix.casefold() in suffixes if suffixes else bool(_FLAIR_SUFFIX.fullmatch(file.suffix))
         is_image = has_suffix and not _shows_lesions(file)
-        candidate = None if is_image else as_candidate(file)
+        candidate = as_mask_named_like_image(file) if is_image else as_candidate(file)
+        is_image = is_image and candidate is None
         is_other_image = not suffixes and not file.derivative and bool(_LIKE_FLAIR.fullmatch(file.suffix))
         if not is_image and candidate is None and not is_other_image:
             continue
@@ -221,6 +223,10 @@ class _Choice:
     take_plain: bool  # whether masks count whose names do not say what they show
     findings: Findings
     _ambiguous: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # faults, by what chooses
+    _names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by how their mask is named
+    _missing: dict[tuple[str, ...], list[tuple[str, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # faults and their scans, by the masks that are not taken
     _plain: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by derivative of the mask
     _not_selected: list[str] = field(default_factory=list)  # scans
     _without_image: list[str] = field(default_factory=list)  # scans
@@ -240,6 +246,7 @@ class _Choice:
             return None
         if choice.masks[0].level == PLAIN and not choice.is_named_by_user:
             self._plain[choice.masks[0].file.derivative].append(scan.name)
+        self._names[_kind_of_mask(choice.masks[0].file)].append(scan.name)
         files = (image, choice.masks[0].file)
         if wrong := [file for file in files if file.named_patient and f"sub-{file.named_patient}" != scan.patient]:
             self.findings.faults += [
@@ -254,6 +261,14 @@ class _Choice:
 
     def report(self) -> None:
         """Add to the findings what concerns several scans: a line for all that need the same choice."""
+        for faults_of in self._missing.values():
+            alike = [name for _, name in faults_of[1:]]
+            text = f"; the same for {plural(len(alike), 'more scan')} ({first_names(alike)})" if alike else ""
+            self.findings.faults.append(faults_of[0][0] + text)
+        if len(self._names) > 1 and len(self._plain) < 2 and not self.masks.wanted:
+            kinds = sorted(self._names.items(), key=lambda item: -len(item[1]))
+            listed = first_names([f"{kind} of {first_names(names, 2)}" for kind, names in kinds], 4)
+            self.findings.notes.append(f"masks are named in several ways: {listed}; do all show the same lesions?")
         for how, faults in self._ambiguous.items():
             more = len(faults) - 1
             others = f", and so {'does' if more == 1 else 'do'} {plural(more, 'more scan')}" if more else ""
@@ -292,7 +307,7 @@ class _Choice:
         first = min((rank for rank, _ in ranked), default=())
         best = [file for rank, file in ranked if rank == first]
         best = [file for file in best if not file.derivative] or best
-        reason = "another image is taken" if best else f"not {self.images.arguments()}"
+        reason = "it counts as an image, and another one is taken" if best else f"not {self.images.arguments()}"
         self.findings.unused += [Unused(file.name, reason) for file in scan.images if file not in best]
         if len(best) == 1:
             return best[0]
@@ -320,7 +335,12 @@ class _Choice:
             f"missing mask; add one file derivatives/*/{scan.name}/**/*_mask.nii.gz with its lesions, or leave it out "
             f"by a line {scan.name}/ in .bidsignore"
         )
-        self.findings.faults.append("; ".join([f"{image.name}: {rule}", *near, *fitting]))
+        fault = "; ".join([f"{image.name}: {rule}", *near, *fitting])
+        if left_out:
+            alike = tuple(f"{_kind_of_mask(one.file)} {one.reason}" for one in left_out)
+            self._missing[alike].append((fault, scan.name))
+        else:
+            self.findings.faults.append(fault)
 
     def _add_ambiguous(self, subject: str, noun: str, files: Sequence[BidsFile], selection: Selection) -> None:
         names = ", ".join(file.name for file in files)
@@ -350,6 +370,14 @@ def _how_to_choose(files: Sequence[BidsFile], option: str, count: int | None = N
     elif not differing:
         return "keep one"
     return " or ".join(dict.fromkeys(ways[: count or MAX_WAYS])) + (" or ..." if len(ways) > MAX_WAYS else "")
+
+
+def _kind_of_mask(file: BidsFile) -> str:
+    """Return the folder and the name of a mask without what differs between the scans of a data set."""
+    entities = {key.lower(): value for key, value in file.entities.items()}
+    words = [f"{key}-{value}" for key, value in entities.items() if key in ("label", "desc", "seg", "rater")]
+    folders = [part for part in (file.derivative, file.folder) if part]
+    return "/".join([*folders, "_".join(["*", *words, *([file.suffix] if file.suffix else [])])]).casefold()
 
 
 def _folder(derivative: str) -> str:

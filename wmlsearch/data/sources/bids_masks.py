@@ -103,6 +103,14 @@ def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | N
     return Candidate(file, NAMED if labelled or named or folder == NAMED else PLAIN)
 
 
+def as_mask_named_like_image(file: BidsFile) -> Candidate | None:
+    """Return a file named like an image that lies in a folder of lesions, and so may be a mask; else None."""
+    level, key = _folder_level(file)
+    if level != NAMED:
+        return None
+    return Candidate(file, OTHER, (Reason(key, "it is named like an image, but lies in a folder of lesions"),))
+
+
 def _folder_level(file: BidsFile) -> tuple[int, str]:
     """Return how far a file's folders say that masks show lesions, and the key of the one that says so.
 
@@ -142,7 +150,7 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None
     if file.suffix.lower() != "mask":
         if _OTHER.search(file.suffix):
             reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions", is_other=True))
-        elif folder != NAMED:
+        elif folder != NAMED and (file.suffix or not reasons):
             reasons.append(Reason("suffix", f"_{file.suffix or 'seg'} does not say what it shows"))
     if not reasons and folder == OTHER:
         place = f"derivatives/{file.derivative}" if folder_key == "derivative" else f"{file.folder}/"

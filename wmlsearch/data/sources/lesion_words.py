@@ -8,6 +8,7 @@ _LESION = re.compile(r"(?i)lesion|wmh|wml|white-?matter-?hyperintens|flair-?hype
 _NO_LESION = re.compile(
     r"(?i)(^|[^a-z])(non?|not|without|peri|exclu?d?e?s?|minus|normal)[-+_ ]?(lesion|wmh|wml)"
     r"|(lesion|wmh|wml)s?[-+_ ]?(fill|inpaint|free|excl|prob|less|count|removed|edge|rim|border|ring|dilat|distance)"
+    r"|(^|[^a-z])(new|gad|gado?|gd|gd\+|enhancing|enhanced|active|cortical|spinal|spinal-?cord|cord)[-_+ ]?lesion"
     r"|(stroke|infarct|isch(a?)emic|tumou?r|metasta[a-z]*|bleed|ha?emorrhag[a-z]*|trauma[a-z]*)[-+_ ]?lesion"
 )
 
