@@ -186,6 +186,12 @@ def test_a_patient_in_both_parts(tmp_path: Path) -> None:
     assert fault.startswith("patient 'p1' is in the layout's training part and in its test part")
 
 
+def test_a_label_in_other_letters_than_its_image(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["a", "b"], 1)
+    (tmp_path / "labelsTr/b.nii.gz").rename(tmp_path / "labelsTr/B.nii.gz")
+    assert "labelsTr/B.nii.gz: no image; rename it like imagesTr/b" in survey(tmp_path).faults
+
+
 def test_files_of_one_name_are_never_chosen_silently(tmp_path: Path) -> None:
     nnunet(tmp_path, ["a", "b"], 1)
     tree(tmp_path, "imagesTr/a_0000.nii", "labelsTr/b.nii", "imagesTs/c.nii", "imagesTs/c.nii.gz")

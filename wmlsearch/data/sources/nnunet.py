@@ -90,7 +90,10 @@ def _pairs(
     for name, label in labels.items():
         image = images.get(name, {}).get(None) or images.get(name, {}).get(channel)
         if image is None:
-            findings.faults.append(f"labels{part}/{label.name}: no image; add images{part}/{name}_{channel:04d}.nii.gz")
+            alike = [other for other in images if other != name and other.casefold() == name.casefold()]
+            add = f"add images{part}/{name}_{channel:04d}.nii.gz"
+            advice = f"rename it like images{part}/{alike[0]}" if alike else add
+            findings.faults.append(f"labels{part}/{label.name}: no image; {advice}")
         else:
             cases.append(Case(name, image, label, is_test=part == "Ts"))
     for name in images.keys() - labels.keys():
