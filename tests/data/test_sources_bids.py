@@ -695,7 +695,7 @@ def test_a_session_that_is_spelled_in_two_ways(tmp_path: Path) -> None:
 
 def test_folders_in_capital_letters(tmp_path: Path) -> None:
     mask = "Derivatives/Lesions/sub-1/Anat/sub-1_MASK.nii.gz"
-    discovery = look(tree(tmp_path, FLAIR, mask, "SUB-02/anat/SUB-02_FLAIR.nii.gz", "sub03/x", "subtypes/x"))
+    discovery = look(tree(tmp_path, FLAIR, mask, "SUB-02/anat/SUB-02_FLAIR.nii.gz", "sub03/x", "subset1/x"))
     assert pairs(discovery) == [(FLAIR, mask)]
     assert discovery.notes == (
         "SUB-02, sub03 not read: the folder of a patient of BIDS is named sub-..., in small letters",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SUBJECT, SESSION, DERIVATIVES, RAW_DATA = "sub-", "ses-", "derivatives", "rawdata"
 IGNORE = ".bidsignore"
-_LIKE_SUBJECT = re.compile(r"(?!sub-)(?i:sub(ject)?[-_ ]?[a-z]{0,3}[0-9]+)")
+_LIKE_SUBJECT = re.compile(r"(?!sub-)(?i:sub(ject)?([-_ ][a-z]{0,4})?[0-9]+)")
 
 
 @dataclass
