@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 # The module behind the command `ray`, run by this interpreter: a `ray` on the PATH may be another installation.
@@ -53,8 +53,14 @@ def dead_servers() -> list[str]:
     return [name for name in ("gcs_server", "raylet") if name in dead]
 
 
-def release_placement_groups(memory: int) -> None:
-    """Remove the placement groups with a bundle of exactly `memory` bytes.
+def actor_id(actor: Any) -> str:
+    """Return the id of an actor, as `ray.get_runtime_context().get_actor_id()` returns it in the actor itself."""
+    identity: str = actor._actor_id.hex()
+    return identity
+
+
+def release_placement_groups(marks: Collection[int]) -> None:
+    """Remove the placement groups with a bundle of exactly so many bytes of memory.
 
     Ray Train keeps no handle of its groups; a group whose controller was killed is found by this mark only.
     """
@@ -62,6 +68,18 @@ def release_placement_groups(memory: int) -> None:
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
     for key, group in placement_group_table().items():
-        marked = any(bundle.get("memory") == memory for bundle in group["bundles"].values())
-        if marked and group["state"] != "REMOVED":
+        if group["state"] != "REMOVED" and not _memory(group).isdisjoint(marks):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
+
+
+def placed_marks() -> set[int]:
+    """Return the bytes of memory of all bundles whose placement group has its resources."""
+    from ray.util.placement_group import placement_group_table
+
+    return {
+        mark for group in placement_group_table().values() if group["state"] == "CREATED" for mark in _memory(group)
+    }
+
+
+def _memory(group: Mapping[str, Any]) -> set[int]:
+    return {int(bundle["memory"]) for bundle in group["bundles"].values() if "memory" in bundle}

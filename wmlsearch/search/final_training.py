@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wmlsearch.cluster.data_shipping import Shipment
@@ -23,11 +23,12 @@ from wmlsearch.runs.files import StorageError, write_bytes
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
-from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death
+from wmlsearch.search.group_resources import KilledGroups, Machines
+from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
-# How often a run whose process died goes on from its last checkpoint. Of a trial: without a new epoch between.
+# How often a run whose process died goes on from its last checkpoint without a new epoch in between.
 LOST_PROCESS_RETRIES = 3
 
 
@@ -73,7 +74,9 @@ class RunTrainer:
         self.steps: dict[Any, tuple[Any, TrainingRequest]] = {}  # by the reference of the epoch's result
         self.began: dict[Any, float] = {}  # by the same: time.monotonic()
         self.waiting: deque[TrainingRequest] = deque()
-        self.losses = Counter[Path]()  # by run folder: how often its process died
+        self.losses = Counter[Path]()  # by run folder: how often its process died since its last epoch
+        self.epochs_at_loss: dict[Path, int] = {}  # by run folder: how many it had when its process died
+        self.killed = KilledGroups()
         self.memory_kills = MemoryKills()
         self.seen: set[Path] = set()  # folders of runs of which a process has reported
 
@@ -88,7 +91,9 @@ class RunTrainer:
                 self._close_idle_groups()
         finally:
             for group in (*self.idle, *(group for group, _ in self.steps.values())):
-                ray.kill(group)
+                self._kill(group)
+            with contextlib.suppress(RayError):
+                self.killed.release(at_once=True)
             self.scratch.cleanup()
 
     def train(self, requests: Sequence[TrainingRequest], slots: Slots, on_change: Callable[[RunDir], None]) -> None:
@@ -114,6 +119,7 @@ class RunTrainer:
                 self._start(self.waiting.popleft())
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
             self._kill_hung_groups()
+            self.killed.release()
             self.memory_kills.look()
             if finished:
                 self._collect(finished[0])
@@ -130,8 +136,13 @@ class RunTrainer:
         with contextlib.suppress(RayError):
             ray.get([group.close.remote() for group in self.idle], timeout=2 * CLOSE_TIMEOUT_S)
         for group in self.idle:
-            ray.kill(group)
+            self._kill(group)
         self.idle = []
+
+    def _kill(self, group: Any) -> None:
+        """End the process that drives a group, and with it its workers."""
+        ray.kill(group)
+        self.killed.add(group)
 
     def _start(self, request: TrainingRequest) -> None:
         if request.run.exists():
@@ -144,11 +155,17 @@ class RunTrainer:
         self.steps[group.step.remote()] = group, request
 
     def _kill_hung_groups(self) -> None:
-        """Kill groups that have not reported for --trial-timeout. Their runs go on like those of dead groups."""
+        """Kill groups that have not reported for --trial-timeout. Their runs go on like those of dead groups.
+
+        A group that waits for machines does not hang: its time begins when it has them.
+        """
         for step, (group, _) in self.steps.items():
             if time.monotonic() - self.began.setdefault(step, time.monotonic()) > self.timeout_s:
+                if not Machines().are_given_to(group):
+                    self.began[step] = time.monotonic()
+                    continue
                 self.began[step] = math.inf
-                ray.kill(group)
+                self._kill(group)
 
     def _collect(self, step: Any) -> None:
         """Record the result of an epoch, and go on with the run or its group."""
@@ -157,7 +174,7 @@ class RunTrainer:
         try:
             result: TrialResult = ray.get(step)
         except (RuntimeError, RayError) as error:
-            ray.kill(group)  # and with it its workers
+            self._kill(group)
             if self._retry(request, error):
                 return
         else:
@@ -172,16 +189,23 @@ class RunTrainer:
         self.on_change(request.run)
 
     def _retry(self, request: TrainingRequest, error: Exception) -> bool:
-        """Queue the run of a group that died, or record its end after too many losses or another error."""
-        self.losses[request.run.path] += 1
+        """Queue the run of a group that died, or record its end after too many losses or another error.
+
+        Only losses without an epoch in between count, and none of a machine that was taken away.
+        """
+        run, epochs = request.run, len(request.run.rows())
+        if epochs > self.epochs_at_loss.get(run.path, -1):
+            self.losses[run.path], self.epochs_at_loss[run.path] = 0, epochs
+        if not was_preempted(error):
+            self.losses[run.path] += 1
         killed = self.memory_kills.reason_of_loss(error)
-        if isinstance(error, ActorDiedError) and self.losses[request.run.path] <= LOST_PROCESS_RETRIES:
+        if is_death(error) and self.losses[run.path] <= LOST_PROCESS_RETRIES:
             self.waiting.appendleft(request)
             return True
         if killed or isinstance(error, OutOfMemoryError):
-            request.run.set_status("out_of_memory", f"{killed or REASON}; {ADVICE}", str(error))
+            run.set_status("out_of_memory", f"{killed or REASON}; {ADVICE}", str(error))
             return False
-        request.run.set_status("lost" if is_death(error) else "failed", str(error).strip().splitlines()[-1], str(error))
+        run.set_status("lost" if is_death(error) else "failed", str(error).strip().splitlines()[-1], str(error))
         return False
 
 

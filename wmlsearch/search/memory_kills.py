@@ -60,3 +60,8 @@ class MemoryKills:
 def is_death(error: BaseException | None) -> bool:
     """Return whether an error says that a process or its machine died."""
     return isinstance(error, RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError | WorkersDiedError)
+
+
+def was_preempted(error: BaseException | None) -> bool:
+    """Return whether a process was lost since its machine was taken away, as spot machines are."""
+    return bool(getattr(error, "preempted", False))

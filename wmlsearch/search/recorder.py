@@ -20,12 +20,15 @@ from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
-from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death
+from wmlsearch.search.group_resources import KilledGroups, Machines
+from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, failure_of, reset_failures
+
+LOOK_S = 1.0  # between two looks whether trials have their machines
 
 
 class Recorder(tune.Callback):
@@ -41,15 +44,20 @@ class Recorder(tune.Callback):
         retention: CheckpointRetention,
         on_change: Callable[[RunDir], None],
         scheduler: Scheduler,
+        several_workers: bool = False,
     ) -> None:
+        self.several_workers = several_workers  # of each trial: another process drives them
+        self.looked = 0.0  # time.monotonic() of the latest look for machines
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
         self.location, self.retention, self.on_change, self.scheduler = location, retention, on_change, scheduler
         self.search_record = search.record()
         self.snapshots = Snapshots(scheduler.population, search, location) if scheduler.population else None
-        self.running: set[int] = set()
+        self.holding: set[int] = set()  # trials that have their machines
         self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
         self.epochs: dict[int, int] = {}  # by trial: the last epoch that study and budget have
         self.last_report: dict[int, float] = {}  # by running trial: time.monotonic() of its report or start
+        self.groups: dict[int, Any] = {}  # by running trial of several workers: the actor that drives them
+        self.killed = KilledGroups()
         self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
         self.memory_kills = MemoryKills()
         for run in search.trials():
@@ -92,8 +100,6 @@ class Recorder(tune.Callback):
         if record.parent is not None and len(run.rows()) < record.parent_epoch:
             run.reconcile(self.search.trial(record.parent).rows()[: record.parent_epoch])
         self.epochs[number] = len(run.rows())
-        self.running.add(number)
-        self.budget.running = len(self.running)
         self.on_change(run)
         return TrialAssignment(
             number=number,
@@ -138,20 +144,25 @@ class Recorder(tune.Callback):
             self.snapshots.reported(number, result.epoch)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._note_memory_kill(trial)
+        self._process_lost(trial)
+        if was_preempted(failure_of(trial)):
+            reset_failures(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number = trial_number(trial)
-        self._note_memory_kill(trial)
+        self._process_lost(trial)
         state, reason, trace = describe_failure(failure_of(trial), self.losses.get(number, ""))
         try:
             self._end(number, state, reason, trace)
         except OSError as error:
             self.budget.abort(error)
 
-    def _note_memory_kill(self, trial: Trial) -> None:
-        """Remember why a process died, if the system ended it for lack of memory, and not we."""
+    def _process_lost(self, trial: Trial) -> None:
+        """Release what its workers hold. Remember if the system ended it for lack of memory, and not we."""
         number = trial_number(trial)
+        if group := self.groups.pop(number, None):
+            self.killed.add(group)
+        self._count_machines_of(self.holding - {number})
         ended_by_us = self.last_report.get(number) == math.inf
         if not ended_by_us and (reason := self.memory_kills.reason_of_loss(failure_of(trial))):
             self.losses[number] = reason
@@ -160,17 +171,42 @@ class Recorder(tune.Callback):
         self.last_report[trial_number(trial)] = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """End the processes that have not reported for --trial-timeout. Tune continues their trials in new ones."""
+        """Look which trials have their machines, and which hang. A single worker runs only when it has its own."""
         self.memory_kills.look()
+        self.killed.release()
+        running = {trial_number(trial): actor_of(trial) for trial in trials if trial.status == Trial.RUNNING}
+        running = {number: actor for number, actor in running.items() if actor is not None}
+        if waiting := running.keys() - self.holding:
+            self._look_for_machines({number: running[number] for number in waiting})
+        for number, actor in running.items():
+            self._end_if_it_hangs(number, actor)
+
+    def _look_for_machines(self, waiting: dict[int, Any]) -> None:
+        """Count the machines of trials from when they have them. Until then a trial does not hang.
+
+        The processes that drive several workers run while these wait; a single worker has its machine when it runs.
+        """
+        if not self.several_workers:
+            self._count_machines_of(self.holding | waiting.keys())
+        elif time.monotonic() - self.looked > LOOK_S:
+            self.looked, machines = time.monotonic(), Machines()
+            self.groups |= waiting
+            placed = {number for number, actor in waiting.items() if machines.are_given_to(actor)}
+            self.last_report |= dict.fromkeys(waiting.keys() - placed, time.monotonic())
+            self._count_machines_of(self.holding | placed)
+
+    def _count_machines_of(self, holding: set[int]) -> None:
+        self.budget.tick()
+        self.holding = holding
+        self.budget.running = len(holding)
+
+    def _end_if_it_hangs(self, number: int, actor: Any) -> None:
+        """End the process of a trial that has not reported for --trial-timeout. Tune continues it in a new one."""
         limit = self.settings.trial_timeout or math.inf
-        for trial in trials:
-            number, actor = trial_number(trial), actor_of(trial)
-            if trial.status != Trial.RUNNING or actor is None:
-                continue
-            if time.monotonic() - self.last_report.setdefault(number, time.monotonic()) > limit:
-                self.losses[number] = f"no report for {limit:g} s (--trial-timeout)"
-                self.last_report[number] = math.inf  # until it starts again
-                ray.kill(actor)
+        if time.monotonic() - self.last_report.setdefault(number, time.monotonic()) > limit:
+            self.losses[number] = f"no report for {limit:g} s (--trial-timeout)"
+            self.last_report[number] = math.inf  # until it starts again
+            ray.kill(actor)
 
     def interrupt_unfinished(self) -> None:
         """Record the trials that have not ended as "interrupted", whether they ran in this session or not."""
@@ -187,9 +223,8 @@ class Recorder(tune.Callback):
             self.snapshots.clear()
 
     def _end(self, number: int, state: str, reason: str, trace: str = "", successor: Successor | None = None) -> None:
-        self.running.discard(number)
-        self.budget.tick()
-        self.budget.running = len(self.running)
+        self.groups.pop(number, None)
+        self._count_machines_of(self.holding - {number})
         run = self.search.trial(number)
         run.set_status(state, reason, trace, successor)
         best = self._best(run)

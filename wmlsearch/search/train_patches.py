@@ -16,13 +16,23 @@ from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-__all__ = ["FailureConfig", "FileRendezvousConfig", "workers_died"]
+__all__ = ["FailureConfig", "FileRendezvousConfig", "workers_died", "workers_were_preempted"]
 
 
 def workers_died(error: Exception) -> bool:
     """Return whether `TorchTrainer.fit` ended because a worker's process died. The other ranks then fail too."""
+    return bool(_deaths(error))
+
+
+def workers_were_preempted(error: Exception) -> bool:
+    """Return whether `TorchTrainer.fit` ended because a worker's machine was taken away."""
+    return any(death.preempted for death in _deaths(error))
+
+
+def _deaths(error: Exception) -> list[RayActorError]:
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    return any(isinstance(getattr(each, "health_check_failure", each), RayActorError) for each in failures)
+    causes = (getattr(each, "health_check_failure", each) for each in failures)
+    return [cause for cause in causes if isinstance(cause, RayActorError)]
 
 
 @dataclass

@@ -70,7 +70,8 @@ def run_trials(
     budget = Budget(search, settings, slots)
     limit_bytes = bytes_for_best_weights(space, settings, slots)
     retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names)
-    recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
+    several = slots.workers > 1
+    recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler, several)
     snapshot_every = settings.grace_epochs if scheduler.population is not None else 0
     job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)
     numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import tempfile
 import threading
@@ -25,8 +24,9 @@ from torch import distributed
 
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.ray_patches import release_placement_groups
+from wmlsearch.search.group_resources import own_mark
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
-from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig, workers_died
+from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig, workers_died, workers_were_preempted
 from wmlsearch.search.trial_worker import TrainingSession
 
 LOST_WORKER_RETRIES = 5  # how often a group whose worker or node died is set up again
@@ -89,7 +89,18 @@ class Mailbox:
 
 
 class WorkersDiedError(RuntimeError):
-    """Processes or machines of a worker group died more often than it may be set up again."""
+    """Processes or machines of a worker group died more often than it may be set up again.
+
+    Attributes:
+        preempted: Whether a machine was taken away.
+    """
+
+    def __init__(self, message: str, preempted: bool = False) -> None:
+        super().__init__(message, preempted)  # so it survives pickling
+        self.preempted = preempted
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class WorkerGroup:
@@ -105,8 +116,7 @@ class WorkerGroup:
         if job.slots is None:
             raise ValueError("a worker group needs the slots of its job")
         slots = job.slots
-        # The placement group of a run that fails outlives it and names no owner. This number of bytes identifies it.
-        self.memory_mark = 1_000_000 + secrets.randbelow(1_000_000)
+        self.memory_mark = own_mark()
         # On the machine of the driving process, and outside the placement group that a Tune trial may run in.
         same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Mailbox)
@@ -131,13 +141,14 @@ class WorkerGroup:
                 failure_config=FailureConfig(max_failures=retries, controller_failure_limit=2),
             ),
         )
-        self.failure, self.died = "", False
+        self.failure, self.died, self.preempted = "", False, False
 
         def fit() -> None:
             try:
                 trainer.fit()
             except Exception as error:
                 self.failure, self.died = traceback.format_exc(), workers_died(error)
+                self.preempted = workers_were_preempted(error)
 
         self.thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         self.thread.start()
@@ -155,13 +166,13 @@ class WorkerGroup:
                 return result
             if not alive:
                 failure = self.failure or "Ray Train ended without an error message"
-                raise WorkersDiedError(failure) if self.died else RuntimeError(failure)
+                raise WorkersDiedError(failure, self.preempted) if self.died else RuntimeError(failure)
 
     def close(self) -> None:
         """End the workers. Workers in the middle of an epoch are not waited for longer than CLOSE_TIMEOUT_S."""
         self.mailbox.order.remote(Command("quit"))
         self.thread.join(CLOSE_TIMEOUT_S)
-        release_placement_groups(self.memory_mark)
+        release_placement_groups([self.memory_mark])
         ray.kill(self.mailbox)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
