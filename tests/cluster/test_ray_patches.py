@@ -14,6 +14,13 @@ from wmlsearch.cluster import ray_patches
 from wmlsearch.cluster.connect import ray_session
 
 
+class Named:
+    """An actor that knows its id."""
+
+    def identity(self) -> str:
+        return str(ray.get_runtime_context().get_actor_id())
+
+
 def test_ray_module_accepts_the_commands_that_we_run() -> None:
     for verb, option in (("exec", "--port-forward"), ("rsync-up", "--log-style"), ("rsync-down", "--log-color")):
         done = subprocess.run([*ray_patches.RAY_COMMAND, verb, "--help"], capture_output=True, text=True, check=False)
@@ -40,9 +47,14 @@ def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monk
         assert {"gcs_server", "raylet"} <= processes.keys()
         ray.util.placement_group([{"CPU": 4096, "memory": 12_345}])
         ray.util.placement_group([{"CPU": 4096, "memory": 54_321}])
-        ray_patches.release_placement_groups(12_345)
+        placed = ray.util.placement_group([{"memory": 23_456}])
+        ray.get(placed.ready())
+        ray_patches.release_placement_groups([12_345])
         states = {group["bundles"][0]["memory"]: group["state"] for group in ray.util.placement_group_table().values()}
-        assert states == {12_345: "REMOVED", 54_321: "PENDING"}
+        assert states == {12_345: "REMOVED", 54_321: "PENDING", 23_456: "CREATED"}
+        assert ray_patches.placed_marks() == {23_456}
+        actor = ray.remote(num_cpus=0)(Named).remote()
+        assert ray_patches.actor_id(actor) == ray.get(actor.identity.remote())
         with monkeypatch.context() as patch:
             patch.setattr(processes["raylet"][0].process, "poll", lambda: 1)
             assert ray_patches.dead_servers() == ["raylet"]

@@ -100,11 +100,17 @@ class Running:
         return pids
 
 
-def tune_arguments(out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40, name: str = "s") -> list[Any]:
-    """Return the arguments of a search without forecast, scheduler and final runs: each trial runs all its epochs."""
+def tune_arguments(
+    out: Path, data: Path, *words: Any, trials: int = 3, epochs: int = 40, name: str = "s", baseline: bool = False
+) -> list[Any]:
+    """Return the arguments of a search without forecast and scheduler: each trial runs all its epochs.
+
+    Without `baseline` it has no final runs.
+    """
     space = out / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
-    sizes = ["--trials", trials, "--epochs", epochs, "--scheduler", "none", "--no-baseline", "--no-forecast"]
+    sizes = ["--trials", trials, "--epochs", epochs, "--scheduler", "none", "--no-forecast"]
+    sizes += [] if baseline else ["--no-baseline"]
     return [space, "--data", data, "--name", name, "--sampler", "random", *sizes, *words]
 
 

@@ -72,6 +72,29 @@ def test_killed_rank(prepared: Path, out: Path, chance: random.Random, record: R
     check_messages(running, KILLS)
 
 
+def test_killed_process_that_drives_a_worker_group(
+    prepared: Path, out: Path, chance: random.Random, record: Record
+) -> None:
+    """Of a trial and of a final run. Its placement group would hold the CPUs, and what comes next would wait for it."""
+    ending = ("--confirm-top", 0, "--final-runs", 1)
+    words = tune_arguments(out, prepared, "--workers-per-trial", 2, *ending, trials=2, epochs=30, baseline=True)
+    with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
+        for _ in range(2):
+            more_lines(running, lines, chance, 6)
+            (driver,) = running.processes(*SLOT)
+            assert kill(driver)
+        running.until(lambda: bool(running.processes("ray::WorkerGroup")))
+        time.sleep(chance.uniform(0, 3))  # a random time within its start
+        (group,) = running.processes("ray::WorkerGroup")
+        assert kill(group)
+        assert running.end() == 0, running.text()
+    lost, doubled = lines.lost_and_doubled()
+    record("kill -9 of the process that drives the ranks of a trial or final run", 3, lost, doubled)
+    assert (lost, doubled) == (0, 0)
+    assert {run.state for run in running.search.finals()} == {"completed"}
+    check_messages(running, 1)
+
+
 @pytest.mark.parametrize("victim", ["driver", "head"])
 def test_killed_driver_or_head(victim: str, prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
     """Kill a search five times, in each session at another point, then resume it once more."""
