@@ -14,13 +14,6 @@ from wmlsearch.cluster import ray_patches
 from wmlsearch.cluster.connect import ray_session
 
 
-class Named:
-    """An actor that knows its id."""
-
-    def identity(self) -> str:
-        return str(ray.get_runtime_context().get_actor_id())
-
-
 def test_ray_module_accepts_the_commands_that_we_run() -> None:
     for verb, option in (("exec", "--port-forward"), ("rsync-up", "--log-style"), ("rsync-down", "--log-color")):
         done = subprocess.run([*ray_patches.RAY_COMMAND, verb, "--help"], capture_output=True, text=True, check=False)
@@ -53,6 +46,11 @@ def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monk
         states = {group["bundles"][0]["memory"]: group["state"] for group in ray.util.placement_group_table().values()}
         assert states == {12_345: "REMOVED", 54_321: "PENDING", 23_456: "CREATED"}
         assert ray_patches.placed_marks() == {23_456}
+
+        class Named:  # here, so that it is sent by value: its process does not find this file
+            def identity(self) -> str:
+                return str(ray.get_runtime_context().get_actor_id())
+
         actor = ray.remote(num_cpus=0)(Named).remote()
         assert ray_patches.actor_id(actor) == ray.get(actor.identity.remote())
         with monkeypatch.context() as patch:
