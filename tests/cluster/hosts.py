@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,25 @@ class Host:
         namespace = self._namespace()
         commands = [words for pid, words in _commands() if _namespace(pid) == namespace]
         return [words for words in commands if not words.startswith(INFRASTRUCTURE)]
+
+    def exec(self, *words: Any, environment: Mapping[str, str] | None = None) -> str:
+        """Run a command on this host without ssh, and return its output."""
+        inside = ["nsenter", "--target", self._first(), "--mount", "--net", "--pid", "--uts", "--ipc", f"--wd={HOME}"]
+        done = subprocess.run(
+            [str(word) for word in (*inside, *words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(environment or {})},
+            check=False,
+        )
+        assert done.returncode == 0, f"{self.name}: {words}: {done.stdout}"
+        return done.stdout
+
+    def is_up(self) -> bool:
+        """Return whether the host has its private folders, its network and its sshd."""
+        return self.file("/run/sshd/pid").exists()
 
     def file(self, path: str | Path) -> Path:
         """Return the path in the outermost namespace of a file of this host."""

@@ -31,6 +31,12 @@ SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults
 @click.argument("space", default="unet")
 @options.data
 @click.option("--resume", metavar="NAME", help="Resume a search that was stopped or that died.")
+@click.option(
+    "--continue",
+    "continue_",
+    is_flag=True,
+    help="Go on with the search --name if it has begun already, else begin it: for batch jobs, which are run again.",
+)
 @options.trials
 @click.option("--max-hours", type=float, help="Time budget in hours, final runs included.")
 @click.option("--max-gpu-hours", type=float, help="Budget of GPU hours, final runs included.")
@@ -92,6 +98,7 @@ def tune(
     space: str,
     data: Path | None,
     resume: str | None,
+    continue_: bool,
     warm_start: tuple[str, ...],
     workers_per_trial: int,
     gpus_per_worker: float | None,
@@ -119,6 +126,7 @@ def tune(
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
     Example: wmlsearch tune --resume search-20261123-201512 --trials 40
+    Example: wmlsearch tune --continue --name mine --data prepared
     Example: wmlsearch tune --data prepared --objectives val_dice_patients_best,images_per_s
     """
     from wmlsearch.cli.console import console
@@ -127,6 +135,10 @@ def tune(
 
     uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
+    if continue_:
+        resume = _begun(name, resume, cluster, out)
+    elif resume is not None:
+        _check_only_budgets_change()
     if resume is not None:
         search, outcome = _resume(resume, data, placement, cluster, out, uri, mlflow_uri, on_end)
     else:
@@ -139,6 +151,30 @@ def tune(
     options.show_report_path(search)
     options.show_next_steps(outcome, out, mlflow_uri)
     sys.exit(options.exit_status(outcome))
+
+
+def _begun(name: str | None, resume: str | None, cluster: Path | None, out: Path) -> str | None:
+    """Return the name of the search that `--continue` goes on with, or None if it has not begun.
+
+    Exits with status 0 if it has ended. Raises InputError if it began with other settings.
+    """
+    from wmlsearch.cli.continuation import check_same_search
+    from wmlsearch.config import InputError
+    from wmlsearch.runs.checks import open_search
+    from wmlsearch.runs.folders import SearchDir, check_name
+
+    if name is None or resume is not None or cluster is not None:
+        raise InputError("--continue: needs --name, and cannot be combined with --resume or --cluster")
+    if not SearchDir(out / check_name(name)).exists():
+        return None
+    search = open_search(name, out)
+    check_same_search(search, CHANGEABLE_ON_RESUME)
+    settings = search.record().settings
+    grown = [budget for budget, value in _budgets().items() if value != getattr(settings, budget)]
+    if search.status().state == "completed" and not grown:
+        options.say(f"{name}: is completed, so nothing is left to do; its results: {search.path}")
+        sys.exit(0)
+    return name
 
 
 def _start(
@@ -229,7 +265,6 @@ def _resume(
     from wmlsearch.workflows.search_plan import ResumeRequest
     from wmlsearch.workflows.tune import resume as resume_search
 
-    changes = _changes()
     if cluster is not None:
         from wmlsearch.cluster.remote import resume as resume_on_cluster
 
@@ -244,7 +279,7 @@ def _resume(
     check_store_of_resumed(search, mlflow_uri)
     record = search.record()
     _note_experiment(record)
-    settings = options.settings(**{**record.settings.model_dump(), **changes})
+    settings = options.settings(**{**record.settings.model_dump(), **_budgets()})
     request = dataclasses.replace(ResumeRequest.of(search, record, settings, data, placement), on_end=on_end)
     with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.update, display.say, display.progress, end_this_process)
@@ -277,19 +312,29 @@ def _with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any
     return {**kept, "objectives": [name.strip() for name in objectives.split(",")]}
 
 
-def _changes() -> dict[str, Any]:
-    """Return the budgets given with --resume. Raises InputError for options that a resumed search cannot change."""
-    from wmlsearch.config import InputError
-
+def _given() -> list[click.Parameter]:
+    """Return the options and arguments that were given on the command line."""
     context = click.get_current_context()
-    given = [
+    return [
         parameter
         for parameter in context.command.params
         if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     ]
+
+
+def _budgets() -> dict[str, Any]:
+    """Return the budgets that were given: what a search may change when it goes on."""
+    values = click.get_current_context().params
+    return {name: values[name] for parameter in _given() if (name := parameter.name) in CHANGEABLE_ON_RESUME}
+
+
+def _check_only_budgets_change() -> None:
+    """Refuse options that cannot be given with --resume. Raises InputError."""
+    from wmlsearch.config import InputError
+
     refused = [
         parameter.opts[0] if isinstance(parameter, click.Option) else "SPACE"
-        for parameter in given
+        for parameter in _given()
         if parameter.name not in (*CHANGEABLE_ON_RESUME, *ALLOWED_ON_RESUME)
     ]
     if refused:
@@ -298,4 +343,3 @@ def _changes() -> dict[str, Any]:
             f"--resume: {', '.join(refused)} cannot be given with it, since a search keeps its settings; "
             f"only budgets may change: {budgets}"
         )
-    return {name: context.params[name] for parameter in given if (name := parameter.name) in CHANGEABLE_ON_RESUME}

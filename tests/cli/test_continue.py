@@ -1,0 +1,93 @@
+"""`tune --continue`: the same command begins a search, goes on with it, and does nothing when it is completed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from records import search_record
+
+from wmlsearch.cli import main
+from wmlsearch.config import RunSettings
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import TrialShape
+
+SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchDir:
+    """An interrupted search `s` in `runs`, the default folder."""
+    monkeypatch.chdir(tmp_path)
+    record = search_record().model_copy(
+        update={"settings": SETTINGS, "shape": TrialShape(workers_per_trial=1, gpus_per_worker=None)}
+    )
+    made = SearchDir.create(Path("runs/s"), record)
+    made.set_status("interrupted", "stopped by SIGTERM")
+    return made
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What `tune` would do, instead of doing it."""
+    made: list[tuple[str, Any]] = []
+
+    def resume(name: str, *_: Any) -> None:
+        made.append(("resume", name))
+        raise SystemExit(0)
+
+    def start(*words: Any) -> None:
+        made.append(("start", words[6]))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("wmlsearch.cli.tune._resume", resume)
+    monkeypatch.setattr("wmlsearch.cli.tune._start", start)
+    return made
+
+
+def tune(*words: str) -> Result:
+    return CliRunner().invoke(main, ["tune", "--continue", *words])
+
+
+def test_a_search_that_has_not_begun_begins(search: SearchDir, calls: list[Any]) -> None:
+    assert tune("--name", "other").exit_code == 0
+    assert calls == [("start", "other")]
+
+
+def test_a_search_that_was_stopped_goes_on(search: SearchDir, calls: list[Any]) -> None:
+    same = ("--epochs", "7", "--seed", "3", "--no-baseline", "--workers-per-trial", "1", "--trials", "4")
+    assert tune("--name", "s", *same).exit_code == 0
+    assert tune("--name", "s", "--trials", "9").exit_code == 0, "a budget may change"
+    assert calls == [("resume", "s"), ("resume", "s")]
+
+
+def test_a_completed_search_is_left_alone_unless_a_budget_grows(search: SearchDir, calls: list[Any]) -> None:
+    search.set_status("completed")
+    again = tune("--name", "s", "--trials", "4")
+    assert again.exit_code == 0
+    assert again.output == "s: is completed, so nothing is left to do; its results: runs/s\n"
+    assert calls == []
+    tune("--name", "s", "--trials", "5")
+    assert calls == [("resume", "s")]
+
+
+def test_other_settings_are_refused_all_at_once(search: SearchDir, calls: list[Any]) -> None:
+    Path("other.yaml").write_text("learning_rate: {low: 1e-5, high: 1e-1, log: true}\n")
+    done = tune("other.yaml", "--name", "s", "--epochs", "8", "--seed", "3", "--workers-per-trial", "2")
+    assert done.exit_code == 2
+    assert "runs/s: cannot go on with other settings (give another --name for a new search)" in done.output
+    assert "--epochs was 7 when it began, but is 8 now" in done.output
+    assert "--workers-per-trial was 1 when it began, but is 2 now" in done.output
+    assert "other.yaml has other ranges than the search space that it began with" in done.output
+    assert "--seed" not in done.output
+    assert calls == []
+
+
+@pytest.mark.parametrize("words", [(), ("--name", "s", "--resume", "s"), ("--name", "s", "--cluster", "c.yaml")])
+def test_it_needs_a_name_and_is_for_this_machine(search: SearchDir, calls: list[Any], words: tuple[str, ...]) -> None:
+    done = tune(*words)
+    assert done.exit_code == 2
+    assert "--continue: needs --name, and cannot be combined with --resume or --cluster" in done.output
+    assert calls == []

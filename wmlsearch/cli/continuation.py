@@ -1,0 +1,74 @@
+"""`tune --continue`: the same command begins a search, and goes on with it when it is run again.
+
+Batch systems run a job's command again after a time limit, a preemption or a broken machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.schema import SearchRecord
+
+_SHAPE = ("workers_per_trial", "gpus_per_worker", "trials_per_gpu")
+_NEGATIVE = {"no_baseline": "baseline"}  # options that stand for the opposite of a setting
+
+
+def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
+    """Refuse to go on with a search that began with other settings than those given. Raises InputError.
+
+    What was not given on the command line may differ: a default that depends on the data, or on the version.
+
+    Args:
+        search: Its folder.
+        changeable: The settings that a search may change when it goes on.
+    """
+    from wmlsearch.cli import options
+    from wmlsearch.config import InputError
+
+    context, record = click.get_current_context(), search.record()
+    given = {
+        parameter.name: context.params[parameter.name]
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }
+    faults = [
+        f"{_option(name)} was {kept!r} when it began, but is {value!r} now"
+        for name, (kept, value) in _kept_and_given(record, given, changeable).items()
+        if kept != value
+    ]
+    if "space" in given and options.space_to_search(given["space"]) != record.space.space():
+        faults.append(f"{given['space']} has other ranges than the search space that it began with")
+    if faults:
+        raise InputError(
+            f"{search.path}: cannot go on with other settings (give another --name for a new search)", faults
+        )
+
+
+def _kept_and_given(
+    record: SearchRecord, given: Mapping[str, Any], changeable: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the recorded and the given value of each given option that a search keeps."""
+    settings = record.settings.model_dump()
+    shape = record.shape.model_dump() if record.shape else {}
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for name, value in given.items():
+        if name in _NEGATIVE:
+            pairs[name] = (not settings[_NEGATIVE[name]], value)
+        elif name == "objectives":
+            pairs[name] = (settings[name], [part.strip() for part in value.split(",")])
+        elif name in _SHAPE:
+            if value != "auto" and name in shape:  # auto was measured when the search began
+                pairs[name] = (shape[name], value)
+        elif name in settings and name not in changeable:
+            pairs[name] = (settings[name], value)
+    return pairs
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
