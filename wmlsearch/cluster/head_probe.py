@@ -25,7 +25,7 @@ class HeadProbe:
     """
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.host, _, self.port = address.rpartition(":")
+        self.address = address
         self.clock = clock
         self._looked: float | None = None
         self._gone_since: float | None = None
@@ -40,8 +40,9 @@ class HeadProbe:
 
     def _is_refused(self) -> bool:
         with contextlib.suppress(OSError):
+            host, _, port = self.address.rpartition(":")
             try:
-                socket.create_connection((self.host.strip("[]"), int(self.port)), ANSWER_S).close()
+                socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
             except ConnectionRefusedError:
                 return True
         return False

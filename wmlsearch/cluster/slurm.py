@@ -33,7 +33,7 @@ from wmlsearch.config import InputError
 from wmlsearch.runs.wording import plural
 
 JOIN_S = 300.0  # in which all machines join: on a busy file system, importing Ray takes minutes
-END_S = 20.0  # in which Ray ends on all machines; then it is killed
+END_S = 60.0  # in which Ray ends on all machines; then it is killed
 ENDED_BY_REQUEST = 128 + signal.SIGTERM  # exit status of a command that SIGTERM has ended
 MODULE = "wmlsearch.cluster.slurm"
 # Of the step that starts Ray: it has one task on a machine, whatever the user's tasks are.

@@ -1,4 +1,4 @@
-"""A watchdog of a job on Ray: it reports what waits for resources, and ends the job when the embedded Ray dies."""
+"""A watchdog of a job on Ray: it reports what waits for resources, and ends the job when Ray dies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 import ray
 from ray.util.placement_group import placement_group_table
 
+from wmlsearch.cluster.connect import own_address
+from wmlsearch.cluster.head_probe import RESTART_S, HeadProbe
 from wmlsearch.cluster.ray_patches import dead_servers
 from wmlsearch.runs.interrupts import RAY_DIED, first_request, reason
 from wmlsearch.runs.process import end_this_process
@@ -28,8 +30,9 @@ def watchdog(
     """Watch Ray while the block runs.
 
     A placement group that waits for resources longer than `limit_s` is reported once. When a server of the embedded
-    Ray dies, the job ends, and by default this process: each further call to Ray may block. The exit status is 1, or
-    128 + N where signal N asked this process to end: SIGTERM to a process group or batch job ends Ray's servers too.
+    Ray dies, or the head of a cluster is gone for RESTART_S, the job ends, and by default this process: each further
+    call to Ray may block. The exit status is 1, or 128 + N where signal N asked this process to end: SIGTERM to a
+    process group or batch job ends Ray's servers too.
 
     Args:
         say: Takes a line for the user.
@@ -54,8 +57,9 @@ def watchdog(
 
 
 def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Callable[[str, int], None]) -> None:
+    head = HeadProbe(own_address() or "")
     while not done.wait(0.2):
-        if dead := dead_servers():
+        if dead := dead_servers() or _gone(head):
             break
     else:
         return
@@ -68,6 +72,12 @@ def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Calla
         say(f"{why}; the run folders are kept")
     finally:
         end(why, status)
+
+
+def _gone(head: HeadProbe) -> list[str]:
+    """Return the head as a list if it is gone for good; after a request to end this process it need not come back."""
+    patience_s = PATIENCE_AFTER_SIGNAL_S if first_request() else RESTART_S
+    return [f"its head at {head.address}"] if head.gone_s() > patience_s else []
 
 
 def _watch_placement_groups(
