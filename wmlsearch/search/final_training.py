@@ -194,7 +194,7 @@ class RunTrainer:
         Only losses without an epoch in between count, and none of a machine that was taken away.
         """
         run, epochs = request.run, len(request.run.rows())
-        if epochs > self.epochs_at_loss.get(run.path, -1):
+        if epochs > self.epochs_at_loss.get(run.path, 0):
             self.losses[run.path], self.epochs_at_loss[run.path] = 0, epochs
         if not was_preempted(error):
             self.losses[run.path] += 1
