@@ -157,13 +157,18 @@ REFUSED: dict[str, str] = {
         "machines of the cluster can write"
     ),
     "tune quick --data DATA --ray-address local": (
-        f"{OPTIONS}--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got 'local'"
+        f"{OPTIONS}--ray-address must be HOST:PORT or auto, but got 'local'"
     ),
     "plan quick --data DATA --ray-address http://x:1/y": (
-        f"{OPTIONS}--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got 'http://x:1/y'"
+        f"{OPTIONS}--ray-address must be HOST:PORT or auto, but got 'http://x:1/y'"
+    ),
+    "tune quick --data DATA --ray-address ray://head:10001": (
+        f"{OPTIONS}--ray-address ray://head:10001: is an address of Ray Client, which runs single tasks from afar; a "
+        "search lives on a machine of the cluster, so run the command there with --ray-address auto, or here with "
+        "--cluster FILE"
     ),
     "train paper --data DATA --ray-address :": (
-        f"{OPTIONS}--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got ':'"
+        f"{OPTIONS}--ray-address must be HOST:PORT or auto, but got ':'"
     ),
     "train paper --data DATA --ray-address 127.0.0.1:1": (
         "127.0.0.1:1: no Ray cluster answers there (Connection refused); start it with `ray "
@@ -251,5 +256,5 @@ def test_all_placement_errors_are_reported_at_once(prepared: Path, refused: Refu
     assert refused("plan", "quick", "--data", prepared, *where) == (
         f"{OPTIONS}--workers-per-trial must be a whole number from 1 to 4096, but got 0\n"
         "  - --gpus-per-worker must be 0 or a positive number, but got inf\n"
-        "  - --ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got 'local'"
+        "  - --ray-address must be HOST:PORT or auto, but got 'local'"
     )

@@ -55,9 +55,9 @@ def test_the_store_is_that_of_the_ledger(search: SearchDir, tmp_path: Path) -> N
 
 
 def test_the_ray_is_that_of_the_latest_session(search: SearchDir) -> None:
-    search.change_settings(RunSettings(), None, "ray://head:10001")
+    search.change_settings(RunSettings(), None, "head:6379")
     search.set_ledger(MlflowLedger(uri="http://h"))
-    assert words_of(search) == ["--mlflow-uri", "http://h", "--ray-address", "ray://head:10001"]
+    assert words_of(search) == ["--mlflow-uri", "http://h", "--ray-address", "head:6379"]
     search.change_settings(RunSettings(), None)
     assert words_of(search) == ["--mlflow-uri", "http://h"]
 

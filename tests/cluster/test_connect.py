@@ -151,13 +151,29 @@ def test_missing_token_error_names_the_next_step(held: Held, prepared: Path, tmp
     assert not (tmp_path / "r").exists()
 
 
+def test_what_others_have_reserved_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        {"Alive": True, "NodeID": "a", "Resources": {"CPU": 8.0, "GPU": 4.0, "memory": 1e9}},
+        {"Alive": True, "NodeID": "b", "Resources": {"CPU": 8.0}},
+        {"Alive": False, "NodeID": "c", "Resources": {"CPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(resources, "SETTLE_S", 0.5)
+    # Of a node without anything free, Ray lists no CPU at all. What we held ourselves becomes free a moment later.
+    looks = iter([{"a": {"CPU": 2.0}, "b": {"CPU": 6.0}}, {"a": {"CPU": 2.0, "GPU": 1.0}, "b": {"CPU": 5.0}}])
+    last = {"a": {"CPU": 1.0}, "b": {"CPU": 7.0}}
+    monkeypatch.setattr(resources, "free_resources", lambda: next(looks, last))
+    assert resources.cluster_nodes() == [{"CPU": 2.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 7.0}]
+
+
 def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "bootstrap.yaml"
     kinds = {"head": {"resources": {"CPU": 0}}, "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 8}}
     config = {"provider": {"type": "aws"}, "max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
     file.write_text(yaml.safe_dump(config))
     monkeypatch.setattr(resources, "HEAD_CONFIG", file)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 0.0}}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": {"CPU": 0.0}}])
+    monkeypatch.setattr(resources, "free_resources", lambda: {"a": {}})
     assert resources.cluster_nodes() == [{"CPU": 0.0}, *[{"CPU": 4, "GPU": 1}] * 3]
     file.write_text(yaml.safe_dump({**config, "provider": {"type": "local"}}))
     assert resources.cluster_nodes() == [{"CPU": 0.0}]

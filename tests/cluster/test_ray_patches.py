@@ -51,6 +51,8 @@ def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monk
             def identity(self) -> str:
                 return str(ray.get_runtime_context().get_actor_id())
 
+        (node,) = ray.nodes()
+        assert ray_patches.free_resources()[node["NodeID"]]["CPU"] == node["Resources"]["CPU"]
         actor = ray.remote(num_cpus=0)(Named).remote()
         assert ray_patches.actor_id(actor) == ray.get(actor.identity.remote())
         with monkeypatch.context() as patch:

@@ -53,6 +53,14 @@ def dead_servers() -> list[str]:
     return [name for name in ("gcs_server", "raylet") if name in dead]
 
 
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return the resources of each node that nobody has reserved, by the node's id. Ray publishes only their sum."""
+    from ray._private.state import available_resources_per_node
+
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    return free
+
+
 def actor_id(actor: Any) -> str:
     """Return the id of an actor, as `ray.get_runtime_context().get_actor_id()` returns it in the actor itself."""
     identity: str = actor._actor_id.hex()

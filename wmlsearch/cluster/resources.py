@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ import ray
 import torch
 import yaml
 
+from wmlsearch.cluster.ray_patches import free_resources
 from wmlsearch.config import InputError
 from wmlsearch.runs.machine import available_cpus, free_bytes
 from wmlsearch.runs.wording import plural
 
 MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
+SETTLE_S = 5.0  # until the head knows that a placement group was removed
 HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # `ray up` copies the cluster file there, on the head
 Node = Mapping[str, float]  # all resources of a machine, as Ray names them: {"CPU": 16, "GPU": 4}
 
@@ -124,9 +127,33 @@ def free_memory_gb() -> float:
 
 
 def cluster_nodes() -> list[Node]:
-    """Return the nodes of the connected cluster, with those that its autoscaler may add."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return alive + _autoscaler_may_add(len(alive))
+    """Return what is free on the nodes of the connected cluster, with those that its autoscaler may add.
+
+    Others may use the cluster too: what they have reserved is left out.
+    """
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    free = _settled_free_resources(alive)
+    nodes = [{**total, **{name: free.get(key, {}).get(name, 0.0) for name in ("CPU", "GPU") if name in total}}
+             for key, total in alive.items()]  # fmt: skip
+    return nodes + _autoscaler_may_add(len(alive))
+
+
+def _settled_free_resources(alive: Mapping[str, Node]) -> dict[str, dict[str, float]]:
+    """Return what is free on each node, by its id. What our own processes held until now takes a moment to be free."""
+    most: dict[str, dict[str, float]] = {}
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        for key, resources in free_resources().items():
+            known = most.setdefault(key, {})
+            known.update({name: max(known.get(name, 0.0), value) for name, value in resources.items()})
+        all_free = all(
+            most.get(key, {}).get(name, 0.0) >= total.get(name, 0.0)
+            for key, total in alive.items()
+            for name in ("CPU", "GPU")
+        )
+        if all_free or time.monotonic() > deadline:
+            return most
+        time.sleep(0.1)
 
 
 def _autoscaler_may_add(running: int) -> list[Node]:

@@ -25,7 +25,7 @@ MAX_TRIALS_PER_GPU = 64  # with more, each trial's share is smaller than the mem
 class Placement:
     """The Ray and the storage that a search or training uses, and the resources of each trial."""
 
-    ray_address: str | None = None  # HOST:PORT, ray://HOST:PORT or auto; None: an embedded Ray on this machine
+    ray_address: str | None = None  # HOST:PORT or auto; None: an embedded Ray on this machine
     storage: str | None = None  # folder or URI of checkpoints that all machines reach; None: the run folders
     workers_per_trial: int = 1
     gpus_per_worker: float | None = None  # None: one where the machines have GPUs
@@ -76,8 +76,14 @@ class Placement:
                 f"--trials-per-gpu must be auto or a whole number from 1 to {MAX_TRIALS_PER_GPU}, but got "
                 f"{self.trials_per_gpu}"
             )
-        if self.ray_address and not re.fullmatch(r"auto|(ray://)?[^/\s]+:[0-9]{1,5}", self.ray_address):
-            faults.append(f"--ray-address must be HOST:PORT, ray://HOST:PORT or auto, but got {self.ray_address!r}")
+        if self.ray_address and self.ray_address.startswith("ray://"):
+            faults.append(
+                f"--ray-address {self.ray_address}: is an address of Ray Client, which runs single tasks from afar; "
+                "a search lives on a machine of the cluster, so run the command there with --ray-address auto, or here "
+                "with --cluster FILE"
+            )
+        elif self.ray_address and not re.fullmatch(r"auto|[^/\s]+:[0-9]{1,5}", self.ray_address):
+            faults.append(f"--ray-address must be HOST:PORT or auto, but got {self.ray_address!r}")
         return faults
 
     def _gpu_sharing_faults(self) -> list[str]:

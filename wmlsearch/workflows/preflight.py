@@ -150,8 +150,6 @@ def check_checkpoints(search: SearchDir, placement: Placement) -> None:
     from wmlsearch.search.checkpoints import Checkpoints
 
     faults = []
-    # Without a storage, a client of a remote Ray cannot see the checkpoints: they are on that machine.
-    visible = bool(placement.storage) or not (placement.ray_address or "").startswith("ray://")
     trials = [run for run in search.trials() if run.state in UNFINISHED]
     finals = [run for run in search.finals() if run.state not in GOOD]  # a failed final run is tried again
     for run in trials + finals:
@@ -160,7 +158,7 @@ def check_checkpoints(search: SearchDir, placement: Placement) -> None:
         try:
             if not placement.storage and run.last.exists():
                 load_checkpoint(run.last)
-            elif visible and _needs_checkpoint(run) and not checkpoints.has_last():
+            elif _needs_checkpoint(run) and not checkpoints.has_last():
                 epoch = len(run.rows()) or run.record().parent_epoch
                 faults.append(
                     f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(location)}; "
