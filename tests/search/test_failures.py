@@ -212,6 +212,21 @@ def test_different_errors_are_counted_separately(tmp_path: Path) -> None:
     assert budget.failed
 
 
+def test_only_errors_one_after_another_end_a_search_and_as_many_as_run_at_once(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", search_record())
+    budget = Budget(search, RunSettings(), Slots(5, 1, 1, 0.0))
+    for _ in range(100):  # a part of the space that cannot be trained
+        for _ in range(4):
+            budget.add_error("ValueError: x")
+        budget.add_success()
+    assert budget.reason == ""
+    for _ in range(4):
+        budget.add_error("ValueError: x")
+    assert budget.reason == ""
+    budget.add_error("ValueError: x")
+    assert budget.reason == "5 trials failed with the same error:\nValueError: x"
+
+
 OUT_OF_MEMORY = """
 import json, resource, sys
 from pathlib import Path

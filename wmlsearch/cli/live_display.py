@@ -70,10 +70,10 @@ class SearchDisplay:
 
     def update(self, run: AnyDir) -> None:
         """Show a change of the search or of one of its runs."""
+        self._show_restart(run)
         if isinstance(run, SearchDir):
             self._show_forecast()
             return
-        self._show_restart(run)
         if run.path.parent.name == "final":
             self._update_final(run)
         elif run.path.parent.name == "trials":
@@ -94,8 +94,8 @@ class SearchDisplay:
             self.forecast = forecast
             self.say(forecast_line(forecast))
 
-    def _show_restart(self, run: RunDir) -> None:
-        """Print why a running run was moved to another process, once."""
+    def _show_restart(self, run: AnyDir) -> None:
+        """Print why a running run was moved to another process, or a machine gets no more trials, once."""
         status = run.status()
         reason = status.reason if status.state == RUNNING else ""
         if reason and reason != self.reasons.get(run.path):

@@ -62,19 +62,19 @@ def plan_slots(nodes: Sequence[Node], request: Request, trials: int, memory_gb: 
     if gpus is None:
         gpus = 1.0 if sum(node.get("GPU", 0) for node in nodes) >= request.workers else 0.0
     cpus = request.cpus_per_worker or 1
-    count = _workers_that_fit(nodes, cpus, gpus) // request.workers
+    count = workers_that_fit(nodes, cpus, gpus) // request.workers
     if count == 0:
         raise InputError(_does_not_fit(nodes, request.workers, cpus, gpus))
     if memory_gb is not None and not gpus:
         count = min(count, max(1, int(memory_gb / MEMORY_PER_TRIAL_GB / request.workers)))
     count = min(count, trials)
     if request.cpus_per_worker is None:  # share all CPUs equally
-        while _workers_that_fit(nodes, cpus + 1, gpus) >= count * request.workers:
+        while workers_that_fit(nodes, cpus + 1, gpus) >= count * request.workers:
             cpus += 1
     return Slots(count, request.workers, cpus, gpus)
 
 
-def _workers_that_fit(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
+def workers_that_fit(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
     """Return how many workers with these resources fit on the nodes at once; a worker is never split."""
     total = 0
     for node in nodes:
@@ -96,7 +96,7 @@ def workers_on_this_node(slots: Slots) -> int:
     """Return how many workers of the slots can run at once on the node of this process."""
     node_id = ray.get_runtime_context().get_node_id()
     node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
-    return max(1, min(slots.count * slots.workers, _workers_that_fit([node], slots.cpus, slots.gpus)))
+    return max(1, min(slots.count * slots.workers, workers_that_fit([node], slots.cpus, slots.gpus)))
 
 
 def _does_not_fit(nodes: Sequence[Node], workers: int, cpus: int, gpus: float) -> str:
@@ -104,7 +104,7 @@ def _does_not_fit(nodes: Sequence[Node], workers: int, cpus: int, gpus: float) -
     machines = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     text = f"a trial of {_shape(workers, cpus, gpus)} does not fit on the machines ({machines or 'none'})"
     for fewer_gpus in (gpus, 0.0):
-        fits = min(_workers_that_fit(nodes, 1, fewer_gpus), workers)
+        fits = min(workers_that_fit(nodes, 1, fewer_gpus), workers)
         if fits:
             return f"{text}; the nearest that fits: {_shape(fits, 1, fewer_gpus)}"
     return f"{text}; add a machine"

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group_table
@@ -16,6 +17,7 @@ from wmlsearch.cluster.ray_patches import dead_servers
 from wmlsearch.runs.interrupts import RAY_DIED, first_request, reason
 from wmlsearch.runs.process import end_this_process
 
+PUT_ASIDE = "wmlsearch-put-aside"  # name of the placement groups that keep trials off a machine
 PATIENCE_AFTER_SIGNAL_S = 1.0  # a signal to the whole process group may reach Ray's servers first
 
 
@@ -89,7 +91,7 @@ def _watch_placement_groups(
         if not ray.is_initialized():
             return
         table, free = placement_group_table(), ray.available_resources()
-        pending = {key: group for key, group in table.items() if group["state"] == "PENDING"}
+        pending = {key: group for key, group in table.items() if _waits(group)}
         since = {key: since.get(key, time.monotonic()) for key in pending}
         for key, group in pending.items():
             waited_s = time.monotonic() - since[key]
@@ -97,6 +99,10 @@ def _watch_placement_groups(
                 reported.add(key)
                 request = ", ".join(_amounts(bundle) for bundle in group["bundles"].values())
                 say(f"{waiting()} has waited {waited_s:.0f} s for [{request}]; free in the cluster: {_amounts(free)}")
+
+
+def _waits(group: Mapping[str, Any]) -> bool:
+    return group["state"] == "PENDING" and group["name"] != PUT_ASIDE
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

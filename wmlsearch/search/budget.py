@@ -18,7 +18,7 @@ from wmlsearch.runs.objectives import dice_value
 from wmlsearch.runs.schema import RUNNING, EpochRow
 
 TICK_S = 1.0  # between two looks at the clock and at the run folder
-SAME_ERRORS = 3  # trials with the same traceback, after which the search ends
+SAME_ERRORS = 3  # trials with the same traceback one after another, after which the search ends; at least all slots
 STOP_REQUESTED = "stopped by `wmlsearch stop`"
 
 
@@ -40,7 +40,7 @@ class Budget(tune.Stopper):
         self.gpus_per_trial = slots.workers * slots.gpus
         self.reason, self.failed = "", False
         self.storage_error: OSError | None = None
-        self.slots = slots.count
+        self.slots = slots
         self.running = 0
         self.epochs, self.epochs_s, self.best_dice = 0, 0.0, 0.0
         for run in search.trials():
@@ -49,7 +49,7 @@ class Budget(tune.Stopper):
         used = search.usage()
         self._seconds, self._gpu_seconds = used.seconds, used.gpu_seconds
         self._last = time.monotonic()
-        self._errors: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()  # by kind: since a trial has ended without an error
 
     def add(self, row: EpochRow) -> None:
         """Count an epoch of a trial."""
@@ -61,9 +61,17 @@ class Budget(tune.Stopper):
         """Count a trial that an error in the program ended."""
         kind = _error_kind(trace)
         self._errors[kind] += 1
-        if self._errors[kind] >= SAME_ERRORS and not self.reason:
-            self.reason = f"{SAME_ERRORS} trials failed with the same error:\n{trace.strip()}"
-            self.failed = True
+        if self._errors[kind] >= max(SAME_ERRORS, self.slots.count):
+            self.fail(f"{self._errors[kind]} trials failed with the same error:\n{trace.strip()}")
+
+    def add_success(self) -> None:
+        """Count a trial that no error ended: the errors before were those of single configurations."""
+        self._errors.clear()
+
+    def fail(self, reason: str) -> None:
+        """End the search, since no trial can succeed."""
+        if not self.reason:
+            self.reason, self.failed = reason, True
 
     def abort(self, error: OSError) -> None:
         """End the search, since a result could not be written."""
@@ -114,7 +122,7 @@ class Budget(tune.Stopper):
         limits, runs = self.settings, self.settings.final_run_count
         run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # of a final run that trains all epochs
         stages = (limits.selection_run_count, limits.judgement_run_count)  # one after the other
-        rounds = sum(-(-count // self.slots) for count in stages)
+        rounds = sum(-(-count // self.slots.count) for count in stages)
         for name, used, final, limit in (
             ("--max-hours", self._seconds / 3600, run_s * rounds / 3600, limits.max_hours),
             ("--max-gpu-hours", self._gpu_seconds / 3600, run_s * runs * self.gpus_per_trial / 3600,

@@ -24,12 +24,14 @@ from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
 from wmlsearch.search.group_resources import KilledGroups, Machines
+from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
 # How often a run whose process died goes on from its last checkpoint without a new epoch in between.
 LOST_PROCESS_RETRIES = 3
+NO_SLOTS = Slots(0, 1, 1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,18 @@ class RunTrainer:
         settings: The settings of the search, or of `wmlsearch train`.
         shipment: The prepared data set.
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
+        say: Called with a line for the user about a machine that gets no more runs.
     """
 
-    def __init__(self, settings: RunSettings, shipment: Shipment, elastic: bool = False) -> None:
-        self.settings, self.shipment, self.elastic = settings, shipment, elastic
+    def __init__(
+        self,
+        settings: RunSettings,
+        shipment: Shipment,
+        elastic: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.settings, self.shipment, self.elastic, self.say = settings, shipment, elastic, say
+        self.machines = MachineFailures(NO_SLOTS, say)
         self.timeout_s = settings.trial_timeout or math.inf
         self.slots: Slots | None = None  # of the groups
         self.idle: list[Any] = []  # groups without a run
@@ -112,6 +122,7 @@ class RunTrainer:
         if slots != self.slots:
             self._close_idle_groups()
             self.slots = slots
+            self.machines = MachineFailures(slots, self.say)
         self.waiting.extend(requests)
         self.on_change = on_change
         while self.waiting or self.steps:
@@ -179,6 +190,7 @@ class RunTrainer:
                 return
         else:
             write_result(request.run, result, self.seen)
+            self.machines.epoch_trained()
             if not result.done:
                 self.steps[group.step.remote()] = group, request
             elif result.ended == "interrupted":  # its storage is full or does not answer
@@ -198,14 +210,16 @@ class RunTrainer:
             self.losses[run.path], self.epochs_at_loss[run.path] = 0, epochs
         if not was_preempted(error):
             self.losses[run.path] += 1
-        killed = self.memory_kills.reason_of_loss(error)
-        if is_death(error) and self.losses[run.path] <= LOST_PROCESS_RETRIES:
+        killed, fault = self.memory_kills.reason_of_loss(error), machine_error(error)
+        another = self.machines.note(fault) if fault else True
+        if another and is_death(error) and self.losses[run.path] <= LOST_PROCESS_RETRIES:
             self.waiting.appendleft(request)
             return True
         if killed or isinstance(error, OutOfMemoryError):
             run.set_status("out_of_memory", f"{killed or REASON}; {ADVICE}", str(error))
             return False
-        run.set_status("lost" if is_death(error) else "failed", str(error).strip().splitlines()[-1], str(error))
+        reason = str(fault or str(error).strip().splitlines()[-1])
+        run.set_status("lost" if is_death(error) else "failed", reason, str(error))
         return False
 
 

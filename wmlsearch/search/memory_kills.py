@@ -10,6 +10,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, Worker
 
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.runs.machine import memory_kills
+from wmlsearch.search.machine_health import machine_error
 from wmlsearch.search.worker_group import WorkersDiedError
 
 REASON = "the system ended its process for lack of memory"
@@ -51,15 +52,17 @@ class MemoryKills:
             error: What Ray raised for it: an error in the program is never explained by a kill.
         """
         self._read()
-        if EMBEDDED not in os.environ or not is_death(error) or not self.times:
+        died = is_death(error) and machine_error(error) is None
+        if EMBEDDED not in os.environ or not died or not self.times:
             return ""
         self.times.popleft()
         return REASON
 
 
 def is_death(error: BaseException | None) -> bool:
-    """Return whether an error says that a process or its machine died."""
-    return isinstance(error, RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError | WorkersDiedError)
+    """Return whether an error says that a process or its machine died, or that the machine failed."""
+    deaths = RayActorError | NodeDiedError | ObjectLostError | WorkerCrashedError | WorkersDiedError
+    return machine_error(error) is not None or isinstance(error, deaths)
 
 
 def was_preempted(error: BaseException | None) -> bool:

@@ -78,6 +78,7 @@ class TrialResult(_Message):
     ended: str = ""  # last step: a state of `runs.schema.ENDED`
     reason: str = ""  # of an end that went wrong, one line
     traceback: str = ""  # of an error in the program
+    machine_fault: tuple[str, str, str] | None = None  # last step: the arguments of a MachineError
     broke: bool = False  # an exception left this rank in an unknown state: the other ranks may wait for it
 
     @property

@@ -14,13 +14,14 @@ from ray.tune.experiment import Trial
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
-from wmlsearch.runs.schema import RUNNING, UNFINISHED, RunRecord, Successor
+from wmlsearch.runs.schema import GOOD, RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
 from wmlsearch.search.group_resources import KilledGroups, Machines
+from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
 from wmlsearch.search.optuna_study import Study
@@ -42,11 +43,10 @@ class Recorder(tune.Callback):
         budget: Budget,
         location: Callable[[RunDir], str],
         retention: CheckpointRetention,
-        on_change: Callable[[RunDir], None],
+        on_change: Callable[[AnyDir], None],
         scheduler: Scheduler,
-        several_workers: bool = False,
     ) -> None:
-        self.several_workers = several_workers  # of each trial: another process drives them
+        self.several_workers = budget.slots.workers > 1  # of each trial: another process drives them
         self.looked = 0.0  # time.monotonic() of the latest look for machines
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
         self.location, self.retention, self.on_change, self.scheduler = location, retention, on_change, scheduler
@@ -58,6 +58,7 @@ class Recorder(tune.Callback):
         self.last_report: dict[int, float] = {}  # by running trial: time.monotonic() of its report or start
         self.groups: dict[int, Any] = {}  # by running trial of several workers: the actor that drives them
         self.killed = KilledGroups()
+        self.machines = MachineFailures(budget.slots, self._note_machine)
         self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
         self.memory_kills = MemoryKills()
         for run in search.trials():
@@ -127,6 +128,7 @@ class Recorder(tune.Callback):
             self.study.report(number, row.epoch, row.metrics[self.settings.objective] or 0.0)
             self.budget.add(row)
             self.epochs[number] = row.epoch
+            self.machines.epoch_trained()
             reset_failures(trial)  # only failures without an epoch in between count
             self.losses.pop(number, None)
         if result.ended == "interrupted":  # the storage failed, so the whole search is interrupted
@@ -162,10 +164,19 @@ class Recorder(tune.Callback):
         number = trial_number(trial)
         if group := self.groups.pop(number, None):
             self.killed.add(group)
+        if error := machine_error(failure_of(trial)):
+            self.losses[number] = str(error)
+            if not self.machines.note(error):
+                self.budget.fail(f"stopped, since {error}, and no other machine has a slot for trials")
         self._count_machines_of(self.holding - {number})
         ended_by_us = self.last_report.get(number) == math.inf
         if not ended_by_us and (reason := self.memory_kills.reason_of_loss(failure_of(trial))):
             self.losses[number] = reason
+
+    def _note_machine(self, text: str) -> None:
+        """Let the status and the display say what became of a machine."""
+        self.search.set_status(RUNNING, text)
+        self.on_change(self.search)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.last_report[trial_number(trial)] = time.monotonic()
@@ -231,6 +242,8 @@ class Recorder(tune.Callback):
         self.study.tell(number, state, best)
         if state == "failed":
             self.budget.add_error(trace or reason)
+        elif state in GOOD:
+            self.budget.add_success()
         if state != "interrupted":
             self.retention.trial_ended(run, best)
         self.on_change(run)

@@ -18,6 +18,7 @@ from wmlsearch.model.training import epochs
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.schema import EpochRow
 from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.machine_health import as_machine_error, check_gpu
 from wmlsearch.search.memory_admission import limit_to_share, predict_peak_memory
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 
@@ -34,18 +35,28 @@ class TrainingSession:
 
     A session continues from the checkpoint at its location, if there is one. It first returns the epochs of the
     checkpoint that the driver has no report of, one per step, so that the scheduler decides about each. A run that
-    does not fit into memory ends as "out_of_memory" before its first epoch.
+    does not fit into memory ends as "out_of_memory" before its first epoch. What goes wrong when a session begins
+    (a full disk, damaged data) is the result of its first step: Ray would only say that the process died.
     """
 
     def __init__(self, job: WorkerJob, assignment: TrialAssignment, rank: int = 0) -> None:
         torch.set_num_threads(job.threads)
-        settings = job.settings
         self.job, self.rank, self.config = job, rank, assignment.config
         # Asked now: when another rank dies, Ray Train may take the group away before this rank notices the death.
         self.in_group = distributed.is_available() and distributed.is_initialized()
         self.checkpoints = Checkpoints(assignment.checkpoint_location)
         self.started, self.reported_epochs = False, assignment.reported_epochs
         self.unreported: list[EpochRow] = []  # rows of the checkpoint
+        self.fault: Exception | None = None  # of the beginning
+        try:
+            self._begin(assignment)
+        except Exception as error:
+            self.fault = error
+
+    def _begin(self, assignment: TrialAssignment) -> None:
+        """Check the GPU, and open the data and the training."""
+        job, settings = self.job, self.job.settings
+        check_gpu(job.slots.gpus if job.slots else 0)
         self.data = open_data(job.shipment, assignment.fold)
         limit_to_share(self.data.train.images.device, job.slots)
         self.identity: dict[str, Any] = {  # a checkpoint must be of the same training
@@ -64,9 +75,14 @@ class TrainingSession:
         )
 
     def step(self) -> TrialResult:
-        """Train an epoch. An error is a result, not an exception, unless another rank has died."""
+        """Train an epoch. An error is a result, not an exception, unless another rank has died.
+
+        Raises MachineError if the machine failed: this process must end, and the run goes on in another one.
+        """
         result = TrialResult()
         try:
+            if self.fault is not None:
+                raise self.fault
             if not self.started:
                 result = self._open_checkpoint()
                 self.started = True
@@ -79,6 +95,8 @@ class TrainingSession:
             last = cast(list[EpochRow], result.replayed)[-1]
             return result.with_end(cast(str, last.ended))
         except Exception as error:
+            if fault := as_machine_error(error):
+                raise fault from error
             for kind, state in _STATES_OF_ERRORS:
                 if isinstance(error, kind):
                     return result.with_end(state, str(error))
@@ -122,7 +140,8 @@ class TrainingSession:
 
     def close(self) -> None:
         """Release the network and its memory."""
-        self.reports.close()
+        if self.fault is None:
+            self.reports.close()
         self.checkpoints.close()
 
 

@@ -15,7 +15,7 @@ from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.ray_patches import ON_HEAD
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.schema import UNFINISHED
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, checkpoint_bytes
@@ -40,7 +40,7 @@ def run_trials(
     shipment: Shipment,
     slots: Slots,
     location: Callable[[RunDir], str],
-    on_change: Callable[[RunDir], None],
+    on_change: Callable[[AnyDir], None],
     elastic: bool = False,
     end_process: Callable[[int], None] | None = None,
 ) -> Budget:
@@ -70,8 +70,7 @@ def run_trials(
     budget = Budget(search, settings, slots)
     limit_bytes = bytes_for_best_weights(space, settings, slots)
     retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names)
-    several = slots.workers > 1
-    recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler, several)
+    recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
     snapshot_every = settings.grace_epochs if scheduler.population is not None else 0
     job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)
     numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]

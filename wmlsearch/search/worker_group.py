@@ -25,6 +25,7 @@ from torch import distributed
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.ray_patches import release_placement_groups
 from wmlsearch.search.group_resources import own_mark
+from wmlsearch.search.machine_health import MachineError
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig, workers_died, workers_were_preempted
 from wmlsearch.search.trial_worker import TrainingSession
@@ -157,11 +158,16 @@ class WorkerGroup:
         ray.get(self.mailbox.order.remote(Command("start", assignment)), timeout=MAILBOX_TIMEOUT_S)
 
     def step(self) -> TrialResult:
-        """Train an epoch. Raises RuntimeError, or WorkersDiedError, if the group may not be set up again."""
+        """Train an epoch. Raises RuntimeError, or WorkersDiedError, if the group may not be set up again.
+
+        Raises MachineError if the machine of a rank failed: the group must end.
+        """
         ray.get(self.mailbox.order.remote(Command("step")), timeout=MAILBOX_TIMEOUT_S)
         while True:
             alive = self.thread.is_alive()
             result: TrialResult | None = ray.get(self.mailbox.take.remote(1.0), timeout=MAILBOX_TIMEOUT_S)
+            if result is not None and result.machine_fault:
+                raise MachineError(*result.machine_fault)
             if result is not None:
                 return result
             if not alive:
@@ -214,7 +220,12 @@ def _rank(shared: dict[str, Any]) -> None:
         if command.assignment is not None:
             session = TrainingSession(job, command.assignment, rank)
         elif session is not None:
-            result = session.step()
+            try:
+                result = session.step()
+            except MachineError as error:
+                fault = TrialResult(done=True, machine_fault=error.args)
+                ray.get(mailbox.post.remote(fault))
+                raise
             if rank == 0 or result.broke:
                 ray.get(mailbox.post.remote(result))
             if result.broke:  # the other ranks may wait for this one: only a new group frees them

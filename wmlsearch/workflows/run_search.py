@@ -132,7 +132,7 @@ def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, o
     from wmlsearch.search.final_training import RunTrainer
 
     champion = PAPER
-    with RunTrainer(plan.settings, shipment, elastic=plan.placement.on_cluster) as trainer:
+    with RunTrainer(plan.settings, shipment, elastic=plan.placement.on_cluster, say=observer.say) as trainer:
         if plan.settings.confirm_top:
             train_selection_runs(search, plan, trainer, observer)
             champion = _choose_champion(search, observer)

@@ -123,7 +123,7 @@ def _train_on_ray(
     ):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
-        with RunTrainer(settings, shipment, elastic=placement.on_cluster) as trainer:
+        with RunTrainer(settings, shipment, elastic=placement.on_cluster, say=observer.say) as trainer:
             trainer.train([training], placement.slots(1), observer.on_change)
 
 

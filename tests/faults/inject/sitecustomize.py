@@ -1,6 +1,7 @@
 """Inject faults into the processes of a search. Every Python process with this folder on its path runs this module.
 
 WMLSEARCH_FAULT_TRIALS: JSON object from trial number to fault; the fault happens in or after the second epoch.
+WMLSEARCH_FAULT_CUDA: if set, each training in this process gets a CUDA error in its second epoch.
 WMLSEARCH_FAULT_CLOCK: path of a file; as soon as it exists, the clock is set back by an hour.
 """
 
@@ -12,6 +13,7 @@ import sys
 import time
 
 TRIALS = json.loads(os.environ.get("WMLSEARCH_FAULT_TRIALS", "{}"))
+CUDA = os.environ.get("WMLSEARCH_FAULT_CUDA")
 CLOCK = os.environ.get("WMLSEARCH_FAULT_CLOCK")
 DIVERGES = {"optimizer": "sgd", "norm": "instance", "learning_rate": 10.0, "weight_decay": 10.0}
 TOO_LARGE = {"depth": 4, "base_channels": 512}  # 8 GB of weights
@@ -30,6 +32,8 @@ def faulty(epochs):
         if more["last"].exists():
             done = 2
         while True:
+            if done >= 1 and CUDA:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
             if done >= 2 and fault == "raise":
                 raise ZeroDivisionError("injected")
             while done >= 2 and fault == "hang":
@@ -61,7 +65,7 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if TRIALS:
+if TRIALS or CUDA:
     sys.meta_path.insert(0, Finder())
 if CLOCK:
     now = time.time

@@ -1,0 +1,82 @@
+"""A machine whose GPU fails: simulated by a CUDA error in each training there, on a Ray of two machines' servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from search import Record, Running, check_whole, tune_arguments
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+INJECT = Path(__file__).parent / "inject"
+# Two raylets, each with a CPU; in the processes of the second one each training fails.
+CLUSTER = """
+import sys
+import wmlsearch.cluster
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1, env_vars={"WMLSEARCH_FAULT_CUDA": "1"})
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """Run a Ray of two machines' servers; yields its address."""
+    paths = [str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with open(tmp_path / "cluster.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+    assert process.stdout is not None
+    while not (line := process.stdout.readline()).startswith("address"):
+        assert process.poll() is None, (tmp_path / "cluster.log").read_text()
+    try:
+        yield line.split()[1]
+    finally:
+        process.communicate()  # ends its standard input
+        process.wait(60)
+
+
+def test_a_machine_whose_gpu_fails_gets_no_more_trials(
+    prepared: Path, out: Path, tmp_path: Path, record: Record
+) -> None:
+    with cluster(tmp_path) as address:
+        words = tune_arguments(
+            out, prepared, "--ray-address", address, "--storage", tmp_path / "storage", trials=6, epochs=6
+        )
+        with Running(out, *words) as running:
+            running.until(lambda: "gets no more trials" in running.text())
+            status = json.loads((running.search.path / "status.json").read_text())
+            assert status["state"] == "running"
+            assert "gets no more trials, since it failed 2 times: " in status["reason"]
+            assert running.end() == 0, running.text()
+    record("a CUDA error in each training of one of two machines", 2, 0, 0, "it is put aside after the second")
+    check_whole(running.search, trials=6, epochs=6)
+    assert "Traceback" not in running.text()
+    assert running.text().count("failed: CUDA error: an illegal memory access was encountered") >= 2
+
+
+def test_a_search_ends_if_the_gpu_of_its_only_machine_fails(prepared: Path, out: Path, record: Record) -> None:
+    paths = [str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "WMLSEARCH_FAULT_CUDA": "1"}
+    words = tune_arguments(out, prepared, trials=6, epochs=6)
+    with Running(out, *words, cores=1, env=environment) as running:
+        assert running.end() == 1, running.text()
+    status = running.search.status()
+    assert status.state == "failed"
+    assert "CUDA error: an illegal memory access was encountered, and no other machine" in status.reason
+    record("a CUDA error in each training of the only machine", 3, 0, 0, "the search ends and says so")
