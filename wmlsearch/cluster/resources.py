@@ -140,19 +140,19 @@ def cluster_nodes() -> list[Node]:
 
 def _settled_free_resources(alive: Mapping[str, Node]) -> dict[str, dict[str, float]]:
     """Return what is free on each node, by its id. What our own processes held until now takes a moment to be free."""
-    most: dict[str, dict[str, float]] = {}
+    largest: dict[str, dict[str, float]] = {}
     deadline = time.monotonic() + SETTLE_S
     while True:
         for key, resources in free_resources().items():
-            known = most.setdefault(key, {})
-            known.update({name: max(known.get(name, 0.0), value) for name, value in resources.items()})
+            free = largest.setdefault(key, {})
+            free.update({name: max(free.get(name, 0.0), value) for name, value in resources.items()})
         all_free = all(
-            most.get(key, {}).get(name, 0.0) >= total.get(name, 0.0)
+            largest.get(key, {}).get(name, 0.0) >= total.get(name, 0.0)
             for key, total in alive.items()
             for name in ("CPU", "GPU")
         )
         if all_free or time.monotonic() > deadline:
-            return most
+            return largest
         time.sleep(0.1)
 
 

@@ -42,7 +42,7 @@ class MachineError(RuntimeError):
         return str(self.args[0])
 
     @classmethod
-    def here(cls, what: str, why: str) -> MachineError:
+    def of_this_machine(cls, what: str, why: str) -> MachineError:
         """Return the error of the machine of this process: `what` of it failed, and why."""
         ip = ray.util.get_node_ip_address()
         return cls(f"{what} of {ip} failed: {why}", ray.get_runtime_context().get_node_id(), ip)
@@ -59,9 +59,11 @@ def as_machine_error(error: Exception) -> MachineError | None:
     if isinstance(error, MachineError):
         return error
     if is_gpu_error(error):
-        return MachineError.here(_gpu(), str(error).strip().splitlines()[0])
+        return MachineError.of_this_machine(_gpu(), str(error).strip().splitlines()[0])
     if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StorageError):
-        return MachineError.here("the disk", f"{error.filename or 'a file'} cannot be written ({error.strerror})")
+        return MachineError.of_this_machine(
+            "the disk", f"{error.filename or 'a file'} cannot be written ({error.strerror})"
+        )
     return None
 
 
@@ -95,7 +97,7 @@ def check_gpu(gpus: float) -> None:
     except RuntimeError as error:
         fault = str(error).strip().splitlines()[0]
     if fault:
-        raise MachineError.here(_gpu(), fault)
+        raise MachineError.of_this_machine(_gpu(), fault)
 
 
 def _fault() -> str:
@@ -156,8 +158,8 @@ class MachineFailures:
 
 def _reserve(node_id: str, node: Mapping[str, float], slots: Slots) -> list[PlacementGroup]:
     """Ask for each slot of a machine; what is in use is given when it becomes free."""
-    there = [{"ray.io/node-id": node_id}]
+    selector = [{"ray.io/node-id": node_id}]
     return [
-        placement_group([slots.resources], name=PUT_ASIDE, bundle_label_selector=there)
+        placement_group([slots.resources], name=PUT_ASIDE, bundle_label_selector=selector)
         for _ in range(workers_that_fit([node], slots.cpus, slots.gpus))
     ]
