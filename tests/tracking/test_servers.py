@@ -20,7 +20,7 @@ from test_experiments import add_trial, held, make_search
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.client import connect, connected
 from wmlsearch.tracking.mirror import LAST_ATTEMPTS, Mirror
 from wmlsearch.tracking.model_registry import fetch, register
 from wmlsearch.tracking.problems import OLDEST_SERVER, PROBLEM_FILE
@@ -68,9 +68,10 @@ def databases() -> Iterator[Callable[[str], str]]:
 
 def files(uri: str, search: SearchDir) -> list[str]:
     """Return the names of the files that MLflow has of a search's run, and check that they can be read."""
-    client, run_id = connect(uri), search.ledger().run_id
-    names = [entry.path for entry in client.list_artifacts(run_id)]
-    assert json.loads(Path(client.download_artifacts(run_id, "split_certificate.json")).read_text())["level"]
+    run_id = search.ledger().run_id
+    with connected(uri) as client:  # some tests set a proxy
+        names = [entry.path for entry in client.list_artifacts(run_id)]
+        assert json.loads(Path(client.download_artifacts(run_id, "split_certificate.json")).read_text())["level"]
     return names
 
 
