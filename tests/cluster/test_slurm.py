@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif("WMLSEARCH_CLUSTER_TEST" not in os.environ, reason="make cluster-test runs it"),
 ]
 
-NAMES = ("head", "worker-1", "worker-2")
+NAMES = ("node-1", "node-2", "node-3")
 SCRIPT = REPOSITORY / "clusters" / "slurm.sbatch"
 RUNS = SHARED / "slurm-runs"
 # One trial at a time, on three machines, so that each proposal follows from the trials before it.
