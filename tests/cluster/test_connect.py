@@ -163,7 +163,11 @@ def test_what_others_have_reserved_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     looks = iter([{"a": {"CPU": 2.0}, "b": {"CPU": 6.0}}, {"a": {"CPU": 2.0, "GPU": 1.0}, "b": {"CPU": 5.0}}])
     last = {"a": {"CPU": 1.0}, "b": {"CPU": 7.0}}
     monkeypatch.setattr(resources, "free_resources", lambda: next(looks, last))
-    assert resources.cluster_nodes() == [{"CPU": 2.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 7.0}]
+    reserved = resources.reserved_by_others()
+    assert reserved == {"a": {"CPU": 6.0, "GPU": 3.0}, "b": {"CPU": 1.0}}
+    # Whoever holds something later may be this search itself, whose workers wait for the next runs.
+    monkeypatch.setattr(resources, "free_resources", dict)
+    assert resources.cluster_nodes(reserved) == [{"CPU": 2.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 7.0}]
 
 
 def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -173,10 +177,9 @@ def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, t
     file.write_text(yaml.safe_dump(config))
     monkeypatch.setattr(resources, "HEAD_CONFIG", file)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": {"CPU": 0.0}}])
-    monkeypatch.setattr(resources, "free_resources", lambda: {"a": {}})
-    assert resources.cluster_nodes() == [{"CPU": 0.0}, *[{"CPU": 4, "GPU": 1}] * 3]
+    assert resources.cluster_nodes({}) == [{"CPU": 0.0}, *[{"CPU": 4, "GPU": 1}] * 3]
     file.write_text(yaml.safe_dump({**config, "provider": {"type": "local"}}))
-    assert resources.cluster_nodes() == [{"CPU": 0.0}]
+    assert resources.cluster_nodes({}) == [{"CPU": 0.0}]
 
 
 @pytest.mark.parametrize(

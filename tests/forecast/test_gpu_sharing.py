@@ -292,9 +292,9 @@ def test_a_search_runs_without_the_measurement(prepared: Path, tmp_path: Path, m
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 1.0}])
     messages: list[str] = []
     request = SearchRequest(SPACE, RunSettings(), prepared, Placement(trials_per_gpu="auto"))
-    placement, packing = resolve_trials_per_gpu(request, Manifest.read(prepared), messages.append)
+    placement, packing = resolve_trials_per_gpu(request, Manifest.read(prepared), {}, messages.append)
     assert (placement.trials_per_gpu, packing) == (1, None)
     assert messages[1] == "each trial has a GPU of its own, since the measurement failed (no answer within 300 s)"
     monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 2.0, "GPU": 0.0}])
     with pytest.raises(InputError, match="there is no GPU to share"):
-        resolve_trials_per_gpu(request, Manifest.read(prepared), messages.append)
+        resolve_trials_per_gpu(request, Manifest.read(prepared), {}, messages.append)

@@ -88,6 +88,18 @@ def test_a_group_that_is_killed_while_it_starts_leaves_nothing_and_its_run_is_tr
     assert RunDir(tmp_path / "first").state == "completed"
 
 
+@pytest.mark.timeout(300)
+def test_runs_go_on_in_fewer_groups_than_planned(data: Path, tmp_path: Path) -> None:
+    """Two groups are planned, and one fits, as after the loss of a machine: the second run gets the first one's."""
+    cpus = len(os.sched_getaffinity(0))
+    with ray_session(None):
+        shipment = make_shipment(data, Manifest.read(data).fingerprint, send=False)
+        with RunTrainer(SETTINGS, shipment) as trainer:
+            requests = [request(tmp_path, name) for name in ("first", "second")]
+            trainer.train(requests, Slots(2, 1, cpus, 0.0), lambda _: None)
+    assert [RunDir(tmp_path / name).state for name in ("first", "second")] == ["completed"] * 2
+
+
 def title(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()

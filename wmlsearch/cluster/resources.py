@@ -20,6 +20,7 @@ from wmlsearch.runs.wording import plural
 MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
 SETTLE_S = 5.0  # until the head knows that a placement group was removed
 HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # `ray up` copies the cluster file there, on the head
+Reserved = Mapping[str, Mapping[str, float]]  # by the id of a node: resources that are not for this search
 Node = Mapping[str, float]  # all resources of a machine, as Ray names them: {"CPU": 16, "GPU": 4}
 
 
@@ -126,34 +127,43 @@ def free_memory_gb() -> float:
     return free_bytes() / 2**30
 
 
-def cluster_nodes() -> list[Node]:
-    """Return what is free on the nodes of the connected cluster, with those that its autoscaler may add.
-
-    Others may use the cluster too: what they have reserved is left out.
-    """
+def cluster_nodes(reserved: Reserved) -> list[Node]:
+    """Return the nodes of the connected cluster without what is reserved, and those that its autoscaler may add."""
     alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    free = _settled_free_resources(alive)
-    nodes = [{**total, **{name: free.get(key, {}).get(name, 0.0) for name in ("CPU", "GPU") if name in total}}
-             for key, total in alive.items()]  # fmt: skip
+    nodes = [
+        {name: value - reserved.get(key, {}).get(name, 0.0) for name, value in total.items()}
+        for key, total in alive.items()
+    ]
     return nodes + _autoscaler_may_add(len(alive))
 
 
-def _settled_free_resources(alive: Mapping[str, Node]) -> dict[str, dict[str, float]]:
-    """Return what is free on each node, by its id. What our own processes held until now takes a moment to be free."""
-    largest: dict[str, dict[str, float]] = {}
+def reserved_by_others() -> Reserved:
+    """Return the CPUs and GPUs of each node that are reserved while this process has no training of its own.
+
+    What our own processes held until now takes a moment to be free.
+    """
     deadline = time.monotonic() + SETTLE_S
+    least: dict[str, dict[str, float]] = {}
     while True:
-        for key, resources in free_resources().items():
-            free = largest.setdefault(key, {})
-            free.update({name: max(free.get(name, 0.0), value) for name, value in resources.items()})
-        all_free = all(
-            largest.get(key, {}).get(name, 0.0) >= total.get(name, 0.0)
-            for key, total in alive.items()
-            for name in ("CPU", "GPU")
-        )
-        if all_free or time.monotonic() > deadline:
-            return largest
+        for key, reserved in _reserved_now().items():
+            before = least.get(key, reserved)
+            least[key] = {name: min(value, before.get(name, value)) for name, value in reserved.items()}
+        if not any(any(reserved.values()) for reserved in least.values()) or time.monotonic() > deadline:
+            return least
         time.sleep(0.1)
+
+
+def _reserved_now() -> dict[str, dict[str, float]]:
+    free = free_resources()  # of a node without anything free, Ray lists no CPU at all
+    return {
+        node["NodeID"]: {
+            name: node["Resources"][name] - free.get(node["NodeID"], {}).get(name, 0.0)
+            for name in ("CPU", "GPU")
+            if name in node["Resources"]
+        }
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def _autoscaler_may_add(running: int) -> list[Node]:

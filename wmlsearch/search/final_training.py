@@ -130,6 +130,7 @@ class RunTrainer:
                 self._start(self.waiting.popleft())
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
             self._kill_hung_groups()
+            self._move_to_idle_groups()
             self.killed.release()
             self.memory_kills.look()
             if finished:
@@ -177,6 +178,21 @@ class RunTrainer:
                     continue
                 self.began[step] = math.inf
                 self._kill(group)
+
+    def _move_to_idle_groups(self) -> None:
+        """Give the runs of groups that wait for machines to groups that have some and nothing to do.
+
+        Where fewer groups fit than slots were planned, since a machine was lost, they would wait for each other.
+        """
+        if not self.idle or self.waiting:
+            return
+        machines = Machines()
+        for step, (group, request) in list(self.steps.items()):
+            if len(self.waiting) < len(self.idle) and not machines.are_given_to(group):
+                self._kill(group)
+                self.began.pop(step, None)
+                del self.steps[step]
+                self.waiting.append(request)
 
     def _collect(self, step: Any) -> None:
         """Record the result of an epoch, and go on with the run or its group."""

@@ -124,7 +124,9 @@ def _train(
 
     if not requests:
         return
-    slots = plan.placement.slots(count)  # machines may have joined or left the cluster since the search began
+    slots = plan.placement.slots(
+        count, plan.reserved
+    )  # machines may have joined or left the cluster since the search began
     observer.say(f"{message}, {slots}")
     before, began = search.usage(), time.monotonic()
 

@@ -15,7 +15,7 @@ from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import TrialShape
 
 if TYPE_CHECKING:
-    from wmlsearch.cluster.resources import Node, Request, Slots
+    from wmlsearch.cluster.resources import Node, Request, Reserved, Slots
 
 MAX_WORKERS_PER_TRIAL = 4096
 MAX_TRIALS_PER_GPU = 64  # with more, each trial's share is smaller than the memory that a CUDA process takes for itself
@@ -102,20 +102,31 @@ class Placement:
             )
         return faults
 
-    def slots(self, trials: int) -> Slots:
-        """Return how many of `trials` trials run at once, and the resources of each. Raises InputError if none fits."""
+    def slots(self, trials: int, reserved: Reserved | None = None) -> Slots:
+        """Return how many of `trials` trials run at once, and the resources of each. Raises InputError if none fits.
+
+        Args:
+            trials: The number of trials.
+            reserved: What others have reserved of a cluster (`reserved_by_others`).
+        """
         from wmlsearch.cluster.resources import cluster_nodes, free_memory_gb, plan_slots, this_machine
 
         if not self.ray_address:
             nodes = this_machine()
             return plan_slots(nodes, self._request(nodes), trials, free_memory_gb())
-        nodes = cluster_nodes()
+        nodes = cluster_nodes(reserved or {})
         if len(nodes) > 1 and not self.storage:
             raise InputError(
                 f"the cluster has {len(nodes)} machines, so checkpoints need a storage that all of them reach: "
                 "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
             )
         return plan_slots(nodes, self._request(nodes), trials)
+
+    def reserved(self) -> Reserved:
+        """Return what others have reserved of the cluster. Ask before this process has trainings of its own."""
+        from wmlsearch.cluster.resources import reserved_by_others
+
+        return reserved_by_others() if self.on_cluster else {}
 
     def _request(self, nodes: Sequence[Node]) -> Request:
         """Return what a trial asks for. Raises InputError if trials are to share a GPU and there is none."""

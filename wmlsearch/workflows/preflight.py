@@ -25,7 +25,7 @@ from wmlsearch.workflows.provenance import data_record
 from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPlan, SearchRequest
 
 if TYPE_CHECKING:
-    from wmlsearch.cluster.resources import Slots
+    from wmlsearch.cluster.resources import Reserved, Slots
     from wmlsearch.forecast.gpu_sharing import Packing
 
 
@@ -72,9 +72,9 @@ def check_before_data(space: SearchSpace, settings: RunSettings, placement: Plac
 
 def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:
     """Decide what needs Ray, to which this process is connected. Raises InputError for what does not fit."""
-    settings = request.settings
-    placement, packing = resolve_trials_per_gpu(request, data.manifest, say)
-    slots = placement.slots(settings.trials)
+    settings, reserved = request.settings, request.placement.reserved()
+    placement, packing = resolve_trials_per_gpu(request, data.manifest, reserved, say)
+    slots = placement.slots(settings.trials, reserved)
     check_budgets(request.space, settings, slots, resumed=isinstance(request, ResumeRequest))
     plan = SearchPlan(
         space=request.space,
@@ -84,7 +84,10 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
         data_record=data.record,
         placement=placement,
         slots=slots,
-        forecast_final_slots=placement.slots(max(settings.selection_run_count, settings.judgement_run_count, 1)),
+        reserved=reserved,
+        forecast_final_slots=placement.slots(
+            max(settings.selection_run_count, settings.judgement_run_count, 1), reserved
+        ),
         packing=packing,
     )
     check_baseline_fits(plan)
@@ -182,7 +185,7 @@ def _needs_checkpoint(run: RunDir) -> bool:
 
 
 def resolve_trials_per_gpu(
-    request: SearchRequest, manifest: Manifest, say: Callable[[str], None]
+    request: SearchRequest, manifest: Manifest, reserved: Reserved, say: Callable[[str], None]
 ) -> tuple[Placement, Packing | None]:
     """Return the request's placement with a number of trials per GPU; "auto" is measured.
 
@@ -195,7 +198,7 @@ def resolve_trials_per_gpu(
     placement = request.placement
     if placement.trials_per_gpu == 1:
         return placement, None
-    whole_gpu = placement.slots(request.settings.trials)
+    whole_gpu = placement.slots(request.settings.trials, reserved)
     if placement.trials_per_gpu != "auto":
         if not isinstance(request, ResumeRequest):  # a resumed search has said it when it began
             say(f"{placement.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL, Placement
 
 if TYPE_CHECKING:
-    from wmlsearch.cluster.resources import Slots
+    from wmlsearch.cluster.resources import Reserved, Slots
     from wmlsearch.forecast.gpu_sharing import Packing
 
 
@@ -93,4 +93,5 @@ class SearchPlan:
     slots: Slots  # how many trials run at once, and the resources of each
     # The same for the final runs, for the forecast only: before they begin, machines may have joined or left a cluster.
     forecast_final_slots: Slots
+    reserved: Reserved = field(default_factory=dict)  # what others had of the cluster when the search began
     packing: Packing | None = None  # the measurement behind `--trials-per-gpu auto`
