@@ -256,7 +256,11 @@ def machine_variables(environment: Mapping[str, str]) -> dict[str, str]:
     from wmlsearch.runs.environment import loopback_exceptions
     from wmlsearch.runs.machine import Machine
 
-    variables = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **loopback_exceptions(environment)}  # see __init__.py
+    variables = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # see __init__.py
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # `scancel` grants 30 s in all, and Ray would wait as long
+        **loopback_exceptions(environment),
+    }
     if interface := default_interface():  # else gloo takes the host name's address, which may be 127.0.1.1
         variables["GLOO_SOCKET_IFNAME"] = environment.get("GLOO_SOCKET_IFNAME", interface)
     if Machine().memory_is_limited():  # Ray's monitor sees the whole machine; in a group the system ends a worker
