@@ -18,6 +18,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows.observer import Outcome
+from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.summaries import SearchSummary
 
 SERVER, LOCKED = "http://mlflow.example.org:5000/a b", "postgresql://me:***@db.example.org/mlflow"
@@ -99,3 +100,10 @@ def test_a_search_is_not_resumed_into_another_store_for_lack_of_a_password(searc
     assert str(by_python.value) == expected
     given = CliRunner().invoke(main, ["tune", "--resume", "s", "--mlflow-uri", "http://127.0.0.1:9"])
     assert "lacks shape and data_path, so this search cannot be resumed" in given.output
+
+
+def test_a_ray_that_ends_with_its_batch_job_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Placement("10.0.0.1:6379").given_ray_address == "10.0.0.1:6379"
+    monkeypatch.setenv("WMLSEARCH_RAY_OF_JOB", "10.0.0.1:6379")
+    assert Placement("10.0.0.1:6379").given_ray_address is None
+    assert Placement("10.0.0.2:6379").given_ray_address == "10.0.0.2:6379"

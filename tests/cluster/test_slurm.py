@@ -157,6 +157,7 @@ def test_a_cancelled_search_ends_cleanly_and_goes_on_with_the_next_job(slurm: Sl
     assert job.state() == "interrupted"
     assert json.loads((job.run / "status.json").read_text())["reason"] == "stopped by SIGTERM"
     assert took_s < KILL_WAIT_S, "Slurm did not have to kill it"
+    assert f"to resume: wmlsearch tune --resume cancelled --out {RUNS}\n" in job.text()
 
 
 def test_nothing_is_left_behind(slurm: Slurm) -> None:

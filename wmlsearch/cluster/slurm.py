@@ -36,6 +36,7 @@ JOIN_S = 300.0  # in which all machines join: on a busy file system, importing R
 END_S = 60.0  # in which Ray ends on all machines; then it is killed
 ENDED_BY_REQUEST = 128 + signal.SIGTERM  # exit status of a command that SIGTERM has ended
 MODULE = "wmlsearch.cluster.slurm"
+RAY_OF_JOB = "WMLSEARCH_RAY_OF_JOB"  # address of a Ray that ends with this job: no search can be resumed on it
 # Of the step that starts Ray: it has one task on a machine, whatever the user's tasks are.
 _OF_THE_USERS_TASKS = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
 _GPUS = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -73,7 +74,7 @@ def run(command: Sequence[str]) -> int:
     job, children = SlurmJob.of(os.environ), _Children()
     ip = _own_ip()
     address = f"{ip}:{_free_port(ip)}"
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address}
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address, RAY_OF_JOB: address}
     environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     print(f"job {job.number}: starting Ray on {plural(job.machines, 'machine')} ...", flush=True)
     ray = _start_ray(job, address, environment)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from wmlsearch.cluster.slurm import RAY_OF_JOB
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.redaction import without_password
@@ -44,8 +46,9 @@ class Placement:
 
     @property
     def given_ray_address(self) -> str | None:
-        """The address that the user gave, to resume a search there. A Ray of this process may end with it."""
-        return None if self.on_own_ray else self.ray_address
+        """The address that the user gave, to resume a search there. A Ray of this process or job ends with it."""
+        ends = self.on_own_ray or self.ray_address == os.environ.get(RAY_OF_JOB)
+        return None if ends else self.ray_address
 
     def check_before_ray(self, trials: int) -> None:
         """Check options, storage, and the cluster's address or this machine's resources. Raises InputError."""
