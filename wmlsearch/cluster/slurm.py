@@ -30,13 +30,13 @@ from pathlib import Path
 from types import FrameType
 
 from wmlsearch.config import InputError
+from wmlsearch.runs.environment import RAY_OF_JOB
 from wmlsearch.runs.wording import plural
 
 JOIN_S = 300.0  # in which all machines join: on a busy file system, importing Ray takes minutes
 END_S = 60.0  # in which Ray ends on all machines; then it is killed
 ENDED_BY_REQUEST = 128 + signal.SIGTERM  # exit status of a command that SIGTERM has ended
 MODULE = "wmlsearch.cluster.slurm"
-RAY_OF_JOB = "WMLSEARCH_RAY_OF_JOB"  # address of a Ray that ends with this job: no search can be resumed on it
 # Of the step that starts Ray: it has one task on a machine, whatever the user's tasks are.
 _OF_THE_USERS_TASKS = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
 _GPUS = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from wmlsearch.cluster.slurm import RAY_OF_JOB
 from wmlsearch.config import InputError
+from wmlsearch.runs.environment import RAY_OF_JOB
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import TrialShape
