@@ -23,8 +23,8 @@ from wmlsearch.runs.machine import available_cpus
 from wmlsearch.runs.scratch import scratch_folder
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_RAY_OF_JOB = "WMLSEARCH_RAY_OF_JOB"  # address of a Ray that ends with its batch job: no search is resumed on it
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+RAY_OF_JOB = "WMLSEARCH_RAY_OF_JOB"  # address of a Ray that ends with its batch job: no search is resumed on it
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _CACHES = {  # each library's variable for its files, and the folder below the common one
     "MPLCONFIGDIR": "matplotlib",
     "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
