@@ -187,5 +187,17 @@ def test_a_gpu_that_fails_in_an_epoch_ends_the_process(
         raise RuntimeError(ILLEGAL)
 
     monkeypatch.setattr(trial_worker, "open_data", failing)
-    with pytest.raises(MachineError, match=r"GPU 3 of 10\.0\.0\.7 failed"):
+    with pytest.raises(MachineError, match=r"GPU 3 of 10\.0\.0\.7 failed") as caught:
         session(tmp_path).step()
+    assert caught.value.__cause__ is not caught.value
+
+
+def test_a_gpu_that_fails_its_check_ends_the_process(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = WorkerJob(Shipment(tmp_path / "none", "0" * 64), RunSettings(), 1, Slots(1, 1, 1, 1.0))
+    made = TrainingSession(job, TrialAssignment(config=TrialConfig(), checkpoint_location=str(tmp_path)))
+    with pytest.raises(MachineError, match="PyTorch finds no GPU") as caught:
+        made.step()
+    assert caught.value.__cause__ is None, "Ray cannot send an error that is its own cause"

@@ -56,8 +56,6 @@ def machine_error(error: BaseException | None) -> MachineError | None:
 
 def as_machine_error(error: Exception) -> MachineError | None:
     """Return an exception of a training as one of its machine, if the GPU or the disk failed; else None."""
-    if isinstance(error, MachineError):
-        return error
     if is_gpu_error(error):
         return MachineError.of_this_machine(_gpu(), str(error).strip().splitlines()[0])
     if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StorageError):

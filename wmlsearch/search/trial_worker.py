@@ -18,7 +18,7 @@ from wmlsearch.model.training import epochs
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.schema import EpochRow
 from wmlsearch.search.checkpoints import Checkpoints
-from wmlsearch.search.machine_health import as_machine_error, check_gpu
+from wmlsearch.search.machine_health import MachineError, as_machine_error, check_gpu
 from wmlsearch.search.memory_admission import limit_to_share, predict_peak_memory
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 
@@ -94,6 +94,8 @@ class TrainingSession:
         except StopIteration:  # the last epoch is in the checkpoint, and was reported
             last = cast(list[EpochRow], result.replayed)[-1]
             return result.with_end(cast(str, last.ended))
+        except MachineError:
+            raise
         except Exception as error:
             if fault := as_machine_error(error):
                 raise fault from error
