@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,22 @@ def start() -> tuple[subprocess.Popen[str], Path]:
     )
     assert process.stdout
     return process, Path(process.stdout.readline().strip())
+
+
+def test_it_is_removed_if_a_batch_system_sends_sigterm_to_all_processes(temporary: Path) -> None:
+    process, folder = start()
+    (remover,) = descendants(process.pid)
+    wait_for(lambda: ignores(remover, signal.SIGTERM), 30, "the remover has not begun")
+    for pid in (process.pid, remover):
+        assert kill(pid, signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+    wait_for(lambda: not folder.exists(), 30, "the folder is still there")
+
+
+def ignores(pid: int, number: int) -> bool:
+    """Return whether a process ignores a signal, by its mask in /proc."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["SigIgn"], 16) & 1 << number - 1)
 
 
 def test_it_is_removed_with_the_block(temporary: Path) -> None:

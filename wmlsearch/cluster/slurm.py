@@ -193,7 +193,10 @@ def machine(address: str) -> int:
     from wmlsearch.runs.scratch import scratch_folder
 
     with scratch_folder("ray", session_parent(object_store())) as folder, open(folder / "start.log", "w+b") as log:
-        words, environment = ray_start(address, folder, os.environ), {**os.environ, **machine_variables(os.environ)}
+        files = folder / "tmp"  # of all workers: removed with the folder, however they end
+        files.mkdir()
+        words = ray_start(address, folder, os.environ)
+        environment = {**os.environ, **machine_variables(os.environ), "TMPDIR": str(files)}
         ray = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603
         asked = threading.Event()
 

@@ -26,9 +26,11 @@ from wmlsearch.runs.process import Process
 SHARED_MEMORY, OTHER_FOLDERS = Path("/dev/shm"), ("/tmp", "/var/tmp")  # noqa: S108
 _PREFIX = "wmlsearch-"
 _OWNER = "owner"
-# Other processes of the killed one may still write: the folder is removed again until it is gone.
+# Other processes of the killed one may still write: the folder is removed again until it is gone. A batch system sends
+# SIGTERM to all processes of a job at once, this one too.
 _REMOVER = """
-import shutil, sys, time
+import shutil, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sys.stdin.read()
 for _ in range(50):
     shutil.rmtree(sys.argv[1], ignore_errors=True)
