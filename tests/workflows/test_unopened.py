@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,17 @@ def test_a_search_without_a_baseline(searched: SearchDir) -> None:
         f"`wmlsearch tune --resume s --out {searched.path.parent}`, or name a single run\n"
     )
     assert openings(Path(searched.record().data_path)) == before
+
+
+def test_a_search_that_was_not_to_have_a_baseline(searched: SearchDir, tmp_path: Path) -> None:
+    shutil.copytree(searched.path, tmp_path / "runs" / "s")
+    search = SearchDir(tmp_path / "runs" / "s")
+    record = search.record().as_json()
+    record["settings"]["baseline"] = False
+    search.file("record").write_text(json.dumps(record))
+    text = refused(search, "s")
+    assert text.startswith("s: was searched with --no-baseline, so it has no final runs to compare; name a single run")
+    assert f"`wmlsearch evaluate {search.path}/trials/0" in text
 
 
 def test_an_mlflow_uri_of_unknown_kind(searched: SearchDir) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from wmlsearch.cli.options import say
 from wmlsearch.config import InputError
 from wmlsearch.data.prepare import PrepareOptions, check_patients
-from wmlsearch.data.sources import Discovery, Source, survey
+from wmlsearch.data.sources import Discovery, survey
 from wmlsearch.runs.wording import plural
 
 
@@ -59,12 +59,15 @@ def _table(discovery: Discovery) -> Table:
         table.add_column(name, overflow="fold")
     for source in discovery.sources:
         patient = f"{source.patient or 'not known'}{' (test)' if source.patient in discovery.test_patients else ''}"
-        cells = [patient, source.timepoint, _files(source, source.image), _files(source, source.mask)]
+        cells = [patient, source.timepoint, *(_files(discovery, paths) for paths in (source.image, source.mask))]
         table.add_row(*cells, *([source.site] if has_sites else []))
     return table
 
 
-def _files(source: Source, paths: tuple[Path, ...]) -> str:
-    names = [source.name(path) for path in paths]
-    text = names[0] if len(names) == 1 else f"{names[0]} to {Path(names[-1]).name} ({len(names)} pictures)"
+def _files(discovery: Discovery, paths: tuple[Path, ...]) -> str:
+    """Return the files of a scan: below the data set, or below a list's folder, by their names there."""
+    folder = discovery.raw if discovery.raw.is_dir() else discovery.raw.parent
+    first = paths[0]
+    name = str(first.relative_to(folder)) if first.is_relative_to(folder) else str(first)
+    text = name if len(paths) == 1 else f"{name} to {paths[-1].name} ({len(paths)} pictures)"
     return text.encode(errors="backslashreplace").decode()  # file names may not be valid text

@@ -14,10 +14,11 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.objectives import cut_off_by_budget
 from wmlsearch.runs.progress import Progress
-from wmlsearch.runs.wording import plural
+from wmlsearch.runs.wording import command, plural
 from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.comparison import judge, unit_means
 from wmlsearch.verdict.evaluation import evaluate
@@ -131,6 +132,13 @@ def evaluate_run(
         for warning in check_unseen(parent.record(), data, progress):
             say(warning)
     if isinstance(run, SearchDir):
+        if not record.settings.baseline:
+            best = leaderboard(run).best
+            example = f", such as `{command('evaluate', best.path)}`" if best else ""
+            raise InputError(
+                f"{run.name}: was searched with --no-baseline, so it has no final runs to compare; name a single run"
+                f"{example}, or start a search without --no-baseline (--warm-start {run.name} learns from this one)"
+            )
         if missing := [role for role in (BASELINE, CHAMPION) if not run.model(role).exists()]:
             raise InputError(
                 f"{run.name}: has no {' and no '.join(missing)} yet (state: {run.state}); finish the search with "
