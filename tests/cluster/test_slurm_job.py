@@ -93,13 +93,14 @@ sys.exit(slurm.main(sys.argv[1:]))
 """
 # Prints the variables that it got, and exits as a search does that SIGTERM ends.
 COMMAND = """
-import os, signal, sys, time
+import os, signal, sys
 def end(*_):
     print("ended cleanly", flush=True)
     sys.exit({status})
 signal.signal(signal.SIGTERM, end)
 print("address", os.environ["RAY_ADDRESS"], len(os.environ["RAY_AUTH_TOKEN"]), flush=True)
-time.sleep({seconds})
+if {waits}:
+    signal.pause()
 print("done", flush=True)
 """
 
@@ -107,14 +108,14 @@ print("done", flush=True)
 class Batch:
     """A batch script that runs, with a `scontrol` that notes how it is called."""
 
-    def __init__(self, folder: Path, seconds: float, status: int = 143, scontrol_status: int = 0) -> None:
+    def __init__(self, folder: Path, waits: bool, status: int = 143, scontrol_status: int = 0) -> None:
         self.calls, self.log = folder / "calls", folder / "log"
         (folder / "bin").mkdir()
         scontrol = folder / "bin" / "scontrol"
         scontrol.write_text(f'#!/bin/sh\necho "$@" >> {self.calls}\necho "is disabled" >&2\nexit {scontrol_status}\n')
         scontrol.chmod(0o755)
         environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
-        command = [sys.executable, "-c", COMMAND.format(seconds=seconds, status=status)]
+        command = [sys.executable, "-c", COMMAND.format(waits=waits, status=status)]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", SCRIPT, *command],
@@ -132,7 +133,7 @@ class Batch:
 
 
 def test_a_command_that_ends_by_itself_is_not_requeued(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, seconds=0)
+    batch = Batch(tmp_path, waits=False)
     assert batch.end() == ""
     assert batch.process.returncode == 0
     assert batch.log.read_text().splitlines()[-1] == "done"
@@ -140,7 +141,7 @@ def test_a_command_that_ends_by_itself_is_not_requeued(tmp_path: Path) -> None:
 
 
 def test_before_the_time_limit_the_command_ends_cleanly_and_the_job_is_requeued(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, seconds=60)
+    batch = Batch(tmp_path, waits=True)
     batch.process.send_signal(signal.SIGUSR1)
     assert batch.end() == "requeue 77\n"
     assert batch.process.returncode == 143
@@ -148,21 +149,21 @@ def test_before_the_time_limit_the_command_ends_cleanly_and_the_job_is_requeued(
 
 
 def test_a_search_that_ends_just_then_is_not_requeued(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, seconds=60, status=0)
+    batch = Batch(tmp_path, waits=True, status=0)
     batch.process.send_signal(signal.SIGUSR1)
     assert batch.end() == ""
     assert batch.process.returncode == 0
 
 
 def test_a_cancelled_job_is_not_requeued(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, seconds=60)
+    batch = Batch(tmp_path, waits=True)
     batch.process.send_signal(signal.SIGTERM)
     assert batch.end() == ""
     assert batch.process.returncode == 143
 
 
 def test_where_slurm_requeues_nothing_the_log_says_how_to_go_on(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, seconds=60, scontrol_status=1)
+    batch = Batch(tmp_path, waits=True, scontrol_status=1)
     batch.process.send_signal(signal.SIGUSR1)
     assert batch.end() == "requeue 77\n"
     assert "Slurm did not requeue it (is disabled); to go on, submit the script again" in batch.log.read_text()

@@ -70,10 +70,9 @@ def test_an_error_names_its_machine_and_survives_pickling(here: None) -> None:
 
 
 def test_a_full_disk_is_the_machine_s_but_a_full_storage_is_not(here: None) -> None:
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/root/.cache/wmlsearch/data/ab.part/images.npy")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/ab.part/images.npy")
     assert str(as_machine_error(full)) == (
-        "the disk of 10.0.0.7 failed: /root/.cache/wmlsearch/data/ab.part/images.npy cannot be written (No space left "
-        "on device)"
+        "the disk of 10.0.0.7 failed: /cache/ab.part/images.npy cannot be written (No space left on device)"
     )
     assert as_machine_error(StorageError(errno.ENOSPC, "full")) is None
     assert as_machine_error(OSError(errno.ENOENT, "No such file")) is None
