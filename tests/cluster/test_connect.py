@@ -168,6 +168,8 @@ def test_what_others_have_reserved_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     # Whoever holds something later may be this search itself, whose workers wait for the next runs.
     monkeypatch.setattr(resources, "free_resources", dict)
     assert resources.cluster_nodes(reserved) == [{"CPU": 2.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 7.0}]
+    with pytest.raises(InputError, match=r"add a machine, or wait until others have ended: they have reserved a part"):
+        Placement("h:1", "/s", workers_per_trial=12).slots(1, {"a": {"CPU": 8.0}, "b": {"CPU": 8.0}})
 
 
 def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Cluster:
         nodes = [{"NodeID": f"n{number}", "Alive": True, "Resources": resources} for number in range(machines)]
         monkeypatch.setattr(machine_health.ray, "nodes", lambda: nodes)
         monkeypatch.setattr(machine_health, "placement_group", self.reserve)
-        self.failures = MachineFailures(Slots(4, 1, 4, 1.0), self.said.append)
+        self.failures = MachineFailures(self.said.append)
 
     def reserve(self, bundles: list[Any], name: str, bundle_label_selector: list[dict[str, str]]) -> Any:
         (bundle,), (where,) = bundles, bundle_label_selector
@@ -140,7 +140,8 @@ class Cluster:
         return object()
 
     def fail(self, machine: int) -> bool:
-        return self.failures.note(MachineError("GPU 1 failed: Xid 79", f"n{machine}", f"10.0.0.{machine}"))
+        error = MachineError("GPU 1 failed: Xid 79", f"n{machine}", f"10.0.0.{machine}")
+        return self.failures.note(error, Slots(4, 1, 4, 1.0))
 
 
 def test_a_machine_that_fails_twice_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:

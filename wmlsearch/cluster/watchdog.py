@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from wmlsearch.cluster.connect import own_address
+from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.head_probe import RESTART_S, HeadProbe
 from wmlsearch.cluster.ray_patches import dead_servers
 from wmlsearch.runs.interrupts import RAY_DIED, first_request, reason
@@ -59,9 +61,10 @@ def watchdog(
 
 
 def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Callable[[str, int], None]) -> None:
-    head = HeadProbe(own_address() or "")
+    address = None if EMBEDDED in os.environ else own_address()
+    head = HeadProbe(address) if address else None
     while not done.wait(0.2):
-        if dead := dead_servers() or _gone(head):
+        if dead := dead_servers() or (_gone(head) if head else []):
             break
     else:
         return

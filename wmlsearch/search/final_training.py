@@ -31,7 +31,6 @@ from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
 # How often a run whose process died goes on from its last checkpoint without a new epoch in between.
 LOST_PROCESS_RETRIES = 3
-NO_SLOTS = Slots(0, 1, 1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class RunTrainer:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.settings, self.shipment, self.elastic, self.say = settings, shipment, elastic, say
-        self.machines = MachineFailures(NO_SLOTS, say)
+        self.machines = MachineFailures(say)
         self.timeout_s = settings.trial_timeout or math.inf
         self.slots: Slots | None = None  # of the groups
         self.idle: list[Any] = []  # groups without a run
@@ -122,7 +121,6 @@ class RunTrainer:
         if slots != self.slots:
             self._close_idle_groups()
             self.slots = slots
-            self.machines = MachineFailures(slots, self.say)
         self.waiting.extend(requests)
         self.on_change = on_change
         while self.waiting or self.steps:
@@ -206,7 +204,8 @@ class RunTrainer:
                 return
         else:
             write_result(request.run, result, self.seen)
-            self.machines.epoch_trained()
+            if result.report is not None:
+                self.machines.epoch_trained()
             if not result.done:
                 self.steps[group.step.remote()] = group, request
             elif result.ended == "interrupted":  # its storage is full or does not answer
@@ -227,7 +226,7 @@ class RunTrainer:
         if not was_preempted(error):
             self.losses[run.path] += 1
         killed, fault = self.memory_kills.reason_of_loss(error), machine_error(error)
-        another = self.machines.note(fault) if fault else True
+        another = self.machines.note(fault, self.slots) if fault and self.slots else True
         if another and is_death(error) and self.losses[run.path] <= LOST_PROCESS_RETRIES:
             self.waiting.appendleft(request)
             return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import ray
 import torch
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import placement_group
 
 from wmlsearch.cluster.resources import Slots, workers_that_fit
 from wmlsearch.cluster.watchdog import PUT_ASIDE
@@ -122,31 +122,32 @@ class MachineFailures:
     A machine is put aside by reserving its slots as they become free; trials that run there go on.
 
     Args:
-        slots: The slots of the search.
         say: Called with a line for the user when a machine is put aside.
     """
 
-    def __init__(self, slots: Slots, say: Callable[[str], None]) -> None:
-        self.slots, self.say = slots, say
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self._failures: dict[str, int] = defaultdict(int)  # by Ray's id of the machine
         self._since_epoch = 0  # failures of any machine since a trial has trained an epoch
-        self._reserved: dict[str, list[PlacementGroup]] = {}  # by the same: kept, since Ray ends what nobody holds
+        self._put_aside: set[str] = set()
 
-    def note(self, error: MachineError) -> bool:
-        """Count a failure. Returns False if the search has to end: no other machine has a slot, and this one fails on.
+    def note(self, error: MachineError, slots: Slots) -> bool:
+        """Count a failure of a machine that has some of the slots.
 
-        A machine without which nothing can be trained may fail as often as it likes, as long as epochs come between.
+        Returns False if the search has to end: no other machine has a slot, and this one fails on. A machine without
+        which nothing can be trained may fail as often as it likes, as long as epochs come between.
         """
         self._failures[error.node_id] += 1
         self._since_epoch += 1
-        if self._failures[error.node_id] < FAILURES or error.node_id in self._reserved:
+        if self._failures[error.node_id] < FAILURES or error.node_id in self._put_aside:
             return True
         nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        others = [resources for key, resources in nodes.items() if key not in (error.node_id, *self._reserved)]
-        if workers_that_fit(others, self.slots.cpus, self.slots.gpus) < self.slots.workers:
-            return self._since_epoch <= max(FAILURES, self.slots.count)
+        others = [resources for key, resources in nodes.items() if key not in (error.node_id, *self._put_aside)]
+        if workers_that_fit(others, slots.cpus, slots.gpus) < slots.workers:
+            return self._since_epoch <= max(FAILURES, slots.count)
         self.say(f"machine {error.ip} gets no more trials, since it failed {FAILURES} times: {error}")
-        self._reserved[error.node_id] = _reserve(error.node_id, nodes.get(error.node_id, {}), self.slots)
+        self._put_aside.add(error.node_id)
+        _reserve(error.node_id, nodes.get(error.node_id, {}), slots)
         return True
 
     def epoch_trained(self) -> None:
@@ -154,10 +155,8 @@ class MachineFailures:
         self._since_epoch = 0
 
 
-def _reserve(node_id: str, node: Mapping[str, float], slots: Slots) -> list[PlacementGroup]:
-    """Ask for each slot of a machine; what is in use is given when it becomes free."""
+def _reserve(node_id: str, node: Mapping[str, float], slots: Slots) -> None:
+    """Ask for each slot of a machine until the search ends; what is in use is given when it becomes free."""
     selector = [{"ray.io/node-id": node_id}]
-    return [
+    for _ in range(workers_that_fit([node], slots.cpus, slots.gpus)):
         placement_group([slots.resources], name=PUT_ASIDE, bundle_label_selector=selector)
-        for _ in range(workers_that_fit([node], slots.cpus, slots.gpus))
-    ]

@@ -58,7 +58,7 @@ class Recorder(tune.Callback):
         self.last_report: dict[int, float] = {}  # by running trial: time.monotonic() of its report or start
         self.groups: dict[int, Any] = {}  # by running trial of several workers: the actor that drives them
         self.killed = KilledGroups()
-        self.machines = MachineFailures(budget.slots, self._note_machine)
+        self.machines = MachineFailures(self._note_machine)
         self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
         self.memory_kills = MemoryKills()
         for run in search.trials():
@@ -166,7 +166,7 @@ class Recorder(tune.Callback):
             self.killed.add(group)
         if error := machine_error(failure_of(trial)):
             self.losses[number] = str(error)
-            if not self.machines.note(error):
+            if not self.machines.note(error, self.budget.slots):
                 self.budget.fail(f"stopped, since {error}, and no other machine has a slot for trials")
         self._count_machines_of(self.holding - {number})
         ended_by_us = self.last_report.get(number) == math.inf

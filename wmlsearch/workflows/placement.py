@@ -123,7 +123,14 @@ class Placement:
                 f"the cluster has {len(nodes)} machines, so checkpoints need a storage that all of them reach: "
                 "give --storage (a shared folder, or a URI such as s3://bucket/wmlsearch)"
             )
-        return plan_slots(nodes, self._request(nodes), trials)
+        try:
+            return plan_slots(nodes, self._request(nodes), trials)
+        except InputError as error:
+            if not any(any(held.values()) for held in (reserved or {}).values()):
+                raise
+            raise InputError(
+                f"{error}, or wait until others have ended: they have reserved a part of this cluster (`ray status`)"
+            ) from None
 
     def reserved(self) -> Reserved:
         """Return what others have reserved of the cluster. Ask before this process has trainings of its own."""
