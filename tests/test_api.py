@@ -67,6 +67,7 @@ def test_its_names_are_there_and_no_others() -> None:
     assert wmlsearch.__all__ == sorted(name for name in vars(api) if not name.startswith("_") and name not in others)
     assert all(getattr(wmlsearch, name) is getattr(api, name) for name in wmlsearch.__all__)
     assert all(getattr(wmlsearch, name).__doc__ for name in wmlsearch.__all__)
+    assert [name for name in dir(wmlsearch) if not name.startswith("__")] == wmlsearch.__all__
     with pytest.raises(AttributeError, match="module 'wmlsearch' has no attribute 'predikt'"):
         wmlsearch.predikt  # noqa: B018
 

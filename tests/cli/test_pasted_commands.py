@@ -83,7 +83,7 @@ def test_status_json(out: Path, tmp_path: Path) -> None:
     done = paste(f"wmlsearch status s --json --out '{out}'" if "'" not in str(out) else "true", tmp_path)
     if done.stdout:
         summary = json.loads(done.stdout)
-        assert (summary["state"], summary["process"]) == ("interrupted", "gone")
+        assert (summary["state"], summary["process"]) == ("interrupted", "ended")
         assert parsed(summary["resume"], tmp_path)["resume"] == "s"
 
 

@@ -25,6 +25,9 @@ def test_a_process_that_holds_the_folder_is_alive(search: SearchDir) -> None:
         assert Liveness.of(search).process == "alive"
         assert Liveness.of(search).owner.startswith(f"process {os.getpid()} on ")
     assert Liveness.of(search).process == "gone"
+    for state in ("completed", "interrupted", "failed"):
+        search.set_status(state)
+        assert Liveness.of(search).process == "ended", "it recorded how it ended"
 
 
 @pytest.mark.parametrize("sign", ["owner", "trials/0000/metrics.jsonl", "trials/0000/status.json"])

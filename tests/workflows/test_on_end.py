@@ -132,7 +132,7 @@ with SearchDir(Path(sys.argv[1])).locked(): print("resumed")' '{search.path}'; e
     ), done.stderr
     assert done.returncode == 143
     summary = json.loads((tmp_path / "in.json").read_text())
-    assert (summary["reason"], summary["process"]) == ("stopped by SIGTERM", "gone")
+    assert (summary["reason"], summary["process"]) == ("stopped by SIGTERM", "ended")
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert "MINE" in names
     assert not names & {"NCCL_SOCKET_IFNAME", "TMPDIR", "OMP_NUM_THREADS"}

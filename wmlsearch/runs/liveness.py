@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.lock import is_running, process_files
+from wmlsearch.runs.schema import RUNNING
 
-ALIVE, SILENT, GONE = "alive", "silent", "gone"
+ALIVE, SILENT, GONE, ENDED = "alive", "silent", "gone", "ended"
 SILENT_AFTER_S = 600.0  # without a change in the folder, the process of another machine may be gone with its machine
 
 
@@ -20,8 +21,9 @@ class Liveness:
     """What is known of the process that holds, or held, a run folder.
 
     Args:
-        process: ALIVE, GONE (nobody holds the folder), or SILENT: another machine's process holds it, and has written
-            nothing for SILENT_AFTER_S.
+        process: ALIVE; ENDED: nobody holds the folder, and it says how the search or training ended; GONE: nobody
+            holds it, though it says "running"; or SILENT: another machine's process holds it, and has written nothing
+            for SILENT_AFTER_S.
         last_sign: When its process wrote into the folder last, Unix seconds.
         owner: "process 1234 on node3", or "" where the folder does not tell.
     """
@@ -37,8 +39,8 @@ class Liveness:
         with contextlib.suppress(OSError, ValueError):
             owner = (run.path / "owner").read_text(encoding="utf-8").strip()
         last_sign = _last_change(run)
-        if not is_running(run.path):
-            return cls(GONE, last_sign, owner)
+        if not is_running(run.path):  # asked first: a process records the end before it lets go of the folder
+            return cls(process_left(run), last_sign, owner)
         silent = time.time() - last_sign > SILENT_AFTER_S and cls(ALIVE, last_sign, owner).is_elsewhere
         return cls(SILENT if silent else ALIVE, last_sign, owner)
 
@@ -47,6 +49,11 @@ class Liveness:
         """Whether the process is, or was, on another machine than this one."""
         host = re.search(r" on (\S+)$", self.owner)
         return host is not None and host[1] != socket.gethostname()
+
+
+def process_left(run: AnyDir) -> str:
+    """Return what is said of the process of a folder that nobody holds: ENDED, or GONE without a recorded end."""
+    return GONE if run.state == RUNNING else ENDED
 
 
 def _last_change(run: AnyDir) -> float:

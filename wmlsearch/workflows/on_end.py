@@ -16,7 +16,7 @@ from wmlsearch.runs.environment import users_environment
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import signals_as_interrupts
 from wmlsearch.runs.json_text import json_text
-from wmlsearch.runs.liveness import GONE, Liveness
+from wmlsearch.runs.liveness import Liveness, process_left
 from wmlsearch.runs.lock import claim_of
 from wmlsearch.workflows.summaries import SearchSummary
 
@@ -45,8 +45,8 @@ class CommandAtEnd:
         Returns if there is nothing to run.
         """
         if self.command and self._is_due():
-            gone = replace(Liveness.of(self.search), process=GONE)  # once the command runs
-            text = json_text(SearchSummary.of(self.search, gone))
+            left = replace(Liveness.of(self.search), process=process_left(self.search))  # once the command runs
+            text = json_text(SearchSummary.of(self.search, left))
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
             claim = str(claim_of(self.search.path).resolve())
