@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import wmlsearch
 from wmlsearch.api.keywords import BudgetKeywords, PrepareKeywords, SettingKeywords
+from wmlsearch.cli import main
 from wmlsearch.cli.tune import CHANGEABLE_ON_RESUME
 from wmlsearch.cluster import connect
 from wmlsearch.config import RunSettings
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.workflows.model_lookup import find_model
@@ -167,6 +171,53 @@ def test_prepare_is_the_command(raw: Path, prepared: Path, tmp_path: Path) -> No
     assert manifest.folds[0] == ("04",)
     assert stages[0] == ("reading", 0, 8)
     assert stages[-1] == ("cutting", 8, 8)
+
+
+@pytest.fixture
+def doubtful(raw: Path, tmp_path: Path) -> Path:
+    """A raw data set in which one mask is turned over, and two patients' lesions reach beyond a small window."""
+    folder = tmp_path / "doubtful"
+    shutil.copytree(raw, folder)
+    mask = next(folder.rglob("sub-02*mask.nii.gz"))
+    image: Any = nib.load(mask)
+    nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine).to_filename(mask)
+    return folder
+
+
+def test_prepare_says_what_the_command_prints(
+    doubtful: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Splits, folds, duplicates, warnings and the contact sheet: only the next step is in Python's words."""
+    words = ["prepare", str(doubtful), str(tmp_path / "c"), "--size", "16", "--jobs", "1"]
+    printed = CliRunner().invoke(main, words).stdout.replace(str(tmp_path / "c"), "OUT").splitlines()
+    lines: list[str] = []
+    manifest = wmlsearch.prepare(doubtful, tmp_path / "p", size=16, jobs=1, say=lines.append)
+    said = [line.replace(str(tmp_path / "p"), "OUT") for line in lines]
+    assert capsys.readouterr().out == ""
+    assert [line.split()[:2] for line in said[:4]] == [
+        ["split", "patients"], ["train", "4"], ["val", "1"], ["test", "(sealed)"]
+    ]  # fmt: skip
+    assert any(line.startswith("warning: the window cuts off ") for line in said)
+    assert any(line.startswith("warning: ") and "is the mask, or a header, flipped?" in line for line in said)
+    assert any(" slices compared: no duplicates across " in line for line in said)
+    assert said[-1] == "check the slices in OUT/contact_sheet.png; next: wmlsearch.tune(data='OUT')"
+    assert [line for line in printed if not line.endswith(" 8 of 8")][:-1] == said[:-1]
+    assert any(row.finding.kind == "flipped" for row in manifest.findings)
+
+
+def test_what_prepare_returns_is_shown_in_short(prepared: Path) -> None:
+    manifest = Manifest.read(prepared)
+    assert repr(manifest) == (
+        "<Manifest: native slices of 32 x 32 pixels: train 4 patients, 48 slices; val 1 patient, 12 slices; "
+        "test 3 patients, 36 slices; 5 folds>"
+    )
+    html = manifest._repr_html_()
+    for part in ("<th>patients</th>", "<td>test (sealed)</td><td>3</td>", "5 folds of ", "native slices of 32 x 32"):
+        assert part in html
+    optimistic = dataclasses.replace(manifest.certificate, note="image-level <split>")
+    worse = dataclasses.replace(manifest, certificate=optimistic)
+    assert repr(worse).endswith("; 1 warning>")
+    assert "warning: image-level &lt;split&gt;" in worse._repr_html_()
 
 
 # ------------------------------------------------------------------------------------------------------------ searches

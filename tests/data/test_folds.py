@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -11,22 +10,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from nifti_files import cohort
-from rich.console import Console
 
 from wmlsearch.cli import main
-from wmlsearch.cli.data_tables import show_manifest
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest, fingerprint
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.workflows.prepare import prepared_lines
 
 FAST: dict[str, Any] = {"size": 32, "plane": "axial", "jobs": 1}
 
 
 def printed(out: Path, manifest: Manifest) -> str:
-    console = Console(width=200, record=True, file=io.StringIO())
-    show_manifest(console, out, manifest)
-    return console.export_text()
+    return "\n".join(prepared_lines(manifest, out))
 
 
 def test_prepare_deals_by_lesion_load(tmp_path: Path) -> None:

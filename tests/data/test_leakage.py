@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from paths import REAL
 from PIL import Image
-from rich.console import Console
 
-from wmlsearch.cli.data_tables import show_manifest
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
 from wmlsearch.data.leakage import LeakageGuard
@@ -23,6 +21,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slice_similarity import correlations, near_matches, perceptual_hashes, slice_signatures
 from wmlsearch.data.slice_writer import VolumeTask
 from wmlsearch.data.sources import discover
+from wmlsearch.workflows.prepare import prepared_lines
 
 NAMED: dict[str, Any] = {"train_patients": ("01", "02"), "val_patients": ("03",), "test_patients": ("04",)}
 NIFTI: dict[str, Any] = {"size": 96, "plane": "axial", "jobs": 1, "keep": "all", **NAMED}
@@ -239,6 +238,4 @@ def test_a_follow_up_under_another_spelling(tmp_path: Path, raw: Path) -> None:
 
 
 def shown(out: Path, manifest: Manifest) -> list[str]:
-    console = Console(width=200, record=True, file=io.StringIO())
-    show_manifest(console, out, manifest)
-    return [line.rstrip() for line in console.export_text().splitlines()]
+    return prepared_lines(manifest, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -9,8 +10,8 @@ from wmlsearch.api.keywords import AnyPath, PrepareKeywords, Say, check_keywords
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions
-from wmlsearch.data.prepare import prepare as _prepare
 from wmlsearch.runs.progress import Progress
+from wmlsearch.workflows.prepare import prepare as _prepare
 
 phantom = write_phantom  # as its command is called
 # Options of `prepare` that take one or several values.
@@ -34,12 +35,14 @@ def prepare(
     Args:
         raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
         out: Folder to write; must not exist, or be empty.
-        say: Called with each remark on how the files of `raw` were understood.
+        say: Called with each line that `wmlsearch prepare` prints: remarks on how the files of `raw` were understood,
+            splits, duplicates, and warnings, which begin with `warning: `.
         progress: Called as `progress(stage, done, total)` after each volume.
         options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
 
     Returns:
-        The manifest of the prepared data set: its volumes, slices, patients and folds.
+        The manifest of the prepared data set: `counts` of each split, `folds`, `volumes`, `slices`,
+            `warnings`, `notes`.
 
     Raises:
         InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
@@ -51,4 +54,5 @@ def prepare(
     if values.get("pseudonyms") is not None:
         values["pseudonyms"] = Path(values["pseudonyms"])
     check_keywords("prepare", values, PrepareKeywords.__annotations__)
-    return _prepare(Path(raw), Path(out), PrepareOptions(**values), progress, lambda note: say(f"note: {note}"))
+    next_step = f"wmlsearch.tune(data={os.fspath(out)!r})"
+    return _prepare(Path(raw), Path(out), PrepareOptions(**values), say, next_step, progress)

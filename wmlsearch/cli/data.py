@@ -196,10 +196,10 @@ def prepare(
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.cli.data_tables import show_manifest
     from wmlsearch.cli.dry_run import show_discovery
     from wmlsearch.data.prepare import PrepareOptions
-    from wmlsearch.data.prepare import prepare as prepare_data
+    from wmlsearch.runs.wording import command
+    from wmlsearch.workflows.prepare import prepare as prepare_data
 
     for name in ("train_patients", "val_patients", "test_patients"):
         options[name] = tuple(part.strip() for part in (options[name] or "").split(",") if part.strip())
@@ -212,12 +212,10 @@ def prepare(
         raise click.UsageError("Missing argument 'OUT'.")
     if pseudonymise and pseudonyms is None:
         pseudonyms = out.absolute().with_name(f"{out.absolute().name}-pseudonyms.json")
-    notes: list[str] = []
+    lines: list[str] = []
     bar, advance = progress_bar(console())
     with bar:
-        manifest = prepare_data(raw, out, PrepareOptions(**options, pseudonyms=pseudonyms), advance, notes.append)
-    for note in notes:
-        say(f"note: {note}")
-    show_manifest(console(), out, manifest)
-    if pseudonyms is not None:
-        click.echo(f"the table of pseudonyms is {pseudonyms}; keep it apart from {out}, and do not pass it on")
+        prepare_options = PrepareOptions(**options, pseudonyms=pseudonyms)
+        prepare_data(raw, out, prepare_options, lines.append, command("tune", "--data", out), advance)
+    for line in lines:  # not above the bar, which would break long ones
+        say(line, fg="yellow" if line.startswith("warning: ") else None)

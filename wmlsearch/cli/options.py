@@ -224,9 +224,9 @@ def data_or_phantom(data: Path | None, out: Path) -> Path:
 # ------------------------------------------------------------------------------------------------- messages, end
 
 
-def say(text: str) -> None:
-    """Print a line."""
-    click.echo(text.encode(errors="backslashreplace").decode())  # file names may not be valid text
+def say(text: str, fg: str | None = None) -> None:
+    """Print a line, in a colour if the output is a terminal."""
+    click.secho(text.encode(errors="backslashreplace").decode(), fg=fg)  # file names may not be valid text
 
 
 def show_report_path(search: SearchDir) -> None:

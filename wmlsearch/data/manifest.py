@@ -19,6 +19,7 @@ from wmlsearch.data.certificate import Certificate
 from wmlsearch.data.findings import NamedFinding, lines, named
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.labels import MaskRule
+from wmlsearch.data.manifest_summary import as_html, one_line
 from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
 from wmlsearch.data.typed_json import from_json
@@ -62,7 +63,7 @@ class SplitCounts:
     lost_lesion_pixels: int  # outside the window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """A prepared data set. Row i of `slices` describes images.npy[i] and masks.npy[i], both (N, size, size) uint8.
 
@@ -128,6 +129,13 @@ class Manifest:
             else:
                 lines.append(f'"{field.name}": {json.dumps(value, default=dataclasses.asdict)}')
         (folder / MANIFEST).write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {one_line(self)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the data set as a notebook shows it."""
+        return as_html(self)
 
     def _check_rows(self) -> None:
         """Raise ValueError for slices in no known split or volume, names of files that lead out of the folder, labels
