@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,9 @@ wmlsearch.prepare("raw", "out", plane="oblique")
 """
     (tmp_path / "notebook.py").write_text(code)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", "nul", "notebook.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # an editable installation is an import hook, which type checkers do not run
+    environment = {**os.environ, "MYPYPATH": str(Path(wmlsearch.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     lines = [line.split(": ", 2)[2] for line in done.stdout.splitlines() if line.startswith("notebook.py")]
     assert lines[0].startswith('Revealed type is "pandas.'), done.stdout
     assert lines[1] == 'Revealed type is "float | None"'
