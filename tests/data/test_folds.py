@@ -35,7 +35,7 @@ def test_prepare_deals_by_lesion_load(tmp_path: Path) -> None:
     assert manifest.certificate.patients["train"] == manifest.folds[1]
     assert manifest.fold_loads() == pytest.approx([0.42, 0.42]), "by hand: (0.6 + 0.24) / 2"
     assert (
-        "train and val are 2 folds of 2, 2 patients, of which the first is val; their mean lesion loads are 0.42, "
+        "train and val are 2 folds of 2 patients each, of which the first is val; their mean lesion loads are 0.42, "
         "0.42 ml" in printed(out, manifest)
     )
     assert "30 slices compared: no duplicates across splits and folds" in printed(out, manifest)

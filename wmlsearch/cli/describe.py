@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wmlsearch.cli import json_output
+from wmlsearch.runs.wording import plural
 
 if TYPE_CHECKING:
     from wmlsearch.data.description import DataDescription, PatientDescription
@@ -53,7 +54,7 @@ def _show(data: DataDescription) -> None:
     screen.print(table)
     for split, loads in data.loads.items():
         screen.print(
-            f"{split}: {loads.patients} patients, {loads.without_lesions} without lesions; lesions "
+            f"{split}: {plural(loads.patients, 'patient')}, {loads.without_lesions} without lesions; lesions "
             f"{loads.smallest:.3g} to {loads.largest:.3g} ml, median {loads.median:.3g}",
             highlight=False,
         )
@@ -78,7 +79,10 @@ def _cells(patient: PatientDescription) -> list[str]:
     edges = dict.fromkeys(
         "" if scan.voxel_mm is None else " x ".join(f"{edge:.3g}" for edge in scan.voxel_mm) for scan in scans
     )
-    load = patient.lesion_ml
+    load, in_window = patient.lesion_ml, patient.lesion_ml_in_window
+    size = f"{sum(scan.lesion_pixels for scan in scans)} px" if load is None else f"{load:.3g} ml"
+    if in_window is not None:
+        size += f" ({in_window:.3g} in the window)"
     return [
         patient.patient,
         patient.split,
@@ -88,5 +92,5 @@ def _cells(patient: PatientDescription) -> list[str]:
         ", ".join(edges),
         str(sum(scan.slices for scan in scans)),
         str(sum(scan.slices_used for scan in scans)),
-        f"{sum(scan.lesion_pixels for scan in scans)} px" if load is None else f"{load:.3g} ml",
+        size,
     ]

@@ -65,9 +65,6 @@ def _warnings(manifest: Manifest) -> list[tuple[int, str]]:
         if row.file in number_of:  # not a test patient
             words = f"{row.finding.kind} {row.finding.value}".strip()
             worst.setdefault(row.finding.kind, (number_of[row.file], words))
-    lost = [volume.lost_lesion_pixels for volume in manifest.volumes]
-    if any(lost):
-        worst["cut off"] = (int(np.argmax(lost)), f"{max(lost)} px of lesion cut off")
     return list(worst.values())
 
 
@@ -83,20 +80,24 @@ def _example_slices(manifest: Manifest, volume: int, limit: int) -> list[int]:
 def _arrange(tiles: Sequence[Tile], title: str) -> Image.Image:
     """Return the tiles in rows under a title, as one RGB picture."""
     columns = min(COLUMNS, max(1, len(tiles)))
-    rows = -(-len(tiles) // columns)
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    above = [TEXT if any(tile.warning for tile in row) else 0 for row in rows]  # for the line of a warning
     width = max(columns * (TILE + GAP) + GAP, MIN_WIDTH)
-    sheet = Image.new("RGB", (width, rows * (TILE + TEXT + GAP) + 2 * GAP + TEXT), BACKGROUND)
+    sheet = Image.new("RGB", (width, sum(above) + len(rows) * (TILE + TEXT + GAP) + 2 * GAP + TEXT), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), _shortened(draw, title, width - 2 * GAP, 15), FOREGROUND, font=ImageFont.load_default(15))
-    for i, tile in enumerate(tiles):
-        x, y = GAP + (i % columns) * (TILE + GAP), 2 * GAP + TEXT + (i // columns) * (TILE + TEXT + GAP)
-        sheet.paste(_outlined(tile.image, tile.mask), (x, y))
-        if tile.warning:
-            draw.rectangle((x, y, x + TILE - 1, y + TEXT - 1), BACKGROUND)
-            words = _shortened(draw, f"! {tile.warning}", TILE - 6, 12)
-            draw.text((x + 3, y + 2), words, WARNING, font=ImageFont.load_default(12))
-        text = _shortened(draw, tile.text, TILE - 2, 12)
-        draw.text((x + 1, y + TILE + 3), text, FOREGROUND, font=ImageFont.load_default(12))
+    y = 2 * GAP + TEXT
+    for row, height in zip(rows, above, strict=True):
+        y += height
+        for column, tile in enumerate(row):
+            x = GAP + column * (TILE + GAP)
+            sheet.paste(_outlined(tile.image, tile.mask), (x, y))
+            if tile.warning:
+                words = _shortened(draw, f"! whole scan: {tile.warning}", TILE - 2, 12)
+                draw.text((x + 1, y - TEXT + 2), words, WARNING, font=ImageFont.load_default(12))
+            text = _shortened(draw, tile.text, TILE - 2, 12)
+            draw.text((x + 1, y + TILE + 3), text, FOREGROUND, font=ImageFont.load_default(12))
+        y += TILE + TEXT + GAP
     return sheet
 
 

@@ -14,7 +14,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from PIL import Image
 
 from wmlsearch.config import InputError
-from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.data.geometry import VolumeGeometry, size_that_holds
+from wmlsearch.data.head_detection import Box
 from wmlsearch.data.labels import BACKGROUND, IGNORED, LESION, MaskRule
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
@@ -28,6 +29,7 @@ class CutSlices:
     images: Array  # (k, size, size) uint8
     masks: Array  # (k, size, size) uint8: BACKGROUND, LESION or IGNORED
     lost: Array  # (k,) lesion pixels outside the window
+    size_needed: int  # pixels: a `--size` whose window loses none; that of the geometry where none is lost
 
 
 def cut(
@@ -49,6 +51,7 @@ def cut(
     images = np.zeros((len(indices), geometry.size, geometry.size), np.uint8)
     masks = np.zeros_like(images)
     lost = np.zeros(len(indices), np.int64)
+    size_needed = geometry.size
     background = _to_8_bit(np.float32(geometry.background), geometry)
     for row, index in enumerate(indices):
         picture = _resample(stack.pictures[index], geometry.resampled)
@@ -57,7 +60,9 @@ def cut(
         if labels is not None:
             masks[row] = _window(labels, geometry, BACKGROUND)
             lost[row] = int((labels == LESION).sum()) - int((masks[row] == LESION).sum())
-    return CutSlices(images, masks, lost)
+            if lost[row]:
+                size_needed = max(size_needed, size_that_holds(_box(labels == LESION), geometry))
+    return CutSlices(images, masks, lost, size_needed)
 
 
 def restore(prediction: Array, geometry: VolumeGeometry) -> Array:
@@ -128,6 +133,12 @@ def _slice_labels(stack: Stack, index: int, geometry: VolumeGeometry) -> Array |
     if ignored is not None and ignored.any():
         labels[(labels == BACKGROUND) & (_resample(lesion | ignored, geometry.resampled) >= 0.5)] = IGNORED
     return labels
+
+
+def _box(region: Array) -> Box:
+    """Return the box around a region (rows, columns) of bool that is not empty."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _to_input_grid(pictures: Array, geometry: VolumeGeometry) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 
@@ -12,6 +12,8 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.manifest import Manifest, SliceRow, SplitCounts
 from wmlsearch.data.sealed_test import openings, sealed_manifest
 from wmlsearch.data.split import SPLITS
+
+_Part = tuple[VolumeGeometry, list[SliceRow]]  # a volume and its slices in one of the manifests
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,10 @@ class ScanDescription:
     voxel_mm: tuple[float, ...] | None  # along the input's axes; None for 2-D pictures
     slices: int  # stored
     slices_used: int  # with enough of the head, or a lesion: as --keep says
-    lesion_ml: float | None  # resampled and inside the window; None for 2-D pictures
-    lesion_pixels: int
+    lesion_ml: float | None  # of the whole scan; None for 2-D pictures
+    lesion_ml_in_window: float | None  # as stored: resampled, and inside the window
+    lesion_pixels: int  # as stored
+    lost_lesion_pixels: int  # resampled, outside the window
     warnings: tuple[str, ...]
 
 
@@ -41,9 +45,15 @@ class PatientDescription:
 
     @property
     def lesion_ml(self) -> float | None:
-        """Mean lesion load of the scans; None for 2-D pictures."""
+        """Mean lesion load of the whole scans; None for 2-D pictures."""
         loads = [scan.lesion_ml for scan in self.scans if scan.lesion_ml is not None]
-        return fmean(loads) if loads else None
+        return _rounded(fmean(loads)) if loads else None
+
+    @property
+    def lesion_ml_in_window(self) -> float | None:
+        """Mean lesion load inside the windows, where lesions are cut off in a scan; otherwise None."""
+        loads = [scan.lesion_ml_in_window for scan in self.scans if scan.lesion_ml_in_window is not None]
+        return _rounded(fmean(loads)) if loads and any(scan.lost_lesion_pixels for scan in self.scans) else None
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,9 @@ def describe(folder: Path) -> DataDescription:
         optimistic=manifest.optimistic,
         fingerprint=manifest.fingerprint,
         test_openings=len(openings(folder)),
-        counts=manifest.counts,
+        counts={
+            split: replace(count, lesion_share=round(count.lesion_share, 6)) for split, count in manifest.counts.items()
+        },
         loads=_loads(patients),
         scanners=dict(Counter(patient.scanner for patient in patients if patient.scanner).most_common()),
         voxel_sizes=dict(Counter(_size_words(scan) for one in patients for scan in one.scans).most_common()),
@@ -115,7 +127,7 @@ def describe(folder: Path) -> DataDescription:
 
 def _patients(manifests: Iterable[Manifest]) -> tuple[PatientDescription, ...]:
     """Return the patients of train, val and test in the order of the manifests; scans that stand in both are joined."""
-    scans: dict[str, dict[str, ScanDescription]] = defaultdict(dict)
+    parts: dict[str, dict[str, list[_Part]]] = defaultdict(lambda: defaultdict(list))
     splits: dict[str, set[str]] = defaultdict(set)
     sites: dict[str, str] = {}
     folds: dict[str, int] = {}
@@ -126,9 +138,7 @@ def _patients(manifests: Iterable[Manifest]) -> tuple[PatientDescription, ...]:
             rows[row.volume].append(row)
         for number, volume in enumerate(manifest.volumes):
             splits[volume.patient] |= {row.split for row in rows[number]}
-            scan = _scan(rows[number], volume)
-            before = scans[volume.patient].get(volume.source)
-            scans[volume.patient][volume.source] = scan if before is None else _joined(before, scan)
+            parts[volume.patient][volume.source].append((volume, rows[number]))
             sites.setdefault(volume.patient, volume.site)
     return tuple(
         PatientDescription(
@@ -136,14 +146,18 @@ def _patients(manifests: Iterable[Manifest]) -> tuple[PatientDescription, ...]:
             split=", ".join(split for split in SPLITS if split in splits[name]),
             fold=folds.get(name),
             scanner=sites[name],
-            scans=tuple(of_patient.values()),
+            scans=tuple(_scan(of_scan) for of_scan in scans.values()),
         )
-        for name, of_patient in scans.items()
+        for name, scans in parts.items()
     )
 
 
-def _scan(rows: Sequence[SliceRow], volume: VolumeGeometry) -> ScanDescription:
+def _scan(parts: Sequence[_Part]) -> ScanDescription:
+    """Return a scan, which has a part in each manifest that holds slices of it."""
+    volume, rows = parts[0][0], [row for _, of_part in parts for row in of_part]
     pixels = sum(row.lesion_pixels for row in rows)
+    lost = sum(part.lost_lesion_pixels for part, _ in parts)
+    load = volume.lesion_ml(pixels + lost)
     return ScanDescription(
         timepoint=volume.timepoint,
         image=volume.source,
@@ -151,24 +165,17 @@ def _scan(rows: Sequence[SliceRow], volume: VolumeGeometry) -> ScanDescription:
         voxel_mm=volume.voxel_mm,
         slices=len(rows),
         slices_used=sum(row.kept for row in rows),
-        lesion_ml=None if volume.pixel_ml is None else pixels * volume.pixel_ml,
+        lesion_ml=None if load is None else _rounded(load),
+        lesion_ml_in_window=None if volume.pixel_ml is None else _rounded(pixels * volume.pixel_ml),
         lesion_pixels=pixels,
+        lost_lesion_pixels=lost,
         warnings=volume.warnings,
     )
 
 
-def _joined(one: ScanDescription, other: ScanDescription) -> ScanDescription:
-    return ScanDescription(
-        timepoint=one.timepoint,
-        image=one.image,
-        shape=one.shape,
-        voxel_mm=one.voxel_mm,
-        slices=one.slices + other.slices,
-        slices_used=one.slices_used + other.slices_used,
-        lesion_ml=None if one.lesion_ml is None or other.lesion_ml is None else one.lesion_ml + other.lesion_ml,
-        lesion_pixels=one.lesion_pixels + other.lesion_pixels,
-        warnings=one.warnings,
-    )
+def _rounded(ml: float) -> float:
+    """Return a volume without the noise of its last digits: to a tenth of a cubic millimetre."""
+    return round(ml, 4)
 
 
 def _loads(patients: Iterable[PatientDescription]) -> dict[str, LoadDescription]:
@@ -177,7 +184,7 @@ def _loads(patients: Iterable[PatientDescription]) -> dict[str, LoadDescription]
         if patient.lesion_ml is not None:
             by_split[patient.split].append(patient.lesion_ml)
     return {
-        split: LoadDescription(len(loads), loads.count(0.0), min(loads), median(loads), max(loads))
+        split: LoadDescription(len(loads), loads.count(0.0), min(loads), _rounded(median(loads)), max(loads))
         for split, loads in by_split.items()
     }
 

@@ -60,7 +60,7 @@ def _page(data: DataDescription) -> str:
         ),
         *_count_table("scanner", "patients", data.scanners),
         *_count_table("voxel size", "scans", data.voxel_sizes),
-        "<h2>Patients</h2>",
+        "<h2>Patients</h2><p>Lesion loads are those of whole scans. Slices hold what lies in the window.</p>",
         _table(
             (
                 "patient",
@@ -72,6 +72,7 @@ def _page(data: DataDescription) -> str:
                 "slices",
                 "used",
                 "lesions (ml)",
+                "in the window",
                 "pixels",
                 "",
             ),
@@ -108,6 +109,7 @@ def _patient_rows(data: DataDescription) -> Iterable[tuple[str, ...]]:
                 str(scan.slices),
                 str(scan.slices_used),
                 "" if scan.lesion_ml is None else f"{scan.lesion_ml:.3g}",
+                "" if scan.lesion_ml_in_window is None else f"{scan.lesion_ml_in_window:.3g}",
                 str(scan.lesion_pixels),
                 "; ".join(scan.warnings),
             )

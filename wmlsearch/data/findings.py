@@ -33,6 +33,8 @@ KINDS = {
     "lesions without values": Kind("lesions lie where the image is NaN or infinite; is the image cut off?"),
     "enclosed": Kind("voxels inside the volume that are NaN or infinite are taken for background, as was asked for"),
     "mask filled": Kind("the mask is finite neither in lesions nor in the head; is it damaged?"),
+    "lesions cut off": Kind("lesions lie outside the window that is cut out"),
+    "outside the window": Kind("parts of the head lie outside the window of the training data, and are not searched"),
     "wrapped": Kind("grey values at both ends of the file's number type; did they overflow?"),
     "no orientation": Kind("the header gives no orientation (sform_code and qform_code are 0); check left and right"),
     "two orientations": Kind("the header's sform and qform disagree; check left and right"),

@@ -13,12 +13,14 @@ from nibabel.orientations import axcodes2ornt
 from wmlsearch.config import InputError
 from wmlsearch.data.examine import VolumeFacts
 from wmlsearch.data.findings import Finding
+from wmlsearch.data.head_detection import Box
 from wmlsearch.data.sources import Source
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # slicing axis in RAS+
 MIN_THICKNESS = 1.25  # slices are thick when the longest voxel edge is longer than this times the next longest
 SAME_SPACING = 0.01  # relative: spacings closer than this are not resampled
 MAX_SPACING_FACTOR = 8  # an in-plane spacing that differs more from the data set's is a mistake in the header
+SIZE_STEP = 16  # pixels: sizes that are advised are multiples of it
 RESIZE_MARGIN = 0.02  # `fit="resize"` leaves this share of the head's size free on each side
 
 
@@ -48,6 +50,7 @@ class VolumeGeometry:
     site: str = ""  # hospital or scanner; "" where it is not known
     findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
     nan_background: bool = False  # voxels that are not finite are background wherever they are
+    lesion_voxels: int | None = None  # of the whole mask as stored; None without a mask, and in older data
 
     @property
     def source(self) -> str:
@@ -76,6 +79,17 @@ class VolumeGeometry:
         if self.axis is None or self.voxel_mm is None:
             return None
         return (math.prod(self.voxel_mm) if self.voxel_mm3 is None else self.voxel_mm3) / 1000
+
+    def lesion_ml(self, resampled_pixels: int) -> float | None:
+        """Return the lesion load of the whole scan, in ml; None for 2-D pictures.
+
+        Args:
+            resampled_pixels: All lesion pixels after resampling, those outside the window too: the load of older data,
+                which do not hold the number of voxels.
+        """
+        if self.voxel_ml is None or self.pixel_ml is None:
+            return None
+        return resampled_pixels * self.pixel_ml if self.lesion_voxels is None else self.lesion_voxels * self.voxel_ml
 
     @property
     def scan(self) -> str:
@@ -189,4 +203,23 @@ def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacin
         site=source.site,
         findings=facts.findings,
         nan_background=facts.nan_background,
+        lesion_voxels=sum(facts.lesion) if source.mask else None,
     )
+
+
+def size_that_holds(box: Box, geometry: VolumeGeometry) -> int:
+    """Return the `--size` whose window, around the same point, holds a box too: a multiple of `SIZE_STEP`.
+
+    Args:
+        box: Top, left, bottom, right in pixels of the resampled slice; the last two exclusive.
+        geometry: The window that is too small.
+    """
+    top, left = geometry.window
+    beyond = max(top - box[0], left - box[1], box[2] - top - geometry.size, box[3] - left - geometry.size)
+    size = -(-geometry.size // SIZE_STEP) * SIZE_STEP
+    while True:
+        grown = size - geometry.size
+        moved = grown % 4 != 0  # rounding may then place the window another pixel aside
+        if grown >= 2 * (beyond + moved):
+            return size
+        size += SIZE_STEP

@@ -16,9 +16,11 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate
-from wmlsearch.data.findings import NamedFinding, lines, named
+from wmlsearch.data.findings import Finding, NamedFinding, lines, named
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.labels import MaskRule
+from wmlsearch.data.lesions_cut_off import KIND as CUT_OFF
+from wmlsearch.data.lesions_cut_off import cut_off_line
 from wmlsearch.data.manifest_summary import as_html, one_line
 from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
@@ -61,6 +63,7 @@ class SplitCounts:
     lesion_pixels: int
     lesion_share: float  # of the kept slices' pixels
     lost_lesion_pixels: int  # outside the window
+    size_needed: int = 0  # pixels: a `--size` that loses none; 0 where none is lost, with fit resize, and in older data
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,16 +208,16 @@ class Manifest:
     def fold_loads(self) -> list[float]:
         """Return the lesion load of each fold, in ml: the mean over its patients of the mean over their scans.
 
-        It is that of the masks as stored: resampled, and inside the window. Empty for 2-D pictures.
+        It is that of the whole scans, not of the windows. Empty for 2-D pictures.
         """
         if self.axis is None:
             return []
-        loads = [0.0] * len(self.volumes)
+        pixels = [volume.lost_lesion_pixels for volume in self.volumes]
         for row in self.slices:
-            loads[row.volume] += row.lesion_pixels * (self.volumes[row.volume].pixel_ml or 0.0)
+            pixels[row.volume] += row.lesion_pixels
         scans: dict[str, list[float]] = defaultdict(list)  # of each patient
-        for volume, load in zip(self.volumes, loads, strict=True):
-            scans[volume.patient].append(load)
+        for volume, count in zip(self.volumes, pixels, strict=True):
+            scans[volume.patient].append(volume.lesion_ml(count) or 0.0)
         return [fmean(fmean(scans[name]) for name in fold) for fold in self.folds]
 
     def verify(self, folder: Path) -> None:
@@ -263,7 +266,8 @@ class Manifest:
 
     def _finding_lines(self) -> list[tuple[bool, str]]:
         scans = sum(count.timepoints for count in self.counts.values())
-        return lines(self.findings, scans or len(self.volumes))
+        others = (row for row in self.findings if row.finding.kind != CUT_OFF)  # that has its own line, with the totals
+        return lines(others, scans or len(self.volumes))
 
     def _splits_without_lesions(self) -> tuple[str, ...]:
         """Return a line for validation and test where no mask has a lesion, so that scores of them say little."""
@@ -289,19 +293,27 @@ class Manifest:
         if not lost:
             return ()
         total = lost + sum(counts.lesion_pixels for counts in self.counts.values())
-        worst = sorted((v for v in self.volumes if v.lost_lesion_pixels), key=lambda v: -v.lost_lesion_pixels)[:3]
-        names = ", ".join(f"{volume.source} {volume.lost_lesion_pixels}" for volume in worst)
-        return (
-            f"the window cuts off {lost} of {total} lesion pixels ({100 * lost / total:.2g} %"
-            f"{f'; {names}' if names else ''}); take --fit resize or a bigger --size than {self.size}",
-        )
+        needed = max(counts.size_needed for counts in self.counts.values())
+        findings = [row for row in self.findings if row.finding.kind == CUT_OFF] or self._losses_of_older_data()
+        return (cut_off_line(lost, total, findings, self.fit, self.size, needed),)
+
+    def _losses_of_older_data(self) -> list[NamedFinding]:
+        """Return a finding for each volume with lesions outside the window: older data hold no such finding."""
+        return [
+            NamedFinding(v.scan, v.source, Finding(CUT_OFF, "", f"{v.lost_lesion_pixels} px", v.lost_lesion_pixels))
+            for v in self.volumes
+            if v.lost_lesion_pixels
+        ]
 
 
 def _complete_old_format(data: Any) -> None:
     """Add what the format has more than an older one to a manifest of the older one, as read from JSON."""
     if not isinstance(data, dict):
         return
+    counts = data.get("counts")
     added: list[tuple[str, Any, Any]] = [("nan_background", False, data.get("volumes"))]
+    added += [("lesion_voxels", None, data.get("volumes"))]
+    added += [("size_needed", 0, list(counts.values()) if isinstance(counts, dict) else None)]
     if data["format"] != FORMAT:
         added += [("ignored_pixels", 0, data.get("slices"))]
         added += [("lesion_labels", [], [data]), ("ignore_labels", [], [data]), ("mask_labels", {}, [data])]
@@ -333,7 +345,9 @@ def fingerprint(rows: Iterable[SliceRow], certificate: Certificate) -> str:
     return digest.hexdigest()
 
 
-def count_split(rows: Sequence[SliceRow], split: str, size: int, lost_lesion_pixels: int) -> SplitCounts:
+def count_split(
+    rows: Sequence[SliceRow], split: str, size: int, lost_lesion_pixels: int, size_needed: int
+) -> SplitCounts:
     """Return the counts of one split among rows of all splits."""
     rows = [row for row in rows if row.split == split]
     kept = [row for row in rows if row.kept]
@@ -345,4 +359,5 @@ def count_split(rows: Sequence[SliceRow], split: str, size: int, lost_lesion_pix
         lesion_pixels=sum(row.lesion_pixels for row in rows),
         lesion_share=sum(row.lesion_pixels for row in kept) / max(1, len(kept) * size**2),
         lost_lesion_pixels=lost_lesion_pixels,
+        size_needed=size_needed,
     )

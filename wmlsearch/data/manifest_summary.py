@@ -37,8 +37,11 @@ def split_table(manifest: Manifest) -> list[str]:
 
 def folds_line(manifest: Manifest) -> str:
     """Return who is in the folds, as one line: numbers of patients, and lesion loads where they are known."""
-    sizes = ", ".join(str(len(fold)) for fold in manifest.folds)
-    line = f"train and val are {manifest.fold_count} folds of {sizes} patients, of which the first is val"
+    sizes = [len(fold) for fold in manifest.folds]
+    patients = (
+        f"{plural(sizes[0], 'patient')} each" if len(set(sizes)) == 1 else f"{', '.join(map(str, sizes))} patients"
+    )
+    line = f"train and val are {manifest.fold_count} folds of {patients}, of which the first is val"
     loads = ", ".join(f"{load:.3g}" for load in manifest.fold_loads())
     return f"{line}; their mean lesion loads are {loads} ml" if loads else line
 

@@ -27,6 +27,7 @@ from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.labels import MaskRule, files_with_label, label_counts
 from wmlsearch.data.leakage import LeakageGuard
+from wmlsearch.data.lesions_cut_off import cut_off
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
 from wmlsearch.data.nifti import copy_without_text, read_extent
 from wmlsearch.data.patient_names import check_patient_names
@@ -413,14 +414,14 @@ def _write(
         SliceWriter(folder, other_count, options.size) as main,
         SliceWriter(folder / SEALED, test_count, options.size) as sealed,
     ):
-        lost = _cut_all(main, sealed, guard, tasks, options, call_each, report)
+        lost, needed = _cut_all(main, sealed, guard, tasks, options, call_each, report)
         certificate = guard.certify(manifest.certificate, options.allow_leakage)
         rows = main.rows + sealed.rows
         manifest = replace(
             manifest,
             certificate=certificate,
             optimistic=certificate.optimistic,
-            counts={split: count_split(rows, split, options.size, lost[split]) for split in SPLITS},
+            counts={split: count_split(rows, split, options.size, lost[split], needed[split]) for split in SPLITS},
         )
         (sealed.folder / LEDGER).touch()
         _complete(manifest, sealed).write(sealed.folder)
@@ -456,22 +457,29 @@ def _cut_all(
     options: PrepareOptions,
     call_each: CallEach,
     report: Progress,
-) -> dict[str, int]:
-    """Cut and store all slices, and copy the test patients' files. Returns the lesion pixels lost in each split."""
-    lost = dict.fromkeys(SPLITS, 0)
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Cut and store all slices, and copy the test patients' files.
+
+    Returns the lesion pixels lost in each split, and the size whose windows would lose none, 0 where there is none.
+    """
+    lost, needed = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     report("cutting", 0, len(tasks))
     arguments = ((task.source, task.geometry, task.stored, options.mask_rule) for task in tasks)
     results = call_each(_cut_one, arguments)
     for done, (task, (slices, signatures)) in enumerate(zip(tasks, results, strict=True), 1):
+        findings = task.geometry.findings + cut_off(slices, options.fit)
+        task = replace(task, geometry=replace(task.geometry, findings=findings))
         main.add(task, slices, ("train", "val"))
         sealed.add(task, slices, ("test",))
         guard.add(task, signatures)
         for split, count in zip(task.splits, slices.lost, strict=True):
             lost[split] += int(count)
+            if count and options.fit == "crop":
+                needed[split] = max(needed[split], slices.size_needed)
         if options.split == "patient" and "test" in task.splits:
             _copy_originals(task, sealed.folder / ORIGINALS)
         report("cutting", done, len(tasks))
-    return lost
+    return lost, needed
 
 
 def _cut_one(
