@@ -306,7 +306,19 @@ def test_a_prediction_is_the_commands(model: wmlsearch.Model, searched: SearchDi
     assert prediction.volume_ml == pytest.approx(prediction.mask.sum() * voxel_ml)
     assert model.predict(str(flair), single=True).volume_ml == single.volume_ml
     assert model.predict(flair, threshold=0.999).mask.sum() < prediction.mask.sum()
-    assert "array" not in repr(model)
+    members = ", ".join(model.names)
+    assert model.threshold == prediction.threshold
+    assert repr(model) == (
+        f"<Model: champion of search s, 2 networks ({members}), threshold {model.threshold:.3g}, trained on prepared>"
+    )
+    assert repr(prediction) == (
+        f"<Prediction: {prediction.lesions} lesions, {prediction.volume_ml:.3g} ml, threshold "
+        f"{prediction.threshold:.3g}, on a grid of 48 x 48 x 12>"
+    )
+    exported = searched.model("champion").export
+    assert repr(wmlsearch.load_model(exported)).startswith(f"<Model: {exported}, 2 networks (")
+    trial = repr(wmlsearch.load_model(searched.trial(0).path))
+    assert trial.startswith("<Model: run trial-0000, 1 network (trial-0000), threshold ")
 
 
 def test_a_nibabel_image(model: wmlsearch.Model, flair: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from wmlsearch.inference.inputs import InputImage, find_images
 from wmlsearch.inference.preprocessing import slicing_geometry
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
 from wmlsearch.inference.trained_model import check_threshold, common_preprocessing
-from wmlsearch.workflows.model_lookup import find_model
+from wmlsearch.runs.wording import plural
+from wmlsearch.workflows.model_lookup import ModelOrigin, find_model_and_origin
 from wmlsearch.workflows.predict import ImagePrediction, predict_image
 from wmlsearch.workflows.search_choices import store_uri
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from wmlsearch.data.stack import Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The lesions that a model predicts in one image, on the image's own grid."""
 
@@ -41,8 +42,16 @@ class Prediction:
     volume_ml: float | None  # of all lesions together; None for 2-D pictures
     area_pixels: int | None  # of all lesions together; None for volumes
     affine: Array | None  # (4, 4), from voxels to mm; None for 2-D pictures
-    _image: Any = field(repr=False, compare=False)  # the path or nibabel image that was predicted
-    _result: ImagePrediction = field(repr=False, compare=False)
+    _image: Any = field(compare=False)  # the path or nibabel image that was predicted
+    _result: ImagePrediction = field(compare=False)
+
+    def __repr__(self) -> str:
+        size = f"{self.area_pixels} pixels" if self.volume_ml is None else f"{self.volume_ml:.3g} ml"
+        shape = " x ".join(map(str, self.mask.shape))
+        return (
+            f"<Prediction: {plural(self.lesions, 'lesion')}, {size}, threshold {self.threshold:.3g}, on a grid of "
+            f"{shape}>"
+        )
 
     def save(self, path: AnyPath, name: str | None = None) -> tuple[Path, ...]:
         """Write the prediction, and return the files. Nothing is overwritten.
@@ -67,11 +76,18 @@ class Prediction:
         return tuple(target / file for file in (image.mask_file, image.probability_file, image.overlay_file))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A trained model: one network, or several whose probabilities are averaged."""
 
-    _networks: ExportedModel = field(repr=False)
+    _networks: ExportedModel
+    _origin: ModelOrigin
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.names)
+        data = f", trained on {self._origin.data}" if self._origin.data else ""
+        count = plural(len(self.names), "network")
+        return f"<Model: {self._origin.name}, {count} ({names}), threshold {self.threshold:.3g}{data}>"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,6 +98,11 @@ class Model:
     def configs(self) -> tuple[TrialConfig, ...]:
         """The configuration of each network."""
         return tuple(member.config for member in self._networks.members)
+
+    @property
+    def threshold(self) -> float:
+        """Lowest probability of a lesion voxel, of all networks together: as validation patients chose."""
+        return self._networks.threshold_of_all
 
     def predict(
         self, image: Any, *, threshold: float | None = None, single: bool = False, nan_background: bool = False
@@ -135,7 +156,8 @@ def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str
         InputError: If there is no such model, or it is damaged.
     """
     uri = store_uri(Path(runs), mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-    return Model(find_model(os.fspath(model.path if isinstance(model, Search) else model), Path(runs), uri))
+    name = os.fspath(model.path if isinstance(model, Search) else model)
+    return Model(*find_model_and_origin(name, Path(runs), uri))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -31,6 +32,13 @@ class ExportedModel:
 
     members: tuple[TrainedModel, ...]
     ensemble_threshold: float | None = None  # None: the mean of the members' thresholds
+
+    @property
+    def threshold_of_all(self) -> float:
+        """The threshold of all members together; of a single one, its own."""
+        if self.ensemble_threshold is not None and len(self.members) > 1:
+            return self.ensemble_threshold
+        return float(np.mean([member.threshold for member in self.members]))
 
 
 def is_exported(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
@@ -14,8 +15,21 @@ from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.tracking.model_registry import SCHEME, fetch
 
 
+@dataclass(frozen=True)
+class ModelOrigin:
+    """Where a model comes from, in words."""
+
+    name: str  # "champion of search s", "trial-0003 of search s", "run r", or the folder or MLflow name of an export
+    data: str = ""  # name of the prepared data set that it was trained on; "" where its files do not tell
+
+
 def find_model(model: str, runs: Path, mlflow_uri: str) -> ExportedModel:
-    """Return the model that `model` names, with all its networks. Raises InputError.
+    """Return the model that `model` names, with all its networks. Raises InputError. See `find_model_and_origin`."""
+    return find_model_and_origin(model, runs, mlflow_uri)[0]
+
+
+def find_model_and_origin(model: str, runs: Path, mlflow_uri: str) -> tuple[ExportedModel, ModelOrigin]:
+    """Return the model that `model` names, with all its networks, and where it comes from. Raises InputError.
 
     Args:
         model: an exported folder; `models:/NAME@ALIAS` or `models:/NAME/VERSION` in MLflow's registry; or a search or
@@ -26,14 +40,19 @@ def find_model(model: str, runs: Path, mlflow_uri: str) -> ExportedModel:
     """
     if model.startswith(SCHEME):
         with tempfile.TemporaryDirectory() as folder:
-            return load_exported(fetch(model, mlflow_uri, Path(folder)))
+            return load_exported(fetch(model, mlflow_uri, Path(folder))), ModelOrigin(model)
     if is_exported(Path(model)):
-        return load_exported(Path(model))
+        return load_exported(Path(model)), ModelOrigin(model)
     run = open_run(model, runs)
-    champion = run.model("champion").export if isinstance(run, SearchDir) else run.export
-    if is_exported(champion):
-        return load_exported(champion)
-    return ExportedModel((TrainedModel.from_run(_best_trial(run) if isinstance(run, SearchDir) else run),))
+    data = run.record().data.name
+    if isinstance(run, SearchDir):
+        champion = run.model("champion").export
+        if is_exported(champion):
+            return load_exported(champion), ModelOrigin(f"champion of search {run.name}", data)
+        best = TrainedModel.from_run(_best_trial(run))
+        return ExportedModel((best,)), ModelOrigin(f"{best.name} of search {run.name}", data)
+    exported = load_exported(run.export) if is_exported(run.export) else ExportedModel((TrainedModel.from_run(run),))
+    return exported, ModelOrigin(f"run {run.record().name}", data)
 
 
 def _best_trial(search: SearchDir) -> RunDir:

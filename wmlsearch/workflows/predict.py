@@ -91,7 +91,7 @@ def predict_image(
     """
     members = model.members if ensemble else model.members[:1]
     if threshold is None and ensemble:
-        threshold = model.ensemble_threshold
+        threshold = model.threshold_of_all
     prediction = predict(members, image.source, threshold, geometry)
     row = _lesion_row(image, "ensemble" if ensemble else "model", members, prediction, image.mask_file)
     return ImagePrediction(prediction, row)
