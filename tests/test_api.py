@@ -433,6 +433,9 @@ def test_a_search_in_a_thread_with_an_event_loop(
         assert search == wmlsearch.load_search("s", out=tmp_path)
         assert (search.state, len(search.trials)) == ("completed", 2)
         assert lines[0].startswith("trials run ")
+        complete: list[str] = []
+        thread.submit(wmlsearch.resume, search, say=complete.append).result()
+        assert complete == [f"s: is completed, so nothing is left to do; its results: {search.path}"]
         resumed = thread.submit(wmlsearch.resume, search, trials=3, say=lines.append).result()
     assert not ray.is_initialized()
     assert resumed == search

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from records import search_record
+from records import run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import TrialShape
 
 SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
@@ -63,12 +63,23 @@ def test_a_search_that_was_stopped_goes_on(search: SearchDir, calls: list[Any]) 
     assert calls == [("resume", "s"), ("resume", "s")]
 
 
-def test_a_completed_search_is_left_alone_unless_a_budget_grows(search: SearchDir, calls: list[Any]) -> None:
+@pytest.mark.parametrize("words", [("--continue", "--name", "s"), ("--resume", "s")])
+def test_a_completed_search_is_left_alone(
+    words: tuple[str, ...], search: SearchDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(SETTINGS.trials):
+        RunDir.create(search.trial(number).path, run_record(search.record())).set_status("failed")
     search.set_status("completed")
-    again = tune("--name", "s", "--trials", "4")
-    assert again.exit_code == 0
+    search.report.mkdir()
+    (search.report / "index.html").touch()
+    monkeypatch.setattr("wmlsearch.workflows.remaining_work.is_copied", lambda *_: True)
+    again = CliRunner().invoke(main, ["tune", *words, "--trials", "4"])
     assert again.output == "s: is completed, so nothing is left to do; its results: runs/s\n"
-    assert calls == []
+    assert again.exit_code == 0
+
+
+def test_with_a_larger_budget_a_completed_search_goes_on(search: SearchDir, calls: list[Any]) -> None:
+    search.set_status("completed")
     tune("--name", "s", "--trials", "5")
     assert calls == [("resume", "s")]
 

@@ -26,7 +26,7 @@ from wmlsearch.runs.folders import RecordDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.schema import SpaceRecord
 from wmlsearch.verdict.champion import read_candidates
-from wmlsearch.workflows.run_search import _judged_by_older_version
+from wmlsearch.workflows.remaining_work import judged_by_older_version
 
 OLD = Path(__file__).resolve().parents[1] / "old_files"
 KEY = "89d74c787bf745fd9b57541885d02c21"
@@ -102,7 +102,7 @@ def test_a_finished_search() -> None:
     assert {(run.run.name, run.seed, run.fold) for one in read_candidates(search) for run in one.selection} == {
         ("paper-seed0", 0, 0), ("paper-seed1", 1, 0), ("trial-0003-seed0", 0, 0), ("trial-0003-seed1", 1, 0),
     }  # fmt: skip
-    assert _judged_by_older_version(search), "so a resumed search trains and judges nothing again"
+    assert judged_by_older_version(search), "so a resumed search trains and judges nothing again"
     assert search.usage().final_seconds == pytest.approx(89.822, abs=1e-3)
     ledger = search.trial(0).ledger()
     assert (ledger.rows, ledger.params, ledger.state, ledger.files) == (4, True, "completed", ["certificate"])

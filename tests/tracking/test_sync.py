@@ -26,7 +26,7 @@ from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Answer, Mirror, copy
 from wmlsearch.tracking.mirror import _start as mirror_process
-from wmlsearch.tracking.sync import default_uri, push, sync
+from wmlsearch.tracking.sync import default_uri, is_copied, push, sync
 
 SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
 DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
@@ -154,6 +154,31 @@ def test_sync_is_idempotent(search: SearchDir) -> None:
         (run.path / "mlflow.json").unlink()  # as after a kill between the call and the ledger
     sync(search, uri)
     assert content(uri) == once
+
+
+def test_the_folders_know_whether_mlflow_has_everything(search: SearchDir, tmp_path: Path) -> None:
+    uri = default_uri(search.path.parent)
+    assert not is_copied(search, uri)
+    sync(search, uri)
+    assert is_copied(search, uri)
+    selection = SelectionRecord(champion="paper", sentence="Nothing is better.", seeds=[1], means={})
+    trial = search.trial(4)
+    for name, change in {
+        "an epoch": lambda: trial.append(epoch_row(row(4))),
+        "the end of a trial": lambda: trial.set_status("completed"),
+        "a champion": lambda: search.set_selection(selection),
+        "a Pareto front": lambda: search.set_status("completed", front=["trial-0004"]),
+        "a report": search.report.mkdir,
+        "another run": lambda: RunDir.create(search.final("paper", 1).path, run_record(about("p", "selection run"))),
+        "a lost ledger": (trial.path / "mlflow.json").unlink,
+    }.items():
+        change()
+        assert not is_copied(search, uri), name
+        assert copy(uri, search, [search, *search.all_runs()]) == Answer([], "", again=False), name
+        assert is_copied(search, uri), name
+    assert not is_copied(search, "http://127.0.0.1:1"), "another store"
+    (search.path.parent / "mlflow.db").unlink()
+    assert not is_copied(search, uri)
 
 
 def test_batch_missing_from_the_ledger_is_not_logged_twice(search: SearchDir) -> None:

@@ -28,7 +28,7 @@ from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri, sync
-from wmlsearch.workflows import final_models, run_search, sealed_test
+from wmlsearch.workflows import final_models, remaining_work, run_search, sealed_test
 from wmlsearch.workflows.model_lookup import find_model
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import LOCAL
@@ -57,7 +57,7 @@ def data(prepared: Path, tmp_path: Path) -> Path:
 class Ending:
     """A search whose trials have ended: the baseline, and trials of other depths with these values of the objective."""
 
-    def __init__(self, path: Path, data: Path, trials: Mapping[int, float], folds: int = 3, **settings: Any) -> None:
+    def __init__(self, path: Path, data: Path, trials: Mapping[int, float], /, folds: int = 3, **settings: Any) -> None:
         self.data, self.trained = data, list[str]()
         chosen = RunSettings(epochs=2, **{"confirm_top": 2, "confirm_seeds": 2, "final_runs": 3, **settings})
         space = SearchSpace.from_mapping({"depth": {"choices": [1, 2, 3, 4, 5]}}, "here")
@@ -96,9 +96,20 @@ class Ending:
         said: list[str] = []
         with monkeypatch.context() as patch:
             patch.setattr(RunTrainer, "train", without_ray)
-            if not run_search._judged_by_older_version(self.search):
+            if not remaining_work.judged_by_older_version(self.search):
                 run_search._choose_and_judge(self.search, self.plan, cast(Any, None), Observer(say=said.append))
         return said
+
+    def end(self) -> str:
+        """Record the end of the search, with its report; return what a resumed one says if nothing is left to do."""
+        self.search.set_status("completed")
+        self.search.report.mkdir(exist_ok=True)
+        (self.search.report / "index.html").touch()
+        return self.left_to_do()
+
+    def left_to_do(self, **budgets: Any) -> str:
+        settings = self.search.record().settings.model_copy(update=budgets)
+        return remaining_work.nothing_left(self.search, settings, default_uri(self.search.path.parent))
 
     def members(self) -> dict[str, list[str]]:
         return {role: self.search.model(role).record().members for role in (BASELINE, CHAMPION)}
@@ -495,3 +506,73 @@ def test_a_search_that_an_older_version_has_judged_stays_as_it_is(
     assert ending.search.evaluation() is None
     assert (ending.search.path / "test-of-trial-0002.json").is_file(), "its verdict was about another champion"
     assert ending.opened() == 1
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow has everything."""
+    monkeypatch.setattr(remaining_work, "is_copied", lambda *_: True)
+
+
+ENDED: dict[str, tuple[dict[int, float], Values, dict[str, Any]]] = {  # trials, values of final runs, settings
+    "a champion": ({1: 0.6, 2: 0.7}, better, {}),
+    "nothing better than the baseline": ({1: 0.6}, worse, {}),
+    "no candidate": ({}, better, {}),
+    "no selection runs": ({1: 0.6}, better, {"confirm_top": 0}),
+}
+
+
+@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.usefixtures("copied")
+def test_a_search_that_has_ended_has_nothing_left_to_do(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, values, settings = ENDED[name]
+    sizes = {"confirm_seeds": 1, "final_runs": 1, "trials": 1 + len(trials), **settings}
+    ending = Ending(tmp_path / "s", data, trials, **sizes)
+    ending.search.set_status("completed")
+    assert ending.left_to_do() == "", "its final runs are not trained"
+    ending.go_on(values, monkeypatch)
+    assert ending.end() == f"s: is completed, so nothing is left to do; its results: {tmp_path}/s"
+    assert ending.left_to_do(trials=1 + len(trials)), "the budget that it has"
+    assert ending.left_to_do(trials=9) == ""
+    assert ending.left_to_do(max_hours=1.0) == ""
+
+
+LOST: dict[str, Callable[[SearchDir], object]] = {
+    "a final run": lambda search: search.judgement_run(PAPER, 0).set_status("failed", "the disk was full"),
+    "the folder of a final run": lambda search: shutil.rmtree(search.final("trial-0002", 1).path),
+    "a model": lambda search: shutil.rmtree(search.model(CHAMPION).path),
+    "the networks of a model": lambda search: shutil.rmtree(search.model(BASELINE).export),
+    "the evaluation": lambda search: search.evaluation_file().unlink(),
+    "the selection": lambda search: search.file("selection").unlink(),
+    "a trial": lambda search: search.trial(1).set_status("interrupted", "stopped by SIGTERM"),
+    "the report": lambda search: shutil.rmtree(search.report),
+    "its own end": lambda search: search.set_status("interrupted", "stopped by Ctrl-C"),
+}
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_search_that_has_lost_a_part_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Ending(tmp_path / "whole" / "s", data, {1: 0.6, 2: 0.7}, confirm_seeds=1, final_runs=1, trials=3)
+    whole.go_on(better, monkeypatch)
+    assert whole.end()
+    for number, (name, lose) in enumerate(LOST.items()):
+        search = SearchDir(Path(shutil.copytree(whole.search.path, tmp_path / str(number) / "s")))
+        assert remaining_work.nothing_left(search, search.record().settings, "sqlite:///x"), name
+        lose(search)
+        assert remaining_work.nothing_left(search, search.record().settings, "sqlite:///x") == "", name
+
+
+def test_a_failed_trial_is_not_tried_again(data: Path, tmp_path: Path, copied: None) -> None:
+    ending = Ending(tmp_path / "s", data, {1: 0.6}, baseline=False, trials=3)
+    ending.add_trial(2, 0.1, "failed")
+    assert ending.end()
+
+
+def test_the_budget_that_ended_a_search_would_end_it_again(data: Path, tmp_path: Path, copied: None) -> None:
+    ending = Ending(tmp_path / "s", data, {1: 0.6}, baseline=False, trials=30, max_hours=0.5)
+    assert ending.end() == "", "28 trials are left"
+    ending.search.set_status("completed", "--max-hours 0.5 is reached")
+    assert ending.left_to_do().startswith("s: is completed (--max-hours 0.5 is reached), so nothing is left to do; ")
+    assert ending.left_to_do(max_hours=1.0) == ""

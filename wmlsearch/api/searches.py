@@ -29,6 +29,7 @@ from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
 from wmlsearch.workflows.new_search import SearchChoices, request_search
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.remaining_work import nothing_left
 from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
 from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.tune import resume as _resume
@@ -237,6 +238,8 @@ def resume(
 ) -> Search:
     """Go on with a search that was stopped or that died, as `wmlsearch tune --resume` does.
 
+    Of a completed search this returns at once, unless a budget changes or part of its results is missing.
+
     Args:
         search: The search, its folder, or its name in `out`.
         out: Folder of all runs.
@@ -259,9 +262,12 @@ def resume(
     check_store_of_resumed(folder, store)
     record = folder.record()
     settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
+    uri = store_uri(folder.path.parent, store)
+    if complete := nothing_left(folder, settings, uri):
+        say(complete)
+        return Search(folder.path)
     placement = _placement(ray_address, storage)
     request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
-    uri = store_uri(folder.path.parent, store)
     return _ended(folder, lambda: _resume(folder, request, uri, Observer(say=say, progress=progress)), say)
 
 

@@ -156,7 +156,7 @@ def tune(
 def _begun(name: str | None, resume: str | None, cluster: Path | None, out: Path) -> str | None:
     """Return the name of the search that `--continue` goes on with, or None if it has not begun.
 
-    Exits with status 0 if it has ended. Raises InputError if it began with other settings.
+    Raises InputError if it began with other settings.
     """
     from wmlsearch.cli.continuation import check_same_search
     from wmlsearch.config import InputError
@@ -167,13 +167,7 @@ def _begun(name: str | None, resume: str | None, cluster: Path | None, out: Path
         raise InputError("--continue: needs --name, and cannot be combined with --resume or --cluster")
     if not SearchDir(out / check_name(name)).exists():
         return None
-    search = open_search(name, out)
-    check_same_search(search, CHANGEABLE_ON_RESUME)
-    settings = search.record().settings
-    grown = [budget for budget, value in _budgets().items() if value != getattr(settings, budget)]
-    if search.status().state == "completed" and not grown:
-        options.say(f"{name}: is completed, so nothing is left to do; its results: {search.path}")
-        sys.exit(0)
+    check_same_search(open_search(name, out), CHANGEABLE_ON_RESUME)
     return name
 
 
@@ -254,13 +248,14 @@ def _resume(
     mlflow_uri: str | None,
     on_end: str | None,
 ) -> tuple[SearchDir, Outcome]:
-    """Run the rest of a search, here or on a cluster."""
+    """Run the rest of a search, here or on a cluster. Exits with status 0 if there is none."""
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
     from wmlsearch.config import InputError
     from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.observer import Observer
+    from wmlsearch.workflows.remaining_work import nothing_left
     from wmlsearch.workflows.search_choices import check_store_of_resumed
     from wmlsearch.workflows.search_plan import ResumeRequest
     from wmlsearch.workflows.tune import resume as resume_search
@@ -280,6 +275,9 @@ def _resume(
     record = search.record()
     _note_experiment(record)
     settings = options.settings(**{**record.settings.model_dump(), **_budgets()})
+    if complete := nothing_left(search, settings, uri):
+        options.say(complete)
+        sys.exit(0)
     request = dataclasses.replace(ResumeRequest.of(search, record, settings, data, placement), on_end=on_end)
     with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.update, display.say, display.progress, end_this_process)

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
-from wmlsearch.runs.evaluation import Evaluation, Verdict
-from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Verdict
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.names import PAPER, ROLES, SEARCH, TRIAL
 from wmlsearch.runs.objectives import candidate_value, dice_value
 from wmlsearch.runs.redaction import without_password
@@ -104,6 +104,29 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
         )
     forget(log)
     return len(parts)
+
+
+def is_copied(root: AnyDir, uri: str) -> bool:
+    """Return whether MLflow has everything of a search or run, by the ledgers in the folders: no server is asked."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return False
+    runs: list[AnyDir] = [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]
+    return all(_is_sent(run, root, without_password(uri)) for run in runs)
+
+
+def _is_sent(run: AnyDir, root: AnyDir, store: str) -> bool:
+    """Return whether `push` would send nothing of one run."""
+    ledger, evaluation = run.ledger(), _evaluation(run)
+    front, files = _on_front(run.record(), root.status()), _files(run, root, ledger)
+    return (
+        (ledger.uri, bool(ledger.run_id), ledger.params) == (store, True, True)
+        and ledger.state == run.state
+        and ledger.rows == (0 if isinstance(run, SearchDir) else len(run.rows()))
+        and (evaluation is None or ledger.tested == evaluation.opened)
+        and (front is None or ledger.front == front)
+        and (not isinstance(run, SearchDir) or ledger.outcome == _outcome(run))
+        and all(name in ledger.files for name in vars(files).values() if name)
+    )
 
 
 class FilesMissing(Exception):
@@ -310,7 +333,7 @@ def _add_evaluation(batch: _Batch, run: AnyDir, ledger: MlflowLedger) -> None:
     """Add the scores on the sealed test, unless the ledger says that MLflow has them."""
     from mlflow.entities import Metric
 
-    evaluation = run.evaluation() if isinstance(run, SearchDir) else run.evaluation_metrics()
+    evaluation = _evaluation(run)
     if not evaluation or ledger.tested == evaluation.opened:
         return
     metrics = evaluation.metrics
@@ -319,6 +342,10 @@ def _add_evaluation(batch: _Batch, run: AnyDir, ledger: MlflowLedger) -> None:
     opened_ms = int(evaluation.opened * 1000)
     batch.metrics += [Metric(name, value, opened_ms, 0) for name, value in metrics.items()]
     ledger.tested = evaluation.opened
+
+
+def _evaluation(run: AnyDir) -> Evaluation | EvaluationMetrics | None:
+    return run.evaluation() if isinstance(run, SearchDir) else run.evaluation_metrics()
 
 
 def _verdict_metrics(verdict: Verdict) -> dict[str, float]:
@@ -335,12 +362,18 @@ def _verdict_metrics(verdict: Verdict) -> dict[str, float]:
 
 
 def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None:
-    """Add a search's champion and its verdict, unless the ledger says that MLflow has them.
-
-    The sentences are the description at the top of the run's page.
-    """
+    """Add a search's champion and its verdict, unless the ledger says that MLflow has them."""
     from mlflow.entities import RunTag
 
+    outcome = _outcome(search)
+    if outcome != ledger.outcome:
+        withdrawn = dict.fromkeys(ledger.outcome, "")  # a resumed search may have another champion and no verdict yet
+        batch.tags += [RunTag(name, value) for name, value in {**withdrawn, **outcome}.items()]
+        ledger.outcome = outcome
+
+
+def _outcome(search: SearchDir) -> dict[str, str]:
+    """Return a search's champion and verdict as tags. The sentences are the description at the top of the run's page."""
     selection, evaluation = search.selection(), search.evaluation()
     verdict = evaluation.verdict if evaluation else None
     tags: dict[str, str] = {}
@@ -357,11 +390,7 @@ def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None
         if verdict.models is not None:
             tags["verdict.models"] = verdict.models.outcome
             sentences.append(f"(b) The models: {verdict.models.sentence}")
-    outcome = {**tags, "mlflow.note.content": "\n\n".join(sentences)} if tags else {}
-    if outcome != ledger.outcome:
-        withdrawn = dict.fromkeys(ledger.outcome, "")  # a resumed search may have another champion and no verdict yet
-        batch.tags += [RunTag(name, value) for name, value in {**withdrawn, **outcome}.items()]
-        ledger.outcome = outcome
+    return {**tags, "mlflow.note.content": "\n\n".join(sentences)} if tags else {}
 
 
 def _headline(verdict: Verdict) -> str:
@@ -390,12 +419,15 @@ def _add_pareto_front(batch: _Batch, record: FolderRecord, search: RunStatus, le
     """Add whether a trial is on the Pareto front, which an ended search with several objectives knows."""
     from mlflow.entities import RunTag
 
-    if search.front is None or record.kind != TRIAL:
-        return
-    on_front = record.name in search.front
-    if ledger.front != on_front:
+    on_front = _on_front(record, search)
+    if on_front is not None and ledger.front != on_front:
         batch.tags.append(RunTag("pareto_front", str(on_front).lower()))
         ledger.front = on_front
+
+
+def _on_front(record: FolderRecord, search: RunStatus) -> bool | None:
+    """Return whether a trial is on the Pareto front; None where there is none, or not yet."""
+    return None if search.front is None or record.kind != TRIAL else record.name in search.front
 
 
 def _set_run_status(client: MlflowClient, run_id: str, status: RunStatus, created: bool) -> None:
@@ -429,15 +461,36 @@ def _push_files(
         ledger.files = [*ledger.files, name]
         run.set_ledger(ledger)
 
-    if certificate := root.record().certificate:
-        once("certificate", lambda: _log_certificate(client, run_id, certificate.as_json(), uri, artifact_uri))
-    if isinstance(run, SearchDir) and run.report.is_dir() and ledger.state != RUNNING:
-        # each end of a search and each evaluation write a new report
-        report = f"report {run.status().ended} {ledger.tested}"
-        once(report, lambda: client.log_artifacts(run_id, str(run.report), "report"))
-    if isinstance(record, RunRecord) and record.kind in ROLES and run.export.is_dir():
+    names = _files(run, root, ledger)
+    if names.certificate and (certificate := root.record().certificate):
+        once(names.certificate, lambda: _log_certificate(client, run_id, certificate.as_json(), uri, artifact_uri))
+    if names.report and isinstance(run, SearchDir):
+        once(names.report, lambda: client.log_artifacts(run_id, str(run.report), "report"))
+    if names.model and isinstance(run, RunDir) and isinstance(record, RunRecord):
         description = f"{record.kind} of the search {root.name}: configuration {record.model}"
-        once("model", lambda: register(client, run_id, run.export, record.kind, description))
+        once(names.model, lambda: register(client, run_id, run.export, record.kind, description))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the ledger calls the files of a run when they are sent; "" where a run has none of the kind."""
+
+    certificate: str = ""
+    report: str = ""
+    model: str = ""
+
+
+def _files(run: AnyDir, root: AnyDir, ledger: MlflowLedger) -> _Files:
+    """Return which files of a run belong into MLflow."""
+    record = run.record()
+    has_report = isinstance(run, SearchDir) and run.report.is_dir() and ledger.state != RUNNING
+    has_model = isinstance(run, RunDir) and record.kind in ROLES and run.export.is_dir()
+    return _Files(
+        certificate="certificate" if root.record().certificate else "",
+        # each end of a search and each evaluation write a new report
+        report=f"report {run.status().ended} {ledger.tested}" if has_report else "",
+        model="model" if has_model else "",
+    )
 
 
 def _log_certificate(

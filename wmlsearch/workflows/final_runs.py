@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from wmlsearch.config import TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import JUDGEMENT_RUN, PAPER, SELECTION_RUN, judgement_run_name, selection_run_name
@@ -34,24 +34,65 @@ class _Configuration:
     rate_factors: Mapping[int, float]  # of a child of population based training
 
 
+@dataclass(frozen=True)
+class _PlannedRun:
+    """A final run, whether it has been trained or not."""
+
+    run: RunDir
+    configuration: _Configuration
+    purpose: Literal["selection", "judgement"]
+    number: int
+    seed: int
+
+    @property
+    def is_finished(self) -> bool:
+        return self.run.exists() and self.run.state in GOOD
+
+
+def final_runs_are_finished(search: SearchDir, settings: RunSettings, champion: str) -> bool:
+    """Whether all final runs of a search with this champion are trained, so that a resumed search trains none."""
+    selection = _selection_runs(search, settings)[1] if settings.confirm_top else []
+    return all(run.is_finished for run in (*selection, *_judgement_runs(search, settings, champion)))
+
+
+def _selection_runs(search: SearchDir, settings: RunSettings) -> tuple[list[_Configuration], list[_PlannedRun]]:
+    """Return the baseline configuration and the best candidates, and their runs: none where there is no candidate."""
+    baseline = baseline_config(search)
+    configurations = [_Configuration(PAPER, baseline, {})]
+    for trial in select_candidates(leaderboard(search), settings.confirm_top, baseline):
+        record = trial.record()
+        configurations.append(_Configuration(record.name, record.config, record.rate_factors))
+    if len(configurations) == 1 and all(run.record().purpose == "judgement" for run in search.finals()):
+        return configurations, []
+    return configurations, [
+        _PlannedRun(search.final(configuration.name, seed), configuration, "selection", number, seed)
+        for number, seed in enumerate(selection_seeds(search, settings))
+        for configuration in configurations
+    ]
+
+
+def _judgement_runs(search: SearchDir, settings: RunSettings, champion: str) -> list[_PlannedRun]:
+    """Return the runs of the baseline configuration and the champion, which may be the same configuration."""
+    configurations = {PAPER: _Configuration(PAPER, baseline_config(search), {})}
+    for candidate in read_candidates(search):
+        if candidate.name == champion:
+            configurations[champion] = _Configuration(champion, candidate.config, candidate.rate_factors)
+    return [
+        _PlannedRun(search.judgement_run(name, number), configuration, "judgement", number, seed)
+        for number, seed in enumerate(settings.judgement_seeds)
+        for name, configuration in configurations.items()
+    ]
+
+
 def train_selection_runs(search: SearchDir, plan: SearchPlan, trainer: RunTrainer, observer: Observer) -> None:
     """Train the baseline configuration and the best candidates with new seeds, run k with fold k for validation.
 
     Nothing is trained where there is no candidate. Finished runs are not repeated. Raises KeyboardInterrupt when the
     search is asked to stop.
     """
-    settings, baseline = plan.settings, baseline_config(search)
-    configurations = [_Configuration(PAPER, baseline, {})]
-    for trial in select_candidates(leaderboard(search), settings.confirm_top, baseline):
-        record = trial.record()
-        configurations.append(_Configuration(record.name, record.config, record.rate_factors))
-    if len(configurations) == 1 and all(run.record().purpose == "judgement" for run in search.finals()):
-        return
-    requests = []
-    for number, seed in enumerate(selection_seeds(search, settings)):
-        for configuration in configurations:
-            run = search.final(configuration.name, seed)
-            requests += _if_unfinished(run, configuration, "selection", number, seed, plan)
+    settings = plan.settings
+    configurations, runs = _selection_runs(search, settings)
+    requests = [_request(run, plan) for run in runs if not run.is_finished]
     others = "".join(f", {configuration.name}" for configuration in configurations[1:])
     what = f"baseline configuration{others}; {plural(settings.confirm_seeds, 'run')} each"
     _train(search, plan, trainer, requests, f"selection runs: {what}", settings.selection_run_count, observer)
@@ -66,34 +107,19 @@ def train_judgement_runs(
     KeyboardInterrupt when the search is asked to stop.
     """
     settings = plan.settings
-    configurations = {PAPER: _Configuration(PAPER, baseline_config(search), {})}
-    for candidate in read_candidates(search):
-        if candidate.name == champion:
-            configurations[champion] = _Configuration(champion, candidate.config, candidate.rate_factors)
-    requests = []
-    for number, seed in enumerate(settings.judgement_seeds):
-        for name, configuration in configurations.items():
-            run = search.judgement_run(name, number)
-            requests += _if_unfinished(run, configuration, "judgement", number, seed, plan)
+    runs = _judgement_runs(search, settings, champion)
+    requests = [_request(run, plan) for run in runs if not run.is_finished]
     what = "baseline configuration" if champion == PAPER else f"baseline configuration and champion ({champion})"
     message = f"judgement runs: {what}; {plural(settings.final_runs, 'run')} each"
     _train(search, plan, trainer, requests, message, settings.judgement_run_count, observer)
 
 
-def _if_unfinished(
-    run: RunDir,
-    configuration: _Configuration,
-    purpose: Literal["selection", "judgement"],
-    number: int,
-    seed: int,
-    plan: SearchPlan,
-) -> list[TrainingRequest]:
-    """Return what is to be trained of a final run: itself, or nothing if it has finished."""
+def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
+    """Return what is to be trained of a final run."""
     from wmlsearch.search.final_training import TrainingRequest
 
-    if run.exists() and run.state in GOOD:
-        return []
-    selection = purpose == "selection"
+    configuration, number, seed = planned.configuration, planned.number, planned.seed
+    selection = planned.purpose == "selection"
     record = run_record(
         selection_run_name(configuration.name, seed) if selection else judgement_run_name(configuration.name, number),
         SELECTION_RUN if selection else JUDGEMENT_RUN,
@@ -103,8 +129,8 @@ def _if_unfinished(
     )
     more = {"rate_factors": configuration.rate_factors} if configuration.rate_factors else {}
     fold = number % plan.manifest.fold_count
-    record = record.model_copy(update={"model": configuration.name, "purpose": purpose, "fold": fold, **more})
-    return [TrainingRequest(run, record, plan.placement.checkpoint_location(run))]
+    record = record.model_copy(update={"model": configuration.name, "purpose": planned.purpose, "fold": fold, **more})
+    return TrainingRequest(planned.run, record, plan.placement.checkpoint_location(planned.run))
 
 
 def _train(

@@ -23,6 +23,7 @@ from wmlsearch.workflows.final_runs import train_judgement_runs, train_selection
 from wmlsearch.workflows.forecast import record_forecast
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.remaining_work import evaluates_models, judged_by_older_version
 from wmlsearch.workflows.sealed_test import evaluate_search
 from wmlsearch.workflows.search_plan import SearchPlan
 
@@ -98,7 +99,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
     )  # fmt: skip
     _fetch_best_weights(search, placement)
     stopped = budget.reason.startswith("stopped")
-    if settings.baseline and not budget.failed and not stopped and not _judged_by_older_version(search):
+    if settings.baseline and not budget.failed and not stopped and not judged_by_older_version(search):
         _choose_and_judge(search, plan, shipment, observer)
     return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
 
@@ -112,15 +113,6 @@ def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
         if entry is not None:
             run = RunDir(Path(entry.path))
             fetch_best_weights(run, placement.checkpoint_location(run))
-
-
-def _judged_by_older_version(search: SearchDir) -> bool:
-    """Return whether an older version, without judgement runs, has ended this search, and no trial was added since."""
-    champion = search.model(CHAMPION)
-    if search.evaluation() is None or not champion.exists() or any(run.record().purpose for run in search.finals()):
-        return False
-    selected = champion.record().created
-    return all(row.time <= selected for run in search.trials() for row in run.rows())
 
 
 def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, observer: Observer) -> None:
@@ -140,7 +132,7 @@ def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, o
         train_judgement_runs(search, plan, champion, trainer, observer)
     comparable = keep_models(search, plan.settings, plan.data, observer)
     evaluation = search.evaluation()
-    if evaluation is not None and evaluation.members != [model.record().members for model in search.models()]:
+    if evaluation is not None and not evaluates_models(search, evaluation):
         search.set_aside_evaluation(evaluation)
         observer.on_change(search)
         evaluation = None
