@@ -373,7 +373,7 @@ def _add_outcome(batch: _Batch, search: SearchDir, ledger: MlflowLedger) -> None
 
 
 def _outcome(search: SearchDir) -> dict[str, str]:
-    """Return a search's champion and verdict as tags. The sentences are the description at the top of the run's page."""
+    """Return a search's champion and verdict as tags; the sentences are the description at the top of its page."""
     selection, evaluation = search.selection(), search.evaluation()
     verdict = evaluation.verdict if evaluation else None
     tags: dict[str, str] = {}
