@@ -113,6 +113,7 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
             "lesions": str(ndimage.label(voxels, np.ones((3, 3, 3)))[1]),
             "volume_ml": f"{voxels.sum() * edges.prod() / 1000:.4f}",
             "mask": f"{stem}_mask.nii.gz",
+            "notes": "",
         }
         assert float(row["volume_ml"]) > 0
     assert result.stdout.splitlines() == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ class Prediction:
     volume_ml: float | None  # of all lesions together; None for 2-D pictures
     area_pixels: int | None  # of all lesions together; None for volumes
     affine: Array | None  # (4, 4), from voxels to mm; None for 2-D pictures
+    notes: tuple[str, ...]  # what is doubtful about the image, and how well it suits the model
     _image: Any = field(compare=False)  # the path or nibabel image that was predicted
     _result: ImagePrediction = field(compare=False)
 
@@ -115,6 +117,10 @@ class Model:
             single: Use the first network alone, which takes less time.
             nan_background: Take voxels that are NaN or infinite for background wherever they are.
 
+        Warns:
+            UserWarning: Where lesions cannot be found, such as outside the window that the model was trained on.
+                The prediction's `notes` hold the same sentences.
+
         Raises:
             InputError: For an image that cannot be read, or not be cut as the training data were.
         """
@@ -129,6 +135,9 @@ class Model:
             result = predict_image(self._networks, input_image, threshold, ensemble, geometry)
             opened: Any = nib.load(file) if is_nifti(file) else None
         prediction, row = result.prediction, result.row
+        for finding in row.findings:
+            if finding.is_warning:
+                warnings.warn(f"{input_image.path.name}: {finding.text}", UserWarning, stacklevel=2)
         is_picture_stack = prediction.voxel_mm is None
         return Prediction(
             prediction.probabilities[0] if is_picture_stack else prediction.probabilities,
@@ -138,6 +147,7 @@ class Model:
             row.volume_ml,
             row.area_pixels,
             None if opened is None else np.array(opened.affine),
+            tuple(finding.text for finding in row.findings),
             image,
             result,
         )

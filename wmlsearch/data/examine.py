@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmlsearch.data.findings import Finding
-from wmlsearch.data.head_detection import Box, find_head
+from wmlsearch.data.head_detection import Box, HeadRegion, find_head
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.plausibility import check_mask, is_image
 from wmlsearch.data.reading import load_volume
@@ -55,6 +55,14 @@ def examine(
         rule: Which values of the mask are lesions; by default all but 0.
         nan_background: Whether voxels that are not finite are background wherever they are, not only at the border.
     """
+    examined, faults = examine_head(source, axis, rule, nan_background)
+    return None if examined is None else examined[0], faults
+
+
+def examine_head(
+    source: Source, axis: int | None, rule: MaskRule | None = None, nan_background: bool = False
+) -> tuple[tuple[VolumeFacts, HeadRegion] | None, list[str]]:
+    """Return what `examine` does, and the head's pixels, which take as much memory as a mask of the volume."""
     name = source.name(source.image[0])
     try:
         stack = load_volume(source, axis, rule, nan_background)
@@ -92,4 +100,4 @@ def examine(
         findings=findings,
         nan_background=nan_background,
     )
-    return facts, []
+    return (facts, head), []

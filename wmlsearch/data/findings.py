@@ -34,13 +34,15 @@ KINDS = {
     "enclosed": Kind("voxels inside the volume that are NaN or infinite are taken for background, as was asked for"),
     "mask filled": Kind("the mask is finite neither in lesions nor in the head; is it damaged?"),
     "lesions cut off": Kind("lesions lie outside the window that is cut out"),
-    "outside the window": Kind("parts of the head lie outside the window of the training data, and are not searched"),
+    "outside the window": Kind("parts of the head lie outside the model's window, where no lesion can be found"),
+    "coarse slices": Kind("pixels are coarser than the model's; was it trained on such slices?"),
     "wrapped": Kind("grey values at both ends of the file's number type; did they overflow?"),
     "no orientation": Kind("the header gives no orientation (sform_code and qform_code are 0); check left and right"),
     "two orientations": Kind("the header's sform and qform disagree; check left and right"),
     "units": Kind("the header's unit of length is not mm; check the voxel sizes"),
     "grid": Kind("the mask's grid is not quite its image's"),
     "empty": Kind("the mask is empty", is_warning=False),
+    "rim outside the window": Kind("the rim of the head lies outside the model's window", is_warning=False),
     "filled": Kind("voxels without a finite value, from the border on, are taken for background", is_warning=False),
 }
 

@@ -24,7 +24,7 @@ class LesionRow:
     volume_ml: float | None  # None for 2-D pictures
     area_pixels: int | None  # None for volumes
     mask: str  # the file of the mask; "" if it is not written
-    findings: tuple[Finding, ...] = ()  # what is doubtful about the image; not in the table
+    findings: tuple[Finding, ...] = ()  # what is doubtful about the image, and how well it suits the model
 
 
 def lesion_csv(rows: Sequence[LesionRow]) -> str:
@@ -32,8 +32,11 @@ def lesion_csv(rows: Sequence[LesionRow]) -> str:
     size = "area_pixels" if rows[0].volume_ml is None else "volume_ml"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["input", "predicted_by", "model", "threshold", "lesions", size, "mask"])
+    writer.writerow(["input", "predicted_by", "model", "threshold", "lesions", size, "mask", "notes"])
     for row in rows:
         amount = row.area_pixels if row.volume_ml is None else f"{row.volume_ml:.4f}"
-        writer.writerow([row.input, row.predicted_by, row.model, f"{row.threshold:.6g}", row.lesions, amount, row.mask])
+        notes = "; ".join(finding.text for finding in row.findings)
+        writer.writerow(
+            [row.input, row.predicted_by, row.model, f"{row.threshold:.6g}", row.lesions, amount, row.mask, notes]
+        )
     return text.getvalue()

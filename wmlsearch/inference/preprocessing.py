@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wmlsearch.config import InputError
-from wmlsearch.data.examine import examine
+from wmlsearch.data.examine import examine_head
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, PLANES, VolumeGeometry, place_window
 from wmlsearch.data.sources import Source
+from wmlsearch.inference.suitability import coarse_slices, head_outside_window
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Preprocessing:
 def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_background: bool = False) -> VolumeGeometry:
     """Return where an image is cut, as the training data were. Reads and checks the image, but not its mask.
 
+    Its findings say how much of the head the window does not show, and where the slices are coarser than the model's.
     With `nan_background`, voxels that are not finite are background wherever they are, not only from the border on.
 
     Raises InputError with what is wrong with the image, or why it cannot be cut like the training data.
@@ -63,9 +65,10 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_backgroun
     if source.is_nifti == (preprocessing.axis is None):
         trained_on, image = ("pictures", "a volume") if source.is_nifti else ("volumes", "a picture")
         raise InputError(f"{name}: is {image}, but the model was trained on {trained_on}; choose another model")
-    facts, faults = examine(replace(source, mask=()), preprocessing.axis, nan_background=nan_background)
-    if facts is None:
+    examined, faults = examine_head(replace(source, mask=()), preprocessing.axis, nan_background=nan_background)
+    if examined is None:
         raise InputError(f"{name}: cannot be predicted", faults)
+    facts, head = examined
     spacing = preprocessing.spacing_mm
     if facts.picture_mm is not None and spacing is not None and preprocessing.fit == "crop":
         down, across = facts.picture_mm
@@ -74,4 +77,6 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_backgroun
                 f"{name}: in-plane voxel edges must be within a factor of {MAX_SPACING_FACTOR} of the {spacing:.4g} mm "
                 f"that the model was trained on, but are {down:.4g} x {across:.4g} mm; check the header's units"
             )
-    return place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)
+    geometry = place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)
+    doubts = (*head_outside_window(head, geometry), *coarse_slices(facts.picture_mm, spacing, preprocessing.plane))
+    return replace(geometry, findings=geometry.findings + doubts)
