@@ -23,6 +23,7 @@ from PIL import Image
 
 import wmlsearch
 from wmlsearch.api.keywords import BudgetKeywords, PrepareKeywords, SettingKeywords
+from wmlsearch.api.wording import in_python
 from wmlsearch.cli import main
 from wmlsearch.cli.tune import CHANGEABLE_ON_RESUME
 from wmlsearch.cluster import connect
@@ -68,7 +69,7 @@ def test_a_notebooks_plots_stay_as_they_are() -> None:
 def test_its_names_are_there_and_no_others() -> None:
     from wmlsearch import api
 
-    others = ("annotations", "data", "keywords", "models", "searches")  # the modules of the package
+    others = ("annotations", "data", "keywords", "models", "searches", "wording")  # the modules of the package
     assert wmlsearch.__all__ == sorted(name for name in vars(api) if not name.startswith("_") and name not in others)
     assert all(getattr(wmlsearch, name) is getattr(api, name) for name in wmlsearch.__all__)
     assert all(getattr(wmlsearch, name).__doc__ for name in wmlsearch.__all__)
@@ -106,17 +107,46 @@ def test_the_keywords_are_those_of_the_options() -> None:
     assert set(BudgetKeywords.__annotations__) == set(CHANGEABLE_ON_RESUME)
 
 
+@pytest.mark.parametrize(
+    ("of_command", "of_python"),
+    [
+        ("--size must be a whole number, but got 1", "size must be a whole number, but got 1"),
+        ("--folds 9: one each; give --folds 3", "folds=9: one each; give folds=3"),
+        ("add --allow-leakage to do it", "add allow_leakage=True to do it"),
+        ("--protocol paper means --keep lesion; drop one", "protocol='paper' means keep='lesion'; drop one"),
+        ("--lesion-label 1 --ignore-label 2", "lesion_labels=[1] ignore_labels=[2]"),
+        ("take it with --select acq=3D", "take it with select=['acq=3D']"),
+        ("--patient-pattern 'a(.)': finds none", "patient_pattern='a(.)': finds none"),
+        ("search without it (--no-baseline)", "search without it (baseline=False)"),
+        ("give another --name, or --seed; more --trials", "give another name, or seed; more trials"),
+        ("RAW must be a folder; name another OUT", "raw must be a folder; name another out"),
+        ("make it with `wmlsearch prepare RAW x --size 64`", "make it with `wmlsearch prepare RAW x --size 64`"),
+        ("to send them later: wmlsearch sync s --out x", "to send them later: wmlsearch sync s --out x"),
+        ("the same command with --dry-run lists them", "the same command with --dry-run lists them"),
+    ],
+)
+def test_messages_name_keywords_and_not_options(of_command: str, of_python: str) -> None:
+    assert in_python(of_command) == of_python
+
+
 def test_mistakes_are_input_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     calls: list[Any] = [
-        (lambda: wmlsearch.prepare("nowhere", "out"), "nowhere: no such file or folder; RAW must be "),
-        (lambda: wmlsearch.prepare(".", "out", size=1), "--size must be a whole number from 16 to 4096, but got 1"),
+        (lambda: wmlsearch.prepare("nowhere", "out"), "nowhere: no such file or folder; raw must be "),
+        (lambda: wmlsearch.prepare(".", "out", size=1), "- size must be a whole number from 16 to 4096, but got 1"),
+        (lambda: wmlsearch.prepare(".", "out", split="image"), "- split='image' puts .* or add allow_leakage=True to "),
         (
             lambda: wmlsearch.prepare(".", "out", sise=1),
-            r"wmlsearch.prepare\(\) has no keyword 'sise'; it has allow_le",
+            r"^wmlsearch.prepare\(\) has no keyword 'sise' \(did you mean 'size'\?\)$",
+        ),
+        (
+            lambda: wmlsearch.prepare(".", "out", colour=1, plain="axial"),
+            r"no keyword 'colour', 'plain' \(did you mean 'plane'\?\); it has allow_leakage, fit, ",
         ),
         (lambda: wmlsearch.tune("quick", trials=0), "trials must be "),
-        (lambda: wmlsearch.tune("quick", trails=2), r"wmlsearch.tune\(\) has no keyword 'trails'; it has baseline, "),
+        (lambda: wmlsearch.tune("quick", naem="s"), r"has no keyword 'naem' \(did you mean 'name'\?\)$"),
+        (lambda: wmlsearch.resume("s", trails=9), r"resume\(\) has no keyword 'trails' \(did you mean 'trials'\?\)$"),
+        (lambda: wmlsearch.tune("quick", workers_per_trial=0), "workers_per_trial must be a whole number from 1 to "),
         (lambda: wmlsearch.tune({"depth": 3}), "space: has only values and no ranges, so there is nothing to search"),
         (lambda: wmlsearch.tune("quick", data="no"), "no: no such folder; make it with `wmlsearch prepare RAW no`"),
         (lambda: wmlsearch.resume("s", trials=3), "s: no search or run of this name in runs"),

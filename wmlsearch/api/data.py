@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from wmlsearch.api.keywords import AnyPath, PrepareKeywords, Say, check_keywords
+from wmlsearch.api.wording import raises_in_python, says_in_python
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions
 from wmlsearch.runs.progress import Progress
 from wmlsearch.workflows.prepare import prepare as _prepare
 
-phantom = write_phantom  # as its command is called
+phantom = raises_in_python()(write_phantom)  # as its command is called
 # Options of `prepare` that take one or several values.
 _SEVERAL = {
     "train_patients", "val_patients", "test_patients", "lesion_labels", "ignore_labels", "select", "mask_select",
 }  # fmt: skip
 
 
+@raises_in_python()
 def prepare(
     raw: AnyPath,
     out: AnyPath,
@@ -53,6 +55,6 @@ def prepare(
         values[name] = (values[name],) if one else tuple(values[name])
     if values.get("pseudonyms") is not None:
         values["pseudonyms"] = Path(values["pseudonyms"])
-    check_keywords("prepare", values, PrepareKeywords.__annotations__)
+    check_keywords(prepare, values, PrepareKeywords)
     next_step = f"wmlsearch.tune(data={os.fspath(out)!r})"
-    return _prepare(Path(raw), Path(out), PrepareOptions(**values), say, next_step, progress)
+    return _prepare(Path(raw), Path(out), PrepareOptions(**values), says_in_python(say), next_step, progress)

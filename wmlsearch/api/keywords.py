@@ -5,6 +5,8 @@ What each means, and its default, stands at the field of the same name: of `Prep
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from wmlsearch.config import InputError
 
 AnyPath = str | os.PathLike[str]
 Say = Callable[[str], None]
+_REST = inspect.Parameter.VAR_KEYWORD
 RUNS = "runs"  # the folder of all runs, as on the command line
 
 
@@ -74,10 +77,20 @@ class SettingKeywords(BudgetKeywords, total=False):
     forecast: bool
 
 
-def check_keywords(function: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
-    """Raise InputError for keywords that a function does not have."""
-    if unknown := [name for name in given if name not in allowed]:
-        raise InputError(
-            f"wmlsearch.{function}() has no keyword {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(sorted(allowed))}"
-        )
+def check_keywords(function: Callable[..., object], given: Mapping[str, Any], allowed: type) -> None:
+    """Raise InputError for keywords that a function does not have.
+
+    Args:
+        function: It takes `**keywords`.
+        given: Those that it got.
+        allowed: The TypedDict of those that it has besides its named parameters.
+    """
+    named = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind != _REST]
+    known = {*named, *allowed.__annotations__}
+    unknown = [name for name in given if name not in allowed.__annotations__]
+    if not unknown:
+        return
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+    shown = [f"{name!r}" + "".join(f" (did you mean {other!r}?)" for other in near[name]) for name in unknown]
+    every = "" if all(near.values()) else f"; it has {', '.join(sorted(known))}"
+    raise InputError(f"wmlsearch.{function.__name__}() has no keyword {', '.join(shown)}{every}")

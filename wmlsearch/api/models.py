@@ -16,6 +16,7 @@ import numpy as np
 
 from wmlsearch.api.keywords import RUNS, AnyPath
 from wmlsearch.api.searches import Search
+from wmlsearch.api.wording import raises_in_python
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
 from wmlsearch.inference.export import ExportedModel
@@ -55,6 +56,7 @@ class Prediction:
             f"{shape}>"
         )
 
+    @raises_in_python()
     def save(self, path: AnyPath, name: str | None = None) -> tuple[Path, ...]:
         """Write the prediction, and return the files. Nothing is overwritten.
 
@@ -106,6 +108,7 @@ class Model:
         """Lowest probability of a lesion voxel, of all networks together: as validation patients chose."""
         return self._networks.threshold_of_all
 
+    @raises_in_python()
     def predict(
         self, image: Any, *, threshold: float | None = None, single: bool = False, nan_background: bool = False
     ) -> Prediction:
@@ -153,6 +156,7 @@ class Model:
         )
 
 
+@raises_in_python()
 def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str | None = None) -> Model:
     """Load a trained model, as `wmlsearch predict` does.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Unpack
 import pandas as pd
 
 from wmlsearch.api.keywords import RUNS, AnyPath, BudgetKeywords, Say, SettingKeywords, check_keywords
+from wmlsearch.api.wording import raises_in_python, says_in_python
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import open_search
@@ -150,6 +151,7 @@ def _frame(rows: Sequence[Mapping[str, Any]], index: str | None) -> pd.DataFrame
     return frame if index is None or frame.empty else frame.set_index(index)
 
 
+@raises_in_python()
 def tune(
     space: AnyPath | Mapping[str, Any] = "unet",
     *,
@@ -197,9 +199,9 @@ def tune(
         InputError: For what cannot run, before a folder is made.
         ConnectionError: If Ray does not start, or dies; then `resume` goes on.
     """
-    runs = Path(out)
+    runs, say = Path(out), says_in_python(say)
+    check_keywords(tune, settings, SettingKeywords)
     ranges = space_to_search(space if isinstance(space, Mapping) else Path(space))
-    check_keywords("tune", settings, SettingKeywords.__annotations__)
     chosen: dict[str, Any] = dict(settings)
     if "objectives" in chosen:
         chosen["objectives"] = list(chosen["objectives"])
@@ -224,6 +226,7 @@ def tune(
     return _ended(search, lambda: _tune(search, request, uri, Observer(say=say, progress=progress)), say)
 
 
+@raises_in_python()
 def resume(
     search: AnyPath | Search,
     *,
@@ -255,8 +258,8 @@ def resume(
         InputError: For what cannot be resumed.
         ConnectionError: As of `tune`.
     """
-    check_keywords("resume", budgets, BudgetKeywords.__annotations__)
-    runs = Path(out)
+    check_keywords(resume, budgets, BudgetKeywords)
+    runs, say = Path(out), says_in_python(say)
     folder = _find_search(search, runs)
     store = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
     check_store_of_resumed(folder, store)
@@ -271,6 +274,7 @@ def resume(
     return _ended(folder, lambda: _resume(folder, request, uri, Observer(say=say, progress=progress)), say)
 
 
+@raises_in_python()
 def load_search(path: AnyPath | Search, *, out: AnyPath = RUNS) -> Search:
     """Return a search, running or ended, by its folder or by its name in `out`.
 
