@@ -463,6 +463,9 @@ def test_a_search_in_a_thread_with_an_event_loop(
         assert search == wmlsearch.load_search("s", out=tmp_path)
         assert (search.state, len(search.trials)) == ("completed", 2)
         assert lines[0].startswith("trials run ")
+        ends = [line for line in lines if line.startswith("trial-")]
+        assert sorted(line.split()[0] for line in ends) == ["trial-0000", "trial-0001"]
+        assert ends[1].endswith("(2 of 2 trials)")
         complete: list[str] = []
         thread.submit(wmlsearch.resume, search, say=complete.append).result()
         assert complete == [f"s: is completed, so nothing is left to do; its results: {search.path}"]

@@ -10,12 +10,13 @@ import pytest
 from records import epoch_row, run_record, search_record
 from rich.console import Console
 
-from wmlsearch.cli.forecast_tables import forecast_comparison, forecast_line
-from wmlsearch.cli.live_display import FORECAST_TRIALS, SearchDisplay
+from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.forecast.comparison import forecast_line
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ForecastRecord
 from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.search_lines import FORECAST_TRIALS, SearchLines
 
 SETTINGS = RunSettings(trials=20, epochs=9)
 SPACE = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}})
@@ -112,23 +113,26 @@ def test_time_left_comes_from_the_forecast_until_enough_trials_have_ended(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    console = Console(width=100, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the test
-    display = SearchDisplay(console, search, SPACE, SETTINGS)
+
+    def follow() -> SearchLines:
+        return SearchLines(search, SPACE, SETTINGS, lambda _: None)
+
+    lines = follow()
     now[0] += 60  # the start of Ray does not count as time of trials
-    display.update(add(search.trial(0), 1, "running"))
+    lines.update(add(search.trial(0), 1, "running"))
     search.update_usage(seconds=40.0)
-    assert display.time_left_s() == 560 + 120
+    assert lines.time_left_s() == 560 + 120
     now[0] += 40
     for number in range(FORECAST_TRIALS - 1):
-        display.update(add(search.trial(number), 9))
-    assert display.time_left_s() == 560 + 120
-    display.update(add(search.trial(FORECAST_TRIALS - 1), 9))
-    assert display.time_left_s() == pytest.approx(40 / FORECAST_TRIALS * (20 - FORECAST_TRIALS) + 120)
+        lines.update(add(search.trial(number), 9))
+    assert lines.time_left_s() == 560 + 120
+    lines.update(add(search.trial(FORECAST_TRIALS - 1), 9))
+    assert lines.time_left_s() == pytest.approx(40 / FORECAST_TRIALS * (20 - FORECAST_TRIALS) + 120)
     # what a resumed search has used before is subtracted from its forecast
     search.update_usage(seconds=500.0)
-    assert SearchDisplay(console, search, SPACE, SETTINGS).time_left_s() == 100 + 120
+    assert follow().time_left_s() == 100 + 120
     # a forecast that was too low is not used any more
-    late = SearchDisplay(console, search, SPACE, SETTINGS)
+    late = follow()
     search.update_usage(seconds=5000.0)
     now[0] += 100
     late.update(add(search.trial(FORECAST_TRIALS), 9))

@@ -86,11 +86,11 @@ def check_keywords(function: Callable[..., object], given: Mapping[str, Any], al
         allowed: The TypedDict of those that it has besides its named parameters.
     """
     named = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind != _REST]
-    known = {*named, *allowed.__annotations__}
+    allowed_names = {*named, *allowed.__annotations__}
     unknown = [name for name in given if name not in allowed.__annotations__]
     if not unknown:
         return
-    near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
-    shown = [f"{name!r}" + "".join(f" (did you mean {other!r}?)" for other in near[name]) for name in unknown]
-    every = "" if all(near.values()) else f"; it has {', '.join(sorted(known))}"
-    raise InputError(f"wmlsearch.{function.__name__}() has no keyword {', '.join(shown)}{every}")
+    suggestions = {name: difflib.get_close_matches(name, allowed_names, n=1) for name in unknown}
+    shown = [f"{name!r}" + "".join(f" (did you mean {other!r}?)" for other in suggestions[name]) for name in unknown]
+    all_keywords = "" if all(suggestions.values()) else f"; it has {', '.join(sorted(allowed_names))}"
+    raise InputError(f"wmlsearch.{function.__name__}() has no keyword {', '.join(shown)}{all_keywords}")

@@ -32,6 +32,7 @@ from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.remaining_work import nothing_left
 from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
+from wmlsearch.workflows.search_lines import SearchLines
 from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.tune import resume as _resume
 from wmlsearch.workflows.tune import tune as _tune
@@ -190,7 +191,7 @@ def tune(
         storage: Folder or URI for checkpoints that all machines reach. None: `WMLSEARCH_STORAGE`, or the run folders.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or a SQLite file in `out`.
         experiment: MLflow experiment. None: `MLFLOW_EXPERIMENT_NAME`, or `wmlsearch`.
-        say: Called with each message. `print` shows them.
+        say: Called with each message, such as a line for each trial that ends. `print` shows them.
         progress: Called as `progress(step, done, total)` while data are prepared and the sealed test is evaluated.
         settings: Those of `RunSettings`, such as `trials=20`, `epochs=18` or `scheduler="none"`. Without `epochs` they
             are as many as give the steps of the paper's training, which is said.
@@ -223,7 +224,8 @@ def tune(
         experiment=check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT),
     )
     request = request_search(search, choices, lambda: ensure_builtin_phantom(runs, progress), say)
-    return _ended(search, lambda: _tune(search, request, uri, Observer(say=say, progress=progress)), say)
+    observer = Observer(SearchLines(search, ranges, request.settings, say).update, say, progress)
+    return _ended(search, lambda: _tune(search, request, uri, observer), say)
 
 
 @raises_in_python()
@@ -271,7 +273,8 @@ def resume(
         return Search(folder.path)
     placement = _placement(ray_address, storage)
     request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
-    return _ended(folder, lambda: _resume(folder, request, uri, Observer(say=say, progress=progress)), say)
+    observer = Observer(SearchLines(folder, request.space, settings, say).update, say, progress)
+    return _ended(folder, lambda: _resume(folder, request, uri, observer), say)
 
 
 @raises_in_python()

@@ -35,16 +35,16 @@ def in_python(text: str) -> str:
     return _OPTION.sub(_keyword, text)
 
 
-def _keyword(found: re.Match[str]) -> str:
-    option, value = (found["name"] or "").replace("-", "_"), found["value"]
+def _keyword(match: re.Match[str]) -> str:
+    option, value = (match["name"] or "").replace("-", "_"), match["value"]
     rest = "" if value is None else f" {value}"
-    if found["command"] is not None:
-        return found[0]
+    if match["command"] is not None:
+        return match[0]
     if option in _NEGATIVE:
         return f"{_NEGATIVE[option]}=False{rest}"
     name = _OTHER_NAMES.get(option, option)
     if name not in _TYPES:
-        return found[0]
+        return match[0]
     if _TYPES[name] is bool:
         return f"{name}=True{rest}"
     if value is None or not _is_value(name, value):

@@ -10,7 +10,7 @@ from rich.table import Table
 from wmlsearch.forecast.comparison import compare_with_forecast
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import PAPER
-from wmlsearch.runs.schema import RUNNING, ForecastRecord
+from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import duration
 
 if TYPE_CHECKING:
@@ -64,21 +64,6 @@ def _measurement_lines(forecast: Forecast) -> list[str]:
             f"{1000 * throughput.val_s:.3g} ms to validate"
         )
     return lines
-
-
-def forecast_line(forecast: ForecastRecord) -> str:
-    """Return a stored forecast as a line: `forecast: about 12 min 3 s, 31 epochs of trials, 130 MB of checkpoints`."""
-    final_runs = forecast.final_runs
-    parts = [
-        f"about {duration(forecast.total_s)}",
-        f"{forecast.epochs:.0f} epochs of trials"
-        + (f" and at most {forecast.final_epochs} of {final_runs} final runs" if final_runs else ""),
-        *([f"{forecast.gpu_hours:.2g} GPU-hours"] if forecast.gpu_hours else []),
-        f"{forecast.disk_bytes / 1e6:.3g} MB of checkpoints",
-        f"{forecast.peak_memory_mb:.0f} MiB a worker",
-        *([f"the trials end by {forecast.ends_by}"] if forecast.ends_by else []),
-    ]
-    return f"forecast: {', '.join(parts)}"
 
 
 def forecast_comparison(search: SearchDir) -> Table | None:

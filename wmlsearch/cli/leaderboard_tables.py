@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -12,8 +10,8 @@ from rich.text import Text
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import BAD, RUNNING
+from wmlsearch.runs.wording import number, score
 
-DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # after the decimal point; other metrics: 4
 STYLES = {RUNNING: "cyan", "completed": "green", "early_stopped": "green", **dict.fromkeys(BAD, "red")}
 
 
@@ -66,17 +64,3 @@ def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]
         else:
             values.append(number(entry.config[active[0]]) if active else "")
     return [entry.name, *scores, str(entry.epochs), state, *values]
-
-
-def number(value: Any, digits: int = 0) -> str:
-    """Return a value as a cell: 0.6123, 0.00313, 16, bce; "-" for None."""
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.{digits}f}" if digits else f"{value:.3g}"
-
-
-def score(name: str, value: Any) -> str:
-    """Return a metric with the digits that it needs: 0.6123, or 81.4 images/s."""
-    return number(value, DIGITS.get(name, 4))

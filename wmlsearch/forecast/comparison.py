@@ -1,4 +1,4 @@
-"""The forecast of a search beside what it has used."""
+"""The forecast of a search as a line, and beside what it has used."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ class ComparisonRow(NamedTuple):
 def trials_left_s(forecast: ForecastRecord, used: Usage) -> float:
     """Return the seconds that are left of the forecast time of the trials."""
     return max(0.0, forecast.start_s + forecast.search_s - used.seconds)
+
+
+def forecast_line(forecast: ForecastRecord) -> str:
+    """Return a stored forecast as a line: `forecast: about 12 min 3 s, 31 epochs of trials, 130 MB of checkpoints`."""
+    final_runs = forecast.final_runs
+    parts = [
+        f"about {duration(forecast.total_s)}",
+        f"{forecast.epochs:.0f} epochs of trials"
+        + (f" and at most {forecast.final_epochs} of {final_runs} final runs" if final_runs else ""),
+        *([f"{forecast.gpu_hours:.2g} GPU-hours"] if forecast.gpu_hours else []),
+        f"{forecast.disk_bytes / 1e6:.3g} MB of checkpoints",
+        f"{forecast.peak_memory_mb:.0f} MiB a worker",
+        *([f"the trials end by {forecast.ends_by}"] if forecast.ends_by else []),
+    ]
+    return f"forecast: {', '.join(parts)}"
 
 
 def compare_with_forecast(search: SearchDir) -> list[ComparisonRow]:

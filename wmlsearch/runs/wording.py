@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
+DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # after the decimal point; other metrics: 4
 DEFAULT_OUT = Path("runs")  # --out and --runs where they are not given
 
 
@@ -28,6 +30,20 @@ def percent(share: float) -> str:
     if 0.995 <= share < 1:
         return f"{min(99.99, 100 * share):.4g} %"
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
+def number(value: Any, digits: int = 0) -> str:
+    """Return a value as a cell: 0.6123, 0.00313, 16, bce; "-" for None."""
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+
+
+def score(name: str, value: Any) -> str:
+    """Return a metric with the digits that it needs: 0.6123, or 81.4 images/s."""
+    return number(value, DIGITS.get(name, 4))
 
 
 def last_line(text: str) -> str:

@@ -1,0 +1,119 @@
+"""What is said of a running search: its forecast, a line for each run that ends, and the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from wmlsearch.config import RunSettings
+from wmlsearch.forecast.comparison import forecast_line, trials_left_s
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
+from wmlsearch.runs.leaderboard import Entry
+from wmlsearch.runs.objectives import CANDIDATE_METRIC
+from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
+from wmlsearch.runs.wording import duration, last_line, number, plural, score
+from wmlsearch.space import SearchSpace
+
+FORECAST_TRIALS = 5  # the forecast gives the time left until as many trials have ended, then their time does
+
+
+class SearchLines:
+    """Follows a search by the changes in its folder, and says what happens.
+
+    Args:
+        search: Its folder, which a new search gets later.
+        space: Its search space.
+        settings: Its settings.
+        say: Called with each line.
+        each_end: Whether each run that ends is said; not where a table shows it.
+    """
+
+    def __init__(
+        self,
+        search: SearchDir,
+        space: SearchSpace,
+        settings: RunSettings,
+        say: Callable[[str], None],
+        each_end: bool = True,
+    ) -> None:
+        self.search, self.space, self.settings, self.say, self.each_end = search, space, settings, say, each_end
+        self.started = time.monotonic()
+        self.forecast = search.forecast() if search.exists() else None  # a new search gets it later
+        self.entries: dict[Path, Entry] = {}  # of the trials
+        for run in search.trials():  # a resumed search has some
+            if run.state not in UNFINISHED:
+                self.entries[run.path] = Entry.of(run, space)
+        self.final_states: dict[Path, str] = {}
+        if search.exists():
+            self.final_states = {run.path: run.state for run in search.finals()}
+        self.reasons: dict[Path, str] = {}  # said already, of running runs
+        self.ended_before = self.ended  # trials that an earlier process has ended
+
+    def update(self, run: AnyDir) -> None:
+        """Say what has changed in the folder of the search or of one of its runs."""
+        self._say_restart(run)
+        if isinstance(run, SearchDir):
+            self._say_forecast()
+        elif run.path.parent.name == "final":
+            self._update_final(run)
+        elif run.path.parent.name == "trials":
+            self._update_trial(run)
+
+    def _say_forecast(self) -> None:
+        if not self.forecast and (forecast := self.search.forecast()):
+            self.forecast = forecast
+            self.say(forecast_line(forecast))
+
+    def _say_restart(self, run: AnyDir) -> None:
+        """Say why a running run was moved to another process, or a machine gets no more trials, once."""
+        status = run.status()
+        reason = status.reason if status.state == RUNNING else ""
+        if reason and reason != self.reasons.get(run.path):
+            self.say(f"{run.record().name}: {reason}")
+        self.reasons[run.path] = reason
+
+    def _update_trial(self, run: RunDir) -> None:
+        if not self.entries:
+            self.started = time.monotonic()
+        entry = self.entries[run.path] = Entry.of(run, self.space)
+        if self.each_end and entry.state != RUNNING:
+            left = f", about {duration(self.time_left_s())} left" if self.ended < self.settings.trials else ""
+            values = ", ".join(f"{name} {score(name, entry.metric(name))}" for name in self.settings.objective_names)
+            self._say_end(entry, values, f"{self.ended} of {plural(self.settings.trials, 'trial')}{left}")
+
+    def _update_final(self, run: RunDir) -> None:
+        self.final_states[run.path] = run.state
+        if self.each_end and run.state != RUNNING:
+            entry = Entry.of(run, self.space)
+            ended = sum(state != RUNNING for state in self.final_states.values())
+            value = f"{CANDIDATE_METRIC} {number(entry.metric(CANDIDATE_METRIC), 4)}"
+            self._say_end(entry, value, f"{ended} of at most {plural(self.settings.final_run_count, 'final run')}")
+
+    def _say_end(self, entry: Entry, values: str, count: str) -> None:
+        state, epochs = entry.state.replace("_", " "), plural(entry.epochs, "epoch")
+        self.say(f"{entry.name} {state} after {epochs}, {values} ({count})")
+        if entry.state in BAD:
+            self.say(f"  {last_line(entry.reason)}")
+
+    @property
+    def ended(self) -> int:
+        """The number of trials that have ended."""
+        return sum(entry.state != RUNNING for entry in self.entries.values())
+
+    def time_left_s(self) -> float:
+        """Estimate the seconds left: from the forecast at first, then from the trials that have ended.
+
+        Assumes that the final runs train all epochs.
+        """
+        passed, ended = time.monotonic() - self.started, self.ended - self.ended_before
+        trials = passed / max(ended, 1) * (self.settings.trials - self.ended)
+        if self.forecast and ended < FORECAST_TRIALS:
+            expected = trials_left_s(self.forecast, self.search.usage())
+            trials = expected if expected or not ended else trials
+        final = 0.0
+        if self.settings.baseline:
+            epoch_s = [entry.metric("epoch_s") or 0.0 for entry in self.entries.values() if entry.best]
+            final_run = sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
+            final = (self.forecast.final_s if self.forecast else 0) or final_run * self.settings.final_run_count
+        return trials + final
