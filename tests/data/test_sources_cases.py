@@ -287,6 +287,49 @@ def test_a_decathlon_list(tmp_path: Path) -> None:
         assert "1 case without a label not used (./img/ms_2.nii.gz)" in discovery.notes
 
 
+DECATHLON = [{"image": f"./imagesTr/ms_{i}.nii.gz", "label": f"./labelsTr/ms_{i}.nii.gz"} for i in range(2)]
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "datalist.json"])
+def test_a_decathlon_folder_is_read_by_its_list(tmp_path: Path, name: str) -> None:
+    """A third case lies in the folders, and its list leaves it out."""
+    tree(tmp_path, *(f"{kind}Tr/ms_{i}.nii.gz" for kind in ("images", "labels") for i in range(3)))
+    datalist(
+        tmp_path / name,
+        {"modality": {"0": "FLAIR"}, "labels": {"0": "background", "1": "lesion"}, "training": DECATHLON},
+    )
+    discovery = survey(tmp_path)
+    assert discovery.layout == "a MONAI or Decathlon list (datalist.json)"
+    assert images(discovery) == {f"ms_{i}": f"imagesTr/ms_{i}.nii.gz" for i in range(2)}
+
+
+def test_labelled_test_cases_of_a_decathlon_folder_are_the_sealed_test(tmp_path: Path) -> None:
+    """Its list names the images of the test part alone."""
+    tree(tmp_path, *(f"{kind}Tr/ms_{i}.nii.gz" for kind in ("images", "labels") for i in range(2)))
+    tree(tmp_path, "imagesTs/ms_7.nii.gz", "labelsTs/ms_7.nii.gz", "imagesTs/ms_8.nii.gz")
+    tests = [f"./imagesTs/ms_{i}.nii.gz" for i in (7, 8)]
+    discovery = survey(datalist(tmp_path / "dataset.json", {"training": DECATHLON, "test": tests}).parent)
+    assert discovery.test_patients == ("ms_7",)
+    assert [unused.name for unused in discovery.unused] == ["./imagesTs/ms_8.nii.gz"]
+
+
+def test_version_1_of_nnunet_is_no_decathlon(tmp_path: Path) -> None:
+    """It lists a.nii.gz for a_0000.nii.gz; its labelled test cases are found in the folders."""
+    rows = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    raw = nnunet(tmp_path, ["a"], 1, {**V1, "modality": {"0": "FLAIR"}, "training": rows, "test": []})
+    assert survey(raw).layout.startswith("an nnU-Net folder")
+    assert images(survey(raw)) == {"a": "imagesTr/a_0000.nii.gz"}
+
+
+def test_a_list_of_absent_images_is_named(tmp_path: Path) -> None:
+    raw = tree(tmp_path, *(f"labelsTr/ms_{i}.nii.gz" for i in range(2)))
+    (raw / "imagesTr").mkdir()
+    datalist(raw / "datalist.json", {"training": DECATHLON})
+    assert survey(raw).faults == tuple(
+        f"imagesTr/ms_{i}.nii.gz: no such file; correct the path in datalist.json, or the link" for i in range(2)
+    )
+
+
 def test_a_monai_list_with_folds_and_absolute_paths(tmp_path: Path) -> None:
     lake = tree(tmp_path / "lake", *(f"p{i}/{name}.nii.gz" for i in range(3) for name in ("flair", "wmh")))
     rows = [

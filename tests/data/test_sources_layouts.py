@@ -91,6 +91,12 @@ def absolute_table(root: Path, volumes: Volumes) -> list[str]:
     return [str(root / "cohort.csv")]
 
 
+def absolute_list(root: Path, volumes: Volumes) -> list[str]:
+    rows = [{"patient": patient, "image": str(image), "label": str(mask)} for patient, (image, mask) in volumes.items()]
+    (root / "list.json").write_text(json.dumps({"training": rows}))
+    return [str(root / "list.json")]
+
+
 OTHER_PIPELINES = [
     ("lesions", "desc-rater2_label-lesion_mask"),
     ("fmriprep", "desc-brain_mask"),
@@ -161,6 +167,25 @@ def test_what_a_dry_run_shows(tmp_path: Path, phantom: Volumes) -> None:
     )
     assert "choose with --mask-select desc=rater1 or --mask-select desc=rater2" in result.stderr
     assert "found so far: 0 scans; nothing is taken before the faults at the end are corrected" in result.stdout
+
+
+@pytest.mark.parametrize("layout", [absolute_table, absolute_list])
+def test_a_dry_run_shows_absolute_paths_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout
+) -> None:
+    """Also where the table is named without a folder, since Python may take all paths for paths below `.`."""
+    volumes = {str(i): (tmp_path / f"{i}.nii", tmp_path / f"{i}m.nii") for i in range(4)}
+    for path in (path for files in volumes.values() for path in files):
+        path.touch()
+    (tmp_path / "lists").mkdir()
+    raw, *_ = layout(tmp_path / "lists", volumes)
+    monkeypatch.chdir(tmp_path / "lists")
+    command = ["prepare", "--dry-run", Path(raw).name]
+    shown = "".join(run(*command).split())  # long paths are folded
+    assert all(f"{image}{mask}" in shown for image, mask in volumes.values())
+    volumes["2"][0].unlink()
+    gone = CliRunner().invoke(main, command, prog_name="wmlsearch")
+    assert f"  - {volumes['2'][0]}: no such file" in gone.stderr
 
 
 def test_out_is_needed_without_dry_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from wmlsearch.cli.options import say
 from wmlsearch.config import InputError
 from wmlsearch.data.prepare import PrepareOptions, check_patients
 from wmlsearch.data.sources import Discovery, survey
+from wmlsearch.data.sources.source import shown_name
 from wmlsearch.runs.wording import plural
 
 
@@ -67,7 +68,6 @@ def _table(discovery: Discovery) -> Table:
 def _files(discovery: Discovery, paths: tuple[Path, ...]) -> str:
     """Return the files of a scan: below the data set, or below a list's folder, by their names there."""
     folder = discovery.raw if discovery.raw.is_dir() else discovery.raw.parent
-    first = paths[0]
-    name = str(first.relative_to(folder)) if first.is_relative_to(folder) else str(first)
+    name = shown_name(paths[0], folder)
     text = name if len(paths) == 1 else f"{name} to {paths[-1].name} ({len(paths)} pictures)"
     return text.encode(errors="backslashreplace").decode()  # file names may not be valid text

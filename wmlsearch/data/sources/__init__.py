@@ -51,7 +51,7 @@ def survey(raw: Path, choices: Choices | None = None) -> Discovery:
     try:
         layout = _layout(raw)
         sources = layout.find(RawData(raw, choices), findings)
-        findings.faults += content_faults(raw, sources)
+        findings.faults += content_faults(raw, sources, findings.list_file)
     except OSError as error:
         raise InputError(
             f"{raw}: cannot be read ({error.strerror or error}); check the path and its permissions"

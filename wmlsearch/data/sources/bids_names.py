@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from wmlsearch.data.sources.source import shown_name
+
 _DOT = "\ue000"  # stands for a dot, which the library takes for the beginning of the extension
 _T2 = re.compile(r"(?i)(2d|3d)?t2w?")
 _NOT_ENTITIES = ("suffix", "ext", "datatype", "sub", "ses")
@@ -73,7 +75,7 @@ def read_name(
     words = tuple(part for part in stem.split("_")[:-1] if "-" not in part and part)
     return BidsFile(
         path=path,
-        name=path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
+        name=shown_name(path, root),
         patient=subject or f"sub-{entities.get('sub', '')}",
         session=session or entities.get("ses", ""),
         derivative=derivative,

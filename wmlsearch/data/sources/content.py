@@ -13,15 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wmlsearch.data.sources.findings import first_names
-from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, shown_name, stem
 
 MAX_POINTER_BYTES = 32768  # git-annex reads no longer pointer files
 ANNEX_POINTER, LFS_POINTER = b"/annex/objects/", b"version https://git-lfs.github.com/spec/"
 MAX_NAMED = 3  # files written out in a command; more are written as patterns
 
 
-def content_faults(raw: Path, sources: Sequence[Source]) -> list[str]:
-    """Return a line for each file that does not exist, and one for all whose content another program must fetch."""
+def content_faults(raw: Path, sources: Sequence[Source], list_file: str = "") -> list[str]:
+    """Return a line for each file that does not exist, and one for all whose content another program must fetch.
+
+    Args:
+        raw: The data set.
+        sources: Its volumes.
+        list_file: The name of the list in it that names the files; "" where there is none.
+    """
+    correct = f"correct the path in {list_file}, or the link" if list_file else "correct the path or the link"
     folder = raw if raw.is_dir() else raw.parent
     faults: list[str] = []
     fetched: dict[str, list[Path]] = defaultdict(list)  # by the command that fetches them
@@ -31,10 +38,9 @@ def content_faults(raw: Path, sources: Sequence[Source]) -> list[str]:
             if command := fetch_command(path):
                 fetched[command].append(path)
             elif not _is_file(path):
-                name = path.relative_to(folder) if path.is_relative_to(folder) else path
                 similar = _similar(path, folders)
-                advice = f"is {similar} meant?" if similar else "correct the path or the link"
-                faults.append(f"{name}: no such file; {advice}")
+                advice = f"is {similar} meant?" if similar else correct
+                faults.append(f"{shown_name(path, folder)}: no such file; {advice}")
     return [_fetch_fault(folder, command, paths) for command, paths in fetched.items()] + faults
 
 

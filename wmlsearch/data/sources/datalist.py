@@ -8,11 +8,12 @@ training and validation are used alike, as the folds are dealt anew; labelled ca
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,23 @@ def _matches(raw: Path) -> bool:
     return _list_file(raw) is not None
 
 
+def names_its_files(raw: Path) -> bool:
+    """Whether a folder has a list of its files: `datalist.json`, or a `dataset.json` of the Decathlon's form.
+
+    nnU-Net 1 lists CASE.nii.gz for CASE_0000.nii.gz; its folders say more than such a list.
+    """
+    path = _list_file(raw)
+    if path is None or path.name == FILES[0]:
+        return path is not None
+    try:
+        rows = read_list(path).get(DEVELOPMENT[0])
+    except InputError:
+        return False
+    images = [row.get("image") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    files = [locate(raw, image) for image in images if isinstance(image, str)]
+    return any(map(os.path.lexists, files)) or (bool(files) and not any(map(_channels_of, files)))
+
+
 def _list_file(raw: Path) -> Path | None:
     if raw.is_file():
         return raw if raw.suffix.lower() == ".json" else None
@@ -66,7 +84,10 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     path = _list_file(raw.path) or raw.path
     content = read_list(path)
     read_labels(content, raw.choices.names_lesions, findings)
-    entries = list(_entries(path, content, findings))
+    prefix = ""
+    if raw.path.is_dir():
+        findings.list_file, prefix = path.name, f"{path.name}: "
+    entries = [_with_test_label(path.parent, entry) for entry in _entries(path, content, prefix, findings)]
     unlabelled = [entry for entry in entries if not entry.label]
     findings.unused += [Unused(entry.images[0], "it has no label") for entry in unlabelled]
     if unlabelled:
@@ -143,20 +164,20 @@ def read_labels(content: Mapping[str, Any], user_names_lesions: bool, findings: 
 # -------------------------------------------------------------------------------------------------------------- entries
 
 
-def _entries(path: Path, content: Mapping[str, Any], findings: Findings) -> Iterator[_Entry]:
+def _entries(path: Path, content: Mapping[str, Any], prefix: str, findings: Findings) -> Iterator[_Entry]:
     """Yield the entries of all parts that are known; adds faults for those that cannot be read."""
     count = 0
     for part in (*DEVELOPMENT, *TEST):
         rows = content.get(part)
         for i, row in enumerate(rows if isinstance(rows, list) else []):
             count += 1
-            if entry := _entry(f"{part}[{i}]", row, part in TEST, findings):
+            if entry := _entry(f"{prefix}{part}[{i}]", row, part in TEST, findings):
                 yield entry
     explicit = content.get("dataset")  # nnU-Net 2: {"CASE": {"images": [...], "label": ...}}
     for name, row in explicit.items() if isinstance(explicit, dict) else ():
         count += 1
         if isinstance(row, dict) and (
-            entry := _entry(f"dataset {name}", {**row, "image": row.get("images")}, False, findings)
+            entry := _entry(f"{prefix}dataset {name}", {**row, "image": row.get("images")}, False, findings)
         ):
             yield entry
     if not count:
@@ -182,6 +203,14 @@ def _entry(place: str, row: Any, is_test: bool, findings: Findings) -> _Entry | 
         return None
     patient, timepoint, site = (str(_first(fields, keys)) for keys in (PATIENT_KEYS, TIME_KEYS, SITE_KEYS))
     return _Entry(place, tuple(images), label, is_test, patient, timepoint, site)
+
+
+def _with_test_label(folder: Path, entry: _Entry) -> _Entry:
+    """Return a case of the Decathlon's test part with its label in `labelsTs`, which the list never names."""
+    label = entry.images[0].replace("imagesTs", "labelsTs")
+    if entry.label or label == entry.images[0] or not os.path.lexists(locate(folder, label)):
+        return entry
+    return replace(entry, label=label)
 
 
 def _first(fields: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
@@ -224,10 +253,14 @@ def _channel_files(folder: Path, entry: _Entry) -> list[Path]:
     """Return the image's files, by channel. nnU-Net 1 lists CASE.nii.gz for CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
     paths = [locate(folder, text) for text in entry.images]
     if len(paths) == 1 and not os.path.lexists(paths[0]):
-        extension = paths[0].name.removeprefix(stem(paths[0]))
-        channels = sorted(paths[0].parent.glob(f"{stem(paths[0])}_[0-9][0-9][0-9][0-9]{extension}"))
-        return channels or paths
+        return _channels_of(paths[0]) or paths
     return paths
+
+
+def _channels_of(path: Path) -> list[Path]:
+    """Return the files CASE_0000.nii.gz, CASE_0001.nii.gz, ... of a path CASE.nii.gz."""
+    extension = path.name.removeprefix(stem(path))
+    return sorted(path.parent.glob(f"{glob.escape(stem(path))}_[0-9][0-9][0-9][0-9]{glob.escape(extension)}"))
 
 
 def _flair(paths: list[Path]) -> Path | None:

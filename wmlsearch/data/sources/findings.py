@@ -30,6 +30,7 @@ class Findings:
     test_patients: list[str] = field(default_factory=list)  # patients that the layout itself keeps for testing
     lesion_labels: tuple[float, ...] = ()  # of the masks, as the layout itself says; empty where it does not
     ignore_labels: tuple[float, ...] = ()
+    list_file: str = ""  # the list that names the files, where they are not found by their folders
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
-from wmlsearch.data.sources.datalist import channel_names, read_labels, read_list
+from wmlsearch.data.sources.datalist import channel_names, names_its_files, read_labels, read_list
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_files
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
@@ -25,7 +25,7 @@ Images = Mapping[int | None, Path]  # by channel; None for a file without one
 
 
 def _matches(raw: Path) -> bool:
-    return (raw / "imagesTr").is_dir() and (raw / "labelsTr").is_dir()
+    return (raw / "imagesTr").is_dir() and (raw / "labelsTr").is_dir() and not names_its_files(raw)
 
 
 def _find(raw: RawData, findings: Findings) -> list[Source]:

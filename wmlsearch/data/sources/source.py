@@ -35,6 +35,13 @@ class Source:
         return f"{self.name(self.image[0])}#{index}" if self.is_nifti else self.name(self.image[index])
 
 
+def shown_name(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder where it lies below it; otherwise the path itself."""
+    # Until Python 3.12 an absolute path counts as below ".", and would lose its first slash.
+    below = path.is_absolute() == folder.is_absolute() and path.is_relative_to(folder)
+    return (path.relative_to(folder) if below else path).as_posix()
+
+
 def is_nifti(path: Path) -> bool:
     """Whether the file name is that of a NIfTI file."""
     return path.name.lower().endswith(NIFTI_TYPES)
