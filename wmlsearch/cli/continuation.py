@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
+
+from wmlsearch.cli import options
 
 if TYPE_CHECKING:
     from wmlsearch.runs.folders import SearchDir
@@ -28,15 +29,10 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
         search: Its folder.
         changeable: The settings that a search may change when it goes on.
     """
-    from wmlsearch.cli import options
     from wmlsearch.config import InputError
 
-    context, record = click.get_current_context(), search.record()
-    given = {
-        parameter.name: context.params[parameter.name]
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    }
+    values, record = click.get_current_context().params, search.record()
+    given = {name: values[name] for name in options.given()}
     faults = [
         f"{_option(name)} was {kept!r} when it began, but is {value!r} now"
         for name, (kept, value) in _kept_and_given(record, given, changeable).items()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from wmlsearch.runs.names import EXPERIMENT
 
@@ -160,6 +161,16 @@ def same_as(verb: click.Command, *names: str) -> Callable[[click.Command], click
 
 
 # ----------------------------------------------------------------------------------------------------- values, checks
+
+
+def given() -> dict[str, click.Parameter]:
+    """Return the options and arguments that stand on the command line, by name: no defaults, no environment."""
+    context = click.get_current_context()
+    return {
+        parameter.name: parameter
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }
 
 
 def settings(**values: Any) -> RunSettings:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
+
+from wmlsearch.cli import options
 
 cluster = click.option(
     "--cluster",
@@ -21,14 +22,12 @@ def given(but: Sequence[str] = ("cluster", "data", "name", "out")) -> list[str]:
 
     Values from environment variables are left out, since the head has its own environment.
     """
-    context = click.get_current_context()
+    values = click.get_current_context().params
     words: list[str] = []
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if not isinstance(parameter, click.Option) or name in but or source is not ParameterSource.COMMANDLINE:
+    for name, parameter in options.given().items():
+        if not isinstance(parameter, click.Option) or name in but:
             continue
-        value = context.params[name]
+        value = values[name]
         if parameter.is_flag:
             words.append((parameter.opts if value else parameter.secondary_opts)[0])
         else:

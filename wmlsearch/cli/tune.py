@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from wmlsearch.cli import options, remote
 from wmlsearch.runs.names import EXPERIMENT
@@ -24,7 +23,7 @@ CHANGEABLE_ON_RESUME = (
     "trials", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "trial_timeout",
 )  # fmt: skip
 ALLOWED_ON_RESUME = ("resume", "data", "cluster", "ray_address", "storage", "out", "mlflow_uri", "experiment", "on_end")
-SET_BY_OBJECTIVES = ("objective", "sampler", "scheduler")  # have other defaults with --objectives
+SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults with --objectives
 
 
 @click.command(short_help="Search for a better configuration than the baseline.")
@@ -286,9 +285,8 @@ def _resume(
 
 def _note_experiment(record: SearchRecord) -> None:
     """Say that a resumed search stays in its MLflow experiment, if another one was given."""
-    context = click.get_current_context()
-    given, kept = context.params["experiment"], record.experiment or EXPERIMENT
-    if context.get_parameter_source("experiment") is ParameterSource.COMMANDLINE and given != kept:
+    given, kept = click.get_current_context().params["experiment"], record.experiment or EXPERIMENT
+    if "experiment" in options.given() and given != kept:
         options.say(
             f"note: the runs of {record.name} stay in the MLflow experiment {kept!r}, where they began, so "
             f"--experiment {given!r} is not used"
@@ -299,31 +297,20 @@ def _with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any
     """Return the settings with several objectives, which bring their own objective, sampler and scheduler."""
     from wmlsearch.config import InputError
 
-    source = click.get_current_context().get_parameter_source
-    given = {name for name in SET_BY_OBJECTIVES if source(name) is ParameterSource.COMMANDLINE}
+    given = options.given().keys() & SET_BY_OBJECTIVES
     if "objective" in given:
         raise InputError(
             "--objective and --objectives cannot be given together: the first of --objectives selects each trial's "
             "best epoch"
         )
-    kept = {name: value for name, value in settings.items() if name not in set(SET_BY_OBJECTIVES) - given}
+    kept = {name: value for name, value in settings.items() if name not in SET_BY_OBJECTIVES - given}
     return {**kept, "objectives": [name.strip() for name in objectives.split(",")]}
-
-
-def _given() -> list[click.Parameter]:
-    """Return the options and arguments that were given on the command line."""
-    context = click.get_current_context()
-    return [
-        parameter
-        for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    ]
 
 
 def _budgets() -> dict[str, Any]:
     """Return the budgets that were given: what a search may change when it goes on."""
     values = click.get_current_context().params
-    return {name: values[name] for parameter in _given() if (name := parameter.name) in CHANGEABLE_ON_RESUME}
+    return {name: values[name] for name in options.given() if name in CHANGEABLE_ON_RESUME}
 
 
 def _check_only_budgets_change() -> None:
@@ -332,8 +319,8 @@ def _check_only_budgets_change() -> None:
 
     refused = [
         parameter.opts[0] if isinstance(parameter, click.Option) else "SPACE"
-        for parameter in _given()
-        if parameter.name not in (*CHANGEABLE_ON_RESUME, *ALLOWED_ON_RESUME)
+        for name, parameter in options.given().items()
+        if name not in (*CHANGEABLE_ON_RESUME, *ALLOWED_ON_RESUME)
     ]
     if refused:
         budgets = ", ".join("--" + name.replace("_", "-") for name in CHANGEABLE_ON_RESUME)
