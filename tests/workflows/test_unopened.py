@@ -34,14 +34,20 @@ def test_a_search_without_a_baseline(searched: SearchDir) -> None:
     assert openings(Path(searched.record().data_path)) == before
 
 
-def test_a_search_that_was_not_to_have_a_baseline(searched: SearchDir, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "option"), [({"baseline": False}, "--no-baseline"), ({"confirm_top": 0}, "--confirm-top 0")]
+)
+def test_a_search_that_was_not_to_have_a_champion(
+    settings: dict[str, object], option: str, searched: SearchDir, tmp_path: Path
+) -> None:
     shutil.copytree(searched.path, tmp_path / "runs" / "s")
     search = SearchDir(tmp_path / "runs" / "s")
     record = search.record().as_json()
-    record["settings"]["baseline"] = False
+    record["settings"].update(settings)
     search.file("record").write_text(json.dumps(record))
     text = refused(search, "s")
-    assert text.startswith("s: was searched with --no-baseline, so it has no final runs to compare; name a single run")
+    reason = f"s: was searched with {option}, so it has no champion to compare with the baseline; name a single run"
+    assert text.startswith(reason)
     assert f"`wmlsearch evaluate {search.path}/trials/0" in text
 
 

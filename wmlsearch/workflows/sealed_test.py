@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
@@ -111,10 +112,22 @@ def parent_search(run: AnyDir) -> AnyDir:
     return above if not isinstance(run, SearchDir) and above.exists() else run
 
 
+def _opening_note(run: AnyDir, data: Path) -> str:
+    """Return what is said before the sealed test is opened for a run."""
+    before = len(openings(data))
+    times = f"has been opened {plural(before, 'time')} before" if before else "has not been opened before"
+    return (
+        f"opening the sealed test of {data} for {run.name}: it {times}; each opening is recorded, and makes its result "
+        "less reliable"
+    )
+
+
 def evaluate_run(
     run: AnyDir, data: Path | None, progress: Progress, say: Callable[[str], None] = print
 ) -> tuple[Evaluation, Path]:
     """Evaluate a search's models, or a single run, on the sealed test; return the evaluation and its file.
+
+    It says before it opens the test that it does.
 
     Raises InputError where there is no model, or for data that the models may have been trained on.
     """
@@ -132,12 +145,14 @@ def evaluate_run(
         for warning in check_unseen(parent.record(), data, progress):
             say(warning)
     if isinstance(run, SearchDir):
-        if not record.settings.baseline:
+        without = "--confirm-top 0" if record.settings.baseline else "--no-baseline"
+        if not (record.settings.baseline and record.settings.confirm_top):
             best = leaderboard(run).best
             example = f", such as `{command('evaluate', best.path)}`" if best else ""
             raise InputError(
-                f"{run.name}: was searched with --no-baseline, so it has no final runs to compare; name a single run"
-                f"{example}, or start a search without --no-baseline (--warm-start {run.name} learns from this one)"
+                f"{run.name}: was searched with {without}, so it has no champion to compare with the baseline; name a "
+                f"single run{example}, or start a search without {without} (--warm-start {run.name} learns from this "
+                "one)"
             )
         if missing := [role for role in (BASELINE, CHAMPION) if not run.model(role).exists()]:
             raise InputError(
@@ -149,8 +164,9 @@ def evaluate_run(
                 f"{run.name}: its champion is the baseline configuration, so there is nothing to compare on the sealed "
                 f"test; name a single run, such as {run.judgement_run(PAPER, 0).path}"
             )
-        settings = record.settings
-        return evaluate_search(run, settings, data, progress), run.evaluation_file(fingerprint)
+        say(_opening_note(run, data))
+        return evaluate_search(run, record.settings, data, progress), run.evaluation_file(fingerprint)
+    say(_opening_note(run, data))
     by = {"run": run.name, "key": record.key, "path": str(run.path.resolve())}
     scored, _ = evaluate({"model": [TrainedModel.from_run(run)]}, data, by, progress=progress)
     evaluation = scored.with_metrics(metrics_of(scored, "model"))
