@@ -10,7 +10,11 @@ from wmlsearch.data.manifest_summary import folds_line, size_line, split_table, 
 from wmlsearch.data.prepare import PrepareOptions
 from wmlsearch.data.prepare import prepare as write_prepared
 from wmlsearch.runs.progress import Progress
+from wmlsearch.runs.wording import plural
+from wmlsearch.verdict.statistics import MIN_PATIENTS
 from wmlsearch.verdict.wording import leakage_note
+
+MIN_OTHERS = 3  # patients to train and validate with, at least, where more test patients are advised
 
 
 def prepare(
@@ -50,6 +54,23 @@ def prepared_lines(manifest: Manifest, out: Path) -> list[str]:
         *([folds_line(manifest)] if manifest.folds else []),
         leakage_note(manifest.certificate),
         *(f"warning: {line}" for line in warning_lines(manifest)),
+        *(f"warning: {line}" for line in _small_test(manifest)),
         *(f"note: {line}" for line in manifest.notes),
         f"{size_line(manifest)} are in {out}",
+    ]
+
+
+def _small_test(manifest: Manifest) -> list[str]:
+    """Return a warning where there are too few test patients for a verdict; they are counted with or without lesions.
+
+    Images whose patients are not known count as no patient, and have no verdict for another reason.
+    """
+    patients = manifest.counts["test"].patients
+    if not 0 < patients < MIN_PATIENTS:
+        return []
+    others = sum(count.patients for count in manifest.counts.values()) - patients
+    name_more = "name more with --test-patients, or " if patients + others >= MIN_PATIENTS + MIN_OTHERS else ""
+    return [
+        f"the sealed test has {plural(patients, 'patient')}, and with fewer than {MIN_PATIENTS} that have lesions the "
+        f"verdict of a search cannot show any difference; {name_more}add patients"
     ]
