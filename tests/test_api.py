@@ -222,10 +222,10 @@ def test_prepare_says_what_the_command_prints(
 ) -> None:
     """Splits, folds, duplicates, warnings and the contact sheet: only the next step is in Python's words."""
     words = ["prepare", str(doubtful), str(tmp_path / "c"), "--size", "16", "--jobs", "1"]
-    printed = CliRunner().invoke(main, words).stdout.replace(str(tmp_path / "c"), "OUT").splitlines()
+    printed = CliRunner().invoke(main, words).stdout.replace(str(tmp_path / "c"), "FOLDER").splitlines()
     lines: list[str] = []
     manifest = wmlsearch.prepare(doubtful, tmp_path / "p", size=16, jobs=1, say=lines.append)
-    said = [line.replace(str(tmp_path / "p"), "OUT") for line in lines]
+    said = [line.replace(str(tmp_path / "p"), "FOLDER") for line in lines]
     assert capsys.readouterr().out == ""
     assert [line.split()[:2] for line in said[:4]] == [
         ["split", "patients"], ["train", "4"], ["val", "1"], ["test", "(sealed)"]
@@ -233,8 +233,8 @@ def test_prepare_says_what_the_command_prints(
     assert any(line.startswith("warning: the window cuts off ") for line in said)
     assert any(line.startswith("warning: ") and "is the mask, or a header, flipped?" in line for line in said)
     assert any(" slices compared: no duplicates across " in line for line in said)
-    assert said[-1] == "check the slices in OUT/contact_sheet.png; next: wmlsearch.tune(data='OUT')"
-    assert [line for line in printed if not line.endswith(" 8 of 8")][:-1] == said[:-1]
+    assert said[-1] == "check the slices in FOLDER/contact_sheet.png; next: wmlsearch.tune(data='FOLDER')"
+    assert [in_python(line) for line in printed if not line.endswith(" 8 of 8")][:-1] == said[:-1]
     assert any(row.finding.kind == "flipped" for row in manifest.findings)
 
 

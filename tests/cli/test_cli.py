@@ -389,3 +389,12 @@ def test_train_in_this_process(say: Say, prepared: Path, tmp_path: Path) -> None
         "compare in MLflow: wmlsearch ui",
     ]
     assert [entry.epoch for entry in RunDir(Path("runs/one")).rows()] == [1, 2]
+
+
+@pytest.mark.parametrize(("option", "hint"), [("--orientation", ""), ("--test-patient", "'--test-patients'")])
+def test_an_option_is_suggested_only_where_it_is_alike(option: str, hint: str) -> None:
+    result = CliRunner().invoke(main, ["prepare", "raw", "out", option, "x"], prog_name="wmlsearch")
+    assert result.exit_code == 2
+    assert f"No such option '{option}'" in result.stderr
+    assert hint in result.stderr
+    assert ("Did you mean" in result.stderr) == bool(hint)

@@ -152,6 +152,34 @@ def test_not_a_data_set(tmp_path: Path) -> None:
         discover(tmp_path / "loop")
 
 
+def test_sub_and_ses_in_the_names_of_pairs_are_patients_and_time_points(tmp_path: Path) -> None:
+    names = ["sub-1_ses-a_FLAIR", "sub-1_ses-b_FLAIR", "sub-2_FLAIR", "sub-3_run-1", "sub-3_run-2"]
+    bids(tmp_path, [f"{folder}/{name}.nii" for folder in ("images", "masks") for name in names])
+    discovery = survey(tmp_path)
+    assert [(source.patient, source.timepoint) for source in discovery.sources] == [
+        ("1", "a"), ("1", "b"), ("2", ""), ("3", "sub-3_run-1"), ("3", "sub-3_run-2"),
+    ]  # fmt: skip
+    assert discovery.notes == (
+        "patients and time points are read from sub- and ses- in the names (sub-1_ses-a_FLAIR, sub-1_ses-b_FLAIR, "
+        "sub-2_FLAIR and 2 more)",
+    )
+    named = survey(tmp_path, Choices("(FLAIR|run)"))
+    assert {source.patient for source in named.sources} == {"FLAIR", "run"}, "the pattern is the user's"
+
+
+def test_pictures_of_one_sub_are_one_volume(tmp_path: Path) -> None:
+    bids(
+        tmp_path, [f"{folder}/sub-{i}_slice-{j}.png" for folder in ("images", "masks") for i in (1, 2) for j in (9, 10)]
+    )
+    first, _ = survey(tmp_path).sources
+    assert [path.name for path in first.image] == ["sub-1_slice-9.png", "sub-1_slice-10.png"]
+
+
+def test_one_name_without_sub_leaves_all_patients_to_the_user(tmp_path: Path) -> None:
+    bids(tmp_path, [f"{folder}/{name}.nii" for folder in ("images", "masks") for name in ("sub-1", "p2")])
+    assert [source.patient for source in survey(tmp_path).sources] == ["", ""]
+
+
 def test_images_and_masks_of_other_names(tmp_path: Path) -> None:
     """Names that differ by words for image and mask, or in case, belong together where nothing else does."""
     bids(tmp_path, ["images/p1_T2-FLAIR.nii.gz", "masks/p1_lesion_mask.nii", "images/P2.nii", "masks/p2.nii"])

@@ -138,5 +138,5 @@ def test_python_warns(model: Path, tmp_path: Path) -> None:
     loaded = wmlsearch.load_model(model)
     with pytest.warns(UserWarning, match=r"^a.nii.gz: 36 % of the head") as caught:
         prediction = loaded.predict(path)
-    assert prediction.notes == (OUTSIDE,)
+    assert prediction.notes == (OUTSIDE.replace("--size 32", "size=32").replace("--fit resize", "fit='resize'"),)
     assert [record.filename for record in caught] == [__file__], "the caller's line is named"

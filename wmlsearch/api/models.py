@@ -16,7 +16,7 @@ import numpy as np
 
 from wmlsearch.api.keywords import RUNS, AnyPath
 from wmlsearch.api.searches import Search
-from wmlsearch.api.wording import raises_in_python
+from wmlsearch.api.wording import in_python, raises_in_python
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
 from wmlsearch.inference.export import ExportedModel
@@ -140,7 +140,8 @@ class Model:
         prediction, row = result.prediction, result.row
         for finding in row.findings:
             if finding.is_warning:
-                warnings.warn(f"{input_image.path.name}: {finding.text}", UserWarning, stacklevel=2)
+                text = f"{input_image.path.name}: {in_python(finding.text)}"
+                warnings.warn(text, UserWarning, stacklevel=3)  # the caller of the decorated function
         is_picture_stack = prediction.voxel_mm is None
         return Prediction(
             prediction.probabilities[0] if is_picture_stack else prediction.probabilities,
@@ -150,7 +151,7 @@ class Model:
             row.volume_ml,
             row.area_pixels,
             None if opened is None else np.array(opened.affine),
-            tuple(finding.text for finding in row.findings),
+            tuple(in_python(finding.text) for finding in row.findings),
             image,
             result,
         )

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from wmlsearch.cli.output import flush, survives_its_terminal
 from wmlsearch.runs.interrupts import exit_status, reason_of, signals_as_interrupts
 
 HELP_WIDTH = 100
+ALIKE = 0.64  # ratio of `SequenceMatcher` from which on an option is suggested; click's is 0.6
 
 
 class _Verbs(click.Group):
@@ -49,6 +51,9 @@ class _Verbs(click.Group):
         prepare_environment()
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            alike = _alike(error.option_name, error.possibilities or ())
+            raise click.NoSuchOption(error.option_name, possibilities=alike, ctx=error.ctx) from None
         except KeyboardInterrupt as error:  # click would print "Aborted!" and exit with status 1
             sys.exit(_print_error(error))
 
@@ -75,6 +80,11 @@ def _check_no_empty_argument(arguments: Sequence[str]) -> None:
         raise InputError(
             f"the argument after `{before}` is empty (an unset variable?); give a value, or leave the argument out"
         )
+
+
+def _alike(option: str, suggested: Sequence[str]) -> list[str]:
+    """Return the options that a mistyped one may mean. Click also suggests `--patient-pattern` for `--orientation`."""
+    return [other for other in suggested if SequenceMatcher(None, option, other).ratio() >= ALIKE]
 
 
 def _printable(text: str) -> str:

@@ -1,17 +1,19 @@
 """A folder with `images/` and `masks/`: files of equal names, extension aside, belong together.
 
-`--patient-pattern` finds the patient, and the time point, in a file name; pictures of the same are one volume.
+`--patient-pattern` finds the patient, and the time point, in a file name; pictures of the same are one volume. Without
+it, patients and time points are read from `sub-` and `ses-` where all names have them.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
-from wmlsearch.data.sources.findings import Findings
+from wmlsearch.data.sources.case_names import entities
+from wmlsearch.data.sources.findings import Findings, first_names
 from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources, list_files
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key, stem
@@ -32,7 +34,8 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     _match_other_names(images, masks, findings)
     faults += _pairing_faults(images, masks)
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
-    return group_into_sources(raw.path, _scans(pairs, pattern, faults), faults)
+    scans = _scans_by_entities(pairs, findings) if pattern is None else _scans(pairs, pattern, faults)
+    return group_into_sources(raw.path, scans, faults)
 
 
 def _files_by_name(folder: Path) -> dict[str, list[Path]]:
@@ -76,11 +79,26 @@ def _pairing_faults(images: FilesByName, masks: FilesByName) -> list[str]:
     return faults
 
 
-def _scans(pairs: Mapping[str, ImageAndMask], pattern: str | None, faults: list[str]) -> dict[Scan, list[ImageAndMask]]:
+def _scans_by_entities(pairs: Mapping[str, ImageAndMask], findings: Findings) -> dict[Scan, list[ImageAndMask]]:
+    """Group pairs as `sub-` and `ses-` in their names say; where a name has no `sub-`, no patient is known."""
+    labels = {name: entities(name) for name in pairs}
+    if not all(patient for patient, _ in labels.values()):
+        return {Scan("", "", name): [files] for name, files in pairs.items()}
+    volumes = Counter(label for name, label in labels.items() if is_nifti(pairs[name][0]))
+    scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
+    for name, files in pairs.items():
+        patient, session = labels[name]
+        several = volumes[labels[name]] > 1  # a NIfTI volume is a time point of its own
+        scans[Scan(patient_name(patient), name if several else session, "")].append(files)
+    if pairs:
+        names = first_names(list(pairs))
+        findings.notes.append(f"patients and time points are read from sub- and ses- in the names ({names})")
+    return scans
+
+
+def _scans(pairs: Mapping[str, ImageAndMask], pattern: str, faults: list[str]) -> dict[Scan, list[ImageAndMask]]:
     """Group the pairs of image and mask, in natural order of their names, by patient and time point."""
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
-    if pattern is None:
-        return {Scan("", "", name): [files] for name, files in pairs.items()}
     for (name, files), groups in zip(pairs.items(), match_names(pattern, list(pairs)), strict=True):
         if not groups.get("patient"):
             faults.append(
