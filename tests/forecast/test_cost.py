@@ -21,6 +21,8 @@ from records import DATA_RECORD
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmlsearch.cli import main
+from wmlsearch.cli.plan import plan
+from wmlsearch.cli.tune import tune
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Slots
@@ -421,6 +423,15 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
     assert search.usage().final_seconds == used.final_seconds
 
 
+def test_plan_takes_all_of_tune_that_changes_a_search() -> None:
+    here, there = ({parameter.name: parameter for parameter in verb.params} for verb in (plan, tune))
+    assert there.keys() - here.keys() == {
+        "resume", "continue_", "cluster", "name", "mlflow_uri", "experiment", "no_forecast", "on_end", "trial_timeout",
+    }  # fmt: skip
+    assert here.keys() - there.keys() == {"as_json"}
+    assert all(here[name].default == there[name].default for name in here.keys() & there.keys())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -429,6 +440,9 @@ def test_tune_keeps_its_forecast_and_shows_it_beside_what_happened(one_ray: None
         (["quick", "--workers-per-trial", "1000"], "this configuration cannot be trained|does not fit on the machines"),
         (["quick", "--gpus-per-worker", "99"], "does not fit on the machines"),
         (["quick", "--ray-address", "127.0.0.1:1"], "127.0.0.1:1: no Ray cluster answers there"),
+        (["quick", "--warm-start", "none"], "none: no search or run of this name in "),
+        (["quick", "--objectives", "val_dice"], "objectives must be at least two names"),
+        (["quick", "--objective", "val_dice", "--objectives", "val_dice,images_per_s"], "cannot be given together"),
     ],
 )
 def test_what_tune_refuses(words: list[str], message: str, prepared: Path, tmp_path: Path) -> None:

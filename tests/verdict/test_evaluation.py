@@ -443,7 +443,7 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     )
     dices = [member.scope(VOLUMES).pooled.dice or 0.0 for member in found.models[CHAMPION].members]
     assert kept.metrics["test_volumes_dice"] == pytest.approx(np.mean(dices))
-    opening = f"opening the sealed test of {data} for s: it has {{}}; each opening is recorded, and makes its result less"
+    opening = f"opening the sealed test of {data} for s: it has {{}}; each opening is recorded, "
     assert result.output.startswith(opening.format("not been opened before"))
     again = say("evaluate", "s", "--out", search.path.parent)
     assert again.output.startswith(opening.format("been opened 1 time before"))

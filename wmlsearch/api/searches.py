@@ -18,7 +18,7 @@ from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
-from wmlsearch.runs.folders import SearchDir, check_name
+from wmlsearch.runs.folders import SearchDir, check_name, check_new
 from wmlsearch.runs.interrupts import RAY_DIED, reason_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
@@ -207,6 +207,7 @@ def tune(
     if "objectives" in chosen:
         chosen["objectives"] = list(chosen["objectives"])
     search = SearchDir(runs / check_name(name or default_name(SEARCH)))
+    check_new(search.path)
     uri = store_uri(runs, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
     placement = _placement(ray_address, storage)
     placement = replace(
@@ -223,7 +224,7 @@ def tune(
         warm_start=[_find_search(one, runs) for one in warm_start],
         experiment=check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT),
     )
-    request = request_search(search, choices, lambda: ensure_builtin_phantom(runs, progress), say)
+    request = request_search(choices, lambda: ensure_builtin_phantom(runs, progress), say)
     observer = Observer(SearchLines(search, ranges, request.settings, say).update, say, progress)
     return _ended(search, lambda: _tune(search, request, uri, observer), say)
 

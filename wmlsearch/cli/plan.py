@@ -8,16 +8,19 @@ from typing import Any
 import click
 
 from wmlsearch.cli import json_output, options
-from wmlsearch.cli.tune import tune
+from wmlsearch.cli.tune import tune, with_objectives
 
-# Options of `tune`, without a line of their own in `options`, that change what a search costs.
-OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "scheduler")
+# Options of `tune`, without a line of their own in `options`, that change what a search costs, or whether it can run.
+OPTIONS_OF_TUNE = (
+    "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "sampler", "scheduler",
+    "warm_start", "objectives",
+)  # fmt: skip
 
 
 @options.same_as(tune, *OPTIONS_OF_TUNE)
 @click.command(short_help="Forecast what a search would cost.")
-@click.argument("space")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="A prepared data set.")
+@click.argument("space", default="unet")
+@options.data
 @options.trials
 @options.workers_per_trial
 @options.gpus_per_worker
@@ -27,6 +30,7 @@ OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dic
 @options.epochs
 @options.seed
 @options.precision
+@options.objective
 @options.grace_epochs
 @options.confirm_top
 @options.confirm_seeds
@@ -36,53 +40,53 @@ OPTIONS_OF_TUNE = ("max_hours", "max_gpu_hours", "max_epochs_total", "target_dic
 @json_output.option
 def plan(
     space: str,
-    data: Path,
-    trials: int,
+    data: Path | None,
     workers_per_trial: int,
     gpus_per_worker: float | None,
     trials_per_gpu: Any,
     ray_address: str | None,
     storage: str | None,
-    epochs: int | None,
-    seed: int,
-    precision: str,
-    grace_epochs: int,
+    warm_start: tuple[str, ...],
+    objectives: str | None,
     no_baseline: bool,
     out: Path,
     as_json: bool,
-    **options_of_tune: Any,
+    **settings: Any,
 ) -> None:
     """Forecast trials, time, disk space and memory of `wmlsearch tune SPACE` with the same options.
 
     The smallest network of the space, the baseline and the largest network are timed for some seconds each, as the
     trials would run. The smallest difference that the verdict could find is computed from how much results varied in
-    earlier searches on the same data below --out. Nothing is written.
+    earlier searches on the same data below --out. Nothing is written, except for the built-in phantom without --data.
 
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.forecast_tables import show_forecast
     from wmlsearch.data.manifest import Manifest
+    from wmlsearch.runs.checks import open_search
     from wmlsearch.workflows.expected_power import expected_power
     from wmlsearch.workflows.forecast import forecast_search
+    from wmlsearch.workflows.new_search import SearchChoices, request_search
     from wmlsearch.workflows.placement import Placement
-    from wmlsearch.workflows.search_plan import SearchRequest
 
     with json_output.only_json(as_json) as show:
-        search_space = options.space_to_search(space)
-        settings = options.settings(
-            epochs=options.epochs_for(data, epochs),
-            seed=seed,
-            precision=precision,
-            trials=trials,
-            grace_epochs=grace_epochs,
-            baseline=not no_baseline,
-            **options_of_tune,
+        settings = settings if objectives is None else with_objectives(objectives, settings)
+        choices = SearchChoices(
+            space=options.space_to_search(space),
+            settings={**settings, "baseline": not no_baseline},
+            data=data,
+            placement=Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu),
+            warm_start=[open_search(name, out) for name in warm_start],
         )
-        placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
-        request = SearchRequest(search_space, settings, data, placement)
+        request = request_search(
+            choices,
+            lambda: options.data_or_phantom(None, out),
+            options.say,
+            lambda complete: options.settings(**complete),
+        )
         forecast = forecast_search(request, options.say)
-        power = expected_power(settings, Manifest.read(data), out)
+        power = expected_power(request.settings, Manifest.read(request.data), out)
         if as_json:
             from wmlsearch.workflows.json_results import PlanSummary
 

@@ -141,7 +141,7 @@ def tune(
     if resume is not None:
         search, outcome = _resume(resume, data, placement, cluster, out, uri, mlflow_uri, on_end)
     else:
-        settings = settings if objectives is None else _with_objectives(objectives, settings)
+        settings = settings if objectives is None else with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "forecast": not no_forecast}
         search, outcome = _start(
             space, settings, warm_start, data, placement, cluster, name, out, uri, experiment, on_end
@@ -197,8 +197,8 @@ def _start(
     ranges = options.space_to_search(space)
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
     earlier = [open_search(name, out) for name in warm_start]
+    check_new(search.path)
     if cluster is not None:
-        check_new(search.path)
         options.settings_before_data(**values)
         _start_on_cluster(cluster, data, space, search.name, out)
     choices = SearchChoices(
@@ -211,7 +211,6 @@ def _start(
         on_end=on_end,
     )
     request = request_search(
-        search,
         choices,
         lambda: options.data_or_phantom(None, out),
         options.say,
@@ -293,7 +292,7 @@ def _note_experiment(record: SearchRecord) -> None:
         )
 
 
-def _with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:
+def with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with several objectives, which bring their own objective, sampler and scheduler."""
     from wmlsearch.config import InputError
 

@@ -1,6 +1,6 @@
 """From what a user chose for a new search to its request: what cannot run is refused before any data are made.
 
-The command line and the door for Python have this sequence from here.
+`tune`, `plan` and the door for Python have this sequence from here. Whether the name is free, `tune` asks before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import SearchDir, check_new
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_before_data
@@ -28,27 +29,24 @@ class SearchChoices:
     data: Path | None  # folder of the prepared data set; None: the built-in phantom
     placement: Placement
     warm_start: Sequence[SearchDir]
-    experiment: str  # of MLflow
+    experiment: str = EXPERIMENT  # of MLflow
     on_end: str | None = None
 
 
 def request_search(
-    search: SearchDir,
     choices: SearchChoices,
     make_phantom: Callable[[], Path],
     say: Callable[[str], None],
     validate: Validate = RunSettings.from_mapping,
 ) -> SearchRequest:
-    """Return the request for a new search. Raises InputError for what cannot run.
+    """Return the request for a new search, or for the forecast of one. Raises InputError for what cannot run.
 
     Args:
-        search: Its folder, which must not exist.
         choices: What the user chose.
         make_phantom: Makes the built-in phantom and returns the folder of the prepared data set.
         say: Shows the user the number of epochs, if the data decided it, and notes about the settings.
         validate: Makes the settings.
     """
-    check_new(search.path)
     settings = settings_before_data(choices.settings, validate)
     epochs, data = choices.settings.get("epochs"), choices.data
     if data is None:

@@ -6,6 +6,7 @@ needs Ray: it decides how many trials run at once and refuses what does not fit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable
 from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.runs.schema import GOOD, UNFINISHED
+from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
+from wmlsearch.runs.wording import plural
 from wmlsearch.space import Choices, SearchSpace
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
@@ -68,6 +70,23 @@ def check_before_data(space: SearchSpace, settings: RunSettings, placement: Plac
     Where the data decide the number of epochs, it is at least the paper's.
     """
     check_settings(space, settings if epochs_given else settings.model_copy(update={"epochs": PAPER_EPOCHS}), placement)
+
+
+def read_earlier_trials(
+    request: SearchRequest, data: CheckedData, say: Callable[[str], None]
+) -> tuple[list[EarlierTrial], Counter[str]]:
+    """Return the trials of earlier searches that the study starts with, and how many were left out, by reason.
+
+    Says how many they are.
+    """
+    from wmlsearch.search.warm_start import select_earlier_trials
+
+    fingerprint = data.manifest.fingerprint
+    earlier, left_out = select_earlier_trials(request.warm_start, request.space, request.settings, fingerprint)
+    if request.warm_start:
+        reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
+        say(f"the study starts with {plural(len(earlier), 'trial')} of earlier searches{reasons}")
+    return earlier, left_out
 
 
 def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:

@@ -15,7 +15,7 @@ from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.on_end import CommandAtEnd
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.preflight import check_new_search, check_resumed_search, plan_search
+from wmlsearch.workflows.preflight import check_new_search, check_resumed_search, plan_search, read_earlier_trials
 from wmlsearch.workflows.provenance import search_record
 from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
@@ -31,22 +31,15 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
 
     Raises InputError for what cannot run, before a folder is made and as far as possible before Ray starts.
     """
-    from wmlsearch.search.warm_start import select_earlier_trials
-
     observer = observer or Observer()
     data = check_new_search(search, request)
-    earlier, left_out = select_earlier_trials(
-        request.warm_start, request.space, request.settings, data.manifest.fingerprint
-    )
+    earlier, left_out = read_earlier_trials(request, data, observer.say)
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
     with CommandAtEnd(search, request.on_end, observer.say) as at_end, contextlib.ExitStack() as stack:
         stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end))
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
-        if request.warm_start:
-            reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
-            observer.say(f"the study starts with {len(earlier)} trials of earlier searches{reasons}")
         with search.locked():
             record = search_record(search.name, plan, len(earlier), left_out)
             SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
