@@ -247,7 +247,7 @@ def test_tune_on_the_head_itself(cluster: Cluster) -> None:
     )
     assert "trials run 1 at a time, each 2 workers with 1 CPU each" in output
     assert "forecast: about " in output, "two ranks on two hosts were timed"
-    assert "on-the-head: completed, 1 of 1 trials" in output
+    assert "on-the-head: completed, 1 of 1 trial" in output
     run = cluster.hosts[HEAD].file("~/mine/on-the-head/trials/0000")
     assert json.loads((run / "status.json").read_text())["state"] == "completed"
     assert [path.name for path in run.glob("*.pt")] == ["best.pt"], "the best weights are copied from the storage"

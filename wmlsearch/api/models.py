@@ -49,7 +49,7 @@ class Prediction:
     _result: ImagePrediction = field(compare=False)
 
     def __repr__(self) -> str:
-        size = f"{self.area_pixels} pixels" if self.volume_ml is None else f"{self.volume_ml:.3g} ml"
+        size = plural(self.area_pixels or 0, "pixel") if self.volume_ml is None else f"{self.volume_ml:.3g} ml"
         shape = " x ".join(map(str, self.mask.shape))
         return (
             f"<Prediction: {plural(self.lesions, 'lesion')}, {size}, threshold {self.threshold:.3g}, on a grid of "

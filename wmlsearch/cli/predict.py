@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import json_output, options
+from wmlsearch.runs.wording import plural
 
 
 @click.command(short_help="Segment lesions in images with a trained model.")
@@ -65,7 +66,7 @@ def predict(
                 trained_model, inputs, out, threshold, ensemble, advance, nan_background=nan_background
             )
         for row in rows:
-            size = f"{row.area_pixels} pixels" if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
+            size = plural(row.area_pixels or 0, "pixel") if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
             lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
             options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
             for finding in row.findings if row.predicted_by == "model" else ():

@@ -13,7 +13,7 @@ from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.liveness import ALIVE, GONE, SILENT, Liveness, clock
 from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
-from wmlsearch.runs.wording import last_line
+from wmlsearch.runs.wording import last_line, plural
 from wmlsearch.verdict.wording import optimistic_note
 
 
@@ -21,7 +21,7 @@ def show_search(console: Console, search: SearchDir) -> None:
     """Print the state of a search, running or ended."""
     record, status = search.record(), search.status()
     board = leaderboard(search)
-    trials = f"{len(board.trials)} of {record.settings.trials} trials"
+    trials = f"{len(board.trials)} of {plural(record.settings.trials, 'trial')}"
     title = f"{search.name}: {state_in_words(search)}, {trials} on {record.data.name}"
     console.print(leaderboard_table(board, title, console.width))
     if board.objectives:
@@ -73,6 +73,6 @@ def _line_to_go_on(search: SearchDir, trials: str) -> str:
 def _front_line(board: Leaderboard) -> str:
     names = [f"{name} ({'lowest' if OBJECTIVES[name] == 'minimize' else 'highest'})" for name in board.objectives]
     return (
-        f"Pareto front: {len(board.front)} of {len(board.trials)} trials, by "
+        f"Pareto front: {len(board.front)} of {plural(len(board.trials), 'trial')}, by "
         f"{', '.join(names)}; a trial's values are those of its epoch with the highest {board.objective}"
     )

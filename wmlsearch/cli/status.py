@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import json_output, options, remote
+from wmlsearch.runs.wording import plural
 
 
 @click.command(short_help="Show the state of a search or run.")
@@ -53,7 +54,7 @@ def status(name: str | None, out: Path, cluster: Path | None, as_json: bool) -> 
             words = state_in_words(run)
             if words != run.state:  # its process is gone
                 words += (
-                    f", {len(run.rows())} of at most {settings.epochs} epochs; a single training cannot be resumed, so "
-                    "train it again under another --name"
+                    f", {len(run.rows())} of at most {plural(settings.epochs, 'epoch')}; a single training cannot be "
+                    "resumed, so train it again under another --name"
                 )
             options.say(f"{run.name}: {words} {run.status().reason}".rstrip())

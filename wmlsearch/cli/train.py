@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import options
+from wmlsearch.runs.wording import plural
 
 
 @click.command(short_help="Train one configuration.")
@@ -81,7 +82,7 @@ def train(
     settings = options.settings(
         epochs=options.epochs_for(data, epochs), seed=seed, precision=precision, objective=objective
     )
-    options.say(f"training {point} on {data} for at most {settings.epochs} epochs, in {run.path}")
+    options.say(f"training {point} on {data} for at most {plural(settings.epochs, 'epoch')}, in {run.path}")
     display = TrainingDisplay(console(), settings)
     request = TrainRequest(config, settings, data, workers, placement, fold, experiment)
     outcome = train(run, request, uri, Observer(display.update, options.say))

@@ -11,6 +11,7 @@ import click
 
 from wmlsearch.cli import options, remote
 from wmlsearch.runs.names import EXPERIMENT
+from wmlsearch.runs.wording import plural
 
 if TYPE_CHECKING:
     from wmlsearch.runs.folders import SearchDir
@@ -218,8 +219,8 @@ def _start(
     )
     settings = request.settings
     options.say(
-        f"searching {space} on {request.data}: {settings.trials} trials of at most {settings.epochs} epochs, in "
-        f"{search.path}"
+        f"searching {space} on {request.data}: {plural(settings.trials, 'trial')} of at most "
+        f"{plural(settings.epochs, 'epoch')}, in {search.path}"
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
         observer = Observer(display.update, display.say, display.progress, end_this_process)

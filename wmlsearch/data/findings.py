@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from wmlsearch.runs.wording import plural
+
 LISTED = 12  # volumes in a line of many, at most
 SINGLE = 2  # a kind with at most so many volumes is told in a sentence each
 
@@ -102,7 +104,10 @@ def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, st
         shown = ", ".join(" ".join(part for part in (row.volume, row.finding.value) if part) for row in rows[:LISTED])
         more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
         result.append(
-            (KINDS[kind].is_warning, f"{len(rows)} of {volumes} volumes: {KINDS[kind].of_many} ({shown}{more})")
+            (
+                KINDS[kind].is_warning,
+                f"{len(rows)} of {plural(volumes, 'volume')}: {KINDS[kind].of_many} ({shown}{more})",
+            )
         )
     return result
 

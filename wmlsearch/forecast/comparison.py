@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import EpochRow, ForecastRecord, Usage
-from wmlsearch.runs.wording import duration
+from wmlsearch.runs.wording import duration, plural
 
 
 class ComparisonRow(NamedTuple):
@@ -27,7 +27,7 @@ def forecast_line(forecast: ForecastRecord) -> str:
     final_runs = forecast.final_runs
     parts = [
         f"about {duration(forecast.total_s)}",
-        f"{forecast.epochs:.0f} epochs of trials"
+        f"{plural(round(forecast.epochs), 'epoch')} of trials"
         + (f" and at most {forecast.final_epochs} of {final_runs} final runs" if final_runs else ""),
         *([f"{forecast.gpu_hours:.2g} GPU-hours"] if forecast.gpu_hours else []),
         f"{forecast.disk_bytes / 1e6:.3g} MB of checkpoints",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.geometry import VolumeGeometry, size_that_holds
 from wmlsearch.data.head_detection import HeadRegion
-from wmlsearch.runs.wording import percent
+from wmlsearch.runs.wording import percent, plural
 
 RIM = 0.01  # a smaller share of the head outside the window is a note: it is skin, not brain
 COARSE = 2.0  # edges of pixels longer than this times the model's are told
@@ -30,7 +30,7 @@ def head_outside_window(head: HeadRegion, geometry: VolumeGeometry) -> tuple[Fin
     if not outside:
         return ()
     ml = geometry.voxel_ml
-    amount = f"{outside} pixels" if ml is None else f"{_rounded(outside * ml)} ml"
+    amount = plural(outside, "pixel") if ml is None else f"{_rounded(outside * ml)} ml"
     share = percent(outside / total)
     needed = size_that_holds(_resampled_box(head, geometry), geometry)
     text = (

@@ -9,6 +9,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import GOOD, EarlierTrial, EpochRow, RunRecord, SearchRecord
+from wmlsearch.runs.wording import plural
 from wmlsearch.search.optuna_study import study_values
 from wmlsearch.space import SearchSpace
 
@@ -54,7 +55,7 @@ def _reason_to_leave_out(
     if search.data.fingerprint != fingerprint:
         return "other data"
     if search.settings.epochs != settings.epochs:
-        return f"{search.settings.epochs} epochs instead of {settings.epochs}"
+        return f"{plural(search.settings.epochs, 'epoch')} instead of {settings.epochs}"
     if trial.parent is not None:
         return "children of population based training"
     if state not in GOOD or not rows:

@@ -197,7 +197,7 @@ def leakage_note(certificate: Certificate | SplitCertificate) -> str:
             duplicates.append(f"{', '.join(kinds)} {where.get(pair, f'of {second} in {first}')}")
     parts = "splits and folds" if certificate.folds else "splits"
     result = f"duplicates across {parts}: {'; '.join(duplicates)}" if duplicates else f"no duplicates across {parts}"
-    return f"{certificate.compared} slices compared: {result}"
+    return f"{_count(certificate.compared, 'slice')} compared: {result}"
 
 
 def states_of(candidate: Candidate) -> str:

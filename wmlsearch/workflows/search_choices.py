@@ -11,7 +11,7 @@ from wmlsearch.config import default_epochs as epochs_of_slices
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.objectives import objective_warnings
-from wmlsearch.runs.wording import command
+from wmlsearch.runs.wording import command, plural
 from wmlsearch.space import SearchSpace
 
 Validate = Callable[[Mapping[str, Any]], RunSettings]  # raises InputError, in the words of the command line or Python
@@ -42,7 +42,7 @@ def default_epochs(data: Path, say: Callable[[str], None]) -> int:
     limit = {PAPER_EPOCHS: ", as in the paper", MAX_DEFAULT_EPOCHS: ", the most by default"}.get(epochs, "")
     say(
         f"epochs: at most {epochs}{limit}, since the paper trained {PAPER_STEPS:,} steps and an epoch of "
-        f"{slices} slices has {steps} (--epochs changes it)"
+        f"{plural(slices, 'slice')} has {steps} (--epochs changes it)"
     )
     return epochs
 

@@ -11,6 +11,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import interrupt
 from wmlsearch.runs.process import end_this_process
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
+from wmlsearch.runs.wording import plural
 from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.on_end import CommandAtEnd
@@ -131,5 +132,6 @@ def _waiting_runs(search: SearchDir) -> str:
 def _resume_message(search: SearchDir, plan: SearchPlan) -> str:
     trials = search.trials()
     unfinished = [run.record().name for run in trials if run.state in UNFINISHED]
-    ended = f"{search.name} is resumed: {len(trials) - len(unfinished)} of {plan.settings.trials} trials have ended"
+    planned = plural(plan.settings.trials, "trial")
+    ended = f"{search.name} is resumed: {len(trials) - len(unfinished)} of {planned} have ended"
     return ended + (f"; {', '.join(unfinished)} continue from their last checkpoints" if unfinished else "")
