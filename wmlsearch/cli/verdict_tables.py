@@ -68,7 +68,11 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 
 def _show_claims(console: Console, verdict: Verdict) -> None:
-    """Print each claim under its name; the headline, which is about the configurations, is bold."""
+    """Print the outcomes in short, then each claim under its name; that about the configurations is bold."""
+    if verdict.has_claims:
+        models = f"; (b) the models: {verdict.models.outcome}" if verdict.models else ""
+        short = f"champion against baseline: (a) the configurations: {verdict.outcome}{models}"
+        console.print(short, style="bold", highlight=False, soft_wrap=True)
     about = " (a), the configurations" if verdict.has_claims else ""
     console.print(f"verdict{about}: {verdict.sentence}", style="bold", highlight=False, soft_wrap=True)
     if verdict.models:
