@@ -360,7 +360,7 @@ def test_status_prints_the_leaderboard(say: Say) -> None:
     start = lines.index(["rank", "trial", "val_dice_patients_best", "epochs", "state", "depth"])
     assert lines[start + 1 : start + 3] == [
         ["1", "trial-1", "0.5000", "1", "running", "2"],
-        ["2", "trial-0", "0.3000", "3", "completed", "4"],
+        ["2", "trial-0", "0.3000", "3", "completed,", "baseline", "4"],
     ]
 
 

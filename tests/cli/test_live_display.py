@@ -65,6 +65,14 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
     ]
 
 
+def test_the_baseline_configuration_is_marked(search: SearchDir) -> None:
+    run = search.trial(2)
+    RunDir.create(search.trial(3).path, run.record().model_copy(update={"name": "trial-0003", "config": TrialConfig()}))
+    search.trial(3).set_status("completed")
+    row = next(line for line in shown(search, 120) if "trial-0003" in line)
+    assert "completed, baseline" in row
+
+
 def test_a_search_that_is_still_ending_says_so(search: SearchDir) -> None:
     """A request to stop is recorded at once; the trials end within seconds, and then the report is written."""
     search.set_status("interrupted", "stopped by Ctrl-C")

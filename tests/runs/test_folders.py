@@ -282,6 +282,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert f"go on with it (`wmlsearch tune --resume s --out {tmp_path}`), choose" in refusal(
         lambda: check_new(search.path)
     )
+    search.set_status("completed")
+    assert f"add trials to it (`wmlsearch tune --resume s --out {tmp_path} --trials MORE`), choose" in refusal(
+        lambda: check_new(search.path)
+    )
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").touch()

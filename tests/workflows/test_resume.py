@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -67,6 +68,20 @@ def test_stop_from_another_terminal_and_resume(prepared: Path, tmp_path: Path) -
     for trial in search.trials():
         assert [row.epoch for row in trial.rows()] == list(range(1, len(trial.rows()) + 1))
     assert search.record().settings.max_epochs_total == had + 3 + final
+
+
+def test_a_resumed_search_says_which_trials_go_on_and_which_begin_again(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", search_record())
+    plan: Any = SimpleNamespace(settings=RunSettings(trials=9))
+    for number, (epochs, state) in enumerate([(1, "completed"), (1, "running"), (0, "running"), (2, "interrupted")]):
+        run = RunDir.create(search.trial(number).path, run_record(name=f"trial-{number:04d}"))
+        for epoch in range(1, epochs + 1):
+            run.append(epoch_row({"epoch": epoch}))
+        run.set_status(state)
+    assert tune_workflow._resume_message(search, plan) == (
+        "s is resumed: 1 of 9 trials have ended; trial-0001, trial-0003 continue from their last checkpoints; "
+        "trial-0002 begins again, without a finished epoch"
+    )
 
 
 def test_a_resumed_search_may_have_fewer_epochs_than_its_final_runs() -> None:

@@ -54,8 +54,8 @@ def _scores(board: Leaderboard) -> tuple[str, ...]:
 
 def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
     scores = [score(name, entry.metric(name)) for name in _scores(board)]
-    child = f", child of {entry.parent}" if entry.parent else ""
-    state = Text(entry.state.replace("_", " ") + child, style=STYLES.get(entry.state, ""))
+    origin = f", child of {entry.parent}" if entry.parent else ", baseline" if entry.is_baseline else ""
+    state = Text(entry.state.replace("_", " ") + origin, style=STYLES.get(entry.state, ""))
     values = []
     for _, members in columns:
         active = [name for name in members if name in entry.config]

@@ -224,7 +224,12 @@ def _start(
     )
     with SearchDisplay(console(), search, ranges, settings) as display:
         observer = Observer(display.update, display.say, display.progress, end_this_process)
-        return search, run_search(search, request, uri, observer)
+        try:
+            return search, run_search(search, request, uri, observer)
+        except KeyboardInterrupt:
+            if not search.exists():
+                display.say(f"nothing was begun: {search.path} is not made yet, so there is nothing to resume")
+            raise
 
 
 def _start_on_cluster(cluster: Path, data: Path | None, space: str, name: str, out: Path) -> NoReturn:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
+from wmlsearch.config import OBJECTIVES, RunSettings
 from wmlsearch.report.figure_style import (
     BASELINE_COLOUR,
     CHAMPION_COLOUR,
@@ -62,7 +62,7 @@ def history(path: Path, board: Leaderboard) -> None:
         best = np.maximum.accumulate([value for _, _, value in values])
         numbers = [number for number, _, _ in values]
         axes.step(numbers, best, where="post", color=CHAMPION_COLOUR, linewidth=1.4, label="best so far")
-        baseline = [(number, value) for number, entry, value in values if is_baseline(entry)]
+        baseline = [(number, value) for number, entry, value in values if entry.is_baseline]
         if baseline:
             axes.plot(*baseline[0], **BASELINE_RING)
         without = [number for number, entry in enumerate(entries) if entry.value is None and entry.state in BAD]
@@ -135,11 +135,6 @@ def _curve(axes: Axes, run: RunDir, metric: str, **style: Any) -> None:
     axes.plot([row.epoch for row in rows], numbers, marker="o", markersize=2.8, **style)
 
 
-def is_baseline(entry: Entry) -> bool:
-    """Return whether a trial has the baseline configuration."""
-    return RunDir(Path(entry.path)).record().config == TrialConfig()
-
-
 def pareto(path: Path, board: Leaderboard) -> None:
     """Draw all trials by the first two objectives, the first upwards; front and baseline configuration stand out."""
     up, across = board.objectives[:2]
@@ -165,7 +160,7 @@ def pareto(path: Path, board: Leaderboard) -> None:
             near = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 9, "color": CHAMPION_COLOUR}
             axes.annotate(entry.name, points[entry.path], **near)
         # The trial rather than a final run: its speed was measured beside other trials, like theirs.
-        for x, y in [points[entry.path] for entry in entries if is_baseline(entry)][:1]:
+        for x, y in [points[entry.path] for entry in entries if entry.is_baseline][:1]:
             axes.plot(x, y, **BASELINE_RING)
         better = "lower" if minimized else "higher"
         axes.set(xlabel=f"{across} ({better} is better)", ylabel=f"{up} (higher is better)")
@@ -221,7 +216,7 @@ def parallel(path: Path, board: Leaderboard, space: SearchSpace) -> None:
             heights = [_height(space.dimensions[name], entry.config.get(name)) for name in names]
             value = (entry.value or 0.0) / top
             best = board.best is not None and entry.path == board.best.path
-            style = _line_style(value, best, is_baseline(entry), few=len(entries) <= 30)
+            style = _line_style(value, best, entry.is_baseline, few=len(entries) <= 30)
             axes.plot(range(len(names) + 1), [*heights, value], **style)
         for column, name in enumerate(names):
             for height, text in _ticks(space.dimensions[name]):

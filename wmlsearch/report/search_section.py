@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.report.figures import is_baseline
 from wmlsearch.report.tables import run_seconds
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
@@ -46,7 +45,7 @@ def _trial_row(rank: int, entry: Entry, board: Leaderboard) -> TrialRow:
         seconds=run_seconds(RunDir(Path(entry.path))),
         state=entry.state.replace("_", " "),
         config={k: f"{value:.3g}" if isinstance(value, float) else str(value) for k, value in entry.config.items()},
-        baseline=is_baseline(entry),
+        baseline=entry.is_baseline,
     )
 
 

@@ -399,8 +399,11 @@ def check_new(path: Path) -> None:
     if status.exists():
         check_not_running(path)
         state = read_json(status).get("state")
-        resumable = SearchDir(path).exists() and state in UNFINISHED
-        resume = f"go on with it (`{command('tune', '--resume', *run_words(path))}`), " if resumable else ""
+        more = () if state in UNFINISHED else ("--trials", "MORE") if state == "completed" else None
+        resume = ""
+        if SearchDir(path).exists() and more is not None:
+            what = "add trials to it" if more else "go on with it"
+            resume = f"{what} (`{command('tune', '--resume', *run_words(path), *more)}`), "
         raise InputError(
             f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; {resume}"
             "choose another --name, or delete the folder"

@@ -46,9 +46,11 @@ from wmlsearch.verdict.scores import pooled, score
 HALF = 0.5  # the paper's threshold
 # Scores of a unit that are averaged over its volumes or slices; all others follow from its summed counts.
 AVERAGED: dict[Scope, tuple[str, ...]] = {
-    VOLUMES: ("hd95_mm", "volume_ml", "expert_volume_ml", "volume_error_ml", "volume_error_abs_ml"),
+    VOLUMES: (
+        "hd95_mm", "volume_ml", "expert_volume_ml", "volume_error_ml", "volume_error_relative", "volume_error_abs_ml",
+    ),
     SLICES: ("hd95_px",),
-}
+}  # fmt: skip
 Unit = Literal["patients", "images"]
 Networks = Mapping[str, Sequence[TrainedModel]]  # by role, one for each run
 

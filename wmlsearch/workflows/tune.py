@@ -131,7 +131,14 @@ def _waiting_runs(search: SearchDir) -> str:
 
 def _resume_message(search: SearchDir, plan: SearchPlan) -> str:
     trials = search.trials()
-    unfinished = [run.record().name for run in trials if run.state in UNFINISHED]
+    unfinished = [run for run in trials if run.state in UNFINISHED]
+    begun = [run.record().name for run in unfinished if run.trained_rows()]
+    again = [run.record().name for run in unfinished if not run.trained_rows()]
     planned = plural(plan.settings.trials, "trial")
-    ended = f"{search.name} is resumed: {len(trials) - len(unfinished)} of {planned} have ended"
-    return ended + (f"; {', '.join(unfinished)} continue from their last checkpoints" if unfinished else "")
+    parts = [f"{search.name} is resumed: {len(trials) - len(unfinished)} of {planned} have ended"]
+    if begun:
+        whose = "continues from its last checkpoint" if len(begun) == 1 else "continue from their last checkpoints"
+        parts.append(f"{', '.join(begun)} {whose}")
+    if again:
+        parts.append(f"{', '.join(again)} {'begins' if len(again) == 1 else 'begin'} again, without a finished epoch")
+    return "; ".join(parts)
