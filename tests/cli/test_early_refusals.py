@@ -45,3 +45,17 @@ def test_settings_are_validated_once(
     result = CliRunner().invoke(main, ["tune", "quick", "--data", "nowhere", *cluster])
     assert ("no.yaml: no such" if cluster else "nowhere: no such folder") in result.stderr
     assert len(calls) == times
+
+
+def test_ctrl_c_before_the_folder_is_made_says_that_nothing_was_begun(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt("stopped by Ctrl-C")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wmlsearch.workflows.tune.tune", interrupted)
+    result = CliRunner().invoke(main, ["tune", "quick", "--data", str(prepared), "--epochs", "2", "--name", "s"])
+    assert result.exit_code == 130
+    assert result.stdout.endswith("nothing was begun: runs/s is not made yet, so there is nothing to resume\n")
+    assert "stopped by Ctrl-C" in result.stderr
