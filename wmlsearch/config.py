@@ -104,11 +104,11 @@ class TrialConfig(_Strict):
     )
     norm: Literal["batch", "instance"] = Field("batch", description="Normalisation after each convolution.")
     norm_momentum: float = Field(
-        0.1,
+        0.01,
         gt=0,
         le=1,
-        description="`batch`: share of a step's statistics in the running ones. 0.1 is torch's default, 0.01 is "
-        "Keras's. Not in the paper.",
+        description="`batch`: share of a step's statistics in the running ones. 0.01 is Keras's default, 0.1 is "
+        "torch's. Not in the paper.",
     )
     norm_epsilon: float = Field(
         1e-5,
