@@ -22,7 +22,7 @@ demo: install  ## the main job on a small phantom: a search, final runs, the ver
 	@rm -rf $(DEMO)
 	$(BIN)/wmlsearch phantom $(DEMO)/raw --patients 34 --timepoints 1 --shape 48x48x16 --lesion-size 3
 	$(BIN)/wmlsearch prepare $(DEMO)/raw $(DEMO)/prepared --size 48
-	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 4 --epochs 16 --confirm-top 1 --confirm-seeds 1 --final-runs 3 --name demo --out $(DEMO)/runs
+	$(BIN)/wmlsearch tune quick --data $(DEMO)/prepared --trials 5 --epochs 16 --grace-epochs 4 --confirm-top 2 --confirm-seeds 1 --final-runs 3 --seed 1 --name demo --out $(DEMO)/runs
 
 test: install  ## the tests, in two processes; prints the slowest ten
 	$(BIN)/python -m pytest --durations 10 -n 2 --dist loadfile
