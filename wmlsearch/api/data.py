@@ -38,13 +38,13 @@ def prepare(
         raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
         out: Folder to write; must not exist, or be empty.
         say: Called with each line that `wmlsearch prepare` prints: remarks on how the files of `raw` were understood,
-            splits, duplicates, and warnings, which begin with `warning: `.
+            splits, duplicates, and warnings, which begin with `warning:`.
         progress: Called as `progress(stage, done, total)` after each volume.
         options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
 
     Returns:
-        The manifest of the prepared data set: `counts` of each split, `folds`, `volumes`, `slices`,
-            `warnings`, `notes`.
+        The manifest of the prepared data set, with `counts` of each split, `folds`, `volumes`, `slices`, `warnings` and
+            `notes`.
 
     Raises:
         InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
