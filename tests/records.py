@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.schema import DataRecord, EpochRow, FolderRecord, RunRecord, SearchRecord
 
 DATA = {"name": "prepared", "fingerprint": "f" * 64, "optimistic": False}
@@ -19,8 +19,10 @@ def run_record(values: Mapping[str, Any] | FolderRecord | None = None, **changes
 
 def search_record(values: Mapping[str, Any] | FolderRecord | None = None, **changes: Any) -> SearchRecord:
     """Return the record of a search, from the plain values of a `search.json`."""
-    space = {"source": "a test", "values": {"depth": {"choices": [1, 2]}}}
-    return SearchRecord.model_validate({"kind": "search", "space": space, **_shared(values, changes)})
+    shared = _shared(values, changes)
+    space = shared.pop("space", {"source": "a test", "values": {"depth": {"choices": [1, 2]}}})
+    space = {"defaults": TrialConfig().model_dump(), **space}
+    return SearchRecord.model_validate({"kind": "search", "space": space, **shared})
 
 
 def _shared(values: Mapping[str, Any] | FolderRecord | None, changes: Mapping[str, Any]) -> dict[str, Any]:

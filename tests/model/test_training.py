@@ -160,7 +160,7 @@ def test_every_optimizer_and_loss_trains(data: PreparedData, optimizer: str, los
 
 def test_best_is_the_best_epoch(data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.2, 0.5, 0.5, None, 0.1])
-    pretend(monkeypatch, lambda metrics: metrics.update(val_dice_best=next(values)))
+    pretend(monkeypatch, lambda metrics: metrics.update(val_dice_patients_best=next(values)))
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
     weights = {}
     for report in epochs(SMALL, data, max_epochs=5, last=last, best=best):

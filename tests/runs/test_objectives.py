@@ -434,12 +434,12 @@ def test_the_front_is_listed_first(by_hand: Callable[..., SearchDir]) -> None:
     assert board.best == board.front[0]
     assert table_lines(search) == [
         "s: completed, 5 of 5 trials on prepared",
-        " rank  trial       val_dice_best  images_per_s  epochs  state      depth",
-        "front  trial-0000         0.5000          81.2       1  completed      4",
-        "front  trial-0002         0.3000         240.0       1  completed      2",
-        "       trial-0001         0.4500          60.0       1  completed      2",
-        "       trial-0004         0.2000          10.0       1  completed      2",
-        "       trial-0003              -         500.0       1  completed      2",
+        " rank  trial       val_dice_best  images_per_s  epochs  state                depth",
+        "front  trial-0000         0.5000          81.2       1  completed, baseline      4",
+        "front  trial-0002         0.3000         240.0       1  completed                2",
+        "       trial-0001         0.4500          60.0       1  completed                2",
+        "       trial-0004         0.2000          10.0       1  completed                2",
+        "       trial-0003              -         500.0       1  completed                2",
         "Pareto front: 2 of 5 trials, by val_dice_best (highest), images_per_s (highest); a trial's "
         "values are those of its epoch with the highest val_dice_best",
     ]

@@ -15,7 +15,9 @@ from optuna.trial import FrozenTrial, Trial
 from wmlsearch.runs.files import append, cut_torn_line
 
 TRIAL_NUMBER = "trial"  # user attribute of a study's trial: the search's own number of it
-_CMAES_STATE = ("cma:", "x_for_tell")  # prefixes of the system attributes in which CMA-ES keeps its state
+# Prefixes of the system attributes in which CMA-ES keeps its state, and TPE what it has drawn for a running trial: it
+# counts values there that a condition has switched off.
+_SAMPLER_STATE = ("cma:", "x_for_tell", "tpe:")
 # What Optuna raises for a damaged journal, depending on the content of the line.
 _DAMAGED_JOURNAL = (LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
 
@@ -63,8 +65,8 @@ def open_trial(study: optuna.Study, trial: FrozenTrial) -> Trial:
 def read_sampler_state(journal: Path, study_name: str) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """Return what samplers stored in an earlier journal: of the study, and of each trial by the search's number.
 
-    qmc stores the position in its sequence in the study, cmaes its state in trials. Both are empty where the journal is
-    missing or damaged, or its process died before the study existed.
+    qmc stores the position in its sequence in the study, cmaes and tpe their state in trials. Both are empty where the
+    journal is missing or damaged, or its process died before the study existed.
     """
     if not journal.exists():
         return {}, {}
@@ -74,7 +76,7 @@ def read_sampler_state(journal: Path, study_name: str) -> tuple[dict[str, Any], 
         study_id = storage.get_study_id_from_name(study_name)
         of_trials = {
             trial.user_attrs[TRIAL_NUMBER]: {
-                key: value for key, value in trial.system_attrs.items() if key.startswith(_CMAES_STATE)
+                key: value for key, value in trial.system_attrs.items() if key.startswith(_SAMPLER_STATE)
             }
             for trial in storage.get_all_trials(study_id)
             if TRIAL_NUMBER in trial.user_attrs
