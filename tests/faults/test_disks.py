@@ -138,7 +138,7 @@ def test_full_and_unmounted_disks(
     assert (missing, doubled, faults) == (0, 0, [])
 
     disks["runs"].remount("ro")
-    for command in (begin_words(out, prepared, tmp_path), ["--resume", "s", *where]):
+    for command in (begin_words(out, prepared, tmp_path), ["--resume", "s", "--trials", "3", *where]):
         with Running(out, *command, log=tmp_path / "read-only.log") as running:
             assert running.end(120) == 2, running.text()
         assert running.text().startswith("wmlsearch: " + str(out)), running.text()
