@@ -49,7 +49,8 @@ def data() -> Path:
     raw = write_phantom(SHARED / "slurm-raw", patients=8, timepoints=1, shape=(48, 48, 12), lesion_size=3)
     prepare(raw, SHARED / "slurm-prepared", PrepareOptions(size=32, fit="resize", jobs=1))
     (SHARED / "slurm-space.yaml").write_text(
-        "base_channels: 8\ndepth: 2\nbatch_size: 3\nloss: bce_dice\nlearning_rate: {low: 4e-3, high: 6e-3, log: true}\n"
+        "base_channels: 8\ndepth: 2\nbatch_size: 3\nloss: bce_dice\nnorm_momentum: 0.1\n"
+        "learning_rate: {low: 4e-3, high: 6e-3, log: true}\n"
     )
     return SHARED / "slurm-prepared"
 
