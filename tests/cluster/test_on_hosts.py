@@ -153,7 +153,8 @@ def test_only_ssh_and_ray_are_open_and_ray_asks_for_the_token(cluster: Cluster) 
 def tune(cluster: Cluster, data: Path, name: str, *more: Any, workers: int = 2) -> list[Any]:
     """Return the command of a search whose trials have several ranks. Hosts have one CPU, so each has one rank."""
     (LAPTOP / "space.yaml").write_text(
-        "base_channels: 8\ndepth: 2\nbatch_size: 3\nloss: bce_dice\nlearning_rate: {low: 4e-3, high: 6e-3, log: true}\n"
+        "base_channels: 8\ndepth: 2\nbatch_size: 3\nloss: bce_dice\nnorm_momentum: 0.1\n"
+        "learning_rate: {low: 4e-3, high: 6e-3, log: true}\n"
     )
     words = ["wmlsearch", "tune", LAPTOP / "space.yaml", "--cluster", cluster.file, "--data", data, "--name", name]
     words += ["--out", LAPTOP / "runs", "--workers-per-trial", workers, "--storage", SHARED, "--seed", 1]
