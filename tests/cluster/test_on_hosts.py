@@ -40,6 +40,7 @@ WORKERS = ("10.77.0.3", "10.77.0.4")
 ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
 RANK = "RayTrainWorker"  # part of the command line of Ray Train's worker processes
 EPOCHS = 60  # of a trial that a host or the network leaves: more than a fast machine trains while the test looks
+WHOLE = ("--no-baseline", "--scheduler", "none")  # trials that end with their last epoch
 UI_PORT = 5055  # other than the server's port: the tunnel connects any port of the laptop with it
 
 
@@ -262,9 +263,7 @@ def test_ten_second_network_cut_is_survived(cluster: Cluster, data: Path) -> Non
     In the second trial: the first, the baseline configuration, stops early here.
     """
     log = LAPTOP / "third.log"
-    laptop = cluster.start(
-        log, *tune(cluster, data, "third", "--trials", 2, "--epochs", EPOCHS, "--no-baseline", workers=3)
-    )
+    laptop = cluster.start(log, *tune(cluster, data, "third", "--trials", 2, "--epochs", EPOCHS, *WHOLE, workers=3))
     lines = cluster.hosts[HEAD].file("~/wmlsearch-head/runs/third/trials/0001/metrics.jsonl")
 
     def epochs() -> list[dict[str, Any]]:
@@ -286,7 +285,7 @@ def test_ten_second_network_cut_is_survived(cluster: Cluster, data: Path) -> Non
 
 def test_trial_continues_with_fewer_ranks_after_a_host_dies(cluster: Cluster, data: Path) -> None:
     log = LAPTOP / "second.log"
-    words = tune(cluster, data, "second", "--trials", 2, "--epochs", EPOCHS, "--no-baseline", workers=3)
+    words = tune(cluster, data, "second", "--trials", 2, "--epochs", EPOCHS, *WHOLE, workers=3)
     laptop = cluster.start(log, *words)
     lines = cluster.hosts[HEAD].file("~/wmlsearch-head/runs/second/trials/0001/metrics.jsonl")
 
