@@ -228,7 +228,7 @@ def test_refused_options(
 def test_the_command_in_a_report_has_the_option() -> None:
     about = {
         "settings": RunSettings().model_dump(),
-        "space": {"source": "quick", "values": {}},
+        "space": {"source": "quick", "values": SearchSpace.read("quick").to_mapping()},
         "data": {"name": "prepared"},
         "shape": {"workers_per_trial": 1, "gpus_per_worker": None, "trials_per_gpu": 3},
     }

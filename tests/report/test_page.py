@@ -34,6 +34,7 @@ from wmlsearch.runs.evaluation import (
     ScopeScores,
     UnitScores,
 )
+from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION
@@ -320,6 +321,26 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     commands = [f"wmlsearch train champion.yaml --data prepared --epochs 6 --seed {run}" for run in ("3", "4 --fold 1")]
     assert " ".join(commands) in text
     assert "seed 0; selection runs 1, 2; judgement runs 3, 4" in text
+
+
+def test_a_search_from_before_a_default_and_a_shipped_space_changed(make: Make) -> None:
+    """Its baseline is that of then, and the name of the shipped space means another one now."""
+    search = make(finals=True)
+    for run in (*search.trials(), *search.finals()):
+        record = run.record()
+        config = record.config.model_copy(update={"norm_momentum": 0.1})
+        write_json(run.file("record"), record.model_copy(update={"config": config}).as_json())
+    about = search.record()
+    defaults = {**about.space.defaults, "norm_momentum": 0.1}
+    of_then = about.space.model_copy(update={"source": "quick", "defaults": defaults})
+    write_json(search.file("record"), about.model_copy(update={"space": of_then}).as_json())
+    assert tune_command(search.record()).startswith("wmlsearch tune space.yaml ")
+    assert [entry.name for entry in leaderboard(search).trials if entry.is_baseline] == ["trial-0000"]
+    write_report(search)
+    (line,) = [row for row in (search.report / "champion.yaml").read_text().splitlines() if "norm_momentum" in row]
+    assert line.split() == ["norm_momentum:", "0.1"], "no note: it is the baseline's"
+    shipped = about.space.model_copy(update={"source": "quick", "values": SearchSpace.read("quick").to_mapping()})
+    assert tune_command(about.model_copy(update={"space": shipped})).startswith("wmlsearch tune quick ")
 
 
 def test_commands_train_with_the_objective_of_the_search(make: Make) -> None:

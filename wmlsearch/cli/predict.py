@@ -67,8 +67,8 @@ def predict(
             )
         for row in rows:
             size = plural(row.area_pixels or 0, "pixel") if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
-            lesions = f"{row.lesions} lesion{'' if row.lesions == 1 else 's'}"
-            options.say(f"{row.input}: {lesions}, {size}" + (f" ({row.predicted_by})" if ensemble else ""))
+            by = f" ({row.predicted_by})" if ensemble else ""
+            options.say(f"{row.input}: {plural(row.lesions, 'lesion')}, {size}{by}")
             for finding in row.findings if row.predicted_by == "model" else ():
                 options.say(f"{'warning' if finding.is_warning else 'note'}: {row.input}: {finding.text}")
         options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")

@@ -101,15 +101,15 @@ def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, st
         if len(rows) <= SINGLE:
             result += [(KINDS[kind].is_warning, f"{row.file}: {row.finding.text}") for row in rows]
             continue
-        shown = ", ".join(" ".join(part for part in (row.volume, row.finding.value) if part) for row in rows[:LISTED])
-        more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-        result.append(
-            (
-                KINDS[kind].is_warning,
-                f"{len(rows)} of {plural(volumes, 'volume')}: {KINDS[kind].of_many} ({shown}{more})",
-            )
-        )
+        line = f"{len(rows)} of {plural(volumes, 'volume')}: {KINDS[kind].of_many} ({volumes_and_values(rows)})"
+        result.append((KINDS[kind].is_warning, line))
     return result
+
+
+def volumes_and_values(rows: Sequence[NamedFinding]) -> str:
+    """Return the first volumes with their numbers: `01 12 %, 07 3 % and 5 more`."""
+    shown = ", ".join(" ".join(part for part in (row.volume, row.finding.value) if part) for row in rows[:LISTED])
+    return shown + (f" and {len(rows) - LISTED} more" if len(rows) > LISTED else "")
 
 
 def about_other_file(findings: Sequence[Finding], what: str) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wmlsearch.data.findings import LISTED, Finding, NamedFinding, worst_first
+from wmlsearch.data.findings import Finding, NamedFinding, volumes_and_values, worst_first
 from wmlsearch.data.labels import LESION
 from wmlsearch.runs.wording import percent
 
@@ -45,13 +45,10 @@ def cut_off_line(lost: int, total: int, findings: Sequence[NamedFinding], fit: s
         size: Edge of the windows in pixels.
         needed: The size whose windows would lose none; 0 in older data, which do not hold it.
     """
-    rows = worst_first(findings)
-    names = ", ".join(f"{row.volume} {row.finding.value}" for row in rows[:LISTED])
-    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
     if fit == "resize":
         advice = CHECK
     else:
         advice = f"take --size {needed}, which loses none, or " if needed else f"take a bigger --size than {size}, or "
         advice += "--fit resize"
-    who = f": {names}{more}" if names else ""
+    who = f": {volumes_and_values(worst_first(findings))}" if findings else ""
     return f"the window cuts off {lost} of {total} lesion pixels ({percent(lost / total)}){who}; {advice}"

@@ -14,7 +14,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
 from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.schema import RUNNING, SearchRecord, SelectionRecord
-from wmlsearch.verdict.champion import Candidate, role_of
+from wmlsearch.verdict.champion import Candidate, baseline_config, role_of
 from wmlsearch.verdict.wording import states_of
 
 
@@ -43,7 +43,7 @@ def champion_view(
         run, trainings = RunDir(Path(board.best.path)), [(record.settings.seed, 0)]
     else:
         return None
-    text = config_yaml(run.record().config.model_dump())
+    text = config_yaml(run.record().config, baseline_config(search))
     write_text(path, text)
     return ChampionView(
         name=champion or run.record().name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.runs.schema import SearchRecord, TrialShape
+from wmlsearch.runs.schema import SearchRecord, SpaceRecord, TrialShape
 from wmlsearch.runs.wording import command, run_words
 from wmlsearch.space import SearchSpace, shipped
 from wmlsearch.tracking.sync import default_uri
@@ -27,11 +27,11 @@ _OPTIONS = (
 def tune_command(record: SearchRecord) -> str:
     """Return the command with all options that differ from their default: `wmlsearch tune quick --data prepared ...`.
 
-    A space of the user's own is named as the report's copy, `space.yaml`.
+    A space of the user's own is named as the report's copy, `space.yaml`, and so is one that this version ships with
+    other ranges.
     """
     settings = record.settings
-    source = record.space.source
-    words = [source if (shipped() / f"{source}.yaml").is_file() else "space.yaml", *_data(record)]
+    words = [record.space.source if _is_shipped(record.space) else "space.yaml", *_data(record)]
     objectives = settings.objectives
     # Several objectives have another default sampler and scheduler.
     defaults = RunSettings.from_mapping({"objectives": objectives} if objectives else {})
@@ -47,6 +47,13 @@ def tune_command(record: SearchRecord) -> str:
     words += [] if settings.baseline else ["--no-baseline"]
     words += [] if settings.forecast else ["--no-forecast"]
     return command("tune", *words)
+
+
+def _is_shipped(space: SpaceRecord) -> bool:
+    """Return whether the name of a space stands for the same space in this version."""
+    if not (shipped() / f"{space.source}.yaml").is_file():
+        return False
+    return SearchSpace.read(space.source).to_mapping() == space.space().to_mapping()
 
 
 def train_commands(record: SearchRecord, trainings: Sequence[tuple[int, int]]) -> list[str]:
@@ -73,15 +80,15 @@ def _shape(shape: TrialShape | None, workers: str) -> list[str]:
     return words + (["--gpus-per-worker", f"{shape.gpus_per_worker:g}"] if shape.gpus_per_worker else [])
 
 
-def config_yaml(config: Mapping[str, Any]) -> str:
+def config_yaml(config: TrialConfig, baseline: TrialConfig) -> str:
     """Return a configuration as a hyperparameter file, with the baseline's value beside each that differs."""
-    baseline = TrialConfig().model_dump()
-    lines = {name: _line(name, value) for name, value in config.items()}
+    values, of_baseline = config.model_dump(), baseline.model_dump()
+    lines = {name: _line(name, value) for name, value in values.items()}
     width = max(len(line) for line in lines.values())
     text = ""
     for name, line in lines.items():
-        differs = config[name] != baseline[name]
-        note = f"  # baseline: {_line(name, baseline[name]).split(': ', 1)[1]}" if differs else ""
+        differs = values[name] != of_baseline[name]
+        note = f"  # baseline: {_line(name, of_baseline[name]).split(': ', 1)[1]}" if differs else ""
         text += (f"{line:<{width}}{note}" if differs else line) + "\n"
     return text
 

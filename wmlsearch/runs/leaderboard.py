@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.objectives import best_epoch, front, objective_values
 from wmlsearch.runs.schema import EpochRow
 from wmlsearch.space import SearchSpace
@@ -26,7 +26,7 @@ class Entry:
     config: Mapping[str, Any]  # the searched hyperparameters; without those that a condition switches off
     path: str
     parent: str = ""  # the trial from which it continued (--scheduler pbt)
-    is_baseline: bool = False  # whether it has the baseline configuration
+    is_baseline: bool = False  # whether it is the first trial, which has the baseline configuration
 
     def metric(self, name: str) -> float | None:
         """Return a metric of the best epoch; None if there is none."""
@@ -48,7 +48,7 @@ class Entry:
             space.active_values(record.config),
             str(run.path),
             record.parent_name,
-            record.config == TrialConfig(),
+            record.name == trial_name(0),
         )
 
 

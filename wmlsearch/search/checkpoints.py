@@ -19,6 +19,7 @@ from wmlsearch.runs.files import retry_while_unavailable
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.objectives import front
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.runs.wording import plural
 
 KEPT_BEST = 5  # number of best trials that keep their weights
 
@@ -216,9 +217,9 @@ def check_unused(location: str) -> None:
     checkpoints = sorted(info.path for info in files if info.base_name.endswith(".pt"))
     if checkpoints:
         raise InputError(
-            f"--storage: {shown} holds {len(checkpoints)} checkpoint{'' if len(checkpoints) == 1 else 's'} of another "
-            f"run of this name (such as {checkpoints[0].removeprefix(root).lstrip('/')}), and nothing is overwritten; "
-            "choose another --name, or delete that folder"
+            f"--storage: {shown} holds {plural(len(checkpoints), 'checkpoint')} of another run of this name (such as "
+            f"{checkpoints[0].removeprefix(root).lstrip('/')}), and nothing is overwritten; choose another --name, or "
+            "delete that folder"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate
 from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, LesionFree, ModelsClaim
 from wmlsearch.runs.schema import FolderRecord, SplitCertificate
+from wmlsearch.runs.wording import plural
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, NOT_SHOWN, POWER
 
@@ -35,7 +36,7 @@ def configuration_sentence(
         budget_note: a sentence about the limit on epochs, or "".
     """
     champion = f"the champion configuration ({champion_name})"
-    trainings, patients = f"{claim.runs} + {claim.runs} trainings", _count(claim.patients, "sealed test patient")
+    trainings, patients = f"{claim.runs} + {claim.runs} trainings", plural(claim.patients, "sealed test patient")
     if claim.reason:
         text = f"{_capital(champion)} is {NOT_SHOWN_WORDS} than the baseline configuration: {claim.reason}."
         if claim.difference is not None:
@@ -47,16 +48,16 @@ def configuration_sentence(
     if claim.outcome == NOT_SHOWN and claim.low is not None:
         text += f" This does not mean that they are equal: differences from {_range(claim)} remain plausible."
     if count := claim.patients_left_out:
-        text += f" {_count(count, 'patient')} without lesions {_be(count)} left out."
+        text += f" {plural(count, 'patient')} without lesions {_be(count)} left out."
     if count := claim.runs_left_out:
         text += (
-            f" {_count(count, 'training')} {_be(count)} left out, because the other configuration has none to match."
+            f" {plural(count, 'training')} {_be(count)} left out, because the other configuration has none to match."
         )
     if optimistic:
         text += f" {OPTIMISTIC_WARNING}"
     if budget_note:
         text += f" {budget_note}"
-    design = f"{trainings} and {_count(claim.patients, 'patient')}"
+    design = f"{trainings} and {plural(claim.patients, 'patient')}"
     if claim.detectable is not None:
         power = f"a difference of {claim.detectable:.3f} would have been found with {POWER:.0%} probability"
         text += f" With {design}, {power.replace('%', ' %')}."
@@ -94,7 +95,7 @@ def models_sentence(claim: ModelsClaim) -> str:
             text += f" Mean {_numbers(claim)}."
     else:
         result = NOT_SHOWN_WORDS if claim.outcome == NOT_SHOWN else claim.outcome
-        patients = _count(claim.pairs, "sealed test patient")
+        patients = plural(claim.pairs, "sealed test patient")
         text = f"{subject} {result} than the baseline's: mean {_numbers(claim)}, on {patients}."
     if claim.outcome == NOT_SHOWN:
         text += " This does not mean that they are equal."
@@ -110,7 +111,7 @@ def lesion_free_sentence(lesion_free: LesionFree) -> str:
         if endpoint.champion is not None and endpoint.baseline is not None
     ]
     count = lesion_free.patients
-    subject = f"{_count(count, 'test patient')} {'has' if count == 1 else 'have'} no lesions, and {_be(count)} in"
+    subject = f"{plural(count, 'test patient')} {'has' if count == 1 else 'have'} no lesions, and {_be(count)} in"
     text = f"{subject} neither claim. Found in {'it' if count == 1 else 'them'}, as a mean: {'; '.join(parts)}."
     if all(endpoint.p is None for endpoint in lesion_free.endpoints):
         return f"{text} With fewer than {MIN_PATIENTS} such patients, this is not tested."
@@ -127,10 +128,10 @@ def no_verdict_sentence(primary: Comparison, champion_name: str, optimistic: boo
         text += (
             f" Mean Dice per image {primary.champion:.3f} for the champion configuration ({champion_name}) against "
             f"{primary.baseline:.3f} for the baseline configuration, difference {primary.difference:+.3f}, on "
-            f"{_count(primary.pairs, 'sealed test image')}."
+            f"{plural(primary.pairs, 'sealed test image')}."
         )
     if count := primary.left_out:
-        text += f" {_count(count, 'image')} without lesions {_be(count)} left out."
+        text += f" {plural(count, 'image')} without lesions {_be(count)} left out."
     return f"{text} {OPTIMISTIC_WARNING}" if optimistic else text
 
 
@@ -138,7 +139,7 @@ def _too_few_patients(patients: int) -> str:
     if patients == 0:
         return "no sealed test patient has lesions"
     return (
-        f"{_count(patients, 'sealed test patient')} with lesions {_be(patients)} too few, because a test of fewer than "
+        f"{plural(patients, 'sealed test patient')} with lesions {_be(patients)} too few, because a test of fewer than "
         f"{MIN_PATIENTS} in pairs cannot reach p < {ALPHA}"
     )
 
@@ -153,10 +154,6 @@ def _numbers(claim: ConfigurationClaim | ModelsClaim) -> str:
 
 def _range(claim: ConfigurationClaim | ModelsClaim) -> str:
     return f"{claim.low:.3f} to {claim.high:.3f}"
-
-
-def _count(count: int, one: str) -> str:
-    return f"{count} {one}{'' if count == 1 else 's'}"
 
 
 def _capital(text: str) -> str:
@@ -197,7 +194,7 @@ def leakage_note(certificate: Certificate | SplitCertificate) -> str:
             duplicates.append(f"{', '.join(kinds)} {where.get(pair, f'of {second} in {first}')}")
     parts = "splits and folds" if certificate.folds else "splits"
     result = f"duplicates across {parts}: {'; '.join(duplicates)}" if duplicates else f"no duplicates across {parts}"
-    return f"{_count(certificate.compared, 'slice')} compared: {result}"
+    return f"{plural(certificate.compared, 'slice')} compared: {result}"
 
 
 def states_of(candidate: Candidate) -> str:
