@@ -347,7 +347,7 @@ def test_status_prints_the_leaderboard(say: Say) -> None:
     search = SearchDir.create(Path("runs/mine"), search_record(about("mine", "search", space=values)))
     for number, (depth, dices) in enumerate(((4, [0.1, 0.3, 0.2]), (2, [0.5]))):
         config = TrialConfig(depth=depth).model_dump()
-        run = RunDir.create(search.trial(number).path, run_record(about(f"trial-{number}", "trial", config=config)))
+        run = RunDir.create(search.trial(number).path, run_record(about(f"trial-{number:04d}", "trial", config=config)))
         for epoch, dice in enumerate(dices, start=1):
             run.append(epoch_row(row(epoch, dice)))
     search.trial(0).set_status("completed")
@@ -359,8 +359,8 @@ def test_status_prints_the_leaderboard(say: Say) -> None:
     assert result.stdout.splitlines()[0].rstrip() == "mine: completed, 2 of 2 trials on prepared"
     start = lines.index(["rank", "trial", "val_dice_patients_best", "epochs", "state", "depth"])
     assert lines[start + 1 : start + 3] == [
-        ["1", "trial-1", "0.5000", "1", "running", "2"],
-        ["2", "trial-0", "0.3000", "3", "completed,", "baseline", "4"],
+        ["1", "trial-0001", "0.5000", "1", "running", "2"],
+        ["2", "trial-0000", "0.3000", "3", "completed,", "baseline", "4"],
     ]
 
 
