@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 from filelock import FileLock
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
@@ -29,20 +31,41 @@ class Shipment:
         path: The folder of the data on the driver's machine; absolute.
         fingerprint: The checksum of the data set, from its manifest.
         files: The contents of each file as parts in Ray's object store, in order. Empty where workers read `path`.
+        owner: The actor that has put them there; they live as long as it.
     """
 
     path: Path
     fingerprint: str
     files: Mapping[str, Sequence[ray.ObjectRef[bytes]]] = field(default_factory=dict)
+    owner: Any = None
+
+
+class _Owner:
+    """An actor beside the driver that owns the parts of a data set in Ray's object store.
+
+    When the raylet of this machine ends, as with SIGTERM to all processes of a batch job, Ray tries to recover the
+    parts in the process that owns them. Without a raylet, Ray ends that process at once: the driver must not be it.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self.files: dict[str, list[ray.ObjectRef[bytes]]] = {}
+        for name in (MANIFEST, IMAGES, MASKS):
+            with (data / name).open("rb") as file:
+                self.files[name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
+
+    def parts(self) -> dict[str, list[ray.ObjectRef[bytes]]]:
+        return self.files
 
 
 def make_shipment(data: Path, fingerprint: str, send: bool) -> Shipment:
     """Return what a worker needs to open the prepared data set `data`; with `send`, put its files into Ray's store."""
-    files: dict[str, list[ray.ObjectRef[bytes]]] = {}
-    for name in (MANIFEST, IMAGES, MASKS) if send else ():
-        with (data / name).open("rb") as file:
-            files[name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
-    return Shipment(data.resolve(), fingerprint, files)
+    path = data.resolve()
+    if not send:
+        return Shipment(path, fingerprint)
+    same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(_Owner)
+    owner = actor.options(scheduling_strategy=same_node).remote(path)
+    return Shipment(path, fingerprint, ray.get(owner.parts.remote()), owner)
 
 
 def receive_shipment(shipment: Shipment) -> Path:
