@@ -9,9 +9,11 @@ from typing import Any
 
 import filelock
 import pytest
+import ray
 
 from wmlsearch.cluster import data_shipping
-from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
+from wmlsearch.cluster.data_shipping import Shipment, make_shipment, receive_shipment
+from wmlsearch.cluster.ray_patches import actor_id
 from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
 
 
@@ -48,3 +50,15 @@ def test_another_error_of_the_lock_is_told(shipment: Shipment, monkeypatch: pyte
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with pytest.raises(OSError, match="Input/output error"):
         receive_shipment(shipment)
+
+
+def test_the_driver_does_not_own_what_it_sends(one_ray: None, prepared: Path, tmp_path: Path) -> None:
+    """Ray ends a process that owns objects when its raylet has ended, before it could record why."""
+    sent = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=True)
+    for name, parts in sent.files.items():
+        assert b"".join(ray.get(list(parts))) == (prepared / name).read_bytes()
+    assert list(sent.files) == [MANIFEST, IMAGES, MASKS]
+    put_by = {part.task_id().actor_id().hex() for parts in sent.files.values() for part in parts}
+    assert put_by == {actor_id(sent.owner)}
+    with pytest.raises(FileNotFoundError, match=MANIFEST):
+        make_shipment(tmp_path / "none", "f", send=True)

@@ -47,25 +47,27 @@ class _Owner:
     parts in the process that owns them. Without a raylet, Ray ends that process at once: the driver must not be it.
     """
 
-    def __init__(self, data: Path) -> None:
-        self.files: dict[str, list[ray.ObjectRef[bytes]]] = {}
+    def put(self, data: Path) -> dict[str, list[ray.ObjectRef[bytes]]]:
+        """Put the files of a data set into the store, and return their parts. Raises OSError."""
+        files = {}
         for name in (MANIFEST, IMAGES, MASKS):
             with (data / name).open("rb") as file:
-                self.files[name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
-
-    def parts(self) -> dict[str, list[ray.ObjectRef[bytes]]]:
-        return self.files
+                files[name] = [ray.put(part) for part in iter(lambda: file.read(PART_BYTES), b"")]
+        return files
 
 
 def make_shipment(data: Path, fingerprint: str, send: bool) -> Shipment:
-    """Return what a worker needs to open the prepared data set `data`; with `send`, put its files into Ray's store."""
+    """Return what a worker needs to open the prepared data set `data`; with `send`, put its files into Ray's store.
+
+    Raises OSError if they cannot be read.
+    """
     path = data.resolve()
     if not send:
         return Shipment(path, fingerprint)
     same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Owner)
-    owner = actor.options(scheduling_strategy=same_node).remote(path)
-    return Shipment(path, fingerprint, ray.get(owner.parts.remote()), owner)
+    owner = actor.options(scheduling_strategy=same_node).remote()
+    return Shipment(path, fingerprint, ray.get(owner.put.remote(path)), owner)
 
 
 def receive_shipment(shipment: Shipment) -> Path:
