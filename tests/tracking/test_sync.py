@@ -22,10 +22,10 @@ from records import epoch_row, run_record, search_record
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.helper_process import start_helper
 from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Answer, Mirror, copy
-from wmlsearch.tracking.mirror import _start as mirror_process
 from wmlsearch.tracking.sync import default_uri, is_copied, push, sync
 
 SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
@@ -432,7 +432,7 @@ def test_sync_contacts_an_unreachable_store_once(tmp_path: Path, monkeypatch: py
 
 
 def test_mirror_process_ends_with_its_parent(search: SearchDir) -> None:
-    process = mirror_process()
+    process = start_helper("wmlsearch.tracking.mirror")
     assert process.poll() is None
     process.communicate(timeout=60)  # closes its standard input, as the end of the parent does
     assert process.returncode == 0

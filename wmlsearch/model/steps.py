@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import Slices
 from wmlsearch.model.bulk_cast import BulkCastUNet
-from wmlsearch.model.losses import Loss, slice_losses
+from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture
 from wmlsearch.model.unet import UNet
 
@@ -87,7 +87,7 @@ class TrainingSteps:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         slices: Slices,
-        loss: Loss | str,
+        loss: str,
         bfloat16: bool,
         rank: int = 0,
         world: int = 1,

@@ -215,6 +215,7 @@ class _Hold:
         self.folder, self.path, self.process = folder, folder / _CLAIM, process
         self.token = secrets.token_hex(8)
         self.taken_by = ""  # the other process, or "" while the claim is this one's
+        self.taken_where = ""  # the storage in which it holds the search, or "" where it holds this folder
         self._looked = time.time()  # this clock goes on while a machine sleeps
         self._lock = threading.Lock()
 
@@ -262,6 +263,11 @@ class _Hold:
         """Raise StorageError if another process has taken the folder. Looks first, if this process has stood still."""
         if not 0 <= time.time() - self._looked < WATCH_S / 2:
             self.touch()
+        if self.taken_where:
+            raise StorageError(
+                f"{self.folder}: {self.taken_by} has taken the search over in {self.taken_where}, since this process "
+                "did not renew its lease there; this one writes nothing more"
+            )
         if self.taken_by:
             raise StorageError(
                 f"{self.folder}: {self.taken_by} has taken it over, since this process stood still for more than "
@@ -284,6 +290,18 @@ def check_still_held(path: Path) -> None:
     for folder, hold in list(_holds.items()):
         if path.is_relative_to(folder):
             hold.check()
+
+
+def note_taken_over(folder: Path, process: str, where: str) -> None:
+    """Let `check_still_held` fail for a folder that this process holds: another one goes on with it elsewhere.
+
+    Args:
+        folder: The run folder.
+        process: The other process, in words.
+        where: The storage in which it has the search.
+    """
+    if hold := _holds.get(folder.absolute()):
+        hold.taken_by, hold.taken_where = process, where
 
 
 def _touch_until(hold: _Hold, done: threading.Event) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.environment import users_environment
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
+from wmlsearch.runs.helper_process import start_helper
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why
@@ -120,7 +120,7 @@ class Mirror:
                 raise OSError("the mirror is closed")
             if self._process is not None:
                 return self._process
-            process = self._process = _start()
+            process = self._process = start_helper("wmlsearch.tracking.mirror")
         _write(process, Target(self.uri, Folder.of(self.root)))
         return process
 
@@ -177,31 +177,6 @@ def _write(process: subprocess.Popen[str], line: Target | Request) -> None:
     pipe = cast(IO[str], process.stdin)
     pipe.write(json.dumps(asdict(line)) + "\n")
     pipe.flush()
-
-
-def _start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "wmlsearch.tracking.mirror"],  # -P: the user's folder may hold a types.py
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        env=_environment(),
-        start_new_session=True,  # Ctrl-C is for the search; the mirror still has to say how that ended
-    )
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of the mirror's process: that of this one, but the user's folder for temporary files.
-
-    The folder of a search's temporary files is removed with its Ray, and the mirror still has to send the last files.
-    """
-    package_folder = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join([package_folder, *filter(None, [os.environ.get("PYTHONPATH")])])
-    temporary = users_environment().get("TMPDIR")
-    others = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
-    return {**others, "PYTHONPATH": paths, **({} if temporary is None else {"TMPDIR": temporary})}
 
 
 def serve() -> None:
