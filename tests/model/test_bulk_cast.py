@@ -93,7 +93,7 @@ def test_bfloat16_training_equals_autocast(prepared: Path, optimizer: str, monke
         if not at_once:
             monkeypatch.setattr(module, "BulkCastUNet", lambda network: network)
         trainer = Trainer(config, data, 1, 0, precision)
-        trainer.model.train()
+        trainer.unet.train()
         steps = trainer.steps
         assert isinstance(steps.network, BulkCastUNet) == (at_once and precision == "bfloat16")
         order = batches(len(data.train), 7, torch.Generator().manual_seed(1))

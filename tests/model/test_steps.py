@@ -111,7 +111,7 @@ def trained(data: PreparedData, count: int = 5) -> tuple[list[list[float]], Trai
     """Return the losses of some epochs, each with 6 batches of 7 slices and one of 6, with random augmentation."""
     config = SMALL.model_copy(update={"dropout": 0.3, "augment": "affine"})
     trainer, computed = Trainer(config, data, count, 0, "float32"), []
-    trainer.model.train()
+    trainer.unet.train()
     for epoch in range(1, count + 1):
         generator = torch.Generator().manual_seed(epoch)
         order = batches(len(data.train), 7, generator)
@@ -227,7 +227,7 @@ def test_gpu_step_reads_no_value_from_the_gpu(data: PreparedData, optimizer: str
     computed = []
     for on_gpu in (False, True):
         trainer = Trainer(SMALL.model_copy(update=values), data, 1, 0, "float32")
-        trainer.model.train()
+        trainer.unet.train()
         steps = trainer.steps
         steps.on_gpu = on_gpu
         with Asked() as asked:

@@ -601,37 +601,46 @@ import torch
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.training import epochs
-prepared, folder, rank, config, options = sys.argv[1:]
+prepared, folder, rank, world, config, options = sys.argv[1:]
 torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
+meeting = f"file://{folder}/meet"
+torch.distributed.init_process_group("gloo", init_method=meeting, rank=int(rank), world_size=int(world))
 data = PreparedData.open(Path(prepared))
 config = TrialConfig.from_mapping(json.loads(config))
-reports = epochs(config, data, last=Path(folder, "last.pt"), **json.loads(options))
+options = json.loads(options)
+reports = epochs(config, data, last=Path(folder, "last.pt"), **options)
 print(json.dumps([report.as_json() for report in reports]), flush=True)
 torch.distributed.destroy_process_group()
 os._exit(0)  # at a usual exit gloo sometimes aborts, if the model still refers to the group (pytorch#190489)
 """
 
 
-def two_ranks(prepared: Path, folder: Path, config: TrialConfig, **options: Any) -> list[list[dict[str, Any]]]:
+def in_ranks(
+    script: str, prepared: Path, folder: Path, config: TrialConfig, *, world: int = 2, **options: Any
+) -> list[Any]:
+    """Run a script in `world` processes with a process group, and return what each has printed."""
     folder.mkdir(exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
-    words = [config.model_dump_json(), json.dumps(options)]
+    words = [str(world), config.model_dump_json(), json.dumps(options)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(prepared), str(folder), str(rank), *words],
+            [sys.executable, "-c", script, str(prepared), str(folder), str(rank), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world)
     ]
     results = []
     for process in processes:
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-        results.append([facts(row) for row in json.loads(output)])
+        results.append(json.loads(output))
     return results
+
+
+def two_ranks(prepared: Path, folder: Path, config: TrialConfig, **options: Any) -> list[list[dict[str, Any]]]:
+    return [[facts(row) for row in rows] for rows in in_ranks(RANK, prepared, folder, config, **options)]
 
 
 def test_two_ranks_equal_one(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
@@ -672,22 +681,28 @@ except module.Diverged as error:
 
 def test_all_ranks_agree_that_a_loss_is_not_finite_before_the_optimiser_moves(prepared: Path, tmp_path: Path) -> None:
     config = small(optimizer="sgd", batch_size=4)
-    words = [config.model_dump_json(), json.dumps({"max_epochs": 1, "precision": "float32"})]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", UNEQUAL, str(prepared), str(tmp_path), str(rank), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        text, steps = json.loads(output)
+    for text, moves in in_ranks(UNEQUAL, prepared, tmp_path, config, max_epochs=1, precision="float32"):
         assert text.startswith("the training loss is not finite in epoch 1, step 2 of ")
-        assert steps == 1, "the optimiser moved on a loss that was not finite on one of the ranks"
+        assert moves == 1, "the optimiser moved on a loss that was not finite on one of the ranks"
+
+
+RESUMED = RANK.replace(
+    "print(json.dumps([report.as_json() for report in reports]), flush=True)",
+    """undisturbed = [report.as_json() for report in reports]
+next(epochs(config, data, last=Path(folder, "again.pt"), **options))
+again = [report.as_json() for report in epochs(config, data, last=Path(folder, "again.pt"), **options)]
+print(json.dumps([undisturbed, again]), flush=True)""",
+)
+
+
+def test_three_ranks_resume_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
+    """With three ranks a sum depends on the order of its terms, which must be the same after a resumption."""
+    config = small(batch_size=6, optimizer="adam", learning_rate=5e-3, loss="bce_dice")
+    for undisturbed, again in in_ranks(RESUMED, prepared, tmp_path, config, world=3, max_epochs=3, seed=1):
+        assert [facts(row) for row in again] == [facts(row) for row in undisturbed[1:]]
+    one, other = (load_checkpoint(tmp_path / name) for name in ("last.pt", "again.pt"))
+    assert same(one["model"], other["model"])
+    assert same(one["optimizer"], other["optimizer"])
 
 
 # ------------------------------------------------------------------------------------------------------ ignored pixels

@@ -86,7 +86,7 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
             == load_checkpoint(training.checkpoints.best)["report"]["epoch"]
         )
     training.close()
-    # as a final run: DistributedDataParallel sums floats in another order, but the rates are the same
+    # as a final run: two workers sum floats in another order, but the rates are the same
     final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-run0", "kind": "judgement run"}))
     with ray_session(None), RunTrainer(settings, job.shipment) as trainer:
         order = TrainingRequest(final, final.record(), str(final.path))

@@ -21,6 +21,7 @@ from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.optimizers import OPTIMIZER_STATE
 from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import bytes_in_use
+from wmlsearch.model.ranks import in_process_group
 from wmlsearch.model.throughput import frozen
 from wmlsearch.model.torch_patches import FakeTensorMode, LiveTensorBytes
 from wmlsearch.model.training import Trainer
@@ -85,7 +86,7 @@ def predict_peak_bytes(
     torch.OutOfMemoryError if they do not fit after all.
     """
     device, slices = data.train.images.device, len(data.train)
-    several = distributed.is_available() and distributed.is_initialized()
+    several = in_process_group()
     world = distributed.get_world_size() if several else 1
     images, graphs = largest_step(config, slices, world), count_cuda_graphs(config, slices, device, several)
     val_images = min(validation_batch_size(device, data.manifest.size**2), math.ceil(len(data.val) / world))
@@ -110,7 +111,7 @@ def estimate_memory(
         shape, size, bfloat16, val_images, has_ignored
     )
     copies, _ = OPTIMIZER_STATE[config.optimizer]
-    # DistributedDataParallel keeps a second copy of the gradients, in the order in which they are sent.
+    # Several ranks send the gradients in one buffer, which is a second copy of them.
     fixed = weights + (copies + (2 if world > 1 else 1)) * gradients
     return MemoryEstimate(fixed + 2 * one_image - two_images, gradients, two_images - one_image, validation)
 

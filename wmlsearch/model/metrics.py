@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmlsearch.model.ranks import in_process_group
+
 BINS = 1000  # bins of the histograms of probability; thresholds are multiples of 1/BINS
 
 
@@ -78,7 +80,7 @@ class ValidationCounts:
 
     def reduce(self) -> None:
         """Sum over all ranks, in place."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if in_process_group():
             slices = torch.tensor([self.slices], dtype=torch.int64, device=self.histograms.device)
             for part in (self.histograms, self.sums, slices):
                 torch.distributed.all_reduce(part)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import Slices
 from wmlsearch.model.bulk_cast import BulkCastUNet
 from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.ranks import in_process_group, sum_gradients
 from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture
 from wmlsearch.model.unet import UNet
 
@@ -95,14 +95,14 @@ class TrainingSteps:
         self.optimizer, self.slices, self.loss, self.bfloat16 = optimizer, slices, loss, bfloat16
         self.rank, self.world, self.device = rank, world, slices.images.device
         self.on_gpu = self.device.type == "cuda"
-        # Not with DistributedDataParallel, which needs each weight's gradient as soon as it exists.
+        self.parameters = list(model.parameters())
         self.network: Callable[[Tensor], Tensor] = (
             BulkCastUNet(model) if bfloat16 and isinstance(model, UNet) else model
         )
         self.buffers = EpochBuffers.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device)
         self.epoch = 0
         self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and the optimiser read it
-        self.graphed = self.on_gpu and not isinstance(model, DistributedDataParallel)
+        self.graphed = self.on_gpu and not in_process_group()
         self.stream = graph_stream(self.device) if self.graphed else None
         self.pool = torch.cuda.graph_pool_handle() if self.graphed else None  # of memory, which the graphs share
         self.graphs: dict[int, Callable[[], None]] = {}  # by batch size
@@ -177,8 +177,9 @@ class TrainingSteps:
             self._check_finite(total.item(), int(buffers.step.item()))
         buffers.losses.index_copy_(0, buffers.step, total.view(1))
         self.optimizer.zero_grad()  # sets gradients to None: a graph has gradients of its own
-        # DDP averages over ranks: weighted so that uneven parts give the mean over the whole batch
-        (losses.sum() * (self.world / images)).backward()
+        (losses.sum() * (1 / images)).backward()  # summed over the ranks: the mean over the whole batch
+        if self.world > 1:
+            sum_gradients(self.parameters)
         rate = buffers.rates[buffers.step]
         self.optimizer.param_groups[0]["lr"] = self.rate.copy_(rate) if self.on_gpu else rate.item()
         self.optimizer.step()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.augmentation import Augmentation
@@ -33,6 +32,7 @@ from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
 from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import peak_memory_mb
+from wmlsearch.model.ranks import broadcast_tensors, in_process_group
 from wmlsearch.model.schedules import RateFactors, epochs_without_improvement, learning_rate, plateau_scheduler
 from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.thresholds import choose_threshold
@@ -95,7 +95,7 @@ class Trainer:
         precision: str,
         rate_factors: Mapping[int, float] | None = None,
     ) -> None:
-        several = distributed.is_available() and distributed.is_initialized()
+        several = in_process_group()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
         check_trainable(config, data, self.world)
         self.config, self.data, self.max_epochs, self.seed = config, data, max_epochs, seed
@@ -105,12 +105,13 @@ class Trainer:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         self.bfloat16 = uses_bfloat16(precision, self.device)
-        torch.manual_seed(seed)  # the same initial weights on all ranks
+        torch.manual_seed(seed)
         unet = UNet.of(config)
         self.unet: nn.Module = unet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
         if several and self.device.type == "cuda":
             self.unet = nn.SyncBatchNorm.convert_sync_batchnorm(self.unet)
-        self.model = DistributedDataParallel(self.unet) if several else self.unet
+        if several:
+            broadcast_tensors(self.unet.state_dict().values())
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
         self.rows: list[EpochRow] = []  # of the epochs so far
@@ -120,7 +121,7 @@ class Trainer:
     def steps(self) -> TrainingSteps:
         """The training steps. Created when the first one begins, since a loaded checkpoint decides the precision."""
         return TrainingSteps(
-            self.model, self.optimizer, self.data.train, self.config.loss, self.bfloat16, self.rank, self.world
+            self.unet, self.optimizer, self.data.train, self.config.loss, self.bfloat16, self.rank, self.world
         )
 
     @property
@@ -173,7 +174,7 @@ class Trainer:
 
     def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
         """Train one step for each batch of positions in `order`; return the summed loss per training slice."""
-        self.model.train()
+        self.unet.train()
         slices, (group,) = len(self.data.train), self.optimizer.param_groups
         drawn = None
         if self.config.augment != "none":
@@ -190,8 +191,7 @@ class Trainer:
     def validate(self) -> ValidationCounts:
         """Return the counts on the validation slices, over all ranks."""
         if self.world > 1:  # on CPUs each rank has its own statistics of batch normalisation: all take those of rank 0
-            for buffer in self.unet.buffers():
-                distributed.broadcast(buffer, 0)
+            broadcast_tensors(self.unet.buffers())
         counts = count_predictions(self.unet, self.data.val, self.config.loss, self.bfloat16, self.rank, self.world)
         counts.reduce()
         return counts

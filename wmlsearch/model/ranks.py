@@ -1,0 +1,35 @@
+"""What the ranks of one training exchange: their initial state and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed
+
+
+def in_process_group() -> bool:
+    """Return whether this process is a rank of a process group, which may be its only one."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Give all ranks the values of rank 0, in place. Each rank passes the same shapes in the same order."""
+    for tensor in tensors:
+        distributed.broadcast(tensor, 0)
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum the gradients of `parameters` over all ranks, in place. Parameters without a gradient are left out.
+
+    The gradients are sent in one buffer in the order of `parameters`. With three ranks or more, the order in which an
+    all-reduce adds the ranks' values depends on the position in the buffer, and so does the rounding. A fixed layout
+    makes a resumed training repeat the sums bit for bit. `DistributedDataParallel` changes the layout after the first
+    step of each process (https://docs.pytorch.org/docs/stable/notes/ddp.html), so a resumed training would not.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    buffer = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(buffer)
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, total in zip(gradients, buffer.split(sizes), strict=True):
+        gradient.copy_(total.view_as(gradient))
