@@ -86,7 +86,8 @@ def test_grammar() -> None:
         ),
         (
             {"plateau_patience": {"low": 2, "high": 9, "when": {"schedule": "plato"}}},
-            "plateau_patience: `when`: schedule must be plateau, cosine, step, onecycle or constant, but got 'plato'",
+            "plateau_patience: `when`: schedule must be plateau, cosine, poly, step, onecycle or constant, "
+            "but got 'plato'",
         ),
         (
             {"plateau_patience": {"low": 2, "high": 9, "when": "plateau"}},

@@ -219,9 +219,11 @@ _NEEDED = {
     "warmup_fraction": ("schedule", ("cosine",)),
     "step_fraction": ("schedule", ("step",)),
     "step_factor": ("schedule", ("step",)),
-    "min_learning_rate": ("schedule", ("plateau", "cosine")),
+    "min_learning_rate": ("schedule", ("plateau", "cosine", "poly")),
     "norm_momentum": ("norm", ("batch",)),
     "optimizer_epsilon": ("optimizer", ("adam", "adamw")),
+    "dice_over": ("loss", ("dice", "bce_dice", "tversky")),
+    "tversky_alpha": ("loss", ("tversky",)),
 }
 
 

@@ -83,7 +83,7 @@ FAULTS = {
         "batch_size: `when` must be {name: value} or {name: [values]}, but got ['schedule']"
     ),
     "batch_size: {low: 2, high: 8, when: {schedule: {low: 1}}}": (
-        "batch_size: `when`: schedule must be plateau, cosine, step, onecycle or constant, but got {'low': 1}"
+        "batch_size: `when`: schedule must be plateau, cosine, poly, step, onecycle or constant, but got {'low': 1}"
     ),
     "batch_size: {low: 2, high: 8, when: {deth: 3}}": "batch_size: `when`: unknown name 'deth': did you mean 'depth'?",
     "batch_size: {low: 2, high: 8, when: {batch_size: 2}}": (

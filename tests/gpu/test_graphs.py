@@ -17,7 +17,7 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import steps as module
 from wmlsearch.model import training
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.training import Trainer, epochs
@@ -155,7 +155,7 @@ def test_consecutive_trainings_release_their_memory(data: PreparedData) -> None:
 def test_failed_capture_falls_back_to_steps(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(dropout=0.3)
 
-    def looks(logits: Tensor, masks: Tensor, loss: str, counted: Tensor | None) -> Tensor:
+    def looks(logits: Tensor, masks: Tensor, loss: Loss, counted: Tensor | None) -> Tensor:
         computed = slice_losses(logits, masks, loss, counted)
         if torch.cuda.is_current_stream_capturing():
             computed.sum().item()  # the host may not wait within a capture

@@ -243,7 +243,7 @@ def test_losses_equal_their_formulas(loss: str, formula: Callable[[Tensor, Tenso
     assert torch.allclose(parts, losses, rtol=1e-6)  # a slice's loss doesn't depend on its batch
 
 
-@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice", "focal", "tversky"])
 def test_losses_stay_finite_and_have_a_gradient(loss: str) -> None:
     logits = torch.tensor([-200.0, 200.0, -200.0, 0.0]).view(1, 1, 2, 2).requires_grad_()
     losses = slice_losses(logits, torch.zeros(1, 1, 2, 2), loss)
@@ -255,7 +255,7 @@ def test_losses_stay_finite_and_have_a_gradient(loss: str) -> None:
 
 
 def test_an_unknown_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="loss must be bce, dice or bce_dice, but got 'mse'"):
+    with pytest.raises(ValueError, match="loss must be bce, dice, bce_dice, focal or tversky, but got 'mse'"):
         slice_losses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "mse")
 
 
@@ -305,7 +305,7 @@ def test_ignored_pixels_are_in_no_loss_and_no_count(garbage: float, logit: float
         assert metrics[name] == pytest.approx(value, rel=1e-6), name
 
 
-@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice", "focal", "tversky"])
 def test_ignored_pixels_have_no_gradient(loss: str) -> None:
     logits, masks, _ = batch(3)
     counted = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)) < 0.6).float()
@@ -321,7 +321,7 @@ def test_ignored_pixels_have_no_gradient(loss: str) -> None:
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice", "focal", "tversky"])
 def test_losses_are_those_of_slices_without_the_ignored_pixels(loss: str) -> None:
     logits, masks, _ = batch(4)
     counted = torch.ones_like(masks)

@@ -27,7 +27,7 @@ from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model import checkpoint, steps, training
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable
-from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
 from wmlsearch.model.schedules import learning_rate
@@ -70,7 +70,7 @@ def same(one: object, other: object) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "poly", "step", "onecycle", "constant"])
 def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedule: str, precision: str) -> None:
     config = small(
         schedule=schedule, warmup_fraction=0.3, plateau_patience=1, augment="affine", dropout=0.2, learning_rate=0.01
@@ -150,10 +150,13 @@ def test_training_learns(data: PreparedData) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
-def test_every_optimizer_and_loss_trains(data: PreparedData, optimizer: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "over"),
+    [("bce", "slice"), ("dice", "slice"), ("bce_dice", "batch"), ("focal", "slice"), ("tversky", "slice")],
+)
+def test_every_optimizer_and_loss_trains(data: PreparedData, optimizer: str, loss: str, over: str) -> None:
     few = replace(data, train=replace(data.train, rows=data.train.rows[:8], patients=data.train.patients[:8]))
-    config = small(optimizer=optimizer, loss=loss, weight_decay=1e-4, learning_rate=0.01, batch_size=4)
+    config = small(optimizer=optimizer, loss=loss, dice_over=over, weight_decay=1e-4, learning_rate=0.01, batch_size=4)
     losses = [report.metrics["train_loss"] for report in epochs(config, few, max_epochs=3)]
     assert losses[-1] < losses[0]
 
@@ -261,7 +264,7 @@ def test_a_training_loss_that_is_not_finite_is_divergence(
 ) -> None:
     calls = 0
 
-    def broken(logits: Tensor, masks: Tensor, loss: str, counted: Tensor | None) -> Tensor:
+    def broken(logits: Tensor, masks: Tensor, loss: Loss, counted: Tensor | None) -> Tensor:
         nonlocal calls
         calls += logits.requires_grad
         return slice_losses(logits, masks, loss, counted) * (math.inf if calls == 10 else 1)
@@ -358,6 +361,14 @@ def test_warmup_rises_linearly_then_falls_as_a_cosine(steps: int, fraction: floa
         assert rates[k] == pytest.approx(1e-4 + (0.02 - 1e-4) * (1 + math.cos(math.pi * rest)) / 2)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10, 100])
+def test_poly_equals_torch_and_ends_at_its_minimum(steps: int) -> None:
+    wanted = of_torch(lambda o: torch.optim.lr_scheduler.PolynomialLR(o, steps, power=0.9), steps)
+    config = small(schedule="poly", learning_rate=0.02, min_learning_rate=0.0)
+    assert [learning_rate(config, step, steps) for step in range(steps)] == pytest.approx(wanted, rel=1e-9)
+    assert ours(steps, schedule="poly") == pytest.approx([1e-4 + rate * (0.02 - 1e-4) / 0.02 for rate in wanted])
+
+
 def test_step_equals_torch() -> None:
     wanted = of_torch(lambda o: torch.optim.lr_scheduler.StepLR(o, 12, gamma=0.3), 20)
     assert ours(20, schedule="step", step_fraction=0.6, step_factor=0.3) == pytest.approx(wanted)
@@ -368,7 +379,7 @@ def test_constant_and_plateau() -> None:
     assert ours(5, schedule="plateau") == [None] * 5
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "onecycle", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "poly", "step", "onecycle", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_schedules_of_the_shortest_trainings(schedule: str, steps: int) -> None:
     for rate in ours(steps, schedule=schedule):
@@ -391,7 +402,7 @@ def lineage(data: PreparedData, tmp_path: Path, name: str, config: TrialConfig, 
     return epochs(config, data, max_epochs=4, seed=3, last=last, best=best, **how)
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "poly", "step", "onecycle", "constant"])
 def test_rate_factors_multiply_the_rate_of_each_step(
     data: PreparedData, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +428,7 @@ def test_rate_factors_multiply_the_rate_of_each_step(
         assert used[6::7] == pytest.approx([0.01, 0.008, 0.8 * 2e-3, 0.96 * 2e-3]), "the floor is the schedule's own"
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "cosine", "step", "onecycle", "constant"])
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "poly", "step", "onecycle", "constant"])
 def test_child_equals_a_training_with_its_rates_from_the_start(
     data: PreparedData, tmp_path: Path, schedule: str
 ) -> None:

@@ -230,7 +230,7 @@ def test_under_autocast_the_logits_stay_float32() -> None:
     assert not torch.equal(logits, logits.bfloat16().float())  # finer than bfloat16 could be
 
 
-@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice"])
+@pytest.mark.parametrize("loss", ["bce", "dice", "bce_dice", "focal", "tversky"])
 def test_one_step_lowers_the_loss(loss: str) -> None:
     torch.manual_seed(0)
     unet = UNet(depth=2, base_channels=4, dropout=0.0)

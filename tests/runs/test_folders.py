@@ -21,6 +21,8 @@ from wmlsearch.config import InputError
 from wmlsearch.runs import folders
 from wmlsearch.runs.files import StorageError, append_line, read_lines, retry_while_unavailable, write_bytes, write_json
 from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, every, find, mark_dead_runs
+from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.schema import MlflowLedger, RunStatus
 
 
@@ -180,6 +182,16 @@ def test_a_search_and_its_runs(tmp_path: Path) -> None:
     search.trial(4).path.mkdir()  # nothing in it: not a run
     assert [run.name for run in search.trials()] == ["0002", "0010"]
     assert [run.name for run in search.finals()] == ["paper-seed3"]
+
+
+def test_runs_keep_their_order_beyond_trial_9999(tmp_path: Path) -> None:
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
+    for number in (10_000, 9_999, 1_000):
+        RunDir.create(search.trial(number).path, run_record())
+        RunDir.create(search.judgement_run(trial_name(number), 0).path, run_record())
+    assert [int(run.name) for run in search.trials()] == [1_000, 9_999, 10_000]
+    assert [run.name for run in search.finals()] == ["trial-1000-run0", "trial-9999-run0", "trial-10000-run0"]
+    assert [entry.path for entry in leaderboard(search).trials] == [str(run.path) for run in search.trials()]
 
 
 OWN = """

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
-from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, natural_key, stem
+from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, stem
+from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural
 
 RESULT_SUFFIXES = ("_mask", "_probability", "_overlay")  # files named so are results, not images to predict

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData, batches
-from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.optimizers import OPTIMIZER_STATE
 from wmlsearch.model.precision import Precision, uses_bfloat16
 from wmlsearch.model.process_memory import bytes_in_use
@@ -106,7 +106,7 @@ def estimate_memory(
     `val_images` images are validated at a time. With `has_ignored` some of their pixels are ignored. The count leaves
     out what libraries take beside their results (the workspace of convolutions, copies in another memory format).
     """
-    shape = _shape(config, "loss")
+    shape = _shape(config, "loss", "dice_over")
     weights, gradients, one_image, two_images, validation = _count_tensor_bytes(
         shape, size, bfloat16, val_images, has_ignored
     )
@@ -141,7 +141,7 @@ def _count_tensor_bytes(
             masks, counted = (torch.empty_like(labels), torch.empty_like(labels)) if has_ignored else (labels, None)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
                 logits = unet(inputs)
-            losses = slice_losses(logits, masks, config.loss, counted)
+            losses = slice_losses(logits, masks, Loss.of(config), counted)
             kept = (inputs, labels, masks, logits, losses)
             return kept if counted is None else (*kept, counted)
 
@@ -169,7 +169,7 @@ def measure_memory(config: TrialConfig, data: PreparedData, precision: Precision
     Memory grows linearly with more images. Raises torch.OutOfMemoryError if even these do not fit. Not for a rank of
     several, since ranks would wait for each other.
     """
-    key = (_shape(config, "loss", "optimizer", "augment"), data.manifest.fingerprint, precision)
+    key = (_shape(config, "loss", "dice_over", "optimizer", "augment"), data.manifest.fingerprint, precision)
     if key not in _measured:
         _measured[key] = _measure_on_gpu(config, data, precision)
     return _measured[key]

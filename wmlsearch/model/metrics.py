@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmlsearch.model.losses import Loss, pooled_loss
 from wmlsearch.model.ranks import in_process_group
 
 BINS = 1000  # bins of the histograms of probability; thresholds are multiples of 1/BINS
@@ -38,12 +39,13 @@ class ValidationCounts:
     `histograms` is (patients * 2 * BINS,), as (patients, 2, BINS): how many background (0) and lesion (1) pixels had a
     probability in each bin [k/BINS, (k+1)/BINS). They give exact counts at every threshold k/BINS.
     `sums` is (4,): probability on lesion pixels, probability, lesion pixels, loss. `slices` counts slices in the loss.
+    With `pooled`, a loss over the batch, the loss of slices is without their overlap, which is compared over all.
     """
 
-    def __init__(self, patients: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, patients: int, device: torch.device | str = "cpu", pooled: Loss | None = None) -> None:
         self.histograms = torch.zeros(patients * 2 * BINS, dtype=torch.int64, device=device)
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self.patients, self.slices = patients, 0
+        self.patients, self.slices, self.pooled = patients, 0, pooled
 
     def add(
         self, logits: Tensor, masks: Tensor, patients: Tensor, losses: Tensor, counted: Tensor | None = None
@@ -101,8 +103,11 @@ class ValidationCounts:
         mean_by_threshold = of_patients.mean(axis=0) if len(of_patients) else np.full(BINS, np.nan)
         best_of_patients = best_bin(mean_by_threshold)
         probability_on_lesion, probability, lesion, loss = self.sums.tolist()
+        val_loss = _ratio(loss, self.slices)
+        if self.pooled is not None:
+            val_loss = pooled_loss(self.pooled, val_loss, probability_on_lesion, probability, lesion)
         values = {
-            "val_loss": _ratio(loss, self.slices),
+            "val_loss": val_loss,
             "val_dice": at_half.dice,
             "val_iou": at_half.iou,
             "val_precision": at_half.precision,

@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wmlsearch.config import InputError, TrialConfig
 
+POLY_POWER = 0.9  # of nnU-Net and DeepLab
+
 
 def learning_rate(config: TrialConfig, step: int, steps: int) -> float | None:
     """Return the learning rate of a step (from 0) out of `steps`, or None if validation decides it (plateau)."""
@@ -20,6 +22,8 @@ def learning_rate(config: TrialConfig, step: int, steps: int) -> float | None:
             return high * (step + 1) / math.ceil(config.warmup_fraction * steps)
         rest = (done - config.warmup_fraction) / (1 - config.warmup_fraction)
         return low + (high - low) * (1 + math.cos(math.pi * rest)) / 2
+    if config.schedule == "poly":
+        return low + (high - low) * (1 - done) ** POLY_POWER
     if config.schedule == "step":
         return high * (config.step_factor if done >= config.step_fraction else 1)
     if config.schedule == "onecycle":  # as torch.optim.lr_scheduler.OneCycleLR: up for 30 %, then down, by cosines

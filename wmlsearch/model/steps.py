@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import Slices
 from wmlsearch.model.bulk_cast import BulkCastUNet
-from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.ranks import in_process_group, sum_gradients
 from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture
 from wmlsearch.model.unet import UNet
@@ -87,7 +87,7 @@ class TrainingSteps:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         slices: Slices,
-        loss: str,
+        loss: Loss | str,
         bfloat16: bool,
         rank: int = 0,
         world: int = 1,

@@ -28,6 +28,7 @@ from wmlsearch.model.checkpoint import (
     save_atomically,
 )
 from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.losses import Loss
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
 from wmlsearch.model.precision import Precision, uses_bfloat16
@@ -115,13 +116,14 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
         self.rows: list[EpochRow] = []  # of the epochs so far
+        self.loss = Loss.of(config, self.world)
         self.threshold = 0.5  # chosen in the latest validation
 
     @cached_property
     def steps(self) -> TrainingSteps:
         """The training steps. Created when the first one begins, since a loaded checkpoint decides the precision."""
         return TrainingSteps(
-            self.unet, self.optimizer, self.data.train, self.config.loss, self.bfloat16, self.rank, self.world
+            self.unet, self.optimizer, self.data.train, self.loss, self.bfloat16, self.rank, self.world
         )
 
     @property
@@ -192,7 +194,7 @@ class Trainer:
         """Return the counts on the validation slices, over all ranks."""
         if self.world > 1:  # on CPUs each rank has its own statistics of batch normalisation: all take those of rank 0
             broadcast_tensors(self.unet.buffers())
-        counts = count_predictions(self.unet, self.data.val, self.config.loss, self.bfloat16, self.rank, self.world)
+        counts = count_predictions(self.unet, self.data.val, self.loss, self.bfloat16, self.rank, self.world)
         counts.reduce()
         return counts
 

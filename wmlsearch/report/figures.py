@@ -25,7 +25,7 @@ from wmlsearch.report.figure_style import (
 )
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
-from wmlsearch.runs.names import PAPER
+from wmlsearch.runs.names import PAPER, natural_key
 from wmlsearch.runs.objectives import front
 from wmlsearch.runs.schema import BAD
 from wmlsearch.search.rungs import levels_of
@@ -47,7 +47,7 @@ MAX_NAMES = 12  # names of more points on a Pareto front would overlap
 
 def history(path: Path, board: Leaderboard) -> None:
     """Draw the objective of each trial, in the order in which they started, and the best so far."""
-    entries = sorted(board.trials, key=lambda entry: entry.name)
+    entries = sorted(board.trials, key=lambda entry: natural_key(entry.name))
     values = [(number, entry, entry.value) for number, entry in enumerate(entries) if entry.value is not None]
     with figure(path, 5.3, 3.9) as (canvas, grid):
         axes = grid[0, 0]

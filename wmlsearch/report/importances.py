@@ -11,6 +11,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.schema import GOOD
 from wmlsearch.search.distributions import distribution
 from wmlsearch.space import SearchSpace
@@ -35,7 +36,7 @@ def importances(board: Leaderboard, space: SearchSpace) -> tuple[dict[str, float
         return {}, f"all {len(inside)} trials have the same value"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    for entry in sorted(inside, key=lambda entry: entry.name):
+    for entry in sorted(inside, key=lambda entry: natural_key(entry.name)):
         distributions = {name: distribution(space.dimensions[name].domain) for name in entry.config}
         study.add_trial(
             optuna.trial.create_trial(params=dict(entry.config), distributions=distributions, value=entry.value)

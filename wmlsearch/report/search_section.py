@@ -9,6 +9,7 @@ from pathlib import Path
 from wmlsearch.report.tables import run_seconds
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
+from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.schema import BAD
 from wmlsearch.runs.wording import duration, last_line
 
@@ -61,7 +62,7 @@ class Ending:
 def endings(board: Leaderboard) -> list[Ending]:
     """Return how the trials ended, the most frequent way first."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for entry in sorted(board.trials, key=lambda entry: entry.name):
+    for entry in sorted(board.trials, key=lambda entry: natural_key(entry.name)):
         reason = last_line(entry.reason) if entry.state in BAD else entry.reason
         groups.setdefault((entry.state.replace("_", " "), reason), []).append(entry.name)
     ways = [Ending(state, reason, names) for (state, reason), names in groups.items()]
@@ -104,7 +105,7 @@ class Child:
 
 def children(board: Leaderboard) -> list[Child]:
     """Return the children of population based training, by name."""
-    entries = sorted((entry for entry in board.trials if entry.parent), key=lambda entry: entry.name)
+    entries = sorted((entry for entry in board.trials if entry.parent), key=lambda entry: natural_key(entry.name))
     runs = [RunDir(Path(entry.path)) for entry in entries]
     return [
         Child(entry.name, entry.parent, run.record().parent_epoch, rate_factors_text(run))

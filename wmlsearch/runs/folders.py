@@ -23,7 +23,7 @@ from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.lock import check_not_running, check_still_held, folder_lock, is_running
-from wmlsearch.runs.names import judgement_run_name, selection_run_name
+from wmlsearch.runs.names import judgement_run_name, natural_key, selection_run_name
 from wmlsearch.runs.redaction import without_home
 from wmlsearch.runs.schema import (
     DELETE_FORECAST,
@@ -467,7 +467,8 @@ def every(out: Path) -> list[AnyDir]:
 def _run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+    paths = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+    return [path for path in paths if (path / "config.json").is_file()]
 
 
 def mark_dead_runs(root: AnyDir) -> None:

@@ -33,6 +33,11 @@ ROLES = (BASELINE, CHAMPION)  # kinds of exported models, and their aliases in M
 EXPERIMENT = "wmlsearch"  # the MLflow experiment where --experiment is not given
 
 
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that orders numbers by value: slice 9 before slice 10, trial-9999 before trial-10000."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+
+
 def default_name(kind: str) -> str:
     """Return `search-20261123-201512` or `train-...`: the name where --name is not given."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -181,7 +181,8 @@ class SpaceRecord(Record):
     def space(self) -> SearchSpace:
         """Return the search space. Raises InputError."""
         now = TrialConfig().model_dump()
-        changed = {name: value for name, value in self.defaults.items() if now.get(name) != value}
+        then = {**VALUES_BEFORE, **self.defaults}
+        changed = {name: value for name, value in then.items() if now.get(name) != value}
         return SearchSpace.from_mapping({**changed, **self.values}, self.source)
 
 

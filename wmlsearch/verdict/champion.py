@@ -12,7 +12,7 @@ from pathlib import Path
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
-from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, configuration_of
+from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, configuration_of, natural_key
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC, best_epoch
 from wmlsearch.runs.schema import BAD, GOOD, EpochRow, RunRecord, SelectionRecord
 from wmlsearch.runs.wording import plural
@@ -167,9 +167,9 @@ def read_candidates(search: SearchDir) -> list[Candidate]:
     return sorted(candidates, key=_rank)
 
 
-def _rank(candidate: Candidate) -> tuple[bool, bool, float, str]:
+def _rank(candidate: Candidate) -> tuple[bool, bool, float, list[tuple[int, int, str]]]:
     mean = -math.inf if candidate.mean is None else candidate.mean
-    return candidate.name != PAPER, not candidate.complete, -mean, candidate.name
+    return candidate.name != PAPER, not candidate.complete, -mean, natural_key(candidate.name)
 
 
 def _read_final_runs(search: SearchDir) -> tuple[list[FinalRun], str]:

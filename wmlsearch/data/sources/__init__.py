@@ -16,7 +16,8 @@ from wmlsearch.data.sources.choices import Choices
 from wmlsearch.data.sources.content import content_faults, uninstalled
 from wmlsearch.data.sources.findings import Discovery, Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_folders
-from wmlsearch.data.sources.source import Source, natural_key
+from wmlsearch.data.sources.source import Source
+from wmlsearch.runs.names import natural_key
 
 __all__ = ["LAYOUTS", "Choices", "Discovery", "Source", "Unused", "discover", "survey"]
 

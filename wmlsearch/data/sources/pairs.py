@@ -16,7 +16,8 @@ from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.findings import Findings, first_names
 from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources, list_files
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
-from wmlsearch.data.sources.source import Source, is_nifti, is_picture, natural_key, stem
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.runs.names import natural_key
 
 _KIND = re.compile(r"(?i)(?:[-_. ](?:(?:t2[-_]?)?flair|image|img|lesions?|wmh|mask|seg|label|gt|manual|lesionmask))+$")
 FilesByName = Mapping[str, Sequence[Path]]  # by file name without its extension

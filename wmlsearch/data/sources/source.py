@@ -55,8 +55,3 @@ def is_picture(path: Path) -> bool:
 def stem(path: Path) -> str:
     """Return the file name without its extension, or without both of `.nii.gz`."""
     return re.sub(r"(?i)(\.nii(\.gz)?|\.[a-z]+)$", "", path.name)
-
-
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key that orders numbers by value: slice 9 before slice 10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
