@@ -23,12 +23,12 @@ from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs import folders
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.schema import UNFINISHED, EpochRow, Successor
-from wmlsearch.search import checkpoints, memory_admission, trial_worker
+from wmlsearch.search import checkpoints, memory_admission, object_store, trial_worker
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, most_checkpoint_bytes
-from wmlsearch.search.checkpoints import CheckpointRetention, Checkpoints
+from wmlsearch.search.checkpoints import CheckpointRetention, Checkpoints, stored_snapshots
 from wmlsearch.search.messages import WorkerJob
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import FACTORS, Population, Takeover, expected_size, most_snapshots
@@ -201,7 +201,8 @@ class World:
             pretended = SimpleNamespace(from_uri=lambda uri: (local, uri.replace("store:/", str(self.store))))
             names = ("LocalFileSystem", "FileType", "FileSelector", "copy_files")
             shown = {name: getattr(fs, name) for name in names}
-            monkeypatch.setattr(checkpoints, "fs", SimpleNamespace(FileSystem=pretended, **shown))
+            for module in (checkpoints, object_store):
+                monkeypatch.setattr(module, "fs", SimpleNamespace(FileSystem=pretended, **shown))
 
     def watched(self, act: Callable[..., Any]) -> Callable[..., Any]:
         def write(*arguments: Any, **named: Any) -> Any:
@@ -212,8 +213,8 @@ class World:
 
         return write
 
-    def place(self, run: RunDir) -> str:
-        return f"store://{run.name}" if self.store else str(run.path)
+    def place(self, run: AnyDir) -> str:
+        return f"store://{run.path.relative_to(self.search.path.parent)}" if self.store else str(run.path)
 
     def epochs(self, config: TrialConfig, data: None, *, last: Path, best: Path, max_epochs: int, **how: Any) -> Any:
         """A training whose score grows faster the nearer its rate is to 0.01. With a high rate it ends by itself."""
@@ -257,19 +258,17 @@ class World:
                 elif scheduler.on_trial_result(None, trial, result) == "STOP":
                     result["done"] = True
                 recorder.on_trial_result(0, [], trial, result)
+                retention.wait()
                 self.most = max(self.most, len(self.snapshots()))
                 if result.get("done"):
                     training.close()
                     running.remove((trial, training))
         recorder.interrupt_unfinished()
+        retention.wait()
 
     def snapshots(self) -> set[tuple[str, int]]:
-        found = set()
-        for run in self.search.trials():
-            kept = Checkpoints(self.place(run))
-            found |= {(run.name, epoch) for epoch in kept.snapshots()}
-            kept.close()
-        return found
+        stored = stored_snapshots(self.search, self.place)
+        return {(f"{number:04d}", epoch) for epoch, numbers in stored.items() for number in numbers}
 
     def begin(self, chosen: RunSettings) -> None:
         about = {"settings": chosen.model_dump(), "data": {"fingerprint": "f"}, "versions": {}}
@@ -421,10 +420,10 @@ def test_a_snapshot_is_a_hard_link(tmp_path: Path) -> None:
     for _ in range(2):  # a restarted process may repeat it
         parent.save_snapshot(4)
     assert (tmp_path / "0" / "epoch-0004.pt").samefile(parent.last)
-    assert parent.snapshots() == [4]
     assert not child.copy_snapshot(str(tmp_path / "0"), 2)
     assert child.copy_snapshot(str(tmp_path / "0"), 4)
     assert (child.last.read_bytes(), child.best.read_bytes()) == (b"last.pt", b"best.pt")
-    parent.delete_snapshot(4)
+    for path in RunDir(tmp_path / "0").snapshot(4):
+        parent.delete(path)
     assert sorted(path.name for path in tmp_path.rglob("*.pt*")) == ["best.pt", "best.pt", "last.pt", "last.pt"]
     assert re.fullmatch(r"epoch-\d{4}-best\.pt", RunDir(tmp_path).snapshot(123)[1].name)

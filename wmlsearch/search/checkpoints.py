@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from pyarrow import fs
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import retry_while_unavailable
-from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import front
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.wording import plural
+from wmlsearch.search.object_store import BackgroundDeletions, ObjectStore, is_object_store
 
 KEPT_BEST = 5  # number of best trials that keep their weights
 
@@ -34,7 +36,8 @@ class Checkpoints:
     """
 
     def __init__(self, location: str) -> None:
-        self._uri = location if "://" in location and not location.startswith("file://") else ""
+        self._uri = location if is_object_store(location) else ""
+        self._uploaded: dict[str, tuple[int, int, int]] = {}  # by name: the local copy that equals the stored file
         if self._uri:
             self._scratch = tempfile.mkdtemp(prefix="wmlsearch-checkpoints-")
         self._folder = Path(self._scratch if self._uri else location.removeprefix("file://"))
@@ -64,22 +67,25 @@ class Checkpoints:
                 partial = f"{path}.part"
                 fs.copy_files(source, partial, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
                 os.replace(partial, path)
+                self._uploaded[path.name] = _version(path)
 
     def push(self) -> None:
-        """Upload what training has written. An object store shows an object whole or not at all."""
+        """Upload what training has written since the last call. An object store shows an object whole or not at all."""
         if self._uri:
             retry_while_unavailable(lambda: self._upload(*self._store), without_password(self._uri))
 
     def _upload(self, system: fs.FileSystem, root: str) -> None:
-        system.create_dir(root)
+        if not self._uploaded:
+            system.create_dir(root)
         for path in (self.best, self.last):
-            if path.exists():
+            if path.exists() and self._uploaded.get(path.name) != (version := _version(path)):
                 fs.copy_files(
                     str(path),
                     f"{root}/{path.name}",
                     source_filesystem=fs.LocalFileSystem(),
                     destination_filesystem=system,
                 )
+                self._uploaded[path.name] = version
 
     def save_snapshot(self, epoch: int) -> None:
         """Copy `last` and `best` as they are after this epoch, beside them."""
@@ -93,19 +99,6 @@ class Checkpoints:
         copied = self._copy(other, best, self.best.name) and self._copy(other, last, self.last.name)
         other.close()
         return copied
-
-    def snapshots(self) -> list[int]:
-        """Return the epochs of the snapshots that exist."""
-        if self._uri:
-            system, root = self._store
-            names = [info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))]
-        else:
-            names = [path.name for path in self._folder.glob("epoch-*.pt")]
-        return sorted({int(match[1]) for name in names if (match := re.match(r"epoch-(\d+)(-best)?\.pt$", name))})
-
-    def delete_snapshot(self, epoch: int) -> None:
-        for path in RunDir(self._folder).snapshot(epoch):
-            self.delete(path)
 
     def _copy(self, source: Checkpoints, name: str, target: str) -> bool:
         """Copy a file within the storage; False if it does not exist. A hard link is enough: checkpoints are replaced,
@@ -137,15 +130,9 @@ class Checkpoints:
         path.unlink(missing_ok=True)
         if self._uri:
             system, root = self._store
-            if system.get_file_info(f"{root}/{path.name}").type == fs.FileType.File:
+            self._uploaded.pop(path.name, None)
+            with suppress(FileNotFoundError):
                 system.delete_file(f"{root}/{path.name}")
-
-    def has_last(self) -> bool:
-        """Whether `last` exists. Raises OSError if the storage does not answer."""
-        if self._uri:
-            system, root = self._store
-            return bool(system.get_file_info(f"{root}/{self.last.name}").type == fs.FileType.File)
-        return self.last.exists()
 
     def close(self) -> None:
         """Remove the local copies of an object store."""
@@ -159,6 +146,8 @@ class CheckpointRetention:
     Only an unfinished trial needs `last`. `best` is kept of the KEPT_BEST best trials, or with several objectives of
     those on the Pareto front, however many: a trial that another one dominates never returns to it.
 
+    Files in folders are deleted at once, those in an object store by background threads: use `wait` at the end.
+
     Args:
         location: Returns where the checkpoints of a run are stored.
         bytes_of_best: Returns the size of a run's `best`.
@@ -168,32 +157,103 @@ class CheckpointRetention:
 
     def __init__(
         self,
-        location: Callable[[RunDir], str],
+        location: Callable[[AnyDir], str],
         bytes_of_best: Callable[[RunDir], int],
         limit_bytes: float,
         objectives: Sequence[str],
     ) -> None:
         self.location, self.bytes_of_best, self.limit_bytes = location, bytes_of_best, limit_bytes
         self.objectives = objectives
-        self.best: list[tuple[Sequence[float] | None, RunDir]] = []  # the best first
+        self.best: list[_EndedTrial] = []  # the best first
+        self._deletions = BackgroundDeletions()
 
     def trial_ended(self, run: RunDir, values: Sequence[float] | None) -> None:
         """Delete what is not needed after a trial has ended for good, with its value of each objective."""
-        self.best.append((values, run))
-        self.best.sort(key=lambda entry: -math.inf if entry[0] is None else entry[0][0], reverse=True)
+        dropped = self._rank(run, values)
+        self.delete(run, run.last.name)
+        for other in dropped:
+            self.delete(other, other.best.name)
+
+    def search_resumed(self, search: SearchDir, ended: Sequence[tuple[RunDir, Sequence[float] | None]]) -> None:
+        """Delete what is not needed of the trials that ended before, with their values. A store is listed once."""
+        if not ended:
+            return
+        dropped = [other for run, values in ended for other in self._rank(run, values)]
+        location = self.location(search)
+        if not is_object_store(location):
+            for run, _ in ended:
+                self.delete(run, run.last.name)
+            for run in dropped:
+                self.delete(run, run.best.name)
+            return
+        unneeded = {(_path_in_store(run), run.last.name) for run, _ in ended}
+        unneeded |= {(_path_in_store(run), run.best.name) for run in dropped}
+        self._deletions.delete_unneeded(location, lambda run, name: (run, name) not in unneeded)
+
+    def delete(self, run: RunDir, name: str) -> None:
+        """Delete a checkpoint file of a trial: in a folder at once, in an object store soon."""
+        location = self.location(run)
+        if is_object_store(location):
+            self._deletions.delete(location, name)
+        else:
+            with suppress(OSError):  # the storage does not answer: the file stays and does no harm
+                Path(location.removeprefix("file://"), name).unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Wait for the deletions in an object store, for as long as that may reasonably take."""
+        self._deletions.wait()
+
+    def _rank(self, run: RunDir, values: Sequence[float] | None) -> list[RunDir]:
+        """Add a trial that has ended, and return those whose weights are not kept any more."""
+        self.best.append(_EndedTrial(run, values, self.bytes_of_best(run) if math.isfinite(self.limit_bytes) else 0))
+        self.best.sort(key=lambda trial: -math.inf if trial.values is None else trial.values[0], reverse=True)
         keep = [rank < KEPT_BEST for rank in range(len(self.best))]
         if len(self.objectives) > 1:
-            keep = front([values for values, _ in self.best], self.objectives)
-        dropped = [entry for entry, kept in zip(self.best, keep, strict=True) if not kept]
-        self.best = [entry for entry, kept in zip(self.best, keep, strict=True) if kept]
-        while math.isfinite(self.limit_bytes) and self._total_bytes() > self.limit_bytes:
-            dropped.append(self.best.pop())
-        delete_checkpoint(self.location(run), "last")
-        for _, other in dropped:
-            delete_checkpoint(self.location(other), "best")
+            keep = front([trial.values for trial in self.best], self.objectives)
+        dropped = [trial.run for trial, kept in zip(self.best, keep, strict=True) if not kept]
+        self.best = [trial for trial, kept in zip(self.best, keep, strict=True) if kept]
+        while sum(trial.bytes_of_best for trial in self.best) > self.limit_bytes:
+            dropped.append(self.best.pop().run)
+        return dropped
 
-    def _total_bytes(self) -> int:
-        return sum(self.bytes_of_best(run) for _, run in self.best)
+
+@dataclass(frozen=True)
+class _EndedTrial:
+    """A trial whose weights are kept."""
+
+    run: RunDir
+    values: Sequence[float] | None  # of each objective
+    bytes_of_best: int  # 0 where their total has no limit
+
+
+def stored_snapshots(search: SearchDir, location: Callable[[AnyDir], str]) -> dict[int, set[int]]:
+    """Return the trials of which a snapshot is stored, by its epoch. An object store is listed once."""
+    found: dict[int, set[int]] = {}
+    for run, names in stored_files(search, search.trials(), location).items():
+        for name in names:
+            if match := re.fullmatch(r"epoch-(\d+)(-best)?\.pt", name):
+                found.setdefault(int(match[1]), set()).add(int(run.name))
+    return found
+
+
+def stored_files(
+    search: SearchDir, runs: Sequence[RunDir], location: Callable[[AnyDir], str]
+) -> dict[RunDir, set[str]]:
+    """Return the names of the files that are stored of each run. An object store is listed once. Raises OSError."""
+    of_search = location(search)
+    if is_object_store(of_search):
+        files = ObjectStore(of_search).files() if runs else {}
+        return {run: files.get(_path_in_store(run), set()) for run in runs}
+    names: dict[RunDir, set[str]] = {}
+    for run in runs:
+        folder = Path(location(run).removeprefix("file://"))
+        names[run] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return names
+
+
+def _path_in_store(run: RunDir) -> str:
+    """Return the path of a trial in its search, such as "trials/0003"."""
+    return "/".join(run.path.parts[-2:])
 
 
 def delete_checkpoint(location: str, name: str) -> None:
@@ -202,6 +262,12 @@ def delete_checkpoint(location: str, name: str) -> None:
     with suppress(OSError):  # the storage does not answer: the file stays and does no harm
         checkpoints.delete(getattr(checkpoints, name))
     checkpoints.close()
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is replaced: checkpoints are replaced, never written again."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def check_unused(location: str) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.names import TRIAL, trial_name
 from wmlsearch.runs.schema import RunRecord, SearchRecord
-from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.checkpoints import Checkpoints, stored_snapshots
 
 # As in Ray's PopulationBasedTraining and Jaderberg et al. 2017: the best quarter replaces the worst quarter, and the
 # learning rate is multiplied by one of the two factors. Ray rounds a quarter up; here it is rounded down, so that the
@@ -128,15 +128,23 @@ class Snapshots:
     """The snapshots of checkpoints that children may begin with. Those that the population no longer needs are deleted.
 
     It begins with the snapshots in the storage, of a search that is resumed.
+
+    Args:
+        population: Which snapshots are needed.
+        search: The search.
+        location: Returns where the checkpoints of a run are stored.
+        delete: Deletes a file of a trial there.
     """
 
-    def __init__(self, population: Population, search: SearchDir, location: Callable[[RunDir], str]) -> None:
-        self.population, self.search, self.location = population, search, location
-        self._stored: dict[int, set[int]] = {}  # by epoch: trials
-        for run in search.trials():
-            with self._checkpoints(int(run.name)) as checkpoints:
-                for epoch in checkpoints.snapshots():
-                    self._stored.setdefault(epoch, set()).add(int(run.name))
+    def __init__(
+        self,
+        population: Population,
+        search: SearchDir,
+        location: Callable[[AnyDir], str],
+        delete: Callable[[RunDir, str], None],
+    ) -> None:
+        self.population, self.search, self.location, self.delete = population, search, location, delete
+        self._stored = stored_snapshots(search, location)  # by epoch: trials
         for epoch, numbers in population.candidates.items():  # a search that was complete has no snapshots
             population.candidates[epoch] = [n for n in numbers if n in self._stored.get(epoch, ())]
         for epoch in self._stored:
@@ -178,8 +186,9 @@ class Snapshots:
 
     def _delete(self, epoch: int, numbers: set[int]) -> None:
         for number in sorted(numbers):
-            with self._checkpoints(number) as checkpoints:
-                checkpoints.delete_snapshot(epoch)
+            run = self.search.trial(number)
+            for path in run.snapshot(epoch):
+                self.delete(run, path.name)
 
     @contextlib.contextmanager
     def _checkpoints(self, number: int) -> Iterator[Checkpoints]:

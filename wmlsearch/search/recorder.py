@@ -41,7 +41,7 @@ class Recorder(tune.Callback):
         settings: RunSettings,
         study: Study,
         budget: Budget,
-        location: Callable[[RunDir], str],
+        location: Callable[[AnyDir], str],
         retention: CheckpointRetention,
         on_change: Callable[[AnyDir], None],
         scheduler: Scheduler,
@@ -51,7 +51,9 @@ class Recorder(tune.Callback):
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
         self.location, self.retention, self.on_change, self.scheduler = location, retention, on_change, scheduler
         self.search_record = search.record()
-        self.snapshots = Snapshots(scheduler.population, search, location) if scheduler.population else None
+        self.snapshots = (
+            Snapshots(scheduler.population, search, location, retention.delete) if scheduler.population else None
+        )
         self.holding: set[int] = set()  # trials that have their machines
         self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
         self.epochs: dict[int, int] = {}  # by trial: the last epoch that study and budget have
@@ -61,9 +63,8 @@ class Recorder(tune.Callback):
         self.machines = MachineFailures(self._note_machine)
         self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
         self.memory_kills = MemoryKills()
-        for run in search.trials():
-            if run.state not in UNFINISHED:
-                self.retention.trial_ended(run, self._best(run))
+        ended = [(run, self._best(run)) for run in search.trials() if run.state not in UNFINISHED]
+        self.retention.search_resumed(search, ended)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it for Tuner.restore, which is not used

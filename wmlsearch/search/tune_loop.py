@@ -39,7 +39,7 @@ def run_trials(
     settings: RunSettings,
     shipment: Shipment,
     slots: Slots,
-    location: Callable[[RunDir], str],
+    location: Callable[[AnyDir], str],
     on_change: Callable[[AnyDir], None],
     elastic: bool = False,
     end_process: Callable[[int], None] | None = None,
@@ -87,6 +87,7 @@ def run_trials(
     finally:
         recorder.interrupt_unfinished()
         budget.tick()
+        retention.wait()
     if budget.storage_error is not None:
         raise budget.storage_error
     return budget

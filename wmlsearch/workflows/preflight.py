@@ -169,27 +169,25 @@ def check_checkpoints(search: SearchDir, placement: Placement) -> None:
     and the epochs in its folder would be lost. An epoch is in the checkpoint before it is in the run folder, and a
     checkpoint is deleted after the run folder says how the training ended, so only an ended training may lack one.
     """
-    from wmlsearch.search.checkpoints import Checkpoints
+    from wmlsearch.search.checkpoints import stored_files
 
     faults = []
     trials = [run for run in search.trials() if run.state in UNFINISHED]
     finals = [run for run in search.finals() if run.state not in GOOD]  # a failed final run is tried again
+    stored = stored_files(search, trials + finals, placement.checkpoint_location)
     for run in trials + finals:
-        location = placement.checkpoint_location(run)
-        checkpoints = Checkpoints(location)
         try:
             if not placement.storage and run.last.exists():
                 load_checkpoint(run.last)
-            elif _needs_checkpoint(run) and not checkpoints.has_last():
+            elif _needs_checkpoint(run) and run.last.name not in stored[run]:
                 epoch = len(run.rows()) or run.record().parent_epoch
+                location = without_password(placement.checkpoint_location(run))
                 faults.append(
-                    f"{run.path}: its checkpoint after epoch {epoch} is not in {without_password(location)}; "
+                    f"{run.path}: its checkpoint after epoch {epoch} is not in {location}; "
                     "give --storage (or WMLSEARCH_STORAGE) as before, or delete this folder to train it again"
                 )
         except InputError as error:
             faults.append(str(error))
-        finally:
-            checkpoints.close()
     if faults:
         raise InputError(f"{search.name}: cannot be resumed from its checkpoints", faults)
 

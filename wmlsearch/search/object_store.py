@@ -1,0 +1,132 @@
+"""The checkpoints of all runs of a search in an object store, as its driver sees them.
+
+A request takes milliseconds to seconds, and creating a client as long. So one client serves the whole search, one
+listing tells which checkpoints exist, and checkpoints are deleted by background threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from queue import SimpleQueue
+
+from pyarrow import fs
+
+from wmlsearch.runs.redaction import without_password
+
+DELETING_THREADS = 4  # a deletion is a few requests, and 500 GPUs can end dozens of trials a second
+DELETE_PATIENCE_S = 60.0  # how long the end of the trials waits for the deletions
+_log = logging.getLogger(__name__)
+
+
+def is_object_store(location: str) -> bool:
+    """Return whether a location of checkpoints is a URI of an object store, not a folder."""
+    return "://" in location and not location.startswith("file://")
+
+
+def split_location(location: str) -> tuple[str, str]:
+    """Return the location of the search and the path of the run in it, such as "trials/0003", of a run's location."""
+    base, mark, options = location.partition("?")  # a URI may end in options, such as ?region=eu-west-1
+    of_search, kind, name = base.rstrip("/").rsplit("/", 2)
+    return of_search + mark + options, f"{kind}/{name}"
+
+
+class ObjectStore:
+    """The part of an object store that holds the checkpoints of one search. All methods raise OSError.
+
+    Args:
+        location: The URI of the search's checkpoints.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @cached_property
+    def _store(self) -> tuple[fs.FileSystem, str]:
+        store: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(self.location)
+        return store
+
+    def files(self) -> dict[str, set[str]]:
+        """List the store once: the names of the files of each run, by its path, such as "trials/0003"."""
+        system, root = self._store
+        found: dict[str, set[str]] = {}
+        for info in system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True)):
+            if info.type == fs.FileType.File:
+                run, _, name = info.path.removeprefix(root).strip("/").rpartition("/")
+                found.setdefault(run, set()).add(name)
+        return found
+
+    def delete(self, run: str, name: str) -> None:
+        """Delete a file of a run, if it exists."""
+        system, root = self._store
+        with suppress(FileNotFoundError):
+            system.delete_file(f"{root}/{run}/{name}")
+
+
+class BackgroundDeletions:
+    """Deletes checkpoints in object stores in background threads, which are started with the first deletion.
+
+    A file that cannot be deleted stays and does no harm: a resumed search deletes it.
+    """
+
+    def __init__(self) -> None:
+        self._stores: dict[str, ObjectStore] = {}
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._unfinished, self._changed = 0, threading.Condition()
+
+    def delete(self, location: str, name: str) -> None:
+        """Delete the file `name` of the run at `location`, soon."""
+        of_search, run = split_location(location)
+        store = self._stores.setdefault(of_search, ObjectStore(of_search))
+        self._add(lambda: store.delete(run, name))
+
+    def delete_unneeded(self, location: str, needed: Callable[[str, str], bool]) -> None:
+        """List the checkpoints of the search at `location` once, and delete those that are not needed, soon.
+
+        Args:
+            location: Of the search.
+            needed: Returns whether a file is needed, by the path of its run and its name. Called in a thread.
+        """
+        store = self._stores.setdefault(location, ObjectStore(location))
+
+        def clean() -> None:
+            for run, names in store.files().items():
+                for name in sorted(names):
+                    if not needed(run, name):
+                        self._add(lambda run=run, name=name: store.delete(run, name))  # type: ignore[misc]
+
+        self._add(clean)
+
+    def _add(self, job: Callable[[], None]) -> None:
+        with self._changed:
+            self._unfinished += 1
+        self._jobs.put(job)
+        if not self._threads:
+            for number in range(DELETING_THREADS):
+                # A daemon: a store that never answers must not keep the process.
+                thread = threading.Thread(target=self._work, name=f"delete-checkpoints-{number}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                job()
+            except OSError as error:  # the storage does not answer
+                _log.info("a checkpoint was not deleted: %s", without_password(str(error)))
+            finally:
+                with self._changed:
+                    self._unfinished -= 1
+                    self._changed.notify_all()
+
+    def wait(self, patience_s: float = DELETE_PATIENCE_S) -> bool:
+        """Wait until all is deleted, at most `patience_s` seconds. Returns whether it is."""
+        end = time.monotonic() + patience_s
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._unfinished, max(0.0, end - time.monotonic()))
