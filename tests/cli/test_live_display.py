@@ -6,8 +6,9 @@ import io
 from pathlib import Path
 
 import pytest
+from processes import wait_for
 from records import epoch_row, run_record, search_record
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cli.search_summary import show_search
@@ -107,3 +108,49 @@ def test_what_befell_a_run_that_goes_on_is_said_once(which: str, search: SearchD
     )
     run.set_status("completed")
     assert run.status().reason == ""
+
+
+def test_the_table_is_drawn_by_its_own_thread_and_only_after_a_change(
+    search: SearchDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(width=100, force_terminal=True, file=io.StringIO())
+    display = SearchDisplay(console, search, SearchSpace.from_mapping(SPACE, "here"), RunSettings(**SETTINGS))
+    drawn = []
+    view = display._live_view
+    monkeypatch.setattr(display, "_live_view", lambda: drawn.append(1) or view())
+    assert plain(display._latest_view()) == "starting Ray ..."
+    add(search.trial(3), "trial-0003", "running", {"batch_size": 8}, 0.7)
+    for _ in range(20):
+        display.update(search.trial(3))
+    assert drawn == [], "the search does not wait for it"
+    text = plain(display._latest_view())
+    assert "now: trial-0003 epoch 2/" in text
+    lines = text.splitlines()
+    assert [line.split()[:3] for line in lines if "trial-0" in line and "now" not in line] == [
+        ["1", "trial-0003", "0.7000"],
+        ["2", "trial-0001", "0.6000"],
+        ["3", "trial-0000", "0.5000"],
+        ["trial-0002", "-", "0"],
+    ]
+    assert any(line.startswith("paper ") for line in lines) is False, "no final run has changed"
+    display.update(search.final("paper", 0))
+    assert any(line.startswith("paper ") for line in plain(display._latest_view()).splitlines())
+    display._latest_view()
+    assert len(drawn) == 2
+
+
+def test_a_live_table_on_a_terminal(search: SearchDir) -> None:
+    file = io.StringIO()
+    console = Console(width=100, force_terminal=True, file=file)
+    display = SearchDisplay(console, search, SearchSpace.from_mapping(SPACE, "here"), RunSettings(**SETTINGS))
+    with display:
+        display.update(search.trial(1))
+        wait_for(lambda: "trial-0001" in file.getvalue(), 30)
+        display.say("a line that stays")
+    assert "a line that stays" in file.getvalue()
+
+
+def plain(view: RenderableType) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(view)
+    return console.export_text().strip()

@@ -41,8 +41,9 @@ def _table(board: Leaderboard, title: str, max_rows: int | None, columns: list[t
         if board.objectives:  # trials of the front have no order
             rank = "front" if entry.path in on_front else ""
         table.add_row(rank, *_cells(entry, board, columns))
-    if max_rows and len(board.trials) > max_rows:
-        table.add_row("", f"... {len(board.trials) - max_rows} more")
+    left_out = board.left_out + max(len(board.trials) - (max_rows or len(board.trials)), 0)
+    if left_out:
+        table.add_row("", f"... {left_out} more")
     return table
 
 

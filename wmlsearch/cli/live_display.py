@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -9,20 +11,23 @@ from rich.text import Text
 
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
 from wmlsearch.cli.verdict_tables import confirmed_table
-from wmlsearch.config import RunSettings
+from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
-from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import duration, number
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.search_lines import SearchLines
 
-MAX_ROWS = 10  # of the leaderboard while a search runs
+MAX_ROWS = 10  # of the leaderboard, and of the running trials that are named, while a search runs
+REDRAWS_PER_S = 4
 
 
 class SearchDisplay:
-    """Shows a running search: a live table in a terminal, otherwise a line for each run that ends."""
+    """Shows a running search: a live table in a terminal, otherwise a line for each run that ends.
+
+    The table is drawn by a thread, a few times a second, from what `update` has noted: the search never waits for it.
+    """
 
     def __init__(self, console: Console, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         self.console, self.search, self.settings = console, search, settings
@@ -36,13 +41,19 @@ class SearchDisplay:
             TextColumn("{task.description}"),
         )
         self.task = self.bar.add_task("", total=settings.trials)
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.view: RenderableType = Text("starting Ray ...")
+        self.has_changed = self.finals_changed = False  # since the view was drawn
+        self.finals: RenderableType | None = None  # the table of the final runs
+        self.live = (
+            Live(console=console, refresh_per_second=REDRAWS_PER_S, transient=True, get_renderable=self._latest_view)
+            if console.is_terminal
+            else None
+        )
         self.lines = SearchLines(search, space, settings, self.say, each_end=self.live is None)
 
     def __enter__(self) -> SearchDisplay:
         if self.live:
             self.live.start()
-            self.live.update(Text("starting Ray ..."))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -56,34 +67,46 @@ class SearchDisplay:
     def update(self, run: AnyDir) -> None:
         """Show a change of the search or of one of its runs."""
         self.lines.update(run)
-        if self.live and isinstance(run, RunDir):
-            self.live.update(self._live_view())
+        if not isinstance(run, RunDir) or run.path.parent.name != "trials":
+            self.finals_changed = True
+        if isinstance(run, RunDir):
+            self.has_changed = True
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show the progress of the work after the final runs."""
         self.current_work = f"{what}: {done} of {total}"
-        if self.live:
-            self.live.update(self._live_view())
-        elif done == total:
+        self.has_changed = True
+        if not self.live and done == total:
             self.console.print(self.current_work, highlight=False)
 
+    def _latest_view(self) -> RenderableType:
+        """Return what the terminal shows now. Called in the thread that draws."""
+        if self.has_changed:
+            self.has_changed = False
+            with contextlib.suppress(InputError, OSError):  # a damaged file stops a search only where it is needed
+                self.view = self._live_view()
+        return self.view
+
     def _live_view(self) -> RenderableType:
-        board = leaderboard(self.search)
+        if self.finals_changed:
+            self.finals_changed = False
+            self.finals = confirmed_table(self.search)
         lines = self.lines
         has_estimate = lines.forecast or lines.ended > lines.ended_before
         left = f"about {duration(lines.time_left_s())} left" if has_estimate else "the first trials are running"
         self.bar.update(self.task, completed=lines.ended, description=left)
         epochs = self.settings.epochs
-        trials = [entry for entry in lines.entries.values() if entry.state == RUNNING]
-        finals = [RunDir(path) for path, state in lines.final_states.items() if state == RUNNING]
-        running = [f"{entry.name} epoch {entry.epochs + 1}/{epochs}" for entry in trials]
+        trials = lines.board.running
+        finals = [RunDir(path) for path, state in list(lines.final_states.items()) if state == RUNNING]
+        running = [f"{entry.name} epoch {entry.epochs + 1}/{epochs}" for entry in trials[:MAX_ROWS]]
         running += [f"{run.record().name} epoch {len(run.rows()) + 1}/{epochs}" for run in finals]
-        confirmed = [table] if (table := confirmed_table(self.search)) is not None else []
+        if len(trials) > MAX_ROWS:
+            running.append(f"{len(trials) - MAX_ROWS} more")
         return Group(
             self.bar,
             Text(f"now: {self.current_work or ', '.join(running)}"),
-            leaderboard_table(board, "", self.console.width, MAX_ROWS),
-            *confirmed,
+            leaderboard_table(lines.board.top(MAX_ROWS), "", self.console.width),
+            *([self.finals] if self.finals is not None else []),
             Text("Ctrl-C stops the search cleanly", style="dim"),
         )
 

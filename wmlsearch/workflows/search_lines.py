@@ -9,9 +9,9 @@ from pathlib import Path
 from wmlsearch.config import RunSettings
 from wmlsearch.forecast.comparison import forecast_line, trials_left_s
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
-from wmlsearch.runs.leaderboard import Entry
+from wmlsearch.runs.leaderboard import Entry, LiveLeaderboard
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
-from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
+from wmlsearch.runs.schema import BAD, RUNNING, RunStatus
 from wmlsearch.runs.wording import duration, last_line, number, plural, score
 from wmlsearch.space import SearchSpace
 
@@ -40,10 +40,7 @@ class SearchLines:
         self.search, self.space, self.settings, self.say, self.each_end = search, space, settings, say, each_end
         self.started = time.monotonic()
         self.forecast = search.forecast() if search.exists() else None  # a new search gets it later
-        self.entries: dict[Path, Entry] = {}  # of the trials
-        for run in search.trials():  # a resumed search has some
-            if run.state not in UNFINISHED:
-                self.entries[run.path] = Entry.of(run, space)
+        self.board = LiveLeaderboard(search, space, settings)  # a resumed search has trials
         self.final_states: dict[Path, str] = {}
         if search.exists():
             self.final_states = {run.path: run.state for run in search.finals()}
@@ -52,39 +49,42 @@ class SearchLines:
 
     def update(self, run: AnyDir) -> None:
         """Say what has changed in the folder of the search or of one of its runs."""
-        self._say_restart(run)
+        status = run.status()
+        self._say_restart(run, status)
         if isinstance(run, SearchDir):
             self._say_forecast()
         elif run.path.parent.name == "final":
-            self._update_final(run)
+            self._update_final(run, status)
         elif run.path.parent.name == "trials":
-            self._update_trial(run)
+            self._update_trial(run, status)
 
     def _say_forecast(self) -> None:
         if not self.forecast and (forecast := self.search.forecast()):
             self.forecast = forecast
             self.say(forecast_line(forecast))
 
-    def _say_restart(self, run: AnyDir) -> None:
+    def _say_restart(self, run: AnyDir, status: RunStatus) -> None:
         """Say why a running run was moved to another process, or a machine gets no more trials, once."""
-        status = run.status()
         reason = status.reason if status.state == RUNNING else ""
         if reason and reason != self.reasons.get(run.path):
             self.say(f"{run.record().name}: {reason}")
-        self.reasons[run.path] = reason
+        if reason:
+            self.reasons[run.path] = reason
+        else:
+            self.reasons.pop(run.path, None)
 
-    def _update_trial(self, run: RunDir) -> None:
-        if not self.entries:
+    def _update_trial(self, run: RunDir, status: RunStatus) -> None:
+        if not self.board.begun:
             self.started = time.monotonic()
-        entry = self.entries[run.path] = Entry.of(run, self.space)
+        entry = self.board.update(run, status)
         if self.each_end and entry.state != RUNNING:
             left = f", about {duration(self.time_left_s())} left" if self.ended < self.settings.trials else ""
             values = ", ".join(f"{name} {score(name, entry.metric(name))}" for name in self.settings.objective_names)
             self._say_end(entry, values, f"{self.ended} of {plural(self.settings.trials, 'trial')}{left}")
 
-    def _update_final(self, run: RunDir) -> None:
-        self.final_states[run.path] = run.state
-        if self.each_end and run.state != RUNNING:
+    def _update_final(self, run: RunDir, status: RunStatus) -> None:
+        self.final_states[run.path] = status.state
+        if self.each_end and status.state != RUNNING:
             entry = Entry.of(run, self.space)
             ended = sum(state != RUNNING for state in self.final_states.values())
             value = f"{CANDIDATE_METRIC} {number(entry.metric(CANDIDATE_METRIC), 4)}"
@@ -99,7 +99,7 @@ class SearchLines:
     @property
     def ended(self) -> int:
         """The number of trials that have ended."""
-        return sum(entry.state != RUNNING for entry in self.entries.values())
+        return self.board.ended
 
     def time_left_s(self) -> float:
         """Estimate the seconds left: from the forecast at first, then from the trials that have ended.
@@ -113,7 +113,6 @@ class SearchLines:
             trials = expected if expected or not ended else trials
         final = 0.0
         if self.settings.baseline:
-            epoch_s = [entry.metric("epoch_s") or 0.0 for entry in self.entries.values() if entry.best]
-            final_run = sum(epoch_s) / max(len(epoch_s), 1) * self.settings.epochs
+            final_run = self.board.epoch_s * self.settings.epochs
             final = (self.forecast.final_s if self.forecast else 0) or final_run * self.settings.final_run_count
         return trials + final
