@@ -137,10 +137,10 @@ class LiveLeaderboard:
         entry = old.updated(run, status, self._objective) if old else Entry.of(run, self._space)
         with self._lock:
             if old:
-                del self._ranking[bisect_left(self._ranking, _rank(run, old))]
+                del self._ranking[bisect_left(self._ranking, _rank(run.path, old))]
                 self._count_time(old, -1)
             self._entries[run.path] = entry
-            insort(self._ranking, _rank(run, entry))
+            insort(self._ranking, _rank(run.path, entry))
             self._count_time(entry, 1)
             self._waiting.discard(run.path)
             self._running.pop(run.path, None)
@@ -203,11 +203,11 @@ class LiveLeaderboard:
         """
         unended = [entry for entry in self._running.values() if entry.best]
         members = _front_of([*self._front, *unended], self._objectives)
-        return sorted(members, key=lambda entry: -_or_lowest(entry.value))
+        return sorted(members, key=lambda entry: _rank(Path(entry.path), entry))
 
 
-def _rank(run: RunDir, entry: Entry) -> tuple[float, int, Path]:
-    return -_or_lowest(entry.value), int(run.name), run.path
+def _rank(path: Path, entry: Entry) -> tuple[float, int, Path]:
+    return -_or_lowest(entry.value), int(path.name), path
 
 
 def _front_of(entries: Sequence[Entry], objectives: Sequence[str]) -> list[Entry]:
