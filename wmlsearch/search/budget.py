@@ -48,7 +48,7 @@ class Budget(tune.Stopper):
                 self.add(row)
         used = search.usage()
         self._seconds, self._gpu_seconds = used.seconds, used.gpu_seconds
-        self._last = time.monotonic()
+        self._last, self._unwritten_s = time.monotonic(), 0.0
         self._errors: Counter[str] = Counter()  # by kind: since a trial has ended without an error
 
     def add(self, row: EpochRow) -> None:
@@ -78,15 +78,23 @@ class Budget(tune.Stopper):
         self.storage_error = self.storage_error or error
         self.reason = self.reason or f"stopped, since {error}"
 
-    def tick(self, at_least_s: float = 0.0) -> None:
-        """Count the time since the last tick, if that was at least `at_least_s` seconds ago."""
+    def count(self) -> None:
+        """Count the time since the last call. Call it before `running` changes."""
         passed = time.monotonic() - self._last
-        if passed >= at_least_s:
-            self._last += passed
-            self._seconds += passed
-            self._gpu_seconds += passed * self.running * self.gpus_per_trial
-            with suppress(OSError):  # a later tick writes it; the recorder reports a disk that is full
-                self.search.update_usage(seconds=self._seconds, gpu_seconds=self._gpu_seconds)
+        self._last += passed
+        self._seconds += passed
+        self._unwritten_s += passed
+        self._gpu_seconds += passed * self.running * self.gpus_per_trial
+
+    def tick(self, at_least_s: float = 0.0) -> bool:
+        """Count the time, and write it if at least `at_least_s` seconds are not written. Returns whether it was."""
+        self.count()
+        if self._unwritten_s < at_least_s:
+            return False
+        self._unwritten_s = 0.0
+        with suppress(OSError):  # a later tick writes it; the recorder reports a disk that is full
+            self.search.update_usage(seconds=self._seconds, gpu_seconds=self._gpu_seconds)
+        return True
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -95,14 +103,13 @@ class Budget(tune.Stopper):
         if self.reason:
             self._record_request()
             return True
-        last = self._last
-        self.tick(TICK_S)
+        ticked = self.tick(TICK_S)
         try:
             check_still_held(self.search.path)
         except OSError as error:
             self.abort(error)
             return True
-        if self._last != last and self.search.stop_requested():
+        if ticked and self.search.stop_requested():
             self.reason = STOP_REQUESTED
         else:
             self.reason = self._used_up()

@@ -29,7 +29,7 @@ from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, failure_of, reset_failures
 
-LOOK_S = 1.0  # between two looks whether trials have their machines
+LOOK_S = 1.0  # between two looks whether trials have their machines, and whether they hang
 
 
 class Recorder(tune.Callback):
@@ -47,13 +47,14 @@ class Recorder(tune.Callback):
         scheduler: Scheduler,
     ) -> None:
         self.several_workers = budget.slots.workers > 1  # of each trial: another process drives them
-        self.looked = 0.0  # time.monotonic() of the latest look for machines
+        self.looked = 0.0  # time.monotonic() of the latest look at the running trials
         self.search, self.settings, self.study, self.budget = search, settings, study, budget
         self.location, self.retention, self.on_change, self.scheduler = location, retention, on_change, scheduler
         self.search_record = search.record()
         self.snapshots = (
             Snapshots(scheduler.population, search, location, retention.delete) if scheduler.population else None
         )
+        self.started: dict[int, Trial] = {}  # Tune's trials that run, or did at the last look
         self.holding: set[int] = set()  # trials that have their machines
         self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
         self.epochs: dict[int, int] = {}  # by trial: the last epoch that study and budget have
@@ -180,15 +181,23 @@ class Recorder(tune.Callback):
         self.on_change(self.search)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.last_report[trial_number(trial)] = time.monotonic()
+        number = trial_number(trial)
+        self.last_report[number] = time.monotonic()
+        self.started[number] = trial
+        if not self.several_workers:  # a single worker has its machine when it runs
+            self._count_machines_of(self.holding | {number})
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look which trials have their machines, and which hang. A single worker runs only when it has its own."""
+        """Look once a second which trials have their machines, and which hang. `trials` are all of the search."""
         self.memory_kills.look()
         self.killed.release()
-        running = {trial_number(trial): actor_of(trial) for trial in trials if trial.status == Trial.RUNNING}
-        running = {number: actor for number, actor in running.items() if actor is not None}
-        if waiting := running.keys() - self.holding:
+        if time.monotonic() - self.looked < LOOK_S:
+            return
+        self.looked = time.monotonic()
+        self.started = {number: trial for number, trial in self.started.items() if not trial.is_finished()}
+        actors = {n: actor_of(trial) for n, trial in self.started.items() if trial.status == Trial.RUNNING}
+        running = {number: actor for number, actor in actors.items() if actor is not None}
+        if self.several_workers and (waiting := running.keys() - self.holding):
             self._look_for_machines({number: running[number] for number in waiting})
         for number, actor in running.items():
             self._end_if_it_hangs(number, actor)
@@ -196,19 +205,16 @@ class Recorder(tune.Callback):
     def _look_for_machines(self, waiting: dict[int, Any]) -> None:
         """Count the machines of trials from when they have them. Until then a trial does not hang.
 
-        The processes that drive several workers run while these wait; a single worker has its machine when it runs.
+        The processes that drive several workers run while these wait.
         """
-        if not self.several_workers:
-            self._count_machines_of(self.holding | waiting.keys())
-        elif time.monotonic() - self.looked > LOOK_S:
-            self.looked, machines = time.monotonic(), Machines()
-            self.groups |= waiting
-            placed = {number for number, actor in waiting.items() if machines.are_given_to(actor)}
-            self.last_report |= dict.fromkeys(waiting.keys() - placed, time.monotonic())
-            self._count_machines_of(self.holding | placed)
+        machines = Machines()
+        self.groups |= waiting
+        placed = {number for number, actor in waiting.items() if machines.are_given_to(actor)}
+        self.last_report |= dict.fromkeys(waiting.keys() - placed, time.monotonic())
+        self._count_machines_of(self.holding | placed)
 
     def _count_machines_of(self, holding: set[int]) -> None:
-        self.budget.tick()
+        self.budget.count()
         self.holding = holding
         self.budget.running = len(holding)
 
