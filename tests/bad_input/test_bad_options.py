@@ -172,7 +172,7 @@ REFUSED: dict[str, str] = {
     ),
     "train paper --data DATA --ray-address 127.0.0.1:1": (
         "127.0.0.1:1: no Ray cluster answers there (Connection refused); start it with `ray "
-        "up cluster.yaml`, or correct the address (--ray-address or RAY_ADDRESS)"
+        "up cluster.yaml` (`wmlsearch cluster-file` writes one), or correct the address (--ray-address or RAY_ADDRESS)"
     ),
     # MLflow
     "ui --port 0": "--port must be a whole number from 1 to 65535, but got 0",

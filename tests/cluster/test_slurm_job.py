@@ -76,7 +76,9 @@ def test_outside_of_a_job_it_says_what_to_do(
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert main(["true"]) == 2
-    assert "is not in a Slurm job (SLURM_JOB_ID is not set)" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "is not in a Slurm job (SLURM_JOB_ID is not set)" in errors
+    assert "`wmlsearch cluster-file slurm`" in errors
     assert main([]) == 2
     assert "give a command" in capsys.readouterr().err
     with pytest.raises(InputError):

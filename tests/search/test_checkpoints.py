@@ -240,7 +240,8 @@ def test_an_unreachable_cluster_is_reported_in_bounded_time(prepared: Path, tmp_
     assert done.returncode == 2
     assert done.stderr == (
         "wmlsearch: 127.0.0.1:1: no Ray cluster answers there (Connection refused); start it with `ray "
-        "up cluster.yaml`, or correct the address (--ray-address or RAY_ADDRESS)\n"
+        "up cluster.yaml` (`wmlsearch cluster-file` writes one), or correct the address (--ray-address or "
+        "RAY_ADDRESS)\n"
     )
     assert not (tmp_path / "runs").exists()
 

@@ -13,7 +13,21 @@ from typing import Any
 
 import click
 
-from wmlsearch.cli import data, describe, evaluate, export, mlflow, plan, predict, report, status, stop, train, tune
+from wmlsearch.cli import (
+    cluster_file,
+    data,
+    describe,
+    evaluate,
+    export,
+    mlflow,
+    plan,
+    predict,
+    report,
+    status,
+    stop,
+    train,
+    tune,
+)
 from wmlsearch.cli.output import flush, survives_its_terminal
 from wmlsearch.runs.interrupts import exit_status, reason_of, signals_as_interrupts
 
@@ -164,5 +178,6 @@ for verb in (
     export.export,
     mlflow.sync,
     mlflow.ui,
+    cluster_file.cluster_file,
 ):
     main.add_command(verb)

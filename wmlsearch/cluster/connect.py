@@ -200,8 +200,8 @@ def check_reachable(address: str) -> None:
 
 def _unreachable(address: str, reason: str) -> InputError:
     return InputError(
-        f"{address}: no Ray cluster answers there ({reason}); start it with `ray up cluster.yaml`, or correct the "
-        "address (--ray-address or RAY_ADDRESS)"
+        f"{address}: no Ray cluster answers there ({reason}); start it with `ray up cluster.yaml` (`wmlsearch "
+        "cluster-file` writes one), or correct the address (--ray-address or RAY_ADDRESS)"
     )
 
 

@@ -56,7 +56,7 @@ class SlurmJob:
         if not number:
             raise InputError(
                 f"python -m {MODULE}: is not in a Slurm job (SLURM_JOB_ID is not set); submit a script that ends with "
-                "it, such as clusters/slurm.sbatch, by `sbatch`"
+                "it, such as the file of `wmlsearch cluster-file slurm`, by `sbatch`"
             )
         return cls(number, int(environment.get("SLURM_JOB_NUM_NODES", "1")))
 
