@@ -25,6 +25,7 @@ PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "base_channels": 16,
     "up_kernel": 2,
     "head_init": "he",
+    "network": "paper",
     "norm": "batch",
     "norm_momentum": 0.01,
     "norm_epsilon": 1e-5,
@@ -38,6 +39,7 @@ PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
     "batch_size": 5,
+    "lesion_share": None,
     "schedule": "plateau",
     "min_learning_rate": 1e-5,
     "plateau_patience": 5,
@@ -47,6 +49,7 @@ PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "step_fraction": 0.5,
     "step_factor": 0.1,
     "early_stop_patience": 10,
+    "ema": 0.0,
     "augment": "none",
 }
 
@@ -133,6 +136,10 @@ def test_a_record_of_an_older_version_means_what_it_meant() -> None:
         ("norm_epsilon", 0.0, "greater than 0"),
         ("optimizer_epsilon", 0.0, "greater than 0"),
         ("plateau_min_delta", -1e-4, "greater than or equal to 0"),
+        ("lesion_share", 0.0, "greater than 0"),
+        ("lesion_share", 1.5, "less than or equal to 1"),
+        ("ema", 1.0, "less than 1"),
+        ("network", "vnet", "paper or residual"),
     ],
 )
 def test_strict(name: str, value: object, rule: str) -> None:

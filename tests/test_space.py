@@ -281,3 +281,16 @@ def test_mismatches() -> None:
 def test_descriptions() -> None:
     assert describe(Choices(("bce", "dice"))) == "[bce, dice]"
     assert describe(Range(1e-4, 1e-2, log=True)) == "0.0001 .. 0.01 (log)"
+
+
+def test_null_is_a_value_like_others_where_a_hyperparameter_may_be_null() -> None:
+    space = SearchSpace.from_mapping({"lesion_share": {"choices": [None, 0.3, 1]}, "depth": {"choices": [3, 4]}})
+    assert space.dimensions["lesion_share"].domain == Choices((None, 0.3, 1.0))
+    assert describe(space.dimensions["lesion_share"].domain) == "[null, 0.3, 1.0]"
+    assert space.mismatches(TrialConfig()) == [], "the baseline lies inside"
+    assert {space.sample(np.random.default_rng(seed))["lesion_share"] for seed in range(30)} == {None, 0.3, 1.0}
+    assert SearchSpace.from_mapping(space.to_mapping()) == space
+    assert space.config({"lesion_share": None, "depth": 3}).lesion_share is None
+    within = SearchSpace.from_mapping({"lesion_share": {"low": 0.2, "high": 1}})
+    assert within.dimensions["lesion_share"].domain == Range(0.2, 1.0), "not whole numbers"
+    assert SearchSpace.from_mapping({"lesion_share": None}).single_configuration() == TrialConfig()

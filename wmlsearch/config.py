@@ -72,15 +72,15 @@ class _Strict(BaseModel):
         """Accept `learning_rate: 1` as 1.0. Pydantic's strict mode refuses all other conversions, such as true to 1."""
         if not isinstance(values, Mapping):
             return values
-        float_fields = _float_fields(cls)
+        floats = float_fields(cls)
         return {
-            name: float(value) if name in float_fields and type(value) is int and abs(value) < 2**53 else value
+            name: float(value) if name in floats and type(value) is int and abs(value) < 2**53 else value
             for name, value in values.items()
         }
 
 
 @functools.cache
-def _float_fields(model: type[BaseModel]) -> frozenset[str]:
+def float_fields(model: type[BaseModel]) -> frozenset[str]:
     """Return the names of the fields that hold a float, or a float or None."""
     return frozenset(name for name, field in model.model_fields.items() if "float" in str(field.annotation))
 
@@ -101,6 +101,10 @@ class TrialConfig(_Strict):
         "he",
         description="Initial weights of the last convolution: `he` (normal) as everywhere else, or `glorot` (uniform), "
         "which is Keras's default. The paper names He without saying where.",
+    )
+    network: Literal["paper", "residual"] = Field(
+        "paper",
+        description="Blocks of the network: as the `paper`'s, or `residual`, which add their input to their result.",
     )
     norm: Literal["batch", "instance"] = Field("batch", description="Normalisation after each convolution.")
     norm_momentum: float = Field(
@@ -157,6 +161,11 @@ class TrialConfig(_Strict):
     batch_size: int = Field(
         5, ge=1, le=4096, description="Slices per step, over all workers of the trial (global batch size)."
     )
+    lesion_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Share of slices with lesions in each batch. Those of the rarer kind are drawn several times in an "
+        "epoch, which keeps its length. Null: each slice once.",
+    )
     schedule: Literal["plateau", "cosine", "poly", "step", "onecycle", "constant"] = Field(
         "plateau",
         description="How the learning rate changes during the training. `poly` falls as (1 - t)^0.9, as nnU-Net's.",
@@ -187,6 +196,13 @@ class TrialConfig(_Strict):
     step_factor: float = Field(0.1, gt=0, lt=1, description="`step`: factor of the reduction.")
     early_stop_patience: int = Field(
         10, ge=1, le=100_000, description="Epochs without a better validation loss before the training ends."
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay, in each step, of the moving average of the weights that are validated, kept and exported. "
+        "0: the latest weights.",
     )
     augment: Literal["none", "flip", "affine"] = Field(
         "none", description="Augmentation of the training slices. `affine` includes `flip`."
@@ -226,6 +242,9 @@ VALUES_BEFORE: Mapping[str, Any] = {
     "plateau_min_delta": 0.0,
     "dice_over": "slice",
     "tversky_alpha": 0.3,
+    "network": "paper",
+    "lesion_share": None,
+    "ema": 0.0,
 }
 
 

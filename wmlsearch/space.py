@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from wmlsearch.config import InputError, TrialConfig, read_yaml, short_repr, unknown_name
+from wmlsearch.config import InputError, TrialConfig, float_fields, read_yaml, short_repr, unknown_name
 
-Value = int | float | str | bool
+Value = int | float | str | bool | None  # None where a hyperparameter may be null
 MAX_CHOICES = 1000  # of a hyperparameter
 _KEYS = ("choices", "low", "high", "log", "when")  # of a searched hyperparameter in a file
 
@@ -207,7 +207,7 @@ def shipped() -> Path:
 def describe(domain: Choices | Range) -> str:
     """Return `[3, 4, 5]` or `0.0001 .. 0.01 (log)`."""
     if isinstance(domain, Choices):
-        return f"[{', '.join(str(value) for value in domain.values)}]"
+        return f"[{', '.join('null' if value is None else str(value) for value in domain.values)}]"
     return f"{domain.low:g} .. {domain.high:g}" + (" (log)" if domain.log else "")
 
 
@@ -267,7 +267,7 @@ def _read_choices(name: str, entry: dict[str, Any]) -> tuple[Choices | None, lis
     if faults:
         return None, faults
     if _is_float(name):
-        choices = [float(choice) for choice in choices]
+        choices = [None if choice is None else float(choice) for choice in choices]
     if len({repr(choice) for choice in choices}) < len(choices):
         return None, [f"{name}: `choices` has a value twice: {short_repr(entry['choices'])}"]
     return Choices(tuple(choices)), []
@@ -295,7 +295,7 @@ def _read_range(name: str, entry: dict[str, Any]) -> tuple[Range | None, list[st
 
 
 def _is_float(name: str) -> bool:
-    return isinstance(TrialConfig().model_dump()[name], float)
+    return name in float_fields(TrialConfig)
 
 
 def _read_conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]], list[str]]:
@@ -354,7 +354,7 @@ def _check_min_learning_rate(space: SearchSpace) -> None:
     for name in ("learning_rate", "min_learning_rate"):
         domain = space.domain(name)
         values = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)
-        bounds[name] = [float(value) for value in values]
+        bounds[name] = [value for value in values if isinstance(value, int | float)]
     lowest, highest_minimum = min(bounds["learning_rate"]), max(bounds["min_learning_rate"])
     if highest_minimum > lowest:
         raise InputError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from wmlsearch.config import InputError
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
-from wmlsearch.data.slices import PreparedData, batches
+from wmlsearch.data.slices import PreparedData, batches, batches_with_share
 
 MAKE_AGAIN = "make it again with `wmlsearch prepare`"
 
@@ -174,6 +174,46 @@ def test_no_folder_and_another_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         PreparedData.open(tmp_path)
     assert str(caught.value) == f"{tmp_path}: not a prepared data set, manifest.json is missing; {MAKE_AGAIN}"
+
+
+# ------------------------------------------------------------------------------------------------- share of lesions
+
+
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 23])
+def test_batches_have_their_share_of_slices_with_lesions(share: float, batch_size: int) -> None:
+    with_lesion = torch.arange(23) % 4 == 0  # 6 of 23
+    drawn = batches_with_share(with_lesion, batch_size, share, torch.Generator().manual_seed(1))
+    plain = batches(23, batch_size, torch.Generator().manual_seed(1))
+    assert [len(batch) for batch in drawn] == [len(batch) for batch in plain], "epochs keep their length"
+    for batch in drawn:
+        assert abs(with_lesion[batch].sum().item() - share * len(batch)) <= 1
+    order = torch.cat(drawn)
+    assert with_lesion[order].sum().item() == math.floor(share * 23 + 0.5)
+    for kind in (with_lesion, ~with_lesion):  # without replacement: no slice a second time before each had its first
+        times = torch.bincount(order, minlength=23)[kind]
+        assert times.max() - times.min() <= 1
+
+
+def test_order_with_a_share_comes_from_the_generator_alone() -> None:
+    with_lesion = torch.arange(40) < 10
+
+    def order(seed: int) -> Tensor:
+        return torch.cat(batches_with_share(with_lesion, 8, 0.5, torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(order(1), order(1))
+    assert not torch.equal(order(1), order(2))
+    mixed = batches_with_share(with_lesion, 8, 0.5, torch.Generator().manual_seed(1))
+    halves = [with_lesion[batch][::2].sum().item() for batch in mixed]
+    assert set(halves) != {4}, "ranks that take every other position get lesions too"
+    assert 0 < sum(halves) < 20
+
+
+def test_slices_with_lesions_are_those_of_the_masks(prepared: Path) -> None:
+    data = PreparedData.open(prepared)
+    wanted = data.train.masks[data.train.rows].flatten(1).any(1)
+    assert torch.equal(data.training_slices_with_lesions(), wanted)
+    assert 0 < wanted.sum() < len(wanted)
 
 
 # ---------------------------------------------------------------------------------------------------- augmentation

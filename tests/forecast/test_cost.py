@@ -37,7 +37,7 @@ from wmlsearch.model.throughput import Throughput, measure_throughput
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.search.checkpoint_size import checkpoint_bytes
+from wmlsearch.search.checkpoint_size import checkpoint_bytes, most_checkpoint_bytes
 from wmlsearch.search.rungs import Rung, rungs, rungs_within
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
@@ -206,10 +206,12 @@ def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
 # ------------------------------------------------------------------------------------------------ sizes of a network
 
 
-@pytest.mark.parametrize("up_kernel", [2, 3])
+@pytest.mark.parametrize(("network", "up_kernel"), [("paper", 2), ("paper", 3), ("residual", 2)])
 @pytest.mark.parametrize(("depth", "channels", "size"), [(4, 16, 256), (2, 8, 33), (1, 3, 32), (5, 8, 64)])
-def test_multiply_adds_are_those_of_torch(depth: int, channels: int, size: int, up_kernel: Literal[2, 3]) -> None:
-    config = TrialConfig(depth=depth, base_channels=channels, up_kernel=up_kernel)
+def test_multiply_adds_are_those_of_torch(
+    depth: int, channels: int, size: int, network: Literal["paper", "residual"], up_kernel: Literal[2, 3]
+) -> None:
+    config = TrialConfig(depth=depth, base_channels=channels, network=network, up_kernel=up_kernel)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         UNet.of(config)(torch.zeros(1, 1, size, size))
     assert counter.get_total_flops() == 2 * multiply_adds(config, size)
@@ -220,10 +222,25 @@ def test_multiply_adds_are_those_of_torch(depth: int, channels: int, size: int, 
 def test_checkpoints_are_as_big_as_written(
     optimizer: str, depth: int, channels: int, norm: str, prepared: Path, tmp_path: Path
 ) -> None:
-    config = TrialConfig.from_mapping({"depth": depth, "base_channels": channels, "norm": norm, "optimizer": optimizer})
+    values = {"depth": depth, "base_channels": channels, "norm": norm, "optimizer": optimizer}
     data, last, best = PreparedData.open(prepared), tmp_path / "last.pt", tmp_path / "best.pt"
-    next(epochs(config, data, max_epochs=2, last=last, best=best))
-    assert checkpoint_bytes(config) == pytest.approx((last.stat().st_size, best.stat().st_size), rel=0.04)
+    for number, others in enumerate(({}, {"ema": 0.9, "network": "residual"})):
+        config = TrialConfig.from_mapping({**values, **others})
+        next(epochs(config, data, max_epochs=2, last=last.with_suffix(f".{number}"), best=best))
+        written = last.with_suffix(f".{number}").stat().st_size, best.stat().st_size
+        assert checkpoint_bytes(config) == pytest.approx(written, rel=0.05)
+        space = SearchSpace.from_mapping({**values, **others, "depth": {"choices": [1, depth]}})
+        assert most_checkpoint_bytes(space) >= checkpoint_bytes(config)
+
+
+def test_a_space_with_averages_reserves_their_bytes() -> None:
+    space = {"depth": 5, "base_channels": 32, "ema": {"choices": [0, 0.99]}}
+    with_average = checkpoint_bytes(TrialConfig(depth=5, base_channels=32, ema=0.9))
+    assert most_checkpoint_bytes(SearchSpace.from_mapping(space)) == with_average
+    space["ema"] = {"low": 0.0, "high": 0.99}
+    assert most_checkpoint_bytes(SearchSpace.from_mapping(space)) == with_average
+    without = checkpoint_bytes(TrialConfig(depth=5, base_channels=32))
+    assert with_average == (without[0] + without[1], without[1])
 
 
 # --------------------------------------------------------------------------------------------------------- measuring

@@ -55,8 +55,9 @@ def step(network: UNet, at_once: bool) -> tuple[Tensor, list[Tensor | None], Wat
         {"norm": "batch"},
         {"norm": "instance"},
         {"up_kernel": 3, "norm_momentum": 0.01, "norm_epsilon": 1e-3, "head_init": "glorot"},
+        {"network": "residual"},
     ],
-    ids=["batch", "instance", "as Keras"],
+    ids=["batch", "instance", "as Keras", "residual"],
 )
 def test_logits_gradients_and_statistics_equal_autocast(changes: dict[str, Any]) -> None:
     one, other = unet(**changes), unet(**changes)

@@ -55,8 +55,10 @@ def test_count_of_a_tiny_network_has_a_closed_form() -> None:
         {"norm": "instance", "loss": "bce_dice", "up_kernel": 3},
         {"dropout": 0.0, "depth": 2},
         {"dropout_place": "both"},
+        {"network": "residual", "loss": "focal"},
+        {"loss": "tversky", "dice_over": "batch"},
     ],
-    ids=["paper", "other", "flat", "dropout"],
+    ids=["paper", "other", "flat", "dropout", "residual", "batch"],
 )
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bfloat16: bool) -> None:

@@ -73,7 +73,13 @@ def same(one: object, other: object) -> bool:
 @pytest.mark.parametrize("schedule", ["plateau", "cosine", "poly", "step", "onecycle", "constant"])
 def test_resumed_equals_uninterrupted(data: PreparedData, tmp_path: Path, schedule: str, precision: str) -> None:
     config = small(
-        schedule=schedule, warmup_fraction=0.3, plateau_patience=1, augment="affine", dropout=0.2, learning_rate=0.01
+        schedule=schedule,
+        warmup_fraction=0.3,
+        plateau_patience=1,
+        augment="affine",
+        dropout=0.2,
+        learning_rate=0.01,
+        lesion_share=None if schedule == "plateau" else 0.4,
     )
 
     def start(name: str) -> Iterator[EpochRow]:
@@ -286,6 +292,46 @@ def test_weights_that_blow_up_in_the_last_step_are_divergence(
     monkeypatch.setattr(training, "learning_rate", lambda _config, step, _steps: rate if step == 6 else 1e-3)
     with pytest.raises(Diverged, match=r"^the validation loss is not finite in epoch 1$"):
         list(epochs(small(optimizer="sgd"), data, max_epochs=2, precision="float32"))
+
+
+def test_a_share_of_lesions_needs_both_kinds_of_slices(data: PreparedData) -> None:
+    with_lesion = data.training_slices_with_lesions()
+    only, none = (
+        replace(data, train=replace(data.train, rows=data.train.rows[kind])) for kind in (with_lesion, ~with_lesion)
+    )
+    check_trainable(small(lesion_share=0.3), data)
+    check_trainable(small(lesion_share=1.0), only)
+    count, others = len(only.train), len(none.train)
+    for config, slices, fault in (
+        (
+            small(lesion_share=0.3),
+            only,
+            "lesion_share=0.3 needs training slices with and without lesions, but there are "
+            f"{count} with and 0 without; leave `lesion_share` out, or prepare the data again with other --keep",
+        ),
+        (
+            small(lesion_share=1.0),
+            none,
+            f"lesion_share=1 needs training slices with lesions, but there are 0 with and {others} without; "
+            "leave `lesion_share` out, or prepare the data again with other patients",
+        ),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_trainable(config, slices)
+        assert caught.value.faults == (fault,)
+
+
+def test_each_batch_of_a_training_has_its_share_of_lesions(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, run = [], steps.TrainingSteps.run
+    with_lesion = data.training_slices_with_lesions()
+
+    def watched(self: steps.TrainingSteps, order: tuple[Tensor, ...], *others: Any) -> list[float]:
+        shares.extend(with_lesion[batch].float().mean().item() for batch in order)
+        return run(self, order, *others)
+
+    monkeypatch.setattr(steps.TrainingSteps, "run", watched)
+    list(epochs(small(lesion_share=0.5, batch_size=8), data, max_epochs=2))
+    assert shares == [0.5] * 12
 
 
 def test_what_cannot_be_trained_is_refused(data: PreparedData) -> None:
@@ -714,6 +760,19 @@ def test_three_ranks_resume_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
     one, other = (load_checkpoint(tmp_path / name) for name in ("last.pt", "again.pt"))
     assert same(one["model"], other["model"])
     assert same(one["optimizer"], other["optimizer"])
+
+
+def test_two_ranks_draw_the_same_share_of_slices_with_lesions(
+    data: PreparedData, prepared: Path, tmp_path: Path
+) -> None:
+    config = small(norm="instance", dropout=0.0, optimizer="sgd", learning_rate=5e-3, lesion_share=0.5)
+    options: dict[str, Any] = {"max_epochs": 2, "seed": 5, "precision": "float32"}
+    alone = rows(epochs(config, data, **options))
+    first, second = two_ranks(prepared, tmp_path / "two", config, **options)
+    assert first == second
+    for row, wanted in zip(first, alone, strict=True):
+        for name in ("train_loss", "val_loss", "val_soft_dice"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-4), name
 
 
 # ------------------------------------------------------------------------------------------------------ ignored pixels

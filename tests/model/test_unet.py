@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -321,3 +322,43 @@ def test_eight_channel_convolution_equals_single_channel_convolution() -> None:
     assert torch.allclose(computed, wanted, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(result.square().sum(), weight)[0] for result in (computed, wanted)]
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- residual network
+
+
+def residual(**values: Any) -> UNet:
+    torch.manual_seed(0)
+    return UNet.of(TrialConfig(depth=2, base_channels=4, network="residual", **values))
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("place", ["first", "last", "both"])
+def test_a_residual_block_adds_its_input_before_the_last_relu(norm: Any, place: Any) -> None:
+    block = residual(norm=norm, dropout=0.3, dropout_place=place).down[1].eval()
+    x = torch.randn(2, 4, 8, 8)
+    first, norm1, _, _, second, norm2 = block.convolutions
+    shortcut, norm3 = block.shortcut
+    inner = norm2(F.conv2d(norm1(F.conv2d(x, first.weight, padding=1)).relu(), second.weight, padding=1))
+    wanted = (inner + norm3(F.conv2d(x, shortcut.weight))).relu()
+    assert torch.allclose(block(x), wanted, atol=1e-6)
+
+
+def test_a_residual_network_has_a_shortcut_in_each_block_and_learns() -> None:
+    unet, paper = residual(), UNet(2, 4)
+    widths = ((1, 4), (4, 8), (8, 16), (16, 8), (8, 4))  # each with a 1x1 convolution and the 4 numbers of a channel's
+    more = sum(out * before + out + 2 * out for before, out in widths)  # weight, unused bias, scale and shift
+    assert sum(p.numel() for p in unet.parameters()) - sum(p.numel() for p in paper.parameters()) == more
+    images = torch.rand(4, 1, 19, 22)
+    masks = (images > 0.7).float()
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.01)
+    before = slice_losses(unet(images), masks, "bce").mean()
+    before.backward()
+    assert all(p.grad is not None and p.grad.any() for p in unet.parameters() if p.requires_grad)
+    optimizer.step()
+    assert slice_losses(unet(images), masks, "bce").mean() < before
+
+
+def test_weights_of_a_residual_network_fit_no_other() -> None:
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        UNet(2, 4).load_state_dict(residual().state_dict())

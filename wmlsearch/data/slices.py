@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,10 @@ class PreparedData:
         train, val = (_split(manifest, images, masks, split, fold) for split in ("train", "val"))
         return cls(manifest, fold, train, val)
 
+    def training_slices_with_lesions(self) -> Tensor:
+        """Return which training slices show a lesion, (N,) bool, on the CPU."""
+        return torch.tensor([self.manifest.slices[row].lesion_pixels > 0 for row in self.train.rows.tolist()])
+
     def with_fold(self, fold: int) -> PreparedData:
         """Return the data with another fold, modulo the number of folds, for validation. They share the arrays."""
         if fold % self.manifest.fold_count == self.fold:
@@ -122,3 +127,45 @@ def batches(slices: int, batch_size: int, generator: torch.Generator) -> tuple[T
     Batch sizes differ by one at most, so that no small last batch disturbs batch normalization.
     """
     return torch.randperm(slices, generator=generator).tensor_split(math.ceil(slices / batch_size))
+
+
+def batches_with_share(
+    with_lesion: Tensor, batch_size: int, share: float, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Return the positions of one epoch, in batches as big as those of `batches`, with a share of slices with lesions.
+
+    Of the first n positions of an epoch, n * share have lesions, rounded; so each batch differs from the share by less
+    than one slice. Slices of a kind are drawn without replacement, and again when all have been drawn: of the rarer
+    kind each is drawn almost equally often, of the other kind some are left out.
+
+    Args:
+        with_lesion: (N,) bool, which slices have lesions. Both kinds are needed, lesions alone with share 1.
+        batch_size: Slices in a batch, over all ranks.
+        share: From 0 to 1.
+        generator: Draws the order.
+    """
+    slices = len(with_lesion)
+    sizes = [len(part) for part in torch.arange(slices).tensor_split(math.ceil(slices / batch_size))]
+    ends = [0, *itertools.accumulate(sizes)]
+    lesions = [math.floor(share * end + 0.5) for end in ends]  # of all batches so far
+    kinds = (torch.nonzero(with_lesion)[:, 0], torch.nonzero(~with_lesion)[:, 0])
+    drawn = [
+        _draw_repeatedly(kind, count, generator)
+        for kind, count in zip(kinds, (lesions[-1], slices - lesions[-1]), strict=True)
+    ]
+    order = []
+    for number, size in enumerate(sizes):
+        first, last = lesions[number], lesions[number + 1]
+        others = slice(ends[number] - first, ends[number + 1] - last)
+        batch = torch.cat([drawn[0][first:last], drawn[1][others]])
+        order.append(batch[torch.randperm(size, generator=generator)])  # ranks take every other position
+    return tuple(order)
+
+
+def _draw_repeatedly(positions: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` positions, (count,): all in random order, and again in another order until there are enough."""
+    if not count:
+        return positions[:0]
+    rounds = math.ceil(count / len(positions))
+    orders = [positions[torch.randperm(len(positions), generator=generator)] for _ in range(rounds)]
+    return torch.cat(orders)[:count]

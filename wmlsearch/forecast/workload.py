@@ -24,10 +24,11 @@ def multiply_adds(config: TrialConfig, image_size: int) -> int:
     total, channels_in = side**2 * config.base_channels, 1  # the last layer
     for level in range(config.depth + 1):
         pixels, channels = (side // 2**level) ** 2, config.base_channels * 2**level
-        total += pixels * 9 * (channels_in * channels + channels * channels)
+        shortcut = int(config.network == "residual")  # a 1 x 1 convolution beside the two of a block
+        total += pixels * (9 * (channels_in * channels + channels * channels) + shortcut * channels_in * channels)
         if level < config.depth:  # on the way up: a transposed convolution, then two on its result and the skip
             total += pixels * config.up_kernel**2 * channels * channels // 2
-            total += pixels * 9 * (2 * channels * channels + channels * channels)
+            total += pixels * (9 * (2 * channels * channels + channels * channels) + shortcut * 2 * channels * channels)
         channels_in = channels
     return total
 

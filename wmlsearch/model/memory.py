@@ -39,7 +39,7 @@ PROCESS_OVERHEAD = {"cpu": (200 * 2**20, 1.5), "cuda": (64 * 2**20, 1.1)}
 class MemoryEstimate:
     """Bytes of tensors that a training holds at its peak, without the data, which are in memory before it starts."""
 
-    fixed_bytes: int  # for any batch size: weights, their gradients, the optimiser's state
+    fixed_bytes: int  # for any batch size: weights, their average, their gradients, the optimiser's state
     gradient_bytes: int  # the gradients alone
     image_bytes: int  # for each image of a step (of one rank)
     validation_bytes: int  # in validation, which holds less for an image than training does, but has larger batches
@@ -112,16 +112,16 @@ def estimate_memory(
     )
     copies, _ = OPTIMIZER_STATE[config.optimizer]
     # Several ranks send the gradients in one buffer, which is a second copy of them.
-    fixed = weights + (copies + (2 if world > 1 else 1)) * gradients
+    fixed = weights * (2 if config.ema else 1) + (copies + (2 if world > 1 else 1)) * gradients
     return MemoryEstimate(fixed + 2 * one_image - two_images, gradients, two_images - one_image, validation)
 
 
 def _shape(config: TrialConfig, *others: str) -> TrialConfig:
     """Return a configuration that has the same tensors, and is equal for all that have."""
-    names = ("depth", "base_channels", "norm", "up_kernel", *others)
+    names = ("depth", "base_channels", "network", "norm", "up_kernel", *others)
     same = {name: getattr(config, name) for name in names}
     dropout = {"dropout": 0.5, "dropout_place": config.dropout_place} if config.dropout else {"dropout": 0.0}
-    return TrialConfig(**same, **dropout)
+    return TrialConfig(**same, **dropout, ema=0.5 if config.ema else 0.0)
 
 
 @functools.cache

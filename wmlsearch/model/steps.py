@@ -21,6 +21,7 @@ from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.ranks import in_process_group, sum_gradients
 from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture
 from wmlsearch.model.unet import UNet
+from wmlsearch.model.weight_average import WeightAverage
 
 WARM_UP = 3  # steps of each batch size before its capture: they do the set-up that a capture forbids
 
@@ -36,13 +37,19 @@ class EpochBuffers:
     order: Tensor  # (slices,) int64, this rank's positions, batch after batch
     rates: Tensor  # (steps,) learning rates; float64 on CPUs, float32 on GPUs, where the fused optimisers read it
     drawn: Augmentation | None  # for all slices of the split
+    average_steps: Tensor  # (steps,) float32, how far the average of the weights moves; empty where there is none
     losses: Tensor  # (steps,) float64, summed over the slices of a batch
     begin: Tensor  # (1,) int64, position in `order` where the next batch begins
     step: Tensor  # (1,) int64, the next step, from 0
 
     @classmethod
     def of(
-        cls, order: Sequence[Tensor], rates: Sequence[float], drawn: Augmentation | None, device: torch.device
+        cls,
+        order: Sequence[Tensor],
+        rates: Sequence[float],
+        drawn: Augmentation | None,
+        average_steps: Sequence[float],
+        device: torch.device,
     ) -> EpochBuffers:
         """Return the buffers of an epoch that has not started."""
         on_gpu = device.type == "cuda"
@@ -50,6 +57,7 @@ class EpochBuffers:
             torch.cat(list(order)).to(device),
             torch.tensor(rates, dtype=torch.float32 if on_gpu else torch.float64).to(device),
             None if drawn is None else drawn.to(device),
+            torch.tensor(average_steps, dtype=torch.float32).to(device),
             torch.zeros(len(rates), dtype=torch.float64, device=device),
             *(torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)),
         )
@@ -57,7 +65,7 @@ class EpochBuffers:
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in a fixed order."""
         drawn = [] if self.drawn is None else self.drawn.tensors()
-        return [self.order, self.rates, *drawn, self.losses, self.begin, self.step]
+        return [self.order, self.rates, *drawn, self.average_steps, self.losses, self.begin, self.step]
 
     def copy_from(self, other: EpochBuffers) -> bool:
         """Copy the contents of `other` into the same memory. Return False if the shapes differ."""
@@ -72,8 +80,9 @@ class EpochBuffers:
 class TrainingSteps:
     """The training steps of one model.
 
-    A step gathers a batch, augments it, runs forward and backward, and moves the optimiser. It reads its batch and its
-    learning rate on the device, by counters that it advances itself, so the host sends nothing between steps.
+    A step gathers a batch, augments it, runs forward and backward, moves the optimiser, and after it the average of the
+    weights. It reads its batch and its learning rate on the device, by counters that it advances itself, so the host
+    sends nothing between steps.
 
     On a GPU without other ranks the first steps of each batch size (an epoch has at most two) run as usual. Then one is
     captured as a CUDA graph and replayed from there on. If a capture fails, all steps run as usual, with a warning.
@@ -91,7 +100,9 @@ class TrainingSteps:
         bfloat16: bool,
         rank: int = 0,
         world: int = 1,
+        average: WeightAverage | None = None,
     ) -> None:
+        self.average = average
         self.optimizer, self.slices, self.loss, self.bfloat16 = optimizer, slices, loss, bfloat16
         self.rank, self.world, self.device = rank, world, slices.images.device
         self.on_gpu = self.device.type == "cuda"
@@ -99,7 +110,7 @@ class TrainingSteps:
         self.network: Callable[[Tensor], Tensor] = (
             BulkCastUNet(model) if bfloat16 and isinstance(model, UNet) else model
         )
-        self.buffers = EpochBuffers.of([torch.zeros(0, dtype=torch.int64)], [], None, self.device)
+        self.buffers = EpochBuffers.of([torch.zeros(0, dtype=torch.int64)], [], None, [], self.device)
         self.epoch = 0
         self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and the optimiser read it
         self.graphed = self.on_gpu and not in_process_group()
@@ -109,7 +120,12 @@ class TrainingSteps:
         self.warmed: Counter[int] = Counter()  # steps that ran without a graph, by batch size
 
     def run(
-        self, order: Sequence[Tensor], rates: Sequence[float], drawn: Augmentation | None, epoch: int
+        self,
+        order: Sequence[Tensor],
+        rates: Sequence[float],
+        drawn: Augmentation | None,
+        epoch: int,
+        average_steps: Sequence[float] = (),
     ) -> list[float]:
         """Run a step for each batch, at its rate. Return each batch's loss, summed over its slices.
 
@@ -120,12 +136,13 @@ class TrainingSteps:
             rates: learning rate of each step.
             drawn: augmentation of all slices of the split, or None.
             epoch: number of the epoch, for messages.
+            average_steps: how far the average of the weights moves after each step, if there is one.
         """
         (group,) = self.optimizer.param_groups
         rate_before, self.epoch = group["lr"], epoch
         try:
             with self._on_graph_stream():
-                self._load_epoch(order, rates, drawn)
+                self._load_epoch(order, rates, drawn, average_steps)
                 capturing = self.graphed and any(len(batch) not in self.graphs for batch in order)
                 if capturing:  # free memory cached by validation, so that it does not add to warm-up and graphs
                     torch.cuda.empty_cache()
@@ -142,9 +159,16 @@ class TrainingSteps:
             self._check_finite(loss, step)
         return losses
 
-    def _load_epoch(self, order: Sequence[Tensor], rates: Sequence[float], drawn: Augmentation | None) -> None:
+    def _load_epoch(
+        self,
+        order: Sequence[Tensor],
+        rates: Sequence[float],
+        drawn: Augmentation | None,
+        average_steps: Sequence[float],
+    ) -> None:
         """Load an epoch into the buffers. Graphs stay valid if its shapes are those of the epoch before."""
-        buffers = EpochBuffers.of([batch[self.rank :: self.world] for batch in order], rates, drawn, self.device)
+        rank_order = [batch[self.rank :: self.world] for batch in order]
+        buffers = EpochBuffers.of(rank_order, rates, drawn, average_steps, self.device)
         if not (self.graphed and self.buffers.copy_from(buffers)):
             self.buffers = buffers
             self.graphs.clear()
@@ -183,6 +207,8 @@ class TrainingSteps:
         rate = buffers.rates[buffers.step]
         self.optimizer.param_groups[0]["lr"] = self.rate.copy_(rate) if self.on_gpu else rate.item()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(buffers.average_steps[buffers.step])
         buffers.begin.add_(own_images)
         buffers.step.add_(1)
 

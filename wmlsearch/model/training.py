@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.augmentation import Augmentation
-from wmlsearch.data.slices import PreparedData, batches
+from wmlsearch.data.slices import PreparedData, batches, batches_with_share
 from wmlsearch.model.checkpoint import (
     CHECKPOINT_FORMAT,
     RESTORE_HINT,
@@ -39,6 +39,7 @@ from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.thresholds import choose_threshold
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.weight_average import WeightAverage, average_steps
 from wmlsearch.runs.schema import EpochRow
 
 
@@ -113,6 +114,7 @@ class Trainer:
             self.unet = nn.SyncBatchNorm.convert_sync_batchnorm(self.unet)
         if several:
             broadcast_tensors(self.unet.state_dict().values())
+        self.average = WeightAverage(self.unet) if config.ema else None
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
         self.rows: list[EpochRow] = []  # of the epochs so far
@@ -123,8 +125,13 @@ class Trainer:
     def steps(self) -> TrainingSteps:
         """The training steps. Created when the first one begins, since a loaded checkpoint decides the precision."""
         return TrainingSteps(
-            self.unet, self.optimizer, self.data.train, self.loss, self.bfloat16, self.rank, self.world
+            self.unet, self.optimizer, self.data.train, self.loss, self.bfloat16, self.rank, self.world, self.average
         )
+
+    @property
+    def kept_unet(self) -> nn.Module:
+        """The network that is validated, kept and exported: the average, if there is one, or the latest weights."""
+        return self.unet if self.average is None else self.average.unet
 
     @property
     def ended(self) -> str | None:
@@ -135,8 +142,7 @@ class Trainer:
         """Train and validate one epoch, update the schedule, and return the epoch's row."""
         epoch, start = len(self.rows) + 1, time.monotonic()
         generator = self._seed_epoch(epoch)
-        order = batches(len(self.data.train), self.config.batch_size, generator)
-        train_loss = self.train(order, epoch, generator)
+        train_loss = self.train(self.draw_batches(generator), epoch, generator)
         train_s = time.monotonic() - start
         counts = self.validate()
         metrics, self.threshold = (
@@ -174,6 +180,13 @@ class Trainer:
         torch.manual_seed(_mix(self.seed, epoch, self.rank + 1))
         return torch.Generator().manual_seed(_mix(self.seed, epoch))
 
+    def draw_batches(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the positions of one epoch's training slices, batch after batch."""
+        slices, batch_size, share = self.data.train, self.config.batch_size, self.config.lesion_share
+        if share is None:
+            return batches(len(slices), batch_size, generator)
+        return batches_with_share(self.data.training_slices_with_lesions(), batch_size, share, generator)
+
     def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
         """Train one step for each batch of positions in `order`; return the summed loss per training slice."""
         self.unet.train()
@@ -184,8 +197,11 @@ class Trainer:
         done, steps = (epoch - 1) * len(order), self.max_epochs * len(order)
         planned = [learning_rate(self.config, done + step, steps) for step in range(len(order))]
         rates = [group["lr"] if rate is None else rate for rate in planned]
+        averaging = average_steps(self.config.ema, done, len(order)) if self.average is not None else []
         factor = self.rate_factors.at(epoch)
-        losses = self.steps.run(order, [rate * factor for rate in rates], drawn, epoch)
+        losses = self.steps.run(order, [rate * factor for rate in rates], drawn, epoch, averaging)
+        if self.average is not None:
+            self.average.end_epoch()
         group["lr"] = rates[-1]  # without the factor: the plateau schedule and the checkpoint continue from this rate
         return sum(losses) / slices
 
@@ -194,7 +210,9 @@ class Trainer:
         """Return the counts on the validation slices, over all ranks."""
         if self.world > 1:  # on CPUs each rank has its own statistics of batch normalisation: all take those of rank 0
             broadcast_tensors(self.unet.buffers())
-        counts = count_predictions(self.unet, self.data.val, self.loss, self.bfloat16, self.rank, self.world)
+            if self.average is not None:
+                broadcast_tensors(self.average.unet.buffers())
+        counts = count_predictions(self.kept_unet, self.data.val, self.loss, self.bfloat16, self.rank, self.world)
         counts.reduce()
         return counts
 
@@ -222,13 +240,15 @@ class Trainer:
             "rate_factors": self.rate_factors.until(len(self.rows)),
             "report": self.rows[-1].as_json(),
             "threshold": self.threshold,
-            "model": self.unet.state_dict(),
+            "model": self.kept_unet.state_dict(),
         }
 
     def state(self) -> dict[str, Any]:
         """Return the contents of the latest checkpoint: all that the next epoch depends on."""
         return {
             **self.weights(),
+            "model": self.unet.state_dict(),
+            **({} if self.average is None else {"average": self.average.unet.state_dict()}),
             "max_epochs": self.max_epochs,
             "bfloat16": self.bfloat16,
             "threads": torch.get_num_threads(),
@@ -251,6 +271,8 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.unet.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
         self.rows, self.bfloat16 = [EpochRow.from_json(row) for row in state["reports"]], state["bfloat16"]

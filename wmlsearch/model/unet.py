@@ -29,6 +29,7 @@ class UNet(nn.Module):
         norm_epsilon: added to the variance.
         up_kernel: edge of the transposed convolutions' kernels, 2 or 3.
         head_init: initial weights of the last convolution, "he" or "glorot".
+        network: "paper", or "residual", whose blocks are `ResidualBlock`s.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class UNet(nn.Module):
         norm_epsilon: float = 1e-5,
         up_kernel: Literal[2, 3] = 2,
         head_init: Literal["he", "glorot"] = "he",
+        network: Literal["paper", "residual"] = "paper",
     ) -> None:
         super().__init__()
         widths = [base_channels * 2**level for level in range(depth + 1)]
@@ -53,8 +55,9 @@ class UNet(nn.Module):
                 return nn.BatchNorm2d(channels, eps=norm_epsilon, momentum=norm_momentum)
             return nn.InstanceNorm2d(channels, eps=norm_epsilon, affine=True)
 
-        def block(channels_in: int, channels_out: int) -> nn.Sequential:
-            return _block(channels_in, channels_out, dropout, dropout_place, normalisation)
+        def block(channels_in: int, channels_out: int) -> nn.Module:
+            build = ResidualBlock if network == "residual" else _block
+            return build(channels_in, channels_out, dropout, dropout_place, normalisation)
 
         self.down = nn.ModuleList(
             block(before, after) for before, after in zip([1, *widths[:-2]], widths[:-1], strict=True)
@@ -88,6 +91,7 @@ class UNet(nn.Module):
             norm_epsilon=config.norm_epsilon,
             up_kernel=config.up_kernel,
             head_init=config.head_init,
+            network=config.network,
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,15 +114,15 @@ class UNet(nn.Module):
 
 
 class ConvBeforeNorm(nn.Conv2d):
-    """A 3x3 "same" convolution before a normalisation, which would remove any bias: the bias is unused and stays zero.
+    """A "same" convolution (3x3 or 1x1) before a normalisation, which would remove any bias: it is unused and stays 0.
 
     The bias remains a parameter, so that size and state of the network equal those of one that adds it.
     """
 
     bias: nn.Parameter
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 3, padding=1)
+    def __init__(self, channels_in: int, channels_out: int, kernel: Literal[1, 3] = 3) -> None:
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
         self.bias.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ class ConvBeforeNorm(nn.Conv2d):
         weight = self.weight
         if self.in_channels == 1 and x.is_cuda and torch.is_autocast_enabled("cuda"):
             x, weight = pad_to_eight_channels(x.to(torch.get_autocast_dtype("cuda")), weight)
-        return F.conv2d(x, weight, padding=1)
+        return F.conv2d(x, weight, padding=self.padding)
 
 
 def pad_to_eight_channels(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +179,33 @@ def _block(
     )
     block.register_load_state_dict_pre_hook(_fold_biases)
     return block
+
+
+class ResidualBlock(nn.Module):
+    """The block of `_block` with its input added before the last ReLU (He et al., "Deep Residual Learning", CVPR 2016).
+
+    All blocks of the U-Net change the number of channels, so the input passes a 1x1 convolution and a normalisation.
+    (N, in, h, w) -> (N, out, h, w).
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        dropout: float,
+        dropout_place: str,
+        normalisation: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        layers = list(_block(channels_in, channels_out, dropout, dropout_place, normalisation))
+        self.convolutions = nn.Sequential(*layers[:6])
+        self.shortcut = nn.Sequential(ConvBeforeNorm(channels_in, channels_out, 1), normalisation(channels_out))
+        self.end = nn.Sequential(*layers[6:])  # ReLU, and dropout if it stands there
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, h, w) -> (N, out, h, w)."""
+        result: Tensor = self.end(self.convolutions(x) + self.shortcut(x))
+        return result
 
 
 def _fold_biases(_block: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:

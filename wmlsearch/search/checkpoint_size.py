@@ -16,7 +16,13 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.search.pbt import most_snapshots
 from wmlsearch.space import Choices, SearchSpace
 
-SHAPE = ("depth", "base_channels", "norm", "up_kernel")  # the hyperparameters that decide the shapes of weights
+SHAPE = (
+    "depth",
+    "base_channels",
+    "network",
+    "norm",
+    "up_kernel",
+)  # the hyperparameters that decide the shapes of weights
 RECORD_BYTES = 305  # of a checkpoint, for each tensor beside its numbers: names, checksum, alignment
 
 
@@ -28,7 +34,7 @@ def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
     copies, counts = OPTIMIZER_STATE[config.optimizer]
     best = weights + RECORD_BYTES * records
     state = copies * (4 * parameters + RECORD_BYTES * tensors) + counts * tensors * (4 + RECORD_BYTES)
-    return best + state, best
+    return best + state + (best if config.ema else 0), best
 
 
 def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
@@ -40,6 +46,11 @@ def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
             options[name] = list(domain.values) if isinstance(domain, Choices) else [int(domain.high)]
         else:
             options[name] = [space.defaults[name]]
+    if "ema" in space.dimensions:
+        domain = space.dimensions["ema"].domain
+        options["ema"] = [max(domain.values, key=bool) if isinstance(domain, Choices) else domain.high]
+    else:
+        options["ema"] = [space.defaults["ema"]]
     corners = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
     sizes = [checkpoint_bytes(TrialConfig(**corner)) for corner in corners] + [checkpoint_bytes(TrialConfig())]
     return max(last for last, _ in sizes), max(best for _, best in sizes)

@@ -153,12 +153,13 @@ def check_data(request: SearchRequest) -> CheckedData:
 
 
 def _most_demanding(space: SearchSpace) -> TrialConfig:
-    """Return the configuration of a space that needs the biggest images and the fewest images a batch."""
+    """Return the configuration of a space that needs the biggest images, the fewest a batch, both kinds of slices."""
     values = {}
-    for name, extreme in (("depth", max), ("batch_size", min)):
+    for name, extreme in (("depth", max), ("batch_size", min), ("lesion_share", min)):
         if name in space.dimensions:
             domain = space.dimensions[name].domain
-            values[name] = extreme(domain.values if isinstance(domain, Choices) else (domain.low, domain.high))
+            every = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)
+            values[name] = extreme(value for value in every if isinstance(value, int | float))
     return space.config(values)
 
 

@@ -82,5 +82,5 @@ def encode(space: SearchSpace, values: Mapping[str, Any]) -> list[float]:
 def _bounds(domain: Choices | Range) -> tuple[float, float, bool]:
     if isinstance(domain, Range):
         return domain.low, domain.high, domain.log
-    chosen = [float(value) for value in domain.values if not isinstance(value, str)]
+    chosen = [float(value) for value in domain.values if isinstance(value, int | float)]
     return min(chosen), max(chosen), False
