@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+from optuna.trial import TrialState
 from records import search_record
 from sklearn.ensemble import ExtraTreesRegressor
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.search.distributions import search_space
 from wmlsearch.search.optuna_study import Study
-from wmlsearch.search.samplers.forest import MAX_TRIALS, TREES, encode, predict_ranks, propose
-from wmlsearch.search.samplers.optuna_samplers import STARTUP_TRIALS
+from wmlsearch.search.samplers.forest import (
+    MAX_TRIALS,
+    STARTUP_TRIALS,
+    TREES,
+    ForestSampler,
+    active_parameters,
+    draw,
+    encode,
+    predict_ranks,
+)
 from wmlsearch.space import SearchSpace
 
 SPACE = SearchSpace.from_mapping(
@@ -26,6 +40,7 @@ SPACE = SearchSpace.from_mapping(
         "plateau_patience": {"low": 2, "high": 10, "when": {"schedule": "plateau"}},
     }
 )
+DISTRIBUTIONS = search_space(SPACE)
 EPOCHS = 9
 
 
@@ -34,25 +49,147 @@ def end(values: Mapping[str, Any]) -> float:
     return float(0.9 - 0.2 * abs(np.log10(values["learning_rate"]) + 3) - 0.4 * (values["loss"] == "dice"))
 
 
+def is_active(name: str, values: Mapping[str, Any]) -> bool:
+    return SPACE.dimensions[name].active(values)
+
+
+def study_of(
+    past: Sequence[tuple[Mapping[str, Any], int, float]], sampler: ForestSampler | None = None
+) -> optuna.Study:
+    """Return a study with trials that reached an epoch with a value."""
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler or ForestSampler(DISTRIBUTIONS, is_active, seed=0)
+    )
+    study.add_trials(
+        [
+            optuna.create_trial(
+                state=TrialState.COMPLETE if epoch == EPOCHS else TrialState.PRUNED,
+                value=value,
+                params=dict(values),
+                distributions={name: DISTRIBUTIONS[name] for name in values},
+                intermediate_values={epoch: value},
+            )
+            for values, epoch, value in past
+        ]
+    )
+    return study
+
+
+def propose(study: optuna.Study, count: int) -> list[dict[str, Any]]:
+    """Return what is proposed for the next trials, of which none ends."""
+    proposals = []
+    for _ in range(count):
+        trial, values = study.ask(), dict[str, Any]()
+        for name, distribution in DISTRIBUTIONS.items():
+            if is_active(name, values):
+                choices = getattr(distribution, "choices", None)
+                suggest = trial.suggest_int if name == "plateau_patience" else trial.suggest_float
+                log = {} if name == "plateau_patience" else {"log": True}
+                values[name] = (
+                    trial.suggest_categorical(name, choices)
+                    if choices
+                    else suggest(name, distribution.low, distribution.high, **log)  # type: ignore[attr-defined]
+                )
+        proposals.append(values)
+    return proposals
+
+
+class TestAsOptunaTestsItsOwn(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+    """Optuna's tests for samplers."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: ForestSampler(n_startup_trials=2)
+
+
 def test_encoding_of_numbers_choices_and_inactive_dimensions() -> None:
     values = {"depth": 3, "loss": "dice", "learning_rate": 1e-3, "schedule": "constant"}
-    assert np.allclose(encode(SPACE, values), [0.5, 0, 1, 0.5, 0, 1, -1])
+    assert np.allclose(encode(DISTRIBUTIONS, values), [0.5, 0, 1, 0.5, 0, 1, -1])
     values |= {"schedule": "plateau", "plateau_patience": 10}
-    assert np.allclose(encode(SPACE, values), [0.5, 0, 1, 0.5, 1, 0, 1])
+    assert np.allclose(encode(DISTRIBUTIONS, values), [0.5, 0, 1, 0.5, 1, 0, 1])
 
 
-def test_a_later_epoch_ranks_above_a_higher_value() -> None:
+def test_values_are_drawn_as_the_space_draws_them() -> None:
+    ours, spaces = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(20):
+        drawn: dict[str, Any] = {}
+        for name, distribution in DISTRIBUTIONS.items():
+            if is_active(name, drawn):
+                drawn[name] = draw(distribution, ours)
+        assert drawn == SPACE.sample(spaces)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["space given", "space learned"])
+def test_a_later_epoch_ranks_above_a_higher_value(given: bool) -> None:
     """Half of the trials are stopped at the first epoch, where the worse loss is far ahead."""
     rng = np.random.default_rng(0)
     past = []
     for values in (SPACE.sample(rng) for _ in range(40)):
-        past.append((values, (1, 0.99) if values["loss"] == "dice" else (EPOCHS, end(values))))
-    chosen = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(200)]
+        past.append((values, 1, 0.99) if values["loss"] == "dice" else (values, EPOCHS, end(values)))
+    sampler = ForestSampler(DISTRIBUTIONS, is_active, seed=0) if given else ForestSampler(seed=0)
+    chosen = propose(study_of(past, sampler), 200)
     by_chance = [SPACE.sample(rng) for _ in range(2000)]
     # of four random candidates one is bce in 15 cases of 16
     assert np.mean([values["loss"] == "bce" for values in chosen]) > 0.85
     assert np.mean([end(values) for values in chosen]) > np.quantile([end(values) for values in by_chance], 0.7)
-    assert propose(SPACE, past, np.random.default_rng(7)) == chosen[7]
+
+
+def test_a_proposal_depends_on_the_seed_the_number_and_the_trials_that_ended() -> None:
+    rng = np.random.default_rng(0)
+    past = [(values, EPOCHS, end(values)) for values in (SPACE.sample(rng) for _ in range(30))]
+    first, second = study_of(past), study_of(past)
+    ahead = propose(first, 3)
+    assert propose(second, 3) == ahead, "a study that is loaded again goes on as it would have"
+    other = study_of(past, ForestSampler(DISTRIBUTIONS, is_active, seed=1))
+    assert propose(other, 1) != ahead[:1]
+
+
+def test_the_direction_of_the_study_is_followed() -> None:
+    study = optuna.create_study(direction="minimize", sampler=ForestSampler(seed=0))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_float("z", 0, 1), n_trials=60)
+    late = [trial.value for trial in study.trials[30:]]
+    assert np.mean([value for value in late if value is not None]) < 0.7  # by chance 1
+
+
+def test_trials_with_a_violated_constraint_or_without_a_finite_value_rank_last() -> None:
+    study = optuna.create_study(direction="maximize", sampler=ForestSampler(seed=0))
+    for _ in range(60):
+        trial = study.ask()
+        kind = trial.suggest_categorical("kind", ["constraint", "nan", "fine"])
+        trial.suggest_float("x", 0, 1)
+        if kind == "fine":
+            study.tell(trial, 0.0)
+            continue
+        trial.report(float("nan") if kind == "nan" else 0.9, 100)
+        if kind == "constraint":
+            trial.set_constraint("memory", 1.0)
+        study.tell(trial, state=TrialState.PRUNED)
+    late = [trial.params["kind"] for trial in study.trials[20:]]
+    assert late.count("fine") > 0.6 * len(late)  # by chance a third
+
+
+def test_which_parameters_are_suggested_is_learned() -> None:
+    """plateau_patience is suggested beside one schedule only, and a grandchild beside high values of it."""
+    rng = np.random.default_rng(0)
+    space = {**DISTRIBUTIONS, "grandchild": optuna.distributions.FloatDistribution(0, 1)}
+
+    def suggested(values: dict[str, Any]) -> dict[str, Any]:
+        if values["schedule"] != "plateau":
+            values.pop("plateau_patience", None)
+        if values.get("plateau_patience", 0) < 6:
+            values.pop("grandchild")
+        return values
+
+    drawn = [{name: draw(distribution, rng) for name, distribution in space.items()} for _ in range(120)]
+    past = [suggested(dict(values)) for values in drawn[:100]]
+    learned = active_parameters(space, past, drawn[100:])
+    assert learned == [suggested(dict(values)) for values in drawn[100:]]
+    assert {len(values) for values in learned} == {4, 5, 6}
+
+
+def test_conditions_need_the_space() -> None:
+    with pytest.raises(ValueError, match="`is_active` needs a `search_space`"):
+        ForestSampler(is_active=is_active)
 
 
 def test_the_study_uses_the_forest_after_the_startup_trials(tmp_path: Path) -> None:
@@ -83,7 +220,7 @@ def test_predicted_ranks_equal_scikit_learns() -> None:
 def test_the_forest_learns_from_a_sample_of_very_many_trials() -> None:
     rng = np.random.default_rng(0)
     sampled = [SPACE.sample(rng) for _ in range(2 * MAX_TRIALS)]
-    past = [(values, (EPOCHS, end(values))) for values in sampled]
-    proposed = [propose(SPACE, past, np.random.default_rng(seed)) for seed in range(10)]
-    assert proposed[0] == propose(SPACE, past, np.random.default_rng(0)), "the same seed draws the same sample"
-    assert np.median([end(values) for values in proposed]) > np.quantile([value for _, (_, value) in past], 0.7)
+    past = [(values, EPOCHS, end(values)) for values in sampled]
+    proposed = propose(study_of(past), 10)
+    assert proposed[0] == propose(study_of(past), 1)[0], "the same seed draws the same sample"
+    assert np.median([end(values) for values in proposed]) > np.quantile([value for _, _, value in past], 0.7)

@@ -140,15 +140,44 @@ def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: 
         else:
             tune.tell(number, state, max(values))
         written(search, number, config, values, state)
-    before = study_trials(search)
-    assert len(before) == 16
+    assert len(study_trials(search)) == 16
     copy = SearchDir(tmp_path / "copy" / "s")
     shutil.copytree(search.path, copy.path)
     anew = Study(copy, space, settings)
-    assert study_trials(copy) == before
     assert [anew.ask(number) for number in (16, 17)] == [tune.ask(number) for number in (16, 17)]
-    anew.tell(15, "completed", 0.9)
+    assert study_trials(copy) == study_trials(search)
+    for study in (tune, anew):
+        study.tell(15, "completed", 0.9)
     assert study_trials(copy)[15][1] is optuna.trial.TrialState.COMPLETE
+    assert study_trials(copy) == study_trials(search)
+
+
+def test_a_search_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its journal has a line for each call, and a running trial of the forest whose values Optuna did not propose."""
+    search, space = SearchDir.create(tmp_path / "s", search_record({"name": "s"})), SearchSpace.read("quick")
+    whole = Study(search, space, RunSettings())
+    for number, state in enumerate(["completed", "stopped", "running"]):
+        written(search, number, whole.ask(number), [0.1, 0.2], state)
+        if state != "running":
+            whole.tell(number, state, 0.2)
+    before = [trial[:4] for trial in study_trials(search)]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(search.journal) + ".old"))
+    earlier = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    for number, state, params, distributions in before:
+        template = optuna.trial.create_trial(
+            state=state,
+            value=0.2 if state.is_finished() else None,
+            params=params,
+            distributions=distributions,
+            user_attrs={"trial": number},
+        )
+        earlier.add_trial(template)
+    Path(f"{search.journal}.old").replace(search.journal)
+    resumed = Study(search, space, RunSettings())
+    assert [trial[:4] for trial in study_trials(search)] == before
+    resumed.tell(2, "completed", 0.2)
+    assert resumed.ask(3)
+    assert [trial[1].name for trial in study_trials(search)] == ["COMPLETE", "PRUNED", "COMPLETE", "RUNNING"]
 
 
 @pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "none"])

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from wmlsearch.space import Choices, Range
+from wmlsearch.space import Choices, Range, SearchSpace
 
 
 def distribution(domain: Choices | Range) -> BaseDistribution:
@@ -26,3 +26,8 @@ def suggest_value(trial: Trial, name: str, domain: Choices | Range) -> Any:
     if domain.whole:
         return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
     return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+
+
+def search_space(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Return the distribution of each dimension of a space."""
+    return {name: distribution(dimension.domain) for name, dimension in space.dimensions.items()}

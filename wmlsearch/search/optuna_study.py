@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import UNFINISHED, EpochRow
-from wmlsearch.search.distributions import distribution, suggest_value
-from wmlsearch.search.optuna_patches import (
-    TRIAL_NUMBER,
-    add_running_trial,
-    journal_files,
-    journal_storage,
-    open_trial,
-    read_sampler_state,
-    restore_study_state,
-    restore_trial_state,
-)
-from wmlsearch.search.samplers.forest import propose
-from wmlsearch.search.samplers.optuna_samplers import STARTUP_TRIALS, make_sampler
+from wmlsearch.search.distributions import search_space, suggest_value
+from wmlsearch.search.samplers.forest import ForestSampler
+from wmlsearch.search.samplers.optuna_samplers import make_sampler
+from wmlsearch.search.study_journal import TRIAL_NUMBER, StudyJournal, create_study, remove_lock
 from wmlsearch.space import SearchSpace
 
 # The Optuna state for each state of a trial. A trial that the scheduler stopped is PRUNED: its value is of an early
@@ -54,34 +45,29 @@ class Study:
     """The Optuna study of a search, a journal file in its folder. Trials have the search's own numbers.
 
     A resumed search makes its study anew from the run folder: the journal may be torn, or hold a trial that never
-    began. The new study has the same trials in the same order, so its proposals are the same.
+    began. The new study has the same trials in the same order, so its proposals are the same. The file is written when
+    a trial begins and when it ends.
     """
 
     def __init__(self, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.settings = space, settings
+        self._distributions, defaults = search_space(space), space.defaults
+        self._forest = ForestSampler(
+            self._distributions,
+            lambda name, values: space.dimensions[name].active({**defaults, **values}),
+            seed=settings.seed,
+        )
         self._open: dict[int, Trial] = {}  # trials that have not ended, by number
-        journal = search.journal.with_name(f".{search.journal.name}.new")
-        for leftover in (*journal_files(journal), journal_files(search.journal)[1]):
-            leftover.unlink(missing_ok=True)
-        self._study = self._create(search.name, journal)
-        study_state, trial_states = read_sampler_state(search.journal, search.name)
-        restore_study_state(self._study, study_state)
+        remove_lock(search.journal)
+        self._journal = StudyJournal(search.journal)
+        directions = [OBJECTIVES[objective] for objective in settings.objectives] or ["maximize"]
+        self._study, states = create_study(self._journal, search.name, directions, earlier=search.journal)
         for trial in search.earlier():
             self._add_ended(trial.config, trial.state, trial.values, trial.final, {})
         for run in search.trials():
-            self._restore(run, trial_states.get(int(run.name), {}))
-        os.replace(journal, search.journal)
-        positions = {number: trial.number for number, trial in self._open.items()}
-        self._study = self._create(search.name, search.journal)
-        trials = self._study.get_trials(deepcopy=False)
-        self._open = {number: open_trial(self._study, trials[position]) for number, position in positions.items()}
-
-    def _create(self, name: str, journal: Path) -> optuna.Study:
-        directions = [OBJECTIVES[objective] for objective in self.settings.objectives] or ["maximize"]
-        return optuna.create_study(
-            study_name=name, storage=journal_storage(journal), directions=directions, load_if_exists=True
-        )
+            self._restore(run, states.get(int(run.name), {}))
+        self._journal.replace_file()
 
     def _restore(self, run: RunDir, sampler_state: Mapping[str, Any]) -> None:
         """Add a trial of the run folder, with the state that its sampler stored in the journal."""
@@ -94,8 +80,7 @@ class Study:
         if state not in UNFINISHED:
             self._add_ended(record.config, state, values, final, {TRIAL_NUMBER: number}, sampler_state)
             return
-        trial = self._begin(number, self.space.active_values(record.config))
-        restore_trial_state(trial, sampler_state)
+        trial = self._begin(number, self.space.active_values(record.config), sampler_state)
         for epoch, value in values.items():
             trial.report(value, epoch)
 
@@ -119,16 +104,13 @@ class Study:
             value=value,
             values=final if self.settings.objectives and optuna_state is TrialState.COMPLETE else None,
             params=params,
-            distributions=self._distributions(params),
+            distributions={name: self._distributions[name] for name in params},
             intermediate_values=dict(values),
             user_attrs=dict(user_attrs),
             system_attrs=dict(system_attrs or {}),
             constraints={state: 1.0} if state in CONSTRAINED else None,
         )
         self._study.add_trial(trial)
-
-    def _distributions(self, names: Iterable[str]) -> dict[str, optuna.distributions.BaseDistribution]:
-        return {name: distribution(self.space.dimensions[name].domain) for name in names}
 
     def ask(self, number: int) -> TrialConfig:
         """Return the configuration of trial `number`.
@@ -139,37 +121,22 @@ class Study:
         if number == 0 and self.space.mismatches(baseline):
             return baseline
         trial = self._begin(number, self.space.active_values(baseline) if number == 0 else None)
+        self._journal.write()
         return self.space.config(trial.params)
 
-    def _begin(self, number: int, values: Mapping[str, Any] | None) -> Trial:
+    def _begin(
+        self, number: int, values: Mapping[str, Any] | None, sampler_state: Mapping[str, Any] | None = None
+    ) -> Trial:
         """Add a trial that begins, with the given values or with those that the sampler proposes."""
-        # Seeded by (seed, number), so that the proposal does not depend on how often the search was interrupted.
-        seed = int(np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0])
-        if values is None and self.settings.sampler == "forest":
-            values = self._propose_by_forest(np.random.default_rng(seed))
-        self._study.sampler = make_sampler(self.settings.sampler, seed, self.settings.seed)
-        if values is not None and self.settings.sampler in ("forest", "random"):  # samplers that store no state
-            trial = self._add_running(number, values)
+        if values is None:
+            self._study.sampler = self._sampler(number)
         else:
-            trial = self._ask_sampler(number, values)
-        self._open[number] = trial
-        return trial
-
-    def _add_running(self, number: int, values: Mapping[str, Any]) -> Trial:
-        template = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params=dict(values),
-            distributions=self._distributions(values),
-            user_attrs={TRIAL_NUMBER: number},
+            self._study.sampler = _GivenValues(self._distributions, values)
+        queued = optuna.trial.create_trial(
+            state=TrialState.WAITING, user_attrs={TRIAL_NUMBER: number}, system_attrs=dict(sampler_state or {})
         )
-        return add_running_trial(self._study, template)
-
-    def _ask_sampler(self, number: int, values: Mapping[str, Any] | None) -> Trial:
-        """Let Optuna's sampler draw the active dimensions, except for given values."""
-        if values is not None:
-            self._study.enqueue_trial(dict(values))
-        trial = self._study.ask()
-        trial.set_user_attr(TRIAL_NUMBER, number)
+        self._study.add_trial(queued)  # which `ask` takes
+        trial = self._open[number] = self._study.ask()
         drawn, defaults = dict[str, Any](), self.space.defaults
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Constraints have been set")  # cmaes warns that it ignores those trials
@@ -178,18 +145,12 @@ class Study:
                     drawn[name] = suggest_value(trial, name, dimension.domain)
         return trial
 
-    def _propose_by_forest(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Return the values that the forest proposes from all trials that have ended."""
-        ended: list[tuple[Mapping[str, Any], tuple[int, float]]] = []  # values, (epoch that was reached, best value)
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            if trial.constraints:  # it diverged or ran out of memory: the worst result
-                ended.append((trial.params, (0, 0.0)))
-            elif curve := trial.intermediate_values:
-                complete = trial.state is TrialState.COMPLETE
-                ended.append((trial.params, (self.settings.epochs if complete else max(curve), max(curve.values()))))
-        if len(ended) < STARTUP_TRIALS:
-            return self.space.sample(rng)
-        return propose(self.space, ended, rng)
+    def _sampler(self, number: int) -> BaseSampler:
+        if self.settings.sampler == "forest":
+            return self._forest
+        # Seeded by (seed, number), so that the proposal does not depend on how often the search was interrupted.
+        seed = int(np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0])
+        return make_sampler(self.settings.sampler, seed, self.settings.seed)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Record a trial's value after an epoch. With several objectives Optuna takes no values before the end."""
@@ -205,10 +166,31 @@ class Study:
             trial.set_constraint(state, 1.0)
         optuna_state = self._optuna_state(state, best is not None)
         self._study.tell(trial, best if optuna_state is TrialState.COMPLETE else None, state=optuna_state)
+        self._journal.write()
 
     def _optuna_state(self, state: str, has_value: bool) -> TrialState:
         optuna_state = (OPTUNA_STATES_OF_SEVERAL if self.settings.objectives else OPTUNA_STATES)[state]
         return TrialState.FAIL if optuna_state is TrialState.COMPLETE and not has_value else optuna_state
+
+
+class _GivenValues(BaseSampler):
+    """Proposes values that are decided: those of the baseline configuration, or of a trial that began earlier."""
+
+    def __init__(self, distributions: dict[str, BaseDistribution], values: Mapping[str, Any]) -> None:
+        self._distributions, self._values = distributions, values
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return dict(self._values)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._values[param_name]
 
 
 def study_values(rows: Sequence[EpochRow], settings: RunSettings) -> tuple[dict[int, float], list[float] | None]:

@@ -1,4 +1,4 @@
-"""A random forest proposes the next configuration (`--sampler forest`).
+"""A random forest proposes the next configuration (`--sampler forest`), as a sampler for any Optuna study.
 
 Most trials of a search are stopped after a few epochs, so their values are of different epochs. The forest ranks
 trials by the epoch that they reached, and among equals by their best value, and learns the rank from the
@@ -10,41 +10,157 @@ compares it with a sampler that trusts its model more.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sklearn import config_context
-from sklearn.tree import ExtraTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, ExtraTreeRegressor
 
-from wmlsearch.space import Choices, Range, SearchSpace
+from wmlsearch.space import Choices, Range
 
 CANDIDATES = 4
+STARTUP_TRIALS = 10
 TREES = 20
 MAX_TRIALS = 1000  # that the forest learns from: with more, proposals take longer and are no better
 
-Outcome = tuple[int, float]  # the epoch that a trial reached (the last one, if it ended by itself), its best value
+Space = Mapping[str, BaseDistribution]
+Outcome = tuple[float, float]  # the step that a trial reached (infinite if it ended by itself), its best value
+WORST: Outcome = (-math.inf, 0.0)
+Activity = Callable[[str, Mapping[str, Any]], bool]
 
 
-def propose(
-    space: SearchSpace, trials: Sequence[tuple[Mapping[str, Any], Outcome]], rng: np.random.Generator
-) -> dict[str, Any]:
-    """Return values of the active dimensions for the next trial.
+class ForestSampler(BaseSampler):
+    """Proposes the best of four random configurations by a random forest of the ranks of earlier trials.
+
+    It learns from COMPLETE and PRUNED trials. A trial that came further ranks above one that was pruned earlier; at the
+    same step the best value decides. A trial with a violated constraint (`Trial.set_constraint`) or without a finite
+    value ranks last. Until `n_startup_trials` of them have ended, configurations are random.
+
+    A proposal depends on `seed`, the trial's number and the trials that have ended, and on nothing else: a study that
+    is loaded again goes on as it would have. It keeps no state in the study, and knows one objective.
 
     Args:
-        space: The search space.
-        trials: The values and the outcome of each trial that has ended, in a fixed order.
-        rng: Draws the candidates and seeds the forest.
+        search_space: The distribution of each parameter, if it is known beforehand; a parameter stands after those on
+            which `is_active` says that it depends. None: all parameters that earlier trials had.
+        is_active: Whether a parameter is suggested, given its name and the values of those before it in `search_space`
+            that are suggested. None: it is learned from which earlier trials had the parameter.
+        seed: Of all randomness. None: one is drawn.
+        n_startup_trials: Random trials before the forest is used.
     """
-    if len(trials) > MAX_TRIALS:
-        trials = [trials[i] for i in np.sort(rng.choice(len(trials), MAX_TRIALS, replace=False))]
-    positions = {outcome: i for i, outcome in enumerate(sorted({outcome for _, outcome in trials}))}
-    ranks = [positions[outcome] / len(positions) for _, outcome in trials]
-    seed = int(rng.integers(2**31))
-    candidates = [space.sample(rng) for _ in range(CANDIDATES)]
-    features = [encode(space, values) for values, _ in trials]
-    scores = predict_ranks(features, ranks, [encode(space, values) for values in candidates], seed)
-    return candidates[int(np.argmax(scores))]
+
+    def __init__(
+        self,
+        search_space: Space | None = None,
+        is_active: Activity | None = None,
+        *,
+        seed: int | None = None,
+        n_startup_trials: int = STARTUP_TRIALS,
+    ) -> None:
+        if is_active is not None and search_space is None:
+            raise ValueError(
+                "`is_active` needs a `search_space`, in which parameters stand after those they depend on."
+            )
+        self._given, self._is_active, self._n_startup_trials = search_space, is_active, n_startup_trials
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        # the space, and the encoded parameters of ended trials by number, which never change
+        self._encoded: tuple[dict[str, BaseDistribution], dict[int, list[float]]] = ({}, {})
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        _check_one_objective(study)
+        if self._given is not None:
+            return dict(self._given)
+        latest: dict[str, BaseDistribution] = {}
+        for earlier in _ended(study):
+            latest.update(earlier.distributions)
+        return {name: distribution for name, distribution in latest.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        _check_one_objective(study)
+        if not search_space:
+            return {}
+        rng = np.random.default_rng((self._seed, trial.number))
+        trials = _ended(study)
+        outcomes = [_outcome(earlier, study.direction is StudyDirection.MAXIMIZE) for earlier in trials]
+        past = [(earlier, outcome) for earlier, outcome in zip(trials, outcomes, strict=True) if outcome is not None]
+        if len(past) < self._n_startup_trials:
+            return self._draw(search_space, rng)
+        if len(past) > MAX_TRIALS:
+            past = [past[at] for at in np.sort(rng.choice(len(past), MAX_TRIALS, replace=False))]
+        seed = int(rng.integers(2**31))
+        candidates = [self._draw(search_space, rng) for _ in range(CANDIDATES)]
+        features = self._encode(search_space, [earlier for earlier, _ in past])
+        if self._is_active is None:
+            suggested = active_parameters(search_space, [earlier.params for earlier, _ in past], candidates)
+        else:
+            suggested = candidates
+        scores = predict_ranks(
+            features,
+            ranks([outcome for _, outcome in past]),
+            [encode(search_space, values) for values in suggested],
+            seed,
+        )
+        return candidates[int(np.argmax(scores))]
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        _check_one_objective(study)
+        name = zlib.crc32(param_name.encode())
+        return draw(param_distribution, np.random.default_rng((self._seed, trial.number, name)))
+
+    def _draw(self, space: Space, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw values of the parameters that are suggested; of all of them where that is to be learned."""
+        values: dict[str, Any] = {}
+        for name, distribution in space.items():
+            if self._is_active is None or self._is_active(name, values):
+                values[name] = draw(distribution, rng)
+        return values
+
+    def _encode(self, space: dict[str, BaseDistribution], trials: Sequence[FrozenTrial]) -> list[list[float]]:
+        cache = self._encoded  # another thread may replace it
+        if cache[0] != space:
+            cache = self._encoded = (dict(space), {})
+        for trial in trials:
+            if trial.number not in cache[1]:
+                cache[1][trial.number] = encode(space, trial.params)
+        return [cache[1][trial.number] for trial in trials]
+
+
+def _check_one_objective(study: Study) -> None:
+    if len(study.directions) > 1:
+        raise ValueError(f"ForestSampler knows one objective, but the study has {len(study.directions)}.")
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _outcome(trial: FrozenTrial, maximize: bool) -> Outcome | None:
+    """Return how far a trial came and its best value, larger being better; None if it was pruned without a report."""
+    if any(violation > 0 for violation in trial.constraints.values()):
+        return WORST
+    sign = 1.0 if maximize else -1.0
+    if trial.state is TrialState.COMPLETE:
+        return (math.inf, sign * trial.value) if trial.value is not None else None
+    if not trial.intermediate_values:
+        return None
+    finite = [sign * value for value in trial.intermediate_values.values() if math.isfinite(value)]
+    return (max(trial.intermediate_values), max(finite)) if finite else WORST
+
+
+def ranks(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the rank of each outcome from 0 (the worst) to below 1; equal ones have the same."""
+    positions = {outcome: at for at, outcome in enumerate(sorted(set(outcomes)))}
+    return [positions[outcome] / len(positions) for outcome in outcomes]
 
 
 def predict_ranks(
@@ -64,18 +180,39 @@ def predict_ranks(
     return total / TREES
 
 
-def encode(space: SearchSpace, values: Mapping[str, Any]) -> list[float]:
+def draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
+    """Draw a value: uniform, or log-uniform where the distribution is logarithmic."""
+    step = None if isinstance(distribution, CategoricalDistribution) else distribution.step  # type: ignore[attr-defined]
+    if step is not None and not (isinstance(distribution, IntDistribution) and step == 1):
+        low, high = distribution.low, distribution.high  # type: ignore[attr-defined]
+        return min(low + step * rng.integers(round((high - low) / step) + 1).item(), high)
+    return domain_of(distribution).sample(rng)
+
+
+def domain_of(distribution: BaseDistribution) -> Choices | Range:
+    """Return the choices or the range of a distribution, without its step."""
+    if isinstance(distribution, CategoricalDistribution):
+        return Choices(distribution.choices)
+    if isinstance(distribution, IntDistribution | FloatDistribution):
+        return Range(distribution.low, distribution.high, distribution.log)
+    raise TypeError(f"{distribution} is not a categorical, an integer or a float distribution")
+
+
+def encode(space: Space, values: Mapping[str, Any]) -> list[float]:
     """Return numbers for the forest: ranges and numeric choices from 0 to 1, other choices one-hot, -1 if inactive."""
     numbers: list[float] = []
-    for name, dimension in space.dimensions.items():
-        domain = dimension.domain
+    for name, distribution in space.items():
+        domain = domain_of(distribution)
         if isinstance(domain, Choices) and not all(type(choice) in (int, float) for choice in domain.values):
             numbers += [float(values.get(name) == choice) for choice in domain.values]
             continue
         low, high, log = _bounds(domain)
-        scale = math.log if log else float
-        span = scale(high) - scale(low)
-        numbers.append((scale(values[name]) - scale(low)) / span if name in values and span else -1.0)
+        if name not in values or low == high:
+            numbers.append(-1.0)
+            continue
+        scale: Callable[[float], float] = math.log if log else float
+        value = min(max(values[name], low), high)  # an earlier trial may have had other bounds
+        numbers.append((scale(value) - scale(low)) / (scale(high) - scale(low)))
     return numbers
 
 
@@ -84,3 +221,28 @@ def _bounds(domain: Choices | Range) -> tuple[float, float, bool]:
         return domain.low, domain.high, domain.log
     chosen = [float(value) for value in domain.values if isinstance(value, int | float)]
     return min(chosen), max(chosen), False
+
+
+def active_parameters(
+    space: Space, past: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the values of each candidate that an objective would suggest, as trees learn from earlier trials.
+
+    A parameter that only some trials had depends on parameters that more of them had, so these are decided first.
+    """
+    counts = Counter(name for values in past for name in values if name in space)
+    decided = {name: space[name] for name in space if counts[name] == len(past)}
+    kept = [{name: values[name] for name in decided} for values in candidates]
+    conditional = [name for name in space if 0 < counts[name] < len(past)]
+    for count in sorted({counts[name] for name in conditional}, reverse=True):
+        names = [name for name in conditional if counts[name] == count]
+        features, asked = [[encode(decided, values) for values in rows] for rows in (past, kept)]
+        for name in names:
+            present = [name in values for values in past]
+            tree = DecisionTreeClassifier(random_state=0)
+            active = tree.fit(np.array(features), present).predict(np.array(asked)) if decided else [True] * len(kept)
+            for values, candidate, suggested in zip(kept, candidates, active, strict=True):
+                if suggested:
+                    values[name] = candidate[name]
+        decided |= {name: space[name] for name in names}
+    return kept

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-STARTUP_TRIALS = 10  # drawn at random before a sampler learns from the trials so far
+from wmlsearch.search.samplers.forest import STARTUP_TRIALS
 
 
 def make_sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseSampler:
@@ -15,10 +15,10 @@ def make_sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseS
 
     tpe: multivariate within each branch of the conditions, and aware of running trials. qmc: the next point of one
     scrambled sequence, which `study_seed` gives. gp, cmaes and qmc draw conditional dimensions at random, and cmaes
-    also choices. forest: its values are given to the study, so Optuna draws nothing.
+    also choices.
 
     Args:
-        kind: A value of `RunSettings.sampler`.
+        kind: A value of `RunSettings.sampler`, but not `forest`.
         seed: The seed of this trial. All randomness but that of qmc's sequence comes from it.
         study_seed: The seed of the search.
     """
@@ -26,7 +26,7 @@ def make_sampler(kind: str, seed: int, study_seed: int) -> optuna.samplers.BaseS
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", FutureWarning)
         random = optuna.samplers.RandomSampler(seed=seed)
-        if kind in ("random", "forest"):
+        if kind == "random":
             return random
         if kind in ("gp", "cmaes"):
             model: Any = optuna.samplers.GPSampler if kind == "gp" else optuna.samplers.CmaEsSampler
