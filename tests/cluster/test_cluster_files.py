@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from paths import REPOSITORY as ROOT
 from ray.autoscaler import tags
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.providers import _NODE_PROVIDERS, _get_node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wmlsearch.cluster import head_mlflow
 
 GOLDEN = Path(__file__).parent / "golden" / "aws_launch.json"
+SCHEMAS = Path(__file__).parent / "schemas" / "kubernetes.yaml"
 AWS, ON_PREM, KUBERAY = ROOT / "cluster.yaml", ROOT / "clusters" / "on-prem.yaml", ROOT / "clusters" / "kuberay.yaml"
 PINNED = next(
     line.split("==")[1] for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray==")
@@ -174,9 +177,81 @@ def test_all_cluster_files_pin_the_tested_ray() -> None:
         assert all((ROOT / place).exists() for place in word.split())
 
 
+# ---------------------------------------------------------------------------------------------------------- Kubernetes
+
+
+def schema_errors(manifest: dict[str, Any]) -> list[str]:
+    """Return what is wrong with an object of Kubernetes, by the schema of its kind."""
+    schemas = yaml.safe_load(SCHEMAS.read_text())
+    schema = {"$ref": f"#/$defs/{manifest['kind']}", "$defs": schemas["$defs"]}
+    Draft202012Validator.check_schema(schema)
+    return [error.message for error in Draft202012Validator(schema).iter_errors(manifest)]
+
+
+def kuberay() -> dict[str, dict[str, Any]]:
+    """Return the objects of the manifest by their name, the RayCluster's as "cluster"."""
+    objects = list(yaml.safe_load_all(KUBERAY.read_text()))
+    named = {"cluster" if one["kind"] == "RayCluster" else one["metadata"]["name"]: one for one in objects}
+    assert len(named) == len(objects)
+    return named
+
+
+@pytest.mark.parametrize("name", ["wmlsearch", "wmlsearch-mlflow", "cluster"])
+def test_kuberay_manifest_has_the_form_of_the_schemas(name: str) -> None:
+    assert schema_errors(kuberay()[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "error"),
+    [
+        ("wmlsearch", "spec/accessModes", ["ReadWriteTwice"], "'ReadWriteTwice' is not one of"),
+        ("wmlsearch", "spec/resources/requests/storage", "100GiB", "'100GiB' is not valid"),
+        ("wmlsearch", "spec/storageclassname", "nfs", "'storageclassname' was unexpected"),
+        ("cluster", "spec/rayVersion", 2.6, "2.6 is not of type 'string'"),
+        ("cluster", "spec/headGroupSpecs", {}, "'headGroupSpecs' was unexpected"),
+        ("cluster", "spec/authOptions/mode", "password", "'password' is not one of"),
+        ("cluster", "spec/headGroupSpec/rayStartParams/num-cpus", 0, "0 is not of type 'string'"),
+        ("cluster", "spec/headGroupSpec/template/spec/containers", [], "[] should be non-empty"),
+        ("cluster", "spec/headGroupSpec/template/spec/containers/0/environment", [], "'environment' was unexpected"),
+        ("cluster", "spec/headGroupSpec/template/spec/containers/0/env/0/value", 6379, "6379 is not of type 'string'"),
+        ("cluster", "spec/headGroupSpec/template/spec/containers/0/restartPolicy", "Always", "was unexpected"),
+        ("cluster", "spec/headGroupSpec/template/spec/volumes/0/nfs", {}, "'nfs' was unexpected"),
+        ("cluster", "spec/headGroupSpec/template/spec/restartPolicy", "Always", "'Never' was expected"),
+        ("cluster", "spec/workerGroupSpecs/0/maxReplicas", "8", "'8' is not of type 'integer'"),
+        ("cluster", "spec/workerGroupSpecs/0/minReplica", 0, "'minReplica' was unexpected"),
+        ("cluster", "spec/workerGroupSpecs/0/groupName", None, "None is not of type 'string'"),
+    ],
+)
+def test_the_schemas_refuse_what_is_wrong(name: str, path: str, value: object, error: str) -> None:
+    manifest = kuberay()[name]
+    *parents, last = path.split("/")
+    place: Any = manifest
+    for step in parents:
+        place = place[int(step) if isinstance(place, list) else step]
+    place[last] = value
+    assert any(error in message for message in schema_errors(manifest)), schema_errors(manifest)
+
+
+def test_kuberay_autoscaler_adds_workers_from_zero() -> None:
+    """Ray's own code reads from the manifest what may come: GPU machines for trials, and nothing on the head."""
+    cluster = kuberay()["cluster"]
+    assert cluster["spec"]["enableInTreeAutoscaling"] is True
+    assert cluster["spec"]["autoscalerOptions"]["version"] == "v2"
+    config = _derive_autoscaling_config_from_ray_cr({**cluster, "metadata": {"name": "wmlsearch", "namespace": "lab"}})
+    head = config["available_node_types"].pop(config["head_node_type"])
+    assert (head["resources"]["CPU"], head["resources"].get("GPU", 0), head["max_workers"]) == (0, 0, 0)
+    assert {
+        name: (group["min_workers"], group["max_workers"]) for name, group in config["available_node_types"].items()
+    } == {"gpu": (0, 8)}
+    assert config["available_node_types"]["gpu"]["resources"] == {"CPU": 4, "GPU": 1, "memory": 16 * 2**30}
+    assert config["max_workers"] == 8
+    assert all(group["replicas"] == 0 for group in cluster["spec"]["workerGroupSpecs"])
+
+
 def test_kuberay_mlflow_requires_the_operators_token() -> None:
-    _, cluster = yaml.safe_load_all(KUBERAY.read_text())
-    ray, mlflow = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    cluster = kuberay()["cluster"]
+    pod = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    (ray,), (mlflow,) = pod["containers"], pod["initContainers"]
     token = {"secretKeyRef": {"name": cluster["metadata"]["name"], "key": "auth_token"}}
     client, server = ({item.pop("name"): item for item in container["env"]} for container in (ray, mlflow))
     assert server["MLFLOW_AUTH_ADMIN_USERNAME"] == client["MLFLOW_TRACKING_USERNAME"] == {"value": head_mlflow.USER}
@@ -185,37 +260,56 @@ def test_kuberay_mlflow_requires_the_operators_token() -> None:
     assert {"--app-name=basic-auth", f"--allowed-hosts={head_mlflow.HOSTS}"} <= set(mlflow["args"])
 
 
-def test_kuberay_manifest() -> None:
-    claim, cluster = yaml.safe_load_all(KUBERAY.read_text())
-    assert (claim["kind"], cluster["apiVersion"], cluster["kind"]) == (
-        "PersistentVolumeClaim",
-        "ray.io/v1",
-        "RayCluster",
-    )
+def test_kuberay_mlflow_has_a_database_of_one_writer() -> None:
+    """SQLite needs locks, which network file systems do not keep."""
+    objects = kuberay()
+    spec = objects["cluster"]["spec"]
+    pod = spec["headGroupSpec"]["template"]["spec"]
+    (mlflow,) = pod["initContainers"]
+    assert mlflow["restartPolicy"] == "Always"  # KubeRay starts the containers of this pod once
+    (uri,) = (word for word in mlflow["args"] if word.startswith("--backend-store-uri=sqlite:////"))
+    folder = Path("/", uri.split("////")[1]).parent
+    (volume,) = (mount["name"] for mount in mlflow["volumeMounts"] if mount["mountPath"] == str(folder))
+    (claim,) = (one["persistentVolumeClaim"]["claimName"] for one in pod["volumes"] if one["name"] == volume)
+    assert objects[claim]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    for group in spec["workerGroupSpecs"]:
+        assert claim not in json.dumps(group)
+
+
+def test_kuberay_manifest_fits_together() -> None:
+    objects = kuberay()
+    cluster = objects.pop("cluster")
     spec = cluster["spec"]
     assert spec["rayVersion"] == PINNED
     assert spec["authOptions"] == {"mode": "token"}
-    assert spec["enableInTreeAutoscaling"] is True
     head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
     assert head["rayStartParams"]["dashboard-host"] == "127.0.0.1"
-    names = set()
+    images = set()
     for group in (head, *workers):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())  # the schema requires strings
         pod = group["template"]["spec"]
-        for container in pod["containers"]:
-            assert container["name"] not in names
-            names.add(container["name"])
-            assert container["image"] == head["template"]["spec"]["containers"][0]["image"]
+        assert pod["securityContext"]["fsGroup"] == 100  # the group `users` of the image's user `ray`
+        for container in (*pod["containers"], *pod.get("initContainers", ())):
+            images.add(container["image"])
             assert set(container["resources"]["requests"]) == set(container["resources"]["limits"])
-            assert all(isinstance(item["value"], str) for item in container.get("env", ()) if "value" in item)
-            assert {mount["name"] for mount in container["volumeMounts"]} <= {
-                volume["name"] for volume in pod["volumes"]
-            }
-        assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= {one["name"] for one in pod["volumes"]}
+        assert {one["persistentVolumeClaim"]["claimName"] for one in pod["volumes"]} <= set(objects)
         ray = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
         assert ray["WMLSEARCH_STORAGE"].startswith(pod["containers"][0]["volumeMounts"][0]["mountPath"])
+    assert len(images) == 1
     for group in workers:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     variables = {item["name"]: item.get("value") for item in head["template"]["spec"]["containers"][0]["env"]}
     assert variables["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
     assert variables["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
+
+
+def test_the_source_in_the_image_is_where_ray_up_puts_it() -> None:
+    """KubeRay starts Ray as the image's user `ray`, whose home is /home/ray."""
+    dockerfile = (ROOT / "clusters" / "Dockerfile").read_text()
+    copied = {}
+    for words, target in re.findall(r"^COPY --chown=ray:users (.*) (\S+)$", dockerfile, re.MULTILINE):
+        for word in words.split():
+            copied["~" + (target + word if target.endswith("/") else target).removeprefix("/home/ray")] = word
+    mounts = {key: place for key, place in read(AWS)["file_mounts"].items() if not place.startswith("~")}
+    assert copied == mounts
+    assert not re.search(r"^(USER|ENTRYPOINT|CMD)\b", dockerfile, re.MULTILINE)
