@@ -21,6 +21,7 @@ from wmlsearch.config import (
 from wmlsearch.space import SearchSpace, shipped
 
 PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
+    "input_slices": 1,
     "depth": 4,
     "base_channels": 16,
     "up_kernel": 2,

@@ -92,6 +92,12 @@ class TrialConfig(_Strict):
     says so, this project's choice for what the paper leaves open.
     """
 
+    input_slices: Literal[1, 3, 5] = Field(
+        1,
+        description="Slices that the network sees at once: the slice that it segments, and its neighbours in the same "
+        "scan as further channels. Beyond the scan's edge its last slice is repeated. Not for pictures or splits by "
+        "image.",
+    )
     depth: int = Field(4, ge=1, le=8, description="Levels of the U-Net below the first. Each halves the image.")
     base_channels: int = Field(16, ge=1, le=512, description="Filters of the first level. Each level doubles them.")
     up_kernel: Literal[2, 3] = Field(
@@ -233,6 +239,7 @@ class TrialConfig(_Strict):
 
 # What the hyperparameters were that the files of older versions do not name, whatever the defaults are now.
 VALUES_BEFORE: Mapping[str, Any] = {
+    "input_slices": 1,
     "up_kernel": 2,
     "head_init": "he",
     "norm_momentum": 0.1,

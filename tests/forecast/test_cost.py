@@ -206,14 +206,20 @@ def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
 # ------------------------------------------------------------------------------------------------ sizes of a network
 
 
-@pytest.mark.parametrize(("network", "up_kernel"), [("paper", 2), ("paper", 3), ("residual", 2)])
+@pytest.mark.parametrize(("network", "up_kernel", "slices"), [("paper", 2, 1), ("paper", 3, 1), ("residual", 2, 5)])
 @pytest.mark.parametrize(("depth", "channels", "size"), [(4, 16, 256), (2, 8, 33), (1, 3, 32), (5, 8, 64)])
 def test_multiply_adds_are_those_of_torch(
-    depth: int, channels: int, size: int, network: Literal["paper", "residual"], up_kernel: Literal[2, 3]
+    depth: int,
+    channels: int,
+    size: int,
+    network: Literal["paper", "residual"],
+    up_kernel: Literal[2, 3],
+    slices: Literal[1, 5],
 ) -> None:
-    config = TrialConfig(depth=depth, base_channels=channels, network=network, up_kernel=up_kernel)
+    shape: dict[str, Any] = {"depth": depth, "base_channels": channels, "network": network}
+    config = TrialConfig(**shape, up_kernel=up_kernel, input_slices=slices)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        UNet.of(config)(torch.zeros(1, 1, size, size))
+        UNet.of(config)(torch.zeros(1, slices, size, size))
     assert counter.get_total_flops() == 2 * multiply_adds(config, size)
 
 
@@ -267,7 +273,9 @@ def test_timing_takes_whole_batches_where_there_is_time(prepared: Path) -> None:
     assert timing.images == 4  # 48 slices in 10 batches of 4 or 5
     assert min(timing.val_s, timing.train_s) > 0
     assert 0 < timing.one_image_memory_mb <= timing.step_memory_mb <= timing.peak_memory_mb
-    hurried = measure_throughput(TrialConfig(depth=1, base_channels=2), PreparedData.open(prepared), limit_s=1e-9)
+    hurried = measure_throughput(
+        TrialConfig(depth=1, base_channels=2, input_slices=3), PreparedData.open(prepared), limit_s=1e-9
+    )
     assert hurried.images == 3
 
 

@@ -57,8 +57,9 @@ def test_count_of_a_tiny_network_has_a_closed_form() -> None:
         {"dropout_place": "both"},
         {"network": "residual", "loss": "focal"},
         {"loss": "tversky", "dice_over": "batch"},
+        {"input_slices": 5},
     ],
-    ids=["paper", "other", "flat", "dropout", "residual", "batch"],
+    ids=["paper", "other", "flat", "dropout", "residual", "batch", "slices"],
 )
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bfloat16: bool) -> None:
@@ -71,7 +72,7 @@ def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bf
         return tensor
 
     unet = UNet.of(config)
-    inputs, masks = torch.rand(images, 1, size, size), torch.ones(images, 1, size, size)
+    inputs, masks = torch.rand(images, config.input_slices, size, size), torch.ones(images, 1, size, size)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             logits = unet(inputs)

@@ -196,6 +196,38 @@ class Manifest:
                 rows.append(i)
         return np.array(rows, dtype=np.int64)
 
+    def neighbours(self, rows: Iterable[int], count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the rows of slices and of their neighbours in the same volume, in its order: (n, count).
+
+        A neighbour that is not stored is replaced by the next one towards the slice, or by the slice itself: one beyond
+        the edge of the volume, or one that `--keep` left out.
+
+        Args:
+            rows: Of the slices.
+            count: An odd number; the slice itself is in the middle.
+        """
+        row_of = {(row.volume, row.index): number for number, row in enumerate(self.slices)}
+        stacks = []
+        for row in rows:
+            volume, index = self.slices[row].volume, self.slices[row].index
+            stacked = [row]
+            for distance in range(1, count // 2 + 1):
+                before = row_of.get((volume, index - distance), stacked[0])
+                after = row_of.get((volume, index + distance), stacked[-1])
+                stacked = [before, *stacked, after]
+            stacks.append(stacked)
+        return np.array(stacks, dtype=np.int64).reshape(-1, count)
+
+    def lacks_neighbours(self, rows: Iterable[int], count: int) -> bool:
+        """Whether any of the `count` slices around one of these rows is in the volume, but was not stored."""
+        stored = {(row.volume, row.index) for row in self.slices}
+        for row in (self.slices[number] for number in rows):
+            first = max(row.index - count // 2, 0)
+            last = min(row.index + count // 2, self.volumes[row.volume].slices - 1)
+            if any((row.volume, index) not in stored for index in range(first, last + 1)):
+                return True
+        return False
+
     @property
     def has_ignored(self) -> bool:
         """Whether the slices hold ignored pixels."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmlsearch.config import InputError
+from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import IMAGES, MASKS, PREPARE_AGAIN, Manifest
+from wmlsearch.data.network_input import scale_grey_values
 from wmlsearch.data.stack import Array
 
 
@@ -27,6 +28,9 @@ class Slices:
     patients: Tensor  # (N,) int64, the place of each slice's patient in `patient_names`
     patient_names: tuple[str, ...]
     has_ignored: bool = False  # whether the data set has ignored pixels: without them nothing is computed for them
+    # (N, C) int64, the rows of each slice and its neighbours, which are the network's channels; None: the slice alone
+    channels: Tensor | None = None
+    volumes: Tensor | None = None  # (N,) int64, the place of each slice's volume in the manifest; None: not known
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,13 +40,20 @@ class Slices:
         """Whether the slices have patients; images without any are all of the patient ""."""
         return self.patient_names != ("",)
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images in [0, 1] and masks of labels, (n, 1, S, S) float32, at positions (n,) in this split.
+    def by_volume(self) -> list[Tensor]:
+        """Return the positions of the slices of each volume, in its order; where none is known, of each patient."""
+        groups = self.patients if self.volumes is None else self.volumes
+        return [torch.nonzero(groups == group).flatten() for group in groups.unique()]
 
-        The labels are 0, 1 and, where `has_ignored`, 2: see `lesions`.
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's input and masks of labels at positions (n,) in this split.
+
+        The input is (n, C, S, S) float32 in [0, 1], with C = 1 unless there are `channels`; the masks are (n, 1, S, S)
+        float32. The labels are 0, 1 and, where `has_ignored`, 2: see `lesions`.
         """
         rows = self.rows[positions]
-        return self.images[rows].unsqueeze(1).float().div_(255), self.masks[rows].unsqueeze(1).float()
+        images = self.images[rows].unsqueeze(1) if self.channels is None else self.images[self.channels[positions]]
+        return scale_grey_values(images), self.masks[rows].unsqueeze(1).float()
 
     def lesions(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return masks of 0 or 1, and which pixels count (1) or are ignored (0); None where all count.
@@ -97,6 +108,17 @@ class PreparedData:
             return self
         return self._of_fold(self.manifest, self.train.images, self.train.masks, fold)
 
+    def with_input_of(self, config: TrialConfig) -> PreparedData:
+        """Return the data whose batches are the input of a configuration's network. They share the arrays."""
+        train, val = (self._input(slices, config) for slices in (self.train, self.val))
+        return replace(self, train=train, val=val)
+
+    def _input(self, slices: Slices, config: TrialConfig) -> Slices:
+        if config.input_slices == 1:
+            return replace(slices, channels=None)
+        channels = torch.from_numpy(self.manifest.neighbours(slices.rows.tolist(), config.input_slices))
+        return replace(slices, channels=channels.to(slices.rows.device))
+
 
 def open_array(path: Path, manifest: Manifest) -> Array:
     """Return an array of a prepared data set, mapped. Raises InputError where it is not the one that was written."""
@@ -117,8 +139,11 @@ def _split(manifest: Manifest, images: Tensor, masks: Tensor, split: str, fold: 
     rows = torch.from_numpy(manifest.indices(split, split == "train", fold))
     names = tuple(sorted({manifest.slices[row].patient for row in rows}))
     patients = torch.tensor([names.index(manifest.slices[row].patient) for row in rows], dtype=torch.int64)
+    volumes = torch.tensor([manifest.slices[row].volume for row in rows], dtype=torch.int64)
     device = images.device
-    return Slices(images, masks, rows.to(device), patients.to(device), names, manifest.has_ignored)
+    return Slices(
+        images, masks, rows.to(device), patients.to(device), names, manifest.has_ignored, volumes=volumes.to(device)
+    )
 
 
 def batches(slices: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ def multiply_adds(config: TrialConfig, image_size: int) -> int:
     """
     multiple = 2**config.depth
     side = -(-image_size // multiple) * multiple
-    total, channels_in = side**2 * config.base_channels, 1  # the last layer
+    total, channels_in = side**2 * config.base_channels, config.input_slices  # the last layer
     for level in range(config.depth + 1):
         pixels, channels = (side // 2**level) ** 2, config.base_channels * 2**level
         shortcut = int(config.network == "residual")  # a 1 x 1 convolution beside the two of a block

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from wmlsearch.data.slices import PreparedData, Slices
-from wmlsearch.inference.predictor import BATCH
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import ValidationCounts, patient_dice
 from wmlsearch.model.thresholds import threshold_of_curves
@@ -33,11 +32,10 @@ def _patient_curves(model: TrainedModel, slices: Slices) -> dict[str, np.ndarray
     """Return the Dice of each patient with lesions at each threshold, (BINS,), by patient."""
     model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
     counts = ValidationCounts(len(slices.patient_names))
-    for positions in torch.arange(len(slices)).split(BATCH):
-        images, labels = slices.batch(positions.to(slices.rows.device))
-        masks, counted = slices.lesions(labels.cpu())
-        eight_bit = (images[:, 0] * 255).round().to(torch.uint8).cpu().numpy()
-        probabilities = torch.from_numpy(model.probabilities(eight_bit)).unsqueeze(1)
+    for positions in slices.by_volume():
+        rows = slices.rows[positions]
+        masks, counted = slices.lesions(slices.masks[rows].unsqueeze(1).float().cpu())
+        probabilities = torch.from_numpy(model.probabilities(slices.images[rows].cpu().numpy())).unsqueeze(1)
         counts.add_to_histograms(probabilities, masks, slices.patients[positions].cpu(), counted)
     histograms = counts.patient_histograms()
     names = [name for name, histogram in zip(slices.patient_names, histograms, strict=True) if histogram[1].any()]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.network_input import scale_grey_values, stack_positions
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet
@@ -59,17 +60,31 @@ class TrainedModel:
         preprocessing = Preprocessing.of(record.data.as_json(), str(run.file("record")))
         return replace(cls.load(run.best), preprocessing=preprocessing, name=record.name, fold=record.fold)
 
-    @torch.inference_mode()
+    @property
+    def needs_whole_volumes(self) -> bool:
+        """Whether a slice cannot be predicted without its neighbours in the scan."""
+        return self.config.input_slices > 1
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """8-bit slices (N, H, W) -> probability of lesion, (N, H, W) float32. Runs on the network's device."""
-        device = self.unet.head.weight.device
-        batches = []
+        """8-bit slices (N, H, W) -> probability of lesion, (N, H, W) float32. Runs on the network's device.
+
+        The slices are all those of one volume, in its order, if the model `needs_whole_volumes`.
+        """
+        device, slices = self.unet.head.weight.device, torch.from_numpy(np.ascontiguousarray(images))
+        channels = stack_positions(len(slices), self.config.input_slices)
+        batches = [
+            self.probabilities_of_input(scale_grey_values(slices[positions].to(device)))
+            for positions in channels.split(VALIDATION_BATCH)
+        ]
+        return torch.cat(batches).numpy()
+
+    @torch.inference_mode()
+    def probabilities_of_input(self, batch: torch.Tensor) -> torch.Tensor:
+        """Input of the network, (N, input_slices, H, W) float32 -> probability of lesion, (N, H, W), on the CPU."""
         # As in validation, which chose the threshold. Repeatable, and equal on all devices except for rounding.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            for batch in torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1).split(VALIDATION_BATCH):
-                scaled = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-                batches.append(torch.sigmoid(self.unet(scaled))[:, 0].cpu())
-        return torch.cat(batches).numpy()
+            logits = self.unet(batch.contiguous(memory_format=torch.channels_last))
+        return torch.sigmoid(logits)[:, 0].cpu()
 
 
 def build_unet(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet:

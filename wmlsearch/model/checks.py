@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
@@ -30,6 +31,7 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
                 f"batches of {smallest} for {workers} workers: raise `batch_size` or use fewer workers"
             )
         faults += _lesion_share_faults(config, data)
+    faults += _input_faults(config, data)
     if faults:
         raise InputError("this configuration cannot be trained on this data", faults)
 
@@ -47,3 +49,23 @@ def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:
         f"lesion_share={config.lesion_share:g} needs training slices {kinds}, but there are {with_lesion} with and "
         f"{without} without; leave `lesion_share` out, or prepare the data again with other {change}"
     ]
+
+
+def _input_faults(config: TrialConfig, data: PreparedData) -> Iterator[str]:
+    """Yield why the network's input cannot be made of these slices."""
+    manifest, count = data.manifest, config.input_slices
+    if count == 1:
+        return
+    remedy = "use `input_slices` 1"
+    if manifest.axis is None:
+        yield f"input_slices={count} needs volumes, but the data are 2-D pictures: {remedy}"
+    elif manifest.split_level != "patient":
+        yield (
+            f"input_slices={count} needs a split by patient, but the data are split by {manifest.split_level}, so a "
+            f"neighbour of a training slice may be a test slice: {remedy}, or prepare with --split patient"
+        )
+    elif manifest.keep == "lesion" and manifest.lacks_neighbours(data.train.rows.tolist(), count):
+        yield (
+            f"input_slices={count} needs the neighbours of training slices, but --keep lesion left out those without "
+            f"lesions, so a missing neighbour would tell where lesions end: {remedy}, or prepare with --keep brain"
+        )

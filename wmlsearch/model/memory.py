@@ -118,7 +118,7 @@ def estimate_memory(
 
 def _shape(config: TrialConfig, *others: str) -> TrialConfig:
     """Return a configuration that has the same tensors, and is equal for all that have."""
-    names = ("depth", "base_channels", "network", "norm", "up_kernel", *others)
+    names = ("input_slices", "depth", "base_channels", "network", "norm", "up_kernel", *others)
     same = {name: getattr(config, name) for name in names}
     dropout = {"dropout": 0.5, "dropout_place": config.dropout_place} if config.dropout else {"dropout": 0.0}
     return TrialConfig(**same, **dropout, ema=0.5 if config.ema else 0.0)
@@ -137,7 +137,7 @@ def _count_tensor_bytes(
 
         def forward(images: int) -> tuple[Tensor, ...]:
             """Return all tensors that a step keeps until its end."""
-            inputs, labels = torch.empty(images, 1, size, size), torch.empty(images, 1, size, size)
+            inputs, labels = torch.empty(images, config.input_slices, size, size), torch.empty(images, 1, size, size)
             masks, counted = (torch.empty_like(labels), torch.empty_like(labels)) if has_ignored else (labels, None)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
                 logits = unet(inputs)
@@ -176,7 +176,7 @@ def measure_memory(config: TrialConfig, data: PreparedData, precision: Precision
 
 
 def _measure_on_gpu(config: TrialConfig, data: PreparedData, precision: Precision) -> MemoryEstimate:
-    device, val = data.train.images.device, data.val
+    device = data.train.images.device
     before = torch.cuda.memory_allocated(device)
     trainer = Trainer(frozen(config.model_copy(update={"batch_size": 2})), data, 1, 0, precision)
     generator = torch.Generator().manual_seed(0)
@@ -193,9 +193,10 @@ def _measure_on_gpu(config: TrialConfig, data: PreparedData, precision: Precisio
 
     peak(1)  # the first step also allocates the optimiser's state
     one_image, two_images = peak(1), peak(min(2, len(batch)))
+    val = trainer.data.val
     val_images = min(len(val), validation_batch_size(device, data.manifest.size**2))
     trainer.data = dataclasses.replace(
-        data, val=dataclasses.replace(val, rows=val.rows[:val_images], patients=val.patients[:val_images])
+        trainer.data, val=dataclasses.replace(val, rows=val.rows[:val_images], patients=val.patients[:val_images])
     )
     image = max(two_images - one_image, 0)
     fixed = max(one_image - image, 0)

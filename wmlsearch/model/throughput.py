@@ -72,8 +72,9 @@ def measure_throughput(
     step_mb = peak_memory_mb(trainer.device)
 
     val_images = min(len(data.val), validation_batch_size(trainer.device, data.manifest.size**2) * trainer.world)
-    val = dataclasses.replace(data.val, rows=data.val.rows[:val_images], patients=data.val.patients[:val_images])
-    trainer.data = dataclasses.replace(data, val=val)
+    val = trainer.data.val
+    val = dataclasses.replace(val, rows=val.rows[:val_images], patients=val.patients[:val_images])
+    trainer.data = dataclasses.replace(trainer.data, val=val)
     val_s = seconds(trainer.validate)
     if val_s < limit_s / 8:  # the first batch includes set-up
         val_s = seconds(trainer.validate)

@@ -100,7 +100,7 @@ class Trainer:
         several = in_process_group()
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
         check_trainable(config, data, self.world)
-        self.config, self.data, self.max_epochs, self.seed = config, data, max_epochs, seed
+        self.config, self.data, self.max_epochs, self.seed = config, data.with_input_of(config), max_epochs, seed
         self.rate_factors = RateFactors(rate_factors)
         self.device = data.train.images.device
         if self.device.type == "cuda":  # a warm process has trained other configurations before

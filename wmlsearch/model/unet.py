@@ -30,6 +30,7 @@ class UNet(nn.Module):
         up_kernel: edge of the transposed convolutions' kernels, 2 or 3.
         head_init: initial weights of the last convolution, "he" or "glorot".
         network: "paper", or "residual", whose blocks are `ResidualBlock`s.
+        input_slices: channels of the input, neighbouring slices of a scan.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class UNet(nn.Module):
         up_kernel: Literal[2, 3] = 2,
         head_init: Literal["he", "glorot"] = "he",
         network: Literal["paper", "residual"] = "paper",
+        input_slices: int = 1,
     ) -> None:
         super().__init__()
         widths = [base_channels * 2**level for level in range(depth + 1)]
@@ -60,7 +62,7 @@ class UNet(nn.Module):
             return build(channels_in, channels_out, dropout, dropout_place, normalisation)
 
         self.down = nn.ModuleList(
-            block(before, after) for before, after in zip([1, *widths[:-2]], widths[:-1], strict=True)
+            block(before, after) for before, after in zip([input_slices, *widths[:-2]], widths[:-1], strict=True)
         )
         self.bottom = block(widths[-2], widths[-1])
         # Both kernels double the size: (2, 0, 0), or (3, 1, 1) as Keras's "same", mirrored.
@@ -92,10 +94,11 @@ class UNet(nn.Module):
             up_kernel=config.up_kernel,
             head_init=config.head_init,
             network=config.network,
+            input_slices=config.input_slices,
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 1, H, W) in [0, 1], any H and W -> logits (N, 1, H, W), float32."""
+        """Images (N, input_slices, H, W), any H and W -> logits (N, 1, H, W), float32."""
         height, width = images.shape[-2:]
         # The way down halves `depth` times: pad the size to a multiple of 2**depth, and crop at the end.
         step = 2**self.depth

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 
 from wmlsearch.config import InputError
@@ -37,7 +38,8 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
     models = _models(search)
     if not models:
         return None
-    validation = PreparedData.open(data).val
+    prepared = PreparedData.open(data)
+    validation = prepared.val
     images, masks = (array[validation.rows].numpy() for array in (validation.images, validation.masks))
     patients = validation.patients.numpy()
     positions = _select_slices(masks, patients)
@@ -48,7 +50,8 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
             model = TrainedModel.load(run.best)
         except InputError:
             continue
-        columns.append((title, model.probabilities(images[positions]) >= model.threshold, colour))
+        batch, _ = prepared.with_input_of(model.config).val.batch(torch.tensor(positions))
+        columns.append((title, model.probabilities_of_input(batch).numpy() >= model.threshold, colour))
     path = search.report / "examples.png"
     rows, width = len(positions), len(columns) + 1
     with figure(path, 2.2 * width, 2.25 * rows, rows, width) as (canvas, grid):

@@ -16,13 +16,8 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.search.pbt import most_snapshots
 from wmlsearch.space import Choices, SearchSpace
 
-SHAPE = (
-    "depth",
-    "base_channels",
-    "network",
-    "norm",
-    "up_kernel",
-)  # the hyperparameters that decide the shapes of weights
+# The hyperparameters that decide the shapes of weights.
+SHAPE = ("input_slices", "depth", "base_channels", "network", "norm", "up_kernel")
 RECORD_BYTES = 305  # of a checkpoint, for each tensor beside its numbers: names, checksum, alignment
 
 

@@ -72,9 +72,11 @@ def evaluate(
 
     Raises InputError for data that are damaged or do not fit the models; the latter before the test is opened.
     """
-    preprocessing = common_preprocessing([model for members in models.values() for model in members])
+    networks = [model for members in models.values() for model in members]
+    preprocessing = common_preprocessing(networks)
     manifest = check_sealed_test(data)
     _check_preprocessing(data, manifest, preprocessing)
+    _check_neighbours(data, manifest, networks)
     sealed = open_sealed_test(data, by)
     unit: Unit = "patients" if sealed.by_patient else "images"
     thresholds = ensemble_thresholds or {}
@@ -108,6 +110,17 @@ def _check_preprocessing(data: Path, manifest: Manifest, preprocessing: Preproce
             f"{data}: its test slices are {manifest.size} pixels wide ({manifest.plane}, fit {manifest.fit}), but the "
             f"models were trained on {preprocessing.size} ({preprocessing.plane}, fit {preprocessing.fit}); prepare it "
             "with the same options"
+        )
+
+
+def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[TrainedModel]) -> None:
+    """Refuse single test slices for models that need whole volumes."""
+    needing = [model.name for model in networks if model.needs_whole_volumes]
+    if needing and not manifest.has_volumes:
+        raise InputError(
+            f"{data}: {needing[0]} needs the neighbours of each slice, but these data are "
+            f"{'2-D pictures' if manifest.axis is None else 'split by image'}; evaluate it on volumes that are split "
+            "by patient"
         )
 
 

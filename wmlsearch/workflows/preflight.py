@@ -153,9 +153,12 @@ def check_data(request: SearchRequest) -> CheckedData:
 
 
 def _most_demanding(space: SearchSpace) -> TrialConfig:
-    """Return the configuration of a space that needs the biggest images, the fewest a batch, both kinds of slices."""
+    """Return the configuration of a space that is hardest to train on data.
+
+    It needs the biggest images, the fewest a batch, both kinds of slices, and most neighbours of a slice.
+    """
     values = {}
-    for name, extreme in (("depth", max), ("batch_size", min), ("lesion_share", min)):
+    for name, extreme in (("depth", max), ("batch_size", min), ("lesion_share", min), ("input_slices", max)):
         if name in space.dimensions:
             domain = space.dimensions[name].domain
             every = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)

@@ -1,0 +1,95 @@
+"""Hyperparameters of the input: training, sealed test, prediction from files and an export see the same."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nifti_files import voxels
+
+from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import LEDGER, ORIGINALS, SEALED, Manifest
+from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.sealed_test import openings
+from wmlsearch.data.slices import PreparedData
+from wmlsearch.data.sources import Source
+from wmlsearch.inference.export import export_model, load_exported
+from wmlsearch.inference.predictor import predict
+from wmlsearch.inference.trained_model import TrainedModel
+from wmlsearch.model.training import epochs
+from wmlsearch.runs.evaluation import VOLUMES
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.verdict.evaluation import evaluate
+from wmlsearch.verdict.scores import score
+from wmlsearch.workflows.provenance import data_record, run_record
+
+SMALL = {"depth": 2, "base_channels": 4, "norm": "instance", "loss": "bce_dice", "dropout": 0.0, "learning_rate": 1e-2}
+INPUTS: list[dict[str, Any]] = [{"input_slices": 3}, {"input_slices": 5}]
+
+
+@pytest.fixture(scope="module")
+def data(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("input") / "data"))
+    (copy / SEALED / LEDGER).write_text("")
+    return copy
+
+
+@pytest.fixture(scope="module", params=INPUTS, ids=lambda values: "-".join(f"{k}-{v}" for k, v in values.items()))
+def model(data: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """A network after an epoch, from its run folder; it finds a tenth of everything."""
+    prepared, config = PreparedData.open(data), TrialConfig(**{**SMALL, **request.param})
+    about = run_record("r", "train", config, RunSettings(epochs=1), data_record(data, prepared))
+    run = RunDir.create(tmp_path_factory.mktemp("runs") / "r", about)
+    for row in epochs(config, prepared, max_epochs=1, precision="float32", best=run.best):
+        run.append(row)
+    trained, (first, *_) = TrainedModel.from_run(run), prepared.val.by_volume()
+    likely = trained.probabilities(prepared.val.images[prepared.val.rows[first]].numpy())
+    return replace(trained, threshold=float(np.quantile(likely, 0.9)))
+
+
+def test_validation_and_prediction_agree(model: TrainedModel, data: Path) -> None:
+    """The input of a whole volume is the input of its prepared slices."""
+    validation = PreparedData.open(data).with_input_of(model.config).val
+    for positions in validation.by_volume():
+        batch, _ = validation.batch(positions)
+        with torch.inference_mode():
+            wanted = torch.sigmoid(model.unet(batch))[:, 0].numpy()
+        images = validation.images[validation.rows[positions]].numpy()
+        assert np.allclose(model.probabilities(images), wanted, atol=1e-6)
+
+
+def test_a_volume_predicted_through_files_equals_the_sealed_test(
+    model: TrainedModel, data: Path, tmp_path: Path
+) -> None:
+    found, _ = evaluate({"model": [model]}, data, {"run": "r"})
+    export_model([model], tmp_path / "export")
+    exported = load_exported(tmp_path / "export").members[0]
+    assert exported.config == model.config
+    sealed, lesion = data / SEALED, 0
+    rows = found.models["model"].members[0].scope(VOLUMES).rows
+    for row, geometry in zip(rows, Manifest.read(sealed).volumes, strict=True):
+        source = Source("", "", sealed, (sealed / ORIGINALS / geometry.source,))
+        prediction = predict([exported], source)
+        assert np.array_equal(prediction.probabilities, predict([model], source).probabilities)
+        expert = voxels(sealed / ORIGINALS / geometry.masks[0])
+        scores = score(prediction.mask, expert, prediction.voxel_mm)
+        assert (row.tp, row.fp, row.fn, row.dice) == (scores.tp, scores.fp, scores.fn, scores.dice)
+        lesion += row.tp + row.fp
+    assert lesion > 0
+
+
+def test_single_slices_are_refused_for_a_model_of_several(model: TrainedModel, raw: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(size=32, fit="resize", jobs=1, split="image", allow_leakage=True)
+    prepare(raw, tmp_path / "images", options)
+    with pytest.raises(InputError) as caught:
+        evaluate({"model": [model]}, tmp_path / "images", {"run": "r"})
+    assert str(caught.value) == (
+        f"{tmp_path}/images: r needs the neighbours of each slice, but these data are split by image; evaluate it on "
+        "volumes that are split by patient"
+    )
+    assert not openings(tmp_path / "images")
