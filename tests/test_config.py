@@ -52,6 +52,7 @@ PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "early_stop_patience": 10,
     "ema": 0.0,
     "augment": "none",
+    "flip_axis": "left-right",
 }
 
 
@@ -99,7 +100,8 @@ def test_default_epochs_have_the_steps_of_the_papers_training(slices: int, epoch
 def test_a_record_of_an_older_version_means_what_it_meant() -> None:
     """Names that it lacks have their value of then, also when the default has changed."""
     old = {name: value for name, value in PAPER.items() if name not in VALUES_BEFORE}
-    before = {**PAPER, "norm_momentum": 0.1}  # the baseline's when files did not name it
+    # The baseline's when files did not name it, and what was mirrored then.
+    before = {**PAPER, "norm_momentum": 0.1, "flip_axis": "columns"}
     assert TrialConfig.from_record(old, "config.json").model_dump() == before
     assert TrialConfig.from_record({**old, "up_kernel": 3}, "config.json").up_kernel == 3
     assert set(VALUES_BEFORE) < set(TrialConfig.model_fields)
@@ -128,7 +130,7 @@ def test_a_record_of_an_older_version_means_what_it_meant() -> None:
         ("norm", "layer", "batch or instance"),
         ("loss", None, "bce, dice, bce_dice, focal or tversky"),
         ("schedule", "linear", "plateau, cosine, poly, step, onecycle or constant"),
-        ("augment", False, "none, flip or affine"),
+        ("augment", False, "none, flip, affine, light, medium or strong"),
         ("up_kernel", 4, "2 or 3"),
         ("head_init", "torch", "he or glorot"),
         ("dropout_place", "all", "first, last or both"),
@@ -141,6 +143,7 @@ def test_a_record_of_an_older_version_means_what_it_meant() -> None:
         ("lesion_share", 1.5, "less than or equal to 1"),
         ("ema", 1.0, "less than 1"),
         ("network", "vnet", "paper or residual"),
+        ("flip_axis", "rows", "left-right or columns"),
     ],
 )
 def test_strict(name: str, value: object, rule: str) -> None:

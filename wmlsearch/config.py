@@ -210,8 +210,15 @@ class TrialConfig(_Strict):
         description="Decay, in each step, of the moving average of the weights that are validated, kept and exported. "
         "0: the latest weights.",
     )
-    augment: Literal["none", "flip", "affine"] = Field(
-        "none", description="Augmentation of the training slices. `affine` includes `flip`."
+    augment: Literal["none", "flip", "affine", "light", "medium", "strong"] = Field(
+        "none",
+        description="Augmentation of the training slices. `affine` includes `flip`. `light`, `medium` and `strong` "
+        "include both, each to its own degree, and change grey values: gamma, contrast, bias field, blur, noise.",
+    )
+    flip_axis: Literal["left-right", "columns"] = Field(
+        "left-right",
+        description="What every augmentation mirrors: `left-right` of the body, which no sagittal slice shows, or the "
+        "`columns` of any slice, as older versions did.",
     )
 
     @model_validator(mode="after")
@@ -252,6 +259,7 @@ VALUES_BEFORE: Mapping[str, Any] = {
     "network": "paper",
     "lesion_share": None,
     "ema": 0.0,
+    "flip_axis": "columns",
 }
 
 

@@ -224,6 +224,7 @@ _NEEDED = {
     "optimizer_epsilon": ("optimizer", ("adam", "adamw")),
     "dice_over": ("loss", ("dice", "bce_dice", "tversky")),
     "tversky_alpha": ("loss", ("tversky",)),
+    "flip_axis": ("augment", ("flip", "affine", "light", "medium", "strong")),
 }
 
 

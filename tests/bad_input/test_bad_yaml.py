@@ -44,7 +44,7 @@ FAULTS = {
     "early_stop_patience: 0": "early_stop_patience must be greater than or equal to 1, but got 0",
     "early_stop_patience: 100001": "early_stop_patience must be less than or equal to 100000, but got 100001",
     "early_stop_patience: '7'": "early_stop_patience must be a valid integer, but got '7'",
-    "augment: rotate": "augment must be none, flip or affine, but got 'rotate'",
+    "augment: rotate": "augment must be none, flip, affine, light, medium or strong, but got 'rotate'",
     "epochs: 18": "unknown name 'epochs': valid names are " + ", ".join(TrialConfig.model_fields),
     f"{'x' * 600}: 1": (
         f"unknown name '{'x' * 499}... (602 characters): valid names are {', '.join(TrialConfig.model_fields)}"

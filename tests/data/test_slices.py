@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wmlsearch.config import InputError
-from wmlsearch.data.augmentation import Augmentation
+from wmlsearch.data.augmentation import (
+    BOUNDS,
+    Augmentation,
+    Intensities,
+    Kind,
+    bias_fields,
+    gaussian_blur,
+    gaussian_noise,
+)
 from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
 from wmlsearch.data.slices import PreparedData, batches, batches_with_share
 
@@ -234,20 +242,23 @@ def fixed(mirror: float = 1, angle: float = 0, scale: float = 1, shift: tuple[fl
     return Augmentation(four(mirror), four(angle), four(scale), torch.tensor([shift] * 4, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("kind", ["flip", "affine"])
-def test_chance_comes_from_the_generator_alone(kind: str) -> None:
+@pytest.mark.parametrize("kind", list(BOUNDS))
+def test_chance_comes_from_the_generator_alone(kind: Kind) -> None:
     def drawn(seed: int) -> Augmentation:
         return Augmentation.draw(kind, 40, torch.Generator().manual_seed(seed))
 
     torch.manual_seed(1)
     first = drawn(5)
     torch.manual_seed(2)
-    for field in dataclasses.fields(Augmentation):
-        assert torch.equal(getattr(drawn(5), field.name), getattr(first, field.name))
+    for one, other in zip(drawn(5).tensors(), first.tensors(), strict=True):
+        assert torch.equal(one, other)
+    assert (first.intensities is None) == (kind in ("flip", "affine"))
     assert not torch.equal(drawn(6).mirror, first.mirror)
     picked = first[torch.tensor([7, 3])]
     assert torch.equal(picked.shift, first.shift[[7, 3]])
     assert torch.equal(picked.mirror, first.mirror[[7, 3]])
+    for one, other in zip(picked.tensors(), first.tensors(), strict=True):
+        assert torch.equal(one, other[[7, 3]])
 
 
 def test_what_is_drawn_lies_in_its_bounds() -> None:
@@ -312,3 +323,139 @@ def test_masks_stay_masks_and_move_with_their_images() -> None:
     inner = (..., slice(5, -5), slice(5, -5))  # beyond the border there is no mask
     assert ((x > 0.5).float()[inner] == y[inner]).float().mean() > 0.95
     assert (masks[inner] == y[inner]).float().mean() < 0.9  # it did move
+
+
+def test_where_left_and_right_are_no_columns_mirroring_reverses_the_neighbouring_slices() -> None:
+    images, masks = pair()
+    stack = torch.cat([images, images / 2, images / 4], dim=1)
+    drawn = dataclasses.replace(fixed(), mirror=torch.tensor([-1.0, 1.0, -1.0, 1.0]), mirrors_columns=False)
+    x, y = drawn.apply(stack, masks)
+    assert torch.equal(y, masks)
+    assert torch.allclose(x[::2], stack[::2].flip(1), atol=1e-5)
+    assert torch.allclose(x[1::2], stack[1::2], atol=1e-5)
+    alone, _ = drawn.apply(images, masks)
+    assert torch.allclose(alone, images, atol=1e-5), "a single sagittal slice shows no left and right"
+    drawn = Augmentation.draw("affine", 6, torch.Generator().manual_seed(1), mirrors_columns=False)
+    columns = Augmentation.draw("affine", 6, torch.Generator().manual_seed(1))
+    assert not drawn[torch.tensor([2])].to(torch.device("cpu")).mirrors_columns
+    for one, other in zip(drawn.tensors(), columns.tensors(), strict=True):
+        assert torch.equal(one, other), "nothing else is drawn differently"
+
+
+# ------------------------------------------------------------------------------------------------------ grey values
+
+
+def unchanged(slices: int = 4) -> Intensities:
+    zeros, ones = torch.zeros(slices), torch.ones(slices)
+    shape, seeds = torch.ones(slices, 9), torch.arange(slices)
+    return Intensities(ones, ones, zeros, shape, zeros, zeros, seeds)
+
+
+def test_strengths_grow_and_stay_in_their_bounds() -> None:
+    amounts = []
+    for kind in ("light", "medium", "strong"):
+        bounds, slices = BOUNDS[kind], 4000
+        drawn = Augmentation.draw(kind, slices, torch.Generator().manual_seed(0))
+        changes = drawn.intensities
+        assert changes is not None
+        assert math.degrees(drawn.angle.abs().max().item()) == pytest.approx(bounds.angle_deg, rel=0.01)
+        assert (drawn.scale - 1).abs().max().item() == pytest.approx(bounds.scaling, rel=0.01)
+        sizes = {
+            "gamma": (changes.gamma.log().abs(), math.log(bounds.gamma)),
+            "contrast": ((changes.contrast - 1).abs(), bounds.contrast),
+            "bias": (changes.bias, bounds.bias),
+            "blur": (changes.blur, bounds.blur),
+            "noise": (changes.noise, bounds.noise),
+        }
+        for name, (size, bound) in sizes.items():
+            changed = size > 1e-6
+            assert changed.float().mean().item() == pytest.approx(bounds.probability, abs=0.03), name
+            assert size.min() >= 0, name
+            assert size.max().item() == pytest.approx(bound, rel=0.02), name
+            assert size[changed].mean().item() == pytest.approx(bound / 2, rel=0.1), name
+        for signed in (changes.gamma.log(), changes.contrast - 1):
+            assert (signed[signed.abs() > 1e-6] > 0).float().mean().item() == pytest.approx(0.5, abs=0.06)
+        assert len(set(changes.noise_seed.tolist())) > 0.99 * slices
+        amounts.append([bound for _, bound in sizes.values()])
+    assert all(a < b < c for a, b, c in zip(*amounts, strict=True))
+
+
+def test_nothing_drawn_changes_no_grey_value() -> None:
+    images, _ = pair()
+    assert torch.allclose(unchanged().apply(images), images, atol=1e-6)
+    black = torch.zeros(4, 1, 8, 8)
+    assert torch.equal(unchanged().apply(black), black), "a slice of a single grey value"
+
+
+@pytest.mark.parametrize("factor", [1.0, 40.0])
+def test_each_change_equals_its_formula_whatever_the_scale_of_the_grey_values(factor: float) -> None:
+    """In a z-score as in [0, 1]: a change is that of the slice's own range."""
+    images, _ = pair()
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    grey = (images - low) / (high - low)
+    half, mean = torch.full((4,), 0.5), grey.mean((1, 2, 3), keepdim=True)
+    field = bias_fields(half, torch.ones(4, 9), 24)
+    noise = gaussian_noise(torch.arange(4), 24 * 24).view(4, 1, 24, 24)
+    for name, wanted in {
+        "gamma": grey.sqrt(),
+        "contrast": (0.5 * (grey - mean) + mean).clamp(0, 1),
+        "bias": grey * field,
+        "blur": gaussian_blur(grey, half),
+        "noise": (grey + 0.5 * noise).clamp(0, 1),
+    }.items():
+        changed = dataclasses.replace(unchanged(), **{name: half}).apply(factor * images - 3)
+        assert torch.allclose(changed, factor * (low + (high - low) * wanted) - 3, atol=2e-6 * factor), name
+
+
+def test_bias_fields_are_smooth_and_bounded() -> None:
+    shape = torch.rand(50, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    fields = bias_fields(torch.full((50,), 0.4), shape, 64)
+    assert fields.shape == (50, 1, 64, 64)
+    assert fields.max().item() <= 1
+    assert fields.min().item() >= math.exp(-0.8) - 1e-6
+    assert ((fields.amax((1, 2, 3)) - 1).abs() < 1e-5).any(), "1 where the polynomial is largest upwards"
+    assert fields.diff(dim=-1).abs().max() < 0.1
+    x = torch.linspace(-1, 1, 64)
+    slope = torch.zeros(1, 9)
+    slope[0, 0] = 1.0  # the first power is that of the columns
+    assert torch.allclose(bias_fields(torch.tensor([0.3]), slope, 64)[0, 0], torch.exp(0.3 * (x - 1)).expand(64, 64))
+    assert torch.equal(bias_fields(torch.zeros(1), slope, 8), torch.ones(1, 1, 8, 8))
+
+
+def test_blur_is_a_gaussian() -> None:
+    point = torch.zeros(2, 1, 21, 21)
+    point[:, :, 10, 10] = 1
+    plain, blurred = gaussian_blur(point, torch.tensor([0.0, 1.0]))
+    assert torch.equal(plain, point[0])
+    taps = torch.exp(-0.5 * torch.arange(-4.0, 5.0) ** 2)
+    taps = taps / taps.sum()
+    assert torch.allclose(blurred[0, 6:15, 6:15], taps[:, None] * taps[None, :], atol=1e-7)
+    flat = gaussian_blur(torch.full((1, 2, 9, 9), 0.7), torch.tensor([1.5]))
+    assert torch.allclose(flat, torch.full((1, 2, 9, 9), 0.7)), "nothing is lost at the border"
+
+
+def test_noise_is_normal_and_follows_from_its_seed_alone() -> None:
+    noise = gaussian_noise(torch.tensor([1, 2, 2**32 - 1]), 100_000)
+    assert noise.isfinite().all()
+    for one in noise:
+        assert one.mean().item() == pytest.approx(0, abs=0.02)
+        assert one.std().item() == pytest.approx(1, abs=0.02)
+        assert (one.abs() < 1).float().mean().item() == pytest.approx(0.6827, abs=0.01)
+        assert (one[1:] * one[:-1]).mean().item() == pytest.approx(0, abs=0.02), "neighbours are unrelated"
+    assert (noise[0] * noise[1]).mean().item() == pytest.approx(0, abs=0.02), "so are slices"
+    assert torch.equal(gaussian_noise(torch.tensor([2]), 100)[0], noise[1, :100])
+
+
+@pytest.mark.parametrize("kind", ["light", "medium", "strong"])
+def test_masks_see_the_movement_alone_and_images_keep_their_range(kind: Kind) -> None:
+    images, masks = pair(40)
+    drawn = Augmentation.draw(kind, 40, torch.Generator().manual_seed(1))
+    x, y = drawn.apply(images, masks)
+    moved, moved_masks = dataclasses.replace(drawn, intensities=None).apply(images, masks)
+    assert torch.equal(y, moved_masks)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert (x - moved).abs().amax((1, 2, 3)).count_nonzero() > 10
+    assert (x >= moved.amin((1, 2, 3), keepdim=True) - 1e-6).all()
+    assert (x <= moved.amax((1, 2, 3), keepdim=True) + 1e-6).all()
+    halves = [drawn[torch.arange(k, 40, 2)].apply(images[k::2], masks[k::2])[0] for k in (0, 1)]
+    assert all(torch.equal(half, x[k::2]) for k, half in enumerate(halves)), "in whatever batch a slice is"

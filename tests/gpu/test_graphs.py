@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import steps as module
 from wmlsearch.model import training
@@ -46,7 +47,7 @@ def losses(reports: Iterator[EpochRow]) -> list[float]:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("augment", ["none", "affine"])
+@pytest.mark.parametrize("augment", ["none", "affine", "strong"])
 def test_graphs_equal_steps(data: PreparedData, optimizer: str, augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(optimizer=optimizer, augment=augment, schedule="cosine", weight_decay=1e-4)
     made = []
@@ -66,6 +67,39 @@ def test_graphs_equal_steps(data: PreparedData, optimizer: str, augment: str, mo
     assert len(made) == 2
     # Convolutions' gradients are sums without a fixed order, and training amplifies: 1 % after 42 steps.
     assert graphed == pytest.approx(eager, rel=1e-2)
+
+
+OTHERS = [
+    {"loss": "focal", "lesion_share": 0.5, "augment": "medium"},
+    {"loss": "tversky", "dice_over": "batch", "ema": 0.9, "schedule": "poly"},
+    {"loss": "bce_dice", "dice_over": "batch", "network": "residual", "augment": "strong", "ema": 0.9},
+]
+
+
+@pytest.mark.parametrize("values", OTHERS, ids=lambda values: values["loss"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_graphs_equal_steps_of_other_configurations(
+    data: PreparedData, values: dict[str, Any], precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, computed = small(optimizer="sgd", **values), []
+    for warm_up in (module.WARM_UP, 10**9):
+        monkeypatch.setattr(module, "WARM_UP", warm_up)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="training continues")
+            reports = list(epochs(config, data, max_epochs=EPOCHS, precision=precision))
+        computed.append([(row.metrics["train_loss"], row.metrics["val_loss"]) for row in reports])
+    for graphed, eager in zip(*computed, strict=True):
+        assert graphed == pytest.approx(eager, rel=3e-2)
+
+
+def test_augmentation_on_a_gpu_equals_that_on_a_cpu() -> None:
+    images = torch.rand(20, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    masks = (images > 0.8).float()
+    for kind in ("flip", "affine", "strong"):
+        drawn = Augmentation.draw(kind, 20, torch.Generator().manual_seed(1))
+        on_cpu, _ = drawn.apply(images, masks)
+        on_gpu, _ = drawn.to(torch.device("cuda")).apply(images.cuda(), masks.cuda())
+        assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-4), kind
 
 
 def test_graphs_equal_steps_in_bfloat16(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +127,12 @@ def test_dropout_differs_at_each_replay(data: PreparedData) -> None:
         assert (len(replayed) > 1) == different
 
 
-def test_host_does_not_synchronise_within_an_epoch(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "others", [{}, {"loss": "tversky", "dice_over": "batch", "ema": 0.9, "network": "residual", "lesion_share": 0.5}]
+)
+def test_host_does_not_synchronise_within_an_epoch(
+    data: PreparedData, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited_for: list[str] = []
     advance, add = TrainingSteps.advance, ValidationCounts.add
 
@@ -108,7 +147,7 @@ def test_host_does_not_synchronise_within_an_epoch(data: PreparedData, monkeypat
     for kind, warm_up in (("replays", module.WARM_UP), ("eager steps", 10**9)):
         monkeypatch.setattr(module, "WARM_UP", warm_up)
         with monkeypatch.context() as patch:
-            trainer = Trainer(small(augment="affine", dropout=0.1), data, EPOCHS, 0, "auto")
+            trainer = Trainer(small(augment="strong", dropout=0.1, **others), data, EPOCHS, 0, "auto")
             for _ in range(EPOCHS - 1):
                 trainer.train_epoch()
             assert bool(trainer.steps.graphs) == (kind == "replays")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model.losses import slice_losses
 from wmlsearch.model.memory import (
@@ -88,6 +89,16 @@ def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bf
     expected = state + kept + biggest + inputs.nbytes  # the images before they are padded are held by the step itself
     assert estimate.bytes(images) == pytest.approx(expected, rel=0.02)
     assert len(losses) == images
+
+
+@pytest.mark.parametrize("images", [1, 6])
+def test_augmentation_needs_less_than_the_step_of_the_smallest_network(images: int) -> None:
+    """So the count leaves it out: it has ended when the network begins."""
+    drawn = Augmentation.draw("strong", images, torch.Generator())
+    with LiveTensorBytes() as live:
+        drawn.apply(torch.zeros(images, 1, 64, 64), torch.zeros(images, 1, 64, 64))
+    step = estimate_memory(TINY, 64, bfloat16=False, val_images=1)
+    assert live.peak < images * step.image_bytes
 
 
 def test_memory_grows_linearly_with_images() -> None:

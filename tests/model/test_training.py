@@ -322,6 +322,33 @@ def test_a_share_of_lesions_needs_both_kinds_of_slices(data: PreparedData) -> No
         assert caught.value.faults == (fault,)
 
 
+@pytest.mark.parametrize(
+    ("axis", "flip_axis", "columns"),
+    [(0, "left-right", False), (0, "columns", True), (1, "left-right", True), (2, "left-right", True),
+     (None, "left-right", True)],
+)  # fmt: skip
+def test_what_is_mirrored(data: PreparedData, axis: int | None, flip_axis: str, columns: bool) -> None:
+    """Left and right of the body are columns of coronal and axial slices, and of pictures as far as is known."""
+    sliced = replace(data, manifest=replace(data.manifest, axis=axis))
+    trainer = Trainer(small(augment="flip", flip_axis=flip_axis), sliced, 1, 0, "float32")
+    drawn = trainer._draw_augmentation((torch.arange(9),), torch.Generator().manual_seed(1))
+    assert drawn is not None
+    assert drawn.mirrors_columns == columns
+    assert (drawn.mirror < 0).any()
+
+
+def test_a_slice_that_an_epoch_has_twice_is_augmented_differently(data: PreparedData) -> None:
+    order = (torch.tensor([3, 5, 3]), torch.tensor([5, 7]))
+    angles = {}
+    for share in (None, 0.5):
+        trainer = Trainer(small(augment="affine", lesion_share=share), data, 1, 0, "float32")
+        drawn = trainer._draw_augmentation(order, torch.Generator().manual_seed(1))
+        assert drawn is not None
+        angles[share] = drawn.angle.tolist()
+    assert len(set(angles[0.5])) == 5
+    assert angles[None][0] == angles[None][2], "as before: by slice"
+
+
 def test_each_batch_of_a_training_has_its_share_of_lesions(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     shares, run = [], steps.TrainingSteps.run
     with_lesion = data.training_slices_with_lesions()
@@ -762,6 +789,19 @@ def test_three_ranks_resume_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
     one, other = (load_checkpoint(tmp_path / name) for name in ("last.pt", "again.pt"))
     assert same(one["model"], other["model"])
     assert same(one["optimizer"], other["optimizer"])
+
+
+def test_two_ranks_augment_as_one_does(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
+    config = small(
+        norm="instance", dropout=0.0, augment="strong", lesion_share=0.4, optimizer="sgd", learning_rate=5e-3
+    )
+    options: dict[str, Any] = {"max_epochs": 2, "seed": 5, "precision": "float32"}
+    alone = rows(epochs(config, data, **options))
+    first, second = two_ranks(prepared, tmp_path / "two", config, **options)
+    assert first == second
+    for row, wanted in zip(first, alone, strict=True):
+        for name in ("train_loss", "val_loss", "val_soft_dice"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-4), name
 
 
 def test_two_ranks_draw_the_same_share_of_slices_with_lesions(

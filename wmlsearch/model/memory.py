@@ -1,7 +1,8 @@
 """The predicted peak memory of a training, before it runs: counted from shapes, and on a GPU measured.
 
 The count covers the tensors that a training step holds when its backward pass begins. It uses fake tensors, which have
-shapes and no memory, so a configuration that would need a terabyte can be counted too.
+shapes and no memory, so a configuration that would need a terabyte can be counted too. Augmentation is left out: it has
+ended before the network begins, and takes less than the step of the smallest one.
 """
 
 from __future__ import annotations

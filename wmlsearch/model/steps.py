@@ -36,7 +36,7 @@ class EpochBuffers:
 
     order: Tensor  # (slices,) int64, this rank's positions, batch after batch
     rates: Tensor  # (steps,) learning rates; float64 on CPUs, float32 on GPUs, where the fused optimisers read it
-    drawn: Augmentation | None  # for all slices of the split
+    drawn: Augmentation | None  # for each place in `order`
     average_steps: Tensor  # (steps,) float32, how far the average of the weights moves; empty where there is none
     losses: Tensor  # (steps,) float64, summed over the slices of a batch
     begin: Tensor  # (1,) int64, position in `order` where the next batch begins
@@ -134,7 +134,7 @@ class TrainingSteps:
         Args:
             order: positions of the slices in each batch, over all ranks.
             rates: learning rate of each step.
-            drawn: augmentation of all slices of the split, or None.
+            drawn: augmentation of each position in `order`, batch after batch, or None.
             epoch: number of the epoch, for messages.
             average_steps: how far the average of the weights moves after each step, if there is one.
         """
@@ -168,6 +168,9 @@ class TrainingSteps:
     ) -> None:
         """Load an epoch into the buffers. Graphs stay valid if its shapes are those of the epoch before."""
         rank_order = [batch[self.rank :: self.world] for batch in order]
+        if drawn is not None:
+            places = torch.arange(sum(map(len, order))).split([len(batch) for batch in order])
+            drawn = drawn[torch.cat([batch[self.rank :: self.world] for batch in places])]
         buffers = EpochBuffers.of(rank_order, rates, drawn, average_steps, self.device)
         if not (self.graphed and self.buffers.copy_from(buffers)):
             self.buffers = buffers
@@ -186,10 +189,11 @@ class TrainingSteps:
 
     def _step(self, images: int) -> None:
         buffers, own_images = self.buffers, len(range(self.rank, images, self.world))
-        positions = buffers.order[buffers.begin + torch.arange(own_images, device=self.device)]
+        places = buffers.begin + torch.arange(own_images, device=self.device)
+        positions = buffers.order[places]
         batch, labels = self.slices.batch(positions)
         if buffers.drawn is not None:
-            batch, labels = buffers.drawn[positions].apply(batch, labels)
+            batch, labels = buffers.drawn[places].apply(batch, labels)
         masks, counted = self.slices.lesions(labels)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             logits = self.network(batch.contiguous(memory_format=torch.channels_last))

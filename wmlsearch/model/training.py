@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.augmentation import Augmentation
+from wmlsearch.data.geometry import PLANES
 from wmlsearch.data.slices import PreparedData, batches, batches_with_share
 from wmlsearch.model.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -191,9 +192,7 @@ class Trainer:
         """Train one step for each batch of positions in `order`; return the summed loss per training slice."""
         self.unet.train()
         slices, (group,) = len(self.data.train), self.optimizer.param_groups
-        drawn = None
-        if self.config.augment != "none":
-            drawn = Augmentation.draw(self.config.augment, slices, generator)
+        drawn = self._draw_augmentation(order, generator)
         done, steps = (epoch - 1) * len(order), self.max_epochs * len(order)
         planned = [learning_rate(self.config, done + step, steps) for step in range(len(order))]
         rates = [group["lr"] if rate is None else rate for rate in planned]
@@ -204,6 +203,18 @@ class Trainer:
             self.average.end_epoch()
         group["lr"] = rates[-1]  # without the factor: the plateau schedule and the checkpoint continue from this rate
         return sum(losses) / slices
+
+    def _draw_augmentation(self, order: tuple[Tensor, ...], generator: torch.Generator) -> Augmentation | None:
+        """Return the augmentation of each position in `order`, batch after batch."""
+        config = self.config
+        if config.augment == "none":
+            return None
+        is_sagittal = self.data.manifest.axis == PLANES["sagittal"]
+        mirrors_columns = config.flip_axis == "columns" or not is_sagittal
+        positions = torch.cat(order)
+        if config.lesion_share is not None:  # a slice that an epoch has twice looks different each time
+            return Augmentation.draw(config.augment, len(positions), generator, mirrors_columns)
+        return Augmentation.draw(config.augment, len(self.data.train), generator, mirrors_columns)[positions]
 
     @torch.no_grad()
     def validate(self) -> ValidationCounts:
