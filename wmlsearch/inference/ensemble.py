@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from wmlsearch.data.slices import PreparedData, Slices
+from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import ValidationCounts, patient_dice
 from wmlsearch.model.thresholds import threshold_of_curves
 
 
-def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData) -> float:
+def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData, predictions: Predictions = HERE) -> float:
     """Return the threshold of a configuration, chosen on patients that the networks have not been trained on.
 
     Each network predicts the patients of its own fold. A patient's Dice at each threshold is averaged over the networks
@@ -22,21 +23,22 @@ def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData) ->
     curves: dict[str, list[np.ndarray]] = {}
     for model in models:
         validation = data.with_fold(model.fold or 0).val
-        for patient, curve in _patient_curves(model, validation).items():
+        for patient, curve in _patient_curves(model, validation, predictions).items():
             curves.setdefault(patient, []).append(curve)
     means = [np.mean(of_patient, axis=0) for of_patient in curves.values()]
     return threshold_of_curves(np.array(means), data.val.patients_known)
 
 
-def _patient_curves(model: TrainedModel, slices: Slices) -> dict[str, np.ndarray]:
+def _patient_curves(model: TrainedModel, slices: Slices, predictions: Predictions) -> dict[str, np.ndarray]:
     """Return the Dice of each patient with lesions at each threshold, (BINS,), by patient."""
-    model.unet.to("cuda" if torch.cuda.is_available() else "cpu")
     counts = ValidationCounts(len(slices.patient_names))
     for positions in slices.by_volume():
         rows = slices.rows[positions]
         masks, counted = slices.lesions(slices.masks[rows].unsqueeze(1).float().cpu())
-        probabilities = torch.from_numpy(model.probabilities(slices.images[rows].cpu().numpy())).unsqueeze(1)
-        counts.add_to_histograms(probabilities, masks, slices.patients[positions].cpu(), counted)
+        (probabilities,) = predictions.probabilities([model], slices.images[rows].cpu().numpy())
+        counts.add_to_histograms(
+            torch.from_numpy(probabilities).unsqueeze(1), masks, slices.patients[positions].cpu(), counted
+        )
     histograms = counts.patient_histograms()
     names = [name for name, histogram in zip(slices.patient_names, histograms, strict=True) if histogram[1].any()]
     return dict(zip(names, patient_dice(histograms), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,6 +28,26 @@ class Prediction:
     threshold: float
     voxel_mm: tuple[float, ...] | None  # along the input's axes; None for 2-D pictures
     geometry: VolumeGeometry
+
+
+class Predictions(Protocol):
+    """Where networks predict: in this process, or on the slots of a cluster."""
+
+    def probabilities(self, models: Sequence[TrainedModel], images: Array) -> list[Array]:
+        """Return the probabilities of each model: 8-bit slices (N, H, W) -> (N, H, W) float32."""
+
+
+class PredictionsHere:
+    """Predictions in this process. The networks are moved to a GPU if there is one, and stay there."""
+
+    def probabilities(self, models: Sequence[TrainedModel], images: Array) -> list[Array]:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        for model in models:
+            model.unet.to(device)
+        return [model.probabilities(images) for model in models]
+
+
+HERE = PredictionsHere()
 
 
 def predict(
@@ -53,10 +74,7 @@ def predict(
         threshold = float(np.mean([model.threshold for model in models]))
     geometry = geometry or slicing_geometry(source, preprocessing)
     images = cut(replace(source, mask=()), geometry).images
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for model in models:
-        model.unet.to(device)
-    probabilities = restore(mean_probabilities([model.probabilities(images) for model in models]), geometry)
+    probabilities = restore(mean_probabilities(HERE.probabilities(models, images)), geometry)
     mask = (probabilities >= threshold).astype(np.uint8)
     return Prediction(probabilities, mask, threshold, geometry.voxel_mm, geometry)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, expert_mask, restore
@@ -21,7 +20,7 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
-from wmlsearch.inference.predictor import BATCH, mean_probabilities
+from wmlsearch.inference.predictor import BATCH, HERE, Predictions, mean_probabilities
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.evaluation import (
@@ -61,6 +60,7 @@ def evaluate(
     by: Mapping[str, Any],
     ensemble_thresholds: Mapping[str, float] | None = None,
     progress: Progress = lambda *_: None,
+    predictions: Predictions = HERE,
 ) -> tuple[Evaluation, Gallery]:
     """Open the sealed test of a prepared data set and score models on its patients.
 
@@ -69,6 +69,8 @@ def evaluate(
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
         data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes.
         by: who opens the test, for its ledger.
+        progress: called after each volume, or each batch of slices.
+        predictions: where the networks predict. Images are opened and scored in this process.
 
     Raises InputError for data that are damaged or do not fit the models; the latter before the test is opened.
     """
@@ -81,12 +83,11 @@ def evaluate(
     unit: Unit = "patients" if sealed.by_patient else "images"
     thresholds = ensemble_thresholds or {}
     scorers = {role: _scorers(role, members, thresholds.get(role)) for role, members in models.items()}
-    _use_gpu(models)
     gallery = GalleryBuilder(list(models))
     if manifest.has_volumes:
-        _score_volumes(sealed, preprocessing, models, scorers, gallery, progress)
+        _score_volumes(sealed, preprocessing, models, scorers, gallery, progress, predictions)
     else:
-        _score_slices(sealed, models, scorers, gallery, progress)
+        _score_slices(sealed, models, scorers, gallery, progress, predictions)
     evaluation = Evaluation(
         opened=sealed.opened,
         opened_before=sealed.opened_before,
@@ -124,11 +125,10 @@ def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[Trained
         )
 
 
-def _use_gpu(models: Networks) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for members in models.values():
-        for model in members:
-            model.unet.to(device)
+def _predict(models: Networks, images: np.ndarray, predictions: Predictions) -> dict[str, list[np.ndarray]]:
+    """Return the probabilities of the networks of each role, (N, H, W) float32: all are asked for at once."""
+    networks = iter(predictions.probabilities([model for members in models.values() for model in members], images))
+    return {role: [next(networks) for _ in members] for role, members in models.items()}
 
 
 class _Scorer:
@@ -224,6 +224,7 @@ def _score_volumes(
     scorers: Mapping[str, Sequence[_Scorer]],
     gallery: GalleryBuilder,
     progress: Progress,
+    predictions: Predictions,
 ) -> None:
     """Score each test volume on its own grid, and its kept slices at the models' size."""
     total = len(sealed.manifest.volumes)
@@ -235,8 +236,7 @@ def _score_volumes(
         origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}
         farthest_mm, farthest_px = _head_diagonals(slices.images, geometry)
         masks: dict[str, np.ndarray] = {}
-        for role, members in models.items():
-            networks = [model.probabilities(slices.images) for model in members]
+        for role, networks in _predict(models, slices.images, predictions).items():
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
                 on_grid = restore(probabilities, geometry)
@@ -276,6 +276,7 @@ def _score_slices(
     scorers: Mapping[str, Sequence[_Scorer]],
     gallery: GalleryBuilder,
     progress: Progress,
+    predictions: Predictions,
 ) -> None:
     """Score the kept test slices: of data that came as images, and of splits by image."""
     rows, images, experts = sealed.kept_slices()
@@ -284,8 +285,7 @@ def _score_slices(
         batch = slice(start, start + BATCH)
         farthest = [_box_diagonal(find_head(image[None]).box) for image in images[batch]]
         masks: dict[str, np.ndarray] = {}
-        for role, members in models.items():
-            networks = [model.probabilities(images[batch]) for model in members]
+        for role, networks in _predict(models, images[batch], predictions).items():
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
                 for row, one, expert, px in zip(rows[batch], probabilities, experts[batch], farthest, strict=True):

@@ -13,6 +13,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import out_of_fold_threshold
 from wmlsearch.inference.export import export_model, is_exported
+from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, model_name
@@ -22,7 +23,9 @@ from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import versions
 
 
-def keep_models(search: SearchDir, settings: RunSettings, data: Path, observer: Observer) -> bool:
+def keep_models(
+    search: SearchDir, settings: RunSettings, data: Path, observer: Observer, predictions: Predictions = HERE
+) -> bool:
     """Export the finished judgement runs of baseline and champion to `models/<role>`.
 
     The champion is that of `selection.json`; without one there is only a baseline. Of two configurations, only runs
@@ -42,7 +45,7 @@ def keep_models(search: SearchDir, settings: RunSettings, data: Path, observer: 
             runs = dict(zip((BASELINE, CHAMPION), pairs, strict=True))
     for role, candidate in ((BASELINE, baseline), (CHAMPION, champion)):
         if candidate is not None and runs[role]:
-            observer.on_change(_keep_model(search, settings, data, role, candidate, runs[role]))
+            observer.on_change(_keep_model(search, settings, data, role, candidate, runs[role], predictions))
     if champion is not baseline and champion is not None and not comparable:
         observer.say("no verdict: baseline configuration and champion have finished no judgement run of the same fold")
     elif not runs[BASELINE]:
@@ -55,7 +58,13 @@ def _finished(candidate: Candidate | None) -> list[FinalRun]:
 
 
 def _keep_model(
-    search: SearchDir, settings: RunSettings, data: Path, role: str, candidate: Candidate, runs: Sequence[FinalRun]
+    search: SearchDir,
+    settings: RunSettings,
+    data: Path,
+    role: str,
+    candidate: Candidate,
+    runs: Sequence[FinalRun],
+    predictions: Predictions,
 ) -> RunDir:
     """Write the folder of a model: its networks, the best one first, and its metrics. Keep one that is complete."""
     folder = search.model(role)
@@ -83,7 +92,7 @@ def _keep_model(
             record = record.model_copy(update={"rate_factors": candidate.rate_factors})
         RunDir.create(folder.path, record)
     models = [TrainedModel.from_run(run.run) for run in runs]
-    threshold = out_of_fold_threshold(models, PreparedData.open(data))
+    threshold = out_of_fold_threshold(models, PreparedData.open(data), predictions)
     models = [dataclasses.replace(model, threshold=threshold) for model in models]
     export_model(models, folder.export, threshold if len(models) > 1 else None)
     values = [run.value for run in runs if run.value is not None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.interrupts import noted_only, reason_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
@@ -130,17 +131,30 @@ def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, o
             champion = _choose_champion(search, observer)
             _set_aside_other_champion(search, champion, observer)
         train_judgement_runs(search, plan, champion, trainer, observer)
-    comparable = keep_models(search, plan.settings, plan.data, observer)
-    evaluation = search.evaluation()
-    if evaluation is not None and not evaluates_models(search, evaluation):
-        search.set_aside_evaluation(evaluation)
-        observer.on_change(search)
-        evaluation = None
-    if comparable and evaluation is None:
-        evaluate_search(search, plan.settings, plan.data, observer.progress)
-        for model in search.models():
-            observer.on_change(model)
-        observer.on_change(search)
+    with _predictions(plan, observer) as predictions:
+        comparable = keep_models(search, plan.settings, plan.data, observer, predictions)
+        evaluation = search.evaluation()
+        if evaluation is not None and not evaluates_models(search, evaluation):
+            search.set_aside_evaluation(evaluation)
+            observer.on_change(search)
+            evaluation = None
+        if comparable and evaluation is None:
+            evaluate_search(search, plan.settings, plan.data, observer.progress, predictions)
+            for model in search.models():
+                observer.on_change(model)
+            observer.on_change(search)
+
+
+def _predictions(plan: SearchPlan, observer: Observer) -> contextlib.AbstractContextManager[Predictions]:
+    """Return where the final networks predict: on GPUs of the cluster, else in this process, on its GPU if it has one.
+
+    On a cluster Ray is asked also for a GPU of this machine, which may be somebody else's.
+    """
+    from wmlsearch.search.cluster_predictions import ClusterPredictions
+
+    if plan.placement.on_cluster and plan.slots.gpus:
+        return ClusterPredictions(plan.slots, 2 * plan.settings.final_runs, observer.say)
+    return contextlib.nullcontext(HERE)
 
 
 def _choose_champion(search: SearchDir, observer: Observer) -> str:

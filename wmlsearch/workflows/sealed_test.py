@@ -11,6 +11,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.inference.export import load_exported
+from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
@@ -26,7 +27,9 @@ from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.wording import RATIOS
 
 
-def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progress: Progress) -> Evaluation:
+def evaluate_search(
+    search: SearchDir, settings: RunSettings, data: Path, progress: Progress, predictions: Predictions = HERE
+) -> Evaluation:
     """Open the sealed test for a search's baseline and champion, add the verdict, and keep both as `test.json`."""
     models = {role: load_exported(search.model(role).export) for role in (BASELINE, CHAMPION)}
     names = {role: search.model(role).record().model for role in models}
@@ -39,6 +42,7 @@ def evaluate_search(search: SearchDir, settings: RunSettings, data: Path, progre
         by,
         {role: model.ensemble_threshold for role, model in models.items() if model.ensemble_threshold},
         progress,
+        predictions,
     )
     members = [search.model(role).record().members for role in models]
     compared = {member.split()[0] for of_role in members for member in of_role}
