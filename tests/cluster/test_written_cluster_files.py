@@ -146,3 +146,8 @@ def test_files_written_by_a_wheel_install_the_same_package(tmp_path: Path) -> No
     again = wheel_of(out / IMAGE_FOLDER, tmp_path / "again")
     assert installed - again == {name for name in installed if re.search(r"cluster_files/cluster", name)}
     assert again <= installed
+    words = [sys.executable, "-m", "wmlsearch", "cluster-file", "aws", "elsewhere"]
+    environment = {"PYTHONPATH": str(tmp_path / "again")}
+    done = subprocess.run(words, env=environment, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cluster.yaml: is missing, so this installation of wmlsearch cannot write cluster files" in done.stderr

@@ -14,9 +14,14 @@ def in_process_group() -> bool:
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Give all ranks the values of rank 0, in place. Each rank passes the same shapes in the same order."""
+    """Give all ranks the values of rank 0, in place. Each rank passes the same shapes in the same order.
+
+    The tensors must not require gradients, as those of `state_dict()` do not.
+    """
     for tensor in tensors:
-        distributed.broadcast(tensor, 0)
+        values = tensor.contiguous()  # weights are channels_last, and backends differ in what they send as it is
+        distributed.broadcast(values, 0)
+        tensor.copy_(values)
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
