@@ -12,22 +12,27 @@ import pytest
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
 from optuna.trial import TrialState
-from records import search_record
+from records import epoch_row, search_record
 from sklearn.ensemble import ExtraTreesRegressor
 
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.distributions import search_space
 from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.pbt import trial_record
+from wmlsearch.search.samplers import forest
 from wmlsearch.search.samplers.forest import (
     MAX_TRIALS,
+    OWN_FOREST_TRIALS,
     STARTUP_TRIALS,
     TREES,
+    EndedTrial,
     ForestSampler,
     active_parameters,
     draw,
     encode,
-    predict_ranks,
+    fit_forest,
+    refit_points,
 )
 from wmlsearch.space import SearchSpace
 
@@ -213,8 +218,12 @@ def test_the_study_uses_the_forest_after_the_startup_trials(tmp_path: Path) -> N
 def test_predicted_ranks_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     known, ranks, asked = rng.random((50, 7)).tolist(), rng.random(50).tolist(), rng.random((4, 7)).tolist()
-    forest = ExtraTreesRegressor(TREES, max_features=0.8, random_state=7).fit(known, ranks)
-    assert np.array_equal(predict_ranks(known, ranks, asked, seed=7), forest.predict(asked))
+    trials = [
+        EndedTrial(at, {}, features, (1.0, rank)) for at, (features, rank) in enumerate(zip(known, ranks, strict=True))
+    ]
+    positions = [sorted(ranks).index(rank) / len(ranks) for rank in ranks]
+    reference = ExtraTreesRegressor(TREES, max_features=0.8, random_state=7).fit(known, positions)
+    assert np.array_equal(fit_forest(trials, seed=7).predict(asked), reference.predict(asked))
 
 
 def test_the_forest_learns_from_a_sample_of_very_many_trials() -> None:
@@ -224,3 +233,75 @@ def test_the_forest_learns_from_a_sample_of_very_many_trials() -> None:
     proposed = propose(study_of(past), 10)
     assert proposed[0] == propose(study_of(past), 1)[0], "the same seed draws the same sample"
     assert np.median([end(values) for values in proposed]) > np.quantile([value for _, _, value in past], 0.7)
+
+
+def test_with_many_trials_a_forest_is_fitted_when_a_32nd_part_more_has_ended() -> None:
+    assert refit_points(OWN_FOREST_TRIALS + 1) == (100, 100)
+    assert refit_points(102) == (100, 100)
+    assert refit_points(103) == (100, 103)
+    assert refit_points(106) == (103, 106)
+    before, latest = refit_points(10_000)
+    assert 9_300 < before < latest <= 10_000
+    points = {point for ended in range(101, 10_001) for point in refit_points(ended)}
+    assert len(points) < 160, "so many forests for ten thousand trials"
+
+
+def test_a_study_that_is_loaded_again_uses_the_same_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials end in another order than that of their numbers, and a forest may take its time."""
+    fitted: list[tuple[int, ...]] = []
+    fit = forest.fit_forest
+
+    def watched(trials: Sequence[EndedTrial], seed: int) -> forest.Forest:
+        fitted.append(tuple(trial.number for trial in trials))
+        return fit(trials, seed)
+
+    monkeypatch.setattr(forest, "fit_forest", watched)
+    rng = np.random.default_rng(0)
+    study = optuna.create_study(direction="maximize", sampler=ForestSampler(DISTRIBUTIONS, is_active, seed=0))
+    running = [study.ask(DISTRIBUTIONS) for _ in range(16)]
+    again = ForestSampler(DISTRIBUTIONS, is_active, seed=0)
+    for ended in range(1, 140):
+        study.tell(running.pop(int(rng.integers(len(running)))), rng.random())
+        number = len(study.trials)
+        proposal = study.sampler.sample_relative(study, optuna.trial.FrozenTrial(**asked(number)), DISTRIBUTIONS)
+        if ended in (9, 50, 100, 101, 103, 120, 139):
+            loaded = again.sample_relative(study, optuna.trial.FrozenTrial(**asked(number)), DISTRIBUTIONS)
+            fresh = ForestSampler(DISTRIBUTIONS, is_active, seed=0)
+            assert (
+                proposal
+                == loaded
+                == fresh.sample_relative(study, optuna.trial.FrozenTrial(**asked(number)), DISTRIBUTIONS)
+            )
+        running.append(study.ask(DISTRIBUTIONS))
+    assert max(map(len, fitted)) < 139
+
+
+def asked(number: int) -> dict[str, Any]:
+    """Return the fields of a trial that has just begun."""
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING)
+    return {
+        "number": number, "trial_id": number, "state": trial.state, "value": None, "values": None,
+        "datetime_start": trial.datetime_start, "datetime_complete": None, "params": {}, "distributions": {},
+        "user_attrs": {}, "system_attrs": {}, "intermediate_values": {},
+    }  # fmt: skip
+
+
+def test_a_resumed_search_proposes_what_it_would_have_proposed(tmp_path: Path) -> None:
+    """With more trials than have a forest each, and ends in another order than the numbers."""
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
+    settings = RunSettings(epochs=2, trials=200)
+    study, rng = Study(search, SPACE, settings), np.random.default_rng(0)
+    running: list[int] = []
+    for number in range(1, 131):
+        run = RunDir.create(search.trial(number).path, trial_record(search.record(), number, study.ask(number)))
+        running.append(number)
+        if len(running) < 8:
+            continue
+        ending = running.pop(int(rng.integers(len(running))))
+        run, value = search.trial(ending), float(rng.random())
+        run.append(epoch_row({"epoch": 1, "val_dice_patients_best": value}))
+        study.report(ending, 1, value)
+        run.set_status("stopped")
+        study.tell(ending, "stopped", value)
+    ahead = [Study(search, SPACE, settings).ask(number) for number in (131,)]
+    assert [study.ask(131)] == ahead

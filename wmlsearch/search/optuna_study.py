@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class Study:
         directions = [OBJECTIVES[objective] for objective in settings.objectives] or ["maximize"]
         self._study, states = create_study(self._journal, search.name, directions, earlier=search.journal)
         for trial in search.earlier():
-            self._add_ended(trial.config, trial.state, trial.values, trial.final, {})
+            self._add_ended(trial.config, trial.state, trial.values, trial.final, {}, times=(0.0, 0.0))
         for run in search.trials():
             self._restore(run, states.get(int(run.name), {}))
         self._journal.replace_file()
@@ -78,7 +79,9 @@ class Study:
             return
         values, final = study_values(run.rows(), self.settings)
         if state not in UNFINISHED:
-            self._add_ended(record.config, state, values, final, {TRIAL_NUMBER: number}, sampler_state)
+            status, about = run.status(), {TRIAL_NUMBER: number}
+            times = status.started, status.ended or status.started
+            self._add_ended(record.config, state, values, final, about, sampler_state, times=times)
             return
         trial = self._begin(number, self.space.active_values(record.config), sampler_state)
         for epoch, value in values.items():
@@ -92,8 +95,13 @@ class Study:
         final: Sequence[float] | None,
         user_attrs: Mapping[str, Any],
         system_attrs: Mapping[str, Any] | None = None,
+        *,
+        times: tuple[float, float],
     ) -> None:
-        """Add a trial that has ended, with its value by epoch, or its final value of each objective."""
+        """Add a trial that has ended, with its value by epoch, or its final value of each objective.
+
+        `times` are its start and its end, Unix seconds: the forest learns from trials in the order of their ends.
+        """
         params = self.space.active_values(config)
         optuna_state = self._optuna_state(state, bool(values or final))
         value = None
@@ -110,6 +118,7 @@ class Study:
             system_attrs=dict(system_attrs or {}),
             constraints={state: 1.0} if state in CONSTRAINED else None,
         )
+        trial.datetime_start, trial.datetime_complete = (datetime.fromtimestamp(time_s) for time_s in times)
         self._study.add_trial(trial)
 
     def ask(self, number: int) -> TrialConfig:

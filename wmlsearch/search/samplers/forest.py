@@ -9,10 +9,15 @@ compares it with a sampler that trusts its model more.
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -29,6 +34,10 @@ CANDIDATES = 4
 STARTUP_TRIALS = 10
 TREES = 20
 MAX_TRIALS = 1000  # that the forest learns from: with more, proposals take longer and are no better
+# Up to so many ended trials, each proposal has a forest of its own, fitted to all of them. Beyond, a forest is fitted
+# when a 32nd part more has ended: a thread fits it while the one before is used.
+OWN_FOREST_TRIALS = 100
+REFIT_PART = 32
 
 Space = Mapping[str, BaseDistribution]
 Outcome = tuple[float, float]  # the step that a trial reached (infinite if it ended by itself), its best value
@@ -43,8 +52,9 @@ class ForestSampler(BaseSampler):
     same step the best value decides. A trial with a violated constraint (`Trial.set_constraint`) or without a finite
     value ranks last. Until `n_startup_trials` of them have ended, configurations are random.
 
-    A proposal depends on `seed`, the trial's number and the trials that have ended, and on nothing else: a study that
-    is loaded again goes on as it would have. It keeps no state in the study, and knows one objective.
+    A proposal depends on `seed`, the trial's number and the trials that have ended, in the order of their ends, and on
+    nothing else: a study that is loaded again goes on as it would have. It keeps no state in the study, and knows one
+    objective.
 
     Args:
         search_space: The distribution of each parameter, if it is known beforehand; a parameter stands after those on
@@ -69,8 +79,14 @@ class ForestSampler(BaseSampler):
             )
         self._given, self._is_active, self._n_startup_trials = search_space, is_active, n_startup_trials
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        # the space, and the encoded parameters of ended trials by number, which never change
-        self._encoded: tuple[dict[str, BaseDistribution], dict[int, list[float]]] = ({}, {})
+        self._past: _Past | None = None  # of the latest study
+        self._lock = threading.Lock()  # `Study.optimize` may ask in several threads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_past", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _past=None, _lock=threading.Lock())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         _check_one_objective(study)
@@ -88,27 +104,29 @@ class ForestSampler(BaseSampler):
         if not search_space:
             return {}
         rng = np.random.default_rng((self._seed, trial.number))
-        trials = _ended(study)
-        outcomes = [_outcome(earlier, study.direction is StudyDirection.MAXIMIZE) for earlier in trials]
-        past = [(earlier, outcome) for earlier, outcome in zip(trials, outcomes, strict=True) if outcome is not None]
-        if len(past) < self._n_startup_trials:
-            return self._draw(search_space, rng)
-        if len(past) > MAX_TRIALS:
-            past = [past[at] for at in np.sort(rng.choice(len(past), MAX_TRIALS, replace=False))]
-        seed = int(rng.integers(2**31))
+        with self._lock:
+            past = self._past_of(study, search_space)
+            if len(past.trials) < self._n_startup_trials:
+                return self._draw(search_space, rng)
+            if len(past.trials) <= OWN_FOREST_TRIALS:
+                forest = fit_forest(past.first(len(past.trials)), int(rng.integers(2**31)))
+            else:
+                forest = past.forest()
         candidates = [self._draw(search_space, rng) for _ in range(CANDIDATES)]
-        features = self._encode(search_space, [earlier for earlier, _ in past])
         if self._is_active is None:
-            suggested = active_parameters(search_space, [earlier.params for earlier, _ in past], candidates)
+            suggested = active_parameters(search_space, [earlier.params for earlier in forest.trials], candidates)
         else:
             suggested = candidates
-        scores = predict_ranks(
-            features,
-            ranks([outcome for _, outcome in past]),
-            [encode(search_space, values) for values in suggested],
-            seed,
-        )
+        scores = forest.predict([encode(search_space, values) for values in suggested])
         return candidates[int(np.argmax(scores))]
+
+    def _past_of(self, study: Study, space: dict[str, BaseDistribution]) -> _Past:
+        """Return the trials that have ended by now."""
+        past = self._past
+        if past is None or (past.study, past.direction, past.space) != (study.study_name, study.direction, space):
+            past = self._past = _Past(study.study_name, study.direction, dict(space), self._seed)
+        past.update(_ended(study))
+        return past
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -125,14 +143,98 @@ class ForestSampler(BaseSampler):
                 values[name] = draw(distribution, rng)
         return values
 
-    def _encode(self, space: dict[str, BaseDistribution], trials: Sequence[FrozenTrial]) -> list[list[float]]:
-        cache = self._encoded  # another thread may replace it
-        if cache[0] != space:
-            cache = self._encoded = (dict(space), {})
-        for trial in trials:
-            if trial.number not in cache[1]:
-                cache[1][trial.number] = encode(space, trial.params)
-        return [cache[1][trial.number] for trial in trials]
+
+@dataclass(frozen=True)
+class EndedTrial:
+    """What the forest learns from a trial."""
+
+    number: int
+    params: Mapping[str, Any]
+    features: Sequence[float]  # the encoded parameters
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees that predict the rank of a configuration among the trials that they were fitted to."""
+
+    trials: Sequence[EndedTrial]
+    trees: Sequence[ExtraTreeRegressor]
+
+    def predict(self, candidates: Sequence[Sequence[float]]) -> np.ndarray:
+        """Return the expected rank of each encoded candidate."""
+        x = np.array(candidates, np.float32)
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            return sum(tree.predict(x, check_input=False) for tree in self.trees) / len(self.trees)
+
+
+class _Past:
+    """The trials of a study that have ended, and the forests that were fitted to them. Trials are read once."""
+
+    def __init__(self, study: str, direction: StudyDirection, space: dict[str, BaseDistribution], seed: int) -> None:
+        self.study, self.direction, self.space, self._seed = study, direction, space, seed
+        self.trials: list[EndedTrial] = []  # in the order of their ends
+        self._seen: set[int] = set()  # numbers of ended trials
+        self._forests: dict[int, Future[Forest]] = {}  # by the number of trials that they are fitted to
+
+    def update(self, ended: Sequence[FrozenTrial]) -> None:
+        """Add the trials that have ended since the last call."""
+        if len(ended) == len(self._seen):
+            return
+        new = [trial for trial in ended if trial.number not in self._seen]
+        new.sort(key=lambda trial: (trial.datetime_complete or datetime.min, trial.number))
+        for trial in new:
+            self._seen.add(trial.number)
+            outcome = _outcome(trial, self.direction is StudyDirection.MAXIMIZE)
+            if outcome is not None:
+                self.trials.append(EndedTrial(trial.number, trial.params, encode(self.space, trial.params), outcome))
+
+    def first(self, count: int) -> list[EndedTrial]:
+        """Return the trials that ended first, by their numbers."""
+        return sorted(self.trials[:count], key=lambda trial: trial.number)
+
+    def forest(self) -> Forest:
+        """Return the forest for the next proposal, and let a thread fit the one that follows it.
+
+        Which one it is follows from the number of ended trials, however fast the thread is.
+        """
+        before, latest = refit_points(len(self.trials))
+        for count in (before, latest):
+            if count not in self._forests:
+                self._forests[count] = _in_thread(functools.partial(self._fit, self.first(count)))
+        self._forests = {count: self._forests[count] for count in (before, latest)}
+        return self._forests[before].result()
+
+    def _fit(self, trials: Sequence[EndedTrial]) -> Forest:
+        rng = np.random.default_rng((self._seed, zlib.crc32(b"forest"), len(trials)))
+        if len(trials) > MAX_TRIALS:
+            trials = [trials[at] for at in np.sort(rng.choice(len(trials), MAX_TRIALS, replace=False))]
+        return fit_forest(trials, int(rng.integers(2**31)))
+
+
+def refit_points(ended: int) -> tuple[int, int]:
+    """Return to how many trials the forest in use and the one that follows it are fitted, of `ended` trials.
+
+    There are more than OWN_FOREST_TRIALS. Both are equal until there is a second one.
+    """
+    before = latest = OWN_FOREST_TRIALS
+    while (following := latest + latest // REFIT_PART) <= ended:
+        before, latest = latest, following
+    return before, latest
+
+
+def _in_thread(fit: Callable[[], Forest]) -> Future[Forest]:
+    """Return the result of a function that runs in a thread, which does not keep the process from ending."""
+    future: Future[Forest] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(fit())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="fit-forest", daemon=True).start()
+    return future
 
 
 def _check_one_objective(study: Study) -> None:
@@ -163,21 +265,20 @@ def ranks(outcomes: Sequence[Outcome]) -> list[float]:
     return [positions[outcome] / len(positions) for outcome in outcomes]
 
 
-def predict_ranks(
-    features: Sequence[Sequence[float]], ranks: Sequence[float], candidates: Sequence[Sequence[float]], seed: int
-) -> np.ndarray:
-    """Return the expected rank of each candidate: as scikit-learn's ExtraTreesRegressor(TREES, max_features=0.8).
+def fit_forest(trials: Sequence[EndedTrial], seed: int) -> Forest:
+    """Fit trees to the ranks of trials: as scikit-learn's ExtraTreesRegressor(TREES, max_features=0.8).
 
     The trees are the same, bit for bit, but fitted without the checks around them, which take longer than small trees.
     """
     random = np.random.RandomState(seed)
-    x, y, x_candidates = np.array(features, np.float32), np.array(ranks)[:, None], np.array(candidates, np.float32)
-    total = np.zeros(len(candidates))
+    x = np.array([trial.features for trial in trials], np.float32)
+    y = np.array(ranks([trial.outcome for trial in trials]))[:, None]
+    trees = []
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for _ in range(TREES):
             tree = ExtraTreeRegressor(max_features=0.8, random_state=random.randint(np.iinfo(np.int32).max))
-            total += tree.fit(x, y, check_input=False).predict(x_candidates, check_input=False)
-    return total / TREES
+            trees.append(tree.fit(x, y, check_input=False))
+    return Forest(trials, trees)
 
 
 def draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
