@@ -164,8 +164,7 @@ class Forest:
     def predict(self, candidates: Sequence[Sequence[float]]) -> np.ndarray:
         """Return the expected rank of each encoded candidate."""
         x = np.array(candidates, np.float32)
-        with config_context(assume_finite=True, skip_parameter_validation=True):
-            return sum(tree.predict(x, check_input=False) for tree in self.trees) / len(self.trees)
+        return sum(tree.tree_.predict(x).reshape(len(x)) for tree in self.trees) / len(self.trees)
 
 
 class _Past:
