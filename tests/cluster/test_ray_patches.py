@@ -38,14 +38,15 @@ def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monk
         assert ray_patches.dead_servers() == []
         processes = worker._global_node.all_processes
         assert {"gcs_server", "raylet"} <= processes.keys()
-        ray.util.placement_group([{"CPU": 4096, "memory": 12_345}])
-        ray.util.placement_group([{"CPU": 4096, "memory": 54_321}])
-        placed = ray.util.placement_group([{"memory": 23_456}])
+        ray.util.placement_group([{"CPU": 4096}], name="one-a")
+        ray.util.placement_group([{"CPU": 4096}], name="two-b")
+        placed = ray.util.placement_group([{"memory": 1000}, {"memory": 1000}], name="three-c")
         ray.get(placed.ready())
-        ray_patches.release_placement_groups([12_345])
-        states = {group["bundles"][0]["memory"]: group["state"] for group in ray.util.placement_group_table().values()}
-        assert states == {12_345: "REMOVED", 54_321: "PENDING", 23_456: "CREATED"}
-        assert ray_patches.placed_marks() == {23_456}
+        ray_patches.release_placement_groups(["one-", "none"])
+        states = {group["name"]: group["state"] for group in ray.util.placement_group_table().values()}
+        assert states == {"one-a": "REMOVED", "two-b": "PENDING", "three-c": "CREATED"}
+        assert ray_patches.placed_groups() == {"three-c": 2}
+        ray_patches.release_placement_groups(["three-"])
 
         class Named:  # here, so that it is sent by value: its process does not find this file
             def identity(self) -> str:

@@ -14,7 +14,7 @@ from records import epoch_row, run_record
 
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
-from wmlsearch.cluster.ray_patches import placed_marks
+from wmlsearch.cluster.ray_patches import placed_groups
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
@@ -56,8 +56,6 @@ def test_the_workers_are_kept_for_the_next_batch_of_equal_slots(data: Path, tmp_
             trainer.train([request(tmp_path, "third")], two, lambda run: changed.append(run.name))
             assert len(trainer.idle) == 1
             assert trainer.idle != groups, "its threads follow from the slots"
-            scratch = Path(trainer.scratch.name)
-    assert not scratch.exists()
     assert [RunDir(tmp_path / name).state for name in ("first", "second", "third")] == ["completed"] * 3
     assert list(dict.fromkeys(changed)) == ["first", "second", "third"]
 
@@ -70,7 +68,7 @@ def test_a_group_that_is_killed_while_it_starts_leaves_nothing_and_its_run_is_tr
     killed: list[int] = []
 
     def kill_when_placed() -> None:
-        wait_for(lambda: bool(placed_marks()), 120, "no placement group")
+        wait_for(lambda: bool(placed_groups()), 120, "no placement group")
         groups = [pid for pid in descendants(os.getpid()) if "ray::WorkerGroup" in title(pid)]
         killed.extend(pid for pid in groups if kill(pid))
 
@@ -82,8 +80,8 @@ def test_a_group_that_is_killed_while_it_starts_leaves_nothing_and_its_run_is_tr
         with RunTrainer(SETTINGS, shipment) as trainer:
             trainer.train([request(tmp_path, "first")], one, lambda _: None)
             killer.join()
-            assert len(placed_marks()) == 1, "that of the group that trained it"
-        assert placed_marks() == set()
+            assert len(placed_groups()) == 1, "that of the group that trained it"
+        assert placed_groups() == {}
     assert len(killed) == 1
     assert RunDir(tmp_path / "first").state == "completed"
 

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch import config as torch_config
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from wmlsearch.search import train_patches
-from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig
+from wmlsearch.search.train_patches import (
+    FailureConfig,
+    FileRendezvousConfig,
+    GroupTrainer,
+    WaitForMachines,
+    workers_died,
+    workers_were_preempted,
+)
 
 
 def test_the_private_functions_take_what_they_are_given() -> None:
@@ -66,3 +82,57 @@ def test_all_ranks_get_the_same_new_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_failures_of_the_controller_have_a_limit() -> None:
     made = FailureConfig(max_failures=5, controller_failure_limit=2)
     assert (made.max_failures, made.controller_failure_limit) == (5, 2)
+
+
+def test_a_group_that_waits_for_machines_asks_again_and_again() -> None:
+    policy = WaitForMachines(FailureConfig(max_failures=1, controller_failure_limit=1))
+    waited = ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert {policy.make_decision(waited) for _ in range(100)} == {FailureDecision.RETRY}
+    failed = ControllerError(WorkerGroupStartupFailedError("a worker died"))
+    assert [policy.make_decision(failed) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+    ranks = WorkerGroupError("rank 0", {0: RuntimeError("rank 0")})
+    assert [policy.make_decision(ranks) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+    assert list(inspect.signature(DefaultFailurePolicy.make_decision).parameters) == ["self", "training_failed_error"]
+
+
+def test_a_death_of_any_process_of_a_group_is_no_error_of_the_program() -> None:
+    died = ActorDiedError()
+    for error in (
+        died,  # Train's controller
+        WorkerGroupError("rank 1", {1: died}),
+        ControllerError(died),
+        ControllerError(WorkerGroupStartupFailedError("a worker died while it started")),
+    ):
+        assert workers_died(error), error
+        assert workers_died(pickle.loads(pickle.dumps(error))), error  # noqa: S301 - made here
+        assert not workers_were_preempted(error)
+    assert not workers_died(WorkerGroupError("rank 1", {1: ValueError("in the program")}))
+    assert not workers_died(ControllerError(ValueError("in Train")))
+
+
+def test_train_gives_the_controller_what_is_replaced() -> None:
+    source = inspect.getsource(DataParallelTrainer.fit)
+    for part in ("train_fn_ref", "scaling_policy", "failure_policy", "train_run_context", "callbacks"):
+        assert f"{part}=" in source
+        assert part in inspect.signature(TrainController.__init__).parameters
+    assert "self._initialize_and_run_controller(" in source
+    assert "self.worker_group_cls.create(" in inspect.getsource(TrainController)
+    assert "self._create_placement_group(" in inspect.getsource(WorkerGroup._start_impl)
+    assert list(inspect.signature(WorkerGroup._create_placement_group).parameters) == [
+        "self",
+        "scaling_config",
+        "worker_group_context",
+    ]
+
+
+def test_what_a_search_does_not_need_is_left_off() -> None:
+    """Each is a process of each group: the first keeps data sets of Ray Data, the second runs on the head."""
+    trainer = GroupTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    kinds = {type(callback) for callback in trainer._create_default_callbacks()}
+    assert set(train_patches._LEFT_OFF) <= kinds
+    source = inspect.getsource(TrainController)
+    assert "ENABLE_PREEMPTION_WATCHER_ENV_VAR" in source, "an actor of each group, without the variable"
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    parameter = inspect.signature(RayTrainWorker.init_train_context).parameters["dataset_shard_provider"]
+    assert parameter.default is None

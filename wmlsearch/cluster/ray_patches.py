@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 # The module behind the command `ray`, run by this interpreter: a `ray` on the PATH may be another installation.
@@ -67,27 +67,22 @@ def actor_id(actor: Any) -> str:
     return identity
 
 
-def release_placement_groups(marks: Collection[int]) -> None:
-    """Remove the placement groups with a bundle of exactly so many bytes of memory.
+def release_placement_groups(prefixes: Collection[str]) -> None:
+    """Remove the placement groups whose names begin with one of the prefixes.
 
-    Ray Train keeps no handle of its groups; a group whose controller was killed is found by this mark only.
+    Ray Train keeps no handle of its groups; a group whose controller was killed is found by its name only.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
     for key, group in placement_group_table().items():
-        if group["state"] != "REMOVED" and not _memory(group).isdisjoint(marks):
+        if group["state"] != "REMOVED" and group["name"].startswith(tuple(prefixes)):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
 
 
-def placed_marks() -> set[int]:
-    """Return the bytes of memory of all bundles whose placement group has its resources."""
+def placed_groups() -> dict[str, int]:
+    """Return the number of bundles of each placement group that has its resources, by its name."""
     from ray.util.placement_group import placement_group_table
 
-    return {
-        mark for group in placement_group_table().values() if group["state"] == "CREATED" for mark in _memory(group)
-    }
-
-
-def _memory(group: Mapping[str, Any]) -> set[int]:
-    return {int(bundle["memory"]) for bundle in group["bundles"].values() if "memory" in bundle}
+    groups = placement_group_table().values()
+    return {group["name"]: len(group["bundles"]) for group in groups if group["state"] == "CREATED"}

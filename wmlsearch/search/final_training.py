@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
@@ -23,7 +21,7 @@ from wmlsearch.runs.files import StorageError, write_bytes
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
 from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
-from wmlsearch.search.group_resources import KilledGroups, Machines
+from wmlsearch.search.group_resources import DriverPlace, KilledGroups, Machines
 from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
@@ -31,6 +29,7 @@ from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
 # How often a run whose process died goes on from its last checkpoint without a new epoch in between.
 LOST_PROCESS_RETRIES = 3
+LOOK_S = 1.0  # between two looks for machines
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class RunTrainer:
     """Trains runs through Ray Train. Use it as a context manager, which ends the workers.
 
     The workers are kept from one call of `train` to the next if the slots are the same: starting them takes as long as
-    many epochs of a small network. A Ray actor on this machine drives each worker group, since Ray Train cannot be
-    interrupted in the middle of an epoch, but a process can be killed.
+    many epochs of a small network. A Ray actor drives each worker group, since Ray Train cannot be interrupted in the
+    middle of an epoch, but a process can be killed.
 
     Args:
         settings: The settings of the search, or of `wmlsearch train`.
@@ -85,13 +84,13 @@ class RunTrainer:
         self.waiting: deque[TrainingRequest] = deque()
         self.losses = Counter[Path]()  # by run folder: how often its process died since its last epoch
         self.epochs_at_loss: dict[Path, int] = {}  # by run folder: how many it had when its process died
+        self.looked, self.held_gpus = time.monotonic(), 0.0  # the latest look for machines, and what it saw
+        self.gpu_seconds = 0.0  # that groups have held GPUs; none while they wait for machines
         self.killed = KilledGroups()
         self.memory_kills = MemoryKills()
         self.seen: set[Path] = set()  # folders of runs of which a process has reported
 
     def __enter__(self) -> RunTrainer:
-        # Its end also removes what killed groups leave.
-        self.scratch = tempfile.TemporaryDirectory(prefix="wmlsearch-final-")
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, error: object, trace: object) -> None:
@@ -103,9 +102,14 @@ class RunTrainer:
                 self._kill(group)
             with contextlib.suppress(RayError):
                 self.killed.release(at_once=True)
-            self.scratch.cleanup()
 
-    def train(self, requests: Sequence[TrainingRequest], slots: Slots, on_change: Callable[[RunDir], None]) -> None:
+    def train(
+        self,
+        requests: Sequence[TrainingRequest],
+        slots: Slots,
+        on_change: Callable[[RunDir], None],
+        every_second: Callable[[], None] = lambda: None,
+    ) -> None:
         """Train each run into its folder, `slots.count` at a time. Its status says how it ended.
 
         A run that was begun goes on from its last checkpoint. Weights that are stored elsewhere are copied into the run
@@ -115,6 +119,12 @@ class RunTrainer:
         If Ctrl-C or a full storage ends the training, the status of the running runs stays "running": the caller
         records how they ended, here and in MLflow.
 
+        Args:
+            requests: The runs.
+            slots: Where they run.
+            on_change: Called after each change in a run folder.
+            every_second: Called each second, also while all runs wait for machines; may raise KeyboardInterrupt.
+
         Raises:
             StorageError: The storage of the checkpoints is full or does not answer.
         """
@@ -122,13 +132,16 @@ class RunTrainer:
             self._close_idle_groups()
             self.slots = slots
         self.waiting.extend(requests)
-        self.on_change = on_change
+        self.on_change, self.looked = on_change, time.monotonic()
         while self.waiting or self.steps:
             while self.waiting and len(self.steps) < slots.count:
                 self._start(self.waiting.popleft())
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
-            self._kill_hung_groups()
-            self._move_to_idle_groups()
+            if time.monotonic() - self.looked > LOOK_S:
+                every_second()
+                machines = self._look_for_machines()
+                self._kill_hung_groups()
+                self._move_to_idle_groups(machines)
             self.killed.release()
             self.memory_kills.look()
             if finished:
@@ -138,9 +151,9 @@ class RunTrainer:
         if self.slots is None:
             raise RuntimeError("a worker group is started by train()")
         job = WorkerJob(self.shipment, self.settings, self.slots.cpus, self.slots, self.elastic)
-        same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        place = DriverPlace.on_this_ray(self.slots.count)
         actor: Any = ray.remote(num_cpus=0)(WorkerGroup)
-        return actor.options(scheduling_strategy=same_node).remote(job, scratch=self.scratch.name)
+        return actor.options(**place.actor_options()).remote(job)
 
     def _close_idle_groups(self) -> None:
         with contextlib.suppress(RayError):
@@ -164,29 +177,34 @@ class RunTrainer:
         group.start.remote(request.assignment())
         self.steps[group.step.remote()] = group, request
 
-    def _kill_hung_groups(self) -> None:
-        """Kill groups that have not reported for --trial-timeout. Their runs go on like those of dead groups.
+    def _look_for_machines(self) -> Machines:
+        """Count the GPUs that groups hold. The time for an epoch begins anew while a group waits for machines."""
+        machines, now = Machines(), time.monotonic()
+        self.gpu_seconds += (now - self.looked) * self.held_gpus
+        groups = [*self.idle, *(group for group, _ in self.steps.values())]
+        workers = sum(machines.workers_of(group) for group in groups)
+        self.looked, self.held_gpus = now, workers * (self.slots.gpus if self.slots else 0.0)
+        for step, (group, _) in self.steps.items():
+            if not machines.workers_of(group) and self.began.get(step) != math.inf:
+                self.began[step] = now
+        return machines
 
-        A group that waits for machines does not hang: its time begins when it has them.
-        """
+    def _kill_hung_groups(self) -> None:
+        """Kill groups that have not reported for --trial-timeout. Their runs go on like those of dead groups."""
         for step, (group, _) in self.steps.items():
             if time.monotonic() - self.began.setdefault(step, time.monotonic()) > self.timeout_s:
-                if not Machines().are_given_to(group):
-                    self.began[step] = time.monotonic()
-                    continue
                 self.began[step] = math.inf
                 self._kill(group)
 
-    def _move_to_idle_groups(self) -> None:
+    def _move_to_idle_groups(self, machines: Machines) -> None:
         """Give the runs of groups that wait for machines to groups that have some and nothing to do.
 
         Where fewer groups fit than slots were planned, since a machine was lost, they would wait for each other.
         """
         if not self.idle or self.waiting:
             return
-        machines = Machines()
         for step, (group, request) in list(self.steps.items()):
-            if len(self.waiting) < len(self.idle) and not machines.are_given_to(group):
+            if len(self.waiting) < len(self.idle) and not machines.workers_of(group):
                 self._kill(group)
                 self.began.pop(step, None)
                 del self.steps[step]

@@ -1,46 +1,95 @@
-"""What a worker group holds of the machines: its placement group, found by a mark that its driving actor decides.
+"""What a worker group holds of the machines: its placement groups, found by the name of the actor that drives it.
 
-Ray Train keeps no handle of the placement group, names no owner, and leaves it behind if the process that drives the
-group is killed. So each bundle asks for an odd number of bytes of memory, which follows from the actor's id: whoever
-knows the actor finds the placement group, also after its death.
+Ray Train keeps no handle of a placement group, names no owner, and leaves it behind if the process that drives the
+group is killed. So its name begins with the actor's id: whoever knows the actor finds it, also after the actor's death.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from wmlsearch.cluster.ray_patches import actor_id, placed_marks, release_placement_groups
+from wmlsearch.cluster.embedded import EMBEDDED
+from wmlsearch.cluster.ray_patches import ON_HEAD, actor_id, placed_groups, release_placement_groups
+from wmlsearch.cluster.resources import Node
 
-_FIRST_MARK, _MARKS = 1_000_000, 1_000_000  # bytes
+# Of a group beside its ranks: the process that drives it, Train's controller, the mailbox, and Train's barrier.
+PROCESSES_BYTES = 2**30
+# Of the head, for Ray's servers, the search, and MLflow.
+HEAD_BYTES = 4 * 2**30
+_PREFIX = "wmlsearch-group"
 # The processes of a killed group take some seconds to end, and may still ask for machines.
 RELEASE_FOR_S, RELEASE_EVERY_S = 60.0, 1.0
 
 
-def mark_of(identity: str) -> int:
-    """Return the mark, in bytes of memory, of the group that the actor with this id drives."""
-    return _FIRST_MARK + int(hashlib.sha256(identity.encode()).hexdigest(), 16) % _MARKS
+def name_of(identity: str) -> str:
+    """Return how the names begin of the placement groups of the actor with this id."""
+    return f"{_PREFIX}-{identity}-"
 
 
-def own_mark() -> int:
-    """Return the mark of the group that this process drives."""
+def own_name() -> str:
+    """Return how the names begin of the placement groups of the group that this process drives."""
     context = ray.get_runtime_context()
-    return mark_of(context.get_actor_id() or context.get_worker_id())
+    return name_of(context.get_actor_id() or context.get_worker_id())
+
+
+@dataclass(frozen=True)
+class DriverPlace:
+    """Where the processes of a group run that are none of its ranks."""
+
+    resources: Mapping[str, float]  # that Ray counts for them on their machine
+    selector: Mapping[str, str]  # of the machine's labels, as Ray takes it; {}: any machine
+
+    @classmethod
+    def on_this_ray(cls, groups: int, may_come: Sequence[Node] = ()) -> DriverPlace:
+        """Return the place on the Ray that this process is connected to, for so many groups at a time.
+
+        Args:
+            groups: The number of groups.
+            may_come: The machines that the cluster's autoscaler may add.
+        """
+        if EMBEDDED in os.environ:
+            return cls(ON_HEAD, {})
+        return cls.on_nodes([node for node in ray.nodes() if node["Alive"]], groups, may_come)
+
+    @classmethod
+    def on_nodes(cls, alive: Sequence[Mapping[str, Any]], groups: int, may_come: Sequence[Node]) -> DriverPlace:
+        """Return the head, which outlives other machines, if it has room for all; else the other machines.
+
+        Ray counts the memory of the processes, so that no machine gets more of them than it can hold. Machines whose
+        memory is not known (an autoscaler's configuration may not say it) are left out until they run.
+        """
+        (head,) = [node for node in alive if ON_HEAD.keys() <= node["Resources"].keys()]
+        others = [node["Resources"] for node in alive if node is not head]
+        memory = {"memory": float(PROCESSES_BYTES)}
+        room = head["Resources"].get("memory", 0.0) - HEAD_BYTES
+        if room >= groups * PROCESSES_BYTES:
+            return cls({**ON_HEAD, **memory}, {})
+        if any(node.get("memory", 0.0) >= PROCESSES_BYTES for node in (*others, *may_come)):
+            return cls(memory, {"ray.io/node-id": f"!{head['NodeID']}"})
+        return cls(memory, {}) if room >= PROCESSES_BYTES else cls(ON_HEAD, {})
+
+    def actor_options(self) -> dict[str, Any]:
+        """Return the place as options of a Ray actor."""
+        others = {name: amount for name, amount in self.resources.items() if name != "memory"}
+        return {"memory": self.resources.get("memory"), "resources": others, "label_selector": dict(self.selector)}
 
 
 class Machines:
     """Which groups have their machines now, asked for once."""
 
     def __init__(self) -> None:
-        self._marks = placed_marks()
+        self._workers = placed_groups()
 
-    def are_given_to(self, actor: Any) -> bool:
-        """Return whether the group that an actor drives has its machines."""
-        return mark_of(actor_id(actor)) in self._marks
+    def workers_of(self, actor: Any) -> int:
+        """Return how many workers of the group that an actor drives have their places on machines; 0 while it waits."""
+        prefix = name_of(actor_id(actor))
+        return sum(count for name, count in self._workers.items() if name.startswith(prefix))
 
 
 class KilledGroups:
@@ -52,12 +101,12 @@ class KilledGroups:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self._until: dict[int, float] = {}  # by mark
+        self._until: dict[str, float] = {}  # by the beginning of the names
         self._next = 0.0
 
     def add(self, actor: Any) -> None:
         """Begin to release what the group of a dead actor holds."""
-        self._until[mark_of(actor_id(actor))] = self.clock() + RELEASE_FOR_S
+        self._until[name_of(actor_id(actor))] = self.clock() + RELEASE_FOR_S
         self._next = 0.0
 
     def release(self, at_once: bool = False) -> None:
@@ -67,4 +116,4 @@ class KilledGroups:
             return
         self._next = now + RELEASE_EVERY_S
         release_placement_groups(set(self._until))
-        self._until = {mark: until for mark, until in self._until.items() if until > now}
+        self._until = {name: until for name, until in self._until.items() if until > now}

@@ -197,21 +197,23 @@ class Recorder(tune.Callback):
         self.started = {number: trial for number, trial in self.started.items() if not trial.is_finished()}
         actors = {n: actor_of(trial) for n, trial in self.started.items() if trial.status == Trial.RUNNING}
         running = {number: actor for number, actor in actors.items() if actor is not None}
-        if self.several_workers and (waiting := running.keys() - self.holding):
-            self._look_for_machines({number: running[number] for number in waiting})
+        if self.several_workers:
+            self._look_for_machines(running)
         for number, actor in running.items():
             self._end_if_it_hangs(number, actor)
 
-    def _look_for_machines(self, waiting: dict[int, Any]) -> None:
-        """Count the machines of trials from when they have them. Until then a trial does not hang.
+    def _look_for_machines(self, running: dict[int, Any]) -> None:
+        """Count the machines of trials while they have them. Without them a trial does not hang.
 
-        The processes that drive several workers run while these wait.
+        The processes that drive several workers run while these wait, at first or after the loss of a machine.
         """
         machines = Machines()
-        self.groups |= waiting
-        placed = {number for number, actor in waiting.items() if machines.are_given_to(actor)}
-        self.last_report |= dict.fromkeys(waiting.keys() - placed, time.monotonic())
-        self._count_machines_of(self.holding | placed)
+        self.groups |= running
+        placed = {number for number, actor in running.items() if machines.workers_of(actor)}
+        for number in running.keys() - placed:
+            if self.last_report.get(number) != math.inf:
+                self.last_report[number] = time.monotonic()
+        self._count_machines_of(placed)
 
     def _count_machines_of(self, holding: set[int]) -> None:
         self.budget.count()

@@ -5,34 +5,109 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR, get_env_vars_to_propagate
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 
 # At import time `ray.train.FailureConfig` may be the class of v1, which has no `controller_failure_limit`.
 from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from ray.util.placement_group import placement_group
 
-__all__ = ["FailureConfig", "FileRendezvousConfig", "workers_died", "workers_were_preempted"]
+__all__ = ["FailureConfig", "FileRendezvousConfig", "GroupTrainer", "workers_died", "workers_were_preempted"]
+
+# Of each group, a process that keeps data sets of Ray Data, and one on the head that releases what a killed group holds
+# (`group_resources.KilledGroups` does that): a search has none of the former, and many groups.
+_LEFT_OFF = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 def workers_died(error: Exception) -> bool:
-    """Return whether `TorchTrainer.fit` ended because a worker's process died. The other ranks then fail too."""
-    return bool(_deaths(error))
+    """Return whether `TorchTrainer.fit` ended because a process or machine died. The other ranks then fail too.
+
+    It may be that of a rank, in its training or while the group started, or that of Train's controller.
+    """
+    failure = getattr(error, "controller_failure", None)
+    return isinstance(failure, WorkerGroupStartupFailedError) or workers_were_preempted(error) or bool(_deaths(error))
 
 
 def workers_were_preempted(error: Exception) -> bool:
     """Return whether `TorchTrainer.fit` ended because a worker's machine was taken away."""
-    return any(death.preempted for death in _deaths(error))
+    return isinstance(error, PreemptionError) or any(death.preempted for death in _deaths(error))
 
 
 def _deaths(error: Exception) -> list[RayActorError]:
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    if isinstance(error, ControllerError):
+        failures = [error.controller_failure, *_causes(error.controller_failure)]
     causes = (getattr(each, "health_check_failure", each) for each in failures)
     return [cause for cause in causes if isinstance(cause, RayActorError)]
+
+
+def _causes(error: Exception) -> list[Exception]:
+    return [error.__cause__] if isinstance(error.__cause__, Exception) else []
+
+
+class GroupTrainer(TorchTrainer):
+    """A TorchTrainer whose group waits for machines as long as it takes, and starts no process that it does not need.
+
+    Train gives up a group that has waited for machines three times; an autoscaler may need longer. The name of the
+    RunConfig begins the names of the group's placement groups.
+    """
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        """Do what Train does, with a controller and a failure policy of ours."""
+        parts["failure_policy"] = WaitForMachines(cast(FailureConfig, self.run_config.failure_config))
+        parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, _LEFT_OFF)]
+        variables = {**get_env_vars_to_propagate(), ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
+        same_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        actor: Any = ray.remote(num_cpus=0, label_selector=same_node, runtime_env={"env_vars": variables})(_Controller)
+        controller = actor.remote(**parts)
+        ray.get(controller.run.remote())
+        result = ray.get(controller.get_result.remote())
+        if result.error:
+            raise result.error
+        return result
+
+
+class WaitForMachines(DefaultFailurePolicy):
+    """Lets a group ask for its machines again, however often it has waited for them in vain.
+
+    Each attempt ends after a minute: one without an end would not notice that a machine died which Train had counted.
+    """
+
+    def make_decision(self, training_failed_error: Any) -> Any:
+        if isinstance(getattr(training_failed_error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            return FailureDecision.RETRY
+        return super().make_decision(training_failed_error)
+
+
+class _NamedWorkerGroup(WorkerGroup):
+    """A worker group whose placement groups can be found by their names."""
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+        group = placement_group(
+            [worker_group_context.resources_per_worker] * worker_group_context.num_workers,
+            strategy=worker_group_context.placement_strategy,
+            # Each has a name of its own: the one before may not be removed yet.
+            name=f"{self._train_run_context.run_config.name}{uuid.uuid4().hex}",
+            bundle_label_selector=worker_group_context.label_selector,
+        )
+        return DefaultPlacementGroupHandle(group)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _NamedWorkerGroup
 
 
 @dataclass

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray import tune
 
 from wmlsearch.cluster.data_shipping import Shipment
-from wmlsearch.cluster.ray_patches import ON_HEAD
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
@@ -21,6 +21,7 @@ from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES
+from wmlsearch.search.group_resources import DriverPlace
 from wmlsearch.search.interrupts import graceful_stop
 from wmlsearch.search.messages import WorkerJob
 from wmlsearch.search.optuna_study import Study
@@ -105,7 +106,9 @@ def _make_tuner(
 ) -> tune.Tuner:
     if slots.workers > 1:  # the trial's process only drives its worker group, which asks for the resources itself
         trainable: type[tune.Trainable] = GroupTrialWorker
-        resources = tune.PlacementGroupFactory([ON_HEAD])
+        place = DriverPlace.on_this_ray(slots.count)
+        selector: dict[str, Any] = {"bundle_label_selector": [dict(place.selector)]} if place.selector else {}
+        resources = tune.PlacementGroupFactory([dict(place.resources)], **selector)
     else:
         trainable = TrialWorker
         resources = tune.PlacementGroupFactory([slots.resources])

@@ -8,9 +8,8 @@ placement group is released in between.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import shutil
-import tempfile
 import threading
 import traceback
 from typing import Any, Literal, NamedTuple
@@ -18,16 +17,23 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray import tune
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.ray_patches import release_placement_groups
-from wmlsearch.search.group_resources import own_mark
+from wmlsearch.runs.scratch import scratch_folder
+from wmlsearch.search.group_resources import own_name
 from wmlsearch.search.machine_health import MachineError
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
-from wmlsearch.search.train_patches import FailureConfig, FileRendezvousConfig, workers_died, workers_were_preempted
+from wmlsearch.search.train_patches import (
+    FailureConfig,
+    FileRendezvousConfig,
+    GroupTrainer,
+    workers_died,
+    workers_were_preempted,
+)
 from wmlsearch.search.trial_worker import TrainingSession
 
 LOST_WORKER_RETRIES = 5  # how often a group whose worker or node died is set up again
@@ -110,35 +116,35 @@ class WorkerGroup:
     Args:
         job: With the `slots` of which this group is one.
         retries: How often the group is set up again after a worker or its machine died.
-        scratch: A folder for Train's files, which nothing reads; None: a temporary one.
     """
 
-    def __init__(self, job: WorkerJob, retries: int = LOST_WORKER_RETRIES, scratch: str | None = None) -> None:
+    def __init__(self, job: WorkerJob, retries: int = LOST_WORKER_RETRIES) -> None:
         if job.slots is None:
             raise ValueError("a worker group needs the slots of its job")
         slots = job.slots
-        self.memory_mark = own_mark()
+        self.name = own_name()
         # On the machine of the driving process, and outside the placement group that a Tune trial may run in.
         same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Mailbox)
         self.mailbox = actor.options(scheduling_strategy=same_node).remote()
-        self.scratch = tempfile.mkdtemp(prefix="wmlsearch-train-", dir=scratch)
+        self.stack = contextlib.ExitStack()
+        scratch = str(self.stack.enter_context(scratch_folder("train")))  # for Train's files, which nothing reads
         # If a machine is lost, an elastic group continues with the remaining workers and the same global batch size.
         workers: Any = (1, slots.workers) if job.elastic and slots.workers > 1 else slots.workers
         backend = "nccl" if slots.gpus else "gloo"
         on_one_machine = EMBEDDED in os.environ
-        trainer = TorchTrainer(
+        trainer = GroupTrainer(
             _rank,
             train_loop_config={"job": job, "mailbox": self.mailbox},
-            torch_config=FileRendezvousConfig(backend, folder=self.scratch) if on_one_machine else TorchConfig(backend),
+            torch_config=FileRendezvousConfig(backend, folder=scratch) if on_one_machine else TorchConfig(backend),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=bool(slots.gpus),
-                resources_per_worker={**slots.resources, "memory": self.memory_mark},
+                resources_per_worker=slots.resources,
             ),
             run_config=RunConfig(
-                name="wmlsearch",
-                storage_path=self.scratch,
+                name=self.name,
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=retries, controller_failure_limit=2),
             ),
         )
@@ -178,9 +184,9 @@ class WorkerGroup:
         """End the workers. Workers in the middle of an epoch are not waited for longer than CLOSE_TIMEOUT_S."""
         self.mailbox.order.remote(Command("quit"))
         self.thread.join(CLOSE_TIMEOUT_S)
-        release_placement_groups([self.memory_mark])
+        release_placement_groups([self.name])
         ray.kill(self.mailbox)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.stack.close()
 
 
 class GroupTrialWorker(tune.Trainable):

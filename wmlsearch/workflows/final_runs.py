@@ -154,17 +154,18 @@ def _train(
         count, plan.reserved
     )  # machines may have joined or left the cluster since the search began
     observer.say(f"{message}, {slots}")
-    before, began = search.usage(), time.monotonic()
+    before, began, gpu_seconds = search.usage(), time.monotonic(), trainer.gpu_seconds
 
-    def record_usage_or_stop(run: RunDir) -> None:
-        seconds = time.monotonic() - began
-        gpus = slots.count * slots.workers * slots.gpus
+    def record_usage_or_stop() -> None:
         search.update_usage(
-            final_seconds=before.final_seconds + seconds,
-            final_gpu_seconds=before.final_gpu_seconds + seconds * gpus,
+            final_seconds=before.final_seconds + time.monotonic() - began,
+            final_gpu_seconds=before.final_gpu_seconds + trainer.gpu_seconds - gpu_seconds,
         )
-        observer.on_change(run)
         if search.stop_requested():
             raise KeyboardInterrupt(STOP_REQUESTED)
 
-    trainer.train(requests, slots, record_usage_or_stop)
+    def on_change(run: RunDir) -> None:
+        observer.on_change(run)
+        record_usage_or_stop()
+
+    trainer.train(requests, slots, on_change, record_usage_or_stop)
