@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 from processes import wait_for
 
 from wmlsearch.cluster import connect, resources
@@ -167,21 +166,10 @@ def test_what_others_have_reserved_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert reserved == {"a": {"CPU": 6.0, "GPU": 3.0}, "b": {"CPU": 1.0}}
     # Whoever holds something later may be this search itself, whose workers wait for the next runs.
     monkeypatch.setattr(resources, "free_resources", dict)
+    monkeypatch.setattr(resources, "machines_that_may_come", lambda _: [])
     assert resources.cluster_nodes(reserved) == [{"CPU": 2.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 7.0}]
     with pytest.raises(InputError, match=r"add a machine, or wait until others have ended: they have reserved a part"):
         Placement("h:1", "/s", workers_per_trial=12).slots(1, {"a": {"CPU": 8.0}, "b": {"CPU": 8.0}})
-
-
-def test_autoscaler_limits_count_as_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "bootstrap.yaml"
-    kinds = {"head": {"resources": {"CPU": 0}}, "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 8}}
-    config = {"provider": {"type": "aws"}, "max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
-    file.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(resources, "HEAD_CONFIG", file)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "a", "Resources": {"CPU": 0.0}}])
-    assert resources.cluster_nodes({}) == [{"CPU": 0.0}, *[{"CPU": 4, "GPU": 1}] * 3]
-    file.write_text(yaml.safe_dump({**config, "provider": {"type": "local"}}))
-    assert resources.cluster_nodes({}) == [{"CPU": 0.0}]
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 # The module behind the command `ray`, run by this interpreter: a `ray` on the PATH may be another installation.
 RAY_COMMAND = (sys.executable, "-m", "ray.scripts.scripts")
 
 # A resource that only the head node has. Drivers of worker groups stay on the head, which outlives other nodes.
 ON_HEAD = {"node:__internal_head__": 0.0001}
+
+# The programs of the older and the newer autoscaler.
+MONITORS = ("ray/autoscaler/_private/monitor.py", "ray/autoscaler/v2/monitor.py")
 
 # What Ray's client writes to the error stream when the cluster rejects its token. It raises no exception then.
 AUTHENTICATION_REFUSED = "InvalidAuthToken"
@@ -86,3 +93,61 @@ def placed_groups() -> dict[str, int]:
 
     groups = placement_group_table().values()
     return {group["name"]: len(group["bundles"]) for group in groups if group["state"] == "CREATED"}
+
+
+def reported_node_groups() -> list[tuple[dict[str, float], int]]:
+    """Return resources and largest number (-1: no limit) of each group of machines that a manager reports to Ray."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    return [(dict(group.resources), group.max_count) for group in config.node_group_configs] if config else []
+
+
+def kuberay_config_of_head() -> dict[str, Any] | None:
+    """Return KubeRay's configuration of the autoscaler of the pod that this process runs in.
+
+    None outside of a RayCluster with an autoscaler, and where Kubernetes does not answer: only the head's pod may ask.
+    """
+    cluster = os.environ.get("RAY_CLUSTER_NAME")
+    namespace = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    if not cluster or not namespace.exists():
+        return None
+    import requests
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+    try:
+        resource = KubernetesHttpApiClient(namespace.read_text().strip()).get(f"rayclusters/{cluster}")
+    except (requests.RequestException, OSError) as error:
+        logging.getLogger("ray").debug("RayCluster %s: %s", cluster, error)
+        return None
+    if not resource["spec"].get("enableInTreeAutoscaling"):
+        return None
+    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(resource)
+    return config
+
+
+def autoscaler_file_of_head(address: str) -> dict[str, Any] | None:
+    """Return the configuration file of the autoscaler of the Ray at `address` ("HOST:PORT"), whose head this is.
+
+    The command line of its process, Ray's monitor, names the file. None without one, or if it cannot be read. Only the
+    ports are compared: a machine has several addresses.
+    """
+    port = address.rpartition(":")[2]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = file.read_bytes().decode(errors="replace").split("\0")
+            options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+            is_monitor = any(word.endswith(MONITORS) for word in words[:4])
+            same_port = options.get("--gcs-address", "").rpartition(":")[2] == port
+            if is_monitor and same_port and "--autoscaling-config" in options:
+                return _read_yaml(Path(options["--autoscaling-config"]).expanduser())
+    return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any] | None:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return config if isinstance(config, dict) else None

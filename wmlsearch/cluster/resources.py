@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 import torch
-import yaml
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from wmlsearch.cluster.ray_patches import free_resources
+from wmlsearch.cluster.autoscaler import machines_that_may_come
+from wmlsearch.cluster.ray_patches import ON_HEAD, free_resources
 from wmlsearch.config import InputError
 from wmlsearch.runs.machine import available_cpus, free_bytes
 from wmlsearch.runs.wording import plural
 
 MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
 SETTLE_S = 5.0  # until the head knows that a placement group was removed
-HEAD_CONFIG = Path("~/ray_bootstrap_config.yaml")  # `ray up` copies the cluster file there, on the head
+FIRST_SLOT = "wmlsearch-first-slot"  # name of the placement group that asks for a cluster's first machines
 Reserved = Mapping[str, Mapping[str, float]]  # by the id of a node: resources that are not for this search
 Node = Mapping[str, float]  # all resources of a machine, as Ray names them: {"CPU": 16, "GPU": 4}
 
@@ -129,12 +129,45 @@ def free_memory_gb() -> float:
 
 def cluster_nodes(reserved: Reserved) -> list[Node]:
     """Return the nodes of the connected cluster without what is reserved, and those that its autoscaler may add."""
-    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    nodes = [
-        {name: value - reserved.get(key, {}).get(name, 0.0) for name, value in total.items()}
-        for key, total in alive.items()
+    return running_nodes(reserved) + nodes_that_may_come()
+
+
+def running_nodes(reserved: Reserved) -> list[Node]:
+    """Return the nodes of the connected cluster that run, without what is reserved."""
+    return [
+        {name: value - reserved.get(node["NodeID"], {}).get(name, 0.0) for name, value in node["Resources"].items()}
+        for node in ray.nodes()
+        if node["Alive"]
     ]
-    return nodes + _autoscaler_may_add(len(alive))
+
+
+def nodes_that_may_come() -> list[Node]:
+    """Return the nodes that the autoscaler of the connected cluster may add."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return machines_that_may_come([node for node in nodes if not ON_HEAD.keys() <= node.keys()])
+
+
+def wait_for_machines(slots: Slots, reserved: Reserved, say: Callable[[str], None]) -> None:
+    """Return when the machines of a slot run, and say what is waited for.
+
+    A cluster with an autoscaler may begin without any: a pending placement group makes Ray start them.
+    """
+    running = workers_that_fit(running_nodes(reserved), slots.cpus, slots.gpus) // slots.workers
+    if running >= slots.count:
+        return
+    say(f"{running} of {plural(slots.count, 'slot')} have machines now; Ray starts the others' as far as it can")
+    if running:
+        return
+    shape = _shape(slots.workers, slots.cpus, slots.gpus)
+    say(f"waiting for the cluster to start machines for a trial of {shape} ...")
+    began = time.monotonic()
+    group = placement_group([slots.resources] * slots.workers, name=FIRST_SLOT)
+    try:
+        while not group.wait(1):
+            pass
+    finally:
+        remove_placement_group(group)
+    say(f"machines for a trial have come after {time.monotonic() - began:.0f} s")
 
 
 def reserved_by_others() -> Reserved:
@@ -164,23 +197,3 @@ def _reserved_now() -> dict[str, dict[str, float]]:
         for node in ray.nodes()
         if node["Alive"]
     }
-
-
-def _autoscaler_may_add(running: int) -> list[Node]:
-    """Return the nodes of the cluster file that are not running yet; [] if this is not a head made by `ray up`.
-
-    `running` is the number of nodes that run, with the head.
-    """
-    try:
-        config = yaml.safe_load(HEAD_CONFIG.expanduser().read_text())
-        node_types, max_workers = config["available_node_types"], config.get("max_workers", 0)
-        head = config.get("head_node_type")
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return []
-    if config.get("provider", {}).get("type") == "local":  # these machines cannot be added: they run or they do not
-        return []
-    nodes: list[Node] = []
-    for name, node_type in node_types.items():
-        if name != head:
-            nodes += [node_type.get("resources", {})] * node_type.get("max_workers", max_workers)
-    return nodes[: max(0, max_workers + 1 - running)]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from wmlsearch.cluster.connect import own_address
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.head_probe import RESTART_S, HeadProbe
 from wmlsearch.cluster.ray_patches import dead_servers
+from wmlsearch.cluster.resources import FIRST_SLOT
 from wmlsearch.runs.interrupts import RAY_DIED, first_request, reason
 from wmlsearch.runs.process import end_this_process
 
@@ -33,10 +35,10 @@ def watchdog(
 ) -> Iterator[None]:
     """Watch Ray while the block runs.
 
-    A placement group that waits for resources longer than `limit_s` is reported once. When a server of the embedded
-    Ray dies, or the head of a cluster is gone for RESTART_S, the job ends, and by default this process: each further
-    call to Ray may block. The exit status is 1, or 128 + N where signal N asked this process to end: SIGTERM to a
-    process group or batch job ends Ray's servers too.
+    Placement groups that wait for the same resources longer than `limit_s` are reported once. When a server of the
+    embedded Ray dies, or the head of a cluster is gone for RESTART_S, the job ends, and by default this process: each
+    further call to Ray may block. The exit status is 1, or 128 + N where signal N asked this process to end: SIGTERM to
+    a process group or batch job ends Ray's servers too.
 
     Args:
         say: Takes a line for the user.
@@ -88,24 +90,31 @@ def _gone(head: HeadProbe) -> list[str]:
 def _watch_placement_groups(
     done: threading.Event, say: Callable[[str], None], waiting: Callable[[], str], limit_s: float, every_s: float
 ) -> None:
+    """Report what waits by the resources that it waits for: Ray Train asks for a group's machines anew each minute."""
     since: dict[str, float] = {}
     reported: set[str] = set()
     while not done.wait(every_s):
         if not ray.is_initialized():
             return
         table, free = placement_group_table(), ray.available_resources()
-        pending = {key: group for key, group in table.items() if _waits(group)}
-        since = {key: since.get(key, time.monotonic()) for key in pending}
-        for key, group in pending.items():
-            waited_s = time.monotonic() - since[key]
-            if waited_s > limit_s and key not in reported:
-                reported.add(key)
-                request = ", ".join(_amounts(bundle) for bundle in group["bundles"].values())
-                say(f"{waiting()} has waited {waited_s:.0f} s for [{request}]; free in the cluster: {_amounts(free)}")
+        pending = Counter(_request(group) for group in table.values() if _waits(group))
+        since = {request: since.get(request, time.monotonic()) for request in pending}
+        reported &= since.keys()
+        for request, count in pending.items():
+            waited_s = time.monotonic() - since[request]
+            if waited_s > limit_s and request not in reported:
+                reported.add(request)
+                times = f"{count} times " if count > 1 else ""
+                say(f"{waiting()} has waited {waited_s:.0f} s for {times}[{request}]; free in the cluster: "
+                    f"{_amounts(free)}")  # fmt: skip
 
 
 def _waits(group: Mapping[str, Any]) -> bool:
-    return group["state"] == "PENDING" and group["name"] != PUT_ASIDE
+    return group["state"] == "PENDING" and group["name"] not in (PUT_ASIDE, FIRST_SLOT)
+
+
+def _request(group: Mapping[str, Any]) -> str:
+    return ", ".join(_amounts(bundle) for bundle in group["bundles"].values())
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

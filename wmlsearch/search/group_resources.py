@@ -16,7 +16,7 @@ import ray
 
 from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.ray_patches import ON_HEAD, actor_id, placed_groups, release_placement_groups
-from wmlsearch.cluster.resources import Node
+from wmlsearch.cluster.resources import Node, nodes_that_may_come
 
 # Of a group beside its ranks: the process that drives it, Train's controller, the mailbox, and Train's barrier.
 PROCESSES_BYTES = 2**30
@@ -46,16 +46,11 @@ class DriverPlace:
     selector: Mapping[str, str]  # of the machine's labels, as Ray takes it; {}: any machine
 
     @classmethod
-    def on_this_ray(cls, groups: int, may_come: Sequence[Node] = ()) -> DriverPlace:
-        """Return the place on the Ray that this process is connected to, for so many groups at a time.
-
-        Args:
-            groups: The number of groups.
-            may_come: The machines that the cluster's autoscaler may add.
-        """
+    def on_this_ray(cls, groups: int) -> DriverPlace:
+        """Return the place on the Ray that this process is connected to, for so many groups at a time."""
         if EMBEDDED in os.environ:
             return cls(ON_HEAD, {})
-        return cls.on_nodes([node for node in ray.nodes() if node["Alive"]], groups, may_come)
+        return cls.on_nodes([node for node in ray.nodes() if node["Alive"]], groups, nodes_that_may_come())
 
     @classmethod
     def on_nodes(cls, alive: Sequence[Mapping[str, Any]], groups: int, may_come: Sequence[Node]) -> DriverPlace:
@@ -63,6 +58,11 @@ class DriverPlace:
 
         Ray counts the memory of the processes, so that no machine gets more of them than it can hold. Machines whose
         memory is not known (an autoscaler's configuration may not say it) are left out until they run.
+
+        Args:
+            alive: The machines that run, as `ray.nodes` returns them.
+            groups: The number of groups.
+            may_come: The resources of the machines that the cluster's autoscaler may add.
         """
         (head,) = [node for node in alive if ON_HEAD.keys() <= node["Resources"].keys()]
         others = [node["Resources"] for node in alive if node is not head]

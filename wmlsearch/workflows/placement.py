@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -131,6 +131,13 @@ class Placement:
             raise InputError(
                 f"{error}, or wait until others have ended: they have reserved a part of this cluster (`ray status`)"
             ) from None
+
+    def wait_for_machines(self, slots: Slots, reserved: Reserved, say: Callable[[str], None]) -> None:
+        """Wait until a cluster that starts machines on demand has those of one slot; `say` tells what is waited for."""
+        from wmlsearch.cluster.resources import wait_for_machines
+
+        if self.on_cluster:
+            wait_for_machines(slots, reserved, say)
 
     def reserved(self) -> Reserved:
         """Return what others have reserved of the cluster. Ask before this process has trainings of its own."""

@@ -109,6 +109,7 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
         ),
         packing=packing,
     )
+    placement.wait_for_machines(slots, reserved, say)
     check_baseline_fits(plan)
     return plan
 
@@ -224,6 +225,7 @@ def resolve_trials_per_gpu(
         if not isinstance(request, ResumeRequest):  # a resumed search has said it when it began
             say(f"{placement.trials_per_gpu} trials share a GPU; NVIDIA MPS is {'on' if mps_is_on() else 'off'}")
         return placement, None
+    placement.wait_for_machines(whole_gpu, reserved, say)
     say("trials per GPU: timing the baseline configuration with one trial, with two at once, and so on ...")
     try:
         shipment = make_shipment(request.data, manifest.fingerprint, send=placement.on_cluster)

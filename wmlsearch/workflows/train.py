@@ -123,8 +123,11 @@ def _train_on_ray(
     ):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
         training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
+        reserved = placement.reserved()
+        slots = placement.slots(1, reserved)
+        placement.wait_for_machines(slots, reserved, observer.say)
         with RunTrainer(settings, shipment, elastic=placement.on_cluster, say=observer.say) as trainer:
-            trainer.train([training], placement.slots(1, placement.reserved()), observer.on_change)
+            trainer.train([training], slots, observer.on_change)
 
 
 def _train_here(
