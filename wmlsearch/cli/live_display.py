@@ -17,7 +17,7 @@ from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import duration, number
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.search_lines import SearchLines
+from wmlsearch.workflows.search_lines import SearchLines, slots_in_words
 
 MAX_ROWS = 10  # of the leaderboard, and of the running trials that are named, while a search runs
 REDRAWS_PER_S = 4
@@ -102,9 +102,11 @@ class SearchDisplay:
         running += [f"{run.record().name} epoch {len(run.rows()) + 1}/{epochs}" for run in finals]
         if len(trials) > MAX_ROWS:
             running.append(f"{len(trials) - MAX_ROWS} more")
+        waiting = slots_in_words(self.search.usage()) if self.search.exists() else ""
         return Group(
             self.bar,
             Text(f"now: {self.current_work or ', '.join(running)}"),
+            *([Text(waiting)] if waiting else []),
             leaderboard_table(lines.board.top(MAX_ROWS), "", self.console.width),
             *([self.finals] if self.finals is not None else []),
             Text("Ctrl-C stops the search cleanly", style="dim"),

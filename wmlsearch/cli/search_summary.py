@@ -15,6 +15,7 @@ from wmlsearch.runs.liveness import ALIVE, GONE, SILENT, Liveness, clock
 from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
 from wmlsearch.runs.wording import last_line, plural
 from wmlsearch.verdict.wording import optimistic_note
+from wmlsearch.workflows.search_lines import slots_in_words
 
 
 def show_search(console: Console, search: SearchDir) -> None:
@@ -31,6 +32,8 @@ def show_search(console: Console, search: SearchDir) -> None:
             f"warning: {note}: data on both sides of the split make results look better",
             style="yellow",
         )
+    if status.state == RUNNING and (words := slots_in_words(search.usage())):
+        console.print(words, highlight=False)
     if status.reason:
         console.print(f"ended early: {status.reason}", highlight=False)
     for entry in (*board.trials, *board.finals):

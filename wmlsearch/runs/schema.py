@@ -281,6 +281,8 @@ class Usage(Record):
     final_seconds: Amount = 0.0  # in which final runs ran
     final_gpu_seconds: Amount = 0.0  # that final runs held GPUs
     checkpoint_bytes: Amount = 0.0  # the largest total of its checkpoints; 0 where they are stored elsewhere
+    slots: Amount = 0.0  # trials or final runs that have their machines now
+    slots_waiting: Amount = 0.0  # those that were begun and wait for machines
     __pydantic_extra__: dict[str, Amount]
 
     def as_json(self) -> dict[str, Any]:

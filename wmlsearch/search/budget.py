@@ -32,7 +32,8 @@ class Budget(tune.Stopper):
         reason: Why the trials end early, one line and perhaps a traceback; "" while they go on.
         failed: Whether the reason is an error in the program.
         storage_error: Why the run folder or the storage cannot be written any more, or None.
-        running: The number of running trials; the recorder sets it.
+        running: The number of trials that have their machines; the recorder sets it.
+        waiting: The number of trials that wait for machines; the recorder sets it.
     """
 
     def __init__(self, search: SearchDir, settings: RunSettings, slots: Slots) -> None:
@@ -41,7 +42,7 @@ class Budget(tune.Stopper):
         self.reason, self.failed = "", False
         self.storage_error: OSError | None = None
         self.slots = slots
-        self.running = 0
+        self.running = self.waiting = 0
         self.epochs, self.epochs_s, self.best_dice = 0, 0.0, 0.0
         for run in search.trials():
             for row in run.trained_rows():
@@ -93,7 +94,12 @@ class Budget(tune.Stopper):
             return False
         self._unwritten_s = 0.0
         with suppress(OSError):  # a later tick writes it; the recorder reports a disk that is full
-            self.search.update_usage(seconds=self._seconds, gpu_seconds=self._gpu_seconds)
+            self.search.update_usage(
+                seconds=self._seconds,
+                gpu_seconds=self._gpu_seconds,
+                slots=self.running,
+                slots_waiting=self.waiting,
+            )
         return True
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

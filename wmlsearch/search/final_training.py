@@ -86,6 +86,7 @@ class RunTrainer:
         self.epochs_at_loss: dict[Path, int] = {}  # by run folder: how many it had when its process died
         self.looked, self.held_gpus = time.monotonic(), 0.0  # the latest look for machines, and what it saw
         self.gpu_seconds = 0.0  # that groups have held GPUs; none while they wait for machines
+        self.groups_placed = self.groups_waiting = 0  # at the latest look: groups with a run
         self.killed = KilledGroups()
         self.memory_kills = MemoryKills()
         self.seen: set[Path] = set()  # folders of runs of which a process has reported
@@ -184,9 +185,11 @@ class RunTrainer:
         groups = [*self.idle, *(group for group, _ in self.steps.values())]
         workers = sum(machines.workers_of(group) for group in groups)
         self.looked, self.held_gpus = now, workers * (self.slots.gpus if self.slots else 0.0)
-        for step, (group, _) in self.steps.items():
-            if not machines.workers_of(group) and self.began.get(step) != math.inf:
+        waiting = [step for step, (group, _) in self.steps.items() if not machines.workers_of(group)]
+        for step in waiting:
+            if self.began.get(step) != math.inf:
                 self.began[step] = now
+        self.groups_placed, self.groups_waiting = len(self.steps) - len(waiting), len(waiting)
         return machines
 
     def _kill_hung_groups(self) -> None:

@@ -29,6 +29,7 @@ from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, failure_of, reset_failures
 
+WAITING_AFTER_S = 15.0  # after a trial was begun: a process of a worker takes some seconds to start
 LOOK_S = 1.0  # between two looks whether trials have their machines, and whether they hang
 
 
@@ -55,7 +56,9 @@ class Recorder(tune.Callback):
             Snapshots(scheduler.population, search, location, retention.delete) if scheduler.population else None
         )
         self.started: dict[int, Trial] = {}  # Tune's trials that run, or did at the last look
-        self.holding: set[int] = set()  # trials that have their machines
+        self.begun: set[int] = set()  # trials that have not ended
+        self.holding: set[int] = set()  # those of them that have their machines
+        self.waits_since: dict[int, float] = {}  # by trial without: time.monotonic()
         self.seen: set[Path] = set()  # folders of trials of which a process has reported in this session
         self.epochs: dict[int, int] = {}  # by trial: the last epoch that study and budget have
         self.last_report: dict[int, float] = {}  # by running trial: time.monotonic() of its report or start
@@ -103,6 +106,7 @@ class Recorder(tune.Callback):
         if record.parent is not None and len(run.rows()) < record.parent_epoch:
             run.reconcile(self.search.trial(record.parent).rows()[: record.parent_epoch])
         self.epochs[number] = len(run.rows())
+        self.begun.add(number)
         self.on_change(run)
         return TrialAssignment(
             number=number,
@@ -199,6 +203,7 @@ class Recorder(tune.Callback):
         running = {number: actor for number, actor in actors.items() if actor is not None}
         if self.several_workers:
             self._look_for_machines(running)
+        self._count_waiting()
         for number, actor in running.items():
             self._end_if_it_hangs(number, actor)
 
@@ -214,6 +219,12 @@ class Recorder(tune.Callback):
             if self.last_report.get(number) != math.inf:
                 self.last_report[number] = time.monotonic()
         self._count_machines_of(placed)
+
+    def _count_waiting(self) -> None:
+        """Count the trials that have waited for machines longer than a process takes to start."""
+        now = time.monotonic()
+        self.waits_since = {n: self.waits_since.get(n, now) for n in self.begun - self.holding}
+        self.budget.waiting = sum(now - since > WAITING_AFTER_S for since in self.waits_since.values())
 
     def _count_machines_of(self, holding: set[int]) -> None:
         self.budget.count()
@@ -244,6 +255,7 @@ class Recorder(tune.Callback):
 
     def _end(self, number: int, state: str, reason: str, trace: str = "", successor: Successor | None = None) -> None:
         self.groups.pop(number, None)
+        self.begun.discard(number)
         self._count_machines_of(self.holding - {number})
         run = self.search.trial(number)
         run.set_status(state, reason, trace, successor)

@@ -87,6 +87,7 @@ def run_trials(
             _make_tuner(search.name, job, slots, numbers, scheduler, budget, recorder, scratch).fit()
     finally:
         recorder.interrupt_unfinished()
+        budget.waiting = 0
         budget.tick()
         retention.wait()
     if budget.storage_error is not None:

@@ -5,6 +5,7 @@ Each run is kept in the run folder. A resumed search trains only what is missing
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ def _train(
         search.update_usage(
             final_seconds=before.final_seconds + time.monotonic() - began,
             final_gpu_seconds=before.final_gpu_seconds + trainer.gpu_seconds - gpu_seconds,
+            slots=trainer.groups_placed,
+            slots_waiting=trainer.groups_waiting,
         )
         if search.stop_requested():
             raise KeyboardInterrupt(STOP_REQUESTED)
@@ -168,4 +171,8 @@ def _train(
         observer.on_change(run)
         record_usage_or_stop()
 
-    trainer.train(requests, slots, on_change, record_usage_or_stop)
+    try:
+        trainer.train(requests, slots, on_change, record_usage_or_stop)
+    finally:
+        with contextlib.suppress(OSError):  # the disk is full, which the error says that is raised
+            search.update_usage(slots=0, slots_waiting=0)

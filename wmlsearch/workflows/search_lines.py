@@ -11,11 +11,19 @@ from wmlsearch.forecast.comparison import forecast_line, trials_left_s
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, LiveLeaderboard
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
-from wmlsearch.runs.schema import BAD, RUNNING, RunStatus
+from wmlsearch.runs.schema import BAD, RUNNING, RunStatus, Usage
 from wmlsearch.runs.wording import duration, last_line, number, plural, score
 from wmlsearch.space import SearchSpace
 
+SLOTS_EVERY_S = 5.0  # between two looks whether slots wait for machines
 FORECAST_TRIALS = 5  # the forecast gives the time left until as many trials have ended, then their time does
+
+
+def slots_in_words(usage: Usage) -> str:
+    """Return how many slots have machines, while others wait for some; else ""."""
+    have = "slot has its machine" if usage.slots == 1 else "slots have their machines"
+    waits = "waits" if usage.slots_waiting == 1 else "wait"
+    return f"{usage.slots:g} {have}, {usage.slots_waiting:g} {waits} for machines" if usage.slots_waiting else ""
 
 
 class SearchLines:
@@ -45,18 +53,29 @@ class SearchLines:
         if search.exists():
             self.final_states = {run.path: run.state for run in search.finals()}
         self.reasons: dict[Path, str] = {}  # said already, of running runs
+        self.slots_looked, self.slots_said = time.monotonic(), ""
         self.ended_before = self.ended  # trials that an earlier process has ended
 
     def update(self, run: AnyDir) -> None:
         """Say what has changed in the folder of the search or of one of its runs."""
         status = run.status()
         self._say_restart(run, status)
+        self._say_slots()
         if isinstance(run, SearchDir):
             self._say_forecast()
         elif run.path.parent.name == "final":
             self._update_final(run, status)
         elif run.path.parent.name == "trials":
             self._update_trial(run, status)
+
+    def _say_slots(self) -> None:
+        """Say how many slots wait for machines, when that has changed."""
+        if self.each_end and time.monotonic() - self.slots_looked > SLOTS_EVERY_S and self.search.exists():
+            self.slots_looked = time.monotonic()
+            words = slots_in_words(self.search.usage())
+            if words != self.slots_said:
+                self.slots_said = words
+                self.say(words or "all slots have their machines")
 
     def _say_forecast(self) -> None:
         if not self.forecast and (forecast := self.search.forecast()):

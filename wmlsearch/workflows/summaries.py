@@ -97,6 +97,8 @@ class SearchSummary(FolderSummary):
     verdict: list[str]
     seconds: float
     gpu_seconds: float
+    slots: int
+    slots_waiting: int
     report: str | None
     resume: str | None
 
@@ -126,6 +128,8 @@ class SearchSummary(FolderSummary):
             verdict=sentences,
             seconds=used.seconds + used.final_seconds,
             gpu_seconds=used.gpu_seconds + used.final_gpu_seconds,
+            slots=int(used.slots) if status.state == RUNNING else 0,
+            slots_waiting=int(used.slots_waiting) if status.state == RUNNING else 0,
             report=str(page.resolve()) if page.is_file() else None,
             resume=resume_command(search) if status.state in UNFINISHED else None,
         )
