@@ -62,7 +62,7 @@ def test_every_record_is_read_and_written_as_it_was() -> None:
     for folder in folders:
         for what, record in (("record", folder.record()), ("status", folder.status()), ("ledger", folder.ledger())):
             assert holds(record.as_json(), json.loads(folder.file(what).read_text()))
-    assert search.usage().as_json() == json.loads(search.file("usage").read_text())
+    assert holds(search.usage().as_json(), json.loads(search.file("usage").read_text()))
     forecast, evaluation = search.forecast(), search.evaluation()
     assert forecast is not None
     assert forecast.as_json() == json.loads(search.file("forecast").read_text())

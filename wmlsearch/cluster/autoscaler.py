@@ -56,8 +56,8 @@ def _groups() -> tuple[list[NodeGroup], int]:
 
 def _config() -> Mapping[str, Any] | None:
     """Return the configuration of the autoscaler on the head, or None if there is none that adds machines."""
-    here = ray.get_runtime_context().get_node_id()
-    if any(node["NodeID"] == here and ON_HEAD.keys() <= node["Resources"].keys() for node in ray.nodes()):
+    own_node = ray.get_runtime_context().get_node_id()
+    if any(node["NodeID"] == own_node and ON_HEAD.keys() <= node["Resources"].keys() for node in ray.nodes()):
         return _config_of_head(ray.get_runtime_context().gcs_address)
     task: Any = ray.remote(num_cpus=0, resources=ON_HEAD)(_config_of_head)
     answer = task.remote(ray.get_runtime_context().gcs_address)
