@@ -155,7 +155,7 @@ def wait_for_machines(slots: Slots, reserved: Reserved, say: Callable[[str], Non
     running = workers_that_fit(running_nodes(reserved), slots.cpus, slots.gpus) // slots.workers
     if running >= slots.count:
         return
-    say(f"{running} of {plural(slots.count, 'slot')} have machines now; Ray starts the others' as far as it can")
+    say(f"{running} of {plural(slots.count, 'slot')} can run now; Ray starts machines for the others as far as it can")
     if running:
         return
     shape = _shape(slots.workers, slots.cpus, slots.gpus)
