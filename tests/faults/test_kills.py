@@ -14,6 +14,7 @@ from search import Lines, Record, Running, check_whole, differences, tune_argume
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 KILLS, HUNG_S = 5, 30
 SLOT = ("ray::TrialWorker", "ray::ImplicitFunc", "Trainable")
+CONTROLLER = ("ray::GroupController",)
 HEAD = ("gcs_server", "raylet/raylet")
 
 
@@ -75,24 +76,28 @@ def test_killed_rank(prepared: Path, out: Path, chance: random.Random, record: R
 def test_killed_process_that_drives_a_worker_group(
     prepared: Path, out: Path, chance: random.Random, record: Record
 ) -> None:
-    """Of a trial and of a final run. Its placement group would hold the CPUs, and what comes next would wait for it."""
+    """Of a trial and of a final run: ours and Ray Train's. Its placement group would hold the CPUs, and what comes next
+    would wait for it."""
     ending = ("--confirm-top", 0, "--final-runs", 1)
     words = tune_arguments(out, prepared, "--workers-per-trial", 2, *ending, trials=2, epochs=30, baseline=True)
     with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
-        for _ in range(2):
+        for drivers in (SLOT, CONTROLLER):
             more_lines(running, lines, chance, 6)
-            (driver,) = running.processes(*SLOT)
+            (driver,) = running.processes(*drivers)
             assert kill(driver)
         running.until(lambda: bool(running.processes("ray::WorkerGroup")))
         time.sleep(chance.uniform(0, 3))  # a random time within its start
         (group,) = running.processes("ray::WorkerGroup")
         assert kill(group)
+        running.until(lambda: bool(running.processes(*CONTROLLER)))
+        (controller,) = running.processes(*CONTROLLER)
+        assert kill(controller)
         assert running.end() == 0, running.text()
     lost, doubled = lines.lost_and_doubled()
-    record("kill -9 of the process that drives the ranks of a trial or final run", 3, lost, doubled)
+    record("kill -9 of a process that drives the ranks of a trial or final run", 4, lost, doubled)
     assert (lost, doubled) == (0, 0)
     assert {run.state for run in running.search.finals()} == {"completed"}
-    check_messages(running, 1)
+    check_messages(running, 2)
 
 
 @pytest.mark.parametrize("victim", ["driver", "head"])

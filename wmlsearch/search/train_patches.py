@@ -71,7 +71,9 @@ class GroupTrainer(TorchTrainer):
         parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, _LEFT_OFF)]
         variables = {**get_env_vars_to_propagate(), ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
         same_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        actor: Any = ray.remote(num_cpus=0, label_selector=same_node, runtime_env={"env_vars": variables})(_Controller)
+        actor: Any = ray.remote(num_cpus=0, label_selector=same_node, runtime_env={"env_vars": variables})(
+            GroupController
+        )
         controller = actor.remote(**parts)
         ray.get(controller.run.remote())
         result = ray.get(controller.get_result.remote())
@@ -106,7 +108,9 @@ class _NamedWorkerGroup(WorkerGroup):
         return DefaultPlacementGroupHandle(group)
 
 
-class _Controller(TrainController):
+class GroupController(TrainController):
+    """Train's controller, of a group whose placement groups can be found."""
+
     worker_group_cls = _NamedWorkerGroup
 
 
