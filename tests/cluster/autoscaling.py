@@ -87,7 +87,7 @@ def start_head(folder: Path) -> str:
     file.write_text(yaml.safe_dump(config(address)))
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--num-cpus=0"]
     words += ["--include-dashboard=false", "--object-store-memory=100000000", f"--autoscaling-config={file}"]
-    words += [f"--temp-dir={folder / 'ray'}", "--disable-usage-stats", "--ray-client-server-port=0"]
+    words += [f"--temp-dir={folder / 'ray'}", "--disable-usage-stats"]
     of_head = {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
