@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import kill
+from processes import descendants, kill
 from search import Lines, Record, Running, check_whole, differences, tune_arguments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -151,3 +151,23 @@ def test_head_killed_while_starting(prepared: Path, out: Path, chance: random.Ra
     record("kill -9 of Ray's head while it starts", 1, 0, 0, "started again")
     check_whole(running.search, trials=2, epochs=3)
     assert "Traceback" not in running.text(), running.text()
+
+
+def test_sigterm_to_all_processes(prepared: Path, out: Path, chance: random.Random, record: Record) -> None:
+    """As `timeout` and batch systems send it: Ray's servers and the workers may end before the search does."""
+    words = tune_arguments(out, prepared, trials=2, epochs=40)
+    with Running(out, *words, cores=1) as running, Lines(running.search) as lines:
+        more_lines(running, lines, chance, 5)
+        for pid in [*descendants(running.process.pid), running.process.pid]:
+            kill(pid, signal.SIGTERM)
+        assert running.end(60) == 128 + signal.SIGTERM, running.text()
+        status = running.search.status()
+        assert (status.state, status.reason) == ("interrupted", "stopped by SIGTERM"), running.text()
+        assert f"--resume {running.search.name}" in running.text()
+        assert "Traceback" not in running.text(), running.text()
+    with Running(out, "--resume", "s", cores=1) as running:
+        assert running.end() == 0, running.text()
+    lost, doubled = lines.lost_and_doubled()
+    record("SIGTERM to all processes of a search, `--resume`", 1, lost, doubled)
+    assert (lost, doubled) == (0, 0)
+    check_whole(running.search, trials=2, epochs=40)

@@ -1,4 +1,4 @@
-"""A machine whose GPU fails: simulated by a CUDA error in each training there, on a Ray of two machines' servers."""
+"""A machine whose GPU fails or whose disk is full: simulated in each process there. A Ray has two machines' servers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from search import Record, Running, check_whole, tune_arguments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 INJECT = Path(__file__).parent / "inject"
-# Two raylets, each with a CPU; in the processes of the second one each training fails.
+# Two raylets, each with a CPU; in the processes of the second one each trial fails.
 CLUSTER = """
 import sys
 import wmlsearch.cluster
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-cluster.add_node(num_cpus=1, env_vars={"WMLSEARCH_FAULT_CUDA": "1"})
+cluster.add_node(num_cpus=1, env_vars={sys.argv[1]: "1"})
 print("address", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -29,12 +29,12 @@ cluster.shutdown()
 
 
 @contextlib.contextmanager
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """Run a Ray of two machines' servers; yields its address."""
+def cluster(tmp_path: Path, fault: str) -> Iterator[str]:
+    """Run a Ray of two machines' servers, one of them with a fault; yields its address."""
     paths = [str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with open(tmp_path / "cluster.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
+            [sys.executable, "-c", CLUSTER, fault],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -51,10 +51,25 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def test_a_machine_whose_gpu_fails_gets_no_more_trials(
-    prepared: Path, out: Path, tmp_path: Path, record: Record
+@pytest.mark.parametrize(
+    ("fault", "what", "said"),
+    [
+        (
+            "WMLSEARCH_FAULT_CUDA",
+            "a CUDA error in each training",
+            "failed: CUDA error: an illegal memory access was encountered",
+        ),
+        (
+            "WMLSEARCH_FAULT_DISK",
+            "a full disk when a trial begins",
+            "failed: /cache/images.npy cannot be written (No space left on device)",
+        ),
+    ],
+)
+def test_a_machine_that_fails_gets_no_more_trials(
+    fault: str, what: str, said: str, prepared: Path, out: Path, tmp_path: Path, record: Record
 ) -> None:
-    with cluster(tmp_path) as address:
+    with cluster(tmp_path, fault) as address:
         words = tune_arguments(
             out, prepared, "--ray-address", address, "--storage", tmp_path / "storage", trials=6, epochs=6
         )
@@ -64,10 +79,10 @@ def test_a_machine_whose_gpu_fails_gets_no_more_trials(
             assert status["state"] == "running"
             assert "gets no more trials, since it failed 2 times: " in status["reason"]
             assert running.end() == 0, running.text()
-    record("a CUDA error in each training of one of two machines", 2, 0, 0, "it is put aside after the second")
+    record(f"{what} on one of two machines", 2, 0, 0, "it is put aside after the second")
     check_whole(running.search, trials=6, epochs=6)
     assert "Traceback" not in running.text()
-    assert running.text().count("failed: CUDA error: an illegal memory access was encountered") >= 2
+    assert running.text().count(said) >= 2
 
 
 def test_a_search_ends_if_the_gpu_of_its_only_machine_fails(prepared: Path, out: Path, record: Record) -> None:

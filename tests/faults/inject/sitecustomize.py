@@ -2,9 +2,11 @@
 
 WMLSEARCH_FAULT_TRIALS: JSON object from trial number to fault; the fault happens in or after the second epoch.
 WMLSEARCH_FAULT_CUDA: if set, each training in this process gets a CUDA error in its second epoch.
+WMLSEARCH_FAULT_DISK: if set, the disk is full when a trial begins in this process.
 WMLSEARCH_FAULT_CLOCK: path of a file; as soon as it exists, the clock is set back by an hour.
 """
 
+import errno
 import importlib.abc
 import importlib.util
 import json
@@ -14,6 +16,7 @@ import time
 
 TRIALS = json.loads(os.environ.get("WMLSEARCH_FAULT_TRIALS", "{}"))
 CUDA = os.environ.get("WMLSEARCH_FAULT_CUDA")
+DISK = os.environ.get("WMLSEARCH_FAULT_DISK")
 CLOCK = os.environ.get("WMLSEARCH_FAULT_CLOCK")
 DIVERGES = {"optimizer": "sgd", "norm": "instance", "learning_rate": 10.0, "weight_decay": 10.0}
 TOO_LARGE = {"depth": 4, "base_channels": 512}  # 8 GB of weights
@@ -47,8 +50,13 @@ def faulty(epochs):
     return run
 
 
+def full_disk(*_):
+    """Replace `open_data`, which copies the prepared data to the worker's machine."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/images.npy")
+
+
 class Finder(importlib.abc.MetaPathFinder):
-    """Import hook that replaces `epochs` in the trial worker's module as soon as it is loaded."""
+    """Import hook that replaces `epochs` or `open_data` in the trial worker's module as soon as it is loaded."""
 
     def find_spec(self, name, path, target=None):
         if name != "wmlsearch.search.trial_worker":
@@ -60,12 +68,14 @@ class Finder(importlib.abc.MetaPathFinder):
         def exec_module(module):
             load(module)
             module.epochs = faulty(module.epochs)
+            if DISK:
+                module.open_data = full_disk
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-if TRIALS or CUDA:
+if TRIALS or CUDA or DISK:
     sys.meta_path.insert(0, Finder())
 if CLOCK:
     now = time.time
