@@ -125,6 +125,15 @@ def test_train_gives_the_controller_what_is_replaced() -> None:
     ]
 
 
+def test_the_coordinator_of_elastic_groups_stays_where_it_is_started() -> None:
+    source = inspect.getsource(train_patches.get_or_create_autoscaling_coordinator)
+    for words in ("get_if_exists=True", "soft=False", "get_node_id()"):
+        assert words in source
+    from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client as client
+
+    assert client.get_or_create_autoscaling_coordinator is train_patches.get_or_create_autoscaling_coordinator
+
+
 def test_what_a_search_does_not_need_is_left_off() -> None:
     """Each is a process of each group: the first keeps data sets of Ray Data, the second runs on the head."""
     trainer = GroupTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))

@@ -25,6 +25,7 @@ from wmlsearch.search.group_resources import DriverPlace, KilledGroups, Machines
 from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
+from wmlsearch.search.train_patches import keep_coordinator_here
 from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
 # How often a run whose process died goes on from its last checkpoint without a new epoch in between.
@@ -152,6 +153,8 @@ class RunTrainer:
         if self.slots is None:
             raise RuntimeError("a worker group is started by train()")
         job = WorkerJob(self.shipment, self.settings, self.slots.cpus, self.slots, self.elastic)
+        if self.elastic and self.slots.workers > 1:
+            keep_coordinator_here()
         place = DriverPlace.on_this_ray(self.slots.count)
         actor: Any = ray.remote(num_cpus=0)(WorkerGroup)
         return actor.options(**place.actor_options()).remote(job)

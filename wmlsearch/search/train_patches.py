@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
@@ -25,7 +26,14 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.util.placement_group import placement_group
 
-__all__ = ["FailureConfig", "FileRendezvousConfig", "GroupTrainer", "workers_died", "workers_were_preempted"]
+__all__ = [
+    "FailureConfig",
+    "FileRendezvousConfig",
+    "GroupTrainer",
+    "keep_coordinator_here",
+    "workers_died",
+    "workers_were_preempted",
+]
 
 # Of each group, a process that keeps data sets of Ray Data, and one on the head that releases what a killed group holds
 # (`group_resources.KilledGroups` does that): a search has none of the former, and many groups.
@@ -56,6 +64,15 @@ def _deaths(error: Exception) -> list[RayActorError]:
 
 def _causes(error: Exception) -> list[Exception]:
     return [error.__cause__] if isinstance(error.__cause__, Exception) else []
+
+
+def keep_coordinator_here() -> None:
+    """Start the actor that elastic groups ask for machines on the machine of this process, if it does not run yet.
+
+    The first group would start it on its own machine. It never leaves that one: were the machine taken away, no group
+    could start any more.
+    """
+    get_or_create_autoscaling_coordinator()
 
 
 class GroupTrainer(TorchTrainer):

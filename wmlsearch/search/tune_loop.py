@@ -27,6 +27,7 @@ from wmlsearch.search.messages import WorkerJob
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.search.train_patches import keep_coordinator_here
 from wmlsearch.search.trial_worker import TrialWorker
 from wmlsearch.search.tune_patches import reuse_all_actors
 from wmlsearch.search.tune_searcher import StudySearcher
@@ -107,6 +108,8 @@ def _make_tuner(
 ) -> tune.Tuner:
     if slots.workers > 1:  # the trial's process only drives its worker group, which asks for the resources itself
         trainable: type[tune.Trainable] = GroupTrialWorker
+        if job.elastic:
+            keep_coordinator_here()
         place = DriverPlace.on_this_ray(slots.count)
         selector: dict[str, Any] = {"bundle_label_selector": [dict(place.selector)]} if place.selector else {}
         resources = tune.PlacementGroupFactory([dict(place.resources)], **selector)
