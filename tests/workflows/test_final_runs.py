@@ -87,7 +87,9 @@ class Ending:
     def go_on(self, values: Values, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Run the rest of the search in a new session; return what it says. Runs of the value FAILED fail."""
 
-        def without_ray(_: RunTrainer, requests: Sequence[TrainingRequest], slots: Slots, on_change: Any) -> None:
+        def without_ray(
+            _: RunTrainer, requests: Sequence[TrainingRequest], slots: Slots, on_change: Any, *_ticks: Any
+        ) -> None:
             for request in requests:
                 self.trained.append(request.record.name)
                 train(request, values(request.record.name))
