@@ -22,6 +22,7 @@ from wmlsearch.space import SearchSpace, shipped
 
 PAPER = {  # ../shared/paper/PROTOCOL.md and ../shared/DESIGN.md
     "input_slices": 1,
+    "intensity": "range",
     "depth": 4,
     "base_channels": 16,
     "up_kernel": 2,

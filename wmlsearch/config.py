@@ -98,6 +98,11 @@ class TrialConfig(_Strict):
         "scan as further channels. Beyond the scan's edge its last slice is repeated. Not for pictures or splits by "
         "image.",
     )
+    intensity: Literal["range", "zscore"] = Field(
+        "range",
+        description="How grey values are scaled: `range` to 0..1, or `zscore` by mean and standard deviation of the "
+        "head in each volume (in each picture).",
+    )
     depth: int = Field(4, ge=1, le=8, description="Levels of the U-Net below the first. Each halves the image.")
     base_channels: int = Field(16, ge=1, le=512, description="Filters of the first level. Each level doubles them.")
     up_kernel: Literal[2, 3] = Field(
@@ -247,6 +252,7 @@ class TrialConfig(_Strict):
 # What the hyperparameters were that the files of older versions do not name, whatever the defaults are now.
 VALUES_BEFORE: Mapping[str, Any] = {
     "input_slices": 1,
+    "intensity": "range",
     "up_kernel": 2,
     "head_init": "he",
     "norm_momentum": 0.1,

@@ -1,4 +1,4 @@
-"""What a network sees of a slice: its neighbours in the same scan, wherever they are stored."""
+"""What a network sees of a slice: its neighbours in the same scan, and grey values scaled within the head."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.examine import examine
+from wmlsearch.data.head_detection import find_head
+from wmlsearch.data.head_grey import slice_head_grey
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.network_input import stack_positions
+from wmlsearch.data.network_input import scale_grey_values, stack_positions
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.data.sources import Source
 from wmlsearch.model.checks import check_trainable
 
+ZSCORE = TrialConfig(intensity="zscore")
 THREE = TrialConfig(depth=2, base_channels=4, input_slices=3)
 
 
@@ -97,3 +103,65 @@ def test_the_images_of_all_slices_are_those_of_the_volume(prepared: Path) -> Non
         images = data.val.images[data.val.rows[positions]]
         batch, _ = data.val.batch(positions)
         assert np.array_equal(batch.numpy(), images[stack_positions(len(images), 3)].float().numpy() / np.float32(255))
+
+
+# -------------------------------------------------------------------------------------------------------- grey values
+
+
+def test_z_scores_are_those_of_the_head_of_each_volume(prepared: Path) -> None:
+    """Mean 0 and standard deviation 1 in the head's pixels, up to the smoothing and 8-bit steps of prepared slices."""
+    data = PreparedData.open(prepared).with_input_of(ZSCORE)
+    for slices in (data.train, data.val):
+        for positions in slices.by_volume():
+            batch, _ = slices.batch(positions)
+            images = slices.images[slices.rows[positions]]
+            first = data.manifest.slices[int(slices.rows[positions[0]])]
+            ((mean, deviation),) = data.manifest.volumes[first.volume].head_grey
+            assert torch.allclose(batch[:, 0], (images.float() - mean) / deviation, atol=1e-6)
+            inside = batch[:, 0][torch.from_numpy(find_head(images.numpy()).pixels)]
+            assert abs(float(inside.mean())) < 0.2
+            assert float(inside.std()) == pytest.approx(1, abs=0.2)
+    assert data.with_input_of(TrialConfig()).train.head_grey is None
+
+
+def test_grey_values_by_hand() -> None:
+    images = torch.tensor([[[[0, 100], [150, 255]]], [[[7, 7], [7, 7]]]], dtype=torch.uint8)
+    scaled = scale_grey_values(images, torch.tensor([[100.0, 50.0], [7.0, 0.0]]))
+    assert scaled.tolist() == [[[[-2, 0], [1, pytest.approx(3.1)]]], [[[0, 0], [0, 0]]]]
+    assert torch.equal(scale_grey_values(images), images.float() / 255)
+
+
+def test_data_of_older_versions_take_the_head_of_their_slices(prepared: Path) -> None:
+    """They do not record the head's grey values."""
+    data = PreparedData.open(prepared)
+    volumes = tuple(dataclasses.replace(volume, head_grey=()) for volume in data.manifest.volumes)
+    old = dataclasses.replace(data, manifest=dataclasses.replace(data.manifest, volumes=volumes))
+    measured, recorded = old.with_input_of(ZSCORE).train.head_grey, data.with_input_of(ZSCORE).train.head_grey
+    assert measured is not None
+    assert recorded is not None
+    assert torch.allclose(measured, recorded, rtol=0.2)
+
+
+def test_each_picture_has_its_own_head(tmp_path: Path) -> None:
+    """A picture is predicted without the others of its patient."""
+    greys = np.random.default_rng(0).integers(80, 120, (2, 24, 24))
+    paths = tuple(tmp_path / f"{number}.png" for number in range(2))
+    for path, grey, factor in zip(paths, greys, (1, 2), strict=True):
+        picture = np.zeros((32, 32), np.uint8)
+        picture[4:28, 4:28] = grey * factor
+        Image.fromarray(picture).save(path)
+    both, _ = examine(Source("", "", tmp_path, paths), None)
+    assert both is not None
+    for grey, factor, path, level in zip(greys, (1, 2), paths, both.head_grey, strict=True):
+        assert level == pytest.approx((factor * grey.mean(), factor * grey.std()), abs=1e-3)
+        alone, _ = examine(Source("", "", tmp_path, (path,)), None)
+        assert alone is not None
+        assert alone.head_grey == (level,)
+
+
+def test_pictures_have_levels_of_their_own(prepared: Path) -> None:
+    manifest = PreparedData.open(prepared).manifest
+    volume = dataclasses.replace(manifest.volumes[0], head_grey=((1.0, 2.0), (3.0, 4.0)))
+    rows = [dataclasses.replace(manifest.slices[0], volume=0, index=index) for index in (1, 0)]
+    pictures = dataclasses.replace(manifest, axis=None, volumes=(volume,), slices=tuple(rows))
+    assert slice_head_grey(pictures, np.zeros((2, 8, 8), np.uint8)) == [(3.0, 4.0), (1.0, 2.0)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.labels import IGNORED
 from wmlsearch.data.slices import Slices
 from wmlsearch.inference import ensemble
@@ -29,14 +29,28 @@ class Network:
 
     def __init__(self, fold: int, lesion: float, background: float) -> None:
         self.fold, self.pixels = fold, [lesion, background]
-        self.unet = torch.nn.Identity()
+        self.unet, self.config = torch.nn.Identity(), TrialConfig()
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, _head_grey: object) -> np.ndarray:
         return np.array([[self.pixels]] * len(images), np.float32)
 
 
+class Data:
+    """One validation set for each fold."""
+
+    def __init__(self, *folds: Slices) -> None:
+        self.folds, self.val = folds, folds[0]
+
+    def with_fold(self, fold: int) -> Data:
+        place = fold % len(self.folds)
+        return Data(*self.folds[place:], *self.folds[:place])
+
+    def with_input_of(self, _config: TrialConfig) -> Data:
+        return self
+
+
 def threshold(networks: list[Network], *folds: Slices) -> float:
-    data: Any = SimpleNamespace(val=folds[0], with_fold=lambda fold: SimpleNamespace(val=folds[fold % len(folds)]))
+    data: Any = Data(*folds)
     models: Any = networks
     return out_of_fold_threshold(models, data)
 

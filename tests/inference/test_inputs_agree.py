@@ -29,7 +29,11 @@ from wmlsearch.verdict.scores import score
 from wmlsearch.workflows.provenance import data_record, run_record
 
 SMALL = {"depth": 2, "base_channels": 4, "norm": "instance", "loss": "bce_dice", "dropout": 0.0, "learning_rate": 1e-2}
-INPUTS: list[dict[str, Any]] = [{"input_slices": 3}, {"input_slices": 5}]
+INPUTS: list[dict[str, Any]] = [
+    {"input_slices": 3},
+    {"intensity": "zscore"},
+    {"input_slices": 5, "intensity": "zscore"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +58,15 @@ def model(data: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 
 def test_validation_and_prediction_agree(model: TrainedModel, data: Path) -> None:
     """The input of a whole volume is the input of its prepared slices."""
-    validation = PreparedData.open(data).with_input_of(model.config).val
+    prepared = PreparedData.open(data)
+    validation = prepared.with_input_of(model.config).val
     for positions in validation.by_volume():
         batch, _ = validation.batch(positions)
         with torch.inference_mode():
             wanted = torch.sigmoid(model.unet(batch))[:, 0].numpy()
         images = validation.images[validation.rows[positions]].numpy()
-        assert np.allclose(model.probabilities(images), wanted, atol=1e-6)
+        volume = prepared.manifest.volumes[prepared.manifest.slices[int(validation.rows[positions[0]])].volume]
+        assert np.allclose(model.probabilities(images, volume.head_grey), wanted, atol=1e-6)
 
 
 def test_a_volume_predicted_through_files_equals_the_sealed_test(
@@ -83,9 +89,12 @@ def test_a_volume_predicted_through_files_equals_the_sealed_test(
     assert lesion > 0
 
 
-def test_single_slices_are_refused_for_a_model_of_several(model: TrainedModel, raw: Path, tmp_path: Path) -> None:
+def test_single_slices_are_refused_for_a_model_of_several_only(model: TrainedModel, raw: Path, tmp_path: Path) -> None:
     options = PrepareOptions(size=32, fit="resize", jobs=1, split="image", allow_leakage=True)
     prepare(raw, tmp_path / "images", options)
+    if not model.needs_whole_volumes:
+        assert evaluate({"model": [model]}, tmp_path / "images", {"run": "r"})[0].unit == "patients"
+        return
     with pytest.raises(InputError) as caught:
         evaluate({"model": [model]}, tmp_path / "images", {"run": "r"})
     assert str(caught.value) == (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmlsearch.data.findings import Finding
-from wmlsearch.data.head_detection import Box, HeadRegion, find_head
+from wmlsearch.data.head_detection import Box, HeadRegion, find_head, head_grey
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.plausibility import check_mask, is_image
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
-from wmlsearch.data.stack import MaskLabels, VolumeFault, mask_sha256, voxels_sha256
+from wmlsearch.data.stack import MaskLabels, Stack, VolumeFault, mask_sha256, voxels_sha256
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class VolumeFacts:
     lesion_sha256: str = ""  # of the lesion mask in RAS+ order; "" without lesions
     findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
     nan_background: bool = False  # voxels that are not finite are background wherever they are
+    head_grey: tuple[tuple[float, float], ...] = ()  # see `VolumeGeometry`
 
     @property
     def lesion_load(self) -> float:
@@ -80,6 +81,7 @@ def examine_head(
         findings += () if stack.mask.any() else (Finding("empty", "the mask is empty"),)
         findings += tuple(check_mask(stack.pictures, stack.mask, head.pixels, axis, stack.ignored))
     lesion = stack.mask.sum(axis=(1, 2)) if stack.mask is not None else np.zeros(len(head.area))
+    low, high = (0.0, 255.0) if stack.is_8_bit else (head.low, head.high)
     facts = VolumeFacts(
         shape=stack.shape,
         orientation=stack.orientation,
@@ -89,8 +91,8 @@ def examine_head(
         picture_mm=stack.pixel_mm,
         box=head.box,
         background=head.background,
-        low=0.0 if stack.is_8_bit else head.low,
-        high=255.0 if stack.is_8_bit else head.high,
+        low=low,
+        high=high,
         head=tuple(int(n) for n in head.area),
         lesion=tuple(int(n) for n in lesion),
         voxels_sha256=voxels_sha256(stack, axis),
@@ -99,5 +101,16 @@ def examine_head(
         lesion_sha256=mask_sha256(stack, axis),
         findings=findings,
         nan_background=nan_background,
+        head_grey=_head_grey(stack, head, axis, low, high),
     )
     return (facts, head), []
+
+
+def _head_grey(
+    stack: Stack, head: HeadRegion, axis: int | None, low: float, high: float
+) -> tuple[tuple[float, float], ...]:
+    """Return mean and standard deviation of the head's grey values: of a volume, or of each picture by itself."""
+    if axis is not None or len(stack.pictures) == 1:
+        return (head_grey(stack.pictures, head.pixels, low, high),)
+    pictures = [picture[None] for picture in stack.pictures]  # a picture is predicted without the others
+    return tuple(head_grey(picture, find_head(picture).pixels, low, high) for picture in pictures)

@@ -51,6 +51,9 @@ class VolumeGeometry:
     findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
     nan_background: bool = False  # voxels that are not finite are background wherever they are
     lesion_voxels: int | None = None  # of the whole mask as stored; None without a mask, and in older data
+    # Mean and standard deviation of the head's grey values, from 0 to 255: of the volume, or of each picture; empty in
+    # older data.
+    head_grey: tuple[tuple[float, float], ...] = ()
 
     @property
     def source(self) -> str:
@@ -204,6 +207,7 @@ def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacin
         findings=facts.findings,
         nan_background=facts.nan_background,
         lesion_voxels=sum(facts.lesion) if source.mask else None,
+        head_grey=facts.head_grey,
     )
 
 

@@ -26,6 +26,20 @@ class HeadRegion:
     high: float  # grey value that becomes 255
 
 
+def head_grey(slices: Array, head: Array, low: float, high: float) -> tuple[float, float]:
+    """Return mean and standard deviation of the head's grey values in slices, as 8-bit grey values (0 to 255).
+
+    Args:
+        slices: (n, rows, columns).
+        head: The head's pixels, bool of the same shape; all pixels where none is head.
+        low: Grey value that becomes 0.
+        high: Grey value that becomes 255.
+    """
+    greys = slices[head].astype(np.float64) if head.any() else slices.astype(np.float64).ravel()
+    scaled = np.clip((greys - low) * (255 / (high - low)), 0, 255) if high > low else np.zeros_like(greys)
+    return round(float(scaled.mean()), 4), round(float(scaled.std()), 4)
+
+
 @dataclass(frozen=True)
 class _Background:
     level: float  # grey value of the border

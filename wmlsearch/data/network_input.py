@@ -1,4 +1,4 @@
-"""What a network sees of a slice: neighbouring slices of its scan as channels.
+"""What a network sees of a slice: its grey values scaled, and neighbouring slices of its scan as channels.
 
 Training, validation, the sealed test and prediction build their input here, so that it is the same.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+LEAST_DEVIATION = 1.0  # of 255 grey values
 
 
 def stack_positions(slices: int, channels: int) -> Tensor:
@@ -23,6 +25,14 @@ def stack_positions(slices: int, channels: int) -> Tensor:
     return (torch.arange(slices).unsqueeze(1) + offsets).clamp_(0, slices - 1)
 
 
-def scale_grey_values(images: Tensor) -> Tensor:
-    """Return 8-bit images (N, C, H, W) as float32 in [0, 1]."""
-    return images.float().div_(255)
+def scale_grey_values(images: Tensor, head_grey: Tensor | None = None) -> Tensor:
+    """Return 8-bit images (N, C, H, W) as the float32 that a network sees.
+
+    Args:
+        head_grey: (N, 2) float32, mean and standard deviation of the grey values of the head that each image shows, for
+            z-scores; None to scale the whole range to [0, 1]. A head of one grey has z-scores of 0.
+    """
+    if head_grey is None:
+        return images.float().div_(255)
+    mean, deviation = (column.view(-1, 1, 1, 1) for column in head_grey.unbind(1))
+    return images.float().sub_(mean).div_(deviation.clamp(min=LEAST_DEVIATION))

@@ -13,6 +13,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
+from wmlsearch.data.head_grey import slice_head_grey
 from wmlsearch.data.manifest import (  # fmt: skip
     IMAGES,
     LEDGER,
@@ -72,8 +73,8 @@ class SealedTest:
                 raise InputError(f"{images[0]}: is not the file that was sealed, its slices differ; {PREPARE_AGAIN}")
             yield SealedVolume(source, tuple(row.index for row in rows if row.kept), geometry.nan_background)
 
-    def kept_slices(self) -> tuple[list[SliceRow], Array, Array]:
-        """Return the rows of the kept slices, and their images and masks (n, size, size) uint8.
+    def kept_slices(self) -> tuple[list[SliceRow], Array, Array, list[tuple[float, float]]]:
+        """Return the rows of the kept slices, their images and masks (n, size, size) uint8, and the heads' grey values.
 
         Raises:
             InputError: Where the arrays are damaged.
@@ -87,7 +88,13 @@ class SealedTest:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.folder}: the test slices cannot be read ({error}); {PREPARE_AGAIN}") from None
         kept = [i for i, row in enumerate(self.manifest.slices) if row.kept]
-        return [self.manifest.slices[i] for i in kept], np.array(images[kept]), np.array(masks[kept])
+        levels = slice_head_grey(self.manifest, images)
+        return (
+            [self.manifest.slices[i] for i in kept],
+            np.array(images[kept]),
+            np.array(masks[kept]),
+            [levels[i] for i in kept],
+        )
 
 
 def openings(data: Path) -> list[dict[str, Any]]:

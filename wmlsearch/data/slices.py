@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.head_grey import slice_head_grey
 from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import IMAGES, MASKS, PREPARE_AGAIN, Manifest
 from wmlsearch.data.network_input import scale_grey_values
@@ -30,6 +31,7 @@ class Slices:
     has_ignored: bool = False  # whether the data set has ignored pixels: without them nothing is computed for them
     # (N, C) int64, the rows of each slice and its neighbours, which are the network's channels; None: the slice alone
     channels: Tensor | None = None
+    head_grey: Tensor | None = None  # (N, 2) float32, see `scale_grey_values`; None: grey values are scaled to [0, 1]
     volumes: Tensor | None = None  # (N,) int64, the place of each slice's volume in the manifest; None: not known
 
     def __len__(self) -> int:
@@ -48,12 +50,13 @@ class Slices:
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's input and masks of labels at positions (n,) in this split.
 
-        The input is (n, C, S, S) float32 in [0, 1], with C = 1 unless there are `channels`; the masks are (n, 1, S, S)
-        float32. The labels are 0, 1 and, where `has_ignored`, 2: see `lesions`.
+        The input is (n, C, S, S) float32, with C = 1 unless there are `channels`, and in [0, 1] unless there is
+        `head_grey`; the masks are (n, 1, S, S) float32. The labels are 0, 1 and, where `has_ignored`, 2: see `lesions`.
         """
         rows = self.rows[positions]
         images = self.images[rows].unsqueeze(1) if self.channels is None else self.images[self.channels[positions]]
-        return scale_grey_values(images), self.masks[rows].unsqueeze(1).float()
+        head_grey = None if self.head_grey is None else self.head_grey[positions]
+        return scale_grey_values(images, head_grey), self.masks[rows].unsqueeze(1).float()
 
     def lesions(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return masks of 0 or 1, and which pixels count (1) or are ignored (0); None where all count.
@@ -114,10 +117,14 @@ class PreparedData:
         return replace(self, train=train, val=val)
 
     def _input(self, slices: Slices, config: TrialConfig) -> Slices:
-        if config.input_slices == 1:
-            return replace(slices, channels=None)
-        channels = torch.from_numpy(self.manifest.neighbours(slices.rows.tolist(), config.input_slices))
-        return replace(slices, channels=channels.to(slices.rows.device))
+        channels = head_grey = None
+        device, rows = slices.rows.device, slices.rows.tolist()
+        if config.input_slices > 1:
+            channels = torch.from_numpy(self.manifest.neighbours(rows, config.input_slices)).to(device)
+        if config.intensity == "zscore":
+            levels = slice_head_grey(self.manifest, slices.images.cpu().numpy())
+            head_grey = torch.tensor([levels[row] for row in rows], dtype=torch.float32).view(-1, 2).to(device)
+        return replace(slices, channels=channels, head_grey=head_grey)
 
 
 def open_array(path: Path, manifest: Manifest) -> Array:

@@ -22,7 +22,7 @@ def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData, pr
     """
     curves: dict[str, list[np.ndarray]] = {}
     for model in models:
-        validation = data.with_fold(model.fold or 0).val
+        validation = data.with_fold(model.fold or 0).with_input_of(model.config).val
         for patient, curve in _patient_curves(model, validation, predictions).items():
             curves.setdefault(patient, []).append(curve)
     means = [np.mean(of_patient, axis=0) for of_patient in curves.values()]
@@ -35,7 +35,8 @@ def _patient_curves(model: TrainedModel, slices: Slices, predictions: Prediction
     for positions in slices.by_volume():
         rows = slices.rows[positions]
         masks, counted = slices.lesions(slices.masks[rows].unsqueeze(1).float().cpu())
-        (probabilities,) = predictions.probabilities([model], slices.images[rows].cpu().numpy())
+        head_grey = () if slices.head_grey is None else slices.head_grey[positions].tolist()
+        (probabilities,) = predictions.probabilities([model], slices.images[rows].cpu().numpy(), head_grey)
         counts.add_to_histograms(
             torch.from_numpy(probabilities).unsqueeze(1), masks, slices.patients[positions].cpu(), counted
         )

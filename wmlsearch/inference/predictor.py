@@ -33,18 +33,25 @@ class Prediction:
 class Predictions(Protocol):
     """Where networks predict: in this process, or on the slots of a cluster."""
 
-    def probabilities(self, models: Sequence[TrainedModel], images: Array) -> list[Array]:
-        """Return the probabilities of each model: 8-bit slices (N, H, W) -> (N, H, W) float32."""
+    def probabilities(
+        self, models: Sequence[TrainedModel], images: Array, head_grey: Sequence[tuple[float, float]] = ()
+    ) -> list[Array]:
+        """Return the probabilities of each model: 8-bit slices (N, H, W) -> (N, H, W) float32.
+
+        `head_grey` as in `TrainedModel.probabilities`.
+        """
 
 
 class PredictionsHere:
     """Predictions in this process. The networks are moved to a GPU if there is one, and stay there."""
 
-    def probabilities(self, models: Sequence[TrainedModel], images: Array) -> list[Array]:
+    def probabilities(
+        self, models: Sequence[TrainedModel], images: Array, head_grey: Sequence[tuple[float, float]] = ()
+    ) -> list[Array]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         for model in models:
             model.unet.to(device)
-        return [model.probabilities(images) for model in models]
+        return [model.probabilities(images, head_grey) for model in models]
 
 
 HERE = PredictionsHere()
@@ -74,7 +81,7 @@ def predict(
         threshold = float(np.mean([model.threshold for model in models]))
     geometry = geometry or slicing_geometry(source, preprocessing)
     images = cut(replace(source, mask=()), geometry).images
-    probabilities = restore(mean_probabilities(HERE.probabilities(models, images)), geometry)
+    probabilities = restore(mean_probabilities(HERE.probabilities(models, images, geometry.head_grey)), geometry)
     mask = (probabilities >= threshold).astype(np.uint8)
     return Prediction(probabilities, mask, threshold, geometry.voxel_mm, geometry)
 

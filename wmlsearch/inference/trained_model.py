@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.head_grey import head_grey_of_stored
 from wmlsearch.data.network_input import scale_grey_values, stack_positions
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.model.checkpoint import load_checkpoint
@@ -65,17 +66,24 @@ class TrainedModel:
         """Whether a slice cannot be predicted without its neighbours in the scan."""
         return self.config.input_slices > 1
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, head_grey: Sequence[tuple[float, float]] = ()) -> np.ndarray:
         """8-bit slices (N, H, W) -> probability of lesion, (N, H, W) float32. Runs on the network's device.
 
-        The slices are all those of one volume, in its order, if the model `needs_whole_volumes`.
+        Args:
+            images: the slices; all those of one volume, in its order, if the model `needs_whole_volumes`.
+            head_grey: of their volume, as in its geometry, or of each slice. Used for z-scores. Empty: not known, then
+                they are those of these slices together.
         """
         device, slices = self.unet.head.weight.device, torch.from_numpy(np.ascontiguousarray(images))
-        channels = stack_positions(len(slices), self.config.input_slices)
-        batches = [
-            self.probabilities_of_input(scale_grey_values(slices[positions].to(device)))
-            for positions in channels.split(VALIDATION_BATCH)
-        ]
+        levels = None
+        if self.config.intensity == "zscore":
+            pairs = torch.tensor(head_grey or [head_grey_of_stored(images)], dtype=torch.float32)
+            levels = pairs.expand(len(slices), 2)
+        batches = []
+        for positions in stack_positions(len(slices), self.config.input_slices).split(VALIDATION_BATCH):
+            centres = positions[:, self.config.input_slices // 2]
+            grey = None if levels is None else levels[centres].to(device)
+            batches.append(self.probabilities_of_input(scale_grey_values(slices[positions].to(device), grey)))
         return torch.cat(batches).numpy()
 
     @torch.inference_mode()

@@ -35,8 +35,8 @@ class _Networks:
     def add(self, key: int, model: TrainedModel) -> None:
         self._models[key] = model
 
-    def probabilities(self, key: int, images: np.ndarray) -> np.ndarray:
-        return HERE.probabilities([self._models[key]], images)[0]
+    def probabilities(self, key: int, images: np.ndarray, head_grey: Sequence[tuple[float, float]]) -> np.ndarray:
+        return HERE.probabilities([self._models[key]], images, head_grey)[0]
 
 
 class ClusterPredictions:
@@ -67,25 +67,32 @@ class ClusterPredictions:
         self._release(self.actors or [])
         self.actors = []
 
-    def probabilities(self, models: Sequence[TrainedModel], images: np.ndarray) -> list[np.ndarray]:
-        """Return the probabilities of each model: 8-bit slices (N, H, W) -> (N, H, W) float32."""
+    def probabilities(
+        self, models: Sequence[TrainedModel], images: np.ndarray, head_grey: Sequence[tuple[float, float]] = ()
+    ) -> list[np.ndarray]:
+        """Return the probabilities of each model: 8-bit slices (N, H, W) -> (N, H, W) float32.
+
+        `head_grey` as in `TrainedModel.probabilities`.
+        """
         if self.actors is None:
             self.actors = self._ask_for_slots()
         if self.actors:
             try:
-                return self._predict(models, images)
+                return self._predict(models, images, head_grey)
             except RayError as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self.say(f"note: a slot of the cluster was lost ({reason}), so this machine goes on predicting")
                 self._release(self.actors)
                 self.actors = []
-        return HERE.probabilities(models, images)
+        return HERE.probabilities(models, images, head_grey)
 
-    def _predict(self, models: Sequence[TrainedModel], images: np.ndarray) -> list[np.ndarray]:
+    def _predict(
+        self, models: Sequence[TrainedModel], images: np.ndarray, head_grey: Sequence[tuple[float, float]]
+    ) -> list[np.ndarray]:
         shared, steps = ray.put(images), []
         for model in models:
             key, actor = self._actor_with(model)
-            steps.append(actor.probabilities.remote(key, shared))
+            steps.append(actor.probabilities.remote(key, shared, head_grey))
         return [np.array(probabilities) for probabilities in ray.get(steps)]  # Ray's own arrays cannot be written
 
     def _actor_with(self, model: TrainedModel) -> tuple[int, Any]:

@@ -125,10 +125,13 @@ def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[Trained
         )
 
 
-def _predict(models: Networks, images: np.ndarray, predictions: Predictions) -> dict[str, list[np.ndarray]]:
+def _predict(
+    models: Networks, images: np.ndarray, head_grey: Sequence[tuple[float, float]], predictions: Predictions
+) -> dict[str, list[np.ndarray]]:
     """Return the probabilities of the networks of each role, (N, H, W) float32: all are asked for at once."""
-    networks = iter(predictions.probabilities([model for members in models.values() for model in members], images))
-    return {role: [next(networks) for _ in members] for role, members in models.items()}
+    networks = [model for members in models.values() for model in members]
+    probabilities = iter(predictions.probabilities(networks, images, head_grey))
+    return {role: [next(probabilities) for _ in members] for role, members in models.items()}
 
 
 class _Scorer:
@@ -236,7 +239,7 @@ def _score_volumes(
         origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}
         farthest_mm, farthest_px = _head_diagonals(slices.images, geometry)
         masks: dict[str, np.ndarray] = {}
-        for role, networks in _predict(models, slices.images, predictions).items():
+        for role, networks in _predict(models, slices.images, geometry.head_grey, predictions).items():
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
                 on_grid = restore(probabilities, geometry)
@@ -279,13 +282,13 @@ def _score_slices(
     predictions: Predictions,
 ) -> None:
     """Score the kept test slices: of data that came as images, and of splits by image."""
-    rows, images, experts = sealed.kept_slices()
+    rows, images, experts, head_grey = sealed.kept_slices()
     progress("scoring test slices", 0, len(rows))
     for start in range(0, len(rows), BATCH):
         batch = slice(start, start + BATCH)
         farthest = [_box_diagonal(find_head(image[None]).box) for image in images[batch]]
         masks: dict[str, np.ndarray] = {}
-        for role, networks in _predict(models, images[batch], predictions).items():
+        for role, networks in _predict(models, images[batch], head_grey[batch], predictions).items():
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
                 for row, one, expert, px in zip(rows[batch], probabilities, experts[batch], farthest, strict=True):
