@@ -9,11 +9,11 @@ import click
 from wmlsearch.cli import options
 
 
-@click.command("cluster-file", short_help="Write a file for a cluster: AWS, own machines, Slurm, Kubernetes.")
-@click.argument("kind", type=click.Choice(["aws", "on-prem", "slurm", "kuberay"]))
+@click.command("cluster-file", short_help="Write a file that describes a cluster.")
+@click.argument("kind", metavar="KIND", type=click.Choice(["aws", "on-prem", "slurm", "kuberay"]))
 @click.argument("out", type=click.Path(path_type=Path), default=Path())
 def cluster_file(kind: str, out: Path) -> None:
-    """Write the file for a cluster of KIND to OUT: a file with a suffix, or a folder (default: this one).
+    """Write the file for a cluster of KIND to OUT: a name with a suffix, or a folder (default: this one).
 
     \b
     aws      cluster.yaml for `ray up`: a head, and GPU machines as long as trials wait
