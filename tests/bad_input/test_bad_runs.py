@@ -313,7 +313,9 @@ def test_files_required_to_resume(search: Path, refused: Refused, no_ray: None) 
         "runs/s/search.json: lacks shape, so this search cannot be resumed; start a new search"
     )
     changed("search.json", shape={"workers_per_trial": 1, "gpus_per_worker": None}, data_path="nowhere")(search)
-    assert refused("tune", "--resume", "s") == ("nowhere: no such folder; make it with `wmlsearch prepare RAW nowhere`")
+    assert refused("tune", "--resume", "s") == (
+        "nowhere: the prepared data of s are not there (any more, or on this machine); name their folder with --data"
+    )
 
 
 @pytest.mark.parametrize("word", ["[/x]", ":fire:", "[red]"])

@@ -183,7 +183,7 @@ def test_a_relative_storage_is_the_same_folder_in_all_processes(
     """Ray's workers have another working folder than the command line."""
     monkeypatch.chdir(tmp_path)
     placement, search = Placement(storage=given.replace("CWD", str(tmp_path))), SearchDir(tmp_path / "runs" / "s")
-    placement.make_checkpoint_folder(search)
+    placement.prepare_storage(search)
     monkeypatch.chdir("/")
     assert placement.checkpoint_location(search.trial(3)) == str(tmp_path / "ckpts/s/trials/0003")
     Checkpoints(placement.checkpoint_location(search.trial(3))).fetch()
@@ -204,6 +204,10 @@ def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monk
     def killed(*_: object) -> None:
         raise SystemExit
 
+    def end() -> None:
+        final_training.finish_run(order, TrialResult(done=True, ended="completed"))
+        final_training.delete_unneeded(order)
+
     for owner, word, state in (
         (final_training, "fetch_best_weights", "running"),
         (RunDir, "set_status", "running"),
@@ -212,9 +216,9 @@ def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monk
         with monkeypatch.context() as patch:
             patch.setattr(owner, word, killed)
             with pytest.raises(SystemExit):
-                final_training.finish_run(order, TrialResult(done=True, ended="completed"))
+                end()
         assert (run.state, kept.last.exists()) == (state, True), "the run resumes, or has ended"
-    final_training.finish_run(order, TrialResult(done=True, ended="completed"))
+    end()
     assert (run.best.read_bytes(), kept.last.exists(), kept.best.exists()) == (b"best.pt", False, True)
 
 
@@ -228,8 +232,10 @@ def test_of_a_selection_run_only_the_metrics_are_kept(place: str, tmp_path: Path
     for path in (kept.best, kept.last):
         path.write_bytes(b"")
     final_training.finish_run(order, TrialResult(done=True, ended="failed", reason="no luck"))
+    final_training.delete_unneeded(order)
     assert (run.state, kept.last.exists(), kept.best.exists()) == ("failed", True, True)
     final_training.finish_run(order, TrialResult(done=True, ended="early_stopped"))
+    final_training.delete_unneeded(order)
     assert (run.state, kept.last.exists(), kept.best.exists()) == ("early_stopped", False, False)
     assert not run.best.exists()
 

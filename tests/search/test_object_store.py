@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,13 @@ from pyarrow import fs
 from records import run_record, search_record
 
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.search.checkpoints import CheckpointRetention, Checkpoints, stored_files, stored_snapshots
+from wmlsearch.search.checkpoints import (
+    CheckpointRetention,
+    Checkpoints,
+    delete_unknown_runs,
+    stored_files,
+    stored_snapshots,
+)
 from wmlsearch.search.object_store import BackgroundDeletions, ObjectStore, split_location
 from wmlsearch.workflows.placement import Placement
 
@@ -136,3 +142,35 @@ def test_a_store_that_is_gone_delays_the_end_for_a_while_only() -> None:
 def test_the_location_of_a_search_and_of_its_run() -> None:
     assert split_location("s3://b/x/s/trials/0003?region=r") == ("s3://b/x/s?region=r", "trials/0003")
     assert split_location("gs://b/s/final/paper-run0") == ("gs://b/s", "final/paper-run0")
+
+
+def test_checkpoints_are_deleted_when_the_copy_says_that_they_are_not_needed(store: Store, search: SearchDir) -> None:
+    """A search that returns from an older copy of its folder needs what it has not deleted by then."""
+    waiting: list[Callable[[], None]] = []
+    retention = CheckpointRetention(
+        store.placement.checkpoint_location, lambda _: 1, math.inf, ["val_dice"], waiting.append
+    )
+    run = RunDir.create(search.trial(0).path, run_record({"name": "trial-0000"}))
+    store.put(run, "last.pt", "best.pt")
+    retention.trial_ended(run, [0.5])
+    retention.search_resumed(search, [(run, [0.5])])
+    retention.wait()
+    stored = stored_files(search, [run], store.placement.checkpoint_location)
+    assert stored == {run: {"last.pt", "best.pt"}}
+    for action in waiting:
+        action()
+    retention.wait()
+    assert stored_files(search, [run], store.placement.checkpoint_location) == {run: {"best.pt"}}
+
+
+def test_checkpoints_of_runs_that_a_restored_search_does_not_have(store: Store, search: SearchDir) -> None:
+    """Their numbers are given to new trials, which must not go on from them."""
+    for run in (search.trial(0), search.final("paper", 0)):
+        RunDir.create(run.path, run_record({"name": run.name}))
+    runs = [search.trial(0), search.trial(1), search.final("paper", 0), search.final("paper", 1)]
+    for run in runs:
+        store.put(run, "last.pt", "best.pt")
+    store.placement.prepare_storage(search)
+    stored = stored_files(search, runs, store.placement.checkpoint_location)
+    assert [sorted(stored[run]) for run in runs] == [["best.pt", "last.pt"], [], ["best.pt", "last.pt"], []]
+    delete_unknown_runs(store.placement.checkpoint_location(SearchDir(search.path.parent / "new")), search)

@@ -34,6 +34,7 @@ from wmlsearch.workflows.remaining_work import nothing_left
 from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
 from wmlsearch.workflows.search_lines import SearchLines
 from wmlsearch.workflows.search_plan import ResumeRequest
+from wmlsearch.workflows.stored_search import search_to_resume
 from wmlsearch.workflows.tune import resume as _resume
 from wmlsearch.workflows.tune import tune as _tune
 
@@ -188,7 +189,8 @@ def tune(
         gpus_per_worker: GPUs of each worker. None: one where there are GPUs.
         trials_per_gpu: Trials that share a GPU; "auto" measures the fastest number.
         ray_address: Address of a Ray cluster. None: the Ray of this process, `RAY_ADDRESS`, or an embedded one.
-        storage: Folder or URI for checkpoints that all machines reach. None: `WMLSEARCH_STORAGE`, or the run folders.
+        storage: Folder or URI that all machines reach, for checkpoints and a copy of the run folder. None:
+            `WMLSEARCH_STORAGE`, or the run folders.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or a SQLite file in `out`.
         experiment: MLflow experiment. None: `MLFLOW_EXPERIMENT_NAME`, or `wmlsearch`.
         say: Called with each message, such as a line for each trial that ends. `print` shows them.
@@ -251,7 +253,8 @@ def resume(
         out: Folder of all runs.
         data: Folder of the prepared data set, if it was moved.
         ray_address: As of `tune`.
-        storage: Folder or URI of the checkpoints, if it was moved.
+        storage: Folder or URI of the checkpoints, if it was moved. A search that is not in `out` is restored from its
+            copy there, as on a new machine after the first one has died.
         mlflow_uri: As of `tune`.
         say: Called with each message.
         progress: Called as `progress(step, done, total)` while the sealed test is evaluated.
@@ -263,19 +266,23 @@ def resume(
     """
     check_keywords(resume, budgets, BudgetKeywords)
     runs, say = Path(out), says_in_python(say)
-    folder = _find_search(search, runs)
-    store = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    check_store_of_resumed(folder, store)
-    record = folder.record()
-    settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
-    uri = store_uri(folder.path.parent, store)
-    if complete := nothing_left(folder, settings, uri):
-        say(complete)
-        return Search(folder.path)
     placement = _placement(ray_address, storage)
-    request = ResumeRequest.of(folder, record, settings, Path(data) if data is not None else None, placement)
-    observer = Observer(SearchLines(folder, request.space, settings, say).update, say, progress)
-    return _ended(folder, lambda: _resume(folder, request, uri, observer), say)
+    name = str(search.path if isinstance(search, Search) else Path(search))
+    with search_to_resume(name, runs, placement.storage, say) as stored:
+        folder = _find_search(search, runs)
+        store = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        check_store_of_resumed(folder, store)
+        record = folder.record()
+        settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
+        uri = store_uri(folder.path.parent, store)
+        if complete := nothing_left(folder, settings, uri):
+            stored.complete(folder)
+            say(complete)
+            return Search(folder.path)
+        source = Path(data) if data is not None else None
+        request = ResumeRequest.of(folder, record, settings, source, placement, stored)
+        observer = Observer(SearchLines(folder, request.space, settings, say).update, say, progress)
+        return _ended(folder, lambda: _resume(folder, request, uri, observer), say)
 
 
 @raises_in_python()

@@ -84,8 +84,8 @@ ray_address = click.option(
 storage = click.option(
     "--storage",
     envvar="WMLSEARCH_STORAGE",
-    help="Folder or URI for checkpoints that all machines can reach; or set WMLSEARCH_STORAGE.  "
-    "[default: the run folders]",
+    help="Folder or URI that all machines can reach, for checkpoints and a copy of the run folder; or set "
+    "WMLSEARCH_STORAGE.  [default: checkpoints are in the run folders]",
 )
 gpus_per_worker = click.option("--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 if available]")
 trials_per_gpu = click.option(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from wmlsearch.runs.schema import SearchRecord
     from wmlsearch.workflows.observer import Outcome
     from wmlsearch.workflows.placement import Placement
+    from wmlsearch.workflows.search_plan import ResumeRequest
+    from wmlsearch.workflows.stored_search import StoredSearch
 
 # With --resume: the budgets may change; the others say where the search runs on this machine.
 CHANGEABLE_ON_RESUME = (
@@ -30,7 +32,9 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.command(short_help="Search for a better configuration than the baseline.")
 @click.argument("space", default="unet")
 @options.data
-@click.option("--resume", metavar="NAME", help="Resume a search that was stopped or that died.")
+@click.option(
+    "--resume", metavar="NAME", help="Resume a search that was stopped or died, with --storage also on another machine."
+)
 @click.option(
     "--continue",
     "continue_",
@@ -136,7 +140,7 @@ def tune(
     uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if continue_:
-        resume = _begun(name, resume, cluster, out)
+        resume = _begun(name, resume, cluster, out, placement.storage)
     elif resume is not None:
         _check_only_budgets_change()
     if resume is not None:
@@ -153,22 +157,16 @@ def tune(
     sys.exit(options.exit_status(outcome))
 
 
-def _begun(name: str | None, resume: str | None, cluster: Path | None, out: Path) -> str | None:
-    """Return the name of the search that `--continue` goes on with, or None if it has not begun.
-
-    Raises InputError if it began with other settings.
-    """
-    from wmlsearch.cli.continuation import check_same_search
+def _begun(name: str | None, resume: str | None, cluster: Path | None, out: Path, storage: str | None) -> str | None:
+    """Return the name of the search that `--continue` goes on with, or None if it has not begun, here or elsewhere."""
     from wmlsearch.config import InputError
-    from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.folders import SearchDir, check_name
+    from wmlsearch.workflows.stored_search import is_copied
 
     if name is None or resume is not None or cluster is not None:
         raise InputError("--continue: needs --name, and cannot be combined with --resume or --cluster")
-    if not SearchDir(out / check_name(name)).exists():
-        return None
-    check_same_search(open_search(name, out), CHANGEABLE_ON_RESUME)
-    return name
+    begun = SearchDir(out / check_name(name)).exists() or (storage is not None and is_copied(name, storage))
+    return name if begun else None
 
 
 def _start(
@@ -256,12 +254,9 @@ def _resume(
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
     from wmlsearch.config import InputError
-    from wmlsearch.runs.checks import open_search
     from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.observer import Observer
-    from wmlsearch.workflows.remaining_work import nothing_left
-    from wmlsearch.workflows.search_choices import check_store_of_resumed
-    from wmlsearch.workflows.search_plan import ResumeRequest
+    from wmlsearch.workflows.stored_search import search_to_resume
     from wmlsearch.workflows.tune import resume as resume_search
 
     if cluster is not None:
@@ -274,18 +269,44 @@ def _resume(
             )
         argv = remote.given(but=("cluster", "resume", "out"))
         sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
+    with search_to_resume(name, out, placement.storage, options.say) as stored:
+        search, request = _request_to_resume(name, data, placement, out, uri, mlflow_uri, stored)
+        request = dataclasses.replace(request, on_end=on_end)
+        with SearchDisplay(console(), search, request.space, request.settings) as display:
+            stored.say = display.say
+            observer = Observer(display.update, display.say, display.progress, end_this_process)
+            return search, resume_search(search, request, uri, observer)
+
+
+def _request_to_resume(
+    name: str,
+    data: Path | None,
+    placement: Placement,
+    out: Path,
+    uri: str,
+    mlflow_uri: str | None,
+    stored: StoredSearch,
+) -> tuple[SearchDir, ResumeRequest]:
+    """Return a search and the request to run the rest of it. Exits with status 0 if there is none."""
+    from wmlsearch.runs.checks import open_search
+    from wmlsearch.workflows.remaining_work import nothing_left
+    from wmlsearch.workflows.search_choices import check_store_of_resumed
+    from wmlsearch.workflows.search_plan import ResumeRequest
+
     search = open_search(name, out)
+    if click.get_current_context().params["continue_"]:
+        from wmlsearch.cli.continuation import check_same_search
+
+        check_same_search(search, CHANGEABLE_ON_RESUME)
     check_store_of_resumed(search, mlflow_uri)
     record = search.record()
     _note_experiment(record)
     settings = options.settings(**{**record.settings.model_dump(), **_budgets()})
     if complete := nothing_left(search, settings, uri):
+        stored.complete(search)
         options.say(complete)
         sys.exit(0)
-    request = dataclasses.replace(ResumeRequest.of(search, record, settings, data, placement), on_end=on_end)
-    with SearchDisplay(console(), search, request.space, settings) as display:
-        observer = Observer(display.update, display.say, display.progress, end_this_process)
-        return search, resume_search(search, request, uri, observer)
+    return search, ResumeRequest.of(search, record, settings, data, placement, stored)
 
 
 def _note_experiment(record: SearchRecord) -> None:

@@ -6,6 +6,7 @@ It may lag or fail without harm to the search: what the storage lacks is sent wh
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -28,6 +29,7 @@ EVERY_S = 3.0  # between two passes
 MAX_WAIT_S = 30.0  # between two attempts to reach a storage that is away
 SAY_AFTER_S = 60.0  # of a storage that is away
 _MODULE = "wmlsearch.cluster.copier"
+_log = logging.getLogger(__name__)
 
 
 class RunFolderCopier:
@@ -115,7 +117,7 @@ class RunFolderCopier:
                 return
             if not answer.problem:
                 for action in actions:
-                    action()
+                    _try(action)
             with self._condition:
                 if answer.problem:
                     self._changed = {**changed, **self._changed}
@@ -172,6 +174,14 @@ class RunFolderCopier:
             Target(str(self.search.path), lease.location, lease.token, self._sessions, writer=str(lease.process)),
         )
         return process
+
+
+def _try(action: Callable[[], None]) -> None:
+    """Call `action`; the copying goes on if it fails."""
+    try:
+        action()
+    except Exception:
+        _log.exception("an action that waited for the copy of the run folder failed")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _FILE = "lease.json"
 RENEW_S = 10.0  # between two renewals
 EXPIRES_S = 60.0  # without a change, after which another head takes the lease over
 SETTLE_S = 2.0  # after which a lease that was taken is read again
+RELEASE_S = 10.0  # how long the end of a search waits for a renewal that has begun
 _LOOK_S = 1.0  # between two looks at the lease of another head
 _log = logging.getLogger(__name__)
 
@@ -112,8 +113,10 @@ class Lease:
     def release(self) -> None:
         """Give the lease back, so that another head need not wait."""
         self._done.set()
-        self._thread.join()
-        with suppress(OSError):  # the storage is away: the lease expires
+        self._thread.join(RELEASE_S)
+        if self._thread.is_alive():  # the storage does not answer: the lease expires
+            return
+        with suppress(OSError):
             if not self.lost_to and holder(self._place, self.token) == "":
                 self._write(released=True)
 

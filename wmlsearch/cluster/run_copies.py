@@ -30,8 +30,9 @@ from pydantic import Field
 from wmlsearch.cluster.storage import Storage, reason
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import write_text
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.schema import RUNNING, Record, RunStatus
+from wmlsearch.runs.wording import command, run_words
 
 FOLDER = "run-folder"  # of the copy, in the folder of the search
 _INDEX = "index.json"
@@ -147,6 +148,21 @@ def _parse_index(data: bytes, place: Storage) -> CopyIndex:
     if index.format > FORMAT:
         raise InputError(f"{place}: was written by a newer version of wmlsearch; install that one")
     return index
+
+
+def check_no_copy(storage: str, run: AnyDir) -> None:
+    """Refuse a new run if the storage has the copy of a search of this name. Raises InputError that says how to go on.
+
+    The storage is not named as in a command if it has a password.
+    """
+    index = read_index(storage, run.name)
+    if index is not None:
+        shown = str(Storage(storage))
+        resume = command("tune", "--resume", *run_words(run.path), *(() if "***" in shown else ("--storage", shown)))
+        raise InputError(
+            f"--storage: {shown} has a search {run.name} already (state: {index.state}), and nothing is overwritten; "
+            f"go on with it (`{resume}`), choose another --name, or delete {copy_of(storage, run.name)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -277,6 +293,17 @@ def copy_is_newer(index: CopyIndex, search: SearchDir) -> bool:
     return (mark.after_session, mark.after_sequence) != (index.session, index.sequence)
 
 
+def copy_is_complete(storage: str, search: SearchDir) -> bool:
+    """Return whether a storage has all of a search that has ended. Raises InputError if that cannot be found out."""
+    index, mark = read_index(storage, search.name), read_mark(search)
+    return (
+        index is not None
+        and mark is not None
+        and index.complete
+        and (index.session, index.sequence) == (mark.session, mark.sequence)
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
@@ -319,6 +346,7 @@ class CopyWriter:
         self._status = RunStatus(state=RUNNING)  # of the search, as in the copy
         self._names = 0  # that were used in the storage
         self._copied: dict[str, _Copied] = {}  # by path in the run folder
+        self._of_run: dict[str, set[str]] = {}  # by path of a run: the paths of files that were seen in it
         self._files: dict[str, StoredFile] = {}  # large files, by the same
         self._full: list[str] = []  # packs that get no more pieces
         self._full_bytes = 0  # in them, before compression
@@ -426,10 +454,14 @@ class CopyWriter:
                 seen.add(self._relative(path))
                 if Path(place) != self.search.path:
                     self._copy_file(path)
-        within = "" if folder == self.search.path else self._relative(folder) + "/"
-        gone = [name for name in self._copied if name.startswith(within) and "/" in name and name not in seen]
-        for name in gone:
+        if folder == self.search.path:
+            known = {name for name in self._copied if "/" in name}
+        else:
+            known = self._of_run.get(self._relative(folder), set()) & self._copied.keys()
+        for name in known - seen:
             self._take(self._removed(name))
+        for name in seen:
+            self._of_run.setdefault("/".join(name.split("/")[:2]), set()).add(name)
 
     def _copy_file(self, path: Path) -> None:
         piece = self._read(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from wmlsearch.cluster.storage import Storage, file_system, reason
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import retry_while_unavailable
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
@@ -23,6 +24,7 @@ from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.wording import plural
 from wmlsearch.search.object_store import BackgroundDeletions, ObjectStore, is_object_store
 
+WhenCopied = Callable[[Callable[[], None]], None]  # calls what it gets when the storage has the run folder as it is now
 KEPT_BEST = 5  # number of best trials that keep their weights
 
 
@@ -140,6 +142,11 @@ class Checkpoints:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
+def at_once(action: Callable[[], None]) -> None:
+    """Call `action`: what a search does that has no copy of its run folder to wait for."""
+    action()
+
+
 class CheckpointRetention:
     """Deletes the checkpoints that ended trials no longer need, and keeps the weights of the best trials.
 
@@ -153,6 +160,8 @@ class CheckpointRetention:
         bytes_of_best: Returns the size of a run's `best`.
         limit_bytes: The largest total size of the weights that are kept.
         objectives: The metrics that trials are ranked by.
+        when_copied: Calls what deletes a file, when the storage has a copy of the run folder as it is now: a search
+            that returns from an older copy needs the checkpoints of trials that had not ended then.
     """
 
     def __init__(
@@ -161,7 +170,9 @@ class CheckpointRetention:
         bytes_of_best: Callable[[RunDir], int],
         limit_bytes: float,
         objectives: Sequence[str],
+        when_copied: WhenCopied = at_once,
     ) -> None:
+        self.when_copied = when_copied
         self.location, self.bytes_of_best, self.limit_bytes = location, bytes_of_best, limit_bytes
         self.objectives = objectives
         self.best: list[_EndedTrial] = []  # the best first
@@ -188,10 +199,15 @@ class CheckpointRetention:
             return
         unneeded = {(_path_in_store(run), run.last.name) for run, _ in ended}
         unneeded |= {(_path_in_store(run), run.best.name) for run in dropped}
-        self._deletions.delete_unneeded(location, lambda run, name: (run, name) not in unneeded)
+        self.when_copied(
+            lambda: self._deletions.delete_unneeded(location, lambda run, name: (run, name) not in unneeded)
+        )
 
     def delete(self, run: RunDir, name: str) -> None:
-        """Delete a checkpoint file of a trial: in a folder at once, in an object store soon."""
+        """Delete a checkpoint file of a trial, when it is copied: in a folder at once, in an object store soon."""
+        self.when_copied(lambda: self._delete(run, name))
+
+    def _delete(self, run: RunDir, name: str) -> None:
         location = self.location(run)
         if is_object_store(location):
             self._deletions.delete(location, name)
@@ -270,16 +286,35 @@ def _version(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
+def delete_unknown_runs(location: str, search: SearchDir) -> None:
+    """Delete the checkpoints of runs that a search does not have. Raises StorageError.
+
+    A search that was restored from a copy may have begun others later. Their numbers are given to new runs, which would
+    go on from these checkpoints.
+
+    Args:
+        location: Of the checkpoints of the search.
+        search: Its folder.
+    """
+    retry_while_unavailable(lambda: _delete_unknown_runs(Storage(location), search), without_password(location))
+
+
+def _delete_unknown_runs(storage: Storage, search: SearchDir) -> None:
+    for kind in ("trials", "final"):
+        known = {run.name for run in (search.trials() if kind == "trials" else search.finals())}
+        for name in storage.below(kind).names()[1]:
+            if name not in known:
+                storage.below(kind).delete_folder(name)
+
+
 def check_unused(location: str) -> None:
     """Refuse a location with checkpoints in it: a new run would go on from them. Raises InputError."""
     shown = without_password(location)
     try:
-        system, root = _file_system(location)
+        system, root = file_system(location)
         files = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"--storage: cannot read {shown} ({_reason(error, location)}); name another location"
-        ) from None
+        raise InputError(f"--storage: cannot read {shown} ({reason(error, location)}); name another location") from None
     checkpoints = sorted(info.path for info in files if info.base_name.endswith(".pt"))
     if checkpoints:
         raise InputError(
@@ -292,7 +327,7 @@ def check_unused(location: str) -> None:
 def check_writable(location: str) -> None:
     """Write and remove a small file. Raises InputError with the reason if that fails."""
     try:
-        system, root = _file_system(location)
+        system, root = file_system(location)
         system.create_dir(root, recursive=True)
         probe = f"{root}/.wmlsearch-probe-{os.getpid()}"
         with system.open_output_stream(probe) as stream:
@@ -300,19 +335,6 @@ def check_writable(location: str) -> None:
         system.delete_file(probe)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--storage {without_password(location)}: cannot be written ({_reason(error, location)}); "
+            f"--storage {without_password(location)}: cannot be written ({reason(error, location)}); "
             "name a folder or URI that all machines of the cluster can write"
         ) from None
-
-
-def _file_system(location: str) -> tuple[fs.FileSystem, str]:
-    uri = location if "://" in location else str(Path(location).resolve())
-    system: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
-    return system
-
-
-def _reason(error: Exception, location: str) -> str:
-    """Return the reason of a storage error in one line without a password."""
-    if code := getattr(error, "errno", None):
-        return os.strerror(code)
-    return without_password(" ".join(str(error).replace(location, without_password(location)).split()))[:200]

@@ -20,7 +20,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError, write_bytes
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.runs.schema import GOOD, RUNNING, EpochRow, RunRecord
-from wmlsearch.search.checkpoints import Checkpoints, delete_checkpoint
+from wmlsearch.search.checkpoints import Checkpoints, WhenCopied, at_once, delete_checkpoint
 from wmlsearch.search.group_resources import DriverPlace, KilledGroups, Machines
 from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
@@ -66,6 +66,7 @@ class RunTrainer:
         shipment: The prepared data set.
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
         say: Called with a line for the user about a machine that gets no more runs.
+        when_copied: As of `CheckpointRetention`.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class RunTrainer:
         shipment: Shipment,
         elastic: bool = False,
         say: Callable[[str], None] = lambda _: None,
+        when_copied: WhenCopied = at_once,
     ) -> None:
+        self.when_copied = when_copied
         self.settings, self.shipment, self.elastic, self.say = settings, shipment, elastic, say
         self.machines = MachineFailures(say)
         self.timeout_s = settings.trial_timeout or math.inf
@@ -237,6 +240,9 @@ class RunTrainer:
             else:
                 finish_run(request, result)
                 self.idle.append(group)
+                self.on_change(request.run)
+                self.when_copied(lambda: delete_unneeded(request))
+                return
         self.on_change(request.run)
 
     def _retry(self, request: TrainingRequest, error: Exception) -> bool:
@@ -290,19 +296,27 @@ def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str
 
 
 def finish_run(request: TrainingRequest, result: TrialResult) -> None:
-    """Copy the weights, write the status, delete the latest checkpoint: in this order.
+    """Copy the weights, then write the status. `delete_unneeded` comes after it.
 
-    A run that is killed in between either goes on from the checkpoint or has ended. Of a selection run only the metrics
-    are needed: its weights are deleted too.
+    A run that is killed in between either goes on from the checkpoint or has ended.
     """
-    only_metrics = request.run.record().purpose == "selection"
-    if not only_metrics:
+    if not _needs_only_metrics(request.run):
         fetch_best_weights(request.run, request.checkpoint_location)
     request.run.set_status(result.ended, result.reason, result.traceback)
-    if result.ended in GOOD:
-        delete_checkpoint(request.checkpoint_location, "last")
-        if only_metrics:
-            delete_checkpoint(request.checkpoint_location, "best")
+
+
+def delete_unneeded(request: TrainingRequest) -> None:
+    """Delete the latest checkpoint of a run whose folder says that it has ended well, and weights that nobody needs."""
+    if request.run.state not in GOOD:
+        return
+    delete_checkpoint(request.checkpoint_location, "last")
+    if _needs_only_metrics(request.run):
+        delete_checkpoint(request.checkpoint_location, "best")
+
+
+def _needs_only_metrics(run: RunDir) -> bool:
+    """Whether the weights of a run are of no use: those of a selection run."""
+    return run.record().purpose == "selection"
 
 
 def fetch_best_weights(run: RunDir, location: str) -> None:

@@ -265,9 +265,9 @@ class Recorder(tune.Callback):
             self.budget.add_error(trace or reason)
         elif state in GOOD:
             self.budget.add_success()
+        self.on_change(run)  # before the deletions, which wait for the copy of this change
         if state != "interrupted":
             self.retention.trial_ended(run, best)
-        self.on_change(run)
 
     def _best(self, run: RunDir) -> list[float] | None:
         """Return a trial's value of each objective, or None if it has none."""

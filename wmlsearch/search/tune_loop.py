@@ -19,7 +19,7 @@ from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.schema import UNFINISHED
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import bytes_for_best_weights, checkpoint_bytes
-from wmlsearch.search.checkpoints import CheckpointRetention
+from wmlsearch.search.checkpoints import CheckpointRetention, WhenCopied, at_once
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES
 from wmlsearch.search.group_resources import DriverPlace
 from wmlsearch.search.interrupts import graceful_stop
@@ -45,6 +45,7 @@ def run_trials(
     on_change: Callable[[AnyDir], None],
     elastic: bool = False,
     end_process: Callable[[int], None] | None = None,
+    when_copied: WhenCopied = at_once,
 ) -> Budget:
     """Run the trials of a search that have not ended, and return its budget, with the reason if they end early.
 
@@ -60,6 +61,7 @@ def run_trials(
         on_change: Called after each change in a run folder.
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
         end_process: Ends this process at once, with a status, at a second Ctrl-C. None: that is an error instead.
+        when_copied: As of `CheckpointRetention`.
 
     Raises:
         InputError: --max-checkpoint-gb is too small.
@@ -71,7 +73,7 @@ def run_trials(
     study = Study(search, space, settings)
     budget = Budget(search, settings, slots)
     limit_bytes = bytes_for_best_weights(space, settings, slots)
-    retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names)
+    retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names, when_copied)
     recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
     snapshot_every = settings.grace_epochs if scheduler.population is not None else 0
     job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)

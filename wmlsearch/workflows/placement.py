@@ -184,19 +184,29 @@ class Placement:
         return without_password(self.storage) if self.storage else None
 
     def check_storage_unused(self, run: AnyDir) -> None:
-        """Refuse a new run if the storage holds checkpoints of another run of this name. Raises InputError."""
+        """Refuse a new run if the storage holds another run of this name, or its checkpoints. Raises InputError."""
         if self.storage:
+            from wmlsearch.cluster.run_copies import check_no_copy
             from wmlsearch.search.checkpoints import check_unused
 
+            check_no_copy(self.storage, run)
             check_unused(self.checkpoint_location(run))
 
-    def make_checkpoint_folder(self, search: SearchDir) -> None:
-        """Make the folder of a search in the storage, below which workers make those of its trials. Raises OSError.
+    def prepare_storage(self, search: SearchDir) -> None:
+        """Delete the checkpoints of runs that a search does not have, and make its folder in the storage.
+
+        Raises OSError. Below that folder, workers make those of trials.
 
         Workers never make this one, so a storage that is unmounted during a search is waited for, not made anew.
         """
-        if self.storage and "://" not in self.storage:
-            Path(self.checkpoint_location(search)).mkdir(parents=True, exist_ok=True)
+        if not self.storage:
+            return
+        from wmlsearch.search.checkpoints import delete_unknown_runs
+
+        location = self.checkpoint_location(search)
+        if "://" not in self.storage:
+            Path(location).mkdir(parents=True, exist_ok=True)
+        delete_unknown_runs(location, search)
 
     def checkpoint_location(self, run: AnyDir) -> str:
         """Return the folder or URI of a run's checkpoints: its run folder, or its folder in the storage."""

@@ -27,6 +27,7 @@ from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.remaining_work import evaluates_models, judged_by_older_version
 from wmlsearch.workflows.sealed_test import evaluate_search
 from wmlsearch.workflows.search_plan import SearchPlan
+from wmlsearch.workflows.stored_search import NO_STORAGE, StoredSearch
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.data_shipping import Shipment
@@ -41,14 +42,26 @@ class _End:
 
 
 def run_search(
-    search: SearchDir, plan: SearchPlan, mlflow_uri: str, observer: Observer, release_ray: Callable[[], None]
+    search: SearchDir,
+    plan: SearchPlan,
+    mlflow_uri: str,
+    observer: Observer,
+    release_ray: Callable[[], None],
+    stored: StoredSearch = NO_STORAGE,
 ) -> Outcome:
     """Run a search whose folder exists and is locked. Whatever happens, the folder says how it ended.
 
-    `release_ray` is called when the end is recorded, before the report is written, which can take longer than a batch
-    system waits after its SIGTERM.
+    Args:
+        search: Its folder.
+        plan: What preflight has decided.
+        mlflow_uri: Of the MLflow store.
+        observer: Follows the search.
+        release_ray: Called when the end is recorded, before the report is written, which can take longer than a batch
+            system waits after its SIGTERM.
+        stored: Copies the run folder to the storage, if there is one.
     """
-    plan.placement.make_checkpoint_folder(search)
+    plan.placement.prepare_storage(search)
+    stored.begin(search)
     mirror = Mirror(search, mlflow_uri)
     for run in search.all_runs():  # MLflow may lack how the runs of a search ended whose process was killed
         mirror.notify(run)
@@ -56,13 +69,14 @@ def run_search(
 
     def on_change(run: AnyDir) -> None:
         mirror.notify(run)  # first, since the next lines may find the disk full
+        stored.notify(run)
         checkpoint_usage.update(run)
         observer.on_change(run)
 
     end = _End("failed", "it broke off with an error")
     try:
         with signals_as_interrupts():
-            end = _run_stages(search, plan, replace(observer, on_change=on_change))
+            end = _run_stages(search, plan, replace(observer, on_change=on_change), stored)
     except KeyboardInterrupt as interrupt:
         end = _End("interrupted", reason_of(interrupt))
     except OSError as error:  # the disk is full or the storage is gone: what is written stays, to be resumed
@@ -72,6 +86,7 @@ def run_search(
             _interrupt_running(search, end.reason)
             end = _record_end(search, plan, end)
             mirror.notify(search)
+            stored.notify(search)
             _release(release_ray, observer.say)
             pictures = _write_report(search, plan, observer)
             # Every run once more: an interrupt may have come between a change and its notification, and which trials
@@ -81,10 +96,12 @@ def run_search(
             observer.on_change(search)
             with signals_as_interrupts():
                 mlflow_problem = mirror.close()
+            with signals_as_interrupts():
+                stored.finish(search)  # MLflow's ledgers are part of the copy
     return Outcome(search, end.reason, mlflow_problem, pictures)
 
 
-def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End:
+def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer, stored: StoredSearch) -> _End:
     """Run the forecast, the trials, the final runs and the sealed test, as far as the search gets."""
     from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.search.tune_loop import run_trials
@@ -96,12 +113,12 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer) -> _End
         observer.on_change(search)
     budget = run_trials(
         search, plan.space, settings, shipment, plan.slots, placement.checkpoint_location, observer.on_change,
-        elastic=placement.on_cluster, end_process=observer.end_process,
+        elastic=placement.on_cluster, end_process=observer.end_process, when_copied=stored.when_copied,
     )  # fmt: skip
     _fetch_best_weights(search, placement)
     stopped = budget.reason.startswith("stopped")
     if settings.baseline and not budget.failed and not stopped and not judged_by_older_version(search):
-        _choose_and_judge(search, plan, shipment, observer)
+        _choose_and_judge(search, plan, shipment, observer, stored)
     return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
 
 
@@ -116,7 +133,9 @@ def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
             fetch_best_weights(run, placement.checkpoint_location(run))
 
 
-def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, observer: Observer) -> None:
+def _choose_and_judge(
+    search: SearchDir, plan: SearchPlan, shipment: Shipment, observer: Observer, stored: StoredSearch
+) -> None:
     """Choose the champion, train it and the baseline anew, keep both, and compare them on the sealed test.
 
     A killed search goes on with the step that it was in: what a step has finished is in the run folder. The champion is
@@ -125,7 +144,8 @@ def _choose_and_judge(search: SearchDir, plan: SearchPlan, shipment: Shipment, o
     from wmlsearch.search.final_training import RunTrainer
 
     champion = PAPER
-    with RunTrainer(plan.settings, shipment, elastic=plan.placement.on_cluster, say=observer.say) as trainer:
+    elastic = plan.placement.on_cluster
+    with RunTrainer(plan.settings, shipment, elastic, observer.say, stored.when_copied) as trainer:
         if plan.settings.confirm_top:
             train_selection_runs(search, plan, trainer, observer)
             champion = _choose_champion(search, observer)

@@ -14,6 +14,7 @@ from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.schema import DataRecord, SearchRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL, Placement
+from wmlsearch.workflows.stored_search import NO_STORAGE, StoredSearch
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Reserved, Slots
@@ -38,6 +39,7 @@ class ResumeRequest(SearchRequest):
     """What `tune --resume` asks for."""
 
     recorded_data: DataRecord  # the data set that the search began with
+    stored: StoredSearch = NO_STORAGE  # the lease that this process holds of the search
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class ResumeRequest(SearchRequest):
         settings: RunSettings,
         data: Path | None = None,
         placement: Placement = LOCAL,
+        stored: StoredSearch = NO_STORAGE,
     ) -> ResumeRequest:
         """Return the request to resume a search. Raises InputError if it cannot be resumed.
 
@@ -56,6 +59,7 @@ class ResumeRequest(SearchRequest):
             settings: Those of the record, perhaps with other budgets.
             data: Folder of the prepared data set, if it was moved.
             placement: The Ray, and the storage if it was moved. The shape of the trials stays as recorded.
+            stored: The lease that this process holds of the search, where it has a storage.
         """
         lacking = [name for name in ("shape", "data_path") if not getattr(record, name)]
         if record.shape is None or lacking:
@@ -64,8 +68,14 @@ class ResumeRequest(SearchRequest):
                 "start a new search"
             )
         placement = placement.of_resumed(record.name, record.shape, record.storage)
-        data = data or Path(record.data_path)
-        return cls(record.space.space(), settings, data, placement, recorded_data=record.data)
+        if data is None:
+            data = Path(record.data_path)
+            if not data.exists():
+                raise InputError(
+                    f"{data}: the prepared data of {record.name} are not there (any more, or on this machine); name "
+                    "their folder with --data"
+                )
+        return cls(record.space.space(), settings, data, placement, recorded_data=record.data, stored=stored)
 
 
 @dataclass(frozen=True)

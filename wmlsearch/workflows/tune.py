@@ -20,7 +20,9 @@ from wmlsearch.workflows.preflight import check_new_search, check_resumed_search
 from wmlsearch.workflows.provenance import search_record
 from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
+from wmlsearch.workflows.stored_search import StoredSearch, stored_search
 
+FINISH_S = 10.0  # for the copy of the run folder, when Ray has died
 ATTEMPTS, ATTEMPT_S = (
     2,
     25.0,
@@ -37,8 +39,13 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     earlier, left_out = read_earlier_trials(request, data, observer.say)
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
-    with CommandAtEnd(search, request.on_end, observer.say) as at_end, contextlib.ExitStack() as stack:
-        stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end))
+    with (
+        CommandAtEnd(search, request.on_end, observer.say) as at_end,
+        stored_search(request.placement.storage, search, observer.say) as stored,
+        contextlib.ExitStack() as stack,
+    ):
+        request.placement.check_storage_unused(search)  # another head may have begun it meanwhile
+        stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end, stored))
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
         with search.locked():
@@ -46,7 +53,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
             SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
             at_end.begun = True
             search.set_earlier(earlier)
-            return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close)
+            return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close, stored=stored)
 
 
 def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer: Observer | None = None) -> Outcome:
@@ -55,13 +62,15 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
     Raises InputError for what cannot run.
     """
     observer = observer or Observer()
-    data = check_resumed_search(search, request)
+    data, stored = check_resumed_search(search, request), request.stored
     with (
         CommandAtEnd(search, request.on_end, observer.say) as at_end,
         search.locked(),
+        contextlib.ExitStack() as at_exit,
         contextlib.ExitStack() as stack,
     ):
-        stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end))
+        at_exit.callback(stored.release)  # before the command at the end, which may go on with the search
+        stack.enter_context(_ray(search, request.placement, mlflow_uri, observer, at_end, stored))
         plan = plan_search(request, data, observer.say)
         placement = plan.placement
         search.change_settings(plan.settings, placement.storage_without_password, placement.given_ray_address)
@@ -69,12 +78,17 @@ def resume(search: SearchDir, request: ResumeRequest, mlflow_uri: str, observer:
         observer.say(f"trials run {plan.slots}")
         search.set_status(RUNNING)
         at_end.begun = True
-        return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close)
+        return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close, stored=stored)
 
 
 @contextlib.contextmanager
 def _ray(
-    search: SearchDir, placement: Placement, mlflow_uri: str, observer: Observer, at_end: CommandAtEnd
+    search: SearchDir,
+    placement: Placement,
+    mlflow_uri: str,
+    observer: Observer,
+    at_end: CommandAtEnd,
+    stored: StoredSearch,
 ) -> Iterator[None]:
     """Connect to Ray and watch for a search that waits for resources, as long as the block lasts."""
     from wmlsearch.cluster.connect import ray_session
@@ -85,6 +99,8 @@ def _ray(
     def record(why: str) -> None:
         if at_end.begun:
             record_broken_end(search, why)
+            stored.finish(search, FINISH_S)
+            stored.release()
             observer.say(f"to resume: {resume_command(search, mlflow_uri)}")
             if note := resume_note(search, mlflow_uri):
                 observer.say(note)
