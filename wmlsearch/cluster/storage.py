@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
@@ -72,7 +74,7 @@ class Storage:
         system, root = self._place
         path = f"{root}/{name}"
         aside = path if self.is_object_store else f"{root}/.{name}.{secrets.token_hex(4)}"
-        with system.open_output_stream(aside) as stream:
+        with self._removed_if_it_fails(aside), system.open_output_stream(aside) as stream:
             stream.write(data)
         if aside != path:
             system.move(aside, path)
@@ -80,9 +82,20 @@ class Storage:
     def upload(self, file: IO[bytes], name: str) -> None:
         """Write a file from an open one, a part at a time. `name` is not in use yet."""
         system, root = self._place
-        with system.open_output_stream(f"{root}/{name}") as stream:
+        with self._removed_if_it_fails(f"{root}/{name}"), system.open_output_stream(f"{root}/{name}") as stream:
             while chunk := file.read(_CHUNK):
                 stream.write(chunk)
+
+    @contextmanager
+    def _removed_if_it_fails(self, path: str) -> Iterator[None]:
+        """Remove a file that the block could not write completely: on a full disk, parts would fill it for good."""
+        try:
+            yield
+        except OSError:
+            if not self.is_object_store:
+                with suppress(OSError):
+                    self._place[0].delete_file(path)
+            raise
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to `path`. Raises FileNotFoundError if it does not exist."""
