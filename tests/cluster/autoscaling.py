@@ -22,6 +22,12 @@ import yaml
 
 HEAD_ID = "f" * 51 + "00000"  # as the provider expects it
 MAX_MACHINES = 2
+# In a process of its own: Ray reads whether there is a token when it is imported.
+GROUPS = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(*(group["state"] for group in ray.util.placement_group_table().values()))
+"""
 SPACE = {
     "base_channels": 8,
     "depth": 2,
@@ -114,8 +120,8 @@ def main(folder: Path, data: Path, words: list[str]) -> None:
     until = time.monotonic() + 60
     while machines() and time.monotonic() < until:
         time.sleep(0.2)  # between two looks, until the idle machines are stopped
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    groups = [group["state"] for group in ray.util.placement_group_table().values()]
+    words = [sys.executable, "-c", GROUPS, address]
+    groups = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
     seen = {"status": search.returncode, "began_with": began_with, "most": most, "left": machines(), "groups": groups}
     print(json.dumps({**seen, "log": (folder / "log.txt").read_text()}))
 
