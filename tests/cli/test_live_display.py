@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.final_training import write_result
 from wmlsearch.search.messages import TrialResult
 from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.search_lines import SearchLines
 
 SETTINGS = RunSettings(trials=3).model_dump()
 DATA = {"name": "prepared", "fingerprint": "f00d", "optimistic": True}
@@ -64,6 +66,24 @@ def test_a_wide_terminal_has_a_column_for_each_hyperparameter(search: SearchDir)
         "paper                       1                       0.2000               -               0  1 completed  "
         "baseline",
     ]
+
+
+def test_a_search_that_waits_for_machines_says_so(search: SearchDir) -> None:
+    search.set_status("running", "machine 10.0.0.2 gets no more trials")
+    search.update_usage(slots=1, slots_waiting=3)
+    assert "1 slot has its machine, 3 wait for machines" in shown(search, 200)
+    assert "note: machine 10.0.0.2 gets no more trials" in shown(search, 200)
+    said: list[str] = []
+    lines = SearchLines(search, SearchSpace.from_mapping(SPACE, "here"), RunSettings(**SETTINGS), said.append)
+    lines.slots_looked = -math.inf
+    lines.update(search.trial(0))
+    assert said[0] == "1 slot has its machine, 3 wait for machines"
+    lines.update(search.trial(0))
+    search.update_usage(slots=4, slots_waiting=0)
+    lines.slots_looked = -math.inf
+    lines.update(search.trial(0))
+    assert [line for line in said if "slot" in line] == [said[0], "all slots have their machines"]
+    assert not any("for machines" in line for line in shown(search, 200))
 
 
 def test_a_search_that_is_still_ending_says_so(search: SearchDir) -> None:

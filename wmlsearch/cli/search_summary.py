@@ -34,8 +34,9 @@ def show_search(console: Console, search: SearchDir) -> None:
         )
     if status.state == RUNNING and (words := slots_in_words(search.usage())):
         console.print(words, highlight=False)
-    if status.reason:
-        console.print(f"ended early: {status.reason}", highlight=False)
+    if status.reason:  # of a running search: what became of a machine
+        note = "note" if status.state == RUNNING else "ended early"
+        console.print(f"{note}: {status.reason}", highlight=False)
     for entry in (*board.trials, *board.finals):
         if entry.state in BAD:
             state = entry.state.replace("_", " ")

@@ -143,9 +143,13 @@ def _choose_and_judge(
     """
     from wmlsearch.search.final_training import RunTrainer
 
+    def note_machine(text: str) -> None:
+        search.set_status(RUNNING, text)
+        observer.on_change(search)
+
     champion = PAPER
     elastic = plan.placement.on_cluster
-    with RunTrainer(plan.settings, shipment, elastic, observer.say, stored.when_copied) as trainer:
+    with RunTrainer(plan.settings, shipment, elastic, note_machine, stored.when_copied) as trainer:
         if plan.settings.confirm_top:
             train_selection_runs(search, plan, trainer, observer)
             champion = _choose_champion(search, observer)
