@@ -156,7 +156,7 @@ class RunTrainer:
         if self.slots is None:
             raise RuntimeError("a worker group is started by train()")
         job = WorkerJob(self.shipment, self.settings, self.slots.cpus, self.slots, self.elastic)
-        if self.elastic and self.slots.workers > 1:
+        if self.elastic:
             keep_coordinator_here()
         place = DriverPlace.on_this_ray(self.slots.count)
         actor: Any = ray.remote(num_cpus=0)(WorkerGroup)

@@ -67,10 +67,10 @@ def _causes(error: Exception) -> list[Exception]:
 
 
 def keep_coordinator_here() -> None:
-    """Start the actor that elastic groups ask for machines on the machine of this process, if it does not run yet.
+    """Start the actor that all groups ask for machines on the machine of this process, if it does not run yet.
 
-    The first group would start it on its own machine. It never leaves that one: were the machine taken away, no group
-    could start any more.
+    The first group would start it on its own machine. It never leaves that one: were the machine taken away, no elastic
+    group could start any more.
     """
     get_or_create_autoscaling_coordinator()
 
