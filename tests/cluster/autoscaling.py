@@ -57,7 +57,7 @@ def config(address: str) -> dict[str, Any]:
         "cluster_name": "autoscaling",
         "provider": provider,
         "max_workers": MAX_MACHINES,
-        "idle_timeout_minutes": 0.05,
+        "idle_timeout_minutes": 0.2,  # longer than a worker takes to start
         "upscaling_speed": 1,
         "head_node_type": "ray.head.default",
         "available_node_types": {
