@@ -309,20 +309,26 @@ class RunSettings(_Strict):
     sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = Field(
         "forest", description="What proposes configurations: `forest` is this project's, the others are Optuna's."
     )
-    scheduler: Literal["asha", "hyperband", "median", "none", "pbt"] = Field(
+    scheduler: Literal["asha", "predictive", "hyperband", "median", "none", "pbt"] = Field(
         "asha",
-        description="What stops poor trials early: one of Ray Tune's schedulers, or this project's `pbt`, which starts "
-        "children of good trials in their place.",
+        description="What stops poor trials early: one of Ray Tune's schedulers, or this project's `predictive`, which "
+        "compares predicted results, and `pbt`, which starts children of good trials in their place.",
+    )
+    experience: bool = Field(
+        True, description="Let recorded trainings of other tasks teach `predictive` before the first trial."
     )
     grace_epochs: int = Field(
         2,
         ge=1,
         le=100_000,
-        description="No trial is stopped before this epoch: the first rung of ASHA. `pbt` compares trials at each "
-        "multiple of it.",
+        description="No trial is stopped before this epoch: the first rung of ASHA and `predictive`. `pbt` compares "
+        "trials at each multiple of it.",
     )
     reduction_factor: int = Field(
-        3, ge=2, le=1_000_000, description="ASHA: the best 1/`reduction_factor` of each rung continue to the next."
+        3,
+        ge=2,
+        le=1_000_000,
+        description="ASHA, `predictive`: the best 1/`reduction_factor` of each rung continue to the next.",
     )
     workers_per_trial: int = Field(1, ge=1, le=4096, description="Workers (processes) that train one trial together.")
     trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(

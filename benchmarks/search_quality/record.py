@@ -1,6 +1,6 @@
 """Record table.csv, a tabular benchmark of this task: full learning curves of random configurations.
 
-    python -m benchmarks.search_quality.record [--until 240] [--minutes 30] [--jobs 2] [--device cuda]
+    python -m benchmarks.search_quality.record [--task few] [--until 240] [--minutes 30] [--jobs 2] [--device cuda]
 
 Run it again to continue: recorded rows are kept. A search can then be replayed by looking up scores instead of
 training. Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow), so it runs on any machine with torch.
@@ -57,6 +57,9 @@ METRICS = (
 class Task:
     """What each configuration is trained on. Rows of different tasks must not stand in one table."""
 
+    table: str = "table.csv"
+    seed: int = SEED  # of the phantom
+    first: int = 0  # number of the first configuration: tasks share none
     patients: int = 18
     val_patients: tuple[str, ...] = ("02", "04", "07", "10", "13")
     test_patients: tuple[str, ...] = ("18",)  # required by a split, not used here
@@ -66,10 +69,20 @@ class Task:
 
     def prepare(self, folder: Path) -> Path:
         """Make the data in `folder`, and return the prepared data set. It is the same each time."""
-        raw = write_phantom(folder / "raw", patients=self.patients, timepoints=1, shape=self.shape, seed=SEED)
+        raw = write_phantom(folder / "raw", patients=self.patients, timepoints=1, shape=self.shape, seed=self.seed)
         split = {"val_patients": self.val_patients, "test_patients": self.test_patients}
         prepare(raw, folder / "prepared", PrepareOptions(plane="axial", size=self.size, jobs=1, **split))
         return folder / "prepared"
+
+
+TASKS = {
+    "phantom": Task(),
+    # half as many patients on coarser pixels: less than half as many steps, so trainings learn later
+    "few": Task(
+        table="few.csv", seed=1, first=1000, patients=10, val_patients=("02", "05", "08"), test_patients=("10",),
+        shape=(48, 48, 24), size=24,
+    ),
+}  # fmt: skip
 
 
 class Table:
@@ -145,13 +158,13 @@ def record(
     device: str = "cpu",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Record the configurations below `until` that the table lacks. None is started after `minutes`.
+    """Record those of the first `until` configurations that the table lacks. None is started after `minutes`.
 
     Raises InputError if the table is of another search space.
     """
     start = time.monotonic()
     table = Table(path, space)
-    numbers = [number for number in range(until) if number not in table.done]
+    numbers = [number for number in range(task.first, task.first + until) if number not in table.done]
     if not numbers:
         return
     due = (number for number in numbers if time.monotonic() < start + 60 * minutes)
@@ -202,14 +215,13 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, which the processes share")
-    parser.add_argument(
-        "--table", type=Path, default=HERE / "table.csv", metavar="FILE", help="the table (default: table.csv)"
-    )
+    parser.add_argument("--task", choices=TASKS, default="phantom", help="what is trained on (default: phantom)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="the table (default: that of the task)")
     given = parser.parse_args()
-    space = SearchSpace.read(HERE / "space.yaml")
+    space, task = SearchSpace.read(HERE / "space.yaml"), TASKS[given.task]
     try:
         record(
-            given.table, space, Task(), until=given.until, jobs=given.jobs, minutes=given.minutes,
+            given.table or HERE / task.table, space, task, until=given.until, jobs=given.jobs, minutes=given.minutes,
             device=given.device, tell=partial(print, flush=True),
         )  # fmt: skip
     except InputError as error:

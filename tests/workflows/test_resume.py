@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from processes import wait_for
@@ -180,11 +181,15 @@ def test_a_search_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     assert [trial[1].name for trial in study_trials(search)] == ["COMPLETE", "PRUNED", "COMPLETE", "RUNNING"]
 
 
-@pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "none"])
+@pytest.mark.parametrize("kind", ["asha", "predictive", "hyperband", "median", "none"])
 def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path: Path) -> None:
     settings = RunSettings(scheduler=kind, epochs=9, grace_epochs=1, reduction_factor=2)
     search, space = SearchDir(tmp_path), SearchSpace.read("quick")
     curves = {n: [((n * 7) % 12) / 20 + epoch / 100 for epoch in range(9)] for n in range(24)}
+    configs = {n: space.config(space.sample(np.random.default_rng(n))) for n in range(24)}
+
+    def scheduler() -> Scheduler:
+        return Scheduler(settings, space, configs.__getitem__)
 
     def live(scheduler: Scheduler, numbers: range) -> dict[int, int]:
         lasted = {}
@@ -195,18 +200,18 @@ def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path
                     break
         return lasted
 
-    whole = live(Scheduler(settings), range(24))
+    whole = live(scheduler(), range(24))
     assert (len(set(whole.values())) > 1) == (kind != "none")
     for number in range(12):
         values = curves[number][: whole[number]]
         state = "completed" if whole[number] == 9 else "running" if number == 11 else "stopped"
-        written(search, number, space.config({}), values, state)
-    scheduler = Scheduler(settings)
-    replay_reports(search, settings, scheduler)
-    assert live(scheduler, range(12, 24)) == {number: whole[number] for number in range(12, 24)}
+        written(search, number, configs[number], values, state)
+    resumed = scheduler()
+    replay_reports(search, settings, resumed)
+    assert live(resumed, range(12, 24)) == {number: whole[number] for number in range(12, 24)}
     # trial 11 died between its last line and its status
     assert search.trial(11).status().state == ("completed" if whole[11] == 9 else "stopped")
-    assert not scheduler.report(3, 1, 0.0), "what was heard before changes nothing"
+    assert not resumed.report(3, 1, 0.0), "what was heard before changes nothing"
 
 
 def about(**more: Any) -> Mapping[str, Any]:

@@ -67,7 +67,8 @@ class SettingKeywords(BudgetKeywords, total=False):
     objective: str
     objectives: Sequence[str]
     sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"]
-    scheduler: Literal["asha", "hyperband", "median", "none", "pbt"]
+    scheduler: Literal["asha", "predictive", "hyperband", "median", "none", "pbt"]
+    experience: bool
     grace_epochs: int
     reduction_factor: int
     baseline: bool

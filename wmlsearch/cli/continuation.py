@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from wmlsearch.runs.schema import SearchRecord
 
 _SHAPE = ("workers_per_trial", "gpus_per_worker", "trials_per_gpu")
-_NEGATIVE = {"no_baseline": "baseline"}  # options that stand for the opposite of a setting
+_NEGATIVE = {
+    "no_baseline": "baseline",
+    "no_experience": "experience",
+}  # options that stand for the opposite of a setting
 
 
 def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from wmlsearch.cli.tune import tune, with_objectives
 # Options of `tune`, without a line of their own in `options`, that change what a search costs, or whether it can run.
 OPTIONS_OF_TUNE = (
     "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "sampler", "scheduler",
-    "warm_start", "objectives",
+    "no_experience",     "warm_start", "objectives",
 )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def plan(
     warm_start: tuple[str, ...],
     objectives: str | None,
     no_baseline: bool,
+    no_experience: bool,
     out: Path,
     as_json: bool,
     **settings: Any,
@@ -74,7 +75,7 @@ def plan(
         settings = settings if objectives is None else with_objectives(objectives, settings)
         choices = SearchChoices(
             space=options.space_to_search(space),
-            settings={**settings, "baseline": not no_baseline},
+            settings={**settings, "baseline": not no_baseline, "experience": not no_experience},
             data=data,
             placement=Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu),
             warm_start=[open_search(name, out) for name in warm_start],

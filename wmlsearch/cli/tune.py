@@ -64,7 +64,11 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
     type=options.SettingChoice("scheduler"),
     default="asha",
     show_default=True,
-    help="What stops poor trials early (Ray Tune). pbt: children of good trials replace poor trials.",
+    help="What stops poor trials early (Ray Tune). predictive: by predicted results. pbt: children of good trials "
+    "replace poor trials.",
+)
+@click.option(
+    "--no-experience", is_flag=True, help="--scheduler predictive: do not learn from recorded trainings of other tasks."
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @options.workers_per_trial
@@ -113,6 +117,7 @@ def tune(
     name: str | None,
     out: Path,
     no_baseline: bool,
+    no_experience: bool,
     no_forecast: bool,
     mlflow_uri: str | None,
     experiment: str,
@@ -147,7 +152,7 @@ def tune(
         search, outcome = _resume(resume, data, placement, cluster, out, uri, mlflow_uri, on_end)
     else:
         settings = settings if objectives is None else with_objectives(objectives, settings)
-        settings |= {"baseline": not no_baseline, "forecast": not no_forecast}
+        settings |= {"baseline": not no_baseline, "experience": not no_experience, "forecast": not no_forecast}
         search, outcome = _start(
             space, settings, warm_start, data, placement, cluster, name, out, uri, experiment, on_end
         )

@@ -13,6 +13,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.search.pbt import expected_size
 
 HYPERBAND_BRACKETS = 3  # at most
+BLIND_SHARE = 2 / 9  # of the epochs, before predictive compares values: benchmarks/README.md
 MEDIAN_NEEDS = 3  # other trials, before Ray's median rule stops one
 # What the forecast assumes, by scheduler.
 NOTES = {
@@ -35,14 +36,14 @@ def rungs(
 ) -> tuple[Rung, ...]:
     """Return the rungs of a search with the expected numbers of trials.
 
-    asha: a trial goes on if it is among the best 1 / `reduction_factor` of those that reached the rung before. The
-    first one always goes on, so a small search trains more than that share. The ranks of trials are assumed to be
-    independent from rung to rung. Where good trials stay good (and rungs compare best epochs so far), more of them go
-    on: with 27 trials, Ray's scheduler trains half as many epochs again. Trials that stop early by themselves, and a
-    first trial that is hard to beat, reduce the number. hyperband: the same in each bracket. median: see NOTES.
+    asha, predictive: a trial goes on if it is among the best 1 / `reduction_factor` of those that reached the rung
+    before. The first one always goes on, so a small search trains more than that share. The ranks of trials are assumed
+    to be independent from rung to rung. Where good trials stay good (and rungs compare best epochs so far), more of
+    them go on: with 27 trials, Ray's scheduler trains half as many epochs again. Trials that stop early by themselves,
+    and a first trial that is hard to beat, reduce the number. hyperband: the same in each bracket. median: see NOTES.
     """
     first = min(grace_epochs, epochs)
-    if scheduler == "asha":
+    if scheduler in ("asha", "predictive"):
         return _levels(_halving(trials, epochs, first, reduction_factor))
     if scheduler == "hyperband":
         return _levels(_brackets(trials, epochs, first, reduction_factor))
@@ -60,10 +61,9 @@ def _levels(arrive: Mapping[int, float]) -> tuple[Rung, ...]:
 
 def _halving(trials: float, epochs: int, first: int, reduction_factor: int) -> dict[int, float]:
     """Return how many trials reach each rung, by its epoch."""
-    arrive, milestone = {}, first
-    while milestone < epochs:
+    arrive = {}
+    for milestone in rung_epochs(epochs, first, reduction_factor):
         arrive[milestone], trials = trials, _going_on(trials, reduction_factor)
-        milestone *= reduction_factor
     return {**arrive, epochs: trials}
 
 
@@ -97,6 +97,23 @@ def _going_on(arrivals: float, reduction_factor: int) -> float:
     return passed
 
 
+def first_rung(settings: RunSettings) -> int:
+    """Return the epoch of the first rung. Without recorded trainings, predictive waits until values say something."""
+    grace = settings.grace_epochs
+    if settings.scheduler == "predictive" and not settings.experience:
+        grace = max(grace, round(settings.epochs * BLIND_SHARE))
+    return min(grace, settings.epochs)
+
+
+def rung_epochs(epochs: int, first: int, reduction_factor: int) -> list[int]:
+    """Return the epochs of the rungs of asha before the last epoch."""
+    milestones = []
+    while first < epochs:
+        milestones.append(first)
+        first *= reduction_factor
+    return milestones
+
+
 def levels_of(settings: RunSettings, trials: float | None = None) -> tuple[Rung, ...]:
     """Return the rungs of a search of `trials` trials (default: those of the settings)."""
     trials = settings.trials if trials is None else trials
@@ -104,7 +121,7 @@ def levels_of(settings: RunSettings, trials: float | None = None) -> tuple[Rung,
         size, step = expected_size(settings) * trials / settings.trials, settings.grace_epochs
         ends = [*range(step, settings.epochs, step), settings.epochs]
         return tuple(Rung(end, size, size * (end - start)) for start, end in itertools.pairwise([0, *ends]))
-    return rungs(trials, settings.epochs, settings.grace_epochs, settings.reduction_factor, settings.scheduler)
+    return rungs(trials, settings.epochs, first_rung(settings), settings.reduction_factor, settings.scheduler)
 
 
 def rungs_within(settings: RunSettings, most_epochs: float) -> tuple[Rung, ...]:

@@ -13,6 +13,7 @@ median: from `grace_epochs` on, a trial is stopped if its best epoch is worse th
 other trials from `grace_epochs` to the same epoch. At least three other trials must have come as far.
 pbt: at each multiple of `grace_epochs`, a trial in the worst quarter of those that have reached it is stopped, and a
 child of one in the best quarter takes its place (see `pbt.py`).
+predictive: asha, but rungs compare what the outcome model predicts (see `predictive.py`).
 none: no trial is stopped.
 
 The compared value is the settings' objective.
@@ -21,32 +22,54 @@ The compared value is the settings' objective.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.schema import Successor
 from wmlsearch.search.messages import trial_number
 from wmlsearch.search.pbt import Population
+from wmlsearch.search.predictive import PredictiveHalving
 from wmlsearch.search.rungs import hyperband_brackets
 from wmlsearch.search.tune_patches import named_trial
+from wmlsearch.space import SearchSpace
 
 
 class Scheduler(FIFOScheduler):
-    """One of Ray's schedulers or a Population, by the search's own trial numbers.
+    """One of Ray's schedulers, a Population or PredictiveHalving, by the search's own trial numbers.
 
     Tune gives a trial another name in each session, and loses the rungs when it dies. Here a trial keeps its number,
     and `tune_loop.replay_reports` gives the reports of the run folder to the scheduler of a resumed search.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        space: SearchSpace | None = None,
+        configuration: Callable[[int], TrialConfig] | None = None,
+    ) -> None:
+        """Make a scheduler that has heard nothing.
+
+        Args:
+            settings: The settings of the search.
+            space: Its space, which `predictive` needs.
+            configuration: Returns the configuration of a trial, which `predictive` needs.
+        """
         super().__init__()
         self.settings = settings
         self.population = Population(settings) if settings.scheduler == "pbt" else None
+        self.predictive: PredictiveHalving | None = None
+        if settings.scheduler == "predictive":
+            if space is None or configuration is None:
+                raise ValueError("predictive needs the space and the configurations of the search")
+            self.predictive = PredictiveHalving(
+                settings, space, lambda number: space.active_values(configuration(number))
+            )
         self.ray_scheduler: Any = _make_ray_scheduler(settings)  # none of them uses Tune's controller, so it gets None
         self._trials: dict[int, Trial] = {}
         self._epochs: dict[int, int] = {}  # the last reported one, by trial
@@ -66,6 +89,8 @@ class Scheduler(FIFOScheduler):
         self._epochs[number] = epoch
         if self.population is not None:  # an ended trial cannot be a parent: its checkpoint is deleted
             return not ended and self.population.report(number, epoch, value)
+        if self.predictive is not None:
+            return self.predictive.report(number, epoch, value, ended)
         if self.settings.scheduler in ("asha", "hyperband"):
             # A trial is ranked by its best epoch at the end, so rungs compare that too. Single epochs are noisy.
             value = self._best[number] = max(value, self._best.get(number, value))
@@ -79,6 +104,8 @@ class Scheduler(FIFOScheduler):
         """Return why a trial is stopped, and its successor in population based training."""
         if self.settings.scheduler == "median":
             return f"worse than the median of the other trials at epoch {epoch}", None
+        if self.predictive is not None:
+            return self.predictive.stop_reason(number), None
         if self.population is None:
             return f"behind the best of its rung at epoch {epoch}", None
         takeover = self.population.successors[number]
@@ -115,7 +142,7 @@ class Scheduler(FIFOScheduler):
 def _make_ray_scheduler(settings: RunSettings) -> TrialScheduler:
     shared: dict[str, Any] = {"time_attr": "epoch", "metric": settings.objective, "mode": "max"}
     grace = min(settings.grace_epochs, settings.epochs)
-    if settings.scheduler in ("none", "pbt"):
+    if settings.scheduler in ("none", "pbt", "predictive"):
         return FIFOScheduler()
     if settings.scheduler == "median":
         never: Any = math.inf  # it would pause trials while there are few to compare; a slot runs each to its end

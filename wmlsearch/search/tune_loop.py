@@ -67,7 +67,7 @@ def run_trials(
         InputError: --max-checkpoint-gb is too small.
         OSError: The run folder or the storage cannot be written any more.
     """
-    scheduler = Scheduler(settings)
+    scheduler = Scheduler(settings, space, lambda number: search.trial(number).record().config)
     for run in replay_reports(search, settings, scheduler):
         on_change(run)
     study = Study(search, space, settings)

@@ -1,0 +1,169 @@
+"""Stopping by predicted results: the outcome model, its recorded trainings, and the scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from records import epoch_row, run_record, search_record
+
+from benchmarks.search_quality.experience import RECORDED, as_file
+from benchmarks.search_quality.record import TASKS
+from wmlsearch.config import RunSettings
+from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search.experience import recorded_tasks
+from wmlsearch.search.outcome_model import (
+    ENOUGH_CURVES,
+    OutcomeModel,
+    TrainedCurve,
+    chance_among_best,
+    curve_ranks,
+)
+from wmlsearch.search.predictive import PredictiveHalving
+from wmlsearch.search.rungs import levels_of
+from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.search.tune_loop import replay_reports
+from wmlsearch.space import SearchSpace
+
+SPACE = SearchSpace.from_mapping(
+    {
+        "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "schedule": {"choices": ["plateau", "onecycle"]},
+        "plateau_patience": {"low": 2, "high": 10, "when": {"schedule": "plateau"}},
+    }
+)
+EPOCHS = 18
+
+
+def curve(values: dict[str, object], scale: float = 1.0, epochs: int = EPOCHS) -> list[float]:
+    """Return a curve on which onecycle starts late and ends far ahead."""
+    late = values["schedule"] == "onecycle"
+    share = np.arange(1, epochs + 1) / epochs
+    peak = 0.9 if late else 0.5 + 0.02 * float(np.log10(float(str(values["learning_rate"]))))
+    return [scale * float(peak * (value**3 if late else value**0.3)) for value in share]
+
+
+def task(seed: int, count: int, scale: float = 1.0, epochs: int = EPOCHS) -> list[TrainedCurve]:
+    rng = np.random.default_rng(seed)
+    drawn = [SPACE.sample(rng) for _ in range(count)]
+    return [TrainedCurve(values, curve(dict(values), scale, epochs)) for values in drawn]
+
+
+def test_a_task_of_other_values_and_epochs_teaches_who_ends_first() -> None:
+    model = OutcomeModel(SPACE, [task(0, 30, scale=0.3, epochs=27), task(1, 30, scale=0.01, epochs=9)], EPOCHS)
+    assert model.curves == 60
+    trials = task(2, 12)
+    expected = model.predict([each.values for each in trials], [each.curve[:2] for each in trials]).mean(axis=0)
+    late = np.array([each.values["schedule"] == "onecycle" for each in trials])
+    assert min(each.curve[1] for each in trials) == min(
+        each.curve[1] for each, is_late in zip(trials, late, strict=True) if is_late
+    )
+    assert expected[late].min() > expected[~late].max()
+    again = OutcomeModel(SPACE, [task(0, 30, scale=0.3, epochs=27), task(1, 30, scale=0.01, epochs=9)], EPOCHS)
+    assert np.array_equal(
+        again.predict([each.values for each in trials], [each.curve[:2] for each in trials]).mean(axis=0), expected
+    )
+
+
+def test_ranks_of_a_curve_are_those_at_the_epoch_and_half_way() -> None:
+    best = np.array([[0.1, 0.5, 0.5], [0.2, 0.2, 0.6]])
+    assert curve_ranks(best, 3).tolist() == [[0.25, 0.75], [0.75, 0.25]]
+    assert curve_ranks(best, 1).tolist() == [[0.25, 0.25], [0.75, 0.75]]
+
+
+def test_the_chance_is_the_share_of_trees() -> None:
+    expected = np.array([[0.9, 0.1, 0.5], [0.9, 0.95, 0.5]])
+    assert [chance_among_best(expected, trial, best=1) for trial in range(3)] == [0.5, 0.5, 0]
+    assert [chance_among_best(expected, trial, best=2) for trial in range(3)] == [1, 0.5, 0.5]
+    assert chance_among_best(expected, 2) == 1, "three trials are the best three"
+
+
+def rule(trials: list[TrainedCurve], tasks: list[list[TrainedCurve]]) -> PredictiveHalving:
+    settings = RunSettings(epochs=EPOCHS, scheduler="predictive")
+    return PredictiveHalving(settings, SPACE, lambda number: trials[number].values, tasks)
+
+
+def run(rule: PredictiveHalving | Scheduler, trials: list[TrainedCurve]) -> list[int]:
+    """Report trials one after the other. Return how many epochs each trains."""
+    lasted = []
+    for number, trial in enumerate(trials):
+        for epoch, value in enumerate(trial.curve, start=1):
+            if rule.report(number, epoch, value, ended=epoch == EPOCHS):
+                break
+        lasted.append(epoch)
+    return lasted
+
+
+def test_late_starters_go_on_where_experience_says_so() -> None:
+    trials = task(3, 24)
+    late = np.array([each.values["schedule"] == "onecycle" for each in trials])
+    taught = rule(trials, [task(0, ENOUGH_CURVES, scale=0.3)])
+    lasted = np.array(run(taught, trials))
+    assert set(lasted) == {2, 6, EPOCHS}
+    assert max(lasted[late]) == EPOCHS
+    assert max(lasted[~late][2:]) < EPOCHS, "once two late starters have shown themselves"
+    for number in np.flatnonzero(lasted < EPOCHS):
+        assert taught.stop_reason(number).endswith(f" % chance of the best 3, predicted at epoch {lasted[number]}")
+    by_values = np.array(run(Scheduler(RunSettings(epochs=EPOCHS)), trials))
+    assert max(by_values[1:][late[1:]]) < EPOCHS, "asha stops them all"
+
+
+def test_with_too_little_experience_values_are_compared_later() -> None:
+    trials = [TrainedCurve({"learning_rate": 1e-3, "schedule": "onecycle"}, [value] * EPOCHS) for value in (0.5, 0.4)]
+    for tasks in ([], [task(0, ENOUGH_CURVES - 1)]):
+        blind = rule(trials, tasks)
+        assert run(blind, trials) == [EPOCHS, 4]
+        assert blind.stop_reason(1) == "behind the best of its rung at epoch 4"
+
+
+def test_the_forecast_knows_the_rungs() -> None:
+    def rungs(**values: object) -> list[int]:
+        return [level.epoch for level in levels_of(RunSettings.from_mapping({"epochs": 18, **values}))]
+
+    assert rungs(scheduler="predictive") == rungs(scheduler="asha") == [2, 6, 18]
+    assert rungs(scheduler="predictive", experience=False) == [4, 12, 18]
+    assert rungs(scheduler="predictive", experience=False, grace_epochs=5) == [5, 15, 18]
+
+
+def test_a_stopped_trial_says_its_chance_and_a_resumed_search_says_the_same(tmp_path: Path) -> None:
+    settings = RunSettings(epochs=EPOCHS, scheduler="predictive")
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
+    space = SearchSpace.read("quick")
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        about = {"name": f"trial-{number:04d}", "config": space.config(space.sample(rng)).model_dump()}
+        trial = RunDir.create(search.trial(number).path, run_record(about))
+        for epoch in (1, 2):
+            value = 0.5 - number / 20
+            trial.append(epoch_row({"epoch": epoch, "time": number + epoch / 10, "val_dice_patients_best": value}))
+
+    def replayed() -> dict[str, str]:
+        scheduler = Scheduler(settings, space, lambda number: search.trial(number).record().config)
+        return {run.name: run.status().reason for run in replay_reports(search, settings, scheduler)}
+
+    reasons = replayed()
+    assert reasons
+    assert all(reason.endswith(" % chance of the best 3, predicted at epoch 2") for reason in reasons.values())
+    for name in reasons:
+        search.trial(int(name[-4:])).set_status("running")
+    assert replayed() == reasons
+
+
+def test_the_scheduler_needs_the_space() -> None:
+    with pytest.raises(ValueError, match="needs the space and the configurations"):
+        Scheduler(RunSettings(scheduler="predictive"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_shipped_trainings_are_those_of_the_tables(name: str) -> None:
+    assert (RECORDED / f"{name}.jsonl").read_text(encoding="utf-8") == as_file(name)
+
+
+def test_the_shipped_trainings_can_be_read() -> None:
+    tasks = recorded_tasks()
+    assert len(tasks) == len(TASKS)
+    assert sum(map(len, tasks)) >= ENOUGH_CURVES
+    for each in tasks:
+        assert len({len(trained.curve) for trained in each}) == 1
+        assert all(trained.curve == sorted(trained.curve) for trained in each)

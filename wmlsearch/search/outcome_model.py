@@ -1,0 +1,125 @@
+"""Predicts how a trial will end from its configuration and its curve so far, by a forest of recorded trainings.
+
+Tasks differ in the values that a training reaches, so the model sees ranks only: the rank of a trial among those of its
+search that have reached the same epoch, and in training the same of each recorded task. It predicts the rank that the
+trial would have at the end among random configurations (learning curve prediction as in Domhan et al. 2015, ranks over
+tasks as in Salinas et al. 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn import config_context
+from sklearn.tree import ExtraTreeRegressor
+
+from wmlsearch.search.distributions import search_space
+from wmlsearch.search.samplers.forest import encode
+from wmlsearch.space import SearchSpace
+
+TREES = 100
+BEST = 3  # trials among which one is expected to end, or not
+ENOUGH_CURVES = 40  # below, a trial's own value ranks trials better: benchmarks/README.md
+
+
+@dataclass(frozen=True)
+class TrainedCurve:
+    """A training that went to its end.
+
+    Attributes:
+        values: Its hyperparameters by name.
+        curve: The objective after each epoch, larger being better.
+    """
+
+    values: Mapping[str, Any]
+    curve: Sequence[float]
+
+
+class OutcomeModel:
+    """A regression forest for each epoch, fitted when it is needed. Equal input gives equal predictions.
+
+    Args:
+        space: The space of the search. Hyperparameters that it does not search are not seen.
+        tasks: The recorded trainings of each task. Those of one task have the same number of epochs.
+        epochs: Those of a trial of the search. Recorded curves are compared at the same share of their length.
+    """
+
+    def __init__(self, space: SearchSpace, tasks: Sequence[Sequence[TrainedCurve]], epochs: int) -> None:
+        self._space, self._epochs = search_space(space), epochs
+        self._tasks = [
+            (self._configurations([each.values for each in task]), best_so_far([each.curve for each in task]))
+            for task in tasks
+            if task
+        ]
+        self._forests: dict[int, list[ExtraTreeRegressor]] = {}  # by epoch
+
+    @property
+    def curves(self) -> int:
+        """How many recorded trainings it learns from."""
+        return sum(len(curves) for _, curves in self._tasks)
+
+    def predict(self, configurations: Sequence[Mapping[str, Any]], curves: Sequence[Sequence[float]]) -> np.ndarray:
+        """Return what each tree expects of trials that have reached the same epoch.
+
+        Args:
+            configurations: The hyperparameters of each trial by name.
+            curves: The objective of each trial after each epoch so far, (trials, epochs).
+
+        Returns:
+            Ranks at the end from 0 (worst) to 1, (trees, trials).
+        """
+        best = best_so_far(curves)
+        x = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])]).astype(np.float32)
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            return np.stack([tree.predict(x, check_input=False) for tree in self._forest(best.shape[1])])
+
+    def _configurations(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        return np.array([encode(self._space, values) for values in configurations], dtype=np.float32)
+
+    def _forest(self, epoch: int) -> list[ExtraTreeRegressor]:
+        if epoch not in self._forests:
+            share = epoch / self._epochs
+            x = [
+                np.hstack([features, curve_ranks(best, max(1, round(share * best.shape[1])))])
+                for features, best in self._tasks
+            ]
+            y = [ranks(best[:, -1]) for _, best in self._tasks]
+            features, targets = np.vstack(x).astype(np.float32), np.concatenate(y)[:, None]
+            with config_context(assume_finite=True, skip_parameter_validation=True):
+                self._forests[epoch] = [
+                    ExtraTreeRegressor(max_features=0.8, random_state=seed).fit(features, targets, check_input=False)
+                    for seed in range(TREES)
+                ]
+        return self._forests[epoch]
+
+
+def best_so_far(curves: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return the best value up to each epoch, (trials, epochs)."""
+    return np.maximum.accumulate(np.array(curves, dtype=float), axis=1)
+
+
+def curve_ranks(best: np.ndarray, epoch: int) -> np.ndarray:
+    """Return the rank of each trial's best value at `epoch` and at half of it, (trials, 2)."""
+    return np.stack([ranks(best[:, epoch - 1]), ranks(best[:, (epoch + 1) // 2 - 1])], axis=1)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value among all, from 0 to 1; equal values have the mean of theirs."""
+    ranked: np.ndarray = (rankdata(values) - 0.5) / len(values)
+    return ranked
+
+
+def chance_among_best(expected: np.ndarray, trial: int, best: int = BEST) -> float:
+    """Return the share of trees by which a trial ends among the best `best` of these trials.
+
+    Args:
+        expected: What each tree expects of each trial, (trees, trials).
+        trial: Its position.
+        best: How many are the best.
+    """
+    better = (expected > expected[:, trial : trial + 1]).sum(axis=1)
+    return float((better < best).mean())

@@ -1,0 +1,1 @@
+"""Recorded trainings of several tasks (`wmlsearch/search/experience.py`)."""
