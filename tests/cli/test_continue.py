@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from click.testing import CliRunner, Result
 from records import run_record, search_record
 
 from wmlsearch.cli import main
+from wmlsearch.cluster.run_copies import CopyWriter
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import TrialShape
+from wmlsearch.workflows.search_plan import ResumeRequest
 
 SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
 
@@ -34,15 +37,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What `tune` would do, instead of doing it."""
     made: list[tuple[str, Any]] = []
 
-    def resume(name: str, *_: Any) -> None:
-        made.append(("resume", name))
+    def resume(search: SearchDir, *_: Any) -> None:
+        made.append(("resume", search.name))
         raise SystemExit(0)
 
     def start(*words: Any) -> None:
         made.append(("start", words[6]))
         raise SystemExit(0)
 
-    monkeypatch.setattr("wmlsearch.cli.tune._resume", resume)
+    monkeypatch.setattr(ResumeRequest, "of", resume)
     monkeypatch.setattr("wmlsearch.cli.tune._start", start)
     return made
 
@@ -61,6 +64,22 @@ def test_a_search_that_was_stopped_goes_on(search: SearchDir, calls: list[Any]) 
     assert tune("--name", "s", *same).exit_code == 0
     assert tune("--name", "s", "--trials", "9").exit_code == 0, "a budget may change"
     assert calls == [("resume", "s"), ("resume", "s")]
+
+
+@pytest.mark.parametrize("words", [("--continue", "--name", "s"), ("--resume", "s")])
+def test_a_search_of_a_machine_that_was_lost_goes_on(
+    words: tuple[str, ...], search: SearchDir, calls: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    CopyWriter(search, str(tmp_path / "storage"), "a", "process 7 on node3", lambda: None).copy_all()
+    shutil.rmtree(search.path)
+    done = CliRunner().invoke(main, ["tune", *words, "--storage", str(tmp_path / "storage")])
+    assert calls == [("resume", "s")]
+    assert done.output.startswith(f"s is restored from {tmp_path}/storage: process 7 on node3 wrote it last, at ")
+    assert search.state == "interrupted"
+    shutil.rmtree(search.path)
+    refused = tune("--name", "s", "--storage", str(tmp_path / "storage"), "--epochs", "8")
+    assert "--epochs was 7 when it began, but is 8 now" in refused.output
 
 
 @pytest.mark.parametrize("words", [("--continue", "--name", "s"), ("--resume", "s")])

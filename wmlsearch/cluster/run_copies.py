@@ -208,10 +208,21 @@ def fetch_search(storage: str, name: str, target: Path) -> SearchDir:
     try:
         index = _fetch(place, index, aside)
         write_text(aside / _MARK, CopyMark(session=index.session, sequence=index.sequence).model_dump_json())
+        _forget_that_runs_were_made(SearchDir(aside))
         aside.replace(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return SearchDir(target)
+
+
+def _forget_that_runs_were_made(search: SearchDir) -> None:
+    """Let the MLflow run of the search count as found, not as created from this folder.
+
+    MLflow may have runs of it that the copy does not know of: these are looked for before others are created.
+    """
+    ledger = search.ledger()
+    if ledger.made:
+        search.set_ledger(ledger.model_copy(update={"made": False}))
 
 
 def _fetch(place: Storage, index: CopyIndex, folder: Path) -> CopyIndex:

@@ -171,7 +171,7 @@ def _bring_up_to_date(search: SearchDir, storage: str, say: Callable[[str], None
         aside = search.path.with_name(f"{search.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         search.path.rename(aside)
         say(f"{search.name} went on elsewhere since its folder was written here, which is now {aside}")
-    _forget_what_mlflow_has(fetch_search(storage, search.name, search.path))
+    fetch_search(storage, search.name, search.path)
     say(
         f"{search.name} is restored from {shown}: {index.writer} wrote it last, "
         f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(index.written))}"
@@ -184,13 +184,3 @@ def _check_same_search(record: SearchRecord, index: CopyIndex, path: Path, stora
             f"{path}: is a different search than {index.name} in {storage}; give another --storage, or move one of the "
             "two away"
         )
-
-
-def _forget_what_mlflow_has(search: SearchDir) -> None:
-    """Let the MLflow run of the search count as found, not as created from this folder.
-
-    MLflow may have runs of it that the copy does not know of: these are looked for before others are created.
-    """
-    ledger = search.ledger()
-    if ledger.made:
-        search.set_ledger(ledger.model_copy(update={"made": False}))
