@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.storages import JournalStorage
@@ -152,3 +153,33 @@ def test_a_damaged_journal_holds_nothing(line: str, tmp_path: Path) -> None:
     path.write_text(f"{path.read_text()}{line}\n{line}\n")
     _, anew, states = made(tmp_path / "new", earlier=path)
     assert (anew.trials, states) == ([], {})
+
+
+def test_waiting_and_ended_trials_are_those_of_optunas_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked for at each trial, and found without a look at all trials."""
+    _, study, _ = made(tmp_path / "journal")
+    rng = np.random.default_rng(0)
+    asked = [(TrialState.WAITING,), (TrialState.COMPLETE, TrialState.PRUNED), (TrialState.RUNNING, TrialState.FAIL)]
+    ends = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    running: list[optuna.Trial] = []
+    for number in range(40):
+        running.append(trial(study, number))
+        study.add_trial(optuna.create_trial(state=ends[number % 3], value=0.5 if number % 3 == 0 else None))
+        if len(running) > 3:
+            state = ends[int(rng.integers(3))]
+            one = running.pop(int(rng.integers(len(running))))
+            study.tell(one, 0.5 if state is TrialState.COMPLETE else None, state=state)
+        everything = study.get_trials(deepcopy=False)
+        for states in asked:
+            found = study.get_trials(deepcopy=False, states=states)
+            assert [t.number for t in found] == [t.number for t in everything if t.state in states]
+            assert all(one is everything[one.number] for one in found)
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+    looks: list[object] = []
+    own = JournalStorage.get_all_trials
+    monkeypatch.setattr(
+        JournalStorage, "get_all_trials", lambda *args, **named: looks.append(args) or own(*args, **named)
+    )
+    assert [t.number for t in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))] == [80]
+    assert len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))) > 40
+    assert looks == []

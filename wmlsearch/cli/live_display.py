@@ -20,7 +20,7 @@ from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.search_lines import SearchLines, slots_in_words
 
 MAX_ROWS = 10  # of the leaderboard, and of the running trials that are named, while a search runs
-REDRAWS_PER_S = 4
+REDRAWS_PER_S = 2  # a redraw takes about 10 ms of the processor that the search needs
 
 
 class SearchDisplay:

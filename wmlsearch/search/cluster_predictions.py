@@ -18,6 +18,7 @@ from wmlsearch.runs.wording import duration, plural
 
 WAIT_FOR_SLOTS_S = 600.0  # until this machine predicts by itself
 MORE_SLOTS_S = 5.0  # how long further slots are waited for once there is one
+PREDICTION_S = 600.0  # a volume takes seconds on a GPU: a slot that takes longer is lost
 
 
 class _Networks:
@@ -93,7 +94,8 @@ class ClusterPredictions:
         for model in models:
             key, actor = self._actor_with(model)
             steps.append(actor.probabilities.remote(key, shared, head_grey))
-        return [np.array(probabilities) for probabilities in ray.get(steps)]  # Ray's own arrays cannot be written
+        predicted = ray.get(steps, timeout=PREDICTION_S)
+        return [np.array(probabilities) for probabilities in predicted]  # Ray's own arrays cannot be written
 
     def _actor_with(self, model: TrainedModel) -> tuple[int, Any]:
         """Return the key of a model and the actor that has it: each model is sent once."""

@@ -6,13 +6,15 @@ optuna-dashboard and `optuna.load_study` read it. `tests/search/test_study_journ
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from bisect import insort
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import append, cut_torn_line, read_lines, write_bytes
@@ -67,6 +69,53 @@ class StudyJournal(BaseJournalBackend):
         return "".join(f"{line}\n" for line in self._unwritten).encode()
 
 
+class StudyStorage(JournalStorage):
+    """A journal storage that finds the waiting and the ended trials of its one study without a look at all of them.
+
+    `Study.ask` and samplers ask for these at each trial, and Optuna's own storage goes through the whole study.
+    """
+
+    def __init__(self, journal: StudyJournal) -> None:
+        super().__init__(journal)
+        self._open: dict[int, None] = {}  # ids of trials that have not ended, in their order
+        self._ended: dict[frozenset[TrialState], list[FrozenTrial]] = {}  # by states that were asked for, by number
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        trial_id = super().create_new_trial(study_id, template_trial)
+        self._note(trial_id)
+        return trial_id
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        changed = super().set_trial_state_values(trial_id, state, values)
+        self._note(trial_id)
+        return changed
+
+    def _note(self, trial_id: int) -> None:
+        trial = self.get_trial(trial_id)
+        if not trial.state.is_finished():
+            self._open[trial_id] = None
+            return
+        self._open.pop(trial_id, None)
+        for states, trials in self._ended.items():
+            if trial.state in states:
+                insort(trials, trial, key=lambda other: other.number)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if states is None or deepcopy:
+            return super().get_all_trials(study_id, deepcopy, states)
+        asked = frozenset(state for state in TrialState if state in states)
+        if not any(state.is_finished() for state in asked):
+            trials = [self.get_trial(trial_id) for trial_id in self._open]
+            return [trial for trial in trials if trial.state in asked]
+        if not all(state.is_finished() for state in asked):
+            return super().get_all_trials(study_id, deepcopy, states)
+        if asked not in self._ended:
+            self._ended[asked] = super().get_all_trials(study_id, deepcopy, states)
+        return list(self._ended[asked])
+
+
 class _Recorded(BaseJournalBackend):
     """Lines of a journal that another process wrote, to read only."""
 
@@ -94,7 +143,7 @@ def create_study(
     dashboard its notes. cmaes and tpe store a state in trials; it is returned by the search's number of the trial. An
     earlier journal that is missing or damaged, or whose process died before the study existed, has nothing.
     """
-    storage = JournalStorage(journal)
+    storage = StudyStorage(journal)
     states: dict[int, dict[str, Any]] = {}
     try:
         lines = _read(earlier)
