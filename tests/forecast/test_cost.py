@@ -32,7 +32,7 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.forecast import cost, measurement
 from wmlsearch.forecast.cost import _ExpectedTimes, forecast, interpolate
 from wmlsearch.forecast.measurement import TimedConfiguration
-from wmlsearch.forecast.workload import configurations_to_time, multiply_adds
+from wmlsearch.forecast.workload import configurations_to_time, multiply_adds, work
 from wmlsearch.model.throughput import Throughput, measure_throughput
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import UNet
@@ -221,6 +221,21 @@ def test_multiply_adds_are_those_of_torch(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         UNet.of(config)(torch.zeros(1, slices, size, size))
     assert counter.get_total_flops() == 2 * multiply_adds(config, size)
+
+
+def test_work_counts_what_takes_time_beside_convolutions() -> None:
+    assert work(TrialConfig(), 256) == multiply_adds(TrialConfig(), 256), "of the baseline nothing"
+    plain, moved, strong = (work(TrialConfig(augment=kind), 64) for kind in ("none", "affine", "strong"))
+    assert plain < moved < strong
+    shares = [
+        work(TrialConfig(augment="strong", base_channels=channels), 64) / work(TrialConfig(base_channels=channels), 64)
+        for channels in (2, 16)
+    ]
+    assert shares[0] > 1.1 > shares[1] > 1, "a small network waits for it longer"
+    residual = TrialConfig(network="residual")
+    assert 1.2 < work(residual, 64) / multiply_adds(TrialConfig(), 64) < 1.4
+    chosen = configurations_to_time([TrialConfig(), residual, TrialConfig(augment="strong")], 64)
+    assert (chosen["smallest"], chosen["largest"]) == (TrialConfig(), residual)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

@@ -145,6 +145,23 @@ def test_seed_determines_the_training(data: PreparedData) -> None:
     assert all(a != b for a, b in zip(losses(2), first, strict=True))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"dice_over": "batch"}, {"tversky_alpha": 0.9}, {"flip_axis": "columns"}, {"optimizer_epsilon": 1e-8, "ema": 0}],
+    ids=lambda values: next(iter(values)),
+)
+def test_what_has_no_effect_in_the_baseline_changes_no_bit_of_it(
+    data: PreparedData, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """`test_losses_equal_a_plain_loop` compares the baseline with torch's own parts."""
+    curves = []
+    for number, others in enumerate(({}, values)):
+        last = tmp_path / f"{number}.pt"
+        curves.append((rows(epochs(small(**others), data, max_epochs=2, last=last)), load_checkpoint(last)["model"]))
+    assert curves[0][0] == curves[1][0]
+    assert same(curves[0][1], curves[1][1])
+
+
 def test_training_learns(data: PreparedData) -> None:
     reports = list(epochs(small(learning_rate=0.01), data, max_epochs=4))
     losses = [report.metrics["train_loss"] for report in reports]

@@ -82,6 +82,10 @@ def test_what_a_file_does_not_name_means_what_it_meant_when_it_was_written() -> 
     space = SpaceRecord(source="s", values={"depth": {"choices": [2, 3]}, "norm_momentum": 0.03}, defaults=before)
     assert dict(space.space().fixed) == {"up_kernel": 3, "norm_momentum": 0.03}
     assert space.space().config({"depth": 2}).up_kernel == 3
+    # A search that began before a name existed, but after its defaults were written down.
+    del before["flip_axis"]
+    space = SpaceRecord(source="s", values={"augment": {"choices": ["flip", "affine"]}}, defaults=before)
+    assert space.space().config({"augment": "flip"}).flip_axis == "columns"
 
 
 def test_a_finished_search() -> None:

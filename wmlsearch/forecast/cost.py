@@ -14,7 +14,7 @@ import numpy as np
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.forecast.measurement import EpochImages, Measurement, TimedConfiguration
-from wmlsearch.forecast.workload import SAMPLES, multiply_adds
+from wmlsearch.forecast.workload import SAMPLES, work
 from wmlsearch.runs.names import PAPER
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import KEPT_BEST
@@ -75,7 +75,7 @@ def _timed_as_dict(timed: TimedConfiguration) -> dict[str, Any]:
     return {
         "of": _NAMES_IN_FILE.get(timed.of, timed.of),
         "config": timed.config.model_dump(),
-        "multiply_adds": timed.multiply_adds,
+        "multiply_adds": timed.work,
         "timing": timing,
     }
 
@@ -160,11 +160,11 @@ class _ImageTimes(NamedTuple):
 
 
 def _mean_image_times(measurement: Measurement) -> _ImageTimes:
-    """Return the mean over the sample of the space: interpolated by multiply-adds."""
-    costs = [multiply_adds(config, measurement.image_size) for config in measurement.sample]
+    """Return the mean over the sample of the space: interpolated by their work."""
+    costs = [work(config, measurement.image_size) for config in measurement.sample]
     train_s, val_s = (
         statistics.fmean(
-            interpolate([(t.multiply_adds, getattr(t.throughput, name)) for t in measurement.configurations], costs)
+            interpolate([(t.work, getattr(t.throughput, name)) for t in measurement.configurations], costs)
         )
         for name in ("train_s", "val_s")
     )
@@ -254,9 +254,7 @@ def _peak_memory_mb(measurement: Measurement, workers: int) -> float:
     if throughput.images == workers:  # each worker trained one image a step, and its batches have no more
         return measured
     batch_size = max(
-        config.batch_size
-        for config in measurement.sample
-        if multiply_adds(config, measurement.image_size) >= largest.multiply_adds
+        config.batch_size for config in measurement.sample if work(config, measurement.image_size) >= largest.work
     )
     image_mb = (throughput.step_memory_mb - throughput.one_image_memory_mb) / (throughput.images - workers)
     return max(measured, throughput.one_image_memory_mb + image_mb * (batch_size - workers))

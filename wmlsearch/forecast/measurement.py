@@ -23,7 +23,7 @@ from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.forecast.workload import configurations_to_time, multiply_adds, sample_configurations
+from wmlsearch.forecast.workload import configurations_to_time, sample_configurations, work
 from wmlsearch.model.process_memory import bytes_in_use
 from wmlsearch.model.throughput import SteadyTraining, Throughput, measure_throughput
 from wmlsearch.runs.machine import available_cpus
@@ -40,7 +40,7 @@ class TimedConfiguration:
 
     of: str  # its network in the space: "smallest", "largest", or "paper" (the baseline)
     config: TrialConfig
-    multiply_adds: int  # for one image, forward
+    work: int  # for one image, as multiply-adds of the baseline
     throughput: Throughput  # mean speed and highest memory of the slots
 
 
@@ -93,7 +93,7 @@ def measure_space(
         # The largest first: on CPUs the peak memory of a process never falls, and the largest one's must be seen.
         for of, config in reversed(configurations.items()):
             throughput = workers.measure_throughput(config, settings, limit_s)
-            timed.append(TimedConfiguration(of, config, multiply_adds(config, manifest.size), throughput))
+            timed.append(TimedConfiguration(of, config, work(config, manifest.size), throughput))
     return Measurement(
         sample=sample,
         configurations=tuple(reversed(timed)),

@@ -11,16 +11,17 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.runs.names import PAPER
 from wmlsearch.space import SearchSpace
 
-# What the augmentation of a pixel takes, as multiply-adds of the baseline's training step that take as long on a CPU
-# core: 1.5 ms an image of 256 x 256 pixels for moving it, 4.3 ms with grey values, beside 277 ms of the step.
-AUGMENTATION_MULTIPLY_ADDS = {"none": 0, "flip": 300, "affine": 300, "light": 900, "medium": 900, "strong": 900}
+# What takes time beside convolutions, measured on a CPU by benchmarks/recipe.py: multiply-adds of the baseline that
+# take as long as the augmentation of a pixel, and the time of a residual network for each of its multiply-adds.
+AUGMENTATION_WORK = {"none": 0, "flip": 400, "affine": 400, "light": 1200, "medium": 1200, "strong": 1200}
+RESIDUAL_WORK = 1.2  # its shortcuts have few multiply-adds, but a normalisation each
 SAMPLES = 200  # configurations drawn from a space to stand for its trials
 
 
 def multiply_adds(config: TrialConfig, image_size: int) -> int:
     """Return the multiply-adds of a U-Net's convolutions in a forward pass of one image of `image_size` pixels a side.
 
-    The network pads an image to a multiple of 2^depth. Augmentation counts as multiply-adds that take as long.
+    The network pads an image to a multiple of 2^depth.
     """
     multiple = 2**config.depth
     side = -(-image_size // multiple) * multiple
@@ -33,7 +34,13 @@ def multiply_adds(config: TrialConfig, image_size: int) -> int:
             total += pixels * config.up_kernel**2 * channels * channels // 2
             total += pixels * (9 * (2 * channels * channels + channels * channels) + shortcut * 2 * channels * channels)
         channels_in = channels
-    return total + AUGMENTATION_MULTIPLY_ADDS[config.augment] * image_size**2
+    return total
+
+
+def work(config: TrialConfig, image_size: int) -> int:
+    """Return how many of the baseline's `multiply_adds` take as long as those of an image and all else of its step."""
+    factor = RESIDUAL_WORK if config.network == "residual" else 1
+    return round(factor * multiply_adds(config, image_size) + AUGMENTATION_WORK[config.augment] * image_size**2)
 
 
 def sample_configurations(space: SearchSpace, seed: int) -> tuple[TrialConfig, ...]:
@@ -45,12 +52,12 @@ def sample_configurations(space: SearchSpace, seed: int) -> tuple[TrialConfig, .
 def configurations_to_time(sample: Sequence[TrialConfig], image_size: int) -> dict[str, TrialConfig]:
     """Return the configuration of a sample with the smallest network, the baseline and that with the largest, by name.
 
-    The size is the number of multiply-adds. Of equal ones, the one whose batch size is nearest to the median.
+    The size is the `work`. Of equal ones, the one whose batch size is nearest to the median.
     """
     median = statistics.median(config.batch_size for config in sample)
 
     def size(config: TrialConfig) -> int:
-        return multiply_adds(config, image_size)
+        return work(config, image_size)
 
     by_batch_size = sorted(sample, key=lambda config: abs(config.batch_size - median))
     return {

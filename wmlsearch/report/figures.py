@@ -269,5 +269,5 @@ def _height(dimension: Dimension, value: Any) -> float:
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     domain = dimension.domain
     if isinstance(domain, Choices):
-        return [(_height(dimension, value), str(value)) for value in domain.values]
+        return [(_height(dimension, value), "null" if value is None else str(value)) for value in domain.values]
     return [(0.0, f"{domain.low:g}"), (1.0, f"{domain.high:g}")]
