@@ -20,7 +20,7 @@ from wmlsearch.workflows.preflight import check_new_search, check_resumed_search
 from wmlsearch.workflows.provenance import search_record
 from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
-from wmlsearch.workflows.stored_search import StoredSearch, stored_search
+from wmlsearch.workflows.stored_search import NO_STORAGE, StoredSearch, stored_search
 
 FINISH_S = 10.0  # for the copy of the run folder, when Ray has died
 ATTEMPTS, ATTEMPT_S = (
@@ -88,7 +88,7 @@ def _ray(
     mlflow_uri: str,
     observer: Observer,
     at_end: CommandAtEnd,
-    stored: StoredSearch,
+    stored: StoredSearch = NO_STORAGE,
 ) -> Iterator[None]:
     """Connect to Ray and watch for a search that waits for resources, as long as the block lasts."""
     from wmlsearch.cluster.connect import ray_session
