@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from records import run_record, search_record
 
+import wmlsearch
 from wmlsearch.cluster.run_copies import CopyWriter, read_mark
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -41,6 +42,21 @@ def test_a_folder_that_is_gone_is_restored(search: SearchDir, tmp_path: Path) ->
     assert search.ledger() == MlflowLedger(uri="http://mlflow", run_id="1", made=False)
     with search_to_resume("s", tmp_path / "runs", str(tmp_path / "storage"), pytest.fail):
         pass  # it is here now
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_python_restores_a_search_too(
+    by_path: bool, search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(search, tmp_path / "storage")
+    shutil.rmtree(search.path)
+    monkeypatch.setattr("wmlsearch.api.searches.nothing_left", lambda folder, *_: f"nothing left of {folder.name}")
+    said: list[str] = []
+    name, storage = search.path if by_path else "s", str(tmp_path / "storage")
+    resumed = wmlsearch.resume(name, out=tmp_path / "runs", storage=storage, say=said.append)
+    assert (resumed.path, resumed.state) == (search.path, "running")
+    assert said[0].startswith(f"s is restored from {tmp_path}/storage: ")
+    assert said[1:] == ["nothing left of s"]
 
 
 def test_the_newer_one_of_folder_and_copy(search: SearchDir, tmp_path: Path) -> None:

@@ -134,9 +134,13 @@ def search_to_resume(name: str, out: Path, storage: str | None, say: Callable[[s
         check_not_running(search.path)
         recorded = search.record().storage
         storage = storage or (None if recorded and "***" in recorded else recorded)
-    elif storage is not None and not is_copied(name, storage):
-        raise InputError(f"{name}: no search of this name in {out}, and no copy of one in {without_password(storage)}")
-    search = search or SearchDir(out / name)
+    else:
+        search = SearchDir(Path(name) if "/" in name else out / name)
+        if storage is not None and not is_copied(search.name, storage):
+            raise InputError(
+                f"{name}: no search of this name in {search.path.parent}, and no copy of one in "
+                f"{without_password(storage)}"
+            )
     with stored_search(storage, search, say) as stored:
         if stored.storage is not None:
             _bring_up_to_date(search, stored.storage, say)
@@ -153,7 +157,7 @@ def is_copied(name: str, storage: str) -> bool:
     """Return whether a storage has a copy of a search. Raises InputError if that cannot be found out."""
     from wmlsearch.cluster.run_copies import read_index
 
-    return "/" not in name and read_index(storage, check_name(name)) is not None
+    return read_index(storage, check_name(name)) is not None
 
 
 def _bring_up_to_date(search: SearchDir, storage: str, say: Callable[[str], None]) -> None:
