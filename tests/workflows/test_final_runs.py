@@ -34,6 +34,7 @@ from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import LOCAL
 from wmlsearch.workflows.provenance import data_record, search_record
 from wmlsearch.workflows.search_plan import SearchPlan
+from wmlsearch.workflows.stored_search import NO_STORAGE
 from wmlsearch.workflows.train import TrainRequest
 from wmlsearch.workflows.train import train as train_one
 
@@ -99,7 +100,8 @@ class Ending:
         with monkeypatch.context() as patch:
             patch.setattr(RunTrainer, "train", without_ray)
             if not remaining_work.judged_by_older_version(self.search):
-                run_search._choose_and_judge(self.search, self.plan, cast(Any, None), Observer(say=said.append))
+                observer = Observer(say=said.append)
+                run_search._choose_and_judge(self.search, self.plan, cast(Any, None), observer, NO_STORAGE)
         return said
 
     def end(self) -> str:
