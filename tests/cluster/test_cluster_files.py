@@ -246,6 +246,8 @@ def test_kuberay_autoscaler_adds_workers_from_zero() -> None:
     assert config["available_node_types"]["gpu"]["resources"] == {"CPU": 4, "GPU": 1, "memory": 16 * 2**30}
     assert config["max_workers"] == 8
     assert all(group["replicas"] == 0 for group in cluster["spec"]["workerGroupSpecs"])
+    # The head reads the RayCluster with the service account that the operator makes for it.
+    assert "serviceAccountName" not in cluster["spec"]["headGroupSpec"]["template"]["spec"]
 
 
 def test_kuberay_mlflow_requires_the_operators_token() -> None:
