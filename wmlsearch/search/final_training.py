@@ -142,6 +142,8 @@ class RunTrainer:
             while self.waiting and len(self.steps) < slots.count:
                 self._start(self.waiting.popleft())
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
+            if finished:
+                self._collect(finished[0])
             if time.monotonic() - self.looked > LOOK_S:
                 every_second()
                 machines = self._look_for_machines()
@@ -149,8 +151,6 @@ class RunTrainer:
                 self._move_to_idle_groups(machines)
             self.killed.release()
             self.memory_kills.look()
-            if finished:
-                self._collect(finished[0])
 
     def _new_group(self) -> Any:
         if self.slots is None:
