@@ -127,6 +127,9 @@ def test_the_count_depends_on_the_configuration() -> None:
     assert paper.fixed_bytes == pytest.approx(4 * weights, rel=0.01)  # with gradients and two averages
     assert paper.fixed_bytes - of(optimizer="sgd").fixed_bytes == weights
     assert of(world=2).fixed_bytes - paper.fixed_bytes == weights  # what is sent to the other ranks
+    assert of(ema=0.99).fixed_bytes - paper.fixed_bytes == pytest.approx(weights, rel=0.01)  # the average
+    assert of(ema=0.99) == of(ema=0.5)
+    assert of(network="residual").image_bytes > 1.1 * paper.image_bytes  # a map in each block
     assert of(bfloat16=True).fixed_bytes - paper.fixed_bytes == pytest.approx(weights / 2, rel=0.01)
     assert of(bfloat16=True).image_bytes == pytest.approx(0.55 * paper.image_bytes, rel=0.05)
     assert of(dropout=0.0).image_bytes < 0.8 * paper.image_bytes

@@ -66,9 +66,11 @@ def test_the_average_changes_no_step(data: PreparedData) -> None:
     assert losses[0] == losses[1]
 
 
-def test_the_average_is_validated_kept_and_exported(data: PreparedData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["paper", "residual"])
+def test_the_average_is_validated_kept_and_exported(data: PreparedData, tmp_path: Path, network: str) -> None:
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
-    report = list(epochs(AVERAGED, data, max_epochs=1, last=last, best=best, precision="float32"))[-1]
+    config = small(ema=0.9, learning_rate=0.01, network=network)
+    report = list(epochs(config, data, max_epochs=1, last=last, best=best, precision="float32"))[-1]
     state, kept = load_checkpoint(last), load_checkpoint(best)
     assert same(kept["model"], state["average"])
     assert not same(kept["model"], state["model"])
@@ -79,7 +81,7 @@ def test_the_average_is_validated_kept_and_exported(data: PreparedData, tmp_path
     preprocessing = Preprocessing("axial", 2, 32, "resize", 1.0)
     export_model([TrainedModel(model.unet, model.config, 0.5, preprocessing, "a")], tmp_path / "out")
     (exported,) = load_exported(tmp_path / "out").members
-    assert exported.config.ema == 0.9
+    assert exported.config == config
     assert same(dict(exported.unet.state_dict()), dict(kept["model"]))
 
 
