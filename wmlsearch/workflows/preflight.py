@@ -163,7 +163,7 @@ def _most_demanding(space: SearchSpace) -> TrialConfig:
         if name in space.dimensions:
             domain = space.dimensions[name].domain
             every = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)
-            values[name] = extreme(value for value in every if isinstance(value, int | float))
+            values[name] = extreme((value for value in every if isinstance(value, int | float)), default=None)
     return space.config(values)
 
 
