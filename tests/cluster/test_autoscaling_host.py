@@ -17,7 +17,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(900),
     pytest.mark.skipif("WMLSEARCH_CLUSTER_TEST" not in os.environ, reason="make cluster-test runs it"),
 ]
 

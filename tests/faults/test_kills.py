@@ -79,17 +79,17 @@ def test_killed_process_that_drives_a_worker_group(
     """Of a trial and of a final run: ours and Ray Train's. Its placement group would hold the CPUs, and what comes next
     would wait for it."""
     ending = ("--confirm-top", 0, "--final-runs", 1)
-    words = tune_arguments(out, prepared, "--workers-per-trial", 2, *ending, trials=2, epochs=30, baseline=True)
+    words = tune_arguments(out, prepared, "--workers-per-trial", 2, *ending, trials=2, epochs=20, baseline=True)
     with Running(out, *words, cores=2) as running, Lines(running.search) as lines:
         for drivers in (SLOT, CONTROLLER):
             more_lines(running, lines, chance, 6)
             (driver,) = running.processes(*drivers)
             assert kill(driver)
-        running.until(lambda: bool(running.processes("ray::WorkerGroup")))
+        running.until(lambda: bool(running.processes("ray::WorkerGroup")), 400)
         time.sleep(chance.uniform(0, 3))  # a random time within its start
         (group,) = running.processes("ray::WorkerGroup")
         assert kill(group)
-        running.until(lambda: bool(running.processes(*CONTROLLER)))
+        running.until(lambda: bool(running.processes(*CONTROLLER)), 400)
         (controller,) = running.processes(*CONTROLLER)
         assert kill(controller)
         assert running.end() == 0, running.text()
