@@ -178,9 +178,12 @@ class _Past:
 
     def update(self, ended: Sequence[FrozenTrial]) -> None:
         """Add the trials that have ended since the last call."""
-        if len(ended) == len(self._seen):
-            return
-        new = [trial for trial in ended if trial.number not in self._seen]
+        new: list[FrozenTrial] = []
+        for trial in reversed(ended):  # the trials that have just ended are among the latest
+            if len(new) == len(ended) - len(self._seen):
+                break
+            if trial.number not in self._seen:
+                new.append(trial)
         new.sort(key=lambda trial: (trial.datetime_complete or datetime.min, trial.number))
         for trial in new:
             self._seen.add(trial.number)
