@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,9 +11,16 @@ import numpy as np
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data.phantom import write_phantom
+from wmlsearch.data.phantom import PARTICIPANT_COLUMNS, write_phantom
 from wmlsearch.data.phantom_anatomy import Head
-from wmlsearch.data.phantom_lesions import ML_PER_AXES, Lesion, draw_lesions
+from wmlsearch.data.phantom_lesions import (
+    EASY_LESIONS,
+    HARD_LESIONS,
+    ML_PER_AXES,
+    Lesion,
+    LesionLaws,
+    draw_lesions,
+)
 from wmlsearch.data.phantom_scanner import Grid, render_head
 
 SHAPE = (64, 64, 12)  # 3 x 3 x 12 mm
@@ -62,6 +70,53 @@ def test_same_seed_same_bytes_and_a_patient_does_not_depend_on_the_others(tmp_pa
     assert all(one[name] == two[name] and one[name] != other[name] for name in first if "FLAIR" in name)
     assert all(one[name] == two[name] for name in first)
     assert two["sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz"] != two["sub-02/ses-1/anat/sub-02_ses-1_FLAIR.nii.gz"]
+
+
+def test_the_easy_cohort_is_that_of_earlier_versions(tmp_path: Path) -> None:
+    digest = hashlib.sha256()
+    for name, content in files(write_phantom(tmp_path / "raw", patients=2, shape=(32, 32, 8), seed=3)).items():
+        digest.update(name.encode() + content)
+    assert digest.hexdigest() == "e4b11d97c8cd987d3261e9c17d4a473835a2d0d5dd0216484d02cea2d6e64496"
+
+
+def test_scanners_and_lesions_of_the_hard_cohort(tmp_path: Path) -> None:
+    shape, patients = (32, 32, 8), 6
+    hard = write_phantom(tmp_path / "hard", patients=patients, timepoints=1, shape=shape, cohort="hard")
+    assert "--seed 0 --cohort hard" in (hard / "README").read_text()
+    header, *lines = (hard / "participants.tsv").read_text().splitlines()
+    assert header.endswith("\tscanner")
+    assert set(json.loads((hard / "participants.json").read_text())) == {"scanner", *PARTICIPANT_COLUMNS}
+    brightest: dict[str, list[float]] = {"A": [], "B": [], "C": []}
+    for line in lines:
+        patient, *_, scanner = line.split("\t")
+        image = volume(hard / patient / "ses-1" / "anat" / f"{patient}_ses-1_FLAIR.nii.gz")
+        brightest[scanner].append(float(np.quantile(image, 0.9)))
+    units = {scanner: np.median(values) for scanner, values in brightest.items() if values}
+    assert len(units) >= 2
+    assert max(units.values()) > 1.5 * min(units.values()), "scanners differ in intensity"
+    easy = write_phantom(tmp_path / "easy", patients=1, timepoints=1, shape=shape)
+    assert "--cohort" not in (easy / "README").read_text()
+    with pytest.raises(InputError, match="cohort: must be easy or hard, but got 'harder'"):
+        write_phantom(tmp_path / "harder", cohort="harder")
+
+
+def test_lesions_of_the_hard_cohort_are_small_and_faint() -> None:
+    head = Head(np.random.default_rng([0, 1, 0]))
+
+    def drawn(laws: LesionLaws) -> list[Lesion]:
+        return draw_lesions(np.random.default_rng([0, 1, 1]), head, 1.0, laws)
+
+    easy, hard = drawn(EASY_LESIONS), drawn(HARD_LESIONS)
+    diameters = [
+        [2 * float(np.prod(np.linalg.norm(each.axes, axis=1)) ** (1 / 3)) for each in them] for them in (easy, hard)
+    ]
+    assert min(diameters[1]) < 4 < min(diameters[0])
+    assert np.median(diameters[1]) < np.median(diameters[0])
+    assert max(each.contrast for each in hard) <= 0.6
+    look_alikes = Head(np.random.default_rng([0, 1, 0]))
+    look_alikes.add_look_alikes(np.random.default_rng([0, 1, 5]))
+    assert len(look_alikes.vessels) > 2 * len(head.vessels)
+    assert look_alikes.pial_rim > head.pial_rim
 
 
 def test_the_files_are_bids(cohort: Path) -> None:

@@ -31,7 +31,14 @@ from wmlsearch.cli.options import say
     help="Factor on the diameters of the lesions. Larger ones are fewer and easier to find.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
-def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: float, seed: int) -> None:
+@click.option(
+    "--cohort",
+    type=click.Choice(["easy", "hard"]),
+    default="easy",
+    show_default=True,
+    help="hard: three scanners, lesions down to 3 mm, and more that looks like lesions.",
+)
+def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: float, seed: int, cohort: str) -> None:
     """Write a synthetic FLAIR cohort with known lesions, as a raw BIDS data set.
 
     Example: wmlsearch phantom phantom-raw --patients 10
@@ -53,6 +60,7 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
             shape=(x, y, z),
             lesion_size=lesion_size,
             seed=seed,
+            cohort=cohort,
             progress=lambda done, total: advance("volumes", done, total),
         )
     options.say(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from wmlsearch.config import InputError
 from wmlsearch.data.phantom_anatomy import Head
-from wmlsearch.data.phantom_lesions import draw_lesions, follow_up
-from wmlsearch.data.phantom_scanner import Grid, Shape, add_lesions, render_head, scan
+from wmlsearch.data.phantom_lesions import EASY_LESIONS, HARD_LESIONS, draw_lesions, follow_up
+from wmlsearch.data.phantom_scanner import EASY_SCANNER, HARD_SCANNERS, Grid, Shape, add_lesions, render_head, scan
 from wmlsearch.runs.wording import plural
 
 # Voxels. Lesions vanish in larger voxels; a larger grid does not fit in memory.
@@ -27,6 +27,9 @@ PARTICIPANT_COLUMNS = {
     "lesion_ml_first": {"Description": "Volume of all lesions in the first scan", "Units": "mL"},
     "lesion_ml_last": {"Description": "Volume of all lesions in the last scan", "Units": "mL"},
 }  # BIDS's data dictionary of participants.tsv
+SCANNER_COLUMN = {"scanner": {"Description": "Scanner of all scans of the patient"}}
+# easy: one scanner, lesions that stand out. hard: three scanners, small lesions, and more that looks like one.
+COHORTS = ("easy", "hard")
 LESION_SIZES = (0.5, 3.0)  # smaller lesions vanish; larger ones do not fit in the white matter
 
 
@@ -38,6 +41,7 @@ def write_phantom(
     shape: Shape = (128, 128, 24),
     lesion_size: float = 1.0,
     seed: int = 0,
+    cohort: str = "easy",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a cohort as raw BIDS: FLAIR int16, masks uint8 {0, 1}, both in RAS orientation.
@@ -52,6 +56,9 @@ def write_phantom(
         lesion_size: Factor on the diameters of the lesions. Larger ones are fewer (the load is the same), and easier to
             find.
         seed: Seed of all random numbers.
+        cohort: One of `COHORTS`. In `hard`, scanners differ in intensity, bias field, noise and ghosts (the column
+            `scanner` of participants.tsv), lesions are as small as 3 mm, and grey matter, vessels and rims of fluid
+            look like lesions.
         progress: Called as `progress(done, total)` after each volume.
 
     Returns:
@@ -61,9 +68,9 @@ def write_phantom(
         InputError: With all arguments that are not possible.
     """
     out = Path(out)
-    _check(out, patients, timepoints, shape, lesion_size, seed)
-    grid, done = Grid(shape), 0
-    rows = ["participant_id\tsessions\tlesion_ml_first\tlesion_ml_last"]
+    _check(out, patients, timepoints, shape, lesion_size, seed, cohort)
+    grid, done, hard = Grid(shape), 0, cohort == "hard"
+    rows = ["participant_id\tsessions\tlesion_ml_first\tlesion_ml_last" + ("\tscanner" if hard else "")]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         root = Path(scratch) / "bids"  # a folder inside, because other users cannot read the temporary one
@@ -71,7 +78,7 @@ def write_phantom(
         _describe(root / "derivatives" / "lesions", "wmlsearch phantom: lesion masks", "derivative", seed)
         for number in range(1, patients + 1):
             patient, loads = f"sub-{number:02d}", []
-            for session, (image, mask) in enumerate(_scans(seed, number, timepoints, grid, lesion_size), 1):
+            for session, (image, mask) in enumerate(_scans(seed, number, timepoints, grid, lesion_size, hard), 1):
                 folder, stem = (Path(patient, f"ses-{session}", "anat"), f"{patient}_ses-{session}")
                 _write_volume(root / folder / f"{stem}_FLAIR.nii.gz", image, grid.affine)
                 masks = root / "derivatives" / "lesions" / folder
@@ -80,16 +87,19 @@ def write_phantom(
                 done += 1
                 if progress:
                     progress(done, patients * timepoints)
-            rows.append(f"{patient}\t{timepoints}\t{loads[0]:.2f}\t{loads[-1]:.2f}")
+            scanner = f"\t{'ABC'[_scanner_of(seed, number)]}" if hard else ""
+            rows.append(f"{patient}\t{timepoints}\t{loads[0]:.2f}\t{loads[-1]:.2f}{scanner}")
         (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        _write_json(root / "participants.json", PARTICIPANT_COLUMNS)
-        (root / "README").write_text(_readme(patients, timepoints, shape, lesion_size, seed), encoding="utf-8")
+        _write_json(root / "participants.json", PARTICIPANT_COLUMNS | (SCANNER_COLUMN if hard else {}))
+        (root / "README").write_text(_readme(patients, timepoints, shape, lesion_size, seed, cohort), encoding="utf-8")
         os.replace(root, out)
     return out
 
 
-def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size: float, seed: int) -> None:
+def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size: float, seed: int, cohort: str) -> None:
     faults = []
+    if cohort not in COHORTS:
+        faults.append(f"cohort: must be {' or '.join(COHORTS)}, but got {cohort!r}")
     for name, value, low, high in (
         ("patients", patients, 1, 9999),
         ("timepoints", timepoints, 1, 99),
@@ -111,18 +121,27 @@ def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size:
         raise InputError("phantom: nothing was written", faults)
 
 
+def _scanner_of(seed: int, number: int) -> int:
+    """Return the index of a patient's scanner in the hard cohort."""
+    return int(np.random.default_rng([seed, number, 4]).integers(len(HARD_SCANNERS)))
+
+
 def _scans(
-    seed: int, number: int, timepoints: int, grid: Grid, lesion_size: float
+    seed: int, number: int, timepoints: int, grid: Grid, lesion_size: float, hard: bool
 ) -> Iterator[tuple[NDArray[np.int16], NDArray[np.uint8]]]:
     """Yield the scans of one patient with their masks. Randomness depends on the seed, patient and stage only."""
     head = Head(np.random.default_rng([seed, number, 0]))
+    laws, scanner = EASY_LESIONS, EASY_SCANNER
+    if hard:
+        head.add_look_alikes(np.random.default_rng([seed, number, 5]))
+        laws, scanner = HARD_LESIONS, HARD_SCANNERS[_scanner_of(seed, number)]
     image, brain = render_head(head, grid)
-    lesions = draw_lesions(np.random.default_rng([seed, number, 1]), head, lesion_size)
+    lesions = draw_lesions(np.random.default_rng([seed, number, 1]), head, lesion_size, laws)
     for session in range(timepoints):
         if session:
-            lesions = follow_up(np.random.default_rng([seed, number, 2, session]), head, lesions, lesion_size)
+            lesions = follow_up(np.random.default_rng([seed, number, 2, session]), head, lesions, lesion_size, laws)
         with_lesions, mask = add_lesions(head, grid, image, brain, lesions)
-        yield scan(np.random.default_rng([seed, number, 3, session]), grid, with_lesions), mask
+        yield scan(np.random.default_rng([seed, number, 3, session]), grid, with_lesions, scanner), mask
 
 
 def _write_volume(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) -> None:
@@ -153,9 +172,10 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _readme(patients: int, timepoints: int, shape: Shape, lesion_size: float, seed: int) -> str:
+def _readme(patients: int, timepoints: int, shape: Shape, lesion_size: float, seed: int, cohort: str) -> str:
     """Return the text of BIDS's README: what the data are, and the command that writes them again."""
     x, y, z = shape
+    hard = " --cohort hard" if cohort == "hard" else ""
     return f"""\
 A synthetic cohort of FLAIR heads with white matter lesions. It holds no person's data.
 
@@ -163,5 +183,5 @@ A synthetic cohort of FLAIR heads with white matter lesions. It holds no person'
 derivatives/lesions (1 is lesion). The same command writes the same files:
 
     wmlsearch phantom OUT --patients {patients} --timepoints {timepoints} --shape {x}x{y}x{z} \\
-      --lesion-size {lesion_size:g} --seed {seed}
+      --lesion-size {lesion_size:g} --seed {seed}{hard}
 """

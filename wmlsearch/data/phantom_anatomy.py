@@ -123,8 +123,17 @@ class Head:
         self.skull_mm, self.scalp_mm = (float(rng.uniform(5, 7)), float(rng.uniform(3, 5)))
         self.fat, self.marrow = (float(rng.uniform(0.45, 1.6)), float(rng.uniform(0.15, 0.5)))  # brightness, as below
         self.cortex, self.csf = (float(rng.uniform(1.13, 1.24)), float(rng.uniform(0.16, 0.3)))
+        self.patches, self.pial_rim = (0.045, 0.12)  # how far the cortex varies; how bright the fluid is at its surface
         self.rim, self.caps = (float(rng.uniform(0.15, 0.4)), float(rng.uniform(0.1, 0.45)))
         self.vessels, self.plexus = (self._draw_vessels(rng), rng.uniform((1.2, -3, -3), (2.8, 3, 3), (2, 3)))
+
+    def add_look_alikes(self, rng: np.random.Generator) -> None:
+        """Make what is no lesion look more like one: grey matter as bright in places, rims of the ventricles and of the
+        fluid around the brain, and more vessels that cross a few voxels."""
+        self.cortex, self.patches = float(rng.uniform(1.18, 1.32)), float(rng.uniform(0.06, 0.12))
+        self.csf, self.pial_rim = float(rng.uniform(0.2, 0.4)), float(rng.uniform(0.2, 0.5))
+        self.rim, self.caps = float(rng.uniform(0.25, 0.55)), float(rng.uniform(0.25, 0.6))
+        self.vessels = self.vessels + self._draw_vessels(rng) + self._draw_vessels(rng)
 
     @staticmethod
     def _draw_vessels(rng: np.random.Generator) -> list[tuple[NDArray[np.float64], float]]:
@@ -210,7 +219,7 @@ class Head:
         share *= ramp(gap, soft) * ramp(-fourth_ventricle, soft)
 
         base = ramp(-24 - p[2], 14) * ramp(-4 - depth, 6) * (0.3 + 0.12 * texture)  # bone and muscle
-        fluid = self.csf + 0.12 * ramp(2.5 - depth, 3) + 0.05 * texture + base
+        fluid = self.csf + self.pial_rim * ramp(2.5 - depth, 3) + 0.05 * texture + base
         septum = np.minimum(0.8 - f[0], -_box(f, (0, 14, 12), (3, 13, 6)) + 0.5)
         share = np.maximum(share, 0.9 * ramp(septum, soft))
         value = fluid + (value - fluid) * share
@@ -259,7 +268,7 @@ class Head:
 
     def _parenchyma(self, p: Floats, f: Floats, pial: Floats, gap: Floats, texture: Floats, soft: float) -> Floats:
         """Return the brightness of white matter, cortex and nuclei."""
-        grey = np.float32(self.cortex) + np.float32(0.045) * texture
+        grey = np.float32(self.cortex) + np.float32(self.patches) * texture
         white = 1 + np.float32(0.02) * texture + 0.07 * np.exp(-np.maximum(gap, 0) / 9) * ramp(-p[1] - 12, 30)
         value = white + (grey - white) * ramp(3.0 - pial, soft + 0.6)
         for centre, half, bright in NUCLEI:

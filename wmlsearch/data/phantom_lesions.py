@@ -8,11 +8,26 @@ import numpy as np
 
 from wmlsearch.data.phantom_anatomy import BRAIN_MM, VENTRICLE, Floats, Head, Waves, ramp
 
-# A patient's lesion load in ml: median, log-sigma, limits (Lesjak 2017: median 13.9, range 0.3 to 52.2).
-LOAD_ML = (14.0, 1.1, 0.4, 46.0)
 ML_PER_AXES = 0.72 * 4.19e-3  # ml per mm3 of the product of the half-axes: an ellipsoid, less its uneven outline
 PERIVENTRICULAR, JUXTACORTICAL, DEEP, INFRATENTORIAL = range(4)
 LOCATION_SHARES = (0.5, 0.22, 0.25, 0.03)  # of the lesions, by location
+
+Law = tuple[float, float, float, float]  # log-normal: median, log-sigma, limits
+
+
+@dataclass(frozen=True)
+class LesionLaws:
+    """What the lesions of a cohort are drawn from."""
+
+    load_ml: Law  # of a patient
+    radius_mm: Law
+    contrast: Law  # brightness above that of the tissue
+
+
+# Loads as in Lesjak 2017: median 13.9, range 0.3 to 52.2.
+EASY_LESIONS = LesionLaws((14.0, 1.1, 0.4, 46.0), (3.8, 0.4, 2.5, 12.0), (0.36, 0.38, 0.16, 0.8))
+# Sizes and contrast as in the masks of ms-flair (`python -m benchmarks.phantom_statistics`).
+HARD_LESIONS = LesionLaws((9.0, 1.2, 0.5, 46.0), (2.3, 0.5, 1.5, 12.0), (0.3, 0.25, 0.16, 0.6))
 
 
 @dataclass(frozen=True)
@@ -32,36 +47,39 @@ class Lesion:
         return ramp((1 - q + 0.16 * self.outline(p)) * half.min(), self.softness_mm)
 
 
-def draw_lesions(rng: np.random.Generator, head: Head, size: float) -> list[Lesion]:
+def draw_lesions(rng: np.random.Generator, head: Head, size: float, laws: LesionLaws = EASY_LESIONS) -> list[Lesion]:
     """Return a patient's first lesions, up to a load from a log-normal distribution: mostly small, sometimes large.
 
     `size` is a factor on their diameters.
     """
-    median, sigma, low, high = LOAD_ML
+    median, sigma, low, high = laws.load_ml
     load_ml = float(np.clip(rng.lognormal(np.log(median), sigma), low, high))
     scale, lesions, volume_ml = (load_ml / median) ** 0.2, [], 0.0
     while volume_ml < load_ml:
-        lesion = _draw_lesion(rng, head, scale, size)
+        lesion = _draw_lesion(rng, head, scale, size, laws)
         volume_ml += ML_PER_AXES * float(np.prod(np.linalg.norm(lesion.axes, axis=1)))
         lesions.append(lesion)
     return lesions
 
 
-def follow_up(rng: np.random.Generator, head: Head, lesions: list[Lesion], size: float) -> list[Lesion]:
+def follow_up(
+    rng: np.random.Generator, head: Head, lesions: list[Lesion], size: float, laws: LesionLaws = EASY_LESIONS
+) -> list[Lesion]:
     """Return the lesions some months later: most a little larger, about one in eight smaller, and some new."""
     n = len(lesions)
     factors = np.where(rng.random(n) < 0.12, rng.uniform(0.82, 0.95, n), rng.uniform(1.0, 1.1, n))
-    new = [_draw_lesion(rng, head, 0.95, size) for _ in range(1 + int(rng.poisson(1 + 0.04 * len(lesions))))]
+    new = [_draw_lesion(rng, head, 0.95, size, laws) for _ in range(1 + int(rng.poisson(1 + 0.04 * len(lesions))))]
     pairs = zip(lesions, factors, strict=True)
     return [replace(lesion, axes=(lesion.axes * factor).astype(np.float32)) for lesion, factor in pairs] + new
 
 
-def _draw_lesion(rng: np.random.Generator, head: Head, scale: float, size: float) -> Lesion:
+def _draw_lesion(rng: np.random.Generator, head: Head, scale: float, size: float, laws: LesionLaws) -> Lesion:
     """Return one lesion; candidates are drawn until one lies in tissue where such lesions occur."""
+    middle, spread, smallest, largest = laws.radius_mm
     while True:
         location = int(rng.choice(4, p=LOCATION_SHARES))
         side = rng.choice((-1.0, 1.0))
-        radius = float(np.clip(np.exp(rng.normal(np.log(3.8), 0.4)) * scale, 2.5, 12.0)) * size
+        radius = float(np.clip(np.exp(rng.normal(np.log(middle), spread)) * scale, smallest, largest)) * size
         direction = rng.normal(size=3)  # of the longest half-axis
         stretch = rng.uniform(1.0, 1.5)
         if location == PERIVENTRICULAR:
@@ -88,7 +106,7 @@ def _draw_lesion(rng: np.random.Generator, head: Head, scale: float, size: float
     return Lesion(
         centre=centre,
         axes=(frame.T * half[:, None]).astype(np.float32),
-        contrast=float(np.clip(rng.lognormal(np.log(0.36), 0.38), 0.16, 0.8)),
+        contrast=float(np.clip(rng.lognormal(np.log(laws.contrast[0]), laws.contrast[1]), *laws.contrast[2:])),
         outline=Waves.draw(rng, 1.3 * radius + 2, 4 * radius + 3, 9),
         softness_mm=float(rng.uniform(0.8, 2.2)),
     )

@@ -6,6 +6,7 @@ A voxel is the mean of points about 2 mm apart, so thick slices blur as a scanne
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,29 @@ from wmlsearch.data.phantom_lesions import Lesion
 
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """The ranges from which each scan of a scanner is drawn."""
+
+    bias: Span  # strength of the coil's bias field
+    bias_limit: float  # the field is within 1 +- this
+    unit: Span  # of the intensities: the value of white matter
+    noise: Span  # of the real and the imaginary part, relative to white matter
+    gamma: Span  # of the contrast
+    ghost: Span | None = None  # strength of a ghost: the head once more, shifted front to back
+
+
+EASY_SCANNER = Scanner((0.04, 0.09), 0.15, (180, 480), (0.03, 0.055), (0.92, 1.08))
+# Three scanners: one as in the easy cohort but with other contrast, a noisy one, and one with a strong bias field.
+HARD_SCANNERS = (
+    Scanner((0.05, 0.10), 0.25, (180, 320), (0.03, 0.05), (0.8, 0.92), (0.0, 0.02)),
+    Scanner((0.08, 0.15), 0.35, (600, 1400), (0.06, 0.09), (1.05, 1.2), (0.02, 0.05)),
+    Scanner((0.15, 0.25), 0.45, (60, 120), (0.04, 0.07), (0.95, 1.1), (0.01, 0.04)),
+)
 
 FIELD_OF_VIEW_MM = (192.0, 192.0, 144.0)  # right, anterior, superior; voxel size = field of view / shape
 MAX_POINTS = 400_000  # computed at once, to bound the memory of a large grid
@@ -84,14 +108,18 @@ def add_lesions(
     return image + bright, (share >= 0.5).astype(np.uint8)
 
 
-def scan(rng: np.random.Generator, grid: Grid, image: Floats) -> NDArray[np.int16]:
-    """Return a scan of a brightness image: coil bias (at most +-15 %), Rician noise, arbitrary units."""
-    bias, strength = Waves.draw(rng, 200, 420, 5), rng.uniform(0.04, 0.09)
-    unit, noise = rng.uniform(180, 480), rng.uniform(0.03, 0.055)
+def scan(rng: np.random.Generator, grid: Grid, image: Floats, scanner: Scanner = EASY_SCANNER) -> NDArray[np.int16]:
+    """Return a scan of a brightness image: ghost, coil bias, Rician noise, arbitrary units."""
+    bias, strength = Waves.draw(rng, 200, 420, 5), rng.uniform(*scanner.bias)
+    unit, noise = rng.uniform(*scanner.unit), rng.uniform(*scanner.noise)
     signal = np.empty(grid.shape, np.int16)
-    gamma = rng.uniform(0.92, 1.08)  # contrast differs a little between scans
+    gamma = rng.uniform(*scanner.gamma)  # contrast differs a little between scans
+    if scanner.ghost is not None:
+        shift = round(grid.shape[1] * rng.uniform(0.2, 0.5))
+        image = image + np.float32(rng.uniform(*scanner.ghost)) * np.roll(image, shift, axis=1)
+    low, high = 1 - scanner.bias_limit, 1 + scanner.bias_limit
     for box in grid.slabs():
-        field = np.clip(1 + strength * bias(grid.points(box, (1, 1, 1))), 0.85, 1.15).reshape(image[box].shape)
+        field = np.clip(1 + strength * bias(grid.points(box, (1, 1, 1))), low, high).reshape(image[box].shape)
         real = np.maximum(image[box], 0) ** np.float32(gamma) * field
         real += noise * rng.standard_normal(real.shape, np.float32)
         real = np.hypot(real, noise * rng.standard_normal(real.shape, np.float32))
