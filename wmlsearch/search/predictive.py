@@ -3,10 +3,10 @@
 As ASHA, but a rung compares predicted results instead of values: when a trial reaches it, the outcome model predicts
 the final rank of this trial and of all that reached the rung before, from their hyperparameters and their curves up to
 there. It continues if its prediction is among the best third (1 / `reduction_factor`). A trial that ended by itself is
-compared with, but not stopped.
+compared with, but not stopped. From two ninths of the epochs on, values say more than predictions from other tasks
+(benchmarks/README.md), so later rungs compare values as ASHA does.
 
-Without recorded trainings the model knows too little. Then values are compared as in ASHA, but the first rung is after
-two ninths of the epochs: values of earlier epochs say little about the end (benchmarks/README.md).
+Without recorded trainings the model knows too little. Then no rung is before two ninths of the epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wmlsearch.search.outcome_model import (
     best_so_far,
     chance_among_best,
 )
-from wmlsearch.search.rungs import first_rung, rung_epochs
+from wmlsearch.search.rungs import BLIND_SHARE, first_rung, rung_epochs
 from wmlsearch.space import SearchSpace
 
 
@@ -80,7 +80,7 @@ class PredictiveHalving:
         if ended or len(trials) == 1:
             return False
         curves = [self._curves[trial][:epoch] for trial in trials]
-        if self._knows_enough:
+        if self._knows_enough and epoch < BLIND_SHARE * self._settings.epochs:
             expected = self._model.predict([self._values[trial] for trial in trials], curves)
             scores, chance = expected.mean(axis=0), chance_among_best(expected, len(trials) - 1)
             reason = f"{100 * chance:.0f} % chance of the best {BEST}, predicted at epoch {epoch}"
