@@ -353,6 +353,11 @@ class RunSettings(_Strict):
         le=100,
         description="Judgement runs of the champion and of the baseline, each with another seed and fold.",
     )
+    postprocessing: Literal["auto", "none"] = Field(
+        "auto",
+        description="Mirror averaging and removal of small lesions in the final models: `auto` where they raise the "
+        "Dice of patients that the networks were not trained on by more than chance, or `none`.",
+    )
     forecast: bool = Field(True, description="Forecast what the search will cost, before its first trial.")
 
     @property

@@ -97,8 +97,13 @@ def test_damaged_exports_are_refused(folder: Path) -> None:
     text, tensors, content = first.read_text(), load_file(weights), weights.read_bytes()
     for change, wanted in (
         (
-            lambda document: document.update(format=2),
-            "F/model.json: format must be 1, but is 2; export the model again",
+            lambda document: document.update(format=3),
+            "F/model.json: format must be 1 or 2, but is 3; export the model again",
+        ),
+        (
+            lambda document: document.update(postprocessing={"mirror_averaging": 1, "smallest_lesion_mm3": -1}),
+            "F/model.json: postprocessing must have mirror_averaging (true or false) and smallest_lesion_mm3 (a number "
+            "from 0), but has 1 and -1; export the model again",
         ),
         (
             lambda document: document["members"][1].update(threshold=1.5),

@@ -19,6 +19,7 @@ from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
 from wmlsearch.inference.export import export_model, load_exported
+from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import predict
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.training import epochs
@@ -33,6 +34,7 @@ INPUTS: list[dict[str, Any]] = [
     {"input_slices": 3},
     {"intensity": "zscore"},
     {"input_slices": 5, "intensity": "zscore"},
+    {"postprocessing": Postprocessing(mirror_averaging=True, smallest_lesion_mm3=1000.0)},
 ]
 
 
@@ -43,17 +45,19 @@ def data(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module", params=INPUTS, ids=lambda values: "-".join(f"{k}-{v}" for k, v in values.items()))
+@pytest.fixture(scope="module", params=INPUTS, ids=lambda values: "-".join(values))
 def model(data: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """A network after an epoch, from its run folder; it finds a tenth of everything."""
-    prepared, config = PreparedData.open(data), TrialConfig(**{**SMALL, **request.param})
+    inputs = {name: value for name, value in request.param.items() if name != "postprocessing"}
+    prepared, config = PreparedData.open(data), TrialConfig(**{**SMALL, **inputs})
     about = run_record("r", "train", config, RunSettings(epochs=1), data_record(data, prepared))
     run = RunDir.create(tmp_path_factory.mktemp("runs") / "r", about)
     for row in epochs(config, prepared, max_epochs=1, precision="float32", best=run.best):
         run.append(row)
     trained, (first, *_) = TrainedModel.from_run(run), prepared.val.by_volume()
     likely = trained.probabilities(prepared.val.images[prepared.val.rows[first]].numpy())
-    return replace(trained, threshold=float(np.quantile(likely, 0.9)))
+    postprocessing = request.param.get("postprocessing", NO_POSTPROCESSING)
+    return replace(trained, threshold=float(np.quantile(likely, 0.9)), postprocessing=postprocessing)
 
 
 def test_validation_and_prediction_agree(model: TrainedModel, data: Path) -> None:
@@ -64,6 +68,9 @@ def test_validation_and_prediction_agree(model: TrainedModel, data: Path) -> Non
         batch, _ = validation.batch(positions)
         with torch.inference_mode():
             wanted = torch.sigmoid(model.unet(batch))[:, 0].numpy()
+            if model.postprocessing.mirror_averaging:  # of axial slices: the columns
+                mirrored = torch.sigmoid(model.unet(batch.flip(3)))[:, 0].flip(2)
+                wanted = (wanted + mirrored.numpy()) / 2
         images = validation.images[validation.rows[positions]].numpy()
         volume = prepared.manifest.volumes[prepared.manifest.slices[int(validation.rows[positions[0]])].volume]
         assert np.allclose(model.probabilities(images, volume.head_grey), wanted, atol=1e-6)
@@ -75,7 +82,9 @@ def test_a_volume_predicted_through_files_equals_the_sealed_test(
     found, _ = evaluate({"model": [model]}, data, {"run": "r"})
     export_model([model], tmp_path / "export")
     exported = load_exported(tmp_path / "export").members[0]
-    assert exported.config == model.config
+    assert (exported.config, exported.postprocessing) == (model.config, model.postprocessing)
+    members = found.models["model"].members[0]
+    assert Postprocessing(members.mirror_averaging, members.smallest_lesion_mm3) == model.postprocessing
     sealed, lesion = data / SEALED, 0
     rows = found.models["model"].members[0].scope(VOLUMES).rows
     for row, geometry in zip(rows, Manifest.read(sealed).volumes, strict=True):
@@ -98,7 +107,7 @@ def test_single_slices_are_refused_for_a_model_of_several_only(model: TrainedMod
     with pytest.raises(InputError) as caught:
         evaluate({"model": [model]}, tmp_path / "images", {"run": "r"})
     assert str(caught.value) == (
-        f"{tmp_path}/images: r needs the neighbours of each slice, but these data are split by image; evaluate it on "
+        f"{tmp_path}/images: r needs the whole scan of each slice, but these data are split by image; evaluate it on "
         "volumes that are split by patient"
     )
     assert not openings(tmp_path / "images")

@@ -75,6 +75,7 @@ class SettingKeywords(BudgetKeywords, total=False):
     confirm_top: int
     confirm_seeds: int
     final_runs: int
+    postprocessing: Literal["auto", "none"]
     forecast: bool
 
 

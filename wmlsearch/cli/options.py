@@ -149,6 +149,15 @@ final_runs = click.option(
     help="New runs of champion and baseline, one per fold, that are judged on the sealed test.",
 )
 
+postprocessing = click.option(
+    "--postprocessing",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="Mirror averaging and removal of small lesions in the final models: where they help on patients that the "
+    "networks were not trained on, or nowhere.",
+)
+
 
 def same_as(verb: click.Command, *names: str) -> Callable[[click.Command], click.Command]:
     """Add the options of another verb that have these names."""

@@ -92,6 +92,7 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @options.confirm_top
 @options.confirm_seeds
 @options.final_runs
+@options.postprocessing
 @options.no_baseline
 @click.option("--no-forecast", is_flag=True, help="Start at once, without timing some configurations first.")
 @options.uri

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,23 +20,38 @@ def out_of_fold_threshold(models: Sequence[TrainedModel], data: PreparedData, pr
     Each network predicts the patients of its own fold. A patient's Dice at each threshold is averaged over the networks
     that did not see it. The ensemble has seen every patient of the other folds, so it gets the same threshold.
     """
+    curves = out_of_fold_curves(models, data, predictions)
+    return threshold_of_curves(np.array(list(curves.values())), data.val.patients_known)
+
+
+def out_of_fold_curves(
+    models: Sequence[TrainedModel], data: PreparedData, predictions: Predictions = HERE
+) -> dict[str, np.ndarray]:
+    """Return the Dice of each patient with lesions at each threshold, (BINS,), averaged over networks, by patient."""
     curves: dict[str, list[np.ndarray]] = {}
     for model in models:
         validation = data.with_fold(model.fold or 0).with_input_of(model.config).val
         for patient, curve in _patient_curves(model, validation, predictions).items():
             curves.setdefault(patient, []).append(curve)
-    means = [np.mean(of_patient, axis=0) for of_patient in curves.values()]
-    return threshold_of_curves(np.array(means), data.val.patients_known)
+    return {patient: np.mean(of_patient, axis=0) for patient, of_patient in curves.items()}
+
+
+def volume_probabilities(
+    model: TrainedModel, slices: Slices, predictions: Predictions
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Yield the positions of the slices of each volume, and their probabilities (n, S, S) float32."""
+    for positions in slices.by_volume():
+        images = slices.images[slices.rows[positions]].cpu().numpy()
+        head_grey = () if slices.head_grey is None else slices.head_grey[positions].tolist()
+        (probabilities,) = predictions.probabilities([model], images, head_grey)
+        yield positions, probabilities
 
 
 def _patient_curves(model: TrainedModel, slices: Slices, predictions: Predictions) -> dict[str, np.ndarray]:
     """Return the Dice of each patient with lesions at each threshold, (BINS,), by patient."""
     counts = ValidationCounts(len(slices.patient_names))
-    for positions in slices.by_volume():
-        rows = slices.rows[positions]
-        masks, counted = slices.lesions(slices.masks[rows].unsqueeze(1).float().cpu())
-        head_grey = () if slices.head_grey is None else slices.head_grey[positions].tolist()
-        (probabilities,) = predictions.probabilities([model], slices.images[rows].cpu().numpy(), head_grey)
+    for positions, probabilities in volume_probabilities(model, slices, predictions):
+        masks, counted = slices.lesions(slices.masks[slices.rows[positions]].unsqueeze(1).float().cpu())
         counts.add_to_histograms(
             torch.from_numpy(probabilities).unsqueeze(1), masks, slices.patients[positions].cpu(), counted
         )

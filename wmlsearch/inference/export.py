@@ -5,8 +5,9 @@ Both formats are plain data, and each value is checked when it is read. Nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from safetensors.torch import load, save
 
 from wmlsearch import __version__
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.inference.postprocessing import Postprocessing
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel, build_unet, check_threshold, common_preprocessing
 from wmlsearch.runs.files import atomic_folder, check_output_folder, read_json, write_bytes, write_json
 
-FORMAT = 1
+FORMAT = 2  # of models that do more than to compare with their threshold; all others have 1
+READ_FORMATS = (1, FORMAT)
 MODEL_FILE = "model.json"
 MAX_MEMBERS = 100
 
@@ -68,15 +71,20 @@ def load_exported(folder: Path) -> ExportedModel:
     if not path.is_file():
         raise InputError(f"{folder}: not an exported model, {MODEL_FILE} is missing; make one with `wmlsearch export`")
     content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path}: format must be {FORMAT}, but is {content.get('format')!r}; export the model again")
+    if content.get("format") not in READ_FORMATS:
+        formats = " or ".join(map(str, READ_FORMATS))
+        raise InputError(f"{path}: format must be {formats}, but is {content.get('format')!r}; export the model again")
     members, threshold = content.get("members"), content.get("ensemble_threshold")
     if not isinstance(members, list) or not 0 < len(members) <= MAX_MEMBERS:
         raise InputError(f"{path}: members must be a list of 1 to {MAX_MEMBERS}; export the model again")
     preprocessing = Preprocessing.of(_mapping(content, "preprocessing", str(path)), str(path))
     if threshold is not None:
         threshold = check_threshold(threshold, f"{path}: ensemble_threshold")
-    models = [_load_member(folder, number, member, preprocessing) for number, member in enumerate(members)]
+    postprocessing = _postprocessing(content, str(path))
+    models = [
+        replace(_load_member(folder, number, member, preprocessing), postprocessing=postprocessing)
+        for number, member in enumerate(members)
+    ]
     return ExportedModel(tuple(models), threshold)
 
 
@@ -89,9 +97,10 @@ def _model_json(
     members: Sequence[TrainedModel], preprocessing: Preprocessing, threshold: float | None
 ) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": FORMAT if members[0].postprocessing else 1,
         "preprocessing": asdict(preprocessing),
         "ensemble_threshold": threshold,
+        **({"postprocessing": asdict(members[0].postprocessing)} if members[0].postprocessing else {}),
         "members": [
             {
                 "name": member.name,
@@ -127,6 +136,18 @@ def _load_member(folder: Path, number: int, member: Any, preprocessing: Preproce
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); export the model again") from None
     return TrainedModel(build_unet(config, tensors, str(path)), config, threshold, preprocessing, name, seed, fold)
+
+
+def _postprocessing(content: Mapping[str, Any], where: str) -> Postprocessing:
+    """Return what the model does beside the threshold: nothing in files without it."""
+    values = _mapping(content, "postprocessing", where) if "postprocessing" in content else {}
+    mirror, smallest = values.get("mirror_averaging", False), values.get("smallest_lesion_mm3", 0.0)
+    if type(mirror) is not bool or type(smallest) not in (int, float) or not 0 <= smallest < math.inf:
+        raise InputError(
+            f"{where}: postprocessing must have mirror_averaging (true or false) and smallest_lesion_mm3 (a number "
+            f"from 0), but has {mirror!r} and {smallest!r}; export the model again"
+        )
+    return Postprocessing(mirror, float(smallest))
 
 
 def _mapping(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.sources import Source
@@ -24,7 +25,7 @@ class Prediction:
     """The prediction of one or several models for one image, on the image's own grid (`geometry.shape`)."""
 
     probabilities: Array  # float32
-    mask: Array  # uint8, 1 where the probability is at least `threshold`
+    mask: Array  # uint8, 1 where the probability is at least `threshold`, without lesions that the model removes
     threshold: float
     voxel_mm: tuple[float, ...] | None  # along the input's axes; None for 2-D pictures
     geometry: VolumeGeometry
@@ -77,12 +78,14 @@ def predict(
     trained on data prepared in the same way.
     """
     preprocessing = common_preprocessing(models)
+    if len({model.postprocessing for model in models}) > 1:
+        raise InputError("models can only be used together if they have the same postprocessing")
     if threshold is None:
         threshold = float(np.mean([model.threshold for model in models]))
     geometry = geometry or slicing_geometry(source, preprocessing)
     images = cut(replace(source, mask=()), geometry).images
     probabilities = restore(mean_probabilities(HERE.probabilities(models, images, geometry.head_grey)), geometry)
-    mask = (probabilities >= threshold).astype(np.uint8)
+    mask = models[0].postprocessing.finish((probabilities >= threshold).astype(np.uint8), geometry.voxel_ml)
     return Prediction(probabilities, mask, threshold, geometry.voxel_mm, geometry)
 
 

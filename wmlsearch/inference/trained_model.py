@@ -13,6 +13,7 @@ import torch
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.head_grey import head_grey_of_stored
 from wmlsearch.data.network_input import scale_grey_values, stack_positions
+from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet
@@ -33,6 +34,7 @@ class TrainedModel:
     name: str = ""
     seed: int = 0
     fold: int | None = None  # of development patients, on which it was validated; None: not known
+    postprocessing: Postprocessing = NO_POSTPROCESSING  # what it does beside the threshold
 
     @classmethod
     def load(cls, best: Path) -> TrainedModel:
@@ -63,8 +65,18 @@ class TrainedModel:
 
     @property
     def needs_whole_volumes(self) -> bool:
-        """Whether a slice cannot be predicted without its neighbours in the scan."""
-        return self.config.input_slices > 1
+        """Whether a slice cannot be predicted without the others of its scan."""
+        return self.config.input_slices > 1 or self.postprocessing.smallest_lesion_mm3 > 0
+
+    @property
+    def can_mirror(self) -> bool:
+        """Whether the head can be mirrored from left to right, and the network then sees something else.
+
+        Sagittal slices are mirrored by the order of the scan, which a network of single slices does not see. Where left
+        is in a picture is not known.
+        """
+        axis = None if self.preprocessing is None else self.preprocessing.axis
+        return axis is not None and (axis > 0 or self.config.input_slices > 1)
 
     def probabilities(self, images: np.ndarray, head_grey: Sequence[tuple[float, float]] = ()) -> np.ndarray:
         """8-bit slices (N, H, W) -> probability of lesion, (N, H, W) float32. Runs on the network's device.
@@ -89,10 +101,18 @@ class TrainedModel:
     @torch.inference_mode()
     def probabilities_of_input(self, batch: torch.Tensor) -> torch.Tensor:
         """Input of the network, (N, input_slices, H, W) float32 -> probability of lesion, (N, H, W), on the CPU."""
+        probabilities = self._probabilities(batch)
+        if self.postprocessing.mirror_averaging and self.can_mirror:
+            is_sagittal = self.preprocessing is not None and self.preprocessing.axis == 0
+            mirrored = self._probabilities(batch.flip(1 if is_sagittal else 3))
+            probabilities = (probabilities + (mirrored if is_sagittal else mirrored.flip(2))) / 2
+        return probabilities.cpu()
+
+    def _probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         # As in validation, which chose the threshold. Repeatable, and equal on all devices except for rounding.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             logits = self.unet(batch.contiguous(memory_format=torch.channels_last))
-        return torch.sigmoid(logits)[:, 0].cpu()
+        return torch.sigmoid(logits)[:, 0]
 
 
 def build_unet(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet:

@@ -19,8 +19,8 @@ from wmlsearch.tracking.sync import default_uri
 # Settings whose option of `wmlsearch tune` has the same name.
 _OPTIONS = (
     "trials", "epochs", "seed", "precision", "objective", "sampler", "scheduler", "grace_epochs", "confirm_top",
-    "confirm_seeds", "final_runs", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb",
-    "trial_timeout",
+    "confirm_seeds", "final_runs", "postprocessing", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice",
+    "max_checkpoint_gb", "trial_timeout",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wmlsearch.inference.postprocessing import Postprocessing
 from wmlsearch.report.unit_scores import dice_pairs, lesion_sizes, size_unit
 from wmlsearch.runs.evaluation import SLICES, Evaluation, NetworkScores, Scope, Scores
 from wmlsearch.runs.names import BASELINE, CHAMPION
@@ -74,6 +75,7 @@ class EvaluationView:
     scopes: Sequence[ScopeTable]
     sizes: Sequence[SizeRow]
     units: Sequence[UnitRow]
+    postprocessing: str  # what the models do beside the threshold; "" where none does anything
 
 
 def evaluation_view(evaluation: Evaluation) -> EvaluationView:
@@ -88,7 +90,19 @@ def evaluation_view(evaluation: Evaluation) -> EvaluationView:
         scopes=[ScopeTable(scope, _pooled_rows(evaluation, scope)) for scope in evaluation.scopes],
         sizes=_size_rows(evaluation),
         units=_unit_rows(evaluation),
+        postprocessing=_postprocessing(evaluation),
     )
+
+
+def _postprocessing(evaluation: Evaluation) -> str:
+    chosen = {
+        role: Postprocessing(model.members[0].mirror_averaging, model.members[0].smallest_lesion_mm3)
+        for role, model in evaluation.models.items()
+    }
+    if not any(chosen.values()):
+        return ""
+    words = "; ".join(f"{role}: {postprocessing}" for role, postprocessing in chosen.items())
+    return f"Done with the predictions, as chosen after training on patients that a network had not seen: {words}."
 
 
 def _pooled_rows(evaluation: Evaluation, scope: Scope) -> list[PooledRow]:

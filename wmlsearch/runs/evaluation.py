@@ -123,6 +123,8 @@ class NetworkScores(Record):
     name: str  # of the run that trained it, or "<role> ensemble"
     seed: int | None  # None for an ensemble
     threshold: float  # a pixel is lesion at this probability and above; chosen on validation patients
+    mirror_averaging: bool = False  # the prediction is averaged with that of the mirrored head
+    smallest_lesion_mm3: float = 0.0  # predicted lesions of a smaller volume are removed
     fold: int | None = None  # the fold that its run validated on; None for an ensemble, and in files without folds
     volumes: ScopeScores | None = Field(None, alias=VOLUMES)
     slices: ScopeScores | None = Field(None, alias=SLICES)

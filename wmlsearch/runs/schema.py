@@ -56,6 +56,11 @@ def _with_values_before(config: Any) -> Any:
     return {**VALUES_BEFORE, **config} if isinstance(config, Mapping) else config
 
 
+def _with_settings_before(settings: Any) -> Any:
+    """Add to settings what files of older versions lack, as it was then: models had no postprocessing."""
+    return {"postprocessing": "none", **settings} if isinstance(settings, Mapping) else settings
+
+
 def _epochs_as_numbers(value: Any) -> Any:
     """Turn the keys of a JSON object that are digits into epoch numbers."""
     if not isinstance(value, Mapping):
@@ -64,7 +69,7 @@ def _epochs_as_numbers(value: Any) -> Any:
 
 
 StoredConfig = Annotated[TrialConfig, BeforeValidator(_with_values_before), PlainSerializer(_whole)]
-StoredSettings = Annotated[RunSettings, PlainSerializer(_whole)]
+StoredSettings = Annotated[RunSettings, BeforeValidator(_with_settings_before), PlainSerializer(_whole)]
 ByEpoch = BeforeValidator(_epochs_as_numbers)
 
 

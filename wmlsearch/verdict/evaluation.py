@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
+from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import BATCH, HERE, Predictions, mean_probabilities
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
@@ -119,7 +121,7 @@ def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[Trained
     needing = [model.name for model in networks if model.needs_whole_volumes]
     if needing and not manifest.has_volumes:
         raise InputError(
-            f"{data}: {needing[0]} needs the neighbours of each slice, but these data are "
+            f"{data}: {needing[0]} needs the whole scan of each slice, but these data are "
             f"{'2-D pictures' if manifest.axis is None else 'split by image'}; evaluate it on volumes that are split "
             "by patient"
         )
@@ -138,9 +140,16 @@ class _Scorer:
     """Collects the scores of one network (`member`: its place among the role's), or of their ensemble (None)."""
 
     def __init__(
-        self, name: str, seed: int | None, threshold: float, member: int | None, fold: int | None = None
+        self,
+        name: str,
+        seed: int | None,
+        threshold: float,
+        member: int | None,
+        fold: int | None = None,
+        postprocessing: Postprocessing = NO_POSTPROCESSING,
     ) -> None:
         self.name, self.seed, self.threshold, self.member, self.fold = name, seed, threshold, member, fold
+        self.postprocessing = postprocessing
         self.rows: dict[Scope, list[RowScores]] = {}
         self.half: dict[Scope, list[MaskScores]] = {}
 
@@ -148,20 +157,27 @@ class _Scorer:
         """Return the probabilities to score, (N, H, W), from those of the role's networks."""
         return networks[self.member] if self.member is not None else mean_probabilities(networks)
 
+    def masks(self, probabilities: np.ndarray, voxel_ml: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the predicted masks of a volume, or of slices without `voxel_ml`: at the threshold, and at 0.5."""
+        mask, half = (
+            self.postprocessing.finish(probabilities >= threshold, voxel_ml) for threshold in (self.threshold, HALF)
+        )
+        return mask, half
+
     def add(
         self,
         scope: Scope,
         origin: Mapping[str, Any],
-        probabilities: np.ndarray,
+        masks: tuple[np.ndarray, np.ndarray],
         expert: np.ndarray,
         voxel_mm: Sequence[float] | None,
         farthest: float,
         voxel_ml: float | None = None,
     ) -> None:
-        """Score one volume (i, j, k), or one slice (1, H, W) without `voxel_mm`."""
-        scores = score(probabilities >= self.threshold, expert, voxel_mm, farthest, voxel_ml)
-        self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **scores.as_json()}))
-        self.half.setdefault(scope, []).append(score(probabilities >= HALF, expert, voxel_mm, farthest, voxel_ml))
+        """Score the masks of one volume (i, j, k), or of one slice (1, H, W) without `voxel_mm`."""
+        own, half = (score(mask, expert, voxel_mm, farthest, voxel_ml) for mask in masks)
+        self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **own.as_json()}))
+        self.half.setdefault(scope, []).append(half)
 
     def scores(self, unit: Unit) -> NetworkScores:
         scopes = {
@@ -175,18 +191,26 @@ class _Scorer:
             if scope in self.rows
         }
         return NetworkScores.model_validate(
-            {"name": self.name, "seed": self.seed, "threshold": self.threshold, "fold": self.fold, **scopes}
+            {
+                "name": self.name,
+                "seed": self.seed,
+                "threshold": self.threshold,
+                **asdict(self.postprocessing),
+                "fold": self.fold,
+                **scopes,
+            }
         )
 
 
 def _scorers(role: str, members: Sequence[TrainedModel], ensemble_threshold: float | None) -> list[_Scorer]:
     """Return a scorer for each network, and one for the ensemble of several."""
     scorers = [
-        _Scorer(model.name, model.seed, model.threshold, place, model.fold) for place, model in enumerate(members)
+        _Scorer(model.name, model.seed, model.threshold, place, model.fold, model.postprocessing)
+        for place, model in enumerate(members)
     ]
     if len(members) > 1:
         threshold = ensemble_threshold or statistics.fmean(model.threshold for model in members)
-        scorers.append(_Scorer(f"{role} ensemble", None, threshold, None))
+        scorers.append(_Scorer(f"{role} ensemble", None, threshold, None, postprocessing=members[0].postprocessing))
     return scorers
 
 
@@ -242,12 +266,13 @@ def _score_volumes(
         for role, networks in _predict(models, slices.images, geometry.head_grey, predictions).items():
             for scorer in scorers[role]:
                 probabilities = scorer.probabilities(networks)
-                on_grid = restore(probabilities, geometry)
+                on_grid = scorer.masks(restore(probabilities, geometry), geometry.voxel_ml)
                 scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm, geometry.voxel_ml)
+                own, half = scorer.masks(probabilities, geometry.pixel_ml)
                 for index in volume.kept:
-                    one, mask = probabilities[index][None], slices.masks[index][None]
+                    one, mask = (own[index][None], half[index][None]), slices.masks[index][None]
                     scorer.add(SLICES, {**origin, "index": index}, one, mask, None, farthest_px)
-            masks[role] = networks[0] >= scorers[role][0].threshold
+            masks[role], _ = scorers[role][0].masks(networks[0], geometry.pixel_ml)
         gallery.add(geometry.patient, slices.images, slices.masks, masks, volume.kept)
         progress("scoring test volumes", done, total)
 
@@ -293,7 +318,7 @@ def _score_slices(
                 probabilities = scorer.probabilities(networks)
                 for row, one, expert, px in zip(rows[batch], probabilities, experts[batch], farthest, strict=True):
                     origin = {name: getattr(row, name) for name in ("patient", "timepoint", "source", "index")}
-                    scorer.add(SLICES, origin, one[None], expert[None], None, px)
+                    scorer.add(SLICES, origin, scorer.masks(one[None], None), expert[None], None, px)
             masks[role] = networks[0] >= scorers[role][0].threshold
         for place, row in enumerate(rows[batch]):
             unit = row.patient if sealed.by_patient else _image_name(start + place)

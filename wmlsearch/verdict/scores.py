@@ -23,6 +23,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from wmlsearch.data.labels import IGNORED
+from wmlsearch.inference.postprocessing import label_lesions
 from wmlsearch.model.metrics import Confusion
 from wmlsearch.runs.evaluation import MaskScores, Scores
 
@@ -35,20 +36,6 @@ SIZES = (("under_10", 0.0, 10.0), ("10_to_100", 10.0, 100.0), ("from_100", 100.0
 _VOXELS = ("tp", "fp", "fn", "tn")
 _OVERLAP, _LESION_OVERLAP = ("iou", "dice", "precision", "recall"), ("lesion_precision", "lesion_recall", "lesion_f1")
 _LESIONS = ("lesions_expert", "lesions_predicted", "lesions_found", "lesions_false")
-
-
-def label_lesions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the lesions of a mask: components of full connectivity (26 neighbours in a volume, 8 in a slice).
-
-    Args:
-        mask: (i, j, k) or (rows, columns); lesion where not 0.
-
-    Returns:
-        The lesion number of each voxel, int32 of the mask's shape, 0 for background; and the number of lesions.
-    """
-    labels = np.zeros(mask.shape, np.int32)
-    count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim), output=labels)
-    return labels, int(count)
 
 
 def score(

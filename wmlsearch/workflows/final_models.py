@@ -13,6 +13,8 @@ from wmlsearch.config import RunSettings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.inference.ensemble import out_of_fold_threshold
 from wmlsearch.inference.export import export_model, is_exported
+from wmlsearch.inference.postprocessing import NO_POSTPROCESSING
+from wmlsearch.inference.postprocessing_choice import choose_postprocessing
 from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -92,13 +94,21 @@ def _keep_model(
             record = record.model_copy(update={"rate_factors": candidate.rate_factors})
         RunDir.create(folder.path, record)
     models = [TrainedModel.from_run(run.run) for run in runs]
-    threshold = out_of_fold_threshold(models, PreparedData.open(data), predictions)
-    models = [dataclasses.replace(model, threshold=threshold) for model in models]
+    prepared, postprocessing = PreparedData.open(data), NO_POSTPROCESSING
+    if settings.postprocessing == "auto":
+        threshold, postprocessing = choose_postprocessing(models, prepared, predictions)
+    else:
+        threshold = out_of_fold_threshold(models, prepared, predictions)
+    models = [dataclasses.replace(model, threshold=threshold, postprocessing=postprocessing) for model in models]
     export_model(models, folder.export, threshold if len(models) > 1 else None)
     values = [run.value for run in runs if run.value is not None]
     metrics: dict[str, float | None] = {candidate.metric: statistics.fmean(values)}
     if len(values) > 1:
         metrics[f"{candidate.metric}_sd"] = statistics.stdev(values)
+    if postprocessing.mirror_averaging:
+        metrics["mirror_averaging"] = 1.0
+    if postprocessing.smallest_lesion_mm3:
+        metrics["smallest_lesion_mm3"] = postprocessing.smallest_lesion_mm3
     if not folder.rows():
         folder.append(EpochRow(0, time.time(), None, metrics))
     folder.set_status("completed")

@@ -11,6 +11,7 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
 from wmlsearch.inference.lesion_table import LESION_TABLE, LesionRow, lesion_csv
+from wmlsearch.inference.postprocessing import label_lesions
 from wmlsearch.inference.predictor import Prediction, predict
 from wmlsearch.inference.preprocessing import slicing_geometry
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_result_files
@@ -18,7 +19,6 @@ from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import plural
-from wmlsearch.verdict.scores import label_lesions
 
 
 @dataclass(frozen=True)
