@@ -33,16 +33,18 @@ def choose_postprocessing(
     each at its own threshold; then lesion sizes are compared at the threshold that was chosen. What is compared is a
     patient's Dice, averaged over the networks that did not see the patient. See `is_gain` for what counts as better.
     """
-    known = data.val.patients_known
+    by_patient = data.val.patients_known
     curves = out_of_fold_curves(models, data, predictions)
-    threshold, choice = threshold_of_curves(np.array(list(curves.values())), known), NO_POSTPROCESSING
+    threshold, choice = threshold_of_curves(np.array(list(curves.values())), by_patient), NO_POSTPROCESSING
     if all(model.can_mirror for model in models):
         mirrored = [replace(model, postprocessing=Postprocessing(mirror_averaging=True)) for model in models]
-        other_curves = out_of_fold_curves(mirrored, data, predictions)
-        other = threshold_of_curves(np.array(list(other_curves.values())), known)
-        if is_gain([other_curves[name][_bin(other)] - curve[_bin(threshold)] for name, curve in curves.items()]):
-            models, threshold, choice = mirrored, other, Postprocessing(mirror_averaging=True)
-    if data.manifest.has_volumes and known:
+        mirrored_curves = out_of_fold_curves(mirrored, data, predictions)
+        mirrored_threshold = threshold_of_curves(np.array(list(mirrored_curves.values())), by_patient)
+        if is_gain(
+            [mirrored_curves[name][_bin(mirrored_threshold)] - curve[_bin(threshold)] for name, curve in curves.items()]
+        ):
+            models, threshold, choice = mirrored, mirrored_threshold, Postprocessing(mirror_averaging=True)
+    if data.manifest.has_volumes and by_patient:
         plain, *by_size = _dice_by_size(models, data, threshold, predictions)
         gains = {
             size: [scores[name] - value for name, value in plain.items()]

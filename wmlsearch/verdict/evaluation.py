@@ -175,8 +175,8 @@ class _Scorer:
         voxel_ml: float | None = None,
     ) -> None:
         """Score the masks of one volume (i, j, k), or of one slice (1, H, W) without `voxel_mm`."""
-        own, half = (score(mask, expert, voxel_mm, farthest, voxel_ml) for mask in masks)
-        self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **own.as_json()}))
+        scores, half = (score(mask, expert, voxel_mm, farthest, voxel_ml) for mask in masks)
+        self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **scores.as_json()}))
         self.half.setdefault(scope, []).append(half)
 
     def scores(self, unit: Unit) -> NetworkScores:
@@ -268,10 +268,10 @@ def _score_volumes(
                 probabilities = scorer.probabilities(networks)
                 on_grid = scorer.masks(restore(probabilities, geometry), geometry.voxel_ml)
                 scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm, geometry.voxel_ml)
-                own, half = scorer.masks(probabilities, geometry.pixel_ml)
+                mask, half = scorer.masks(probabilities, geometry.pixel_ml)
                 for index in volume.kept:
-                    one, mask = (own[index][None], half[index][None]), slices.masks[index][None]
-                    scorer.add(SLICES, {**origin, "index": index}, one, mask, None, farthest_px)
+                    one = mask[index][None], half[index][None]
+                    scorer.add(SLICES, {**origin, "index": index}, one, slices.masks[index][None], None, farthest_px)
             masks[role], _ = scorers[role][0].masks(networks[0], geometry.pixel_ml)
         gallery.add(geometry.patient, slices.images, slices.masks, masks, volume.kept)
         progress("scoring test volumes", done, total)
