@@ -42,15 +42,17 @@ WARM = 1 / 5  # share of the trials after which all actors run
 
 @dataclass
 class Watch:
-    """The times at which trials ended, and the memory of this process at these times."""
+    """The times at which trials ended, with the memory and the CPU seconds of this process at these times."""
 
     started: float = field(default_factory=time.monotonic)
     ended: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)  # resident
+    cpu_s: list[float] = field(default_factory=list)
 
     def one_more(self) -> None:
         self.ended.append(time.monotonic() - self.started)
         self.memory_mb.append(resident_bytes() / 2**20)
+        self.cpu_s.append(time.process_time())
 
     @property
     def warm(self) -> int:
@@ -61,6 +63,11 @@ class Watch:
     def trial_s(self) -> float:
         """Seconds from one trial to the next, after all actors run."""
         return (self.ended[-1] - self.ended[self.warm - 1]) / (len(self.ended) - self.warm)
+
+    @property
+    def trial_cpu_s(self) -> float:
+        """CPU seconds of all threads of this process for a trial, after all actors run."""
+        return (self.cpu_s[-1] - self.cpu_s[self.warm - 1]) / (len(self.ended) - self.warm)
 
     @property
     def growth_mb(self) -> float:

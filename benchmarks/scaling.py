@@ -1,5 +1,7 @@
 """Predict what a search of many trials on many GPUs needs, from the measured cost of a trial, a report and a byte.
 
+The live table of a terminal and checkpoints on an object store (moto's S3) are counted.
+
 python -m benchmarks.scaling
 
 Measures the constants (some minutes), writes them into docs/scaling.json, draws docs/images/scaling.png, and puts the
@@ -9,34 +11,46 @@ tables into docs/scaling.md. With `--keep` it measures nothing and takes the con
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import pickle
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from benchmarks import driver, simulated
+from benchmarks.search_quality import compare
+from benchmarks.search_quality.replay import MEASURE
 from benchmarks.table import machine
+from wmlsearch.cli.live_display import REDRAWS_PER_S
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.checkpoint_size import checkpoint_bytes
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.rungs import levels_of
-from wmlsearch.search.samplers.forest import MAX_TRIALS
+from wmlsearch.search.samplers.forest import OWN_FOREST_TRIALS
 from wmlsearch.search.tune_patches import reuse_all_actors
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri, push
+from wmlsearch.workflows.placement import Placement
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TRIALS, EPOCHS, AT_ONCE = 500, 10, 64  # of the simulation
-BARE, BARE_AT_ONCE = 100, 8  # trials of Tune alone, and its actors
+TRIALS, EPOCHS, AT_ONCE = 1500, 5, 500  # of the simulation
+BARE, BARE_EPOCHS, BARE_AT_ONCE = 100, (2, 12), 8  # trials of Tune alone, their reports in two runs, and its actors
 MIRRORED = 12  # trials that are sent to MLflow, for its cost and bytes
 BIN = 100  # trials of a point of the figure
 # What is asked for: the search, and how long an epoch may take.
@@ -48,14 +62,17 @@ STORAGE_BYTES_PER_S = 1e9  # of a shared file system, taken to say where it woul
 
 @dataclass(frozen=True)
 class Constants:
-    """Measured on one machine. Times are the driver's, with one core; bytes are without compression."""
+    """Measured on one machine. Times are CPU times of the driver's process; bytes are without compression."""
 
     measured: str  # when and on what
     begin_ms: float  # a trial's proposal (forest) and folder, before any has ended
-    begin_ms_per_trial: float  # more for each trial that has ended, up to MAX_TRIALS of them
+    begin_ms_per_trial: float  # more for each trial that has ended
     report_ms: float
     end_ms: float
-    bare_trial_ms: float  # of Tune and Ray themselves, for a trial of `EPOCHS` reports, with `BARE_AT_ONCE` actors
+    threads_ms_per_trial: float  # of the threads that fit forests and delete checkpoints in an object store
+    redraw_ms: float  # of the thread that draws the live table, while `AT_ONCE` trials run
+    bare_trial_ms: float  # of Tune and Ray themselves, all threads, for a trial beside its reports
+    bare_report_ms: float  # of the same, for a report
     memory_bytes_per_trial: float
     bare_memory_bytes_per_trial: float
     result_bytes: float  # a report on its way to the driver
@@ -71,6 +88,7 @@ class Constants:
     mlflow_bytes_per_trial: float
     mlflow_bytes_per_report: float
     resume_ms_per_trial: float  # to rebuild the study of a resumed search
+    improving_share: float  # of the epochs of recorded curves: only these upload `best.pt`
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
@@ -93,20 +111,24 @@ def _tree_bytes(folder: Path) -> tuple[int, int]:
 def measure() -> tuple[Constants, simulated.Times]:
     """Run the simulation, and ask its folders what they hold."""
     settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
-    with reuse_all_actors():  # as in a search: else it is the start of processes that is measured
-        bare = driver.bare(settings.model_copy(update={"trials": BARE}), BARE_AT_ONCE)
-    with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out:
+    bare = []
+    for epochs in BARE_EPOCHS:
+        with reuse_all_actors():  # as in a search: else it is the start of processes that is measured
+            bare.append(driver.bare(settings.model_copy(update={"trials": BARE, "epochs": epochs}), BARE_AT_ONCE))
+    bare_trial_s, bare_report_s = line(BARE_EPOCHS, [watch.trial_cpu_s for watch in bare])
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-bench-") as out, object_store() as storage:
         search = simulated.new_search(Path(out) / "search", settings)
-        times = simulated.simulate(search, settings, AT_ONCE)
-        begin = bins(times.begin, BIN)
-        learned = [min(BIN * at + BIN / 2, MAX_TRIALS) for at in range(len(begin))]
-        begin_s, begin_slope_s = line(learned, begin)
+        placement = Placement(storage=storage)
+        put_checkpoints(placement, search, TRIALS)
+        times = simulated.simulate(search, settings, AT_ONCE, placement)
+        begin = bins(times.begin[AT_ONCE + OWN_FOREST_TRIALS :], BIN)  # from when a thread fits the forests
+        begin_s, begin_slope_s = line([OWN_FOREST_TRIALS + BIN * (at + 0.5) for at in range(len(begin))], begin)
         rows_bytes = sum(len(json.dumps(row.as_json())) + 1 for row in search.trial(0).rows())
         journal = search.journal.read_text().splitlines(keepends=True)
         journal_reports = [len(text) for text in journal if '"intermediate_value"' in text]
-        started = time.perf_counter()
+        started = time.process_time()
         Study(search, simulated.space(), settings)
-        resume_s = time.perf_counter() - started
+        resume_s = time.process_time() - started
         mlflow = _mlflow(search)
         folder_bytes, files = _tree_bytes(search.trial(0).path)  # with the mirror's ledger
         half = len(times.memory_bytes) // 2
@@ -114,12 +136,15 @@ def measure() -> tuple[Constants, simulated.Times]:
     return Constants(
         measured=f"{date.today()}, {machine()}",
         begin_ms=1000 * begin_s,
-        begin_ms_per_trial=1000 * begin_slope_s,
+        begin_ms_per_trial=1000 * max(begin_slope_s, 0.0),
         report_ms=1000 * statistics.median(times.report),
         end_ms=1000 * statistics.median(times.end),
-        bare_trial_ms=1000 * bare.trial_s,
+        threads_ms_per_trial=1000 * times.threads_s / TRIALS,
+        redraw_ms=1000 * times.redraw_s,
+        bare_trial_ms=1000 * bare_trial_s,
+        bare_report_ms=1000 * bare_report_s,
         memory_bytes_per_trial=(times.memory_bytes[-1] - times.memory_bytes[half]) / half,
-        bare_memory_bytes_per_trial=bare.growth_mb * 2**20 / 100,
+        bare_memory_bytes_per_trial=bare[-1].growth_mb * 2**20 / 100,
         result_bytes=len(pickle.dumps(result)),
         folder_bytes_per_trial=folder_bytes - rows_bytes,
         folder_bytes_per_report=rows_bytes / EPOCHS,
@@ -127,8 +152,57 @@ def measure() -> tuple[Constants, simulated.Times]:
         journal_bytes_per_trial=(sum(map(len, journal)) - sum(journal_reports)) / TRIALS,
         journal_bytes_per_report=statistics.fmean(journal_reports),
         resume_ms_per_trial=1000 * resume_s / TRIALS,
+        improving_share=improving_share(),
         **mlflow,
     ), times
+
+
+@contextlib.contextmanager
+def object_store() -> Iterator[str]:
+    """Run moto's S3 in another process, and return the URI of a storage in it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603 - our own
+    os.environ |= {"AWS_ACCESS_KEY_ID": "moto", "AWS_SECRET_ACCESS_KEY": "moto", "AWS_EC2_METADATA_DISABLED": "true"}
+    options = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        system, _ = fs.FileSystem.from_uri(f"s3://bucket/x?{options}&allow_bucket_creation=true")
+        system.create_dir("wml-bucket")
+        yield f"s3://wml-bucket/runs?{options}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def put_checkpoints(placement: Placement, search: SearchDir, trials: int) -> None:
+    """Put small checkpoints of trials into the store, as their workers would: the driver only deletes them."""
+    system, root = fs.FileSystem.from_uri(placement.checkpoint_location(search))
+
+    def put(number: int) -> None:
+        for name in ("last.pt", "best.pt"):
+            with system.open_output_stream(f"{root}/trials/{number:04d}/{name}") as stream:
+                stream.write(b"weights")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(trials)))
+
+
+def improving_share() -> float:
+    """Return the share of epochs that are the best so far, among the first epochs of the recorded curves."""
+    best, improving, epochs = 0.0, 0, 0
+    for curve in compare.curves().all:
+        best = 0.0
+        for row in curve.rows[: SEARCH.grace_epochs * SEARCH.reduction_factor]:  # a trial seldom goes further
+            epochs += 1
+            improving += row[MEASURE] > best
+            best = max(best, row[MEASURE])
+    return improving / epochs
 
 
 def _mlflow(search: SearchDir) -> dict[str, float]:
@@ -188,7 +262,8 @@ class Need:
     trials_per_s: float
     tune_cores: float  # of Tune and Ray in the driver
     report_cores: float  # of what this project does for reports and the ends of trials
-    proposal_cores: float
+    proposal_cores: float  # of trials that begin
+    thread_cores: float  # of the threads beside the loop: forests, deletions, the live table
     result_bytes_per_s: float
     checkpoint_bytes_per_s: float
     mirror_behind_s: float
@@ -206,7 +281,7 @@ class Need:
 
     @property
     def cores(self) -> float:
-        return self.tune_cores + self.report_cores + self.proposal_cores
+        return self.tune_cores + self.report_cores + self.proposal_cores + self.thread_cores
 
 
 def need(constants: Constants, settings: RunSettings, gpus: int, epoch_s: float) -> Need:
@@ -220,11 +295,12 @@ def need(constants: Constants, settings: RunSettings, gpus: int, epoch_s: float)
     return Need(
         reports_per_s=reports_per_s,
         trials_per_s=trials_per_s,
-        tune_cores=reports_per_s * c.bare_trial_ms / EPOCHS / 1000,
+        tune_cores=(reports_per_s * c.bare_report_ms + trials_per_s * c.bare_trial_ms) / 1000,
         report_cores=(reports_per_s * c.report_ms + trials_per_s * c.end_ms) / 1000,
-        proposal_cores=trials_per_s * (c.begin_ms + c.begin_ms_per_trial * min(trials, MAX_TRIALS)) / 1000,
+        proposal_cores=trials_per_s * (c.begin_ms + c.begin_ms_per_trial * trials) / 1000,
+        thread_cores=(trials_per_s * c.threads_ms_per_trial + REDRAWS_PER_S * c.redraw_ms) / 1000,
         result_bytes_per_s=reports_per_s * c.result_bytes,
-        checkpoint_bytes_per_s=reports_per_s * (last + best),
+        checkpoint_bytes_per_s=reports_per_s * (last + c.improving_share * best),
         mirror_behind_s=(gpus + trials_per_s) / rows_per_s,
         reports=reports,
         memory_bytes=trials * (c.memory_bytes_per_trial + c.bare_memory_bytes_per_trial),
@@ -241,8 +317,9 @@ def need(constants: Constants, settings: RunSettings, gpus: int, epoch_s: float)
 
 
 def max_gpus(constants: Constants, settings: RunSettings, epoch_s: float) -> int:
-    """So many keep one core of the driver busy."""
-    return int(1 / need(constants, settings, 1, epoch_s).cores)
+    """So many keep one core of the driver busy. The live table takes its part whatever their number."""
+    none = need(constants, settings, 0, epoch_s).cores
+    return int((1 - none) / (need(constants, settings, 1, epoch_s).cores - none))
 
 
 def rates(constants: Constants) -> str:
@@ -252,8 +329,9 @@ def rates(constants: Constants) -> str:
         ("reports a second", lambda demand: f"{demand.reports_per_s:.3g}"),
         ("trials begun a second", lambda demand: f"{demand.trials_per_s:.2g}"),
         ("driver, cores: Tune and Ray", lambda demand: f"{demand.tune_cores:.2g}"),
-        ("driver, cores: reports", lambda demand: f"{demand.report_cores:.2g}"),
-        ("driver, cores: proposals of the forest", lambda demand: f"{demand.proposal_cores:.2g}"),
+        ("driver, cores: reports and ends of trials", lambda demand: f"{demand.report_cores:.2g}"),
+        ("driver, cores: proposals and folders", lambda demand: f"{demand.proposal_cores:.2g}"),
+        ("driver, cores: forests, deletions, live table", lambda demand: f"{demand.thread_cores:.2g}"),
         ("**driver, cores in all (it has one)**", lambda demand: f"**{demand.cores:.2g}**"),
         ("results to the driver, MB/s", lambda demand: f"{demand.result_bytes_per_s / 1e6:.2g}"),
         ("checkpoints to the storage, GB/s", lambda demand: f"{demand.checkpoint_bytes_per_s / 1e9:.2g}"),
@@ -299,14 +377,17 @@ def breaks(constants: Constants) -> str:
     one = need(constants, SEARCH, 1, 5.0)
     last, best = checkpoint_bytes(TrialConfig())
     rows = [
-        (1 / one.cores, "the driver's loop: one core, all that it does"),
-        (1 / one.proposal_cores, "proposals of the forest alone: one core"),
+        (max_gpus(constants, SEARCH, 5.0), "the driver: one core, all that it does"),
+        (1 / one.proposal_cores, "proposals and folders alone: one core"),
         (STORAGE_BYTES_PER_S / one.checkpoint_bytes_per_s, "checkpoints to a shared storage that takes 1 GB/s"),
         (1e9 / one.result_bytes_per_s, "results to the driver, 1 GB/s"),
         (60 * 1000 / constants.mlflow_ms_per_report, "MLflow, if it may be a minute behind"),
     ]
     lines = [f"| {gpus:,.0f} | {what} |" for gpus, what in sorted(rows)]
-    each = f"A checkpoint is {(last + best) / 1e6:.0f} MB, `last.pt` and `best.pt` together."
+    each = (
+        f"`last.pt` is {last / 1e6:.0f} MB and uploaded after each epoch, `best.pt` {best / 1e6:.0f} MB after the "
+        f"{constants.improving_share:.0%} of the epochs that are better than those before."
+    )
     return "\n".join(["| GPUs | what gives way |", "|---:|---|", *lines, "", each])
 
 
@@ -335,14 +416,17 @@ def draw(constants: Constants, times: simulated.Times, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    at = [BIN * number + BIN / 2 for number in range(TRIALS // BIN)]
+    reports = bins(times.report, BIN * (EPOCHS - 1))
+    begin = bins(times.begin, BIN)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-    left.plot(at, [1000 * s for s in bins(times.report, BIN * (EPOCHS - 1))], "o", markersize=4, label="measured")
+    at = [BIN * number + BIN / 2 for number in range(len(reports))]
+    left.plot(at, [1000 * s for s in reports], "o", markersize=4, label="measured")
     left.plot(at, [constants.report_ms] * len(at), label="model: constant")
     left.set(title="the driver's time for a report", ylabel="ms")
-    right.plot(at, [1000 * s for s in bins(times.begin, BIN)], "o", markersize=4, label="measured")
-    model = [constants.begin_ms + constants.begin_ms_per_trial * min(n, MAX_TRIALS) for n in at]
-    right.plot(at, model, label=f"model: linear up to {MAX_TRIALS} trials")
+    at = [BIN * number + BIN / 2 for number in range(len(begin))]
+    right.plot(at, [1000 * s for s in begin], "o", markersize=4, label="measured")
+    ended = [max(0.0, n - AT_ONCE) for n in at]
+    right.plot(at, [constants.begin_ms + constants.begin_ms_per_trial * n for n in ended], label="model: linear")
     right.set(title="the driver's time for a proposal and its folder")
     for axes in (left, right):
         axes.set(xlabel="trials so far", ylim=(0, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -11,6 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rich.console import Console
+
+from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig, read_yaml
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -22,7 +26,7 @@ from wmlsearch.search.pbt import trial_record
 from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.placement import LOCAL
+from wmlsearch.workflows.placement import LOCAL, Placement
 
 # The metrics of an epoch. The last six are fillers, for the 25 metrics of the tracking benchmark.
 METRICS = (
@@ -73,29 +77,38 @@ def new_trial(search: SearchDir, number: int) -> RunDir:
 
 @dataclass
 class Times:
-    """Seconds of the driver's work, in order. `benchmarks.scaling` plots them."""
+    """CPU seconds of the driver's loop, in order. `benchmarks.scaling` plots them."""
 
     begin: list[float] = field(default_factory=list)  # of each trial: its proposal and its folder
     report: list[float] = field(default_factory=list)  # of each report but a trial's last
     end: list[float] = field(default_factory=list)  # of each trial's last report
     memory_bytes: list[int] = field(default_factory=list)  # resident, at the end of each trial
+    threads_s: float = 0.0  # CPU seconds of all other threads of the process
+    redraw_s: float = 0.0  # CPU seconds to draw the live table once, at the end
 
 
-def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
-    """Run the driver's objects through all trials of a search, with reports at once and without Ray's processes."""
+def simulate(search: SearchDir, settings: RunSettings, at_once: int, placement: Placement = LOCAL) -> Times:
+    """Run the driver's objects through all trials of a search, with reports at once and without Ray's processes.
+
+    The display is that of a terminal. Its table is drawn once, at the end: a search draws it by the clock.
+    """
     slots, scheduler = Slots(at_once, 1, 1, 0.0), Scheduler(settings)
     study, budget = Study(search, space(), settings), Budget(search, settings, slots)
-    retention = CheckpointRetention(LOCAL.checkpoint_location, _no_size, math.inf, settings.objective_names)
-    recorder = Recorder(search, settings, study, budget, LOCAL.checkpoint_location, retention, _nobody, scheduler)
+    location = placement.checkpoint_location
+    retention = CheckpointRetention(location, _no_size, math.inf, settings.objective_names)
+    console = Console(width=120, force_terminal=True, file=io.StringIO())
+    display = SearchDisplay(console, search, space(), settings)
+    recorder = Recorder(search, settings, study, budget, location, retention, display.update, scheduler)
     times, running, following = Times(), deque[tuple[Any, int]](), 0
+    process_s, loop_s = time.process_time(), time.thread_time()
     while running or following < settings.trials:
         if len(running) < at_once and following < settings.trials:
-            started = time.perf_counter()
+            started = time.thread_time()
             assignment = recorder.begin(following)
             if assignment is None:
                 raise RuntimeError(budget.reason)
             config = assignment.as_plain()
-            times.begin.append(time.perf_counter() - started)
+            times.begin.append(time.thread_time() - started)
             running.append((SimpleNamespace(config=config, run_metadata=SimpleNamespace(num_failures=0)), 1))
             following += 1
             continue
@@ -104,14 +117,20 @@ def simulate(search: SearchDir, settings: RunSettings, at_once: int) -> Times:
         result = {"report": report, "epoch": epoch, settings.objective: report[settings.objective]}
         last = epoch == settings.epochs
         result |= {"done": True, "ended": "completed"} if last else {}
-        started = time.perf_counter()
+        started = time.thread_time()
         (scheduler.on_trial_complete if last else scheduler.on_trial_result)(None, trial, result)
         recorder.on_trial_result(0, [], trial, result)
-        (times.end if last else times.report).append(time.perf_counter() - started)
+        (times.end if last else times.report).append(time.thread_time() - started)
         if last:
             times.memory_bytes.append(resident_bytes())
         else:
             running.append((trial, epoch + 1))
+        if following == settings.trials and not times.redraw_s:  # while many trials run
+            started = time.thread_time()
+            console.print(display._latest_view())
+            times.redraw_s = time.thread_time() - started
+    retention.wait()
+    times.threads_s = time.process_time() - process_s - (time.thread_time() - loop_s)
     return times
 
 
@@ -122,7 +141,3 @@ def resident_bytes() -> int:
 
 def _no_size(_: RunDir) -> int:
     return 0
-
-
-def _nobody(_: RunDir) -> None:
-    """Ignore a change."""
