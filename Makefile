@@ -49,7 +49,7 @@ fault-test: install  ## inject faults at random moments: kills, full disks, a br
 	$(BIN)/python -m pytest tests/faults -m faults -rs -n 2
 
 faults: fault-test  ## fault-test, and network faults between the hosts of cluster-test (Linux, root)
-	@PYTHON=$(BIN)/python tests/cluster/run -k "starts_all_hosts or cut_for_ten or host_dies or ray_down"
+	@PYTHON=$(BIN)/python tests/cluster/run -k "starts_all_hosts or network_cut or host_dies or ray_down"
 
 soak: install  ## 300 short trials under random kills, with an MLflow that restarts every minute
 	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py

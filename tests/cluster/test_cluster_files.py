@@ -153,7 +153,7 @@ def test_head_and_workers_require_the_token(path: Path) -> None:
 def test_environment_on_the_head_names_ray_and_mlflow(path: Path) -> None:
     variables = environment(path, head=True)
     assert variables["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
-    assert variables["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
+    assert variables["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{head_mlflow.DEFAULT_PORT}"
     assert "WMLSEARCH_STORAGE" in environment(path, head=False)
     commands = read(path)["head_start_ray_commands"]
     assert "--port=6379" in commands[1]
@@ -302,7 +302,7 @@ def test_kuberay_manifest_fits_together() -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     variables = {item["name"]: item.get("value") for item in head["template"]["spec"]["containers"][0]["env"]}
     assert variables["RAY_ADDRESS"] == head_mlflow.DEFAULT_RAY
-    assert variables["MLFLOW_TRACKING_URI"] == head_mlflow.DEFAULT_URI
+    assert variables["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{head_mlflow.DEFAULT_PORT}"
 
 
 def test_the_source_in_the_image_is_where_ray_up_puts_it() -> None:

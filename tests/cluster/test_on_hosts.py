@@ -1,4 +1,4 @@
-"""The commands of docs/clusters.md on three hosts: ray up, tune, stop, resume, ui, failures, ray down.
+"""The commands of docs/clusters.md on three hosts: ray up, tune, stop, resume, ui, failures, an address, ray down.
 
 `make cluster-test` runs it (see hosts.py). The tests are steps of one session and depend on the earlier ones.
 """
@@ -110,13 +110,19 @@ def cluster_file(key: Path) -> dict[str, Any]:
     return config
 
 
+def show_logs(head: Host) -> None:
+    """Print the ends of the head's logs, which pytest shows when a step fails."""
+    files = [path for path in head.file("~/wmlsearch-head").rglob("*") if path.name in ("status.json", "server.log")]
+    files += head.file("/tmp").glob("ray/session_2*/logs/job-driver-*.log")  # noqa: S108 - `session_latest` is an absolute link, of the host
+    for path in sorted(files):
+        print(f"--- {path}\n{path.read_text(errors='replace')[-3000:]}")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     made = Cluster()
     yield made
-    for path in sorted(made.hosts[HEAD].file("~/wmlsearch-head").rglob("*")):  # shown when a step fails
-        if path.name in ("log.txt", "status.json", "server.log"):
-            print(f"--- {path}\n{path.read_text()[-3000:]}")
+    show_logs(made.hosts[HEAD])
     for host in made.hosts.values():
         host.process.kill()
 
@@ -173,7 +179,7 @@ def test_tune_continues_while_the_laptop_sleeps(cluster: Cluster, data: Path) ->
     assert laptop.wait(20) == 130
     text = log.read_text()
     assert "stopped following" in text
-    assert "first continues on the head" in text
+    assert "first continues on the cluster" in text
 
 
 def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
@@ -193,7 +199,7 @@ def test_stop_and_resume_from_the_laptop(cluster: Cluster, data: Path) -> None:
     assert again.returncode == 0
     assert "first is resumed: " in again.stdout
     assert "trials run 1 at a time" in again.stdout
-    assert again.stdout.count("trial-0000 completed") == 0, "the log is followed from its end before"
+    assert again.stdout.count("trial-0000 completed") == 0, "each job has a log of its own"
     assert state() == "completed"
     assert len(list(run.glob("trials/*/metrics.jsonl"))) == 3
     for trial in run.glob("trials/*/metrics.jsonl"):
@@ -330,9 +336,57 @@ def test_user_errors_are_one_message(cluster: Cluster, data: Path) -> None:
     )
 
 
+def test_cluster_found_by_the_address_of_its_dashboard(
+    cluster: Cluster, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tunnel is the user's own, as that of `kubectl port-forward`; data and results go through the storage."""
+    tunnel = subprocess.Popen(
+        [
+            *("ssh", "-N", "-i", LAPTOP / "key", "-o", "StrictHostKeyChecking=no"),
+            *("-L", "8265:127.0.0.1:8265", f"root@{HEAD}"),
+        ],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        address, out = "http://127.0.0.1:8265", LAPTOP / "by-address"
+        refused = cluster.run("wmlsearch", "status", "--cluster", address)
+        assert refused.returncode == 2
+        assert "the cluster wants a token; copy ~/.ray/auth_token" in refused.stdout
+        token = cluster.hosts[HEAD].file("~/.ray/auth_token").read_text().strip()
+        monkeypatch.setitem(ENVIRONMENT, "RAY_AUTH_TOKEN", token)
+        words = tune(cluster, data, "fourth", "--trials", 2, "--epochs", 6, "--scheduler", "none", workers=1)
+        words[words.index(cluster.file)] = address
+        words[words.index(LAPTOP / "runs")] = out
+        done = cluster.run(*words, timeout_s=300)
+        assert done.returncode == 0
+        assert "copying the prepared data set to the storage" in done.stdout
+        assert "fetched from the storage into" in done.stdout
+        assert "verdict" in done.stdout.lower()
+        run = out / "fourth"
+        assert json.loads((run / "status.json").read_text())["state"] == "completed"
+        assert json.loads((run / "test.json").read_text())["opened_before"] == 0
+        assert (run / "report" / "index.html").is_file()
+        of_search = [words for host in cluster.hosts.values() for words in host.processes() if "head_job" in words]
+        assert not of_search, "no process of the search is left"
+        last = cluster.run("wmlsearch", "status", "--cluster", address, "--storage", SHARED, "--out", out)
+        assert "is up to date" in last.stdout
+    finally:
+        tunnel.terminate()
+        tunnel.wait()
+
+
 def test_ray_down(cluster: Cluster) -> None:
     assert cluster.run("ray", "down", "-y", cluster.file).returncode == 0
     assert not [words for words in cluster.hosts[HEAD].processes() if "ray::" in words or "gcs_server" in words]
     stopped = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file)
     assert stopped.returncode == 2
     assert "this cluster is not running" in stopped.stdout
+    lost = LAPTOP / "after-ray-down"
+    fetched = cluster.run("wmlsearch", "status", "first", "--cluster", cluster.file, "--storage", SHARED, "--out", lost)
+    assert fetched.returncode == 0
+    assert "this cluster is not running" in fetched.stdout
+    assert "fetched from the storage into" in fetched.stdout
+    before = LAPTOP / "runs" / "first"
+    for name in ("status.json", "test.json", "trials/0002/metrics.jsonl"):
+        assert (lost / "first" / name).read_bytes() == (before / name).read_bytes()
+    assert (lost / "first" / "report" / "index.html").is_file()

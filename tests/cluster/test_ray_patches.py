@@ -9,13 +9,14 @@ import sys
 
 import pytest
 import ray
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 
 from wmlsearch.cluster import ray_patches
 from wmlsearch.cluster.connect import ray_session
 
 
 def test_ray_module_accepts_the_commands_that_we_run() -> None:
-    for verb, option in (("exec", "--port-forward"), ("rsync-up", "--log-style"), ("rsync-down", "--log-color")):
+    for verb, option in (("dashboard", "--remote-port"), ("rsync-up", "--log-style"), ("rsync-down", "--log-color")):
         done = subprocess.run([*ray_patches.RAY_COMMAND, verb, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert option in done.stdout
@@ -63,7 +64,14 @@ def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monk
     assert ray_patches.dead_servers() == []
 
 
+def test_what_ray_does_with_a_job() -> None:
+    """The line before the job's own, and the time that a job has to end."""
+    source = inspect.getsource(inspect.getmodule(JobSupervisor))
+    assert f'"{ray_patches.JOB_OUTPUT_BEGINS}{{self._job_id}}: {{self._entrypoint}}\\n"' in source
+    assert f'"{ray_patches.JOB_STOP_VARIABLE}"' in source
+
+
 def test_ray_is_imported_only_where_it_is_used() -> None:
-    """`wmlsearch status --cluster` and the head's agent start quickly."""
-    code = "import sys, wmlsearch.cluster.ssh, wmlsearch.cluster.head_mlflow; sys.exit('ray' in sys.modules)"
+    """What runs on the head starts quickly, and a cluster file that cannot be used is refused at once."""
+    code = "import sys, wmlsearch.cluster.remote, wmlsearch.cluster.head_mlflow; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

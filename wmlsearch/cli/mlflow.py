@@ -81,7 +81,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
 @click.option("--port", type=int, default=5000, show_default=True, help="The first free port from this one on is used.")
 @click.option("--host", default=LOOPBACK, show_default=True, help="The IPv4 address to listen on.")
 @remote.cluster
-def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: Path | None) -> None:
+def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | None) -> None:
     """Show the runs in MLflow's UI, at 127.0.0.1, until Ctrl-C.
 
     Example: wmlsearch ui

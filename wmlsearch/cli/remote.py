@@ -1,23 +1,33 @@
-"""`--cluster FILE`: run a command on the head of a Ray cluster with the options of this command line."""
+"""`--cluster`: run a command on the head of a Ray cluster with the options of this command line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wmlsearch.cli import options
 
+if TYPE_CHECKING:
+    from wmlsearch.cluster.dashboard import Dashboard
+
 cluster = click.option(
     "--cluster",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Run the command on the head of this Ray cluster (the file of `ray up`), and follow it from here.",
+    metavar="FILE|ADDRESS",
+    help="Run the command on the head of this Ray cluster, and follow it from here: the file of `ray up`, or the "
+    "address of the dashboard, such as http://127.0.0.1:8265 (then with --storage).",
+)
+
+storage = click.option(
+    "--storage",
+    envvar="WMLSEARCH_STORAGE",
+    help="With --cluster: the storage of the search, where its results are if the cluster is reached by the address of "
+    "its dashboard, or is gone; or set WMLSEARCH_STORAGE.",
 )
 
 
-def given(but: Sequence[str] = ("cluster", "data", "name", "out")) -> list[str]:
+def given(but: Sequence[str] = ("cluster", "data", "name", "out", "storage")) -> list[str]:
     """Return the options of this command line, except for those in `but`, as arguments for the head.
 
     Values from environment variables are left out, since the head has its own environment.
@@ -34,3 +44,11 @@ def given(but: Sequence[str] = ("cluster", "data", "name", "out")) -> list[str]:
             for one in value if parameter.multiple else (value,):
                 words += [parameter.opts[0], str(one)]
     return words
+
+
+def storage_for(dashboard: Dashboard, storage: str | None) -> str | None:
+    """Return the storage that a command on a cluster is given.
+
+    WMLSEARCH_STORAGE counts for the address of a dashboard only: where there is a cluster file, the head has its own.
+    """
+    return storage if dashboard.file is None or "storage" in options.given() else None

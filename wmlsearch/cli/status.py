@@ -15,8 +15,9 @@ from wmlsearch.runs.wording import plural
 @click.argument("name", required=False)
 @options.out
 @remote.cluster
+@remote.storage
 @json_output.option
-def status(name: str | None, out: Path, cluster: Path | None, as_json: bool) -> None:
+def status(name: str | None, out: Path, cluster: str | None, storage: str | None, as_json: bool) -> None:
     """Print the leaderboard of a running or finished search (default: the latest), or the epochs of a run.
 
     Example: wmlsearch status search-20261123-201512
@@ -30,7 +31,7 @@ def status(name: str | None, out: Path, cluster: Path | None, as_json: bool) -> 
                 "--json: cannot be given with --cluster; run `wmlsearch status --json` on the head, or fetch the "
                 "results first: without --json, this command does so when the search has ended"
             )
-        sys.exit(status_on_cluster(cluster, name, out, options.say))
+        sys.exit(status_on_cluster(cluster, name, out, storage, options.say))
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import TrainingDisplay
     from wmlsearch.cli.search_summary import show_search, state_in_words

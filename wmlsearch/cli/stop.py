@@ -17,7 +17,7 @@ POLL_S = 0.2
 @click.argument("name", required=False)
 @options.out
 @remote.cluster
-def stop(name: str | None, out: Path, cluster: Path | None) -> None:
+def stop(name: str | None, out: Path, cluster: str | None) -> None:
     """Stop a running search (default: the latest) cleanly, from another terminal.
 
     Final runs and verdict are skipped. `wmlsearch tune --resume` continues the search.

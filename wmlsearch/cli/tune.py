@@ -112,7 +112,7 @@ def tune(
     workers_per_trial: int,
     gpus_per_worker: float | None,
     trials_per_gpu: Any,
-    cluster: Path | None,
+    cluster: str | None,
     ray_address: str | None,
     storage: str | None,
     name: str | None,
@@ -163,7 +163,7 @@ def tune(
     sys.exit(options.exit_status(outcome))
 
 
-def _begun(name: str | None, resume: str | None, cluster: Path | None, out: Path, storage: str | None) -> str | None:
+def _begun(name: str | None, resume: str | None, cluster: str | None, out: Path, storage: str | None) -> str | None:
     """Return the name of the search that `--continue` goes on with, or None if it has not begun, here or elsewhere."""
     from wmlsearch.config import InputError
     from wmlsearch.runs.folders import SearchDir, check_name
@@ -181,7 +181,7 @@ def _start(
     warm_start: tuple[str, ...],
     data: Path | None,
     placement: Placement,
-    cluster: Path | None,
+    cluster: str | None,
     name: str | None,
     out: Path,
     uri: str,
@@ -205,7 +205,7 @@ def _start(
     check_new(search.path)
     if cluster is not None:
         options.settings_before_data(**values)
-        _start_on_cluster(cluster, data, space, search.name, out)
+        _start_on_cluster(cluster, data, space, search.name, out, placement.storage)
     choices = SearchChoices(
         space=ranges,
         settings=values,
@@ -236,21 +236,25 @@ def _start(
             raise
 
 
-def _start_on_cluster(cluster: Path, data: Path | None, space: str, name: str, out: Path) -> NoReturn:
+def _start_on_cluster(
+    cluster: str, data: Path | None, space: str, name: str, out: Path, storage: str | None
+) -> NoReturn:
     """Run a new search on a cluster, and exit with its status. Raises InputError."""
+    from wmlsearch.cluster.dashboard import Dashboard
+    from wmlsearch.cluster.remote import storage_of
     from wmlsearch.cluster.remote import tune as tune_on_cluster
-    from wmlsearch.cluster.ssh import Head
 
-    Head(cluster)  # refuses what is no cluster file, before the phantom is made
-    data = options.data_or_phantom(data, out)
-    sys.exit(tune_on_cluster(cluster, remote.given(), data, space, name, out, options.say))
+    dashboard = Dashboard(cluster)
+    storage = storage_of(dashboard, remote.storage_for(dashboard, storage))
+    data = options.data_or_phantom(data, out)  # after the checks, since it may make the phantom
+    sys.exit(tune_on_cluster(cluster, remote.given(), data, space, name, out, storage, options.say))
 
 
 def _resume(
     name: str,
     data: Path | None,
     placement: Placement,
-    cluster: Path | None,
+    cluster: str | None,
     out: Path,
     uri: str,
     mlflow_uri: str | None,
@@ -259,22 +263,18 @@ def _resume(
     """Run the rest of a search, here or on a cluster. Exits with status 0 if there is none."""
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
-    from wmlsearch.config import InputError
     from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.stored_search import search_to_resume
     from wmlsearch.workflows.tune import resume as resume_search
 
     if cluster is not None:
+        from wmlsearch.cluster.dashboard import Dashboard
         from wmlsearch.cluster.remote import resume as resume_on_cluster
 
-        if data is not None:
-            raise InputError(
-                f"--data {data}: cannot be given with --resume and --cluster, since the data are on the head; "
-                "leave it out"
-            )
-        argv = remote.given(but=("cluster", "resume", "out"))
-        sys.exit(resume_on_cluster(cluster, argv, name, out, options.say))
+        argv = remote.given(but=("cluster", "resume", "out", "data", "storage"))
+        storage = remote.storage_for(Dashboard(cluster), placement.storage)
+        sys.exit(resume_on_cluster(cluster, argv, data, name, out, storage, options.say))
     with search_to_resume(name, out, placement.storage, options.say) as stored:
         search, request = _request_to_resume(name, data, placement, out, uri, mlflow_uri, stored)
         request = dataclasses.replace(request, on_end=on_end)

@@ -4,12 +4,11 @@ The server listens on the head's 127.0.0.1 only, at the port of MLFLOW_TRACKING_
 asks for a password, so that neither other users of the head nor web pages in a browser at the other end of a tunnel can
 read it. The password is in ~/.mlflow/credentials, where MLflow's clients on the head look for it. The database is on
 the head; the artifacts are below WMLSEARCH_STORAGE if that is set. The server ends when Ray has been gone from the head
-for a while, so that `ray down` leaves nothing behind. `tunnel` is the head's end of `wmlsearch ui --cluster`.
+for a while, so that `ray down` leaves nothing behind. `wmlsearch ui --cluster` opens a tunnel to it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import configparser
 import contextlib
 import os
@@ -21,14 +20,14 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from wmlsearch.cluster.head_agent import HOME, send
-from wmlsearch.cluster.messages import Failure, TunnelOpen
+from wmlsearch.cluster.head_job import HOME
 from wmlsearch.runs.environment import prepare_environment
 from wmlsearch.tracking.server import LOOPBACK, is_healthy, start_server
 
 START_S = 180.0  # a small machine needs half a minute to import MLflow, and the first start creates the database
 GONE_S = 60.0  # `ray up` on a running cluster stops Ray and starts it again within this time
-DEFAULT_URI = "http://127.0.0.1:5000"
+DEFAULT_PORT = 5000
+PORT_FILE = "~/wmlsearch-head/mlflow/port"  # names the port of the server, for `wmlsearch ui --cluster`
 DEFAULT_RAY = "127.0.0.1:6379"
 CREDENTIALS = "~/.mlflow/credentials"  # where MLflow's own clients look
 HOSTS = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"  # accepted Host headers: a defence against DNS rebinding
@@ -37,12 +36,13 @@ USER = "wmlsearch"
 
 def server_port() -> int:
     """Return the port of the head's MLflow server, which the cluster file sets in MLFLOW_TRACKING_URI."""
-    return urlsplit(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)).port or 5000
+    return urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).port or DEFAULT_PORT
 
 
 def start() -> None:
     """Start the server if none runs, and return when it answers. Exit with the end of its log if it does not."""
     folder, port = _server_folder(), server_port()
+    (folder / "port").write_text(str(port), encoding="utf-8")
     if is_healthy(port):
         print(f"an MLflow server already runs on {LOOPBACK}:{port}")
         return
@@ -133,44 +133,6 @@ def _start_authenticated_server(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def tunnel(port: int) -> None:
-    """Let the server be reached at another port of the head's 127.0.0.1 too, until the laptop's connection ends.
-
-    `ray exec --port-forward` joins equal port numbers only, and the server's own may be in use on the laptop.
-    """
-    target = server_port()
-    if not is_healthy(target):
-        return send(Failure(f"no MLflow server answers on the head's {LOOPBACK}:{target}; run `ray up` again"))
-    if port != target and _listens(LOOPBACK, port):
-        return send(Failure(f"port {port} is in use on the head; give another --port"))
-    send(TunnelOpen(port))
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_forward(port, target) if port != target else asyncio.sleep(1e9))
-
-
-async def _forward(port: int, target: int) -> None:
-    """Forward connections from `port` to `target`, both on 127.0.0.1."""
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            target_reader, target_writer = await asyncio.open_connection(LOOPBACK, target)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(copy(reader, target_writer), copy(target_reader, writer))
-
-    server = await asyncio.start_server(join, LOOPBACK, port)
-    async with server:
-        await server.serve_forever()
-
-
 def _listens(host: str, port: int) -> bool:
     """Return whether something listens at `host:port`."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
@@ -178,12 +140,9 @@ def _listens(host: str, port: int) -> bool:
     return False
 
 
-def main(verb: str = "start", *words: str) -> None:
+def main(verb: str = "start") -> None:
     prepare_environment()
-    if verb == "tunnel":
-        tunnel(int(words[0]))
-    else:
-        {"start": start, "keep": keep}[verb]()
+    {"start": start, "keep": keep}[verb]()
 
 
 if __name__ == "__main__":

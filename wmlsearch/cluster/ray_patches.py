@@ -25,6 +25,12 @@ ON_HEAD = {"node:__internal_head__": 0.0001}
 # The programs of the older and the newer autoscaler.
 MONITORS = ("ray/autoscaler/_private/monitor.py", "ray/autoscaler/v2/monitor.py")
 
+# How the line begins that Ray writes into the log of a job, before what the job itself prints.
+JOB_OUTPUT_BEGINS = "Running entrypoint for job "
+
+# Seconds that Ray waits for the clean end of a job that it stops, in the environment of the job; its default is 3.
+JOB_STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+
 # What Ray's client writes to the error stream when the cluster rejects its token. It raises no exception then.
 AUTHENTICATION_REFUSED = "InvalidAuthToken"
 

@@ -1,195 +1,228 @@
-"""`wmlsearch ... --cluster FILE`: the same command on the head of a Ray cluster.
+"""`wmlsearch ... --cluster`: the same command on the head of a Ray cluster, as a job of Ray.
 
-`head_agent` answers on the head. The search belongs to the head; this module starts, follows, stops and fetches it.
+`head_job` runs there. The search belongs to the cluster; this module starts, follows, stops and fetches it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wmlsearch import __version__
-from wmlsearch.cluster.messages import (
-    RUNNING,
-    UNKNOWN,
-    DataAccepted,
-    Hello,
-    JobReport,
-    JobState,
-    LogLine,
-    Packed,
-    SearchSummary,
-    Started,
-    TunnelOpen,
-)
-from wmlsearch.cluster.ssh import ANSWER_S, NEXT_STEP, Head, MessageStream, head_command
+from wmlsearch.cluster.dashboard import Dashboard, tunnel_to
+from wmlsearch.cluster.head_job import HeadReport, HeadRequest, SearchSummary
+from wmlsearch.cluster.head_mlflow import DEFAULT_PORT, PORT_FILE
+from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, search_jobs, submit_search
+from wmlsearch.cluster.ray_up import ClusterFile, RayCommand, UnreachableError
+from wmlsearch.cluster.run_copies import fetch_search, searches
+from wmlsearch.cluster.transfer import fingerprint_of, is_fetched, upload_data
 from wmlsearch.config import InputError
 from wmlsearch.data.sealed_test import record_opening
-from wmlsearch.runs.files import read_json
 from wmlsearch.runs.folders import SearchDir, check_new
+from wmlsearch.runs.redaction import without_password
+from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import command, duration
 from wmlsearch.tracking.server import is_healthy
 
 Say = Callable[[str], None]
 
-RETRIES, RETRY_S = 40, 15.0  # while following: attempts to restore a lost connection, for 10 minutes in all
-SILENCE_S = 3600.0  # so long a search may print nothing; ssh itself notices a dead connection within seconds
+CLEAN_END_S = 30.0  # after the last trial of a stopped search, its process writes the report
+POLL_S = 1.0
 
 
-def _command(verb: str, name: str, cluster: Path) -> str:
-    """Return the command of a verb about a search on a cluster, to be pasted."""
-    return command(verb, name, "--cluster", cluster)
-
-
-def tune(cluster: Path, argv: list[str], data: Path, space: str, name: str, out: Path, say: Say) -> int:
+def tune(
+    cluster: str, argv: list[str], data: Path, space: str, name: str, out: Path, storage: str | None, say: Say
+) -> int:
     """Run `wmlsearch tune SPACE ARGV` on the head, follow it and fetch its results; return its exit status.
 
     Ctrl-C ends the following only. Raises InputError for what cannot be run.
 
     Args:
-        argv: The options, without --data, --name and --out.
+        cluster: A cluster file, or the address of a dashboard.
+        argv: The options, without --data, --name, --out and --storage.
         data: A prepared data set, which is sent unless the head has it.
         space: A file, which is sent, or the name of a built-in search space.
+        storage: Of the search, if it was given here.
     """
     check_new(out / name)
-    fingerprint = read_json(data / "manifest.json").get("fingerprint")
-    if not isinstance(fingerprint, str) or not fingerprint.isalnum():
-        raise InputError(f"{data}: its manifest.json has no fingerprint; make it again with `wmlsearch prepare`")
-    head = Head(cluster)
-    hello = head.ask(Hello, "hello", name, fingerprint)
-    _check_version(cluster, hello)
-    if hello.job.state != UNKNOWN:
-        raise InputError(
-            f"{name}: the head already has a search of this name (state: {hello.job.state}); see it with "
-            f"`{_command('status', name, cluster)}`, or give another --name"
+    fingerprint = fingerprint_of(data)
+    with Dashboard(cluster) as dashboard:
+        storage = storage_of(dashboard, storage)
+        job = job_of(search_jobs(dashboard), name)
+        report = ask(dashboard, HeadRequest(verb="find", name=name, fingerprint=fingerprint), say)
+        if job is not None or report.search is not None:
+            raise InputError(
+                f"{name}: the cluster already has a search of this name (state: {_state(job, report)}); see it with "
+                f"`{_command('status', name, cluster)}`, or give another --name"
+            )
+        _send_data(dashboard, data, fingerprint, storage, report, say)
+        file = Path(space) if Path(space).is_file() else None
+        if "--no-baseline" not in argv:  # the head will open the sealed test; the ledger beside `data` must say so
+            record_opening(data, {"run": name, "where": f"the cluster {cluster}"})
+        request = HeadRequest(
+            verb="tune",
+            name=name,
+            argv=[*argv, *([] if storage is None else ["--storage", storage])],
+            space=space if file is None else file.name,
+            fingerprint=fingerprint,
+            storage=storage,
         )
-    head_data, head_job = f"{hello.home}/data/{fingerprint}", f"{hello.home}/jobs/{name}"
-    if hello.has_data:
-        say(f"the head already has the prepared data set ({fingerprint[:12]})")
-    else:
-        _send_data(head, data, head_data, fingerprint, say)
-    if Path(space).is_file():
-        head.run("exec", f"mkdir -p {shlex.quote(head_job)}")
-        head.send(Path(space), f"{head_job}/space.yaml")
-        space = f"{head_job}/space.yaml"
-    if "--no-baseline" not in argv:  # the head will open the sealed test; the ledger beside `data` must say so
-        record_opening(data, {"run": name, "where": f"the head of {cluster.name}"})
-    command = ["tune", space, "--data", head_data, "--name", name, "--out", f"{hello.home}/runs", *argv]
-    return _follow_and_fetch(head, name, head.ask(Started, "start", name, *command), out, say)
+        return _follow_and_fetch(dashboard, request, file, out, say)
 
 
-def resume(cluster: Path, argv: list[str], name: str, out: Path, say: Say) -> int:
-    """Resume the search `name` on the head, follow it and fetch its results; return its exit status.
+def resume(
+    cluster: str, argv: list[str], data: Path | None, name: str, out: Path, storage: str | None, say: Say
+) -> int:
+    """Resume the search `name` on the cluster, follow it and fetch its results; return its exit status.
 
-    `argv` are the options without --resume and --out. Raises InputError for what cannot be resumed.
+    `argv` are the options without --resume, --data, --out and --storage. A head that is new gets what it lacks: the run
+    folder from the storage, and the data set from there or from `data`. Raises InputError for what cannot be resumed.
     """
-    head = Head(cluster)
-    hello = head.ask(Hello, "hello", name, "")
-    _check_version(cluster, hello)
-    _check_known(cluster, name, hello)
-    if hello.job.state == RUNNING:
-        raise InputError(f"{name}: already runs on the head; see it with `{_command('status', name, cluster)}`")
-    if hello.search is None:
-        raise InputError(
-            f"{name}: ended on the head before its first trial, so there is nothing to resume; start it again with "
-            "another --name"
-        )
-    _has_copy(out / name, hello.search)
-    return _follow_and_fetch(head, name, head.ask(Started, "resume", name, *argv), out, say)
+    fingerprint = None if data is None else fingerprint_of(data)
+    with Dashboard(cluster) as dashboard:
+        job = job_of(search_jobs(dashboard), name)
+        storage = storage_of(dashboard, storage or (job.storage if job is not None else None))
+        report = ask(dashboard, HeadRequest(verb="find", name=name, fingerprint=fingerprint), say)
+        if report.running or (job is not None and job.running):
+            raise InputError(f"{name}: already runs; see it with `{_command('status', name, cluster)}`")
+        if report.search is None and storage is None and not report.has_storage:
+            if job is None:
+                raise _unknown(cluster, name, report)
+            raise InputError(
+                f"{name}: ended on the head before its first trial, so there is nothing to resume; start it again with "
+                "another --name"
+            )
+        _has_copy(out / name, report.search)
+        if data is not None and fingerprint is not None:
+            _send_data(dashboard, data, fingerprint, storage, report, say)
+        argv = [*argv, *([] if storage is None else ["--storage", storage])]
+        request = HeadRequest(verb="resume", name=name, argv=argv, fingerprint=fingerprint, storage=storage)
+        return _follow_and_fetch(dashboard, request, None, out, say)
 
 
-def stop(cluster: Path, name: str | None, say: Say) -> int:
-    """End the search `name` (default: the latest) on the head cleanly, and say how it ended. Raises InputError."""
-    head = Head(cluster)
-    with head.stream("exec", head_command("stop", name or "")) as stream:
-        first = stream.next(ANSWER_S)
-        if first is None:
-            raise head.no_answer(stream)
-        report = head.expect(JobReport, first)
-        _check_known(cluster, name, report)
-        name = report.job.name
-        if report.job.state != RUNNING:
-            raise InputError(f"{name}: has already ended on the head ({_ending(report.job)})")
+def stop(cluster: str, name: str | None, say: Say) -> int:
+    """End the search `name` (default: the latest) on the cluster cleanly, and say how it ended. Raises InputError."""
+    with Dashboard(cluster) as dashboard:
+        job = job_of(search_jobs(dashboard), name)
+        if job is None:
+            report = ask(dashboard, HeadRequest(verb="find", name=name), say)
+            if report.search is None:
+                raise _unknown(cluster, name, report)
+            if not report.running:
+                raise InputError(f"{report.name}: has already ended on the head ({_ending(None, report)})")
+        elif not job.running:
+            raise InputError(f"{job.name}: has already ended on the head ({job.ending})")
+        name = report.name if job is None else job.name
         say(f"asked {name} to stop; its trials end within seconds ...")
-        second = stream.next(SILENCE_S)
-    if second is None:
-        raise InputError(
-            f"{name}: was asked to stop, but the connection to the head is lost; see how it stands with "
-            f"`{_command('status', name, cluster)}`"
-        )
-    search = head.expect(JobReport, second).search
-    status = search.status if search is not None else {}
-    say(f"{name}: {status.get('state')} ({status.get('reason') or 'it had already ended'})")
+        report = ask(dashboard, HeadRequest(verb="stop", name=name), say)
+        if job is not None:
+            _wait_for_end(dashboard, job.id)
+            if report.search is None or report.search.status.get("state") == RUNNING:
+                report = ask(dashboard, HeadRequest(verb="find", name=name), say)
+    status = report.search.status if report.search is not None else {}
+    say(f"{name}: {status.get('state', 'ended')} ({status.get('reason') or 'it had already ended'})")
     say(f"to fetch its results: {_command('status', name, cluster)}")
     say(f"to resume it: {command('tune', '--resume', name, '--cluster', cluster)}")
     return 0
 
 
-def status(cluster: Path, name: str | None, out: Path, say: Say) -> int:
-    """Say how the search `name` (default: the latest) stands on the head; fetch it into `out` if it has ended."""
-    head = Head(cluster)
-    columns = str(shutil.get_terminal_size((120, 40)).columns)
-    first, *lines = head.answers("show", name or "", columns)
-    report = head.expect(JobReport, first)
-    _check_known(cluster, name, report)
-    for line in lines:
-        say(head.expect(LogLine, line).text)
-    job = report.job
-    if job.state == RUNNING:
-        say(f"{job.name} has run on the head for {duration(time.time() - job.started)} (process {job.pid})")
-    elif _has_copy(out / job.name, report.search):
-        say(f"{job.name} has ended on the head ({_ending(job)}); {out / job.name} is up to date")
-    else:
-        _fetch(head, job, out, say)
-    return 0
+def status(cluster: str, name: str | None, out: Path, storage: str | None, say: Say) -> int:
+    """Say how the search `name` (default: the latest) stands on the head; fetch it into `out` if it has ended.
+
+    Of a cluster that does not answer, its copy in the storage is fetched.
+    """
+    columns = shutil.get_terminal_size((120, 40)).columns
+    try:
+        with Dashboard(cluster) as dashboard:
+            job = job_of(search_jobs(dashboard), name)
+            name = name if job is None else job.name
+            report = ask(dashboard, HeadRequest(verb="report", name=name, columns=columns), say)
+            if job is None and report.search is None:
+                if storage is not None:  # of a head that was lost
+                    return _fetch_from_storage(storage, name, out, say)
+                raise _unknown(cluster, name, report)
+            name = report.name
+            if report.search is None and job is not None:  # it is still at work before there is a run folder, or ended
+                for line in dashboard.call(lambda client: client.get_job_logs(job.id)).splitlines()[-20:]:
+                    say(line)
+            if report.running or (job is not None and job.running):
+                since = "" if job is None else f" for {duration(time.time() - job.started)}"
+                say(f"{name} has run on the head{since}")
+            elif _has_copy(out / name, report.search):
+                say(f"{name} has ended on the head ({_ending(job, report)}); {out / name} is up to date")
+            else:
+                storage = storage or (job.storage if job is not None else None)
+                _fetch(dashboard, job, report, out, storage, say)
+            return 0
+    except UnreachableError as error:
+        if storage is None:
+            raise
+        say(f"{error}\nlooking into the storage {without_password(storage)} ...")
+        return _fetch_from_storage(storage, name, out, say)
 
 
-def ui(cluster: Path, port: int, say: Say) -> int:
+def ui(cluster: str, port: int, say: Say) -> int:
     """Join 127.0.0.1:PORT with the head's MLflow server until Ctrl-C. Raises InputError if it cannot be reached."""
-    head = Head(cluster)
-    command = head_command("tunnel", str(port), module="head_mlflow")
-    with head.stream("exec", command, "--port-forward", str(port)) as stream:
+    dashboard = Dashboard(cluster)
+    if dashboard.file is None:
+        raise InputError(
+            f"--cluster {cluster}: MLflow is not reached through the dashboard; forward its port as well (such as by "
+            "`kubectl port-forward POD 5000`), and open that in a browser"
+        )
+    with tunnel_to(dashboard.file, port, _mlflow_port(dashboard.file)) as tunnel:
         try:
-            first = stream.next(ANSWER_S)
-            if first is None:
-                raise head.no_answer(stream)
-            head.expect(TunnelOpen, first)
-            _wait_for_mlflow(cluster, port, stream)
+            _wait_for_mlflow(cluster, port, tunnel)
             say(
                 f"the cluster's MLflow: http://127.0.0.1:{port}  (Ctrl-C ends the tunnel)\nit asks for a user and a "
-                f"password, which `ray exec {shlex.quote(str(cluster))} 'cat ~/.mlflow/credentials'` shows"
+                f"password, which `ray exec {shlex.quote(cluster)} 'cat ~/.mlflow/credentials'` shows"
             )
-            while stream.next(SILENCE_S) is not None or stream.alive:
-                pass
+            tunnel.process.wait()
             say("the tunnel has ended: the connection to the head is lost")
             return 1
         except KeyboardInterrupt:
             return 0
 
 
-def _check_version(cluster: Path, hello: Hello) -> None:
-    """Raises InputError if the head has another version of wmlsearch than this machine."""
-    if hello.version != __version__:
+def _command(verb: str, name: str, cluster: str) -> str:
+    """Return the command line of a verb about a search on a cluster, to be pasted."""
+    return command(verb, name, "--cluster", cluster)
+
+
+def storage_of(dashboard: Dashboard, storage: str | None) -> str | None:
+    """Return the storage of a search. Raises InputError if there must be one and there is none."""
+    if dashboard.file is None and not storage:
         raise InputError(
-            f"{cluster}: the head has wmlsearch {hello.version}, but this machine has {__version__}; "
-            f"{NEXT_STEP.format(file=cluster)}"
+            f"--cluster {dashboard.given}: with the address of a dashboard, data and results go through a storage that "
+            "this machine and the cluster reach; give --storage (such as s3://bucket/path) or set WMLSEARCH_STORAGE"
         )
+    return storage or None
 
 
-def _check_known(cluster: Path, name: str | None, report: Hello | JobReport) -> None:
-    """Raises InputError if the head has no job `name`, or none at all."""
-    if report.job.state != UNKNOWN:
-        return
+def _unknown(cluster: str, name: str | None, report: HeadReport) -> InputError:
     if name is None:
-        raise InputError(
+        return InputError(
             f"{cluster}: no search on this cluster yet; start one with `{command('tune', '--cluster', cluster)}`"
         )
     names = ", ".join(report.names) or "none"
-    raise InputError(f"{name}: no search of this name on the head of {cluster} (it has: {names})")
+    return InputError(f"{name}: no search of this name on the head of {cluster} (it has: {names})")
+
+
+def _state(job: SearchJob | None, report: HeadReport) -> str:
+    if report.running or (job is not None and job.running):
+        return RUNNING
+    return "ended" if report.search is None else str(report.search.status.get("state"))
+
+
+def _ending(job: SearchJob | None, report: HeadReport) -> str:
+    """Return in words how a search ended."""
+    if report.search is not None and report.search.status.get("state") == RUNNING:  # nobody has recorded its end
+        return "its process died (was the head restarted?)"
+    return _state(None, report) if job is None else job.ending
 
 
 def _has_copy(path: Path, search: SearchSummary | None) -> bool:
@@ -204,79 +237,119 @@ def _has_copy(path: Path, search: SearchSummary | None) -> bool:
     return SearchSummary.read(path) == search
 
 
-def _send_data(head: Head, data: Path, target: str, fingerprint: str, say: Say) -> None:
+def _send_data(
+    dashboard: Dashboard, data: Path, fingerprint: str, storage: str | None, report: HeadReport, say: Say
+) -> None:
+    """Send a prepared data set unless the cluster has it. Raises InputError, UnreachableError."""
     size = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
-    say(f"sending the prepared data set to the head ({size / 2**20:.1f} MB), which keeps it ...")
     began = time.monotonic()
-    head.send(data, f"{target}.part")
-    head.ask(DataAccepted, "accept", fingerprint)
-    say(f"sent in {duration(time.monotonic() - began)}")
+    if dashboard.file is None:
+        say(f"copying the prepared data set to the storage ({size / 2**20:.1f} MB), unless it is there ...")
+        is_new = upload_data(str(storage), data, fingerprint)
+        say(f"copied in {duration(time.monotonic() - began)}" if is_new else "it is there already")
+    elif report.has_data:
+        say(f"the head already has the prepared data set ({fingerprint[:12]})")
+    else:
+        say(f"sending the prepared data set to the head ({size / 2**20:.1f} MB), which keeps it ...")
+        dashboard.file.send(data, f"{report.home}/data/{fingerprint}.part")
+        say(f"sent in {duration(time.monotonic() - began)}")
 
 
-def _follow_and_fetch(head: Head, name: str, started: Started, out: Path, say: Say) -> int:
-    """Follow a job from its start, then fetch its results; return its exit status, or 130 if following ended early."""
-    say(f"{name} runs on the head (process {started.job.pid}); Ctrl-C stops following it, not the search")
-    ended = _follow(head, name, started.offset, say)
-    if ended is None:
+def _follow_and_fetch(dashboard: Dashboard, request: HeadRequest, space: Path | None, out: Path, say: Say) -> int:
+    """Submit a search, follow it, then fetch its results; return its exit status, or 130 if following ended early."""
+    name, cluster, storage = str(request.name), dashboard.given, request.storage
+    shown = storage if storage is not None and without_password(storage) == storage else ""
+    job_id = submit_search(dashboard, request, space, shown)
+    say(f"{name} runs on the cluster (job {job_id}); Ctrl-C stops following it, not the search")
+    try:
+        job = follow(dashboard, job_id, say)
+        report = ask(dashboard, HeadRequest(verb="report", name=name), lambda _: None)
+    except (KeyboardInterrupt, UnreachableError) as error:
+        say("stopped following" if isinstance(error, KeyboardInterrupt) else str(error))
         say(
-            f"{name} continues on the head: see it with `{_command('status', name, head.cluster)}`, which also "
-            f"fetches its results when it has ended; stop it with `{_command('stop', name, head.cluster)}`"
+            f"{name} continues on the cluster: see it with `{_command('status', name, cluster)}`, which also fetches "
+            f"its results when it has ended; stop it with `{_command('stop', name, cluster)}`"
         )
         return 130
-    return _fetch(head, ended, out, say)
+    return _fetch(dashboard, job, report, out, storage, say)
 
 
-def _follow(head: Head, name: str, offset: int, say: Say) -> JobState | None:
-    """Say what the job prints until it has ended; return its state, or None after Ctrl-C or a lost connection."""
-    failures = 0
-    try:
-        while failures < RETRIES:
-            with head.stream("exec", head_command("follow", name, str(offset))) as stream:
-                for message in stream.until_silence(SILENCE_S):
-                    failures = 0
-                    if isinstance(message, JobReport):
-                        return message.job
-                    line = head.expect(LogLine, message)
-                    say(line.text)
-                    offset = line.offset
-            failures += 1
-            if failures == 1:
-                say("the connection to the head is lost; trying again ...")
-            time.sleep(RETRY_S if failures > 1 else 1.0)
-        say("the head can no longer be reached")
-    except KeyboardInterrupt:
-        say("stopped following")
-    return None
+def _fetch(
+    dashboard: Dashboard, job: SearchJob | None, report: HeadReport, out: Path, storage: str | None, say: Say
+) -> int:
+    """Fetch the results of an ended search into `out`, in place of an older copy; return its exit status."""
+    if report.search is not None:
+        with _partial_copy(out, report.name) as partial:
+            if dashboard.file is not None:
+                partial.mkdir()
+                dashboard.file.fetch_folder(str(report.results), partial)
+            else:
+                fetch_search(str(storage_of(dashboard, storage)), report.name, partial)
+            _replace(partial, out / report.name)
+        where = "the head" if dashboard.file is not None else "the storage"
+        say(f"fetched from {where} into {out / report.name}, without the trials' checkpoints")
+    say(f"{report.name} has ended on the head: {_ending(job, report)}")
+    return 1 if job is None or job.exit_status is None else job.exit_status
 
 
-def _fetch(head: Head, job: JobState, out: Path, say: Say) -> int:
-    """Fetch the results of an ended job into `out`, in place of an older copy; return its exit status."""
-    packed = head.ask(Packed, "pack", job.name)
-    target = out / job.name
-    if packed.size:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / f".{job.name}.part"
-        partial.mkdir(exist_ok=True)
-        head.fetch(packed.folder, partial)
-        if target.exists():
-            SearchDir(target).replace_with(partial)
-        else:
-            os.replace(partial, target)
-        say(f"fetched from the head into {target} ({packed.size / 2**20:.1f} MB, without the trials' checkpoints)")
-    say(f"{job.name} has ended on the head: {_ending(job)}")
-    return 1 if job.status is None else job.status
+def _fetch_from_storage(storage: str, name: str | None, out: Path, say: Say) -> int:
+    """Fetch the copy of a search (default: the one that was copied last) from the storage. Raises InputError."""
+    copies = searches(storage)
+    if not copies:
+        raise InputError(f"--storage {without_password(storage)}: has no copy of a search")
+    name = name or max(copies, key=lambda copy: copy.written).name
+    with _partial_copy(out, name) as partial:
+        search = fetch_search(storage, name, partial)
+        if (out / name).exists():
+            _has_copy(out / name, SearchSummary.read(search.path))
+        state = search.status()
+        _replace(partial, out / name)
+    say(f"fetched from the storage into {out / name}, without the trials' checkpoints")
+    say(f"{name}: {state.state} {state.reason}".rstrip())
+    return 0
 
 
-def _ending(job: JobState) -> str:
-    """Return in words how a job ended."""
-    return "its process died (was the head restarted?)" if job.status is None else f"exit status {job.status}"
+@contextlib.contextmanager
+def _partial_copy(out: Path, name: str) -> Iterator[Path]:
+    """Yield a path for the copy of a search, which does not exist. What is left there is removed."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=out) as folder:
+        yield Path(folder) / name
 
 
-def _wait_for_mlflow(cluster: Path, port: int, stream: MessageStream) -> None:
+def _replace(partial: Path, target: Path) -> None:
+    """Put a fetched copy of a search in the place of an older one."""
+    for path in partial.rglob("*"):
+        if path.is_file() and not is_fetched(path.relative_to(partial)):
+            path.unlink()
+    if target.exists():
+        SearchDir(target).replace_with(partial)
+    else:
+        os.replace(partial, target)
+
+
+def _wait_for_end(dashboard: Dashboard, job_id: str) -> None:
+    """Wait until a job that was asked to stop has ended. One that is still starting gets a signal."""
+    asked = time.monotonic()
+    signalled = False
+    while any(job.id == job_id and job.running for job in search_jobs(dashboard)):
+        if not signalled and time.monotonic() - asked > CLEAN_END_S:
+            signalled = dashboard.call(lambda client: client.stop_job(job_id))
+        time.sleep(POLL_S)
+
+
+def _mlflow_port(file: ClusterFile) -> int:
+    """Return the port of the head's MLflow server, which it writes into a file when it starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "port"
+        return int(path.read_text()) if file.fetch_file(PORT_FILE, path) else DEFAULT_PORT
+
+
+def _wait_for_mlflow(cluster: str, port: int, tunnel: RayCommand) -> None:
     """Wait until the head's MLflow answers through the tunnel. Raises InputError after half a minute."""
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and stream.alive:
+    while time.monotonic() < deadline and tunnel.alive:
         if is_healthy(port):
             return
         time.sleep(0.3)
-    raise InputError(f"{cluster}: the head's MLflow does not answer on 127.0.0.1:{port}; give another --port")
+    raise InputError(f"{cluster}: the head's MLflow does not answer; start it by `ray up {cluster}` again")

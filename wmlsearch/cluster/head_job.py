@@ -1,0 +1,231 @@
+"""What runs on the head for `wmlsearch ... --cluster`: `python -m wmlsearch.cluster.head_job`, as a job of Ray.
+
+Ray brings the package and the request (`request.json`, in the job's working folder). The search belongs to the cluster:
+it goes on whether or not anyone follows it.
+    ~/wmlsearch-head/ data/FINGERPRINT/   prepared data sets, each sent once
+                      runs/NAME/          the folders of the searches (their --out is runs/)
+                      results/NAME/       what is fetched of a search that has ended
+                      mlflow/             the MLflow server's database and log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from wmlsearch.cluster.run_copies import fetch_search
+from wmlsearch.cluster.transfer import fetch_data, is_fetched
+from wmlsearch.config import InputError
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.folders import SearchDir, created
+
+HOME = Path("~/wmlsearch-head").expanduser()
+REQUEST = "request.json"
+ANSWER = "@wmlsearch@ "  # begins the line of a HeadReport in the job's log
+COLUMNS = 140  # of what a search prints
+POLL_S = 0.5
+
+
+class HeadRequest(BaseModel):
+    """What the head is asked to do.
+
+    Args:
+        verb: "tune" and "resume" run a search, "stop" ends one, "find" tells how one stands, and "report" shows it too
+            and gathers its results if it has ended.
+        name: Of the search; None: the latest.
+        argv: Options of `wmlsearch tune`, without --data, --name and --out.
+        space: The name of a built-in search space, or of a file in the job's working folder.
+        fingerprint: Of the prepared data set.
+        storage: Where data set and run folder are if the head has them not; None: that of the head's environment.
+        columns: Width of the terminal.
+    """
+
+    verb: Literal["tune", "resume", "stop", "find", "report"]
+    name: str | None = None
+    argv: list[str] = []
+    space: str | None = None
+    fingerprint: str | None = None
+    storage: str | None = None
+    columns: int = COLUMNS
+
+
+class SearchSummary(BaseModel):
+    """Identity, status and usage of a search, by which two copies of its folder are compared."""
+
+    key: str
+    status: dict[str, Any]  # status.json
+    used: dict[str, float]  # used.json
+
+    @classmethod
+    def read(cls, folder: Path) -> SearchSummary | None:
+        """Read a search folder; None before the search has begun."""
+        search = SearchDir(folder)
+        if not search.exists():
+            return None
+        values = search.record().key, search.status().as_json(), search.usage().as_json()
+        return cls(key=values[0], status=values[1], used=values[2])
+
+
+class HeadReport(BaseModel):
+    """How a search stands on the head.
+
+    Args:
+        name: Of the search; "" if there is none.
+        names: Of all searches with a folder, the latest last.
+        running: Whether a process runs it.
+        search: None: it has no folder.
+        results: Folder of what is fetched, of a search that has ended.
+        size: Of `results` in bytes.
+        has_data: Whether the prepared data set that was asked for is on the head.
+        has_storage: Whether the head has a storage of its own (WMLSEARCH_STORAGE).
+        home: The folder of all that wmlsearch keeps on the head.
+    """
+
+    name: str = ""
+    names: list[str] = []
+    running: bool = False
+    search: SearchSummary | None = None
+    results: Path | None = None
+    size: int = 0
+    has_data: bool = False
+    has_storage: bool = False
+    home: Path = HOME
+
+
+def tune(request: HeadRequest, folder: Path) -> None:
+    """Run a search, new or resumed, and exit with its status. Raises InputError.
+
+    Args:
+        folder: The job's working folder, with the file of the search space if there is one.
+    """
+    name = str(request.name)
+    if request.verb == "resume":
+        _restore(request, SearchDir(HOME / "runs" / name))
+        command: list[str | Path] = ["tune", "--resume", name]
+    else:
+        space = folder / str(request.space)
+        data = _prepared_data(request)
+        command = ["tune", space if space.is_file() else str(request.space), "--data", data, "--name", name]
+    _run_wmlsearch([*command, "--out", HOME / "runs", *request.argv], COLUMNS)
+
+
+def stop(search: SearchDir) -> None:
+    """Ask a running search to end, and return when it has."""
+    while search.is_running():
+        search.request_stop()  # again: a process that is just starting forgets requests for the one before
+        time.sleep(POLL_S)
+
+
+def report(request: HeadRequest) -> HeadReport:
+    """Return how a search stands; for "report", show it, and gather its results if it has ended."""
+    searches = sorted((SearchDir(path) for path in (HOME / "runs").iterdir() if SearchDir(path).exists()), key=created)
+    answer = HeadReport(name=request.name or "", names=[search.name for search in searches])
+    answer.has_storage = bool(os.environ.get("WMLSEARCH_STORAGE"))
+    if request.fingerprint is not None:
+        answer.has_data = (HOME / "data" / request.fingerprint).is_dir()
+    if request.name is None and searches:
+        answer.name = searches[-1].name
+    if answer.name in answer.names:
+        search = SearchDir(HOME / "runs" / answer.name)
+        answer.search, answer.running = SearchSummary.read(search.path), search.is_running()
+        if request.verb == "report":
+            _show(search, request.columns)
+            if not answer.running:
+                answer.results, answer.size = _gather(search)
+    return answer
+
+
+def _run_wmlsearch(argv: Sequence[str | Path], columns: int) -> None:
+    """Do what `python -m wmlsearch ARGV` does, in this process: a command line of its own would show passwords of URIs.
+
+    Raises SystemExit at the end.
+    """
+    os.environ["COLUMNS"] = str(columns)
+    sys.argv[1:] = [str(word) for word in argv]
+    runpy.run_module("wmlsearch", run_name="__main__", alter_sys=True)
+
+
+def _prepared_data(request: HeadRequest) -> Path:
+    """Return the folder of the prepared data set, which was sent or is in the storage. Raises InputError."""
+    data = HOME / "data" / str(request.fingerprint)
+    received = data.with_name(f"{data.name}.part")
+    if data.is_dir():
+        return data
+    if request.storage is not None and not received.is_dir():
+        fetch_data(request.storage, data.name, received)
+    if not received.is_dir():
+        raise InputError(f"the head has no prepared data set {data.name[:12]}; give --data")
+    manifest = Manifest.read(received)
+    manifest.verify(received)
+    if manifest.fingerprint != request.fingerprint:
+        raise InputError(f"{received}: is another data set ({manifest.fingerprint})")
+    os.replace(received, data)
+    return data
+
+
+def _restore(request: HeadRequest, search: SearchDir) -> None:
+    """Bring back from the storage what a new head lacks of a search: its folder and its data. Raises InputError."""
+    if request.storage is not None and not search.exists():
+        fetch_search(request.storage, search.name, search.path)
+    if not search.exists():
+        raise InputError(f"{search.name}: no search of this name on the head, so there is nothing to resume")
+    data = Path(search.record().data_path)
+    if data.parent == HOME / "data" and not data.is_dir():
+        _prepared_data(request.model_copy(update={"fingerprint": data.name}))
+
+
+def _show(search: SearchDir, columns: int) -> None:
+    with contextlib.suppress(SystemExit):
+        _run_wmlsearch(["status", search.name, "--out", search.path.parent], columns)
+
+
+def _gather(search: SearchDir) -> tuple[Path, int]:
+    """Gather the files of a search that are fetched: all but the trials' checkpoints and last states.
+
+    Returns their folder and their size in bytes.
+    """
+    results = HOME / "results" / search.name
+    shutil.rmtree(results, ignore_errors=True)
+    size = 0
+    for path in sorted(search.path.rglob("*")):
+        part = path.relative_to(search.path)
+        if path.is_file() and is_fetched(part):
+            (results / part).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, results / part)  # safe: an ended search's files are replaced, not changed
+            except OSError:
+                shutil.copy2(path, results / part)
+            size += path.stat().st_size
+    return results, size
+
+
+def main() -> int:
+    folder = Path.cwd()
+    request = HeadRequest.model_validate_json((folder / REQUEST).read_text(encoding="utf-8"))
+    for name in ("data", "runs", "results"):
+        (HOME / name).mkdir(parents=True, exist_ok=True)
+    os.chdir(HOME)
+    request.storage = request.storage or os.environ.get("WMLSEARCH_STORAGE") or None
+    try:
+        if request.verb in ("tune", "resume"):
+            tune(request, folder)
+        if request.verb == "stop":
+            stop(SearchDir(HOME / "runs" / str(request.name)))
+        print(f"{ANSWER}{report(request).model_dump_json()}", flush=True)
+    except InputError as error:
+        print(f"wmlsearch: {error}", flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Searches as jobs of Ray, by its Jobs API: submit, list, follow.
+
+A job carries the package of this machine, its request (see `head_job`) and the file of the search space in its runtime
+environment. Its id, entry point and metadata name the search, and no options: the dashboard shows them to everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.cluster import dependencies
+from wmlsearch.cluster.dashboard import Dashboard
+from wmlsearch.cluster.head_job import ANSWER, REQUEST, HeadReport, HeadRequest
+from wmlsearch.cluster.ray_patches import JOB_OUTPUT_BEGINS, JOB_STOP_VARIABLE
+from wmlsearch.cluster.ray_up import UnreachableError
+from wmlsearch.config import InputError
+from wmlsearch.runs.files import write_private
+from wmlsearch.space import shipped
+
+Say = Callable[[str], None]
+
+SEARCH, STORAGE = "wmlsearch_search", "wmlsearch_storage"  # metadata of the job of a search
+RESUMED = "@"  # NAME@2 is the job in which the search NAME was resumed first; no name of a search has this character
+STOP_S = 600  # so long Ray waits for the clean end of a search that is stopped in the dashboard
+REQUIREMENTS = "requirements.txt"
+# `python` is Ray's. Ray sets OMP_NUM_THREADS=1 for its actors, of which the job is a child.
+ENTRYPOINT = (
+    f"python {Path(dependencies.__file__).name} {REQUIREMENTS} && unset OMP_NUM_THREADS && "
+    "exec python -m wmlsearch.cluster.head_job"
+)
+SILENCE_S = 30.0  # then a connection is replaced: that of a cut network does not say that it is dead
+LOST_S = 3600.0  # so long a cluster that does not answer is asked again by one who follows a search
+PATIENCE_S = 30.0  # the same, of one who waits for an answer
+RETRY_S = 5.0
+AGENT_PORT = 52365  # Ray's own, for `--dashboard-agent-listen-port`
+SUBMIT_S = 120.0  # a head that was just started takes no jobs yet
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """A job of Ray that runs, or ran, a search.
+
+    Args:
+        id: Its submission id.
+        name: Of the search.
+        storage: The storage of the search, "" if the job does not tell.
+        running: Whether it runs, or is about to.
+        started: Unix seconds.
+        exit_status: Of the search's process; None where there is none.
+        message: What Ray says of an end without an exit status.
+    """
+
+    id: str
+    name: str
+    storage: str
+    running: bool
+    started: float
+    exit_status: int | None
+    message: str
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        if self.exit_status is not None:
+            return f"exit status {self.exit_status}"
+        return f"its process died ({self.message})"
+
+
+def submit_search(dashboard: Dashboard, request: HeadRequest, space: Path | None = None, storage: str = "") -> str:
+    """Submit the job of a search, new or resumed, and return its id.
+
+    Args:
+        space: The file of the search space, or None.
+        storage: Named in the job's metadata, where results are looked for later; "" if it must not be.
+
+    Raises InputError if Ray refuses it, UnreachableError.
+    """
+    name = str(request.name)
+    used = {job.id for job in search_jobs(dashboard)}
+    job_id = next(job_id for job_id in _ids(name) if job_id not in used)
+    _submit(dashboard, request, {SEARCH: name, **({STORAGE: storage} if storage else {})}, job_id, space)
+    return job_id
+
+
+def search_jobs(dashboard: Dashboard) -> list[SearchJob]:
+    """Return the jobs of searches that the cluster knows, the latest last. Raises UnreachableError."""
+    details = dashboard.call(lambda client: client.list_jobs())
+    jobs = [_search_job(job) for job in details if SEARCH in (job.metadata or {})]
+    return sorted(jobs, key=lambda job: job.started)
+
+
+def job_of(jobs: Iterable[SearchJob], name: str | None) -> SearchJob | None:
+    """Return the latest job of a search, or of all searches if `name` is None."""
+    return next((job for job in reversed([*jobs]) if name in (job.name, None)), None)
+
+
+def ask(dashboard: Dashboard, request: HeadRequest, say: Say) -> HeadReport:
+    """Have the head do something short, say what it prints, and return its report.
+
+    Raises InputError if it refuses or fails, UnreachableError.
+    """
+    lines: list[str] = []
+    job_id = f"wmlsearch-{request.verb}-{uuid.uuid4().hex[:12]}"
+    _submit(dashboard, request, {}, job_id)
+    try:
+        job = follow(dashboard, job_id, lines.append, PATIENCE_S)
+    finally:
+        with contextlib.suppress(InputError, RuntimeError):
+            dashboard.call(lambda client: client.delete_job(job_id))
+    report = None
+    for line in lines:
+        if line.startswith(ANSWER):
+            report = HeadReport.model_validate_json(line.removeprefix(ANSWER))
+        else:
+            say(line)
+    if report is None:
+        why = "it is gone; was the head restarted?" if job is None else job.message or job.ending
+        raise InputError(f"{dashboard.given}: the head did not do what it was asked ({' '.join(why.split())[-600:]})")
+    return report
+
+
+def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST_S) -> SearchJob | None:
+    """Say each line that a job prints, from its first one on, until it has ended; return it, or None if it is gone.
+
+    A lost connection is made anew, and no line is lost or said twice. Raises UnreachableError if the cluster has not
+    answered for `patience_s`, and KeyboardInterrupt as it comes.
+    """
+    log = _Log(say)
+    lost_since: float | None = None
+    while True:
+        try:
+            client = dashboard.client()
+            complete = asyncio.run(_tail(client, job_id, log))
+            job = _job(dashboard, job_id)
+            if job is None or not job.running:
+                if not complete and job is not None:
+                    log.restart()
+                    log.add(dashboard.call(lambda client: client.get_job_logs(job_id)))
+                log.end()
+                return job
+            lost_since = None
+        except (UnreachableError, RuntimeError) as error:
+            if lost_since is None:
+                lost_since = time.monotonic()
+                say("the connection to the cluster is lost; trying again ...")
+            if time.monotonic() - lost_since > patience_s:
+                raise UnreachableError(str(error)) from None
+        time.sleep(POLL_S if lost_since is None else RETRY_S)
+
+
+def _job(dashboard: Dashboard, job_id: str) -> SearchJob | None:
+    details = dashboard.call(lambda client: client.list_jobs())
+    return next((_search_job(job) for job in details if job.submission_id == job_id), None)
+
+
+async def _tail(client: Any, job_id: str, log: _Log) -> bool:
+    """Add what a job prints to `log` until the connection ends; return whether it ended as at the end of a job."""
+    import aiohttp
+
+    log.restart()
+    lines = client.tail_job_logs(job_id)
+    try:
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(lines), SILENCE_S)
+            except StopAsyncIteration:
+                return True
+            except (TimeoutError, OSError, RuntimeError, aiohttp.ClientError):
+                return False
+            log.add(text)
+    finally:
+        await lines.aclose()
+
+
+class _Log:
+    """What a job has printed, as lines without those of Ray. It may be read from its beginning again and again."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self._known = 0  # characters that were read in all
+        self._position = 0  # in the reading that is under way
+        self._rest = ""  # of a line that is not complete
+        self._begun = False  # whether Ray's own lines are over
+
+    def restart(self) -> None:
+        """Begin to read the log anew."""
+        self._position = 0
+
+    def add(self, text: str) -> None:
+        skipped = min(self._known - self._position, len(text))
+        self._position += skipped
+        text = text[skipped:]
+        self._known += len(text)
+        self._position += len(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._add_line(line)
+
+    def end(self) -> None:
+        """Say the last line, which may have no end."""
+        if self._rest:
+            self._add_line(self._rest)
+            self._rest = ""
+
+    def _add_line(self, line: str) -> None:
+        if self._begun:
+            self.say(line)
+        self._begun = self._begun or line.startswith(JOB_OUTPUT_BEGINS)
+
+
+def _ids(name: str) -> Iterator[str]:
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}{RESUMED}{number}"
+
+
+def _search_job(details: Any) -> SearchJob:
+    """Return the record of a job as Ray describes it (ray.job_submission.JobDetails)."""
+    metadata = details.metadata or {}
+    return SearchJob(
+        id=details.submission_id,
+        name=metadata.get(SEARCH, ""),
+        storage=metadata.get(STORAGE, ""),
+        running=not details.status.is_terminal(),
+        started=(details.start_time or 0) / 1000,
+        exit_status=details.driver_exit_code,
+        message=details.message or "",
+    )
+
+
+def _submit(
+    dashboard: Dashboard, request: HeadRequest, about: dict[str, str], job_id: str, space: Path | None = None
+) -> None:
+    """Submit a job with these metadata. Raises InputError if Ray refuses it, UnreachableError."""
+    with tempfile.TemporaryDirectory(prefix="wmlsearch-job-") as folder:
+        package, work = Path(folder) / "wmlsearch", Path(folder) / "job"
+        shutil.copytree(str(resources.files("wmlsearch")), package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(shipped(), package / "search_spaces", dirs_exist_ok=True)
+        work.mkdir()
+        write_private(work / REQUEST, request.model_dump_json())  # Ray keeps the mode of files
+        shutil.copy(dependencies.__file__, work)
+        (work / REQUIREMENTS).write_text("\n".join(_requirements()), encoding="utf-8")
+        if space is not None:
+            shutil.copy(space, work / str(request.space))
+        runtime_env = {
+            "py_modules": [str(package)],
+            "working_dir": str(work),
+            "env_vars": {JOB_STOP_VARIABLE: str(STOP_S)},
+        }
+        deadline = time.monotonic() + SUBMIT_S
+        while True:
+            try:
+                dashboard.call(
+                    lambda client: client.submit_job(
+                        entrypoint=ENTRYPOINT, submission_id=job_id, runtime_env=runtime_env, metadata=about
+                    )
+                )
+                return
+            except RuntimeError as error:
+                why = " ".join(str(error).split())[-400:]
+            if "already exists" in why and _job(dashboard, job_id) is not None:  # an answer that was lost
+                return
+            if time.monotonic() > deadline:
+                step = (
+                    f"; see whether another Ray on the head has its agent's port, {AGENT_PORT}"
+                    if "agent" in why
+                    else ""
+                )
+                raise InputError(f"{dashboard.given}: Ray refuses the job ({why}){step}")
+            time.sleep(RETRY_S)
+
+
+def _requirements() -> list[str]:
+    """Return what wmlsearch depends on; nothing where it is not installed, but only on Python's path."""
+    try:
+        return [line for line in requires("wmlsearch") or [] if "extra ==" not in line]
+    except PackageNotFoundError:
+        return []
