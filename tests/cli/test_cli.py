@@ -139,7 +139,7 @@ def test_faults_in_a_file(say: Say, tmp_path: Path) -> None:
             "  - unknown name 'dropuot': did you mean 'dropout'?\n"
             "  - depth: low < high must hold, but got (low=4, high=3)\n"
             "  - learning_rate must be a valid number, but got True\n"
-            "  - schedule must be plateau, cosine, step, onecycle or constant, but got 'plato'"
+            "  - schedule must be plateau, cosine, poly, step, onecycle or constant, but got 'plato'"
         )
 
 

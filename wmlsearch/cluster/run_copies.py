@@ -466,10 +466,10 @@ class CopyWriter:
                 if Path(place) != self.search.path:
                     self._copy_file(path)
         if folder == self.search.path:
-            known = {name for name in self._copied if "/" in name}
+            copied = {name for name in self._copied if "/" in name}
         else:
-            known = self._of_run.get(self._relative(folder), set()) & self._copied.keys()
-        for name in known - seen:
+            copied = self._of_run.get(self._relative(folder), set()) & self._copied.keys()
+        for name in copied - seen:
             self._take(self._removed(name))
         for name in seen:
             self._of_run.setdefault("/".join(name.split("/")[:2]), set()).add(name)

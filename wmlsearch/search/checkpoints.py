@@ -244,12 +244,12 @@ class _EndedTrial:
 
 def stored_snapshots(search: SearchDir, location: Callable[[AnyDir], str]) -> dict[int, set[int]]:
     """Return the trials of which a snapshot is stored, by its epoch. An object store is listed once."""
-    found: dict[int, set[int]] = {}
+    trials_by_epoch: dict[int, set[int]] = {}
     for run, names in stored_files(search, search.trials(), location).items():
         for name in names:
             if match := re.fullmatch(r"epoch-(\d+)(-best)?\.pt", name):
-                found.setdefault(int(match[1]), set()).add(int(run.name))
-    return found
+                trials_by_epoch.setdefault(int(match[1]), set()).add(int(run.name))
+    return trials_by_epoch
 
 
 def stored_files(
@@ -301,9 +301,9 @@ def delete_unknown_runs(location: str, search: SearchDir) -> None:
 
 def _delete_unknown_runs(storage: Storage, search: SearchDir) -> None:
     for kind in ("trials", "final"):
-        known = {run.name for run in (search.trials() if kind == "trials" else search.finals())}
+        names = {run.name for run in (search.trials() if kind == "trials" else search.finals())}
         for name in storage.below(kind).names()[1]:
-            if name not in known:
+            if name not in names:
                 storage.below(kind).delete_folder(name)
 
 

@@ -99,7 +99,7 @@ class ClusterPredictions:
 
     def _actor_with(self, model: TrainedModel) -> tuple[int, Any]:
         """Return the key of a model and the actor that has it: each model is sent once."""
-        key = next((key for key, known in enumerate(self.models) if known is model), len(self.models))
+        key = next((key for key, sent in enumerate(self.models) if sent is model), len(self.models))
         actors = self.actors or []
         actor = actors[key % len(actors)]
         if key == len(self.models):

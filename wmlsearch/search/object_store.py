@@ -53,12 +53,12 @@ class ObjectStore:
     def files(self) -> dict[str, set[str]]:
         """List the store once: the names of the files of each run, by its path, such as "trials/0003"."""
         system, root = self._store
-        found: dict[str, set[str]] = {}
+        names_by_run: dict[str, set[str]] = {}
         for info in system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True)):
             if info.type == fs.FileType.File:
                 run, _, name = info.path.removeprefix(root).strip("/").rpartition("/")
-                found.setdefault(run, set()).add(name)
-        return found
+                names_by_run.setdefault(run, set()).add(name)
+        return names_by_run
 
     def delete(self, run: str, name: str) -> None:
         """Delete a file of a run, if it exists."""
