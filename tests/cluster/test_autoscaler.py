@@ -13,6 +13,7 @@ import ray
 import requests
 import yaml
 from paths import REPOSITORY
+from processes import wait_for
 from ray._private.state import state
 from ray.autoscaler._private.kuberay import node_provider
 from ray.core.generated import autoscaler_pb2
@@ -65,7 +66,7 @@ def test_the_file_of_the_autoscaler_is_named_by_its_command_line(tmp_path: Path)
     program.write_text("import sys; sys.stdin.read()")
     words = [sys.executable, "-u", program, "--gcs-address=10.0.0.1:6379", f"--autoscaling-config={file}"]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
-        assert autoscaler_file_of_head("127.0.0.1:6379") == CONFIG
+        wait_for(lambda: autoscaler_file_of_head("127.0.0.1:6379") == CONFIG, 60)
         assert autoscaler_file_of_head("10.0.0.1:6380") is None, "that of another Ray"
         file.write_text("- no: [configuration")
         assert autoscaler_file_of_head("10.0.0.1:6379") is None

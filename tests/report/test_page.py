@@ -282,7 +282,7 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
         assert float(row["val_dice_patients_best"]) == best.metrics["val_dice_patients_best"]
         assert (row["state"], row["epochs"]) == (run.state, str(len(run.rows())))
         assert {name: row[name] for name in TrialConfig.model_fields} == {
-            name: str(value) for name, value in run.record().config.model_dump().items()
+            name: "" if value is None else str(value) for name, value in run.record().config.model_dump().items()
         }
     finals = [(row["run"], row["purpose"], row["fold"]) for row in rows_of(search.report / "confirmation.csv")]
     assert finals == [
