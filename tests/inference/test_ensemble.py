@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from wmlsearch.data.labels import IGNORED
 from wmlsearch.data.slices import Slices
 from wmlsearch.inference import ensemble
 from wmlsearch.inference.ensemble import out_of_fold_threshold
+from wmlsearch.inference.predictor import BATCH
 from wmlsearch.model.metrics import BINS
 
 
@@ -29,9 +31,11 @@ class Network:
 
     def __init__(self, fold: int, lesion: float, background: float) -> None:
         self.fold, self.pixels = fold, [lesion, background]
-        self.unet, self.config = torch.nn.Identity(), TrialConfig()
+        self.unet, self.config, self.needs_whole_volumes = torch.nn.Identity(), TrialConfig(), False
+        self.asked: list[int] = []  # how many slices at a time
 
     def probabilities(self, images: np.ndarray, _head_grey: object) -> np.ndarray:
+        self.asked.append(len(images))
         return np.array([[self.pixels]] * len(images), np.float32)
 
 
@@ -97,3 +101,14 @@ def test_ignored_pixels_are_in_no_curve(monkeypatch: pytest.MonkeyPatch) -> None
     threshold([Network(0, 0.8005, 0.6005)], slices)
     assert [float(curve[500]) for curve in seen[0]] == pytest.approx([2 / 3, 1])
     assert [float(curve[700]) for curve in seen[0]] == pytest.approx([1, 1])
+
+
+def test_networks_of_single_slices_are_asked_for_many_at_a_time() -> None:
+    """A data set of pictures has as many volumes as slices."""
+    network, slices = Network(0, 0.8005, 0.2005), slices_of(*(f"{number:03}" for number in range(2 * BATCH + 1)))
+    threshold([network], slices)
+    assert network.asked == [BATCH, BATCH, 1]
+    network.asked, network.needs_whole_volumes = [], True
+    volumes = torch.arange(len(slices)) // 3
+    threshold([network], replace(slices, volumes=volumes))
+    assert network.asked == [3] * ((2 * BATCH + 1) // 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import PreparedData, batches
-from wmlsearch.model.losses import slice_losses
+from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.memory import (
     MemoryEstimate,
     count_cuda_graphs,
@@ -77,7 +77,7 @@ def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bf
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             logits = unet(inputs)
-        losses = slice_losses(logits, masks, config.loss)
+        losses = slice_losses(logits, masks, Loss.of(config))
     excluded = {tensor.untyped_storage().data_ptr() for tensor in unet.parameters()}
     kept = sum(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer not in excluded)
     estimate = estimate_memory(config, size, bfloat16, val_images=1)

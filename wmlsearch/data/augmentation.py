@@ -55,7 +55,7 @@ class Intensities:
 
     gamma: Tensor  # (n,) exponent
     contrast: Tensor  # (n,) factor on the distance from the slice's mean
-    bias: Tensor  # (n,) logarithm of the field at its brightest over that in the middle
+    bias: Tensor  # (n,) logarithm of the field: how far it goes either way from its middle
     bias_shape: Tensor  # (n, 9) coefficients of its polynomial from -1 to 1
     blur: Tensor  # (n,) standard deviation in pixels, 0 for none
     noise: Tensor  # (n,) standard deviation
@@ -161,7 +161,7 @@ class Augmentation:
 
 
 def bias_fields(strength: Tensor, shape: Tensor, size: int) -> Tensor:
-    """Return smooth fields of brightness, (n, 1, size, size), 1 at their brightest and exp(-2 strength) or more.
+    """Return smooth fields of brightness, (n, 1, size, size), from exp(-2 strength) to 1.
 
     Args:
         strength: (n,) 0 for a field that is 1 everywhere.

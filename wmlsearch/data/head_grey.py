@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 from wmlsearch.data.head_detection import find_head, head_grey
 from wmlsearch.data.manifest import Manifest
@@ -14,14 +15,14 @@ def head_grey_of_stored(images: Array) -> tuple[float, float]:
     return head_grey(images, find_head(images).pixels, 0.0, 255.0)
 
 
-def slice_head_grey(manifest: Manifest, images: Array) -> list[tuple[float, float]]:
+def slice_head_grey(manifest: Manifest, read: Callable[[Sequence[int]], Array]) -> list[tuple[float, float]]:
     """Return mean and standard deviation of the head's grey values in the volume (in the picture) of each slice.
 
     Data of older versions do not record them: then they are those of the volume's stored slices.
 
     Args:
         manifest: N slices.
-        images: (N, S, S) uint8, read where the data are old.
+        read: Returns the images of some rows, (n, S, S) uint8. Only asked where the data are old.
     """
     rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)  # by volume, and by picture
     for number, row in enumerate(manifest.slices):
@@ -29,7 +30,7 @@ def slice_head_grey(manifest: Manifest, images: Array) -> list[tuple[float, floa
     levels = [(0.0, 0.0)] * len(manifest.slices)
     for (volume, picture), rows in rows_of.items():
         recorded = manifest.volumes[volume].head_grey
-        level = recorded[picture] if recorded else head_grey_of_stored(images[rows])
+        level = recorded[picture] if recorded else head_grey_of_stored(read(rows))
         for number in rows:
             levels[number] = level
     return levels

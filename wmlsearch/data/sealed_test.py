@@ -88,7 +88,7 @@ class SealedTest:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.folder}: the test slices cannot be read ({error}); {PREPARE_AGAIN}") from None
         kept = [i for i, row in enumerate(self.manifest.slices) if row.kept]
-        levels = slice_head_grey(self.manifest, images)
+        levels = slice_head_grey(self.manifest, lambda rows: images[rows])
         return (
             [self.manifest.slices[i] for i in kept],
             np.array(images[kept]),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from wmlsearch.data.slices import PreparedData, Slices
-from wmlsearch.inference.predictor import HERE, Predictions
+from wmlsearch.inference.predictor import BATCH, HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import ValidationCounts, patient_dice
 from wmlsearch.model.thresholds import threshold_of_curves
@@ -36,11 +36,14 @@ def out_of_fold_curves(
     return {patient: np.mean(of_patient, axis=0) for patient, of_patient in curves.items()}
 
 
-def volume_probabilities(
-    model: TrainedModel, slices: Slices, predictions: Predictions
+def grouped_probabilities(
+    model: TrainedModel, slices: Slices, groups: Iterable[torch.Tensor], predictions: Predictions
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Yield the positions of the slices of each volume, and their probabilities (n, S, S) float32."""
-    for positions in slices.by_volume():
+    """Yield the positions (n,) of each group of slices, and their probabilities (n, S, S) float32.
+
+    A group is a whole volume for a model of several slices.
+    """
+    for positions in groups:
         images = slices.images[slices.rows[positions]].cpu().numpy()
         head_grey = () if slices.head_grey is None else slices.head_grey[positions].tolist()
         (probabilities,) = predictions.probabilities([model], images, head_grey)
@@ -50,7 +53,10 @@ def volume_probabilities(
 def _patient_curves(model: TrainedModel, slices: Slices, predictions: Predictions) -> dict[str, np.ndarray]:
     """Return the Dice of each patient with lesions at each threshold, (BINS,), by patient."""
     counts = ValidationCounts(len(slices.patient_names))
-    for positions, probabilities in volume_probabilities(model, slices, predictions):
+    groups: Sequence[torch.Tensor] = torch.arange(len(slices)).split(BATCH)  # pictures are volumes of one slice
+    if model.needs_whole_volumes:
+        groups = slices.by_volume()
+    for positions, probabilities in grouped_probabilities(model, slices, groups, predictions):
         masks, counted = slices.lesions(slices.masks[slices.rows[positions]].unsqueeze(1).float().cpu())
         counts.add_to_histograms(
             torch.from_numpy(probabilities).unsqueeze(1), masks, slices.patients[positions].cpu(), counted

@@ -11,7 +11,7 @@ from scipy import stats
 
 from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.inference.ensemble import out_of_fold_curves, volume_probabilities
+from wmlsearch.inference.ensemble import grouped_probabilities, out_of_fold_curves
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing, without_small_lesions
 from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
@@ -80,7 +80,8 @@ def _dice_by_size(
     for model in models:
         validation = data.with_fold(model.fold or 0).with_input_of(model.config).val
         counts = np.zeros((len(validation.patient_names), TESTS, 3), np.int64)  # TP, FP, FN
-        for positions, probabilities in volume_probabilities(model, validation, predictions):
+        groups = validation.by_volume()
+        for positions, probabilities in grouped_probabilities(model, validation, groups, predictions):
             rows, patient = validation.rows[positions], int(validation.patients[positions[0]])
             expert = validation.masks[rows].cpu().numpy()
             geometry = data.manifest.volumes[data.manifest.slices[int(rows[0])].volume]
