@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -177,6 +178,59 @@ def test_a_copy_that_is_cut_anywhere_is_a_whole_search(
     monkeypatch.setattr(copies.place, "write", write)
     copies.copy_all()
     assert fetched(storage, tmp_path / "copy") == content(search)
+
+
+def fail_once(copies: CopyWriter, monkeypatch: pytest.MonkeyPatch, method: str, at: int) -> None:
+    """Let the storage refuse one write: that of the number `at`, from 1 on."""
+    working, calls = getattr(copies.place, method), itertools.count(1)
+
+    def failing(*arguments: object) -> None:
+        if next(calls) == at:
+            raise OSError(5, "cut")
+        working(*arguments)
+
+    monkeypatch.setattr(copies.place, method, failing)
+
+
+@pytest.mark.parametrize("case", ["new session", "packed anew"])
+def test_a_pass_over_all_runs_that_breaks_off_is_made_again(
+    case: str, search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next index would name only the runs that have changed since, and the rest would be deleted."""
+    monkeypatch.setattr(run_copies, "PACK_BYTES", 500)
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    storage, runs = str(tmp_path / "storage"), [trial(search, number, 3) for number in range(6)]
+    copies = writer(search, storage)
+    copies.copy_all()
+    if case == "new session":
+        copies = writer(search, storage, "b")
+    fail_once(copies, monkeypatch, "write", 2)
+    with monkeypatch.context() as wasteful:
+        if case == "packed anew":
+            wasteful.setattr(run_copies, "_MOST_WASTE", 0)
+            wasteful.setattr(run_copies, "_WASTE_BYTES", 0)
+        with pytest.raises(OSError, match="cut"):
+            copies.copy([])
+    assert fetched(storage, tmp_path / "before") == content(search)
+    report(runs[0], 4)
+    copies.copy([runs[0].path])
+    assert fetched(storage, tmp_path / "after") == content(search)
+
+
+def test_files_beside_one_that_could_not_be_sent_are_not_forgotten(
+    search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    storage, copies = str(tmp_path / "storage"), writer(search, str(tmp_path / "storage"))
+    copies.copy_all()
+    search.set_status("completed")
+    (search.path / "report.html").write_bytes(os.urandom(run_copies.LARGE_BYTES))
+    fail_once(copies, monkeypatch, "upload", 1)
+    with pytest.raises(OSError, match="cut"):
+        copies.copy_all(complete=True)
+    copies.copy_all(complete=True)
+    assert fetched(storage, tmp_path / "copy") == content(search)
+    assert searches(storage)[0].state == "completed"
 
 
 def test_the_end_of_a_search_is_not_copied_before_its_runs(search: SearchDir, tmp_path: Path) -> None:

@@ -370,6 +370,7 @@ class CopyWriter:
         self._before = "", 0  # session and sequence of the copy that this session replaces
         self._root_names: set[str] = set()  # of all of them
         self._begun = False
+        self._lacks_runs = True  # whether the copy may lack runs that have not changed
 
     @property
     def is_behind(self) -> bool:
@@ -381,14 +382,14 @@ class CopyWriter:
 
         Everything is copied in the first pass, and when most of the packs is out of date. Raises OSError, LeaseLost.
         """
-        if not self._begun or self._is_wasteful():
+        if self._lacks_runs or self._is_wasteful():
             self.copy_all()
             return
         for run in runs:
             self._look_below(run)
         self._take_root()
         self._publish()
-        self._root += self._read_root()
+        self._read_root()
 
     def copy_all(self, complete: bool = False) -> None:
         """Copy everything that has changed in the run folder. Raises OSError, LeaseLost.
@@ -400,8 +401,9 @@ class CopyWriter:
             self._begin()
         if self._is_wasteful():
             self._pack_anew()
-        self._root += self._read_root()
+        self._read_root()
         self._look_below(self.search.path)
+        self._lacks_runs = False
         self._take_root()
         self._publish(complete)
 
@@ -432,17 +434,23 @@ class CopyWriter:
         """Let the packs count as never written: this pass packs all files again."""
         self._obsolete += [*self._full, *filter(None, [self._open_name])]
         self._full, self._full_bytes, self._open, self._open_bytes = [], 0, {}, 0
-        self._open_name, self._root = "", []
+        self._open_name, self._root, self._lacks_runs = "", [], True
         self._copied = {path: file for path, file in self._copied.items() if path in self._files}
 
-    def _read_root(self) -> list[Piece]:
-        """Read what has changed of the files of the search itself, the status first."""
+    def _read_root(self) -> None:
+        """Read what has changed of the files of the search itself, the status first.
+
+        What was read before an error is kept: `_read` returns it only once.
+        """
         paths = [path for path in _files_in(self.search.path) if path.suffix not in _GROWING]
-        pieces = [piece for path in paths if (piece := self._read(path)) is not None]
+        for path in paths:
+            if (piece := self._read(path)) is not None:
+                self._root.append(piece)
         names = {path.name for path in paths}
-        gone = [name for name in self._root_names - names if name in self._copied]
+        for name in self._root_names - names:
+            if name in self._copied:
+                self._root.append(self._removed(name))
         self._root_names = names
-        return [*pieces, *(self._removed(name) for name in gone)]
 
     def _take_root(self) -> None:
         """Put the search's own files into the copy, and the journals, which have what the runs have or more."""
