@@ -44,6 +44,9 @@ def test_machines_that_run_are_not_counted_again(monkeypatch: pytest.MonkeyPatch
     assert machines_that_may_come([]) == [GPU, GPU, cpu, cpu]
     assert machines_that_may_come([{**GPU, "memory": 1e9}]) == [GPU, cpu, cpu]
     assert machines_that_may_come([cpu, cpu, cpu]) == [GPU], "the limit of all together"
+    monkeypatch.setattr(autoscaler, "_groups", lambda: ([NodeGroup({"CPU": 2, "GPU": 0}, 3), NodeGroup(GPU, 2)], 4))
+    assert machines_that_may_come([cpu]) == [GPU, GPU, {"CPU": 2, "GPU": 0}], "machines with GPUs come first"
+    monkeypatch.setattr(autoscaler, "_groups", lambda: ([NodeGroup(GPU, 2), NodeGroup({"CPU": 2}, 3)], 4))
     assert machines_that_may_come([{"CPU": 16}]) == [GPU, GPU, cpu], "a machine that somebody else has added"
 
 

@@ -82,6 +82,17 @@ def test_unfinished_trials_wait_until_they_are_continued(tmp_path: Path) -> None
     assert (live.begun, live.ended) == (3, 2)
 
 
+def test_a_trial_of_the_front_that_goes_on_is_shown_once(tmp_path: Path) -> None:
+    search = new_search(tmp_path, ["val_dice_patients_best", "images_per_s"])
+    run = begin(search, 0)
+    run.append(epoch_row({"epoch": 1, "epoch_s": 1.0, "val_dice_patients_best": 0.5, "images_per_s": 3.0}))
+    run.set_status("interrupted")
+    live = LiveLeaderboard(search, SPACE, search.record().settings)
+    run.set_status("running")
+    live.update(run, run.status())
+    assert live.top(100) == leaderboard(search)
+
+
 def test_a_change_reads_one_folder_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = new_search(tmp_path)
     for number in range(TRIALS):

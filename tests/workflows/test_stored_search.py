@@ -81,6 +81,22 @@ def test_the_newer_one_of_folder_and_copy(search: SearchDir, tmp_path: Path) -> 
     assert said[0] == f"s went on elsewhere since its folder was written here, which is now {aside}"
 
 
+def test_a_folder_stays_where_the_newer_copy_cannot_be_read(search: SearchDir, tmp_path: Path) -> None:
+    storage, elsewhere = tmp_path / "storage", SearchDir(tmp_path / "head" / "s")
+    copy(search, storage)
+    with search_to_resume("s", tmp_path / "head", str(storage), lambda _: None):
+        copy(elsewhere, storage, "second")
+    for path in (storage / "s" / "run-folder").glob("*.pack"):
+        path.write_bytes(b"damaged")
+    with (
+        pytest.raises(InputError, match="is damaged"),
+        search_to_resume("s", tmp_path / "runs", str(storage), pytest.fail),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["s"]
+    assert search.exists()
+
+
 def test_the_recorded_storage_is_asked(search: SearchDir, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     search.change_settings(search.record().settings, str(storage))

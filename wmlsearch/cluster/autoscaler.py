@@ -32,14 +32,17 @@ class NodeGroup(NamedTuple):
 def machines_that_may_come(running: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """Return the resources of each machine that the autoscaler may still add; [] without an autoscaler.
 
+    Those with GPUs come first: where not all may run at once, trials ask for them.
+
     Args:
         running: The resources of each machine that runs, without the head.
     """
     groups, limit = _groups()
+    groups = sorted(groups, key=lambda group: -group.resources.get("GPU", 0))
     left = [group.max_count for group in groups]
     for machine in running:  # of the first group of such machines that has one left
         for index, group in enumerate(groups):
-            if left[index] and all(machine.get(name) == group.resources.get(name) for name in ("CPU", "GPU")):
+            if left[index] and all(machine.get(name, 0) == group.resources.get(name, 0) for name in ("CPU", "GPU")):
                 left[index] -= 1
                 break
     machines = [group.resources for group, count in zip(groups, left, strict=True) for _ in range(count)]

@@ -11,6 +11,7 @@ it goes on whether or not anyone follows it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import runpy
 import shutil
@@ -26,6 +27,7 @@ from wmlsearch.cluster.run_copies import fetch_search
 from wmlsearch.cluster.transfer import fetch_data, is_fetched
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import SearchDir, created
 
 HOME = Path("~/wmlsearch-head").expanduser()
@@ -111,6 +113,8 @@ def tune(request: HeadRequest, folder: Path) -> None:
     if request.verb == "resume":
         _restore(request, SearchDir(HOME / "runs" / name))
         command: list[str | Path] = ["tune", "--resume", name]
+        if request.fingerprint is not None:  # it may have been elsewhere on the head of before
+            command += ["--data", _prepared_data(request)]
     else:
         space = folder / str(request.space)
         data = _prepared_data(request)
@@ -155,25 +159,33 @@ def _run_wmlsearch(argv: Sequence[str | Path], columns: int) -> None:
 
 
 def _prepared_data(request: HeadRequest) -> Path:
-    """Return the folder of the prepared data set, which was sent or is in the storage. Raises InputError."""
+    """Return the folder of the prepared data set, which was sent or is in the storage. Raises InputError, StorageError.
+
+    One job at a time does so: several searches may begin at once.
+    """
     data = HOME / "data" / str(request.fingerprint)
-    received = data.with_name(f"{data.name}.part")
-    if data.is_dir():
+    with open(data.with_name(f"{data.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if data.is_dir():
+            return data
+        received = data.with_name(f"{data.name}.part")
+        if request.storage is not None and not received.is_dir():
+            received = data.with_name(f"{data.name}.fetched")  # made anew, where an earlier job died before the end
+            fetch_data(request.storage, data.name, received)
+        if not received.is_dir():
+            raise InputError(f"the head has no prepared data set {data.name[:12]}; give --data")
+        manifest = Manifest.read(received)
+        manifest.verify(received)
+        if manifest.fingerprint != request.fingerprint:
+            raise InputError(f"{received}: is another data set ({manifest.fingerprint})")
+        os.replace(received, data)
         return data
-    if request.storage is not None and not received.is_dir():
-        fetch_data(request.storage, data.name, received)
-    if not received.is_dir():
-        raise InputError(f"the head has no prepared data set {data.name[:12]}; give --data")
-    manifest = Manifest.read(received)
-    manifest.verify(received)
-    if manifest.fingerprint != request.fingerprint:
-        raise InputError(f"{received}: is another data set ({manifest.fingerprint})")
-    os.replace(received, data)
-    return data
 
 
 def _restore(request: HeadRequest, search: SearchDir) -> None:
-    """Bring back from the storage what a new head lacks of a search: its folder and its data. Raises InputError."""
+    """Bring back from the storage what a new head lacks of a search: its folder and its data.
+
+    Raises InputError, StorageError."""
     if request.storage is not None and not search.exists():
         fetch_search(request.storage, search.name, search.path)
     if not search.exists():
@@ -221,7 +233,7 @@ def main() -> int:
         if request.verb == "stop":
             stop(SearchDir(HOME / "runs" / str(request.name)))
         print(f"{ANSWER}{report(request).model_dump_json()}", flush=True)
-    except InputError as error:
+    except (InputError, StorageError) as error:
         print(f"wmlsearch: {error}", flush=True)
         return 2
     return 0

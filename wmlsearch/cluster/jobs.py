@@ -32,6 +32,7 @@ from wmlsearch.space import shipped
 Say = Callable[[str], None]
 
 SEARCH, STORAGE = "wmlsearch_search", "wmlsearch_storage"  # metadata of the job of a search
+SUBMISSION = "wmlsearch_submission"  # metadata of each job: a random name, by which its sender knows it again
 RESUMED = "@"  # NAME@2 is the job in which the search NAME was resumed first; no name of a search has this character
 STOP_S = 600  # so long Ray waits for the clean end of a search that is stopped in the dashboard
 REQUIREMENTS = "requirements.txt"
@@ -89,7 +90,7 @@ def submit_search(dashboard: Dashboard, request: HeadRequest, space: Path | None
     Raises InputError if Ray refuses it, UnreachableError.
     """
     name = str(request.name)
-    used = {job.id for job in search_jobs(dashboard)}
+    used = {job.submission_id for job in dashboard.call(lambda client: client.list_jobs())}  # of other programs too
     job_id = next(job_id for job_id in _ids(name) if job_id not in used)
     _submit(dashboard, request, {SEARCH: name, **({STORAGE: storage} if storage else {})}, job_id, space)
     return job_id
@@ -164,6 +165,13 @@ def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST
 def _job(dashboard: Dashboard, job_id: str) -> SearchJob | None:
     details = dashboard.call(lambda client: client.list_jobs())
     return next((_search_job(job) for job in details if job.submission_id == job_id), None)
+
+
+def _is_ours(dashboard: Dashboard, job_id: str, about: dict[str, str]) -> bool:
+    """Return whether the job of this id is the one that was submitted with these metadata."""
+    details = dashboard.call(lambda client: client.list_jobs())
+    known = [(job.metadata or {}).get(SUBMISSION) for job in details if job.submission_id == job_id]
+    return known == [about[SUBMISSION]]
 
 
 async def _tail(client: Any, job_id: str, log: _Log) -> bool:
@@ -245,6 +253,7 @@ def _submit(
     dashboard: Dashboard, request: HeadRequest, about: dict[str, str], job_id: str, space: Path | None = None
 ) -> None:
     """Submit a job with these metadata. Raises InputError if Ray refuses it, UnreachableError."""
+    about = {**about, SUBMISSION: uuid.uuid4().hex}
     with tempfile.TemporaryDirectory(prefix="wmlsearch-job-") as folder:
         package, work = Path(folder) / "wmlsearch", Path(folder) / "job"
         shutil.copytree(str(resources.files("wmlsearch")), package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -271,8 +280,10 @@ def _submit(
                 return
             except RuntimeError as error:
                 why = " ".join(str(error).split())[-400:]
-            if "already exists" in why and _job(dashboard, job_id) is not None:  # an answer that was lost
-                return
+            if "already exists" in why:
+                if _is_ours(dashboard, job_id, about):  # an answer was lost
+                    return
+                raise InputError(f"{dashboard.given}: somebody else has just started a job {job_id}; run this again")
             if time.monotonic() > deadline:
                 step = (
                     f"; see whether another Ray on the head has its agent's port, {AGENT_PORT}"

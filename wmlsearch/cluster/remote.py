@@ -63,7 +63,7 @@ def tune(
         _send_data(dashboard, data, fingerprint, storage, report, say)
         file = Path(space) if Path(space).is_file() else None
         if "--no-baseline" not in argv:  # the head will open the sealed test; the ledger beside `data` must say so
-            record_opening(data, {"run": name, "where": f"the cluster {cluster}"})
+            record_opening(data, {"run": name, "where": f"the cluster {without_password(cluster)}"})
         request = HeadRequest(
             verb="tune",
             name=name,

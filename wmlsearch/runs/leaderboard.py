@@ -202,7 +202,8 @@ class LiveLeaderboard:
         The values of a running trial still change, so those that it dominates may come back.
         """
         unended = [entry for entry in self._running.values() if entry.best]
-        members = _front_of([*self._front, *unended], self._objectives)
+        ended = [entry for entry in self._front if Path(entry.path) not in self._running]  # a trial may go on
+        members = _front_of([*ended, *unended], self._objectives)
         return sorted(members, key=lambda entry: _rank(Path(entry.path), entry))
 
 

@@ -168,14 +168,21 @@ def _bring_up_to_date(search: SearchDir, storage: str, say: Callable[[str], None
     if index is None:
         return
     shown = without_password(storage)
+    aside: Path | None = None
     if search.exists():
         _check_same_search(search.record(), index, search.path, shown)
         if not copy_is_newer(index, search):
             return
         aside = search.path.with_name(f"{search.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         search.path.rename(aside)
+    try:
+        fetch_search(storage, search.name, search.path)
+    except BaseException:
+        if aside is not None:
+            aside.rename(search.path)
+        raise
+    if aside is not None:
         say(f"{search.name} went on elsewhere since its folder was written here, which is now {aside}")
-    fetch_search(storage, search.name, search.path)
     say(
         f"{search.name} is restored from {shown}: {index.writer} wrote it last, "
         f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(index.written))}"
