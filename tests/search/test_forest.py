@@ -149,6 +149,27 @@ def test_a_proposal_depends_on_the_seed_the_number_and_the_trials_that_ended() -
     assert propose(other, 1) != ahead[:1]
 
 
+def test_studies_of_the_same_name_and_brackets_of_hyperband_are_told_apart() -> None:
+    """HyperbandPruner shows a sampler the trials of one bracket at a time."""
+    rng = np.random.default_rng(2)
+    past = [(values, EPOCHS, end(values)) for values in (SPACE.sample(rng) for _ in range(60))]
+    kept = ForestSampler(DISTRIBUTIONS, is_active, seed=0)
+    for earlier in (past[:30], past[30:]):
+        fresh = study_of(earlier)
+        study = optuna.create_study(study_name="same", direction="maximize", sampler=kept)
+        study.add_trials(fresh.get_trials())
+        assert propose(study, 2) == propose(fresh, 2)
+    brackets = optuna.pruners.HyperbandPruner(1, EPOCHS, 3)
+    study = optuna.create_study(study_name="a", direction="maximize", sampler=kept, pruner=brackets)
+    study.add_trials(fresh.get_trials(states=(TrialState.COMPLETE,)))
+    proposals = propose(study, 6)
+    for number, proposal in enumerate(proposals, start=len(past[30:])):
+        again = optuna.create_study(study_name="a", direction="maximize", pruner=brackets)
+        again.add_trials(study.get_trials()[:number])
+        again.sampler = ForestSampler(DISTRIBUTIONS, is_active, seed=0)
+        assert propose(again, 1) == [proposal]
+
+
 def test_the_direction_of_the_study_is_followed() -> None:
     study = optuna.create_study(direction="minimize", sampler=ForestSampler(seed=0))
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_float("z", 0, 1), n_trials=60)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from benchmarks.search_quality.experience import RECORDED, as_file
 from benchmarks.search_quality.record import TASKS
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search import predictive
 from wmlsearch.search.experience import recorded_tasks
 from wmlsearch.search.outcome_model import (
     ENOUGH_CURVES,
@@ -79,6 +83,13 @@ def test_the_chance_is_the_share_of_trees() -> None:
     assert chance_among_best(expected, 2) == 1, "three trials are the best three"
 
 
+def check_chance(reason: str) -> None:
+    """Check that a reason gives a chance below 100 %: of a few trials each is among the best three."""
+    chance = re.fullmatch(r"(\d+) % chance of (being the best|the best [23]), predicted at epoch 2", reason)
+    assert chance, reason
+    assert int(chance[1]) < 100
+
+
 def rule(trials: list[TrainedCurve], tasks: list[list[TrainedCurve]]) -> PredictiveHalving:
     settings = RunSettings(epochs=EPOCHS, scheduler="predictive")
     return PredictiveHalving(settings, SPACE, lambda number: trials[number].values, tasks)
@@ -105,13 +116,27 @@ def test_late_starters_go_on_where_experience_says_so() -> None:
     assert max(lasted[~late][2:]) < EPOCHS, "once two late starters have shown themselves"
     for number in np.flatnonzero(lasted < EPOCHS):
         epoch = lasted[number]
-        predicted, compared = (
-            f" % chance of the best 3, predicted at epoch {epoch}",
-            f"the best of its rung at epoch {epoch}",
-        )
-        assert taught.stop_reason(number).endswith(predicted if epoch == 2 else compared)
+        reason = taught.stop_reason(number)
+        if epoch == 2:
+            check_chance(reason)
+        else:
+            assert reason == f"behind the best of its rung at epoch {epoch}"
     by_values = np.array(run(Scheduler(RunSettings(epochs=EPOCHS)), trials))
     assert (by_values[late] == EPOCHS).sum() < (lasted[late] == EPOCHS).sum(), "asha stops more of them"
+
+
+def test_a_trial_is_compared_with_some_of_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictive, "MOST_COMPARED", 4)
+    compared: list[int] = []
+    predict = OutcomeModel.predict
+
+    def counted(model: OutcomeModel, configurations: Sequence[Mapping[str, Any]], curves: Any) -> np.ndarray:
+        compared.append(len(configurations) - 1)
+        return predict(model, configurations, curves)
+
+    monkeypatch.setattr(OutcomeModel, "predict", counted)
+    run(rule(trials := task(3, 14), [task(0, ENOUGH_CURVES)]), trials)
+    assert compared == [1, 2, 3, 4, 3, 3, 4, 4, 3, 4, 4, 4, 4]
 
 
 def test_with_too_little_experience_values_are_compared_later() -> None:
@@ -149,7 +174,8 @@ def test_a_stopped_trial_says_its_chance_and_a_resumed_search_says_the_same(tmp_
 
     reasons = replayed()
     assert reasons
-    assert all(reason.endswith(" % chance of the best 3, predicted at epoch 2") for reason in reasons.values())
+    for reason in reasons.values():
+        check_chance(reason)
     for name in reasons:
         search.trial(int(name[-4:])).set_status("running")
     assert replayed() == reasons

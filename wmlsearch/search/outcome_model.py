@@ -74,8 +74,7 @@ class OutcomeModel:
         """
         best = best_so_far(curves)
         x = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])]).astype(np.float32)
-        with config_context(assume_finite=True, skip_parameter_validation=True):
-            return np.stack([tree.predict(x, check_input=False) for tree in self._forest(best.shape[1])])
+        return np.stack([tree.tree_.predict(x).reshape(len(x)) for tree in self._forest(best.shape[1])])
 
     def _configurations(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.array([encode(self._space, values) for values in configurations], dtype=np.float32)

@@ -30,6 +30,10 @@ from wmlsearch.search.outcome_model import (
 from wmlsearch.search.rungs import BLIND_SHARE, first_rung, rung_epochs
 from wmlsearch.space import SearchSpace
 
+# Trials that one is compared with by predictions. Of more, as many are taken at equal distances: a prediction for each
+# of 10,000 would hold up the search for a third of a second at each report.
+MOST_COMPARED = 300
+
 
 class PredictiveHalving:
     """Decides at rungs whether trials go on. The same reports in the same order give the same decisions.
@@ -73,20 +77,26 @@ class PredictiveHalving:
         self._curves[number].append(value)
         if epoch not in self._rungs:
             return False
-        earlier = self._reached[epoch]
+        earlier = list(self._reached[epoch])
+        self._reached[epoch].append(number)
         self._values[number] = self._values_of(number)
-        trials = [*earlier, number]
-        earlier.append(number)
-        if ended or len(trials) == 1:
+        if ended or not earlier:
             return False
-        curves = [self._curves[trial][:epoch] for trial in trials]
+        factor = self._settings.reduction_factor
         if self._knows_enough and epoch < BLIND_SHARE * self._settings.epochs:
+            trials = [*earlier[:: -(-len(earlier) // MOST_COMPARED)], number]
+            curves = [self._curves[trial][:epoch] for trial in trials]
             expected = self._model.predict([self._values[trial] for trial in trials], curves)
-            scores, chance = expected.mean(axis=0), chance_among_best(expected, len(trials) - 1)
-            reason = f"{100 * chance:.0f} % chance of the best {BEST}, predicted at epoch {epoch}"
+            # Of few trials, being one of three says nothing.
+            best = min(BEST, max(1, len(trials) // factor))
+            chance = chance_among_best(expected, len(trials) - 1, best)
+            scores = expected.mean(axis=0)
+            of_what = f"the best {best}" if best > 1 else "being the best"
+            reason = f"{100 * chance:.0f} % chance of {of_what}, predicted at epoch {epoch}"
         else:
+            curves = [self._curves[trial][:epoch] for trial in (*earlier, number)]
             scores, reason = best_so_far(curves)[:, -1], f"behind the best of its rung at epoch {epoch}"
-        stop = bool(scores[-1] < np.quantile(scores[:-1], 1 - 1 / self._settings.reduction_factor))
+        stop = bool(scores[-1] < np.quantile(scores[:-1], 1 - 1 / factor))
         if stop:
             self._reasons[number] = reason
         return stop

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -123,8 +124,9 @@ class ForestSampler(BaseSampler):
     def _past_of(self, study: Study, space: dict[str, BaseDistribution]) -> _Past:
         """Return the trials that have ended by now."""
         past = self._past
-        if past is None or (past.study, past.direction, past.space) != (study.study_name, study.direction, space):
-            past = self._past = _Past(study.study_name, study.direction, dict(space), self._seed)
+        # By identity: others may have the same name, and HyperbandPruner makes a new study of each trial's bracket.
+        if past is None or past.study() is not study or past.space != space:
+            past = self._past = _Past(study, dict(space), self._seed)
         past.update(_ended(study))
         return past
 
@@ -170,8 +172,9 @@ class Forest:
 class _Past:
     """The trials of a study that have ended, and the forests that were fitted to them. Trials are read once."""
 
-    def __init__(self, study: str, direction: StudyDirection, space: dict[str, BaseDistribution], seed: int) -> None:
-        self.study, self.direction, self.space, self._seed = study, direction, space, seed
+    def __init__(self, study: Study, space: dict[str, BaseDistribution], seed: int) -> None:
+        self.study, self.space, self._seed = weakref.ref(study), space, seed
+        self._maximize = study.direction is StudyDirection.MAXIMIZE
         self.trials: list[EndedTrial] = []  # in the order of their ends
         self._seen: set[int] = set()  # numbers of ended trials
         self._forests: dict[int, Future[Forest]] = {}  # by the number of trials that they are fitted to
@@ -187,7 +190,7 @@ class _Past:
         new.sort(key=lambda trial: (trial.datetime_complete or datetime.min, trial.number))
         for trial in new:
             self._seen.add(trial.number)
-            outcome = _outcome(trial, self.direction is StudyDirection.MAXIMIZE)
+            outcome = _outcome(trial, self._maximize)
             if outcome is not None:
                 self.trials.append(EndedTrial(trial.number, trial.params, encode(self.space, trial.params), outcome))
 
