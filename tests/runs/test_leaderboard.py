@@ -82,15 +82,26 @@ def test_unfinished_trials_wait_until_they_are_continued(tmp_path: Path) -> None
     assert (live.begun, live.ended) == (3, 2)
 
 
-def test_a_trial_of_the_front_that_goes_on_is_shown_once(tmp_path: Path) -> None:
+def test_an_interrupted_trial_that_goes_on_is_in_the_front_once(tmp_path: Path) -> None:
     search = new_search(tmp_path, ["val_dice_patients_best", "images_per_s"])
-    run = begin(search, 0)
-    run.append(epoch_row({"epoch": 1, "epoch_s": 1.0, "val_dice_patients_best": 0.5, "images_per_s": 3.0}))
+
+    def train(run: RunDir, epoch: int, dice: float, speed: float) -> None:
+        run.append(epoch_row({"epoch": epoch, "val_dice_patients_best": dice, "images_per_s": speed}))
+
+    other, run = begin(search, 0), begin(search, 1)
+    train(other, 1, 0.4, 4)
+    other.set_status("completed")
+    train(run, 1, 0.5, 5)  # it beats the other one, at first
     run.set_status("interrupted")
     live = LiveLeaderboard(search, SPACE, search.record().settings)
+    assert live.top(10) == leaderboard(search)
     run.set_status("running")
     live.update(run, run.status())
-    assert live.top(100) == leaderboard(search)
+    assert live.top(10) == leaderboard(search)
+    train(run, 2, 0.6, 3)
+    live.update(run, run.status())
+    assert [entry.name for entry in live.top(10).front] == ["trial-0001", "trial-0000"]
+    assert live.top(10) == leaderboard(search)
 
 
 def test_a_change_reads_one_folder_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,26 @@ def test_a_trial_whose_process_dies_repeatedly_is_lost(prepared: Path, tmp_path:
     assert "raylet" not in output, "what Ray prints about it is suppressed"
 
 
+def test_the_group_of_a_trial_that_dies_at_once_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RunSettings(trials=1, epochs=3, baseline=False, forecast=False)
+    search = new_search(tmp_path / "s", settings)
+    budget = Budget(search, settings, Slots(1, 2, 1, 0.0))
+    retention = CheckpointRetention(LOCAL.checkpoint_location, lambda _: 0, math.inf, settings.objective_names)
+    study, scheduler = Study(search, space(), settings), Scheduler(settings)
+    recorder = Recorder(
+        search, settings, study, budget, LOCAL.checkpoint_location, retention, lambda _: None, scheduler
+    )
+    trial: Any = SimpleNamespace(
+        config=recorder.begin(0).as_plain(), temporary_state=SimpleNamespace(ray_actor="group")
+    )
+    released: list[Any] = []
+    monkeypatch.setattr(recorder.killed, "add", released.append)
+    monkeypatch.setattr(recorder.memory_kills, "reason_of_loss", lambda _error: "")
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_recover(0, [], trial)
+    assert released == ["group"]
+
+
 def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = RunSettings(trials=1, epochs=3, baseline=False, forecast=False)
     search = new_search(tmp_path / "s", settings)

@@ -120,7 +120,7 @@ class LiveLeaderboard:
         self._space, self._objective, self._objectives = space, settings.objective, tuple(settings.objectives)
         self._lock = threading.Lock()
         self._entries: dict[Path, Entry] = {}
-        self._running: dict[Path, Entry] = {}
+        self._unfinished: dict[Path, Entry] = {}  # those that run, or were interrupted and may be continued
         self._waiting: set[Path] = set()  # unfinished trials of an earlier process that have not been continued
         self._ranking: list[tuple[float, int, Path]] = []  # sorted: the best first
         self._front: list[Entry] = []  # of the trials that have ended, where there are several objectives
@@ -143,9 +143,9 @@ class LiveLeaderboard:
             insort(self._ranking, _rank(run.path, entry))
             self._count_time(entry, 1)
             self._waiting.discard(run.path)
-            self._running.pop(run.path, None)
-            if entry.state == RUNNING:
-                self._running[run.path] = entry
+            self._unfinished.pop(run.path, None)
+            if entry.state in UNFINISHED:
+                self._unfinished[run.path] = entry
             elif self._objectives:
                 self._front = _front_of(
                     [*(other for other in self._front if other.path != entry.path), entry], self._objectives
@@ -161,7 +161,11 @@ class LiveLeaderboard:
     def running(self) -> list[Entry]:
         """The trials that run."""
         with self._lock:
-            return [entry for path, entry in self._running.items() if path not in self._waiting]
+            return [
+                entry
+                for path, entry in self._unfinished.items()
+                if entry.state == RUNNING and path not in self._waiting
+            ]
 
     @property
     def begun(self) -> int:
@@ -199,11 +203,10 @@ class LiveLeaderboard:
     def _front_now(self) -> list[Entry]:
         """Return the Pareto front, from the highest first objective to the lowest.
 
-        The values of a running trial still change, so those that it dominates may come back.
+        The values of an unfinished trial still change, so those that it dominates may come back.
         """
-        unended = [entry for entry in self._running.values() if entry.best]
-        ended = [entry for entry in self._front if Path(entry.path) not in self._running]  # a trial may go on
-        members = _front_of([*ended, *unended], self._objectives)
+        unended = [entry for entry in self._unfinished.values() if entry.best]
+        members = _front_of([*self._front, *unended], self._objectives)
         return sorted(members, key=lambda entry: _rank(Path(entry.path), entry))
 
 

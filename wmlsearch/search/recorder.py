@@ -188,7 +188,9 @@ class Recorder(tune.Callback):
         number = trial_number(trial)
         self.last_report[number] = time.monotonic()
         self.started[number] = trial
-        if not self.several_workers:  # a single worker has its machine when it runs
+        if self.several_workers:
+            self.groups[number] = actor_of(trial)  # it may be killed before the next look
+        else:  # a single worker has its machine when it runs
             self._count_machines_of(self.holding | {number})
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
