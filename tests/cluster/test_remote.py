@@ -366,6 +366,8 @@ def test_storage_is_needed_without_ssh(head: Head, prepared: Path, tmp_path: Pat
         f"--cluster {head.address}: with the address of a dashboard, data and results go through a storage that this "
         "machine and the cluster reach; give --storage (such as s3://bucket/path) or set WMLSEARCH_STORAGE"
     )
+    with pytest.raises(InputError, match=r"--storage shared: .* a folder must be given with its whole path"):
+        remote.tune(head.address, [], prepared, "quick", "four", head.out, "shared", print)
     elsewhere = tmp_path / "none" / "storage"
     with pytest.raises(InputError, match=r"the data cannot be copied there from this machine \(No such file"):
         remote.tune(head.address, [], prepared, "quick", "four", head.out, str(elsewhere), print)

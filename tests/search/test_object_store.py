@@ -174,3 +174,11 @@ def test_checkpoints_of_runs_that_a_restored_search_does_not_have(store: Store, 
     stored = stored_files(search, runs, store.placement.checkpoint_location)
     assert [sorted(stored[run]) for run in runs] == [["best.pt", "last.pt"], [], ["best.pt", "last.pt"], []]
     delete_unknown_runs(store.placement.checkpoint_location(SearchDir(search.path.parent / "new")), search)
+
+
+def test_a_storage_that_is_the_run_folder_loses_nothing_of_the_user(tmp_path: Path) -> None:
+    search = SearchDir(tmp_path / "runs" / "s")
+    notes = search.path / "trials" / "notes"
+    notes.mkdir(parents=True)
+    Placement(storage=str(tmp_path / "runs")).prepare_storage(search)
+    assert notes.is_dir()

@@ -200,6 +200,11 @@ def storage_of(dashboard: Dashboard, storage: str | None) -> str | None:
             f"--cluster {dashboard.given}: with the address of a dashboard, data and results go through a storage that "
             "this machine and the cluster reach; give --storage (such as s3://bucket/path) or set WMLSEARCH_STORAGE"
         )
+    if dashboard.file is None and storage and "://" not in storage and not Path(storage).is_absolute():
+        raise InputError(
+            f"--storage {storage}: with the address of a dashboard, a folder must be given with its whole path, which "
+            f"names the same folder on this machine and on the cluster; here it is {Path(storage).absolute()}"
+        )
     return storage or None
 
 

@@ -206,6 +206,8 @@ class Placement:
         location = self.checkpoint_location(search)
         if "://" not in self.storage:
             Path(location).mkdir(parents=True, exist_ok=True)
+            if Path(location).resolve() == search.path.resolve():
+                return  # no copy is restored into it, so whatever else lies there is the user's
         delete_unknown_runs(location, search)
 
     def checkpoint_location(self, run: AnyDir) -> str:

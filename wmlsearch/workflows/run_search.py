@@ -60,8 +60,6 @@ def run_search(
             system waits after its SIGTERM.
         stored: Copies the run folder to the storage, if there is one.
     """
-    plan.placement.prepare_storage(search)
-    stored.begin(search)
     mirror = Mirror(search, mlflow_uri)
     for run in search.all_runs():  # MLflow may lack how the runs of a search ended whose process was killed
         mirror.notify(run)
@@ -76,6 +74,8 @@ def run_search(
     end = _End("failed", "it broke off with an error")
     try:
         with signals_as_interrupts():
+            plan.placement.prepare_storage(search)
+            stored.begin(search)
             end = _run_stages(search, plan, replace(observer, on_change=on_change), stored)
     except KeyboardInterrupt as interrupt:
         end = _End("interrupted", reason_of(interrupt))
