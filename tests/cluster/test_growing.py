@@ -52,7 +52,9 @@ def test_a_search_grows_from_no_machine_to_two_and_back(tmp_path: Path, workers:
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout.splitlines()[-1])
         assert seen["status"] == 0, seen["log"]
-        assert (seen["began_with"], seen["most"], seen["left"]) == (0, 2, 0), seen["log"]
+        assert (seen["began_with"], seen["left"]) == (0, 0), seen["log"]
+        # A machine that ends is listed until Ray has noticed it, beside the one that comes in its place.
+        assert seen["most"] >= 2, seen["log"]
         assert set(seen["groups"]) == {"REMOVED"}
         assert f"0 of {2 // workers} slot" in seen["log"]
         assert "waiting for the cluster to start machines for a trial of" in seen["log"]
