@@ -48,7 +48,8 @@ def test_an_autoscaling_cluster_from_zero_workers(host: Host) -> None:
     seen = json.loads(text.splitlines()[-1])
     print(seen["log"])
     assert seen["status"] == 0
-    assert (seen["began_with"], seen["most"], seen["left"]) == (0, 2, 0)
+    assert (seen["began_with"], seen["left"]) == (0, 0)
+    assert seen["most"] >= 2, "a machine that ends is listed until Ray has noticed it, beside the one in its place"
     assert set(seen["groups"]) == {"REMOVED"}
     assert "waiting for the cluster to start machines for a trial of 1 worker with 1 CPU each" in seen["log"]
     assert '"sentence"' in host.file(own / "runs/s/test.json").read_text()
