@@ -67,14 +67,14 @@ def test_the_file_of_the_autoscaler_is_named_by_its_command_line(tmp_path: Path)
     program = tmp_path / ray_patches.MONITORS[1]
     program.parent.mkdir(parents=True)
     program.write_text("import sys; sys.stdin.read()")
-    words = [sys.executable, "-u", program, "--gcs-address=10.0.0.1:6379", f"--autoscaling-config={file}"]
+    words = [sys.executable, "-u", program, "--gcs-address=10.0.0.1:26379", f"--autoscaling-config={file}"]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
-        wait_for(lambda: autoscaler_file_of_head("127.0.0.1:6379") == CONFIG, 60)
-        assert autoscaler_file_of_head("10.0.0.1:6380") is None, "that of another Ray"
+        wait_for(lambda: autoscaler_file_of_head("127.0.0.1:26379") == CONFIG, 60)
+        assert autoscaler_file_of_head("10.0.0.1:26380") is None, "that of another Ray"
         file.write_text("- no: [configuration")
-        assert autoscaler_file_of_head("10.0.0.1:6379") is None
+        assert autoscaler_file_of_head("10.0.0.1:26379") is None
         process.communicate()
-    assert autoscaler_file_of_head("10.0.0.1:6379") is None
+    assert autoscaler_file_of_head("10.0.0.1:26379") is None
 
 
 def test_ray_starts_its_autoscaler_with_these_names() -> None:
