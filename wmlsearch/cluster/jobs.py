@@ -170,8 +170,8 @@ def _job(dashboard: Dashboard, job_id: str) -> SearchJob | None:
 def _is_ours(dashboard: Dashboard, job_id: str, about: dict[str, str]) -> bool:
     """Return whether the job of this id is the one that was submitted with these metadata."""
     details = dashboard.call(lambda client: client.list_jobs())
-    known = [(job.metadata or {}).get(SUBMISSION) for job in details if job.submission_id == job_id]
-    return known == [about[SUBMISSION]]
+    submissions = [(job.metadata or {}).get(SUBMISSION) for job in details if job.submission_id == job_id]
+    return submissions == [about[SUBMISSION]]
 
 
 async def _tail(client: Any, job_id: str, log: _Log) -> bool:
