@@ -364,7 +364,7 @@ def test_cluster_found_by_the_address_of_its_dashboard(
         assert "verdict" in done.stdout.lower()
         run = out / "fourth"
         assert json.loads((run / "status.json").read_text())["state"] == "completed"
-        assert json.loads((run / "test.json").read_text())["opened_before"] == 0
+        assert json.loads((run / "test.json").read_text())["opened_before"] >= 1, "for the first search of these data"
         assert (run / "report" / "index.html").is_file()
         of_search = [words for host in cluster.hosts.values() for words in host.processes() if "head_job" in words]
         assert not of_search, "no process of the search is left"
