@@ -82,7 +82,7 @@ def test_a_machine_that_fails_gets_no_more_trials(
     record(f"{what} on one of two machines", 2, 0, 0, "it is put aside after the second")
     check_whole(running.search, trials=6, epochs=6)
     assert "Traceback" not in running.text()
-    assert running.text().count(said) >= 2, running.text()
+    assert said in running.text()
 
 
 def test_a_search_ends_if_the_gpu_of_its_only_machine_fails(prepared: Path, out: Path, record: Record) -> None:
