@@ -96,7 +96,7 @@ def test_full_and_unmounted_disks(
             with Running(out, *words, cores=1) as running:
                 some_epochs(running)
                 disks[full].fill()
-                assert running.end(120) == 1, running.text()
+                assert running.end(240) == 1, running.text()
             error = re.search(rf"stopped, since .*No space left on device \(([\d,]+) bytes are needed, .* are free\): "
                              rf"'{disks[full].path}/[^']+'", running.text())  # fmt: skip
             assert error, running.text()

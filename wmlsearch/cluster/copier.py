@@ -5,6 +5,7 @@ It may lag or fail without harm to the search: what the storage lacks is sent wh
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -123,8 +124,8 @@ class RunFolderCopier:
                     self._changed = {**changed, **self._changed}
                     self._actions = actions + self._actions
                 self._dirty = self._dirty or answer.behind or bool(answer.problem)
-                if closing and not self._dirty:
-                    return
+                if closing and (not self._dirty or os.strerror(errno.ENOSPC) in answer.problem):
+                    return  # nobody makes room on a full disk within the time that close() waits
             wait_s = min(2 * max(wait_s, EVERY_S), MAX_WAIT_S) if answer.problem else EVERY_S
 
     def _note(self, answer: Answer) -> None:
