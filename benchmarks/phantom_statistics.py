@@ -57,7 +57,7 @@ def of_folder(folder: Path) -> dict[str, Lesions]:
     """Return the statistics of all masks below a folder by their names."""
     scans = {}
     for path in sorted(folder.rglob("*_mask.nii.gz")):
-        image: nib.Nifti1Image = nib.load(path)  # type: ignore[assignment]
+        image: nib.Nifti1Image = nib.load(path)  # type: ignore[assignment]  # nibabel declares the base class of images
         volume = float(np.abs(np.linalg.det(image.affine[:3, :3])))
         scans[path.name.split("_")[0]] = statistics(np.asarray(image.dataobj), volume)
     return scans
