@@ -6,9 +6,12 @@ import inspect
 import logging
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.dashboard.modules.job.job_manager import JobManager
 from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 
 from wmlsearch.cluster import ray_patches
@@ -64,10 +67,16 @@ def test_private_names_of_an_embedded_ray(caplog: pytest.LogCaptureFixture, monk
     assert ray_patches.dead_servers() == []
 
 
-def test_what_ray_does_with_a_job() -> None:
-    """The line before the job's own, and the time that a job has to end."""
+def test_what_ray_does_with_a_job(tmp_path: Path) -> None:
+    """Its own lines in the log of the job, and the time that a job has to end."""
     source = inspect.getsource(inspect.getmodule(JobSupervisor))
-    assert f'"{ray_patches.JOB_OUTPUT_BEGINS}{{self._job_id}}: {{self._entrypoint}}\\n"' in source
+    assert 'f"Running entrypoint for job {self._job_id}: {self._entrypoint}\\n"' in source
+    assert ray_patches.is_line_of_ray("Running entrypoint for job one: python -c 1")
+    log = tmp_path / "job.log"
+    manager = SimpleNamespace(_log_client=SimpleNamespace(get_log_file_path=lambda _: log))
+    JobManager._get_job_driver_logger(manager, "one").info("Runtime env is setting up.")
+    assert ray_patches.is_line_of_ray(log.read_text().replace(Path(__file__).name, "job_manager.py"))
+    assert not ray_patches.is_line_of_ray("Running 3 trials")
     assert f'"{ray_patches.JOB_STOP_VARIABLE}"' in source
 
 

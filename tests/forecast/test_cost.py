@@ -165,7 +165,7 @@ def test_gpu_hours_are_reserved_for_final_runs_only_where_there_are_some() -> No
     throughput = Throughput(5, 0.01, 0.01, one_image_memory_mb=1, step_memory_mb=1, peak_memory_mb=1)
     timed = tuple(TimedConfiguration(of, TrialConfig(), 1, throughput) for of in ("smallest", "paper", "largest"))
     measured = measurement.Measurement(
-        (TrialConfig(),), timed, 64, (measurement.EpochImages(800, 200),), 10, "GPU"
+        (TrialConfig(),), timed, 64, (measurement.EpochImages(800, 200),), 0, 10, "GPU"
     )  # 10 s an epoch
     slots = Slots(1, 1, 1, 1.0)
 
@@ -173,7 +173,9 @@ def test_gpu_hours_are_reserved_for_final_runs_only_where_there_are_some() -> No
         return forecast(RunSettings(trials=100, epochs=10, max_gpu_hours=1, **settings), slots, slots, measured).epochs
 
     assert epochs_of_trials(baseline=False) == pytest.approx(360)
-    assert epochs_of_trials(confirm_top=1, confirm_seeds=1, final_runs=1) == pytest.approx(360 - 4 * 10)
+    # two models predict 200 images once, in 2 s each: 0.4 epochs
+    final = {"confirm_top": 1, "confirm_seeds": 1, "final_runs": 1, "postprocessing": "none"}
+    assert epochs_of_trials(**final) == pytest.approx(360 - 4 * 10 - 0.4)
 
 
 def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
@@ -181,6 +183,7 @@ def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
 
     Two runs at a time. Selection: the baseline and a candidate on fold 0, 44 s of work. Judgement: three runs of both,
     on folds 0, 1 and 0, 2 * 64 s of work. Before each stage, the workers start in 5 s.
+    The three networks of both predict the 2 + 4 + 2 images of their folds and the 6 of the sealed test, in 0.5 s each.
     """
     throughput = Throughput(
         images=1, train_s=1.0, val_s=0.5, one_image_memory_mb=1.0, step_memory_mb=1.0, peak_memory_mb=1.0
@@ -191,16 +194,24 @@ def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
         configurations=tuple(measurement.TimedConfiguration(of, TrialConfig(), 1, throughput) for of in names),
         image_size=32,
         images=(measurement.EpochImages(10, 2), measurement.EpochImages(8, 4)),
+        sealed_images=6,
         start_s=5.0,
         device="",
     )
-    settings = RunSettings(epochs=2, grace_epochs=1, confirm_top=1, confirm_seeds=1, final_runs=3)
+    settings = RunSettings(
+        epochs=2, grace_epochs=1, confirm_top=1, confirm_seeds=1, final_runs=3, postprocessing="none"
+    )
+    once = 0.5 * (8 + 3 * 6)
     times = cost._expected_times(settings, Slots(2, 1, 1, 0.0), measured)
     assert (times.baseline_s, times.epoch_s) == (22, 11)
-    assert times.final_work_s == 44 + 128
-    assert times.final_s == (5 + 22) + (5 + 64)
+    assert times.final_work_s == 44 + 128 + 2 * once
+    assert times.final_s == (5 + 22) + (5 + 64) + 2 * once
     alone = cost._expected_times(settings.model_copy(update={"confirm_top": 0}), Slots(2, 1, 1, 0.0), measured)
-    assert (alone.final_work_s, alone.final_s) == (64, 5 + 32), "three runs of the baseline, two at a time"
+    assert (alone.final_work_s, alone.final_s) == (64 + once, 5 + 32 + once), (
+        "three runs of the baseline, two at a time"
+    )
+    chosen = cost._expected_times(settings.model_copy(update={"postprocessing": "auto"}), Slots(2, 1, 1, 0.0), measured)
+    assert chosen.final_s - times.final_s == 2 * 3 * 0.5 * 8, "three more predictions of each network's fold"
 
 
 # ------------------------------------------------------------------------------------------------ sizes of a network

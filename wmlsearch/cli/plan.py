@@ -36,6 +36,7 @@ OPTIONS_OF_TUNE = (
 @options.confirm_seeds
 @options.final_runs
 @options.no_baseline
+@options.postprocessing
 @options.out
 @json_output.option
 def plan(

@@ -23,7 +23,7 @@ from typing import Any
 from wmlsearch.cluster import dependencies
 from wmlsearch.cluster.dashboard import Dashboard
 from wmlsearch.cluster.head_job import ANSWER, REQUEST, HeadReport, HeadRequest
-from wmlsearch.cluster.ray_patches import JOB_OUTPUT_BEGINS, JOB_STOP_VARIABLE
+from wmlsearch.cluster.ray_patches import JOB_STOP_VARIABLE, is_line_of_ray
 from wmlsearch.cluster.ray_up import UnreachableError
 from wmlsearch.config import InputError
 from wmlsearch.runs.files import write_private
@@ -145,6 +145,8 @@ def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST
         try:
             client = dashboard.client()
             complete = asyncio.run(_tail(client, job_id, log))
+            if lost_since is not None and log.grew > lost_since:
+                lost_since = None
             job = _job(dashboard, job_id)
             if job is None or not job.running:
                 if not complete and job is not None:
@@ -201,7 +203,7 @@ class _Log:
         self._known = 0  # characters that were read in all
         self._position = 0  # in the reading that is under way
         self._rest = ""  # of a line that is not complete
-        self._begun = False  # whether Ray's own lines are over
+        self.grew = 0.0  # when there was something new, by time.monotonic
 
     def restart(self) -> None:
         """Begin to read the log anew."""
@@ -211,6 +213,8 @@ class _Log:
         skipped = min(self._known - self._position, len(text))
         self._position += skipped
         text = text[skipped:]
+        if text:
+            self.grew = time.monotonic()
         self._known += len(text)
         self._position += len(text)
         *lines, self._rest = (self._rest + text).split("\n")
@@ -224,9 +228,8 @@ class _Log:
             self._rest = ""
 
     def _add_line(self, line: str) -> None:
-        if self._begun:
+        if not is_line_of_ray(line):
             self.say(line)
-        self._begun = self._begun or line.startswith(JOB_OUTPUT_BEGINS)
 
 
 def _ids(name: str) -> Iterator[str]:

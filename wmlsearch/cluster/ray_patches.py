@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,14 +26,19 @@ ON_HEAD = {"node:__internal_head__": 0.0001}
 # The programs of the older and the newer autoscaler.
 MONITORS = ("ray/autoscaler/_private/monitor.py", "ray/autoscaler/v2/monitor.py")
 
-# How the line begins that Ray writes into the log of a job, before what the job itself prints.
-JOB_OUTPUT_BEGINS = "Running entrypoint for job "
+# The lines that Ray itself writes into the log of a job. The last one may come after the first line of the job.
+_LINE_OF_RAY = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t[A-Z]+ job_manager\.py:\d+ -- ")
 
 # Seconds that Ray waits for the clean end of a job that it stops, in the environment of the job; its default is 3.
 JOB_STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 # What Ray's client writes to the error stream when the cluster rejects its token. It raises no exception then.
 AUTHENTICATION_REFUSED = "InvalidAuthToken"
+
+
+def is_line_of_ray(line: str) -> bool:
+    """Return whether Ray itself wrote this line of a job's log."""
+    return _LINE_OF_RAY.match(line) is not None
 
 
 @contextlib.contextmanager

@@ -21,6 +21,9 @@ from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.pbt import comparisons, most_parents
 from wmlsearch.search.rungs import NOTES, Rung, rungs_within
 
+# How often the networks predict the patients of their folds, for a model's threshold: also mirrored, which takes two
+# predictions, and for the sizes of lesions.
+PREDICTIONS = {"none": 1, "auto": 4}
 SIMULATED_SEARCHES = 20  # drawn from the sample of a space, for what depends on the order of trials
 
 
@@ -37,7 +40,7 @@ class Forecast:
     final: Slots  # slots of the final runs
     start_s: float  # seconds until Ray and the workers are ready
     search_s: float  # seconds of the trials
-    final_s: float  # seconds of the final runs, with the start of their workers
+    final_s: float  # seconds of the final runs, with the start of their workers, and of what their models predict
     epoch_s: float  # seconds of an epoch of a trial, mean over the space
     gpu_hours: float
     disk_bytes: int  # the most that checkpoints take at a time
@@ -122,8 +125,8 @@ class _ExpectedTimes:
     start_s: float  # until the workers of all slots are ready
     epoch_s: float  # an epoch of a trial, mean over the space
     baseline_s: float  # a training of the baseline with all its epochs
-    final_work_s: float = 0.0  # all final runs, one after the other
-    final_s: float = 0.0  # the final runs as many at a time as fit, with the start of their workers
+    final_work_s: float = 0.0  # all final runs, one after the other, and what their models predict
+    final_s: float = 0.0  # the final runs as many at a time as fit, with the start of their workers; and predictions
 
 
 def _expected_times(settings: RunSettings, final_slots: Slots, measurement: Measurement) -> _ExpectedTimes:
@@ -146,7 +149,18 @@ def _expected_times(settings: RunSettings, final_slots: Slots, measurement: Meas
         judgement += runs_s(mean, settings.final_runs)
     stages = [runs for runs in (selection, judgement) if runs]  # the second begins when the first has ended
     final_s = sum(measurement.start_s + max(sum(runs) / final_slots.count, *runs) for runs in stages)
-    return _ExpectedTimes(measurement.start_s, epoch_s, baseline_s, sum(map(sum, stages)), final_s)
+    judged = (paper, mean) if settings.confirm_top else (paper,)
+    predictions_s = sum(times.val_s for times in judged) * _predicted_images(settings, measurement)
+    return _ExpectedTimes(
+        measurement.start_s, epoch_s, baseline_s, sum(map(sum, stages)) + predictions_s, final_s + predictions_s
+    )
+
+
+def _predicted_images(settings: RunSettings, measurement: Measurement) -> int:
+    """Return how many images the judgement runs of a configuration predict: of their folds, and of the sealed test."""
+    folds = measurement.images
+    of_folds = sum(folds[number % len(folds)].val for number in range(settings.final_runs))
+    return PREDICTIONS[settings.postprocessing] * of_folds + settings.final_runs * measurement.sealed_images
 
 
 class _ImageTimes(NamedTuple):

@@ -59,6 +59,7 @@ class Measurement:
     configurations: tuple[TimedConfiguration, ...]  # with the smallest network, the baseline, with the largest
     image_size: int  # pixels of each side
     images: tuple[EpochImages, ...]  # with each fold for validation; trials have the first
+    sealed_images: int  # of the sealed test
     start_s: float  # seconds until the workers of all slots were ready
     device: str  # what the workers ran on
 
@@ -105,6 +106,7 @@ def measure_space(
             )
             for fold in range(manifest.fold_count)
         ),
+        sealed_images=len(manifest.indices("test", kept_only=False)),
         start_s=workers.start_s,
         device=workers.device,
     )
