@@ -15,6 +15,7 @@ import pytest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.schema import GOOD
 
 SCRIPT = Path(__file__).with_name("autoscaling.py")
@@ -40,7 +41,7 @@ def test_a_search_grows_from_no_machine_to_two_and_back(tmp_path: Path, workers:
     folder = Path(tempfile.mkdtemp(prefix="w", dir="/tmp"))
     epochs = 30 if workers == 1 else 8  # long enough for the second machine to come
     words = ["--trials", 4 // workers, "--epochs", epochs, "--scheduler", "none", "--no-forecast", "--seed", 1]
-    words += ["--confirm-top", 0, "--final-runs", 1, "--workers-per-trial", workers]
+    words += ["--confirm-top", 1, "--confirm-seeds", 1, "--final-runs", 1, "--workers-per-trial", workers]
     done = subprocess.run(
         [*NAMESPACE, sys.executable, SCRIPT, folder, tmp_path / "data", *(str(word) for word in words)],
         capture_output=True,
@@ -62,7 +63,11 @@ def test_a_search_grows_from_no_machine_to_two_and_back(tmp_path: Path, workers:
         search = SearchDir(folder / "runs" / "s")
         assert len(search.trials()) == 4 // workers
         assert {run.state for run in (*search.trials(), *search.finals())} <= set(GOOD)
-        assert search.evaluation() is not None
+        selection = search.selection()
+        assert selection is not None
+        assert (search.evaluation() is None) == (selection.champion == PAPER), (
+            "the baseline needs no comparison with itself"
+        )
         assert search.usage().slots == search.usage().slots_waiting == 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -112,12 +112,22 @@ def test_a_request_to_stop_is_recorded_before_the_trials_have_ended(tmp_path: Pa
         RunDir.create(search.trial(number).path, run_record()).set_status(state)
     budget = Budget(search, RunSettings(), ONE_GPU)
     assert not budget.stop_all()
-    budget.reason = "stopped by SIGHUP, as a closed terminal sends it"
+    budget.request("stopped by SIGHUP, as a closed terminal sends it")
     assert (search.state, search.trial(1).state) == ("running", "running")
     assert budget.stop_all()
     assert (search.state, search.status().reason) == ("interrupted", budget.reason)
     assert (search.trial(1).state, search.trial(1).status().reason) == ("interrupted", budget.reason)
     assert search.trial(0).state == "completed"
+
+
+def test_a_signal_that_comes_while_budgets_are_looked_at_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), ONE_GPU)
+    monkeypatch.setattr(budget, "_used_up", lambda: budget.request("stopped by Ctrl-C") or "")
+    budget.stop_all()
+    assert budget.stop_all()
+    assert budget.reason == "stopped by Ctrl-C"
 
 
 def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ def time_between_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("time_between_signals")
 def test_the_first_ctrl_c_ends_cleanly_even_if_a_budget_is_reached(tmp_path: Path) -> None:
-    budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), Slots(1, 1, 1, 0.0))
-    budget.reason = "--target-dice 0.7 is reached"
+    budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(max_hours=1e-9), Slots(1, 1, 1, 0.0))
+    assert budget.stop_all()
+    assert budget.reason.startswith("--max-hours 1e-09 is reached")
     exits: list[int] = []
 
     def stop_twice() -> None:

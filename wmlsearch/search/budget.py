@@ -29,8 +29,6 @@ class Budget(tune.Stopper):
     the final runs in each budget. Tune calls `stop_all` at each turn of its loop.
 
     Attributes:
-        reason: Why the trials end early, one line and perhaps a traceback; "" while they go on.
-        failed: Whether the reason is an error in the program.
         storage_error: Why the run folder or the storage cannot be written any more, or None.
         running: The number of trials that have their machines; the recorder sets it.
         waiting: The number of trials that wait for machines; the recorder sets it.
@@ -39,7 +37,7 @@ class Budget(tune.Stopper):
     def __init__(self, search: SearchDir, settings: RunSettings, slots: Slots) -> None:
         self.search, self.settings = search, settings
         self.gpus_per_trial = slots.workers * slots.gpus
-        self.reason, self.failed = "", False
+        self._failure = self._request = self._ending = ""  # reasons: an error, a signal, all others
         self.storage_error: OSError | None = None
         self.slots = slots
         self.running = self.waiting = 0
@@ -51,6 +49,16 @@ class Budget(tune.Stopper):
         self._seconds, self._gpu_seconds = used.seconds, used.gpu_seconds
         self._last, self._unwritten_s = time.monotonic(), 0.0
         self._errors: Counter[str] = Counter()  # by kind: since a trial has ended without an error
+
+    @property
+    def reason(self) -> str:
+        """Why the trials end early, one line and perhaps a traceback; "" while they go on."""
+        return self._failure or self._request or self._ending
+
+    @property
+    def failed(self) -> bool:
+        """Whether the reason is an error in the program."""
+        return bool(self._failure)
 
     def add(self, row: EpochRow) -> None:
         """Count an epoch of a trial."""
@@ -72,12 +80,16 @@ class Budget(tune.Stopper):
     def fail(self, reason: str) -> None:
         """End the search, since no trial can succeed."""
         if not self.reason:
-            self.reason, self.failed = reason, True
+            self._failure = reason
+
+    def request(self, reason: str) -> None:
+        """End the search, since a signal asks for it. It may come at any line of the other methods."""
+        self._request = reason
 
     def abort(self, error: OSError) -> None:
         """End the search, since a result could not be written."""
         self.storage_error = self.storage_error or error
-        self.reason = self.reason or f"stopped, since {error}"
+        self._ending = self._ending or f"stopped, since {error}"
 
     def count(self) -> None:
         """Count the time since the last call. Call it before `running` changes."""
@@ -116,9 +128,9 @@ class Budget(tune.Stopper):
             self.abort(error)
             return True
         if ticked and self.search.stop_requested():
-            self.reason = STOP_REQUESTED
+            self._ending = STOP_REQUESTED
         else:
-            self.reason = self._used_up()
+            self._ending = self._used_up()
         return bool(self.reason)
 
     def _record_request(self) -> None:

@@ -33,8 +33,7 @@ def graceful_stop(budget: Budget, end_process: Callable[[int], None] | None = No
                 end_process(128 + number)
             raise Interrupted(number)
         signalled = True
-        if not budget.failed:  # the errors of the trials are the better reason
-            budget.reason = reason(number)
+        budget.request(reason(number))  # errors of trials stay the better reason
 
     with handled(handle):
         yield
