@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import unescape
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from records import epoch_row, run_record, search_record
+from rich.console import Console
 
 from wmlsearch.cli import main
+from wmlsearch.cli.verdict_tables import show_evaluation
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.report import figure_style
 from wmlsearch.report.commands import tune_command
@@ -304,6 +307,26 @@ def test_tables_hold_what_the_folder_holds(make: Make) -> None:
     table = rows_of(search.report / "test_table.csv")
     assert len(table) == 2 * 3 * 2 * 2 + 1, "two models of two networks and an ensemble, two scopes, two thresholds"
     assert table[0]["tp"] == str(models[BASELINE].members[0].scope(VOLUMES).pooled.tp)
+
+
+def test_scores_without_postprocessing_are_named_so(make: Make) -> None:
+    search = make(finals=True)
+    open_test(search, 0.3)
+    evaluation = evaluation_of(search)
+    champion = evaluation.models[CHAMPION]
+    members = [one.model_copy(update={"smallest_lesion_mm3": 7.0}) for one in champion.members]
+    models = {**evaluation.models, CHAMPION: champion.model_copy(update={"members": members})}
+    search.set_evaluation(evaluation.model_copy(update={"models": models}))
+    text = text_of(write_report(search))
+    assert "baseline: nothing; champion: lesions below 7 mm3 removed. Rows at the threshold 0.5 are scored" in text
+    assert "baseline (paper) 0.5, no postprocessing" in text
+    assert "champion (trial-0001) 0.5, no postprocessing" in text
+    assert "the paper's Table I (other data) 0.5 0.9963" in text
+    table = [row for row in rows_of(search.report / "test_table.csv") if row["network"] == "trial-0001-run0"]
+    assert [(row["threshold"], row["smallest_lesion_mm3"]) for row in table] == [("0.4", "7.0"), ("0.5", "0.0")] * 2
+    shown = StringIO()
+    show_evaluation(Console(file=shown, width=200), evaluation_of(search))
+    assert "0.5, no postprocessing" in shown.getvalue()
 
 
 def test_yaml_and_commands_give_the_same_again(make: Make) -> None:

@@ -26,6 +26,7 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
 from wmlsearch.inference.ensemble import out_of_fold_threshold
 from wmlsearch.inference.export import load_exported
+from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import predict
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.metrics import Confusion
@@ -243,6 +244,22 @@ def test_kept_slices_are_the_papers_scope(search: SearchDir, raw: Path, tmp_path
     patients = sorted({sealed.slices[i].patient for i in kept})
     assert [row.unit for row in result.units] == list(gallery.units) == patients
     assert gallery.images.shape == gallery.expert.shape == gallery.predictions["model"].shape == (len(patients), 32, 32)
+
+
+def test_scores_at_one_half_are_without_postprocessing(search: SearchDir, data: Path) -> None:
+    """As the paper's are: with mirror averaging and a smallest lesion they stay what they are without."""
+    members = load_exported(search.model(CHAMPION).export).members
+    chosen = Postprocessing(mirror_averaging=True, smallest_lesion_mm3=500.0)
+    (plain, _), (processed, _) = (
+        evaluate({"model": [replace(member, postprocessing=one) for member in members]}, data, BY)
+        for one in (NO_POSTPROCESSING, chosen)
+    )
+    for one, other in zip(plain.models["model"].networks, processed.models["model"].networks, strict=True):
+        assert (one.has_postprocessing, other.has_postprocessing) == (False, True)
+        for scope in (VOLUMES, SLICES):
+            assert one.scope(scope).pooled_half == other.scope(scope).pooled_half
+            assert one.scope(scope).pooled != other.scope(scope).pooled
+    assert (plain.half_threshold, processed.half_threshold) == ("0.5", "0.5, no postprocessing")
 
 
 def test_several_seeds_are_an_ensemble_too(search: SearchDir, data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from wmlsearch.cli import main
 from wmlsearch.data.sources import Source
 from wmlsearch.inference.export import export_model, load_exported
 from wmlsearch.inference.overlay import select_slices
+from wmlsearch.inference.postprocessing import Postprocessing
 from wmlsearch.inference.predictor import predict
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel
@@ -114,6 +116,7 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
             "volume_ml": f"{voxels.sum() * edges.prod() / 1000:.4f}",
             "mask": f"{stem}_mask.nii.gz",
             "notes": "",
+            "postprocessing": "nothing",
         }
         assert float(row["volume_ml"]) > 0
     assert result.stdout.splitlines() == [
@@ -131,6 +134,19 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
         "--out found: has lesions.csv, 01_mask.nii.gz, 01_probability.nii.gz and 1 more already, and nothing is "
         "overwritten; name another folder, or delete them"
     )
+
+
+def test_the_postprocessing_is_named(say: Say, flairs: Path, searched: SearchDir) -> None:
+    members = load_exported(searched.model("champion").export).members
+    chosen = Postprocessing(mirror_averaging=True, smallest_lesion_mm3=7.0)
+    export_model([replace(member, postprocessing=chosen) for member in members], Path("both"))
+    result = say("predict", "both", flairs / "01.nii.gz", "--out", "found")
+    assert result.exit_code == 0, result.output
+    words = "averaged with the mirrored head, lesions below 7 mm3 removed"
+    assert f"the model's postprocessing was applied: {words}" in result.stdout.splitlines()
+    assert [row["postprocessing"] for row in table(Path("found"))] == [words, words]
+    answer = json.loads(say("predict", "both", flairs / "01.nii.gz", "--out", "again", "--json").stdout)
+    assert [(one["mirror_averaging"], one["smallest_lesion_mm3"]) for one in answer["images"]] == [(True, 7.0)] * 2
 
 
 def test_the_ensemble_has_rows_of_its_own(say: Say, flairs: Path, searched: SearchDir) -> None:

@@ -71,6 +71,8 @@ def predict(
             options.say(f"{row.input}: {plural(row.lesions, 'lesion')}, {size}{by}")
             for finding in row.findings if row.predicted_by == "model" else ():
                 options.say(f"{'warning' if finding.is_warning else 'note'}: {row.input}: {finding.text}")
+        if postprocessing := trained_model.members[0].postprocessing:
+            options.say(f"the model's postprocessing was applied: {postprocessing}")
         options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")
         if as_json:
             from wmlsearch.workflows.json_results import PredictionSummary

@@ -89,7 +89,7 @@ def _scope_table(evaluation: Evaluation, scope: Scope) -> Table:
     for role, model in evaluation.models.items():
         name = f"{role} ({evaluation.names[role]})" if evaluation.names else role
         table.add_row(name, "own", *_ratio_cells(model.members, scope))
-        table.add_row(name, "0.5", *_ratio_cells(model.members, scope, half=True))
+        table.add_row(name, evaluation.half_threshold, *_ratio_cells(model.members, scope, half=True))
         if model.ensemble:
             table.add_row("  ensemble", "own", *_ratio_cells([model.ensemble], scope))
     if scope == SLICES:

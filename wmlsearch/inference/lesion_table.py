@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wmlsearch.data.findings import Finding
+from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 
 LESION_TABLE = "lesions.csv"
 
@@ -25,6 +26,7 @@ class LesionRow:
     area_pixels: int | None  # None for volumes
     mask: str  # the file of the mask; "" if it is not written
     findings: tuple[Finding, ...] = ()  # what is doubtful about the image, and how well it suits the model
+    postprocessing: Postprocessing = NO_POSTPROCESSING  # what the model did beside the threshold
 
 
 def lesion_csv(rows: Sequence[LesionRow]) -> str:
@@ -32,11 +34,10 @@ def lesion_csv(rows: Sequence[LesionRow]) -> str:
     size = "area_pixels" if rows[0].volume_ml is None else "volume_ml"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["input", "predicted_by", "model", "threshold", "lesions", size, "mask", "notes"])
+    writer.writerow(["input", "predicted_by", "model", "threshold", "lesions", size, "mask", "notes", "postprocessing"])
     for row in rows:
         amount = row.area_pixels if row.volume_ml is None else f"{row.volume_ml:.4f}"
         notes = "; ".join(finding.text for finding in row.findings)
-        writer.writerow(
-            [row.input, row.predicted_by, row.model, f"{row.threshold:.6g}", row.lesions, amount, row.mask, notes]
-        )
+        first = [row.input, row.predicted_by, row.model, f"{row.threshold:.6g}"]
+        writer.writerow([*first, row.lesions, amount, row.mask, notes, row.postprocessing])
     return text.getvalue()

@@ -102,7 +102,10 @@ def _postprocessing(evaluation: Evaluation) -> str:
     if not any(chosen.values()):
         return ""
     words = "; ".join(f"{role}: {postprocessing}" for role, postprocessing in chosen.items())
-    return f"Done with the predictions, as chosen after training on patients that a network had not seen: {words}."
+    return (
+        f"Done with the predictions, as chosen after training on patients that a network had not seen: {words}. "
+        "Rows at the threshold 0.5 are scored without it, as the paper's."
+    )
 
 
 def _pooled_rows(evaluation: Evaluation, scope: Scope) -> list[PooledRow]:
@@ -112,7 +115,7 @@ def _pooled_rows(evaluation: Evaluation, scope: Scope) -> list[PooledRow]:
         name = f"{role} ({evaluation.names[role]})"
         rows.append(PooledRow(name, "own", _ratio_cells(_pooled(model.members, scope))))
         half = [member.scope(scope).pooled_half for member in model.members]
-        rows.append(PooledRow(name, "0.5", _ratio_cells(half)))
+        rows.append(PooledRow(name, evaluation.half_threshold, _ratio_cells(half)))
         if model.ensemble:
             rows.append(PooledRow(f"{role} ensemble", "own", _ratio_cells(_pooled([model.ensemble], scope))))
     if scope == SLICES:

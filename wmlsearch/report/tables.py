@@ -142,7 +142,8 @@ def _pooled_rows(evaluation: Evaluation) -> Iterator[Row]:
         for scope in network.scopes:
             scores = network.scope(scope)
             yield {**first_cells, "scope": scope, **scores.pooled.as_json()}
-            yield {**first_cells, "threshold": 0.5, "scope": scope, **scores.pooled_half.as_json()}
+            plain = {"threshold": 0.5, "mirror_averaging": False, "smallest_lesion_mm3": 0.0}
+            yield {**first_cells, **plain, "scope": scope, **scores.pooled_half.as_json()}
     paper = {name: mean for name, (mean, _) in PAPER_TABLE.items()}
     yield {"role": PAPER_TABLE_NAME, "threshold": 0.5, "scope": SLICES, **paper}
 
@@ -152,4 +153,5 @@ def _networks(evaluation: Evaluation) -> Iterator[tuple[Row, NetworkScores]]:
     for role, model in evaluation.models.items():
         for network in model.networks:
             cells = {"role": role, "model": evaluation.names[role], "network": network.name}
-            yield {**cells, "seed": network.seed, "threshold": network.threshold}, network
+            chosen = ("seed", "threshold", "mirror_averaging", "smallest_lesion_mm3")
+            yield {**cells, **{name: getattr(network, name) for name in chosen}}, network

@@ -112,7 +112,7 @@ class ScopeScores(Record):
     """The scores of one network in one scope."""
 
     pooled: Scores  # counts summed over all rows, at the network's own threshold
-    pooled_half: Scores  # the same at threshold 0.5
+    pooled_half: Scores  # at the paper's threshold of 0.5, without mirror averaging and with lesions of all sizes
     units: list[UnitScores]
     rows: list[RowScores]
 
@@ -128,6 +128,11 @@ class NetworkScores(Record):
     fold: int | None = None  # the fold that its run validated on; None for an ensemble, and in files without folds
     volumes: ScopeScores | None = Field(None, alias=VOLUMES)
     slices: ScopeScores | None = Field(None, alias=SLICES)
+
+    @property
+    def has_postprocessing(self) -> bool:
+        """Whether more was done with its predictions than to compare them with its threshold."""
+        return self.mirror_averaging or self.smallest_lesion_mm3 > 0
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
@@ -277,6 +282,12 @@ class Evaluation(Record):
     members: list[list[str]] = Field(default_factory=list)
     verdict: Verdict | None = None  # a search
     metrics: dict[str, float] = Field(default_factory=dict)  # a single run: what MLflow shows of it
+
+    @property
+    def half_threshold(self) -> str:
+        """The threshold of `pooled_half` in words, beside rows with the postprocessing of the models."""
+        processed = any(network.has_postprocessing for model in self.models.values() for network in model.networks)
+        return "0.5, no postprocessing" if processed else "0.5"
 
     @property
     def scopes(self) -> tuple[Scope, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ from wmlsearch.runs.progress import Progress
 from wmlsearch.verdict.gallery import GalleryBuilder
 from wmlsearch.verdict.scores import pooled, score
 
-HALF = 0.5  # the paper's threshold
+HALF = 0.5  # the paper's threshold, at which nothing is done with the predictions afterwards
 # Scores of a unit that are averaged over its volumes or slices; all others follow from its summed counts.
 AVERAGED: dict[Scope, tuple[str, ...]] = {
     VOLUMES: (
@@ -86,10 +86,11 @@ def evaluate(
     thresholds = ensemble_thresholds or {}
     scorers = {role: _scorers(role, members, thresholds.get(role)) for role, members in models.items()}
     gallery = GalleryBuilder(list(models))
+    predictor = _Predictor(models, predictions)
     if manifest.has_volumes:
-        _score_volumes(sealed, preprocessing, models, scorers, gallery, progress, predictions)
+        _score_volumes(sealed, preprocessing, predictor, scorers, gallery, progress)
     else:
-        _score_slices(sealed, models, scorers, gallery, progress, predictions)
+        _score_slices(sealed, predictor, scorers, gallery, progress)
     evaluation = Evaluation(
         opened=sealed.opened,
         opened_before=sealed.opened_before,
@@ -127,13 +128,36 @@ def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[Trained
         )
 
 
-def _predict(
-    models: Networks, images: np.ndarray, head_grey: Sequence[tuple[float, float]], predictions: Predictions
-) -> dict[str, list[np.ndarray]]:
-    """Return the probabilities of the networks of each role, (N, H, W) float32: all are asked for at once."""
-    networks = [model for members in models.values() for model in members]
-    probabilities = iter(predictions.probabilities(networks, images, head_grey))
-    return {role: [next(probabilities) for _ in members] for role, members in models.items()}
+@dataclass(frozen=True)
+class _Probabilities:
+    """The probabilities of a role's networks, (N, H, W) float32 each."""
+
+    own: list[np.ndarray]  # with the mirror averaging of the model
+    plain: list[np.ndarray]  # without it
+
+
+class _Predictor:
+    """Predicts with the networks of all roles, and where they average mirrored predictions also without that."""
+
+    def __init__(self, models: Networks, predictions: Predictions) -> None:
+        self.models, self.predictions = models, predictions
+        self.plain: Networks = {role: [_without_mirroring(model) for model in of] for role, of in models.items()}
+
+    def probabilities(self, images: np.ndarray, head_grey: Sequence[tuple[float, float]]) -> dict[str, _Probabilities]:
+        """Return the probabilities of each role for slices (N, H, W). All networks are asked for at once."""
+        every = [model for of in (self.models, self.plain) for members in of.values() for model in members]
+        different = list({id(model): model for model in every}.values())
+        predicted = self.predictions.probabilities(different, images, head_grey)
+        by_model = {id(model): one for model, one in zip(different, predicted, strict=True)}
+        return {
+            role: _Probabilities(*([by_model[id(model)] for model in of[role]] for of in (self.models, self.plain)))
+            for role in self.models
+        }
+
+
+def _without_mirroring(model: TrainedModel) -> TrainedModel:
+    """Return the model without postprocessing; the model itself if it averages no mirrored predictions."""
+    return replace(model, postprocessing=NO_POSTPROCESSING) if model.postprocessing.mirror_averaging else model
 
 
 class _Scorer:
@@ -153,16 +177,23 @@ class _Scorer:
         self.rows: dict[Scope, list[RowScores]] = {}
         self.half: dict[Scope, list[MaskScores]] = {}
 
-    def probabilities(self, networks: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the probabilities to score, (N, H, W), from those of the role's networks."""
+    def probabilities(self, networks: _Probabilities) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probabilities to score, (N, H, W): as the model predicts, and without mirror averaging.
+
+        Both are the same array where nothing is mirrored.
+        """
+        own = self._of(networks.own)
+        return own, self._of(networks.plain) if self.postprocessing.mirror_averaging else own
+
+    def _of(self, networks: Sequence[np.ndarray]) -> np.ndarray:
         return networks[self.member] if self.member is not None else mean_probabilities(networks)
 
-    def masks(self, probabilities: np.ndarray, voxel_ml: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the predicted masks of a volume, or of slices without `voxel_ml`: at the threshold, and at 0.5."""
-        mask, half = (
-            self.postprocessing.finish(probabilities >= threshold, voxel_ml) for threshold in (self.threshold, HALF)
-        )
-        return mask, half
+    def masks(self, own: np.ndarray, plain: np.ndarray, voxel_ml: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the masks of a volume, or of slices without `voxel_ml`: the model's, and as the paper's at 0.5.
+
+        The second is without any postprocessing.
+        """
+        return self.postprocessing.finish(own >= self.threshold, voxel_ml), plain >= HALF
 
     def add(
         self,
@@ -247,11 +278,10 @@ def _image_name(number: int) -> str:
 def _score_volumes(
     sealed: SealedTest,
     preprocessing: Preprocessing,
-    models: Networks,
+    predictor: _Predictor,
     scorers: Mapping[str, Sequence[_Scorer]],
     gallery: GalleryBuilder,
     progress: Progress,
-    predictions: Predictions,
 ) -> None:
     """Score each test volume on its own grid, and its kept slices at the models' size."""
     total = len(sealed.manifest.volumes)
@@ -263,16 +293,18 @@ def _score_volumes(
         origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}
         farthest_mm, farthest_px = _head_diagonals(slices.images, geometry)
         masks: dict[str, np.ndarray] = {}
-        for role, networks in _predict(models, slices.images, geometry.head_grey, predictions).items():
+        for role, networks in predictor.probabilities(slices.images, geometry.head_grey).items():
             for scorer in scorers[role]:
-                probabilities = scorer.probabilities(networks)
-                on_grid = scorer.masks(restore(probabilities, geometry), geometry.voxel_ml)
+                own, plain = scorer.probabilities(networks)
+                own_on_grid = restore(own, geometry)
+                plain_on_grid = own_on_grid if plain is own else restore(plain, geometry)
+                on_grid = scorer.masks(own_on_grid, plain_on_grid, geometry.voxel_ml)
                 scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm, geometry.voxel_ml)
-                mask, half = scorer.masks(probabilities, geometry.pixel_ml)
+                mask, half = scorer.masks(own, plain, geometry.pixel_ml)
                 for index in volume.kept:
                     one = mask[index][None], half[index][None]
                     scorer.add(SLICES, {**origin, "index": index}, one, slices.masks[index][None], None, farthest_px)
-            masks[role], _ = scorers[role][0].masks(networks[0], geometry.pixel_ml)
+            masks[role], _ = scorers[role][0].masks(*scorers[role][0].probabilities(networks), geometry.pixel_ml)
         gallery.add(geometry.patient, slices.images, slices.masks, masks, volume.kept)
         progress("scoring test volumes", done, total)
 
@@ -300,11 +332,10 @@ def _box_diagonal(box: Box) -> float:
 
 def _score_slices(
     sealed: SealedTest,
-    models: Networks,
+    predictor: _Predictor,
     scorers: Mapping[str, Sequence[_Scorer]],
     gallery: GalleryBuilder,
     progress: Progress,
-    predictions: Predictions,
 ) -> None:
     """Score the kept test slices: of data that came as images, and of splits by image."""
     rows, images, experts, head_grey = sealed.kept_slices()
@@ -313,13 +344,14 @@ def _score_slices(
         batch = slice(start, start + BATCH)
         farthest = [_box_diagonal(find_head(image[None]).box) for image in images[batch]]
         masks: dict[str, np.ndarray] = {}
-        for role, networks in _predict(models, images[batch], head_grey[batch], predictions).items():
+        for role, networks in predictor.probabilities(images[batch], head_grey[batch]).items():
             for scorer in scorers[role]:
-                probabilities = scorer.probabilities(networks)
-                for row, one, expert, px in zip(rows[batch], probabilities, experts[batch], farthest, strict=True):
+                predicted, half = scorer.masks(*scorer.probabilities(networks), None)
+                for place, (row, expert, px) in enumerate(zip(rows[batch], experts[batch], farthest, strict=True)):
                     origin = {name: getattr(row, name) for name in ("patient", "timepoint", "source", "index")}
-                    scorer.add(SLICES, origin, scorer.masks(one[None], None), expert[None], None, px)
-            masks[role] = networks[0] >= scorers[role][0].threshold
+                    one = predicted[place][None], half[place][None]
+                    scorer.add(SLICES, origin, one, expert[None], None, px)
+            masks[role], _ = scorers[role][0].masks(*scorers[role][0].probabilities(networks), None)
         for place, row in enumerate(rows[batch]):
             unit = row.patient if sealed.by_patient else _image_name(start + place)
             gallery.add(unit, images[batch], experts[batch], masks, [place])

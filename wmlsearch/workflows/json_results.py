@@ -128,6 +128,8 @@ class ImageSummary:
     area_pixels: int | None
     mask: str | None
     notes: list[str]
+    mirror_averaging: bool
+    smallest_lesion_mm3: float
 
     @classmethod
     def of(cls, row: LesionRow, out: Path) -> ImageSummary:
@@ -141,6 +143,8 @@ class ImageSummary:
             area_pixels=row.area_pixels,
             mask=str((out / row.mask).absolute()) if row.mask else None,
             notes=[finding.text for finding in row.findings],
+            mirror_averaging=row.postprocessing.mirror_averaging,
+            smallest_lesion_mm3=row.postprocessing.smallest_lesion_mm3,
         )
 
 

@@ -131,4 +131,5 @@ def _lesion_row(
         area_pixels=pixels if voxel_ml is None else None,
         mask=mask_file,
         findings=prediction.geometry.findings,
+        postprocessing=members[0].postprocessing,
     )
