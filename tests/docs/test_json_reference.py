@@ -20,7 +20,7 @@ RECORDS = {
     for name, record in vars(module).items()
     if dataclasses.is_dataclass(record) and record.__module__ == module.__name__ and not record.__subclasses__()
 }
-NAMES = {str: "string", int: "number", float: "number", types.NoneType: "null"}
+NAMES = {str: "string", bool: "boolean", int: "number", float: "number", types.NoneType: "null"}
 
 
 def documented(record: str) -> dict[str, str]:
