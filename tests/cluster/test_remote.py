@@ -192,7 +192,7 @@ def test_search_by_a_cluster_file(head: Head, prepared: Path) -> None:
     assert head.said[-1].startswith("two has run on the head for")
     head.said.clear()
     assert remote.stop(str(head.file), None, head.said.append) == 0
-    assert head.said == [
+    assert [text for text in head.said if not text.startswith("the process of two is still at work")] == [
         "asked two to stop; its trials end within seconds ...",
         "two: interrupted (stopped by `wmlsearch stop`)",
         f"to fetch its results: wmlsearch status two --cluster {head.file}",

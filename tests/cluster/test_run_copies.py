@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_store import s3_storage
@@ -25,6 +27,7 @@ from wmlsearch.cluster.run_copies import (
     searches,
     unpack,
 )
+from wmlsearch.cluster.storage import Storage
 from wmlsearch.config import InputError
 from wmlsearch.runs.checks import check
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -301,7 +304,9 @@ def test_which_of_folder_and_copy_is_newer(search: SearchDir, tmp_path: Path, mo
 def test_damaged_and_missing_parts(search: SearchDir, tmp_path: Path) -> None:
     (tmp_path / "storage" / "s").mkdir(parents=True)
     storage = str(tmp_path / "storage")
-    with pytest.raises(InputError, match=f"^--storage: {storage} has no copy of a search s$"):
+    with pytest.raises(
+        InputError, match=f"^--storage: {storage} has no copy of a search s; check the name and the storage$"
+    ):
         fetch_search(storage, "s", tmp_path / "copy")
     writer(search, storage).copy_all()
     (packed,) = (tmp_path / "storage" / "s" / run_copies.FOLDER).glob("*.pack")
@@ -316,6 +321,60 @@ def test_damaged_and_missing_parts(search: SearchDir, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks a part of the copy"):
         fetch_search(storage, "s", tmp_path / "copy")
     assert [path.name for path in tmp_path.iterdir() if "copy" in path.name] == []
+
+
+@pytest.mark.parametrize("outages", [2, 10_000], ids=["for a moment", "for good"])
+def test_a_storage_that_stops_to_answer_while_a_copy_is_read(
+    outages: int, search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    storage, target = str(tmp_path / "storage"), tmp_path / "copy"
+    trial(search, 0, 2)
+    (search.path / "large.bin").write_bytes(b"x" * run_copies.LARGE_BYTES)
+    writer(search, storage).copy_all()
+    methods = {"read": Storage.read, "download": Storage.download}
+    asked = dict.fromkeys(methods, 0)
+
+    def unstable(name: str) -> Callable[..., Any]:
+        def call(place: Storage, file: str, *rest: Any) -> Any:
+            asked[name] += file != "index.json"
+            if 0 < asked[name] <= outages and file != "index.json":
+                raise OSError("curlCode: 7, Couldn't connect to http://me:open-sesame@server")
+            return methods[name](place, file, *rest)
+
+        return call
+
+    for name in methods:
+        monkeypatch.setattr(Storage, name, unstable(name))
+    if outages == 2:
+        assert content(fetch_search(storage, "s", target)) == content(search)
+        assert asked == {"read": 3, "download": 3}
+        return
+    monkeypatch.setattr(run_copies, "PATIENCE_S", 0.3)
+    with pytest.raises(InputError) as error:
+        fetch_search(storage, "s", target)
+    assert str(error.value) == (
+        f"--storage: {storage}/s/run-folder could not be read to its end (curlCode: 7, Couldn't connect to "
+        f"http://me:***@server, for 0 s), and nothing was written to {target}; run this again when the storage answers"
+    )
+    assert not target.exists()
+
+
+def test_a_full_disk_of_this_machine_is_not_the_storages_fault(
+    search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    storage = str(tmp_path / "storage")
+    (search.path / "large.bin").write_bytes(b"x" * run_copies.LARGE_BYTES)
+    writer(search, storage).copy_all()
+
+    def full(_file: object, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("wmlsearch.cluster.storage.write_all", full)
+    with pytest.raises(OSError, match=r"No space left on device \(1,048,576 bytes are needed") as error:
+        fetch_search(storage, "s", tmp_path / "copy")
+    assert str(error.value.filename).endswith("/large.bin")
 
 
 def test_pieces_survive_a_pack() -> None:

@@ -46,9 +46,18 @@ def given(but: Sequence[str] = ("cluster", "data", "name", "out", "storage")) ->
     return words
 
 
-def storage_for(dashboard: Dashboard, storage: str | None) -> str | None:
-    """Return the storage that a command on a cluster is given.
+def storages(storage: str | None) -> tuple[str | None, str | None]:
+    """Return the storage that the option --storage gives, and the one of WMLSEARCH_STORAGE. One of them is None.
+
+    They differ where a search has a storage already: the option changes it, this machine's environment does not.
+    """
+    return (storage, None) if "storage" in options.given() else (None, storage)
+
+
+def storages_for(dashboard: Dashboard, storage: str | None) -> tuple[str | None, str | None]:
+    """Return the same, for a command that runs a search on a cluster.
 
     WMLSEARCH_STORAGE counts for the address of a dashboard only: where there is a cluster file, the head has its own.
     """
-    return storage if dashboard.file is None or "storage" in options.given() else None
+    given, of_environment = storages(storage)
+    return given, of_environment if dashboard.file is None else None

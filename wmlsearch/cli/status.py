@@ -31,7 +31,8 @@ def status(name: str | None, out: Path, cluster: str | None, storage: str | None
                 "--json: cannot be given with --cluster; run `wmlsearch status --json` on the head, or fetch the "
                 "results first: without --json, this command does so when the search has ended"
             )
-        sys.exit(status_on_cluster(cluster, name, out, storage, options.say))
+        given, of_environment = remote.storages(storage)
+        sys.exit(status_on_cluster(cluster, name, out, given, options.say, of_environment))
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import TrainingDisplay
     from wmlsearch.cli.search_summary import show_search, state_in_words

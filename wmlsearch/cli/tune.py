@@ -245,7 +245,8 @@ def _start_on_cluster(
     from wmlsearch.cluster.remote import tune as tune_on_cluster
 
     dashboard = Dashboard(cluster)
-    storage = storage_of(dashboard, remote.storage_for(dashboard, storage))
+    given, of_environment = remote.storages_for(dashboard, storage)
+    storage = storage_of(dashboard, given or of_environment)
     data = options.data_or_phantom(data, out)  # after the checks, since it may make the phantom
     sys.exit(tune_on_cluster(cluster, remote.given(), data, space, name, out, storage, options.say))
 
@@ -273,8 +274,8 @@ def _resume(
         from wmlsearch.cluster.remote import resume as resume_on_cluster
 
         argv = remote.given(but=("cluster", "resume", "out", "data", "storage"))
-        storage = remote.storage_for(Dashboard(cluster), placement.storage)
-        sys.exit(resume_on_cluster(cluster, argv, data, name, out, storage, options.say))
+        storage, of_environment = remote.storages_for(Dashboard(cluster), placement.storage)
+        sys.exit(resume_on_cluster(cluster, argv, data, name, out, storage, options.say, of_environment))
     with search_to_resume(name, out, placement.storage, options.say) as stored:
         search, request = _request_to_resume(name, data, placement, out, uri, mlflow_uri, stored)
         request = dataclasses.replace(request, on_end=on_end)

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 from wmlsearch.cluster.ray_up import LOOPBACK, ClusterFile, RayCommand, UnreachableError
 from wmlsearch.config import InputError
 from wmlsearch.runs.environment import variables_set
+from wmlsearch.runs.redaction import without_password
 
 ANSWER_S = 60.0  # of one request; a busy head needs seconds
 DASHBOARD_PORT = 8265  # Ray's own
 AUTHENTICATION_FILE = "~/.ray/auth_token"  # with the token; Ray's own
-HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
+HOST_AND_PORT = re.compile(r"(?:[^/\s]*@)?(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 
 Answer = TypeVar("Answer")
 
@@ -30,11 +31,14 @@ class Dashboard:
 
     Args:
         given: The path of a cluster file, or an address: `http://HOST:8265`, `https://...` or `HOST:8265`.
+
+    Attributes:
+        given: The same, to be shown: without the password of an address.
     """
 
     def __init__(self, given: str) -> None:
-        self.given = given
         self.address = _as_address(given)
+        self.given = given if self.address is None else _shown(given)
         self.file = ClusterFile(Path(given)) if self.address is None else None
         self._tunnel: RayCommand | None = None
         self._client: Any = None
@@ -97,7 +101,7 @@ class Dashboard:
             try:
                 return JobSubmissionClient(address, headers=headers)
             except RuntimeError as error:  # another server, or a Ray that is too old
-                raise InputError(f"{self.given}: {' '.join(str(error).split())[:300]}") from None
+                raise InputError(f"{self.given}: {_in_one_line(error)}") from None
 
     def _token_of_head(self, file: ClusterFile) -> str:
         """Return the token of the cluster, which its own user can read by ssh; "" if there is none."""
@@ -142,7 +146,7 @@ class Dashboard:
                 f"(port {DASHBOARD_PORT} unless it was changed)"
             ) from None
         if isinstance(error, OSError):  # those of sockets, and of the library `requests`
-            raise self._unreachable(" ".join(str(error).split())[:300]) from None
+            raise self._unreachable(_in_one_line(error)) from None
         raise error
 
     def _unreachable(self, why: str) -> UnreachableError:
@@ -161,6 +165,11 @@ class _RefusedError(InputError):
     """The cluster refuses the token."""
 
 
+def _in_one_line(error: Exception) -> str:
+    """Return the text of an error, which may quote the address, without a password."""
+    return without_password(" ".join(str(error).split()))[:300]
+
+
 def free_port() -> int:
     """Return a port of this machine's 127.0.0.1 that is free now."""
     with socket.socket() as probe:
@@ -176,12 +185,19 @@ def _as_address(given: str) -> str | None:
     if "://" in given:
         scheme = given.partition("://")[0]
         raise InputError(
-            f"--cluster {given}: {scheme}:// is no address of a dashboard; give a cluster file of `ray up`, or the "
-            f"dashboard's address, such as http://HOST:{DASHBOARD_PORT}"
+            f"--cluster {_shown(given)}: {scheme}:// is no address of a dashboard; give a cluster file of `ray up`, or "
+            f"the dashboard's address, such as http://HOST:{DASHBOARD_PORT}"
         )
     if HOST_AND_PORT.fullmatch(given) and not Path(given).exists():
         return f"http://{given}"
     return None
+
+
+def _shown(address: str) -> str:
+    """Return an address of a dashboard without its password."""
+    if "://" in address:
+        return without_password(address)
+    return without_password(f"http://{address}").removeprefix("http://")
 
 
 def _own_token() -> str:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from wmlsearch.cluster.run_copies import fetch_search
+from wmlsearch.cluster.run_copies import GROWING, fetch_search
 from wmlsearch.cluster.transfer import fetch_data, is_fetched
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
@@ -33,6 +33,7 @@ from wmlsearch.runs.folders import SearchDir, created
 HOME = Path("~/wmlsearch-head").expanduser()
 REQUEST = "request.json"
 ANSWER = "@wmlsearch@ "  # begins the line of a HeadReport in the job's log
+ERROR = "wmlsearch: "  # begins the error with which a job ends, here and on the command line
 COLUMNS = 140  # of what a search prints
 POLL_S = 0.5
 
@@ -43,7 +44,9 @@ class HeadRequest(BaseModel):
     Args:
         verb: "tune" and "resume" run a search, "stop" ends one, "find" tells how one stands, and "report" shows it too
             and gathers its results if it has ended.
-        name: Of the search; None: the latest.
+        name: Of the search; None: the latest one, by its start.
+        latest_job: Where `name` is None: the search whose job was started last, as its folder may not exist yet.
+        latest_job_started: When that job was started, Unix seconds by the clock of the head.
         argv: Options of `wmlsearch tune`, without --data, --name and --out.
         space: The name of a built-in search space, or of a file in the job's working folder.
         fingerprint: Of the prepared data set.
@@ -53,6 +56,8 @@ class HeadRequest(BaseModel):
 
     verb: Literal["tune", "resume", "stop", "find", "report"]
     name: str | None = None
+    latest_job: str | None = None
+    latest_job_started: float = 0.0
     argv: list[str] = []
     space: str | None = None
     fingerprint: str | None = None
@@ -136,8 +141,8 @@ def report(request: HeadRequest) -> HeadReport:
     answer.has_storage = bool(os.environ.get("WMLSEARCH_STORAGE"))
     if request.fingerprint is not None:
         answer.has_data = (HOME / "data" / request.fingerprint).is_dir()
-    if request.name is None and searches:
-        answer.name = searches[-1].name
+    if request.name is None:
+        answer.name = _latest(request, searches)
     if answer.name in answer.names:
         search = SearchDir(HOME / "runs" / answer.name)
         answer.search, answer.running = SearchSummary.read(search.path), search.is_running()
@@ -146,6 +151,18 @@ def report(request: HeadRequest) -> HeadReport:
             if not answer.running:
                 answer.results, answer.size = _gather(search)
     return answer
+
+
+def _latest(request: HeadRequest, searches: Sequence[SearchDir]) -> str:
+    """Return the name of the search that was started last, as a job or on the head itself; "" if there is none.
+
+    Args:
+        request: It names the latest job.
+        searches: Those with a folder, the latest last.
+    """
+    if request.latest_job and (not searches or created(searches[-1]) < request.latest_job_started):
+        return request.latest_job  # it has no folder yet, or is resumed
+    return searches[-1].name if searches else ""
 
 
 def _run_wmlsearch(argv: Sequence[str | Path], columns: int) -> None:
@@ -189,7 +206,10 @@ def _restore(request: HeadRequest, search: SearchDir) -> None:
     if request.storage is not None and not search.exists():
         fetch_search(request.storage, search.name, search.path)
     if not search.exists():
-        raise InputError(f"{search.name}: no search of this name on the head, so there is nothing to resume")
+        raise InputError(
+            f"{search.name}: no search of this name on the head, so there is nothing to resume; give the --storage of "
+            "the search if it has one, or start it anew"
+        )
     data = Path(search.record().data_path)
     if data.parent == HOME / "data" and not data.is_dir():
         _prepared_data(request.model_copy(update={"fingerprint": data.name}))
@@ -212,12 +232,18 @@ def _gather(search: SearchDir) -> tuple[Path, int]:
         part = path.relative_to(search.path)
         if path.is_file() and is_fetched(part):
             (results / part).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, results / part)  # safe: an ended search's files are replaced, not changed
-            except OSError:
-                shutil.copy2(path, results / part)
+            _link_or_copy(path, results / part)
             size += path.stat().st_size
     return results, size
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    """Give a file of an ended search a second name, or copy it where a resumed search would change it."""
+    if path.suffix not in GROWING:  # other files are replaced, not changed
+        with contextlib.suppress(OSError):
+            os.link(path, target)
+            return
+    shutil.copy2(path, target)
 
 
 def main() -> int:
@@ -234,7 +260,7 @@ def main() -> int:
             stop(SearchDir(HOME / "runs" / str(request.name)))
         print(f"{ANSWER}{report(request).model_dump_json()}", flush=True)
     except (InputError, StorageError) as error:
-        print(f"wmlsearch: {error}", flush=True)
+        print(f"{ERROR}{error}", flush=True)
         return 2
     return 0
 

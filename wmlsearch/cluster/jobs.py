@@ -31,7 +31,8 @@ from wmlsearch.space import shipped
 
 Say = Callable[[str], None]
 
-SEARCH, STORAGE = "wmlsearch_search", "wmlsearch_storage"  # metadata of the job of a search
+# Metadata of the job of a search: its name, its storage, and "tune" or "resume".
+SEARCH, STORAGE, VERB = "wmlsearch_search", "wmlsearch_storage", "wmlsearch_verb"
 SUBMISSION = "wmlsearch_submission"  # metadata of each job: a random name, by which its sender knows it again
 RESUMED = "@"  # NAME@2 is the job in which the search NAME was resumed first; no name of a search has this character
 STOP_S = 600  # so long Ray waits for the clean end of a search that is stopped in the dashboard
@@ -41,7 +42,9 @@ ENTRYPOINT = (
     f"python {Path(dependencies.__file__).name} {REQUIREMENTS} && unset OMP_NUM_THREADS && "
     "exec python -m wmlsearch.cluster.head_job"
 )
-SILENCE_S = 30.0  # then a connection is replaced: that of a cut network does not say that it is dead
+# After a silence a connection is replaced, since that of a cut network does not say that it is dead. The whole log is
+# read again then, so the silence doubles from one time to the next while nothing new comes.
+SILENCE_S, LONGEST_SILENCE_S = 30.0, 240.0
 LOST_S = 3600.0  # so long a cluster that does not answer is asked again by one who follows a search
 PATIENCE_S = 30.0  # the same, of one who waits for an answer
 RETRY_S = 5.0
@@ -62,6 +65,7 @@ class SearchJob:
         started: Unix seconds.
         exit_status: Of the search's process; None where there is none.
         message: What Ray says of an end without an exit status.
+        resumes: Whether the search had begun before; False where the job does not tell.
     """
 
     id: str
@@ -71,6 +75,7 @@ class SearchJob:
     started: float
     exit_status: int | None
     message: str
+    resumes: bool = False
 
     @property
     def ending(self) -> str:
@@ -92,7 +97,8 @@ def submit_search(dashboard: Dashboard, request: HeadRequest, space: Path | None
     name = str(request.name)
     used = {job.submission_id for job in dashboard.call(lambda client: client.list_jobs())}  # of other programs too
     job_id = next(job_id for job_id in _ids(name) if job_id not in used)
-    _submit(dashboard, request, {SEARCH: name, **({STORAGE: storage} if storage else {})}, job_id, space)
+    about = {SEARCH: name, VERB: request.verb, **({STORAGE: storage} if storage else {})}
+    _submit(dashboard, request, about, job_id, space)
     return job_id
 
 
@@ -133,6 +139,22 @@ def ask(dashboard: Dashboard, request: HeadRequest, say: Say) -> HeadReport:
     return report
 
 
+def lines_of(dashboard: Dashboard, job_id: str) -> list[str]:
+    """Return what a job has printed so far, without the lines of Ray; nothing where Ray has lost its log.
+
+    Raises UnreachableError.
+    """
+    try:
+        text = dashboard.call(lambda client: client.get_job_logs(job_id))
+    except RuntimeError:
+        return []
+    lines: list[str] = []
+    log = _Log(lines.append)
+    log.add(text)
+    log.end()
+    return lines
+
+
 def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST_S) -> SearchJob | None:
     """Say each line that a job prints, from its first one on, until it has ended; return it, or None if it is gone.
 
@@ -141,10 +163,12 @@ def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST
     """
     log = _Log(say)
     lost_since: float | None = None
+    silence_s = SILENCE_S
     while True:
         try:
-            client = dashboard.client()
-            complete = asyncio.run(_tail(client, job_id, log))
+            client, began = dashboard.client(), time.monotonic()
+            complete = asyncio.run(_tail(client, job_id, log, silence_s))
+            silence_s = SILENCE_S if log.grew > began else min(2 * silence_s, LONGEST_SILENCE_S)
             if lost_since is not None and log.grew > lost_since:
                 lost_since = None
             job = _job(dashboard, job_id)
@@ -176,8 +200,8 @@ def _is_ours(dashboard: Dashboard, job_id: str, about: dict[str, str]) -> bool:
     return submissions == [about[SUBMISSION]]
 
 
-async def _tail(client: Any, job_id: str, log: _Log) -> bool:
-    """Add what a job prints to `log` until the connection ends; return whether it ended as at the end of a job."""
+async def _tail(client: Any, job_id: str, log: _Log, silence_s: float) -> bool:
+    """Add what a job prints to `log` until the connection ends, or is silent; return whether the job has ended."""
     import aiohttp
 
     log.restart()
@@ -185,7 +209,7 @@ async def _tail(client: Any, job_id: str, log: _Log) -> bool:
     try:
         while True:
             try:
-                text = await asyncio.wait_for(anext(lines), SILENCE_S)
+                text = await asyncio.wait_for(anext(lines), silence_s)
             except StopAsyncIteration:
                 return True
             except (TimeoutError, OSError, RuntimeError, aiohttp.ClientError):
@@ -249,6 +273,7 @@ def _search_job(details: Any) -> SearchJob:
         started=(details.start_time or 0) / 1000,
         exit_status=details.driver_exit_code,
         message=details.message or "",
+        resumes=metadata.get(VERB) == "resume",
     )
 
 

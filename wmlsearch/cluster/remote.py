@@ -11,13 +11,14 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from wmlsearch.cluster.dashboard import Dashboard, tunnel_to
-from wmlsearch.cluster.head_job import HeadReport, HeadRequest, SearchSummary
+from wmlsearch.cluster.head_job import COLUMNS, ERROR, HeadReport, HeadRequest, SearchSummary
 from wmlsearch.cluster.head_mlflow import DEFAULT_PORT, PORT_FILE
-from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, search_jobs, submit_search
+from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, lines_of, search_jobs, submit_search
 from wmlsearch.cluster.ray_up import ClusterFile, RayCommand, UnreachableError
 from wmlsearch.cluster.run_copies import fetch_search, searches
 from wmlsearch.cluster.transfer import fingerprint_of, is_fetched, upload_data
@@ -31,8 +32,10 @@ from wmlsearch.tracking.server import is_healthy
 
 Say = Callable[[str], None]
 
-CLEAN_END_S = 30.0  # after the last trial of a stopped search, its process writes the report
+CLEAN_END_S = 30.0  # after its search has ended, a process runs the user's command of --on-end
+SAY_AFTER_S = 5.0  # of such a process that has not ended
 POLL_S = 1.0
+LAST_LINES = 20  # of the log of a search without a run folder, which say why there is none
 
 
 def tune(
@@ -40,7 +43,8 @@ def tune(
 ) -> int:
     """Run `wmlsearch tune SPACE ARGV` on the head, follow it and fetch its results; return its exit status.
 
-    Ctrl-C ends the following only. Raises InputError for what cannot be run.
+    Ctrl-C ends the following only. A name may be used again if nothing was begun under it. Raises InputError for what
+    cannot be run.
 
     Args:
         cluster: A cluster file, or the address of a dashboard.
@@ -55,15 +59,15 @@ def tune(
         storage = storage_of(dashboard, storage)
         job = job_of(search_jobs(dashboard), name)
         report = ask(dashboard, HeadRequest(verb="find", name=name, fingerprint=fingerprint), say)
-        if job is not None or report.search is not None:
+        if report.search is not None or (job is not None and job.running):
             raise InputError(
                 f"{name}: the cluster already has a search of this name (state: {_state(job, report)}); see it with "
-                f"`{_command('status', name, cluster)}`, or give another --name"
+                f"`{_command('status', name, dashboard)}`, or give another --name"
             )
         _send_data(dashboard, data, fingerprint, storage, report, say)
         file = Path(space) if Path(space).is_file() else None
         if "--no-baseline" not in argv:  # the head will open the sealed test; the ledger beside `data` must say so
-            record_opening(data, {"run": name, "where": f"the cluster {without_password(cluster)}"})
+            record_opening(data, {"run": name, "where": f"the cluster {dashboard.given}"})
         request = HeadRequest(
             verb="tune",
             name=name,
@@ -76,27 +80,35 @@ def tune(
 
 
 def resume(
-    cluster: str, argv: list[str], data: Path | None, name: str, out: Path, storage: str | None, say: Say
+    cluster: str,
+    argv: list[str],
+    data: Path | None,
+    name: str,
+    out: Path,
+    storage: str | None,
+    say: Say,
+    default_storage: str | None = None,
 ) -> int:
     """Resume the search `name` on the cluster, follow it and fetch its results; return its exit status.
 
     `argv` are the options without --resume, --data, --out and --storage. A head that is new gets what it lacks: the run
     folder from the storage, and the data set from there or from `data`. Raises InputError for what cannot be resumed.
+
+    Args:
+        storage: That was given for this search; else it is the one that its job names.
+        default_storage: Counts where neither is known.
     """
     fingerprint = None if data is None else fingerprint_of(data)
     with Dashboard(cluster) as dashboard:
         job = job_of(search_jobs(dashboard), name)
-        storage = storage_of(dashboard, storage or (job.storage if job is not None else None))
+        storage = storage_of(dashboard, _storage_of_search(storage, job, default_storage))
         report = ask(dashboard, HeadRequest(verb="find", name=name, fingerprint=fingerprint), say)
         if report.running or (job is not None and job.running):
-            raise InputError(f"{name}: already runs; see it with `{_command('status', name, cluster)}`")
+            raise InputError(f"{name}: already runs; see it with `{_command('status', name, dashboard)}`")
         if report.search is None and storage is None and not report.has_storage:
             if job is None:
-                raise _unknown(cluster, name, report)
-            raise InputError(
-                f"{name}: ended on the head before its first trial, so there is nothing to resume; start it again with "
-                "another --name"
-            )
+                raise _unknown(name, dashboard, report)
+            raise InputError(f"{name}: {_nothing_begun(job, _reason_of_end(dashboard, job))}")
         _has_copy(out / name, report.search)
         if data is not None and fingerprint is not None:
             _send_data(dashboard, data, fingerprint, storage, report, say)
@@ -108,62 +120,76 @@ def resume(
 def stop(cluster: str, name: str | None, say: Say) -> int:
     """End the search `name` (default: the latest) on the cluster cleanly, and say how it ended. Raises InputError."""
     with Dashboard(cluster) as dashboard:
-        job = job_of(search_jobs(dashboard), name)
-        if job is None:
-            report = ask(dashboard, HeadRequest(verb="find", name=name), say)
-            if report.search is None:
-                raise _unknown(cluster, name, report)
-            if not report.running:
-                raise InputError(f"{report.name}: has already ended on the head ({_ending(None, report)})")
-        elif not job.running:
-            raise InputError(f"{job.name}: has already ended on the head ({job.ending})")
-        name = report.name if job is None else job.name
+        jobs = search_jobs(dashboard)
+        job = job_of(jobs, name)
+        if name is None or job is None or not job.running:  # the head may run it without a job
+            report = ask(dashboard, _request("find", name, jobs), say)
+            job = job_of(jobs, report.name)
+            if report.search is None and job is None:
+                raise _unknown(name, dashboard, report)
+            name = report.name
+            if not report.running and (job is None or not job.running):
+                raise InputError(f"{name}: has already ended on the head ({_ending(job, report)})")
         say(f"asked {name} to stop; its trials end within seconds ...")
         report = ask(dashboard, HeadRequest(verb="stop", name=name), say)
-        if job is not None:
-            _wait_for_end(dashboard, job.id)
+        if job is not None and job.running:
+            _wait_for_end(dashboard, job, report.search is not None, say)
             if report.search is None or report.search.status.get("state") == RUNNING:
                 report = ask(dashboard, HeadRequest(verb="find", name=name), say)
-    status = report.search.status if report.search is not None else {}
-    say(f"{name}: {status.get('state', 'ended')} ({status.get('reason') or 'it had already ended'})")
-    say(f"to fetch its results: {_command('status', name, cluster)}")
-    say(f"to resume it: {command('tune', '--resume', name, '--cluster', cluster)}")
-    return 0
+        if report.search is None:
+            say(f"{name}: ended before it had a run folder, so there is nothing to fetch or to resume")
+            return 0
+        status = report.search.status
+        say(f"{name}: {status.get('state', 'ended')} ({status.get('reason') or 'it had already ended'})")
+        say(f"to fetch its results: {_command('status', name, dashboard)}")
+        say(f"to resume it: {command('tune', '--resume', name, '--cluster', dashboard.given)}")
+        return 0
 
 
-def status(cluster: str, name: str | None, out: Path, storage: str | None, say: Say) -> int:
+def status(
+    cluster: str, name: str | None, out: Path, storage: str | None, say: Say, default_storage: str | None = None
+) -> int:
     """Say how the search `name` (default: the latest) stands on the head; fetch it into `out` if it has ended.
 
-    Of a cluster that does not answer, its copy in the storage is fetched.
+    Of a cluster that does not answer, its copy in the storage is fetched. Returns an exit status. Raises InputError.
+
+    Args:
+        storage: That was given for this search; else it is the one that its job names.
+        default_storage: Counts where neither is known.
     """
     columns = shutil.get_terminal_size((120, 40)).columns
+    place = storage or default_storage
     try:
         with Dashboard(cluster) as dashboard:
-            job = job_of(search_jobs(dashboard), name)
-            name = name if job is None else job.name
-            report = ask(dashboard, HeadRequest(verb="report", name=name, columns=columns), say)
-            if job is None and report.search is None:
-                if storage is not None:  # of a head that was lost
-                    return _fetch_from_storage(storage, name, out, say)
-                raise _unknown(cluster, name, report)
+            jobs = search_jobs(dashboard)
+            request = _request("report", name, jobs, columns)
+            job = job_of(jobs, name)
+            if job is not None:  # it says where to look if the head does not answer any more
+                name, place = job.name, _storage_of_search(storage, job, default_storage)
+            report = ask(dashboard, request, say)
+            job = job_of(jobs, report.name)
+            place = _storage_of_search(storage, job, default_storage)
+            if report.search is None and job is None:
+                if place is not None:  # of a head that was lost
+                    return _fetch_from_storage(place, name, out, say)
+                raise _unknown(name, dashboard, report)
             name = report.name
-            if report.search is None and job is not None:  # it is still at work before there is a run folder, or ended
-                for line in dashboard.call(lambda client: client.get_job_logs(job.id)).splitlines()[-20:]:
+            if report.search is None and job is not None:  # it is still checked or planned, or was refused
+                for line in lines_of(dashboard, job.id)[-LAST_LINES:]:
                     say(line)
             if report.running or (job is not None and job.running):
-                since = "" if job is None else f" for {duration(time.time() - job.started)}"
+                since = "" if job is None or not job.running else f" for {duration(time.time() - job.started)}"
                 say(f"{name} has run on the head{since}")
             elif _has_copy(out / name, report.search):
                 say(f"{name} has ended on the head ({_ending(job, report)}); {out / name} is up to date")
             else:
-                storage = storage or (job.storage if job is not None else None)
-                _fetch(dashboard, job, report, out, storage, say)
+                _fetch(dashboard, job, report, out, place, say)
             return 0
     except UnreachableError as error:
-        if storage is None:
+        if place is None:
             raise
-        say(f"{error}\nlooking into the storage {without_password(storage)} ...")
-        return _fetch_from_storage(storage, name, out, say)
+        say(f"{error}\nlooking into the storage {without_password(place)} ...")
+        return _fetch_from_storage(place, name, out, say)
 
 
 def ui(cluster: str, port: int, say: Say) -> int:
@@ -171,8 +197,8 @@ def ui(cluster: str, port: int, say: Say) -> int:
     dashboard = Dashboard(cluster)
     if dashboard.file is None:
         raise InputError(
-            f"--cluster {cluster}: MLflow is not reached through the dashboard; forward its port as well (such as by "
-            "`kubectl port-forward POD 5000`), and open that in a browser"
+            f"--cluster {dashboard.given}: MLflow is not reached through the dashboard; forward its port as well (such "
+            "as by `kubectl port-forward POD 5000`), and open that in a browser"
         )
     with tunnel_to(dashboard.file, port, _mlflow_port(dashboard.file)) as tunnel:
         try:
@@ -188,9 +214,24 @@ def ui(cluster: str, port: int, say: Say) -> int:
             return 0
 
 
-def _command(verb: str, name: str, cluster: str) -> str:
-    """Return the command line of a verb about a search on a cluster, to be pasted."""
-    return command(verb, name, "--cluster", cluster)
+def _command(verb: str, name: str, dashboard: Dashboard) -> str:
+    """Return the command line of a verb about a search on a cluster, to be pasted. It shows no password."""
+    return command(verb, name, "--cluster", dashboard.given)
+
+
+def _request(
+    verb: Literal["find", "report"], name: str | None, jobs: Sequence[SearchJob], columns: int = COLUMNS
+) -> HeadRequest:
+    """Return the request about a search; without a name, about the latest one of jobs and of folders on the head."""
+    latest = job_of(jobs, None) if name is None else None
+    if latest is None:
+        return HeadRequest(verb=verb, name=name, columns=columns)
+    return HeadRequest(verb=verb, latest_job=latest.name, latest_job_started=latest.started, columns=columns)
+
+
+def _storage_of_search(given: str | None, job: SearchJob | None, default: str | None) -> str | None:
+    """Return the storage of a search: the one given for it, else that of its job, else the default one."""
+    return given or (job.storage if job is not None else None) or default
 
 
 def storage_of(dashboard: Dashboard, storage: str | None) -> str | None:
@@ -208,13 +249,30 @@ def storage_of(dashboard: Dashboard, storage: str | None) -> str | None:
     return storage or None
 
 
-def _unknown(cluster: str, name: str | None, report: HeadReport) -> InputError:
+def _unknown(name: str | None, dashboard: Dashboard, report: HeadReport) -> InputError:
+    cluster = dashboard.given
     if name is None:
         return InputError(
             f"{cluster}: no search on this cluster yet; start one with `{command('tune', '--cluster', cluster)}`"
         )
     names = ", ".join(report.names) or "none"
     return InputError(f"{name}: no search of this name on the head of {cluster} (it has: {names})")
+
+
+def _nothing_begun(job: SearchJob, reason: str) -> str:
+    """Say that a job has ended without a run folder, and how to go on."""
+    if job.resumes:
+        return (
+            f"its folder could not be brought to the head ({reason}); mend that, or give its --storage, and resume it"
+        )
+    return f"ended before it had a run folder ({reason}); mend that, and start it again, also under this name"
+
+
+def _reason_of_end(dashboard: Dashboard, job: SearchJob) -> str:
+    """Return the error with which a job ended, as its log tells, or else its exit status."""
+    lines = lines_of(dashboard, job.id)
+    errors = [number for number, line in enumerate(lines) if line.startswith(ERROR)]
+    return " ".join(lines[errors[-1] :]).removeprefix(ERROR) if errors else job.ending
 
 
 def _state(job: SearchJob | None, report: HeadReport) -> str:
@@ -261,22 +319,31 @@ def _send_data(
 
 
 def _follow_and_fetch(dashboard: Dashboard, request: HeadRequest, space: Path | None, out: Path, say: Say) -> int:
-    """Submit a search, follow it, then fetch its results; return its exit status, or 130 if following ended early."""
-    name, cluster, storage = str(request.name), dashboard.given, request.storage
+    """Submit a search, follow it, then fetch its results; return its exit status, or 130 if they were not fetched."""
+    name, storage = str(request.name), request.storage
     shown = storage if storage is not None and without_password(storage) == storage else ""
     job_id = submit_search(dashboard, request, space, shown)
     say(f"{name} runs on the cluster (job {job_id}); Ctrl-C stops following it, not the search")
     try:
         job = follow(dashboard, job_id, say)
-        report = ask(dashboard, HeadRequest(verb="report", name=name), lambda _: None)
     except (KeyboardInterrupt, UnreachableError) as error:
         say("stopped following" if isinstance(error, KeyboardInterrupt) else str(error))
         say(
-            f"{name} continues on the cluster: see it with `{_command('status', name, cluster)}`, which also fetches "
-            f"its results when it has ended; stop it with `{_command('stop', name, cluster)}`"
+            f"{name} continues on the cluster: see it with `{_command('status', name, dashboard)}`, which also fetches "
+            f"its results when it has ended; stop it with `{_command('stop', name, dashboard)}`"
         )
         return 130
-    return _fetch(dashboard, job, report, out, storage, say)
+    try:
+        report = ask(dashboard, HeadRequest(verb="report", name=name), lambda _: None)
+        return _fetch(dashboard, job, report, out, storage, say)
+    except (KeyboardInterrupt, UnreachableError) as error:
+        say("stopped" if isinstance(error, KeyboardInterrupt) else str(error))
+        ending = "its process died" if job is None else job.ending
+        say(
+            f"{name} has ended on the cluster ({ending}), but its results are not here yet; fetch them with "
+            f"`{_command('status', name, dashboard)}`"
+        )
+        return 130
 
 
 def _fetch(
@@ -293,7 +360,10 @@ def _fetch(
             _replace(partial, out / report.name)
         where = "the head" if dashboard.file is not None else "the storage"
         say(f"fetched from {where} into {out / report.name}, without the trials' checkpoints")
-    say(f"{report.name} has ended on the head: {_ending(job, report)}")
+    if report.search is None and job is not None:
+        say(f"{report.name}: {_nothing_begun(job, job.ending)}")
+    else:
+        say(f"{report.name} has ended on the head: {_ending(job, report)}")
     return 1 if job is None or job.exit_status is None else job.exit_status
 
 
@@ -333,13 +403,24 @@ def _replace(partial: Path, target: Path) -> None:
         os.replace(partial, target)
 
 
-def _wait_for_end(dashboard: Dashboard, job_id: str) -> None:
-    """Wait until a job that was asked to stop has ended. One that is still starting gets a signal."""
-    asked = time.monotonic()
-    signalled = False
-    while any(job.id == job_id and job.running for job in search_jobs(dashboard)):
-        if not signalled and time.monotonic() - asked > CLEAN_END_S:
-            signalled = dashboard.call(lambda client: client.stop_job(job_id))
+def _wait_for_end(dashboard: Dashboard, job: SearchJob, has_folder: bool, say: Say) -> None:
+    """Wait until a job that was asked to stop has ended.
+
+    Its process gets a signal if there is no run folder, which it would find the request in. Otherwise it gets one after
+    CLEAN_END_S: it has ended its search, or is just about to resume it.
+    """
+    asked, wait_s = time.monotonic(), CLEAN_END_S if has_folder else 0.0
+    told = signalled = False
+    while any(each.id == job.id and each.running for each in search_jobs(dashboard)):
+        waited = time.monotonic() - asked
+        if not told and waited >= min(wait_s, SAY_AFTER_S):
+            told = True
+            if has_folder:
+                say(f"the process of {job.name} is still at work; it gets a signal after {wait_s:g} s ...")
+            else:
+                say(f"{job.name} has no run folder yet; its process gets a signal to end ...")
+        if not signalled and waited >= wait_s:
+            signalled = dashboard.call(lambda client: client.stop_job(job.id))
         time.sleep(POLL_S)
 
 

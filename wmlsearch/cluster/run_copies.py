@@ -23,14 +23,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, ClassVar
+from typing import IO, Annotated, ClassVar, TypeVar, cast
 
 from pydantic import Field
 
 from wmlsearch.cluster.storage import Storage, reason
 from wmlsearch.config import InputError
-from wmlsearch.runs.files import write_text
+from wmlsearch.runs.files import FULL, StorageError, retry_while_unavailable, write_text
 from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import RUNNING, Record, RunStatus
 from wmlsearch.runs.wording import command, run_words
 
@@ -43,10 +44,12 @@ LARGE_BYTES = 1 << 20  # a file of this size or more is stored by itself
 # Packs may hold this many times as many bytes as the files that they are of, and so many bytes more.
 _MOST_WASTE, _WASTE_BYTES = 2, 8 << 20
 _NOT_COPIED = ("owner", "stop")  # for the process that holds the folder
-_GROWING = (".jsonl", ".journal")  # line by line
+GROWING = (".jsonl", ".journal")  # suffixes of files to which lines are appended
 _TAIL = 256  # bytes before the end of what was copied of such a file, to recognise it
 _STATUS = "status.json"
 _ATTEMPTS = 5  # to read a copy that is written at the same time
+PATIENCE_S = 60.0  # with a storage that stops to answer while a copy is read
+T = TypeVar("T")
 
 
 class StoredFile(Record):
@@ -194,12 +197,15 @@ def searches(storage: str) -> list[CopiedSearch]:
 def fetch_search(storage: str, name: str, target: Path) -> SearchDir:
     """Copy a search from a storage to the new folder `target`, while it runs or later.
 
-    The folder appears when it is complete. Raises InputError if the storage has no copy or cannot be read, or if
-    `target` exists, and OSError if `target` cannot be written.
+    The folder appears when it is complete. A storage that does not answer any more is asked again for PATIENCE_S.
+    Raises InputError if the storage has no copy or cannot be read, or if `target` exists, and OSError if `target`
+    cannot be written.
     """
     index = read_index(storage, name)
     if index is None:
-        raise InputError(f"--storage: {Storage(storage)} has no copy of a search {name}")
+        raise InputError(
+            f"--storage: {Storage(storage)} has no copy of a search {name}; check the name and the storage"
+        )
     if target.exists():
         raise InputError(f"{target}: exists already; name another folder, or move it away")
     place = copy_of(storage, name)
@@ -210,6 +216,14 @@ def fetch_search(storage: str, name: str, target: Path) -> SearchDir:
         write_text(aside / _MARK, CopyMark(session=index.session, sequence=index.sequence).model_dump_json())
         _forget_that_runs_were_made(SearchDir(aside))
         aside.replace(target)
+    except StorageError as error:
+        if error.errno in FULL:  # this disk
+            raise
+        why = without_password(str(error.strerror))
+        raise InputError(
+            f"--storage: {place} could not be read to its end ({why}), and nothing was written to {target}; run this "
+            "again when the storage answers"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return SearchDir(target)
@@ -235,7 +249,7 @@ def _fetch(place: Storage, index: CopyIndex, folder: Path) -> CopyIndex:
             for path, file in index.files.items():
                 _download(place, file, folder / path)
         except FileNotFoundError as error:
-            data = place.read(_INDEX)
+            data = _reading(lambda: place.read(_INDEX), place)
             newer = index if data is None else _parse_index(data, place)
             if newer == index:
                 raise InputError(f"{place}: lacks a part of the copy ({error}); restore it from a copy") from None
@@ -251,7 +265,7 @@ def _apply_packs(place: Storage, index: CopyIndex) -> dict[str, bytearray]:
     """Return the content of each small file. Raises FileNotFoundError for a missing pack, ValueError for damage."""
     files: dict[str, bytearray] = {}
     for name in index.packs:
-        data = place.read(name)
+        data = _reading(lambda name=name: place.read(name), place)  # type: ignore[misc]
         if data is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         for piece in unpack(data):
@@ -277,8 +291,28 @@ def _write_files(folder: Path, files: Mapping[str, bytearray]) -> None:
 
 def _download(place: Storage, file: StoredFile, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    place.download(file.object, path)
+    _reading(lambda: place.download(file.object, path), place)
     os.utime(path, ns=(file.mtime_ns, file.mtime_ns))
+
+
+def _reading(read: Callable[[], T], place: Storage) -> T:
+    """Return what `read` returns, which is repeated while the storage does not answer.
+
+    Raises FileNotFoundError at once, since the copy may be another one by now, and StorageError.
+    """
+    missing: list[FileNotFoundError] = []
+
+    def read_unless_missing() -> T | None:
+        try:
+            return read()
+        except FileNotFoundError as error:
+            missing.append(error)
+            return None
+
+    result = retry_while_unavailable(read_unless_missing, str(place), PATIENCE_S)
+    if missing:
+        raise missing[0]
+    return cast(T, result)
 
 
 def read_mark(search: SearchDir) -> CopyMark | None:
@@ -442,7 +476,7 @@ class CopyWriter:
 
         What was read before an error is kept: `_read` returns it only once.
         """
-        paths = [path for path in _files_in(self.search.path) if path.suffix not in _GROWING]
+        paths = [path for path in _files_in(self.search.path) if path.suffix not in GROWING]
         for path in paths:
             if (piece := self._read(path)) is not None:
                 self._root.append(piece)
@@ -461,7 +495,7 @@ class CopyWriter:
             self._take(piece)
         self._root = []
         for path in _files_in(self.search.path):
-            if path.suffix in _GROWING:
+            if path.suffix in GROWING:
                 self._copy_file(path)
 
     def _look_below(self, folder: Path) -> None:
@@ -507,7 +541,7 @@ class CopyWriter:
                 return None
             with open(path, "rb") as file:
                 state = os.fstat(file.fileno())
-                if path.suffix in _GROWING:
+                if path.suffix in GROWING:
                     return self._read_growing(name, file, state, copied)
                 if state.st_size >= LARGE_BYTES:
                     self._send_large(name, file, state)
@@ -610,7 +644,7 @@ def _files_in(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     copied = [name for name in names if not name.startswith(".") and name not in _NOT_COPIED]
-    copied.sort(key=lambda name: (name != _STATUS, name.endswith(_GROWING), name))
+    copied.sort(key=lambda name: (name != _STATUS, name.endswith(GROWING), name))
     return [folder / name for name in copied]
 
 

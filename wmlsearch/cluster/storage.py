@@ -13,6 +13,7 @@ from typing import IO, cast
 
 from pyarrow import fs
 
+from wmlsearch.runs.files import write_all, writing
 from wmlsearch.runs.redaction import without_password
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they show an object whole or not at all; a file may be seen half written
@@ -98,11 +99,12 @@ class Storage:
             raise
 
     def download(self, name: str, path: Path) -> None:
-        """Copy a file to `path`. Raises FileNotFoundError if it does not exist."""
+        """Copy a file to `path`. Raises FileNotFoundError if it does not exist. Other errors of `path` name it."""
         system, root = self._place
-        with system.open_input_stream(f"{root}/{name}") as stream, open(path, "wb") as file:
+        with system.open_input_stream(f"{root}/{name}") as stream, open(path, "wb", buffering=0) as file:
             while chunk := stream.read(_CHUNK):
-                file.write(chunk)
+                with writing(path, len(chunk)):  # names the path, as a full disk is not the storage's fault
+                    write_all(file, chunk)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,12 +114,17 @@ def append(path: Path, lines: bytes) -> None:
         _cut_torn_line(file.fileno(), path)
         size = os.fstat(file.fileno()).st_size
         try:
-            left = memoryview(lines)
-            while left:  # an almost full disk accepts a part, and raises at the next write
-                left = left[file.write(left) :]
+            write_all(file, lines)
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise
+
+
+def write_all(file: RawIOBase, data: bytes) -> None:
+    """Write to an unbuffered file: an almost full disk accepts a part, and raises OSError at the next write."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
