@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from wmlsearch.search.checkpoints import (
     stored_files,
     stored_snapshots,
 )
-from wmlsearch.search.object_store import BackgroundDeletions, ObjectStore, split_location
+from wmlsearch.search.object_store import DELETING_THREADS, BackgroundDeletions, ObjectStore, split_location
 from wmlsearch.workflows.placement import Placement
 
 
@@ -137,6 +138,19 @@ def test_a_store_that_is_gone_delays_the_end_for_a_while_only() -> None:
     deletions = BackgroundDeletions()
     deletions.delete("s3://bucket/s/trials/0001?scheme=http&endpoint_override=127.0.0.1:9&region=us-east-1", "last.pt")
     deletions.wait(patience_s=0.0)  # returns
+
+
+def test_the_first_file_that_cannot_be_deleted_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Arrow does not know this kind of URI, which is no OSError; the threads go on."""
+    deletions = BackgroundDeletions()
+    for name in ("last.pt", "best.pt", *(f"epoch-{epoch:04d}.pt" for epoch in range(2 * DELETING_THREADS))):
+        deletions.delete("what://me:open-sesame@bucket/s/trials/0001", name)
+    with caplog.at_level(logging.WARNING):
+        assert deletions.wait()
+    assert deletions.wait(0.0)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told.startswith("warning: what://me:***@bucket/s: a checkpoint that nobody needs was not deleted (")
+    assert "open-sesame" not in caplog.text
 
 
 def test_the_location_of_a_search_and_of_its_run() -> None:

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 
 from pyarrow import fs
 
+from wmlsearch.cluster.storage import reason
 from wmlsearch.runs.redaction import without_password
 
 DELETING_THREADS = 4  # a deletion is a few requests, and 500 GPUs can end dozens of trials a second
@@ -36,7 +37,10 @@ def split_location(location: str) -> tuple[str, str]:
 
 
 class ObjectStore:
-    """The part of an object store that holds the checkpoints of one search. All methods raise OSError.
+    """The part of an object store that holds the checkpoints of one search.
+
+    All methods raise OSError, and other exceptions of Arrow (`pyarrow.lib.ArrowException`) for answers that it does not
+    expect.
 
     Args:
         location: The URI of the search's checkpoints.
@@ -70,20 +74,21 @@ class ObjectStore:
 class BackgroundDeletions:
     """Deletes checkpoints in object stores in background threads, which are started with the first deletion.
 
-    A file that cannot be deleted stays and does no harm: a resumed search deletes it.
+    A file that cannot be deleted stays and does no harm: a resumed search deletes it. The first failure is a warning.
     """
 
     def __init__(self) -> None:
         self._stores: dict[str, ObjectStore] = {}
-        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[str, Callable[[], None]]] = SimpleQueue()  # with the location of the search
         self._threads: list[threading.Thread] = []
         self._unfinished, self._changed = 0, threading.Condition()
+        self._told = False  # of a failure
 
     def delete(self, location: str, name: str) -> None:
         """Delete the file `name` of the run at `location`, soon."""
         of_search, run = split_location(location)
         store = self._stores.setdefault(of_search, ObjectStore(of_search))
-        self._add(lambda: store.delete(run, name))
+        self._add(of_search, lambda: store.delete(run, name))
 
     def delete_unneeded(self, location: str, needed: Callable[[str, str], bool]) -> None:
         """List the checkpoints of the search at `location` once, and delete those that are not needed, soon.
@@ -98,14 +103,14 @@ class BackgroundDeletions:
             for run, names in store.files().items():
                 for name in sorted(names):
                     if not needed(run, name):
-                        self._add(lambda run=run, name=name: store.delete(run, name))  # type: ignore[misc]
+                        self._add(location, lambda run=run, name=name: store.delete(run, name))  # type: ignore[misc]
 
-        self._add(clean)
+        self._add(location, clean)
 
-    def _add(self, job: Callable[[], None]) -> None:
+    def _add(self, location: str, job: Callable[[], None]) -> None:
         with self._changed:
             self._unfinished += 1
-        self._jobs.put(job)
+        self._jobs.put((location, job))
         if not self._threads:
             for number in range(DELETING_THREADS):
                 # A daemon: a store that never answers must not keep the process.
@@ -115,15 +120,27 @@ class BackgroundDeletions:
 
     def _work(self) -> None:
         while True:
-            job = self._jobs.get()
+            location, job = self._jobs.get()
             try:
                 job()
-            except OSError as error:  # the storage does not answer
-                _log.info("a checkpoint was not deleted: %s", without_password(str(error)))
+            except Exception as error:  # whatever the storage answers, the thread goes on with the next file
+                self._tell(error, location)
             finally:
                 with self._changed:
                     self._unfinished -= 1
                     self._changed.notify_all()
+
+    def _tell(self, error: Exception, location: str) -> None:
+        """Log a failure: the first one as a warning, since a storage that is away fails for each file."""
+        with self._changed:
+            level, self._told = logging.INFO if self._told else logging.WARNING, True
+        _log.log(
+            level,
+            "warning: %s: a checkpoint that nobody needs was not deleted (%s); it stays until the search is resumed "
+            "or you delete it",
+            without_password(location),
+            reason(error, location) or type(error).__name__,
+        )
 
     def wait(self, patience_s: float = DELETE_PATIENCE_S) -> bool:
         """Wait until all is deleted, at most `patience_s` seconds. Returns whether it is."""
