@@ -83,6 +83,11 @@ def test_a_search_that_waits_for_machines_says_so(search: SearchDir) -> None:
     lines.slots_looked = -math.inf
     lines.update(search.trial(0))
     assert [line for line in said if "slot" in line] == [said[0], "all slots have their machines"]
+    for usage in ({"slots": 1, "slots_waiting": 3}, {"slots": 0, "slots_waiting": 0}):  # it is interrupted meanwhile
+        search.update_usage(**usage)
+        lines.slots_looked = -math.inf
+        lines.update(search.trial(0))
+    assert [line for line in said if "slot" in line][2:] == [said[0]]
     assert not any("for machines" in line for line in shown(search, 200))
 
 

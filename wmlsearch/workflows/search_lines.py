@@ -72,10 +72,12 @@ class SearchLines:
         """Say how many slots wait for machines, when that has changed."""
         if self.each_end and time.monotonic() - self.slots_looked > SLOTS_EVERY_S and self.search.exists():
             self.slots_looked = time.monotonic()
-            words = slots_in_words(self.search.usage())
+            usage = self.search.usage()
+            words = slots_in_words(usage)
             if words != self.slots_said:
                 self.slots_said = words
-                self.say(words or "all slots have their machines")
+                if words or usage.slots:  # at the end of the trials there are none
+                    self.say(words or "all slots have their machines")
 
     def _say_forecast(self) -> None:
         if not self.forecast and (forecast := self.search.forecast()):
