@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -133,15 +131,24 @@ def test_grey_values_by_hand() -> None:
     assert torch.equal(scale_grey_values(images), images.float() / 255)
 
 
-def test_data_of_older_versions_take_the_head_of_their_slices(prepared: Path) -> None:
-    """They do not record the head's grey values."""
+def test_data_of_older_versions_are_refused(prepared: Path) -> None:
+    """They do not record the head's grey values, so training would see others than prediction, which measures them."""
     data = PreparedData.open(prepared)
-    volumes = tuple(dataclasses.replace(volume, head_grey=()) for volume in data.manifest.volumes)
-    old = dataclasses.replace(data, manifest=dataclasses.replace(data.manifest, volumes=volumes))
-    measured, recorded = old.with_input_of(ZSCORE).train.head_grey, data.with_input_of(ZSCORE).train.head_grey
-    assert measured is not None
-    assert recorded is not None
-    assert torch.allclose(measured, recorded, rtol=0.2)
+    old = dataclasses.replace(data, manifest=without_head_grey(data.manifest))
+    check_trainable(TrialConfig(depth=2), old)
+    with pytest.raises(InputError) as caught:
+        check_trainable(TrialConfig(depth=2, intensity="zscore"), old)
+    assert caught.value.faults == (
+        "intensity=zscore needs the grey values of the head in each volume, which data that were prepared by an older "
+        "version do not record: make it again with `wmlsearch prepare`, or use `intensity` range",
+    )
+    with pytest.raises(ValueError, match="do not record the grey values of the head"):
+        old.with_input_of(ZSCORE)
+
+
+def without_head_grey(manifest: Manifest) -> Manifest:
+    volumes = tuple(dataclasses.replace(volume, head_grey=()) for volume in manifest.volumes)
+    return dataclasses.replace(manifest, volumes=volumes)
 
 
 def test_each_picture_has_its_own_head(tmp_path: Path) -> None:
@@ -166,8 +173,4 @@ def test_pictures_have_levels_of_their_own(prepared: Path) -> None:
     volume = dataclasses.replace(manifest.volumes[0], head_grey=((1.0, 2.0), (3.0, 4.0)))
     rows = [dataclasses.replace(manifest.slices[0], volume=0, index=index) for index in (1, 0)]
     pictures = dataclasses.replace(manifest, axis=None, volumes=(volume,), slices=tuple(rows))
-
-    def read(_rows: Sequence[int]) -> Any:
-        raise AssertionError("the images, which may be on a GPU, are read though their grey values are recorded")
-
-    assert slice_head_grey(pictures, read) == [(3.0, 4.0), (1.0, 2.0)]
+    assert slice_head_grey(pictures) == [(3.0, 4.0), (1.0, 2.0)]

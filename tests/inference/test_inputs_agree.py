@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.evaluation import VOLUMES
 from wmlsearch.runs.folders import RunDir
+from wmlsearch.verdict import evaluation
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.scores import score
 from wmlsearch.workflows.provenance import data_record, run_record
@@ -55,7 +57,9 @@ def model(data: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     for row in epochs(config, prepared, max_epochs=1, precision="float32", best=run.best):
         run.append(row)
     trained, (first, *_) = TrainedModel.from_run(run), prepared.val.by_volume()
-    likely = trained.probabilities(prepared.val.images[prepared.val.rows[first]].numpy())
+    rows = prepared.val.rows[first]
+    volume = prepared.manifest.volumes[prepared.manifest.slices[int(rows[0])].volume]
+    likely = trained.probabilities(prepared.val.images[rows].numpy(), volume.head_grey)
     postprocessing = request.param.get("postprocessing", NO_POSTPROCESSING)
     return replace(trained, threshold=float(np.quantile(likely, 0.9)), postprocessing=postprocessing)
 
@@ -96,6 +100,26 @@ def test_a_volume_predicted_through_files_equals_the_sealed_test(
         assert (row.tp, row.fp, row.fn, row.dice) == (scores.tp, scores.fp, scores.fn, scores.dice)
         lesion += row.tp + row.fp
     assert lesion > 0
+
+
+def test_z_scores_need_the_grey_values_of_the_head(model: TrainedModel, data: Path) -> None:
+    """Single test slices of older data do not have them; whole volumes are measured when they are opened."""
+    prepared = PreparedData.open(data)
+    images = prepared.val.images[prepared.val.rows].numpy()
+    sees_z_scores = model.config.intensity == "zscore"
+    with pytest.raises(ValueError, match="needs the grey values") if sees_z_scores else nullcontext():
+        model.probabilities(images)
+    volumes = tuple(replace(volume, head_grey=()) for volume in prepared.manifest.volumes)
+    old = replace(prepared.manifest, volumes=volumes)
+    evaluation._check_head_grey(Path("old"), old, [model])
+    single = replace(old, split_level="image")
+    evaluation._check_head_grey(Path("new"), replace(single, volumes=prepared.manifest.volumes), [model])
+    with pytest.raises(InputError) if sees_z_scores else nullcontext() as caught:
+        evaluation._check_head_grey(Path("old"), single, [model])
+    assert not sees_z_scores or str(caught.value) == (
+        "old: r sees z-scores (intensity=zscore), but these data were prepared by an older version, which did not "
+        "record the grey values of the head; make it again with `wmlsearch prepare`"
+    )
 
 
 def test_single_slices_are_refused_for_a_model_of_several_only(model: TrainedModel, raw: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model import checkpoint, steps, training
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.checks import check_trainable, mirrors_nothing
 from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
@@ -353,6 +353,9 @@ def test_what_is_mirrored(data: PreparedData, axis: int | None, flip_axis: str, 
     assert drawn is not None
     assert drawn.mirrors_columns == columns
     assert (drawn.mirror < 0).any()
+    assert mirrors_nothing(trainer.config, axis) != columns, "a single sagittal slice"
+    for values in ({"augment": "affine"}, {"input_slices": 3}):
+        assert not mirrors_nothing(small(**{"augment": "flip", "flip_axis": flip_axis, **values}), axis)
 
 
 def test_a_slice_that_an_epoch_has_twice_is_augmented_differently(data: PreparedData) -> None:

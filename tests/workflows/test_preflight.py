@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wmlsearch.config import InputError, RunSettings
+from wmlsearch.data.manifest import MANIFEST, Manifest
+from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.preflight import _most_demanding
+from wmlsearch.workflows.preflight import _most_demanding, check_data, note_no_effect
+from wmlsearch.workflows.search_plan import SearchRequest
 
 
 @pytest.mark.parametrize(
@@ -24,3 +32,54 @@ def test_a_space_is_checked_with_a_share_of_lesions_that_needs_both_kinds_of_sli
     space = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}, "lesion_share": entry})
     config = _most_demanding(space)
     assert (config.depth, config.lesion_share) == (4, wanted)
+
+
+def test_a_space_is_checked_with_z_scores_where_it_has_them() -> None:
+    for entry, wanted in (({"choices": ["range", "zscore"]}, "zscore"), ("zscore", "zscore"), ("range", "range")):
+        space = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}, "intensity": entry})
+        assert _most_demanding(space).intensity == wanted
+
+
+def test_a_share_of_lesions_is_checked_in_the_folds_of_all_final_runs(raw: Path, tmp_path: Path) -> None:
+    """Here the training patients have lesions with each fold but the last: only its final runs would fail."""
+    folder = tmp_path / "folds"
+    prepare(raw, folder, PrepareOptions(size=32, fit="resize", jobs=1, folds=3))
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, "lesion_share": {"choices": [None, 0.5]}})
+    request = SearchRequest(space, RunSettings(), folder)
+    check_data(request)
+    about, last = json.loads((folder / MANIFEST).read_text()), Manifest.read(folder).folds[2]
+    for row in about["slices"]:
+        row["lesion_pixels"] *= row["patient"] in last
+    (folder / MANIFEST).write_text(json.dumps(about))
+    with pytest.raises(InputError) as caught:
+        check_data(request)
+    (fault,) = caught.value.faults
+    assert re.fullmatch(
+        r"lesion_share=0.5 needs training slices with and without lesions, but there are 0 with and \d+ without where "
+        r"fold 2 is validated; leave `lesion_share` out, or prepare the data again with other patients",
+        fault,
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "axis", "noted"),
+    [
+        ({"augment": {"choices": ["none", "flip"]}}, 0, True),
+        ({"augment": {"choices": ["none", "flip"]}}, 2, False),
+        ({"augment": {"choices": ["none", "flip"]}}, None, False),
+        ({"augment": {"choices": ["none", "affine"]}}, 0, False),
+        ({"augment": {"choices": ["none", "flip"]}, "flip_axis": "columns"}, 0, False),
+        ({"augment": {"choices": ["none", "flip"]}, "input_slices": 3}, 0, False),
+        ({"augment": "flip", "input_slices": {"choices": [1, 3]}}, 0, True),
+    ],
+)
+def test_flipping_that_changes_nothing_is_noted(
+    prepared: Path, values: dict[str, Any], axis: int | None, noted: bool
+) -> None:
+    said: list[str] = []
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, **values}, "some.yaml")
+    note_no_effect(space, replace(Manifest.read(prepared), axis=axis), said.append)
+    assert said == noted * [
+        "note: some.yaml: augment=flip changes nothing in sagittal slices with input_slices=1, since left and right "
+        "are not in them; `flip_axis` columns mirrors front to back, and `affine` turns, scales and shifts"
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
-from wmlsearch.data.head_grey import slice_head_grey
+from wmlsearch.data.head_grey import has_head_grey, slice_head_grey
 from wmlsearch.data.manifest import (  # fmt: skip
     IMAGES,
     LEDGER,
@@ -76,6 +76,8 @@ class SealedTest:
     def kept_slices(self) -> tuple[list[SliceRow], Array, Array, list[tuple[float, float]]]:
         """Return the rows of the kept slices, their images and masks (n, size, size) uint8, and the heads' grey values.
 
+        The last are empty where the data do not record them.
+
         Raises:
             InputError: Where the arrays are damaged.
         """
@@ -88,12 +90,12 @@ class SealedTest:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.folder}: the test slices cannot be read ({error}); {PREPARE_AGAIN}") from None
         kept = [i for i, row in enumerate(self.manifest.slices) if row.kept]
-        levels = slice_head_grey(self.manifest, lambda rows: images[rows])
+        levels = slice_head_grey(self.manifest) if has_head_grey(self.manifest) else []
         return (
             [self.manifest.slices[i] for i in kept],
             np.array(images[kept]),
             np.array(masks[kept]),
-            [levels[i] for i in kept],
+            [levels[i] for i in kept] if levels else [],
         )
 
 

@@ -122,7 +122,7 @@ class PreparedData:
         if config.input_slices > 1:
             channels = torch.from_numpy(self.manifest.neighbours(rows, config.input_slices)).to(device)
         if config.intensity == "zscore":
-            levels = slice_head_grey(self.manifest, lambda some: slices.images[some].cpu().numpy())
+            levels = slice_head_grey(self.manifest)
             head_grey = torch.tensor([levels[row] for row in rows], dtype=torch.float32).view(-1, 2).to(device)
         return replace(slices, channels=channels, head_grey=head_grey)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from wmlsearch.config import InputError, TrialConfig
-from wmlsearch.data.head_grey import head_grey_of_stored
 from wmlsearch.data.network_input import scale_grey_values, stack_positions
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.preprocessing import Preprocessing
@@ -83,14 +82,16 @@ class TrainedModel:
 
         Args:
             images: the slices; all those of one volume, in its order, if the model `needs_whole_volumes`.
-            head_grey: of their volume, as in its geometry, or of each slice. Used for z-scores. Empty: not known, then
-                they are those of these slices together.
+            head_grey: of their volume, as in its geometry, or of each slice. Needed for z-scores only.
+
+        Raises ValueError without `head_grey` for a network that sees z-scores.
         """
         device, slices = self.unet.head.weight.device, torch.from_numpy(np.ascontiguousarray(images))
         levels = None
         if self.config.intensity == "zscore":
-            pairs = torch.tensor(head_grey or [head_grey_of_stored(images)], dtype=torch.float32)
-            levels = pairs.expand(len(slices), 2)
+            if not head_grey:
+                raise ValueError("a network that sees z-scores needs the grey values of the head")
+            levels = torch.tensor(head_grey, dtype=torch.float32).expand(len(slices), 2)
         batches = []
         for positions in stack_positions(len(slices), self.config.input_slices).split(VALIDATION_BATCH):
             centres = positions[:, self.config.input_slices // 2]

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator
 
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.geometry import PLANES
+from wmlsearch.data.head_grey import has_head_grey
+from wmlsearch.data.manifest import PREPARE_AGAIN
 from wmlsearch.data.slices import PreparedData
 
 
@@ -36,6 +39,22 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
         raise InputError("this configuration cannot be trained on this data", faults)
 
 
+def mirrors_nothing(config: TrialConfig, axis: int | None) -> bool:
+    """Return whether `augment: flip` leaves every slice as it is.
+
+    Left and right of the body are not in a sagittal slice, but in the order of its neighbours: a single one stays.
+    `axis` is the slicing axis of the data.
+    """
+    is_single = config.input_slices == 1
+    return config.augment == "flip" and config.flip_axis == "left-right" and is_single and axis == PLANES["sagittal"]
+
+
+MIRRORS_NOTHING = (
+    "augment=flip changes nothing in sagittal slices with input_slices=1, since left and right are not in them; "
+    "`flip_axis` columns mirrors front to back, and `affine` turns, scales and shifts"
+)
+
+
 def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:
     if config.lesion_share is None:
         return []
@@ -45,15 +64,21 @@ def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:
         return []
     kinds = "with lesions" if config.lesion_share == 1 else "with and without lesions"
     change = "--keep" if with_lesion else "patients"
+    where = f" where fold {data.fold} is validated" if data.manifest.folds else ""
     return [
         f"lesion_share={config.lesion_share:g} needs training slices {kinds}, but there are {with_lesion} with and "
-        f"{without} without; leave `lesion_share` out, or prepare the data again with other {change}"
+        f"{without} without{where}; leave `lesion_share` out, or prepare the data again with other {change}"
     ]
 
 
 def _input_faults(config: TrialConfig, data: PreparedData) -> Iterator[str]:
     """Yield why the network's input cannot be made of these slices."""
     manifest, count = data.manifest, config.input_slices
+    if config.intensity == "zscore" and not has_head_grey(manifest):
+        yield (
+            "intensity=zscore needs the grey values of the head in each volume, which data that were prepared by an "
+            f"older version do not record: {PREPARE_AGAIN}, or use `intensity` range"
+        )
     if count == 1:
         return
     remedy = "use `input_slices` 1"

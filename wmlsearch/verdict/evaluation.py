@@ -19,7 +19,8 @@ from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, expert_mask, restore
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import Box, find_head
-from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.head_grey import has_head_grey
+from wmlsearch.data.manifest import PREPARE_AGAIN, Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import BATCH, HERE, Predictions, mean_probabilities
@@ -81,6 +82,7 @@ def evaluate(
     manifest = check_sealed_test(data)
     _check_preprocessing(data, manifest, preprocessing)
     _check_neighbours(data, manifest, networks)
+    _check_head_grey(data, manifest, networks)
     sealed = open_sealed_test(data, by)
     unit: Unit = "patients" if sealed.by_patient else "images"
     thresholds = ensemble_thresholds or {}
@@ -128,11 +130,21 @@ def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[Trained
         )
 
 
+def _check_head_grey(data: Path, manifest: Manifest, networks: Sequence[TrainedModel]) -> None:
+    """Refuse single test slices without the grey values of the head for models that see z-scores."""
+    needing = [model.name for model in networks if model.config.intensity == "zscore"]
+    if needing and not manifest.has_volumes and not has_head_grey(manifest):
+        raise InputError(
+            f"{data}: {needing[0]} sees z-scores (intensity=zscore), but these data were prepared by an older version, "
+            f"which did not record the grey values of the head; {PREPARE_AGAIN}"
+        )
+
+
 @dataclass(frozen=True)
 class _Probabilities:
     """The probabilities of a role's networks, (N, H, W) float32 each."""
 
-    own: list[np.ndarray]  # with the mirror averaging of the model
+    final: list[np.ndarray]  # with the mirror averaging of the model
     plain: list[np.ndarray]  # without it
 
 
@@ -182,18 +194,18 @@ class _Scorer:
 
         Both are the same array where nothing is mirrored.
         """
-        own = self._of(networks.own)
-        return own, self._of(networks.plain) if self.postprocessing.mirror_averaging else own
+        final = self._of(networks.final)
+        return final, self._of(networks.plain) if self.postprocessing.mirror_averaging else final
 
     def _of(self, networks: Sequence[np.ndarray]) -> np.ndarray:
         return networks[self.member] if self.member is not None else mean_probabilities(networks)
 
-    def masks(self, own: np.ndarray, plain: np.ndarray, voxel_ml: float | None) -> tuple[np.ndarray, np.ndarray]:
+    def masks(self, final: np.ndarray, plain: np.ndarray, voxel_ml: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the masks of a volume, or of slices without `voxel_ml`: the model's, and as the paper's at 0.5.
 
         The second is without any postprocessing.
         """
-        return self.postprocessing.finish(own >= self.threshold, voxel_ml), plain >= HALF
+        return self.postprocessing.finish(final >= self.threshold, voxel_ml), plain >= HALF
 
     def add(
         self,
@@ -295,12 +307,12 @@ def _score_volumes(
         masks: dict[str, np.ndarray] = {}
         for role, networks in predictor.probabilities(slices.images, geometry.head_grey).items():
             for scorer in scorers[role]:
-                own, plain = scorer.probabilities(networks)
-                own_on_grid = restore(own, geometry)
-                plain_on_grid = own_on_grid if plain is own else restore(plain, geometry)
-                on_grid = scorer.masks(own_on_grid, plain_on_grid, geometry.voxel_ml)
+                final, plain = scorer.probabilities(networks)
+                final_on_grid = restore(final, geometry)
+                plain_on_grid = final_on_grid if plain is final else restore(plain, geometry)
+                on_grid = scorer.masks(final_on_grid, plain_on_grid, geometry.voxel_ml)
                 scorer.add(VOLUMES, origin, on_grid, expert, geometry.voxel_mm, farthest_mm, geometry.voxel_ml)
-                mask, half = scorer.masks(own, plain, geometry.pixel_ml)
+                mask, half = scorer.masks(final, plain, geometry.pixel_ml)
                 for index in volume.kept:
                     one = mask[index][None], half[index][None]
                     scorer.add(SLICES, {**origin, "index": index}, one, slices.masks[index][None], None, farthest_px)

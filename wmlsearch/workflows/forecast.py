@@ -11,7 +11,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import ForecastRecord
 from wmlsearch.workflows.expected_power import expected_power
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.preflight import check_forecast, plan_search, read_earlier_trials
+from wmlsearch.workflows.preflight import check_forecast, note_no_effect, plan_search, read_earlier_trials
 from wmlsearch.workflows.search_plan import SearchPlan, SearchRequest
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
     from wmlsearch.forecast.measurement import measure_space
 
     data = check_forecast(request)
+    note_no_effect(request.space, data.manifest, say)
     read_earlier_trials(request, data, say)
     warn_of_load(request.placement, say)
     started = time.monotonic()

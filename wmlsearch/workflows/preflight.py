@@ -16,12 +16,12 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.checks import MIRRORS_NOTHING, check_trainable, mirrors_nothing
 from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
 from wmlsearch.runs.wording import plural
-from wmlsearch.space import Choices, SearchSpace
+from wmlsearch.space import Choices, SearchSpace, Value
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
 from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPlan, SearchRequest
@@ -87,6 +87,14 @@ def read_earlier_trials(
         reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
         say(f"the study starts with {plural(len(earlier), 'trial')} of earlier searches{reasons}")
     return earlier, left_out
+
+
+def note_no_effect(space: SearchSpace, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Say which values of a search space change nothing on these data."""
+    config = TrialConfig(augment="flip")
+    names = ("augment", "flip_axis", "input_slices")
+    if all(getattr(config, name) in space.domain(name) for name in names) and mirrors_nothing(config, manifest.axis):
+        say(f"note: {space.source}: {MIRRORS_NOTHING}")
 
 
 def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:
@@ -156,9 +164,12 @@ def check_data(request: SearchRequest) -> CheckedData:
 def _most_demanding(space: SearchSpace) -> TrialConfig:
     """Return the configuration of a space that is hardest to train on data.
 
-    It needs the biggest images, the fewest a batch, both kinds of slices, and most neighbours of a slice.
+    It needs the biggest images, the fewest a batch, both kinds of slices, most neighbours of a slice, and the grey
+    values of the head.
     """
-    values = {}
+    values: dict[str, Value] = {}
+    if "zscore" in space.domain("intensity"):
+        values["intensity"] = "zscore"
     for name, extreme in (("depth", max), ("batch_size", min), ("lesion_share", min), ("input_slices", max)):
         if name in space.dimensions:
             domain = space.dimensions[name].domain

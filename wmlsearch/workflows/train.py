@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.checks import MIRRORS_NOTHING, check_trainable, mirrors_nothing
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.interrupts import reason_of, signals_as_interrupts
@@ -40,6 +40,8 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
     """Train one configuration into a new run folder, mirrored in MLflow. Raises InputError for what cannot run."""
     observer = observer or Observer()
     prepared, placement = _check(run, request)
+    if mirrors_nothing(request.config, prepared.manifest.axis):
+        observer.say(f"warning: {MIRRORS_NOTHING}")
     record = run_record(run.name, TRAIN, request.config, request.settings, data_record(request.data, prepared))
     record = record.model_copy(
         update={

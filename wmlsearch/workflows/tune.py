@@ -16,7 +16,13 @@ from wmlsearch.workflows.forecast import warn_of_load
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.on_end import CommandAtEnd
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.preflight import check_new_search, check_resumed_search, plan_search, read_earlier_trials
+from wmlsearch.workflows.preflight import (
+    check_new_search,
+    check_resumed_search,
+    note_no_effect,
+    plan_search,
+    read_earlier_trials,
+)
 from wmlsearch.workflows.provenance import search_record
 from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
@@ -36,6 +42,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     """
     observer = observer or Observer()
     data = check_new_search(search, request)
+    note_no_effect(request.space, data.manifest, observer.say)
     earlier, left_out = read_earlier_trials(request, data, observer.say)
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
