@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.data.augmentation import Augmentation
+from wmlsearch.data.augmentation import Augmentation, Kind
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.memory import (
@@ -92,13 +92,24 @@ def test_count_equals_the_tensors_that_autograd_saves(values: dict[str, Any], bf
 
 
 @pytest.mark.parametrize("images", [1, 6])
-def test_augmentation_needs_less_than_the_step_of_the_smallest_network(images: int) -> None:
-    """So the count leaves it out: it has ended when the network begins."""
-    drawn = Augmentation.draw("strong", images, torch.Generator())
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("kind", ["flip", "affine", "light", "strong"])
+def test_augmentation_is_counted_where_it_needs_more_than_the_network(kind: Kind, channels: int, images: int) -> None:
+    """It has ended when the network begins. Compared with a real one."""
+    drawn = Augmentation.draw(kind, images, torch.Generator())
     with LiveTensorBytes() as live:
-        drawn.apply(torch.zeros(images, 1, 64, 64), torch.zeros(images, 1, 64, 64))
-    step = estimate_memory(TINY, 64, bfloat16=False, val_images=1)
-    assert live.peak < images * step.image_bytes
+        drawn.apply(torch.zeros(images, channels, 64, 64), torch.zeros(images, 1, 64, 64))
+    of = {**TINY.model_dump(), "input_slices": channels}
+    network = estimate_memory(TrialConfig(**of), 64, bfloat16=False, val_images=1)
+    step = estimate_memory(TrialConfig(**{**of, "augment": kind}), 64, bfloat16=False, val_images=1)
+    wanted = max(live.peak, images * network.image_bytes)
+    weights = network.fixed_bytes
+    assert wanted <= step.fixed_bytes - weights + images * step.image_bytes + 1000 <= 1.2 * wanted
+    assert step.image_bytes > network.image_bytes or live.peak <= images * network.image_bytes
+    large = {"augment": kind, "input_slices": channels}
+    assert estimate_memory(TrialConfig(**large), 64, False, 1).image_bytes == (
+        estimate_memory(TrialConfig(input_slices=channels), 64, False, 1).image_bytes
+    ), "in the paper's network nothing changes"
 
 
 def test_memory_grows_linearly_with_images() -> None:

@@ -13,6 +13,7 @@ SCRIPT = """
 import json, os, sys
 import torch
 from torch import distributed, nn
+from wmlsearch.model.torch_patches import LiveTensorBytes
 from wmlsearch.model.ranks import broadcast_tensors, in_process_group, sum_gradients
 folder, rank = sys.argv[1], int(sys.argv[2])
 assert not in_process_group()
@@ -30,7 +31,9 @@ for number, parameter in enumerate(layers.parameters()):
         values = values.to(memory_format=torch.channels_last)
     if parameter is not unused:
         parameter.grad = values * 10**rank
-sum_gradients(layers.parameters())
+with LiveTensorBytes() as live:
+    sum_gradients(layers.parameters())
+assert live.peak == sum(p.grad.nbytes for p in layers.parameters() if p is not unused), "one copy of the gradients"
 assert unused.grad is None
 assert layers[0].weight.stride() == strides == layers[0].weight.grad.stride()
 print(json.dumps([state, [p.grad.tolist() for p in layers.parameters() if p is not unused]]), flush=True)

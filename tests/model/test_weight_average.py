@@ -121,17 +121,6 @@ def test_replayed_steps_move_the_average(data: PreparedData, monkeypatch: pytest
     assert same(eager, averages())
 
 
-def test_two_ranks_equal_one(data: PreparedData, prepared: Path, tmp_path: Path) -> None:
-    config = small(norm="instance", dropout=0.0, optimizer="sgd", learning_rate=5e-3, ema=0.9)
-    options: dict[str, Any] = {"max_epochs": 2, "seed": 5, "precision": "float32"}
-    alone = rows(epochs(config, data, **options))
-    first, second = two_ranks(prepared, tmp_path / "two", config, **options)
-    assert first == second
-    for row, wanted in zip(first, alone, strict=True):
-        for name in ("train_loss", "val_loss", "val_soft_dice"):
-            assert row[name] == pytest.approx(wanted[name], rel=1e-4), name
-
-
 def test_ranks_validate_the_same_average_with_batch_normalisation(prepared: Path, tmp_path: Path) -> None:
     first, second = two_ranks(prepared, tmp_path / "two", AVERAGED, max_epochs=2, precision="float32")
     assert first == second

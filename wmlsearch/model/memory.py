@@ -1,8 +1,8 @@
 """The predicted peak memory of a training, before it runs: counted from shapes, and on a GPU measured.
 
-The count covers the tensors that a training step holds when its backward pass begins. It uses fake tensors, which have
-shapes and no memory, so a configuration that would need a terabyte can be counted too. Augmentation is left out: it has
-ended before the network begins, and takes less than the step of the smallest one.
+The count covers the tensors that a training step holds when its backward pass begins, or during augmentation, which has
+ended before the network begins: that takes more only beside a small network, or with neighbouring slices. The count
+uses fake tensors, which have shapes and no memory, so a configuration that would need a terabyte can be counted too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.data.augmentation import Augmentation, Kind
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.optimizers import OPTIMIZER_STATE
@@ -114,7 +115,16 @@ def estimate_memory(
     copies, _ = OPTIMIZER_STATE[config.optimizer]
     # Several ranks send the gradients in one buffer, which is a second copy of them.
     fixed = weights * (2 if config.ema else 1) + (copies + (2 if world > 1 else 1)) * gradients
-    return MemoryEstimate(fixed + 2 * one_image - two_images, gradients, two_images - one_image, validation)
+    any_step, each_image = _constant_and_slope(one_image, two_images)
+    if config.augment != "none":
+        augmenting, each_augmented = _count_augmentation_bytes(config.augment, config.input_slices, size)
+        any_step, each_image = max(any_step, augmenting), max(each_image, each_augmented)
+    return MemoryEstimate(fixed + any_step, gradients, each_image, validation)
+
+
+def _constant_and_slope(one: int, two: int) -> tuple[int, int]:
+    """Return the bytes for any number of images, and for each, from those for one image and for two."""
+    return 2 * one - two, two - one
 
 
 def _shape(config: TrialConfig, *others: str) -> TrialConfig:
@@ -158,6 +168,19 @@ def _count_tensor_bytes(
         with torch.no_grad(), LiveTensorBytes(state) as live:
             forward(val_images)
     return weights, gradients, *steps, live.peak
+
+
+@functools.cache
+def _count_augmentation_bytes(kind: Kind, channels: int, size: int) -> tuple[int, int]:
+    """Return the bytes of augmenting a batch at its peak, the batch included: for any batch, and for each image."""
+    peaks = []
+    with FakeTensorMode():
+        for images in (1, 2):
+            drawn = Augmentation.draw(kind, images, torch.Generator())
+            with LiveTensorBytes() as live:
+                drawn.apply(torch.empty(images, channels, size, size), torch.empty(images, 1, size, size))
+            peaks.append(live.peak)
+    return _constant_and_slope(*peaks)
 
 
 _measured: dict[tuple[Any, ...], MemoryEstimate] = {}  # of this process, by all that the memory of a step depends on

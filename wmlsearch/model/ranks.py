@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, distributed
 
 
@@ -27,14 +26,18 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Sum the gradients of `parameters` over all ranks, in place. Parameters without a gradient are left out.
 
-    The gradients are sent in one buffer in the order of `parameters`. With three ranks or more, the order in which an
-    all-reduce adds the ranks' values depends on the position in the buffer, and so does the rounding. A fixed layout
-    makes a resumed training repeat the sums bit for bit. `DistributedDataParallel` changes the layout after the first
-    step of each process (https://docs.pytorch.org/docs/stable/notes/ddp.html), so a resumed training would not.
+    The gradients are sent in one buffer, a second copy of them, in the order of `parameters`. With three ranks or more,
+    the order in which an all-reduce adds the ranks' values depends on the position in the buffer, and so does the
+    rounding. A fixed layout makes a resumed training repeat the sums bit for bit. `DistributedDataParallel` changes the
+    layout after the first step of each process (https://docs.pytorch.org/docs/stable/notes/ddp.html), so a resumed
+    training would not.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    buffer = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(buffer)
     sizes = [gradient.numel() for gradient in gradients]
-    for gradient, total in zip(gradients, buffer.split(sizes), strict=True):
-        gradient.copy_(total.view_as(gradient))
+    buffer = gradients[0].new_empty(sum(sizes))
+    parts = [part.view_as(gradient) for part, gradient in zip(buffer.split(sizes), gradients, strict=True)]
+    for part, gradient in zip(parts, gradients, strict=True):
+        part.copy_(gradient)
+    distributed.all_reduce(buffer)
+    for part, gradient in zip(parts, gradients, strict=True):
+        gradient.copy_(part)
