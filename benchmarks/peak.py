@@ -38,6 +38,7 @@ CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {"depth": 5, "base_channels": 32, "batch_size": 8, "loss": "bce_dice"},
     {"depth": 2, "base_channels": 8, "batch_size": 32, "dropout": 0.0, "augment": "affine"},
     {"depth": 4, "base_channels": 48, "batch_size": 4, "optimizer": "sgd"},
+    {"depth": 2, "base_channels": 4, "batch_size": 32, "input_slices": 5, "augment": "strong"},
 )
 
 

@@ -2,7 +2,7 @@
 
 One matrix instead of a test of each for itself: training is resumed bit for bit, two workers train as one does, an
 export predicts what the sealed test has scored, the predicted memory holds it, MLflow shows it, nothing becomes NaN.
-`tests/docs/test_site.py` looks for them in the reference, `tests/forecast/test_cost.py` for what takes time in the forecast.
+`tests/docs/test_site.py` looks for them in the reference, `tests/forecast/test_cost.py` for their time in the forecast.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def test_a_volume_predicted_through_files_equals_the_sealed_test(case: str, fold
 
 @CASES
 def test_the_predicted_memory_holds_a_step(case: str, data: PreparedData) -> None:
-    """All tensors that a real step makes, its gradients and the optimiser's state among them, are fewer."""
+    """All tensors that a real step makes: gradients, the optimiser's state and what is short-lived among them."""
     config = config_of(case)
     trainer = Trainer(config, data, 1, 0, "float32")
     order = batches(len(data.train), config.batch_size, torch.Generator())[:2]
@@ -174,8 +174,7 @@ def test_the_predicted_memory_holds_a_step(case: str, data: PreparedData) -> Non
         trainer.train(order, 1, torch.Generator())
     estimate = estimate_memory(config, data.manifest.size, False, 1)
     held = sum(tensor.nbytes for tensor in trainer.unet.state_dict().values()) * (2 if config.ema else 1)
-    assert 0.5 * estimate.bytes(config.batch_size) < held + live.peak
-    assert held + live.peak < 1.05 * estimate.bytes(config.batch_size)
+    assert held + live.peak == pytest.approx(estimate.bytes(config.batch_size), rel=0.25)
 
 
 @CASES

@@ -31,9 +31,10 @@ for number, parameter in enumerate(layers.parameters()):
         values = values.to(memory_format=torch.channels_last)
     if parameter is not unused:
         parameter.grad = values * 10**rank
-with LiveTensorBytes() as live:
+gradients = [parameter.grad for parameter in layers.parameters() if parameter is not unused]
+with LiveTensorBytes(gradients) as live:
     sum_gradients(layers.parameters())
-assert live.peak == sum(p.grad.nbytes for p in layers.parameters() if p is not unused), "one copy of the gradients"
+assert live.peak == sum(gradient.nbytes for gradient in gradients), "one copy of the gradients"
 assert unused.grad is None
 assert layers[0].weight.stride() == strides == layers[0].weight.grad.stride()
 print(json.dumps([state, [p.grad.tolist() for p in layers.parameters() if p is not unused]]), flush=True)
