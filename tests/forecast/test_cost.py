@@ -243,6 +243,14 @@ def test_work_counts_what_takes_time_beside_convolutions() -> None:
         for channels in (2, 16)
     ]
     assert shares[0] > 1.1 > shares[1] > 1, "a small network waits for it longer"
+
+    def augmentation(kind: Any, slices: Any) -> int:
+        configs = (TrialConfig(augment=which, input_slices=slices) for which in (kind, "none"))
+        augmented, without = (work(config, 64) for config in configs)
+        return augmented - without
+
+    assert augmentation("flip", 5) == 1.5 * augmentation("flip", 1), "as measured"
+    assert augmentation("strong", 5) == pytest.approx(3.8 * augmentation("strong", 1), rel=0.02)
     residual = TrialConfig(network="residual")
     assert 1.2 < work(residual, 64) / multiply_adds(TrialConfig(), 64) < 1.4
     chosen = configurations_to_time([TrialConfig(), residual, TrialConfig(augment="strong")], 64)

@@ -12,8 +12,13 @@ from wmlsearch.runs.names import PAPER
 from wmlsearch.space import SearchSpace
 
 # What takes time beside convolutions, measured on a CPU by benchmarks/recipe.py: multiply-adds of the baseline that
-# take as long as the augmentation of a pixel, and the time of a residual network for each of its multiply-adds.
-AUGMENTATION_WORK = {"none": 0, "flip": 400, "affine": 400, "light": 1200, "medium": 1200, "strong": 1200}
+# take as long as the augmentation of a pixel (of a slice, and of each of its channels), and the time of a residual
+# network for each of its multiply-adds.
+MOVING_WORK, INTENSITY_WORK = (350, 50), (350, 850)
+AUGMENTATION_WORK = {
+    "none": (0, 0), "flip": MOVING_WORK, "affine": MOVING_WORK,
+    "light": INTENSITY_WORK, "medium": INTENSITY_WORK, "strong": INTENSITY_WORK,
+}  # fmt: skip
 RESIDUAL_WORK = 1.2  # its shortcuts have few multiply-adds, but a normalisation each
 SAMPLES = 200  # configurations drawn from a space to stand for its trials
 
@@ -40,7 +45,9 @@ def multiply_adds(config: TrialConfig, image_size: int) -> int:
 def work(config: TrialConfig, image_size: int) -> int:
     """Return how many of the baseline's `multiply_adds` take as long as those of an image and all else of its step."""
     factor = RESIDUAL_WORK if config.network == "residual" else 1
-    return round(factor * multiply_adds(config, image_size) + AUGMENTATION_WORK[config.augment] * image_size**2)
+    of_slice, of_channel = AUGMENTATION_WORK[config.augment]
+    augmentation = (of_slice + of_channel * config.input_slices) * image_size**2
+    return round(factor * multiply_adds(config, image_size) + augmentation)
 
 
 def sample_configurations(space: SearchSpace, seed: int) -> tuple[TrialConfig, ...]:
