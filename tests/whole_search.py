@@ -13,7 +13,7 @@ from processes import kill_everything, own_cores
 
 from wmlsearch.runs.folders import SearchDir
 
-CLOCK = ("time", "epoch_s", "images_per_s", "peak_memory_mb")  # measured values, which differ between runs
+CLOCK = ("time", "received", "epoch_s", "images_per_s", "peak_memory_mb")  # measured values, which differ between runs
 # With the baseline's norm_momentum, networks learn nothing in so few steps.
 SPACE = """
 depth: 2

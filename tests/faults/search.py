@@ -218,5 +218,5 @@ def rows_of(run: RunDir) -> list[tuple[str, int, int, float]]:
         (name, row.epoch, int(row.time * 1000), float(value))
         for row in run.rows()
         for name, value in row.as_json().items()
-        if name not in ("epoch", "time", "ended") and value is not None
+        if name not in ("epoch", "time", "ended", "received") and value is not None
     ]

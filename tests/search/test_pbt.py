@@ -281,7 +281,8 @@ class World:
                 "factors": run.record().rate_factors,
                 **{name: getattr(run.status(), name) for name in ("state", "reason", "successor")},
                 "rows": [
-                    {name: value for name, value in row.as_json().items() if name != "time"} for row in run.rows()
+                    {name: value for name, value in row.as_json().items() if name not in ("time", "received")}
+                    for row in run.rows()
                 ],
             }
             for run in self.search.trials()

@@ -22,6 +22,8 @@ from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ENDED
+from wmlsearch.search.final_training import write_result
+from wmlsearch.search.messages import TrialResult
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_loop import replay_reports
@@ -212,6 +214,33 @@ def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path
     # trial 11 died between its last line and its status
     assert search.trial(11).status().state == ("completed" if whole[11] == 9 else "stopped")
     assert not resumed.report(3, 1, 0.0), "what was heard before changes nothing"
+
+
+def test_reports_are_replayed_as_they_were_received(tmp_path: Path) -> None:
+    """The clocks of two machines differ: by theirs, the worse trial came to the rung first, and was not stopped."""
+    settings = RunSettings(scheduler="asha", epochs=9, objective="val_dice_best")
+    search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
+    for number, value, ahead_s, received in ((0, 0.9, 3600.0, 10.0), (1, 0.1, 0.0, 20.0)):
+        trial = RunDir.create(search.trial(number).path, run_record())
+        for epoch in (1, 2):
+            row = {"epoch": epoch, "time": ahead_s + received + epoch, "received": received + epoch}
+            trial.append(epoch_row({**row, "val_dice_best": value}))
+    (stopped,) = replay_reports(search, settings, Scheduler(settings))
+    assert (stopped.name, stopped.status().reason) == ("0001", "behind the best of its rung at epoch 2")
+    assert search.trial(0).state == "running"
+
+
+def test_rows_that_were_received_keep_their_time(tmp_path: Path) -> None:
+    """A process of a trial died after its second epoch; the search had received the first one."""
+    run = RunDir.create(tmp_path / "0000", run_record())
+    rows = [epoch_row({"epoch": epoch, "time": float(epoch), "val_dice": epoch / 10}) for epoch in (1, 2, 3)]
+    seen = set[Path]()
+    write_result(run, TrialResult(replayed=[], report=rows[0]), seen, received=100.5)
+    write_result(run, TrialResult(replayed=rows[:2]), seen, received=200.5)
+    write_result(run, TrialResult(report=rows[2]), seen, received=300.5)
+    assert run.rows() == rows
+    assert [row.received for row in run.rows()] == [100.5, 200.5, 300.5]
+    assert [row.order for row in rows] == [1.0, 2.0, 3.0], "as in older folders"
 
 
 def about(**more: Any) -> Mapping[str, Any]:

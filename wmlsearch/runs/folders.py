@@ -212,10 +212,16 @@ class RunDir(RecordDir):
         return self.rows()[self.record().parent_epoch :]
 
     def reconcile(self, rows: Sequence[EpochRow]) -> None:
-        """Make the lines equal to those of a checkpoint: add the missing ones, remove those after it."""
-        if self.rows() != list(rows):
+        """Make the lines equal to those of a checkpoint: add the missing ones, remove those after it.
+
+        Lines that are there keep the time at which they were received.
+        """
+        before = self.rows()
+        if before != list(rows):
             check_still_held(self.path)
-            write_text(self.file("metrics"), "".join(as_line(row.as_json()) for row in rows))
+            known = {row.epoch: row for row in before}
+            kept = [known[row.epoch] if known.get(row.epoch) == row else row for row in rows]
+            write_text(self.file("metrics"), "".join(as_line(row.as_json()) for row in kept))
 
 
 @dataclass(frozen=True)

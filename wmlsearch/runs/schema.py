@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -254,19 +254,29 @@ class EpochRow:
     """A line of `metrics.jsonl`. Not a pydantic model: a long search reads hundreds of thousands of them."""
 
     epoch: int  # from 1
-    time: float  # Unix seconds at the end of the epoch
+    time: float  # Unix seconds at the end of the epoch, by the clock of the machine that trained
     ended: str | None  # a state of `ENDED` if the training ended with this epoch
     metrics: dict[str, float | None]  # by name; None: not a number
+    # Of a trial: when the driver of the search received the row, Unix seconds by its clock. It rises from row to row of
+    # all trials. None: in folders of older versions.
+    received: float | None = field(default=None, compare=False)
+
+    @property
+    def order(self) -> float:
+        """Its place among the rows of all trials: decisions were made in this order."""
+        return self.time if self.received is None else self.received
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochRow:
         """Return the row of a flat mapping. Raises KeyError. `EpochLine` has the other rules."""
         metrics = dict(values)
-        return cls(metrics.pop("epoch"), metrics.pop("time"), metrics.pop("ended"), metrics)
+        received = metrics.pop("received", None)
+        return cls(metrics.pop("epoch"), metrics.pop("time"), metrics.pop("ended"), metrics, received)
 
     def as_json(self) -> dict[str, Any]:
         """Return the flat mapping that a line holds."""
-        return {"epoch": self.epoch, "time": self.time, "ended": self.ended, **self.metrics}
+        received = {} if self.received is None else {"received": self.received}
+        return {"epoch": self.epoch, "time": self.time, "ended": self.ended, **received, **self.metrics}
 
 
 class EpochLine(Record):
@@ -275,6 +285,7 @@ class EpochLine(Record):
     epoch: Annotated[int, Field(ge=0, le=100_000)]
     time: float
     ended: str | None
+    received: float | None = None
     __pydantic_extra__: dict[str, float | None]
 
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,9 @@ class RunTrainer:
         return False
 
 
-def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str = "") -> list[EpochRow]:
+def write_result(
+    run: RunDir, result: TrialResult, seen: set[Path], timeout: str = "", received: float | None = None
+) -> list[EpochRow]:
     """Write the result of a step into its run folder, and return all rows of the run.
 
     Args:
@@ -277,9 +279,10 @@ def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str
         seen: Folders of runs of which a process has reported in this session. If another process begins with one of
             them, the first one died, and the status says so while the run goes on.
         timeout: Why the first process was ended, if it was.
+        received: Of the rows that are new: see `EpochRow`.
     """
     if result.replayed is not None:  # the first result of a process
-        run.reconcile(result.replayed)
+        run.reconcile([replace(row, received=received) for row in result.replayed])
         if run.path in seen:
             epochs = len(result.replayed)
             where = f"after epoch {epochs}" if epochs else "from the beginning"
@@ -290,8 +293,9 @@ def write_result(run: RunDir, result: TrialResult, seen: set[Path], timeout: str
         run.set_predicted_memory(result.predicted_memory_mb)
     rows = run.rows()
     if result.report is not None and result.epoch > len(rows):  # epochs of the checkpoint are there already
-        run.append(result.report)
-        rows.append(result.report)
+        row = replace(result.report, received=received)
+        run.append(row)
+        rows.append(row)
     return rows
 
 

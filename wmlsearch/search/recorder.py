@@ -67,7 +67,12 @@ class Recorder(tune.Callback):
         self.machines = MachineFailures(self._note_machine)
         self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
         self.memory_kills = MemoryKills()
-        ended = [(run, self._best(run)) for run in search.trials() if run.state not in UNFINISHED]
+        ended, self.received = [], 0.0  # the latest `received` of all rows
+        for run in search.trials():
+            rows = run.rows()
+            self.received = max([self.received, *(row.order for row in rows)])
+            if run.state not in UNFINISHED:
+                ended.append((run, objective_values(rows, settings.objective_names)))
         self.retention.search_resumed(search, ended)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,7 +134,10 @@ class Recorder(tune.Callback):
     def _record(self, trial: Trial, result: TrialResult) -> None:
         number = trial_number(trial)
         run = self.search.trial(number)
-        rows = write_result(run, result, self.seen, self.losses.get(number, ""))
+        # It rises though a clock can be set back. A resumed search replays the reports in this order: the clocks of the
+        # workers' machines may differ.
+        self.received = max(time.time(), math.nextafter(self.received, math.inf))
+        rows = write_result(run, result, self.seen, self.losses.get(number, ""), self.received)
         for row in rows[self.epochs[number] : result.epoch]:
             self.study.report(number, row.epoch, row.metrics[self.settings.objective] or 0.0)
             self.budget.add(row)

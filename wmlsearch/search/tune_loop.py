@@ -145,14 +145,14 @@ def _bytes_of_best(run: RunDir) -> int:
 
 
 def replay_reports(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> list[RunDir]:
-    """Give the reports in the run folder to a new scheduler, in the order of their time.
+    """Give the reports in the run folder to a new scheduler, in the order in which they were received.
 
     A search that died may have recorded the last report of a trial without its end. Such a trial gets its status now.
 
     Returns:
         The trials whose status changed.
     """
-    reports = [(row.time, int(run.name), row) for run in search.trials() for row in run.trained_rows()]
+    reports = [(row.order, int(run.name), row) for run in search.trials() for row in run.trained_rows()]
     stopped_at: dict[int, int] = {}  # by trial: the epoch
     for _, number, row in sorted(reports, key=lambda report: report[:2]):
         value = row.metrics.get(settings.objective) or 0.0
