@@ -315,7 +315,16 @@ class RunSettings(_Strict):
         "compares predicted results, and `pbt`, which starts children of good trials in their place.",
     )
     experience: bool = Field(
-        True, description="Let recorded trainings of other tasks teach `predictive` before the first trial."
+        True,
+        description="Use recorded trainings of other tasks: they teach `predictive` before the first trial, and give "
+        "the trials of `portfolio`.",
+    )
+    portfolio: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Number of trials after the baseline whose configurations come from experience: those that "
+        "together were best on recorded tasks.",
     )
     grace_epochs: int = Field(
         2,
@@ -402,6 +411,15 @@ class RunSettings(_Strict):
     def _check_objectives(self) -> RunSettings:
         if self.objectives and (faults := list(_objective_faults(self))):
             raise ValueError("\n".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _check_portfolio(self) -> RunSettings:
+        if self.portfolio and not self.experience:
+            raise ValueError(
+                "experience must be true with portfolio, whose trials are from recorded tasks, "
+                f"but got (portfolio={self.portfolio}, experience=false)"
+            )
         return self
 
     @model_validator(mode="after")

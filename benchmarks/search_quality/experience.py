@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from wmlsearch.search.experience import FORMAT
 from wmlsearch.search.outcome_model import TrainedCurve
 from wmlsearch.space import SearchSpace
 
+# What the trainings of a task had that its table does not name, where that is not as in `VALUES_BEFORE`.
+FIXED: dict[str, dict[str, Any]] = {"phantom": {}, "few": {"norm_momentum": 0.01, "flip_axis": "left-right"}}
 RECORDED = Path(__file__).parents[2] / "wmlsearch" / "search" / "recorded"
 
 
@@ -35,7 +38,8 @@ def trained(task: str) -> list[TrainedCurve]:
 def as_file(task: str) -> str:
     """Return the content of a task's file."""
     command = f"python -m benchmarks.search_quality.record --task {task}"
-    lines = [{"format": FORMAT, "task": task, "epochs": TASKS[task].epochs, "objective": MEASURE, "command": command}]
+    about = {"task": task, "epochs": TASKS[task].epochs, "objective": MEASURE, "command": command}
+    lines: list[dict[str, Any]] = [{"format": FORMAT, **about, **({"fixed": FIXED[task]} if FIXED[task] else {})}]
     for each in trained(task):
         curve = [round(float(value), 3) for value in np.maximum.accumulate(each.curve)]
         lines.append({"values": dict(each.values), "curve": curve})

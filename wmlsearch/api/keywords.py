@@ -69,6 +69,7 @@ class SettingKeywords(BudgetKeywords, total=False):
     sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"]
     scheduler: Literal["asha", "predictive", "hyperband", "median", "none", "pbt"]
     experience: bool
+    portfolio: int
     grace_epochs: int
     reduction_factor: int
     baseline: bool

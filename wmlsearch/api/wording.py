@@ -13,7 +13,7 @@ from wmlsearch.config import InputError
 _COMMAND = r"`[^`]*`|\bwmlsearch [a-z]+[^;)\n]*"
 _VALUE = r"-?[0-9.]+(?:e-?[0-9]+)?\b|'[^']*'|[a-z0-9-]+=[\w.-]+|[a-z0-9]+\b|[A-Z]+\b"
 _OPTION = re.compile(rf"(?P<command>{_COMMAND})|(?<![\w-])--(?P<name>[a-z][a-z-]*[a-z])(?: (?P<value>{_VALUE}))?")
-_NEGATIVE = {"no_baseline": "baseline", "no_forecast": "forecast"}
+_NEGATIVE = {"no_baseline": "baseline", "no_experience": "experience", "no_forecast": "forecast"}
 _OTHER_NAMES = {"lesion_label": "lesion_labels", "ignore_label": "ignore_labels"}
 _ARGUMENTS = (
     "data", "name", "out", "warm_start", "workers_per_trial", "gpus_per_worker", "trials_per_gpu", "ray_address",

@@ -55,7 +55,7 @@ def _scores(board: Leaderboard) -> tuple[str, ...]:
 
 def _cells(entry: Entry, board: Leaderboard, columns: list[tuple[str, list[str]]]) -> list[Text | str]:
     scores = [score(name, entry.metric(name)) for name in _scores(board)]
-    origin = f", child of {entry.parent}" if entry.parent else ", baseline" if entry.is_baseline else ""
+    origin = f", {entry.origin}" if entry.origin else ""
     state = Text(entry.state.replace("_", " ") + origin, style=STYLES.get(entry.state, ""))
     values = []
     for _, members in columns:

@@ -13,7 +13,7 @@ from wmlsearch.cli.tune import tune, with_objectives
 # Options of `tune`, without a line of their own in `options`, that change what a search costs, or whether it can run.
 OPTIONS_OF_TUNE = (
     "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice", "max_checkpoint_gb", "sampler", "scheduler",
-    "no_experience", "warm_start", "objectives",
+    "no_experience", "portfolio", "warm_start", "objectives",
 )  # fmt: skip
 
 

@@ -68,6 +68,13 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
     "replace poor trials.",
 )
 @click.option(
+    "--portfolio",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Number of trials after the baseline that come from experience: together the best on recorded tasks.",
+)
+@click.option(
     "--no-experience", is_flag=True, help="--scheduler predictive: do not learn from recorded trainings of other tasks."
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")

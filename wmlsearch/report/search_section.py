@@ -44,7 +44,7 @@ def _trial_row(rank: int, entry: Entry, board: Leaderboard) -> TrialRow:
         objectives=[entry.metric(name) for name in (board.objectives or (board.objective,))],
         epochs=entry.epochs,
         seconds=run_seconds(RunDir(Path(entry.path))),
-        state=entry.state.replace("_", " "),
+        state=entry.state.replace("_", " ") + (", from experience" if entry.from_experience else ""),
         config={k: f"{value:.3g}" if isinstance(value, float) else str(value) for k, value in entry.config.items()},
         baseline=entry.is_baseline,
     )

@@ -76,6 +76,7 @@ def _trial(rank: int, path: str, parent: str) -> Row:
         "state": run.state,
         "reason": status.reason,
         "parent": parent,
+        "origin": record.origin,
         "epochs": len(rows),
         "seconds": run_seconds(run),
         **_epoch_cells(best),

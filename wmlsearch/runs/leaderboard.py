@@ -13,7 +13,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.objectives import best_epoch, front, objective_values
-from wmlsearch.runs.schema import RUNNING, UNFINISHED, EpochRow, RunStatus
+from wmlsearch.runs.schema import EXPERIENCE, RUNNING, UNFINISHED, EpochRow, RunStatus
 from wmlsearch.space import SearchSpace
 
 
@@ -31,6 +31,14 @@ class Entry:
     path: str
     parent: str = ""  # the trial from which it continued (--scheduler pbt)
     is_baseline: bool = False  # whether it is the first trial, which has the baseline configuration
+    from_experience: bool = False  # whether its configuration is one of the search's portfolio
+
+    @property
+    def origin(self) -> str:
+        """Where its configuration is from, in words; "" if the sampler proposed it."""
+        if self.parent:
+            return f"child of {self.parent}"
+        return "baseline" if self.is_baseline else "from experience" if self.from_experience else ""
 
     def metric(self, name: str) -> float | None:
         """Return a metric of the best epoch; None if there is none."""
@@ -53,6 +61,7 @@ class Entry:
             str(run.path),
             record.parent_name,
             record.name == trial_name(0),
+            record.origin == EXPERIENCE,
         )
 
     def updated(self, run: RunDir, status: RunStatus, objective: str) -> Entry:

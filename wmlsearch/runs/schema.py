@@ -35,6 +35,7 @@ GOOD = ("completed", "early_stopped", "stopped")
 BAD = ("diverged", "out_of_memory", "lost", "failed")
 ENDED = (*GOOD, *BAD, "interrupted")
 UNFINISHED = (RUNNING, "interrupted")  # a resumed search continues these
+EXPERIENCE = "experience"  # the origin of a trial whose configuration is one of a search's portfolio
 
 RESTORE = "restore it from a copy, or move the run away"
 REMAKE_LEDGER = "delete it; `wmlsearch sync` writes it again"
@@ -152,6 +153,7 @@ class RunRecord(FolderRecord):
     parent: Annotated[int, Field(ge=0)] | None = None  # the trial whose first epochs it took over (--scheduler pbt)
     parent_epoch: Annotated[int, Field(ge=0)] = 0  # the last epoch that it took over
     replaces: int | None = None  # the trial that was stopped for it
+    origin: Literal["", "experience"] = ""  # of a trial: EXPERIENCE if it is one of the search's `portfolio`
     # The learning rate of `config` is multiplied by the factor of the latest of these epochs.
     rate_factors: Annotated[dict[int, float], ByEpoch] = Field(default_factory=dict)
 
@@ -216,7 +218,13 @@ class SearchRecord(FolderRecord):
     storage: str | None = None  # URI of the checkpoints, without a password; None: the run folders
     ray_address: str | None = None  # that the latest session was given; None: an embedded Ray, or that of a notebook
     warm_start: WarmStart | None = None
+    # What experience says of the trials from number 1 on: hyperparameters by name. The sampler draws those left out.
+    portfolio: list[dict[str, Any]] = Field(default_factory=list)
     packing: dict[str, Any] = Field(default_factory=dict)  # measurements of `--trials-per-gpu auto`
+
+    def values_from_experience(self, number: int) -> dict[str, Any] | None:
+        """Return what experience says of a trial, or None if that is not one of the portfolio."""
+        return self.portfolio[number - 1] if 1 <= number <= len(self.portfolio) else None
 
 
 class SelectionRecord(Record):

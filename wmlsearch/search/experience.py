@@ -2,6 +2,8 @@
 
 A file of `recorded/` holds those of one task, as `python -m benchmarks.search_quality.experience` writes it: a line
 that describes the task, then a line for each training with its hyperparameters and its best objective up to each epoch.
+`fixed` in the first line has hyperparameters that all of its trainings had. Those that are nowhere named were as in
+`VALUES_BEFORE`, or as the baseline's.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 from functools import cache
 from importlib import resources
 
+from wmlsearch.config import VALUES_BEFORE
 from wmlsearch.search.outcome_model import TrainedCurve
 
 FORMAT = 1
@@ -27,5 +30,6 @@ def recorded_tasks() -> tuple[tuple[TrainedCurve, ...], ...]:
 
 def read_task(text: str) -> tuple[TrainedCurve, ...]:
     """Return the trainings of a file."""
-    _, *lines = map(json.loads, text.splitlines())
-    return tuple(TrainedCurve(line["values"], line["curve"]) for line in lines)
+    task, *lines = map(json.loads, text.splitlines())
+    fixed = {**VALUES_BEFORE, **task.get("fixed", {})}
+    return tuple(TrainedCurve(line["values"], line["curve"], fixed) for line in lines)

@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
-from wmlsearch.runs.schema import UNFINISHED, EpochRow
+from wmlsearch.runs.schema import EXPERIENCE, UNFINISHED, EpochRow
 from wmlsearch.search.distributions import search_space, suggest_value
 from wmlsearch.search.samplers.forest import ForestSampler
 from wmlsearch.search.samplers.optuna_samplers import make_sampler
-from wmlsearch.search.study_journal import TRIAL_NUMBER, StudyJournal, create_study, remove_lock
+from wmlsearch.search.study_journal import ORIGIN, TRIAL_NUMBER, StudyJournal, create_study, remove_lock
 from wmlsearch.space import SearchSpace
 
 # The Optuna state for each state of a trial. A trial that the scheduler stopped is PRUNED: its value is of an early
@@ -50,9 +50,23 @@ class Study:
     a trial begins and when it ends.
     """
 
-    def __init__(self, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:
+    def __init__(
+        self,
+        search: SearchDir,
+        space: SearchSpace,
+        settings: RunSettings,
+        portfolio: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Make the study of a search, with the trials in its folder.
+
+        Args:
+            search: Its folder.
+            space: The search space.
+            settings: The settings of the search.
+            portfolio: Hyperparameters of the trials from number 1 on. The sampler draws those that are left out.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self.settings = space, settings
+        self.space, self.settings, self._portfolio = space, settings, portfolio
         self._distributions, defaults = search_space(space), space.defaults
         self._forest = ForestSampler(
             self._distributions,
@@ -79,11 +93,13 @@ class Study:
             return
         values, final = study_values(run.rows(), self.settings)
         if state not in UNFINISHED:
-            status, about = run.status(), {TRIAL_NUMBER: number}
+            status = run.status()
             times = status.started, status.ended or status.started
+            about = _user_attrs(number, record.origin)
             self._add_ended(record.config, state, values, final, about, sampler_state, times=times)
             return
-        trial = self._begin(number, self.space.active_values(record.config), sampler_state)
+        self._queue(_user_attrs(number, record.origin), sampler_state)
+        trial = self._begin(number, self._given(record.config))
         for epoch, value in values.items():
             trial.report(value, epoch)
 
@@ -129,22 +145,27 @@ class Study:
         baseline = TrialConfig()
         if number == 0 and self.space.mismatches(baseline):
             return baseline
-        trial = self._begin(number, self.space.active_values(baseline) if number == 0 else None)
+        sampler = self._given(baseline) if number == 0 else self._sampler(number)
+        if 1 <= number <= len(self._portfolio):
+            values = self._portfolio[number - 1]
+            self._study.enqueue_trial(dict(values), user_attrs=_user_attrs(number, EXPERIENCE))
+        else:
+            self._queue(_user_attrs(number, ""))
+        trial = self._begin(number, sampler)
         self._journal.write()
         return self.space.config(trial.params)
 
-    def _begin(
-        self, number: int, values: Mapping[str, Any] | None, sampler_state: Mapping[str, Any] | None = None
-    ) -> Trial:
-        """Add a trial that begins, with the given values or with those that the sampler proposes."""
-        if values is None:
-            self._study.sampler = self._sampler(number)
-        else:
-            self._study.sampler = _GivenValues(self._distributions, values)
-        queued = optuna.trial.create_trial(
-            state=TrialState.WAITING, user_attrs={TRIAL_NUMBER: number}, system_attrs=dict(sampler_state or {})
+    def _queue(self, user_attrs: Mapping[str, Any], system_attrs: Mapping[str, Any] | None = None) -> None:
+        """Add a trial that the next `ask` of the study takes."""
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.WAITING, user_attrs=dict(user_attrs), system_attrs=dict(system_attrs or {})
+            )
         )
-        self._study.add_trial(queued)  # which `ask` takes
+
+    def _begin(self, number: int, sampler: BaseSampler) -> Trial:
+        """Begin the queued trial, with the values that the sampler proposes where the queued trial has none."""
+        self._study.sampler = sampler
         trial = self._open[number] = self._study.ask()
         drawn, defaults = dict[str, Any](), self.space.defaults
         with warnings.catch_warnings():
@@ -153,6 +174,9 @@ class Study:
                 if dimension.active({**defaults, **drawn}):
                     drawn[name] = suggest_value(trial, name, dimension.domain)
         return trial
+
+    def _given(self, config: TrialConfig) -> BaseSampler:
+        return _GivenValues(self._distributions, self.space.active_values(config))
 
     def _sampler(self, number: int) -> BaseSampler:
         if self.settings.sampler == "forest":
@@ -200,6 +224,11 @@ class _GivenValues(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._values[param_name]
+
+
+def _user_attrs(number: int, origin: str) -> dict[str, Any]:
+    """Return the user attributes of a trial in the study."""
+    return {TRIAL_NUMBER: number, **({ORIGIN: origin} if origin else {})}
 
 
 def study_values(rows: Sequence[EpochRow], settings: RunSettings) -> tuple[dict[int, float], list[float] | None]:

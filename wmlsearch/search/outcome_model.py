@@ -9,7 +9,7 @@ tasks as in Salinas et al. 2020).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,12 @@ class TrainedCurve:
     Attributes:
         values: Its hyperparameters by name.
         curve: The objective after each epoch, larger being better.
+        fixed: Hyperparameters that its task did not search, where they may differ from the baseline's of today.
     """
 
     values: Mapping[str, Any]
     curve: Sequence[float]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OutcomeModel:

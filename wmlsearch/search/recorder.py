@@ -16,7 +16,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
-from wmlsearch.runs.schema import GOOD, RUNNING, UNFINISHED, RunRecord, Successor
+from wmlsearch.runs.schema import EXPERIENCE, GOOD, RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
@@ -104,7 +104,10 @@ class Recorder(tune.Callback):
         if takeover:
             parent = self.search.trial(takeover.parent).record()
             return child_record(self.search_record, parent, takeover, number, self.settings.seed)
-        return trial_record(self.search_record, number, self.study.ask(number))
+        record = trial_record(self.search_record, number, self.study.ask(number))
+        if self.search_record.values_from_experience(number) is None:
+            return record
+        return record.model_copy(update={"origin": EXPERIENCE})
 
     def _assign(self, run: RunDir, number: int) -> TrialAssignment:
         record = run.record()

@@ -20,6 +20,7 @@ from wmlsearch.config import InputError
 from wmlsearch.runs.files import append, cut_torn_line, read_lines, write_bytes
 
 TRIAL_NUMBER = "trial"  # user attribute of a study's trial: the search's own number of it
+ORIGIN = "origin"  # user attribute of a trial of the portfolio: `runs.schema.EXPERIENCE`
 # Prefixes of the system attributes in which CMA-ES keeps its state, and TPE what it has drawn for a running trial: it
 # counts values there that a condition has switched off.
 _SAMPLER_STATE = ("cma:", "x_for_tell", "tpe:")

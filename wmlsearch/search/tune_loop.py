@@ -70,7 +70,7 @@ def run_trials(
     scheduler = Scheduler(settings, space, lambda number: search.trial(number).record().config)
     for run in replay_reports(search, settings, scheduler):
         on_change(run)
-    study = Study(search, space, settings)
+    study = Study(search, space, settings, search.record().portfolio)
     budget = Budget(search, settings, slots)
     limit_bytes = bytes_for_best_weights(space, settings, slots)
     retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names, when_copied)

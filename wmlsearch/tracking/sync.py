@@ -523,6 +523,8 @@ def _tags(record: FolderRecord, certificate: SplitCertificate | None) -> dict[st
     lineage: dict[str, Any] = {}
     if isinstance(record, RunRecord) and record.parent is not None:
         lineage = {"parent_trial": record.parent_name, "parent_epoch": record.parent_epoch}
+    if isinstance(record, RunRecord) and record.origin:
+        lineage["origin"] = record.origin
     if isinstance(record, RunRecord) and record.rate_factors:
         lineage["rate_factors"] = json.dumps(record.rate_factors)
     if isinstance(record, RunRecord) and record.model is not None:

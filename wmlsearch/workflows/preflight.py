@@ -7,9 +7,9 @@ needs Ray: it decides how many trials run at once and refuses what does not fit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wmlsearch.config import PAPER_EPOCHS, InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
@@ -95,6 +95,27 @@ def note_no_effect(space: SearchSpace, manifest: Manifest, say: Callable[[str], 
     names = ("augment", "flip_axis", "input_slices")
     if all(getattr(config, name) in space.domain(name) for name in names) and mirrors_nothing(config, manifest.axis):
         say(f"note: {space.source}: {MIRRORS_NOTHING}")
+
+
+def choose_first_trials(
+    request: SearchRequest, earlier: Sequence[EarlierTrial], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Return what experience says of the trials after the baseline (--portfolio). Says if it is of fewer than asked.
+
+    A configuration that an earlier search of --warm-start has tried is not tried again.
+    """
+    asked = request.settings.portfolio
+    if not asked:
+        return []
+    from wmlsearch.search.portfolio import choose_portfolio
+
+    portfolio = choose_portfolio(request.space, asked, [TrialConfig(), *(trial.config for trial in earlier)])
+    if len(portfolio) < asked:
+        say(
+            f"note: {plural(len(portfolio), 'trial')} of --portfolio {asked} can be from experience: the other "
+            "recorded configurations are outside this space, or the same in it"
+        )
+    return portfolio
 
 
 def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> SearchPlan:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from wmlsearch import __version__
 from wmlsearch.config import RunSettings, TrialConfig
@@ -63,12 +64,19 @@ def run_record(name: str, kind: str, config: TrialConfig, settings: RunSettings,
     return RunRecord(name=name, kind=kind, config=config, settings=settings, data=data, versions=versions())
 
 
-def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Mapping[str, int]) -> SearchRecord:
+def search_record(
+    name: str,
+    plan: SearchPlan,
+    earlier_trials: int,
+    left_out: Mapping[str, int],
+    portfolio: Sequence[Mapping[str, Any]] = (),
+) -> SearchRecord:
     """Return what `search.json` records before the first trial.
 
     Args:
         earlier_trials: How many trials of earlier searches the study starts with.
         left_out: How many others it does not start with, by reason.
+        portfolio: What experience says of the trials after the baseline.
     """
     return SearchRecord(
         name=name,
@@ -80,6 +88,7 @@ def search_record(name: str, plan: SearchPlan, earlier_trials: int, left_out: Ma
         data=plan.data_record,
         data_path=str(plan.data.resolve()),
         warm_start=WarmStart(taken=earlier_trials, left_out=dict(left_out)),
+        portfolio=[dict(values) for values in portfolio],
         shape=plan.placement.shape,
         storage=plan.placement.storage_without_password,
         ray_address=plan.placement.given_ray_address,

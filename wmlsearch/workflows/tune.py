@@ -19,6 +19,7 @@ from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import (
     check_new_search,
     check_resumed_search,
+    choose_first_trials,
     note_no_effect,
     plan_search,
     read_earlier_trials,
@@ -44,6 +45,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     data = check_new_search(search, request)
     note_no_effect(request.space, data.manifest, observer.say)
     earlier, left_out = read_earlier_trials(request, data, observer.say)
+    portfolio = choose_first_trials(request, earlier, observer.say)
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
     with (
@@ -56,7 +58,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
         with search.locked():
-            record = search_record(search.name, plan, len(earlier), left_out)
+            record = search_record(search.name, plan, len(earlier), left_out, portfolio)
             SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
             at_end.begun = True
             search.set_earlier(earlier)
