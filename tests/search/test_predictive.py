@@ -19,6 +19,7 @@ from wmlsearch.search import predictive
 from wmlsearch.search.experience import recorded_tasks
 from wmlsearch.search.outcome_model import (
     ENOUGH_CURVES,
+    ENOUGH_OWN_CURVES,
     OutcomeModel,
     TrainedCurve,
     chance_among_best,
@@ -130,9 +131,9 @@ def test_a_trial_is_compared_with_some_of_very_many(monkeypatch: pytest.MonkeyPa
     compared: list[int] = []
     predict = OutcomeModel.predict
 
-    def counted(model: OutcomeModel, configurations: Sequence[Mapping[str, Any]], curves: Any) -> np.ndarray:
+    def counted(model: OutcomeModel, configurations: Sequence[Mapping[str, Any]], curves: Any, own: Any) -> np.ndarray:
         compared.append(len(configurations) - 1)
-        return predict(model, configurations, curves)
+        return predict(model, configurations, curves, own)
 
     monkeypatch.setattr(OutcomeModel, "predict", counted)
     run(rule(trials := task(3, 14), [task(0, ENOUGH_CURVES)]), trials)
@@ -198,3 +199,105 @@ def test_the_shipped_trainings_can_be_read() -> None:
     for each in tasks:
         assert len({len(trained.curve) for trained in each}) == 1
         assert all(trained.curve == sorted(trained.curve) for trained in each)
+
+
+def own_search(count: int) -> list[TrainedCurve]:
+    """Return trials that reach their best at once, by a learning rate that no early value shows."""
+    rng = np.random.default_rng(5)
+    trials = []
+    for _ in range(count):
+        values = {"learning_rate": 10 ** rng.uniform(-4, -2), "schedule": "onecycle"}
+        start, end = 0.2 + 0.1 * rng.random(), 0.3 + 0.25 * np.log10(values["learning_rate"] / 1e-4)
+        trials.append(TrainedCurve(values, [start] * 3 + [float(end)] * (EPOCHS - 3)))
+    return trials
+
+
+def test_full_curves_of_the_search_teach() -> None:
+    """Without experience, trials that begin after enough full curves have the earlier rungs, and keep the best."""
+    trials = own_search(80)
+    blind = rule(trials, [])
+    lasted = np.array(run(blind, trials))
+    rungs = [list(blind.rungs_of(number)) for number in range(len(trials))]
+    begun = rungs.index([2, 6])
+    assert (lasted[:begun] == EPOCHS).sum() == ENOUGH_OWN_CURVES
+    assert rungs == [[4, 12]] * begun + [[2, 6]] * (len(trials) - begun)
+    later = np.arange(len(trials)) >= begun
+    stopped = later & (lasted == 2)
+    assert stopped.sum() > 0.4 * later.sum()
+    final = np.array([trial.curve[-1] for trial in trials])
+    assert lasted[later & (final > np.quantile(final, 0.9))].min() > 2, "none of the best is stopped at once"
+    check_chance(blind.stop_reason(int(np.flatnonzero(stopped)[0])))
+    assert np.array_equal(run(rule(trials, []), trials), lasted)
+
+
+def test_full_curves_of_the_search_correct_misleading_experience() -> None:
+    trials = own_search(60)
+    upside_down = [
+        TrainedCurve(each.values, [0.5] * 3 + [1 - each.curve[-1]] * (EPOCHS - 3)) for each in own_search(ENOUGH_CURVES)
+    ]
+    final = np.array([trial.curve[-1] for trial in trials])
+    taught = rule(trials, [upside_down])
+    lasted = np.array(run(taught, trials))
+    assert all(list(taught.rungs_of(number)) == [2, 6] for number in range(len(trials)))
+    best = final > np.quantile(final, 0.8)
+    early, late = np.arange(len(trials)) < 20, np.arange(len(trials)) >= 40
+    assert (lasted[best & late] > 2).mean() > (lasted[best & early] > 2).mean()
+
+
+def test_the_share_of_trees_that_the_search_teaches_grows() -> None:
+    trials = own_search(12)
+    values, final = [each.values for each in trials], [each.curve[-1] for each in trials]
+    curves = [each.curve[:2] for each in own_search(20)]
+    taught = OutcomeModel(SPACE, [task(0, ENOUGH_CURVES)], EPOCHS)
+    untaught = OutcomeModel(SPACE, [task(0, ENOUGH_CURVES - 1)], EPOCHS)
+    for count, trees in ((3, 50), (12, 80)):
+        assert len(taught.fit_own(values[:count], final[:count], curves)) == trees
+        assert len(untaught.fit_own(values[:count], final[:count], curves)) == 100
+    own = taught.fit_own(values, final, curves)
+    mixed = taught.predict(values, [each.curve[:2] for each in trials], own)
+    plain = taught.predict(values, [each.curve[:2] for each in trials])
+    assert mixed.shape == plain.shape == (100, 12)
+    assert np.array_equal(mixed[80:], plain[80:])
+
+
+def test_the_trees_are_fitted_less_often_the_more_curves_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictive, "MOST_OWN_CURVES", 5)
+    fitted: list[int] = []
+    fit_own = OutcomeModel.fit_own
+
+    def counted(model: OutcomeModel, configurations: Any, final: Any, curves: Any) -> Any:
+        fitted.append(len(configurations))
+        return fit_own(model, configurations, final, curves)
+
+    monkeypatch.setattr(OutcomeModel, "fit_own", counted)
+    trials = own_search(40)
+    taught = rule(trials, [task(0, ENOUGH_CURVES)])
+    for number, each in enumerate(trials):  # each reaches the rung when those before have trained to their end
+        for epoch, value in enumerate(each.curve, start=1):
+            taught.report(number, epoch, value, ended=epoch == EPOCHS)
+    assert max(fitted) == 5
+    assert len(fitted) < 30
+
+
+def test_a_resumed_search_decides_as_one_that_was_not_interrupted() -> None:
+    """Trials that run side by side: reports are replayed in their order."""
+    trials = own_search(60)
+    whole, decisions = rule(trials, []), []
+    reports = sorted(
+        (number // 4 * EPOCHS + epoch, number, epoch, value)
+        for number, each in enumerate(trials)
+        for epoch, value in enumerate(each.curve, start=1)
+    )
+    ended: set[int] = set()
+    heard = []
+    for _, number, epoch, value in reports:
+        if number not in ended:
+            stop = whole.report(number, epoch, value, ended=epoch == EPOCHS)
+            heard.append((number, epoch, value))
+            decisions.append(stop)
+            if stop:
+                ended.add(number)
+    again = rule(trials, [])
+    assert [again.report(number, epoch, value, ended=epoch == EPOCHS) for number, epoch, value in heard] == decisions
+    assert [again.stop_reason(number) for number in ended] == [whole.stop_reason(number) for number in ended]
+    assert any(epoch == 2 for (_, epoch, _), stop in zip(heard, decisions, strict=True) if stop)

@@ -1,9 +1,14 @@
-"""Predicts how a trial will end from its configuration and its curve so far, by a forest of recorded trainings.
+"""Predicts how a trial will end from its configuration and its curve so far, by trees that full curves have taught.
 
 Tasks differ in the values that a training reaches, so the model sees ranks only: the rank of a trial among those of its
 search that have reached the same epoch, and in training the same of each recorded task. It predicts the rank that the
 trial would have at the end among random configurations (learning curve prediction as in Domhan et al. 2015, ranks over
 tasks as in Salinas et al. 2020).
+
+Some trees are taught by recorded trainings of other tasks, the others by the trials of the search itself that trained
+to their end. The share of the latter grows with their number (a mixture of models of tasks, as in Feurer et al. 2018).
+Trials that were stopped do not teach: what they would have become is not known, and each way to guess it that was tried
+kept fewer of the best (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -22,8 +27,12 @@ from wmlsearch.search.samplers.forest import encode
 from wmlsearch.space import SearchSpace
 
 TREES = 100
+EXPERIENCE_WEIGHT = 3  # recorded trainings weigh as much as so many trials of the search that trained to their end
 BEST = 3  # trials among which one is expected to end, or not
-ENOUGH_CURVES = 40  # below, a trial's own value ranks trials better: benchmarks/README.md
+# With fewer curves, a trial's own value ranks trials better: benchmarks/README.md
+ENOUGH_CURVES = 40  # of other tasks
+ENOUGH_OWN_CURVES = 10  # of the search itself
+MOST_OWN_CURVES = 300  # that teach: fitting their trees takes about as long as predicting for as many trials
 
 
 @dataclass(frozen=True)
@@ -64,19 +73,53 @@ class OutcomeModel:
         """How many recorded trainings it learns from."""
         return sum(len(curves) for _, curves in self._tasks)
 
-    def predict(self, configurations: Sequence[Mapping[str, Any]], curves: Sequence[Sequence[float]]) -> np.ndarray:
+    @property
+    def knows_other_tasks(self) -> bool:
+        """Whether these are enough to predict."""
+        return self.curves >= ENOUGH_CURVES
+
+    def predict(
+        self,
+        configurations: Sequence[Mapping[str, Any]],
+        curves: Sequence[Sequence[float]],
+        own: Sequence[ExtraTreeRegressor] = (),
+    ) -> np.ndarray:
         """Return what each tree expects of trials that have reached the same epoch.
 
         Args:
             configurations: The hyperparameters of each trial by name.
             curves: The objective of each trial after each epoch so far, (trials, epochs).
+            own: Trees for this epoch from `fit_own`. Recorded trainings teach the others.
 
         Returns:
             Ranks at the end from 0 (worst) to 1, (trees, trials).
         """
         best = best_so_far(curves)
         x = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])]).astype(np.float32)
-        return np.stack([tree.tree_.predict(x).reshape(len(x)) for tree in self._forest(best.shape[1])])
+        trees = [*own, *(self._forest(best.shape[1])[len(own) :] if len(own) < TREES else ())]
+        return np.stack([tree.tree_.predict(x).reshape(len(x)) for tree in trees])
+
+    def fit_own(
+        self,
+        configurations: Sequence[Mapping[str, Any]],
+        final: Sequence[float],
+        curves: Sequence[Sequence[float]],
+    ) -> list[ExtraTreeRegressor]:
+        """Return trees that trials of the search teach, for those that have reached an epoch.
+
+        The more of them, the more trees; all TREES where the recorded trainings are not enough to teach the others.
+
+        Args:
+            configurations: The hyperparameters of each trial that trained to its end, by name.
+            final: The best value of each of these trials.
+            curves: The objective after each epoch up to that one, of these trials and then of all others that have
+                reached it: the ranks are among all of them.
+        """
+        count = len(configurations)
+        share = count / (count + EXPERIENCE_WEIGHT) if self.knows_other_tasks else 1.0
+        best = best_so_far(curves)
+        features = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])[:count]])
+        return _fit_trees(features, ranks(np.array(final)), round(TREES * share))
 
     def _configurations(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.array([encode(self._space, values) for values in configurations], dtype=np.float32)
@@ -89,13 +132,18 @@ class OutcomeModel:
                 for features, best in self._tasks
             ]
             y = [ranks(best[:, -1]) for _, best in self._tasks]
-            features, targets = np.vstack(x).astype(np.float32), np.concatenate(y)[:, None]
-            with config_context(assume_finite=True, skip_parameter_validation=True):
-                self._forests[epoch] = [
-                    ExtraTreeRegressor(max_features=0.8, random_state=seed).fit(features, targets, check_input=False)
-                    for seed in range(TREES)
-                ]
+            self._forests[epoch] = _fit_trees(np.vstack(x), np.concatenate(y), TREES)
         return self._forests[epoch]
+
+
+def _fit_trees(features: np.ndarray, targets: np.ndarray, count: int) -> list[ExtraTreeRegressor]:
+    """Fit regression trees, without scikit-learn's checks, which take longer than small trees."""
+    x, y = features.astype(np.float32), targets[:, None]
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        return [
+            ExtraTreeRegressor(max_features=0.8, random_state=seed).fit(x, y, check_input=False)
+            for seed in range(count)
+        ]
 
 
 def best_so_far(curves: Sequence[Sequence[float]]) -> np.ndarray:
