@@ -130,7 +130,7 @@ def _nearest(domain: Choices | Range, value: Any) -> list[Any]:
     if isinstance(domain, Range):
         inside = min(max(value, domain.low), domain.high)
         return [round(inside) if domain.whole else float(inside)]
-    numbers = [choice for choice in domain.values if _is_number(choice)]
+    numbers: list[Any] = [choice for choice in domain.values if _is_number(choice)]
     return [min(numbers, key=lambda choice: _distance(choice, value))] if numbers else []
 
 
