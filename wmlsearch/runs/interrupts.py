@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import threading
 import time
@@ -70,14 +71,49 @@ class _Requests:
     """The signals that this process got since the outermost block began that handles them."""
 
     got: list[_Request] = []  # noqa: RUF012 - one for the process, as its signal handlers are
+    unhandled: int | None = None  # a signal that came while the main thread was in a call into C, which may never end
+    arrivals: int | None = None  # the file from which the number of each signal can be read as it comes
     handlers: list[object] = []  # noqa: RUF012 - of the blocks that the main thread is in, the innermost last
     why = ""  # what another thread interrupts the main thread for, until that gets the signal
     raised = ""  # what another thread has interrupted the main thread for
+    interrupted_by_thread = False  # so a signal that comes may be that of a thread
+    numbers: frozenset[int] = frozenset()  # the signals that are handled
 
 
 def first_request() -> int | None:
-    """Return the first signal that asked this process to end, in the outermost block that handles them, or None."""
-    return _Requests.got[0].number if _Requests.got else None
+    """Return the first signal that asked this process to end, in the outermost block that handles them, or None.
+
+    Python calls the handler of a signal only when the main thread runs Python code; other threads learn of it here.
+    """
+    if _Requests.got:
+        return _Requests.got[0].number
+    if _Requests.arrivals is not None and _Requests.unhandled is None and not _Requests.interrupted_by_thread:
+        with contextlib.suppress(OSError):
+            numbers = os.read(_Requests.arrivals, 4096)
+            _Requests.unhandled = next((number for number in numbers if number in _Requests.numbers), None)
+    return _Requests.unhandled
+
+
+@contextlib.contextmanager
+def _arrivals_readable() -> Iterator[None]:
+    """Let `first_request` see signals as they come, unless this program reads them itself, as asyncio may."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    if previous == -1:
+        _Requests.arrivals = reader
+    else:
+        signal.set_wakeup_fd(previous)
+    try:
+        yield
+    finally:
+        _Requests.arrivals = _Requests.unhandled = None
+        _Requests.interrupted_by_thread = False
+        if previous == -1:
+            signal.set_wakeup_fd(-1)
+        os.close(reader)
+        os.close(writer)
 
 
 def _is_new(number: int) -> bool:
@@ -107,19 +143,21 @@ def handled(act: Callable[[int], None], by_threads: bool = True) -> Iterator[Non
         if not why and _is_new(number):
             act(number)
 
-    _Requests.handlers.append(handle)
-    previous = {
-        number: signal.signal(number, handle) for number in _NAMES if signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        _Requests.handlers.remove(handle)
-        if not _Requests.handlers:
-            _Requests.got.clear()
-            _Requests.why = _Requests.raised = ""
+    with contextlib.nullcontext() if _Requests.handlers else _arrivals_readable():
+        _Requests.handlers.append(handle)
+        previous = {
+            number: signal.signal(number, handle) for number in _NAMES if signal.getsignal(number) != signal.SIG_IGN
+        }
+        _Requests.numbers = frozenset(previous)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            _Requests.handlers.remove(handle)
+            if not _Requests.handlers:
+                _Requests.got.clear()
+                _Requests.why = _Requests.raised = ""
 
 
 _open: dict[int, list[bool]] = {}  # by thread that is not the main one: of each block that it is in, the innermost last
@@ -148,7 +186,7 @@ def interrupt(thread: threading.Thread, why: str) -> None:
     if thread is threading.main_thread():
         numbers = [number for number in _NAMES if signal.getsignal(number) in _Requests.handlers]
         if numbers:  # a program in the background of a script ignores SIGINT
-            _Requests.why = why
+            _Requests.why, _Requests.interrupted_by_thread = why, True
             signal.pthread_kill(identity, numbers[0])
         return
 

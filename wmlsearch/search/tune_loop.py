@@ -98,6 +98,22 @@ def run_trials(
     return budget
 
 
+def with_job(trainable: type[tune.Trainable], job: WorkerJob) -> type[tune.Trainable]:
+    """Return a class of trial workers that get this job.
+
+    `tune.with_parameters` would put the job into Ray's object store. This process must own nothing there: where Ray
+    tries to recover an object after SIGTERM to all processes, it ends the process that owns it (`data_shipping`).
+    """
+    values = job.as_plain()
+
+    class WithJob(trainable):  # type: ignore[misc, valid-type]
+        def setup(self, config: dict[str, Any], job: dict[str, Any] = values) -> None:
+            super().setup(config, job)
+
+    WithJob.__name__ = WithJob.__qualname__ = trainable.__name__
+    return WithJob
+
+
 def _make_tuner(
     name: str,
     job: WorkerJob,
@@ -119,7 +135,7 @@ def _make_tuner(
         trainable = TrialWorker
         resources = tune.PlacementGroupFactory([slots.resources])
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, job=job.as_plain()), resources),
+        tune.with_resources(with_job(trainable, job), resources),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(job.settings.objective, numbers, recorder.begin),
             scheduler=scheduler,
