@@ -12,10 +12,13 @@ from records import run_record, search_record
 
 import wmlsearch
 from wmlsearch.cluster.run_copies import CopyWriter, read_mark
+from wmlsearch.cluster.transfer import fingerprint_of, upload_data
 from wmlsearch.config import InputError
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.stored_search import StoredSearch, search_to_resume, stored_search
 
 
@@ -125,6 +128,43 @@ def test_a_different_search_of_the_name_is_refused(search: SearchDir, tmp_path: 
         f"with it (`wmlsearch tune --resume s --out {tmp_path}/new --storage {tmp_path}/storage`), choose another "
         f"--name, or delete {tmp_path}/storage/s/run-folder"
     )
+
+
+def test_a_new_machine_gets_the_prepared_data_from_the_storage(
+    search: SearchDir, prepared: Path, tmp_path: Path
+) -> None:
+    """The search was started with `--cluster` by the address of a dashboard, which sent them there."""
+    fingerprint, storage = fingerprint_of(prepared), str(tmp_path / "storage")
+    record = search_record(
+        name="s",
+        data={"fingerprint": fingerprint},
+        data_path="/head/data",
+        shape={"workers_per_trial": 1, "gpus_per_worker": None},
+    )
+    copy(search, tmp_path / "storage")
+    said: list[str] = []
+
+    def data_of(given: str | None) -> Path:
+        with search_to_resume("s", tmp_path / "runs", given, said.append) as stored:
+            return ResumeRequest.of(search, record, record.settings, stored=stored).data
+
+    missing = "/head/data: the prepared data of s are not there (any more, or on this machine)"
+    with pytest.raises(InputError) as nowhere:
+        data_of(None)
+    assert str(nowhere.value) == f"{missing}; name their folder with --data"
+    with pytest.raises(InputError) as not_there:
+        data_of(storage)
+    assert str(not_there.value).startswith(f"{missing}, and {storage} has no copy of them; bring the folder here and ")
+    upload_data(storage, prepared, fingerprint)
+    target = tmp_path / "runs" / f"data-{fingerprint[:12]}"
+    assert [data_of(storage), data_of(None)] == [target, target]
+    assert said == [f"fetching the prepared data of s from {storage} into {target} ..."]
+    Manifest.read(target).verify(target)
+    (tmp_path / "storage" / ".data" / fingerprint / "masks.npy").write_bytes(b"torn")
+    shutil.rmtree(target)
+    with pytest.raises(InputError, match=r"masks\.npy: is damaged"):
+        data_of(storage)
+    assert not target.exists()
 
 
 def test_a_folder_without_storage_or_copy_stays(search: SearchDir, tmp_path: Path) -> None:

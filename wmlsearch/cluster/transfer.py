@@ -9,7 +9,8 @@ from pathlib import Path, PurePath
 from wmlsearch.cluster.storage import Storage, reason
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import MANIFEST
-from wmlsearch.runs.files import StorageError, read_json, retry_while_unavailable
+from wmlsearch.runs.files import FULL, StorageError, read_json, retry_while_unavailable
+from wmlsearch.runs.redaction import without_password
 
 DATA_FOLDER = ".data"  # in the storage, beside the folders of searches, whose names begin with a letter or a digit
 FILES = "files.json"  # names the files of a data set in the storage; written last: a data set with it is complete
@@ -68,8 +69,20 @@ def upload_data(storage: str, data: Path, fingerprint: str) -> bool:
         ) from None
 
 
+def has_data(storage: str, fingerprint: str) -> bool:
+    """Return whether a storage has a prepared data set. Raises InputError if that cannot be found out."""
+    place = Storage(storage).below(DATA_FOLDER, fingerprint)
+    try:
+        return place.read(FILES) is not None
+    except OSError as error:
+        raise InputError(f"--storage: cannot read {place} ({reason(error, storage)})") from None
+
+
 def fetch_data(storage: str, fingerprint: str, target: Path) -> None:
-    """Copy a prepared data set from the storage to a folder. Raises InputError if it is not there, StorageError."""
+    """Copy a prepared data set from the storage to a folder.
+
+    Raises InputError if it is not there or cannot be read, and StorageError if the disk is full.
+    """
     place = Storage(storage).below(DATA_FOLDER, fingerprint)
 
     def fetch() -> bool:
@@ -83,5 +96,12 @@ def fetch_data(storage: str, fingerprint: str, target: Path) -> None:
             (place.below(folder) if folder else place).download(file, target / name)
         return True
 
-    if not retry_while_unavailable(fetch, str(place)):
+    try:
+        found = retry_while_unavailable(fetch, str(place))
+    except StorageError as error:
+        if error.errno in FULL:
+            raise
+        why = without_password(str(error.strerror))
+        raise InputError(f"--storage: {place} could not be read to its end ({why}); run this again later") from None
+    if not found:
         raise InputError(f"--storage {Storage(storage)}: has no prepared data set {fingerprint[:12]}; give --data")

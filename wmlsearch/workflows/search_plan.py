@@ -71,10 +71,7 @@ class ResumeRequest(SearchRequest):
         if data is None:
             data = Path(record.data_path)
             if not data.exists():
-                raise InputError(
-                    f"{data}: the prepared data of {record.name} are not there (any more, or on this machine); name "
-                    "their folder with --data"
-                )
+                data = stored.fetch_data(record, search.path.parent)
         return cls(record.space.space(), settings, data, placement, recorded_data=record.data, stored=stored)
 
 

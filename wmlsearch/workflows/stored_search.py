@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.files import atomic_folder
 from wmlsearch.runs.folders import AnyDir, SearchDir, check_name
 from wmlsearch.runs.lock import check_not_running, note_taken_over
 from wmlsearch.runs.redaction import without_password
@@ -85,6 +87,40 @@ class StoredSearch:
         if self.storage is not None and not copy_is_complete(self.storage, search):
             self.begin(search)
             self.finish(search)
+
+    def fetch_data(self, record: SearchRecord, out: Path) -> Path:
+        """Return the prepared data set of a search, which is not where it was, from the storage.
+
+        It has the data sets of searches that were started with `--cluster` by the address of a dashboard.
+
+        Args:
+            record: Of the search.
+            out: The folder of all runs, which gets the data set, unless it has it from an earlier time.
+
+        Raises:
+            InputError: The storage does not have it, or cannot be read, and the user has to say where it is.
+            OSError: The disk is full.
+        """
+        from wmlsearch.cluster.transfer import fetch_data, has_data
+
+        fingerprint = record.data.fingerprint
+        target = out / f"data-{fingerprint[:12]}"
+        if target.is_dir():
+            return target
+        missing = f"{record.data_path}: the prepared data of {record.name} are not there (any more, or on this machine)"
+        if self.storage is None:
+            raise InputError(f"{missing}; name their folder with --data")
+        shown = without_password(self.storage)
+        if not has_data(self.storage, fingerprint):
+            raise InputError(
+                f"{missing}, and {shown} has no copy of them; bring the folder here and name it with --data, or "
+                "prepare them again from the same images with the same options"
+            )
+        self.say(f"fetching the prepared data of {record.name} from {shown} into {target} ...")
+        with atomic_folder(target) as partial:
+            fetch_data(self.storage, fingerprint, partial)
+            Manifest.read(partial).verify(partial)
+        return target
 
     def release(self) -> None:
         """Let another process run the search. What is not copied by now stays as it is."""
