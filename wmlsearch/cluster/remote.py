@@ -410,11 +410,11 @@ def _wait_for_end(dashboard: Dashboard, job: SearchJob, has_folder: bool, say: S
     CLEAN_END_S: it has ended its search, or is just about to resume it.
     """
     asked, wait_s = time.monotonic(), CLEAN_END_S if has_folder else 0.0
-    told = signalled = False
+    announced = signalled = False
     while any(each.id == job.id and each.running for each in search_jobs(dashboard)):
         waited = time.monotonic() - asked
-        if not told and waited >= min(wait_s, SAY_AFTER_S):
-            told = True
+        if not announced and waited >= min(wait_s, SAY_AFTER_S):
+            announced = True
             if has_folder:
                 say(f"the process of {job.name} is still at work; it gets a signal after {wait_s:g} s ...")
             else:

@@ -97,11 +97,11 @@ def fetch_data(storage: str, fingerprint: str, target: Path) -> None:
         return True
 
     try:
-        found = retry_while_unavailable(fetch, str(place))
+        complete = retry_while_unavailable(fetch, str(place))
     except StorageError as error:
         if error.errno in FULL:
             raise
         why = without_password(str(error.strerror))
         raise InputError(f"--storage: {place} could not be read to its end ({why}); run this again later") from None
-    if not found:
+    if not complete:
         raise InputError(f"--storage {Storage(storage)}: has no prepared data set {fingerprint[:12]}; give --data")

@@ -219,9 +219,9 @@ class RunDir(RecordDir):
         before = self.rows()
         if before != list(rows):
             check_still_held(self.path)
-            known = {row.epoch: row for row in before}
-            kept = [known[row.epoch] if known.get(row.epoch) == row else row for row in rows]
-            write_text(self.file("metrics"), "".join(as_line(row.as_json()) for row in kept))
+            lines = {row.epoch: row for row in before}
+            merged = [lines[row.epoch] if lines.get(row.epoch) == row else row for row in rows]
+            write_text(self.file("metrics"), "".join(as_line(row.as_json()) for row in merged))
 
 
 @dataclass(frozen=True)
