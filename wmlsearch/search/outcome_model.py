@@ -82,21 +82,22 @@ class OutcomeModel:
         self,
         configurations: Sequence[Mapping[str, Any]],
         curves: Sequence[Sequence[float]],
-        own: Sequence[ExtraTreeRegressor] = (),
+        trees_of_search: Sequence[ExtraTreeRegressor] = (),
     ) -> np.ndarray:
         """Return what each tree expects of trials that have reached the same epoch.
 
         Args:
             configurations: The hyperparameters of each trial by name.
             curves: The objective of each trial after each epoch so far, (trials, epochs).
-            own: Trees for this epoch from `fit_own`. Recorded trainings teach the others.
+            trees_of_search: Trees for this epoch from `fit_own`. Recorded trainings teach the others.
 
         Returns:
             Ranks at the end from 0 (worst) to 1, (trees, trials).
         """
         best = best_so_far(curves)
         x = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])]).astype(np.float32)
-        trees = [*own, *(self._forest(best.shape[1])[len(own) :] if len(own) < TREES else ())]
+        others = self._forest(best.shape[1])[len(trees_of_search) :] if len(trees_of_search) < TREES else ()
+        trees = [*trees_of_search, *others]
         return np.stack([tree.tree_.predict(x).reshape(len(x)) for tree in trees])
 
     def fit_own(

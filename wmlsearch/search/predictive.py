@@ -102,10 +102,10 @@ class PredictiveHalving:
             return False
         factor = self._settings.reduction_factor
         early = epoch < BLIND_SHARE * self._settings.epochs
-        own = self._own_trees(epoch) if early else []
-        if early and (own or self._model.knows_other_tasks):
+        trees = self._own_trees(epoch) if early else []
+        if early and (trees or self._model.knows_other_tasks):
             trials = [*_some(earlier, MOST_COMPARED), number]
-            expected = self._model.predict([self._values[trial] for trial in trials], self._seen(trials, epoch), own)
+            expected = self._model.predict([self._values[trial] for trial in trials], self._seen(trials, epoch), trees)
             # Of few trials, being one of three says nothing.
             best = min(BEST, max(1, len(trials) // factor))
             chance = chance_among_best(expected, len(trials) - 1, best)
@@ -157,6 +157,6 @@ def _rungs_if(settings: RunSettings, knows_enough: bool) -> list[int]:
     return rung_epochs(settings.epochs, first, settings.reduction_factor)
 
 
-def _some(trials: Sequence[int], most: int) -> list[int]:
-    """Return trials at equal distances, at most `most` of them."""
-    return list(trials[:: -(-len(trials) // most)])
+def _some(trials: Sequence[int], limit: int) -> list[int]:
+    """Return trials at equal distances, at most `limit` of them."""
+    return list(trials[:: -(-len(trials) // limit)])
