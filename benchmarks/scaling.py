@@ -32,8 +32,7 @@ from typing import Any
 from pyarrow import fs
 
 from benchmarks import driver, simulated
-from benchmarks.search_quality import compare
-from benchmarks.search_quality.replay import MEASURE
+from benchmarks.search_quality.tables import MEASURE, shipped_table
 from benchmarks.table import machine
 from wmlsearch.cli.live_display import REDRAWS_PER_S
 from wmlsearch.config import RunSettings, TrialConfig
@@ -196,7 +195,7 @@ def put_checkpoints(placement: Placement, search: SearchDir, trials: int) -> Non
 def improving_share() -> float:
     """Return the share of epochs that are the best so far, among the first epochs of the recorded curves."""
     best, improving, epochs = 0.0, 0, 0
-    for curve in compare.curves().all:
+    for curve in shipped_table().all:
         best = 0.0
         for row in curve.rows[: SEARCH.grace_epochs * SEARCH.reduction_factor]:  # a trial seldom goes further
             epochs += 1

@@ -1,11 +1,12 @@
-"""Does the mean Dice per patient rank trials as early as the pooled Dice does?
+"""What ranks trials early? And does the mean Dice per patient rank them as early as the pooled Dice does?
 
     python -m benchmarks.search_quality.early_signal
 
-Both are in patients.csv: full learning curves of random configurations, recorded like table.csv by a later version
-(`python -m benchmarks.search_quality.record --table benchmarks/search_quality/patients.csv` records more). For each
-epoch the table has the rank correlation between each signal, the best so far, and the final best mean Dice per patient,
-and their difference with a 95 % bootstrap interval over configurations.
+The first table is of table.csv: the rank correlation between a signal's value at an epoch and the final best Dice. The
+second is of patients.csv, which has both means: full learning curves of random configurations, recorded like table.csv
+by a later version (`python -m benchmarks.search_quality.record --table benchmarks/search_quality/patients.csv` records
+more). For each epoch it has the rank correlation between each of the two, the best so far, and the final best mean Dice
+per patient, and their difference with a 95 % bootstrap interval over configurations.
 """
 
 from __future__ import annotations
@@ -17,12 +18,28 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from benchmarks.search_quality.tables import MEASURE, shipped_table
 from benchmarks.verdict.rows import markdown
 
 CURVES = Path(__file__).with_name("patients.csv")
 PATIENTS, POOLED = "val_dice_patients_best", "val_dice_best"
 EPOCHS = (1, 2, 3, 6, 9, 18, 27)
 RESAMPLES = 2000
+SIGNALS = (
+    "val_dice_best", "val_average_precision", "val_soft_dice", "val_dice_patients", "val_dice", "val_loss",
+)  # fmt: skip
+
+
+def signal_table() -> str:
+    """Return the rank correlation of each signal's values with the final best Dice of the configurations, by epoch."""
+    completed = [curve for curve in shipped_table().all if not curve.diverged]
+    final = [max(row[MEASURE] for row in curve.rows) for curve in completed]
+    rows = []
+    for name in SIGNALS:
+        sign = -1 if name == "val_loss" else 1
+        values = [[sign * curve.rows[epoch - 1][name] for curve in completed] for epoch in EPOCHS]
+        rows.append((name, *(f"{stats.spearmanr(of_epoch, final)[0]:.2f}" for of_epoch in values)))
+    return markdown(("signal", *(f"epoch {epoch}" for epoch in EPOCHS)), rows)
 
 
 def best_so_far(path: Path = CURVES) -> dict[str, np.ndarray]:
@@ -61,7 +78,8 @@ def _correlation(signal: np.ndarray, final: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print both tables."""
+    print(signal_table(), "\n")
     signals = best_so_far()
     print(f"{len(signals[PATIENTS])} configurations\n")
     print(table(signals))

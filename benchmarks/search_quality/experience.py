@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.search_quality.record import HERE, TASKS
-from benchmarks.search_quality.replay import MEASURE, Curves
+from benchmarks.search_quality.tables import MEASURE, Curves
 from wmlsearch.search.experience import FORMAT
 from wmlsearch.search.outcome_model import TrainedCurve
 from wmlsearch.space import SearchSpace

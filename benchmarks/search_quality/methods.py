@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +17,77 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from benchmarks.search_quality.replay import MEASURE
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.search import predictive
 from wmlsearch.search.distributions import suggest_value
+from wmlsearch.search.experience import recorded_tasks
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 
 
 class Ours:
-    """wmlsearch's study and scheduler, without the baseline as the first trial, since the other methods have none."""
+    """wmlsearch's study and scheduler. The first trial is the baseline, if it lies in the space, as in any search.
 
-    def __init__(self, space: SearchSpace, epochs: int, seed: int, **settings: Any) -> None:
+    Args:
+        space: What is searched.
+        epochs: Of a whole training.
+        seed: Of the search.
+        without: The name of a shipped recording that the search may not know, since it is of the same task.
+        settings: Other settings of the search.
+    """
+
+    def __init__(self, space: SearchSpace, epochs: int, seed: int, without: str = "", **settings: Any) -> None:
         self.settings = RunSettings(**{"epochs": epochs, "seed": seed, **settings})
-        self.signal, self.space = self.settings.objective, space
+        self.space = space
+        self.first = 1 if space.mismatches(TrialConfig()) else 0  # of the trials
         self.folder = tempfile.TemporaryDirectory()
         self.study = Study(SearchDir(Path(self.folder.name)), space, self.settings)
-        self.scheduler = Scheduler(self.settings)
+        self.configurations: dict[int, TrialConfig] = {}
+        with known_tasks(without):
+            self.scheduler = Scheduler(self.settings, space, self.configurations.__getitem__)
         self.best: dict[int, float] = {}
 
     def propose(self, number: int) -> Mapping[str, Any]:
-        return self.space.active_values(self.study.ask(number + 1))
+        config = self.configurations[number + self.first] = self.study.ask(number + self.first)
+        return self.space.active_values(config)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         self._report(number, epoch, value)
-        return self.scheduler.report(number + 1, epoch, value)
+        return self.scheduler.report(number + self.first, epoch, value)
 
-    def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
-        if state == "completed" and value is not None:
+    def ended(self, number: int, state: str, epoch: int, value: float) -> None:
+        if state == "completed":
             self._report(number, epoch, value)
-            self.scheduler.report(number + 1, epoch, value, ended=True)
-        self.study.tell(number + 1, state, self.best.get(number))
+            self.scheduler.report(number + self.first, epoch, value, ended=True)
+        self.study.tell(number + self.first, state, self.best.get(number))
 
     def _report(self, number: int, epoch: int, value: float) -> None:
-        self.study.report(number + 1, epoch, value)
+        self.study.report(number + self.first, epoch, value)
         self.best[number] = max(value, self.best.get(number, value))
+
+
+@contextmanager
+def known_tasks(without: str) -> Iterator[None]:
+    """Let searches that begin in this context know the shipped recordings of all tasks but one."""
+    others = [task for name, task in zip(recorded_names(), recorded_tasks(), strict=True) if name != without]
+    real = predictive.recorded_tasks
+    predictive.recorded_tasks = lambda: tuple(others)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        predictive.recorded_tasks = real
+
+
+def recorded_names() -> list[str]:
+    """Return the names of the tasks whose recordings ship, in the order of `recorded_tasks`."""
+    files = resources.files("wmlsearch.search.recorded").iterdir()
+    return sorted(file.name.removesuffix(".jsonl") for file in files if file.name.endswith(".jsonl"))
 
 
 class RayWithOptuna:
     """Ray Tune's OptunaSearch and ASHAScheduler with their defaults, called as Tune calls them."""
-
-    signal = MEASURE
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -67,7 +98,9 @@ class RayWithOptuna:
 
     def propose(self, number: int) -> Mapping[str, Any]:
         trial = self.trials[number] = Trial("stand-in", trial_id=str(number), stub=True)
-        values: dict[str, Any] = self.searcher.suggest(trial.trial_id)
+        with warnings.catch_warnings():  # a busy machine is told that the space takes long
+            warnings.filterwarnings("ignore", "Define-by-run function")
+            values: dict[str, Any] = self.searcher.suggest(trial.trial_id)
         controller: Any = None  # ASHA does not use it
         self.scheduler.on_trial_add(controller, trial)
         return values
@@ -80,12 +113,9 @@ class RayWithOptuna:
             self.searcher.on_trial_result(trial.trial_id, result)
         return stop
 
-    def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
+    def ended(self, number: int, state: str, epoch: int, value: float) -> None:
         trial = self.trials.pop(number)
         controller: Any = None
-        if value is None:
-            self.searcher.on_trial_complete(trial.trial_id, error=True)
-            return
         result = {"epoch": epoch, "training_iteration": epoch, "value": value}
         self.scheduler.on_trial_complete(controller, trial, result)
         self.searcher.on_trial_complete(trial.trial_id, result)
@@ -93,8 +123,6 @@ class RayWithOptuna:
 
 class OptunaAlone:
     """Optuna's default sampler with its HyperbandPruner."""
-
-    signal = MEASURE
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -115,19 +143,16 @@ class OptunaAlone:
         self.open[number].report(value, epoch)
         return self.open[number].should_prune()
 
-    def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
+    def ended(self, number: int, state: str, epoch: int, value: float) -> None:
         trial = self.open.pop(number)
         if state == "completed":
             self.study.tell(trial, value)
         else:
-            outcome = optuna.trial.TrialState.PRUNED if state == "stopped" else optuna.trial.TrialState.FAIL
-            self.study.tell(trial, state=outcome)
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
 
 class RandomSearch:
     """Random configurations, each trained to its end."""
-
-    signal = MEASURE
 
     def __init__(self, space: SearchSpace, epochs: int, seed: int) -> None:
         self.space, self.rng = space, np.random.default_rng(seed)
@@ -138,7 +163,7 @@ class RandomSearch:
     def report(self, number: int, epoch: int, value: float) -> bool:
         return False
 
-    def ended(self, number: int, state: str, epoch: int, value: float | None) -> None:
+    def ended(self, number: int, state: str, epoch: int, value: float) -> None:
         """Do nothing."""
 
 

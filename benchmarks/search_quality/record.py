@@ -36,6 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.search_quality.sealed_record import record_task
+from benchmarks.search_quality.sealed_tasks import SEALED_TASKS
 from wmlsearch.config import InputError
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
@@ -215,11 +217,19 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, which the processes share")
-    parser.add_argument("--task", choices=TASKS, default="phantom", help="what is trained on (default: phantom)")
+    parser.add_argument(
+        "--task", choices=[*TASKS, *SEALED_TASKS], default="phantom", help="what is trained on (default: phantom)"
+    )
+    parser.add_argument("--ms-flair", type=Path, metavar="FOLDER", help="real patients in BIDS layout, for ms-flair")
     parser.add_argument("--table", type=Path, metavar="FILE", help="the table (default: that of the task)")
     given = parser.parse_args()
-    space, task = SearchSpace.read(HERE / "space.yaml"), TASKS[given.task]
     try:
+        if given.task in SEALED_TASKS:
+            record_task(
+                given.task, until=given.until, raw=given.ms_flair, minutes=given.minutes, device=given.device
+            )  # fmt: skip
+            return
+        space, task = SearchSpace.read(HERE / "space.yaml"), TASKS[given.task]
         record(
             given.table or HERE / task.table, space, task, until=given.until, jobs=given.jobs, minutes=given.minutes,
             device=given.device, tell=partial(print, flush=True),

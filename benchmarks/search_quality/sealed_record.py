@@ -1,0 +1,197 @@
+"""Recordings with sealed patients: whole trainings of random configurations, part of them with two seeds.
+
+A file of `recordings/` has a line that says what was recorded, then a line for each training: its configuration's
+number and searched hyperparameters, its seed, the division of the patients, whether it diverged, its seconds, and by
+epoch the objective and the Dice of each sealed patient at the epoch's own threshold.
+
+Configuration 0 is the baseline, configuration n is drawn from (SEED, n). So neither order nor interruption changes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.search_quality.sealed_tasks import SEALED_TASKS, DividedData, SealedTask
+from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.model.metrics import BINS, patient_dice
+from wmlsearch.model.steps import Diverged
+from wmlsearch.model.training import Trainer
+from wmlsearch.model.validation import count_predictions
+from wmlsearch.space import SearchSpace
+
+HERE = Path(__file__).parent
+RECORDINGS = HERE / "recordings"
+SPACE = "wide.yaml"
+FORMAT = 1
+SEED = 0  # of the draws
+REPEATED = 3  # each third configuration is trained with two seeds
+OBJECTIVE = "val_dice_patients_best"
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Which training of a recording. The order is that in which they are recorded."""
+
+    number: int  # of the configuration
+    seed: int
+    division: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recorded training."""
+
+    key: Key
+    values: Mapping[str, Any]  # searched hyperparameters
+    objective: tuple[float, ...]  # by epoch
+    sealed: tuple[tuple[float, ...], ...]  # by epoch, the Dice of each sealed patient with lesions
+    seconds: float
+    diverged: bool = False  # after its last epoch
+
+    def as_line(self) -> str:
+        fields = asdict(self)
+        return json.dumps({**fields.pop("key"), **fields}, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Training:
+        fields = json.loads(line)
+        key = Key(fields.pop("number"), fields.pop("seed"), fields.pop("division"))
+        objective, sealed = tuple(fields.pop("objective")), tuple(map(tuple, fields.pop("sealed")))
+        return cls(key, objective=objective, sealed=sealed, **fields)
+
+
+def draw(space: SearchSpace, number: int) -> dict[str, Any]:
+    """Return the searched hyperparameters of a configuration."""
+    if number == 0:
+        return space.active_values(TrialConfig())
+    return space.sample(np.random.default_rng([SEED, number]))
+
+
+def keys(task: SealedTask, configurations: int) -> Iterator[Key]:
+    """Yield the trainings of the first configurations, in the order in which they are recorded."""
+    for number in range(configurations):
+        for seed in range(2 if number % REPEATED == 0 else 1):
+            for division in range(len(task.divisions)):
+                yield Key(number, seed, division)
+
+
+class Recording:
+    """The file of a task: opened where a recording left it, one write for each finished training.
+
+    Raises InputError if the file was recorded from another space or task.
+    """
+
+    def __init__(self, path: Path, name: str, task: SealedTask, space: SearchSpace) -> None:
+        self.path = path
+        command = f"python -m benchmarks.search_quality.record --task {name}"
+        about = {"format": FORMAT, "task": name, "epochs": task.epochs, "objective": OBJECTIVE, "command": command}
+        header = json.dumps({**about, "space": space.to_mapping()}, separators=(",", ":")) + "\n"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if not header.startswith(text[: len(header)]):  # a torn header is accepted
+            raise InputError(f"{path}: was not recorded from {space.source} for {name}: record into another file")
+        lines = text[len(header) :].splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        self.trainings = [Training.from_line(line) for line in lines]
+        if len(text) < len(header):
+            path.write_text(header, encoding="utf-8")
+        else:  # truncated, not rewritten, so that finished trainings survive a crash
+            os.truncate(path, len((header + "".join(lines)).encode()))
+
+    @property
+    def done(self) -> set[Key]:
+        return {training.key for training in self.trainings}
+
+    def append(self, training: Training) -> None:
+        """Add a training."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(training.as_line())
+        self.trainings.append(training)
+
+
+def read(name: str, path: Path | None = None) -> list[Training]:
+    """Return the recorded trainings of a task, by their keys. None are returned where there is no file."""
+    path = path or RECORDINGS / f"{name}.jsonl"
+    if not path.exists():
+        return []
+    _, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return sorted((Training.from_line(line) for line in lines if line.endswith("\n")), key=lambda each: each.key)
+
+
+def train(space: SearchSpace, data: DividedData, epochs: int, key: Key) -> Training:
+    """Train a configuration to its end on one thread, whatever its patience."""
+    torch.set_num_threads(1)  # one configuration per core has the highest throughput
+    start, values = time.process_time(), draw(space, key.number)
+    config = space.config(values).model_copy(update={"early_stop_patience": epochs})
+    # float32, because "auto" would give other values on processors with bfloat16
+    trainer, sealed = Trainer(config, data.data, epochs, key.seed, "float32"), data.sealed.with_input_of(config).val
+    objective: list[float] = []
+    scores: list[tuple[float, ...]] = []
+    diverged = False
+    while trainer.ended is None:
+        try:
+            row = trainer.train_epoch()
+        except Diverged:
+            diverged = True
+            break
+        with torch.no_grad():
+            counts = count_predictions(trainer.kept_unet, sealed, trainer.loss, bfloat16=False)
+        of_patients = patient_dice(counts.patient_histograms())[:, round(trainer.threshold * BINS)]
+        objective.append(round(row.metrics[OBJECTIVE] or 0.0, 4))
+        scores.append(tuple(round(float(score), 4) for score in of_patients))
+    return Training(key, values, tuple(objective), tuple(scores), round(time.process_time() - start, 1), diverged)
+
+
+def record(
+    name: str,
+    path: Path,
+    task: SealedTask,
+    space: SearchSpace,
+    *,
+    until: int,
+    raw: Path | None = None,
+    minutes: float = math.inf,
+    device: str = "cpu",
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Record those trainings of the first `until` configurations that the file lacks. None is begun after `minutes`."""
+    start, recording = time.monotonic(), Recording(path, name, task, space)
+    due = [key for key in keys(task, until) if key not in recording.done]
+    if not due:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data = [DividedData.open(each, device) for each in task.prepare(Path(folder), raw)]
+        for count, key in enumerate(due, 1):
+            if time.monotonic() >= start + 60 * minutes:
+                return
+            training = train(space, data[key.division], task.epochs, key)
+            recording.append(training)
+            best = max(range(len(training.objective)), key=training.objective.__getitem__, default=None)
+            scores = "diverged at once"
+            if best is not None:
+                scores = f"{OBJECTIVE} {training.objective[best]:.3f}, sealed {np.mean(training.sealed[best]):.3f}"
+            tell(
+                f"{name}, configuration {key.number}, seed {key.seed}, division {key.division}: {scores}, "
+                f"{training.seconds:.0f} s; {count} of {len(due)} recorded"
+            )
+
+
+def record_task(name: str, *, until: int, raw: Path | None, minutes: float, device: str) -> None:
+    """Record a task of `SEALED_TASKS` into its file."""
+    RECORDINGS.mkdir(exist_ok=True)
+    space = SearchSpace.read(HERE / SPACE)
+    record(
+        name, RECORDINGS / f"{name}.jsonl", SEALED_TASKS[name], space,
+        until=until, raw=raw, minutes=minutes, device=device, tell=lambda text: print(text, flush=True),
+    )  # fmt: skip

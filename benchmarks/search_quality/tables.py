@@ -1,0 +1,62 @@
+"""The recorded tables of learning curves, table.csv and its like."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmlsearch.space import Choices, SearchSpace
+
+HERE = Path(__file__).parent
+MEASURE = "val_dice_patients_best"  # rates the result of a search, whatever signal it optimises
+POOLED = "val_dice_best"  # stands for it in a table that was recorded before it existed
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A recorded configuration with the metrics of each epoch, among them its seconds."""
+
+    values: Mapping[str, Any]
+    rows: tuple[Mapping[str, float], ...]
+    diverged: bool
+
+
+class Curves:
+    """All recorded configurations of a space."""
+
+    def __init__(self, path: Path, space: SearchSpace) -> None:
+        rows: dict[int, list[dict[str, str]]] = defaultdict(list)
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rows[int(row["number"])].append(row)
+        self.space = space
+        self.recorded = set(next(iter(rows.values()))[0])  # names of the columns
+        self.all = [_curve(space, sorted(rows[number], key=lambda row: int(row["epoch"]))) for number in sorted(rows)]
+        self.epochs = max(len(curve.rows) for curve in self.all)
+        self.best = max(row[MEASURE] for curve in self.all for row in curve.rows)
+
+
+def shipped_table() -> Curves:
+    """Return the curves of table.csv."""
+    return Curves(HERE / "table.csv", SearchSpace.read(HERE / "space.yaml"))
+
+
+def _curve(space: SearchSpace, rows: list[dict[str, str]]) -> Curve:
+    values: dict[str, Any] = {}
+    for name, dimension in space.dimensions.items():
+        text = rows[0][name]
+        if text and isinstance(dimension.domain, Choices):
+            values[name] = next(choice for choice in dimension.domain.values if str(choice) == text)
+        elif text:
+            values[name] = int(text) if dimension.domain.whole else float(text)
+    diverged = rows[-1]["ended"] == "diverged"
+    trained = rows[:-1] if diverged else rows
+    names = [name for name in rows[0] if name not in (*space.dimensions, "number", "epoch", "ended")]
+    metrics = [{name: float(row[name]) if row[name] else 0.0 for name in names} for row in trained]
+    for row in metrics:
+        row.setdefault(MEASURE, row[POOLED])
+    return Curve(values, tuple(metrics), diverged)
