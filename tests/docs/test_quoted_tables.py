@@ -8,7 +8,7 @@ import pytest
 from paths import REPOSITORY
 
 from benchmarks import baseline, thresholds
-from benchmarks.search_quality import early_signal
+from benchmarks.search_quality import early_signal, surrogate
 from benchmarks.verdict import power_tables, rows
 from benchmarks.verdict.__main__ import show_recorded
 
@@ -63,4 +63,10 @@ def test_the_early_signal() -> None:
     page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     signals = early_signal.best_so_far()
     assert early_signal.table(signals) in page
+    assert early_signal.signal_table() in page
     assert f"{len(signals[early_signal.PATIENTS])} configurations that a later version recorded" in page
+
+
+def test_the_surrogates() -> None:
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert surrogate.table(surrogate.benchmarks()) in page
