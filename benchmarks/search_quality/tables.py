@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,32 @@ class Curves:
         self.all = [_curve(space, sorted(rows[number], key=lambda row: int(row["epoch"]))) for number in sorted(rows)]
         self.epochs = max(len(curve.rows) for curve in self.all)
         self.best = max(row[MEASURE] for curve in self.all for row in curve.rows)
+        self._branches: dict[Any, list[Curve]] = defaultdict(list)
+        for curve in self.all:
+            self._branches[self._branch(curve.values)].append(curve)
+
+    def nearest(self, values: Mapping[str, Any]) -> Curve:
+        """Return the recorded configuration nearest to a proposal.
+
+        The distance is Euclidean, with each dimension scaled to 0..1; two choices differ by 0 or 1. Only configurations
+        of the same branch count, that is with the same values of the hyperparameters that conditions depend on.
+        """
+        return min(self._branches[self._branch(values)], key=lambda curve: self._distance(curve.values, values))
+
+    def _branch(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        parents = {parent for dimension in self.space.dimensions.values() for parent in dimension.when}
+        return tuple(values[parent] for parent in sorted(parents))
+
+    def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        total = 0.0
+        for name in other:
+            domain = self.space.dimensions[name].domain
+            if isinstance(domain, Choices):
+                total += one[name] != other[name]
+            else:
+                scale = math.log if domain.log else float
+                total += ((scale(one[name]) - scale(other[name])) / (scale(domain.high) - scale(domain.low))) ** 2
+        return math.sqrt(total)
 
 
 def shipped_table() -> Curves:
