@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.search_quality.experience import trained
 from benchmarks.search_quality.record import HERE, TASKS
-from benchmarks.search_quality.replay import MEASURE, Curves
+from benchmarks.search_quality.tables import MEASURE, Curves
 from benchmarks.verdict.rows import markdown
 from wmlsearch.search.portfolio import active, choose_portfolio
 from wmlsearch.space import SearchSpace
