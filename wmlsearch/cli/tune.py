@@ -75,7 +75,7 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
     help="Number of trials after the baseline that come from experience: together the best on recorded tasks.",
 )
 @click.option(
-    "--no-experience", is_flag=True, help="--scheduler predictive: do not learn from recorded trainings of other tasks."
+    "--no-experience", is_flag=True, help="Do not use recorded trainings of other tasks for --scheduler predictive."
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @options.workers_per_trial
