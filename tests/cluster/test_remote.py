@@ -99,7 +99,8 @@ def running_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     ports = [dashboard.free_port() for _ in range(3)]
     names = ("port", "dashboard-port", "dashboard-agent-listen-port")
     options = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
-    with tempfile.TemporaryDirectory(prefix="wml-", dir="/tmp") as folder, (home / "log.txt").open("w") as log:
+    folder = Path(tempfile.mkdtemp(prefix="wml-", dir="/tmp"))
+    with (home / "log.txt").open("w") as log:
         options += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
         process = subprocess.Popen(
             [*RAY_COMMAND, "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000", *options],
@@ -113,6 +114,12 @@ def running_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield Head(f"127.0.0.1:{ports[1]}", home)
         process.terminate()
         process.wait(60)
+    wait_for(lambda: _is_removed(folder), 60, "Ray's last processes still write")
+
+
+def _is_removed(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 @pytest.fixture
