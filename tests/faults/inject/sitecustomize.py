@@ -2,6 +2,8 @@
 
 WMLSEARCH_FAULT_TRIALS: JSON object from trial number to fault; the fault happens in or after the second epoch.
 WMLSEARCH_FAULT_CUDA: if set, each training in this process gets a CUDA error in its second epoch.
+WMLSEARCH_FAULT_CUDA_ONCE: path of a file; the first training of all processes that reaches its second epoch makes it,
+    and gets a CUDA error: on a GPU a real one, a failed assertion on the device, after which each CUDA call fails.
 WMLSEARCH_FAULT_DISK: if set, the disk is full when a trial begins in this process.
 WMLSEARCH_FAULT_CLOCK: path of a file; as soon as it exists, the clock is set back by an hour.
 """
@@ -16,6 +18,7 @@ import time
 
 TRIALS = json.loads(os.environ.get("WMLSEARCH_FAULT_TRIALS", "{}"))
 CUDA = os.environ.get("WMLSEARCH_FAULT_CUDA")
+CUDA_ONCE = os.environ.get("WMLSEARCH_FAULT_CUDA_ONCE")
 DISK = os.environ.get("WMLSEARCH_FAULT_DISK")
 CLOCK = os.environ.get("WMLSEARCH_FAULT_CLOCK")
 DIVERGES = {"optimizer": "sgd", "norm": "instance", "learning_rate": 10.0, "weight_decay": 10.0}
@@ -35,7 +38,9 @@ def faulty(epochs):
         if more["last"].exists():
             done = 2
         while True:
-            if done >= 1 and CUDA:
+            if done >= 1 and (CUDA or is_first(CUDA_ONCE)):
+                if CUDA_ONCE:
+                    fail_on_device()
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             if done >= 2 and fault == "raise":
                 raise ZeroDivisionError("injected")
@@ -48,6 +53,24 @@ def faulty(epochs):
             done += 1
 
     return run
+
+
+def is_first(path):
+    """Return whether this is the first call with the path of all processes."""
+    try:
+        with open(path or "", "x"):
+            return True
+    except OSError:
+        return False
+
+
+def fail_on_device():
+    """Read past the end of a tensor on the GPU, if there is one: the assertion of the kernel fails."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")[torch.tensor([1], device="cuda")]
+        torch.cuda.synchronize()
 
 
 def full_disk(*_):
@@ -75,7 +98,7 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if TRIALS or CUDA or DISK:
+if TRIALS or CUDA or CUDA_ONCE or DISK:
     sys.meta_path.insert(0, Finder())
 if CLOCK:
     now = time.time

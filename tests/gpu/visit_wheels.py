@@ -1,0 +1,209 @@
+"""Download the wheels that a machine without network lacks: what `pyproject.toml` asks for, less what is there.
+
+pip resolves for the machine's version of Python with the versions of `constraints.txt`. Since pip evaluates the
+conditions of requirements (`python_version < "3.12"`) for the Python that runs it, they are evaluated here again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from visit_parts import VisitError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TESTS = ("pytest", "pytest-timeout")
+ALONE = ("monai",)  # of the benchmarks, without what it needs: torch and numpy
+WITH_TORCH = ("torch", "triton", "numpy")  # what a machine with PyTorch has; never downloaded unless a list lacks it
+OLDEST_GLIBC = 5  # the minor version of manylinux1
+ALIASES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}  # by minor version of glibc
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine for which wheels are downloaded."""
+
+    python: str = "3.12"  # major.minor
+    glibc: str = "2.28"  # the oldest that it may have
+    arch: str = "x86_64"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"3\.\d+", self.python):
+            raise VisitError(f"--python must be a version such as 3.12, but got {self.python}")
+        if not re.fullmatch(r"2\.\d+", self.glibc):
+            raise VisitError(f"--glibc must be a version such as 2.28, but got {self.glibc}")
+
+    @property
+    def platforms(self) -> list[str]:
+        """The platform tags of wheels that run there, the newest first."""
+        tags = []
+        for minor in range(int(self.glibc.partition(".")[2]), OLDEST_GLIBC - 1, -1):
+            tags += [f"manylinux_2_{minor}_{self.arch}"]
+            tags += [f"{ALIASES[minor]}_{self.arch}"] if minor in ALIASES else []
+        return tags
+
+    @property
+    def pip_options(self) -> list[str]:
+        platforms = [word for tag in self.platforms for word in ("--platform", tag)]
+        python = ["--python-version", self.python, "--implementation", "cp"]
+        return ["--only-binary", ":all:", *python, *platforms, "--constraint", str(REPOSITORY / "constraints.txt")]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of the conditions of requirements."""
+        return {
+            **{name: str(value) for name, value in default_environment().items()},
+            "python_version": self.python,
+            "python_full_version": f"{self.python}.0",
+            "platform_machine": self.arch,
+            "platform_system": "Linux",
+            "sys_platform": "linux",
+            "os_name": "posix",
+            "implementation_name": "cpython",
+            "platform_python_implementation": "CPython",
+        }
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A package that pip has chosen."""
+
+    name: str  # canonical
+    version: str
+    requires: tuple[Requirement, ...]
+
+
+def roots() -> list[Requirement]:
+    """Return what the project and its tests need, PyTorch excepted."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in [*project["dependencies"], *TESTS]]
+    return [requirement for requirement in needed if canonicalize_name(requirement.name) not in WITH_TORCH]
+
+
+def read_installed(path: Path | None) -> dict[str, str]:
+    """Return the packages of the machine by canonical name, with their version or "" if that is not known.
+
+    Args:
+        path: Lines such as `scipy==1.17.1` or `scipy`, as `pip freeze` prints them. None: `WITH_TORCH`.
+    """
+    if path is None:
+        return dict.fromkeys(WITH_TORCH, "")
+    installed = {}
+    for line in path.read_text().splitlines():
+        if match := re.match(r"([A-Za-z0-9][\w.-]*)\s*(?:==\s*([^\s;]+)|$|@)", line.strip()):
+            installed[canonicalize_name(match[1])] = match[2] or ""
+    return {**dict.fromkeys(WITH_TORCH, ""), **installed}
+
+
+def choose(
+    needed: Iterable[Requirement],
+    resolved: Mapping[str, Distribution],
+    installed: Mapping[str, str],
+    environment: Mapping[str, str],
+) -> tuple[list[Distribution], list[Requirement]]:
+    """Return what the machine lacks, and what pip has not resolved of it because of the conditions.
+
+    Args:
+        needed: Requirements of the project.
+        resolved: What pip chose, by canonical name.
+        installed: The machine's packages and versions, see `read_installed`.
+        environment: Of the machine, for conditions.
+    """
+    chosen: dict[str, Distribution] = {}
+    unresolved: dict[str, Requirement] = {}
+    seen, left = set[tuple[str, frozenset[str], str]](), list(needed)
+    while left:
+        requirement = left.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (key := (name, extras, str(requirement.specifier))) in seen:
+            continue
+        seen.add(key)
+        version = installed.get(name)
+        there = version is not None and (
+            not version or requirement.specifier.contains(version.partition("+")[0], prereleases=True)
+        )
+        if name not in resolved:
+            if not there:
+                unresolved[name] = requirement
+            continue
+        if not there:
+            chosen[name] = resolved[name]
+        wanted = {*extras} if there else {"", *extras}
+        left += [
+            needs for needs in resolved[name].requires if any(_applies(needs, extra, environment) for extra in wanted)
+        ]
+    return sorted(chosen.values(), key=lambda one: one.name), list(unresolved.values())
+
+
+def _applies(requirement: Requirement, extra: str, environment: Mapping[str, str]) -> bool:
+    if requirement.marker is None:
+        return not extra
+    if extra and "extra" not in str(requirement.marker):
+        return False
+    return requirement.marker.evaluate({**environment, "extra": extra})
+
+
+def resolve(requirements: Sequence[Requirement], target: Target) -> dict[str, Distribution]:
+    """Return what pip would install for some requirements, by canonical name. Raises VisitError."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        words = ["--dry-run", "--ignore-installed", "--report", str(report), "--target", f"{folder}/site"]
+        _pip(
+            "install",
+            *words,
+            *target.pip_options,
+            *(f"{one.name}{_extras(one)}{one.specifier}" for one in requirements),
+        )
+        rows: list[dict[str, Any]] = [row["metadata"] for row in json.loads(report.read_text())["install"]]
+    found = [
+        Distribution(
+            canonicalize_name(row["name"]), row["version"], tuple(map(Requirement, row.get("requires_dist", [])))
+        )
+        for row in rows
+    ]
+    return {one.name: one for one in found}
+
+
+def download(folder: Path, target: Target, installed: Mapping[str, str]) -> list[Path]:
+    """Download what the machine lacks into `folder/downloads`, and return the wheels. Raises VisitError."""
+    needed = roots()
+    resolved = resolve(needed, target)
+    chosen, unresolved = choose(needed, resolved, installed, target.environment)
+    while unresolved:
+        needed += unresolved
+        before, resolved = resolved, resolve(needed, target)
+        if resolved.keys() == before.keys():
+            raise VisitError(f"pip does not resolve {', '.join(map(str, unresolved))}")
+        chosen, unresolved = choose(needed, resolved, installed, target.environment)
+    pins = [f"{one.name}=={one.version}" for one in chosen]
+    pins += [name for name in ALONE if name not in installed]
+    downloads = folder / "downloads"
+    shutil.rmtree(downloads, ignore_errors=True)  # pip has its own cache
+    downloads.mkdir(parents=True)
+    if pins:
+        _pip("download", "--no-deps", "--dest", str(downloads), *target.pip_options, *pins)
+    return sorted(downloads.glob("*.whl"))
+
+
+def _extras(requirement: Requirement) -> str:
+    return f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+
+
+def _pip(*words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check", *words[1:]], check=False
+    )
+    if done.returncode:
+        raise VisitError(f"pip {words[0]} ended with status {done.returncode}; its output is above")
