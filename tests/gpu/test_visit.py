@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from visit_parts import VisitError, install, join, read_contents, split
 from visit_stages import Machine, Result, Stage, note, results, run_stages
 from visit_table import summary, tables
 from visit_wheels import Distribution, Target, choose, read_installed, roots
+
+from wmlsearch.runs.folders import SearchDir
 
 SCRIPT = REPOSITORY / "tests" / "gpu" / "visit"
 MACHINE = Machine("NVIDIA H100", {"Python": "3.12.3", "torch": "2.11.0"})
@@ -304,10 +307,13 @@ def test_table_has_one_part_for_each_machine() -> None:
     assert summary([]) == "nothing was run"
 
 
-def test_each_stage_has_its_job() -> None:
+def test_each_stage_has_its_job_and_is_documented() -> None:
     import visit_jobs
 
-    assert list(visit_jobs.JOBS) == [one.name for one in visit_commands.PLAN]
+    names = [one.name for one in visit_commands.PLAN]
+    assert list(visit_jobs.JOBS) == names
+    rows = re.findall(r"^   \| (`[^|]*) \|", (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"`([a-z-]+)`", " ".join(rows)) == names
 
 
 def test_a_job_notes_its_numbers_and_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +331,23 @@ def test_a_job_notes_its_numbers_and_its_error(tmp_path: Path, monkeypatch: pyte
     first, last = map(json.loads, (tmp_path / "notes").read_text().splitlines())
     assert (ended.value.code, first["numbers"]) == (1, {"trials": 8})
     assert last["error"].startswith("AssertionError: ")
+
+
+def test_the_numbers_of_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import visit_jobs
+
+    monkeypatch.setenv("VISIT_NOTES", str(tmp_path / "notes"))
+    visit_jobs.note_search(SearchDir(REPOSITORY / "tests" / "old_files" / "finished"))
+    first, numbers = (json.loads(line)["numbers"] for line in (tmp_path / "notes").read_text().splitlines())
+    assert first == {"trials": {"completed": 4}, "final runs": 4}
+    assert numbers == {
+        "epochs": 32,
+        "seconds to the first epoch": 57.4,
+        "seconds in all": 159.8,
+        "GPU seconds": 0.0,
+        "images/s (median)": 191,
+        "peak memory, MiB": 588,
+    }
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def search(trials_per_gpu: str, folder: Path, small: bool) -> None:
     words = ["quick", "--data", data, "--name", "s", "--scheduler", "asha", "--seed", 1, *sizes, *ending, *sharing]
     with LoggedSearch(out, *words) as running:
         status = running.end(END_S)
-        _note_search(running.search)
+        note_search(running.search)
         _expect(status == 0, f"the search ended with status {status}", running)
         _check_devices(running.search, small)
         _check_mlflow(running.search)
@@ -110,8 +110,8 @@ def cuda_error(folder: Path, small: bool) -> None:
     with LoggedSearch(out, *words, env=_injecting(fault)) as running, Lines(running.search) as lines:
         _check_end(running, lines, trials=3, epochs=10, small=small)
         _expect((folder / "injected").exists(), "no error was injected", running)
-        said = re.search(r"CUDA error: [^\n]*", running.text())
-        _expect(said is not None, "the output does not name the CUDA error", running)
+        said = re.findall(r"CUDA error: [^\n]*", running.text())
+        _expect(bool(said), "the output does not name the CUDA error", running)
         note({"said": said[0].strip()})
 
 
@@ -202,7 +202,7 @@ def _expect(holds: bool, fault: str, running: Running) -> None:
 def _check_end(running: Running, lines: Lines, trials: int, epochs: int, small: bool) -> None:
     """Wait for the end of a short search, and check that each trial has each epoch once, in MLflow too."""
     status = running.end(END_S)
-    _note_search(running.search)
+    note_search(running.search)
     _expect(status == 0, f"the search ended with status {status}", running)
     lost, doubled = lines.lost_and_doubled()
     note({"epochs lost": lost, "epochs twice": doubled})
@@ -213,15 +213,15 @@ def _check_end(running: Running, lines: Lines, trials: int, epochs: int, small: 
     _expect(missing == (0, 0, []), f"MLflow differs: {missing}", running)
 
 
-def _note_search(search: SearchDir) -> None:
+def note_search(search: SearchDir) -> None:
     """Note what a search did: trials by state, epochs, times, memory."""
     runs = [*search.trials(), *search.finals()]
     rows = [row for run in runs for row in run.rows()]
     status, usage = search.status(), search.usage()
     note({"trials": Counter(run.state for run in search.trials()), "final runs": len(search.finals())})
     if rows:
-        speeds = [row.metrics["images_per_s"] for row in rows if row.epoch > 1 and row.metrics.get("images_per_s")]
-        peaks = [row.metrics["peak_memory_mb"] for row in rows if row.metrics.get("peak_memory_mb")]
+        speeds = [speed for row in rows if row.epoch > 1 and (speed := row.metrics.get("images_per_s"))]
+        peaks = [peak for row in rows if (peak := row.metrics.get("peak_memory_mb"))]
         note(
             {
                 "epochs": len(rows),

@@ -100,7 +100,7 @@ def read_installed(path: Path | None) -> dict[str, str]:
     """
     if path is None:
         return dict.fromkeys(WITH_TORCH, "")
-    installed = {}
+    installed: dict[str, str] = {}
     for line in path.read_text().splitlines():
         if match := re.match(r"([A-Za-z0-9][\w.-]*)\s*(?:==\s*([^\s;]+)|$|@)", line.strip()):
             installed[canonicalize_name(match[1])] = match[2] or ""
