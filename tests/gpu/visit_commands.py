@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "faults", Path(__file__).parent)
 sys.path[:0] = [str(folder) for folder in FOLDERS if str(folder) not in sys.path]
 
-from visit_parts import MIB, VisitError, install, read_contents, split  # noqa: E402 - after the path is set
+from visit_parts import MIB, VisitError, install, installed_site, read_contents, split  # noqa: E402 - after the path is set
 from visit_stages import (  # noqa: E402
     FAILED,
     MAX_LIMIT_S,
@@ -183,6 +183,9 @@ def run_visit(given: argparse.Namespace) -> int:
 
 def install_stage(wheels: Path, out: Path, card: str) -> Path:
     """Install the wheels, write the result of this stage, and return the folder. Raises VisitError."""
+    before = results(out).get(INSTALL)
+    if before and before.state == PASSED and (site := installed_site(wheels)):
+        return site
     began, start = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
     error, lacks, site = "", [], None
     try:

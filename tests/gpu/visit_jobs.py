@@ -36,6 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 INJECT = REPOSITORY / "tests" / "faults" / "inject"
 END_S = MAX_LIMIT_S - 20  # for a search in a stage; its data set is made before
 KILLS = 3
+HALVES_S = 90  # for a search that may never end
 BENCHMARKS = ("training", "packing", "peak", "turnaround")
 LAST_LINES = 60  # of a search's output, which the log of its stage ends with
 
@@ -127,11 +128,13 @@ def broken_gpu(folder: Path, small: bool) -> None:
 
 
 def two_workers(folder: Path, small: bool) -> None:
-    """Ask for trials of two workers on one GPU each: refused with the numbers. Without GPUs they train on CPUs."""
+    """Ask for trials with more workers than GPUs. With a GPU each they are refused; by default they train on CPUs.
+
+    With half a GPU each, two workers of a trial share one. How that ends is not documented, so it is noted only.
+    """
     gpus = torch.cuda.device_count()
     words, out = _short_search(folder, small, epochs=4)
-    workers = ["--workers-per-trial", gpus + 1, "--gpus-per-worker", 1]
-    with LoggedSearch(out, *words, *workers) as running:
+    with LoggedSearch(out, *words, "--workers-per-trial", gpus + 1, "--gpus-per-worker", 1) as running:
         status = running.end(END_S)
         refused = f"the nearest that fits: {gpus} worker" in running.text()
         note({f"{gpus + 1} workers with a GPU each": "refused" if refused else f"status {status}"})
@@ -139,6 +142,14 @@ def two_workers(folder: Path, small: bool) -> None:
     with LoggedSearch(out, *words, "--workers-per-trial", gpus + 1) as running, Lines(running.search) as lines:
         _check_end(running, lines, trials=3, epochs=4, small=True)
         note({f"{gpus + 1} workers, GPUs not asked for": "completed on CPUs"})
+    halves = ["--workers-per-trial", 2 * gpus, "--gpus-per-worker", 0.5, "--name", "halves"]
+    with LoggedSearch(out, *words, *halves, name="halves") as running:
+        try:
+            ended = f"status {running.end(HALVES_S)}"
+        except AssertionError as error:
+            ended = str(error)
+        reason = running.search.status().reason if running.search.exists() else ""
+        note({f"{2 * gpus} workers with half a GPU each": f"{ended} {reason}".strip()})
 
 
 JOBS: dict[str, Callable[[Path, bool], None]] = {

@@ -164,6 +164,12 @@ def _joined(folder: Path, wheel: Wheel, into: Path) -> Path:
     return whole
 
 
+def installed_site(folder: Path) -> Path | None:
+    """Return where the wheels of all parts are installed, or None. Raises VisitError."""
+    site = folder / f"site-{read_contents(folder).digest}"
+    return site if site.is_dir() else None
+
+
 def install(folder: Path) -> Path:
     """Install the wheels of all parts into a folder of its own, and return that. Nothing else is changed.
 
@@ -175,7 +181,7 @@ def install(folder: Path) -> Path:
             f"{folder}: the wheels are for Python {contents.python}, and this is {here}; make them with --python {here}"
         )
     site = folder / f"site-{contents.digest}"
-    if site.is_dir():
+    if installed_site(folder):
         return site
     unfinished, joined = folder / f"{site.name}.unfinished", folder / "joined"
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -52,8 +52,8 @@ def _table(card: str, versions: str, results: Sequence[Result]) -> str:
 def _numbers(result: Result) -> str:
     parts = [f"**{result.error}**"] if result.error else []
     parts += [f"{name} {_shown(value)}" for name, value in result.numbers.items()]
-    parts += [f"{len(result.rows)} rows below"] if result.rows else []
-    parts += [f"left behind: {len(result.left_behind)} processes"] if result.left_behind else []
+    parts += [f"rows below: {len(result.rows)}"] if result.rows else []
+    parts += [f"processes left behind: {len(result.left_behind)}"] if result.left_behind else []
     return "; ".join(parts)
 
 
