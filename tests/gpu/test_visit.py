@@ -98,22 +98,47 @@ def test_parts_that_cannot_be_joined_are_named(wheels: list[Path], tmp_path: Pat
         read_contents(parts)
 
 
-def test_wheels_are_installed_into_a_folder_of_their_own(tmp_path: Path) -> None:
+@pytest.fixture
+def tiny_parts(tmp_path: Path) -> Path:
+    """The parts of one installable wheel, which is in pieces."""
     wheel, about = tmp_path / "tinywheel-1.0-py3-none-any.whl", "tinywheel-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tinywheel.py", "VALUE = 7\n" + "#" * 500)
+        archive.writestr("tinywheel.py", "VALUE = 7\n")
         archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tinywheel\nVersion: 1.0\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
-    split(tmp_path / "parts", [wheel], HERE, 300)
-    site = install(tmp_path / "parts")
-    assert (site / "tinywheel.py").read_text().startswith("VALUE = 7\n")
-    assert installed_site(tmp_path / "parts") == site
+    assert split(tmp_path / "parts", [wheel], HERE, 300).parts > 1
+    return tmp_path / "parts"
+
+
+def test_wheels_are_installed_into_a_folder_of_their_own(tiny_parts: Path) -> None:
+    site = install(tiny_parts)
+    assert (site / "tinywheel.py").read_text() == "VALUE = 7\n"
+    assert installed_site(tiny_parts) == site
     (site / "tinywheel.py").unlink()
-    assert not (install(tmp_path / "parts") / "tinywheel.py").exists()  # the folder is there already
-    split(tmp_path / "parts", [wheel], "3.1", 300)
+    assert not (install(tiny_parts) / "tinywheel.py").exists()  # the folder is there already
+
+
+def test_wheels_for_another_python_are_refused(wheels: list[Path], tmp_path: Path) -> None:
+    split(tmp_path / "parts", wheels, "3.1", 300)
     with pytest.raises(VisitError, match=rf"for Python 3.1, and this is {HERE}; make them with --python {HERE}"):
         install(tmp_path / "parts")
+
+
+def test_what_is_still_missing_is_in_the_result_of_the_installation(
+    tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(visit_commands, "missing", lambda _: ["scipy>=1.15 (it has 1.14.0)"])
+    visit_commands.install_stage(tiny_parts, tmp_path / "out", "NVIDIA H100", "13.0")
+    result = results(tmp_path / "out")["install"]
+    assert (result.state, result.error) == ("failed", "missing: scipy>=1.15 (it has 1.14.0)")
+    monkeypatch.undo()
+    site = visit_commands.install_stage(tiny_parts, tmp_path / "out", "NVIDIA H100", "13.0")
+    result = results(tmp_path / "out")["install"]
+    assert (result.state, result.numbers, result.versions["CUDA"]) == ("passed", {"wheels": 1}, "13.0")
+    assert visit_commands.install_stage(tiny_parts, tmp_path / "out", "another", None) == site
+    assert results(tmp_path / "out")["install"] == result
 
 
 def test_what_the_machine_lacks_is_chosen() -> None:

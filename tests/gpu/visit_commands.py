@@ -164,7 +164,7 @@ def run_visit(given: argparse.Namespace) -> int:
         raise VisitError(f"no GPU here (torch {torch_version}), so nothing was run; --cpu tries the script without one")
     stop = stop_on_signals()
     given.out.mkdir(parents=True, exist_ok=True)
-    site = [install_stage(given.wheels, given.out, _card(gpus))] if given.wheels else []
+    site = [install_stage(given.wheels, given.out, _card(gpus), cuda)] if given.wheels else []
     path = [*map(str, site), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     machine = Machine(_card(gpus), versions(site, cuda))
     script = str(Path(__file__).with_name("visit"))
@@ -181,22 +181,19 @@ def run_visit(given: argparse.Namespace) -> int:
     return 0 if all(result.state == PASSED for result in ended) else 1
 
 
-def install_stage(wheels: Path, out: Path, card: str) -> Path:
-    """Install the wheels, write the result of this stage, and return the folder. Raises VisitError."""
+def install_stage(wheels: Path, out: Path, card: str, cuda: str | None) -> Path:
+    """Install the wheels, write the result of this stage, and return the folder.
+
+    What is missing then does not end the visit: some stages may do without. Raises VisitError if nothing is installed.
+    """
     before = results(out).get(INSTALL)
     if before and before.state == PASSED and (site := installed_site(wheels)):
         return site
     began, start = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
-    error, lacks, site = "", [], None
-    try:
-        site = install(wheels)
-        lacks = missing(site)
-        if lacks:
-            error = f"missing: {', '.join(lacks)}"
-    except VisitError as fault:
-        error = str(fault)
-    count = len(read_contents(wheels).wheels) if site else 0
-    Result(
+    site = install(wheels)
+    lacks = missing(site)
+    error = f"missing: {', '.join(lacks)}" if lacks else ""
+    result = Result(
         stage=INSTALL,
         what="install what the machine lacks",
         state=FAILED if error else PASSED,
@@ -204,12 +201,12 @@ def install_stage(wheels: Path, out: Path, card: str) -> Path:
         seconds=round(time.monotonic() - start, 1),
         limit_s=MAX_LIMIT_S,
         card=card,
-        versions=versions([site] if site else [], None),
-        numbers={"wheels": count},
+        versions=versions([site], cuda),
+        numbers={"wheels": len(read_contents(wheels).wheels)},
         error=error,
-    ).write(out)
-    if site is None or error:
-        raise VisitError(error)
+    )
+    result.write(out)
+    print(f"{INSTALL}: {result.state} after {result.seconds:.0f} s{f': {error}' if error else ''}")
     return site
 
 
