@@ -47,12 +47,20 @@ def machine() -> str:
     return f"{cores} cores of {_processor()}, {gpu}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def show(doc: str | None, measure: Callable[[], list[Row]]) -> None:
-    """Run the command line of a benchmark: measure and print the table; `--json FILE` writes its rows too."""
+def show(
+    doc: str | None,
+    measure: Callable[..., list[Row]],
+    add_options: Callable[[argparse.ArgumentParser], object] = lambda _parser: None,
+) -> None:
+    """Run the command line of a benchmark: measure and print the table; `--json FILE` writes its rows too.
+
+    `measure` gets the values of the options that `add_options` adds.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows into this file")
+    add_options(parser)
     given = parser.parse_args()
-    rows = measure()
+    rows = measure(**{name: value for name, value in vars(given).items() if name != "json"})
     print(machine())
     print(table(rows))
     if given.json:

@@ -1,9 +1,10 @@
 """Training the baseline: this project's loop against plain PyTorch ones, in turn, in one process.
 
-    python -m benchmarks.training [--json FILE]
+    python -m benchmarks.training [--json FILE] [--kernels triton]
 
 Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow, safetensors), so it runs on any machine with
-torch; where MONAI is installed, its network is compared too.
+torch; where MONAI is installed, its network is compared too. On a GPU, `--kernels triton` adds rows that compare the
+kernels of `wmlsearch/model/kernels.py` with PyTorch's layers.
 
 The floor of a step on a GPU is counted, not measured: operations are the multiplications and additions of convolutions,
 forward and back (torch's own counter). Bytes are those of activations, two each (bfloat16): going forward each layer
@@ -35,6 +36,7 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, Slices
+from wmlsearch.model.kernels import CHOICES, VARIABLE
 from wmlsearch.model.precision import has_fast_bfloat16
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import ConvBeforeNorm, Dropout, UNet
@@ -133,6 +135,26 @@ def in_turn(config: TrialConfig, data: PreparedData, others: list[PlainLoop], re
     return measured
 
 
+def kernels_in_turn(config: TrialConfig, data: PreparedData, repeats: int) -> tuple[list[float], list[float]]:
+    """Images per second, epoch by epoch, with the Triton kernels and with PyTorch's layers, in turn."""
+    measured: tuple[list[float], list[float]] = ([], [])
+    before = os.environ.get(VARIABLE)
+    trainings = []
+    try:
+        for name in ("triton", "torch"):
+            os.environ[VARIABLE] = name
+            trainings.append(ours(config, data, repeats))
+            next(trainings[-1])  # warms up, and has read the variable then
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
+    for rates in zip(*trainings, strict=True):
+        for row, metrics in zip(measured, rates, strict=True):
+            row.append(metrics["images_per_s"] or 0.0)
+    return measured
+
+
 def compared(what: str, rates: list[float], reference: list[float], name: str, aim: float | None, how: str) -> Row:
     ratio = statistics.median(a / b for a, b in zip(rates, reference, strict=True))
     mine, other_rate = (f"{statistics.median(values):.3g} images/s" for values in (rates, reference))
@@ -204,7 +226,7 @@ def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOC
 # ------------------------------------------------------------------------------------------------------------- GPU
 
 
-def on_gpu(prepared: Path, repeats: int) -> list[Row]:
+def on_gpu(prepared: Path, repeats: int, kernels: str) -> list[Row]:
     data, host = PreparedData.open(prepared, "cuda"), PreparedData.open(prepared)
     bandwidth, rate = measured_bandwidth(), measured_matrix_rate()
     rows = [
@@ -218,6 +240,9 @@ def on_gpu(prepared: Path, repeats: int) -> list[Row]:
         mine, plain = in_turn(config, given, [loop], repeats)
         what = f"training, baseline, batch {batch}, GPU"
         rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
+        if kernels == "triton":
+            mine_too, layers = kernels_in_turn(config, given, repeats)
+            rows.append(compared(f"{what}, Triton kernels", mine_too, layers, "PyTorch's layers", None, "graphs"))
         moved, done = floor(UNet(), batch, data.manifest.size)
         step, least = batch / statistics.median(mine), max(moved / bandwidth, done / rate)
         rows.append(
@@ -295,16 +320,23 @@ def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
     return statistics.median(measured)
 
 
-def measure(slices: int = 30, repeats: int = REPEATS) -> list[Row]:
-    """All rows: about `slices` training slices on CPUs, `repeats` timed epochs of each loop."""
+def measure(slices: int = 30, repeats: int = REPEATS, kernels: str = "torch") -> list[Row]:
+    """All rows: about `slices` training slices on CPUs, `repeats` timed epochs of each loop.
+
+    With `kernels` "triton", rows that compare those with PyTorch's layers too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(Path(folder), slices, SIZE)
         small = phantom(Path(folder), 120, SMALL_SIZE, SMALL_PATIENTS, SMALL_SIZE)
         rows = [*on_cpu(prepared, repeats), equal_dice(small)]
         if torch.cuda.is_available():
-            return [*rows, *on_gpu(prepared, repeats)]
+            return [*rows, *on_gpu(prepared, repeats, kernels)]
     return [*rows, Row("training, baseline, GPU", "no GPU here")]
 
 
 if __name__ == "__main__":
-    show(__doc__, measure)
+    show(
+        __doc__,
+        measure,
+        lambda parser: parser.add_argument("--kernels", choices=CHOICES, default="torch", help="to compare on a GPU"),
+    )

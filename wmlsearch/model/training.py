@@ -29,6 +29,7 @@ from wmlsearch.model.checkpoint import (
     save_atomically,
 )
 from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.kernels import use_selected_kernels
 from wmlsearch.model.losses import Loss
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
@@ -116,6 +117,7 @@ class Trainer:
         if several:
             broadcast_tensors(self.unet.state_dict().values())
         self.average = WeightAverage(self.unet) if config.ema else None
+        use_selected_kernels(self.unet, self.device)
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
         self.rows: list[EpochRow] = []  # of the epochs so far

@@ -116,6 +116,23 @@ class UNet(nn.Module):
         return logits[..., :height, :width]
 
 
+class Layers(nn.Sequential):
+    """Layers one after another: convolutions, each with what follows it.
+
+    Attributes:
+        runner: in training, computes the same in fewer operations (see `kernels.py`); None runs layer by layer.
+    """
+
+    runner: Callable[[Layers, Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, h, w) -> (N, out, h, w)."""
+        if self.runner is not None and self.training:
+            return self.runner(self, x)
+        result: Tensor = super().forward(x)
+        return result
+
+
 class ConvBeforeNorm(nn.Conv2d):
     """A "same" convolution (3x3 or 1x1) before a normalisation, which would remove any bias: it is unused and stays 0.
 
@@ -168,9 +185,9 @@ def _block(
     dropout: float,
     dropout_place: str,
     normalisation: Callable[[int], nn.Module],
-) -> nn.Sequential:
+) -> Layers:
     """Return two 3x3 convolutions with normalisation, ReLU and dropout. (N, in, h, w) -> (N, out, h, w)."""
-    block = nn.Sequential(
+    block = Layers(
         ConvBeforeNorm(channels_in, channels_out),
         normalisation(channels_out),
         nn.ReLU(inplace=True),
@@ -201,8 +218,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         layers = list(_block(channels_in, channels_out, dropout, dropout_place, normalisation))
-        self.convolutions = nn.Sequential(*layers[:6])
-        self.shortcut = nn.Sequential(ConvBeforeNorm(channels_in, channels_out, 1), normalisation(channels_out))
+        self.convolutions = Layers(*layers[:6])
+        self.shortcut = Layers(ConvBeforeNorm(channels_in, channels_out, 1), normalisation(channels_out))
         self.end = nn.Sequential(*layers[6:])  # ReLU, and dropout if it stands there
 
     def forward(self, x: Tensor) -> Tensor:
