@@ -119,7 +119,7 @@ def test_graphs_equal_steps_in_bfloat16(data: PreparedData, monkeypatch: pytest.
 def test_dropout_differs_at_each_replay(data: PreparedData) -> None:
     for dropout, different in ((0.5, True), (0.0, False)):
         trainer = Trainer(small(optimizer="sgd", dropout=dropout), data, 1, 0, "float32")
-        trainer.model.train()
+        trainer.unet.train()
         same = tuple(torch.arange(7) for _ in range(9))
         computed = trainer.steps.run(same, [0.0] * 9, None, 1)  # nothing is learned at a rate of 0
         assert list(trainer.steps.graphs) == [7]
