@@ -64,8 +64,10 @@ def _check_triton(network: nn.Module, device: torch.device) -> None:
         raise InputError(headline, [f"the Python package triton is not installed here; install it, or {unset}"])
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < MIN_CAPABILITY:
-        needed, found = (".".join(map(str, version)) for version in (MIN_CAPABILITY, capability))
-        raise InputError(headline, [f"it needs a GPU of compute capability {needed} or more, but got {found}; {unset}"])
+        needed, actual = (".".join(map(str, version)) for version in (MIN_CAPABILITY, capability))
+        raise InputError(
+            headline, [f"it needs a GPU of compute capability {needed} or more, but got {actual}; {unset}"]
+        )
     if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         raise InputError(
             headline,
@@ -258,8 +260,8 @@ class _Matrix:
     def rows_per_part(self) -> int:
         """Rows that a program of a reduction reads, a multiple of its blocks."""
         block = self.block_rows(STATISTICS_ELEMENTS)
-        most = max(1, MAX_PARTS // self.sets)
-        return -(-self.rows // (block * most)) * block
+        parts_of_set = max(1, MAX_PARTS // self.sets)
+        return -(-self.rows // (block * parts_of_set)) * block
 
     @property
     def parts(self) -> int:
