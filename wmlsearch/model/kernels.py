@@ -64,9 +64,9 @@ def _check_triton(network: nn.Module, device: torch.device) -> None:
         raise InputError(headline, [f"the Python package triton is not installed here; install it, or {unset}"])
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < MIN_CAPABILITY:
-        needed, actual = (".".join(map(str, version)) for version in (MIN_CAPABILITY, capability))
+        needed, given = (".".join(map(str, version)) for version in (MIN_CAPABILITY, capability))
         raise InputError(
-            headline, [f"it needs a GPU of compute capability {needed} or more, but got {actual}; {unset}"]
+            headline, [f"it needs a GPU of compute capability {needed} or more, but got {given}; {unset}"]
         )
     if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         raise InputError(
