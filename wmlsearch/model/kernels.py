@@ -65,9 +65,7 @@ def _check_triton(network: nn.Module, device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < MIN_CAPABILITY:
         needed, given = (".".join(map(str, version)) for version in (MIN_CAPABILITY, capability))
-        raise InputError(
-            headline, [f"it needs a GPU of compute capability {needed} or more, but got {given}; {unset}"]
-        )
+        raise InputError(headline, [f"it needs a GPU of compute capability {needed} or more, but got {given}; {unset}"])
     if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         raise InputError(
             headline,
