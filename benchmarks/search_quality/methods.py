@@ -10,6 +10,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -72,12 +73,8 @@ class Ours:
 def known_tasks(without: str) -> Iterator[None]:
     """Let searches that begin in this context know the shipped recordings of all tasks but one."""
     others = [task for name, task in zip(recorded_names(), recorded_tasks(), strict=True) if name != without]
-    real = predictive.recorded_tasks
-    predictive.recorded_tasks = lambda: tuple(others)  # type: ignore[assignment]
-    try:
+    with patch.object(predictive, "recorded_tasks", lambda: tuple(others)):
         yield
-    finally:
-        predictive.recorded_tasks = real
 
 
 def recorded_names() -> list[str]:

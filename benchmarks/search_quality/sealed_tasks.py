@@ -87,10 +87,9 @@ def thin_out(raw: Path, out: Path, step: int) -> Path:
     """Copy a BIDS data set with one of each `step` axial slices of every volume, and return `out`."""
     shutil.copytree(raw, out, ignore=shutil.ignore_patterns("unlabelled"))
     for path in sorted(out.rglob("*.nii.gz")):
-        volume = nib.load(path)  # type: ignore[attr-defined]
-        voxels = np.asanyarray(volume.dataobj)[:, :, ::step]  # type: ignore[attr-defined]
-        affine = volume.affine @ np.diag([1, 1, step, 1])  # type: ignore[attr-defined]
-        nib.save(nib.Nifti1Image(voxels, affine), path)  # type: ignore[attr-defined]
+        volume: nib.Nifti1Image = nib.load(path)  # type: ignore[assignment]  # nibabel declares the base class of images
+        voxels = np.asanyarray(volume.dataobj)[:, :, ::step]
+        nib.save(nib.Nifti1Image(voxels, volume.affine @ np.diag([1, 1, step, 1])), path)
     return out
 
 
