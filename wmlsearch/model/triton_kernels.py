@@ -132,6 +132,25 @@ def finish_statistics(
         tl.store(running_variance + columns, (1.0 - momentum) * old_variance + momentum * variance, mask=exists)
 
 
+@triton.jit
+def _elements(rows, columns, exists, CHANNELS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Return a program's rows among those of all sets, the places of its elements, and which elements there are."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    valid = (row < rows) & exists
+    row = tl.program_id(2).to(tl.int64) * rows + row
+    return row, row * CHANNELS + columns, valid
+
+
+@triton.jit
+def _normalisation(means, inverses, weight, bias, statistic, columns, exists):
+    """Return mean, 1 / standard deviation, weight and bias of a program's channels, (1, BLOCK_CHANNELS) each."""
+    mean = tl.load(means + statistic, mask=exists, other=0.0)
+    inverse = tl.load(inverses + statistic, mask=exists, other=0.0)
+    factor = tl.load(weight + columns, mask=exists, other=0.0)
+    shift = tl.load(bias + columns, mask=exists, other=0.0)
+    return mean, inverse, factor, shift
+
+
 @triton.jit(do_not_specialize=["stream", "threshold"])
 def normalise(
     x,
@@ -154,15 +173,9 @@ def normalise(
     """Write dropout(relu(normalised x)). The grid is (blocks of rows, blocks of channels, sets)."""
     one_set = tl.program_id(2)
     columns, exists = _columns(CHANNELS, BLOCK_CHANNELS)
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    valid = (row < rows) & exists
-    row = one_set.to(tl.int64) * rows + row
-    place = row * CHANNELS + columns
+    row, place, valid = _elements(rows, columns, exists, CHANNELS, BLOCK_ROWS)
     statistic = one_set.to(tl.int64) * CHANNELS + columns
-    mean = tl.load(means + statistic, mask=exists, other=0.0)
-    inverse = tl.load(inverses + statistic, mask=exists, other=0.0)
-    factor = tl.load(weight + columns, mask=exists, other=0.0)
-    shift = tl.load(bias + columns, mask=exists, other=0.0)
+    mean, inverse, factor, shift = _normalisation(means, inverses, weight, bias, statistic, columns, exists)
     values = tl.load(x + place, mask=valid, other=0.0).to(tl.float32)
     values = (values - mean) * inverse * factor + shift
     if RELU:
@@ -226,10 +239,7 @@ def partial_gradients(
     part, one_set = tl.program_id(0), tl.program_id(2)
     columns, exists = _columns(CHANNELS, BLOCK_CHANNELS)
     statistic = one_set.to(tl.int64) * CHANNELS + columns
-    mean = tl.load(means + statistic, mask=exists, other=0.0)
-    inverse = tl.load(inverses + statistic, mask=exists, other=0.0)
-    factor = tl.load(weight + columns, mask=exists, other=0.0)
-    shift = tl.load(bias + columns, mask=exists, other=0.0)
+    mean, inverse, factor, shift = _normalisation(means, inverses, weight, bias, statistic, columns, exists)
     first = part * rows_per_part
     last = tl.minimum(first + rows_per_part, rows)
     lanes = tl.arange(0, BLOCK_ROWS)[:, None]
@@ -313,15 +323,9 @@ def input_gradients(
     """Write the gradient of x. The grid is (blocks of rows, blocks of channels, sets)."""
     one_set = tl.program_id(2)
     columns, exists = _columns(CHANNELS, BLOCK_CHANNELS)
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    valid = (row < rows) & exists
-    row = one_set.to(tl.int64) * rows + row
-    place = row * CHANNELS + columns
+    row, place, valid = _elements(rows, columns, exists, CHANNELS, BLOCK_ROWS)
     statistic = one_set.to(tl.int64) * CHANNELS + columns
-    mean = tl.load(means + statistic, mask=exists, other=0.0)
-    inverse = tl.load(inverses + statistic, mask=exists, other=0.0)
-    factor = tl.load(weight + columns, mask=exists, other=0.0)
-    shift = tl.load(bias + columns, mask=exists, other=0.0)
+    mean, inverse, factor, shift = _normalisation(means, inverses, weight, bias, statistic, columns, exists)
     total = tl.load(sums + statistic, mask=exists, other=0.0)
     product = tl.load(products + statistic, mask=exists, other=0.0)
     normalised = (tl.load(x + place, mask=valid, other=0.0).to(tl.float32) - mean) * inverse
