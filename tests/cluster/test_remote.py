@@ -287,7 +287,8 @@ def test_no_line_is_lost_or_doubled_when_the_network_is_cut(head: Head, monkeypa
     monkeypatch.setattr(jobs, "RETRY_S", 0.5)
     proxy, lines = Proxy(head.address), 60
     cuts = ["line 10 ", "line 30 "]
-    program = f"import time; [(print('line', n, '\\u00e9', flush=True), time.sleep(0.1)) for n in range({lines})]"  # lines come while the network is cut
+    # a line each 0.1 s, so that some come while the network is cut
+    program = f"import time; [(print('line', n, '\\u00e9', flush=True), time.sleep(0.1)) for n in range({lines})]"
     head.client().submit_job(entrypoint=f'python -c "{program}"', submission_id="lines")
 
     def say(text: str) -> None:
