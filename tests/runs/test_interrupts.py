@@ -153,6 +153,16 @@ def test_other_threads_learn_of_a_signal_while_the_main_thread_is_in_a_call_into
     assert first_request() is None
 
 
+def test_signals_of_a_fork_are_not_those_of_this_process() -> None:
+    with handled(lambda _: None):
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert first_request() is None
+
+
 def test_the_reason_of_an_interrupt_of_rays_own() -> None:
     with signals_as_interrupts():
         with pytest.raises(Interrupted):

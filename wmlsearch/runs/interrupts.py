@@ -94,6 +94,16 @@ def first_request() -> int | None:
     return _Requests.unhandled
 
 
+def _forget_arrivals() -> None:
+    """In a fork: its signals are not those of this process."""
+    if _Requests.arrivals is not None:
+        signal.set_wakeup_fd(-1)
+        _Requests.arrivals = None
+
+
+os.register_at_fork(after_in_child=_forget_arrivals)
+
+
 @contextlib.contextmanager
 def _arrivals_readable() -> Iterator[None]:
     """Let `first_request` see signals as they come, unless this program reads them itself, as asyncio may."""
