@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.search_quality.resumable import ResumableFile
 from benchmarks.search_quality.sealed_record import record_task
 from benchmarks.search_quality.sealed_tasks import SEALED_TASKS
 from wmlsearch.config import InputError
@@ -95,13 +96,9 @@ class Table:
         self.columns = ["number", *space.dimensions, "epoch", "ended", *METRICS]
         self.done: set[int] = set()
         header = ",".join(self.columns) + "\n"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if not header.startswith(text[: len(header)]):  # a torn header is accepted
-            raise InputError(f"{path}: its columns are not those of {space.source}: record into another file")
-        lines = text[len(header) :].splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        rows = list(csv.DictReader([header, *lines]))
+        refusal = f"{path}: its columns are not those of {space.source}: record into another file"
+        file = ResumableFile(path, header, refusal)
+        rows = list(csv.DictReader([header, *file.lines]))
         while rows and not rows[-1]["ended"]:  # written in one go, so only the last can be incomplete
             rows.pop()
         for row in rows:
@@ -111,10 +108,7 @@ class Table:
                     f"{path}: configuration {row['number']} is not what {space.source} draws: record into another file"
                 )
         self.done = {int(row["number"]) for row in rows}
-        if len(text) < len(header):
-            path.write_text(header, encoding="utf-8")
-        else:  # truncated, not rewritten, so that finished rows survive a crash
-            os.truncate(path, len((header + "".join(lines[: len(rows)])).encode()))
+        file.keep(len(rows))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add all rows of a configuration."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.search_quality.resumable import ResumableFile
 from benchmarks.search_quality.sealed_tasks import SEALED_TASKS, DividedData, SealedTask
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.model.metrics import BINS, patient_dice
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import Trainer
@@ -97,17 +97,10 @@ class Recording:
         command = f"python -m benchmarks.search_quality.record --task {name}"
         about = {"format": FORMAT, "task": name, "epochs": task.epochs, "objective": OBJECTIVE, "command": command}
         header = json.dumps({**about, "space": space.to_mapping()}, separators=(",", ":")) + "\n"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        if not header.startswith(text[: len(header)]):  # a torn header is accepted
-            raise InputError(f"{path}: was not recorded from {space.source} for {name}: record into another file")
-        lines = text[len(header) :].splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        self.trainings = [Training.from_line(line) for line in lines]
-        if len(text) < len(header):
-            path.write_text(header, encoding="utf-8")
-        else:  # truncated, not rewritten, so that finished trainings survive a crash
-            os.truncate(path, len((header + "".join(lines)).encode()))
+        refusal = f"{path}: was not recorded from {space.source} for {name}: record into another file"
+        file = ResumableFile(path, header, refusal)
+        self.trainings = [Training.from_line(line) for line in file.lines]
+        file.keep(len(file.lines))
 
     @property
     def done(self) -> set[Key]:
