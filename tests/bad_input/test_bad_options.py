@@ -75,6 +75,13 @@ REFUSED: dict[str, str] = {
     "train paper --data DATA --gpus-per-worker -1": (
         f"{OPTIONS}--gpus-per-worker must be 0 or a positive number, but got -1.0"
     ),
+    "train paper --data DATA --gpus-per-worker 1.5": (
+        f"{OPTIONS}--gpus-per-worker above 1 must be a whole number, but got 1.5"
+    ),
+    "tune quick --data DATA --workers-per-trial 2 --gpus-per-worker 0.5": (
+        f"{OPTIONS}--workers-per-trial 2: cannot be combined with --gpus-per-worker 0.5, since workers of one trial "
+        "cannot share a GPU; give --gpus-per-worker 1, or one worker for each trial"
+    ),
     "train paper --data DATA --workers 0 --out file": (
         "file/NAME: cannot be created, because CWD/file is not a folder; choose another --out"
     ),

@@ -74,6 +74,8 @@ class Placement:
             )
         if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
             faults.append(f"--gpus-per-worker must be 0 or a positive number, but got {self.gpus_per_worker}")
+        elif self.gpus_per_worker is not None and self.gpus_per_worker % 1:
+            faults.extend(self._fraction_faults(self.gpus_per_worker))
         if self.trials_per_gpu not in ("auto", *range(1, MAX_TRIALS_PER_GPU + 1)):
             faults.append(
                 f"--trials-per-gpu must be auto or a whole number from 1 to {MAX_TRIALS_PER_GPU}, but got "
@@ -88,6 +90,16 @@ class Placement:
         elif self.ray_address and not re.fullmatch(r"auto|[^/\s]+:[0-9]{1,5}", self.ray_address):
             faults.append(f"--ray-address must be HOST:PORT or auto, but got {self.ray_address!r}")
         return faults
+
+    def _fraction_faults(self, gpus: float) -> list[str]:
+        if gpus > 1:  # Ray's rule
+            return [f"--gpus-per-worker above 1 must be a whole number, but got {gpus:g}"]
+        if self.workers_per_trial > 1:  # Ray puts such workers on one GPU, and NCCL refuses two ranks there
+            return [
+                f"--workers-per-trial {self.workers_per_trial}: cannot be combined with --gpus-per-worker {gpus:g}, "
+                "since workers of one trial cannot share a GPU; give --gpus-per-worker 1, or one worker for each trial"
+            ]
+        return []
 
     def _gpu_sharing_faults(self) -> list[str]:
         if self.trials_per_gpu not in ("auto", *range(2, MAX_TRIALS_PER_GPU + 1)):
