@@ -4,9 +4,10 @@
     python -m benchmarks.search_quality.searches --record --work FOLDER [--repetitions 5]   run the searches it lacks
 
 Repetition n writes a hard cohort with seed n, seals 24 of its 40 patients, and runs `wmlsearch tune` with seed n and
-its defaults, but for the epochs: the default, as many steps as the paper's training had, takes days on a few cores.
-The cohorts have large voxels, so lesions are twice as wide. A search that was interrupted goes on (`--continue`), and
-FOLDER may be deleted once the row of a repetition is in searches.jsonl.
+its defaults, but for two: the default epochs, as many steps as the paper's training had, take days on a few cores, and
+so do the largest networks of the default space, so the space is small.yaml. The cohorts have large voxels, so lesions
+are twice as wide. A search that was interrupted goes on (`--continue`), and FOLDER may be deleted once the row of a
+repetition is in searches.jsonl.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.verdict.rows import markdown
 from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import SearchDir
 
-RECORDED = Path(__file__).with_name("searches.jsonl")
+RECORDED, SPACE = (Path(__file__).with_name(name) for name in ("searches.jsonl", "small.yaml"))
 PATIENTS, SEALED, SIZE = 40, 24, 48
 COHORT = (
     "--cohort", "hard", "--patients", PATIENTS, "--timepoints", 1, "--shape", f"{SIZE}x{SIZE}x16", "--lesion-size", 2,
@@ -39,7 +40,6 @@ class Ended:
 
     repetition: int
     epochs: int  # at most, of a training
-    space: str
     champion: dict[str, Any]  # where it differs from the baseline; empty if it is the baseline
     outcome: str  # of claim (a)
     baseline: float | None  # mean Dice of its judgement runs over the sealed patients
@@ -60,7 +60,7 @@ def run(repetition: int, work: Path) -> Ended:
         sealed = ",".join(f"{number:02d}" for number in range(PATIENTS - SEALED + 1, PATIENTS + 1))
         command("prepare", folder / "raw", folder / "prepared", "--size", SIZE, "--test-patients", sealed)
     command(
-        "tune", "--continue", "--name", "search", "--out", folder / "runs", "--data", folder / "prepared",
+        "tune", SPACE, "--continue", "--name", "search", "--out", folder / "runs", "--data", folder / "prepared",
         "--trials", TRIALS, "--epochs", EPOCHS, "--seed", repetition,
     )  # fmt: skip
     return read(repetition, folder / "runs" / "search")
@@ -74,7 +74,7 @@ def command(*words: object) -> None:
 def read(repetition: int, folder: Path) -> Ended:
     """Return what a search ended with."""
     search, files = wmlsearch.load_search(folder), SearchDir(folder)
-    record, status = files.record(), files.status()
+    status = files.status()
     champion, claim = search.champion, search.verdict.configuration if search.verdict else None
     if champion is None or status.ended is None:
         raise RuntimeError(f"{folder}: {search.state}, {search.reason or 'without a champion'}")
@@ -82,7 +82,6 @@ def read(repetition: int, folder: Path) -> Ended:
     return Ended(
         repetition,
         search.settings.epochs,
-        record.space.source,
         {name: value for name, value in chosen.items() if value != baseline[name]},
         claim.outcome if claim else "the baseline is the champion",
         claim.baseline if claim else None,
@@ -91,7 +90,7 @@ def read(repetition: int, folder: Path) -> Ended:
         claim.low if claim else None,
         claim.high if claim else None,
         claim.detectable if claim else None,
-        (status.ended - record.created) / 3600,
+        (status.ended - files.record().created) / 3600,
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.search_quality.searches import Ended, read, table
+from benchmarks.search_quality.searches import SPACE, Ended, read, table
 from wmlsearch import Search
 from wmlsearch.runs.evaluation import ConfigurationClaim, EndpointComparison, Verdict
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.space import SearchSpace
 
 CLAIM = ConfigurationClaim(
     outcome="better", sentence="", runs=5, patients=24, baseline=0.2, champion=0.3, difference=0.1, se=0.02, df=7.0,
@@ -26,7 +27,7 @@ VERDICT = Verdict.model_validate(
         "secondary": [], "configuration": CLAIM,
     }
 )  # fmt: skip
-BETTER = Ended(1, 12, "unet", {"learning_rate": 0.00312}, "better", 0.2, 0.3, 0.1, 0.05, 0.15, 0.06, 0.5)
+BETTER = Ended(1, 12, {"learning_rate": 0.00312}, "better", 0.2, 0.3, 0.1, 0.05, 0.15, 0.06, 0.5)
 
 
 def test_reads_champion_and_claim_of_a_search(searched: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_reads_champion_and_claim_of_a_search(searched: SearchDir, monkeypatch: 
         "depth": 2, "base_channels": 4, "norm": "instance", "dropout": 0.0, "loss": "bce_dice", "learning_rate": 1e-2,
     }  # fmt: skip
     epochs = searched.record().settings.epochs
-    wanted = replace(BETTER, repetition=3, epochs=epochs, space="quick.yaml", champion=champion)
+    wanted = replace(BETTER, repetition=3, epochs=epochs, champion=champion)
     assert replace(ended, hours=wanted.hours) == wanted
     assert 0 < ended.hours < 1
 
@@ -55,3 +56,10 @@ def test_the_table_counts_what_is_better() -> None:
     assert "+0.100 [+0.050, +0.150]" in lines[2]
     assert "learning_rate 0.0031" in lines[2]
     assert "the baseline is the champion" in lines[3]
+
+
+def test_the_space_is_the_default_one_with_smaller_networks() -> None:
+    small, default = (SearchSpace.read(space).to_mapping() for space in (SPACE, Path("unet")))
+    for values in (small, default):
+        del values["depth"], values["base_channels"]
+    assert small == default
