@@ -207,6 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--until", type=int, default=240, metavar="N", help="number of configurations (default: 240)")
     parser.add_argument(
+        "--near", type=int, default=0, metavar="N", help="also record N configurations near the baseline (sealed tasks)"
+    )
+    parser.add_argument(
         "--minutes", type=float, default=math.inf, metavar="M", help="start no configuration after M minutes"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
@@ -220,7 +223,8 @@ def main() -> None:
     try:
         if given.task in SEALED_TASKS:
             record_task(
-                given.task, until=given.until, raw=given.ms_flair, minutes=given.minutes, device=given.device
+                given.task, until=given.until, near=given.near, raw=given.ms_flair, minutes=given.minutes,
+                device=given.device,
             )  # fmt: skip
             return
         space, task = SearchSpace.read(HERE / "space.yaml"), TASKS[given.task]

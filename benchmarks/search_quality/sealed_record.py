@@ -5,6 +5,8 @@ number and searched hyperparameters, its seed, the division of the patients, whe
 epoch the objective and the Dice of each sealed patient at the epoch's own threshold.
 
 Configuration 0 is the baseline, configuration n is drawn from (SEED, n). So neither order nor interruption changes it.
+Those from NEAR on have the baseline's value of each hyperparameter with a chance of UNCHANGED: searches begin there and
+often end there, and few random configurations come near.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ SPACE = "wide.yaml"
 FORMAT = 1
 SEED = 0  # of the draws
 REPEATED = 3  # each third configuration is trained with two seeds
+NEAR, UNCHANGED = 1000, 0.65
 OBJECTIVE = "val_dice_patients_best"
 
 
@@ -75,12 +78,17 @@ def draw(space: SearchSpace, number: int) -> dict[str, Any]:
     """Return the searched hyperparameters of a configuration."""
     if number == 0:
         return space.active_values(TrialConfig())
-    return space.sample(np.random.default_rng([SEED, number]))
+    rng = np.random.default_rng([SEED, number])
+    drawn = space.sample(rng)
+    if number < NEAR:
+        return drawn
+    changed = {name: value for name, value in drawn.items() if rng.random() >= UNCHANGED}
+    return space.active_values(space.config(changed))
 
 
-def keys(task: SealedTask, configurations: int) -> Iterator[Key]:
-    """Yield the trainings of the first configurations, in the order in which they are recorded."""
-    for number in range(configurations):
+def keys(task: SealedTask, configurations: int, near: int) -> Iterator[Key]:
+    """Yield the trainings of the first configurations of either kind, in the order in which they are recorded."""
+    for number in (*range(configurations), *range(NEAR, NEAR + near)):
         for seed in range(2 if number % REPEATED == 0 else 1):
             for division in range(len(task.divisions)):
                 yield Key(number, seed, division)
@@ -153,14 +161,18 @@ def record(
     space: SearchSpace,
     *,
     until: int,
+    near: int = 0,
     raw: Path | None = None,
     minutes: float = math.inf,
     device: str = "cpu",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Record those trainings of the first `until` configurations that the file lacks. None is begun after `minutes`."""
+    """Record those trainings that the file lacks of the first `until` configurations and `near` ones near the baseline.
+
+    None is begun after `minutes`.
+    """
     start, recording = time.monotonic(), Recording(path, name, task, space)
-    due = [key for key in keys(task, until) if key not in recording.done]
+    due = [key for key in keys(task, until, near) if key not in recording.done]
     if not due:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -180,11 +192,11 @@ def record(
             )
 
 
-def record_task(name: str, *, until: int, raw: Path | None, minutes: float, device: str) -> None:
+def record_task(name: str, *, until: int, near: int, raw: Path | None, minutes: float, device: str) -> None:
     """Record a task of `SEALED_TASKS` into its file."""
     RECORDINGS.mkdir(exist_ok=True)
     space = SearchSpace.read(HERE / SPACE)
     record(
         name, RECORDINGS / f"{name}.jsonl", SEALED_TASKS[name], space,
-        until=until, raw=raw, minutes=minutes, device=device, tell=lambda text: print(text, flush=True),
+        until=until, near=near, raw=raw, minutes=minutes, device=device, tell=lambda text: print(text, flush=True),
     )  # fmt: skip

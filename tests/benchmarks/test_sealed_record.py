@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.search_quality import sealed_record as recorder
-from benchmarks.search_quality.sealed_record import HERE, SPACE, Key, Training, draw, keys, read, record
+from benchmarks.search_quality.sealed_record import HERE, NEAR, SPACE, Key, Training, draw, keys, read, record
 from benchmarks.search_quality.sealed_tasks import SEALED_TASKS, Division, SealedTask
 from benchmarks.search_quality.surrogate import division_configurations
 from wmlsearch.config import InputError, TrialConfig
@@ -128,7 +128,7 @@ def test_each_real_patient_is_sealed_once() -> None:
     divisions = SEALED_TASKS["ms-flair"].divisions
     assert sorted(division.sealed for division in divisions) == [("07",), ("19",), ("26",)]
     assert all({*each.train, *each.val, *each.sealed} == {"07", "19", "26"} for each in divisions)
-    assert len(list(keys(SEALED_TASKS["ms-flair"], 4))) == 3 * 6
+    assert len(list(keys(SEALED_TASKS["ms-flair"], 4, 3))) == 3 * (6 + 4)
 
 
 def test_real_volumes_are_thinned_out(tmp_path: Path) -> None:
@@ -141,3 +141,15 @@ def test_real_volumes_are_thinned_out(tmp_path: Path) -> None:
     volume = nib.load(thin_out(tmp_path / "raw", tmp_path / "out", 3) / "a.nii.gz")
     assert np.asanyarray(volume.dataobj).tolist() == voxels[:, :, ::3].tolist()
     assert volume.header.get_zooms()[2] == 3
+
+
+def test_near_configurations_change_some_hyperparameters_of_the_baseline() -> None:
+    baseline = TrialConfig().model_dump()
+    shares = []
+    for number in range(NEAR, NEAR + 200):
+        values = draw(WIDE, number)
+        assert values == WIDE.active_values(WIDE.config(values))
+        shares.append(np.mean([values[name] == baseline[name] for name in values]))
+    assert 0.6 < np.mean(shares) < 0.85  # a part of what is drawn has the baseline's value, too
+    assert draw(WIDE, NEAR) != draw(WIDE, NEAR + 1)
+    assert draw(WIDE, NEAR) == draw(WIDE, NEAR)
