@@ -15,14 +15,17 @@ from torch import Tensor
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.model import graphs as graphs_module
 from wmlsearch.model import steps as module
 from wmlsearch.model import training
+from wmlsearch.model import validation as validation_module
 from wmlsearch.model.checkpoint import load_checkpoint
+from wmlsearch.model.graphs import StepGraphs
 from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.training import Trainer, epochs
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation, count_predictions
 from wmlsearch.runs.schema import EpochRow
 
 pytestmark = [
@@ -51,20 +54,23 @@ def losses(reports: Iterator[EpochRow]) -> list[float]:
 def test_graphs_equal_steps(data: PreparedData, optimizer: str, augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(optimizer=optimizer, augment=augment, schedule="cosine", weight_decay=1e-4)
     made = []
-    capture_graph = module.capture_graph
+    run = StepGraphs.run
 
-    def watched(*arguments: Any) -> Any:
-        made.append(capture_graph(*arguments))
-        return made[-1]
+    def watched(self: StepGraphs, kind: Any, images: int, *others: Any) -> bool:
+        replayed = run(self, kind, images, *others)
+        if replayed and (kind, images) not in made:
+            made.append((kind, images))
+        return replayed
 
-    monkeypatch.setattr(module, "capture_graph", watched)
+    monkeypatch.setattr(StepGraphs, "run", watched)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="training continues")
+        warnings.filterwarnings("error", message="(training|validation) continues")
         graphed = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
-    assert len(made) == 2, "a graph of each size of batch"
-    monkeypatch.setattr(module, "WARM_UP", 10**9)
+    assert sorted(made) == [("training", 6), ("training", 7), ("validation", len(data.val))]
+    made.clear()
+    monkeypatch.setattr(StepGraphs, "allows", lambda *_: False)
     eager = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
-    assert len(made) == 2
+    assert made == []
     # Convolutions' gradients are sums without a fixed order, and training amplifies: 1 % after 42 steps.
     assert graphed == pytest.approx(eager, rel=1e-2)
 
@@ -85,7 +91,7 @@ def test_graphs_equal_steps_of_other_configurations(
     for warm_up in (module.WARM_UP, 10**9):
         monkeypatch.setattr(module, "WARM_UP", warm_up)
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="training continues")
+            warnings.filterwarnings("error", message="(training|validation) continues")
             reports = list(epochs(config, data, max_epochs=EPOCHS, precision=precision))
         computed.append([(row.metrics["train_loss"], row.metrics["val_loss"]) for row in reports])
     for graphed, eager in zip(*computed, strict=True):
@@ -106,7 +112,7 @@ def test_graphs_equal_steps_in_bfloat16(data: PreparedData, monkeypatch: pytest.
     config, computed = small(optimizer="sgd"), []
     for graphs, at_once in ((True, True), (False, True), (False, False)):
         with monkeypatch.context() as patch, warnings.catch_warnings():
-            warnings.filterwarnings("error", message="training continues")
+            warnings.filterwarnings("error", message="(training|validation) continues")
             if not graphs:
                 patch.setattr(module, "WARM_UP", 10**9)
             if not at_once:
@@ -122,7 +128,7 @@ def test_dropout_differs_at_each_replay(data: PreparedData) -> None:
         trainer.unet.train()
         same = tuple(torch.arange(7) for _ in range(9))
         computed = trainer.steps.run(same, [0.0] * 9, None, 1)  # nothing is learned at a rate of 0
-        assert list(trainer.steps.graphs) == [7]
+        assert trainer.graphs.sizes("training") == [7]
         replayed = {round(loss, 5) for loss in computed[module.WARM_UP :]}
         assert (len(replayed) > 1) == different
 
@@ -134,27 +140,37 @@ def test_host_does_not_synchronise_within_an_epoch(
     data: PreparedData, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited_for: list[str] = []
-    advance, add = TrainingSteps.advance, ValidationCounts.add
+    advance, step_of_validation, run = TrainingSteps.advance, Validation._step, StepGraphs.run
 
-    def silent(self: Any, what: str, *arguments: Any) -> None:
+    def silent(what: str, function: Any, *arguments: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            (advance if what == "step" else add)(self, *arguments)
+            result = function(*arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         waited_for.append(what)
+        return result
 
-    for kind, warm_up in (("replays", module.WARM_UP), ("eager steps", 10**9)):
-        monkeypatch.setattr(module, "WARM_UP", warm_up)
+    for kind in ("replays", "eager steps"):
         with monkeypatch.context() as patch:
+            if kind == "eager steps":
+                patch.setattr(StepGraphs, "allows", lambda *_: False)
             trainer = Trainer(small(augment="strong", dropout=0.1, **others), data, EPOCHS, 0, "auto")
             for _ in range(EPOCHS - 1):
                 trainer.train_epoch()
-            assert bool(trainer.steps.graphs) == (kind == "replays")
-            patch.setattr(TrainingSteps, "advance", lambda self, images: silent(self, "step", images))
-            patch.setattr(ValidationCounts, "add", lambda self, *arguments: silent(self, "count", *arguments))
+            sizes = trainer.graphs.sizes("training"), trainer.graphs.sizes("validation")
+            assert sizes == (([7, 6], [len(data.val)]) if kind == "replays" else ([], []))
+            patch.setattr(TrainingSteps, "advance", lambda *given: silent("training step", advance, *given))
+            if kind == "replays":
+                patch.setattr(StepGraphs, "run", lambda *given: silent(f"replay of {given[1]}", run, *given))
+            else:
+                patch.setattr(Validation, "_step", lambda *given: silent("batch", step_of_validation, *given))
             trainer.train_epoch()
-        assert waited_for == ["step"] * 7 + ["count"], kind
+        replays = [one for one in waited_for if one.startswith("replay")]
+        assert replays == (["replay of training"] * 7 + ["replay of validation"] if kind == "replays" else [])
+        assert [one for one in waited_for if one not in replays] == ["training step"] * 7 + (
+            [] if kind == "replays" else ["batch"]
+        )
         waited_for.clear()
 
 
@@ -208,7 +224,7 @@ def test_failed_capture_falls_back_to_steps(data: PreparedData, monkeypatch: pyt
     assert computed == pytest.approx(wanted, rel=5e-2)
     torch.cuda.empty_cache()
     with warnings.catch_warnings():  # and the next training of this process has graphs again
-        warnings.filterwarnings("error", message="training continues")
+        warnings.filterwarnings("error", message="(training|validation) continues")
         again = losses(epochs(config, data, max_epochs=EPOCHS, precision="float32"))
     assert again == pytest.approx(wanted, rel=5e-2)
 
@@ -233,3 +249,63 @@ def test_gpu_counts_equal_cpu_counts(data: PreparedData, prepared: Path) -> None
         assert torch.equal(on_gpu.histograms.cpu(), on_cpu.histograms)
     unet = Trainer(SMALL, data, 1, 0, "float32").unet
     assert count_predictions(unet, data.val, "bce", bfloat16=False).slices == len(data.val)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("values", [{}, {"norm": "instance", "loss": "tversky", "dice_over": "batch"}], ids=str)
+@torch.no_grad()
+def test_validation_as_a_graph_equals_eager_validation(
+    data: PreparedData, values: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly, with two batch sizes, while the weights move in place between validations."""
+    monkeypatch.setattr(validation_module, "validation_batch_size", lambda *_: 5)
+    trainer = Trainer(small(**values), data, 1, 0, precision)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(training|validation) continues")
+        for run in range(4):
+            for weight in trainer.unet.parameters():
+                weight.mul_(1.01)
+            graphed = trainer.validate()
+            assert trainer.graphs.sizes("validation") == ([5, 2] if run else [])
+            eager = count_predictions(trainer.kept_unet, data.val, trainer.loss, trainer.bfloat16).to_host()
+            assert torch.equal(graphed.histograms, eager.histograms)
+            assert torch.equal(graphed.sums, eager.sums)
+            assert (graphed.slices, graphed.metrics()) == (len(data.val), eager.metrics())
+            assert int(graphed.histograms.sum()) == len(data.val) * data.val.images[0].numel()
+
+
+def test_training_and_validation_share_the_graphs_memory(data: PreparedData) -> None:
+    """What a replay computes does not depend on those of the other kind before it."""
+    trainer = Trainer(small(optimizer="sgd", norm="instance"), data, 1, 0, "float32")
+    order = trainer.draw_batches(torch.Generator().manual_seed(0))
+    computed = []
+    for _ in range(module.WARM_UP + 3):
+        trainer.unet.train()
+        computed.append(trainer.steps.run(order, [0.0] * len(order), None, 1))  # nothing is learned at a rate of 0
+        computed[-1] += trainer.validate().sums.tolist()
+    assert trainer.graphs.sizes("training") == [7, 6]
+    assert trainer.graphs.sizes("validation") == [len(data.val)]
+    for values in computed[1:]:
+        assert values == pytest.approx(computed[0], rel=1e-5)
+
+
+def test_failed_capture_of_validation(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation continues without graphs, and training captures its own again."""
+    config, capture_graph = small(dropout=0.3), graphs_module.capture_graph
+
+    def looking(step: Any, *others: Any) -> Any:
+        def looks() -> None:
+            step()
+            if step.args[-1].__class__ is ValidationCounts:
+                step.args[-1].sums.sum().item()  # the host may not wait within a capture
+
+        return capture_graph(looks, *others)
+
+    wanted = [row.metrics["val_loss"] for row in epochs(config, data, max_epochs=EPOCHS, precision="float32")]
+    monkeypatch.setattr(graphs_module, "capture_graph", looking)
+    trainer = Trainer(config, data, EPOCHS, 0, "float32")
+    with pytest.warns(UserWarning, match="^validation continues without CUDA graphs, since a capture failed: "):
+        computed = [trainer.train_epoch().metrics["val_loss"] for _ in range(EPOCHS)]
+    assert computed == pytest.approx(wanted, rel=0.15)
+    assert sorted(trainer.graphs.sizes("training")) == [6, 7]
+    assert trainer.graphs.sizes("validation") == []

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import PreparedData, Slices, batches
-from wmlsearch.model import steps as module
+from wmlsearch.model import graphs as module
+from wmlsearch.model.graphs import StepGraphs
 from wmlsearch.model.steps import WARM_UP, TrainingSteps
 from wmlsearch.model.torch_patches import TorchDispatchMode
 from wmlsearch.model.training import Trainer, epochs
@@ -125,19 +126,19 @@ Captured = Callable[[Callable[[], None], object, object], Callable[[], None]]
 
 def pretend_graphs(monkeypatch: pytest.MonkeyPatch, capture_graph: Captured) -> None:
     """Replace CUDA graphs by a fake that works on a CPU."""
-    make = TrainingSteps.__init__
+    make = StepGraphs.__init__
 
-    def init(self: TrainingSteps, *arguments: Any) -> None:
-        make(self, *arguments)
-        self.graphed = True
+    def init(self: StepGraphs, device: torch.device) -> None:
+        make(self, device)
+        self.possible = True
 
-    monkeypatch.setattr(TrainingSteps, "__init__", init)
+    monkeypatch.setattr(StepGraphs, "__init__", init)
     monkeypatch.setattr(module, "capture_graph", capture_graph)
 
 
 def test_graph_of_each_size_replaces_steps_after_warmup(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, steps = trained(data)
-    assert (steps.graphs, steps.graphed) == ({}, False)
+    assert (steps.graphs.replays, steps.graphs.allows("training")) == ({}, False)
     replays: dict[int, int] = {}
     group: dict[str, Any] = {}
 
@@ -164,7 +165,7 @@ def test_graph_of_each_size_replaces_steps_after_warmup(data: PreparedData, monk
     monkeypatch.setattr(TrainingSteps, "__init__", known)
     graphed, steps = trained(data)
     assert graphed == eager
-    assert list(steps.graphs) == [7, 6]
+    assert steps.graphs.sizes("training") == [7, 6]
     assert replays == {0: 5 * 6 - WARM_UP, 1: 5 - WARM_UP}
     assert (group["lr"], group["capturable"]) == (SMALL.learning_rate, False), "a checkpoint fits any device"
 
@@ -179,9 +180,9 @@ def test_tensors_read_by_a_graph_keep_their_addresses(data: PreparedData, monkey
     assert [tensor.data_ptr() for tensor in steps.buffers.tensors()] == places
     assert torch.equal(steps.buffers.order, torch.cat(order))
     assert (steps.buffers.step.item(), steps.buffers.begin.item()) == (7, 48)
-    assert list(steps.graphs) == [7]
+    assert steps.graphs.sizes("training") == [7]
     steps.run(order[:3], [1e-3] * 3, drawn, 3)  # another shape of epoch: what was captured reads elsewhere
-    assert steps.graphs == {}
+    assert steps.graphs.sizes("training") == []
     assert steps.warmed == {7: 3}
 
 
@@ -199,7 +200,8 @@ def test_training_continues_when_capture_fails(data: PreparedData, monkeypatch: 
         warnings.simplefilter("always")
         computed, steps = trained(data)
     assert computed == eager
-    assert (tried, steps.graphed, steps.graphs) == (1, False, {})
+    assert (tried, steps.graphs.allows("training"), steps.graphs.replays) == (1, False, {})
+    assert steps.graphs.allows("validation")
     assert [str(warning.message) for warning in caught] == [
         "training continues without CUDA graphs, since a capture failed: "
         "RuntimeError: operation not permitted when stream is capturing"

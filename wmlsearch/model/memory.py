@@ -47,16 +47,18 @@ class MemoryEstimate:
     validation_bytes: int  # in validation, which holds less for an image than training does, but has larger batches
 
     def bytes(self, images: int, graphs: int = 0) -> int:
-        """Return the bytes with `images` in a step and `graphs` CUDA graphs, one for each batch size.
+        """Return the bytes with `images` in a step and `graphs` CUDA graphs of training, one for each batch size.
 
-        Graphs share memory that nothing else can use between replays. Beside it the other batch size warms up, with
-        gradients of its own, and later validation runs.
+        Graphs share memory that nothing else can use between replays. Beside that of training the first validation
+        runs. The graphs of validation then share it. Beside it the other batch size may still warm up, with gradients
+        of its own.
         """
         step = images * self.image_bytes
+        largest = max(step, self.validation_bytes)
         if not graphs:
-            return self.fixed_bytes + max(step, self.validation_bytes)
+            return self.fixed_bytes + largest
         warm_up = self.gradient_bytes + (step if graphs > 1 else 0)
-        return self.fixed_bytes + step + max(warm_up, self.validation_bytes)
+        return self.fixed_bytes + max(step + self.validation_bytes, largest + warm_up)
 
 
 def largest_step(config: TrialConfig, slices: int, world: int = 1) -> int:

@@ -30,6 +30,7 @@ from torch import Tensor
 from wmlsearch.model.losses import Loss, pooled_loss
 from wmlsearch.model.ranks import in_process_group
 
+SUMS = 4  # of a validation, beside the histograms
 BINS = 1000  # bins of the histograms of probability; thresholds are multiples of 1/BINS
 
 
@@ -38,14 +39,36 @@ class ValidationCounts:
 
     `histograms` is (patients * 2 * BINS,), as (patients, 2, BINS): how many background (0) and lesion (1) pixels had a
     probability in each bin [k/BINS, (k+1)/BINS). They give exact counts at every threshold k/BINS.
-    `sums` is (4,): probability on lesion pixels, probability, lesion pixels, loss. `slices` counts slices in the loss.
-    With `pooled`, a loss over the batch, the loss of slices is without their overlap, which is compared over all.
+    `sums` is (SUMS,): probability on lesion pixels, probability, lesion pixels, loss. `slices` is how
+    many slices the loss is of. With `pooled`, a loss over the batch, the loss of slices is without their overlap, which
+    is compared over all.
+
+    Histograms and sums are added to in place, on their device, and nothing waits for it: a CUDA graph can hold `add`.
     """
 
     def __init__(self, patients: int, device: torch.device | str = "cpu", pooled: Loss | None = None) -> None:
-        self.histograms = torch.zeros(patients * 2 * BINS, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._use(torch.zeros(patients * 2 * BINS + SUMS, dtype=torch.int64, device=device))
         self.patients, self.slices, self.pooled = patients, 0, pooled
+
+    def _use(self, memory: Tensor) -> None:
+        """Count in `memory`, (patients * 2 * BINS + SUMS,) int64: one piece, so that one copy takes all to the host."""
+        self.memory = memory
+        self.histograms, sums = memory.split([len(memory) - SUMS, SUMS])
+        self.sums = sums.view(torch.float64)
+
+    def reset(self) -> None:
+        """Count from zero again, in the same memory."""
+        self.memory.zero_()  # all bits zero are 0.0 too
+        self.slices = 0
+
+    def to_host(self) -> ValidationCounts:
+        """Return the counts on the CPU, where they are only read: by one copy, or the same object if they are there."""
+        if self.memory.device.type == "cpu":
+            return self
+        counts = ValidationCounts(0, pooled=self.pooled)
+        counts._use(self.memory.cpu())
+        counts.patients, counts.slices = self.patients, self.slices
+        return counts
 
     def add(
         self, logits: Tensor, masks: Tensor, patients: Tensor, losses: Tensor, counted: Tensor | None = None
@@ -72,7 +95,7 @@ class ValidationCounts:
         """
         bins = (probabilities * BINS).long().clamp_(0, BINS - 1)  # NaN becomes a bin too: the loss then is NaN
         bins += masks.long() * BINS + patients.view(-1, 1, 1, 1) * (2 * BINS)
-        if bins.is_cuda:  # bincount waits for the GPU to learn the number of bins; both sums are exact
+        if bins.device.type != "cpu":  # bincount waits for a GPU to learn the number of bins; both sums are exact
             one = torch.ones(1, dtype=torch.int64, device=bins.device)
             pixels = one.expand(bins.numel()) if counted is None else counted.flatten().long()
             self.histograms.index_add_(0, bins.flatten(), pixels)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,9 +15,10 @@ from torch import Tensor, distributed, nn
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import Slices
 from wmlsearch.model.bulk_cast import BulkCastUNet
+from wmlsearch.model.graphs import StepGraphs
 from wmlsearch.model.losses import Loss, slice_losses
-from wmlsearch.model.ranks import in_process_group, sum_gradients
-from wmlsearch.model.torch_patches import capturable, reset_after_failed_capture
+from wmlsearch.model.ranks import sum_gradients
+from wmlsearch.model.torch_patches import capturable
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.weight_average import WeightAverage
 
@@ -85,7 +84,8 @@ class TrainingSteps:
     sends nothing between steps.
 
     On a GPU without other ranks the first steps of each batch size (an epoch has at most two) run as usual. Then one is
-    captured as a CUDA graph and replayed from there on. If a capture fails, all steps run as usual, with a warning.
+    captured as a CUDA graph and replayed from there on (see `StepGraphs`, which validation shares). If a capture fails,
+    all steps run as usual, with a warning.
 
     A loss that is not finite is noticed before the optimiser moves on CPUs, and at the end of the epoch on GPUs, where
     a check in each step would wait for the device.
@@ -101,6 +101,7 @@ class TrainingSteps:
         rank: int = 0,
         world: int = 1,
         average: WeightAverage | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self.average = average
         self.optimizer, self.slices, self.loss, self.bfloat16 = optimizer, slices, loss, bfloat16
@@ -113,10 +114,7 @@ class TrainingSteps:
         self.buffers = EpochBuffers.of([torch.zeros(0, dtype=torch.int64)], [], None, [], self.device)
         self.epoch = 0
         self.rate = torch.zeros(1, device=self.device)  # of the current step, where graphs and the optimiser read it
-        self.graphed = self.on_gpu and not in_process_group()
-        self.stream = graph_stream(self.device) if self.graphed else None
-        self.pool = torch.cuda.graph_pool_handle() if self.graphed else None  # of memory, which the graphs share
-        self.graphs: dict[int, Callable[[], None]] = {}  # by batch size
+        self.graphs = graphs or StepGraphs(self.device)
         self.warmed: Counter[int] = Counter()  # steps that ran without a graph, by batch size
 
     def run(
@@ -141,9 +139,10 @@ class TrainingSteps:
         (group,) = self.optimizer.param_groups
         rate_before, self.epoch = group["lr"], epoch
         try:
-            with self._on_graph_stream():
+            with self.graphs.on_stream():
                 self._load_epoch(order, rates, drawn, average_steps)
-                capturing = self.graphed and any(len(batch) not in self.graphs for batch in order)
+                graphed = self.graphs.sizes("training")
+                capturing = self.graphs.allows("training") and any(len(batch) not in graphed for batch in order)
                 if capturing:  # free memory cached by validation, so that it does not add to warm-up and graphs
                     torch.cuda.empty_cache()
                 for batch in order:
@@ -172,20 +171,26 @@ class TrainingSteps:
             places = torch.arange(sum(map(len, order))).split([len(batch) for batch in order])
             drawn = drawn[torch.cat([batch[self.rank :: self.world] for batch in places])]
         buffers = EpochBuffers.of(rank_order, rates, drawn, average_steps, self.device)
-        if not (self.graphed and self.buffers.copy_from(buffers)):
+        if not (self.graphs.allows("training") and self.buffers.copy_from(buffers)):
             self.buffers = buffers
-            self.graphs.clear()
+            self.graphs.forget("training")
             self.warmed.clear()
 
     def advance(self, images: int) -> None:
         """Run the next step, whose batch has `images` images over all ranks."""
-        if self.graphed and images not in self.graphs and self.warmed[images] >= WARM_UP:
-            self._capture(images)
-        if images in self.graphs:
-            self.graphs[images]()
-        else:
-            self._step(images)
+        is_warm = self.warmed[images] >= WARM_UP
+        if not self.graphs.run("training", images, partial(self._step, images), is_warm, self._capturing):
             self.warmed[images] += 1
+
+    @contextlib.contextmanager
+    def _capturing(self) -> Iterator[None]:
+        """Let a step be captured inside the block. If that fails, the gradients in the graphs' memory are dropped."""
+        with capturable(self.optimizer):
+            try:
+                yield
+            except Exception:
+                self.optimizer.zero_grad()
+                raise
 
     def _step(self, images: int) -> None:
         buffers, own_images = self.buffers, len(range(self.rank, images, self.world))
@@ -221,45 +226,3 @@ class TrainingSteps:
             raise Diverged(
                 f"the training loss is not finite in epoch {self.epoch}, step {step + 1} of {len(self.buffers.losses)}"
             )
-
-    def _capture(self, images: int) -> None:
-        """Capture a step, which does not execute it. If that fails, train without graphs from here on."""
-        with capturable(self.optimizer):
-            try:
-                self.graphs[images] = capture_graph(lambda: self._step(images), self.stream, self.pool)
-            except Exception as error:  # of many kinds, and training works without graphs
-                self.graphed = False
-                self.graphs.clear()
-                self.optimizer.zero_grad()
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                warnings.warn(f"training continues without CUDA graphs, since a capture failed: {reason}", stacklevel=2)
-                if self.on_gpu:
-                    reset_after_failed_capture(self.device, self.pool)
-
-    @contextlib.contextmanager
-    def _on_graph_stream(self) -> Iterator[None]:
-        """Run the block on the graphs' stream, in order with what runs before and after."""
-        if self.stream is None:
-            yield
-            return
-        outer = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(outer)
-        try:
-            with torch.cuda.stream(self.stream):
-                yield
-        finally:
-            outer.wait_stream(self.stream)
-
-
-@cache
-def graph_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return one stream for all trainings of this process, since libraries keep a workspace for each stream."""
-    return torch.cuda.Stream(device)
-
-
-def capture_graph(step: Callable[[], None], stream: torch.cuda.Stream | None, pool: Any) -> Callable[[], None]:
-    """Return a function that replays all that `step` launches on this stream."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        step()
-    return graph.replay

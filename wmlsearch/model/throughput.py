@@ -67,7 +67,7 @@ def measure_throughput(
     steps = min(MAX_STEPS, int(limit_s / 2 / train_s))
     if steps:  # otherwise the first step of this size, which includes set-up, has to do
         train_s = train(images, steps) / steps
-        if trainer.steps.graphs:  # captured during these steps: only now training has its full speed
+        if trainer.graphs.sizes("training"):  # captured during these steps: only now training has its full speed
             train_s = train(images, steps) / steps
     step_mb = peak_memory_mb(trainer.device)
 
@@ -78,6 +78,8 @@ def measure_throughput(
     val_s = seconds(trainer.validate)
     if val_s < limit_s / 8:  # the first batch includes set-up
         val_s = seconds(trainer.validate)
+        if trainer.graphs.sizes("validation"):  # captured in this one
+            val_s = seconds(trainer.validate)
     peak_mb = peak_memory_mb(trainer.device)
     return Throughput(images, train_s / images, val_s / val_images, one_image_mb, step_mb, peak_mb)
 
@@ -90,7 +92,7 @@ class SteadyTraining:
         self.generator = torch.Generator().manual_seed(seed)
         order = batches(len(data.train), config.batch_size, self.generator)
         self.images = len(order[-1])  # in each step: a single size, so a single graph
-        steps = MAX_STEPS if self.trainer.steps.graphed else 1  # one step keeps CPUs busy
+        steps = MAX_STEPS if self.trainer.graphs.allows("training") else 1  # one step keeps CPUs busy
         self.order = tuple(order[step % len(order)][: self.images] for step in range(steps))
         for _ in range(2):  # the first pass includes set-up and capture; the second runs like all later ones
             self._train()

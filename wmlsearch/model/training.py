@@ -29,6 +29,7 @@ from wmlsearch.model.checkpoint import (
     save_atomically,
 )
 from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.graphs import StepGraphs
 from wmlsearch.model.kernels import use_selected_kernels
 from wmlsearch.model.losses import Loss
 from wmlsearch.model.metrics import ValidationCounts
@@ -40,7 +41,7 @@ from wmlsearch.model.schedules import RateFactors, epochs_without_improvement, l
 from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.thresholds import choose_threshold
 from wmlsearch.model.unet import UNet
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 from wmlsearch.model.weight_average import WeightAverage, average_steps
 from wmlsearch.runs.schema import EpochRow
 
@@ -123,12 +124,22 @@ class Trainer:
         self.rows: list[EpochRow] = []  # of the epochs so far
         self.loss = Loss.of(config, self.world)
         self.threshold = 0.5  # chosen in the latest validation
+        self.graphs = StepGraphs(self.device)
+        self.validation: Validation | None = None  # made by the first one, as the steps are
 
     @cached_property
     def steps(self) -> TrainingSteps:
         """The training steps. Created when the first one begins, since a loaded checkpoint decides the precision."""
         return TrainingSteps(
-            self.unet, self.optimizer, self.data.train, self.loss, self.bfloat16, self.rank, self.world, self.average
+            self.unet,
+            self.optimizer,
+            self.data.train,
+            self.loss,
+            self.bfloat16,
+            self.rank,
+            self.world,
+            self.average,
+            self.graphs,
         )
 
     @property
@@ -220,14 +231,19 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> ValidationCounts:
-        """Return the counts on the validation slices, over all ranks."""
+        """Return the counts on the validation slices, over all ranks, on the host."""
         if self.world > 1:  # on CPUs each rank has its own statistics of batch normalisation: all take those of rank 0
             broadcast_tensors(self.unet.buffers())
             if self.average is not None:
                 broadcast_tensors(self.average.unet.buffers())
-        counts = count_predictions(self.kept_unet, self.data.val, self.loss, self.bfloat16, self.rank, self.world)
+        if self.validation is None or self.validation.slices is not self.data.val:
+            self.graphs.forget("validation")
+            self.validation = Validation(
+                self.kept_unet, self.data.val, self.loss, self.bfloat16, self.rank, self.world, self.graphs
+            )
+        counts = self.validation.run()
         counts.reduce()
-        return counts
+        return counts.to_host()
 
     def _reason_to_end(self, epoch: int, val_loss: float) -> str | None:
         if epoch >= self.max_epochs:
