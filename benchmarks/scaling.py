@@ -197,7 +197,7 @@ def improving_share() -> float:
     best, improving, epochs = 0.0, 0, 0
     for curve in shipped_table().all:
         best = 0.0
-        for row in curve.rows[: SEARCH.grace_epochs * SEARCH.reduction_factor]:  # a trial seldom goes further
+        for row in curve.rows[: SEARCH.grace * SEARCH.reduction_factor]:  # a trial seldom goes further
             epochs += 1
             improving += row[MEASURE] > best
             best = max(best, row[MEASURE])

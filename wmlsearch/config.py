@@ -269,6 +269,11 @@ VALUES_BEFORE: Mapping[str, Any] = {
 }
 
 
+# Of the epochs, before values say more than hyperparameters do: benchmarks/README.md, "Which of the best survive".
+BLIND_SHARE = 2 / 9
+FEWEST_GRACE_EPOCHS = 2
+
+
 class RunSettings(_Strict):
     """The settings of a run: everything that is the same for all of its trials."""
 
@@ -326,12 +331,10 @@ class RunSettings(_Strict):
         description="Number of trials after the baseline whose configurations come from experience: those that "
         "together were best on recorded tasks.",
     )
-    grace_epochs: int = Field(
-        2,
-        ge=1,
-        le=100_000,
+    grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        None,
         description="No trial is stopped before this epoch: the first rung of ASHA and `predictive`. `pbt` compares "
-        "trials at each multiple of it.",
+        "trials at each multiple of it. None: two ninths of `epochs`, but at least 2; with `predictive` and `pbt` 2.",
     )
     reduction_factor: int = Field(
         3,
@@ -422,12 +425,21 @@ class RunSettings(_Strict):
             )
         return self
 
+    @property
+    def grace(self) -> int:
+        """The first epoch after which a trial can be stopped: `grace_epochs`, or its default."""
+        if self.grace_epochs is not None:
+            return self.grace_epochs
+        if self.scheduler in ("predictive", "pbt"):
+            return FEWEST_GRACE_EPOCHS
+        return max(FEWEST_GRACE_EPOCHS, round(BLIND_SHARE * self.epochs))
+
     @model_validator(mode="after")
     def _check_pbt(self) -> RunSettings:
-        if self.scheduler == "pbt" and self.grace_epochs >= self.epochs:
+        if self.scheduler == "pbt" and self.grace >= self.epochs:
             raise ValueError(
                 "grace_epochs < epochs must hold with pbt, which compares trials at each multiple of it, "
-                f"but got (grace_epochs={self.grace_epochs}, epochs={self.epochs})"
+                f"but got (grace_epochs={self.grace}, epochs={self.epochs})"
             )
         if self.scheduler == "pbt" and self.trials < 5:
             raise ValueError(

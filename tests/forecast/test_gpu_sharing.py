@@ -198,8 +198,8 @@ def test_mps_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["2"], "--trials-per-gpu 2: there is no GPU to share; leave it out"),
         (["auto"], "--trials-per-gpu auto: there is no GPU to share; leave it out"),
         (
-            ["auto", "--gpus-per-worker", "0.5", "--workers-per-trial", "2"],
-            f"{OPTIONS}--trials-per-gpu auto: cannot be combined with --gpus-per-worker 0.5, since both set a trial's "
+            ["auto", "--gpus-per-worker", "1", "--workers-per-trial", "2"],
+            f"{OPTIONS}--trials-per-gpu auto: cannot be combined with --gpus-per-worker 1, since both set a trial's "
             "share of a GPU; give one of them\n"
             "  - --trials-per-gpu auto: cannot be combined with --workers-per-trial 2, which gives each trial several "
             "GPUs; give one of them",

@@ -52,7 +52,7 @@ class Population:
 
     def compares_at(self, epoch: int) -> bool:
         """Whether trials are compared after this epoch."""
-        return epoch % self.settings.grace_epochs == 0 and epoch < self.settings.epochs
+        return epoch % self.settings.grace == 0 and epoch < self.settings.epochs
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Add a trial's value after an epoch, and return whether the trial is to be stopped."""
@@ -217,7 +217,7 @@ def most_snapshots(settings: RunSettings, at_once: int) -> int:
 
 def comparisons(settings: RunSettings) -> int:
     """Return how often a trial that trains all epochs is compared with others."""
-    return (settings.epochs - 1) // settings.grace_epochs
+    return (settings.epochs - 1) // settings.grace
 
 
 def expected_size(settings: RunSettings) -> float:

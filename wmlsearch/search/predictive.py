@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from sklearn.tree import ExtraTreeRegressor
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import BLIND_SHARE, RunSettings
 from wmlsearch.search.experience import recorded_tasks
 from wmlsearch.search.outcome_model import (
     BEST,
@@ -31,7 +31,7 @@ from wmlsearch.search.outcome_model import (
     best_so_far,
     chance_among_best,
 )
-from wmlsearch.search.rungs import BLIND_SHARE, first_rung, rung_epochs
+from wmlsearch.search.rungs import first_rung, rung_epochs
 from wmlsearch.space import SearchSpace
 
 # Trials that one is compared with by predictions. Of more, as many are taken at equal distances: a prediction for each

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import BLIND_SHARE, RunSettings
 from wmlsearch.search.pbt import expected_size
 
 HYPERBAND_BRACKETS = 3  # at most
-BLIND_SHARE = 2 / 9  # of the epochs, before predictive compares values: benchmarks/README.md
 MEDIAN_NEEDS = 3  # other trials, before Ray's median rule stops one
 # What the forecast assumes, by scheduler.
 NOTES = {
@@ -99,7 +98,7 @@ def _going_on(arrivals: float, reduction_factor: int) -> float:
 
 def first_rung(settings: RunSettings) -> int:
     """Return the epoch of the first rung. Without recorded trainings, predictive waits until values say something."""
-    grace = settings.grace_epochs
+    grace = settings.grace
     if settings.scheduler == "predictive" and not settings.experience:
         grace = max(grace, round(settings.epochs * BLIND_SHARE))
     return min(grace, settings.epochs)
@@ -118,7 +117,7 @@ def levels_of(settings: RunSettings, trials: float | None = None) -> tuple[Rung,
     """Return the rungs of a search of `trials` trials (default: those of the settings)."""
     trials = settings.trials if trials is None else trials
     if settings.scheduler == "pbt":
-        size, step = expected_size(settings) * trials / settings.trials, settings.grace_epochs
+        size, step = expected_size(settings) * trials / settings.trials, settings.grace
         ends = [*range(step, settings.epochs, step), settings.epochs]
         return tuple(Rung(end, size, size * (end - start)) for start, end in itertools.pairwise([0, *ends]))
     return rungs(trials, settings.epochs, first_rung(settings), settings.reduction_factor, settings.scheduler)

@@ -75,7 +75,7 @@ def run_trials(
     limit_bytes = bytes_for_best_weights(space, settings, slots)
     retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names, when_copied)
     recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
-    snapshot_every = settings.grace_epochs if scheduler.population is not None else 0
+    snapshot_every = settings.grace if scheduler.population is not None else 0
     job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)
     numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]
     if not numbers or budget.stop_all():
