@@ -2,8 +2,9 @@
 
 asha (the default): trials are compared at rungs. The first rung is after `grace_epochs` epochs (by default two ninths
 of `epochs`), each later one after `reduction_factor` (3) times as many, below `epochs`: with 18 epochs, rungs are at 4
-and 12. A trial that reaches a rung is stopped there if its best epoch so far is not among the best third (1 / `reduction_factor`) of those that reached this rung before. The first trial at a
-rung is not stopped, and no trial is stopped between rungs.
+and 12. A trial that reaches a rung is stopped there if its best epoch so far is not among the best third
+(1 / `reduction_factor`) of those that reached this rung before. The first trial at a rung is not stopped, and no trial
+is stopped between rungs.
 
 hyperband: asha in up to three brackets, to which trials are assigned at random. The first bracket has all rungs, the
 second begins at the second rung, the third at the third. With 18 epochs there are two, which begin at 4 and 12.
