@@ -13,9 +13,11 @@ Every method may spend the epochs of 20 full trainings on four simulated workers
   that is the best of 200 random ones.
 
 The epochs of selection runs count, so a search that has them has fewer for its trials. Judgement runs do not count:
-whoever wants a verdict needs them for any configuration. Intervals are of 95 %, by bootstrap over replays, and
-differences are paired by replay. With several sealed patients of real data, each has searches of its own, and a replay
-is their mean.
+whoever wants a verdict needs them for any configuration. With `--trials N` searches also end after N trials, as
+`wmlsearch tune --trials N` does; then they spend different numbers of epochs, and selection runs are not taken off.
+
+Intervals are of 95 %, by bootstrap over replays, and differences are paired by replay. With several sealed patients of
+real data, each has searches of its own, and a replay is their mean.
 """
 
 from __future__ import annotations
@@ -86,10 +88,16 @@ class Scorer:
 
 
 def searched(
-    make: Callable[..., Any], task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: int, goal: float
+    make: Callable[..., Any],
+    task: Benchmark,
+    surrogate: Surrogate,
+    scorer: Scorer,
+    seed: int,
+    goal: float,
+    trials: int | None = None,
 ) -> Outcome:
     """Replay a search that hands over its best trial."""
-    run = replay(make(task, seed), surrogate, TRIALS * task.epochs, seed)
+    run = replay(make(task, seed), surrogate, TRIALS * task.epochs, seed, trials)
     best = run.best
     return Outcome(
         best.network, scorer.means([best.values])[0],
@@ -98,12 +106,20 @@ def searched(
 
 
 def confirmed(
-    make: Callable[..., Any], task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: int, goal: float
+    make: Callable[..., Any],
+    task: Benchmark,
+    surrogate: Surrogate,
+    scorer: Scorer,
+    seed: int,
+    goal: float,
+    trials: int | None = None,
 ) -> Outcome:
     """Replay a search of this project with its selection runs: the champion's new networks are handed over."""
     settings = RunSettings(epochs=task.epochs, seed=seed)
-    reserved = settings.selection_run_count * task.epochs
-    run = replay(make(task, seed), surrogate, TRIALS * task.epochs - reserved, seed)
+    budget = TRIALS * task.epochs
+    if trials is None:
+        budget -= settings.selection_run_count * task.epochs
+    run = replay(make(task, seed), surrogate, budget, seed, trials)
     candidates = [task.baseline, *_candidates(run, settings.confirm_top, task.baseline)]
     runs = surrogate.answers(candidates, settings.selection_seeds)
     means = [float(np.mean([answer.objective.max() for answer in of_one])) for of_one in runs]
@@ -129,10 +145,12 @@ def _epochs_to(run: Replay, scorer: Scorer, goal: float) -> float:
     return next((epochs for (epochs, _), mean in zip(run.leaders, means, strict=True) if mean >= goal), math.inf)
 
 
-def best_after_one_epoch(task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: int, goal: float) -> Outcome:
+def best_after_one_epoch(
+    task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: int, goal: float, trials: int | None = None
+) -> Outcome:
     """Train random configurations for an epoch each, and the best of them to the end."""
     budget, epochs = TRIALS * task.epochs, task.epochs
-    count = budget - KEPT_AFTER_ONE * (epochs - 1)
+    count = trials or budget - KEPT_AFTER_ONE * (epochs - 1)
     rng = np.random.default_rng(seed)
     drawn = [task.space.sample(rng) for _ in range(count)]
     answers = (surrogate.answer(values, training_seed(seed, number)) for number, values in enumerate(drawn))
@@ -156,8 +174,10 @@ def baseline_alone(task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: 
     return Outcome(surrogate.answer(task.baseline, training_seed(seed, 0)).kept(), mean, epochs_to, task.epochs, 1)
 
 
-def methods() -> dict[str, Callable[[Benchmark, Surrogate, Scorer, int, float], Outcome]]:
-    """Return each method by name."""
+def methods(
+    trials: int | None = None,
+) -> dict[str, Callable[[Benchmark, Surrogate, Scorer, int, float], Outcome]]:
+    """Return each method by name. Its searches end after so many trials, too."""
     from benchmarks.search_quality.methods import OptunaAlone, Ours, RandomSearch, RayWithOptuna
 
     def ours(**settings: Any) -> Callable[[Benchmark, int], Ours]:
@@ -166,8 +186,10 @@ def methods() -> dict[str, Callable[[Benchmark, Surrogate, Scorer, int, float], 
     def other(kind: type) -> Callable[[Benchmark, int], Any]:
         return lambda task, seed: kind(task.space, task.epochs, seed)
 
-    return {
+    searches: dict[str, Callable[..., Outcome]] = {
         OURS: partial(confirmed, ours()),
+        "wmlsearch, --grace-epochs 2": partial(confirmed, ours(grace_epochs=2)),
+        "wmlsearch, --scheduler none": partial(confirmed, ours(scheduler="none")),
         "wmlsearch, --scheduler predictive": partial(confirmed, ours(scheduler="predictive")),
         "wmlsearch, predictive, --no-experience": partial(confirmed, ours(scheduler="predictive", experience=False)),
         "wmlsearch, --no-baseline": partial(searched, ours()),
@@ -175,8 +197,8 @@ def methods() -> dict[str, Callable[[Benchmark, Surrogate, Scorer, int, float], 
         "Optuna TPE + HyperbandPruner": partial(searched, other(OptunaAlone)),
         RANDOM: partial(searched, other(RandomSearch)),
         f"the best {KEPT_AFTER_ONE} after one epoch": best_after_one_epoch,
-        BASELINE: baseline_alone,
     }
+    return {**{name: partial(search, trials=trials) for name, search in searches.items()}, BASELINE: baseline_alone}
 
 
 @cache
@@ -189,11 +211,11 @@ def _tasks() -> dict[str, tuple[Benchmark, list[Scorer], list[float]]]:
     return found
 
 
-def run(task_name: str, method: str, seed: int) -> list[Outcome]:
-    """Replay a method once on each division of a task."""
+def run(task_name: str, method: str, seed: int, trials: int | None) -> list[Outcome]:
+    """Replay a method once on each division of a task, with at most so many trials."""
     task, scorers, goals = _tasks()[task_name]
     return [
-        methods()[method](task, surrogate, scorer, seed, goal)
+        methods(trials)[method](task, surrogate, scorer, seed, goal)
         for surrogate, scorer, goal in zip(task.surrogates, scorers, goals, strict=True)
     ]
 
@@ -237,19 +259,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--task", nargs="*", metavar="NAME", help="tasks (default: all that have enough recordings)")
     parser.add_argument("--method", nargs="*", metavar="NAME", help="methods (default: all)")
+    parser.add_argument("--trials", type=int, metavar="N", help="end each search after N trials, too")
     given = parser.parse_args()
     found = [task for task in benchmarks() if not given.task or task.name in given.task]
     print(table(found), "\n")
     names = given.method or list(methods())
     asked = [
-        (task.name, name, seed)
+        (task.name, name, seed, given.trials)
         for task in found
         for seed in range(FIRST_SEED, FIRST_SEED + given.replays)
         for name in names
     ]
     outcomes: dict[str, dict[str, list[list[Outcome]]]] = {task.name: {name: [] for name in names} for task in found}
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for (task_name, name, _), result in zip(asked, pool.map(run, *zip(*asked, strict=True)), strict=True):
+        for (task_name, name, *_), result in zip(asked, pool.map(run, *zip(*asked, strict=True)), strict=True):
             outcomes[task_name][name].append(result)
     for task_name, of_task in outcomes.items():
         print(outcome_table(task_name, of_task), "\n")

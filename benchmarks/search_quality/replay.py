@@ -66,8 +66,10 @@ class Replay:
             self.leaders.append((self.epochs, trial))
 
 
-def replay(method: Method, surrogate: Surrogate, max_epochs: int, seed: int) -> Replay:
-    """Let `method` search on WORKERS simulated workers until `max_epochs` are spent. An epoch takes one unit of time.
+def replay(method: Method, surrogate: Surrogate, max_epochs: int, seed: int, max_trials: int | None = None) -> Replay:
+    """Let `method` search on WORKERS simulated workers until `max_epochs` are spent or `max_trials` have ended.
+
+    An epoch takes one unit of time.
 
     `seed` is that of the replay: with another one, trainings have other noise.
     """
@@ -76,13 +78,15 @@ def replay(method: Method, surrogate: Surrogate, max_epochs: int, seed: int) -> 
 
     def begin(now: int) -> None:
         number = len(search.trials)
+        if number == max_trials:
+            return
         values = dict(method.propose(number))
         search.trials.append(ReplayedTrial(values, surrogate.answer(values, training_seed(seed, number))))
         heapq.heappush(events, (now + 1, number))
 
     for _ in range(WORKERS):
         begin(0)
-    while search.epochs < max_epochs:
+    while events and search.epochs < max_epochs:
         now, number = heapq.heappop(events)
         trial = search.trials[number]
         search.train(trial)

@@ -123,6 +123,14 @@ def test_every_epoch_is_counted(surrogate: Surrogate, stop: bool, epochs: int) -
     assert len({training_seed(0, n) for n in range(9)} | {training_seed(1, n) for n in range(9)}) == 18
 
 
+def test_a_search_ends_with_its_last_trial(surrogate: Surrogate) -> None:
+    method = Scripted(stop=False)
+    run = replay(method, surrogate, max_epochs=100 * EPOCHS, seed=0, max_trials=6)
+    assert len(run.trials) == 6
+    assert {trial.state for trial in run.trials} == {"completed"}
+    assert [number for number, *_ in method.log] == list(range(6))
+
+
 @pytest.mark.parametrize("name", list(outcome.methods()))
 def test_each_method_spends_its_epochs_once(name: str, task: Benchmark) -> None:
     surrogate, scorer = task.surrogates[0], outcome.Scorer(task.surrogates[0])
