@@ -130,10 +130,10 @@ def read(name: str, path: Path | None = None) -> list[Training]:
     return sorted((Training.from_line(line) for line in lines if line.endswith("\n")), key=lambda each: each.key)
 
 
-def train(space: SearchSpace, data: DividedData, epochs: int, key: Key) -> Training:
-    """Train a configuration to its end on one thread, whatever its patience."""
+def train(space: SearchSpace, values: Mapping[str, Any], data: DividedData, epochs: int, key: Key) -> Training:
+    """Train a configuration, given by its searched hyperparameters, to its end on one thread, whatever its patience."""
     torch.set_num_threads(1)  # one configuration per core has the highest throughput
-    start, values = time.process_time(), draw(space, key.number)
+    start = time.process_time()
     config = space.config(values).model_copy(update={"early_stop_patience": epochs})
     # float32, because "auto" would give other values on processors with bfloat16
     trainer, sealed = Trainer(config, data.data, epochs, key.seed, "float32"), data.sealed.with_input_of(config).val
@@ -180,7 +180,7 @@ def record(
         for count, key in enumerate(due, 1):
             if time.monotonic() >= start + 60 * minutes:
                 return
-            training = train(space, data[key.division], task.epochs, key)
+            training = train(space, draw(space, key.number), data[key.division], task.epochs, key)
             recording.append(training)
             best = max(range(len(training.objective)), key=training.objective.__getitem__, default=None)
             scores = "diverged at once"
