@@ -271,7 +271,8 @@ VALUES_BEFORE: Mapping[str, Any] = {
 
 # Of the epochs, before values say more than hyperparameters do: benchmarks/README.md, "Which of the best survive".
 BLIND_SHARE = 2 / 9
-FEWEST_GRACE_EPOCHS = 2
+# Of the epochs, before trials are compared by their values.
+GRACE_SHARE, FEWEST_GRACE_EPOCHS = 1 / 3, 2
 
 
 class RunSettings(_Strict):
@@ -334,7 +335,7 @@ class RunSettings(_Strict):
     grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None,
         description="No trial is stopped before this epoch: the first rung of ASHA and `predictive`. `pbt` compares "
-        "trials at each multiple of it. None: two ninths of `epochs`, but at least 2; with `predictive` and `pbt` 2.",
+        "trials at each multiple of it. None: a third of `epochs`, but at least 2; with `predictive` and `pbt` 2.",
     )
     reduction_factor: int = Field(
         3,
@@ -432,7 +433,7 @@ class RunSettings(_Strict):
             return self.grace_epochs
         if self.scheduler in ("predictive", "pbt"):
             return FEWEST_GRACE_EPOCHS
-        return max(FEWEST_GRACE_EPOCHS, round(BLIND_SHARE * self.epochs))
+        return max(FEWEST_GRACE_EPOCHS, round(GRACE_SHARE * self.epochs))
 
     @model_validator(mode="after")
     def _check_pbt(self) -> RunSettings:

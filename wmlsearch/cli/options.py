@@ -121,7 +121,7 @@ grace_epochs = click.option(
     "--grace-epochs",
     type=int,
     help="No trial is stopped early before this epoch. With pbt, trials are compared at each multiple of it.  "
-    "[default: two ninths of the epochs, at least 2; predictive and pbt: 2]",
+    "[default: a third of the epochs, at least 2; predictive and pbt: 2]",
 )
 no_baseline = click.option(
     "--no-baseline", is_flag=True, help="Search only: no final runs, no sealed test, no verdict."

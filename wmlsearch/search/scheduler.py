@@ -1,13 +1,14 @@
 """When a trial is stopped early (`--scheduler`).
 
-asha (the default): trials are compared at rungs. The first rung is after `grace_epochs` epochs (by default two ninths
-of `epochs`), each later one after `reduction_factor` (3) times as many, below `epochs`: with 18 epochs, rungs are at 4
-and 12. A trial that reaches a rung is stopped there if its best epoch so far is not among the best third
-(1 / `reduction_factor`) of those that reached this rung before. The first trial at a rung is not stopped, and no trial
-is stopped between rungs.
+asha (the default): trials are compared at rungs. The first rung is after `grace_epochs` epochs (by default a third
+of `epochs`), each later one after `reduction_factor` (3) times as many, below `epochs`: with 18 epochs, the only rung
+is at 6; with `grace_epochs` 2, rungs are at 2 and 6. A trial that reaches a rung is stopped there if its best epoch so
+far is not among the best third (1 / `reduction_factor`) of those that reached this rung before. The first trial at a
+rung is not stopped, and no trial is stopped between rungs.
 
 hyperband: asha in up to three brackets, to which trials are assigned at random. The first bracket has all rungs, the
-second begins at the second rung, the third at the third. With 18 epochs there are two, which begin at 4 and 12.
+second begins at the second rung, the third at the third. With 18 epochs there is one; with `grace_epochs` 2 there are
+three, which begin at 2, 6 and 18, so the third stops no trial.
 median: from `grace_epochs` on, a trial is stopped if its best epoch is worse than the median of the mean values of the
 other trials from `grace_epochs` to the same epoch. At least three other trials must have come as far.
 pbt: at each multiple of `grace_epochs`, a trial in the worst quarter of those that have reached it is stopped, and a
