@@ -7,7 +7,10 @@ values, by the outcome model that the other task taught (so the task's own exper
 that some full curves of the same task taught (then the others are ranked; the mean over a tenth of `--replays` draws).
 It says which share of the best tenth is kept.
 
-The second table replays searches of 20 and of 160 random configurations with the schedulers themselves, one trial after
+The second table has the same by values alone, at shares of the epochs, for each task that is recorded: the default first
+rung is at a third.
+
+The third table replays searches of 20 and of 160 random configurations with the schedulers themselves, one trial after
 the other: which of a search's best tenth pass their first rung, how far the best trial that trained to its end is
 below the best of all, and how many epochs all trials took. Searches of 160 have an eighth of `--replays`. The intervals
 are of 95 %, over replays.
@@ -22,8 +25,10 @@ import numpy as np
 
 from benchmarks.search_quality.experience import trained
 from benchmarks.search_quality.record import HERE, TASKS
+from benchmarks.search_quality.sealed_tasks import SEALED_TASKS
+from benchmarks.search_quality.surrogate import division_configurations
 from benchmarks.verdict.rows import markdown
-from wmlsearch.config import RunSettings
+from wmlsearch.config import FEWEST_GRACE_EPOCHS, RunSettings
 from wmlsearch.search.outcome_model import OutcomeModel, TrainedCurve, best_so_far
 from wmlsearch.search.predictive import PredictiveHalving
 from wmlsearch.search.scheduler import Scheduler
@@ -33,6 +38,10 @@ EPOCHS_SEEN = (1, 2, 3, 6, 9)
 TAUGHT = (20, 40, 80)  # full curves of the same task
 TRIALS = (20, 160)  # of a replayed search
 KEPT, BEST = 1 / 3, 1 / 10
+SHARES = {"1/12": 1 / 12, "1/6": 1 / 6, "2/9": 2 / 9, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3}  # of the epochs
+FEWEST = 25  # recorded configurations of a task
+ASHA, ASHA_EARLY = "asha", f"asha, --grace-epochs {FEWEST_GRACE_EPOCHS}"
+PREDICTIVE, PREDICTIVE_ALONE = "predictive", "predictive, --no-experience"
 SPACE = SearchSpace.read(HERE / "space.yaml")
 
 
@@ -78,16 +87,37 @@ def first_decision(name: str, tasks: dict[str, list[TrainedCurve]], replays: int
     return rows
 
 
+def recorded_curves() -> dict[str, np.ndarray]:
+    """Return the first training of each recorded configuration by task: the objective, (configurations, epochs)."""
+    curves = {name: np.array([each.curve for each in trained(name)]) for name in TASKS}
+    for name, task in SEALED_TASKS.items():
+        for place, division in enumerate(task.divisions):
+            recorded = division_configurations(name, place)
+            label = name if len(task.divisions) == 1 else f"{name}, {division.sealed[0]} sealed"
+            if len(recorded) >= FEWEST:
+                curves[label] = np.array([each.objective[0] for each in recorded])
+    return curves
+
+
+def by_share(curves: np.ndarray) -> tuple[str, ...]:
+    """Return the share of the best tenth that is kept by values after each share of the epochs."""
+    best = np.maximum.accumulate(curves, axis=1)
+    at = [max(1, round(share * curves.shape[1])) for share in SHARES.values()]
+    return tuple(f"{kept(best[:, epoch - 1], best[:, -1]):.2f}" for epoch in at)
+
+
 def search(task: Sequence[TrainedCurve], kind: str, others: Sequence[Sequence[TrainedCurve]]) -> tuple[float, ...]:
     """Replay one trial after the other. Return the share of the best tenth that passes its first rung, the regret, and
     the epochs of all trials."""
     epochs, final = len(task[0].curve), best_so_far([each.curve for each in task])[:, -1]
-    settings = RunSettings(epochs=epochs, scheduler="asha" if kind == "asha" else "predictive")
-    settings = settings.model_copy(update={"experience": kind == "predictive"})
+    by_values = kind in (ASHA, ASHA_EARLY)
+    settings = RunSettings(epochs=epochs, scheduler="asha" if by_values else "predictive")
+    grace = FEWEST_GRACE_EPOCHS if kind == ASHA_EARLY else None
+    settings = settings.model_copy(update={"experience": kind == PREDICTIVE, "grace_epochs": grace})
     taught = others if settings.experience else ()
     rule = (
         Scheduler(settings)
-        if kind == "asha"
+        if by_values
         else PredictiveHalving(settings, SPACE, lambda number: task[number].values, taught)
     )
     stops = [
@@ -106,13 +136,13 @@ def search(task: Sequence[TrainedCurve], kind: str, others: Sequence[Sequence[Tr
 
 
 def replayed(name: str, tasks: dict[str, list[TrainedCurve]], replays: int) -> list[tuple[str, ...]]:
-    """Return the rows of the second table for a task."""
+    """Return the rows of the third table for a task."""
     others, rows = [tasks[other] for other in tasks if other != name], []
     for trials in TRIALS:
         if trials > len(tasks[name]):
             continue
         count = max(2, replays * TRIALS[0] // trials)
-        for kind in ("asha", "predictive, --no-experience", "predictive"):
+        for kind in (ASHA, ASHA_EARLY, PREDICTIVE_ALONE, PREDICTIVE):
             results = []
             for replay in range(count):
                 drawn = np.random.default_rng(replay).choice(len(tasks[name]), trials, replace=False)
@@ -128,7 +158,7 @@ def replayed(name: str, tasks: dict[str, list[TrainedCurve]], replays: int) -> l
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replays", type=int, default=200)
     given = parser.parse_args()
@@ -137,6 +167,8 @@ def main() -> None:
     few = max(1, given.replays // 10)
     rows = [row for name in tasks for row in first_decision(name, tasks, few)]
     print(markdown(("best third after", *(f"epoch {epoch}" for epoch in EPOCHS_SEEN)), rows), "\n")
+    rows = [(f"{name} ({len(curves)})", *by_share(curves)) for name, curves in recorded_curves().items()]
+    print(markdown(("by values, after a share of the epochs", *SHARES), rows), "\n")
     rows = [row for name in tasks for row in replayed(name, tasks, given.replays)]
     print(
         markdown(
