@@ -7,8 +7,8 @@ values, by the outcome model that the other task taught (so the task's own exper
 that some full curves of the same task taught (then the others are ranked; the mean over a tenth of `--replays` draws).
 It says which share of the best tenth is kept.
 
-The second table has the same by values alone, at shares of the epochs, for each task that is recorded: the default first
-rung is at a third.
+The second table has the same by values alone, at shares of the epochs, for each task that is recorded. The default
+first rung is at a third.
 
 The third table replays searches of 20 and of 160 random configurations with the schedulers themselves, one trial after
 the other: which of a search's best tenth pass their first rung, how far the best trial that trained to its end is
