@@ -123,7 +123,7 @@ def test_late_starters_go_on_where_experience_says_so() -> None:
         else:
             assert reason == f"behind the best of its rung at epoch {epoch}"
     by_values = np.array(run(Scheduler(RunSettings(epochs=EPOCHS, grace_epochs=2)), trials))
-    assert (by_values[late] == EPOCHS).sum() < (lasted[late] == EPOCHS).sum(), "asha stops more of them at the same rungs"
+    assert (by_values[late] == EPOCHS).sum() < (lasted[late] == EPOCHS).sum(), "asha with these rungs stops more"
 
 
 def test_a_trial_is_compared_with_some_of_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
