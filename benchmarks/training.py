@@ -287,10 +287,20 @@ def floor(unet: nn.Module, batch: int, size: int) -> tuple[int, int]:
             module.register_forward_pre_hook(add_merge)
         if name.startswith("down.") and name.count(".") == 1:
             module.register_forward_hook(add_pool)
-    with FlopCounterMode(display=False) as counter:
-        unet(torch.zeros(1, 1, size, size)).sum().backward()  # on the CPU: one image, to multiply
+    done = operations(unet, (size, size))  # of one image, to multiply; its pass also calls the hooks
     weights = sum(weight.numel() for weight in unet.parameters())
-    return batch * 3 * 2 * elements + 28 * weights, batch * counter.get_total_flops()
+    return batch * 3 * 2 * elements + 28 * weights, batch * done
+
+
+def operations(model: nn.Module, size: tuple[int, int]) -> int:
+    """Return the multiplications and additions of a training step with one image, forward and back, on the CPU.
+
+    The model may return several outputs, as with deep supervision.
+    """
+    with FlopCounterMode(display=False) as counter:
+        outputs = model(torch.zeros(1, 1, *size))
+        sum(output.sum() for output in (outputs if isinstance(outputs, list | tuple) else [outputs])).backward()
+    return counter.get_total_flops()
 
 
 def measured_bandwidth() -> float:
