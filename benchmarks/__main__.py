@@ -17,7 +17,18 @@ from pathlib import Path
 
 from benchmarks.table import Row, machine, table
 
-NAMES = ("training", "packing", "peak", "turnaround", "tracking", "driver", "memory", "prepare", "startup")
+NAMES = (
+    "training",
+    "packing",
+    "peak",
+    "turnaround",
+    "tracking",
+    "driver",
+    "memory",
+    "prepare",
+    "startup",
+    "frameworks",
+)
 VERSIONS = ("ray", "optuna", "mlflow", "monai", "numpy")  # torch and Python are in the machine's line
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 import visit_commands
 import visit_stages
+import visit_wheels
 from packaging.requirements import Requirement
 from paths import REPOSITORY
 from visit_parts import VisitError, install, installed_site, join, read_contents, split
@@ -27,6 +28,7 @@ from visit_stages import Machine, Result, Stage, note, results, run_stages
 from visit_table import summary, tables
 from visit_wheels import Distribution, Target, choose, read_installed, roots
 
+from benchmarks import frameworks
 from wmlsearch.runs.folders import SearchDir
 
 SCRIPT = REPOSITORY / "tests" / "gpu" / "visit"
@@ -169,6 +171,61 @@ def test_what_pip_left_out_because_of_its_own_python_is_named() -> None:
     assert [one.name for one in chosen] == ["ray"]
     assert [one.name for one in unresolved] == ["setuptools"]
     assert choose([Requirement("ray")], resolved, {}, Target("3.11").environment)[1] == []
+
+
+def write_wheel(folder: Path, name: str, needs: list[str], tag: str = "py3-none-any") -> None:
+    """Write a wheel that has its requirements only."""
+    with zipfile.ZipFile(folder / f"{name}-1.0-{tag}.whl", "w") as archive:
+        lines = [f"Name: {name}", *(f"Requires-Dist: {one}" for one in needs)]
+        archive.writestr(f"{name}-1.0.dist-info/METADATA", "\n".join(lines) + "\n\n# about\nRequires-Dist: no\n")
+
+
+def test_nnunet_is_carried_without_torch_and_what_it_does_not_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {
+        "nnunetv2": ["torch>=2", "acvl-utils<0.3", "scipy", "imagecodecs", 'pre-commit; extra == "dev"'],
+        "acvl-utils": ["nnunetv2", "SimpleITK>=2", "backport; python_version < '3.12'"],
+    }
+    made: list[str] = []
+
+    def pip(verb: str, *words: str) -> None:
+        assert (verb, words[:2]) == ("wheel", ("--no-deps", "--wheel-dir"))
+        made.append(words[-1])
+        name = Requirement(words[-1]).name
+        write_wheel(Path(words[2]), name.replace("-", "_"), needs[name])
+
+    monkeypatch.setattr(visit_wheels, "_pip", pip)
+    others = visit_wheels.nnunet_wheels(tmp_path, Target("3.12").environment)
+    assert made == [str(Requirement(visit_wheels.NNUNET)), "acvl-utils<0.3"]
+    assert sorted(map(str, others)) == ["SimpleITK>=2", "scipy"]
+    monkeypatch.setattr(
+        visit_wheels, "_pip", lambda *words: write_wheel(Path(words[3]), "nnunetv2", [], "cp312-cp312-linux_x86_64")
+    )
+    (tmp_path / "another").mkdir()
+    with pytest.raises(VisitError, match=r"nnunetv2-1.0-cp312-cp312-linux_x86_64.whl: runs on machines like this one"):
+        visit_wheels.nnunet_wheels(tmp_path / "another", Target("3.12").environment)
+
+
+def test_where_nnunet_cannot_be_carried_the_rest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cannot(folder: Path, environment: dict[str, str]) -> list[Requirement]:
+        (folder / "nnunetv2-1.0-py3-none-any.whl").touch()
+        raise VisitError("pip wheel ended with status 1")
+
+    downloads: list[str] = []
+    monkeypatch.setattr(visit_wheels, "nnunet_wheels", cannot)
+    monkeypatch.setattr(visit_wheels, "select", lambda *_: [Distribution("ray", "2.60.0", ())])
+    monkeypatch.setattr(visit_wheels, "_pip", lambda *words: downloads.extend(words[-2:]))
+    assert visit_wheels.download(tmp_path, Target(), {}) == []
+    assert downloads == ["ray==2.60.0", "monai"]
+    assert capsys.readouterr().out == (
+        "note: nnU-Net is left out (pip wheel ended with status 1); "
+        "the stage `nnunet` will say that it isn't installed\n"
+    )
+    visit_wheels.download(tmp_path, Target(), {}, nnunet=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_list_of_what_a_machine_has(tmp_path: Path) -> None:
@@ -359,6 +416,26 @@ def test_a_job_notes_its_numbers_and_its_error(tmp_path: Path, monkeypatch: pyte
     assert last["error"].startswith("AssertionError: ")
 
 
+def test_frameworks_are_compared_in_the_time_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import visit_jobs
+
+    commands: list[tuple[str, ...]] = []
+
+    def run(*words: str) -> None:
+        commands.append(words[1:])
+        Path(words[words.index("--json") + 1]).write_text('[{"what": "monai", "ours": ""}]')
+
+    monkeypatch.setattr(visit_jobs, "_command", run)
+    monkeypatch.setenv("VISIT_NOTES", str(tmp_path / "notes"))
+    for stage in ("frameworks", "nnunet"):
+        visit_jobs.JOBS[stage](tmp_path, True)
+    given = ["-m", "benchmarks.frameworks", "--json", str(tmp_path / "rows.json"), "--limit-s", "280", "--only"]
+    names = [command[len(given) :] for command in commands]
+    assert [list(command[: len(given)]) for command in commands] == [given, given]
+    assert sorted(sum(names, ())) == sorted(frameworks.NAMES)
+    assert json.loads((tmp_path / "notes").read_text().splitlines()[0])["rows"] == [{"what": "monai", "ours": ""}]
+
+
 def test_the_numbers_of_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import visit_jobs
 
@@ -380,7 +457,10 @@ def test_the_numbers_of_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("words", "message"),
     [
         (["seach"], "no such stage: seach; there are tests, search, search-auto"),
-        (["--cpu", "peak"], "--cpu: peak needs a GPU; these do not: search, killed-worker, cuda-error, broken-gpu"),
+        (
+            ["--cpu", "peak"],
+            "--cpu: peak needs a GPU; these do not: search, killed-worker, cuda-error, broken-gpu, frameworks, nnunet",
+        ),
         (["peak", "--again", "tests"], "--again: tests is not among the stages to run: peak"),
     ],
 )

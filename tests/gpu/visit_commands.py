@@ -40,7 +40,7 @@ from visit_stages import (  # noqa: E402
 )
 
 PART_MIB = 50  # with the repository and what carries it, a part stays below 64 MiB
-VERSIONS = ("torch", "triton", "ray", "optuna", "mlflow", "numpy", "monai")
+VERSIONS = ("torch", "triton", "ray", "optuna", "mlflow", "numpy", "monai", "nnunetv2")
 INSTALL = "install"  # the stage before all others
 PROBE = """
 import json, torch
@@ -75,6 +75,8 @@ PLAN = (
     Planned("packing", "benchmark `packing`"),
     Planned("peak", "benchmark `peak`"),
     Planned("turnaround", "benchmark `turnaround`"),
+    Planned("frameworks", "benchmark `frameworks`: plain PyTorch and MONAI", on_cpu=True),
+    Planned("nnunet", "benchmark `frameworks`: nnU-Net v2", on_cpu=True),
 )
 
 
@@ -112,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     wheels.add_argument(
         "--part-mib", type=int, default=PART_MIB, metavar="N", help="size of a part, MiB (default: %(default)s)"
     )
+    wheels.add_argument("--no-nnunet", dest="nnunet", action="store_false", help="leave out nnU-Net (two parts less)")
     wheels.set_defaults(run=make_wheels)
 
     run = verbs.add_parser(
@@ -124,7 +127,11 @@ def parser() -> argparse.ArgumentParser:
         "--again", action="append", default=[], metavar="STAGE",
         help="run it although it has a result; `failed`: all that did not pass. May be repeated",
     )  # fmt: skip
-    run.add_argument("--cpu", action="store_true", help="try the script without a GPU: small searches only")
+    run.add_argument(
+        "--cpu",
+        action="store_true",
+        help="try the script without a GPU: small searches, and a small comparison of frameworks",
+    )
     run.set_defaults(run=run_visit)
 
     table = verbs.add_parser("table", help="print the results as Markdown")
@@ -145,7 +152,7 @@ def make_wheels(given: argparse.Namespace) -> int:
     if given.part_mib < 1:
         raise VisitError(f"--part-mib must be at least 1, but got {given.part_mib}")
     target = Target(given.python, given.glibc, given.arch)
-    wheels = download(given.folder, target, read_installed(given.installed))
+    wheels = download(given.folder, target, read_installed(given.installed), given.nnunet)
     contents = split(given.folder, wheels, given.python, given.part_mib * MIB)
     for number in range(1, contents.parts + 1):
         pieces = [piece for wheel in contents.wheels for piece in wheel.pieces if piece.part == number]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,16 @@ def gpu_tests(folder: Path, small: bool) -> None:
         raise RuntimeError(f"{failed} of {counts['tests']} tests failed, {counts['skipped']} were skipped")
 
 
-def benchmark(name: str, folder: Path, small: bool) -> None:
+def benchmark(name: str, folder: Path, small: bool, options: Sequence[str] = ()) -> None:
     """Run `python -m benchmarks.NAME`, and note its rows."""
     rows = folder / "rows.json"
-    _command(sys.executable, "-m", f"benchmarks.{name}", "--json", str(rows))
+    _command(sys.executable, "-m", f"benchmarks.{name}", "--json", str(rows), *options)
     note(rows=json.loads(rows.read_text()))
+
+
+def frameworks(names: Sequence[str], folder: Path, small: bool) -> None:
+    """Compare with other frameworks. One that is not installed or fails is a row with the reason, not a failure."""
+    benchmark("frameworks", folder, small, ["--limit-s", f"{END_S:g}", "--only", *names])
 
 
 def search(trials_per_gpu: str, folder: Path, small: bool) -> None:
@@ -157,6 +162,8 @@ JOBS: dict[str, Callable[[Path, bool], None]] = {
     "broken-gpu": broken_gpu,
     "two-workers": two_workers,
     **{name: partial(benchmark, name) for name in BENCHMARKS},
+    "frameworks": partial(frameworks, ("pytorch", "pytorch-graphs", "monai")),
+    "nnunet": partial(frameworks, ("nnunet",)),
 }
 
 

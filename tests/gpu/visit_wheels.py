@@ -1,11 +1,14 @@
 """Download the wheels that a machine without network lacks: what `pyproject.toml` asks for, less what is there.
 
+nnU-Net, for the stage `nnunet`, is carried too: see `nnunet_wheels`.
+
 pip resolves for the machine's version of Python with the versions of `constraints.txt`. Since pip evaluates the
 conditions of requirements (`python_version < "3.12"`) for the Python that runs it, they are evaluated here again.
 """
 
 from __future__ import annotations
 
+import email
 import json
 import re
 import shutil
@@ -13,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,11 @@ from visit_parts import VisitError
 REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = ("pytest", "pytest-timeout")
 ALONE = ("monai",)  # of the benchmarks, without what it needs: torch and numpy
+NNUNET = "nnunetv2>=2.8.1,<2.9"  # whose calls `benchmarks/nnunet.py` makes
+# What is carried without torch, which each of them needs. pip builds wheels of those that are published as source only.
+WITH_NNUNET = ("nnunetv2", "acvl-utils", "batchgenerators", "batchgeneratorsv2", "dynamic-network-architectures")
+# What they ask for and its 2D configuration does not import: other networks, other image formats, their own tests.
+UNUSED = ("timm", "imagecodecs", "unittest2")
 WITH_TORCH = ("torch", "triton", "numpy")  # what a machine with PyTorch has; never downloaded unless a list lacks it
 OLDEST_GLIBC = 5  # the minor version of manylinux1
 ALIASES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}  # by minor version of glibc
@@ -176,25 +185,75 @@ def resolve(requirements: Sequence[Requirement], target: Target) -> dict[str, Di
     return {one.name: one for one in found}
 
 
-def download(folder: Path, target: Target, installed: Mapping[str, str]) -> list[Path]:
-    """Download what the machine lacks into `folder/downloads`, and return the wheels. Raises VisitError."""
-    needed = roots()
+def nnunet_wheels(folder: Path, environment: Mapping[str, str]) -> list[Requirement]:
+    """Make the wheels of nnU-Net and of what it needs with torch in a folder, and return what else they need.
+
+    `environment` is that of the machine, for conditions. Raises VisitError where a wheel cannot be made here for it.
+    """
+    left, seen, others = [Requirement(NNUNET)], set[str](), list[Requirement]()
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        if name in (*WITH_TORCH, *UNUSED) or not _applies(requirement, "", environment):
+            continue
+        if name not in WITH_NNUNET:
+            others.append(requirement)
+        elif name not in seen:
+            seen.add(name)
+            _pip("wheel", "--no-deps", "--wheel-dir", str(folder), f"{requirement.name}{requirement.specifier}")
+            (wheel,) = folder.glob(f"{name.replace('-', '_')}-*.whl")
+            if not wheel.stem.endswith("-none-any"):
+                raise VisitError(f"{wheel.name}: runs on machines like this one only")
+            left += requires(wheel)
+    return others
+
+
+def requires(wheel: Path) -> list[Requirement]:
+    """Return the requirements of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        about = email.message_from_bytes(archive.read(name))
+    return [Requirement(text) for text in about.get_all("Requires-Dist", [])]
+
+
+def download(folder: Path, target: Target, installed: Mapping[str, str], nnunet: bool = True) -> list[Path]:
+    """Download what the machine lacks into `folder/downloads`, and return the wheels. Raises VisitError.
+
+    Where nnU-Net cannot be carried, a line says why, and the rest is downloaded.
+    """
+    downloads, chosen = folder / "downloads", None
+    if nnunet and "nnunetv2" not in installed:
+        try:
+            _empty(downloads)
+            chosen = select([*roots(), *nnunet_wheels(downloads, target.environment)], target, installed)
+        except VisitError as error:
+            print(f"note: nnU-Net is left out ({error}); the stage `nnunet` will say that it isn't installed")
+    if chosen is None:
+        _empty(downloads)
+        chosen = select(roots(), target, installed)
+    pins = [f"{one.name}=={one.version}" for one in chosen]
+    pins += [name for name in ALONE if name not in installed]
+    if pins:
+        _pip("download", "--no-deps", "--dest", str(downloads), *target.pip_options, *pins)
+    return sorted(downloads.glob("*.whl"))
+
+
+def select(needed: Sequence[Requirement], target: Target, installed: Mapping[str, str]) -> list[Distribution]:
+    """Return what the machine lacks of some requirements, and of what these need. Raises VisitError."""
     resolved = resolve(needed, target)
     chosen, unresolved = choose(needed, resolved, installed, target.environment)
     while unresolved:
-        needed += unresolved
+        needed = [*needed, *unresolved]
         before, resolved = resolved, resolve(needed, target)
         if resolved.keys() == before.keys():
             raise VisitError(f"pip does not resolve {', '.join(map(str, unresolved))}")
         chosen, unresolved = choose(needed, resolved, installed, target.environment)
-    pins = [f"{one.name}=={one.version}" for one in chosen]
-    pins += [name for name in ALONE if name not in installed]
-    downloads = folder / "downloads"
-    shutil.rmtree(downloads, ignore_errors=True)  # pip has its own cache
-    downloads.mkdir(parents=True)
-    if pins:
-        _pip("download", "--no-deps", "--dest", str(downloads), *target.pip_options, *pins)
-    return sorted(downloads.glob("*.whl"))
+    return chosen
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # pip has its own cache
+    folder.mkdir(parents=True)
 
 
 def _extras(requirement: Requirement) -> str:
