@@ -198,7 +198,7 @@ def train_plain(
             optimizer.step()
             total += loss.detach()
         model.eval()
-        counts = torch.zeros(2, device=device)  # pixels of both, and of either
+        counts = torch.zeros(2, device=device)  # pixels of both, and of each
         with torch.no_grad():
             for images, masks in val:
                 torch.compiler.cudagraph_mark_step_begin()
