@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     wheels.add_argument(
         "--part-mib", type=int, default=PART_MIB, metavar="N", help="size of a part, MiB (default: %(default)s)"
     )
-    wheels.add_argument("--no-nnunet", dest="nnunet", action="store_false", help="leave out nnU-Net (about 80 MiB less)")
+    wheels.add_argument("--no-nnunet", dest="nnunet", action="store_false", help="leave out nnU-Net (some 80 MiB)")
     wheels.set_defaults(run=make_wheels)
 
     run = verbs.add_parser(
