@@ -15,6 +15,8 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import steps as module
 from wmlsearch.model.kernels import VARIABLE, AfterConvolution, dropout_multipliers, normalise, normalise_eagerly
+from wmlsearch.model.loss_kernels import fused_slice_losses
+from wmlsearch.model.losses import NAMES, OVERLAP_LOSSES, Loss, slice_losses
 from wmlsearch.model.training import Trainer, epochs
 
 pytestmark = [
@@ -55,11 +57,44 @@ def test_kernels_equal_torchs_layers_in_float64(
         assert (one.double() - expected).norm() <= allowed * expected.norm()
 
 
+LOSSES = [*(Loss(name) for name in NAMES), *(Loss(name, "batch", 0.3) for name in OVERLAP_LOSSES)]
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 256, 256), (3, 1, 33, 17), (128, 1, 64, 64)], ids=str)
+@pytest.mark.parametrize("ignoring", [False, True], ids=["all pixels", "ignored pixels"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.name}-{loss.over}")
+def test_the_loss_and_its_gradient_equal_the_eager_ones_in_float64(
+    loss: Loss, ignoring: bool, shape: tuple[int, ...]
+) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = 4 * torch.randn(shape, generator=generator, device="cuda")
+    counted = (torch.rand(shape, generator=generator, device="cuda") < 0.8).float() if ignoring else None
+    masks = (torch.rand(shape, generator=generator, device="cuda") < 0.1).float() * (1 if counted is None else counted)
+    upstream = torch.linspace(0.5, 2, len(logits), device="cuda")
+
+    def computed(compute: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaf = logits.detach().clone().to(dtype).requires_grad_()
+        result = compute(leaf, masks.to(dtype), loss, None if counted is None else counted.to(dtype))
+        return [result.detach(), *torch.autograd.grad(result, leaf, upstream.to(result.dtype))]
+
+    mine, again = (computed(fused_slice_losses, torch.float32) for _ in range(2))
+    for one, other, expected in zip(mine, again, computed(slice_losses, torch.float64), strict=True):
+        assert torch.equal(one, other), "two runs are equal bit for bit"
+        assert (one.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def losses(config: TrialConfig, data: PreparedData, **options: Any) -> list[float]:
     return [report.metrics["train_loss"] or 0.0 for report in epochs(config, data, max_epochs=EPOCHS, **options)]
 
 
-@pytest.mark.parametrize("values", [{}, {"norm": "instance"}, {"network": "residual"}], ids=str)
+TRAININGS = [
+    {},
+    {"norm": "instance", "loss": "bce_dice", "dice_over": "batch"},
+    {"network": "residual", "loss": "focal"},
+]
+
+
+@pytest.mark.parametrize("values", TRAININGS, ids=str)
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", 1e-2), ("bfloat16", 5e-2)])
 def test_a_training_equals_that_of_torchs_layers(
     values: dict[str, Any], precision: Any, allowed: float, prepared: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,10 +10,11 @@ from triton import compile as build
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wmlsearch.model import triton_kernels
+from wmlsearch.model import triton_kernels, triton_loss
 from wmlsearch.model.kernels import GRADIENT_ELEMENTS, STATISTICS_ELEMENTS, _Matrix
+from wmlsearch.model.loss_kernels import BLOCK, KINDS
 
-NUMBERS = {"rows": "i32", "rows_per_part": "i32", "parts": "i32", "stream": "i32", "threshold": "i32"}
+NUMBERS = {"pixels": "i32", "rows": "i32", "rows_per_part": "i32", "parts": "i32", "stream": "i32", "threshold": "i32"}
 FRACTIONS = {"scale": "fp32", "epsilon": "fp32", "momentum": "fp32"}
 IN_BFLOAT16 = {"x", "result", "gradients"}
 NOT_SPECIALISED = {"stream", "threshold"}  # whose divisibility Triton does not look at
@@ -21,7 +22,7 @@ NOT_SPECIALISED = {"stream", "threshold"}  # whose divisibility Triton does not 
 
 def ptx(name: str, sizes: dict[str, Any], **flags: bool) -> str:
     """Return the code of a kernel for an H100, with pointers and numbers divisible by 16, as in a training."""
-    kernel, constants = getattr(triton_kernels, name), {**sizes, **flags}
+    kernel, constants = getattr(triton_kernels, name, None) or getattr(triton_loss, name), {**sizes, **flags}
     warps = constants.pop("num_warps", 4)
     signature, divisible = {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -60,3 +61,16 @@ def test_odd_sizes_compile() -> None:
     _, elementwise = _Matrix(3, 35, 3).elementwise()
     for flags in ({"RELU": False, "DROPOUT": False}, {"RELU": True, "DROPOUT": True}):
         assert "atom." not in ptx("input_gradients", elementwise, **flags)
+
+
+@pytest.mark.parametrize("loss", ["bce", "bce_dice", "focal", "dice"])
+@pytest.mark.parametrize("has_counted", [False, True])
+def test_the_loss_reads_and_writes_16_bytes_at_a_time(loss: str, has_counted: bool) -> None:
+    sizes = {"KIND": KINDS[loss], "BLOCK": BLOCK}
+    code = ptx("loss_sums", sizes, HAS_COUNTED=has_counted)
+    assert "ld.global.v4" in code
+    assert "atom." not in code
+    code = ptx("loss_gradients", sizes, HAS_COUNTED=has_counted, HAS_REGION="dice" in loss)
+    assert "ld.global.v4" in code
+    assert "st.global.v4" in code
+    assert "lg2." not in code, "no fast logarithm"

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model import kernels
+from wmlsearch.model import kernels, training
 from wmlsearch.model.kernels import VARIABLE, use_selected_kernels
+from wmlsearch.model.loss_kernels import fused_slice_losses
+from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.training import Trainer
 from wmlsearch.model.unet import Layers, UNet
 
@@ -43,9 +45,9 @@ def test_torchs_layers_are_the_default(value: str | None, monkeypatch: pytest.Mo
     else:
         monkeypatch.setenv(VARIABLE, value)
     network = UNet(depth=1, base_channels=2)
-    use_selected_kernels(network, CPU)
+    assert use_selected_kernels(network, CPU) is None
     assert runners(network) == [None] * 3
-    assert "wmlsearch.model.triton_kernels" not in sys.modules
+    assert not {"wmlsearch.model.triton_kernels", "wmlsearch.model.triton_loss"} & set(sys.modules)
 
 
 def test_triton_is_refused_without_a_gpu(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,19 +98,37 @@ def test_triton_is_used_where_it_is_selected(network: Any, monkeypatch: pytest.M
     pretend(monkeypatch, has_triton=True, capability=(9, 0))
     unet = UNet(depth=2, base_channels=2, network=network)
     names = list(unet.state_dict())
-    use_selected_kernels(unet, CUDA)
+    assert use_selected_kernels(unet, CUDA) is fused_slice_losses
     used = runners(unet)
     assert all(isinstance(runner, kernels.FusedLayers) for runner in used)
     assert len({runner.first_stream for runner in used}) == len(used) == (5 if network == "paper" else 10)
     assert list(unet.state_dict()) == names
 
 
+@pytest.mark.parametrize("selected", ["torch", "triton"])
+def test_the_steps_of_a_training_use_the_selected_loss(
+    selected: str, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def fused(logits: Tensor, masks: Tensor, loss: Loss, counted: Tensor | None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return slice_losses(logits, masks, loss, counted)
+
+    monkeypatch.setattr(training, "use_selected_kernels", lambda *_: fused if selected == "triton" else None)
+    trainer = Trainer(SMALL, data, 1, 0, "float32")
+    trainer.train_epoch()
+    steps = len(trainer.draw_batches(torch.Generator()))
+    assert calls == (steps if selected == "triton" else 0), "in each step, and not in validation"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
-@pytest.mark.parametrize("name", ["interpreted_kernels", "compiled_kernels"])
+@pytest.mark.parametrize("name", ["interpreted_kernels", "interpreted_losses", "compiled_kernels"])
 def test_triton_kernels(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
-    if name == "interpreted_kernels":
+    if name.startswith("interpreted"):
         environment["TRITON_INTERPRET"] = "1"
     file = Path(__file__).parent / f"{name}.py"
     command = [sys.executable, "-m", "pytest", "-rs", "--noconftest", "-p", "no:cacheprovider", str(file)]

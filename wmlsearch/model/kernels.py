@@ -1,10 +1,11 @@
 """Normalisation, ReLU and dropout after a convolution as Triton kernels of this project: experimental, off by default.
 
-`WMLSEARCH_KERNELS=triton` selects them for training; validation and prediction run PyTorch's layers. PyTorch moves an
-activation through memory for each of the three layers, forward and back. The kernels read it once for the statistics
-and once more to write the result; the backward pass is a reduction and one elementwise pass. Nothing but the
-convolution's output and the statistics is kept for it: a counter-based generator computes the dropout mask again from
-its seed (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+`WMLSEARCH_KERNELS=triton` selects them for training, with those of the loss (`loss_kernels.py`); validation and
+prediction run PyTorch's layers. PyTorch moves an activation through memory for each of the three layers, forward and
+back. The kernels read it once for the statistics and once more to write the result; the backward pass is a reduction
+and one elementwise pass. Nothing but the convolution's output and the statistics is kept for it: a counter-based
+generator computes the dropout mask again from its seed (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011).
 
 Nothing here waits for the device, so CUDA graphs can hold it. Results are rounded once to the type of the activations,
 where PyTorch rounds after each layer.
@@ -23,6 +24,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from wmlsearch.config import InputError
+from wmlsearch.model.loss_kernels import fused_slice_losses
+from wmlsearch.model.losses import LossFunction
 from wmlsearch.model.unet import Layers
 
 VARIABLE = "WMLSEARCH_KERNELS"
@@ -42,10 +45,11 @@ PHILOX_MULTIPLIERS, PHILOX_KEYS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67A
 PHILOX_ROUNDS = 7  # as in `triton_kernels.py`
 
 
-def use_selected_kernels(network: nn.Module, device: torch.device) -> None:
+def use_selected_kernels(network: nn.Module, device: torch.device) -> LossFunction | None:
     """Let `network` train with the kernels that the environment variable WMLSEARCH_KERNELS selects.
 
-    Without it, or with "torch", nothing changes. Raises InputError where the selected ones cannot run.
+    Returns the function that computes the losses of slices by such kernels, or None for `slice_losses`. Without the
+    variable, or with "torch", nothing changes. Raises InputError where the selected ones cannot run.
     """
     selected = os.environ.get(VARIABLE) or CHOICES[0]
     if selected not in CHOICES:
@@ -53,6 +57,8 @@ def use_selected_kernels(network: nn.Module, device: torch.device) -> None:
     if selected == "triton":
         _check_triton(network, device)
         use_triton(network)
+        return fused_slice_losses
+    return None
 
 
 def _check_triton(network: nn.Module, device: torch.device) -> None:

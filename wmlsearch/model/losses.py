@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, distributed
@@ -13,6 +14,7 @@ from wmlsearch.config import TrialConfig
 
 NAMES = ("bce", "dice", "bce_dice", "focal", "tversky")
 OVERLAP_LOSSES = ("dice", "bce_dice", "tversky")  # those with a part that compares regions, not pixels
+LossFunction: TypeAlias = "Callable[[Tensor, Tensor, Loss | str, Tensor | None], Tensor]"  # such as `slice_losses`
 FOCAL_GAMMA = 2.0  # the value of Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017
 
 
@@ -80,11 +82,19 @@ def slice_losses(logits: Tensor, masks: Tensor, loss: Loss | str, counted: Tenso
         if counted is not None:
             probabilities, masks = probabilities * counted, masks * counted
         counts = [(probabilities * masks).sum((1, 2, 3)), probabilities.sum((1, 2, 3)), masks.sum((1, 2, 3))]
-        if loss.over == "batch":
-            counts = list(_sum_over_batch(torch.stack(counts), loss.world))
-        overlap, predicted, lesion = counts
-        total = total + 1 - loss.overlap_index(overlap, predicted, lesion)
+        total = add_overlap_loss(total, torch.stack(counts), loss)
     return total
+
+
+def add_overlap_loss(total: Tensor, counts: Tensor, loss: Loss) -> Tensor:
+    """Return `total`, (N,), plus 1 - the index of overlap of each slice, or of the batch.
+
+    `counts` are those of `Loss.overlap_index` for each slice, (3, N).
+    """
+    if loss.over == "batch":
+        counts = _sum_over_batch(counts, loss.world)
+    overlap, predicted, lesion = counts
+    return total + 1 - loss.overlap_index(overlap, predicted, lesion)
 
 
 def pixel_losses(logits: Tensor, masks: Tensor, loss: Loss, counted: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.slices import Slices
 from wmlsearch.model.bulk_cast import BulkCastUNet
 from wmlsearch.model.graphs import StepGraphs
-from wmlsearch.model.losses import Loss, slice_losses
+from wmlsearch.model.losses import Loss, LossFunction, slice_losses
 from wmlsearch.model.ranks import sum_gradients
 from wmlsearch.model.torch_patches import capturable
 from wmlsearch.model.unet import UNet
@@ -85,7 +85,7 @@ class TrainingSteps:
 
     On a GPU without other ranks the first steps of each batch size (an epoch has at most two) run as usual. Then one is
     captured as a CUDA graph and replayed from there on (see `StepGraphs`, which validation shares). If a capture fails,
-    all steps run as usual, with a warning.
+    all steps run as usual, with a warning. `fused_losses` compute what `slice_losses` does, in fewer operations.
 
     A loss that is not finite is noticed before the optimiser moves on CPUs, and at the end of the epoch on GPUs, where
     a check in each step would wait for the device.
@@ -102,8 +102,9 @@ class TrainingSteps:
         world: int = 1,
         average: WeightAverage | None = None,
         graphs: StepGraphs | None = None,
+        fused_losses: LossFunction | None = None,
     ) -> None:
-        self.average = average
+        self.average, self.fused_losses = average, fused_losses
         self.optimizer, self.slices, self.loss, self.bfloat16 = optimizer, slices, loss, bfloat16
         self.rank, self.world, self.device = rank, world, slices.images.device
         self.on_gpu = self.device.type == "cuda"
@@ -202,7 +203,7 @@ class TrainingSteps:
         masks, counted = self.slices.lesions(labels)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             logits = self.network(batch.contiguous(memory_format=torch.channels_last))
-        losses = slice_losses(logits, masks, self.loss, counted)
+        losses = (self.fused_losses or slice_losses)(logits, masks, self.loss, counted)
         total = losses.detach().sum().double()
         if not self.on_gpu:
             if self.world > 1:  # so that all ranks agree before the optimiser moves

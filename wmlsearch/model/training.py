@@ -118,7 +118,7 @@ class Trainer:
         if several:
             broadcast_tensors(self.unet.state_dict().values())
         self.average = WeightAverage(self.unet) if config.ema else None
-        use_selected_kernels(self.unet, self.device)
+        self.fused_losses = use_selected_kernels(self.unet, self.device)
         self.optimizer = build_optimizer(config, self.unet, self.device)
         self.plateau = plateau_scheduler(config, self.optimizer)
         self.rows: list[EpochRow] = []  # of the epochs so far
@@ -140,6 +140,7 @@ class Trainer:
             self.world,
             self.average,
             self.graphs,
+            self.fused_losses,
         )
 
     @property
