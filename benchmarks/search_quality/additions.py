@@ -57,6 +57,11 @@ ADDITIONS: Mapping[str, Mapping[str, Any]] = {
     "lesion_share": {"lesion_share": {"choices": [None, 0.3, 0.6]}},
     "schedule: poly": {"schedule": {"choices": ["plateau", "cosine", "poly", "onecycle", "constant"]}},
     "ema": {"ema": {"choices": [0.0, 0.95]}},
+    "narrower ranges": {
+        "dropout": {"low": 0.0, "high": 0.3},
+        "learning_rate": {"low": 1e-3, "high": 3e-2, "log": True},
+        "batch_size": {"low": 4, "high": 16, "log": True},
+    },
     "augment: three strengths": {"augment": {"choices": ["none", "flip", "affine", "light", "medium", "strong"]}},
 }
 NOTHING, GAINING, EVERYTHING = "nothing", "those that gain", "everything"
