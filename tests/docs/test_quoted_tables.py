@@ -8,7 +8,7 @@ import pytest
 from paths import REPOSITORY
 
 from benchmarks import baseline, thresholds
-from benchmarks.search_quality import early_signal, surrogate
+from benchmarks.search_quality import early_signal, leave_one_out, searches, surrogate
 from benchmarks.verdict import power_tables, rows
 from benchmarks.verdict.__main__ import show_recorded
 
@@ -70,3 +70,9 @@ def test_the_early_signal() -> None:
 def test_the_surrogates() -> None:
     page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert surrogate.table(surrogate.benchmarks()) in page
+
+
+def test_default_searches_and_one_patient_left_out() -> None:
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert searches.table(searches.recorded()) in page
+    assert leave_one_out.table(leave_one_out.recorded()) in page
