@@ -218,7 +218,7 @@ def test_a_scheduler_that_replays_the_past_decides_as_before(kind: str, tmp_path
 
 def test_reports_are_replayed_as_they_were_received(tmp_path: Path) -> None:
     """The clocks of two machines differ: by theirs, the worse trial came to the rung first, and was not stopped."""
-    settings = RunSettings(scheduler="asha", epochs=9, objective="val_dice_best")
+    settings = RunSettings(scheduler="asha", epochs=9, grace_epochs=2, objective="val_dice_best")
     search = SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
     for number, value, ahead_s, received in ((0, 0.9, 3600.0, 10.0), (1, 0.1, 0.0, 20.0)):
         trial = RunDir.create(search.trial(number).path, run_record())
