@@ -7,8 +7,8 @@ far is not among the best third (1 / `reduction_factor`) of those that reached t
 rung is not stopped, and no trial is stopped between rungs.
 
 hyperband: asha in up to three brackets, to which trials are assigned at random. The first bracket has all rungs, the
-second begins at the second rung, the third at the third. With 18 epochs there is one; with `grace_epochs` 2 there are
-three, which begin at 2, 6 and 18, so the third stops no trial.
+second begins at the second rung, the third at the third. With 18 epochs they begin at 6 and 18, so the second stops no
+trial; with `grace_epochs` 2, at 2, 6 and 18.
 median: from `grace_epochs` on, a trial is stopped if its best epoch is worse than the median of the mean values of the
 other trials from `grace_epochs` to the same epoch. At least three other trials must have come as far.
 pbt: at each multiple of `grace_epochs`, a trial in the worst quarter of those that have reached it is stopped, and a
