@@ -145,7 +145,7 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
 
 
 def measure() -> list[Row]:
-    settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
+    settings = RunSettings(trials=TRIALS, epochs=EPOCHS, grace_epochs=2, baseline=False, forecast=False)
     reference = bare(settings, AT_ONCE)
     ours, behind_s, study_epochs, folder_epochs, journal_bytes = search(settings, AT_ONCE)
     what = f"driver: {TRIALS} trials x {EPOCHS} epochs, {AT_ONCE} at once"

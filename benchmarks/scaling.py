@@ -52,8 +52,9 @@ TRIALS, EPOCHS, AT_ONCE = 1500, 5, 500  # of the simulation
 BARE, BARE_EPOCHS, BARE_AT_ONCE = 100, (2, 12), 8  # trials of Tune alone, their reports in two runs, and its actors
 MIRRORED = 12  # trials that are sent to MLflow, for its cost and bytes
 BIN = 100  # trials of a point of the figure
-# What is asked for: the search, and how long an epoch may take.
-SEARCH, GPUS, EPOCH_S = RunSettings(trials=10_000), 1000, (1.0, 5.0, 30.0)
+# What is asked for: the search, and how long an epoch may take. With so early a first rung most trials are short, which
+# is the most work for the driver.
+SEARCH, GPUS, EPOCH_S = RunSettings(trials=10_000, grace_epochs=2), 1000, (1.0, 5.0, 30.0)
 DATA_BYTES = 2 * 4918 * 256 * 256  # the paper's data set with its masks, 8 bit each
 GPUS_PER_NODE = 8
 STORAGE_BYTES_PER_S = 1e9  # of a shared file system, taken to say where it would give way
@@ -109,7 +110,7 @@ def _tree_bytes(folder: Path) -> tuple[int, int]:
 
 def measure() -> tuple[Constants, simulated.Times]:
     """Run the simulation, and ask its folders what they hold."""
-    settings = RunSettings(trials=TRIALS, epochs=EPOCHS, baseline=False, forecast=False)
+    settings = RunSettings(trials=TRIALS, epochs=EPOCHS, grace_epochs=2, baseline=False, forecast=False)
     bare = []
     for epochs in BARE_EPOCHS:
         with reuse_all_actors():  # as in a search: else it is the start of processes that is measured
