@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.search_quality.methods import Ours
-from benchmarks.search_quality.outcome import FIRST_SEED, Scorer, confirmed, interval
+from benchmarks.search_quality.outcome import FIRST_SEED, ScoredDivision, confirmed, interval
 from benchmarks.search_quality.surrogate import Benchmark, Surrogate, benchmarks
 from benchmarks.verdict.rows import markdown
 from wmlsearch.config import TrialConfig
@@ -74,12 +74,9 @@ class Narrowed(Surrogate):
         super().__init__(whole.space, whole.recorded)
         self._whole, self.space = whole.space, space
 
-    def _features(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return super()._features([self._in_whole(values) for values in configurations])
-
-    def _in_whole(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        known = hasattr(self, "_whole") and self.space is not self._whole
-        return self._whole.active_values(self.space.config(values)) if known else values
+    def mean_curves(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        whole = [self._whole.active_values(self.space.config(values)) for values in configurations]
+        return super().mean_curves(whole)
 
 
 def space_with(additions: Iterable[str]) -> SearchSpace:
@@ -94,28 +91,21 @@ def space_with(additions: Iterable[str]) -> SearchSpace:
 
 
 @cache
-def _narrowed(task_name: str, additions: tuple[str, ...]) -> tuple[Benchmark, list[Scorer]]:
+def _narrowed(task_name: str, additions: tuple[str, ...]) -> list[ScoredDivision]:
+    """Return the divisions of a task with the small space and additions."""
     (task,) = (each for each in benchmarks() if each.name == task_name)
     space = space_with(additions)
     narrowed = replace(task, surrogates=tuple(Narrowed(surrogate, space) for surrogate in task.surrogates))
-    return narrowed, [Scorer(surrogate) for surrogate in narrowed.surrogates]
+    return [ScoredDivision.of(narrowed, surrogate) for surrogate in narrowed.surrogates]
 
 
 def handed_over(task_name: str, additions: tuple[str, ...], seed: int) -> float:
     """Replay a search, and return the sealed Dice of what it hands over, the mean over a task's divisions."""
-    task, scorers = _narrowed(task_name, additions)
 
     def make(task: Benchmark, seed: int) -> Ours:
         return Ours(task.space, task.epochs, seed, without=task.name)
 
-    return float(
-        np.mean(
-            [
-                confirmed(make, task, surrogate, scorer, seed, goal=1.0).network
-                for surrogate, scorer in zip(task.surrogates, scorers, strict=True)
-            ]
-        )
-    )
+    return float(np.mean([confirmed(make, division, seed).network for division in _narrowed(task_name, additions)]))
 
 
 def compared(task: str, replays: int, pool: ProcessPoolExecutor) -> str:

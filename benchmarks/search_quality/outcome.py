@@ -87,46 +87,50 @@ class Scorer:
         return max(self.means(drawn))
 
 
-def searched(
-    make: Callable[..., Any],
-    task: Benchmark,
-    surrogate: Surrogate,
-    scorer: Scorer,
-    seed: int,
-    goal: float,
-    trials: int | None = None,
-) -> Outcome:
+@dataclass(frozen=True)
+class ScoredDivision:
+    """A task with one division of its patients, and what scores a replay on it."""
+
+    task: Benchmark
+    surrogate: Surrogate
+    scorer: Scorer
+    goal: float  # the mean sealed Dice that counts as the best
+
+    @classmethod
+    def of(cls, task: Benchmark, surrogate: Surrogate) -> ScoredDivision:
+        scorer = Scorer(surrogate)
+        return cls(task, surrogate, scorer, scorer.best() - WITHIN)
+
+    def epochs_to(self, run: Replay) -> float:
+        """Return the epochs until the configuration in front reaches the goal; infinite if it never does."""
+        means = self.scorer.means([trial.values for _, trial in run.leaders])
+        reached = (epochs for (epochs, _), mean in zip(run.leaders, means, strict=True) if mean >= self.goal)
+        return next(reached, math.inf)
+
+
+def searched(make: Callable[..., Any], on: ScoredDivision, seed: int, trials: int | None = None) -> Outcome:
     """Replay a search that hands over its best trial."""
-    run = replay(make(task, seed), surrogate, TRIALS * task.epochs, seed, trials)
+    run = replay(make(on.task, seed), on.surrogate, TRIALS * on.task.epochs, seed, trials)
     best = run.best
-    return Outcome(
-        best.network, scorer.means([best.values])[0],
-        _epochs_to(run, scorer, goal), run.epochs, len(run.trials),
-    )  # fmt: skip
+    mean = on.scorer.means([best.values])[0]
+    return Outcome(best.network, mean, on.epochs_to(run), run.epochs, len(run.trials))
 
 
-def confirmed(
-    make: Callable[..., Any],
-    task: Benchmark,
-    surrogate: Surrogate,
-    scorer: Scorer,
-    seed: int,
-    goal: float,
-    trials: int | None = None,
-) -> Outcome:
+def confirmed(make: Callable[..., Any], on: ScoredDivision, seed: int, trials: int | None = None) -> Outcome:
     """Replay a search of this project with its selection runs: the champion's new networks are handed over."""
+    task = on.task
     settings = RunSettings(epochs=task.epochs, seed=seed)
     budget = TRIALS * task.epochs
     if trials is None:
         budget -= settings.selection_run_count * task.epochs
-    run = replay(make(task, seed), surrogate, budget, seed, trials)
+    run = replay(make(task, seed), on.surrogate, budget, seed, trials)
     candidates = [task.baseline, *_candidates(run, settings.confirm_top, task.baseline)]
-    runs = surrogate.answers(candidates, settings.selection_seeds)
+    runs = on.surrogate.answers(candidates, settings.selection_seeds)
     means = [float(np.mean([answer.objective.max() for answer in of_one])) for of_one in runs]
     champion = candidates[int(np.argmax(means))]  # the baseline where none is better
-    mean = scorer.means([champion])[0]
+    mean = on.scorer.means([champion])[0]
     spent = run.epochs + len(candidates) * settings.confirm_seeds * task.epochs
-    return Outcome(mean, mean, _epochs_to(run, scorer, goal), spent, len(run.trials))
+    return Outcome(mean, mean, on.epochs_to(run), spent, len(run.trials))
 
 
 def _candidates(run: Replay, count: int, baseline: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -140,20 +144,13 @@ def _candidates(run: Replay, count: int, baseline: Mapping[str, Any]) -> list[Ma
     return selected
 
 
-def _epochs_to(run: Replay, scorer: Scorer, goal: float) -> float:
-    means = scorer.means([trial.values for _, trial in run.leaders])
-    return next((epochs for (epochs, _), mean in zip(run.leaders, means, strict=True) if mean >= goal), math.inf)
-
-
-def best_after_one_epoch(
-    task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: int, goal: float, trials: int | None = None
-) -> Outcome:
+def best_after_one_epoch(on: ScoredDivision, seed: int, trials: int | None = None) -> Outcome:
     """Train random configurations for an epoch each, and the best of them to the end."""
-    budget, epochs = TRIALS * task.epochs, task.epochs
+    budget, epochs = TRIALS * on.task.epochs, on.task.epochs
     count = trials or budget - KEPT_AFTER_ONE * (epochs - 1)
     rng = np.random.default_rng(seed)
-    drawn = [task.space.sample(rng) for _ in range(count)]
-    answers = (surrogate.answer(values, training_seed(seed, number)) for number, values in enumerate(drawn))
+    drawn = [on.task.space.sample(rng) for _ in range(count)]
+    answers = (on.surrogate.answer(values, training_seed(seed, number)) for number, values in enumerate(drawn))
     run = Replay([ReplayedTrial(values, answer) for values, answer in zip(drawn, answers, strict=True)])
     for trial in run.trials:
         run.train(trial)
@@ -161,22 +158,18 @@ def best_after_one_epoch(
         for _ in range(epochs - 1):
             run.train(trial)
     best = run.best
-    return Outcome(
-        best.network, scorer.means([best.values])[0], _epochs_to(run, scorer, goal), run.epochs,
-        count,
-    )  # fmt: skip
+    return Outcome(best.network, on.scorer.means([best.values])[0], on.epochs_to(run), run.epochs, count)
 
 
-def baseline_alone(task: Benchmark, surrogate: Surrogate, scorer: Scorer, seed: int, goal: float) -> Outcome:
+def baseline_alone(on: ScoredDivision, seed: int) -> Outcome:
     """Train the baseline configuration once."""
-    mean = scorer.means([task.baseline])[0]
-    epochs_to = task.epochs if mean >= goal else math.inf
-    return Outcome(surrogate.answer(task.baseline, training_seed(seed, 0)).kept(), mean, epochs_to, task.epochs, 1)
+    task = on.task
+    mean = on.scorer.means([task.baseline])[0]
+    epochs_to = task.epochs if mean >= on.goal else math.inf
+    return Outcome(on.surrogate.answer(task.baseline, training_seed(seed, 0)).kept(), mean, epochs_to, task.epochs, 1)
 
 
-def methods(
-    trials: int | None = None,
-) -> dict[str, Callable[[Benchmark, Surrogate, Scorer, int, float], Outcome]]:
+def methods(trials: int | None = None) -> dict[str, Callable[[ScoredDivision, int], Outcome]]:
     """Return each method by name. Its searches end after so many trials, too."""
     from benchmarks.search_quality.methods import OptunaAlone, Ours, RandomSearch, RayWithOptuna
 
@@ -202,22 +195,14 @@ def methods(
 
 
 @cache
-def _tasks() -> dict[str, tuple[Benchmark, list[Scorer], list[float]]]:
-    """Return each task with a scorer and a goal for each division."""
-    found = {}
-    for task in benchmarks():
-        scorers = [Scorer(surrogate) for surrogate in task.surrogates]
-        found[task.name] = task, scorers, [scorer.best() - WITHIN for scorer in scorers]
-    return found
+def _tasks() -> dict[str, list[ScoredDivision]]:
+    """Return the divisions of each task."""
+    return {task.name: [ScoredDivision.of(task, surrogate) for surrogate in task.surrogates] for task in benchmarks()}
 
 
 def run(task_name: str, method: str, seed: int, trials: int | None) -> list[Outcome]:
     """Replay a method once on each division of a task, with at most so many trials."""
-    task, scorers, goals = _tasks()[task_name]
-    return [
-        methods(trials)[method](task, surrogate, scorer, seed, goal)
-        for surrogate, scorer, goal in zip(task.surrogates, scorers, goals, strict=True)
-    ]
+    return [methods(trials)[method](division, seed) for division in _tasks()[task_name]]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

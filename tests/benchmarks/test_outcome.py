@@ -131,16 +131,21 @@ def test_a_search_ends_with_its_last_trial(surrogate: Surrogate) -> None:
     assert [number for number, *_ in method.log] == list(range(6))
 
 
+def scored(task: Benchmark, goal: float) -> outcome.ScoredDivision:
+    (surrogate,) = task.surrogates
+    return outcome.ScoredDivision(task, surrogate, outcome.Scorer(surrogate), goal)
+
+
 @pytest.mark.parametrize("name", list(outcome.methods()))
 def test_each_method_spends_its_epochs_once(name: str, task: Benchmark) -> None:
-    surrogate, scorer = task.surrogates[0], outcome.Scorer(task.surrogates[0])
-    one, again = (outcome.methods()[name](task, surrogate, scorer, seed=6, goal=0.5) for _ in range(2))
+    division = scored(task, goal=0.5)
+    one, again = (outcome.methods()[name](division, 6) for _ in range(2))
     budget = outcome.TRIALS * EPOCHS
     assert one.epochs == EPOCHS if name == outcome.BASELINE else budget - EPOCHS < one.epochs <= budget
     assert 0 < one.configuration < 0.75
     assert again == one
     if name == outcome.OURS:
-        assert one.configuration > outcome.baseline_alone(task, surrogate, scorer, 6, 0.5).configuration
+        assert one.configuration > outcome.baseline_alone(division, 6).configuration
 
 
 def test_champion_is_the_baseline_where_no_candidate_is_better(task: Benchmark) -> None:
@@ -150,9 +155,9 @@ def test_champion_is_the_baseline_where_no_candidate_is_better(task: Benchmark) 
         def propose(self, number: int) -> Mapping[str, Any]:
             return {"depth": 3, "learning_rate": 1e-4 * (1 + number / 1000), "schedule": "constant"}
 
-    surrogate, scorer = task.surrogates[0], outcome.Scorer(task.surrogates[0])
-    result = outcome.confirmed(lambda *_: Bad(stop=False), task, surrogate, scorer, 5, goal=1.0)
-    assert result.configuration == scorer.means([task.baseline])[0]
+    division = scored(task, goal=1.0)
+    result = outcome.confirmed(lambda *_: Bad(stop=False), division, 5)
+    assert result.configuration == division.scorer.means([task.baseline])[0]
     assert result.epochs == outcome.TRIALS * EPOCHS
     assert result.epochs_to == np.inf
 
