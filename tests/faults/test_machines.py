@@ -15,13 +15,16 @@ from search import Record, Running, check_whole, tune_arguments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 INJECT = Path(__file__).parent / "inject"
-# Two raylets, each with a CPU; in the processes of the second one each trial fails.
+# Two raylets, each with a CPU. In the processes of the second one each trial fails. Those of the first one wait
+# for a file: else the first one may train all trials while a new process starts on the second one.
 CLUSTER = """
 import sys
 import wmlsearch.cluster
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-cluster.add_node(num_cpus=1, env_vars={sys.argv[1]: "1"})
+fault, go_on = sys.argv[1:]
+head = {"num_cpus": 1, "include_dashboard": False, "env_vars": {"WMLSEARCH_FAULT_WAIT": go_on}}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+cluster.add_node(num_cpus=1, env_vars={fault: "1"})
 print("address", cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -29,12 +32,15 @@ cluster.shutdown()
 
 
 @contextlib.contextmanager
-def cluster(tmp_path: Path, fault: str) -> Iterator[str]:
-    """Run a Ray of two machines' servers, one of them with a fault; yields its address."""
+def cluster(tmp_path: Path, fault: str, go_on: Path) -> Iterator[str]:
+    """Run a Ray of two machines' servers; yields its address.
+
+    On one of them each trial fails, on the other one each waits until the file `go_on` exists.
+    """
     paths = [str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with open(tmp_path / "cluster.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, fault],
+            [sys.executable, "-c", CLUSTER, fault, str(go_on)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -69,7 +75,8 @@ def cluster(tmp_path: Path, fault: str) -> Iterator[str]:
 def test_a_machine_that_fails_gets_no_more_trials(
     fault: str, what: str, said: str, prepared: Path, out: Path, tmp_path: Path, record: Record
 ) -> None:
-    with cluster(tmp_path, fault) as address:
+    go_on = tmp_path / "go-on"
+    with cluster(tmp_path, fault, go_on) as address:
         words = tune_arguments(
             out, prepared, "--ray-address", address, "--storage", tmp_path / "storage", trials=6, epochs=6
         )
@@ -78,6 +85,7 @@ def test_a_machine_that_fails_gets_no_more_trials(
             status = json.loads((running.search.path / "status.json").read_text())
             assert status["state"] == "running"
             assert "gets no more trials, since it failed 2 times: " in status["reason"]
+            go_on.touch()
             assert running.end() == 0, running.text()
     record(f"{what} on one of two machines", 2, 0, 0, "it is put aside after the second")
     check_whole(running.search, trials=6, epochs=6)

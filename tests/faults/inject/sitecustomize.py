@@ -5,6 +5,7 @@ WMLSEARCH_FAULT_CUDA: if set, each training in this process gets a CUDA error in
 WMLSEARCH_FAULT_CUDA_ONCE: path of a file; the first training of all processes that reaches its second epoch makes it,
     and gets a CUDA error: on a GPU a real one, a failed assertion on the device, after which each CUDA call fails.
 WMLSEARCH_FAULT_DISK: if set, the disk is full when a trial begins in this process.
+WMLSEARCH_FAULT_WAIT: path of a file; each training in this process waits before its second epoch until it exists.
 WMLSEARCH_FAULT_CLOCK: path of a file; as soon as it exists, the clock is set back by an hour.
 """
 
@@ -20,6 +21,7 @@ TRIALS = json.loads(os.environ.get("WMLSEARCH_FAULT_TRIALS", "{}"))
 CUDA = os.environ.get("WMLSEARCH_FAULT_CUDA")
 CUDA_ONCE = os.environ.get("WMLSEARCH_FAULT_CUDA_ONCE")
 DISK = os.environ.get("WMLSEARCH_FAULT_DISK")
+WAIT = os.environ.get("WMLSEARCH_FAULT_WAIT")
 CLOCK = os.environ.get("WMLSEARCH_FAULT_CLOCK")
 DIVERGES = {"optimizer": "sgd", "norm": "instance", "learning_rate": 10.0, "weight_decay": 10.0}
 TOO_LARGE = {"depth": 4, "base_channels": 512}  # 8 GB of weights
@@ -38,6 +40,8 @@ def faulty(epochs):
         if more["last"].exists():
             done = 2
         while True:
+            while done >= 1 and WAIT and not os.access(WAIT, os.F_OK):
+                time.sleep(0.1)
             if done >= 1 and (CUDA or is_first(CUDA_ONCE)):
                 if CUDA_ONCE:
                     fail_on_device()
@@ -98,7 +102,7 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if TRIALS or CUDA or CUDA_ONCE or DISK:
+if TRIALS or CUDA or CUDA_ONCE or DISK or WAIT:
     sys.meta_path.insert(0, Finder())
 if CLOCK:
     now = time.time
