@@ -208,7 +208,8 @@ def run(task_name: str, method: str, seed: int, trials: int | None) -> list[Outc
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Return the mean over replays and its 95 % bootstrap interval."""
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    return float(values.mean()), *(float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
 
 
 def outcome_table(task: str, outcomes: Mapping[str, Sequence[Sequence[Outcome]]]) -> str:

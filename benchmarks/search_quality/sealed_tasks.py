@@ -51,18 +51,20 @@ class SealedTask:
     epochs: int
     cohort: str = ""  # of the phantom; "" for real patients
     shape: tuple[int, int, int] = (96, 96, 18)  # voxels of a phantom's scan
+    lesion_size: float = 1.0  # factor on the diameters of a phantom's lesions
     slice_step: int = 1  # of real patients, each so many axial slices one is kept
 
-    def prepare(self, folder: Path, raw: Path | None = None) -> list[Path]:
+    def prepare(self, folder: Path, raw: Path | None = None, seed: int = SEED) -> list[Path]:
         """Make the data in `folder`, and return a folder for `DividedData.open` of each division.
 
-        Raises InputError where real patients are needed, and `raw` is not their folder.
+        `seed` is that of a phantom. Raises InputError where real patients are needed, and `raw` is not their folder.
         """
         if self.cohort:
             patients = max(int(name) for division in self.divisions for name in division.sealed)
             raw = write_phantom(
-                folder / "raw", patients=patients, timepoints=1, shape=self.shape, seed=SEED, cohort=self.cohort
-            )
+                folder / "raw", patients=patients, timepoints=1, shape=self.shape, lesion_size=self.lesion_size,
+                seed=seed, cohort=self.cohort,
+            )  # fmt: skip
         elif raw is None:
             raise InputError("--ms-flair FOLDER is needed: this task has real patients")
         else:

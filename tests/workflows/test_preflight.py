@@ -28,7 +28,7 @@ from wmlsearch.workflows.search_plan import SearchRequest
         (None, None),
     ],
 )
-def test_a_space_is_checked_with_a_share_of_lesions_that_needs_both_kinds_of_slices(entry: Any, wanted: Any) -> None:
+def test_a_space_is_checked_with_its_smallest_share_of_lesions(entry: Any, wanted: Any) -> None:
     space = SearchSpace.from_mapping({"depth": {"choices": [2, 4]}, "lesion_share": entry})
     config = _most_demanding(space)
     assert (config.depth, config.lesion_share) == (4, wanted)
@@ -55,8 +55,8 @@ def test_a_share_of_lesions_is_checked_in_the_folds_of_all_final_runs(raw: Path,
         check_data(request)
     (fault,) = caught.value.faults
     assert re.fullmatch(
-        r"lesion_share=0.5 needs training slices with and without lesions, but there are 0 with and \d+ without where "
-        r"fold 2 is validated; leave `lesion_share` out, or prepare the data again with other patients",
+        r"lesion_share=0.5 needs training slices with lesions, but none of the \d+ has one where fold 2 is validated; "
+        r"leave `lesion_share` out, or prepare the data again with other patients",
         fault,
     )
 
@@ -83,3 +83,19 @@ def test_flipping_that_changes_nothing_is_noted(
         "note: some.yaml: augment=flip changes nothing in sagittal slices with input_slices=1, since left and right "
         "are not in them; `flip_axis` columns mirrors front to back, and `affine` turns, scales and shifts"
     ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "with_lesion", "noted"),
+    [({"choices": [None, 0.5]}, 1, True), ({"choices": [None, 0.5]}, 0, False), (None, 1, False), (0.5, 1, True)],
+)
+def test_a_share_of_lesions_that_changes_nothing_is_noted(
+    prepared: Path, entry: Any, with_lesion: int, noted: bool
+) -> None:
+    said: list[str] = []
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, "lesion_share": entry}, "some.yaml")
+    manifest = Manifest.read(prepared)
+    slices = [replace(row, lesion_pixels=max(row.lesion_pixels, with_lesion)) for row in manifest.slices]
+    note_no_effect(space, replace(manifest, slices=slices), said.append)
+    expected = "note: some.yaml: lesion_share changes nothing, since all training slices have lesions"
+    assert said == noted * [expected]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.geometry import PLANES
 from wmlsearch.data.head_grey import has_head_grey
-from wmlsearch.data.manifest import PREPARE_AGAIN
+from wmlsearch.data.manifest import PREPARE_AGAIN, Manifest
 from wmlsearch.data.slices import PreparedData
 
 
@@ -55,19 +55,24 @@ MIRRORS_NOTHING = (
 )
 
 
-def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:
+def balances_nothing(config: TrialConfig, manifest: Manifest) -> bool:
+    """Return whether `lesion_share` leaves every batch as it is: all slices that are trained show a lesion."""
     if config.lesion_share is None:
+        return False
+    rows = {row for fold in range(manifest.fold_count) for row in manifest.indices("train", kept_only=True, fold=fold)}
+    return all(manifest.slices[row].lesion_pixels for row in rows)
+
+
+BALANCES_NOTHING = "lesion_share changes nothing, since all training slices have lesions"
+
+
+def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:
+    if config.lesion_share is None or data.training_slices_with_lesions().any():
         return []
-    with_lesion = int(data.training_slices_with_lesions().sum())
-    without = len(data.train) - with_lesion
-    if with_lesion and (without or config.lesion_share == 1):
-        return []
-    kinds = "with lesions" if config.lesion_share == 1 else "with and without lesions"
-    change = "--keep" if with_lesion else "patients"
     where = f" where fold {data.fold} is validated" if data.manifest.folds else ""
     return [
-        f"lesion_share={config.lesion_share:g} needs training slices {kinds}, but there are {with_lesion} with and "
-        f"{without} without{where}; leave `lesion_share` out, or prepare the data again with other {change}"
+        f"lesion_share={config.lesion_share:g} needs training slices with lesions, but none of the {len(data.train)} "
+        f"has one{where}; leave `lesion_share` out, or prepare the data again with other patients"
     ]
 
 

@@ -198,9 +198,11 @@ class Trainer:
     def draw_batches(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the positions of one epoch's training slices, batch after batch."""
         slices, batch_size, share = self.data.train, self.config.batch_size, self.config.lesion_share
-        if share is None:
-            return batches(len(slices), batch_size, generator)
-        return batches_with_share(self.data.training_slices_with_lesions(), batch_size, share, generator)
+        if share is not None:
+            with_lesion = self.data.training_slices_with_lesions()
+            if not with_lesion.all():
+                return batches_with_share(with_lesion, batch_size, share, generator)
+        return batches(len(slices), batch_size, generator)
 
     def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
         """Train one step for each batch of positions in `order`; return the summed loss per training slice."""

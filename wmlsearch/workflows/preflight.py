@@ -16,7 +16,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.checks import MIRRORS_NOTHING, check_trainable, mirrors_nothing
+from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
 from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
@@ -95,6 +95,8 @@ def note_no_effect(space: SearchSpace, manifest: Manifest, say: Callable[[str], 
     names = ("augment", "flip_axis", "input_slices")
     if all(getattr(config, name) in space.domain(name) for name in names) and mirrors_nothing(config, manifest.axis):
         say(f"note: {space.source}: {MIRRORS_NOTHING}")
+    if balances_nothing(_most_demanding(space), manifest):
+        say(f"note: {space.source}: {BALANCES_NOTHING}")
 
 
 def choose_first_trials(
@@ -185,7 +187,7 @@ def check_data(request: SearchRequest) -> CheckedData:
 def _most_demanding(space: SearchSpace) -> TrialConfig:
     """Return the configuration of a space that is hardest to train on data.
 
-    It needs the biggest images, the fewest a batch, both kinds of slices, most neighbours of a slice, and the grey
+    It needs the biggest images, the fewest a batch, slices with lesions, most neighbours of a slice, and the grey
     values of the head.
     """
     values: dict[str, Value] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.model.checks import MIRRORS_NOTHING, check_trainable, mirrors_nothing
+from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.interrupts import reason_of, signals_as_interrupts
@@ -42,6 +42,8 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
     prepared, placement = _check(run, request)
     if mirrors_nothing(request.config, prepared.manifest.axis):
         observer.say(f"warning: {MIRRORS_NOTHING}")
+    if balances_nothing(request.config, prepared.manifest):
+        observer.say(f"warning: {BALANCES_NOTHING}")
     record = run_record(run.name, TRAIN, request.config, request.settings, data_record(request.data, prepared))
     record = record.model_copy(
         update={
