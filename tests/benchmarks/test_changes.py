@@ -1,0 +1,78 @@
+"""What a change to a configuration gains: which configurations are trained, how, and what the table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.search_quality import changes
+from benchmarks.search_quality.changes import BASELINE, RECIPE, Run, Variant, record, recorded, table, train, variants
+from benchmarks.search_quality.sealed_tasks import DividedData, SealedTask
+from wmlsearch.config import TrialConfig
+
+
+def test_each_configuration_is_another_one() -> None:
+    configs = [variant.config for variant in variants()]
+    assert len({config.model_dump_json() for config in configs}) == len(configs)
+    assert configs[0] == TrialConfig(early_stop_patience=changes.EPOCHS)
+    assert configs[1].lesion_share == 0.5
+
+
+@pytest.fixture(scope="module")
+def task() -> SealedTask:
+    division = changes.Division(("01", "02"), ("03",), ("04", "05"))
+    return SealedTask((division,), size=32, epochs=2, cohort="hard", shape=(32, 32, 12), lesion_size=3)
+
+
+def test_a_training_is_scored_by_its_best_epoch(task: SealedTask, tmp_path: Path) -> None:
+    (prepared,) = task.prepare(tmp_path, seed=3)
+    data = DividedData.open(prepared, "cpu")
+    small = TrialConfig(depth=1, base_channels=4, learning_rate=1e-2)
+    epoch, objective, sealed = train(small, data, epochs=2)
+    assert epoch in (1, 2)
+    assert objective > 0
+    assert len(sealed) == 2
+    assert all(0 <= score <= 1 for score in sealed)
+    diverging = small.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
+    assert train(diverging, data, epochs=1) == (0, 0.0, (0.0, 0.0))
+
+
+def test_a_recording_goes_on_where_it_ended(task: SealedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = list[TrialConfig]()
+
+    def one(config: TrialConfig, _: DividedData) -> tuple[int, float, tuple[float, ...]]:
+        trained.append(config)
+        return 1, 0.5, (0.25, 0.75)
+
+    monkeypatch.setattr(changes, "task", lambda: task)
+    monkeypatch.setattr(changes, "train", one)
+    path = tmp_path / "changes.jsonl"
+    record([7], 0, 2, path)
+    record([7], 0, 2, path)
+    assert trained == [variant.config for variant in variants()[::2]]
+    with path.open("a") as file:
+        file.write('{"of": "the recipe", "cha')  # killed while it wrote
+    assert recorded(path)[0] == Run(BASELINE, "", 7, 1, 0.5, (0.25, 0.75))
+    assert len(recorded(path)) == len(trained)
+
+
+def test_the_table_has_gains_in_pairs_of_patients() -> None:
+    runs = [
+        Run(of, change, cohort, 1, 0.5, sealed)
+        for of, change, cohort, sealed in (
+            (BASELINE, "", 1, (0.1, 0.3)),
+            (BASELINE, "", 2, (0.3, 0.5)),
+            (RECIPE, "", 1, (0.2, 0.4)),
+            (RECIPE, "", 2, (0.4, 0.6)),
+            (RECIPE, "depth 3", 1, (0.3, 0.5)),
+            (RECIPE, "depth 3", 2, (0.5, 0.7)),
+            (RECIPE, "loss bce", 1, (0.0, 0.0)),  # the other cohort is not yet recorded
+        )
+    ]
+    assert table(runs).splitlines()[2:] == [
+        "| the baseline | 0.200 0.400 | 0.300 |  |",
+        "| the recipe | 0.300 0.500 | 0.400 | +0.100 [+0.100, +0.100] |",
+        "| the recipe: depth 3 | 0.400 0.600 | 0.500 | +0.100 [+0.100, +0.100] |",
+    ]
+    assert Variant(RECIPE, "depth 3").config.depth == 3
