@@ -1,10 +1,10 @@
 """Training the baseline: this project's loop against plain PyTorch ones, in turn, in one process.
 
-    python -m benchmarks.training [--json FILE] [--kernels triton]
+    python -m benchmarks.training [--json FILE] [--kernels triton|compile]
 
 Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow, safetensors), so it runs on any machine with
-torch; where MONAI is installed, its network is compared too. On a GPU, `--kernels triton` adds rows that compare the
-kernels of `wmlsearch/model/kernels.py` with PyTorch's layers.
+torch; where MONAI is installed, its network is compared too. On a GPU, `--kernels` adds rows that compare Triton's
+kernels (`wmlsearch/model/kernels.py`) or the compiled network (`compiled.py` beside it) with PyTorch's layers.
 
 The floor of a step on a GPU is counted, not measured: operations are the multiplications and additions of convolutions,
 forward and back (torch's own counter). Bytes are those of activations, two each (bfloat16): going forward each layer
@@ -43,6 +43,7 @@ from wmlsearch.model.unet import ConvBeforeNorm, Dropout, UNet
 from wmlsearch.model.validation import count_predictions
 
 SIZE = 256  # pixels, edge of a slice
+KERNELS = {"triton": "Triton kernels", "compile": "compiled"}  # that are compared with PyTorch's layers
 REPEATS = 3  # epochs that are timed, after one that warms up
 BATCHES = {5: 5.0, 32: 3.0, 128: None}  # on a GPU; and how many times faster than the plain loop they should be
 PAPER_EPOCHS, PAPER_SLICES, PAPER_AIM_S = 18, (3098, 344), 15  # slices to train and to validate on
@@ -135,13 +136,15 @@ def in_turn(config: TrialConfig, data: PreparedData, others: list[PlainLoop], re
     return measured
 
 
-def kernels_in_turn(config: TrialConfig, data: PreparedData, repeats: int) -> tuple[list[float], list[float]]:
-    """Images per second, epoch by epoch, with the Triton kernels and with PyTorch's layers, in turn."""
+def kernels_in_turn(
+    config: TrialConfig, data: PreparedData, repeats: int, kernels: str
+) -> tuple[list[float], list[float]]:
+    """Images per second, epoch by epoch, with `kernels` and with PyTorch's layers, in turn."""
     measured: tuple[list[float], list[float]] = ([], [])
     before = os.environ.get(VARIABLE)
     trainings = []
     try:
-        for name in ("triton", "torch"):
+        for name in (kernels, "torch"):
             os.environ[VARIABLE] = name
             trainings.append(ours(config, data, repeats))
             next(trainings[-1])  # warms up, and has read the variable then
@@ -240,9 +243,9 @@ def on_gpu(prepared: Path, repeats: int, kernels: str) -> list[Row]:
         mine, plain = in_turn(config, given, [loop], repeats)
         what = f"training, baseline, batch {batch}, GPU"
         rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
-        if kernels == "triton":
-            mine_too, layers = kernels_in_turn(config, given, repeats)
-            rows.append(compared(f"{what}, Triton kernels", mine_too, layers, "PyTorch's layers", None, "graphs"))
+        if kernels in KERNELS:
+            mine_too, layers = kernels_in_turn(config, given, repeats, kernels)
+            rows.append(compared(f"{what}, {KERNELS[kernels]}", mine_too, layers, "PyTorch's layers", None, "graphs"))
         moved, done = floor(UNet(), batch, data.manifest.size)
         step, least = batch / statistics.median(mine), max(moved / bandwidth, done / rate)
         rows.append(
@@ -333,7 +336,7 @@ def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
 def measure(slices: int = 30, repeats: int = REPEATS, kernels: str = "torch") -> list[Row]:
     """All rows: about `slices` training slices on CPUs, `repeats` timed epochs of each loop.
 
-    With `kernels` "triton", rows that compare those with PyTorch's layers too.
+    With `kernels` of KERNELS, rows that compare those with PyTorch's layers too.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(Path(folder), slices, SIZE)

@@ -88,7 +88,7 @@ def test_triton_is_refused_where_it_cannot_run(
 
 def test_unknown_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "Triton")
-    with pytest.raises(InputError, match=r"^WMLSEARCH_KERNELS must be torch or triton, but got 'Triton'$"):
+    with pytest.raises(InputError, match=r"^WMLSEARCH_KERNELS must be torch, triton or compile, but got 'Triton'$"):
         use_selected_kernels(UNet(depth=1), CUDA)
 
 

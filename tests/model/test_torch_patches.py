@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from wmlsearch.model.torch_patches import FakeTensorMode, LiveTensorBytes, capturable, cast_all
+from wmlsearch.model.torch_patches import (
+    FakeTensorMode,
+    LiveTensorBytes,
+    capturable,
+    cast_all,
+    count_compilations,
+    forget_cache_artifacts,
+    let_size_vary,
+)
 
 
 def test_foreach_copy_casts_in_one_call() -> None:
@@ -66,3 +76,27 @@ def test_the_allocator_has_the_names_that_end_a_failed_capture() -> None:
     generator = torch.cuda.default_generators[0]
     assert callable(generator.graphsafe_set_state)
     assert callable(generator.graphsafe_get_state)
+
+
+def test_compilations_are_counted_and_artifacts_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph serves all sizes; a cache on disk counts as none; what was forgotten is not saved."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def misses(*sizes: int) -> int:
+        torch.compiler.reset()  # of what this process holds, not of the files
+        before = count_compilations()
+        double = torch.compile(lambda values: values * 2)
+        for size in sizes:
+            values = torch.rand(size, 8)
+            let_size_vary(values, 0)
+            assert torch.equal(double(values), values * 2)
+        return count_compilations() - before
+
+    forget_cache_artifacts()
+    assert misses(5) > 0
+    assert torch.compiler.save_cache_artifacts() is not None
+    forget_cache_artifacts()
+    assert torch.compiler.save_cache_artifacts() is None
+    assert misses(7, 9) == 0, "the files hold code for any size"
+    assert torch.compiler.save_cache_artifacts() is not None, "what a cache had is saved too"
+    torch.compiler.reset()

@@ -29,7 +29,7 @@ from wmlsearch.model.losses import LossFunction
 from wmlsearch.model.unet import Layers
 
 VARIABLE = "WMLSEARCH_KERNELS"
-CHOICES = ("torch", "triton")  # the first is the default
+CHOICES = ("torch", "triton", "compile")  # the first is the default
 MIN_CAPABILITY = (8, 0)  # of NVIDIA GPUs, which Triton supports
 # Sizes of the kernels' work. They do not depend on the GPU, so neither do the order of sums and the results.
 # A block is what a program reads of one tensor at a time: at bfloat16 and 4 warps, 1024 elements are a load of 16 bytes
@@ -45,16 +45,21 @@ PHILOX_MULTIPLIERS, PHILOX_KEYS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67A
 PHILOX_ROUNDS = 7  # as in `triton_kernels.py`
 
 
-def use_selected_kernels(network: nn.Module, device: torch.device) -> LossFunction | None:
-    """Let `network` train with the kernels that the environment variable WMLSEARCH_KERNELS selects.
-
-    Returns the function that computes the losses of slices by such kernels, or None for `slice_losses`. Without the
-    variable, or with "torch", nothing changes. Raises InputError where the selected ones cannot run.
-    """
+def selected_kernels() -> str:
+    """Return what the environment variable WMLSEARCH_KERNELS selects, one of CHOICES. Raises InputError for others."""
     selected = os.environ.get(VARIABLE) or CHOICES[0]
     if selected not in CHOICES:
-        raise InputError(f"{VARIABLE} must be {' or '.join(CHOICES)}, but got {selected!r}")
-    if selected == "triton":
+        raise InputError(f"{VARIABLE} must be {', '.join(CHOICES[:-1])} or {CHOICES[-1]}, but got {selected!r}")
+    return selected
+
+
+def use_selected_kernels(network: nn.Module, device: torch.device) -> LossFunction | None:
+    """Let `network` train with Triton kernels if they are selected.
+
+    Returns the function that computes the losses of slices by such kernels, or None for `slice_losses`. With "torch"
+    nothing changes, nor with "compile", which `compiled.py` does. Raises InputError where Triton kernels cannot run.
+    """
+    if selected_kernels() == "triton":
         _check_triton(network, device)
         use_triton(network)
         return fused_slice_losses

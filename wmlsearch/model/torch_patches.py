@@ -21,6 +21,9 @@ __all__ = [
     "TorchDispatchMode",
     "capturable",
     "cast_all",
+    "count_compilations",
+    "forget_cache_artifacts",
+    "let_size_vary",
     "reset_after_failed_capture",
 ]
 
@@ -106,3 +109,32 @@ def reset_after_failed_capture(device: torch.device, pool: Any) -> None:
     with contextlib.suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
+
+
+def let_size_vary(tensor: Tensor, dimension: int) -> None:
+    """Let `torch.compile` make code for any size of this dimension, when it is given this tensor.
+
+    The function is documented, but in a private module. "Maybe": where code for one size only is possible, torch makes
+    that, and no error.
+    """
+    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def count_compilations() -> int:
+    """Return how many graphs `torch.compile` has compiled anew in this process: no cache of it had them.
+
+    torch has no public counters. It counts a graph as a whole, and its forward and backward part.
+    """
+    from torch._dynamo.utils import counters  # imports the compiler, for a second
+
+    return counters["aot_autograd"]["autograd_cache_miss"] + counters["inductor"]["fxgraph_cache_miss"]
+
+
+def forget_cache_artifacts() -> None:
+    """Let `torch.compiler.save_cache_artifacts` return only what is compiled, or found in a cache, from here on.
+
+    torch collects them for as long as a process lives, so those of a later training would come with all earlier ones.
+    """
+    from torch.compiler._cache import CacheArtifactManager
+
+    CacheArtifactManager.clear()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ from wmlsearch.model.checkpoint import (
     save_atomically,
 )
 from wmlsearch.model.checks import check_trainable
+from wmlsearch.model.compile_cache import ArtifactStore, CompileCache, CompiledFor
+from wmlsearch.model.compiled import CompiledNetwork
 from wmlsearch.model.graphs import StepGraphs
-from wmlsearch.model.kernels import use_selected_kernels
+from wmlsearch.model.kernels import selected_kernels, use_selected_kernels
 from wmlsearch.model.losses import Loss
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.optimizers import build_optimizer
@@ -57,6 +59,7 @@ def epochs(
     last: Path | None = None,
     best: Path | None = None,
     rate_factors: Mapping[int, float] | None = None,
+    compiled: ArtifactStore | None = None,
 ) -> Generator[EpochRow, None, None]:
     """Train `config` on the training slices, validate on the validation slices, and yield a row after each epoch.
 
@@ -68,12 +71,15 @@ def epochs(
             after it, bit for bit as if never interrupted (on CPUs, with the number of threads that it records).
         best: checkpoint of the epoch with the highest `objective`, weights only.
         rate_factors: factors on the schedule's learning rate, each from its epoch on.
+        compiled: where compiled networks are kept, if WMLSEARCH_KERNELS selects them.
 
     Raises:
         Diverged: the training or validation loss is not finite.
         InputError: the configuration cannot be trained on this data, or `last` belongs to another training.
     """
     trainer = Trainer(config, data, max_epochs, seed, precision, rate_factors)
+    if selected_kernels() == "compile":
+        trainer.compile_network(compiled)
     for path in filter(None, (last, best)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if last is not None and last.exists():
@@ -126,11 +132,20 @@ class Trainer:
         self.threshold = 0.5  # chosen in the latest validation
         self.graphs = StepGraphs(self.device)
         self.validation: Validation | None = None  # made by the first one, as the steps are
+        self.compiles = False
+        self.artifacts: ArtifactStore | None = None  # where compiled networks are kept
+
+    def compile_network(self, artifacts: ArtifactStore | None) -> None:
+        """Let the training steps compile their network, and keep its code in a store. Call it before the first step.
+
+        Not for measurements of a few steps: the first step of each batch size would take most of their time.
+        """
+        self.compiles, self.artifacts = True, artifacts
 
     @cached_property
     def steps(self) -> TrainingSteps:
         """The training steps. Created when the first one begins, since a loaded checkpoint decides the precision."""
-        return TrainingSteps(
+        steps = TrainingSteps(
             self.unet,
             self.optimizer,
             self.data.train,
@@ -142,6 +157,16 @@ class Trainer:
             self.graphs,
             self.fused_losses,
         )
+        if self.compiles:
+            steps.network = self._compiled(steps.network)
+        return steps
+
+    def _compiled(self, layers: Callable[[Tensor], Tensor]) -> CompiledNetwork:
+        cache = None
+        if self.artifacts is not None and hasattr(torch.compiler, "save_cache_artifacts"):  # PyTorch 2.7
+            made_for = CompiledFor.of(self.config, self.data.manifest.size, self.bfloat16, self.device)
+            cache = CompileCache(self.artifacts, made_for)
+        return CompiledNetwork(cast(UNet, self.unet), layers, cache, is_writer=self.rank == 0)
 
     @property
     def kept_unet(self) -> nn.Module:

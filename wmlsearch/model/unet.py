@@ -100,7 +100,17 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, input_slices, H, W), any H and W -> logits (N, 1, H, W), float32."""
         height, width = images.shape[-2:]
-        # The way down halves `depth` times: pad the size to a multiple of 2**depth, and crop at the end.
+        x = self.features(images)
+        with torch.autocast(x.device.type, enabled=False):  # full precision: probabilities need finer steps than 2**-8
+            logits: Tensor = self.head(x.float())
+        return logits[..., :height, :width]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (N, input_slices, H, W) -> what the head reads: (N, base_channels, h, w), with the padding.
+
+        The way down halves `depth` times, so H and W are padded to multiples of 2**depth.
+        """
+        height, width = images.shape[-2:]
         step = 2**self.depth
         x = F.pad(images, (0, -width % step, 0, -height % step))
         skips = []
@@ -111,9 +121,7 @@ class UNet(nn.Module):
         x = self.bottom(x)
         for up, merge in zip(self.up, self.merge, strict=True):  # (N, 2C, h, w) -> (N, C, 2h, 2w)
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
-        with torch.autocast(x.device.type, enabled=False):  # full precision: probabilities need finer steps than 2**-8
-            logits: Tensor = self.head(x.float())
-        return logits[..., :height, :width]
+        return x
 
 
 class Layers(nn.Sequential):
@@ -166,10 +174,19 @@ class Dropout(nn.Dropout):
     """Dropout that draws 16 random bits for each element on CPUs, so its probability is a multiple of 2**-16 there.
 
     torch draws a float64 for each element in sequence, which takes the largest part of a step after the convolutions.
+
+    Attributes:
+        rate: in training, a tensor () with the probability, which compiled code reads, where a number would be a
+            constant in it (see `compiled.py`); None: `p`.
     """
+
+    rate: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
+        if self.rate is not None and self.training:
+            drawn = torch.rand_like(x, dtype=torch.float32)
+            return x * ((drawn >= self.rate) / (1 - self.rate)).to(x.dtype)
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)

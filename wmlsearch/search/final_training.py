@@ -67,6 +67,7 @@ class RunTrainer:
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
         say: Called with a line for the user about a machine that gets no more runs.
         when_copied: As of `CheckpointRetention`.
+        compiled_networks: As of `WorkerJob`.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class RunTrainer:
         elastic: bool = False,
         say: Callable[[str], None] = lambda _: None,
         when_copied: WhenCopied = at_once,
+        compiled_networks: str = "",
     ) -> None:
-        self.when_copied = when_copied
+        self.when_copied, self.compiled_networks = when_copied, compiled_networks
         self.settings, self.shipment, self.elastic, self.say = settings, shipment, elastic, say
         self.machines = MachineFailures(say)
         self.timeout_s = settings.trial_timeout or math.inf
@@ -155,7 +157,14 @@ class RunTrainer:
     def _new_group(self) -> Any:
         if self.slots is None:
             raise RuntimeError("a worker group is started by train()")
-        job = WorkerJob(self.shipment, self.settings, self.slots.cpus, self.slots, self.elastic)
+        job = WorkerJob(
+            self.shipment,
+            self.settings,
+            self.slots.cpus,
+            self.slots,
+            self.elastic,
+            compiled_networks=self.compiled_networks,
+        )
         if self.elastic:
             keep_coordinator_here()
         place = DriverPlace.on_this_ray(self.slots.count)

@@ -29,6 +29,7 @@ class WorkerJob:
     slots: Slots | None = None  # the worker is in one of them; None: it has its machine or GPU for itself
     elastic: bool = False  # whether a worker group continues with fewer workers when a machine is lost
     snapshot_every: int = 0  # epochs between the snapshots of a trial's checkpoint; 0: none
+    compiled_networks: str = ""  # folder or URI where they are kept, if they are selected; "": nowhere
 
     def as_plain(self) -> dict[str, Any]:
         """Return plain values, except for the shipment, which holds references to objects in Ray's store."""

@@ -9,6 +9,7 @@ import torch
 from ray import tune
 from torch import distributed
 
+from wmlsearch.cluster.compiled_networks import CompiledNetworks
 from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
 from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
@@ -72,6 +73,7 @@ class TrainingSession:
             objective=settings.objective,
             last=self.checkpoints.last,
             best=self.checkpoints.best,
+            compiled=CompiledNetworks(job.compiled_networks) if job.compiled_networks else None,
         )
 
     def step(self) -> TrialResult:

@@ -46,6 +46,7 @@ def run_trials(
     elastic: bool = False,
     end_process: Callable[[int], None] | None = None,
     when_copied: WhenCopied = at_once,
+    compiled_networks: str = "",
 ) -> Budget:
     """Run the trials of a search that have not ended, and return its budget, with the reason if they end early.
 
@@ -62,6 +63,7 @@ def run_trials(
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
         end_process: Ends this process at once, with a status, at a second Ctrl-C. None: that is an error instead.
         when_copied: As of `CheckpointRetention`.
+        compiled_networks: As of `WorkerJob`.
 
     Raises:
         InputError: --max-checkpoint-gb is too small.
@@ -76,7 +78,7 @@ def run_trials(
     retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names, when_copied)
     recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
     snapshot_every = settings.grace if scheduler.population is not None else 0
-    job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every)
+    job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every, compiled_networks)
     numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]
     if not numbers or budget.stop_all():
         recorder.interrupt_unfinished()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Node, Request, Reserved, Slots
 
 MAX_WORKERS_PER_TRIAL = 4096
+COMPILED_NETWORKS = ".compiled-networks"  # no search or run has such a name
 MAX_TRIALS_PER_GPU = 64  # with more, each trial's share is smaller than the memory that a CUDA process takes for itself
 
 
@@ -227,8 +228,21 @@ class Placement:
         if not self.storage:
             return str(run.path.resolve())
         parts = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
-        base, mark, options = self.storage.partition("?")  # a URI may end in options, such as ?region=eu-west-1
-        return "/".join([base.rstrip("/"), *parts]) + mark + options
+        return _below(self.storage, *parts)
+
+    def compiled_networks(self, run: AnyDir) -> str:
+        """Return the folder or URI of compiled networks, which all searches and trainings of a storage or folder share.
+
+        Args:
+            run: A search, or a run of `wmlsearch train`.
+        """
+        return _below(self.storage or str(run.path.resolve().parent), COMPILED_NETWORKS)
+
+
+def _below(location: str, *parts: str) -> str:
+    """Return the location of a folder in this one."""
+    base, mark, options = location.partition("?")  # a URI may end in options, such as ?region=eu-west-1
+    return "/".join([base.rstrip("/"), *parts]) + mark + options
 
 
 LOCAL = Placement()

@@ -114,6 +114,7 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer, stored:
     budget = run_trials(
         search, plan.space, settings, shipment, plan.slots, placement.checkpoint_location, observer.on_change,
         elastic=placement.on_cluster, end_process=observer.end_process, when_copied=stored.when_copied,
+        compiled_networks=placement.compiled_networks(search),
     )  # fmt: skip
     _fetch_best_weights(search, placement)
     stopped = budget.reason.startswith("stopped")
@@ -149,7 +150,8 @@ def _choose_and_judge(
 
     champion = PAPER
     elastic = plan.placement.on_cluster
-    with RunTrainer(plan.settings, shipment, elastic, note_machine, stored.when_copied) as trainer:
+    compiled_networks = plan.placement.compiled_networks(search)
+    with RunTrainer(plan.settings, shipment, elastic, note_machine, stored.when_copied, compiled_networks) as trainer:
         if plan.settings.confirm_top:
             train_selection_runs(search, plan, trainer, observer)
             champion = _choose_champion(search, observer)

@@ -9,6 +9,8 @@ from pathlib import Path
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
+from wmlsearch.model.compile_cache import ArtifactStore
+from wmlsearch.model.kernels import selected_kernels
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
 from wmlsearch.runs.interrupts import reason_of, signals_as_interrupts
@@ -130,8 +132,23 @@ def _train_on_ray(
         reserved = placement.reserved()
         slots = placement.slots(1, reserved)
         placement.wait_for_machines(slots, reserved, observer.say)
-        with RunTrainer(settings, shipment, elastic=placement.on_cluster, say=observer.say) as trainer:
+        with RunTrainer(
+            settings,
+            shipment,
+            elastic=placement.on_cluster,
+            say=observer.say,
+            compiled_networks=placement.compiled_networks(run),
+        ) as trainer:
             trainer.train([training], slots, observer.on_change)
+
+
+def _compiled_networks(run: RunDir) -> ArtifactStore | None:
+    """Return where this process keeps compiled networks, if they are selected."""
+    if selected_kernels() != "compile":
+        return None
+    from wmlsearch.cluster.compiled_networks import CompiledNetworks
+
+    return CompiledNetworks(LOCAL.compiled_networks(run))
 
 
 def _train_here(
@@ -151,6 +168,7 @@ def _train_here(
             objective=settings.objective,
             last=run.last,
             best=run.best,
+            compiled=_compiled_networks(run),
         ):
             run.append(row)
             on_change(run)
