@@ -12,6 +12,7 @@ import torch
 
 from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.network_input import scale_grey_values, stack_positions
+from wmlsearch.inference.graphed_networks import networks_on
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.model.checkpoint import load_checkpoint
@@ -86,33 +87,37 @@ class TrainedModel:
 
         Raises ValueError without `head_grey` for a network that sees z-scores.
         """
-        device, slices = self.unet.head.weight.device, torch.from_numpy(np.ascontiguousarray(images))
+        device = self.unet.head.weight.device
+        slices = torch.from_numpy(np.ascontiguousarray(images)).to(device)
         levels = None
         if self.config.intensity == "zscore":
             if not head_grey:
                 raise ValueError("a network that sees z-scores needs the grey values of the head")
-            levels = torch.tensor(head_grey, dtype=torch.float32).expand(len(slices), 2)
+            levels = torch.tensor(head_grey, dtype=torch.float32).expand(len(slices), 2).to(device)
         batches = []
-        for positions in stack_positions(len(slices), self.config.input_slices).split(VALIDATION_BATCH):
+        for positions in stack_positions(len(slices), self.config.input_slices).to(device).split(VALIDATION_BATCH):
             centres = positions[:, self.config.input_slices // 2]
-            grey = None if levels is None else levels[centres].to(device)
-            batches.append(self.probabilities_of_input(scale_grey_values(slices[positions].to(device), grey)))
-        return torch.cat(batches).numpy()
+            grey = None if levels is None else levels[centres]
+            batches.append(self._probabilities_of_input(scale_grey_values(slices[positions], grey)))
+        return torch.cat(batches).cpu().numpy()  # in one copy
 
-    @torch.inference_mode()
     def probabilities_of_input(self, batch: torch.Tensor) -> torch.Tensor:
         """Input of the network, (N, input_slices, H, W) float32 -> probability of lesion, (N, H, W), on the CPU."""
+        return self._probabilities_of_input(batch).cpu()
+
+    @torch.inference_mode()
+    def _probabilities_of_input(self, batch: torch.Tensor) -> torch.Tensor:
         probabilities = self._probabilities(batch)
         if self.postprocessing.mirror_averaging and self.can_mirror:
             is_sagittal = self.preprocessing is not None and self.preprocessing.axis == 0
             mirrored = self._probabilities(batch.flip(1 if is_sagittal else 3))
             probabilities = (probabilities + (mirrored if is_sagittal else mirrored.flip(2))) / 2
-        return probabilities.cpu()
+        return probabilities
 
     def _probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         # As in validation, which chose the threshold. Repeatable, and equal on all devices except for rounding.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            logits = self.unet(batch.contiguous(memory_format=torch.channels_last))
+            logits = networks_on(batch.device)(self.unet, batch)
         return torch.sigmoid(logits)[:, 0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal
@@ -14,11 +14,11 @@ import torch
 from wmlsearch.model.ranks import in_process_group
 from wmlsearch.model.torch_patches import reset_after_failed_capture
 
-Kind = Literal["training", "validation"]  # of a step
+Kind = Literal["training", "validation", "prediction"]  # of a step
 
 
 class StepGraphs:
-    """The CUDA graphs of one training, one for each kind of step and number of images.
+    """The CUDA graphs of one training, or of predictions: one for each kind of step and its size.
 
     There are graphs on a GPU without other ranks; elsewhere all steps run as usual. All graphs have one stream and one
     memory, which is as large as the largest step needs: they are replayed one after another, and a step finds nothing
@@ -31,7 +31,7 @@ class StepGraphs:
         self.stream = graph_stream(device) if self.possible else None
         self.pool = self._new_pool()
         self.failed: set[Kind] = set()
-        self.replays: dict[tuple[Kind, int], Callable[[], None]] = {}
+        self.replays: dict[tuple[Kind, Hashable], Callable[[], None]] = {}
 
     def _new_pool(self) -> Any:
         """Return a name for memory that graphs will share. It cannot be used again after its last graph is gone."""
@@ -41,53 +41,53 @@ class StepGraphs:
         """Return whether steps of this kind are captured."""
         return self.possible and kind not in self.failed
 
-    def sizes(self, kind: Kind) -> list[int]:
-        """Return the numbers of images whose step is a graph, in the order of their capture."""
-        return [images for one, images in self.replays if one == kind]
+    def sizes(self, kind: Kind) -> list[Hashable]:
+        """Return the sizes whose step is a graph, in the order of their capture."""
+        return [size for one, size in self.replays if one == kind]
 
-    def forget(self, kind: Kind) -> None:
-        """Drop the graphs of this kind, which read or write memory that is not in use any more."""
-        if sizes := self.sizes(kind):
-            for images in sizes:
-                del self.replays[kind, images]
+    def forget(self, kind: Kind, size: Hashable | None = None) -> None:
+        """Drop the graphs of this kind, or that of one size, which use memory that is not in use any more."""
+        if sizes := [one for one in self.sizes(kind) if size is None or one == size]:
+            for one in sizes:
+                del self.replays[kind, one]
             if not self.replays:
                 self.pool = self._new_pool()
 
     def run(
         self,
         kind: Kind,
-        images: int,
+        size: Hashable,
         step: Callable[[], None],
         is_warm: bool,
         capturing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> bool:
-        """Run a step with `images` images, by its graph if there is one. Return whether it was a graph.
+        """Run a step of this size, by its graph if there is one. Return whether it was a graph.
 
         Args:
             kind: of the step.
-            images: decide with `kind` what the step launches.
+            size: decides with `kind` what the step launches: of a training the number of images.
             step: launches it on the current stream, and waits for nothing.
             is_warm: whether such a step has run already, and done the set-up that a capture forbids: then a graph is
                 captured, if there is none.
             capturing: what surrounds a capture.
         """
-        if self.allows(kind) and is_warm and (kind, images) not in self.replays:
-            self._capture(kind, images, step, capturing)
-        replay = self.replays.get((kind, images))
+        if self.allows(kind) and is_warm and (kind, size) not in self.replays:
+            self._capture(kind, size, step, capturing)
+        replay = self.replays.get((kind, size))
         (replay or step)()
         return replay is not None
 
     def _capture(
         self,
         kind: Kind,
-        images: int,
+        size: Hashable,
         step: Callable[[], None],
         capturing: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Capture a step, which does not execute it. If that fails, steps of its kind run as usual from here on."""
         try:
             with capturing():
-                self.replays[kind, images] = capture_graph(step, self.stream, self.pool)
+                self.replays[kind, size] = capture_graph(step, self.stream, self.pool)
         except Exception as error:  # of many kinds, and everything works without graphs
             self.failed.add(kind)
             self.replays.clear()  # of all kinds: the reset replaces the GPU's generator, which graphs hold
