@@ -3,7 +3,7 @@
     python -m benchmarks.search_quality.searches                                            the table of searches.jsonl
     python -m benchmarks.search_quality.searches --record --work FOLDER [--repetitions 5]   run the searches it lacks
 
-Repetition n writes a hard cohort with seed n, seals 24 of its 48 patients, and runs `wmlsearch tune` with seed n and
+Repetition n writes a hard cohort with seed n, seals 48 of its 72 patients, and runs `wmlsearch tune` with seed n and
 its defaults, but for two: the default epochs, as many steps as the paper's training had, take days on a few cores, and
 so do the largest networks of the default space, so the space is small.yaml. The cohorts have large voxels, so lesions
 are twice as wide. A search that was interrupted goes on (`--continue`), and FOLDER may be deleted once the row of a
@@ -27,11 +27,11 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.runs.folders import SearchDir
 
 RECORDED, SPACE = (Path(__file__).with_name(name) for name in ("searches.jsonl", "small.yaml"))
-PATIENTS, SEALED, SIZE = 48, 24, 48
+PATIENTS, SEALED, SIZE = 72, 48, 48
 COHORT = (
     "--cohort", "hard", "--patients", PATIENTS, "--timepoints", 1, "--shape", f"{SIZE}x{SIZE}x16", "--lesion-size", 2,
 )  # fmt: skip
-TRIALS, EPOCHS = 20, 20
+TRIALS, EPOCHS = 20, 30
 
 
 @dataclass(frozen=True)
