@@ -87,4 +87,5 @@ def test_a_second_process_with_another_configuration_compiles_nothing_anew(prepa
         computed.append(json.loads(done.stdout.splitlines()[-1]))
     (first, compilations), (second, again), (_, of_another_size) = computed
     assert compilations > 0
-    assert (second, again, of_another_size) == (first, 0, 0)
+    assert (again, of_another_size) == (0, 0)
+    assert second == pytest.approx(first, rel=1e-2)  # sums of floats have no fixed order on a GPU

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from wmlsearch.model.compile_cache import CompileCache, CompiledFor
 CPU = torch.device("cpu")
 CONFIG = TrialConfig()
 MADE_FOR = CompiledFor.of(CONFIG, 256, False, CPU)
+INFO = SimpleNamespace(artifacts={"inductor": ["key"]})  # as torch describes artifacts
 
 
 class Files:
@@ -59,9 +61,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     def load(content: bytes) -> object | None:
         given.append(content)
-        return None if content == b"odd" else object()
+        return None if content == b"odd" else INFO
 
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"arti\nfacts", None))
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"arti\nfacts", INFO))
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", load)
     return given
 
@@ -76,8 +78,8 @@ def warned(action: Callable[[], None]) -> list[str]:
 def test_what_is_saved_is_loaded(loaded: list[bytes]) -> None:
     files = Files()
     assert warned(CompileCache(files, MADE_FOR).load) == [], "there is nothing yet"
-    CompileCache(files, MADE_FOR).save(5)
-    CompileCache(files, MADE_FOR).save(16)
+    CompileCache(files, MADE_FOR).save(5, compiled_anew=True)
+    CompileCache(files, MADE_FOR).save(16, compiled_anew=True)
     assert sorted(files.content) == [(MADE_FOR.folder, "16-images"), (MADE_FOR.folder, "5-images")]
     assert warned(CompileCache(files, MADE_FOR).load) == []
     assert loaded == [b"arti\nfacts"] * 2
@@ -120,8 +122,8 @@ def test_a_file_that_cannot_be_used_is_ignored(
 ) -> None:
     files = Files()
     cache = CompileCache(files, MADE_FOR)
-    cache.save(5)
-    cache.save(7)
+    cache.save(5, compiled_anew=True)
+    cache.save(7, compiled_anew=True)
     files.content[cache.folder, "5-images"] = change(files.content[cache.folder, "5-images"])
     assert warned(cache.load) == [f"the compiled network {cache.folder}/5-images is ignored: {reason}"]
     assert loaded == [b"arti\nfacts"], "the other file is used"
@@ -129,9 +131,9 @@ def test_a_file_that_cannot_be_used_is_ignored(
 
 
 def test_what_torch_cannot_read_is_ignored(loaded: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"odd", None))
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"odd", INFO))
     cache = CompileCache(Files(), MADE_FOR)
-    cache.save(5)
+    cache.save(5, compiled_anew=True)
     (text,) = warned(cache.load)
     assert text == f"the compiled network {cache.folder}/5-images is ignored: ValueError: PyTorch cannot read it"
 
@@ -142,14 +144,28 @@ def test_a_store_that_is_away_stops_nothing(loaded: list[bytes]) -> None:
     cache = CompileCache(files, MADE_FOR)
     reason = "OSError: [Errno 5] Input/output error"
     assert warned(cache.load) == [f"kept compiled networks cannot be read, so they are compiled anew: {reason}"]
-    assert warned(lambda: cache.save(5)) == [f"a compiled network is not kept for later trainings: {reason}"]
+    assert warned(lambda: cache.save(5, compiled_anew=True)) == [
+        f"a compiled network is not kept for later trainings: {reason}"
+    ]
     assert loaded == []
+
+
+def test_what_only_this_machine_had_is_kept_and_what_a_file_has_is_not_written_again(loaded: list[bytes]) -> None:
+    files = Files()
+    CompileCache(files, MADE_FOR).save(5, compiled_anew=False)
+    assert list(files.content) == [(MADE_FOR.folder, "5-images")], "it was on this machine's disk"
+    cache = CompileCache(files, MADE_FOR)
+    cache.load()
+    cache.save(7, compiled_anew=False)
+    assert list(files.content) == [(MADE_FOR.folder, "5-images")]
+    cache.save(7, compiled_anew=True)
+    assert len(files.content) == 2, "code for another range of sizes may have the same key"
 
 
 def test_nothing_is_written_where_torch_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
     files = Files()
-    CompileCache(files, MADE_FOR).save(5)
+    CompileCache(files, MADE_FOR).save(5, compiled_anew=True)
     assert files.content == {}
 
 

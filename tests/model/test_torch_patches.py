@@ -15,6 +15,7 @@ from wmlsearch.model.torch_patches import (
     cast_all,
     count_compilations,
     forget_cache_artifacts,
+    keys_of_artifacts,
     let_size_vary,
 )
 
@@ -94,9 +95,16 @@ def test_compilations_are_counted_and_artifacts_forgotten(tmp_path: Path, monkey
 
     forget_cache_artifacts()
     assert misses(5) > 0
-    assert torch.compiler.save_cache_artifacts() is not None
+    saved = torch.compiler.save_cache_artifacts()
+    assert saved is not None
+    content, info = saved
+    keys = keys_of_artifacts(info)
+    assert {kind for kind, _ in keys} >= {"aot_autograd", "inductor"}
+    assert keys_of_artifacts(torch.compiler.load_cache_artifacts(content)) == keys
     forget_cache_artifacts()
     assert torch.compiler.save_cache_artifacts() is None
     assert misses(7, 9) == 0, "the files hold code for any size"
-    assert torch.compiler.save_cache_artifacts() is not None, "what a cache had is saved too"
+    again = torch.compiler.save_cache_artifacts()
+    assert again is not None, "what a cache had is saved too"
+    assert keys_of_artifacts(again[1]) == keys
     torch.compiler.reset()

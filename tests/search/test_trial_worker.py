@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_compiled_networks_are_kept_where_the_job_says(
     monkeypatch.setenv(VARIABLE, "compile")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr(compiled, "count_compilations", itertools.count().__next__)
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"code", None))
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"code", SimpleNamespace(artifacts={})))
     shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
     job = WorkerJob(shipment, RunSettings(epochs=1), 1, compiled_networks=str(tmp_path / "networks"))
     config = TrialConfig(depth=1, base_channels=2, batch_size=24)  # two batches of 24 slices

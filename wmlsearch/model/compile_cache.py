@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.model.torch_patches import keys_of_artifacts
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FLAGS = ("flags", "Features")  # their names there, on x86 and ARM
@@ -93,6 +94,7 @@ class CompileCache:
 
     def __init__(self, store: ArtifactStore, made_for: CompiledFor) -> None:
         self.store, self.made_for, self.folder = store, made_for, made_for.folder
+        self.kept: set[tuple[str, str]] = set()  # kind and key of the artifacts that the files have
 
     def load(self) -> None:
         """Give torch the code in all files. Those that cannot be used are left out, each with a warning."""
@@ -104,8 +106,11 @@ class CompileCache:
         for name in names:
             try:
                 content = self.store.read(self.folder, name)
-                if content is not None and torch.compiler.load_cache_artifacts(self._checked(content)) is None:
-                    raise ValueError("PyTorch cannot read it")
+                if content is not None:
+                    info = torch.compiler.load_cache_artifacts(self._checked(content))
+                    if info is None:
+                        raise ValueError("PyTorch cannot read it")
+                    self.kept |= keys_of_artifacts(info)
             except Exception as error:  # of many kinds, and everything can be compiled
                 warn_once(f"the compiled network {self.folder}/{name} is ignored: {short_reason(error)}")
 
@@ -122,21 +127,26 @@ class CompileCache:
             raise ValueError("it is damaged")
         return artifacts
 
-    def save(self, images: int) -> None:
-        """Write a file with what torch has compiled or loaded since `forget_cache_artifacts`.
+    def save(self, images: int, compiled_anew: bool) -> None:
+        """Write a file with what torch has compiled or loaded since `forget_cache_artifacts`, if no file has it.
 
         Processes that compile the same at the same time write the same file. A failure is a warning.
 
         Args:
             images: of the batch that was compiled for, which names the file. Code may serve other numbers too.
+            compiled_anew: whether any of it was compiled. If not, it was in a file, or on this machine's own disk.
         """
         try:
             if (saved := torch.compiler.save_cache_artifacts()) is None:
                 return
-            artifacts, _ = saved
+            artifacts, info = saved
+            keys = keys_of_artifacts(info)
+            if not compiled_anew and keys <= self.kept:
+                return
             header = _Header(made_for=self.made_for, sha256=_digest(artifacts))
             content = header.model_dump_json().encode() + b"\n" + artifacts
             self.store.write(self.folder, f"{images}-images", content)
+            self.kept |= keys
         except Exception as error:  # of many kinds, and training needs no file
             warn_once(f"a compiled network is not kept for later trainings: {short_reason(error)}")
 

@@ -74,8 +74,8 @@ class CompiledNetwork:
             before = count_compilations()
             self._run_in_advance(images)
             self.prepared.add(len(images))
-            if self.cache is not None and self.is_writer and count_compilations() > before:
-                self.cache.save(len(images))
+            if self.cache is not None and self.is_writer:
+                self.cache.save(len(images), compiled_anew=count_compilations() > before)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of many kinds: no compiler, an old GPU, what the compiler does not know
@@ -92,10 +92,12 @@ class CompiledNetwork:
         buffers = list(self.unet.buffers())
         before = [buffer.clone() for buffer in buffers]
         weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
-        with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
-            torch.autograd.grad(self.code(images).sum(), weights)
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+        try:
+            with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
+                torch.autograd.grad(self.code(images).sum(), weights)
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
     def _set_dropout_rates(self, in_memory: bool) -> None:
         for module in self.unet.modules():

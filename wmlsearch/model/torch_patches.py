@@ -23,6 +23,7 @@ __all__ = [
     "cast_all",
     "count_compilations",
     "forget_cache_artifacts",
+    "keys_of_artifacts",
     "let_size_vary",
     "reset_after_failed_capture",
 ]
@@ -138,3 +139,11 @@ def forget_cache_artifacts() -> None:
     from torch.compiler._cache import CacheArtifactManager
 
     CacheArtifactManager.clear()
+
+
+def keys_of_artifacts(info: Any) -> set[tuple[str, str]]:
+    """Return kind and key of the artifacts that `load_cache_artifacts` or `save_cache_artifacts` has described.
+
+    Code for several ranges of sizes may have one key. The attribute is not documented.
+    """
+    return {(kind, key) for kind, keys in info.artifacts.items() for key in keys}
