@@ -114,6 +114,7 @@ def test_benchmark_space_has_branches_of_the_default_space() -> None:
     shipped, default = SearchSpace.read(HERE / "space.yaml"), SearchSpace.read("unet")
     assert set(default.dimensions) - set(shipped.dimensions) == {
         "dice_over",
+        "lesion_share",
         "optimizer",
         "weight_decay",
     }  # joined later
