@@ -94,8 +94,15 @@ def ms_flair(raw: Path, folder: Path, training: int) -> Path:
     train, val, test = (MS_FLAIR_PATIENTS[(training + place) % 3] for place in range(3))
     prepared = folder / f"{train}-{val}-{test}"
     if not prepared.exists():
-        options = {"train_patients": (train,), "val_patients": (val,), "test_patients": (test,)}
-        prepare(raw, prepared, PrepareOptions(size=MS_FLAIR_SIZE, plane="axial", jobs=1, **options))
+        options = PrepareOptions(
+            plane="axial",
+            size=MS_FLAIR_SIZE,
+            train_patients=(train,),
+            val_patients=(val,),
+            test_patients=(test,),
+            jobs=1,
+        )
+        prepare(raw, prepared, options)
     return prepared
 
 
@@ -179,7 +186,7 @@ def table(scores: Sequence[Score]) -> str:
                 for one in (of_values, reference)
             )
             differences = mine - theirs
-            errors = ("", "")
+            errors: tuple[str, ...] = ("", "")
             if len(shared) > 1:
                 errors = tuple(f" ± {sd:.3f}" for sd in differences.std(axis=0, ddof=1) / np.sqrt(len(shared)))
             epochs_of = np.mean([of_values[number].epochs for number in shared])

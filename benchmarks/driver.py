@@ -28,7 +28,7 @@ from benchmarks.simulated import new_search, resident_bytes, row, space
 from benchmarks.table import Row, show
 from wmlsearch.cluster import connect, resources
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.search import tune_loop
 from wmlsearch.tracking.mirror import Mirror
@@ -122,7 +122,7 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
         watch, ended = Watch(), set[str]()
         mirror, checkpoints = Mirror(made, default_uri(Path(folder))), CheckpointUsage(made, LOCAL)
 
-        def changed(run: RunDir) -> None:
+        def changed(run: AnyDir) -> None:
             checkpoints.update(run)
             mirror.notify(run)
             if run.name not in ended and run.state != RUNNING:

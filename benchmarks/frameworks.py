@@ -34,11 +34,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,9 +137,10 @@ def train_pytorch(prepared: str, scale: dict[str, Any], mode: str) -> dict[str, 
     given, device = Scale(**scale), _device()
     data = _data(prepared, given, "cpu")
     train, val = (_loader(slices, given.batch_size, device, shuffle) for slices, shuffle in _parts(data))
-    model = plain_unet().to(device, memory_format=torch.channels_last)
+    model: nn.Module = plain_unet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
     step = f"{_plain_step(given)}, torch.compile ({mode})"
-    seconds = train_plain(torch.compile(model, mode=mode), train, val, device, given.timed + 1)
+    compiled = cast(nn.Module, torch.compile(model, mode=mode))  # a module, since the model is one
+    seconds = train_plain(compiled, train, val, device, given.timed + 1)
     return dataclasses.asdict(Measured.of(f"PyTorch {torch.__version__}", step, given.images, seconds))
 
 
@@ -155,7 +156,7 @@ def train_monai(prepared: str, scale: dict[str, Any]) -> dict[str, Any]:
         [
             EnsureChannelFirstd(keys, channel_dim="no_channel"),
             ScaleIntensityRanged("image", 0, 255, 0, 1),
-            EnsureTyped(keys, dtype=torch.float32, device=device, track_meta=False),
+            EnsureTyped(keys, dtype=torch.float32, device=torch.device(device), track_meta=False),
         ]
     )
     loaders = []
@@ -168,7 +169,8 @@ def train_monai(prepared: str, scale: dict[str, Any]) -> dict[str, Any]:
     model = monai_unet()
     assert model is not None  # noqa: S101 - None only without MONAI, imported above
     step = f"{_plain_step(given, model)}, eager"
-    seconds = train_plain(model.to(device), *loaders, device, given.timed + 1)
+    train, val = loaders
+    seconds = train_plain(model.to(device), train, val, device, given.timed + 1)
     return dataclasses.asdict(Measured.of(f"MONAI {metadata.version('monai')}", step, given.images, seconds))
 
 
@@ -218,7 +220,7 @@ class _Pairs:
     def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return ((batch["image"], batch["label"]) for batch in self.loader)
 
 
@@ -372,9 +374,10 @@ def compare(what: str, ours: Measured, other: Measured) -> list[Row]:
         f"{one.epoch_s:.3g} s an epoch of {one.images} + {one.images // SHARE} images, {one.images_per_s:.3g} images/s"
         for one in (ours, other)
     ]
+    ours_step, other_step = (f"{one.step}; {one.first_s:.3g} s" for one in (ours, other))
     return [
         Row(what, cells[0], f"{other.what}: {cells[1]}", ours.images_per_s / other.images_per_s),
-        Row("their steps, and first epochs", *(f"{one.step}; {one.first_s:.3g} s" for one in (ours, other))),
+        Row("their steps, and first epochs", ours_step, other_step),
     ]
 
 

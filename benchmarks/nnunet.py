@@ -101,10 +101,10 @@ def plan_and_preprocess(folder: str) -> dict[str, Any]:
     manager = PlansManager(str(Path(folder) / "preprocessed" / DATASET / f"{PLANS}.json"))
     chosen = manager.get_configuration(CONFIGURATION)
     network = nnUNetTrainer.build_network_architecture(manager, chosen, 1, 2, True)
-    size = tuple(map(int, chosen.patch_size))
+    height, width = map(int, chosen.patch_size)
     channels = tuple(map(int, chosen.network_arch_init_kwargs["features_per_stage"]))
-    gflop = operations(network, size) / 1e9
-    return asdict(Plan(int(chosen.batch_size), size, channels, gflop, default_n_proc_DA))
+    gflop = operations(network, (height, width)) / 1e9
+    return asdict(Plan(int(chosen.batch_size), (height, width), channels, gflop, default_n_proc_DA))
 
 
 def train(folder: str, epochs: int, iterations: int) -> None:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +73,16 @@ def record_ms_flair(raw: Path, folder: Path) -> Iterator[tuple[str, np.ndarray]]
         for place, train in enumerate(patients):
             val, test = patients[(place + 1) % 3], patients[(place + 2) % 3]
             out = folder / f"{train}-{seed}"
-            options = {"train_patients": (train,), "val_patients": (val,), "test_patients": (test,)}
-            prepare(raw, out, PrepareOptions(size=MS_FLAIR_SIZE, fit="resize", plane="axial", jobs=1, **options))
+            options = PrepareOptions(
+                plane="axial",
+                size=MS_FLAIR_SIZE,
+                fit="resize",
+                train_patients=(train,),
+                val_patients=(val,),
+                test_patients=(test,),
+                jobs=1,
+            )
+            prepare(raw, out, options)
             data = PreparedData.open(out)
             images, masks = (torch.from_numpy(np.load(out / SEALED / f"{name}.npy")) for name in ("images", "masks"))
             count = len(Manifest.read(out / SEALED).slices)
@@ -151,7 +160,8 @@ def main() -> None:
                     print(f"{cohort}: best mean Dice {curves.mean(axis=0)[1:].max():.3f}", flush=True)
                     runs.append((cohort, curves))
         stored = {f"{place:03d} {name}": (curves * SCALE).round() for place, (name, curves) in enumerate(runs)}
-        np.savez_compressed(CURVES, **{name: curves.astype(np.uint16) for name, curves in stored.items()})
+        arrays: dict[str, Any] = {name: curves.astype(np.uint16) for name, curves in stored.items()}
+        np.savez_compressed(CURVES, **arrays)
     print("\n".join(table(recorded())))
 
 

@@ -32,7 +32,7 @@ from ray.tune.experiment import Trial
 from benchmarks.simulated import METRICS, new_search, new_trial, row
 from benchmarks.table import Row, show
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.folders import AnyDir, RunDir
 from wmlsearch.runs.schema import EpochRow
 from wmlsearch.tracking.mirror import Mirror
 
@@ -153,7 +153,7 @@ def of_mirror(at: Server, folder: Path, one_by_one: bool) -> tuple[list[float], 
     return reports, time.monotonic() - started, at.calls()[before:]
 
 
-def _wait(run: RunDir, name: str, value: Any) -> None:
+def _wait(run: AnyDir, name: str, value: Any) -> None:
     """Until the mirror has noted something."""
     end = time.monotonic() + START_S
     while getattr(run.ledger(), name) != value:

@@ -116,7 +116,7 @@ def monai_unet() -> nn.Module | None:
         from monai.networks.nets import BasicUNet
     except ImportError:
         return None
-    return BasicUNet(2, 1, 1, features=(16, 32, 64, 128, 256, 16), norm="batch", dropout=0.1)  # type: ignore[no-any-return]  # MONAI is not typed
+    return BasicUNet(2, 1, 1, features=(16, 32, 64, 128, 256, 16), norm="batch", dropout=0.1)
 
 
 def ours(config: TrialConfig, data: PreparedData, repeats: int, seed: int = 0) -> Iterator[dict[str, float | None]]:

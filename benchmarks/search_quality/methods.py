@@ -97,7 +97,9 @@ class RayWithOptuna:
         trial = self.trials[number] = Trial("stand-in", trial_id=str(number), stub=True)
         with warnings.catch_warnings():  # a busy machine is told that the space takes long
             warnings.filterwarnings("ignore", "Define-by-run function")
-            values: dict[str, Any] = self.searcher.suggest(trial.trial_id)
+            values = self.searcher.suggest(trial.trial_id)
+        if values is None:
+            raise RuntimeError("OptunaSearch proposes nothing, though it has no limit")
         controller: Any = None  # ASHA does not use it
         self.scheduler.on_trial_add(controller, trial)
         return values

@@ -73,8 +73,14 @@ class Task:
     def prepare(self, folder: Path) -> Path:
         """Make the data in `folder`, and return the prepared data set. It is the same each time."""
         raw = write_phantom(folder / "raw", patients=self.patients, timepoints=1, shape=self.shape, seed=self.seed)
-        split = {"val_patients": self.val_patients, "test_patients": self.test_patients}
-        prepare(raw, folder / "prepared", PrepareOptions(plane="axial", size=self.size, jobs=1, **split))
+        options = PrepareOptions(
+            plane="axial",
+            size=self.size,
+            val_patients=self.val_patients,
+            test_patients=self.test_patients,
+            jobs=1,
+        )
+        prepare(raw, folder / "prepared", options)
         return folder / "prepared"
 
 

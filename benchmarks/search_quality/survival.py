@@ -137,7 +137,8 @@ def search(task: Sequence[TrainedCurve], kind: str, others: Sequence[Sequence[Tr
 
 def replayed(name: str, tasks: dict[str, list[TrainedCurve]], replays: int) -> list[tuple[str, ...]]:
     """Return the rows of the third table for a task."""
-    others, rows = [tasks[other] for other in tasks if other != name], []
+    others = [tasks[other] for other in tasks if other != name]
+    rows: list[tuple[str, ...]] = []
     for trials in TRIALS:
         if trials > len(tasks[name]):
             continue

@@ -76,9 +76,11 @@ def _curve(space: SearchSpace, rows: list[dict[str, str]]) -> Curve:
     values: dict[str, Any] = {}
     for name, dimension in space.dimensions.items():
         text = rows[0][name]
-        if text and isinstance(dimension.domain, Choices):
+        if not text:
+            continue
+        if isinstance(dimension.domain, Choices):
             values[name] = next(choice for choice in dimension.domain.values if str(choice) == text)
-        elif text:
+        else:
             values[name] = int(text) if dimension.domain.whole else float(text)
     diverged = rows[-1]["ended"] == "diverged"
     trained = rows[:-1] if diverged else rows

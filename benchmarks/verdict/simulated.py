@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -96,14 +97,12 @@ def calibration_of_models(cohorts: int = COHORTS_B) -> Iterator[Row]:
 def skewed_differences(cohorts: int = COHORTS_B) -> Iterator[Row]:
     """Yield claim (b) on models that are equal on average only: worse in few patients by much, better in the others."""
 
-    def differences(count: int, rng: np.random.Generator, shift: float, n: int) -> np.ndarray:
+    def differences(n: int, count: int, rng: np.random.Generator, shift: float) -> np.ndarray:
         return shift + 0.05 * (1 - rng.exponential(1, (count, n)))
 
     for patients in PATIENTS:
-        yield _models(
-            "skewed differences", SKEWED, "models", patients, cohorts,
-            lambda count, rng, shift, n=patients: differences(count, rng, shift, n), SHIFT,
-        )  # fmt: skip
+        of_patients = functools.partial(differences, patients)
+        yield _models("skewed differences", SKEWED, "models", patients, cohorts, of_patients, SHIFT)
 
 
 def generator(*setting: object) -> np.random.Generator:
