@@ -31,7 +31,7 @@ PATIENTS, SEALED, SIZE = 72, 48, 48
 COHORT = (
     "--cohort", "hard", "--patients", PATIENTS, "--timepoints", 1, "--shape", f"{SIZE}x{SIZE}x16", "--lesion-size", 2,
 )  # fmt: skip
-TRIALS, EPOCHS = 20, 30
+TRIALS, EPOCHS = 20, 24
 
 
 @dataclass(frozen=True)
