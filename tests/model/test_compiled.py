@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.model.test_training import RANK, in_ranks
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import compile_cache, compiled
@@ -211,6 +212,20 @@ def test_batch_normalisation_over_several_gpus_is_not_compiled() -> None:
         calls = CompiledNetwork(converted, layers_of(unet, run))
     assert calls.code is None
     assert all(module.rate is None for module in converted.modules() if isinstance(module, Dropout))
+
+
+def test_two_ranks_on_a_cpu_equal_one(
+    data: PreparedData, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SMALL.model_copy(update={"norm": "instance"})
+    wanted = train(data, config)
+    monkeypatch.setenv(VARIABLE, "compile")
+    tracing = "torch.compile = __import__('functools').partial(torch.compile, backend='eager')"
+    script = RANK.replace("prepared, folder,", f"{tracing}\nprepared, folder,", 1)
+    assert tracing in script
+    first, second = in_ranks(script, prepared, tmp_path / "two", config, max_epochs=2, precision="float32")
+    losses = [[row["train_loss"] for row in rows] for rows in (first, second)]
+    assert losses[0] == losses[1] == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [None, "torch"])
