@@ -23,7 +23,7 @@ from tests.model.test_training import RANK, in_ranks
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import compile_cache, compiled
-from wmlsearch.model.compiled import CompiledNetwork
+from wmlsearch.model.compiled import COMPILING_PROCESSES, CompiledNetwork
 from wmlsearch.model.kernels import VARIABLE
 from wmlsearch.model.throughput import measure_throughput
 from wmlsearch.model.training import epochs
@@ -37,6 +37,7 @@ _compile = torch.compile
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let torch trace and not generate code, and forget what failed in this process."""
     monkeypatch.setattr(torch, "compile", partial(_compile, backend="aot_eager"))
+    monkeypatch.setenv(COMPILING_PROCESSES, "1")
     monkeypatch.setattr(compiled, "_failed", set())
     monkeypatch.setattr(compile_cache, "_warned", set())
     yield
@@ -149,6 +150,20 @@ def test_a_resumed_training_equals_one_that_was_not_interrupted(
     training.close()
     resumed = train(data, config, last=tmp_path / "last.pt")
     assert resumed == whole[1:]
+
+
+@pytest.mark.parametrize("given", [None, "5"])
+def test_a_worker_compiles_in_as_many_processes_as_it_has_threads(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is None:
+        monkeypatch.delenv(COMPILING_PROCESSES)
+    else:
+        monkeypatch.setenv(COMPILING_PROCESSES, given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    unet, run = network()
+    CompiledNetwork(unet, layers_of(unet, run))
+    assert os.environ[COMPILING_PROCESSES] == (given or "3")
 
 
 class CompilerMissing(Exception):

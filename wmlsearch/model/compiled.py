@@ -11,6 +11,7 @@ code for later trainings.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from wmlsearch.model.compile_cache import CompileCache, short_reason, warn_once
 from wmlsearch.model.torch_patches import count_compilations, forget_cache_artifacts, let_size_vary
 from wmlsearch.model.unet import Dropout, UNet
+from wmlsearch.runs.environment import set_variables
 
+COMPILING_PROCESSES = "TORCHINDUCTOR_COMPILE_THREADS"  # PyTorch reads it when it first compiles
 _failed: set[str] = set()  # types of devices for which compiling has failed in this process
 
 
@@ -117,6 +120,8 @@ def _code_of(unet: UNet) -> Callable[[Tensor], Tensor]:
         of_pixels = weighted.sum(1, keepdim=True) + unet.head.bias  # type: ignore[operator]  # the head has a bias
         return of_pixels[..., :height, :width]
 
+    if COMPILING_PROCESSES not in os.environ:  # torch would start one for each core, in each worker of a machine
+        set_variables({COMPILING_PROCESSES: str(torch.get_num_threads())})
     torch.compiler.reset()  # of earlier trainings in this process: torch keeps code for a few networks only
     compiled: Callable[[Tensor], Tensor] = torch.compile(logits, fullgraph=True)
     return compiled
