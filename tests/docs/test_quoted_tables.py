@@ -8,7 +8,7 @@ import pytest
 from paths import REPOSITORY
 
 from benchmarks import baseline, thresholds
-from benchmarks.search_quality import early_signal, leave_one_out, searches, surrogate
+from benchmarks.search_quality import among_best, changes, early_signal, leave_one_out, searches, surrogate
 from benchmarks.verdict import power_tables, rows
 from benchmarks.verdict.__main__ import show_recorded
 
@@ -76,3 +76,9 @@ def test_default_searches_and_one_patient_left_out() -> None:
     page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert searches.table(searches.recorded()) in page
     assert leave_one_out.table(leave_one_out.recorded()) in page
+
+
+def test_what_belongs_into_the_default_space() -> None:
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert among_best.table(among_best.tasks()) in page
+    assert changes.table(changes.recorded()) in page
