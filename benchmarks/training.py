@@ -3,8 +3,8 @@
     python -m benchmarks.training [--json FILE] [--kernels triton|compile]
 
 Needs the core only (torch, numpy, pydantic, pyyaml, nibabel, pillow, safetensors), so it runs on any machine with
-torch; where MONAI is installed, its network is compared too. On a GPU, `--kernels` adds rows that compare Triton's
-kernels (`wmlsearch/model/kernels.py`) or the compiled network (`compiled.py` beside it) with PyTorch's layers.
+torch; where MONAI is installed, its network is compared too. With `--kernels`, only Triton's kernels
+(`wmlsearch/model/kernels.py`) or the compiled network (`compiled.py` beside it) are compared with PyTorch's layers.
 
 The floor of a step on a GPU is counted, not measured: operations are the multiplications and additions of convolutions,
 forward and back (torch's own counter). Bytes are those of activations, two each (bfloat16): going forward each layer
@@ -138,16 +138,19 @@ def in_turn(config: TrialConfig, data: PreparedData, others: list[PlainLoop], re
 
 def kernels_in_turn(
     config: TrialConfig, data: PreparedData, repeats: int, kernels: str
-) -> tuple[list[float], list[float]]:
-    """Images per second, epoch by epoch, with `kernels` and with PyTorch's layers, in turn."""
+) -> tuple[tuple[list[float], list[float]], list[float]]:
+    """Images per second, epoch by epoch, with `kernels` and with PyTorch's layers, in turn.
+
+    Also returns the seconds of the first epoch of both, which compiles and warms up.
+    """
     measured: tuple[list[float], list[float]] = ([], [])
     before = os.environ.get(VARIABLE)
-    trainings = []
+    trainings, first_s = [], []
     try:
         for name in (kernels, "torch"):
             os.environ[VARIABLE] = name
             trainings.append(ours(config, data, repeats))
-            next(trainings[-1])  # warms up, and has read the variable then
+            first_s.append(next(trainings[-1])["epoch_s"] or 0.0)  # it reads the variable
     finally:
         os.environ.pop(VARIABLE)
         if before is not None:
@@ -155,7 +158,7 @@ def kernels_in_turn(
     for rates in zip(*trainings, strict=True):
         for row, metrics in zip(measured, rates, strict=True):
             row.append(metrics["images_per_s"] or 0.0)
-    return measured
+    return measured, first_s
 
 
 def compared(what: str, rates: list[float], reference: list[float], name: str, aim: float | None, how: str) -> Row:
@@ -229,7 +232,20 @@ def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOC
 # ------------------------------------------------------------------------------------------------------------- GPU
 
 
-def on_gpu(prepared: Path, repeats: int, kernels: str) -> list[Row]:
+def kernels_on_gpu(prepared: Path, repeats: int, kernels: str) -> list[Row]:
+    """Compare kernels with PyTorch's layers at each batch size."""
+    data, rows = PreparedData.open(prepared, "cuda"), []
+    for batch in BATCHES:
+        given = dataclasses.replace(data, train=repeated(data.train, max(300, 10 * batch)))
+        (mine, layers), first_s = kernels_in_turn(TrialConfig(batch_size=batch), given, repeats, kernels)
+        what = f"training, baseline, batch {batch}, GPU, {KERNELS[kernels]}"
+        rows.append(compared(what, mine, layers, "PyTorch's layers", None, "graphs"))
+        seconds, seconds_of_layers = (f"{value:.3g} s" for value in first_s)
+        rows.append(Row(f"first epoch, batch {batch}, {KERNELS[kernels]}", seconds, seconds_of_layers))
+    return rows
+
+
+def on_gpu(prepared: Path, repeats: int) -> list[Row]:
     data, host = PreparedData.open(prepared, "cuda"), PreparedData.open(prepared)
     bandwidth, rate = measured_bandwidth(), measured_matrix_rate()
     rows = [
@@ -243,9 +259,6 @@ def on_gpu(prepared: Path, repeats: int, kernels: str) -> list[Row]:
         mine, plain = in_turn(config, given, [loop], repeats)
         what = f"training, baseline, batch {batch}, GPU"
         rows.append(compared(what, mine, plain, "plain eager loop with TF32 and DataLoader", aim, "graphs"))
-        if kernels in KERNELS:
-            mine_too, layers = kernels_in_turn(config, given, repeats, kernels)
-            rows.append(compared(f"{what}, {KERNELS[kernels]}", mine_too, layers, "PyTorch's layers", None, "graphs"))
         moved, done = floor(UNet(), batch, data.manifest.size)
         step, least = batch / statistics.median(mine), max(moved / bandwidth, done / rate)
         rows.append(
@@ -336,14 +349,17 @@ def gpu_seconds(work: Callable[[], object], repeats: int = 10) -> float:
 def measure(slices: int = 30, repeats: int = REPEATS, kernels: str = "torch") -> list[Row]:
     """All rows: about `slices` training slices on CPUs, `repeats` timed epochs of each loop.
 
-    With `kernels` of KERNELS, rows that compare those with PyTorch's layers too.
+    With `kernels` of KERNELS only rows that compare those with PyTorch's layers, on a GPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(Path(folder), slices, SIZE)
+        if kernels in KERNELS:
+            has_gpu = torch.cuda.is_available()
+            return kernels_on_gpu(prepared, repeats, kernels) if has_gpu else [Row(KERNELS[kernels], "no GPU here")]
         small = phantom(Path(folder), 120, SMALL_SIZE, SMALL_PATIENTS, SMALL_SIZE)
         rows = [*on_cpu(prepared, repeats), equal_dice(small)]
         if torch.cuda.is_available():
-            return [*rows, *on_gpu(prepared, repeats, kernels)]
+            return [*rows, *on_gpu(prepared, repeats)]
     return [*rows, Row("training, baseline, GPU", "no GPU here")]
 
 
@@ -351,5 +367,5 @@ if __name__ == "__main__":
     show(
         __doc__,
         measure,
-        lambda parser: parser.add_argument("--kernels", choices=CHOICES, default="torch", help="to compare on a GPU"),
+        lambda parser: parser.add_argument("--kernels", choices=CHOICES, default="torch", help="to compare"),
     )

@@ -64,7 +64,7 @@ class Planned:
 
 
 PLAN = (
-    Planned("tests", "`tests/gpu`"),
+    Planned("tests", "`tests/gpu`, without the compiled network"),
     Planned("search", "a search with ASHA, one trial on a GPU, MLflow on SQLite, a verdict", on_cpu=True),
     Planned("search-auto", "the same with `--trials-per-gpu auto`"),
     Planned("killed-worker", "a search; processes of trials are killed", on_cpu=True),
@@ -75,6 +75,9 @@ PLAN = (
     Planned("packing", "benchmark `packing`"),
     Planned("peak", "benchmark `peak`"),
     Planned("turnaround", "benchmark `turnaround`"),
+    Planned("compiled", "`tests/gpu/test_compiled.py`"),
+    Planned("kernels-triton", "benchmark `training`: Triton kernels beside PyTorch's layers"),
+    Planned("kernels-compile", "benchmark `training`: the compiled network beside PyTorch's layers"),
     Planned("frameworks", "benchmark `frameworks`: plain PyTorch and MONAI", on_cpu=True),
     Planned("nnunet", "benchmark `frameworks`: nnU-Net v2", on_cpu=True),
 )

@@ -37,14 +37,16 @@ INJECT = REPOSITORY / "tests" / "faults" / "inject"
 END_S = MAX_LIMIT_S - 20  # for a search in a stage; its data set is made before
 KILLS = 3
 BENCHMARKS = ("training", "packing", "peak", "turnaround")
+KERNELS = ("triton", "compile")
+COMPILED = "tests/gpu/test_compiled.py"  # a stage of its own, since it compiles for minutes
 LAST_LINES = 60  # of a search's output, which the log of its stage ends with
 
 
-def gpu_tests(folder: Path, small: bool) -> None:
-    """Run `tests/gpu`. Raises if a test fails, or none ran."""
+def gpu_tests(selection: Sequence[str], folder: Path, small: bool) -> None:
+    """Run tests that need a GPU. Raises if a test fails, or none ran."""
     report = folder / "report.xml"
     options = ["-m", "gpu", "-rs", "-p", "no:cacheprovider", "--durations", "5", f"--junitxml={report}"]
-    _command(sys.executable, "-m", "pytest", "tests/gpu", *options, check=False)
+    _command(sys.executable, "-m", "pytest", *selection, *options, check=False)
     counts: Counter[str] = Counter()
     for suite in ElementTree.parse(report).iter("testsuite"):  # noqa: S314 - pytest has just written it
         counts.update({name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")})
@@ -154,7 +156,7 @@ def two_workers(folder: Path, small: bool) -> None:
 
 
 JOBS: dict[str, Callable[[Path, bool], None]] = {
-    "tests": gpu_tests,
+    "tests": partial(gpu_tests, ("tests/gpu", f"--ignore={COMPILED}")),
     "search": partial(search, "1"),
     "search-auto": partial(search, "auto"),
     "killed-worker": killed_worker,
@@ -162,6 +164,8 @@ JOBS: dict[str, Callable[[Path, bool], None]] = {
     "broken-gpu": broken_gpu,
     "two-workers": two_workers,
     **{name: partial(benchmark, name) for name in BENCHMARKS},
+    "compiled": partial(gpu_tests, (COMPILED,)),
+    **{f"kernels-{name}": partial(benchmark, "training", options=("--kernels", name)) for name in KERNELS},
     "frameworks": partial(frameworks, ("pytorch", "pytorch-graphs", "monai")),
     "nnunet": partial(frameworks, ("nnunet",)),
 }
