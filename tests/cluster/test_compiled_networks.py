@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import s3_storage
 
 from wmlsearch.cluster.compiled_networks import CompiledNetworks
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.workflows.placement import LOCAL, Placement
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"])
-def test_files_are_written_whole_and_read(scheme: str, tmp_path: Path) -> None:
-    networks = CompiledNetworks(f"{scheme}{tmp_path}/networks")
+@pytest.fixture(params=["folder", "file", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "s3":
+        with s3_storage() as uri:
+            yield uri
+    elif request.param == "file":
+        yield f"file://{tmp_path}/with%20space"
+    else:
+        yield str(tmp_path / "networks")
+
+
+def test_files_are_written_whole_and_read(location: str) -> None:
+    networks = CompiledNetworks(location)
     assert list(networks.names("a")) == []
     assert networks.read("a", "5-images") is None
     networks.write("a", "5-images", b"one")
     networks.write("a", "5-images", b"two")
     networks.write("b", "7-images", b"three")
-    (tmp_path / "networks" / "a" / ".6-images.12ab").write_bytes(b"left by a killed process")
+    networks.write("a", ".6-images.12ab", b"left by a killed process")
     assert networks.names("a") == ["5-images"]
     assert networks.read("a", "5-images") == b"two"
 

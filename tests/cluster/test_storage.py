@@ -74,3 +74,7 @@ def test_errors_of_a_location_show_no_password() -> None:
     assert str(storage) == "s3://user:***@bucket/x/s?region=eu-west-1"
     with pytest.raises(OSError, match="Unrecognized filesystem type"):
         Storage("what://x").read("y")
+    for location in ("what://user:secret@x", "s3://user:se cret@bucket/x"):
+        with pytest.raises(OSError, match=r"://user:\*\*\*@") as caught:
+            Storage(location).names()
+        assert "cret" not in str(caught.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from wmlsearch.cluster.storage import Storage
 
@@ -13,7 +12,7 @@ class CompiledNetworks:
     """The `ArtifactStore` of trainings (`model/compile_cache.py`) at a location. All methods raise OSError.
 
     Whoever writes these files can run programs as their readers. So files of other users are refused where files have
-    owners, which they do not in an object store.
+    owners: in a folder of this machine's file system, not in an object store.
     """
 
     def __init__(self, location: str) -> None:
@@ -26,10 +25,10 @@ class CompiledNetworks:
     def read(self, folder: str, name: str) -> bytes | None:
         """Return the content of a file, None if it does not exist. Raises PermissionError for that of another user."""
         place = self.storage.below(folder)
-        if place.is_object_store:
+        if place.folder is None:
             return place.read(name)
         try:
-            with open(Path(place.location.removeprefix("file://"), name), "rb") as file:
+            with open(place.folder / name, "rb") as file:
                 if os.fstat(file.fileno()).st_uid not in (os.getuid(), 0):
                     raise PermissionError(errno.EPERM, "it belongs to another user", name)
                 return file.read()

@@ -44,11 +44,17 @@ class Storage:
         try:
             return file_system(self.location)
         except ValueError as error:  # no URI that Arrow knows
-            raise OSError(errno.EINVAL, str(error), str(self)) from None
+            raise OSError(errno.EINVAL, str(error).replace(self.location, str(self)), str(self)) from None
 
     @property
     def is_object_store(self) -> bool:
         return self._place[0].type_name in _OBJECT_STORES
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder in the file system of this machine, or None elsewhere."""
+        system, root = self._place
+        return Path(root) if system.type_name == "local" else None
 
     def make(self, parents: bool = False) -> None:
         """Make the folder, if it does not exist. Without `parents`, the one above it must exist."""
