@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -110,6 +111,35 @@ def test_results_are_the_callers(captured: list[str]) -> None:
     computed = [networks(unet, batch) for batch in batches]
     for logits, batch in zip(computed, batches, strict=True):
         assert torch.equal(logits, unet(batch))
+
+
+def test_threads_use_the_memory_of_a_graph_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second thread asks while a graph is replayed for the first one."""
+    unet, batches, results = model(0).unet, [torch.rand(16, 1, 8, 8) for _ in range(2)], dict[int, torch.Tensor]()
+
+    def ask(number: int) -> None:
+        with torch.no_grad():
+            results[number] = networks(unet, batches[number])
+
+    second = threading.Thread(target=ask, args=(1,))
+
+    def capture_graph(step: Callable[[], None], _stream: object, _pool: object) -> Callable[[], None]:
+        def replay() -> None:
+            if second.ident is None:
+                second.start()
+                second.join(0.2)  # without a lock it is done by then, and has overwritten the first one's images
+            step()
+
+        return replay
+
+    pretend_graphs(monkeypatch, capture_graph)
+    networks = GraphedNetworks(CPU)
+    for _ in range(2):  # the first time runs as usual
+        ask(0)
+    second.join()
+    for number, batch in enumerate(batches):
+        with torch.no_grad():
+            assert torch.equal(results[number], unet(batch))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -19,25 +20,28 @@ class GraphedNetworks:
 
     The first full batch of a network runs as usual, the second one is captured, and from then on the graph is replayed:
     it launches the same kernels on the same memory. Other batches, which a volume has one of, and other shapes run as
-    usual, and so does everything where there are no graphs (see `StepGraphs`). Call it without gradients.
+    usual, and so does everything where there are no graphs (see `StepGraphs`). Call it without gradients, from any
+    thread: one at a time uses the graphs' memory.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.graphs = StepGraphs(device)
         self.networks: list[_Network] = []  # that may have graphs
+        self.lock = threading.Lock()
 
     def __call__(self, unet: UNet, images: Tensor) -> Tensor:
         """Images (N, input_slices, H, W) -> logits (N, 1, H, W), float32, which the caller may keep."""
         if not self.graphs.allows("prediction") or len(images) != VALIDATION_BATCH:
             return _logits(unet, images)
-        network = self._network(unet, images)
-        if network.images.shape != images.shape:
-            return _logits(unet, images)
-        with self.graphs.on_stream():
-            network.images.copy_(images)
-            self.graphs.run("prediction", network, network.step_of(unet), network.is_warm)
-            network.is_warm = True
-            return network.logits.clone()
+        with self.lock:
+            network = self._network(unet, images)
+            if network.images.shape == images.shape:
+                with self.graphs.on_stream():
+                    network.images.copy_(images)
+                    self.graphs.run("prediction", network, network.step_of(unet), network.is_warm)
+                    network.is_warm = True
+                    return network.logits.clone()
+        return _logits(unet, images)
 
     def _network(self, unet: UNet, images: Tensor) -> _Network:
         """Return what is kept of a network. Graphs of networks that are gone, or have moved in memory, are dropped."""
