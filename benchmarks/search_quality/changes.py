@@ -16,7 +16,7 @@ import argparse
 import copy
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -172,24 +172,21 @@ def table(runs: Sequence[Run]) -> str:
     rows = list[tuple[str, str, str, str]]()
     for variant in variants():
         unchanged = Variant(variant.of, "")
-        cohorts = sorted(run.cohort for run in runs if run.variant == unchanged)
+        cohorts = sorted({run.cohort for run in runs if run.variant == unchanged})
         found = [by_key[variant, cohort] for cohort in cohorts if (variant, cohort) in by_key]
         if not found or len(found) < len(cohorts):
             continue
         gain = ""
         if variant.change or variant.of == RECIPE:
             base = unchanged if variant.change else Variant(BASELINE, "")
-            gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(np.concatenate(list(_gains(found, by_key, base)))))
+            pairs = [(run, by_key[base, run.cohort]) for run in found if (base, run.cohort) in by_key]
+            if len(pairs) == len(found):
+                gains = np.concatenate([np.subtract(run.sealed, other.sealed) for run, other in pairs])
+                gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(gains))
         means = " ".join(f"{np.mean(run.sealed):.3f}" for run in found)
         name = f"{variant.of}: {variant.change}" if variant.change else variant.of
         rows.append((name, means, f"{np.mean([np.mean(run.sealed) for run in found]):.3f}", gain))
     return markdown(("configuration", "sealed Dice by cohort", "mean", "gain [95 %]"), rows)
-
-
-def _gains(found: Sequence[Run], by_key: Mapping[tuple[Variant, int], Run], base: Variant) -> Iterator[np.ndarray]:
-    for run in found:
-        if (base, run.cohort) in by_key:
-            yield np.subtract(run.sealed, by_key[base, run.cohort].sealed)
 
 
 def main() -> None:

@@ -76,3 +76,8 @@ def test_the_table_has_gains_in_pairs_of_patients() -> None:
         "| the recipe: depth 3 | 0.400 0.600 | 0.500 | +0.100 [+0.100, +0.100] |",
     ]
     assert Variant(RECIPE, "depth 3").config.depth == 3
+    halves = [runs[0], runs[3]]  # of two recorders, each with a cohort
+    assert table(halves).splitlines()[2:] == [
+        "| the baseline | 0.200 | 0.200 |  |",
+        "| the recipe | 0.500 | 0.500 |  |",
+    ]
