@@ -1,4 +1,4 @@
-"""What belongs into the default space: searches of a small space, and of the same space with one addition.
+"""What one addition gains a search: searches of a small space, and of the same space with one addition.
 
     python -m benchmarks.search_quality.additions [--replays 40] [--jobs 2] [--task NAME ...]
 
