@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.model.compiler import needs_compiler
 from tests.model.test_training import RANK, in_ranks
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
@@ -295,6 +296,7 @@ def train_in_a_process(
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_a_second_process_compiles_nothing_anew(prepared: Path, data: PreparedData, tmp_path: Path) -> None:
     """Two machines, each with a temporary folder of its own, share a store."""
     store, first, second = (tmp_path / name for name in ("store", "first", "second"))

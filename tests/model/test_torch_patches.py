@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.model.compiler import needs_compiler
 from wmlsearch.model.torch_patches import (
     FakeTensorMode,
     LiveTensorBytes,
@@ -79,6 +80,7 @@ def test_the_allocator_has_the_names_that_end_a_failed_capture() -> None:
     assert callable(generator.graphsafe_get_state)
 
 
+@needs_compiler
 def test_compilations_are_counted_and_artifacts_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph serves all sizes; a cache on disk counts as none; what was forgotten is not saved."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
