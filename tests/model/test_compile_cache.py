@@ -24,11 +24,11 @@ INFO = SimpleNamespace(artifacts={"inductor": ["key"]})  # as torch describes ar
 
 
 class Files:
-    """A store in memory, which may be away."""
+    """A store in memory, which may have a fault."""
 
     def __init__(self) -> None:
         self.content: dict[tuple[str, str], bytes] = {}
-        self.is_away = False
+        self.fault: Exception | None = None
 
     def names(self, folder: str) -> list[str]:
         self._answer()
@@ -43,8 +43,8 @@ class Files:
         self.content[folder, name] = content
 
     def _answer(self) -> None:
-        if self.is_away:
-            raise OSError(5, "Input/output error")
+        if self.fault is not None:
+            raise self.fault
 
 
 @pytest.fixture(autouse=True)
@@ -138,11 +138,18 @@ def test_what_torch_cannot_read_is_ignored(loaded: list[bytes], monkeypatch: pyt
     assert text == f"the compiled network {cache.folder}/5-images is ignored: ValueError: PyTorch cannot read it"
 
 
-def test_a_store_that_is_away_stops_nothing(loaded: list[bytes]) -> None:
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(5, "Input/output error"), "OSError: [Errno 5] Input/output error"),
+        (ValueError("no XML"), "ValueError: no XML"),  # as Arrow's errors are
+    ],
+    ids=str,
+)
+def test_a_store_that_is_away_stops_nothing(fault: Exception, reason: str, loaded: list[bytes]) -> None:
     files = Files()
-    files.is_away = True
+    files.fault = fault
     cache = CompileCache(files, MADE_FOR)
-    reason = "OSError: [Errno 5] Input/output error"
     assert warned(cache.load) == [f"kept compiled networks cannot be read, so they are compiled anew: {reason}"]
     assert warned(lambda: cache.save(5, compiled_anew=True)) == [
         f"a compiled network is not kept for later trainings: {reason}"
@@ -215,3 +222,5 @@ def test_the_reason_of_an_error_is_what_caused_it() -> None:
     assert compile_cache.short_reason(error) == "FileNotFoundError: [Errno 2] No such file: 'g++'"
     assert compile_cache.short_reason(ValueError("\n one \n two")) == "ValueError: one"
     assert compile_cache.short_reason(ValueError()) == "ValueError: without a text"
+    away = OSError("http://user:secret@host/x does not answer")
+    assert compile_cache.short_reason(away) == "OSError: http://user:***@host/x does not answer"

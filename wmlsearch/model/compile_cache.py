@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.model.torch_patches import keys_of_artifacts
+from wmlsearch.runs.redaction import without_password
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FLAGS = ("flags", "Features")  # their names there, on x86 and ARM
@@ -100,7 +101,7 @@ class CompileCache:
         """Give torch the code in all files. Those that cannot be used are left out, each with a warning."""
         try:
             names = sorted(self.store.names(self.folder))
-        except OSError as error:
+        except Exception as error:  # also of an object store's client, for an answer that it does not expect
             warn_once(f"kept compiled networks cannot be read, so they are compiled anew: {short_reason(error)}")
             return
         for name in names:
@@ -159,11 +160,11 @@ def warn_once(text: str) -> None:
 
 
 def short_reason(error: BaseException) -> str:
-    """Return the first line of what caused an error, with its kind."""
+    """Return the first line of what caused an error, with its kind and without a password."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'without a text'}"
+    return f"{type(error).__name__}: {without_password(lines[0])[:200] if lines else 'without a text'}"
 
 
 def _describe(device: torch.device) -> str:
