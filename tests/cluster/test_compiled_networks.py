@@ -10,7 +10,9 @@ import pytest
 from object_store import s3_storage
 
 from wmlsearch.cluster.compiled_networks import CompiledNetworks
+from wmlsearch.model.kernels import VARIABLE
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.workflows import train
 from wmlsearch.workflows.placement import LOCAL, Placement
 
 
@@ -59,3 +61,15 @@ def test_searches_and_trainings_share_them(tmp_path: Path) -> None:
     assert LOCAL.compiled_networks(search) == LOCAL.compiled_networks(run) == f"{tmp_path}/runs/.compiled-networks"
     placement = Placement(storage="s3://bucket/wml?region=eu-west-1")
     assert placement.compiled_networks(search) == "s3://bucket/wml/.compiled-networks?region=eu-west-1"
+
+
+def test_a_training_without_ray_keeps_them_where_they_are_selected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "runs" / "r")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert train._compiled_networks(run) is None
+    monkeypatch.setenv(VARIABLE, "compile")
+    kept = train._compiled_networks(run)
+    assert isinstance(kept, CompiledNetworks)
+    assert kept.storage.location == f"{tmp_path}/runs/.compiled-networks"
