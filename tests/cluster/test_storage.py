@@ -13,6 +13,8 @@ import pytest
 from object_store import s3_storage
 
 from wmlsearch.cluster.storage import Storage
+from wmlsearch.runs.folders import SearchDir
+from wmlsearch.workflows.placement import Placement
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -66,6 +68,14 @@ def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)
     assert (place.read("x"), [path.name for path in tmp_path.iterdir()]) == (b"old", ["x"])
+
+
+def test_a_question_mark_in_a_path_begins_no_options(tmp_path: Path) -> None:
+    storage = str(tmp_path / "what?now")
+    assert Storage(storage).below("s", "t").location == f"{storage}/s/t"
+    placement = Placement(storage=storage)
+    assert placement.checkpoint_location(SearchDir(tmp_path / "s").trial(3)) == f"{storage}/s/trials/0003"
+    assert placement.compiled_networks(SearchDir(tmp_path / "s")) == f"{storage}/.compiled-networks"
 
 
 def test_errors_of_a_location_show_no_password() -> None:

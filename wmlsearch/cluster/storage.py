@@ -35,6 +35,8 @@ class Storage:
 
     def below(self, *parts: str) -> Storage:
         """Return the storage of a folder in this one."""
+        if "://" not in self.location:
+            return Storage("/".join([self.location.rstrip("/"), *parts]))
         base, mark, options = self.location.partition("?")
         return Storage("/".join([base.rstrip("/"), *parts]) + mark + options)
 

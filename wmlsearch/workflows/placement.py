@@ -241,6 +241,8 @@ class Placement:
 
 def _below(location: str, *parts: str) -> str:
     """Return the location of a folder in this one."""
+    if "://" not in location:
+        return "/".join([location.rstrip("/"), *parts])
     base, mark, options = location.partition("?")  # a URI may end in options, such as ?region=eu-west-1
     return "/".join([base.rstrip("/"), *parts]) + mark + options
 
