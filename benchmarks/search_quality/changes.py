@@ -37,7 +37,7 @@ from wmlsearch.model.validation import count_predictions
 RECORDED = Path(__file__).with_suffix(".jsonl")
 OBJECTIVE = "val_dice_patients_best"
 FIRST_COHORT = 101  # seed of the first cohort: the searches have the first ones
-EPOCHS, SEED, PRECISION = 40, 0, "auto"
+EPOCHS, SEED, PRECISION = 30, 0, "auto"
 BASELINE, RECIPE = "the baseline", "the recipe"
 RECIPE_VALUES: Mapping[str, Any] = {
     "loss": "bce_dice", "dice_over": "batch", "learning_rate": 3e-3, "schedule": "cosine", "warmup_fraction": 0.1,
@@ -90,8 +90,7 @@ class Run:
     of: str
     change: str
     cohort: int
-    epoch: int  # the best one
-    objective: float  # of that epoch
+    objective: tuple[float, ...]  # by epoch
     sealed: tuple[float, ...]
 
     @property
@@ -115,26 +114,27 @@ def task() -> SealedTask:
     return SealedTask((division,), size=48, epochs=EPOCHS, cohort="hard", shape=(48, 48, 16), lesion_size=2)
 
 
-def train(config: TrialConfig, data: DividedData, epochs: int = EPOCHS) -> tuple[int, float, tuple[float, ...]]:
-    """Train a configuration on one thread. Returns its best epoch, its objective, and the Dice of sealed patients.
+def train(config: TrialConfig, data: DividedData, epochs: int = EPOCHS) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Train a configuration on one thread. Returns its objective by epoch, and the Dice of each sealed patient.
 
     A training that diverges is scored by its epochs before; without any, its Dice is 0.
     """
     torch.set_num_threads(1)
     trainer, sealed = Trainer(config, data.data, epochs, SEED, PRECISION), data.sealed.with_input_of(config).val
-    best, objective, epoch, threshold = trainer.kept_unet, 0.0, 0, 0.5
+    best, threshold = trainer.kept_unet, 0.5
+    objective: list[float] = []
     while trainer.ended is None:
         try:
             row = trainer.train_epoch()
         except Diverged:
             break
+        objective.append(row.metrics[OBJECTIVE] or 0.0)
         if trainer.is_best(OBJECTIVE):
             best, threshold = copy.deepcopy(trainer.kept_unet), trainer.threshold
-            objective, epoch = row.metrics[OBJECTIVE] or 0.0, row.epoch
     with torch.no_grad():
         counts = count_predictions(best, sealed, trainer.loss, bfloat16=False)
     scores = patient_dice(counts.patient_histograms())[:, round(threshold * BINS)]
-    return epoch, objective, tuple(float(score) if epoch else 0.0 for score in scores)
+    return tuple(objective), tuple(float(score) if objective else 0.0 for score in scores)
 
 
 def recorded(path: Path = RECORDED) -> list[Run]:
@@ -142,7 +142,8 @@ def recorded(path: Path = RECORDED) -> list[Run]:
     if not path.exists():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [Run(**{**json.loads(line), "sealed": tuple(json.loads(line)["sealed"])}) for line in lines]
+    fields = map(json.loads, lines)
+    return [Run(**{**each, "objective": tuple(each["objective"]), "sealed": tuple(each["sealed"])}) for each in fields]
 
 
 def record(cohorts: Sequence[int], part: int, parts: int, path: Path = RECORDED) -> None:
@@ -158,9 +159,10 @@ def record(cohorts: Sequence[int], part: int, parts: int, path: Path = RECORDED)
 
         for variant, cohort in due:
             if (variant, cohort) not in done:
-                epoch, objective, sealed = train(variant.config, data(cohort))
-                scores = tuple(round(score, 4) for score in sealed)
-                run = Run(variant.of, variant.change, cohort, epoch, round(objective, 4), scores)
+                objective, sealed = (
+                    tuple(round(each, 4) for each in part) for part in train(variant.config, data(cohort))
+                )
+                run = Run(variant.of, variant.change, cohort, objective, sealed)
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(run)) + "\n")
                 print(f"cohort {cohort}, {variant.of}, {variant.change}: sealed {np.mean(sealed):.3f}", flush=True)
