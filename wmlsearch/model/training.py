@@ -168,6 +168,18 @@ class Trainer:
             cache = CompileCache(self.artifacts, made_for)
         return CompiledNetwork(cast(UNet, self.unet), layers, cache, is_writer=self.rank == 0)
 
+    @cached_property
+    def balanced_slices(self) -> Tensor | None:
+        """Which training slices show a lesion, (N,) bool, if each batch has a share of those; else None.
+
+        A share below 1 needs slices of both kinds. Where all show a lesion, it leaves the batches as they are.
+        """
+        share = self.config.lesion_share
+        if share is None:
+            return None
+        with_lesion = self.data.training_slices_with_lesions()
+        return None if share < 1 and with_lesion.all() else with_lesion
+
     @property
     def kept_unet(self) -> nn.Module:
         """The network that is validated, kept and exported: the average, if there is one, or the latest weights."""
@@ -222,12 +234,10 @@ class Trainer:
 
     def draw_batches(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the positions of one epoch's training slices, batch after batch."""
-        slices, batch_size, share = self.data.train, self.config.batch_size, self.config.lesion_share
-        if share is not None:
-            with_lesion = self.data.training_slices_with_lesions()
-            if not with_lesion.all():
-                return batches_with_share(with_lesion, batch_size, share, generator)
-        return batches(len(slices), batch_size, generator)
+        batch_size, share = self.config.batch_size, self.config.lesion_share
+        if share is None or self.balanced_slices is None:
+            return batches(len(self.data.train), batch_size, generator)
+        return batches_with_share(self.balanced_slices, batch_size, share, generator)
 
     def train(self, order: tuple[Tensor, ...], epoch: int, generator: torch.Generator) -> float:
         """Train one step for each batch of positions in `order`; return the summed loss per training slice."""
@@ -253,7 +263,7 @@ class Trainer:
         is_sagittal = self.data.manifest.axis == PLANES["sagittal"]
         mirrors_columns = config.flip_axis == "columns" or not is_sagittal
         positions = torch.cat(order)
-        if config.lesion_share is not None:  # a slice that an epoch has twice looks different each time
+        if self.balanced_slices is not None:  # a slice that an epoch has twice looks different each time
             return Augmentation.draw(config.augment, len(positions), generator, mirrors_columns)
         return Augmentation.draw(config.augment, len(self.data.train), generator, mirrors_columns)[positions]
 
