@@ -121,6 +121,14 @@ def test_a_configuration_that_is_good_on_every_task_comes_first() -> None:
     assert portfolio == choose_portfolio(SPACE, 4, tasks=tasks)
 
 
+def test_a_single_choice_is_taken_though_nothing_was_recorded_with_it() -> None:
+    space = SearchSpace.from_mapping({"loss": {"choices": ["bce", "bce_dice"]}, "dice_over": {"choices": ["batch"]}})
+    assert in_space(space, trained({"loss": "bce_dice", "dice_over": "slice"}, 0.5)) == {
+        "loss": "bce_dice",
+        "dice_over": "batch",
+    }
+
+
 @pytest.mark.parametrize("name", ["quick", "unet"])
 def test_the_shipped_records_fit_the_shipped_spaces(name: str) -> None:
     space = SearchSpace.read(name)

@@ -71,9 +71,11 @@ def in_space(space: SearchSpace, trained: TrainedCurve) -> dict[str, Any]:
     """Return what a recorded configuration says of the dimensions of a space, whether they are active or not."""
     otherwise, values = {**TrialConfig().model_dump(), **trained.fixed}, dict[str, Any]()
     for name, dimension in space.dimensions.items():
-        possible = _nearest(dimension.domain, trained.values[name]) if name in trained.values else []
-        for value in (*possible, otherwise[name]):
-            if value in dimension.domain:
+        domain = dimension.domain
+        possible = _nearest(domain, trained.values[name]) if name in trained.values else []
+        single = domain.values if isinstance(domain, Choices) and len(domain.values) == 1 else ()
+        for value in (*possible, otherwise[name], *single):
+            if value in domain:
                 values[name] = value
                 break
     return values
