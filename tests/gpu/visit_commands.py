@@ -75,7 +75,7 @@ PLAN = (
     Planned("packing", "benchmark `packing`"),
     Planned("peak", "benchmark `peak`"),
     Planned("turnaround", "benchmark `turnaround`"),
-    Planned("compiled", "`tests/gpu/test_compiled.py`"),
+    Planned("compiled", "`tests/gpu/test_gpu_compiled.py`"),
     Planned("kernels-triton", "benchmark `training`: Triton kernels beside PyTorch's layers"),
     Planned("kernels-compile", "benchmark `training`: the compiled network beside PyTorch's layers"),
     Planned("frameworks", "benchmark `frameworks`: plain PyTorch and MONAI", on_cpu=True),

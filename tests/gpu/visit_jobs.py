@@ -38,7 +38,7 @@ END_S = MAX_LIMIT_S - 20  # for a search in a stage; its data set is made before
 KILLS = 3
 BENCHMARKS = ("training", "packing", "peak", "turnaround")
 KERNELS = ("triton", "compile")
-COMPILED = "tests/gpu/test_compiled.py"  # a stage of its own, since it compiles for minutes
+COMPILED = "tests/gpu/test_gpu_compiled.py"  # a stage of its own, since it compiles for minutes
 LAST_LINES = 60  # of a search's output, which the log of its stage ends with
 
 
