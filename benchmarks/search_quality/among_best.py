@@ -62,16 +62,10 @@ def tasks() -> dict[str, list[list[Scored]]]:
     for name, sealed_task in SEALED_TASKS.items():
         first = [training for training in sealed_record.read(name) if training.key.seed == 0]
         found[name] = [
-            [Scored(each.values, _sealed(each)) for each in first if each.key.division == division]
+            [Scored(each.values, each.kept) for each in first if each.key.division == division]
             for division in range(len(sealed_task.divisions))
         ]
     return found
-
-
-def _sealed(training: sealed_record.Training) -> float:
-    if not training.objective:
-        return 0.0
-    return float(np.mean(training.sealed[int(np.argmax(training.objective))]))
 
 
 def rows_of(name: str, values: Sequence[Any]) -> Iterator[tuple[str, Any]]:

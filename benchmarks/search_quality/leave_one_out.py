@@ -91,9 +91,7 @@ def record(raw: Path, path: Path = RECORDED) -> None:
                     if (division, number, what, seed) in done:
                         continue
                     training = train(space, values, divided, task.epochs, Key(number, seed, division))
-                    best = int(np.argmax(training.objective)) if training.objective else None
-                    sealed = float(np.mean(training.sealed[best])) if best is not None else 0.0
-                    run = Run(division, number, what, seed, round(sealed, 4))
+                    run = Run(division, number, what, seed, round(training.kept, 4))
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(asdict(run)) + "\n")
                     print(run, flush=True)

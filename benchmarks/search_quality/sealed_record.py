@@ -62,6 +62,11 @@ class Training:
     seconds: float
     diverged: bool = False  # after its last epoch
 
+    @property
+    def kept(self) -> float:
+        """The mean Dice over sealed patients at the epoch with the highest objective; 0 without an epoch."""
+        return float(np.mean(self.sealed[int(np.argmax(self.objective))])) if self.objective else 0.0
+
     def as_line(self) -> str:
         fields = asdict(self)
         return json.dumps({**fields.pop("key"), **fields}, separators=(",", ":")) + "\n"
@@ -182,10 +187,9 @@ def record(
                 return
             training = train(space, draw(space, key.number), data[key.division], task.epochs, key)
             recording.append(training)
-            best = max(range(len(training.objective)), key=training.objective.__getitem__, default=None)
             scores = "diverged at once"
-            if best is not None:
-                scores = f"{OBJECTIVE} {training.objective[best]:.3f}, sealed {np.mean(training.sealed[best]):.3f}"
+            if training.objective:
+                scores = f"{OBJECTIVE} {max(training.objective):.3f}, sealed {training.kept:.3f}"
             tell(
                 f"{name}, configuration {key.number}, seed {key.seed}, division {key.division}: {scores}, "
                 f"{training.seconds:.0f} s; {count} of {len(due)} recorded"

@@ -97,5 +97,8 @@ def test_a_share_of_lesions_that_changes_nothing_is_noted(
     manifest = Manifest.read(prepared)
     slices = [replace(row, lesion_pixels=max(row.lesion_pixels, with_lesion)) for row in manifest.slices]
     note_no_effect(space, replace(manifest, slices=slices), said.append)
-    expected = "note: some.yaml: lesion_share changes nothing, since all training slices have lesions"
+    expected = (
+        "note: some.yaml: lesion_share changes nothing, since all training slices have lesions; "
+        "`prepare --keep brain` keeps slices without lesions too"
+    )
     assert said == noted * [expected]

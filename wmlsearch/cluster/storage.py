@@ -14,6 +14,7 @@ from typing import IO, cast
 from pyarrow import fs
 
 from wmlsearch.runs.files import write_all, writing
+from wmlsearch.runs.locations import location_below
 from wmlsearch.runs.redaction import without_password
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they show an object whole or not at all; a file may be seen half written
@@ -35,10 +36,7 @@ class Storage:
 
     def below(self, *parts: str) -> Storage:
         """Return the storage of a folder in this one."""
-        if "://" not in self.location:
-            return Storage("/".join([self.location.rstrip("/"), *parts]))
-        base, mark, options = self.location.partition("?")
-        return Storage("/".join([base.rstrip("/"), *parts]) + mark + options)
+        return Storage(location_below(self.location, *parts))
 
     @cached_property
     def _place(self) -> tuple[fs.FileSystem, str]:

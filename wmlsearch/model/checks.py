@@ -63,7 +63,10 @@ def balances_nothing(config: TrialConfig, manifest: Manifest) -> bool:
     return all(manifest.slices[row].lesion_pixels for row in rows)
 
 
-BALANCES_NOTHING = "lesion_share changes nothing, since all training slices have lesions"
+BALANCES_NOTHING = (
+    "lesion_share changes nothing, since all training slices have lesions; "
+    "`prepare --keep brain` keeps slices without lesions too"
+)
 
 
 def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:

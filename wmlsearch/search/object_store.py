@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from pyarrow import fs
 
 from wmlsearch.cluster.storage import reason
+from wmlsearch.runs.locations import split_options
 from wmlsearch.runs.redaction import without_password
 
 DELETING_THREADS = 4  # a deletion is a few requests, and 500 GPUs can end dozens of trials a second
@@ -31,9 +32,9 @@ def is_object_store(location: str) -> bool:
 
 def split_location(location: str) -> tuple[str, str]:
     """Return the location of the search and the path of the run in it, such as "trials/0003", of a run's location."""
-    base, mark, options = location.partition("?")  # a URI may end in options, such as ?region=eu-west-1
-    of_search, kind, name = base.rstrip("/").rsplit("/", 2)
-    return of_search + mark + options, f"{kind}/{name}"
+    base, options = split_options(location)
+    of_search, kind, name = base.rsplit("/", 2)
+    return of_search + options, f"{kind}/{name}"
 
 
 class ObjectStore:

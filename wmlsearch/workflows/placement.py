@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from wmlsearch.config import InputError
 from wmlsearch.runs.environment import RAY_OF_JOB
 from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.locations import location_below
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import TrialShape
 
@@ -228,7 +229,7 @@ class Placement:
         if not self.storage:
             return str(run.path.resolve())
         parts = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
-        return _below(self.storage, *parts)
+        return location_below(self.storage, *parts)
 
     def compiled_networks(self, run: AnyDir) -> str:
         """Return the folder or URI of compiled networks, which all searches and trainings of a storage or folder share.
@@ -236,15 +237,7 @@ class Placement:
         Args:
             run: A search, or a run of `wmlsearch train`.
         """
-        return _below(self.storage or str(run.path.resolve().parent), COMPILED_NETWORKS)
-
-
-def _below(location: str, *parts: str) -> str:
-    """Return the location of a folder in this one."""
-    if "://" not in location:
-        return "/".join([location.rstrip("/"), *parts])
-    base, mark, options = location.partition("?")  # a URI may end in options, such as ?region=eu-west-1
-    return "/".join([base.rstrip("/"), *parts]) + mark + options
+        return location_below(self.storage or str(run.path.resolve().parent), COMPILED_NETWORKS)
 
 
 LOCAL = Placement()

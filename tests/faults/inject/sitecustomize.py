@@ -41,7 +41,7 @@ def faulty(epochs):
             done = 2
         while True:
             while done >= 1 and WAIT and not os.access(WAIT, os.F_OK):
-                time.sleep(0.1)
+                time.sleep(0.1)  # between two looks for the file
             if done >= 1 and (CUDA or is_first(CUDA_ONCE)):
                 if CUDA_ONCE:
                     fail_on_device()
