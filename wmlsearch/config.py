@@ -273,6 +273,7 @@ VALUES_BEFORE: Mapping[str, Any] = {
 BLIND_SHARE = 2 / 9
 # Of the epochs, before trials are compared by their values.
 GRACE_SHARE, FEWEST_GRACE_EPOCHS = 1 / 3, 2
+PORTFOLIO = 3  # trials from experience, by default
 
 
 class RunSettings(_Strict):
@@ -325,12 +326,10 @@ class RunSettings(_Strict):
         description="Use recorded trainings of other tasks: they teach `predictive` before the first trial, and give "
         "the trials of `portfolio`.",
     )
-    portfolio: int = Field(
-        0,
-        ge=0,
-        le=100,
+    portfolio: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None,
         description="Number of trials after the baseline whose configurations come from experience: those that "
-        "together were best on recorded tasks.",
+        "together were best on recorded tasks. None: 3, without `experience` 0.",
     )
     grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None,
@@ -372,6 +371,13 @@ class RunSettings(_Strict):
         "Dice of patients that the networks were not trained on by more than chance, or `none`.",
     )
     forecast: bool = Field(True, description="Forecast what the search will cost, before its first trial.")
+
+    @property
+    def first_trials(self) -> int:
+        """The number of trials after the baseline that come from experience: `portfolio`, or its default."""
+        if self.portfolio is not None:
+            return self.portfolio
+        return PORTFOLIO if self.experience else 0
 
     @property
     def selection_run_count(self) -> int:

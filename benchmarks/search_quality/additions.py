@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.search_quality.methods import Ours
+from benchmarks.search_quality.methods import Ours, of_the_same_kind
 from benchmarks.search_quality.outcome import FIRST_SEED, ScoredDivision, confirmed, interval
 from benchmarks.search_quality.surrogate import Benchmark, Surrogate, benchmarks
 from benchmarks.verdict.rows import markdown
@@ -103,7 +103,7 @@ def handed_over(task_name: str, additions: tuple[str, ...], seed: int) -> float:
     """Replay a search, and return the sealed Dice of what it hands over, the mean over a task's divisions."""
 
     def make(task: Benchmark, seed: int) -> Ours:
-        return Ours(task.space, task.epochs, seed, without=task.name)
+        return Ours(task.space, task.epochs, seed, without=of_the_same_kind(task.name))
 
     return float(np.mean([confirmed(make, division, seed).network for division in _narrowed(task_name, additions)]))
 

@@ -3,6 +3,7 @@
     python -m benchmarks.search_quality.changes                                     the table of changes.jsonl
     python -m benchmarks.search_quality.changes --record [--cohorts 2] [--part 1/2]   train what it lacks
 
+The configurations are the baseline, a recipe put together by hand, the same with residual blocks, and changes to each.
 The cohorts are like those of searches.py with other seeds: 48 patients, of whom 19 train, 5 validate and 24 are sealed.
 Each configuration is trained once on each cohort, and scored by its best epoch, that with the highest objective on the
 patients that validate, with the threshold that those choose. "gain" is the difference to the configuration that was
@@ -38,7 +39,7 @@ RECORDED = Path(__file__).with_suffix(".jsonl")
 OBJECTIVE = "val_dice_patients_best"
 FIRST_COHORT = 101  # seed of the first cohort: the searches have the first ones
 EPOCHS, SEED, PRECISION = 30, 0, "auto"
-BASELINE, RECIPE = "the baseline", "the recipe"
+BASELINE, RECIPE, RESIDUAL = "the baseline", "the recipe", "the recipe, residual"
 RECIPE_VALUES: Mapping[str, Any] = {
     "loss": "bce_dice", "dice_over": "batch", "learning_rate": 3e-3, "schedule": "cosine", "warmup_fraction": 0.1,
     "augment": "medium", "lesion_share": 0.5,
@@ -67,20 +68,39 @@ TO_RECIPE: Mapping[str, Mapping[str, Any]] = {
     "augment light": {"augment": "light"},
     "depth 3": {"depth": 3},
 }
+TO_RESIDUAL: Mapping[str, Mapping[str, Any]] = {
+    change: TO_RECIPE[change]
+    for change in (
+        "lesion_share null", "lesion_share 0.8", "loss bce", "intensity zscore", "input_slices 3", "learning_rate 1e-3",
+        "augment affine", "augment none", "norm instance", "ema 0.99",
+    )
+}  # fmt: skip
+VALUES: Mapping[str, Mapping[str, Any]] = {
+    BASELINE: {}, RECIPE: RECIPE_VALUES, RESIDUAL: {**RECIPE_VALUES, "network": "residual"},
+}  # fmt: skip
+CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    BASELINE: TO_BASELINE, RECIPE: TO_RECIPE, RESIDUAL: TO_RESIDUAL,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
     """A configuration, and the one that it changes."""
 
-    of: str  # BASELINE or RECIPE
+    of: str  # BASELINE, RECIPE or RESIDUAL
     change: str  # "" for that configuration itself
 
     @property
     def config(self) -> TrialConfig:
-        changed = (TO_BASELINE if self.of == BASELINE else TO_RECIPE).get(self.change, {})
-        values = {**(RECIPE_VALUES if self.of == RECIPE else {}), **changed}
+        values = {**VALUES[self.of], **(CHANGES[self.of][self.change] if self.change else {})}
         return TrialConfig.from_mapping({**values, "early_stop_patience": EPOCHS})
+
+    @property
+    def compared_with(self) -> Variant | None:
+        """The configuration that it is compared with."""
+        if not self.change:
+            return Variant(BASELINE, "") if self.of == RECIPE else None
+        return Variant(RECIPE, "network residual") if self.of == RESIDUAL else Variant(self.of, "")
 
 
 @dataclass(frozen=True)
@@ -102,8 +122,7 @@ def variants() -> list[Variant]:
     """Return all configurations, in the order in which they are recorded."""
     return [
         *(Variant(of, "") for of in (BASELINE, RECIPE)),
-        *(Variant(RECIPE, change) for change in TO_RECIPE),
-        *(Variant(BASELINE, change) for change in TO_BASELINE),
+        *(Variant(of, change) for of in (RECIPE, BASELINE, RESIDUAL) for change in CHANGES[of]),
     ]
 
 
@@ -169,22 +188,18 @@ def record(cohorts: Sequence[int], part: int, parts: int, path: Path = RECORDED)
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return a table with a row for each configuration that has all cohorts of the unchanged one."""
+    """Return a table with a row for each configuration that has all cohorts of the baseline."""
     by_key = {(run.variant, run.cohort): run for run in runs}
     rows = list[tuple[str, str, str, str]]()
+    cohorts = sorted({run.cohort for run in runs if run.variant == Variant(BASELINE, "")})
     for variant in variants():
-        unchanged = Variant(variant.of, "")
-        cohorts = sorted({run.cohort for run in runs if run.variant == unchanged})
         found = [by_key[variant, cohort] for cohort in cohorts if (variant, cohort) in by_key]
         if not found or len(found) < len(cohorts):
             continue
-        gain = ""
-        if variant.change or variant.of == RECIPE:
-            base = unchanged if variant.change else Variant(BASELINE, "")
-            pairs = [(run, by_key[base, run.cohort]) for run in found if (base, run.cohort) in by_key]
-            if len(pairs) == len(found):
-                gains = np.concatenate([np.subtract(run.sealed, other.sealed) for run, other in pairs])
-                gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(gains))
+        gain, other = "", variant.compared_with
+        if other and all((other, cohort) in by_key for cohort in cohorts):
+            gains = np.concatenate([np.subtract(run.sealed, by_key[other, run.cohort].sealed) for run in found])
+            gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(gains))
         means = " ".join(f"{np.mean(run.sealed):.3f}" for run in found)
         name = f"{variant.of}: {variant.change}" if variant.change else variant.of
         rows.append((name, means, f"{np.mean([np.mean(run.sealed) for run in found]):.3f}", gain))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import resources
@@ -20,7 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.search import predictive
+from wmlsearch.search import portfolio, predictive
 from wmlsearch.search.distributions import suggest_value
 from wmlsearch.search.experience import recorded_tasks
 from wmlsearch.search.optuna_study import Study
@@ -35,18 +35,21 @@ class Ours:
         space: What is searched.
         epochs: Of a whole training.
         seed: Of the search.
-        without: The name of a shipped recording that the search may not know, since it is of the same task.
+        without: The names of shipped recordings that the search may not know, since they are of the same task.
         settings: Other settings of the search.
     """
 
-    def __init__(self, space: SearchSpace, epochs: int, seed: int, without: str = "", **settings: Any) -> None:
+    def __init__(
+        self, space: SearchSpace, epochs: int, seed: int, without: Collection[str] = (), **settings: Any
+    ) -> None:
         self.settings = RunSettings(**{"epochs": epochs, "seed": seed, **settings})
         self.space = space
         self.first = 1 if space.mismatches(TrialConfig()) else 0  # of the trials
         self.folder = tempfile.TemporaryDirectory()
-        self.study = Study(SearchDir(Path(self.folder.name)), space, self.settings)
         self.configurations: dict[int, TrialConfig] = {}
         with known_tasks(without):
+            first_trials = portfolio.choose_portfolio(space, self.settings.first_trials, [TrialConfig()])
+            self.study = Study(SearchDir(Path(self.folder.name)), space, self.settings, first_trials)
             self.scheduler = Scheduler(self.settings, space, self.configurations.__getitem__)
         self.best: dict[int, float] = {}
 
@@ -70,11 +73,21 @@ class Ours:
 
 
 @contextmanager
-def known_tasks(without: str) -> Iterator[None]:
-    """Let searches that begin in this context know the shipped recordings of all tasks but one."""
-    others = [task for name, task in zip(recorded_names(), recorded_tasks(), strict=True) if name != without]
-    with patch.object(predictive, "recorded_tasks", lambda: tuple(others)):
+def known_tasks(without: Collection[str]) -> Iterator[None]:
+    """Let searches that begin in this context know the shipped recordings of all tasks but these."""
+    others = [task for name, task in zip(recorded_names(), recorded_tasks(), strict=True) if name not in without]
+    with (
+        patch.object(predictive, "recorded_tasks", lambda: tuple(others)),
+        patch.object(portfolio, "recorded_tasks", lambda: tuple(others)),
+    ):
         yield
+
+
+def of_the_same_kind(task: str) -> list[str]:
+    """Return the names of the shipped recordings that are of a benchmark's phantom, whoever its patients are."""
+    hard = [name for name in recorded_names() if name.startswith("hard-")]
+    easy = [name for name in recorded_names() if name not in hard]
+    return {"hard-phantom": hard, "easy-phantom": easy, "phantom": easy}.get(task, [])
 
 
 def recorded_names() -> list[str]:

@@ -171,16 +171,17 @@ def baseline_alone(on: ScoredDivision, seed: int) -> Outcome:
 
 def methods(trials: int | None = None) -> dict[str, Callable[[ScoredDivision, int], Outcome]]:
     """Return each method by name. Its searches end after so many trials, too."""
-    from benchmarks.search_quality.methods import OptunaAlone, Ours, RandomSearch, RayWithOptuna
+    from benchmarks.search_quality.methods import OptunaAlone, Ours, RandomSearch, RayWithOptuna, of_the_same_kind
 
     def ours(**settings: Any) -> Callable[[Benchmark, int], Ours]:
-        return lambda task, seed: Ours(task.space, task.epochs, seed, without=task.name, **settings)
+        return lambda task, seed: Ours(task.space, task.epochs, seed, without=of_the_same_kind(task.name), **settings)
 
     def other(kind: type) -> Callable[[Benchmark, int], Any]:
         return lambda task, seed: kind(task.space, task.epochs, seed)
 
     searches: dict[str, Callable[..., Outcome]] = {
         OURS: partial(confirmed, ours()),
+        "wmlsearch, --no-experience": partial(confirmed, ours(experience=False)),
         "wmlsearch, --grace-epochs 2": partial(confirmed, ours(grace_epochs=2)),
         "wmlsearch, --scheduler none": partial(confirmed, ours(scheduler="none")),
         "wmlsearch, --scheduler predictive": partial(confirmed, ours(scheduler="predictive")),
@@ -222,10 +223,13 @@ def outcome_table(task: str, outcomes: Mapping[str, Sequence[Sequence[Outcome]]]
     for name, of in outcomes.items():
         mean, low, high = interval(networks[name])
         configuration = np.mean([one.configuration for each in of for one in each])
-        ahead = "" if name == OURS else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(networks[OURS] - networks[name]))
+        ahead = ""
+        if name != OURS and OURS in networks:
+            ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval(networks[OURS] - networks[name]))
         spent = np.mean([[one.epochs, one.trials] for each in of for one in each], axis=0)
         missed = np.mean([math.isinf(one.epochs_to) for each in of for one in each])
-        share = medians[name] / medians[RANDOM] if np.isfinite(medians[name]) and np.isfinite(medians[RANDOM]) else None
+        of_random = medians.get(RANDOM, math.inf)
+        share = medians[name] / of_random if np.isfinite(medians[name]) and np.isfinite(of_random) else None
         rows.append(
             (name, f"{mean:.3f} [{low:.3f}, {high:.3f}]", ahead, f"{configuration:.3f}",
              f"{spent[0]:.0f} ({spent[1]:.0f})", f"{medians[name]:.0f}" + (f" ({share:.2f})" if share else ""),

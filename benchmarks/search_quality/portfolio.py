@@ -2,23 +2,25 @@
 
     python -m benchmarks.search_quality.portfolio [--replays 400]
 
-For each recorded task, the portfolio is chosen by the other tasks, so the task's own experience is left out, and each
-of its configurations is answered by the nearest recorded one. The first table says what share of random configurations
-each is better than. The second replays searches of random configurations, trained to their end, of which the first are
-replaced by the portfolio: the best value among 5 and among 20 trials, and what the portfolio adds to it. The intervals
-are of 95 %, over replays.
+For each table of random configurations, the portfolio is chosen by the other recorded tasks (experience.py), so the
+task's own experience is left out, and each of its configurations is answered by the nearest recorded one. The first
+table says what share of random configurations each is better than. The second replays searches of random
+configurations, trained to their end, of which the first are replaced by the portfolio: the best value among 5 and among
+20 trials, and what the portfolio adds to it. The intervals are of 95 %, over replays.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.search_quality.experience import trained
+from benchmarks.search_quality.experience import recorded_tasks, trained
 from benchmarks.search_quality.record import HERE, TASKS
 from benchmarks.search_quality.tables import MEASURE, Curves
 from benchmarks.verdict.rows import markdown
+from wmlsearch.config import VALUES_BEFORE
 from wmlsearch.search.portfolio import active, choose_portfolio
 from wmlsearch.space import SearchSpace
 
@@ -35,7 +37,12 @@ def best(values: list[float]) -> float:
 def of_portfolio(name: str) -> list[float]:
     """Return the best value on a task of each configuration of a portfolio that the other tasks chose."""
     table = Curves(HERE / TASKS[name].table, SPACE)
-    chosen = choose_portfolio(SPACE, max(SIZES), tasks=[trained(other) for other in TASKS if other != name])
+    others = [
+        [replace(each, fixed={**VALUES_BEFORE, **other.fixed}) for each in other.trained]
+        for other in recorded_tasks()
+        if other.name != name
+    ]
+    chosen = choose_portfolio(SPACE, max(SIZES), tasks=others)
     rows = [table.nearest(active(SPACE, values)).rows for values in chosen]
     return [best([row[MEASURE] for row in each]) for each in rows]
 

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.search_quality import changes
-from benchmarks.search_quality.changes import BASELINE, RECIPE, Run, Variant, record, recorded, table, train, variants
+from benchmarks.search_quality.changes import (
+    BASELINE,
+    RECIPE,
+    RESIDUAL,
+    Run,
+    Variant,
+    record,
+    recorded,
+    table,
+    train,
+    variants,
+)
 from benchmarks.search_quality.sealed_tasks import DividedData, SealedTask
 from wmlsearch.config import TrialConfig
 
@@ -67,17 +78,20 @@ def test_the_table_has_gains_in_pairs_of_patients() -> None:
             (RECIPE, "", 2, (0.4, 0.6)),
             (RECIPE, "depth 3", 1, (0.3, 0.5)),
             (RECIPE, "depth 3", 2, (0.5, 0.7)),
+            (RECIPE, "network residual", 1, (0.6, 0.8)),
+            (RECIPE, "network residual", 2, (0.6, 0.8)),
+            (RESIDUAL, "loss bce", 1, (0.7, 0.9)),
+            (RESIDUAL, "loss bce", 2, (0.7, 0.9)),
             (RECIPE, "loss bce", 1, (0.0, 0.0)),  # the other cohort is not yet recorded
         )
     ]
     assert table(runs).splitlines()[2:] == [
         "| the baseline | 0.200 0.400 | 0.300 |  |",
         "| the recipe | 0.300 0.500 | 0.400 | +0.100 [+0.100, +0.100] |",
+        "| the recipe: network residual | 0.700 0.700 | 0.700 | +0.300 [+0.200, +0.400] |",
         "| the recipe: depth 3 | 0.400 0.600 | 0.500 | +0.100 [+0.100, +0.100] |",
+        "| the recipe, residual: loss bce | 0.800 0.800 | 0.800 | +0.100 [+0.100, +0.100] |",
     ]
     assert Variant(RECIPE, "depth 3").config.depth == 3
     halves = [runs[0], runs[3]]  # of two recorders, each with a cohort
-    assert table(halves).splitlines()[2:] == [
-        "| the baseline | 0.200 | 0.200 |  |",
-        "| the recipe | 0.500 | 0.500 |  |",
-    ]
+    assert table(halves).splitlines()[2:] == ["| the baseline | 0.200 | 0.200 |  |"]

@@ -22,7 +22,7 @@ from benchmarks.search_quality.surrogate import (
     noise_between_seeds,
 )
 from wmlsearch.config import TrialConfig
-from wmlsearch.search import predictive
+from wmlsearch.search import portfolio, predictive
 from wmlsearch.space import SearchSpace
 
 SPACE = SearchSpace.from_mapping(
@@ -171,10 +171,12 @@ def test_first_trial_is_the_baseline_if_it_lies_in_the_space(tmp_path: Path) -> 
 
 def test_experience_of_the_task_itself_is_left_out() -> None:
     shipped = predictive.recorded_tasks()
-    assert searches.recorded_names() == ["few", "phantom"]
-    with searches.known_tasks("phantom"):
-        assert predictive.recorded_tasks() == shipped[:1]
-    assert predictive.recorded_tasks() == shipped
+    assert searches.recorded_names() == ["few", "hard-101", "hard-102", "phantom"]
+    with searches.known_tasks(searches.of_the_same_kind("hard-phantom")):
+        assert predictive.recorded_tasks() == portfolio.recorded_tasks() == (shipped[0], shipped[3])
+    with searches.known_tasks(searches.of_the_same_kind("easy-phantom")):
+        assert predictive.recorded_tasks() == portfolio.recorded_tasks() == shipped[1:3]
+    assert predictive.recorded_tasks() == portfolio.recorded_tasks() == shipped
 
 
 def test_table_of_outcomes() -> None:
@@ -186,6 +188,9 @@ def test_table_of_outcomes() -> None:
     assert "0.600 [0.500, 0.700]" in lines[2]
     assert "20 (0.25)" in lines[2]
     assert "+0.100 [+0.100, +0.100]" in lines[3], "paired by replay"
+    (alone,) = outcome.outcome_table("example", {outcome.RANDOM: of[outcome.RANDOM]}).splitlines()[2:]
+    assert "0.500 [0.400, 0.600]" in alone, "of one method, nothing is ahead"
+    assert "+" not in alone
 
 
 def test_surrogate_of_the_table() -> None:

@@ -143,13 +143,23 @@ def test_fewer_than_asked_are_announced() -> None:
     space = SearchSpace.from_mapping({"weight_decay": {"low": 1e-6, "high": 1e-2}})
     request: Any = SimpleNamespace(space=space, settings=RunSettings(portfolio=3))
     assert choose_first_trials(request, [], said.append) == []
-    assert said == [
+    assert said == [  # not one of which nothing applies, so that all of it would be the sampler's
         "note: 0 trials of --portfolio 3 can be from experience: the other recorded configurations are outside this "
         "space, or the same in it"
     ]
-    without: Any = SimpleNamespace(space=SearchSpace.read("quick"), settings=RunSettings())
-    assert choose_first_trials(without, [], said.append) == []
-    assert len(said) == 1
+    by_default: Any = SimpleNamespace(space=space, settings=RunSettings())
+    assert choose_first_trials(by_default, [], said.append) == []
+    assert len(said) == 1, "nobody has asked for three"
+
+
+def test_three_trials_are_from_experience_unless_there_is_none() -> None:
+    quick, said = SearchSpace.read("quick"), list[str]()
+    found: list[int] = []
+    for settings in (RunSettings(), RunSettings(portfolio=1), RunSettings(experience=False), RunSettings(portfolio=0)):
+        request: Any = SimpleNamespace(space=quick, settings=settings)
+        found.append(len(choose_first_trials(request, [], said.append)))
+    assert found == [3, 1, 0, 0]
+    assert not said
 
 
 def test_there_is_no_portfolio_without_experience() -> None:

@@ -70,12 +70,13 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.option(
     "--portfolio",
     type=int,
-    default=0,
-    show_default=True,
-    help="Number of trials after the baseline that come from experience: together the best on recorded tasks.",
+    help="Number of trials after the baseline that come from experience: together the best on recorded tasks.  "
+    "[default: 3]",
 )
 @click.option(
-    "--no-experience", is_flag=True, help="Do not use recorded trainings of other tasks for --scheduler predictive."
+    "--no-experience",
+    is_flag=True,
+    help="Do not use recorded trainings of other tasks, for the first trials and --scheduler predictive.",
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @options.workers_per_trial

@@ -1,7 +1,8 @@
 """Recorded trainings that ship with the package: from them a search knows something before its first trial.
 
 A file of `recorded/` holds those of one task, as `python -m benchmarks.search_quality.experience` writes it: a line
-that describes the task, then a line for each training with its hyperparameters and its best objective up to each epoch.
+that describes the task, then a line for each training with its hyperparameters, its best objective up to each epoch,
+and where other patients were sealed, their Dice as `score`.
 `fixed` in the first line has hyperparameters that all of its trainings had. Those that are nowhere named were as in
 `VALUES_BEFORE`, or as the baseline's.
 """
@@ -32,4 +33,4 @@ def read_task(text: str) -> tuple[TrainedCurve, ...]:
     """Return the trainings of a file."""
     task, *lines = map(json.loads, text.splitlines())
     fixed = {**VALUES_BEFORE, **task.get("fixed", {})}
-    return tuple(TrainedCurve(line["values"], line["curve"], fixed) for line in lines)
+    return tuple(TrainedCurve(line["values"], line["curve"], fixed, line.get("score")) for line in lines)

@@ -43,11 +43,18 @@ class TrainedCurve:
         values: Its hyperparameters by name.
         curve: The objective after each epoch, larger being better.
         fixed: Hyperparameters that its task did not search, where they may differ from the baseline's of today.
+        score: The Dice of other patients than those that chose its best epoch, where that was recorded.
     """
 
     values: Mapping[str, Any]
     curve: Sequence[float]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    score: float | None = None
+
+    @property
+    def result(self) -> float:
+        """How good it was: the score, or else the best value of the curve, which is luckier."""
+        return max(self.curve) if self.score is None else self.score
 
 
 class OutcomeModel:

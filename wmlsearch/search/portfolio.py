@@ -20,7 +20,7 @@ from sklearn.tree import ExtraTreeRegressor
 from wmlsearch.config import TrialConfig
 from wmlsearch.search.distributions import search_space
 from wmlsearch.search.experience import recorded_tasks
-from wmlsearch.search.outcome_model import TrainedCurve, best_so_far, ranks
+from wmlsearch.search.outcome_model import TrainedCurve, ranks
 from wmlsearch.search.samplers.forest import encode
 from wmlsearch.space import Choices, Range, SearchSpace
 
@@ -63,7 +63,7 @@ def choose_portfolio(
     expected = []
     for task, mapped in zip(recorded, taken, strict=True):
         features = np.array([encode(distributions, active(space, values)) for values in mapped], np.float32)
-        expected.append(_expected_ranks(features, ranks(best_so_far([each.curve for each in task])[:, -1]), asked))
+        expected.append(_expected_ranks(features, ranks(np.array([each.result for each in task])), asked))
     return [candidates[at] for at in greedy(np.concatenate(expected), size)]
 
 
@@ -148,8 +148,11 @@ def _distance(one: float, other: float) -> float:
 def _distinct(
     space: SearchSpace, candidates: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the candidates that differ from those before, and from the `others`, in what is active."""
-    seen = {_key(values) for values in others}
+    """Yield the candidates that differ from those before, and from the `others`, in what is active.
+
+    One that says nothing of the space would leave all to the sampler.
+    """
+    seen = {(), *(_key(values) for values in others)}
     for values in candidates:
         key = _key(active(space, values))
         if key not in seen:

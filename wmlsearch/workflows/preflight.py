@@ -106,13 +106,13 @@ def choose_first_trials(
 
     A configuration that an earlier search of --warm-start has tried is not tried again.
     """
-    asked = request.settings.portfolio
+    asked = request.settings.first_trials
     if not asked:
         return []
     from wmlsearch.search.portfolio import choose_portfolio
 
     portfolio = choose_portfolio(request.space, asked, [TrialConfig(), *(trial.config for trial in earlier)])
-    if len(portfolio) < asked:
+    if request.settings.portfolio and len(portfolio) < asked:
         say(
             f"note: {plural(len(portfolio), 'trial')} of --portfolio {asked} can be from experience: the other "
             "recorded configurations are outside this space, or the same in it"
