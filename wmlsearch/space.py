@@ -151,6 +151,13 @@ class SearchSpace:
                 reasons.append(f"{name}={whole[name]} is not in {describe(dimension.domain)}")
         return reasons
 
+    def without(self, name: str, value: Value) -> SearchSpace:
+        """Return this space without one of the choices of a hyperparameter."""
+        entries = self.to_mapping()
+        left = [choice for choice in entries[name]["choices"] if choice != value]
+        entries[name] = {**entries[name], "choices": left} if len(left) > 1 else left[0]
+        return SearchSpace.from_mapping(entries, self.source)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
         """Validate the mapping of a hyperparameter file. Raises InputError with all faults at once."""
@@ -196,6 +203,14 @@ class SearchSpace:
             names = ", ".join(sorted(file.stem for file in shipped().glob("*.yaml")))
             raise InputError(f"{name_or_path}: no such file, and not one of the shipped search spaces: {names}")
         return cls.from_mapping(read_yaml(path), str(name_or_path))
+
+
+def is_shipped(space: SearchSpace) -> bool:
+    """Return whether a space is a shipped one by its name, with the ranges of this version."""
+    name = space.source.removesuffix(".yaml")
+    if "/" in name or Path(space.source).is_file() or not (shipped() / f"{name}.yaml").is_file():
+        return False
+    return space == SearchSpace.read(space.source)
 
 
 def shipped() -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.search_quality import changes
@@ -13,6 +15,7 @@ from benchmarks.search_quality.changes import (
     RESIDUAL,
     Run,
     Variant,
+    effects,
     record,
     recorded,
     table,
@@ -66,6 +69,24 @@ def test_a_recording_goes_on_where_it_ended(task: SealedTask, tmp_path: Path, mo
         file.write('{"of": "the recipe", "cha')  # killed while it wrote
     assert recorded(path)[0] == Run(BASELINE, "", 7, (0.4, 0.5), (0.25, 0.75))
     assert len(recorded(path)) == len(trained)
+
+
+def test_the_gain_of_a_value_is_fitted_to_all_trainings() -> None:
+    """Here the values add up, and the cohorts differ. A value of fewer than four trainings is no term."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for variant in variants():
+        config = variant.config
+        for cohort in (1, 2):
+            dice = (
+                0.3 + 0.1 * (cohort == 2) + 0.05 * (config.network == "residual") - 0.1 * (config.intensity != "range")
+            )
+            runs.append(Run(variant.of, variant.change, cohort, (0.5,), (dice + rng.normal(0, 1e-4), dice)))
+    rows = dict(re.findall(r"\| (\S+ \S+) \| (\S+) ±", effects(runs)))
+    assert rows["network residual"] == "+0.050"
+    assert rows["intensity zscore"] == "-0.100"
+    assert rows["lesion_share 0.5"] in ("+0.000", "-0.000")
+    assert "depth 3" not in rows
 
 
 def test_the_table_has_gains_in_pairs_of_patients() -> None:

@@ -82,3 +82,4 @@ def test_what_belongs_into_the_default_space() -> None:
     page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert among_best.table(among_best.tasks()) in page
     assert changes.table(changes.recorded()) in page
+    assert changes.effects(changes.recorded()) in page

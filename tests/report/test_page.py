@@ -339,8 +339,13 @@ def test_yaml_and_commands_give_the_same_again(make: Make) -> None:
     command = (
         "wmlsearch tune space.yaml --data prepared --trials 8 --epochs 6 --sampler tpe --final-runs 2 --max-hours 1.5"
     )
-    assert tune_command(search.record()) == command
+    about = search.record()
+    assert tune_command(about) == command
     assert command in text
+    few = about.model_copy(update={"settings": about.settings.model_copy(update={"portfolio": 1})})
+    assert tune_command(few) == f"{command} --portfolio 1"
+    none = about.model_copy(update={"settings": about.settings.model_copy(update={"experience": False})})
+    assert tune_command(none) == f"{command} --no-experience"
     commands = [f"wmlsearch train champion.yaml --data prepared --epochs 6 --seed {run}" for run in ("3", "4 --fold 1")]
     assert " ".join(commands) in text
     assert "seed 0; selection runs 1, 2; judgement runs 3, 4" in text

@@ -34,7 +34,7 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
                 f"batches of {smallest} for {workers} workers: raise `batch_size` or use fewer workers"
             )
         faults += _lesion_share_faults(config, data)
-    faults += _input_faults(config, data)
+    faults += [f"{reason}: {remedy}" for reason, remedy in input_faults(config, data.manifest, data.fold)]
     if faults:
         raise InputError("this configuration cannot be trained on this data", faults)
 
@@ -79,26 +79,31 @@ def _lesion_share_faults(config: TrialConfig, data: PreparedData) -> list[str]:
     ]
 
 
-def _input_faults(config: TrialConfig, data: PreparedData) -> Iterator[str]:
-    """Yield why the network's input cannot be made of these slices."""
-    manifest, count = data.manifest, config.input_slices
+def input_faults(config: TrialConfig, manifest: Manifest, fold: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield why the network's input cannot be made of these slices, each with what to do instead."""
+    count = config.input_slices
     if config.intensity == "zscore" and not has_head_grey(manifest):
         yield (
             "intensity=zscore needs the grey values of the head in each volume, which data that were prepared by an "
-            f"older version do not record: {PREPARE_AGAIN}, or use `intensity` range"
+            "older version do not record",
+            f"{PREPARE_AGAIN}, or use `intensity` range",
         )
     if count == 1:
         return
     remedy = "use `input_slices` 1"
     if manifest.axis is None:
-        yield f"input_slices={count} needs volumes, but the data are 2-D pictures: {remedy}"
+        yield f"input_slices={count} needs volumes, but the data are 2-D pictures", remedy
     elif manifest.split_level != "patient":
         yield (
             f"input_slices={count} needs a split by patient, but the data are split by {manifest.split_level}, so a "
-            f"neighbour of a training slice may be a test slice: {remedy}, or prepare with --split patient"
+            "neighbour of a training slice may be a test slice",
+            f"{remedy}, or prepare with --split patient",
         )
-    elif manifest.keep == "lesion" and manifest.lacks_neighbours(data.train.rows.tolist(), count):
+    elif manifest.keep == "lesion" and manifest.lacks_neighbours(
+        manifest.indices("train", kept_only=True, fold=fold), count
+    ):
         yield (
             f"input_slices={count} needs the neighbours of training slices, but --keep lesion left out those without "
-            f"lesions, so a missing neighbour would tell where lesions end: {remedy}, or prepare with --keep brain"
+            "lesions, so a missing neighbour would tell where lesions end",
+            f"{remedy}, or prepare with --keep brain",
         )

@@ -11,16 +11,16 @@ import yaml
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.runs.schema import SearchRecord, SpaceRecord, TrialShape
+from wmlsearch.runs.schema import SearchRecord, TrialShape
 from wmlsearch.runs.wording import command, run_words
-from wmlsearch.space import SearchSpace, shipped
+from wmlsearch.space import SearchSpace, is_shipped
 from wmlsearch.tracking.sync import default_uri
 
 # Settings whose option of `wmlsearch tune` has the same name.
 _OPTIONS = (
     "trials", "epochs", "seed", "precision", "objective", "sampler", "scheduler", "grace_epochs", "confirm_top",
     "confirm_seeds", "final_runs", "postprocessing", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice",
-    "max_checkpoint_gb", "trial_timeout",
+    "max_checkpoint_gb", "trial_timeout", "portfolio",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def tune_command(record: SearchRecord) -> str:
     other ranges.
     """
     settings = record.settings
-    words = [record.space.source if _is_shipped(record.space) else "space.yaml", *_data(record)]
+    words = [record.space.source if is_shipped(record.space.space()) else "space.yaml", *_data(record)]
     objectives = settings.objectives
     # Several objectives have another default sampler and scheduler.
     defaults = RunSettings.from_mapping({"objectives": objectives} if objectives else {})
@@ -45,15 +45,9 @@ def tune_command(record: SearchRecord) -> str:
     if record.shape and record.shape.trials_per_gpu != 1:
         words += ["--trials-per-gpu", str(record.shape.trials_per_gpu)]
     words += [] if settings.baseline else ["--no-baseline"]
+    words += [] if settings.experience else ["--no-experience"]
     words += [] if settings.forecast else ["--no-forecast"]
     return command("tune", *words)
-
-
-def _is_shipped(space: SpaceRecord) -> bool:
-    """Return whether the name of a space stands for the same space in this version."""
-    if not (shipped() / f"{space.source}.yaml").is_file():
-        return False
-    return SearchSpace.read(space.source).to_mapping() == space.space().to_mapping()
 
 
 def train_commands(record: SearchRecord, trainings: Sequence[tuple[int, int]]) -> list[str]:

@@ -16,7 +16,7 @@ from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_before_data
-from wmlsearch.workflows.search_choices import Validate, default_epochs, notes, settings_before_data
+from wmlsearch.workflows.search_choices import Validate, default_epochs, notes, settings_before_data, space_for_data
 from wmlsearch.workflows.search_plan import SearchRequest
 
 
@@ -56,6 +56,7 @@ def request_search(
         settings = validate({**choices.settings, "epochs": default_epochs(data, say)})
     for note in notes(settings, bool(choices.warm_start)):
         say(note)
+    space = space_for_data(choices.space, data, say)
     return SearchRequest(
-        choices.space, settings, data, choices.placement, choices.warm_start, choices.experiment, choices.on_end
+        space, settings, data, choices.placement, choices.warm_start, choices.experiment, choices.on_end
     )
