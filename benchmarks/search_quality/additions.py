@@ -2,10 +2,11 @@
 
     python -m benchmarks.search_quality.additions [--replays 40] [--jobs 2] [--task NAME ...]
 
-Searches are replayed as in outcome.py, on the tasks that were recorded from `wide.yaml`. The small space has the
-hyperparameters of networks and training that the default space had before the newer ones existed. What is not searched
-has the baseline's value. Compared is the sealed Dice of what wmlsearch hands over, in pairs by replay: an addition
-that gains nothing costs trials, so it is below 0. The last rows add together what gains on its own, and everything.
+Searches are replayed as in outcome.py, without experience, on the tasks that were recorded from `wide.yaml`. The small
+space has the hyperparameters of networks and training that the default space had before the newer ones existed. What is
+not searched has the baseline's value. Compared is the sealed Dice of what wmlsearch hands over, in pairs by replay: an
+addition that gains nothing costs trials, so it is below 0. The last rows add together what gains on its own, and
+everything.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.search_quality.methods import Ours, of_the_same_kind
+from benchmarks.search_quality.methods import Ours
 from benchmarks.search_quality.outcome import FIRST_SEED, ScoredDivision, confirmed, interval
 from benchmarks.search_quality.surrogate import Benchmark, Surrogate, benchmarks
 from benchmarks.verdict.rows import markdown
@@ -103,7 +104,7 @@ def handed_over(task_name: str, additions: tuple[str, ...], seed: int) -> float:
     """Replay a search, and return the sealed Dice of what it hands over, the mean over a task's divisions."""
 
     def make(task: Benchmark, seed: int) -> Ours:
-        return Ours(task.space, task.epochs, seed, without=of_the_same_kind(task.name))
+        return Ours(task.space, task.epochs, seed, experience=False)
 
     return float(np.mean([confirmed(make, division, seed).network for division in _narrowed(task_name, additions)]))
 

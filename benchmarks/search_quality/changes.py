@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -52,7 +53,7 @@ TO_BASELINE: Mapping[str, Mapping[str, Any]] = {
     "augment medium": {"augment": "medium"},
     "lesion_share 0.5": {"lesion_share": 0.5},
 }
-BOUND = ("early_stop_patience", "warmup_fraction")  # that go with another value
+BOUND = ("early_stop_patience", "warmup_fraction")  # the same in all, or with `schedule`
 TOGETHER: Mapping[str, Any] = {"intensity": "zscore", "input_slices": 3, "ema": 0.99}
 TO_RECIPE: Mapping[str, Mapping[str, Any]] = {
     "lesion_share null": {"lesion_share": None},
@@ -212,25 +213,33 @@ def table(runs: Sequence[Run]) -> str:
     return markdown(("configuration", "sealed Dice by cohort", "mean", "gain [95 %]"), rows)
 
 
-def effects(runs: Sequence[Run]) -> str:
-    """Return a table of what each value gains beside the others, by least squares over all trainings.
+def parts(config: TrialConfig) -> list[str]:
+    """Return in what a configuration differs from the baseline: what has an effect together is one part."""
+    baseline = TrialConfig()
+    found = [f"{config.loss} over the {config.dice_over}"] if config.loss != baseline.loss else []
+    if config.lesion_share is not None:
+        found.append(f"lesion_share {config.lesion_share}, with {config.loss}")
+    alone = set(TrialConfig.model_fields) - {*BOUND, "loss", "dice_over", "lesion_share"}
+    return found + [
+        f"{name} {getattr(config, name)}"
+        for name in TrialConfig.model_fields
+        if name in alone and getattr(config, name) != getattr(baseline, name)
+    ]
 
-    Each value that differs from the baseline's is a term of its own, and so is each cohort. The interval is of 95 %,
-    and counts the spread between trainings.
+
+def effects(runs: Sequence[Run]) -> str:
+    """Return a table of what each part of the configurations gains beside the others, by least squares.
+
+    Each cohort is a term too. The interval is of 95 %, and counts the spread between trainings.
     """
-    baseline, configs = TrialConfig(), [run.variant.config for run in runs]
-    values = list[tuple[str, Any]]()
-    for config in configs:
-        for name in TrialConfig.model_fields:
-            value = getattr(config, name)
-            with_it = sum(getattr(other, name) == value for other in configs)
-            if name not in BOUND and value != getattr(baseline, name) and (name, value) not in values and with_it >= 4:
-                values.append((name, value))
+    of_runs = [parts(run.variant.config) for run in runs]
+    counts = Counter(part for of_run in of_runs for part in of_run)
+    names = list(counts)
     cohorts = sorted({run.cohort for run in runs})
     terms = np.array(
         [
-            [*(run.cohort == cohort for cohort in cohorts), *(getattr(config, name) == value for name, value in values)]
-            for run, config in zip(runs, configs, strict=True)
+            [*(run.cohort == cohort for cohort in cohorts), *(name in of_run for name in names)]
+            for run, of_run in zip(runs, of_runs, strict=True)
         ],
         dtype=float,
     )
@@ -240,12 +249,10 @@ def effects(runs: Sequence[Run]) -> str:
     variance = float(((dice - terms @ gains) ** 2).sum()) / freedom
     half = student_t.ppf(0.975, freedom) * np.sqrt(variance * np.diag(np.linalg.inv(terms.T @ terms)))
     rows = [
-        (f"{name} {value}", f"{gain:+.3f} ± {width:.3f}", str(int(count)))
-        for (name, value), gain, width, count in zip(
-            values, gains[len(cohorts) :], half[len(cohorts) :], terms[:, len(cohorts) :].sum(axis=0), strict=True
-        )
+        (name, f"{gain:+.3f} ± {width:.3f}", counts[name])
+        for name, gain, width in zip(names, gains[len(cohorts) :], half[len(cohorts) :], strict=True)
     ]
-    return markdown(("value", "gain in sealed Dice", "trainings with it"), rows)
+    return markdown(("part of a configuration", "gain in sealed Dice [95 %]", "trainings with it"), rows)
 
 
 def main() -> None:

@@ -37,12 +37,14 @@ class RecordedTask:
     name: str
     epochs: int
     command: str  # that recorded it
+    drawn: bool  # whether the configurations were drawn at random
     fixed: Mapping[str, Any]  # hyperparameters that all had, where those are not as in `VALUES_BEFORE`
     trained: tuple[TrainedCurve, ...]
 
     def as_file(self) -> str:
         """Return the content of the task's file."""
         about = {"task": self.name, "epochs": self.epochs, "objective": MEASURE, "command": self.command}
+        about |= {"drawn": self.drawn}
         lines: list[dict[str, Any]] = [{"format": FORMAT, **about, **({"fixed": self.fixed} if self.fixed else {})}]
         for each in self.trained:
             curve = [round(float(value), 3) for value in np.maximum.accumulate(each.curve)]
@@ -64,7 +66,7 @@ def trained(task: str) -> list[TrainedCurve]:
 def of_table(task: str) -> RecordedTask:
     """Return a task whose trainings are a table."""
     command = f"python -m benchmarks.search_quality.record --task {task}"
-    return RecordedTask(task, TASKS[task].epochs, command, FIXED[task], tuple(trained(task)))
+    return RecordedTask(task, TASKS[task].epochs, command, True, FIXED[task], tuple(trained(task)))
 
 
 def of_cohort(cohort: int) -> RecordedTask:
@@ -80,6 +82,7 @@ def of_cohort(cohort: int) -> RecordedTask:
         f"hard-{cohort}",
         changes.EPOCHS,
         "python -m benchmarks.search_quality.changes --record",
+        False,
         {name: otherwise[name] for name in VALUES_BEFORE if name not in searched},
         tuple(
             TrainedCurve(

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -75,25 +74,20 @@ class Ours:
 @contextmanager
 def known_tasks(without: Collection[str]) -> Iterator[None]:
     """Let searches that begin in this context know the shipped recordings of all tasks but these."""
-    others = [task for name, task in zip(recorded_names(), recorded_tasks(), strict=True) if name not in without]
+    others = tuple(task for task in recorded_tasks() if task.name not in without)
     with (
-        patch.object(predictive, "recorded_tasks", lambda: tuple(others)),
-        patch.object(portfolio, "recorded_tasks", lambda: tuple(others)),
+        patch.object(predictive, "recorded_tasks", lambda: others),
+        patch.object(portfolio, "recorded_tasks", lambda: others),
     ):
         yield
 
 
 def of_the_same_kind(task: str) -> list[str]:
     """Return the names of the shipped recordings that are of a benchmark's phantom, whoever its patients are."""
-    hard = [name for name in recorded_names() if name.startswith("hard-")]
-    easy = [name for name in recorded_names() if name not in hard]
+    names = [recorded.name for recorded in recorded_tasks()]
+    hard = [name for name in names if name.startswith("hard-")]
+    easy = [name for name in names if name not in hard]
     return {"hard-phantom": hard, "easy-phantom": easy, "phantom": easy}.get(task, [])
-
-
-def recorded_names() -> list[str]:
-    """Return the names of the tasks whose recordings ship, in the order of `recorded_tasks`."""
-    files = resources.files("wmlsearch.search.recorded").iterdir()
-    return sorted(file.name.removesuffix(".jsonl") for file in files if file.name.endswith(".jsonl"))
 
 
 class RayWithOptuna:

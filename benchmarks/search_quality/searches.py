@@ -6,8 +6,9 @@
 Repetition n writes a hard cohort with seed n, seals 48 of its 72 patients, and runs `wmlsearch tune` with seed n and
 its defaults, but for two: the default epochs, as many steps as the paper's training had, take days on a few cores, and
 so do the largest networks of the default space, so the space is small.yaml. The cohorts have large voxels, so lesions
-are twice as wide. A search that was interrupted goes on (`--continue`), and FOLDER may be deleted once the row of a
-repetition is in searches.jsonl.
+are twice as wide. Searches know the shipped recordings, of which two are of hard cohorts with the seeds 101 and 102:
+the patients are others, the generator is the same. A search that was interrupted goes on (`--continue`), and FOLDER may
+be deleted once the row of a repetition is in searches.jsonl.
 """
 
 from __future__ import annotations

@@ -71,22 +71,23 @@ def test_a_recording_goes_on_where_it_ended(task: SealedTask, tmp_path: Path, mo
     assert len(recorded(path)) == len(trained)
 
 
-def test_the_gain_of_a_value_is_fitted_to_all_trainings() -> None:
-    """Here the values add up, and the cohorts differ. A value of fewer than four trainings is no term."""
+def test_the_gain_of_a_part_is_fitted_to_all_trainings() -> None:
+    """Here parts add up, cohorts differ, and balanced batches help an overlap loss only, as they do."""
     rng = np.random.default_rng(0)
     runs = []
     for variant in variants():
         config = variant.config
+        overlap = config.loss != "bce"
         for cohort in (1, 2):
-            dice = (
-                0.3 + 0.1 * (cohort == 2) + 0.05 * (config.network == "residual") - 0.1 * (config.intensity != "range")
-            )
+            dice = 0.3 + 0.1 * (cohort == 2) - 0.1 * (overlap and config.dice_over == "slice")
+            dice += 0.05 * (config.network == "residual") + 0.07 * (overlap and config.lesion_share == 0.5)
             runs.append(Run(variant.of, variant.change, cohort, (0.5,), (dice + rng.normal(0, 1e-4), dice)))
-    rows = dict(re.findall(r"\| (\S+ \S+) \| (\S+) ±", effects(runs)))
-    assert rows["network residual"] == "+0.050"
-    assert rows["intensity zscore"] == "-0.100"
-    assert rows["lesion_share 0.5"] in ("+0.000", "-0.000")
-    assert "depth 3" not in rows
+    rows = dict(re.findall(r"\| (.+) \| [+-](\S+) ±", effects(runs)))
+    assert rows["network residual"] == "0.050"
+    assert rows["lesion_share 0.5, with bce_dice"] == "0.070"
+    assert rows["lesion_share 0.5, with bce"] == rows["bce_dice over the batch"] == "0.000"
+    assert rows["bce_dice over the slice"] == "0.100"
+    assert rows["depth 3"] == "0.000"
 
 
 def test_the_table_has_gains_in_pairs_of_patients() -> None:

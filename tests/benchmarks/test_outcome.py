@@ -171,7 +171,7 @@ def test_first_trial_is_the_baseline_if_it_lies_in_the_space(tmp_path: Path) -> 
 
 def test_experience_of_the_task_itself_is_left_out() -> None:
     shipped = predictive.recorded_tasks()
-    assert searches.recorded_names() == ["few", "hard-101", "hard-102", "phantom"]
+    assert [task.name for task in shipped] == ["few", "hard-101", "hard-102", "phantom"]
     with searches.known_tasks(searches.of_the_same_kind("hard-phantom")):
         assert predictive.recorded_tasks() == portfolio.recorded_tasks() == (shipped[0], shipped[3])
     with searches.known_tasks(searches.of_the_same_kind("easy-phantom")):

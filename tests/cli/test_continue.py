@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from records import run_record, search_record
 from wmlsearch.cli import main
 from wmlsearch.cluster.run_copies import CopyWriter
 from wmlsearch.config import RunSettings
+from wmlsearch.data.manifest import MANIFEST
+from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import TrialShape
+from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.search_choices import space_for_data
 from wmlsearch.workflows.search_plan import ResumeRequest
 
 SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
@@ -101,6 +106,26 @@ def test_with_a_larger_budget_a_completed_search_goes_on(search: SearchDir, call
     search.set_status("completed")
     tune("--name", "s", "--trials", "5")
     assert calls == [("resume", "s")]
+
+
+def test_a_shipped_space_that_was_fitted_to_the_data_is_the_same(
+    search: SearchDir, calls: list[Any], prepared: Path, tmp_path: Path
+) -> None:
+    """A job's command names `unet` each time, of which its data leave a part."""
+    pictures = tmp_path / "pictures"
+    shutil.copytree(prepared, pictures)
+    about = json.loads((pictures / MANIFEST).read_text(encoding="utf-8"))
+    (pictures / MANIFEST).write_text(json.dumps({**about, "axis": None}), encoding="utf-8")
+    fitted = space_for_data(SearchSpace.read("unet"), pictures, print)
+    assert "input_slices" in fitted.fixed
+    record = search.record()
+    space = record.space.model_copy(update={"source": "unet", "values": fitted.to_mapping()})
+    write_json(search.file("record"), record.model_copy(update={"space": space, "data_path": str(pictures)}).as_json())
+    assert tune("unet", "--name", "s").exit_code == 0
+    assert calls == [("resume", "s")]
+    done = tune("unet", "--name", "s", "--data", str(prepared))
+    assert "unet has other ranges than the search space that it began with" in done.output
+    assert len(calls) == 1
 
 
 def test_other_settings_are_refused_all_at_once(search: SearchDir, calls: list[Any]) -> None:

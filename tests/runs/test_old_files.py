@@ -92,6 +92,7 @@ def test_a_finished_search() -> None:
     search = open_search("finished", OLD)
     record = search.record()
     assert (record.key, record.kind, record.settings.trials, record.data.size) == (KEY, "search", 4, 32)
+    assert record.settings.first_trials == 0, "none came from experience then"
     assert record.certificate is not None
     assert record.certificate.units == {"train": 7, "val": 1, "test": 4}
     board = leaderboard(search)

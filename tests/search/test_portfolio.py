@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import optuna
 import pytest
@@ -15,6 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from records import run_record, search_record
 
+from wmlsearch.cli.tune import tune
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
@@ -160,6 +162,12 @@ def test_three_trials_are_from_experience_unless_there_is_none() -> None:
         found.append(len(choose_first_trials(request, [], said.append)))
     assert found == [3, 1, 0, 0]
     assert not said
+
+
+def test_the_help_names_the_default() -> None:
+    (option,) = [each for each in tune.params if each.name == "portfolio"]
+    assert isinstance(option, click.Option)
+    assert f"[default: {RunSettings().first_trials}]" in (option.help or "")
 
 
 def test_there_is_no_portfolio_without_experience() -> None:

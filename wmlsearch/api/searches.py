@@ -227,7 +227,7 @@ def tune(
         experiment=check_experiment_name(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT),
     )
     request = request_search(choices, lambda: ensure_builtin_phantom(runs, progress), say)
-    observer = Observer(SearchLines(search, ranges, request.settings, say).update, say, progress)
+    observer = Observer(SearchLines(search, request.space, request.settings, say).update, say, progress)
     return _ended(search, lambda: _tune(search, request, uri, observer), say)
 
 

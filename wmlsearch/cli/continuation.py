@@ -6,6 +6,7 @@ Batch systems run a job's command again after a time limit, a preemption or a br
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,12 +42,20 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
         for name, (kept, value) in _kept_and_given(record, given, changeable).items()
         if kept != value
     ]
-    if "space" in given and options.space_to_search(given["space"]) != record.space.space():
+    if "space" in given and not _began_with(record, given["space"], values["data"]):
         faults.append(f"{given['space']} has other ranges than the search space that it began with")
     if faults:
         raise InputError(
             f"{search.path}: cannot go on with other settings (give another --name for a new search)", faults
         )
+
+
+def _began_with(record: SearchRecord, space: str, data: Path | None) -> bool:
+    """Return whether a search began with a space, or with what the data left of it."""
+    from wmlsearch.workflows.search_choices import space_for_data
+
+    given, kept = options.space_to_search(space), record.space.space()
+    return given == kept or space_for_data(given, data or Path(record.data_path), lambda _: None) == kept
 
 
 def _kept_and_given(

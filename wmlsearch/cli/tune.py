@@ -70,8 +70,8 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.option(
     "--portfolio",
     type=int,
-    help="Number of trials after the baseline that come from experience: together the best on recorded tasks.  "
-    "[default: 3]",
+    help="Number of trials after the baseline that come from experience, with every sampler: together the best on "
+    "recorded tasks.  [default: 3]",
 )
 @click.option(
     "--no-experience",
@@ -234,7 +234,7 @@ def _start(
         f"searching {space} on {request.data}: {plural(settings.trials, 'trial')} of at most "
         f"{plural(settings.epochs, 'epoch')}, in {search.path}"
     )
-    with SearchDisplay(console(), search, ranges, settings) as display:
+    with SearchDisplay(console(), search, request.space, settings) as display:
         observer = Observer(display.update, display.say, display.progress, end_this_process)
         try:
             return search, run_search(search, request, uri, observer)

@@ -59,7 +59,8 @@ def _with_values_before(config: Any) -> Any:
 
 def _with_settings_before(settings: Any) -> Any:
     """Add to settings what files of older versions lack, as it was then."""
-    return {"postprocessing": "none", "grace_epochs": 2, **settings} if isinstance(settings, Mapping) else settings
+    before = {"postprocessing": "none", "grace_epochs": 2, "portfolio": 0}
+    return {**before, **settings} if isinstance(settings, Mapping) else settings
 
 
 def _epochs_as_numbers(value: Any) -> Any:

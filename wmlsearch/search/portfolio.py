@@ -47,7 +47,9 @@ def choose_portfolio(
         others: Configurations that need no trial more: the baseline, and those of earlier searches.
         tasks: Recorded trainings of each task. None: those that ship with the package.
     """
-    recorded = [list(task) for task in (recorded_tasks() if tasks is None else tasks) if task]
+    if tasks is None:
+        tasks = [task.trained for task in recorded_tasks()]
+    recorded = [list(task) for task in tasks if task]
     taken = [[in_space(space, trained) for trained in task] for task in recorded]
     candidates = [
         values

@@ -47,7 +47,8 @@ class PredictiveHalving:
         settings: The settings of the search.
         space: Its space.
         values_of: Returns the hyperparameters of a trial by name.
-        tasks: Recorded trainings of each task. None: those that ship with the package, if the settings allow.
+        tasks: Recorded trainings of each task. None: those that ship with the package and were drawn at random, if the
+            settings allow.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class PredictiveHalving:
     ) -> None:
         self._settings, self._values_of = settings, values_of
         if tasks is None:
-            tasks = recorded_tasks() if settings.experience else ()
+            shipped = recorded_tasks() if settings.experience else ()
+            tasks = [task.trained for task in shipped if task.drawn]
         self._model = OutcomeModel(space, tasks, settings.epochs)
         # the epochs of the rungs of a trial that begins when the model knows enough, and of one that begins before
         self._early, self._late = (_rungs_if(settings, knows_enough) for knows_enough in (True, False))
