@@ -158,6 +158,13 @@ class SearchSpace:
         entries[name] = {**entries[name], "choices": left} if len(left) > 1 else left[0]
         return SearchSpace.from_mapping(entries, self.source)
 
+    def with_lower_bound(self, name: str, low: int) -> SearchSpace:
+        """Return this space with another lower bound of a range."""
+        entries = self.to_mapping()
+        high = entries[name]["high"]
+        entries[name] = {**entries[name], "low": low} if low < high else high
+        return SearchSpace.from_mapping(entries, self.source)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
         """Validate the mapping of a hyperparameter file. Raises InputError with all faults at once."""

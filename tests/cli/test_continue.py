@@ -19,7 +19,7 @@ from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import TrialShape
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.search_choices import space_for_data
+from wmlsearch.workflows.fitted_space import space_for_data
 from wmlsearch.workflows.search_plan import ResumeRequest
 
 SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
@@ -116,7 +116,7 @@ def test_a_shipped_space_that_was_fitted_to_the_data_is_the_same(
     shutil.copytree(prepared, pictures)
     about = json.loads((pictures / MANIFEST).read_text(encoding="utf-8"))
     (pictures / MANIFEST).write_text(json.dumps({**about, "axis": None}), encoding="utf-8")
-    fitted = space_for_data(SearchSpace.read("unet"), pictures, print)
+    fitted = space_for_data(SearchSpace.read("unet"), pictures, 1, print)
     assert "input_slices" in fitted.fixed
     record = search.record()
     space = record.space.model_copy(update={"source": "unet", "values": fitted.to_mapping()})

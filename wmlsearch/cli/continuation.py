@@ -52,10 +52,11 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
 
 def _began_with(record: SearchRecord, space: str, data: Path | None) -> bool:
     """Return whether a search began with a space, or with what the data left of it."""
-    from wmlsearch.workflows.search_choices import space_for_data
+    from wmlsearch.workflows.fitted_space import space_for_data
 
     given, kept = options.space_to_search(space), record.space.space()
-    return given == kept or space_for_data(given, data or Path(record.data_path), lambda _: None) == kept
+    workers = record.shape.workers_per_trial if record.shape else 1
+    return given == kept or space_for_data(given, data or Path(record.data_path), workers, lambda _: None) == kept
 
 
 def _kept_and_given(

@@ -16,7 +16,7 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
     """Refuse a configuration that cannot be trained on this data. Raises InputError with the rule and the numbers."""
     size, slices = data.manifest.size, len(data.train)
     faults = []
-    if size < 2 ** (config.depth + 1):
+    if size < smallest_size(config.depth):
         faults.append(
             f"size >= 2^(depth + 1) must hold, but got (size={size}, depth={config.depth}): "
             "the lowest level would have a single pixel; lower `depth` or prepare with a larger --size"
@@ -27,7 +27,7 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
             "validation slices; prepare the data again with other patients"
         )
     else:
-        smallest = slices // math.ceil(slices / config.batch_size)
+        smallest = smallest_batch(slices, config.batch_size)
         if smallest < workers:
             faults.append(
                 f"each worker needs a slice of each batch, but batch_size={config.batch_size} of {slices} slices makes "
@@ -37,6 +37,16 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
     faults += [f"{reason}: {remedy}" for reason, remedy in input_faults(config, data.manifest, data.fold)]
     if faults:
         raise InputError("this configuration cannot be trained on this data", faults)
+
+
+def smallest_size(depth: int) -> int:
+    """Return the fewest pixels of an edge that a network of this depth can have: two at its lowest level."""
+    return 2 ** (depth + 1)
+
+
+def smallest_batch(slices: int, batch_size: int) -> int:
+    """Return the slices of the smallest batch of an epoch: batches differ by one at most, and none is larger."""
+    return slices // math.ceil(slices / batch_size)
 
 
 def mirrors_nothing(config: TrialConfig, axis: int | None) -> bool:

@@ -14,9 +14,10 @@ from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.fitted_space import space_for_data
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_before_data
-from wmlsearch.workflows.search_choices import Validate, default_epochs, notes, settings_before_data, space_for_data
+from wmlsearch.workflows.search_choices import Validate, default_epochs, notes, settings_before_data
 from wmlsearch.workflows.search_plan import SearchRequest
 
 
@@ -56,7 +57,7 @@ def request_search(
         settings = validate({**choices.settings, "epochs": default_epochs(data, say)})
     for note in notes(settings, bool(choices.warm_start)):
         say(note)
-    space = space_for_data(choices.space, data, say)
+    space = space_for_data(choices.space, data, choices.placement.workers_per_trial, say)
     return SearchRequest(
         space, settings, data, choices.placement, choices.warm_start, choices.experiment, choices.on_end
     )

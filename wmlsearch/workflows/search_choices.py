@@ -6,21 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import (
-    MAX_DEFAULT_EPOCHS,
-    PAPER_BATCH,
-    PAPER_EPOCHS,
-    PAPER_STEPS,
-    InputError,
-    RunSettings,
-    TrialConfig,
-)
+from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, InputError, RunSettings
 from wmlsearch.config import default_epochs as epochs_of_slices
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.objectives import objective_warnings
 from wmlsearch.runs.wording import command, plural
-from wmlsearch.space import Choices, SearchSpace, is_shipped
+from wmlsearch.space import SearchSpace
 
 Validate = Callable[[Mapping[str, Any]], RunSettings]  # raises InputError, in the words of the command line or Python
 
@@ -35,27 +27,6 @@ def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
             f"`{command('train', Path(source))}`"
         )
     return ranges
-
-
-def space_for_data(space: SearchSpace, data: Path, say: Callable[[str], None]) -> SearchSpace:
-    """Return a shipped space without the inputs that a data set cannot have, and say so. Raises InputError.
-
-    A space of the user's own stays as it is: preflight refuses what it asks for in vain.
-    """
-    if not is_shipped(space):
-        return space
-    from wmlsearch.model.checks import input_faults
-
-    manifest, left = Manifest.read(data), space
-    for name in ("intensity", "input_slices"):
-        domain = space.domain(name)
-        for value in domain.values if isinstance(domain, Choices) else ():
-            config = TrialConfig.from_mapping({name: value})
-            faults = [fault for fold in range(manifest.fold_count) for fault in input_faults(config, manifest, fold)]
-            if faults:
-                left = left.without(name, value)
-                say(f"note: {space.source} is searched without {name} {value}: {faults[0][0]}")
-    return left
 
 
 def settings_before_data(values: Mapping[str, Any], validate: Validate) -> RunSettings:
