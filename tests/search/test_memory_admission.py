@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,12 +94,9 @@ def test_a_refusal_gives_the_numbers(prepared: Path, monkeypatch: pytest.MonkeyP
 def test_on_a_gpu_the_measurement_counts(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a CPU's data behind a GPU's name: what is asked for, and in what order."""
 
-    class Named:
-        device = GPU
-
     data = PreparedData.open(prepared)
-    on_gpu: Any = type("OnGpu", (), {"train": data.train, "val": data.val, "manifest": data.manifest})()
-    on_gpu.train = type("Train", (), {"images": Named(), "has_ignored": False, "__len__": lambda _: len(data.train)})()
+    named: Any = SimpleNamespace(device=GPU)
+    on_gpu = replace(data, train=replace(data.train, images=named))
     asked: list[TrialConfig] = []
 
     def measure(config: TrialConfig, *_: object) -> MemoryEstimate:
