@@ -1,14 +1,16 @@
 """What default searches end with: whole searches of 20 trials on the hard phantom, each on a cohort of its own.
 
-    python -m benchmarks.search_quality.searches                                            the table of searches.jsonl
-    python -m benchmarks.search_quality.searches --record --work FOLDER [--repetitions 5]   run the searches it lacks
+    python -m benchmarks.search_quality.searches                                   the table of searches.jsonl
+    python -m benchmarks.search_quality.searches --record --work FOLDER
+        [--repetitions 5] [--epochs 48]                                            run the searches it lacks
 
 Repetition n writes a hard cohort with seed n, seals 48 of its 72 patients, and runs `wmlsearch tune` with seed n and
 its defaults, but for two: the default epochs, as many steps as the paper's training had, take days on a few cores, and
 so do the largest networks of the default space, so the space is small.yaml. The cohorts have large voxels, so lesions
 are twice as wide. Searches know the shipped recordings, of which two are of hard cohorts with the seeds 101 and 102:
 the patients are others, the generator is the same. A search that was interrupted goes on (`--continue`), and FOLDER may
-be deleted once the row of a repetition is in searches.jsonl.
+be deleted once the row of a repetition is in searches.jsonl. "SD of runs" is that between the final runs of one
+configuration: how much its mean Dice over the sealed patients differs from training to training.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ PATIENTS, SEALED, SIZE = 72, 48, 48
 COHORT = (
     "--cohort", "hard", "--patients", PATIENTS, "--timepoints", 1, "--shape", f"{SIZE}x{SIZE}x16", "--lesion-size", 2,
 )  # fmt: skip
-TRIALS, EPOCHS = 20, 24
+TRIALS, EPOCHS = 20, 48
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ class Ended:
     high: float | None
     detectable: float | None  # the smallest true difference that this design finds with 80 % probability
     hours: float
+    run_sd: float | None = None  # between the judgement runs of one configuration; None without a claim, or not known
 
 
-def run(repetition: int, work: Path) -> Ended:
+def run(repetition: int, epochs: int, work: Path) -> Ended:
     """Run a search to its end. Raises CalledProcessError if a command fails."""
     folder = work / f"{repetition}"
     if not (folder / "raw").exists():
@@ -61,10 +65,10 @@ def run(repetition: int, work: Path) -> Ended:
         sealed = ",".join(f"{number:02d}" for number in range(PATIENTS - SEALED + 1, PATIENTS + 1))
         command("prepare", folder / "raw", folder / "prepared", "--size", SIZE, "--test-patients", sealed)
     command(
-        "tune", SPACE, "--continue", "--name", "search", "--out", folder / "runs", "--data", folder / "prepared",
-        "--trials", TRIALS, "--epochs", EPOCHS, "--seed", repetition,
+        "tune", SPACE, "--continue", "--name", f"{epochs}-epochs", "--out", folder / "runs", "--data",
+        folder / "prepared", "--trials", TRIALS, "--epochs", epochs, "--seed", repetition,
     )  # fmt: skip
-    return read(repetition, folder / "runs" / "search")
+    return read(repetition, folder / "runs" / f"{epochs}-epochs")
 
 
 def command(*words: object) -> None:
@@ -92,27 +96,37 @@ def read(repetition: int, folder: Path) -> Ended:
         claim.high if claim else None,
         claim.detectable if claim else None,
         (status.ended - files.record().created) / 3600,
+        claim.run_sd if claim else None,
     )
 
 
 def table(ended: Sequence[Ended]) -> str:
-    """Return a table with a row for each search, and how many ended with "better"."""
+    """Return a table with a row for each search, and how many ended with "better", by epochs of a training."""
+    ordered = sorted(ended, key=lambda each: (each.epochs, each.repetition))
     rows = [
         (
+            each.epochs,
             each.repetition,
             each.outcome,
             number(each.baseline),
             number(each.champion_dice),
             f"{each.difference:+.3f} [{each.low:+.3f}, {each.high:+.3f}]" if each.difference is not None else "",
             number(each.detectable),
+            number(each.run_sd),
             ", ".join(f"{name} {short(value)}" for name, value in each.champion.items()),
             f"{each.hours:.1f}",
         )
-        for each in ended
+        for each in ordered
     ]
-    head = ("cohort", "claim (a)", "baseline", "champion", "difference [95 %]", "detectable", "the champion's", "hours")
-    better = sum(each.outcome == "better" for each in ended)
-    return f'{markdown(head, rows)}\n\n"better": {better} of {len(ended)}'
+    head = (
+        "epochs", "cohort", "claim (a)", "baseline", "champion", "difference [95 %]", "detectable", "SD of runs",
+        "the champion's", "hours",
+    )  # fmt: skip
+    outcomes = [
+        (epochs, [each.outcome for each in group]) for epochs, group in groupby(ordered, lambda each: each.epochs)
+    ]
+    counts = [f'"better" with {epochs} epochs: {found.count("better")} of {len(found)}' for epochs, found in outcomes]
+    return "\n".join([markdown(head, rows), "", *counts])
 
 
 def number(value: float | None) -> str:
@@ -138,13 +152,14 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="run the searches that are not in searches.jsonl")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="where data and searches lie")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="number of searches (default: 5)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"of a training (default: {EPOCHS})")
     given = parser.parse_args()
     if given.record and given.work is None:
         parser.error("--record needs --work FOLDER")
-    done = {each.repetition for each in recorded()}
+    done = {(each.epochs, each.repetition) for each in recorded()}
     for repetition in range(1, given.repetitions + 1) if given.record else ():
-        if repetition not in done:
-            ended = run(repetition, given.work)
+        if (given.epochs, repetition) not in done:
+            ended = run(repetition, given.epochs, given.work)
             with RECORDED.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(ended)) + "\n")
     print(table(recorded()))

@@ -27,7 +27,7 @@ VERDICT = Verdict.model_validate(
         "secondary": [], "configuration": CLAIM,
     }
 )  # fmt: skip
-BETTER = Ended(1, 12, {"learning_rate": 0.00312}, "better", 0.2, 0.3, 0.1, 0.05, 0.15, 0.06, 0.5)
+BETTER = Ended(1, 12, {"learning_rate": 0.00312}, "better", 0.2, 0.3, 0.1, 0.05, 0.15, 0.06, 0.5, 0.01)
 
 
 def test_reads_champion_and_claim_of_a_search(searched: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,8 +51,9 @@ def test_a_search_without_a_champion_is_an_error(searched: SearchDir, tmp_path: 
 
 def test_the_table_counts_what_is_better() -> None:
     same = replace(BETTER, repetition=2, champion={}, outcome="the baseline is the champion", difference=None)
-    lines = table([BETTER, same]).splitlines()
-    assert lines[-1] == '"better": 1 of 2'
+    longer = replace(BETTER, epochs=24, run_sd=None)
+    lines = table([longer, same, BETTER]).splitlines()
+    assert lines[-2:] == ['"better" with 12 epochs: 1 of 2', '"better" with 24 epochs: 1 of 1']
     assert "+0.100 [+0.050, +0.150]" in lines[2]
     assert "learning_rate 0.0031" in lines[2]
     assert "the baseline is the champion" in lines[3]
