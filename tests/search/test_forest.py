@@ -114,6 +114,18 @@ def test_encoding_of_numbers_choices_and_inactive_dimensions() -> None:
     assert np.allclose(encode(DISTRIBUTIONS, values), [0.5, 0, 1, 0.5, 1, 0, 1])
 
 
+def test_a_value_outside_the_space_that_is_no_number_counts_as_inactive() -> None:
+    distributions = search_space(
+        SearchSpace.from_mapping(
+            {"lesion_share": {"low": 0.2, "high": 0.6}, "ema": {"choices": [0.0, 0.9]}, "depth": {"low": 3, "high": 5}}
+        )
+    )
+    assert np.allclose(encode(distributions, {"lesion_share": None, "ema": 0.9, "depth": 4}), [-1, 1, 0.5])
+    assert np.allclose(encode(distributions, {"lesion_share": 0.9, "ema": 0.0, "depth": 4}), [1, 0, 0.5])
+    as_choices = search_space(SearchSpace.from_mapping({"lesion_share": {"choices": [0.2, 0.6]}}))
+    assert encode(as_choices, {"lesion_share": None}) == [-1]
+
+
 def test_values_are_drawn_as_the_space_draws_them() -> None:
     ours, spaces = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(20):

@@ -13,7 +13,7 @@ from records import epoch_row, run_record, search_record
 
 from benchmarks.search_quality.experience import RECORDED
 from benchmarks.search_quality.experience import recorded_tasks as tasks_of_the_benchmarks
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import predictive
 from wmlsearch.search.experience import recorded_tasks
@@ -181,6 +181,20 @@ def test_a_stopped_trial_says_its_chance_and_a_resumed_search_says_the_same(tmp_
     for name in reasons:
         search.trial(int(name[-4:])).set_status("running")
     assert replayed() == reasons
+
+
+def test_a_baseline_outside_the_space_is_compared_with() -> None:
+    """Its `lesion_share` is null, which a range cannot hold."""
+    space = SearchSpace.from_mapping({"lesion_share": {"low": 0.1, "high": 0.6}, "depth": {"choices": [3, 4]}})
+    configurations = [TrialConfig(), TrialConfig(lesion_share=0.3), TrialConfig(lesion_share=0.6, depth=3)]
+    assert space.mismatches(configurations[0])
+    scheduler = Scheduler(
+        RunSettings(epochs=EPOCHS, scheduler="predictive"), space, lambda number: configurations[number]
+    )
+    stopped = [scheduler.report(number, epoch, 0.1 * number) for epoch in (1, 2) for number in (2, 1, 0)]
+    assert stopped[:4] == [False] * 4, "no rung at epoch 1, and none was at epoch 2 before"
+    assert stopped[-1], "the worst of three"
+    check_chance(scheduler.stop_reason(0, 2)[0])
 
 
 def test_the_scheduler_needs_the_space() -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -305,7 +306,11 @@ def domain_of(distribution: BaseDistribution) -> Choices | Range:
 
 
 def encode(space: Space, values: Mapping[str, Any]) -> list[float]:
-    """Return numbers for the forest: ranges and numeric choices from 0 to 1, other choices one-hot, -1 if inactive."""
+    """Return numbers for the forest: ranges and numeric choices from 0 to 1, other choices one-hot.
+
+    -1 stands for a parameter that is inactive, and for a value that is no number among numbers: that of a trial outside
+    the space, such as the baseline's `lesion_share` null.
+    """
     numbers: list[float] = []
     for name, distribution in space.items():
         domain = domain_of(distribution)
@@ -313,11 +318,12 @@ def encode(space: Space, values: Mapping[str, Any]) -> list[float]:
             numbers += [float(values.get(name) == choice) for choice in domain.values]
             continue
         low, high, log = _bounds(domain)
-        if name not in values or low == high:
+        value = values.get(name)
+        if not isinstance(value, Real) or low == high:
             numbers.append(-1.0)
             continue
         scale: Callable[[float], float] = math.log if log else float
-        value = min(max(values[name], low), high)  # an earlier trial may have had other bounds
+        value = min(max(float(value), low), high)  # an earlier trial may have had other bounds
         numbers.append((scale(value) - scale(low)) / (scale(high) - scale(low)))
     return numbers
 
