@@ -279,7 +279,14 @@ PORTFOLIO = 3  # trials from experience, by default
 class RunSettings(_Strict):
     """The settings of a run: everything that is the same for all of its trials."""
 
-    epochs: int = Field(18, ge=1, le=100_000, description="Maximum epochs of a training. The paper's ended after 18.")
+    epochs: int = Field(
+        PAPER_EPOCHS,
+        ge=1,
+        le=100_000,
+        description="Maximum epochs of a training. Where they are not given, `tune`, `plan` and `train` take as many "
+        f"as give the steps of the paper's training on the data: {PAPER_EPOCHS} to {MAX_DEFAULT_EPOCHS}.",
+        json_schema_extra={"default_shown": f"by the data, {PAPER_EPOCHS} to {MAX_DEFAULT_EPOCHS}"},
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number.")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision of the training. `auto` is bfloat16 where the hardware supports it."

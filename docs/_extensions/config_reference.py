@@ -56,7 +56,9 @@ class SearchSpaces(SphinxDirective):
 
 
 def default(field: FieldInfo) -> str:
-    """The default value of a field as a hyperparameter file writes it."""
+    """The default value of a field as a hyperparameter file writes it, or what the field says of it."""
+    if isinstance(field.json_schema_extra, dict) and "default_shown" in field.json_schema_extra:
+        return str(field.json_schema_extra["default_shown"])
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"

@@ -94,7 +94,8 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.option(
     "--objectives",
     metavar="NAME,NAME",
-    help="Several metrics to optimise, the first one a quality; needs --scheduler none and gives a Pareto front.",
+    help="Several metrics to optimise, the first one a quality. Gives a Pareto front. The defaults are then "
+    "--scheduler none and --sampler tpe.",
 )
 @options.grace_epochs
 @options.confirm_top
