@@ -237,3 +237,32 @@ def test_a_folder_without_a_pair_is_said_to_be_empty(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{tmp_path} is read as a folder with images/ and masks/, but no image with its mask was found there"
     )
+
+
+@pytest.mark.parametrize("word", ["NaN", "n/a", "sub-nan", "<NA>", "None"])
+def test_a_missing_patient_of_a_table_is_no_patient(tmp_path: Path, word: str) -> None:
+    """As pandas, R and Excel write it: four people would be the one patient "NaN"."""
+    bids(tmp_path, ["a.png", "b.png", "c.png", "m.png"])
+    rows = (
+        f"patient,timepoint,image,mask,site\n{word},1,a.png,m.png,n/a\n{word},1,b.png,m.png,A\nP3,nan,c.png,m.png,NaN\n"
+    )
+    discovery = survey(table(tmp_path, rows))
+    assert [(s.patient, s.timepoint, s.site, s.image[0].name) for s in discovery.sources] == [
+        ("", "1", "", "a.png"),
+        ("", "1", "A", "b.png"),
+        ("P3", "", "", "c.png"),
+    ]
+    assert discovery.notes[0] == (
+        f"table.csv: the patient is '{word}' in 2 rows (line 2, 3), which is read as not known; if it is a name, write "
+        "it in another way"
+    )
+
+
+def test_a_quotation_mark_without_an_end_takes_no_rows_of_a_table(tmp_path: Path) -> None:
+    bids(tmp_path, ["a.nii", "b.nii", "c.nii", "m.nii", "n.nii", "o.nii"])
+    rows = 'patient,image,mask,note\np1,a.nii,m.nii,"two\nlines, see x.nii"\np2,b.nii,n.nii,"q\np3,c.nii,o.nii,\n'
+    assert survey(table(tmp_path, rows)).faults == (
+        "table.csv, line 4: a quotation mark has no end here, so that 1 line after it would be part of a cell; close "
+        "the quotation mark, or remove it",
+    )
+    assert len(survey(table(tmp_path, rows.replace('"q', "q"))).sources) == 3

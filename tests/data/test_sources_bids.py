@@ -556,6 +556,16 @@ def test_sites_of_participants(tmp_path: Path) -> None:
     assert discovery.notes[0].startswith("participants.tsv cannot be read")
 
 
+def test_missing_sites_of_participants_and_a_quotation_mark_without_an_end(tmp_path: Path) -> None:
+    for i in range(1, 6):
+        tree(tmp_path, FLAIR.replace("-1", f"-{i}"), LESION.replace("-1", f"-{i}"))
+    rows = 'participant_id\tsite\nsub-1\tNaN\n"sub-2\tA\nsub-3\tB\nsub-4\tB"\nsub-5\t"C"\n'
+    (tmp_path / "participants.tsv").write_text(rows)
+    discovery = look(tmp_path)
+    assert [source.site for source in discovery.sources] == ["", "A", "B", "B", "C"]
+    assert discovery.notes == ("participants.tsv: a quotation mark has no end, so quotation marks are left out",)
+
+
 def test_a_study_with_rawdata(tmp_path: Path) -> None:
     tree(tmp_path / "study", f"rawdata/{FLAIR}", LESION)
     for raw in (tmp_path / "study", tmp_path / "study/rawdata"):

@@ -343,6 +343,22 @@ def test_a_monai_list_with_folds_and_absolute_paths(tmp_path: Path) -> None:
     assert images(survey(path, Choices("(p[0-9])"))) == {f"p{i}": f"lake/p{i}/flair.nii.gz" for i in range(3)}
 
 
+def test_missing_values_of_a_list_are_none(tmp_path: Path) -> None:
+    """JSON's NaN is what pandas writes; a case without a label is not used."""
+    tree(tmp_path, *(f"{name}.nii" for name in ("a", "b", "c", "d", "m", "n", "o")))
+    rows = [
+        {"image": "a.nii", "label": "m.nii", "patient": float("nan"), "patient_id": "P1", "site": "n/a"},
+        {"image": "b.nii", "label": "n.nii", "patient": "NaN", "timepoint": float("nan"), "site": "A"},
+        {"image": "c.nii", "label": "o.nii", "patient": "n/a"},
+        {"image": "d.nii", "label": float("nan"), "patient": 4},
+    ]
+    discovery = survey(datalist(tmp_path / "l.json", {"training": rows}))
+    assert [(s.patient, s.timepoint, s.site) for s in discovery.sources] == [
+        ("P1", "", ""), ("b", "", "A"), ("c", "", ""),
+    ]  # fmt: skip
+    assert discovery.notes[0] == "1 case without a label not used (d.nii)"
+
+
 def test_lists_may_name_patients_time_points_and_sites(tmp_path: Path) -> None:
     tree(tmp_path, *(f"{i}.nii.gz" for i in range(6)))
     rows = [

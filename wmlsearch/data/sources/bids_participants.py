@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.findings import Findings
-from wmlsearch.data.sources.table import SITE_COLUMNS
-
-_UNKNOWN = ("", "n/a")
+from wmlsearch.data.sources.table import join_sites
 
 
 def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
@@ -18,15 +17,32 @@ def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
+        rows = _read(path, findings)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         findings.notes.append(f"{path.name} cannot be read ({error}), so the folds are not balanced by site")
         return {}
     sites = {}
     for row in rows:
         cells = {(name or "").strip().lower(): value.strip() for name, value in row.items() if isinstance(value, str)}
-        site = " ".join(cells[name] for name in SITE_COLUMNS if cells.get(name, "") not in _UNKNOWN)
-        if site:
+        if site := join_sites(cells):
             sites[patient_name(cells.get("participant_id", ""))] = site
     return sites
+
+
+def _read(path: Path, findings: Findings) -> list[dict[str, str]]:
+    """Return the rows by the names of the columns.
+
+    A quotation mark without an end takes in the lines after it. Then all quotation marks are left out, with a note.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        text = file.read()
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+        is_whole = not any("\nsub-" in cell for row in rows for cell in row.values() if isinstance(cell, str))
+    except csv.Error:
+        is_whole = False
+    if not is_whole:
+        findings.notes.append(f"{path.name}: a quotation mark has no end, so quotation marks are left out")
+        plain = io.StringIO(text.replace('"', ""), newline="")
+        rows = list(csv.DictReader(plain, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return rows

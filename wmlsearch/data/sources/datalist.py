@@ -23,6 +23,7 @@ from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, common_root, locate
 from wmlsearch.data.sources.lesion_words import is_lesion_word
+from wmlsearch.data.sources.missing_values import is_missing
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
 from wmlsearch.runs.wording import plural
 
@@ -214,7 +215,9 @@ def _with_test_label(folder: Path, entry: _Entry) -> _Entry:
 
 
 def _first(fields: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((fields[key] for key in keys if fields.get(key) is not None), "")
+    """Return the value of the first of these keys that has one; "" where none has. JSON's NaN is no value."""
+    values = (fields.get(key) for key in keys)
+    return next((value for value in values if value is not None and not is_missing(str(value))), "")
 
 
 # ---------------------------------------------------------------------------------------------------- entries to cases
