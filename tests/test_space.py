@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,16 @@ def test_grammar() -> None:
             "min_learning_rate <= learning_rate must hold, but they can be (min_learning_rate=1e-05, "
             "learning_rate=1e-06); lower one or raise the other",
         ),
+        (
+            {
+                "schedule": {"choices": ["plateau", "cosine"]},
+                "learning_rate": {"low": 1e-6, "high": 1e-3, "log": True},
+                "min_learning_rate": {"low": 1e-8, "high": 1e-7, "log": True, "when": {"schedule": "cosine"}},
+            },
+            "min_learning_rate <= learning_rate must hold, but they can be (min_learning_rate=1e-05, "
+            "learning_rate=1e-06); min_learning_rate is 1e-05, the baseline's, where its `when` does not hold: "
+            "leave out this `when`, or change the other",
+        ),
         ({"dropuot": 0.1, "depth": {"choices": [3]}}, "unknown name 'dropuot': did you mean 'dropout'?"),
     ],
 )
@@ -152,6 +164,88 @@ def test_a_schedule_without_a_minimum_allows_any_learning_rate() -> None:
         {"learning_rate": {"low": 1e-6, "high": 1e-3}, "schedule": {"choices": ["step", "constant"]}}
     )
     assert space.config({"learning_rate": 1e-6, "schedule": "step"}).learning_rate == 1e-6
+
+
+def test_learning_rates_are_compared_where_they_occur_together() -> None:
+    rates = {"low": 1e-6, "high": 1e-3, "log": True}
+    minimum = {"low": 1e-8, "high": 1e-7, "log": True}
+    high, high_minimum = {"low": 1e-2, "high": 1e-1}, {"low": 4e-3, "high": 5e-3}
+    sgd = {"when": {"optimizer": "sgd"}}
+    optimizers = {"choices": ["adam", "sgd"]}
+    for values in (
+        {
+            "schedule": {"choices": ["constant", "cosine"]},
+            "learning_rate": rates,
+            "min_learning_rate": {**minimum, "when": {"schedule": "cosine"}},
+        },
+        {
+            "schedule": {"choices": ["constant", "cosine"]},
+            "learning_rate": {**rates, "when": {"schedule": "constant"}},
+        },
+        {"optimizer": optimizers, "learning_rate": high | sgd, "min_learning_rate": high_minimum | sgd},
+        {
+            "depth": {"low": 3, "high": 4},
+            "learning_rate": high | {"when": {"depth": [3, 4]}},
+            "min_learning_rate": 5e-3,
+        },
+    ):
+        assert len(SearchSpace.from_mapping(values).dimensions) > 1
+    assert "learning_rate is 0.001, the baseline's, where its `when` does not hold" in str(
+        faults(optimizer=optimizers, learning_rate=high | sgd, min_learning_rate=5e-3)
+    )
+    assert faults(depth={"low": 3, "high": 5}, learning_rate=high | {"when": {"depth": [3, 4]}}, min_learning_rate=5e-3)
+
+
+def test_a_space_is_refused_if_any_of_its_configurations_is() -> None:
+    """Compared with all configurations of small random spaces."""
+    choices: dict[str, list[Any]] = {
+        "schedule": ["constant", "plateau", "cosine"],
+        "optimizer": ["adam", "sgd"],
+        "depth": [2, 3, 4],
+        "learning_rate": [1e-5, 1e-3, 1e-1],
+        "min_learning_rate": [0.0, 1e-6, 1e-4, 1e-2],
+    }
+    rng, counts = random.Random(0), Counter[bool]()  # noqa: S311 - not secret
+    for _ in range(300):
+        entries: dict[str, Any] = {"weight_decay": {"choices": [0.0, 1e-3]}}
+        for name in rng.sample(list(choices), len(choices)):
+            searched = [parent for parent in entries if parent in choices and isinstance(entries[parent], dict)]
+            when = {
+                parent: rng.choice(entries[parent]["choices"])
+                for parent in rng.sample(searched, rng.randint(0, min(2, len(searched))))
+            }
+            some = rng.sample(choices[name], rng.randint(1, 3 if name != "optimizer" else 2))
+            entries[name] = {"choices": some, "when": when} if when or len(some) > 1 else some[0]
+        space = SearchSpace.from_record(entries, "random")
+        valid = all(is_valid(space, values) for values in configurations(space, {}))
+        counts[valid] += 1
+        if valid:
+            assert SearchSpace.from_mapping(entries).dimensions == space.dimensions
+        else:
+            assert "min_learning_rate <= learning_rate must hold" in faults(**entries)[0]
+    assert min(counts[True], counts[False]) > 50
+
+
+def is_valid(space: SearchSpace, values: dict[str, Any]) -> bool:
+    try:
+        space.config(values)
+    except InputError:
+        return False
+    return True
+
+
+def configurations(space: SearchSpace, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the values of each configuration of a space that has choices only, beside those of its first dimensions."""
+    active = {name: value for name, value in values.items() if value != "inactive"}
+    name = next((name for name in space.dimensions if name not in values), None)
+    if name is None:
+        yield active
+        return
+    dimension = space.dimensions[name]
+    assert isinstance(dimension.domain, Choices)
+    is_active = dimension.active({**space.defaults, **active})
+    for value in dimension.domain.values if is_active else ("inactive",):
+        yield from configurations(space, {**values, name: value})
 
 
 def test_an_integer_in_a_condition_equals_a_float() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -168,6 +168,17 @@ class SearchSpace:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
         """Validate the mapping of a hyperparameter file. Raises InputError with all faults at once."""
+        space = cls.from_record(values, source)
+        if not space.is_single_configuration:
+            _check_min_learning_rate(space)
+        return space
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any], source: str) -> SearchSpace:
+        """Validate the mapping of a search that has begun. Raises InputError with all faults at once.
+
+        Older versions did not see each way in which learning rates can contradict each other: such a space is read.
+        """
         faults: list[str] = []
         fixed: dict[str, Value] = {}
         dimensions: dict[str, Dimension] = {}
@@ -192,8 +203,6 @@ class SearchSpace:
             raise InputError(f"{source}: not a valid search space", faults)
         if space.is_single_configuration:
             space.single_configuration()  # checks the rules that join several values
-        else:
-            _check_min_learning_rate(space)
         return space
 
     @classmethod
@@ -369,21 +378,70 @@ def _impossible_conditions(space: SearchSpace) -> list[str]:
 
 
 def _check_min_learning_rate(space: SearchSpace) -> None:
-    """Refuse a space whose lowest learning rate is below the highest `min_learning_rate`. Raises InputError."""
-    name, schedules = _NEEDED["min_learning_rate"]
-    if not any(schedule in space.domain(name) for schedule in schedules):
-        return
-    bounds = {}
-    for name in ("learning_rate", "min_learning_rate"):
-        domain = space.domain(name)
-        values = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)
-        bounds[name] = [value for value in values if isinstance(value, int | float)]
-    lowest, highest_minimum = min(bounds["learning_rate"]), max(bounds["min_learning_rate"])
-    if highest_minimum > lowest:
+    """Refuse a space with a configuration whose `min_learning_rate` is above its learning rate. Raises InputError."""
+    _, schedules = _NEEDED["min_learning_rate"]
+    for together in _values_together(space, ("schedule", "learning_rate", "min_learning_rate")):
+        lowest, highest_minimum = min(_numbers(together["learning_rate"])), max(_numbers(together["min_learning_rate"]))
+        if highest_minimum <= lowest or not any(schedule in schedules for schedule in together["schedule"]):
+            continue
+        advice = "lower one or raise the other"
+        for name, value in (("learning_rate", lowest), ("min_learning_rate", highest_minimum)):
+            if value not in space.domain(name):
+                advice = (
+                    f"{name} is {value:g}, the baseline's, where its `when` does not hold: "
+                    "leave out this `when`, or change the other"
+                )
         raise InputError(
             f"{space.source}: not a valid search space",
             [
                 f"min_learning_rate <= learning_rate must hold, but they can be "
-                f"(min_learning_rate={highest_minimum:g}, learning_rate={lowest:g}); lower one or raise the other"
+                f"(min_learning_rate={highest_minimum:g}, learning_rate={lowest:g}); {advice}"
             ],
         )
+
+
+def _numbers(values: Iterable[Value]) -> list[float]:
+    return [value for value in values if isinstance(value, int | float)]
+
+
+# Of the hyperparameters that are decided: which others they make inactive, and the values of those that are asked for.
+_Case = tuple[frozenset[str], tuple[tuple[str, tuple[Value, ...]], ...]]
+
+
+def _values_together(space: SearchSpace, names: Sequence[str]) -> list[dict[str, tuple[Value, ...]]]:
+    """Return the values that hyperparameters can have at the same time, by their conditions.
+
+    Each dictionary holds values of all `names`; each value of one can stand beside each of another. Of a range it holds
+    the bounds.
+    """
+    needed: dict[str, Dimension] = {}  # `names` and what decides whether they are active, children before parents
+    for name, dimension in reversed(list(space.dimensions.items())):
+        if name in names or any(name in child.when for child in needed.values()):
+            needed[name] = dimension
+    cases: dict[_Case, None] = {(frozenset(), ()): None}  # equal ones are one
+    for name in [*(name for name in TrialConfig.model_fields if name not in space.dimensions), *reversed(needed)]:
+        allowed = {child: dimension.when[name] for child, dimension in needed.items() if name in dimension.when}
+        earlier, cases = cases, {}
+        for inactive, chosen in earlier:
+            searched = name in space.dimensions and name not in inactive
+            domain = space.dimensions[name].domain if searched else Choices((space.defaults[name],))
+            for more, values in _by_effect(domain, allowed).items():
+                cases[inactive | more, (*chosen, (name, values)) if name in names else chosen] = None
+    return [dict(chosen) for _, chosen in cases]
+
+
+def _by_effect(
+    domain: Choices | Range, allowed: Mapping[str, tuple[Value, ...]]
+) -> dict[frozenset[str], tuple[Value, ...]]:
+    """Return the values of a domain by the dimensions that they make inactive; of a range the bounds.
+
+    `allowed` are the values beside which each other dimension is active.
+    """
+    mentioned = {value: None for each in allowed.values() for value in each if value in domain}
+    values = domain.values if isinstance(domain, Choices) else tuple(mentioned)
+    groups: dict[frozenset[str], list[Value]] = {}
+    for value in values:
+        groups.setdefault(frozenset(name for name, each in allowed.items() if value not in each), []).append(value)
+    if isinstance(domain, Range) and not (domain.whole and len(values) > domain.high - domain.low):  # it has others
+        groups.setdefault(frozenset(allowed), []).extend((domain.low, domain.high))
+    return {inactive: tuple(each) for inactive, each in groups.items()}

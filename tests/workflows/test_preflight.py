@@ -40,6 +40,18 @@ def test_a_space_is_checked_with_z_scores_where_it_has_them() -> None:
         assert _most_demanding(space).intensity == wanted
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"min_learning_rate": 2e-3, "learning_rate": {"low": 2e-3, "high": 1e-2}},
+        {"min_learning_rate": {"low": 1e-7, "high": 1e-6}, "learning_rate": 5e-6},
+    ],
+)
+def test_learning_rates_above_or_below_the_baselines_are_no_fault(entries: dict[str, Any]) -> None:
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, **entries})
+    assert _most_demanding(space).depth == 3
+
+
 def test_a_share_of_lesions_is_checked_in_the_folds_of_all_final_runs(raw: Path, tmp_path: Path) -> None:
     """Here the training patients have lesions with each fold but the last: only its final runs would fail."""
     folder = tmp_path / "folds"

@@ -38,7 +38,7 @@ def check(run: AnyDir) -> None:
     if isinstance(run, RunDir):
         check_lines(EpochLine, read_lines(run.file("metrics")), run.file("metrics"))
         return
-    SearchSpace.from_mapping(run.record().space.values, f"{run.file('record')}: space")
+    SearchSpace.from_record(run.record().space.values, f"{run.file('record')}: space")
     run.usage()
     run.forecast()
     run.earlier()

@@ -191,7 +191,7 @@ class SpaceRecord(Record):
         now = TrialConfig().model_dump()
         then = {**VALUES_BEFORE, **self.defaults}
         changed = {name: value for name, value in then.items() if now.get(name) != value}
-        return SearchSpace.from_mapping({**changed, **self.values}, self.source)
+        return SearchSpace.from_record({**changed, **self.values}, self.source)
 
 
 class TrialShape(Record):

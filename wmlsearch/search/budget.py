@@ -86,6 +86,10 @@ class Budget(tune.Stopper):
         """End the search, since a signal asks for it. It may come at any line of the other methods."""
         self._request = reason
 
+    def end(self, reason: str) -> None:
+        """End the trials, since none can begin any more, as if a budget were used up."""
+        self._ending = self._ending or reason
+
     def abort(self, error: OSError) -> None:
         """End the search, since a result could not be written."""
         self.storage_error = self.storage_error or error

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from wmlsearch.config import RunSettings
+from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
@@ -91,6 +91,9 @@ class Recorder(tune.Callback):
             return self._assign(run, number)
         except OSError as error:
             self.budget.abort(error)
+            return None
+        except InputError as error:  # older versions took spaces with configurations that contradict themselves
+            self.budget.end(f"trial {number} cannot begin: {'; '.join([error.headline, *error.faults])}")
             return None
 
     def _create(self, run: RunDir, number: int) -> None:

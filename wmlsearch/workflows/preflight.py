@@ -198,7 +198,8 @@ def _most_demanding(space: SearchSpace) -> TrialConfig:
             domain = space.dimensions[name].domain
             every = domain.values if isinstance(domain, Choices) else (domain.low, domain.high)
             values[name] = extreme((value for value in every if isinstance(value, int | float)), default=None)
-    return space.config(values)
+    # Learning rates are left as in the baseline, and make no demands; a minimum that is fixed may be above that rate.
+    return space.config({**values, "min_learning_rate": 0.0})
 
 
 def check_checkpoints(search: SearchDir, placement: Placement) -> None:
