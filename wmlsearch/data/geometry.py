@@ -63,9 +63,13 @@ class VolumeGeometry:
     @property
     def picture_mm(self) -> tuple[float, float] | None:
         """Edges of a pixel of the upright slices, down and across; None for 2-D pictures."""
-        if self.axis is None or self.voxel_mm is None:
+        return None if self.axis is None else self.picture_mm_along(self.axis)
+
+    def picture_mm_along(self, axis: int) -> tuple[float, float] | None:
+        """Return the edges of a pixel of upright slices along an axis of RAS+, down and across; None for pictures."""
+        if self.voxel_mm is None:
             return None
-        down, across = (self.voxel_mm[self.input_axis(ras)] for ras in (2, 1, 0) if ras != self.axis)
+        down, across = (self.voxel_mm[self.input_axis(ras)] for ras in (2, 1, 0) if ras != axis)
         return down, across
 
     @property

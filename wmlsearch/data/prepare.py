@@ -25,6 +25,7 @@ from wmlsearch.data.examine import VolumeFacts, examine
 from wmlsearch.data.findings import NamedFinding, named
 from wmlsearch.data.folds import DevelopmentPatient, deal
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, VolumeGeometry, choose_plane, place_window
+from wmlsearch.data.kept_slices import choose_kept
 from wmlsearch.data.labels import MaskRule, files_with_label, label_counts
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.lesions_cut_off import cut_off
@@ -44,7 +45,6 @@ from wmlsearch.runs.wording import plural
 
 __all__ = ["PrepareOptions", "prepare"]
 
-MIN_HEAD = 0.1  # share of the largest slice's head that a slice must show to be kept with `--keep brain`
 PICTURE_BYTES = 2**17  # size of a 2-D picture, as a guess of how long it takes to read
 
 
@@ -105,7 +105,7 @@ def prepare(
     plane = _choose_plane(raw, used, options.plane)
     with worker_pool(options.jobs, len(used), plane.file_bytes, plane.voxels) as call_each:
         facts = _examine(raw, used, plane.axis, options, call_each, report)
-        kept = [_kept_slices(volume, options.keep) for volume in facts]
+        kept = [choose_kept(volume, options.keep) for volume in facts]
         patients = [scan.shown.patient for scan in scans]
         if options.split == "patient":
             split = _split_by_patient(used, facts, drawn, options, patients)
@@ -297,16 +297,6 @@ def _examine(
     if faults:
         raise _faults_error(raw, faults)
     return with_equal_masks([scan.shown for scan in scans], facts)
-
-
-def _kept_slices(facts: VolumeFacts, keep: str) -> list[bool]:
-    """Return whether each slice of a volume is used, by `--keep`."""
-    if keep == "all":
-        return [True] * len(facts.head)
-    if keep == "lesion":
-        return [lesion > 0 for lesion in facts.lesion]
-    min_head = MIN_HEAD * max(facts.head)
-    return [head >= min_head or lesion > 0 for head, lesion in zip(facts.head, facts.lesion, strict=True)]
 
 
 def _common_spacing(raw: Path, scans: Sequence[_Scan], facts: Sequence[VolumeFacts]) -> float | None:

@@ -13,7 +13,10 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
+from wmlsearch.data.examine import examine
+from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_grey import has_head_grey, slice_head_grey
+from wmlsearch.data.kept_slices import choose_kept
 from wmlsearch.data.manifest import (  # fmt: skip
     IMAGES,
     LEDGER,
@@ -36,7 +39,7 @@ class SealedVolume:
     """A test patient's scan with its mask, on the input's own grid."""
 
     source: Source  # the files that `prepare` has copied
-    kept: tuple[int, ...]  # numbers of the slices with enough of the head, or a lesion
+    kept: tuple[int, ...]  # numbers of the slices with enough of the head, or a lesion: as --keep says
     nan_background: bool  # voxels that are not finite are background wherever they are
 
 
@@ -54,24 +57,37 @@ class SealedTest:
         """Whether each slice's patient is known, so that scores can be paired over patients."""
         return all(row.patient for row in self.manifest.slices)
 
-    def volumes(self) -> Iterator[SealedVolume]:
+    def volumes(self, axis: int | None = None) -> Iterator[SealedVolume]:
         """Yield each test volume in the manifest's order.
 
+        Args:
+            axis: Along which its kept slices are counted, in RAS+; None: that of the data. Along another one they are
+                those that `prepare` would keep in that plane.
+
         Raises:
-            InputError: Where files are missing, or their slices are not those that were sealed.
+            InputError: Where files cannot be read, or their slices are not those that were sealed.
         """
         root = self.folder / ORIGINALS
         for number, geometry in enumerate(self.manifest.volumes):
             images, masks = (tuple(root / name for name in names) for names in (geometry.images, geometry.masks))
-            if missing := [str(path) for path in (*images, *masks) if not path.is_file()]:
-                raise InputError(f"{self.folder}: test patients' files are missing; {PREPARE_AGAIN}", missing)
             rows = [row for row in self.manifest.slices if row.volume == number]
             source = Source(geometry.patient, geometry.timepoint, root, images, masks)
             slices = cut(source, geometry, [row.index for row in rows], self.manifest.mask_rule)
             checksums = [slice_checksum(image, mask) for image, mask in zip(slices.images, slices.masks, strict=True)]
             if checksums != [row.checksum for row in rows]:
                 raise InputError(f"{images[0]}: is not the file that was sealed, its slices differ; {PREPARE_AGAIN}")
-            yield SealedVolume(source, tuple(row.index for row in rows if row.kept), geometry.nan_background)
+            if axis is None or axis == self.manifest.axis:
+                kept = tuple(row.index for row in rows if row.kept)
+            else:
+                kept = self._kept_along(axis, source, geometry)
+            yield SealedVolume(source, kept, geometry.nan_background)
+
+    def _kept_along(self, axis: int, source: Source, geometry: VolumeGeometry) -> tuple[int, ...]:
+        """Return the numbers of the slices along an axis that `prepare` would keep."""
+        facts, faults = examine(source, axis, self.manifest.mask_rule, geometry.nan_background)
+        if facts is None:
+            raise InputError(f"{self.folder}: a test patient's file cannot be read; {PREPARE_AGAIN}", faults)
+        return tuple(number for number, kept in enumerate(choose_kept(facts, self.manifest.keep)) if kept)
 
     def kept_slices(self) -> tuple[list[SliceRow], Array, Array, list[tuple[float, float]]]:
         """Return the rows of the kept slices, their images and masks (n, size, size) uint8, and the heads' grey values.
@@ -112,9 +128,13 @@ def open_sealed_test(data: Path, by: Mapping[str, Any]) -> SealedTest:
         by: What the ledger says of this opening; it is written before any image is read.
 
     Raises:
-        InputError: Where the test split is not what was sealed, or the ledger cannot be written.
+        InputError: Where the test split is not what was sealed, files are missing, or the ledger cannot be written.
     """
     manifest = check_sealed_test(data)
+    names = [name for volume in manifest.volumes for name in (*volume.images, *volume.masks)]
+    files = [data / SEALED / ORIGINALS / name for name in names] if manifest.has_volumes else []
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise InputError(f"{data / SEALED}: test patients' files are missing; {PREPARE_AGAIN}", missing)
     opened = record_opening(data, by)
     return SealedTest(data / SEALED, manifest, len(openings(data)) - 1, opened)
 

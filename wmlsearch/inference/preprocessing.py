@@ -53,6 +53,26 @@ class Preprocessing:
         return cls(plane, axis, size, fit, None if spacing is None else float(spacing))
 
 
+def spacing_fault(name: str, picture_mm: tuple[float, float] | None, preprocessing: Preprocessing) -> str | None:
+    """Return a line for an image whose pixels are too far from those of the training data, None for others.
+
+    Args:
+        name: Of the image.
+        picture_mm: Edges of its pixels in the slices of the model's plane; None for 2-D pictures.
+        preprocessing: How the training data were cut.
+    """
+    spacing = preprocessing.spacing_mm
+    if picture_mm is None or spacing is None or preprocessing.fit != "crop":
+        return None
+    down, across = picture_mm
+    if spacing / MAX_SPACING_FACTOR <= min(down, across) <= spacing * MAX_SPACING_FACTOR:
+        return None
+    return (
+        f"{name}: in-plane voxel edges must be within a factor of {MAX_SPACING_FACTOR} of the {spacing:.4g} mm "
+        f"that the model was trained on, but are {down:.4g} x {across:.4g} mm; check the header's units"
+    )
+
+
 def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_background: bool = False) -> VolumeGeometry:
     """Return where an image is cut, as the training data were. Reads and checks the image, but not its mask.
 
@@ -70,13 +90,8 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_backgroun
         raise InputError(f"{name}: cannot be predicted", faults)
     facts, head = examined
     spacing = preprocessing.spacing_mm
-    if facts.picture_mm is not None and spacing is not None and preprocessing.fit == "crop":
-        down, across = facts.picture_mm
-        if not spacing / MAX_SPACING_FACTOR <= min(down, across) <= spacing * MAX_SPACING_FACTOR:
-            raise InputError(
-                f"{name}: in-plane voxel edges must be within a factor of {MAX_SPACING_FACTOR} of the {spacing:.4g} mm "
-                f"that the model was trained on, but are {down:.4g} x {across:.4g} mm; check the header's units"
-            )
+    if fault := spacing_fault(name, facts.picture_mm, preprocessing):
+        raise InputError(fault)
     geometry = place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)
     doubts = (*head_outside_window(head, geometry), *coarse_slices(facts.picture_mm, spacing, preprocessing.plane))
     return replace(geometry, findings=geometry.findings + doubts)

@@ -101,7 +101,7 @@ class _Origin(Record):
     patient: str  # "" where it is not known
     timepoint: str
     source: str  # the FLAIR image, relative to the raw data set
-    index: int | None = None  # of the slice in its volume, from 0; not set for a whole volume
+    index: int | None = None  # of the slice in its volume, from 0, in the models' plane; not set for a whole volume
 
 
 class RowScores(MaskScores, _Origin):

@@ -24,7 +24,7 @@ from wmlsearch.data.manifest import PREPARE_AGAIN, Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import BATCH, HERE, Predictions, mean_probabilities
-from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
+from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry, spacing_fault
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.evaluation import (
     SCOPES,
@@ -70,7 +70,8 @@ def evaluate(
     Args:
         models: the networks of each role, one for each run; figures show the first. The mean probability of several
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
-        data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes.
+        data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes:
+            these are sliced again, and in another plane its rule says which slices are kept.
         by: who opens the test, for its ledger.
         progress: called after each volume, or each batch of slices.
         predictions: where the networks predict. Images are opened and scored in this process.
@@ -81,6 +82,7 @@ def evaluate(
     preprocessing = common_preprocessing(networks)
     manifest = check_sealed_test(data)
     _check_preprocessing(data, manifest, preprocessing)
+    _check_spacing(data, manifest, preprocessing)
     _check_neighbours(data, manifest, networks)
     _check_head_grey(data, manifest, networks)
     sealed = open_sealed_test(data, by)
@@ -117,6 +119,18 @@ def _check_preprocessing(data: Path, manifest: Manifest, preprocessing: Preproce
             f"models were trained on {preprocessing.size} ({preprocessing.plane}, fit {preprocessing.fit}); prepare it "
             "with the same options"
         )
+
+
+def _check_spacing(data: Path, manifest: Manifest, preprocessing: Preprocessing) -> None:
+    """Refuse test volumes whose voxels are too large or too small in the models' plane, by the stored headers."""
+    if preprocessing.axis is None or not manifest.has_volumes:
+        return
+    of_volumes = (
+        spacing_fault(volume.source, volume.picture_mm_along(preprocessing.axis), preprocessing)
+        for volume in manifest.volumes
+    )
+    if faults := [fault for fault in of_volumes if fault]:
+        raise InputError(f"{data}: some of its test volumes cannot be cut as the models expect", faults)
 
 
 def _check_neighbours(data: Path, manifest: Manifest, networks: Sequence[TrainedModel]) -> None:
@@ -295,10 +309,10 @@ def _score_volumes(
     gallery: GalleryBuilder,
     progress: Progress,
 ) -> None:
-    """Score each test volume on its own grid, and its kept slices at the models' size."""
+    """Score each test volume on its own grid, and its kept slices in the models' plane and at their size."""
     total = len(sealed.manifest.volumes)
     progress("scoring test volumes", 0, total)
-    for done, volume in enumerate(sealed.volumes(), 1):
+    for done, volume in enumerate(sealed.volumes(preprocessing.axis), 1):
         geometry = slicing_geometry(volume.source, preprocessing, volume.nan_background)
         slices = cut(volume.source, geometry, rule=sealed.manifest.mask_rule)
         expert = expert_mask(volume.source, geometry, sealed.manifest.mask_rule)
