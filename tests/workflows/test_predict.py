@@ -231,6 +231,21 @@ def test_folders_and_names(say: Say, raw: Path, flairs: Path) -> None:
     assert [row["mask"] for row in table(Path("found"))] == ["a_x_mask.nii.gz", "b_x_mask.nii.gz", "02_mask.nii.gz"]
 
 
+def test_what_a_folder_leaves_out_is_said(say: Say, flairs: Path) -> None:
+    (flairs / "01.nii.gz").rename(flairs / "01_flair.nii.gz")
+    (flairs / "._01_FLAIR.nii.gz").write_bytes(b"as macOS leaves them")
+    (flairs / "03_FLAIR.nii.gz").write_bytes((flairs / "01_flair.nii.gz").read_bytes())
+    result = say("predict", "s", "in", "--single", "--out", "found", "--json")
+    assert result.exit_code == 0, result.output
+    note = (
+        "in: left out: 1 image not named FLAIR as others are (02.nii.gz); name a file to predict it whatever its name"
+    )
+    assert f"note: {note}" in result.stderr.splitlines()
+    answer = json.loads(result.stdout)
+    assert answer["notes"] == [note]
+    assert [Path(one["input"]).name for one in answer["images"]] == ["01_flair.nii.gz", "03_FLAIR.nii.gz"]
+
+
 def test_all_faults_at_once_and_nothing_written(say: Say, flairs: Path, tmp_path: Path) -> None:
     Path("empty").mkdir()
     Path("notes.txt").write_text("?")

@@ -131,7 +131,7 @@ class Model:
             check_threshold(threshold, "threshold")
         ensemble = len(self._networks.members) > 1 and not single
         with _as_file(image) as file:
-            input_image = find_images([file])[0]
+            input_image = find_images([file]).images[0]
             geometry = slicing_geometry(
                 input_image.source, common_preprocessing(self._networks.members), nan_background
             )

@@ -60,11 +60,15 @@ def predict(
         trained_model = find_model(model, runs, options.uri_of(runs, mlflow_uri))
         if ensemble is None:
             ensemble = len(trained_model.members) > 1
+        notes: list[str] = []
         bar, advance = progress_bar(console())
         with bar:
             rows = predict_files(
-                trained_model, inputs, out, threshold, ensemble, advance, nan_background=nan_background
-            )
+                trained_model, inputs, out, threshold, ensemble, advance,
+                nan_background=nan_background, note=notes.append,
+            )  # fmt: skip
+        for text in notes:
+            options.say(f"note: {text}")
         for row in rows:
             size = plural(row.area_pixels or 0, "pixel") if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
             by = f" ({row.predicted_by})" if ensemble else ""
@@ -77,4 +81,4 @@ def predict(
         if as_json:
             from wmlsearch.workflows.json_results import PredictionSummary
 
-            show(PredictionSummary.of(rows, out))
+            show(PredictionSummary.of(rows, out, notes))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
+from wmlsearch.data.sources.content import content_faults
+from wmlsearch.data.sources.flair_images import find_flair_images
 from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, stem
-from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural
 
 RESULT_SUFFIXES = ("_mask", "_probability", "_overlay")  # files named so are results, not images to predict
@@ -41,45 +42,41 @@ class InputImage:
         return f"{self.name}_overlay.png"
 
 
-def find_images(paths: Sequence[Path]) -> list[InputImage]:
+@dataclass(frozen=True)
+class Inputs:
+    """The images to predict, and what was left out of folders, a sentence each."""
+
+    images: tuple[InputImage, ...]
+    notes: tuple[str, ...]
+
+
+def find_images(paths: Sequence[Path]) -> Inputs:
     """Return all images that `paths` (files, or folders of images) mean, each once. Raises InputError."""
     faults: list[str] = []
+    notes: list[str] = []
     images: dict[Path, Path] = {}  # by real path, which also works for loops of links
     for path in paths:
+        files = [path]
         if path.is_dir():
-            files = _images_in(path)
+            flairs = find_flair_images(path, RESULT_SUFFIXES)
+            files, left_out = list(flairs.images), "; ".join(flairs.left_out)
+            faults += content_faults(path, [Source("", "", path, (file,)) for file in files])
             if not files:
-                faults.append(
-                    f"{path}: no image in this folder; {FILE_TYPES}, or BIDS (sub-*/[ses-*/]anat/*_FLAIR.nii.gz)"
-                )
-        else:
-            files = [path]
-            if not path.is_file():
-                faults.append(f"{path}: no such file or folder; check the path")
-            elif not is_nifti(path) and not is_picture(path):
-                faults.append(f"{path}: must be one of {FILE_TYPES}; convert it")
+                rule = f"{FILE_TYPES}, or BIDS (sub-*/[ses-*/]anat/*_FLAIR.nii.gz)"
+                faults.append(f"{path}: no image in this folder; {rule}{left_out and f'; left out: {left_out}'}")
+            elif left_out:
+                notes.append(f"{path}: left out: {left_out}; name a file to predict it whatever its name")
+        elif not path.is_file():
+            faults.append(f"{path}: no such file or folder; check the path")
+        elif not is_nifti(path) and not is_picture(path):
+            faults.append(f"{path}: must be one of {FILE_TYPES}; convert it")
         for file in files:
             images.setdefault(Path(os.path.realpath(file)), file)
     if faults:
         raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
     files = list(images.values())
-    return [InputImage(path, name) for path, name in zip(files, _unique_names(files), strict=True)]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Return the FLAIR images of a BIDS data set, subject or session; otherwise all images directly in the folder."""
-    places = ("", "anat/", "ses-*/anat/", "sub-*/anat/", "sub-*/ses-*/anat/")
-    images = [path for place in places for end in NIFTI_TYPES for path in folder.glob(f"{place}*_FLAIR{end}")]
-    if not images:
-        images = [
-            path
-            for path in folder.iterdir()
-            if path.is_file()
-            and not path.name.startswith(".")
-            and (is_nifti(path) or is_picture(path))
-            and not stem(path).endswith(RESULT_SUFFIXES)
-        ]
-    return sorted(images, key=lambda path: natural_key(path.as_posix()))
+    input_images = [InputImage(path, name) for path, name in zip(files, _unique_names(files), strict=True)]
+    return Inputs(tuple(input_images), tuple(notes))
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -157,11 +157,13 @@ class PredictionSummary:
     out: str
     table: str
     images: list[ImageSummary]
+    notes: list[str]
 
     @classmethod
-    def of(cls, rows: Sequence[LesionRow], out: Path) -> PredictionSummary:
-        images = [ImageSummary.of(row, out) for row in rows]
-        return cls(FORMAT, "prediction", str(out.absolute()), str((out / LESION_TABLE).absolute()), images)
+    def of(cls, rows: Sequence[LesionRow], out: Path, notes: Sequence[str]) -> PredictionSummary:
+        """Return the record of predictions in the folder `out`; `notes` say what was left out."""
+        images, table = [ImageSummary.of(row, out) for row in rows], out / LESION_TABLE
+        return cls(FORMAT, "prediction", str(out.absolute()), str(table.absolute()), images, list(notes))
 
 
 @dataclass(frozen=True)

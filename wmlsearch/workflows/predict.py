@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,13 +38,15 @@ def predict_files(
     progress: Progress = lambda *_: None,
     *,
     nan_background: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[LesionRow]:
     """Predict the images of `paths` (files, or folders of them) and write the results into the folder `out`.
 
     Writes for each image NAME: NAME_mask and NAME_probability on its own grid, NAME_overlay.png, and a row in
     lesions.csv; with `ensemble` two rows, and the files are the ensemble's. All images are read and checked before the
     first is predicted, and nothing is overwritten. With `nan_background`, voxels that are not finite are background
-    wherever they are. `progress(what, done, total)` is called after each image.
+    wherever they are. `progress(what, done, total)` is called after each image, and `note` before them with a sentence
+    on what was left out of each folder.
 
     Raises InputError with all faults.
     """
@@ -53,8 +55,11 @@ def predict_files(
             f"--ensemble: needs a model of several networks, but there is only {model.members[0].name}; name a search "
             "that has a champion, or an export of one, or leave --ensemble out"
         )
-    images = find_images(paths)
+    inputs = find_images(paths)
+    images = inputs.images
     check_nothing_overwritten(out, images)
+    for text in inputs.notes:
+        note(text)
     geometries = _check_images(model, images, progress, nan_background)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[LesionRow] = []

@@ -134,8 +134,8 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
     ignored: list[str] = []
     ignored_scans: set[tuple[str, str]] = set()
     for file in folder.files():
-        has_suffix = file.suffix.casefold() in suffixes if suffixes else bool(_FLAIR_SUFFIX.fullmatch(file.suffix))
-        is_image = has_suffix and not _shows_lesions(file)
+        has_suffix = file.suffix.casefold() in suffixes if suffixes else is_flair_suffix(file.suffix)
+        is_image = has_suffix and not shows_lesions(file)
         candidate = as_mask_named_like_image(file) if is_image else as_candidate(file)
         is_image = is_image and candidate is None
         is_other_image = not suffixes and not file.derivative and bool(_LIKE_FLAIR.fullmatch(file.suffix))
@@ -183,7 +183,13 @@ def _nearly_same_name(patient: str, session: str, patients: Mapping[str, Mapping
     return f"if it is that of {alike[0]}, rename it so" if alike else ""
 
 
-def _shows_lesions(file: BidsFile) -> bool:
+def is_flair_suffix(suffix: str) -> bool:
+    """Whether the suffix of a file name says that it is a FLAIR: FLAIR, flair, T2FLAIR, 3DFLAIR and the like."""
+    return bool(_FLAIR_SUFFIX.fullmatch(suffix))
+
+
+def shows_lesions(file: BidsFile) -> bool:
+    """Whether the name of a file says that it shows lesions, so that it is a mask although its suffix is an image's."""
     return any(is_lesion_word(text) for text in (*file.words, *file.entities, *file.entities.values()))
 
 
