@@ -20,8 +20,9 @@ from whole_search import EPOCHS, run, search_command, start, study_trials, tune
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.schema import ENDED
+from wmlsearch.runs.schema import ENDED, DataRecord
 from wmlsearch.search.final_training import write_result
 from wmlsearch.search.messages import TrialResult
 from wmlsearch.search.optuna_study import Study
@@ -32,7 +33,7 @@ from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.placement import LOCAL, Placement
-from wmlsearch.workflows.preflight import check_budgets
+from wmlsearch.workflows.preflight import check_before_data, check_budgets, check_resumed_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchRequest
 
 
@@ -87,13 +88,27 @@ def test_a_resumed_search_says_which_trials_go_on_and_which_begin_again(tmp_path
     )
 
 
-def test_a_resumed_search_may_have_fewer_epochs_than_its_final_runs() -> None:
+def test_a_resumed_search_may_have_fewer_epochs_than_its_final_runs(prepared: Path, tmp_path: Path) -> None:
     """An older version reserved fewer of them. The trials have ended then; the final runs go on."""
     settings = RunSettings(epochs=18, max_epochs_total=300)
     assert settings.final_run_count * settings.epochs > 300
-    space, slots = SearchSpace.read("quick"), Slots(1, 1, 1, 0.0)
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}})
+    recorded = DataRecord(name="prepared", fingerprint=Manifest.read(prepared).fingerprint, optimistic=False)
+    request = ResumeRequest(space, settings, prepared, recorded_data=recorded)
+    assert check_resumed_search(SearchDir.create(tmp_path / "s", search_record()), request).record == recorded
+    with pytest.raises(InputError, match="no epochs are left for trials"):
+        check_before_data(space, settings, LOCAL, epochs_given=True)
+    slots = Slots(1, 1, 1, 0.0)
     check_budgets(space, settings, slots, resumed=True)
     with pytest.raises(InputError, match="no epochs are left for trials"):
+        check_budgets(space, settings, slots)
+
+
+def test_a_population_is_resumed_where_all_its_trials_can_run_at_once() -> None:
+    """It began on a smaller machine, and perhaps only its final runs are left."""
+    space, settings, slots = SearchSpace.read("quick"), RunSettings(scheduler="pbt", trials=8), Slots(8, 1, 1, 0.0)
+    check_budgets(space, settings, slots, resumed=True)
+    with pytest.raises(InputError, match="all 8 trials would start at once"):
         check_budgets(space, settings, slots)
 
 

@@ -23,6 +23,7 @@ from wmlsearch.workflows.provenance import run_record
 from wmlsearch.workflows.search_plan import SearchPlan
 
 if TYPE_CHECKING:
+    from wmlsearch.cluster.resources import Slots
     from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
 
@@ -48,6 +49,27 @@ class _PlannedRun:
     @property
     def is_finished(self) -> bool:
         return self.run.exists() and self.run.state in GOOD
+
+
+@dataclass(frozen=True)
+class FinalSlots:
+    """Where the runs of both stages are trained."""
+
+    selection: Slots
+    judgement: Slots
+
+
+def plan_final_slots(plan: SearchPlan) -> FinalSlots:
+    """Plan the slots of both stages, before a worker of either starts: those that are kept hold memory.
+
+    They follow from the runs that a search without a stop would train, not from those that are left: a resumed run has
+    the threads it began with. Machines may have joined or left the cluster since the search began.
+    """
+    settings, placement = plan.settings, plan.placement
+    return FinalSlots(
+        placement.slots(max(settings.selection_run_count, 1), plan.reserved),
+        placement.slots(max(settings.judgement_run_count, 1), plan.reserved),
+    )
 
 
 def final_runs_are_finished(search: SearchDir, settings: RunSettings, champion: str) -> bool:
@@ -85,7 +107,9 @@ def _judgement_runs(search: SearchDir, settings: RunSettings, champion: str) -> 
     ]
 
 
-def train_selection_runs(search: SearchDir, plan: SearchPlan, trainer: RunTrainer, observer: Observer) -> None:
+def train_selection_runs(
+    search: SearchDir, plan: SearchPlan, slots: Slots, trainer: RunTrainer, observer: Observer
+) -> None:
     """Train the baseline configuration and the best candidates with new seeds, run k with fold k for validation.
 
     Nothing is trained where there is no candidate. Finished runs are not repeated. Raises KeyboardInterrupt when the
@@ -96,11 +120,11 @@ def train_selection_runs(search: SearchDir, plan: SearchPlan, trainer: RunTraine
     requests = [_request(run, plan) for run in runs if not run.is_finished]
     others = "".join(f", {configuration.name}" for configuration in configurations[1:])
     what = f"baseline configuration{others}; {plural(settings.confirm_seeds, 'run')} each"
-    _train(search, plan, trainer, requests, f"selection runs: {what}", settings.selection_run_count, observer)
+    _train(search, slots, trainer, requests, f"selection runs: {what}", observer)
 
 
 def train_judgement_runs(
-    search: SearchDir, plan: SearchPlan, champion: str, trainer: RunTrainer, observer: Observer
+    search: SearchDir, plan: SearchPlan, slots: Slots, champion: str, trainer: RunTrainer, observer: Observer
 ) -> None:
     """Train the baseline configuration and the champion with new seeds, run r with fold r for validation.
 
@@ -112,7 +136,7 @@ def train_judgement_runs(
     requests = [_request(run, plan) for run in runs if not run.is_finished]
     what = "baseline configuration" if champion == PAPER else f"baseline configuration and champion ({champion})"
     message = f"judgement runs: {what}; {plural(settings.final_runs, 'run')} each"
-    _train(search, plan, trainer, requests, message, settings.judgement_run_count, observer)
+    _train(search, slots, trainer, requests, message, observer)
 
 
 def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
@@ -136,24 +160,17 @@ def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
 
 def _train(
     search: SearchDir,
-    plan: SearchPlan,
+    slots: Slots,
     trainer: RunTrainer,
     requests: Sequence[TrainingRequest],
     message: str,
-    count: int,
     observer: Observer,
 ) -> None:
-    """Train final runs on Ray Train, `count` being the number of those that the search would train without a stop.
-
-    The slots follow from `count`, not from the runs that are left: a resumed run has the threads it began with.
-    """
+    """Train final runs on Ray Train."""
     from wmlsearch.search.budget import STOP_REQUESTED
 
     if not requests:
         return
-    slots = plan.placement.slots(
-        count, plan.reserved
-    )  # machines may have joined or left the cluster since the search began
     observer.say(f"{message}, {slots}")
     before, began, gpu_seconds = search.usage(), time.monotonic(), trainer.gpu_seconds
 
