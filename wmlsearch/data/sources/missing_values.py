@@ -10,6 +10,6 @@ def is_missing(text: str) -> bool:
     return text.strip().casefold() in _WORDS
 
 
-def known(text: str) -> str:
+def text_or_empty(text: str) -> str:
     """Return a cell's text; "" where its value is missing."""
     return "" if is_missing(text) else text

@@ -27,7 +27,7 @@ from wmlsearch.data.sources.layout import (
     group_into_sources,
     locate,
 )
-from wmlsearch.data.sources.missing_values import is_missing, known
+from wmlsearch.data.sources.missing_values import is_missing, text_or_empty
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture
 from wmlsearch.runs.wording import plural
 
@@ -61,10 +61,10 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
         if row_faults:
             faults += [f"{table.name}, line {line}: {fault}" for fault in row_faults]
             continue
-        patient = known(patient_name(cells["patient"]))
+        patient = text_or_empty(patient_name(cells["patient"]))
         if cells["patient"] and not patient:
             without_patient.append((line, cells["patient"]))
-        scan = Scan(patient, known(cells["timepoint"]), "" if patient else cells["image"])
+        scan = Scan(patient, text_or_empty(cells["timepoint"]), "" if patient else cells["image"])
         scans[scan].append((image, mask))
         sites.setdefault(scan, join_sites(cells))
     if without_patient:
@@ -79,7 +79,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
 
 def join_sites(cells: Mapping[str, str]) -> str:
     """Return the site and the scanner of a row, as far as they are known, by column name in lower case."""
-    return " ".join(name for column in SITE_COLUMNS if (name := known(cells.get(column, ""))))
+    return " ".join(name for column in SITE_COLUMNS if (name := text_or_empty(cells.get(column, ""))))
 
 
 def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
