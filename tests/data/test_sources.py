@@ -231,11 +231,73 @@ def test_tables_as_other_programs_write_them(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_pair_is_said_to_be_empty(tmp_path: Path) -> None:
-    bids(tmp_path, ["images/p1/a.nii", "masks/p1/a.nii"])
+    bids(tmp_path, ["images/README", "masks/notes.txt"])
+    empty = f"{tmp_path} is read as a folder with images/ and masks/, but no image with its mask was found there"
     with pytest.raises(InputError) as error:
         discover(tmp_path)
-    assert str(error.value) == (
-        f"{tmp_path} is read as a folder with images/ and masks/, but no image with its mask was found there"
+    assert str(error.value) == empty
+    bids(tmp_path, ["images/p1.img", "images/p1.hdr", "masks/p1.img.gz"])
+    with pytest.raises(InputError) as error:
+        discover(tmp_path)
+    assert (error.value.headline, error.value.faults) == (
+        empty,
+        (
+            "2 files not used, because they are not NIfTI, PNG, TIFF or JPEG (images/p1.img, masks/p1.img.gz); convert "
+            "them if they are images or masks",
+        ),
+    )
+
+
+def test_images_that_are_not_read_are_told(tmp_path: Path) -> None:
+    bids(tmp_path, [f"{folder}/{name}.nii" for folder in ("images", "masks") for name in ("p1", "p2")])
+    bids(tmp_path, ["images/p3.mgz", "masks/p3.mgz", "images/IM0001", "images/p1.json", "images/.p4.mgz"])
+    bids(tmp_path, ["images/more/p5.nii", "images/more/again/p6.png", "masks/more/p5.nii", "images/docs/a.txt"])
+    discovery = survey(tmp_path)
+    assert len(discovery.sources) == 2
+    assert discovery.notes == (
+        "subfolders beside the files are not read (images/more with 2 files, masks/more with 1 file); move their files "
+        "up if they are part of the data",
+        "3 files not used, because they are not NIfTI, PNG, TIFF or JPEG (images/IM0001, images/p3.mgz, "
+        "masks/p3.mgz); convert them if they are images or masks",
+    )
+    assert [unused.name for unused in discovery.unused] == [
+        "images/more", "masks/more", "images/IM0001", "images/p3.mgz", "masks/p3.mgz",
+    ]  # fmt: skip
+    bids(tmp_path, ["masks/IM0001.nii", "images/p7.nii", "masks/p7.nrrd"])
+    assert survey(tmp_path).faults == (
+        "masks/IM0001.nii: no image; convert images/IM0001",
+        "images/p7.nii: missing mask; convert masks/p7.nrrd",
+    )
+
+
+def test_subfolders_of_images_and_masks(tmp_path: Path) -> None:
+    """They are read where no file lies beside them. The folder may name the patient; the files may differ."""
+    names = [
+        "images/sub-1/ses-1/flair.nii",
+        "masks/sub-1/ses-1/lesion_mask.nii",
+        "images/sub-2/a.nii",
+        "masks/sub-2/a.nii",
+    ]
+    bids(tmp_path / "nifti", names)
+    sources = survey(tmp_path / "nifti").check().sources
+    assert [(s.patient, s.timepoint, s.name(s.image[0]), s.name(s.mask[0])) for s in sources] == [
+        ("1", "1", "images/sub-1/ses-1/flair.nii", "masks/sub-1/ses-1/lesion_mask.nii"),
+        ("2", "", "images/sub-2/a.nii", "masks/sub-2/a.nii"),
+    ]
+    bids(
+        tmp_path / "slices",
+        [f"{folder}/p{i}/{j}.png" for folder in ("images", "masks") for i in (1, 2) for j in (9, 10)],
+    )
+    discovery = survey(tmp_path / "slices")
+    assert {source.patient for source in discovery.sources} == {""}
+    pattern = discovery.notes[0].split("if these are the patients', give --patient-pattern '")[1].rstrip("'")
+    by_folder = survey(tmp_path / "slices", Choices(pattern)).check().sources
+    assert [(s.patient, [path.name for path in s.image]) for s in by_folder] == [
+        ("p1", ["9.png", "10.png"]), ("p2", ["9.png", "10.png"]),
+    ]  # fmt: skip
+    bids(tmp_path / "slices", ["images/p2/11.png"])
+    assert survey(tmp_path / "slices").faults == (
+        "images/p2/11.png: missing mask; add masks/p2/11.* (same name, extension aside)",
     )
 
 

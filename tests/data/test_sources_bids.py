@@ -566,6 +566,21 @@ def test_missing_sites_of_participants_and_a_quotation_mark_without_an_end(tmp_p
     assert discovery.notes == ("participants.tsv: a quotation mark has no end, so quotation marks are left out",)
 
 
+def test_flair_images_of_other_formats_are_told(tmp_path: Path) -> None:
+    tree(tmp_path, FLAIR, LESION, FLAIR.replace(".nii.gz", ".mgz"), FLAIR.replace(".nii.gz", ".json"))
+    other = FLAIR.replace("-1", "-2").replace(".nii.gz", ".img.gz")
+    tree(tmp_path, other, LESION.replace("-1", "-3"), FLAIR.replace("-1", "-3").replace(".nii.gz", ".dcm"))
+    discovery = look(tmp_path)
+    assert [source.patient for source in discovery.sources] == ["1"]
+    assert (
+        f"1 file not used, because it is not NIfTI ({other}); convert it if it is an image or a mask" in discovery.notes
+    )
+    assert [unused.name for unused in discovery.unused] == [other]
+    assert discovery.unused_note == "", "the note says it already"
+    (fault,) = discovery.faults
+    assert fault.endswith(f"; convert {FLAIR.replace('-1', '-3').replace('.nii.gz', '.dcm')} to NIfTI")
+
+
 def test_a_study_with_rawdata(tmp_path: Path) -> None:
     tree(tmp_path / "study", f"rawdata/{FLAIR}", LESION)
     for raw in (tmp_path / "study", tmp_path / "study/rawdata"):

@@ -87,6 +87,27 @@ def test_the_decathlon_has_no_channel_in_its_names(tmp_path: Path) -> None:
     assert images(survey(tmp_path)) == {"ms_0001": "imagesTr/ms_0001.nii.gz"}
 
 
+def test_cases_of_other_formats_are_told(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["MS_001"], 1)
+    tree(tmp_path, "imagesTr/MS_002_0000.mha", "labelsTr/MS_002.mha", "imagesTr/more/MS_003_0000.nii.gz")
+    discovery = survey(tmp_path)
+    assert images(discovery) == {"MS_001": "imagesTr/MS_001_0000.nii.gz"}
+    assert [unused.name for unused in discovery.unused] == [
+        "imagesTr/more", "imagesTr/MS_002_0000.mha", "labelsTr/MS_002.mha",
+    ]  # fmt: skip
+    assert discovery.notes[:2] == (
+        "subfolders beside the files are not read (imagesTr/more with 1 file); move their files up if they are part of "
+        "the data",
+        "2 files not used, because they are not NIfTI, PNG, TIFF or JPEG (imagesTr/MS_002_0000.mha, "
+        "labelsTr/MS_002.mha); convert them if they are images or masks",
+    )
+    tree(tmp_path, "labelsTr/MS_002.nii.gz", "imagesTr/MS_004_0000.nii.gz", "labelsTr/MS_004.mha")
+    assert survey(tmp_path).faults == (
+        "imagesTr/MS_004_0000.nii.gz: missing mask; convert labelsTr/MS_004.mha",
+        "labelsTr/MS_002.nii.gz: no image; convert imagesTr/MS_002_0000.mha",
+    )
+
+
 def test_labelled_test_cases_are_the_sealed_test(tmp_path: Path) -> None:
     nnunet(tmp_path, ["MS_001", "MS_002", "MS_003"], 1)
     tree(tmp_path, "imagesTs/MS_101_0000.nii.gz", "labelsTs/MS_101.nii.gz", "imagesTs/MS_102_0000.nii.gz")

@@ -31,7 +31,8 @@ from wmlsearch.data.sources.content import uninstalled
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData
 from wmlsearch.data.sources.lesion_words import is_lesion_word
-from wmlsearch.data.sources.source import Source
+from wmlsearch.data.sources.other_formats import report_other_formats
+from wmlsearch.data.sources.source import Source, is_nifti
 from wmlsearch.runs.wording import plural
 
 _FLAIR_SUFFIX = re.compile(r"(?i)(2d|3d)?(t2w?-?)?(2d|3d)?flair")
@@ -48,6 +49,7 @@ class _Scan:
     images: list[BidsFile] = field(default_factory=list)
     masks: list[Candidate] = field(default_factory=list)
     other_images: list[BidsFile] = field(default_factory=list)  # which may be FLAIRs by another name
+    other_formats: list[BidsFile] = field(default_factory=list)  # FLAIRs that are not NIfTI
     is_ignored: bool = False  # its images stand in .bidsignore
     whose: str = ""  # advice where it has a mask only: the name of another scan is nearly its own
 
@@ -56,6 +58,8 @@ class _Scan:
         """Where the image of its mask belongs, or may be."""
         if self.whose:
             return self.whose
+        if self.other_formats:
+            return f"convert {self.other_formats[0].name} to NIfTI"
         place = f"{self.name}/anat/{self.name.replace('/', '_')}_FLAIR.nii.gz"
         suffixes = dict.fromkeys(file.suffix for file in self.other_images)
         others = " or ".join(option_text("--select", "suffix", suffix) for suffix in suffixes)
@@ -133,7 +137,12 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
     suffixes = {suffix.casefold() for suffix in images.wanted.get("suffix", ())}
     ignored: list[str] = []
     ignored_scans: set[tuple[str, str]] = set()
-    for file in folder.files():
+    for file in folder.files(other_formats=True):
+        if not is_nifti(file.path):
+            if is_flair_suffix(file.suffix) and not shows_lesions(file) and not folder.is_ignored(file):
+                scan = patients[file.patient].setdefault(file.session, _Scan(file.patient, file.session))
+                scan.other_formats.append(file)
+            continue
         has_suffix = file.suffix.casefold() in suffixes if suffixes else is_flair_suffix(file.suffix)
         is_image = has_suffix and not shows_lesions(file)
         candidate = as_mask_named_like_image(file) if is_image else as_candidate(file)
@@ -236,6 +245,7 @@ class _Choice:
     _plain: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by derivative of the mask
     _not_selected: list[str] = field(default_factory=list)  # scans
     _without_image: list[str] = field(default_factory=list)  # scans
+    _other_formats: list[Path] = field(default_factory=list)  # FLAIRs that are not NIfTI, of scans without another
 
     def source(self, scan: _Scan, sites: Mapping[str, str]) -> Source | None:
         """Return a scan's image and mask; None, with a fault or a note, where there is not one of each."""
@@ -306,6 +316,7 @@ class _Choice:
             texts = first_names([f"{reason}: {count}" for reason, count in reasons.most_common()])
             files = plural(len(self.findings.unused), "file")
             self.findings.unused_note = f"{files} not used ({texts}); the same command with --dry-run lists them"
+        report_other_formats(self.folder.root, self._other_formats, self.findings, "NIfTI")
 
     def _image(self, scan: _Scan) -> BidsFile | None:
         """Return the scan's image: of those asked for the best, the subject's own before those of derivatives."""
@@ -326,6 +337,8 @@ class _Choice:
         elif masks := [one for one in scan.masks if one.level == NAMED or (one.level == PLAIN and self.take_plain)]:
             names = ", ".join(one.file.name for one in masks)
             self.findings.faults.append(f"{scan.name}: no FLAIR image for the mask {names}; {scan.image_advice}")
+        elif scan.other_formats:
+            self._other_formats += [file.path for file in scan.other_formats]
         else:
             self._without_image.append(scan.name)
         return None

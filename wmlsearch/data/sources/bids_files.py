@@ -1,8 +1,7 @@
-"""List the NIfTI files of a BIDS data set by patient: those of the subjects' folders, and those of the derivatives."""
+"""List the files of a BIDS data set by patient: those of the subjects' folders, and those of the derivatives."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.data.sources.bids_names import BidsFile, read_name
-from wmlsearch.data.sources.layout import list_folders
+from wmlsearch.data.sources.layout import list_folders, walk_files
+from wmlsearch.data.sources.other_formats import is_other_format
 from wmlsearch.data.sources.source import is_nifti
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SUBJECT, SESSION, DERIVATIVES, RAW_DATA = "sub-", "ses-", "derivatives", "rawdata"
 IGNORE = ".bidsignore"
+_FLAIR = "flair"
 _LIKE_SUBJECT = re.compile(r"(?!sub-)(?i:sub(ject)?([-_ ][a-z]{0,4})?[0-9]+)")
 
 
@@ -47,12 +48,18 @@ class BidsFolder:
         """Return the names of folders that look like a subject's, but are not named `sub-`."""
         return [folder.name for folder in list_folders(self.subjects) if _LIKE_SUBJECT.fullmatch(folder.name)]
 
-    def files(self) -> Iterator[BidsFile]:
-        """Yield the NIfTI files of all subjects, links to files that are not here included."""
+    def files(self, other_formats: bool = False) -> Iterator[BidsFile]:
+        """Yield the NIfTI files of all subjects, links to files that are not here included.
+
+        Args:
+            other_formats: Yield images in the subjects' folders that are named FLAIR, but are not NIfTI, too.
+        """
         for subject in list_folders(self.subjects):
             if subject.name.startswith(SUBJECT):
-                for path, folders in walk(subject):
-                    yield read_name(self.root, path, subject.name, _session(folders), "", folders)
+                for path, folders in walk_files(subject):
+                    is_flair = other_formats and _FLAIR in path.name.lower() and is_other_format(path)
+                    if is_nifti(path) or is_flair:
+                        yield read_name(self.root, path, subject.name, _session(folders), "", folders)
         for derivatives in self.derivatives:
             for path, folders in walk(derivatives):
                 above = [i for i, name in enumerate(folders) if name.startswith(SUBJECT)]
@@ -84,36 +91,8 @@ def has_subjects(folder: Path) -> bool:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the NIfTI files below a folder, sorted, each with the names of the folders between.
-
-    Links to folders are followed, each folder once, under its own name rather than a link's.
-    """
-    yield from _walk(folder, [], set())
-
-
-def _walk(folder: Path, names: list[str], seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append(entry)
-            elif is_nifti(Path(entry.name)):
-                yield Path(entry.path), names
-    for entry in sorted(folders, key=lambda entry: entry.is_symlink()):
-        yield from _walk(Path(entry.path), [*names, entry.name], seen)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a loop of links
-        return False
+    """Yield the NIfTI files below a folder, as `walk_files` does."""
+    return ((path, folders) for path, folders in walk_files(folder) if is_nifti(path))
 
 
 def _session(folders: list[str]) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from wmlsearch.data.sources.source import shown_name
+from wmlsearch.data.sources.other_formats import name_without_extension
+from wmlsearch.data.sources.source import is_nifti, shown_name
 
 _DOT = "\ue000"  # stands for a dot, which the library takes for the beginning of the extension
 _T2 = re.compile(r"(?i)(2d|3d)?t2w?")
@@ -22,7 +23,7 @@ _NOT_ENTITIES = ("suffix", "ext", "datatype", "sub", "ses")
 
 @dataclass(frozen=True)
 class BidsFile:
-    """A NIfTI file of a BIDS data set, and what its path says of it."""
+    """A file of a BIDS data set, NIfTI or an image of another format, and what its path says of it."""
 
     path: Path
     name: str  # relative to the data set
@@ -67,7 +68,7 @@ def read_name(
     """
     from bids2table import parse_bids_entities
 
-    stem = re.sub(r"(?i)\.nii(\.gz)?$", "", path.name)
+    stem = re.sub(r"(?i)\.nii(\.gz)?$", "", path.name) if is_nifti(path) else name_without_extension(path)
     parsed = parse_bids_entities(stem.replace(".", _DOT) + ".nii")
     entities = {key: value.replace(_DOT, ".") for key, value in parsed.items() if value}
     if "suffix" not in entities and (key := next((key for key in entities if _T2.fullmatch(key)), "")):

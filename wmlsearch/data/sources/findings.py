@@ -49,11 +49,13 @@ class Discovery:
     ignore_labels: tuple[float, ...]
 
     def check(self) -> Discovery:
-        """Return the discovery itself. Raises InputError with all its faults, or where it has no volume."""
+        """Return the discovery itself. Raises InputError with all its faults, or its notes where it has no volume."""
         if self.faults:
             raise InputError(f"{self.raw}: {plural(len(self.faults), 'fault')}, nothing was written", self.faults)
         if not self.sources:
-            raise InputError(f"{self.raw} is read as {self.layout}, but no image with its mask was found there")
+            raise InputError(
+                f"{self.raw} is read as {self.layout}, but no image with its mask was found there", self.notes
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,3 +106,37 @@ def list_files(folder: Path) -> list[Path]:
     """Return the files in a folder, sorted, without hidden ones; broken links too, so that they become faults."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
+
+
+def walk_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the files below a folder, sorted, each with the names of the folders between.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once, under its own name rather
+    than a link's. Broken links are yielded, so that they become faults.
+    """
+    yield from _walk(folder, [], set())
+
+
+def _walk(folder: Path, names: list[str], seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry)
+            else:
+                yield Path(entry.path), names
+    for entry in sorted(folders, key=lambda entry: entry.is_symlink()):
+        yield from _walk(Path(entry.path), [*names, entry.name], seen)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False

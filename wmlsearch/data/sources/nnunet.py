@@ -15,6 +15,13 @@ from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
 from wmlsearch.data.sources.datalist import channel_names, names_its_files, read_labels, read_list
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_files
+from wmlsearch.data.sources.other_formats import (
+    FORMATS,
+    conversions,
+    is_other_format,
+    report_other_formats,
+    report_subfolders,
+)
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
 from wmlsearch.runs.wording import plural
 
@@ -33,6 +40,10 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     description = read_list(folder / DESCRIPTION) if (folder / DESCRIPTION).exists() else {}
     read_labels(description, raw.choices.names_lesions, findings)
     parts = {part: (_images(folder, part, findings), _labels(folder, part, findings)) for part in PARTS}
+    folders = [folder / f"{kind}{part}" for part in PARTS for kind in ("images", "labels")]
+    report_subfolders(folder, folders, findings)
+    unread = [path for inner in folders for path in list_files(inner) if is_other_format(path)]
+    report_other_formats(folder, unread, findings)
     names = channel_names(description)
     files = [file for images, _ in parts.values() for file in images.values()]
     numbers = {number for file in files for number in file if number is not None} or {0}
@@ -40,7 +51,8 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     channel = choose_channel(channels, raw.choices.images, findings)
     if channel is None:
         return []
-    cases = [case for part in PARTS for case in _pairs(folder, part, *parts[part], channel, findings)]
+    convert = conversions(folder, unread)
+    cases = [case for part in PARTS for case in _pairs(folder, part, *parts[part], channel, convert, findings)]
     return case_sources(folder, cases, raw.choices.patient_pattern, findings)
 
 
@@ -75,23 +87,38 @@ def _labels(folder: Path, part: str, findings: Findings) -> dict[str, Path]:
         if other := labels.get(stem(path)):
             findings.faults.append(_same_name(f"labels{part}", other, path))
         labels[stem(path)] = path
-    if files and not labels:
-        findings.faults.append(
-            f"labels{part}/{files[0].name}: must be NIfTI, PNG, TIFF or JPEG; convert images and labels"
-        )
+    if not labels and (unread := [path for path in files if is_other_format(path)]):
+        findings.faults.append(f"labels{part}/{unread[0].name}: must be {FORMATS}; convert images and labels")
     return labels
 
 
 def _pairs(
-    folder: Path, part: str, images: Mapping[str, Images], labels: Mapping[str, Path], channel: int, findings: Findings
+    folder: Path,
+    part: str,
+    images: Mapping[str, Images],
+    labels: Mapping[str, Path],
+    channel: int,
+    convert: Mapping[str, str],
+    findings: Findings,
 ) -> list[Case]:
-    """Return the cases of a part that have an image and a label; the others are faults, or unused in the test part."""
+    """Return the cases of a part that have an image and a label; the others are faults, or unused in the test part.
+
+    Args:
+        folder: The data set.
+        part: One of `PARTS`.
+        images: Files of each case, by channel.
+        labels: File of each case.
+        channel: The channel that is taken.
+        convert: Advice on files of other formats, see `conversions`.
+        findings: Gets the faults.
+    """
     cases, unlabelled = [], []
     for name, label in labels.items():
         image = images.get(name, {}).get(None) or images.get(name, {}).get(channel)
         if image is None:
             alike = [other for other in images if other != name and other.casefold() == name.casefold()]
-            add = f"add images{part}/{name}_{channel:04d}.nii.gz"
+            place = f"images{part}/{name}_{channel:04d}"
+            add = convert.get(place) or convert.get(f"images{part}/{name}") or f"add {place}.nii.gz"
             advice = f"rename it like images{part}/{alike[0]}" if alike else add
             findings.faults.append(f"labels{part}/{label.name}: no image; {advice}")
         else:
@@ -102,7 +129,8 @@ def _pairs(
             unlabelled.append(name)
             findings.unused.append(Unused(path.relative_to(folder).as_posix(), "it has no label"))
         else:
-            findings.faults.append(f"images{part}/{path.name}: missing mask; add labels{part}/{name}.nii.gz")
+            advice = convert.get(f"labels{part}/{name}", f"add labels{part}/{name}.nii.gz")
+            findings.faults.append(f"images{part}/{path.name}: missing mask; {advice}")
     if unlabelled:
         findings.notes.append(
             f"imagesTs: {plural(len(unlabelled), 'case')} without labels not used ({first_names(sorted(unlabelled))})"

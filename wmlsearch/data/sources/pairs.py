@@ -1,5 +1,7 @@
 """A folder with `images/` and `masks/`: files of equal names, extension aside, belong together.
 
+Where neither has files of its own, the files of their subfolders are read: `images/p1/a.png` with `masks/p1/a.png`.
+
 `--patient-pattern` finds the patient, and the time point, in a file name; pictures of the same are one volume. Without
 it, patients and time points are read from `sub-` and `ses-` where all names have them.
 """
@@ -14,37 +16,61 @@ from pathlib import Path
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.findings import Findings, first_names
-from wmlsearch.data.sources.layout import ImageAndMask, Layout, RawData, Scan, group_into_sources, list_files
+from wmlsearch.data.sources.layout import (
+    ImageAndMask,
+    Layout,
+    RawData,
+    Scan,
+    group_into_sources,
+    list_files,
+    walk_files,
+)
+from wmlsearch.data.sources.other_formats import (
+    conversions,
+    is_other_format,
+    report_other_formats,
+    report_subfolders,
+)
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
-from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.data.sources.source import Source, is_nifti, is_picture, shown_name, stem
 from wmlsearch.runs.names import natural_key
 
-_KIND = re.compile(r"(?i)(?:[-_. ](?:(?:t2[-_]?)?flair|image|img|lesions?|wmh|mask|seg|label|gt|manual|lesionmask))+$")
-FilesByName = Mapping[str, Sequence[Path]]  # by file name without its extension
+_KIND = re.compile(r"(?i)(?:[-_. /](?:(?:t2[-_]?)?flair|image|img|lesions?|wmh|mask|seg|label|gt|manual|lesionmask))+$")
+FilesByName = Mapping[str, Sequence[Path]]  # by path in the folder, without its extension
+FOLDERS = ("images", "masks")
+FOLDER_PATTERN = "'^([^/]+)/'"  # the folder is the patient
 
 
 def _matches(raw: Path) -> bool:
-    return (raw / "images").is_dir() and (raw / "masks").is_dir()
+    return all((raw / name).is_dir() for name in FOLDERS)
 
 
 def _find(raw: RawData, findings: Findings) -> list[Source]:
     pattern, faults = raw.choices.patient_pattern, findings.faults
     if pattern is not None:
         check_pattern(pattern)
-    images, masks = (_files_by_name(raw.path / folder) for folder in ("images", "masks"))
+    folders = [raw.path / name for name in FOLDERS]
+    listed = [list_files(folder) for folder in folders]
+    if any(is_nifti(path) or is_picture(path) or is_other_format(path) for files in listed for path in files):
+        report_subfolders(raw.path, folders, findings)
+    else:
+        listed = [[path for path, _ in walk_files(folder)] for folder in folders]
+    images, masks = (_files_by_name(folder, files) for folder, files in zip(folders, listed, strict=True))
+    unread = [path for files in listed for path in files if is_other_format(path)]
+    report_other_formats(raw.path, unread, findings)
     _match_other_names(images, masks, findings)
-    faults += _pairing_faults(images, masks)
+    faults += _pairing_faults(raw.path, images, masks, unread)
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
-    scans = _scans_by_entities(pairs, findings) if pattern is None else _scans(pairs, pattern, faults)
+    scans = _scans_by_entities(pairs, findings) if pattern is None else _scans(raw.path, pairs, pattern, faults)
     return group_into_sources(raw.path, scans, faults)
 
 
-def _files_by_name(folder: Path) -> dict[str, list[Path]]:
-    files: dict[str, list[Path]] = defaultdict(list)
-    for path in list_files(folder):
+def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
         if is_nifti(path) or is_picture(path):
-            files[stem(path)].append(path)
-    return dict(files)
+            by_name[(path.relative_to(folder).parent / stem(path)).as_posix()].append(path)
+    return dict(by_name)
 
 
 def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path]], findings: Findings) -> None:
@@ -64,19 +90,27 @@ def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path
         )
 
 
-def _pairing_faults(images: FilesByName, masks: FilesByName) -> list[str]:
-    """Return a line for each name that does not have exactly one image and one mask."""
+def _pairing_faults(root: Path, images: FilesByName, masks: FilesByName, unread: Sequence[Path]) -> list[str]:
+    """Return a line for each name that does not have exactly one image and one mask.
+
+    Args:
+        root: The data set.
+        images: Files in `images/`.
+        masks: Files in `masks/`.
+        unread: Files of both that are of other formats.
+    """
     faults = []
+    convert = conversions(root, unread)
     for name in sorted(images.keys() | masks.keys()):
-        for folder, files in (("images", images), ("masks", masks)):
+        for folder, files in zip(FOLDERS, (images, masks), strict=True):
             if (count := len(files.get(name, ()))) > 1:
                 faults.append(f"{folder}/{name}: must be exactly one file, but there are {count}; keep one")
+        missing = FOLDERS[1] if name not in masks else FOLDERS[0]
+        advice = convert.get(f"{missing}/{name}", f"add {missing}/{name}.* (same name, extension aside)")
         if name not in masks:
-            faults.append(
-                f"images/{images[name][0].name}: missing mask; add masks/{name}.* (same name, extension aside)"
-            )
+            faults.append(f"{shown_name(images[name][0], root)}: missing mask; {advice}")
         elif name not in images:
-            faults.append(f"masks/{masks[name][0].name}: no image; add images/{name}.* (same name, extension aside)")
+            faults.append(f"{shown_name(masks[name][0], root)}: no image; {advice}")
     return faults
 
 
@@ -84,6 +118,11 @@ def _scans_by_entities(pairs: Mapping[str, ImageAndMask], findings: Findings) ->
     """Group pairs as `sub-` and `ses-` in their names say; where a name has no `sub-`, no patient is known."""
     labels = {name: entities(name) for name in pairs}
     if not all(patient for patient, _ in labels.values()):
+        if all("/" in name for name in pairs):
+            findings.notes.append(
+                f"the files lie in subfolders ({first_names(list(pairs))}); if these are the patients', give "
+                f"--patient-pattern {FOLDER_PATTERN}"
+            )
         return {Scan("", "", name): [files] for name, files in pairs.items()}
     volumes = Counter(label for name, label in labels.items() if is_nifti(pairs[name][0]))
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
@@ -97,13 +136,15 @@ def _scans_by_entities(pairs: Mapping[str, ImageAndMask], findings: Findings) ->
     return scans
 
 
-def _scans(pairs: Mapping[str, ImageAndMask], pattern: str, faults: list[str]) -> dict[Scan, list[ImageAndMask]]:
+def _scans(
+    root: Path, pairs: Mapping[str, ImageAndMask], pattern: str, faults: list[str]
+) -> dict[Scan, list[ImageAndMask]]:
     """Group the pairs of image and mask, in natural order of their names, by patient and time point."""
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
     for (name, files), groups in zip(pairs.items(), match_names(pattern, list(pairs)), strict=True):
         if not groups.get("patient"):
             faults.append(
-                f"images/{files[0].name}: --patient-pattern {pattern!r} finds no patient in the name {name!r}"
+                f"{shown_name(files[0], root)}: --patient-pattern {pattern!r} finds no patient in the name {name!r}"
             )
             continue
         patient = patient_name(groups.get("patient") or "")
