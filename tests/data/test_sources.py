@@ -328,3 +328,22 @@ def test_a_quotation_mark_without_an_end_takes_no_rows_of_a_table(tmp_path: Path
         "the quotation mark, or remove it",
     )
     assert len(survey(table(tmp_path, rows.replace('"q', "q"))).sources) == 3
+
+
+def test_a_patient_at_two_sites_is_told(tmp_path: Path) -> None:
+    """Two people of one number would be one patient, with two time points or as slices of one volume."""
+    bids(tmp_path, ["a.nii", "b.nii", "c.nii", "a.png", "b.png", "m.nii", "n.nii", "o.nii", "m.png", "n.png"])
+    header = "patient,timepoint,image,mask,site\n"
+    rows = "1,2019,a.nii,m.nii,Utrecht\n1,2020,b.nii,n.nii,Singapore\n2,2020,c.nii,o.nii,Singapore\n"
+    note = (
+        "1 patient with scans at several sites ('1': Utrecht and Singapore); if these are different people, give each "
+        "an id of their own, such as the site's name before the number"
+    )
+    assert survey(table(tmp_path, header + rows)).notes == (note,)
+    assert survey(table(tmp_path, header + "1,,a.png,m.png,Utrecht\n1,,b.png,n.png,Singapore\n")).notes == (note,)
+    assert survey(table(tmp_path, header + rows.replace("Singapore", "n/a"))).notes == ()
+    (fault,) = survey(table(tmp_path, header + rows.replace("2019", "").replace("2020", ""))).faults
+    assert fault == (
+        "patient '1', time point '': must be one NIfTI volume, but got a.nii, b.nii; give each volume its own time "
+        "point or, if they are of two people, its own patient"
+    )

@@ -38,14 +38,14 @@ def case_sources(root: Path, cases: Sequence[Case], pattern: str | None, finding
     like several scans of a patient, who could then be in training and in the test. Pictures stay without a patient.
     """
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
-    sites: dict[Scan, str] = {}
+    sites: dict[Scan, list[str]] = defaultdict(list)
     parts: dict[str, set[bool]] = defaultdict(set)  # of each patient: whether it is in test, in training
     identified = _with_pattern(cases, pattern, findings) if pattern is not None else _by_name(cases, findings)
     for case in identified:
         patient = patient_name(case.patient)
         scan = Scan(patient, case.timepoint, "" if patient else case.name)
         scans[scan].append((case.image, case.mask))
-        sites.setdefault(scan, case.site)
+        sites[scan].append(case.site)
         parts[patient].add(case.is_test)
     for patient in sorted(patient for patient, tests in parts.items() if patient and len(tests) > 1):
         findings.faults.append(
@@ -56,7 +56,7 @@ def case_sources(root: Path, cases: Sequence[Case], pattern: str | None, finding
     if tests:
         findings.test_patients += tests
         findings.notes.append(f"the layout's test part is the sealed test: {first_names(tests)}")
-    return group_into_sources(root, scans, findings.faults, sites)
+    return group_into_sources(root, scans, findings, sites)
 
 
 def _with_pattern(cases: Sequence[Case], pattern: str, findings: Findings) -> list[Case]:

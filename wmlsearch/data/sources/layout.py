@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.data.sources.choices import Choices
-from wmlsearch.data.sources.findings import Findings
+from wmlsearch.data.sources.findings import Findings, first_names
 from wmlsearch.data.sources.source import Source, is_nifti
+from wmlsearch.runs.wording import plural
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,51 @@ ImageAndMask = tuple[Path, Path]
 
 
 def group_into_sources(
-    root: Path, scans: Mapping[Scan, list[ImageAndMask]], faults: list[str], sites: Mapping[Scan, str] | None = None
+    root: Path,
+    scans: Mapping[Scan, list[ImageAndMask]],
+    findings: Findings,
+    sites: Mapping[Scan, list[str]] | None = None,
 ) -> list[Source]:
-    """Return a source per scan. A scan of several NIfTI volumes, or of a NIfTI file and a picture, is a fault."""
-    sources = []
+    """Return a source per scan. A scan of several NIfTI volumes, or of a NIfTI file and a picture, is a fault.
+
+    Args:
+        root: The data set.
+        scans: Images and masks of each scan.
+        findings: Gets the faults, and a note of patients at several sites.
+        sites: Site of each image of a scan, "" where it is not known. The first is the scan's.
+    """
+    sources: list[Source] = []
+    faults, sites = findings.faults, sites or {}
+    findings.notes += _several_sites(sites)
     for scan, files in scans.items():
         images, masks = zip(*files, strict=True)
-        source = Source(scan.patient, scan.timepoint, root, images, masks, (sites or {}).get(scan, ""))
+        source = Source(scan.patient, scan.timepoint, root, images, masks, next(iter(sites.get(scan, ())), ""))
         names = ", ".join(source.name(path) for path in images)
         if len(files) > 1 and any(is_nifti(path) for path in images):
             faults.append(
                 f"patient {scan.patient!r}, time point {scan.timepoint!r}: must be one NIfTI volume, but got {names}; "
-                "give each volume its own time point"
+                "give each volume its own time point or, if they are of two people, its own patient"
             )
         elif any(is_nifti(image) != is_nifti(mask) for image, mask in files):
             faults.append(f"{names}: image and mask must both be NIfTI or both be pictures; convert one of them")
         else:
             sources.append(source)
     return sources
+
+
+def _several_sites(sites: Mapping[Scan, list[str]]) -> list[str]:
+    """Return a note of patients with scans at several sites, who may be different people of one id; else nothing."""
+    of_patient: dict[str, dict[str, None]] = defaultdict(dict)
+    for scan, names in sites.items():
+        of_patient[scan.patient].update(dict.fromkeys(filter(None, names)))
+    several = {patient: names for patient, names in of_patient.items() if patient and len(names) > 1}
+    if not several:
+        return []
+    listed = first_names([f"{patient!r}: {' and '.join(names)}" for patient, names in several.items()])
+    return [
+        f"{plural(len(several), 'patient')} with scans at several sites ({listed}); if these are different people, "
+        "give each an id of their own, such as the site's name before the number"
+    ]
 
 
 def locate(folder: Path, text: str) -> Path:

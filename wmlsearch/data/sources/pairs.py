@@ -62,7 +62,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     faults += _pairing_faults(raw.path, images, masks, unread)
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
     scans = _scans_by_entities(pairs, findings) if pattern is None else _scans(raw.path, pairs, pattern, faults)
-    return group_into_sources(raw.path, scans, faults)
+    return group_into_sources(raw.path, scans, findings)
 
 
 def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -38,7 +38,7 @@ COLUMNS = ("patient", "timepoint", "image", "mask", *SITE_COLUMNS)
 def _find(raw: RawData, findings: Findings) -> list[Source]:
     table, faults = raw.path, findings.faults
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
-    sites: dict[Scan, str] = {}
+    sites: dict[Scan, list[str]] = defaultdict(list)
     lines: dict[Path, int] = {}  # line of each image
     without_patient: list[tuple[int, str]] = []  # lines whose cell says so, and the word
     for line, row in _read(table):
@@ -66,7 +66,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
             without_patient.append((line, cells["patient"]))
         scan = Scan(patient, text_or_empty(cells["timepoint"]), "" if patient else cells["image"])
         scans[scan].append((image, mask))
-        sites.setdefault(scan, join_sites(cells))
+        sites[scan].append(join_sites(cells))
     if without_patient:
         lines_without = first_names([str(line) for line, _ in without_patient])
         findings.notes.append(
@@ -74,7 +74,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
             f"{lines_without}), which is read as not known; if it is a name, write it in another way"
         )
     files = [path for pairs in scans.values() for pair in pairs for path in pair]
-    return group_into_sources(common_root(table.parent, files), scans, faults, sites)
+    return group_into_sources(common_root(table.parent, files), scans, findings, sites)
 
 
 def join_sites(cells: Mapping[str, str]) -> str:
