@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wmlsearch.data.labels import MaskRule
+from wmlsearch.data.pictures import load_pictures
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.sources import Source
 
 Change = Callable[[Path, Path], object]
 IMAGE, MASK = Path("p/images/p00_1.png"), Path("p/masks/p00_1.png")
@@ -49,6 +52,13 @@ def colours(grey: Any) -> Any:
 
 def as_palette(path: Path, array: Any) -> None:
     Image.fromarray(array).convert("P").save(path)
+
+
+def label_colours(path: Path, palette: list[int], label: int = 1) -> None:
+    """Save a mask as a label with a colour, as Pascal VOC does."""
+    image = Image.fromarray((pixels(path) // 255 * label).astype(np.uint8), mode="P")
+    image.putpalette(palette)
+    image.save(path)
 
 
 def promising(rows: int, columns: int) -> bytes:
@@ -92,6 +102,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "a coloured palette": (
         lambda image, _: as_palette(image, colours(pixels(image))),
         "images/p00_1.png: must be grey, but its colour channels differ; convert it to grey",
+    ),
+    "a palette of a mask without a black background": (
+        lambda _, mask: label_colours(mask, [255, 255, 255, 128, 0, 0]),
+        "masks/p00_1.png: must be grey, but its colour channels differ; save each label as a grey value, 0 for the "
+        "background",
     ),
     "transparent": (
         lambda image, _: save(image, np.stack([pixels(image)] * 4, axis=-1)),
@@ -156,6 +171,7 @@ GOOD: dict[str, Change] = {
     "floats": lambda image, _: save(image, pixels(image).astype(np.float32) / 7, ".tif"),
     "a grey palette": lambda image, _: as_palette(image, pixels(image)),
     "a mask with a palette": lambda _, mask: as_palette(mask, pixels(mask)),
+    "a mask whose palette colours labels": lambda _, mask: label_colours(mask, [0, 0, 0, 128, 0, 0]),
     "grey as RGB": lambda image, _: save(image, np.stack([pixels(image)] * 3, axis=-1)),
     "a mask of one bit": lambda _, mask: save(mask, pixels(mask) > 0),
     "a name with everything": lambda *both: [file.rename(file.with_name("p00_ 'é\"\udcff\n.png")) for file in both],
@@ -170,6 +186,31 @@ def test_unusual_valid_pictures_are_accepted(name: str, tmp_path: Path, monkeypa
     options = PrepareOptions(size=32, fit="resize", patient_pattern=PATTERN, jobs=1)
     manifest = prepare(Path("p"), Path("out"), options)
     assert sum(count.slices for count in manifest.counts.values()) == 12
+
+
+RED = [0, 0, 0, 128, 0, 0, 255, 255, 255, 128, 128, 128]  # colours of the labels 0 to 3
+
+
+@pytest.mark.parametrize(
+    ("palette", "label", "rule", "value"),
+    [
+        (RED, 1, MaskRule(), 1),
+        (RED, 3, MaskRule(), 3),
+        (RED, 2, MaskRule(), 255),  # black and white, as any program may save a binary mask
+        (RED, 2, MaskRule(lesion_labels=(1.0,), ignore_labels=(2.0,)), 2),
+        ([0, 0, 0, 9, 9, 9], 1, MaskRule(), 9),  # a grey palette
+    ],
+)
+def test_values_of_masks_with_a_palette(
+    tmp_path: Path, palette: list[int], label: int, rule: MaskRule, value: int
+) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4, 2:5] = 255
+    for name in ("image.png", "mask.png"):
+        Image.fromarray(mask).save(tmp_path / name)
+    label_colours(tmp_path / "mask.png", palette, label)
+    stack = load_pictures(Source("", "", tmp_path, (tmp_path / "image.png",), (tmp_path / "mask.png",)), rule)
+    assert stack.labels[0].voxels == ((value, 6),)
 
 
 @pytest.mark.parametrize(

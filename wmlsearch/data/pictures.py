@@ -30,7 +30,7 @@ def load_pictures(source: Source, rule: MaskRule, nan_background: bool = False) 
         is_mask = place >= len(source.image)
         name = source.name(path)
         try:
-            picture = _read(name, path)
+            picture = _read(name, path, rule if is_mask else None)
             shape = shape or picture.shape
             if picture.shape != shape:
                 remedy = "resample the mask" if is_mask else "slices of another size need another time point"
@@ -85,15 +85,24 @@ def _finite(name: str, picture: Array, findings: list[Finding], nan_background: 
     return filled.voxels
 
 
-def _read(name: str, path: Path) -> Array:
-    """Return one grey picture (rows, columns); colours are accepted where all channels are equal."""
+def _read(name: str, path: Path, rule: MaskRule | None) -> Array:
+    """Return one grey picture (rows, columns); colours are accepted where all channels are equal.
+
+    Args:
+        name: The file's name, for messages.
+        path: The file.
+        rule: For a mask, which of its values are lesions: its palette may colour labels.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)
         with image:
             pages = getattr(image, "n_frames", 1)
-            picture = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "CMYK") else image)
+            if rule is not None and image.mode == "P" and _palette_colours_labels(image, rule):
+                picture = np.asarray(image)
+            else:
+                picture = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "CMYK") else image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, ...
         raise unreadable(name, path, error) from None
     if pages > 1:
@@ -106,6 +115,24 @@ def _read(name: str, path: Path) -> Array:
                 raise VolumeFault(f"{name}: must be opaque, but has transparent pixels; save it as grey")
             picture = picture[..., :-1]
         if (picture != picture[..., :1]).any():
-            raise VolumeFault(f"{name}: must be grey, but its colour channels differ; convert it to grey")
+            remedy = (
+                "save each label as a grey value, 0 for the background" if rule is not None else "convert it to grey"
+            )
+            raise VolumeFault(f"{name}: must be grey, but its colour channels differ; {remedy}")
         picture = picture[..., 0]
     return picture
+
+
+def _palette_colours_labels(image: Image.Image, rule: MaskRule) -> bool:
+    """Whether the pixels of a mask are labels, which its palette colours, as those of Pascal VOC are.
+
+    They are where the palette has colours and begins with black, the background. Black and white pixels are a binary
+    mask all the same, unless an option names one of their labels. With a threshold, a mask has grey values.
+    """
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    if rule.threshold is not None or colours[0].any() or (colours == colours[:, :1]).all():
+        return False
+    labels = np.unique(np.asarray(image))
+    used = colours[labels]
+    is_black_and_white = ((used == 0) | (used == 255)).all() and (used == used[:, :1]).all()
+    return not is_black_and_white or bool({*rule.lesion_labels, *rule.ignore_labels} & set(labels.tolist()))
