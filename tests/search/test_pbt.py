@@ -9,7 +9,7 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,7 +237,7 @@ class World:
         """Run the trials like `run_trials`, without Tune: the slots train an epoch in turn."""
         scheduler = Scheduler(chosen)
         replay_reports(self.search, chosen, scheduler)
-        proposals = Study(self.search, SPACE, chosen)
+        proposals = Study(self.search, SPACE, chosen, self.search.record().portfolio)
         budget = Budget(self.search, chosen, Slots(at_once, 1, 1, 0.0))
         retention = CheckpointRetention(self.place, lambda _run: 1, math.inf, chosen.objective_names)
         recorder = Recorder(self.search, chosen, proposals, budget, self.place, retention, lambda _run: None, scheduler)
@@ -270,9 +270,9 @@ class World:
         stored = stored_snapshots(self.search, self.place)
         return {(f"{number:04d}", epoch) for epoch, numbers in stored.items() for number in numbers}
 
-    def begin(self, chosen: RunSettings) -> None:
+    def begin(self, chosen: RunSettings, portfolio: Sequence[Mapping[str, Any]] = ()) -> None:
         about = {"settings": chosen.model_dump(), "data": {"fingerprint": "f"}, "versions": {}}
-        SearchDir.create(self.search.path, search_record(about))
+        SearchDir.create(self.search.path, search_record(about, portfolio=list(portfolio)))
 
     def facts(self) -> list[dict[str, Any]]:
         return [
@@ -355,6 +355,27 @@ def test_a_search_killed_at_any_write_ends_like_one_that_was_not(
         assert study_trials(here.search) == study_, dies_at
         assert here.snapshots() == set(), dies_at
         assert here.trained - never.trained <= 1, "at most the epoch that was not saved is repeated"
+
+
+def test_children_take_no_configuration_from_experience(world: Callable[..., World]) -> None:
+    chosen = settings(trials=20)
+    portfolio = [{"learning_rate": rate} for rate in (3e-4, 5e-2, 2e-4, 1e-2, 4e-4, 2e-2, 6e-4, 8e-3)]
+    never, here = world(), world()
+    for one in (never, here):
+        one.begin(chosen, portfolio)
+    never.run(chosen, at_once=2)
+    records = [run.record() for run in never.search.trials()]
+    tried = [number for number, record in enumerate(records) if record.origin == "experience"]
+    assert [records[number].config.learning_rate for number in tried] == [each["learning_rate"] for each in portfolio]
+    children = [number for number, record in enumerate(records) if record.parent is not None]
+    assert min(children) < max(tried), "a child began before the last of them"
+    assert [records[number].origin for number in children] == [""] * len(children)
+    for budget in (20, 40, 60):
+        here.run(chosen.model_copy(update={"max_epochs_total": budget, "baseline": False}))
+    here.run(chosen)
+    records = [run.record() for run in here.search.trials()]
+    tried = [number for number, record in enumerate(records) if record.origin == "experience"]
+    assert [records[number].config.learning_rate for number in tried] == [each["learning_rate"] for each in portfolio]
 
 
 def test_parallel_trials_with_repeated_kills(world: Callable[..., World]) -> None:

@@ -223,10 +223,6 @@ class SearchRecord(FolderRecord):
     portfolio: list[dict[str, Any]] = Field(default_factory=list)
     packing: dict[str, Any] = Field(default_factory=dict)  # measurements of `--trials-per-gpu auto`
 
-    def values_from_experience(self, number: int) -> dict[str, Any] | None:
-        """Return what experience says of a trial, or None if that is not one of the portfolio."""
-        return self.portfolio[number - 1] if 1 <= number <= len(self.portfolio) else None
-
 
 class SelectionRecord(Record):
     """`selection.json`: which configuration is the champion, and why."""

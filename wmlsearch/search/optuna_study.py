@@ -63,7 +63,8 @@ class Study:
             search: Its folder.
             space: The search space.
             settings: The settings of the search.
-            portfolio: Hyperparameters of the trials from number 1 on. The sampler draws those that are left out.
+            portfolio: Hyperparameters of the first trials after the baseline that are no children. The sampler draws
+                those that are left out.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.settings, self._portfolio = space, settings, portfolio
@@ -74,6 +75,7 @@ class Study:
             seed=settings.seed,
         )
         self._open: dict[int, Trial] = {}  # trials that have not ended, by number
+        self._children: set[int] = set()  # numbers of trials that the study has not proposed
         remove_lock(search.journal)
         self._journal = StudyJournal(search.journal)
         directions = [OBJECTIVES[objective] for objective in settings.objectives] or ["maximize"]
@@ -88,6 +90,7 @@ class Study:
         """Add a trial of the run folder, with the state that its sampler stored in the journal."""
         number, state, record = int(run.name), run.state, run.record()
         if record.parent is not None:  # the study did not propose a child, whose learning rate changed during training
+            self.add_child(number)
             return
         if number == 0 and self.space.mismatches(record.config):
             return
@@ -146,14 +149,24 @@ class Study:
         if number == 0 and self.space.mismatches(baseline):
             return baseline
         sampler = self._given(baseline) if number == 0 else self._sampler(number)
-        if 1 <= number <= len(self._portfolio):
-            values = self._portfolio[number - 1]
+        position = number - sum(child < number for child in self._children)  # among the trials that are no children
+        if 1 <= position <= len(self._portfolio):
+            values = self._portfolio[position - 1]
             self._study.enqueue_trial(dict(values), user_attrs=_user_attrs(number, EXPERIENCE))
         else:
             self._queue(_user_attrs(number, ""))
         trial = self._begin(number, sampler)
         self._journal.write()
         return self.space.config(trial.params)
+
+    def add_child(self, number: int) -> None:
+        """Note that a trial is the child of another one (--scheduler pbt), so the study does not propose it."""
+        self._children.add(number)
+
+    def origin(self, number: int) -> str:
+        """Return EXPERIENCE if the configuration of a trial that runs is one of the portfolio, else ""."""
+        trial = self._open.get(number)
+        return str(trial.user_attrs.get(ORIGIN, "")) if trial else ""
 
     def _queue(self, user_attrs: Mapping[str, Any], system_attrs: Mapping[str, Any] | None = None) -> None:
         """Add a trial that the next `ask` of the study takes."""

@@ -16,7 +16,7 @@ from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
-from wmlsearch.runs.schema import EXPERIENCE, GOOD, RUNNING, UNFINISHED, RunRecord, Successor
+from wmlsearch.runs.schema import GOOD, RUNNING, UNFINISHED, RunRecord, Successor
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
@@ -105,12 +105,12 @@ class Recorder(tune.Callback):
 
     def _new_record(self, number: int, takeover: Takeover | None) -> RunRecord:
         if takeover:
+            self.study.add_child(number)
             parent = self.search.trial(takeover.parent).record()
             return child_record(self.search_record, parent, takeover, number, self.settings.seed)
         record = trial_record(self.search_record, number, self.study.ask(number))
-        if self.search_record.values_from_experience(number) is None:
-            return record
-        return record.model_copy(update={"origin": EXPERIENCE})
+        origin = self.study.origin(number)
+        return record.model_copy(update={"origin": origin}) if origin else record
 
     def _assign(self, run: RunDir, number: int) -> TrialAssignment:
         record = run.record()
