@@ -12,6 +12,7 @@ import numpy as np
 
 from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.spelling import same_names
 
 SPLITS = ("train", "val", "test")
 MAX_NAMES = 12  # more are cut in messages
@@ -46,7 +47,7 @@ def assign(
         InputError: For unknown names, names in two lists, and fewer units than splits.
     """
     names = sorted(set(units))
-    lists = {split: sorted({patient_name(name) for name in (fixed or {}).get(split, ())}) for split in SPLITS}
+    lists = {split: _members((fixed or {}).get(split, ()), names) for split in SPLITS}
     if faults := _list_faults(names, lists):
         raise InputError("the lists of patients do not fit the data", faults)
     split_of = {name: split for split, members in lists.items() for name in members}
@@ -59,6 +60,13 @@ def assign(
         split_of.update((name, split) for name in shuffled[:count])
         shuffled = shuffled[count:]
     return {name: split_of[name] for name in names if name in split_of}
+
+
+def _members(listed: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return patients of an option as the data name them: without `sub-`, accented letters spelled as there."""
+    members = {patient_name(name) for name in listed}
+    spelled = same_names(names, members - set(names))
+    return sorted({spelled.get(name, name) for name in members})
 
 
 def _list_faults(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> list[str]:

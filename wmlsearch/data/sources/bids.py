@@ -33,6 +33,7 @@ from wmlsearch.data.sources.layout import Layout, RawData
 from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.other_formats import report_other_formats
 from wmlsearch.data.sources.source import Source, is_nifti
+from wmlsearch.data.spelling import composed
 from wmlsearch.runs.wording import plural
 
 _FLAIR_SUFFIX = re.compile(r"(?i)(2d|3d)?(t2w?-?)?(2d|3d)?flair")
@@ -52,6 +53,10 @@ class _Scan:
     other_formats: list[BidsFile] = field(default_factory=list)  # FLAIRs that are not NIfTI
     is_ignored: bool = False  # its images stand in .bidsignore
     whose: str = ""  # advice where it has a mask only: the name of another scan is nearly its own
+
+    def is_of(self, patient: str) -> bool:
+        """Whether a name with `sub-` is the subject's, however its accented letters are spelled."""
+        return composed(patient) == composed(self.patient)
 
     @property
     def image_advice(self) -> str:
@@ -138,9 +143,10 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
     ignored: list[str] = []
     ignored_scans: set[tuple[str, str]] = set()
     for file in folder.files(other_formats=True):
+        patient, session = composed(file.patient), composed(file.session)  # folders may spell them in two ways
         if not is_nifti(file.path):
             if is_flair_suffix(file.suffix) and not shows_lesions(file) and not folder.is_ignored(file):
-                scan = patients[file.patient].setdefault(file.session, _Scan(file.patient, file.session))
+                scan = patients[patient].setdefault(session, _Scan(file.patient, file.session))
                 scan.other_formats.append(file)
             continue
         has_suffix = file.suffix.casefold() in suffixes if suffixes else is_flair_suffix(file.suffix)
@@ -153,10 +159,10 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
         # Masks often stand in .bidsignore only because the validator does not know their names.
         if is_image and folder.is_ignored(file):
             ignored.append(file.name)
-            ignored_scans.add((file.patient, file.session))
+            ignored_scans.add((patient, session))
             findings.unused.append(Unused(file.name, "named in .bidsignore"))
             continue
-        scan = patients[file.patient].setdefault(file.session, _Scan(file.patient, file.session))
+        scan = patients[patient].setdefault(session, _Scan(file.patient, file.session))
         if is_image:
             scan.images.append(file)
         elif candidate:
@@ -264,7 +270,7 @@ class _Choice:
             self._plain[choice.masks[0].file.derivative].append(scan.name)
         self._names[_kind_of_mask(choice.masks[0].file)].append(scan.name)
         files = (image, choice.masks[0].file)
-        if wrong := [file for file in files if file.named_patient and f"sub-{file.named_patient}" != scan.patient]:
+        if wrong := [file for file in files if file.named_patient and not scan.is_of(f"sub-{file.named_patient}")]:
             self.findings.faults += [
                 f"{file.name}: lies in the folder of {scan.patient}, but its name says sub-{file.named_patient}; "
                 "correct one of them"
@@ -273,7 +279,9 @@ class _Choice:
             return None
         patient = patient_name(scan.patient)
         image_path, mask_path = (file.path for file in files)
-        return Source(patient, scan.session, self.folder.root, (image_path,), (mask_path,), sites.get(patient, ""))
+        return Source(
+            patient, scan.session, self.folder.root, (image_path,), (mask_path,), sites.get(composed(patient), "")
+        )
 
     def report(self) -> None:
         """Add to the findings what concerns several scans: a line for all that need the same choice."""

@@ -9,10 +9,14 @@ from pathlib import Path
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.findings import Findings
 from wmlsearch.data.sources.table import join_sites
+from wmlsearch.data.spelling import composed
 
 
 def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
-    """Return the site of each patient; empty where the file or its columns are missing. Faults of it are notes."""
+    """Return the site of each patient, by name with composed letters.
+
+    Empty where the file or its columns are missing. Faults of it are notes.
+    """
     path = folder / "participants.tsv"
     if not path.exists():
         return {}
@@ -25,7 +29,7 @@ def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
     for row in rows:
         cells = {(name or "").strip().lower(): value.strip() for name, value in row.items() if isinstance(value, str)}
         if site := join_sites(cells):
-            sites[patient_name(cells.get("participant_id", ""))] = site
+            sites[composed(patient_name(cells.get("participant_id", "")))] = site
     return sites
 
 

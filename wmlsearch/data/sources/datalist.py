@@ -25,6 +25,7 @@ from wmlsearch.data.sources.layout import Layout, RawData, common_root, locate
 from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.missing_values import is_missing
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.data.spelling import composed, decomposed
 from wmlsearch.runs.wording import plural
 
 FILES = ("datalist.json", "dataset.json")  # looked for where RAW is a folder
@@ -262,8 +263,10 @@ def _channel_files(folder: Path, entry: _Entry) -> list[Path]:
 
 def _channels_of(path: Path) -> list[Path]:
     """Return the files CASE_0000.nii.gz, CASE_0001.nii.gz, ... of a path CASE.nii.gz."""
-    extension = path.name.removeprefix(stem(path))
-    return sorted(path.parent.glob(f"{glob.escape(stem(path))}_[0-9][0-9][0-9][0-9]{glob.escape(extension)}"))
+    name, extension = stem(path), path.name.removeprefix(stem(path))
+    spellings = {name, composed(name), decomposed(name)}
+    patterns = [f"{glob.escape(one)}_[0-9][0-9][0-9][0-9]{glob.escape(extension)}" for one in spellings]
+    return sorted(file for pattern in patterns for file in path.parent.glob(pattern))
 
 
 def _flair(paths: list[Path]) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from wmlsearch.data.sources.choices import Choices
 from wmlsearch.data.sources.findings import Findings, first_names
 from wmlsearch.data.sources.source import Source, is_nifti
+from wmlsearch.data.spelling import as_on_disk
 from wmlsearch.runs.wording import plural
 
 
@@ -102,7 +103,8 @@ def locate(folder: Path, text: str) -> Path:
     """Return the file that a list names: relative to the list's folder, absolute, or from the user's home (~).
 
     `..` is resolved as a person reads it. Where that is no file, it is resolved as the system does, which differs if
-    the folder is a link. Backslashes of a list that was written on Windows are slashes where that is a file.
+    the folder is a link. Backslashes of a list that was written on Windows are slashes where that is a file. Accented
+    letters may be composed in the list and decomposed on disk, or the other way round.
     """
     slashed = text.replace("\\", "/")
     if slashed != text and not os.path.lexists(folder / text) and os.path.lexists(folder / slashed):
@@ -111,7 +113,7 @@ def locate(folder: Path, text: str) -> Path:
     plain = Path(os.path.normpath(path))
     if ".." in path.parts and not os.path.lexists(plain) and os.path.lexists(path):
         return Path(os.path.realpath(path.parent), path.name)
-    return plain
+    return as_on_disk(plain)
 
 
 def common_root(folder: Path, files: Iterable[Path]) -> Path:

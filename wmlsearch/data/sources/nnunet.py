@@ -23,6 +23,7 @@ from wmlsearch.data.sources.other_formats import (
     report_subfolders,
 )
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
+from wmlsearch.data.spelling import composed, same_names
 from wmlsearch.runs.wording import plural
 
 DESCRIPTION = "dataset.json"
@@ -59,12 +60,13 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
 def _images(folder: Path, part: str, findings: Findings) -> dict[str, dict[int | None, Path]]:
     """Return the files of each case, by channel."""
     images: dict[str, dict[int | None, Path]] = defaultdict(dict)
+    labels = {composed(path.name) for path in list_files(folder / f"labels{part}")}
     for path in list_files(folder / f"images{part}"):
         if not (is_nifti(path) or is_picture(path)):
             continue
         channel: int | None
         match = _CHANNEL.fullmatch(stem(path))
-        if match and not (folder / f"labels{part}" / path.name).exists():
+        if match and composed(path.name) not in labels:
             name, channel = match[1], int(match[2])
         else:  # the Decathlon's names, which may end in four digits as well
             name, channel = stem(path), None
@@ -113,6 +115,8 @@ def _pairs(
         findings: Gets the faults.
     """
     cases, unlabelled = [], []
+    spelled = same_names(images.keys() - labels.keys(), labels.keys() - images.keys())
+    labels = {spelled.get(name, name): label for name, label in labels.items()}
     for name, label in labels.items():
         image = images.get(name, {}).get(None) or images.get(name, {}).get(channel)
         if image is None:

@@ -33,6 +33,7 @@ from wmlsearch.data.sources.other_formats import (
 )
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, shown_name, stem
+from wmlsearch.data.spelling import composed, same_names
 from wmlsearch.runs.names import natural_key
 
 _KIND = re.compile(r"(?i)(?:[-_. /](?:(?:t2[-_]?)?flair|image|img|lesions?|wmh|mask|seg|label|gt|manual|lesionmask))+$")
@@ -74,11 +75,16 @@ def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
 
 
 def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path]], findings: Findings) -> None:
-    """Give masks the names of their images where those differ in case, or by words such as p1_FLAIR and p1_mask."""
+    """Give masks the names of their images where those differ in case, or by words such as p1_FLAIR and p1_mask.
+
+    Names that differ in the spelling of accented letters only look the same, so no note says so.
+    """
+    for mask, image in same_names(images.keys() - masks.keys(), masks.keys() - images.keys()).items():
+        masks[image] = masks.pop(mask)
     plain: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for place, files in enumerate((images, masks)):
         for name in files.keys() - (masks, images)[place].keys():
-            plain[_KIND.sub("", name).casefold()][place].append(name)
+            plain[_KIND.sub("", composed(name)).casefold()][place].append(name)
     matched = [(image[0], mask[0]) for image, mask in plain.values() if len(image) == len(mask) == 1]
     for image, mask in sorted(matched):
         masks[image] = masks.pop(mask)
