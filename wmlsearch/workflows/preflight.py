@@ -50,7 +50,7 @@ def check_resumed_search(search: SearchDir, request: ResumeRequest) -> CheckedDa
             f"{data}: is not the data set of {search.name} (its fingerprint is {manifest.fingerprint[:12]}, not "
             f"{recorded.fingerprint[:12]}); give the right one with --data, or start a new search"
         )
-    check_settings(request.space, request.settings, request.placement)
+    check_settings(request.space, request.settings, request.placement, resumed=True)
     manifest.verify(data)
     check_checkpoints(search, request.placement)
     if request.settings.baseline:
@@ -148,7 +148,7 @@ def plan_search(request: SearchRequest, data: CheckedData, say: Callable[[str], 
 # ------------------------------------------------------------------------------------------------- before Ray starts
 
 
-def check_settings(space: SearchSpace, settings: RunSettings, placement: Placement) -> None:
+def check_settings(space: SearchSpace, settings: RunSettings, placement: Placement, resumed: bool = False) -> None:
     """Refuse settings and a placement that cannot run, or not together. Raises InputError."""
     placement.check_before_ray(settings.trials)
     if settings.judgement_seeds[-1] >= 2**32:
@@ -157,7 +157,7 @@ def check_settings(space: SearchSpace, settings: RunSettings, placement: Placeme
             "after this one, and each must be below 2^32; give a lower seed"
         )
     if not placement.on_cluster:
-        check_budgets(space, settings, placement.slots(settings.trials))
+        check_budgets(space, settings, placement.slots(settings.trials), resumed)
 
 
 def check_data(request: SearchRequest) -> CheckedData:
@@ -276,7 +276,8 @@ def resolve_trials_per_gpu(
 def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots, resumed: bool = False) -> None:
     """Refuse budgets and objectives that make no sense with these slots. Raises InputError.
 
-    A resumed search goes on with its final runs, whatever is left of its epochs for trials.
+    A resumed search goes on with its final runs, whatever is left of its epochs for trials, and with the trials that
+    are left, however many run at once.
     """
     from wmlsearch.search.checkpoint_size import bytes_for_best_weights
 
@@ -293,7 +294,7 @@ def check_budgets(space: SearchSpace, settings: RunSettings, slots: Slots, resum
             "--objectives peak_memory_mb: cannot be measured on CPUs, since the peak memory of a process that trains "
             "one trial after another never falls; leave it out"
         )
-    if settings.scheduler == "pbt" and slots.count >= settings.trials:
+    if not resumed and settings.scheduler == "pbt" and slots.count >= settings.trials:
         raise InputError(
             f"--scheduler pbt: all {settings.trials} trials would start at once, so no child of a good trial could "
             "replace a poor one; give more --trials"
