@@ -6,8 +6,8 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from wmlsearch.config import InputError, TrialConfig
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
-from wmlsearch.inference.preprocessing import slicing_geometry
+from wmlsearch.inference.preprocessing import Preprocessing, picture_geometries
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
 from wmlsearch.inference.trained_model import check_threshold, common_preprocessing
 from wmlsearch.runs.wording import plural
@@ -110,7 +110,13 @@ class Model:
 
     @raises_in_python()
     def predict(
-        self, image: Any, *, threshold: float | None = None, single: bool = False, nan_background: bool = False
+        self,
+        image: Any,
+        *,
+        threshold: float | None = None,
+        single: bool = False,
+        nan_background: bool = False,
+        volume: Sequence[AnyPath] = (),
     ) -> Prediction:
         """Segment the lesions of one image.
 
@@ -119,22 +125,26 @@ class Model:
             threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
             single: Use the first network alone, which takes less time.
             nan_background: Take voxels that are NaN or infinite for background wherever they are.
+            volume: All pictures of the volume that the image is a slice of, itself among them. It is scaled by all of
+                them, as pictures of a volume were in the training data.
 
         Warns:
-            UserWarning: Where lesions cannot be found, such as outside the window that the model was trained on.
-                The prediction's `notes` hold the same sentences.
+            UserWarning: Where lesions cannot be found, such as outside the window that the model was trained on, and
+                for a picture without its volume. The prediction's `notes` hold the same sentences.
 
         Raises:
-            InputError: For an image that cannot be read, or not be cut as the training data were.
+            InputError: For an image that cannot be read, or not be cut as the training data were, and for a `volume`
+                that is not the image's.
         """
         if threshold is not None:
             check_threshold(threshold, "threshold")
         ensemble = len(self._networks.members) > 1 and not single
         with _as_file(image) as file:
-            input_image = find_images([file]).images[0]
-            geometry = slicing_geometry(
-                input_image.source, common_preprocessing(self._networks.members), nan_background
-            )
+            preprocessing = common_preprocessing(self._networks.members)
+            input_image = _with_volume(file, [Path(path) for path in volume], preprocessing)
+            source = input_image.volume_source
+            geometries = picture_geometries(source, preprocessing, nan_background)
+            geometry = geometries[source.image.index(input_image.path)]
             result = predict_image(self._networks, input_image, threshold, ensemble, geometry)
             opened: Any = nib.load(file) if is_nifti(file) else None
         prediction, row = result.prediction, result.row
@@ -173,6 +183,20 @@ def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str
     uri = store_uri(Path(runs), mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
     name = os.fspath(model.path if isinstance(model, Search) else model)
     return Model(*find_model_and_origin(name, Path(runs), uri))
+
+
+def _with_volume(file: Path, volume: Sequence[Path], preprocessing: Preprocessing) -> InputImage:
+    """Return an image with the pictures of its volume. Raises InputError for files that are not there or no volume."""
+    image, *others = find_images([file, *volume]).images
+    if not volume:
+        return image
+    if not all(is_picture(path) for path in (file, *volume)):
+        raise InputError("volume: names the pictures of a volume, but a NIfTI file is a whole volume; leave it out")
+    if os.path.realpath(file) not in map(os.path.realpath, volume):
+        raise InputError(f"volume: must name all pictures of the volume, but does not name {file}; add it")
+    if preprocessing.scaled_by == "picture":
+        raise InputError("volume: the model was trained on pictures that were scaled one by one; leave it out")
+    return replace(image, volume=(image.path, *(other.path for other in others)))
 
 
 @contextlib.contextmanager

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wmlsearch.cli import json_output, options
 from wmlsearch.runs.wording import plural
+
+if TYPE_CHECKING:
+    from wmlsearch.data.findings import Finding
 
 
 @click.command(short_help="Segment lesions in images with a trained model.")
@@ -24,6 +29,12 @@ from wmlsearch.runs.wording import plural
 @click.option(
     "--nan-background", is_flag=True, help="Take voxels that are NaN or infinite for background wherever they are."
 )
+@click.option(
+    "--patient-pattern",
+    metavar="REGEX",
+    help="Finds the patient in the names of pictures, and the slices of a volume with it, as for prepare.  "
+    "[default: sub- and ses- in the names]",
+)
 @options.runs
 @options.model_uri
 @json_output.option
@@ -34,6 +45,7 @@ def predict(
     threshold: float | None,
     ensemble: bool | None,
     nan_background: bool,
+    patient_pattern: str | None,
     runs: Path,
     mlflow_uri: str | None,
     as_json: bool,
@@ -49,6 +61,7 @@ def predict(
     Example: wmlsearch predict models:/wml-unet@champion path/to/flair.nii.gz --out predicted
     """
     from wmlsearch.cli.console import console, progress_bar
+    from wmlsearch.data.sources.findings import first_names
     from wmlsearch.inference.lesion_table import LESION_TABLE
     from wmlsearch.inference.trained_model import check_threshold
     from wmlsearch.workflows.model_lookup import find_model
@@ -65,16 +78,22 @@ def predict(
         with bar:
             rows = predict_files(
                 trained_model, inputs, out, threshold, ensemble, advance,
-                nan_background=nan_background, note=notes.append,
+                nan_background=nan_background, note=notes.append, patient_pattern=patient_pattern,
             )  # fmt: skip
         for text in notes:
             options.say(f"note: {text}")
+        inputs_with: dict[Finding, list[str]] = defaultdict(list)
+        for row in rows:
+            for finding in row.findings if row.predicted_by == "model" else ():
+                inputs_with[finding].append(row.input)
         for row in rows:
             size = plural(row.area_pixels or 0, "pixel") if row.volume_ml is None else f"{row.volume_ml:.3f} ml"
             by = f" ({row.predicted_by})" if ensemble else ""
             options.say(f"{row.input}: {plural(row.lesions, 'lesion')}, {size}{by}")
             for finding in row.findings if row.predicted_by == "model" else ():
-                options.say(f"{'warning' if finding.is_warning else 'note'}: {row.input}: {finding.text}")
+                alike = inputs_with[finding] if row.volume_ml is None else [row.input]
+                if row.input == alike[0]:  # pictures with the same are named in one line
+                    options.say(f"{'warning' if finding.is_warning else 'note'}: {first_names(alike)}: {finding.text}")
         if postprocessing := trained_model.members[0].postprocessing:
             options.say(f"the model's postprocessing was applied: {postprocessing}")
         options.say(f"masks, probability maps and overlays: {out}; lesion counts and volumes: {out / LESION_TABLE}")

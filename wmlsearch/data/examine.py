@@ -112,5 +112,5 @@ def _head_grey(
     """Return mean and standard deviation of the head's grey values: of a volume, or of each picture by itself."""
     if axis is not None or len(stack.pictures) == 1:
         return (head_grey(stack.pictures, head.pixels, low, high),)
-    pictures = [picture[None] for picture in stack.pictures]  # a picture is predicted without the others
+    pictures = [picture[None] for picture in stack.pictures]  # a picture may be predicted without the others
     return tuple(head_grey(picture, find_head(picture).pixels, low, high) for picture in pictures)

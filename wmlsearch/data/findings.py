@@ -38,6 +38,7 @@ KINDS = {
     "lesions cut off": Kind("lesions lie outside the window that is cut out"),
     "outside the window": Kind("parts of the head lie outside the model's window, where no lesion can be found"),
     "coarse slices": Kind("pixels are coarser than the model's; was it trained on such slices?"),
+    "scaled alone": Kind("pictures were scaled by themselves, those of the training data by their whole volumes"),
     "wrapped": Kind("grey values at both ends of the file's number type; did they overflow?"),
     "no orientation": Kind("the header gives no orientation (sform_code and qform_code are 0); check left and right"),
     "two orientations": Kind("the header's sform and qform disagree; check left and right"),

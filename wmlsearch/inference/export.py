@@ -98,7 +98,7 @@ def _model_json(
 ) -> dict[str, Any]:
     return {
         "format": FORMAT if members[0].postprocessing else 1,
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.as_json(),
         "ensemble_threshold": threshold,
         **({"postprocessing": asdict(members[0].postprocessing)} if members[0].postprocessing else {}),
         "members": [

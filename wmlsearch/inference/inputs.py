@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
+from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.content import content_faults
 from wmlsearch.data.sources.flair_images import find_flair_images
+from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, stem
+from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural
 
 RESULT_SUFFIXES = ("_mask", "_probability", "_overlay")  # files named so are results, not images to predict
@@ -24,10 +28,16 @@ class InputImage:
 
     path: Path
     name: str  # the names of its result files begin with it
+    volume: tuple[Path, ...] = ()  # the pictures of its volume in order, itself among them; empty: it stands alone
 
     @property
     def source(self) -> Source:
         return Source("", "", self.path.parent, (self.path,))
+
+    @property
+    def volume_source(self) -> Source:
+        """The volume that the picture is a slice of; of another image the same as `source`."""
+        return Source("", "", self.path.parent, self.volume or (self.path,))
 
     @property
     def mask_file(self) -> str:
@@ -50,8 +60,12 @@ class Inputs:
     notes: tuple[str, ...]
 
 
-def find_images(paths: Sequence[Path]) -> Inputs:
-    """Return all images that `paths` (files, or folders of images) mean, each once. Raises InputError."""
+def find_images(paths: Sequence[Path], patient_pattern: str | None = None) -> Inputs:
+    """Return all images that `paths` (files, or folders of images) mean, each once. Raises InputError.
+
+    Pictures of one folder whose names have the same patient and time point are slices of one volume, as for `prepare`:
+    by `patient_pattern`, a regular expression, or else by `sub-` and `ses-`.
+    """
     faults: list[str] = []
     notes: list[str] = []
     images: dict[Path, Path] = {}  # by real path, which also works for loops of links
@@ -75,8 +89,35 @@ def find_images(paths: Sequence[Path]) -> Inputs:
     if faults:
         raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
     files = list(images.values())
-    input_images = [InputImage(path, name) for path, name in zip(files, _unique_names(files), strict=True)]
+    volumes = _volumes([path for path in files if is_picture(path)], patient_pattern)
+    names = zip(files, _unique_names(files), strict=True)
+    input_images = [InputImage(path, name, volumes.get(path, ())) for path, name in names]
     return Inputs(tuple(input_images), tuple(notes))
+
+
+def _volumes(pictures: Sequence[Path], pattern: str | None) -> dict[Path, tuple[Path, ...]]:
+    """Return the pictures of its volume for each picture whose name says which that is, where there are several."""
+    names = [stem(path) for path in pictures]
+    if pattern is None:
+        scans = [entities(name) for name in names]
+    else:
+        check_pattern(pattern)
+        if not pictures:
+            raise InputError("--patient-pattern: finds the slices of a volume, but there is no picture; leave it out")
+        groups = match_names(pattern, names)
+        scans = [(group.get("patient") or "", group.get("timepoint") or "") for group in groups]
+        if faults := [
+            f"{path}: --patient-pattern {pattern!r} finds no patient in the name {name!r}"
+            for path, name, (patient, _) in zip(pictures, names, scans, strict=True)
+            if not patient
+        ]:
+            raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
+    volumes: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
+    for path, (patient, timepoint) in zip(pictures, scans, strict=True):
+        if patient:
+            volumes[os.path.realpath(path.parent), patient_name(patient), timepoint].append(path)
+    in_order = [tuple(sorted(volume, key=lambda path: natural_key(stem(path)))) for volume in volumes.values()]
+    return {path: volume for volume in in_order if len(volume) > 1 for path in volume}
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wmlsearch.config import InputError
-from wmlsearch.data.examine import examine_head
+from wmlsearch.data.examine import VolumeFacts, examine_head
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, PLANES, VolumeGeometry, place_window
+from wmlsearch.data.head_detection import HeadRegion
+from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
-from wmlsearch.inference.suitability import coarse_slices, head_outside_window
+from wmlsearch.inference.suitability import coarse_slices, head_outside_window, scaled_alone
+
+SCALED_BY = ("volume", "picture")
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,14 @@ class Preprocessing:
     size: int  # pixels, edge of the square slices
     fit: str  # crop: a window on the head; resize: the head scaled to the window
     spacing_mm: float | None  # of a pixel; with fit resize the training's median, each volume has its own
+    # Of 2-D pictures: volume, if those of a volume had one window and one grey range; picture, if each had its own.
+    # None for volumes, and in models of older versions, which can be used together with others.
+    scaled_by: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Preprocessing:
         """Validate `values`, which may have other names too. Raises InputError with all faults; `where` names them."""
-        names = list(cls.__dataclass_fields__)
+        names = [name for name in cls.__dataclass_fields__ if name != "scaled_by"]
         if missing := [name for name in names if name not in values]:
             raise InputError(
                 f"{where}: does not say how its data were prepared ({', '.join(missing)} missing), so no image can be "
@@ -48,9 +55,17 @@ class Preprocessing:
         if not (spacing is None if axis is None else is_spacing):
             rule = "null for 2-D pictures" if axis is None else "a number above 0"
             faults.append(f"spacing_mm must be {rule}, but got {spacing!r}")
+        scaled_by = values.get("scaled_by")
+        if scaled_by not in (None, *SCALED_BY):
+            faults.append(f"scaled_by must be {' or '.join(SCALED_BY)}, but got {scaled_by!r}")
         if faults:
             raise InputError(f"{where}: its preprocessing is not valid; export or train the model again", faults)
-        return cls(plane, axis, size, fit, None if spacing is None else float(spacing))
+        return cls(plane, axis, size, fit, None if spacing is None else float(spacing), scaled_by)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, as `of` reads them."""
+        values = asdict(self)
+        return values if self.scaled_by else {name: value for name, value in values.items() if name != "scaled_by"}
 
 
 def spacing_fault(name: str, picture_mm: tuple[float, float] | None, preprocessing: Preprocessing) -> str | None:
@@ -81,6 +96,48 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_backgroun
 
     Raises InputError with what is wrong with the image, or why it cannot be cut like the training data.
     """
+    facts, head = _examine(source, preprocessing, nan_background)
+    spacing = preprocessing.spacing_mm
+    geometry = place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)
+    doubts = (*head_outside_window(head, geometry), *coarse_slices(facts.picture_mm, spacing, preprocessing.plane))
+    if facts.axis is None and len(source.image) == 1:
+        doubts += scaled_alone(geometry, preprocessing.fit, preprocessing.scaled_by)
+    return replace(geometry, findings=geometry.findings + doubts)
+
+
+def picture_geometries(
+    source: Source, preprocessing: Preprocessing, nan_background: bool = False
+) -> list[VolumeGeometry]:
+    """Return where each picture of a volume is cut: all in one window and in one grey range, as the training data were.
+
+    Each is the geometry of a volume of that picture alone, with what was found in it. A single picture, and a NIfTI
+    volume, are cut by themselves. Arguments and errors as those of `slicing_geometry`.
+    """
+    if len(source.image) == 1:
+        return [slicing_geometry(source, preprocessing, nan_background)]
+    facts, head = _examine(source, preprocessing, nan_background)
+    volume = place_window(source, facts, preprocessing.size, preprocessing.fit, preprocessing.spacing_mm)
+    geometries = []
+    for index, path in enumerate(source.image):
+        picture = replace(source, image=(path,), mask=())
+        geometry = replace(
+            volume,
+            images=(source.name(path),),
+            masks=(),
+            shape=(1, *facts.picture),
+            head_grey=(facts.head_grey[index],),
+            voxels_sha256="",
+            # Those of the volume do not say which picture they are about.
+            findings=load_volume(picture, None, nan_background=nan_background).findings if facts.findings else (),
+        )
+        span = slice(index, index + 1)
+        region = replace(head, pixels=head.pixels[span], area=head.area[span])
+        geometries.append(replace(geometry, findings=geometry.findings + head_outside_window(region, geometry)))
+    return geometries
+
+
+def _examine(source: Source, preprocessing: Preprocessing, nan_background: bool) -> tuple[VolumeFacts, HeadRegion]:
+    """Return the measures of an image, not of its mask. Raises InputError where it does not fit the training data."""
     name = source.name(source.image[0])
     if source.is_nifti == (preprocessing.axis is None):
         trained_on, image = ("pictures", "a volume") if source.is_nifti else ("volumes", "a picture")
@@ -89,9 +146,6 @@ def slicing_geometry(source: Source, preprocessing: Preprocessing, nan_backgroun
     if examined is None:
         raise InputError(f"{name}: cannot be predicted", faults)
     facts, head = examined
-    spacing = preprocessing.spacing_mm
     if fault := spacing_fault(name, facts.picture_mm, preprocessing):
         raise InputError(fault)
-    geometry = place_window(source, facts, preprocessing.size, preprocessing.fit, spacing)
-    doubts = (*head_outside_window(head, geometry), *coarse_slices(facts.picture_mm, spacing, preprocessing.plane))
-    return replace(geometry, findings=geometry.findings + doubts)
+    return facts, head

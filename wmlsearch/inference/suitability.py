@@ -1,4 +1,7 @@
-"""How an image suits a model: what of the head its window does not show, and slices coarser than it was trained on."""
+"""How an image suits a model: what of the head its window does not show, and how it differs from the training data.
+
+Its pixels may be coarser, and a picture may be scaled without the others of its volume.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,27 @@ def coarse_slices(pixel_mm: tuple[float, float] | None, spacing_mm: float | None
         "slices; unless its training data were as coarse, check the masks, or train on data like this image"
     )
     return (Finding("coarse slices", text, f"{max(pixel_mm):.3g} mm", max(pixel_mm)),)
+
+
+def scaled_alone(geometry: VolumeGeometry, fit: str, scaled_by: str | None) -> tuple[Finding, ...]:
+    """Return a warning where the pictures of a volume were scaled together in the training data, and this one is alone.
+
+    Args:
+        geometry: Of the picture.
+        fit: As in `Preprocessing`.
+        scaled_by: As in `Preprocessing`.
+    """
+    is_8_bit = (geometry.low, geometry.high) == (0.0, 255.0)
+    scaled = [*(() if is_8_bit else ("grey values",)), *(("size",) if fit == "resize" else ())]
+    if scaled_by == "picture" or not scaled:
+        return ()
+    condition = "" if scaled_by else ", where that was known"
+    text = (
+        f"{' and '.join(scaled)} {'was' if scaled == ['size'] else 'were'} scaled by this picture alone, but in the "
+        f"training data and the sealed test by all pictures of the volume{condition}, so the scores of the test may "
+        "not hold; predict the pictures of a volume together (docs/predicting.md)"
+    )
+    return (Finding("scaled alone", text),)
 
 
 def _rounded(ml: float) -> str:

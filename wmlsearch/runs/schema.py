@@ -100,6 +100,9 @@ class DataRecord(Record):
     fit: str | None = None  # crop or resize: how a slice gets `size`
     spacing_mm: float | None = None  # mm per pixel of a slice; None: as in the volume
     split: str | None = None  # what the split keeps together: patient or image
+    # Of 2-D pictures: volume, if those of a volume have one window and one grey range; picture, if each has its own.
+    # None for volumes, and in folders of older versions.
+    scaled_by: str | None = None
 
 
 class SplitCertificate(Record):

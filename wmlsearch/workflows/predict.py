@@ -13,7 +13,7 @@ from wmlsearch.inference.inputs import InputImage, find_images
 from wmlsearch.inference.lesion_table import LESION_TABLE, LesionRow, lesion_csv
 from wmlsearch.inference.postprocessing import label_lesions
 from wmlsearch.inference.predictor import Prediction, predict
-from wmlsearch.inference.preprocessing import slicing_geometry
+from wmlsearch.inference.preprocessing import Preprocessing, picture_geometries
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_result_files
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.files import write_text
@@ -39,14 +39,16 @@ def predict_files(
     *,
     nan_background: bool = False,
     note: Callable[[str], None] = lambda _: None,
+    patient_pattern: str | None = None,
 ) -> list[LesionRow]:
     """Predict the images of `paths` (files, or folders of them) and write the results into the folder `out`.
 
     Writes for each image NAME: NAME_mask and NAME_probability on its own grid, NAME_overlay.png, and a row in
     lesions.csv; with `ensemble` two rows, and the files are the ensemble's. All images are read and checked before the
     first is predicted, and nothing is overwritten. With `nan_background`, voxels that are not finite are background
-    wherever they are. `progress(what, done, total)` is called after each image, and `note` before them with a sentence
-    on what was left out of each folder.
+    wherever they are. Pictures of a volume are scaled together if they were in the training data: `patient_pattern`, or
+    else `sub-` and `ses-`, finds patient and time point in their names. `progress(what, done, total)` is called after
+    each image, and `note` before them with what was left out of each folder, and what is scaled together.
 
     Raises InputError with all faults.
     """
@@ -55,10 +57,10 @@ def predict_files(
             f"--ensemble: needs a model of several networks, but there is only {model.members[0].name}; name a search "
             "that has a champion, or an export of one, or leave --ensemble out"
         )
-    inputs = find_images(paths)
-    images = inputs.images
+    inputs = find_images(paths, patient_pattern)
+    images = _with_volumes(inputs.images, common_preprocessing(model.members), patient_pattern)
     check_nothing_overwritten(out, images)
-    for text in inputs.notes:
+    for text in (*inputs.notes, *_notes_on_volumes(images, patient_pattern)):
         note(text)
     geometries = _check_images(model, images, progress, nan_background)
     out.mkdir(parents=True, exist_ok=True)
@@ -107,17 +109,47 @@ def _check_images(
 ) -> list[VolumeGeometry]:
     """Return where each image is cut. Raises InputError with the faults of all images."""
     preprocessing = common_preprocessing(model.members)
-    geometries, faults = [], list[str]()
+    geometries: dict[Path, VolumeGeometry] = {}
+    read: set[Path] = set()
+    faults: list[str] = []
     for done, image in enumerate(images, 1):
+        source = image.volume_source
         try:
-            geometries.append(slicing_geometry(image.source, preprocessing, nan_background))
+            if image.path not in read:  # a volume is read with the first of its pictures
+                read.update(source.image)
+                of_each = picture_geometries(source, preprocessing, nan_background)
+                geometries.update(zip(source.image, of_each, strict=True))
         except InputError as error:  # each of its lines begins with the file name
             folder = "" if image.path.parent == Path() else f"{image.path.parent}/"
             faults += [f"{folder}{line}" for line in error.faults or [error.headline]]
         progress("checking", done, len(images))
     if faults:
         raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
-    return geometries
+    return [geometries[image.path] for image in images]
+
+
+def _with_volumes(
+    images: Sequence[InputImage], preprocessing: Preprocessing, patient_pattern: str | None
+) -> list[InputImage]:
+    """Return the images: pictures without their volumes where those of the training data were scaled one by one."""
+    if preprocessing.scaled_by != "picture":
+        return list(images)
+    if patient_pattern is not None:
+        raise InputError(
+            "--patient-pattern: the model was trained on pictures that were scaled one by one, and so are these; leave "
+            "it out"
+        )
+    return [replace(image, volume=()) for image in images]
+
+
+def _notes_on_volumes(images: Sequence[InputImage], patient_pattern: str | None) -> list[str]:
+    volumes = dict.fromkeys(image.volume for image in images if image.volume)
+    if not volumes:
+        return []
+    count, by = sum(map(len, volumes)), "--patient-pattern" if patient_pattern else "sub- and ses- in their names"
+    first, last, *_ = (path.name for volume in volumes for path in (volume[0], volume[-1]))
+    number = plural(len(volumes), "volume")
+    return [f"{plural(count, 'picture')} scaled as slices of {number}, by {by} ({first} to {last})"]
 
 
 def _lesion_row(

@@ -36,9 +36,9 @@ def _commit() -> str:
 
 
 def data_record(folder: Path, prepared: PreparedData) -> DataRecord:
-    """Return what a run records of its data. A model cuts other images by plane, axis, size, fit and spacing_mm."""
+    """Return what a run records of its data. A model cuts other images by the names of `Preprocessing`."""
     manifest = prepared.manifest
-    return DataRecord(
+    record = DataRecord(
         name=folder.name,
         fingerprint=manifest.fingerprint,
         size=manifest.size,
@@ -49,6 +49,10 @@ def data_record(folder: Path, prepared: PreparedData) -> DataRecord:
         split=manifest.split_level,
         optimistic=manifest.optimistic,
     )
+    if manifest.axis is not None:
+        return record
+    several = any(len(volume.images) > 1 for volume in manifest.volumes)
+    return record.model_copy(update={"scaled_by": "volume" if several else "picture"})
 
 
 def certificate_record(manifest: Manifest) -> SplitCertificate:
