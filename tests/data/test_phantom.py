@@ -250,6 +250,24 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_phantom(tmp_path / "half", patients=1, shape=(32, 32, 8), progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom(tmp_path, patients=1, shape=(32, 32, 8), progress=interrupt)
+    assert list(tmp_path.iterdir()) == [], "an empty folder stays empty"
+
+
+def test_the_working_directory_may_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_phantom(Path(), patients=1, timepoints=1, shape=(32, 32, 8)) == Path()
+    names = ["README", "dataset_description.json", "derivatives", "participants.json", "participants.tsv", "sub-01"]
+    assert sorted(path.name for path in Path().iterdir()) == names
+
+
+def test_a_link_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with pytest.raises(InputError) as caught:
+        write_phantom(tmp_path / "link", patients=1)
+    assert caught.value.faults == (f"{tmp_path / 'link'}: is a link; name the folder that it leads to, or another one",)
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def write_phantom(
     The same seed gives the same bytes, and a patient does not depend on the number of patients.
 
     Args:
-        out: Folder to write; must not exist, or be empty.
+        out: Folder to write; must not exist, or be empty, and be no link.
         patients: Number of patients.
         timepoints: Scans of each patient.
         shape: Voxels along right, anterior, superior; the field of view is always 192 x 192 x 144 mm.
@@ -71,8 +70,11 @@ def write_phantom(
     _check(out, patients, timepoints, shape, lesion_size, seed, cohort)
     grid, done, hard = Grid(shape), 0, cohort == "hard"
     rows = ["participant_id\tsessions\tlesion_ml_first\tlesion_ml_last" + ("\tscanner" if hard else "")]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    target = out.absolute()  # "." has no name
+    is_there = target.exists()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # An empty folder is filled, not replaced: it may be the working directory, or another file system.
+    with tempfile.TemporaryDirectory(dir=target if is_there else target.parent, prefix=f".{target.name}-") as scratch:
         root = Path(scratch) / "bids"  # a folder inside, because other users cannot read the temporary one
         _describe(root, "wmlsearch phantom", "raw", seed)
         _describe(root / "derivatives" / "lesions", "wmlsearch phantom: lesion masks", "derivative", seed)
@@ -92,7 +94,11 @@ def write_phantom(
         (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
         _write_json(root / "participants.json", PARTICIPANT_COLUMNS | (SCANNER_COLUMN if hard else {}))
         (root / "README").write_text(_readme(patients, timepoints, shape, lesion_size, seed, cohort), encoding="utf-8")
-        os.replace(root, out)
+        if is_there:
+            for path in root.iterdir():
+                path.rename(target / path.name)
+        else:
+            root.rename(target)
     return out
 
 
@@ -115,7 +121,9 @@ def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size:
     ):
         got, low_shape, high_shape = ("x".join(map(str, numbers)) for numbers in (shape, MIN_SHAPE, MAX_SHAPE))
         faults.append(f"shape: must be from {low_shape} to {high_shape} voxels, but got {got}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_symlink():
+        faults.append(f"{out}: is a link; name the folder that it leads to, or another one")
+    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
         faults.append(f"{out}: exists and is not an empty folder; name another one, or remove it")
     if faults:
         raise InputError("phantom: nothing was written", faults)

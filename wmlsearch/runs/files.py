@@ -174,9 +174,12 @@ def as_line(row: Mapping[str, Any]) -> str:
 def check_output_folder(out: Path) -> None:
     """Refuse an output folder that is a link, or exists and is not empty. Raises InputError."""
     try:
-        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
+        is_link = out.is_symlink()
+        taken = not is_link and out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
         raise InputError(f"{out}: cannot be used as OUT ({error.strerror}); name another") from None
+    if is_link:
+        raise InputError(f"{out}: is a link, which OUT must not be; name the folder that it leads to, or another OUT")
     if taken:
         raise InputError(f"{out}: exists already and is not an empty folder; name another OUT or remove it")
 
