@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ FORECAST: dict[str, Any] = {
 }
 
 
-def add(run: RunDir, epochs: int, state: str = "completed", **more: float) -> RunDir:
+def add(
+    run: RunDir, epochs: int, state: str = "completed", about_parent: Mapping[str, int] | None = None, **more: float
+) -> RunDir:
     about = {"name": run.name, "kind": "trial", "settings": SETTINGS.model_dump(), "config": TrialConfig().model_dump()}
+    about |= about_parent or {}
     RunDir.create(run.path, run_record(about))
     for epoch in range(1, epochs + 1):
         run.append(epoch_row({"epoch": epoch, "val_dice_patients_best": 0.5, "val_dice": 0.5, "epoch_s": 2.0, **more}))
@@ -101,6 +105,16 @@ def test_forecast_beside_usage(search: SearchDir) -> None:
         "GPU-hours                          0            2",
         "peak memory of a worker      690 MiB      603 MiB",
         "checkpoints at most           130 MB      4.31 MB",
+    ]
+
+
+def test_epochs_that_a_child_has_from_its_parent_were_not_trained_by_it(search: SearchDir) -> None:
+    add(search.trial(0), 9)
+    add(search.trial(1), 6, "stopped")
+    add(search.trial(2), 9, about_parent={"parent": 0, "parent_epoch": 6, "replaces": 1})
+    assert table(search)[1:3] == [
+        "trials at epochs 2, 6, 9   6, 3.1, 2  2, 2, 2",
+        "epochs of all trials            30.5       18",
     ]
 
 

@@ -42,7 +42,8 @@ def compare_with_forecast(search: SearchDir) -> list[ComparisonRow]:
     forecast, used = search.forecast(), search.usage()
     if forecast is None:
         return []
-    trials, finals = ([run.rows() for run in runs] for runs in (search.trials(), search.finals()))
+    # Without the epochs that a child of population based training has from its parent: they were trained once.
+    trials, finals = ([run.trained_rows() for run in runs] for runs in (search.trials(), search.finals()))
     rows = [
         _rungs_row(forecast, trials),
         ComparisonRow("epochs of all trials", f"{forecast.epochs:.1f}", str(sum(map(len, trials)))),
@@ -70,7 +71,7 @@ def _rungs_row(forecast: ForecastRecord, trials: list[list[EpochRow]]) -> Compar
     return ComparisonRow(
         f"trials at epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, epochs))}",
         ", ".join(f"{rung.trials:.1f}".removesuffix(".0") for rung in forecast.rungs),
-        ", ".join(str(sum(len(rows) >= epoch for rows in trials)) for epoch in epochs),
+        ", ".join(str(sum(any(row.epoch == epoch for row in rows) for rows in trials)) for epoch in epochs),
     )
 
 
