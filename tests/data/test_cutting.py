@@ -15,7 +15,7 @@ from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.examine import examine
 from wmlsearch.data.geometry import VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.labels import MaskRule
-from wmlsearch.data.nifti import read_extent
+from wmlsearch.data.nifti import Extent, read_extent
 from wmlsearch.data.sources import Source
 
 
@@ -196,7 +196,7 @@ def test_intensity_is_scaled_by_robust_percentiles(tmp_path: Path) -> None:
 
 
 def test_choice_of_plane() -> None:
-    thin, thick, coronal = (1.0, 1.0, 1.2), (0.7, 0.7, 4.0), (1.0, 3.0, 1.0)
+    thin, thick, coronal = (Extent(edges, (32, 32, 8)) for edges in ((1.0, 1.0, 1.2), (0.7, 0.7, 4.0), (1.0, 3.0, 1.0)))
     assert choose_plane({"a": thin}, None) == ("sagittal", 0)
     assert choose_plane({"a": thick}, None) == choose_plane({"a": thick}, "native") == ("native", 2)
     assert choose_plane({"a": coronal}, None) == ("native", 1)
@@ -213,10 +213,24 @@ def test_choice_of_plane() -> None:
         choose_plane({"a.nii": coronal, "b.nii": thick}, None)
 
 
+def test_a_single_slice_is_not_cut_across(tmp_path: Path) -> None:
+    """The axis along which there is one voxel is the slicing axis, whatever the voxel edges are."""
+    coronal = pair(tmp_path, (24, 1, 20), (4.0, 4.0, 6.0))
+    extent = read_extent(coronal)
+    assert choose_plane({"a": extent}, None) == choose_plane({"a": extent}, "native") == ("native", 1)
+    axial, thin = Extent((1.0, 1.0, 1.0), (32, 32, 1)), Extent((1.0, 1.0, 1.0), (32, 32, 30))
+    assert choose_plane({"a": axial, "b": Extent((1.0, 1.0, 5.0), (32, 32, 9))}, None) == ("native", 2)
+    assert choose_plane({"a": extent}, "axial") == ("axial", 2)
+    with pytest.raises(InputError) as error:
+        choose_plane({"a.nii": axial, "b.nii": thin}, None)
+    assert error.value.faults == ("a.nii: 1 x 1 x 1 mm (a single slice)", "b.nii: 1 x 1 x 1 mm (isotropic)")
+
+
 def test_voxel_edges_are_those_of_the_body(tmp_path: Path) -> None:
     path = save(tmp_path / "i.nii", head((12, 10, 8)), (1.0, 2.0, 3.0), "SLA")
     extent = read_extent(Source("p", "", tmp_path, (path,)))
     assert extent.edges == pytest.approx((1, 2, 3))
+    assert extent.shape == (12, 10, 8)
     assert extent.voxels == np.prod(nib.load(path).shape)
 
 

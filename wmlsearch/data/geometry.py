@@ -14,6 +14,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.examine import VolumeFacts
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.head_detection import Box
+from wmlsearch.data.nifti import Extent
 from wmlsearch.data.sources import Source
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # slicing axis in RAS+
@@ -128,42 +129,63 @@ class VolumeGeometry:
         return [int(axis) for axis in axcodes2ornt(self.orientation)[:, 0]].index(ras)
 
 
-def choose_plane(edges: Mapping[str, tuple[float, float, float]], plane: str | None) -> tuple[str, int]:
+def choose_plane(extents: Mapping[str, Extent], plane: str | None) -> tuple[str, int]:
     """Return the plane and its slicing axis in RAS+.
 
     Args:
-        edges: Voxel edges in mm along RAS+, by file name.
-        plane: The plane that the user has chosen. None: native for thick slices (along the longest voxel edge),
-            sagittal for isotropic volumes.
+        extents: Size of each volume, by file name.
+        plane: The plane that the user has chosen. None: native for single slices and for thick ones (along the longest
+            voxel edge), sagittal for isotropic volumes.
 
     Raises:
         InputError: Where native makes no sense, or the volumes do not agree.
     """
     if plane in PLANES:
         return plane, PLANES[plane]
-    is_thick = {name: sorted(mm)[2] > MIN_THICKNESS * sorted(mm)[1] for name, mm in edges.items()}
-    lines = {name: f"{name}: {' x '.join(f'{edge:.4g}' for edge in mm)} mm" for name, mm in edges.items()}
-    if plane == "native" and not all(is_thick.values()):
+    axes = {name: _native_axis(extent) for name, extent in extents.items()}
+    lines = {name: f"{name}: {' x '.join(f'{edge:.4g}' for edge in one.edges)} mm" for name, one in extents.items()}
+    if plane == "native" and None in axes.values():
         raise InputError(
             f"--plane native needs thick slices, one voxel edge longer than {MIN_THICKNESS} x the next longest; "
             "give --plane sagittal, axial or coronal",
-            [line for name, line in lines.items() if not is_thick[name]],
+            [line for name, line in lines.items() if axes[name] is None],
         )
-    if not any(is_thick.values()):
+    native = {axis for axis in axes.values() if axis is not None}
+    if not native:
         return "sagittal", 0
-    if not all(is_thick.values()):
+    if None in axes.values():
         raise InputError(
             "thick and isotropic volumes are mixed; give --plane sagittal, axial or coronal",
-            [f"{line} ({'thick slices' if is_thick[name] else 'isotropic'})" for name, line in lines.items()],
+            [f"{line} ({_kind(extents[name])})" for name, line in lines.items()],
         )
-    axes = {name: int(np.argmax(mm)) for name, mm in edges.items()}
-    if len(set(axes.values())) > 1:
+    if len(native) > 1:
         planes = list(PLANES)
         raise InputError(
             "the volumes have thick slices in different planes; give --plane sagittal, axial or coronal",
-            [f"{line} ({planes[axes[name]]})" for name, line in lines.items()],
+            [
+                f"{line} ({planes[axis]})"
+                for axis, line in zip(axes.values(), lines.values(), strict=True)
+                if axis is not None
+            ],
         )
-    return "native", next(iter(axes.values()))
+    return "native", native.pop()
+
+
+def _native_axis(extent: Extent) -> int | None:
+    """Return the axis across the slices: the only one along which there is one voxel, or the longest voxel edge.
+
+    None for an isotropic volume.
+    """
+    if extent.shape.count(1) == 1:
+        return extent.shape.index(1)
+    _, middle, longest = sorted(extent.edges)
+    return int(np.argmax(extent.edges)) if longest > MIN_THICKNESS * middle else None
+
+
+def _kind(extent: Extent) -> str:
+    if extent.shape.count(1) == 1:
+        return "a single slice"
+    return "isotropic" if _native_axis(extent) is None else "thick slices"
 
 
 def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacing_mm: float | None) -> VolumeGeometry:

@@ -49,10 +49,14 @@ MAX_DEFLATE_RATIO = 1032  # zlib's technical details: no deflated file is smalle
 
 @dataclass(frozen=True)
 class Extent:
-    """What the header of a NIfTI volume says of its size."""
+    """What the header of a NIfTI volume says of its size, along right, anterior and superior."""
 
-    edges: tuple[float, float, float]  # of a voxel in mm, along right, anterior and superior
-    voxels: int
+    edges: tuple[float, float, float]  # of a voxel in mm
+    shape: tuple[int, int, int]
+
+    @property
+    def voxels(self) -> int:
+        return math.prod(self.shape)
 
 
 def read_extent(source: Source) -> Extent:
@@ -65,9 +69,10 @@ def read_extent(source: Source) -> Extent:
         image = _open(source, source.image[0])
     except VolumeFault as fault:
         raise InputError("a volume cannot be read", fault.lines) from None
-    edges, affine = np.empty(3), affine_mm(image)
-    edges[io_orientation(affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
-    return Extent((float(edges[0]), float(edges[1]), float(edges[2])), math.prod(image.shape))
+    affine = affine_mm(image)
+    right, anterior, superior = np.argsort(io_orientation(affine)[:, 0])  # the file's axes
+    edges, shape = nib.affines.voxel_sizes(affine).tolist(), image.shape
+    return Extent((edges[right], edges[anterior], edges[superior]), (shape[right], shape[anterior], shape[superior]))
 
 
 def load_nifti(source: Source, axis: int, rule: MaskRule, nan_background: bool = False) -> Stack:

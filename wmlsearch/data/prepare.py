@@ -30,7 +30,7 @@ from wmlsearch.data.labels import MaskRule, files_with_label, label_counts
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.lesions_cut_off import cut_off
 from wmlsearch.data.manifest import FORMAT, LEDGER, MANIFEST, ORIGINALS, SEALED, Manifest, count_split, fingerprint
-from wmlsearch.data.nifti import copy_without_text, read_extent
+from wmlsearch.data.nifti import Extent, copy_without_text, read_extent
 from wmlsearch.data.patient_names import check_patient_names
 from wmlsearch.data.prepare_options import PrepareOptions
 from wmlsearch.data.pseudonyms import PseudonymTable
@@ -258,21 +258,20 @@ def _choose_plane(raw: Path, scans: Sequence[_Scan], plane: str | None) -> _Plan
     """Return the plane of all volumes, from their headers; 2-D pictures are used as they are."""
     if not scans[0].source.is_nifti:
         return _Plane("image", None, sum(len(scan.source.image) for scan in scans) * PICTURE_BYTES, 0)
-    edges: dict[str, tuple[float, float, float]] = {}
+    extents: dict[str, Extent] = {}
     faults: list[str] = []
-    file_bytes, voxels = 0, 0
+    file_bytes = 0
     for scan in scans:
         path = scan.source.image[0]
         try:
-            extent = read_extent(scan.source)
-            edges[scan.source.name(path)] = extent.edges
-            voxels = max(voxels, extent.voxels)
+            extents[scan.source.name(path)] = read_extent(scan.source)
             file_bytes += path.stat().st_size
         except InputError as error:
             faults += error.faults
-    if not edges:
+    if not extents:
         raise _faults_error(raw, faults)
-    return _Plane(*choose_plane(edges, plane), file_bytes, voxels)
+    voxels = max(extent.voxels for extent in extents.values())
+    return _Plane(*choose_plane(extents, plane), file_bytes, voxels)
 
 
 def _examine(
