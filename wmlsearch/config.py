@@ -387,14 +387,19 @@ class RunSettings(_Strict):
         return PORTFOLIO if self.experience else 0
 
     @property
+    def candidate_count(self) -> int:
+        """The maximum number of configurations that are compared with the baseline; the first trial has that one."""
+        return min(self.confirm_top, self.trials - 1)
+
+    @property
     def selection_run_count(self) -> int:
         """The maximum number of runs that choose the champion, of the baseline and the best configurations."""
-        return (1 + self.confirm_top) * self.confirm_seeds if self.baseline and self.confirm_top else 0
+        return (1 + self.candidate_count) * self.confirm_seeds if self.baseline and self.candidate_count else 0
 
     @property
     def judgement_run_count(self) -> int:
         """The maximum number of runs that are judged on the sealed test, of the baseline and the champion."""
-        return self.final_runs * (2 if self.confirm_top else 1) if self.baseline else 0
+        return self.final_runs * (2 if self.candidate_count else 1) if self.baseline else 0
 
     @property
     def final_run_count(self) -> int:

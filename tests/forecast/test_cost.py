@@ -206,10 +206,11 @@ def test_final_runs_are_forecast_with_the_images_of_their_folds() -> None:
     assert (times.baseline_s, times.epoch_s) == (22, 11)
     assert times.final_work_s == 44 + 128 + 2 * once
     assert times.final_s == (5 + 22) + (5 + 64) + 2 * once
-    alone = cost._expected_times(settings.model_copy(update={"confirm_top": 0}), Slots(2, 1, 1, 0.0), measured)
-    assert (alone.final_work_s, alone.final_s) == (64 + once, 5 + 32 + once), (
-        "three runs of the baseline, two at a time"
-    )
+    for without_candidates in ({"confirm_top": 0}, {"trials": 1}):
+        alone = cost._expected_times(settings.model_copy(update=without_candidates), Slots(2, 1, 1, 0.0), measured)
+        assert (alone.final_work_s, alone.final_s) == (64 + once, 5 + 32 + once), (
+            "three runs of the baseline, two at a time"
+        )
     chosen = cost._expected_times(settings.model_copy(update={"postprocessing": "auto"}), Slots(2, 1, 1, 0.0), measured)
     assert chosen.final_s - times.final_s == 2 * 3 * 0.5 * 8, "three more predictions of each network's fold"
 

@@ -208,6 +208,10 @@ def test_no_final_run_has_the_seed_of_another_training() -> None:
     assert (settings.selection_run_count, settings.judgement_run_count, settings.final_run_count) == (12, 8, 20)
     only_baseline = settings.model_copy(update={"confirm_top": 0})
     assert (only_baseline.selection_run_count, only_baseline.judgement_run_count) == (0, 4)
+    # no more candidates than trials beside the first one, which has the baseline configuration
+    two_trials, one_trial = (settings.model_copy(update={"trials": trials}) for trials in (2, 1))
+    assert (two_trials.selection_run_count, two_trials.judgement_run_count) == (6, 8)
+    assert (one_trial.selection_run_count, one_trial.judgement_run_count) == (0, 4)
     without = settings.model_copy(update={"baseline": False})
     assert without.final_run_count == 0
 

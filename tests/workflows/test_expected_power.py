@@ -66,7 +66,7 @@ def test_earlier_searches_on_the_same_data_say_how_much_results_vary(manifest: M
     assert "0.022 between trainings and 0.000 between patients (as in 2 earlier searches on these data)" in text
 
 
-@pytest.mark.parametrize("settings", [RunSettings(baseline=False), RunSettings(confirm_top=0)])
+@pytest.mark.parametrize("settings", [RunSettings(baseline=False), RunSettings(confirm_top=0), RunSettings(trials=1)])
 def test_a_search_without_a_comparison_has_nothing_to_find(settings: RunSettings, manifest: Manifest) -> None:
     assert expected_power(settings, manifest, Path("none")) == ""
 

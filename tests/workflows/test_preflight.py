@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import MANIFEST, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.space import SearchSpace
-from wmlsearch.workflows.preflight import _most_demanding, check_data, note_no_effect
+from wmlsearch.workflows.preflight import _most_demanding, check_budgets, check_data, note_no_effect
 from wmlsearch.workflows.search_plan import SearchRequest
 
 
@@ -50,6 +51,16 @@ def test_a_space_is_checked_with_z_scores_where_it_has_them() -> None:
 def test_learning_rates_above_or_below_the_baselines_are_no_fault(entries: dict[str, Any]) -> None:
     space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, **entries})
     assert _most_demanding(space).depth == 3
+
+
+@pytest.mark.parametrize(("trials", "final_runs"), [(1, 5), (2, 14), (4, 18)])
+def test_no_epochs_are_reserved_for_final_runs_of_trials_that_there_are_not(trials: int, final_runs: int) -> None:
+    """Five judgement runs of the baseline; with a candidate also two selection runs of both, and its judgement runs."""
+    space, slots, needed = SearchSpace.read("quick"), Slots(1, 1, 1, 0.0), 18 * final_runs
+    settings = RunSettings(epochs=18, trials=trials)
+    check_budgets(space, settings.model_copy(update={"max_epochs_total": needed + 1}), slots)
+    with pytest.raises(InputError, match=f"since the {final_runs} final runs may take {needed}"):
+        check_budgets(space, settings.model_copy(update={"max_epochs_total": needed}), slots)
 
 
 def test_a_share_of_lesions_is_checked_in_the_folds_of_all_final_runs(raw: Path, tmp_path: Path) -> None:

@@ -144,12 +144,14 @@ def _expected_times(settings: RunSettings, final_slots: Slots, measurement: Meas
 
     # The best configurations are assumed to be like the mean of the space.
     selection, judgement = list[float](), runs_s(paper, settings.final_runs)
-    if settings.confirm_top:
-        selection = runs_s(paper, settings.confirm_seeds) + settings.confirm_top * runs_s(mean, settings.confirm_seeds)
+    if settings.candidate_count:
+        selection = runs_s(paper, settings.confirm_seeds) + settings.candidate_count * runs_s(
+            mean, settings.confirm_seeds
+        )
         judgement += runs_s(mean, settings.final_runs)
     stages = [runs for runs in (selection, judgement) if runs]  # the second begins when the first has ended
     final_s = sum(measurement.start_s + max(sum(runs) / final_slots.count, *runs) for runs in stages)
-    judged = (paper, mean) if settings.confirm_top else (paper,)
+    judged = (paper, mean) if settings.candidate_count else (paper,)
     predictions_s = sum(times.val_s for times in judged) * _predicted_images(settings, measurement)
     return _ExpectedTimes(
         measurement.start_s, epoch_s, baseline_s, sum(map(sum, stages)) + predictions_s, final_s + predictions_s
@@ -235,7 +237,7 @@ def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slo
         return round(of_trials)
     # At the end: the weights of the best trials and of all judgement runs, and both checkpoints of those still running.
     best_of_trials = min(KEPT_BEST, settings.trials, SAMPLES) * sizes[1:, 1].mean()
-    final_weights = settings.final_runs * (baseline[1] + (sizes[1:, 1].mean() if settings.confirm_top else 0.0))
+    final_weights = settings.final_runs * (baseline[1] + (sizes[1:, 1].mean() if settings.candidate_count else 0.0))
     running = slots.count * max(sum(baseline), sizes[1:].sum(axis=1).mean())
     return round(max(of_trials, best_of_trials + final_weights + running))
 

@@ -23,7 +23,7 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
         manifest: of its data.
         out: folder of earlier searches. Those on the same data say how much results vary.
     """
-    if not settings.baseline or not settings.confirm_top:
+    if not settings.baseline or not settings.candidate_count:
         return ""
     runs, patients = settings.final_runs, manifest.counts["test"].patients
     if not patients:  # counted as 0 where no patient is known
