@@ -114,9 +114,12 @@ def upright_slices(array: Array, geometry: VolumeGeometry) -> Array:
 
 def _load_again(source: Source, geometry: VolumeGeometry, rule: MaskRule | None) -> Stack:
     try:
-        return load_volume(source, geometry.axis, rule, geometry.nan_background)
+        stack = load_volume(source, geometry.axis, rule, geometry.nan_background)
     except VolumeFault as fault:
         raise InputError("a file has changed since it was checked", fault.lines) from None
+    if geometry.floor is None:
+        return stack
+    return replace(stack, pictures=np.maximum(stack.pictures, np.float32(geometry.floor)))
 
 
 def _slice_labels(stack: Stack, index: int, geometry: VolumeGeometry) -> Array | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.head_detection import Box, HeadRegion, find_head, head_grey
 from wmlsearch.data.labels import MaskRule
+from wmlsearch.data.padding import find_padding
 from wmlsearch.data.plausibility import check_mask, is_image
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
@@ -38,6 +39,7 @@ class VolumeFacts:
     findings: tuple[Finding, ...] = ()  # what is doubtful about the volume or its mask
     nan_background: bool = False  # voxels that are not finite are background wherever they are
     head_grey: tuple[tuple[float, float], ...] = ()  # see `VolumeGeometry`
+    floor: float | None = None  # see `VolumeGeometry`
 
     @property
     def lesion_load(self) -> float:
@@ -75,8 +77,13 @@ def examine_head(
     if stack.mask is not None and is_image(stack.pictures, stack.mask):
         mask = source.name(source.mask[0])
         return None, [f"{mask}: its image {name} has two grey values and is the mask itself; name the FLAIR image"]
-    head = find_head(stack.pictures)
+    checksum = voxels_sha256(stack, axis)
     findings = stack.findings
+    padding = find_padding(stack.pictures)
+    if padding is not None:
+        stack = replace(stack, pictures=np.maximum(stack.pictures, np.float32(padding.floor)))
+        findings += (padding.finding,)
+    head = find_head(stack.pictures)
     if stack.mask is not None:
         findings += () if stack.mask.any() else (Finding("empty", "the mask is empty"),)
         findings += tuple(check_mask(stack.pictures, stack.mask, head.pixels, axis, stack.ignored))
@@ -95,13 +102,14 @@ def examine_head(
         high=high,
         head=tuple(int(n) for n in head.area),
         lesion=tuple(int(n) for n in lesion),
-        voxels_sha256=voxels_sha256(stack, axis),
+        voxels_sha256=checksum,
         labels=stack.labels,
         voxel_mm3=stack.voxel_mm3,
         lesion_sha256=mask_sha256(stack, axis),
         findings=findings,
         nan_background=nan_background,
         head_grey=_head_grey(stack, head, axis, low, high),
+        floor=None if padding is None else padding.floor,
     )
     return (facts, head), []
 

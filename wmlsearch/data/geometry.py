@@ -55,6 +55,7 @@ class VolumeGeometry:
     # Mean and standard deviation of the head's grey values, from 0 to 255: of the volume, or of each picture; empty in
     # older data.
     head_grey: tuple[tuple[float, float], ...] = ()
+    floor: float | None = None  # lower grey values, which are padding, count as this; None without, and in older data
 
     @property
     def source(self) -> str:
@@ -234,6 +235,7 @@ def place_window(source: Source, facts: VolumeFacts, size: int, fit: str, spacin
         nan_background=facts.nan_background,
         lesion_voxels=sum(facts.lesion) if source.mask else None,
         head_grey=facts.head_grey,
+        floor=facts.floor,
     )
 
 

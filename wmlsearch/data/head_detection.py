@@ -69,7 +69,7 @@ def find_head(slices: Array) -> HeadRegion:
         if not is_white:  # a black picture may lie in a white frame, not the other way round
             break
     if head is None:
-        low, high = (float(value) for value in np.percentile(_sample(slices), (0.1, 99.9)))
+        low, high = (float(value) for value in np.percentile(sample_values(slices), (0.1, 99.9)))
         level, head = low, np.ones_like(slices, dtype=bool)
     else:
         greys = inner[head]
@@ -84,7 +84,7 @@ def find_head(slices: Array) -> HeadRegion:
 
 def _background(slices: Array) -> _Background | None:
     """Return the background by the border's pixels; None where most are not of one dark or bright grey."""
-    low, high = np.percentile(_sample(slices), (0.1, 99.9))
+    low, high = np.percentile(sample_values(slices), (0.1, 99.9))
     if high <= low:
         low, high = slices.min(), slices.max()
     border = np.concatenate([slices[:, (0, -1), :].ravel(), slices[:, :, (0, -1)].ravel()])
@@ -93,14 +93,14 @@ def _background(slices: Array) -> _Background | None:
         return None
     if np.mean(np.abs(border - level) <= MIN_CONTRAST * (high - low)) < 0.5:
         return None
-    differences = np.abs(_sample(slices) - level)
+    differences = np.abs(sample_values(slices) - level)
     if not (differences > 0).any():
         differences = np.abs(slices - level)
     contrast = float(np.percentile(differences[differences > 0], 99))
     return _Background(level, bool(level - low > high - level), contrast)
 
 
-def _sample(array: Array) -> Array:
+def sample_values(array: Array) -> Array:
     """Return about `SAMPLE_SIZE` values, evenly spread; the step is odd, so that it does not run along a column."""
     flat = array.ravel()
     return flat[:: (flat.size // SAMPLE_SIZE) | 1]

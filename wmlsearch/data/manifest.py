@@ -345,6 +345,7 @@ def _complete_old_format(data: Any) -> None:
     counts = data.get("counts")
     added: list[tuple[str, Any, Any]] = [("nan_background", False, data.get("volumes"))]
     added += [("lesion_voxels", None, data.get("volumes")), ("head_grey", [], data.get("volumes"))]
+    added += [("floor", None, data.get("volumes"))]
     added += [("size_needed", 0, list(counts.values()) if isinstance(counts, dict) else None)]
     if data["format"] != FORMAT:
         added += [("ignored_pixels", 0, data.get("slices"))]
