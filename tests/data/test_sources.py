@@ -263,9 +263,10 @@ def test_images_that_are_not_read_are_told(tmp_path: Path) -> None:
     assert [unused.name for unused in discovery.unused] == [
         "images/more", "masks/more", "images/IM0001", "images/p3.mgz", "masks/p3.mgz",
     ]  # fmt: skip
-    bids(tmp_path, ["masks/IM0001.nii", "images/p7.nii", "masks/p7.nrrd"])
+    bids(tmp_path, ["masks/IM0001.nii", "images/p7.nii", "masks/p7.nrrd", "masks/p6.nii.gz"])
     assert survey(tmp_path).faults == (
         "masks/IM0001.nii: no image; convert images/IM0001",
+        "masks/p6.nii.gz: no image; move images/more/again/p6.png up to images/",
         "images/p7.nii: missing mask; convert masks/p7.nrrd",
     )
 

@@ -59,17 +59,26 @@ def report_other_formats(root: Path, files: Sequence[Path], findings: Findings, 
         )
 
 
-def report_subfolders(root: Path, folders: Iterable[Path], findings: Findings) -> None:
-    """Add a note of folders below others of which only the files right in them are read, where they hold images."""
-    names = []
-    for folder in (inner for outer in folders for inner in list_folders(outer) if not inner.name.startswith(".")):
+def report_subfolders(root: Path, folders: Iterable[Path], findings: Findings) -> dict[str, str]:
+    """Add a note of folders below others of which only the files right in them are read, where they hold images.
+
+    Returns advice to move each of these images up, by the path without extension that it has then.
+    """
+    names: list[str] = []
+    moves: dict[str, str] = {}
+    below = ((outer, inner) for outer in folders for inner in list_folders(outer) if not inner.name.startswith("."))
+    for outer, folder in below:
         images = [path for path, _ in walk_files(folder) if not _BESIDE.fullmatch(path.name)]
         if images:
             count = plural(len(images), "file")
             names.append(f"{shown_name(folder, root)} with {count}")
             findings.unused.append(Unused(shown_name(folder, root), f"a subfolder, with {count}"))
+        for path in images:
+            place = outer.relative_to(root) / name_without_extension(path)
+            moves.setdefault(place.as_posix(), f"move {shown_name(path, root)} up to {shown_name(outer, root)}/")
     if names:
         findings.notes.append(
             f"subfolders beside the files are not read ({first_names(names)}); move their files up if they are part of "
             "the data"
         )
+    return moves

@@ -53,14 +53,15 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     folders = [raw.path / name for name in FOLDERS]
     listed = [list_files(folder) for folder in folders]
     if any(is_nifti(path) or is_picture(path) or is_other_format(path) for files in listed for path in files):
-        report_subfolders(raw.path, folders, findings)
+        advice = report_subfolders(raw.path, folders, findings)
     else:
+        advice = {}
         listed = [[path for path, _ in walk_files(folder)] for folder in folders]
     images, masks = (_files_by_name(folder, files) for folder, files in zip(folders, listed, strict=True))
     unread = [path for files in listed for path in files if is_other_format(path)]
     report_other_formats(raw.path, unread, findings)
     _match_other_names(images, masks, findings)
-    faults += _pairing_faults(raw.path, images, masks, unread)
+    faults += _pairing_faults(raw.path, images, masks, advice | conversions(raw.path, unread))
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
     scans = _scans_by_entities(pairs, findings) if pattern is None else _scans(raw.path, pairs, pattern, faults)
     return group_into_sources(raw.path, scans, findings)
@@ -96,23 +97,22 @@ def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path
         )
 
 
-def _pairing_faults(root: Path, images: FilesByName, masks: FilesByName, unread: Sequence[Path]) -> list[str]:
+def _pairing_faults(root: Path, images: FilesByName, masks: FilesByName, advice_on: Mapping[str, str]) -> list[str]:
     """Return a line for each name that does not have exactly one image and one mask.
 
     Args:
         root: The data set.
         images: Files in `images/`.
         masks: Files in `masks/`.
-        unread: Files of both that are of other formats.
+        advice_on: What to do with files that are not read, by path in the data set without extension.
     """
     faults = []
-    convert = conversions(root, unread)
     for name in sorted(images.keys() | masks.keys()):
         for folder, files in zip(FOLDERS, (images, masks), strict=True):
             if (count := len(files.get(name, ()))) > 1:
                 faults.append(f"{folder}/{name}: must be exactly one file, but there are {count}; keep one")
         missing = FOLDERS[1] if name not in masks else FOLDERS[0]
-        advice = convert.get(f"{missing}/{name}", f"add {missing}/{name}.* (same name, extension aside)")
+        advice = advice_on.get(f"{missing}/{name}", f"add {missing}/{name}.* (same name, extension aside)")
         if name not in masks:
             faults.append(f"{shown_name(images[name][0], root)}: missing mask; {advice}")
         elif name not in images:
