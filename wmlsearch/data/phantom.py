@@ -70,11 +70,10 @@ def write_phantom(
     _check(out, patients, timepoints, shape, lesion_size, seed, cohort)
     grid, done, hard = Grid(shape), 0, cohort == "hard"
     rows = ["participant_id\tsessions\tlesion_ml_first\tlesion_ml_last" + ("\tscanner" if hard else "")]
-    target = out.absolute()  # "." has no name
-    is_there = target.exists()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    is_there = out.exists()
+    out.parent.mkdir(parents=True, exist_ok=True)
     # An empty folder is filled, not replaced: it may be the working directory, or another file system.
-    with tempfile.TemporaryDirectory(dir=target if is_there else target.parent, prefix=f".{target.name}-") as scratch:
+    with tempfile.TemporaryDirectory(dir=out if is_there else out.parent, prefix=f".{out.name}-") as scratch:
         root = Path(scratch) / "bids"  # a folder inside, because other users cannot read the temporary one
         _describe(root, "wmlsearch phantom", "raw", seed)
         _describe(root / "derivatives" / "lesions", "wmlsearch phantom: lesion masks", "derivative", seed)
@@ -96,9 +95,9 @@ def write_phantom(
         (root / "README").write_text(_readme(patients, timepoints, shape, lesion_size, seed, cohort), encoding="utf-8")
         if is_there:
             for path in root.iterdir():
-                path.rename(target / path.name)
+                path.rename(out / path.name)
         else:
-            root.rename(target)
+            root.rename(out)
     return out
 
 
