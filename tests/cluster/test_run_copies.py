@@ -236,6 +236,36 @@ def test_files_beside_one_that_could_not_be_sent_are_not_forgotten(
     assert searches(storage)[0].state == "completed"
 
 
+@pytest.mark.parametrize("folder", ["trials", "trials/0000", "."])
+def test_a_folder_that_cannot_be_read_does_not_count_as_empty(
+    folder: str, search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the copy would lose its runs, say that it is complete, and let their checkpoints be deleted."""
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    storage, copies = str(tmp_path / "storage"), writer(search, str(tmp_path / "storage"))
+    runs = [trial(search, number, 2) for number in range(2)]
+    copies.copy_all()
+    scandir = os.scandir
+
+    def failing(path: str | Path) -> Any:
+        if Path(path) == search.path / folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "scandir", failing)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            copies.copy_all(complete=True)
+    index = read_index(storage, "s")
+    assert index is not None
+    assert not index.complete
+    assert fetched(storage, tmp_path / "before") == content(search)
+    report(runs[0], 3)
+    runs[1].remove()
+    copies.copy_all(complete=True)
+    assert fetched(storage, tmp_path / "after") == content(search)
+
+
 def test_the_end_of_a_search_is_not_copied_before_its_runs(search: SearchDir, tmp_path: Path) -> None:
     """A search that ends between two notifications: its status waits for the pass with its runs."""
     (tmp_path / "storage" / "s").mkdir(parents=True)

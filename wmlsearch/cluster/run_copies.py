@@ -499,13 +499,15 @@ class CopyWriter:
                 self._copy_file(path)
 
     def _look_below(self, folder: Path) -> None:
-        """Put into the copy what has changed in a folder and those below it. The search's own files are left out."""
+        """Put into the copy what has changed in a folder and those below it. The search's own files are left out.
+
+        Raises OSError if a folder cannot be read; nothing is removed from the copy then.
+        """
         seen: set[str] = set()
-        for place, folders, _ in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for path in _files_in(Path(place)):
+        for place in _folders_below(folder):
+            for path in _files_in(place):
                 seen.add(self._relative(path))
-                if Path(place) != self.search.path:
+                if place != self.search.path:
                     self._copy_file(path)
         if folder == self.search.path:
             copied = {name for name in self._copied if "/" in name}
@@ -635,6 +637,21 @@ class CopyWriter:
         while self._obsolete:
             self.place.delete(self._obsolete[-1])
             self._obsolete.pop()
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Yield a folder and those below it that are copied. Raises OSError if one cannot be read.
+
+    `os.walk` would pass over such a folder, and its files would count as deleted.
+    """
+    yield folder
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:  # removed at this moment
+        return
+    for name in names:
+        yield from _folders_below(folder / name)
 
 
 def _files_in(folder: Path) -> list[Path]:
