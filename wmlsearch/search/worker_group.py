@@ -46,45 +46,47 @@ class Command(NamedTuple):
 
     action: Literal["start", "step", "quit"]
     assignment: TrialAssignment | None = None  # of "start"
+    number: int = 0  # of "start": the mailbox counts the assignments of its group from 1
 
 
 class Mailbox:
     """An actor without CPUs between rank 0 of a group and the process that drives the group.
 
     A group that is set up again after a failure gets the assignment that was running, which goes on from its
-    checkpoint.
+    checkpoint. Ranks of the group before may still post results then.
     """
 
     def __init__(self) -> None:
         self.commands: asyncio.Queue[Command] = asyncio.Queue()
         self.results: asyncio.Queue[TrialResult] = asyncio.Queue()
-        self.assignment: TrialAssignment | None = None  # the one that runs
-        self.step_pending = False  # a step was ordered and its result has not come
+        self.number = 0  # of the latest assignment
+        self.unfinished: list[Command] = []  # what a group that starts must get: "start", perhaps "step"; or "quit"
 
     async def order(self, command: Command) -> None:
         """Pass a command to rank 0."""
         if command.action == "start":  # results of an earlier assignment are dropped
-            self.assignment, self.results = command.assignment, asyncio.Queue()
-        else:
-            self.step_pending = True
+            self.number, self.results = self.number + 1, asyncio.Queue()
+            command = command._replace(number=self.number)
+        self.unfinished = [*self.unfinished, command] if command.action == "step" else [command]
         await self.commands.put(command)
 
     async def group_started(self) -> None:
-        """Repeat the commands of the assignment that runs, if there is one, for a group that starts."""
-        if self.assignment is not None:
-            self.commands = asyncio.Queue()
-            await self.commands.put(Command("start", self.assignment))
-            if self.step_pending:
-                await self.commands.put(Command("step"))
+        """Repeat the commands that are unfinished, and no others, for a group that starts."""
+        self.commands = asyncio.Queue()
+        for command in self.unfinished:
+            await self.commands.put(command)
 
     async def next_command(self) -> Command:
         return await self.commands.get()
 
-    async def post(self, result: TrialResult) -> None:
-        """Pass a result to the driving process."""
-        self.step_pending = False
-        if result.done:
-            self.assignment = None
+    async def post(self, number: int, result: TrialResult) -> None:
+        """Pass a result of the assignment with this number to the driving process, unless that assignment has ended.
+
+        Where several ranks break, each posts its error: the first one is the result.
+        """
+        if not self.unfinished or self.unfinished[0].number != number:
+            return
+        self.unfinished = [] if result.done else self.unfinished[:1]
         await self.results.put(result)
 
     async def take(self, timeout_s: float) -> TrialResult | None:
@@ -212,6 +214,7 @@ def _rank(shared: dict[str, Any]) -> None:
     """Run one rank of the group: all ranks train in step, rank 0 receives the commands and posts the results."""
     job, mailbox, rank = shared["job"], shared["mailbox"], distributed.get_rank()
     session: TrainingSession | None = None
+    number = 0  # of the assignment
     if rank == 0:
         ray.get(mailbox.group_started.remote())
     while True:
@@ -224,15 +227,15 @@ def _rank(shared: dict[str, Any]) -> None:
         if command.action == "quit":
             return
         if command.assignment is not None:
-            session = TrainingSession(job, command.assignment, rank)
+            session, number = TrainingSession(job, command.assignment, rank), command.number
         elif session is not None:
             try:
                 result = session.step()
             except MachineError as error:
                 fault = TrialResult(done=True, machine_fault=error.args)
-                ray.get(mailbox.post.remote(fault))
+                ray.get(mailbox.post.remote(number, fault))
                 raise
             if rank == 0 or result.broke:
-                ray.get(mailbox.post.remote(result))
+                ray.get(mailbox.post.remote(number, result))
             if result.broke:  # the other ranks may wait for this one: only a new group frees them
                 raise RuntimeError(result.traceback)
