@@ -18,6 +18,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -25,8 +27,9 @@ from wmlsearch.search import train_patches
 from wmlsearch.search.train_patches import (
     FailureConfig,
     FileRendezvousConfig,
+    GroupFailures,
     GroupTrainer,
-    WaitForMachines,
+    RecordedError,
     workers_died,
     workers_were_preempted,
 )
@@ -85,7 +88,7 @@ def test_failures_of_the_controller_have_a_limit() -> None:
 
 
 def test_a_group_that_waits_for_machines_asks_again_and_again() -> None:
-    policy = WaitForMachines(FailureConfig(max_failures=1, controller_failure_limit=1))
+    policy = GroupFailures(FailureConfig(max_failures=1, controller_failure_limit=1))
     waited = ControllerError(WorkerGroupStartupTimeoutError(2))
     assert {policy.make_decision(waited) for _ in range(100)} == {FailureDecision.RETRY}
     failed = ControllerError(WorkerGroupStartupFailedError("a worker died"))
@@ -93,6 +96,25 @@ def test_a_group_that_waits_for_machines_asks_again_and_again() -> None:
     ranks = WorkerGroupError("rank 0", {0: RuntimeError("rank 0")})
     assert [policy.make_decision(ranks) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
     assert list(inspect.signature(DefaultFailurePolicy.make_decision).parameters) == ["self", "training_failed_error"]
+
+
+def test_errors_that_are_recorded_do_not_use_up_the_restarts_of_a_group() -> None:
+    """The next run of the group would be told as failed, with the error of another one."""
+    policy = GroupFailures(FailureConfig(max_failures=1))
+    runner = ThreadRunner()
+
+    def rank() -> None:
+        raise RecordedError("of a trial")
+
+    runner.run(rank)
+    assert runner._thread is not None
+    runner._thread.join()
+    broke = WorkerStatus(running=False, error=pickle.loads(pickle.dumps(runner.get_error())))  # noqa: S301 - made here
+    hangs = WorkerStatus(running=True)
+    error = WorkerGroupPollStatus({0: hangs, 1: broke}).get_worker_group_error()
+    assert {policy.make_decision(error) for _ in range(100)} == {FailureDecision.RETRY}
+    died = WorkerGroupError("rank 0", {0: ActorDiedError()})
+    assert [policy.make_decision(died) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
 
 
 def test_a_death_of_any_process_of_a_group_is_no_error_of_the_program() -> None:

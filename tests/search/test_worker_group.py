@@ -1,14 +1,21 @@
-"""What the mailbox of a worker group passes on while ranks break and groups start anew. Without Ray."""
+"""Worker groups whose ranks break: what their mailbox passes on, without Ray, and what the next runs get."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
+import pytest
 from records import epoch_row
 
-from wmlsearch.config import TrialConfig
-from wmlsearch.search.messages import TrialAssignment, TrialResult
-from wmlsearch.search.worker_group import Command, Mailbox
+from wmlsearch.cluster.connect import ray_session
+from wmlsearch.cluster.data_shipping import make_shipment
+from wmlsearch.cluster.resources import Slots
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.data.manifest import Manifest
+from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
+from wmlsearch.search.worker_group import Command, Mailbox, WorkerGroup
 
 FAILED = TrialResult().with_end("failed", "trial 1 broke", broke=True)
 
@@ -75,3 +82,20 @@ def test_a_group_that_starts_gets_what_is_unfinished_and_nothing_else() -> None:
         assert trials(await commands(mailbox)) == [("quit", None)]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 CPU cores")
+def test_a_run_that_breaks_costs_the_next_one_nothing(prepared: Path, tmp_path: Path) -> None:
+    """Both ranks of the first run raise the same error. The group may be set up again after no loss at all."""
+    config, seeds = TrialConfig(depth=1, base_channels=1, batch_size=4), {"broken": 2**70, "good": 0}
+    with ray_session(None):
+        shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
+        group = WorkerGroup(WorkerJob(shipment, RunSettings(epochs=1), 1, Slots(1, 2, 1, 0.0)), retries=0)
+        results = []
+        for name, seed in seeds.items():
+            group.start(TrialAssignment(config=config, seed=seed, checkpoint_location=str(tmp_path / name)))
+            results.append(group.step())
+        group.close()
+    assert [(result.ended, result.broke) for result in results] == [("failed", True), ("completed", False)]
+    assert "Overflow" in results[0].reason

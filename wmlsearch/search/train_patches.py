@@ -30,6 +30,7 @@ __all__ = [
     "FailureConfig",
     "FileRendezvousConfig",
     "GroupTrainer",
+    "RecordedError",
     "keep_coordinator_here",
     "workers_died",
     "workers_were_preempted",
@@ -84,7 +85,7 @@ class GroupTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         """Do what Train does, with a controller and a failure policy of ours."""
-        parts["failure_policy"] = WaitForMachines(cast(FailureConfig, self.run_config.failure_config))
+        parts["failure_policy"] = GroupFailures(cast(FailureConfig, self.run_config.failure_config))
         parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, _LEFT_OFF)]
         variables = {**get_env_vars_to_propagate(), ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
         same_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -99,14 +100,21 @@ class GroupTrainer(TorchTrainer):
         return result
 
 
-class WaitForMachines(DefaultFailurePolicy):
-    """Lets a group ask for its machines again, however often it has waited for them in vain.
+class RecordedError(RuntimeError):
+    """Ends a rank whose error the driving process has as the result of a trial or run: the next one needs new ranks."""
 
-    Each attempt ends after a minute: one without an end would not notice that a machine died which Train had counted.
+
+class GroupFailures(DefaultFailurePolicy):
+    """Sets a group up again without counting that as a loss where it has waited for machines, or for a RecordedError.
+
+    Train counts failures over the life of a group, which trains many runs. Each attempt to get machines ends after a
+    minute: one without an end would not notice that a machine died which Train had counted.
     """
 
     def make_decision(self, training_failed_error: Any) -> Any:
-        if isinstance(getattr(training_failed_error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        waited = isinstance(getattr(training_failed_error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+        failures = getattr(training_failed_error, "worker_failures", {}).values()
+        if waited or any(isinstance(failure, RecordedError) for failure in failures):
             return FailureDecision.RETRY
         return super().make_decision(training_failed_error)
 

@@ -31,6 +31,7 @@ from wmlsearch.search.train_patches import (
     FailureConfig,
     FileRendezvousConfig,
     GroupTrainer,
+    RecordedError,
     workers_died,
     workers_were_preempted,
 )
@@ -238,4 +239,4 @@ def _rank(shared: dict[str, Any]) -> None:
             if rank == 0 or result.broke:
                 ray.get(mailbox.post.remote(number, result))
             if result.broke:  # the other ranks may wait for this one: only a new group frees them
-                raise RuntimeError(result.traceback)
+                raise RecordedError(result.traceback)
