@@ -1,8 +1,11 @@
-"""What a trial worker hands to its trainings."""
+"""What a trial worker hands to its trainings, and how its ranks end together."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,3 +40,52 @@ def test_compiled_networks_are_kept_where_the_job_says(
     session.close()
     assert [path.name for path in tmp_path.glob("networks/*/*")] == ["24-images"]
     torch.compiler.reset()
+
+
+RANK = """
+import errno, json, os, sys
+from datetime import timedelta
+from pathlib import Path
+from torch import distributed
+from wmlsearch.cluster.data_shipping import Shipment
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs.files import StorageError
+from wmlsearch.search.checkpoints import Checkpoints
+from wmlsearch.search.messages import TrialAssignment, WorkerJob
+from wmlsearch.search.trial_worker import TrainingSession
+prepared, fingerprint, folder, rank = *sys.argv[1:4], int(sys.argv[4])
+meeting, patience = f"file://{folder}/meet", timedelta(seconds=30)
+distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+job = WorkerJob(Shipment(Path(prepared), fingerprint), RunSettings(epochs=1), 1)
+config = TrialConfig(depth=1, base_channels=1, batch_size=4)
+away, damaged = StorageError(errno.EIO, "does not answer", "s3://bucket"), ValueError("damaged")
+fetch, results = Checkpoints.fetch, []
+for run, failing, error in [("a", 1, away), ("b", 0, damaged), ("c", None, None)]:
+    def fetch_or_fail(self):
+        if rank == failing:
+            raise error
+        fetch(self)
+    Checkpoints.fetch = fetch_or_fail
+    session = TrainingSession(job, TrialAssignment(config=config, checkpoint_location=f"{folder}/{run}"), rank)
+    result = session.step()
+    session.close()
+    results.append([result.ended, result.reason, result.broke])
+print(json.dumps(results), flush=True)
+distributed.barrier()
+os._exit(0)
+"""
+
+
+def test_what_one_rank_cannot_begin_ends_all_and_the_next_run_begins_in_step(prepared: Path, tmp_path: Path) -> None:
+    """The machine of one rank is cut off from the storage: the other rank must not wait for it."""
+    words = [sys.executable, "-c", RANK, str(prepared), Manifest.read(prepared).fingerprint, str(tmp_path)]
+    ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert [json.loads(output) for output in outputs] == 2 * [
+        [
+            ["interrupted", "[Errno 5] does not answer: 's3://bucket'", False],
+            ["failed", "ValueError: damaged", False],
+            ["completed", "", False],
+        ]
+    ]

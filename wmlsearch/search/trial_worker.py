@@ -14,6 +14,7 @@ from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
 from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model.checkpoint import check_same_training, load_checkpoint
+from wmlsearch.model.ranks import in_process_group
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.files import StorageError
@@ -37,14 +38,15 @@ class TrainingSession:
     A session continues from the checkpoint at its location, if there is one. It first returns the epochs of the
     checkpoint that the driver has no report of, one per step, so that the scheduler decides about each. A run that
     does not fit into memory ends as "out_of_memory" before its first epoch. What goes wrong when a session begins
-    (a full disk, damaged data) is the result of its first step: Ray would only say that the process died.
+    (a full disk, damaged data) is the result of its first step: Ray would only say that the process died. It is the
+    result of all ranks, whichever of them it happened to.
     """
 
     def __init__(self, job: WorkerJob, assignment: TrialAssignment, rank: int = 0) -> None:
         torch.set_num_threads(job.threads)
         self.job, self.rank, self.config = job, rank, assignment.config
         # Asked now: when another rank dies, Ray Train may take the group away before this rank notices the death.
-        self.in_group = distributed.is_available() and distributed.is_initialized()
+        self.in_group = in_process_group()
         self.checkpoints = Checkpoints(assignment.checkpoint_location)
         self.started, self.reported_epochs = False, assignment.reported_epochs
         self.unreported: list[EpochRow] = []  # rows of the checkpoint
@@ -83,44 +85,71 @@ class TrainingSession:
         """
         result = TrialResult()
         try:
-            if self.fault is not None:
-                raise self.fault
             if not self.started:
-                result = self._open_checkpoint()
                 self.started = True
-                if not result.replayed:  # a run with a checkpoint has passed memory admission
+                result = self._agree(self._open_checkpoint())
+                if not result.done and not result.replayed:  # a run with a checkpoint has passed memory admission
                     result = self._admit_to_memory(result)
-                    if result.done:
-                        return result
+                if result.done:
+                    return result
             row = self._next_row()
         except StopIteration:  # the last epoch is in the checkpoint, and was reported
             last = cast(list[EpochRow], result.replayed)[-1]
             return result.with_end(cast(str, last.ended))
-        except MachineError:
-            raise
         except Exception as error:
-            if fault := as_machine_error(error):
-                raise fault from error
-            for kind, state in _STATES_OF_ERRORS:
-                if isinstance(error, kind):
-                    return result.with_end(state, str(error))
-            if self.in_group and _lost_a_rank(error):  # a new group continues this run from its checkpoint
-                raise
-            state = "out_of_memory" if _is_out_of_memory(error) else "failed"
-            return result.with_end(state, _last_line(error), traceback=traceback.format_exc(), broke=True)
+            return self._end_by(error, result)
         result = result.model_copy(update={"report": row})
         return result.with_end(row.ended) if row.ended else result
 
+    def _end_by(self, error: Exception, result: TrialResult) -> TrialResult:
+        """Return a result as the last one of a run that an error ends.
+
+        Raises MachineError, or the error itself if another rank has died.
+        """
+        if isinstance(error, MachineError):
+            raise error
+        if fault := as_machine_error(error):
+            raise fault from error
+        for kind, state in _STATES_OF_ERRORS:
+            if isinstance(error, kind):
+                return result.with_end(state, str(error))
+        if self.in_group and _lost_a_rank(error):  # a new group continues this run from its checkpoint
+            raise error
+        state = "out_of_memory" if _is_out_of_memory(error) else "failed"
+        trace = "".join(traceback.format_exception(error))
+        return result.with_end(state, _last_line(error), traceback=trace, broke=True)
+
     def _open_checkpoint(self) -> TrialResult:
-        """Fetch the checkpoint, if there is one, and check that it is of this training before anything is reported."""
-        self.checkpoints.fetch()
+        """Fetch the checkpoint, if there is one, and check that it is of this training before anything is reported.
+
+        An error, also of the beginning before it, is the result.
+        """
         rows: list[EpochRow] = []
-        if self.checkpoints.last.exists():
-            state = load_checkpoint(self.checkpoints.last)
-            check_same_training(self.checkpoints.last, state, **self.identity)
-            rows = [EpochRow.from_json(row) for row in state["reports"]]
+        try:
+            if self.fault is not None:
+                raise self.fault
+            self.checkpoints.fetch()
+            if self.checkpoints.last.exists():
+                state = load_checkpoint(self.checkpoints.last)
+                check_same_training(self.checkpoints.last, state, **self.identity)
+                rows = [EpochRow.from_json(row) for row in state["reports"]]
+        except Exception as error:
+            return self._end_by(error, TrialResult())
         self.unreported = rows[self.reported_epochs :]
         return TrialResult(replayed=rows)
+
+    def _agree(self, opened: TrialResult) -> TrialResult:
+        """Return what this rank has opened, or for all ranks the end of the first one that could not.
+
+        The machine of one rank may be cut off from the storage, or have damaged data. From here on the ranks wait for
+        each other: what one of them cannot train, none begins.
+        """
+        if not in_process_group():
+            return opened
+        ends: list[TrialResult | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(ends, opened if opened.done else None)
+        end = next(filter(None, ends), None)
+        return end.model_copy(update={"broke": False}) if end else opened
 
     def _admit_to_memory(self, result: TrialResult) -> TrialResult:
         """Add the predicted peak memory to the first result, which is the last one where it does not fit."""
