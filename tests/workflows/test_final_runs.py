@@ -13,6 +13,7 @@ import pytest
 import torch
 from records import epoch_row, run_record
 
+from wmlsearch.cluster import resources
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import InputError, RunSettings, TrialConfig
 from wmlsearch.data.manifest import LEDGER, SEALED
@@ -211,6 +212,25 @@ def test_one_validation_set_is_fold_0_of_every_run(data: Path, tmp_path: Path, m
     ending = Ending(tmp_path / "s", data, {1: 0.6}, folds=1)
     ending.go_on(better, monkeypatch)
     assert {run.record().fold for run in ending.search.finals()} == {0}
+
+
+def test_the_judgement_runs_have_the_slots_that_fit_without_the_workers_of_the_selection_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle workers that go on with them hold memory. With other slots they would be ended, and fewer runs trained."""
+    free_gb = 18.0
+
+    def hold_memory(name: str) -> float:
+        nonlocal free_gb
+        free_gb = 8.4
+        return better(name)
+
+    monkeypatch.setattr(resources, "this_machine", lambda: [{"CPU": 8.0, "GPU": 0.0}])
+    monkeypatch.setattr(resources, "free_memory_gb", lambda: free_gb)
+    said = Ending(tmp_path / "s", data, {1: 0.6, 2: 0.7}).go_on(hold_memory, monkeypatch)
+    for line, stage in ((said[0], "selection runs: "), (said[2], "judgement runs: ")):
+        assert line.startswith(stage)
+        assert line.endswith(", 6 at a time, each 1 worker with 1 CPU each")
 
 
 def test_nothing_better_than_the_baseline(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
