@@ -336,6 +336,7 @@ def test_a_prediction_is_the_commands(model: wmlsearch.Model, searched: SearchDi
     assert prediction.volume_ml == pytest.approx(prediction.mask.sum() * voxel_ml)
     assert model.predict(str(flair), single=True).volume_ml == single.volume_ml
     assert model.predict(flair, threshold=0.999).mask.sum() < prediction.mask.sum()
+    assert model.predict(flair, threshold=np.float32(0.5)).threshold == 0.5
     members = ", ".join(model.names)
     assert model.threshold == prediction.threshold
     assert repr(model) == (
@@ -365,10 +366,32 @@ def test_a_nibabel_image(model: wmlsearch.Model, flair: Path, tmp_path: Path) ->
     assert np.array_equal(model.predict(nib.load(tmp_path / "scaled.nii.gz")).probabilities, from_file.probabilities)
     mgh = nib.MGHImage(np.asarray(image.dataobj, np.float32), image.affine)
     assert np.array_equal(model.predict(mgh).mask, expected.mask)
+    second = nib.Nifti2Image(np.asarray(image.dataobj), image.affine)
+    assert np.array_equal(model.predict(second).mask, expected.mask)
     files = model.predict(scaled).save(tmp_path / "out", name="patient")
     assert [file.name for file in files] == [
         "patient_mask.nii.gz", "patient_probability.nii.gz", "patient_overlay.png",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti1Pair, nib.Nifti2Image])
+def test_a_nibabel_image_has_its_header(kind: Any, model: wmlsearch.Model, flair: Path, tmp_path: Path) -> None:
+    """In micrometres, whose unit is in the header, and without an orientation, as the same file."""
+    image: Any = nib.load(flair)
+    expected = model.predict(flair)
+    assert expected.affine is not None
+    micrometres = kind(np.asarray(image.dataobj), np.diag([1000, 1000, 1000, 1]) @ image.affine)
+    micrometres.header.set_xyzt_units("micron")
+    with pytest.warns(UserWarning, match="4000 x 4000 x 1.2e[+]04 micrometres, taken so"):
+        prediction = model.predict(micrometres)
+    assert np.array_equal(prediction.mask, expected.mask)
+    assert prediction.volume_ml == pytest.approx(expected.volume_ml)
+    assert prediction.affine == pytest.approx(expected.affine), "in mm"
+    bare = kind(np.asarray(image.dataobj), None)
+    bare.header.set_zooms(image.header.get_zooms())
+    bare.to_filename(tmp_path / ("bare.img" if kind is nib.Nifti1Pair else "bare.nii"))
+    with pytest.warns(UserWarning, match="the header gives no orientation"):
+        model.predict(kind.from_filename(bare.get_filename()))
 
 
 def test_a_turned_volume_comes_back_on_its_own_grid(model: wmlsearch.Model, flair: Path) -> None:
@@ -414,6 +437,11 @@ def test_what_is_no_image_is_refused(model: wmlsearch.Model, flair: Path, tmp_pa
         model.predict(tmp_path / "none.nii.gz")
     with pytest.raises(wmlsearch.InputError, match="threshold: must be a number above 0 and below 1, but got 1"):
         model.predict(flair, threshold=1)
+    for wrong in (True, np.float32(1.5), np.nan, np.array([0.5]), "0.5"):
+        with pytest.raises(wmlsearch.InputError, match="threshold: must be a number above 0 and below 1"):
+            model.predict(flair, threshold=wrong)  # type: ignore[arg-type]
+    with pytest.raises(wmlsearch.InputError, match="is a folder, and one image is needed; name a file"):
+        model.predict(flair.parent)
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "picture.png")
     with pytest.raises(wmlsearch.InputError, match="is a picture, but the model was trained on volumes"):
         model.predict(tmp_path / "picture.png")

@@ -129,6 +129,15 @@ def test_grammar() -> None:
             "learning_rate=1e-06); min_learning_rate is 1e-05, the baseline's, where its `when` does not hold: "
             "leave out this `when`, or change the other",
         ),
+        (
+            {"input_slices": {"low": 1, "high": 5}},
+            "input_slices: must be one of 1, 3, 5, but a range from 1 to 5 holds other numbers too; give "
+            "`choices: [1, 3, 5]`",
+        ),
+        (
+            {"up_kernel": {"low": 2.0, "high": 3}},
+            "up_kernel: must be one of 2, 3, but a range from 2.0 to 3 holds other numbers too; give `choices: [2, 3]`",
+        ),
         ({"dropuot": 0.1, "depth": {"choices": [3]}}, "unknown name 'dropuot': did you mean 'dropout'?"),
     ],
 )
@@ -157,6 +166,15 @@ def test_all_faults_at_once() -> None:
         "loss: `choices` has a value twice: ['bce', 'bce']",
         "warmup_fraction: `when` can never hold: schedule is in [plateau], never cosine",
     ]
+
+
+def test_a_range_whose_numbers_are_all_allowed() -> None:
+    assert SearchSpace.from_mapping({"up_kernel": {"low": 2, "high": 3}}).domain("up_kernel") == Range(2, 3)
+
+
+def test_the_folder_of_a_search_that_began_with_a_range_with_gaps_can_be_read() -> None:
+    values = {"input_slices": {"low": 1, "high": 5}}
+    assert SearchSpace.from_record(values, "search.json").domain("input_slices") == Range(1, 5)
 
 
 def test_a_schedule_without_a_minimum_allows_any_learning_rate() -> None:

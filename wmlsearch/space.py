@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
@@ -169,6 +169,8 @@ class SearchSpace:
     def from_mapping(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
         """Validate the mapping of a hyperparameter file. Raises InputError with all faults at once."""
         space = cls.from_record(values, source)
+        if faults := _ranges_with_gaps(space):
+            raise InputError(f"{source}: not a valid search space", faults)
         if not space.is_single_configuration:
             _check_min_learning_rate(space)
         return space
@@ -177,7 +179,8 @@ class SearchSpace:
     def from_record(cls, values: Mapping[str, Any], source: str) -> SearchSpace:
         """Validate the mapping of a search that has begun. Raises InputError with all faults at once.
 
-        Older versions did not see each way in which learning rates can contradict each other: such a space is read.
+        Older versions did not see each way in which learning rates can contradict each other, and each range that holds
+        numbers which are not allowed: such a space is read.
         """
         faults: list[str] = []
         fixed: dict[str, Value] = {}
@@ -374,6 +377,22 @@ def _impossible_conditions(space: SearchSpace) -> list[str]:
                     f"{name}: `when` can never hold: {parent} is in {describe(domain)}, "
                     f"never {' or '.join(str(value) for value in allowed)}"
                 )
+    return faults
+
+
+def _ranges_with_gaps(space: SearchSpace) -> list[str]:
+    """Return a fault for each range of a hyperparameter that allows only some of the numbers between its bounds."""
+    faults = []
+    for name, dimension in space.dimensions.items():
+        domain, annotation = dimension.domain, TrialConfig.model_fields[name].annotation
+        if not isinstance(domain, Range) or get_origin(annotation) is not Literal:
+            continue
+        allowed = [value for value in get_args(annotation) if domain.low <= value <= domain.high]
+        if not domain.whole or len(allowed) < domain.high - domain.low + 1:
+            faults.append(
+                f"{name}: must be one of {', '.join(map(str, get_args(annotation)))}, but a range from {domain.low} to "
+                f"{domain.high} holds other numbers too; give `choices: {allowed}`"
+            )
     return faults
 
 

@@ -64,6 +64,20 @@ def test_the_command(prepared: Path) -> None:
     assert record["patients"][0]["scans"][0]["voxel_mm"] == [2.0, 2.0, 3.0]
 
 
+def test_folds_have_the_numbers_of_train_fold(tmp_path: Path) -> None:
+    table = cohort(tmp_path / "raw", LESIONS, ",site", SITES)
+    prepare(table, tmp_path / "out", PrepareOptions(size=32, jobs=1, test_patients=("p4",), folds=2))
+    folds = {one.patient: one.fold for one in describe(tmp_path / "out").patients}
+    assert set(folds.values()) == {None, 0, 1}, "train --fold takes 0 and 1"
+    printed = CliRunner().invoke(main, ["describe", str(tmp_path / "out")]).output.splitlines()
+    page = (tmp_path / "out" / "description.html").read_text()
+    for patient, fold in folds.items():
+        if fold is not None:
+            (row,) = [line.split() for line in printed if line.startswith(f"{patient} ")]
+            assert row[2] == str(fold)
+            assert f'<td>{patient}</td><td>{row[1]}</td><td class="number">{fold}</td>' in page
+
+
 def test_what_is_no_prepared_data_set(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["describe", str(tmp_path)])
     assert result.exit_code == 2

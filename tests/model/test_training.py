@@ -686,7 +686,7 @@ def test_checkpoint_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.Monkey
 # ------------------------------------------------------------------------------------------------------- many ranks
 
 
-@pytest.mark.parametrize("world", [2, 3, 13])
+@pytest.mark.parametrize("world", [2, 3, 13, 20])  # of 13 ranks, one has no slice; of 20, seven lie beyond the last
 def test_ranks_count_each_validation_slice_once(data: PreparedData, world: int) -> None:
     torch.manual_seed(0)
     unet = UNet(2, 4)

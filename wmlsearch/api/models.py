@@ -18,6 +18,7 @@ from wmlsearch.api.keywords import RUNS, AnyPath
 from wmlsearch.api.searches import Search
 from wmlsearch.api.wording import in_python, raises_in_python
 from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.data.grids import affine_mm
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
@@ -121,7 +122,8 @@ class Model:
         """Segment the lesions of one image.
 
         Args:
-            image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image.
+            image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image; not
+                a folder.
             threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
             single: Use the first network alone, which takes less time.
             nan_background: Take voxels that are NaN or infinite for background wherever they are.
@@ -137,11 +139,11 @@ class Model:
                 that is not the image's.
         """
         if threshold is not None:
-            check_threshold(threshold, "threshold")
+            threshold = check_threshold(threshold, "threshold")
         ensemble = len(self._networks.members) > 1 and not single
         with _as_file(image) as file:
             preprocessing = common_preprocessing(self._networks.members)
-            input_image = _with_volume(file, [Path(path) for path in volume], preprocessing)
+            input_image = _with_volume(file, [_file_not_folder(Path(path)) for path in volume], preprocessing)
             source = input_image.volume_source
             geometries = picture_geometries(source, preprocessing, nan_background)
             geometry = geometries[source.image.index(input_image.path)]
@@ -160,7 +162,7 @@ class Model:
             row.lesions,
             row.volume_ml,
             row.area_pixels,
-            None if opened is None else np.array(opened.affine),
+            None if opened is None else affine_mm(opened),
             tuple(in_python(finding.text) for finding in row.findings),
             image,
             result,
@@ -199,6 +201,15 @@ def _with_volume(file: Path, volume: Sequence[Path], preprocessing: Preprocessin
     return replace(image, volume=(image.path, *(other.path for other in others)))
 
 
+def _file_not_folder(path: Path) -> Path:
+    """Return the path of an image. Raises InputError for a folder, of which one image would be predicted."""
+    if path.is_dir():
+        raise InputError(
+            f"{path}: is a folder, and one image is needed; name a file (`wmlsearch predict` takes folders)"
+        )
+    return path
+
+
 @contextlib.contextmanager
 def _as_file(image: Any) -> Iterator[Path]:
     """Yield the path of an image: the given one, or that of a temporary file with a nibabel image.
@@ -206,7 +217,7 @@ def _as_file(image: Any) -> Iterator[Path]:
     Raises InputError for anything else. The file's voxels are those of the image, without another rounding.
     """
     if isinstance(image, str | os.PathLike):
-        yield Path(image)
+        yield _file_not_folder(Path(image))
         return
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise InputError(
@@ -217,5 +228,19 @@ def _as_file(image: Any) -> Iterator[Path]:
     named = Path(image.get_filename() or "image.nii")
     with tempfile.TemporaryDirectory(prefix="wmlsearch-") as folder:
         file = Path(folder) / f"{stem(named)}.nii"
-        nib.Nifti1Image(voxels, image.affine, dtype=voxels.dtype).to_filename(file)
+        _nifti(image, voxels).to_filename(file)
         yield file
+
+
+def _nifti(image: nib.spatialimages.SpatialImage, voxels: Array) -> nib.Nifti1Image:
+    """Return a NIfTI image with these voxels, which are written as they are.
+
+    It has the header of a NIfTI image, with the units of its affine and whether that gives an orientation. Other
+    formats have mm.
+    """
+    if not isinstance(image, nib.Nifti1Pair):  # the base class of all NIfTI images of nibabel
+        return nib.Nifti1Image(voxels, image.affine, dtype=voxels.dtype)
+    kind = nib.Nifti2Image if isinstance(image.header, nib.Nifti2Header) else nib.Nifti1Image
+    copy = kind(voxels, image.affine, image.header, dtype=voxels.dtype)
+    copy.header.set_slope_inter(None, None)  # a scale is in `voxels` already
+    return copy

@@ -86,7 +86,7 @@ def _cells(patient: PatientDescription) -> list[str]:
     return [
         patient.patient,
         patient.split,
-        "" if patient.fold is None else str(patient.fold + 1),
+        "" if patient.fold is None else str(patient.fold),
         patient.scanner,
         str(len(scans)),
         ", ".join(edges),

@@ -102,7 +102,7 @@ def _patient_rows(data: DataDescription) -> Iterable[tuple[str, ...]]:
             yield (
                 patient.patient,
                 patient.split,
-                "" if patient.fold is None else str(patient.fold + 1),
+                "" if patient.fold is None else str(patient.fold),
                 patient.scanner,
                 scan.timepoint,
                 " x ".join(map(str, scan.shape)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +160,8 @@ def _shape_and_type(tensor: torch.Tensor) -> str:
 
 def check_threshold(threshold: Any, where: str) -> float:
     """Return the threshold. Raises InputError unless it is a number above 0 and below 1."""
-    if type(threshold) not in (int, float) or not 0 < threshold < 1:
+    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)  # NumPy's numbers are Real too
+    if not is_number or not 0 < threshold < 1:
         raise InputError(f"{where}: must be a number above 0 and below 1, but got {threshold!r}")
     return float(threshold)
 

@@ -40,9 +40,9 @@ class Validation:
         self.unet, self.slices, self.bfloat16, self.graphs = unet, slices, bfloat16, graphs
         self.loss = Loss(loss) if isinstance(loss, str) else loss
         self.device = slices.images.device
-        self.positions = torch.arange(rank, len(slices), world, device=self.device)
+        self.positions = torch.arange(len(slices), device=self.device)[rank::world]  # none if there are more ranks
         batch_size = validation_batch_size(self.device, slices.images[0].numel())
-        self.batch_sizes = [len(batch) for batch in self.positions.split(batch_size)]
+        self.batch_sizes = [len(batch) for batch in self.positions.split(batch_size) if len(batch)]
         self.begin = torch.zeros(1, dtype=torch.int64, device=self.device)  # place in `positions` of the next batch
         self.counts: ValidationCounts | None = None  # that graphs add to
         self.is_warm = False
