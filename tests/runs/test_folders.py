@@ -331,6 +331,9 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     assert find("zebra/trials/0000", out) == trial
     monkeypatch.chdir(out)
     assert find("zebra", tmp_path).path == Path("zebra")
+    for inside, name in ((search.path, "."), (search.path / "trials", ".."), (out, "zebra/trials/..")):
+        monkeypatch.chdir(inside)
+        assert find(name, out) == search, "the path that it stands for, which ends in the name of the search"
     monkeypatch.chdir(tmp_path)
     assert refusal(lambda: find("zebr", out)) == (
         f"zebr: no search or run of this name in {out} (it has: zebra, apple), and not a path to one"

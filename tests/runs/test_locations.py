@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from wmlsearch.runs.locations import location_below, split_options
+from wmlsearch.config import InputError
+from wmlsearch.runs.locations import location_below, split_options, with_name
 
 
 @pytest.mark.parametrize(
@@ -18,6 +21,26 @@ from wmlsearch.runs.locations import location_below, split_options
 )
 def test_a_folder_below(location: str, below: str) -> None:
     assert location_below(location, "s", "trials") == below
+
+
+@pytest.mark.parametrize("part", ["", ".", "..", "s/../t", "/s", "s/"])
+def test_a_part_that_is_no_name_is_refused(part: str) -> None:
+    """Below it would be the location itself, with all other searches, or a folder outside."""
+    with pytest.raises(InputError) as error:
+        location_below("s3://bucket/path", part, "run-folder")
+    assert str(error.value) == f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path"
+
+
+def test_the_folder_that_dots_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "s" / "trials"
+    inside.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(inside)
+    monkeypatch.chdir(tmp_path / "s")
+    assert [with_name(Path(path)) for path in (".", "trials/..")] == [tmp_path / "s"] * 2
+    assert [with_name(Path(path)) for path in ("..", "../link/..")] == [tmp_path, tmp_path / "s"]
+    assert [with_name(Path(path)) for path in ("../s", "trials/.", "../link")] == [
+        Path("../s"), Path("trials"), Path("../link"),
+    ]  # fmt: skip
 
 
 def test_options_are_split_off_a_uri_only() -> None:

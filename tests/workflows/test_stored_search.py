@@ -84,6 +84,28 @@ def test_the_newer_one_of_folder_and_copy(search: SearchDir, tmp_path: Path) -> 
     assert said[0] == f"s went on elsewhere since its folder was written here, which is now {aside}"
 
 
+def test_the_folder_that_the_shell_is_in(search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--resume .` asks for the lease of the search, and goes on with its newer copy."""
+    storage = str(tmp_path / "storage")
+    copy(search, tmp_path / "storage")
+    elsewhere = SearchDir(tmp_path / "head" / "s")
+    monkeypatch.chdir(search.path)
+    with search_to_resume("s", tmp_path / "head", storage, lambda _: None):
+        copy(elsewhere, tmp_path / "storage", "second")
+        with (
+            pytest.raises(InputError, match=r"storage/s: process .* runs s and renews its lease; end it there"),
+            search_to_resume(".", tmp_path / "runs", storage, pytest.fail),
+        ):
+            pass
+    with search_to_resume(".", tmp_path / "runs", storage, lambda _: None) as stored:
+        assert Path.cwd().name.startswith("s-before-")
+        assert stored.search == search
+        mark = read_mark(search)
+        assert mark is not None
+        assert mark.session == "second"
+    assert [path.name for path in (tmp_path / "storage").iterdir()] == ["s"]
+
+
 def test_a_folder_stays_where_the_newer_copy_cannot_be_read(search: SearchDir, tmp_path: Path) -> None:
     storage, elsewhere = tmp_path / "storage", SearchDir(tmp_path / "head" / "s")
     copy(search, storage)
@@ -168,16 +190,20 @@ def test_a_new_machine_gets_the_prepared_data_from_the_storage(
 
 
 def test_a_folder_without_storage_or_copy_stays(search: SearchDir, tmp_path: Path) -> None:
-    for name, storage in (("s", None), ("s", str(tmp_path / "empty")), ("missing", None)):
-        with search_to_resume(name, tmp_path / "runs", storage, pytest.fail):
+    for storage in (None, str(tmp_path / "empty")):
+        with search_to_resume("s", tmp_path / "runs", storage, pytest.fail):
             pass
     assert search.exists()
-    message = f"^missing: no search of this name in {tmp_path}/runs, and no copy of one in {tmp_path}/empty$"
-    with (
-        pytest.raises(InputError, match=message),
-        search_to_resume("missing", tmp_path / "runs", f"{tmp_path}/empty", print),
+    for storage, message in (
+        (None, f"missing: no search or run of this name in {tmp_path}/runs (it has: s), and not a path to one"),
+        (
+            f"{tmp_path}/empty",
+            f"missing: no search of this name in {tmp_path}/runs, and no copy of one in {tmp_path}/empty",
+        ),
     ):
-        pass
+        with pytest.raises(InputError) as error, search_to_resume("missing", tmp_path / "runs", storage, print):
+            pass
+        assert str(error.value) == message
 
 
 def test_a_shared_folder_of_runs_that_is_the_storage_needs_no_copy(search: SearchDir, tmp_path: Path) -> None:

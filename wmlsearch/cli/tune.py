@@ -286,7 +286,7 @@ def _resume(
         storage, of_environment = remote.storages_for(Dashboard(cluster), placement.storage)
         sys.exit(resume_on_cluster(cluster, argv, data, name, out, storage, options.say, of_environment))
     with search_to_resume(name, out, placement.storage, options.say) as stored:
-        search, request = _request_to_resume(name, data, placement, out, uri, mlflow_uri, stored)
+        search, request = _request_to_resume(data, placement, uri, mlflow_uri, stored)
         request = dataclasses.replace(request, on_end=on_end)
         with SearchDisplay(console(), search, request.space, request.settings) as display:
             stored.say = display.say
@@ -295,21 +295,16 @@ def _resume(
 
 
 def _request_to_resume(
-    name: str,
-    data: Path | None,
-    placement: Placement,
-    out: Path,
-    uri: str,
-    mlflow_uri: str | None,
-    stored: StoredSearch,
+    data: Path | None, placement: Placement, uri: str, mlflow_uri: str | None, stored: StoredSearch
 ) -> tuple[SearchDir, ResumeRequest]:
     """Return a search and the request to run the rest of it. Exits with status 0 if there is none."""
-    from wmlsearch.runs.checks import open_search
+    from wmlsearch.runs.checks import check
     from wmlsearch.workflows.remaining_work import nothing_left
     from wmlsearch.workflows.search_choices import check_store_of_resumed
     from wmlsearch.workflows.search_plan import ResumeRequest
 
-    search = open_search(name, out)
+    search = stored.search
+    check(search)
     if click.get_current_context().params["continue_"]:
         from wmlsearch.cli.continuation import check_same_search
 

@@ -22,6 +22,7 @@ import numpy as np
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
+from wmlsearch.runs.locations import with_name
 from wmlsearch.runs.lock import check_not_running, check_still_held, folder_lock, is_running
 from wmlsearch.runs.names import judgement_run_name, natural_key, selection_run_name
 from wmlsearch.runs.redaction import without_home
@@ -430,7 +431,7 @@ def find(name: str | None, out: Path) -> AnyDir:
         if not runs:
             raise InputError(f"{out}: has no search or run; start one with `wmlsearch tune`, or give --out")
         return max(runs, key=created)
-    for path in (out / name, Path(name)):
+    for path in (with_name(out / name), with_name(Path(name))):
         if (path / "search.json").is_file():
             return SearchDir(path)
         if (path / "config.json").is_file():

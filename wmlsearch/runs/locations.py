@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from wmlsearch.config import InputError
+
 
 def split_options(location: str) -> tuple[str, str]:
     """Return a location without slashes at its end and options, and the options with their "?", or "".
@@ -13,6 +17,14 @@ def split_options(location: str) -> tuple[str, str]:
 
 
 def location_below(location: str, *parts: str) -> str:
-    """Return the location of a folder in this one."""
+    """Return the location of a folder in this one. Raises InputError for a part that would stay here or leave it."""
+    for part in parts:
+        if any(name in ("", ".", "..") for name in part.split("/")):
+            raise InputError(f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path")
     base, options = split_options(location)
     return "/".join([base, *parts]) + options
+
+
+def with_name(path: Path) -> Path:
+    """Return the path of a folder that ends in the folder's name, which "." and ".." do not: they are resolved."""
+    return path.resolve() if path.name in ("", "..") else path

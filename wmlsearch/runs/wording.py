@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from wmlsearch.runs.locations import with_name
+
 DIGITS = {"images_per_s": 1, "epoch_s": 2, "peak_memory_mb": 1}  # after the decimal point; other metrics: 4
 DEFAULT_OUT = Path("runs")  # --out and --runs where they are not given
 
@@ -66,8 +68,7 @@ def run_words(folder: Path, option: str = "--out") -> list[str | Path]:
     Args:
         option: `--out`, or `--runs` for the commands that call it so.
     """
-    if folder.name in ("", ".."):  # "." and ".." name a folder without its name
-        folder = folder.resolve()
+    folder = with_name(folder)
     out = folder.parent
     words: list[str | Path] = [Path(folder.name)]
     return words if out == DEFAULT_OUT else [*words, option, out]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.runs.files import atomic_folder
-from wmlsearch.runs.folders import AnyDir, SearchDir, check_name
+from wmlsearch.runs.folders import AnyDir, SearchDir, check_name, find_search
+from wmlsearch.runs.locations import with_name
 from wmlsearch.runs.lock import check_not_running, note_taken_over
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import SearchRecord
@@ -39,6 +40,7 @@ class StoredSearch:
 
     def __init__(self, storage: str | None, search: SearchDir, say: Callable[[str], None]) -> None:
         self.storage = None if storage is not None and _is_in(storage, search) else storage
+        self.search = search
         self.say = say
         self._lease: Lease | None = None
         self._copier: RunFolderCopier | None = None
@@ -154,7 +156,8 @@ def search_to_resume(name: str, out: Path, storage: str | None, say: Callable[[s
     """Hold the lease of a search that is to be resumed, and bring its run folder here if the storage has a newer one.
 
     The run folder is restored where there is none, as on a new machine, and where the search went on elsewhere since:
-    the old folder is then moved aside. A search without a storage is left as it is.
+    the old folder is then moved aside. A search without a storage is left as it is. Go on with the `search` of what is
+    yielded, not with `name`: where the old folder is the working directory, "." is the one that was moved aside.
 
     Args:
         name: The search's name in `out`, or the path of its folder.
@@ -163,15 +166,18 @@ def search_to_resume(name: str, out: Path, storage: str | None, say: Callable[[s
         say: Called with a line for the user.
 
     Raises:
-        InputError: Another process runs the search, the storage cannot be used, or has a different search of this name.
+        InputError: There is no such search, another process runs it, or the storage cannot be used, or has a different
+            search of this name.
     """
     search = local_search(name, out)
+    if search is None and storage is None:
+        search = find_search(name, out)  # says what there is
     if search is not None:
         check_not_running(search.path)
         recorded = search.record().storage
         storage = storage or (None if recorded and "***" in recorded else recorded)
     else:
-        search = SearchDir(Path(name) if "/" in name else out / name)
+        search = SearchDir(with_name(Path(name) if "/" in name or name in (".", "..") else out / name))
         if storage is not None and not is_copied(search.name, storage):
             raise InputError(
                 f"{name}: no search of this name in {search.path.parent}, and no copy of one in "
@@ -185,7 +191,7 @@ def search_to_resume(name: str, out: Path, storage: str | None, say: Callable[[s
 
 def local_search(name: str, out: Path) -> SearchDir | None:
     """Return the search of this name in `out`, or that of this path; None if there is none."""
-    searches = [SearchDir(path) for path in (out / name, Path(name))]
+    searches = [SearchDir(with_name(path)) for path in (out / name, Path(name))]
     return next((search for search in searches if search.exists()), None)
 
 
