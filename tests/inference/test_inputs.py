@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from wmlsearch.config import InputError
-from wmlsearch.data.sources import discover
+from wmlsearch.data.sources import Choices, discover
+from wmlsearch.inference import inputs
 from wmlsearch.inference.inputs import find_images
 
 
@@ -21,8 +22,8 @@ def write(folder: Path, *names: str) -> None:
 
 def names_and_notes(folder: Path, *paths: Path) -> tuple[list[str], Sequence[str]]:
     """Return the images of the paths, or of the folder, relative to it, and the notes."""
-    inputs = find_images(paths or [folder])
-    return [image.path.relative_to(folder).as_posix() for image in inputs.images], inputs.notes
+    images = find_images(paths or [folder])
+    return [image.path.relative_to(folder).as_posix() for image in images.images], images.notes
 
 
 def test_a_bids_folder_holds_the_images_that_prepare_finds(tmp_path: Path) -> None:
@@ -92,6 +93,50 @@ def test_a_plain_folder_holds_its_flairs_or_else_all_images(tmp_path: Path) -> N
     write(pairs, "images/1.nii", "images/2.nii", "masks/1.nii", "masks/2.nii")
     assert names_and_notes(pairs) == (["images/1.nii", "images/2.nii"], ())
     assert sorted(path for source in discover(pairs) for path in source.image) == sorted((pairs / "images").iterdir())
+
+
+def test_formats_and_subfolders_that_are_not_read_are_named(tmp_path: Path) -> None:
+    plain, bids = tmp_path / "plain", tmp_path / "bids"
+    write(plain, "1.nii", "2.mha", "3.hdr", "3.img", "1.json", "more/4.nii", "found/1_mask.nii", ".hidden/5.nii")
+    notes = ["2 files not NIfTI, PNG, TIFF or JPEG (2.mha, 3.img); 1 subfolder with images (more)"]
+    write(bids, "sub-01/anat/sub-01_FLAIR.nii", "sub-01/anat/sub-01_FLAIR.mgz", "sub-02/anat/sub-02_FLAIR.mgz")
+    write(bids, "sub-03/anat/sub-03_T1w.mgz")
+    notes += ["1 FLAIR image not NIfTI (sub-02/anat/sub-02_FLAIR.mgz); 1 scan without a FLAIR image (sub-03)"]
+    for folder, image, note in zip((plain, bids), ("1.nii", "sub-01/anat/sub-01_FLAIR.nii"), notes, strict=True):
+        assert names_and_notes(folder) == (
+            [image],
+            (f"{folder}: left out: {note}; name a file to predict it whatever its name",),
+        )
+    assert names_and_notes(bids, bids / "sub-01") == (["sub-01/anat/sub-01_FLAIR.nii"], ())
+    with pytest.raises(InputError, match=r"left out: 1 FLAIR image not NIfTI \(anat/sub-02_FLAIR.mgz\)"):
+        find_images([bids / "sub-02"])
+
+
+def test_subfolders_of_images_are_read_as_prepare_reads_them(tmp_path: Path) -> None:
+    images = ["images/sub-1/1.png", "images/sub-1/2.png", "images/sub-2/1.png"]
+    write(tmp_path, *images, *(name.replace("images", "masks") for name in images))
+    assert names_and_notes(tmp_path) == names_and_notes(tmp_path, tmp_path / "images") == (images, ())
+    for paths in [tmp_path], [tmp_path / name for name in images], [tmp_path / "images" / "sub-1"]:
+        volumes = {image.volume for image in find_images(paths).images if image.volume}
+        assert volumes == {tuple(tmp_path / name for name in images[:2])}
+        assert paths != [tmp_path] or volumes == {source.image for source in discover(tmp_path) if source.image[1:]}
+    for name in "images", "masks":
+        (tmp_path / name / "sub-1").rename(tmp_path / name / "p1")
+        (tmp_path / name / "sub-2").rename(tmp_path / name / "p2")
+    pattern = "^([^/]+)/"
+    volumes = {image.volume for image in find_images([tmp_path], pattern).images}
+    assert volumes == {(), tuple(tmp_path / "images" / "p1" / name for name in ("1.png", "2.png"))}
+    assert {source.image for source in discover(tmp_path, Choices(pattern)) if source.image[1:]} == volumes - {()}
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "sub-01"))
+
+    monkeypatch.setattr(inputs, "find_flair_images", refuse)
+    with pytest.raises(InputError) as caught:
+        find_images([tmp_path])
+    assert caught.value.faults == (f"{tmp_path}: sub-01 cannot be read (Permission denied); check its permissions",)
 
 
 def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
+from wmlsearch.data.sources.bids_files import SESSION, SUBJECT
 from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.content import content_faults
 from wmlsearch.data.sources.flair_images import find_flair_images
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
-from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, stem
+from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, shown_name, stem
+from wmlsearch.data.spelling import composed
 from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural
 
@@ -64,16 +66,23 @@ def find_images(paths: Sequence[Path], patient_pattern: str | None = None) -> In
     """Return all images that `paths` (files, or folders of images) mean, each once. Raises InputError.
 
     Pictures of one folder whose names have the same patient and time point are slices of one volume, as for `prepare`:
-    by `patient_pattern`, a regular expression, or else by `sub-` and `ses-`.
+    by `patient_pattern`, a regular expression, or else by `sub-` and `ses-` in the names, or in those of their folders.
     """
     faults: list[str] = []
     notes: list[str] = []
     images: dict[Path, Path] = {}  # by real path, which also works for loops of links
+    roots: dict[Path, Path] = {}  # of images whose subfolders count as part of their names
     for path in paths:
         files = [path]
         if path.is_dir():
-            flairs = find_flair_images(path, RESULT_SUFFIXES)
+            try:
+                flairs = find_flair_images(path, RESULT_SUFFIXES)
+            except OSError as error:
+                reason = f"{shown_name(Path(error.filename or path), path)} cannot be read ({error.strerror or error})"
+                faults.append(f"{path}: {reason}; check its permissions")
+                continue
             files, left_out = list(flairs.images), "; ".join(flairs.left_out)
+            roots |= dict.fromkeys(files, flairs.root)
             faults += content_faults(path, [Source("", "", path, (file,)) for file in files])
             if not files:
                 rule = f"{FILE_TYPES}, or BIDS (sub-*/[ses-*/]anat/*_FLAIR.nii.gz)"
@@ -89,17 +98,23 @@ def find_images(paths: Sequence[Path], patient_pattern: str | None = None) -> In
     if faults:
         raise InputError(f"{plural(len(faults), 'fault')}, nothing was written", faults)
     files = list(images.values())
-    volumes = _volumes([path for path in files if is_picture(path)], patient_pattern)
+    volumes = _volumes({path: roots.get(path, path.parent) for path in files if is_picture(path)}, patient_pattern)
     names = zip(files, _unique_names(files), strict=True)
     input_images = [InputImage(path, name, volumes.get(path, ())) for path, name in names]
     return Inputs(tuple(input_images), tuple(notes))
 
 
-def _volumes(pictures: Sequence[Path], pattern: str | None) -> dict[Path, tuple[Path, ...]]:
-    """Return the pictures of its volume for each picture whose name says which that is, where there are several."""
-    names = [stem(path) for path in pictures]
+def _volumes(roots: Mapping[Path, Path], pattern: str | None) -> dict[Path, tuple[Path, ...]]:
+    """Return the pictures of its volume for each picture whose name says which that is, where there are several.
+
+    Args:
+        roots: The folder that the name of each picture begins in, so that subfolders are part of it.
+        pattern: Finds patient and time point in the names; None: `sub-` and `ses-` do, also in the two folders above.
+    """
+    pictures = list(roots)
+    names = [(path.relative_to(roots[path]).parent / stem(path)).as_posix() for path in pictures]
     if pattern is None:
-        scans = [entities(name) for name in names]
+        scans = [entities("/".join([*_subject_folders(path), stem(path)])) for path in pictures]
     else:
         check_pattern(pattern)
         if not pictures:
@@ -115,9 +130,15 @@ def _volumes(pictures: Sequence[Path], pattern: str | None) -> dict[Path, tuple[
     volumes: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
     for path, (patient, timepoint) in zip(pictures, scans, strict=True):
         if patient:
-            volumes[os.path.realpath(path.parent), patient_name(patient), timepoint].append(path)
-    in_order = [tuple(sorted(volume, key=lambda path: natural_key(stem(path)))) for volume in volumes.values()]
+            volumes[os.path.realpath(roots[path]), patient_name(patient), composed(timepoint)].append(path)
+    in_order = [tuple(sorted(volume, key=lambda path: natural_key(path.as_posix()))) for volume in volumes.values()]
     return {path: volume for volume in in_order if len(volume) > 1 for path in volume}
+
+
+def _subject_folders(path: Path) -> list[str]:
+    """Return which of the two folders above a file are named as those of a subject or a session."""
+    above = Path(os.path.normpath(path.absolute())).parts[-3:-1]
+    return [name for name in above if name.startswith((SUBJECT, SESSION))]
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -3,7 +3,8 @@
 In a BIDS data set, or the folder of one of its subjects or sessions, they are the FLAIRs of each scan, in any folder;
 where a scan has none of its own, the one among its derivatives. `.bidsignore` is not read: `prepare` advises to name
 scans without a mask there, and those may well be predicted. In any other folder they are the NIfTI files that are named
-FLAIR, or all images where none is. Of a folder with images/ and masks/ it is images/ that counts.
+FLAIR, or all images where none is. Of a folder with images/ and masks/ it is images/ that counts, and its subfolders
+where no image lies right in it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 
 from wmlsearch.data.sources import pairs
 from wmlsearch.data.sources.bids import is_flair_suffix, shows_lesions
-from wmlsearch.data.sources.bids_files import RAW_DATA, SESSION, SUBJECT, BidsFolder, has_subjects, walk
+from wmlsearch.data.sources.bids_files import RAW_DATA, SESSION, SUBJECT, BidsFolder, has_subjects
 from wmlsearch.data.sources.bids_masks import as_mask_named_like_image
 from wmlsearch.data.sources.bids_names import BidsFile, read_name
 from wmlsearch.data.sources.findings import first_names
-from wmlsearch.data.sources.layout import list_files, list_folders
+from wmlsearch.data.sources.layout import list_files, list_folders, walk_files
+from wmlsearch.data.sources.other_formats import FORMATS, is_other_format
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
+from wmlsearch.data.spelling import composed
 from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural
 
@@ -32,6 +35,7 @@ class FlairImages:
 
     images: tuple[Path, ...]
     left_out: tuple[str, ...]
+    root: Path  # the folder that names of images with their subfolders begin in: the given one, or its images/
 
 
 def find_flair_images(folder: Path, result_suffixes: tuple[str, ...] = ()) -> FlairImages:
@@ -39,14 +43,11 @@ def find_flair_images(folder: Path, result_suffixes: tuple[str, ...] = ()) -> Fl
 
     Args:
         folder: A BIDS data set, the folder of one of its subjects or sessions, or any folder with images.
-        result_suffixes: A file directly in the folder whose name, without extension, ends so is no image.
+        result_suffixes: A file outside of BIDS whose name, without extension, ends so is no image.
     """
     scans = _scans(folder)
-    files = [
-        path
-        for path in list_files(folder)
-        if (is_nifti(path) or is_picture(path)) and not stem(path).endswith(result_suffixes)
-    ]
+    listed = [path for path in list_files(folder) if not stem(path).endswith(result_suffixes)]
+    files = [path for path in listed if _is_image(path)]
     images = scans.images() + [path for path in files if _is_named_flair(path)]
     left_out = scans.left_out()
     if images:
@@ -58,9 +59,33 @@ def find_flair_images(folder: Path, result_suffixes: tuple[str, ...] = ()) -> Fl
         left_out = left_out if scans.is_data_set else []
         left_out += [f"{plural(len(links), 'link')} to files that are not here ({first_names(links)})"] if links else []
     elif pairs.LAYOUT.matches(folder):
-        return find_flair_images(folder / "images", result_suffixes)
+        return find_flair_images(folder / pairs.FOLDERS[0], result_suffixes)
+    elif folder.name == pairs.FOLDERS[0] and pairs.LAYOUT.matches(folder.parent):
+        images = [path for path, _ in walk_files(folder) if _is_image(path)]
+        left_out = [] if images else left_out
+    if unread := [path.name for path in listed if is_other_format(path)]:
+        left_out.append(f"{plural(len(unread), 'file')} not {FORMATS} ({first_names(unread)})")
+    if not scans.raw and not set(images) - set(files):
+        left_out += _subfolders(folder, result_suffixes)
     ordered = sorted(dict.fromkeys(images), key=lambda path: natural_key(path.as_posix()))
-    return FlairImages(tuple(ordered), tuple(left_out))
+    return FlairImages(tuple(ordered), tuple(left_out), folder)
+
+
+def _subfolders(folder: Path, result_suffixes: tuple[str, ...]) -> list[str]:
+    """Return a phrase on subfolders with images; none where there is no such."""
+    names = []
+    for inner in list_folders(folder):
+        try:
+            files = [] if inner.name.startswith(".") else list_files(inner)
+        except OSError:  # it may not be read, which does not matter here
+            continue
+        if any(_is_image(path) and not stem(path).endswith(result_suffixes) for path in files):
+            names.append(inner.name)
+    return [f"{plural(len(names), 'subfolder')} with images ({first_names(names)})"] if names else []
+
+
+def _is_image(path: Path) -> bool:
+    return is_nifti(path) or is_picture(path)
 
 
 def _is_named_flair(path: Path) -> bool:
@@ -77,17 +102,21 @@ class _Scans:
     is_data_set: bool
     raw: dict[str, dict[str, list[Path]]] = field(default_factory=lambda: defaultdict(dict))  # by subject and session
     derived: dict[tuple[str, str], list[BidsFile]] = field(default_factory=lambda: defaultdict(list))
+    other_formats: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     lesions: list[str] = field(default_factory=list)  # files that are named FLAIR, but are masks
     misnamed: list[str] = field(default_factory=list)  # folders
 
     def add(self, file: BidsFile) -> None:
-        images = [] if file.derivative else self.raw[file.patient].setdefault(file.session, [])
+        scan = patient, session = composed(file.patient), composed(file.session)
+        images = [] if file.derivative else self.raw[patient].setdefault(session, [])
         if not is_flair_suffix(file.suffix):
             return
-        if shows_lesions(file) or as_mask_named_like_image(file):
+        if not is_nifti(file.path):
+            self.other_formats[scan].append(file.name)
+        elif shows_lesions(file) or as_mask_named_like_image(file):
             self.lesions += [] if file.derivative else [file.name]
         elif file.derivative:
-            self.derived[file.patient, file.session].append(file)
+            self.derived[scan].append(file)
         else:
             images.append(file.path)
 
@@ -103,13 +132,15 @@ class _Scans:
             for scan, files in sorted(derivatives.items())
             if len(files) > 1
         ]
-        without = [
-            _scan_name(patient, session)
+        empty = [
+            (patient, session)
             for patient, sessions in sorted(self.raw.items())
             for session, paths in sorted(sessions.items())
             if not paths and not any(_is_of(scan, patient, session) for scan in derivatives)
         ]
-        if without:
+        if unread := [name for scan in empty for name in self.other_formats[scan]]:
+            phrases.append(f"{plural(len(unread), 'FLAIR image')} not NIfTI ({first_names(unread)})")
+        if without := [_scan_name(*scan) for scan in empty if not self.other_formats[scan]]:
             phrases.append(f"{plural(len(without), 'scan')} without a FLAIR image ({first_names(without)})")
         if self.lesions:
             phrases.append(f"{first_names(self.lesions)}, by the name a mask of lesions")
@@ -133,24 +164,26 @@ def _scans(folder: Path) -> _Scans:
             scans.add(file)
         return scans
     data_set = BidsFolder.open(folder)
-    for file in data_set.files():
+    for file in data_set.files(other_formats=True):
         scans.add(file)
     for subject in list_folders(data_set.subjects):
-        if subject.name.startswith(SUBJECT) and subject.name not in scans.raw:
-            scans.raw[subject.name][""] = []
+        if subject.name.startswith(SUBJECT) and composed(subject.name) not in scans.raw:
+            scans.raw[composed(subject.name)][""] = []
     scans.misnamed = data_set.misnamed()
     return scans
 
 
 def _subject_files(folder: Path) -> Iterator[BidsFile]:
-    """Yield the NIfTI files of a subject's or a session's folder, and of anat/ and ses-*/ in any folder."""
+    """Yield the images of a subject's or a session's folder, and of anat/ and ses-*/ in any folder."""
     *_, above, name = ("", *Path(os.path.normpath(folder.absolute())).parts)
     places, is_whole = [folder], name.startswith((SUBJECT, SESSION))
     if not is_whole:
         places = [path for path in list_folders(folder) if path.name == "anat" or path.name.startswith(SESSION)]
     subject = next((part for part in (name, above) if part.startswith(SUBJECT)), "")
     for place in places:
-        for path, inside in walk(place):
+        for path, inside in walk_files(place):
+            if not is_nifti(path) and not is_other_format(path):
+                continue
             folders = [name, *inside] if is_whole else [place.name, *inside]
             session = next((part.removeprefix(SESSION) for part in folders if part.startswith(SESSION)), "")
             yield read_name(folder, path, subject, session, "", inside)
