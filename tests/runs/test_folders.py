@@ -320,6 +320,7 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     trial = RunDir.create(search.trial(0).path, run_record())
     (out / "phantom").mkdir()  # no run
     (out / "mlflow.db").touch()
+    SearchDir.create(out / ".zebra.12.partial", search_record())  # that is being copied
     assert every(out) == [run, search]
     assert find(None, out) == run  # the latest
     (config := run.file("record")).write_text(json.dumps({**json.loads(config.read_text()), "settings": {}}))

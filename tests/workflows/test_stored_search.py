@@ -12,10 +12,11 @@ from records import run_record, search_record
 
 import wmlsearch
 from wmlsearch.cluster.run_copies import CopyWriter, read_mark
+from wmlsearch.cluster.storage import Storage
 from wmlsearch.cluster.transfer import fingerprint_of, upload_data
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir, every
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.search_plan import ResumeRequest
@@ -120,6 +121,32 @@ def test_a_folder_stays_where_the_newer_copy_cannot_be_read(search: SearchDir, t
         pass
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["s"]
     assert search.exists()
+
+
+def test_a_process_that_is_killed_while_it_reads_the_copy_leaves_the_folder(
+    search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--continue` goes on with it; without a folder it would begin a new search."""
+    storage, elsewhere = tmp_path / "storage", SearchDir(tmp_path / "head" / "s")
+    copy(search, storage)
+    with search_to_resume("s", tmp_path / "head", str(storage), lambda _: None):
+        RunDir.create(elsewhere.trial(1).path, run_record(name="trial-0001"))
+        copy(elsewhere, storage, "second")
+    download, seen = Storage.read, []
+
+    def look(place: Storage, name: str) -> bytes | None:
+        if name.endswith(".pack"):
+            seen.append(sorted(run.path for run in every(tmp_path / "runs")))
+        return download(place, name)
+
+    killed = tmp_path / "runs" / ".s.newer" / "s"
+    RunDir.create(killed / "trials" / "0007", run_record(name="trial-0007"))
+    monkeypatch.setattr(Storage, "read", look)
+    with search_to_resume("s", tmp_path / "runs", str(storage), lambda _: None):
+        assert [run.name for run in search.trials()] == ["0001"]
+    assert seen
+    assert all(runs == [search.path] for runs in seen)
+    assert not killed.parent.exists()
 
 
 def test_the_recorded_storage_is_asked(search: SearchDir, tmp_path: Path) -> None:

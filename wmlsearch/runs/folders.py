@@ -461,9 +461,11 @@ def find_search(name: str | None, out: Path) -> SearchDir:
 
 
 def every(out: Path) -> list[AnyDir]:
-    """Return all searches and runs directly below `out`, sorted by name."""
+    """Return all searches and runs directly below `out`, sorted by name. Hidden folders are not complete yet."""
     runs: list[AnyDir] = []
     for path in sorted(out.iterdir()) if out.is_dir() else []:
+        if path.name.startswith("."):
+            continue
         if (path / "search.json").is_file():
             runs.append(SearchDir(path))
         elif (path / "config.json").is_file():

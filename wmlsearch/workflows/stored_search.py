@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,25 +211,41 @@ def _bring_up_to_date(search: SearchDir, storage: str, say: Callable[[str], None
     if index is None:
         return
     shown = without_password(storage)
-    aside: Path | None = None
-    if search.exists():
+    if not search.exists():
+        fetch_search(storage, search.name, search.path)
+    else:
         _check_same_search(search.record(), index, search.path, shown)
         if not copy_is_newer(index, search):
             return
-        aside = search.path.with_name(f"{search.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
-        search.path.rename(aside)
-    try:
-        fetch_search(storage, search.name, search.path)
-    except BaseException:
-        if aside is not None:
-            aside.rename(search.path)
-        raise
-    if aside is not None:
+        aside = _fetch_in_place_of(search, storage)
         say(f"{search.name} went on elsewhere since its folder was written here, which is now {aside}")
     say(
         f"{search.name} is restored from {shown}: {index.writer} wrote it last, "
         f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(index.written))}"
     )
+
+
+def _fetch_in_place_of(search: SearchDir, storage: str) -> Path:
+    """Restore a run folder from its copy, and return where the older one is now.
+
+    That stays in its place while the copy is read: whatever ends this process, there is a search of this name.
+    """
+    from wmlsearch.cluster.run_copies import fetch_search
+
+    beside = search.path.with_name(f".{search.name}.newer")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        newer = fetch_search(storage, search.name, beside / search.name)
+        aside = search.path.with_name(f"{search.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        search.path.rename(aside)
+        try:
+            newer.path.rename(search.path)
+        except BaseException:
+            aside.rename(search.path)
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return aside
 
 
 def _check_same_search(record: SearchRecord, index: CopyIndex, path: Path, storage: str) -> None:
