@@ -99,6 +99,26 @@ def test_a_copy_follows_the_run_folder(storage: str, search: SearchDir, tmp_path
     assert searches(storage)[0].writer == "process 1 on a"
 
 
+def test_lines_that_are_removed_again(search: SearchDir, tmp_path: Path) -> None:
+    """A trial whose checkpoint has fewer epochs than its folder, or none: see `RunDir.reconcile`."""
+    (tmp_path / "storage" / "s").mkdir(parents=True)
+    storage, copies, run = str(tmp_path / "storage"), writer(search, str(tmp_path / "storage")), trial(search, 0, 3)
+    copies.copy_all()
+    for kept in (2, 0):
+        run.reconcile(run.rows()[:kept])
+        copies.copy([run.path])
+        assert fetched(storage, tmp_path / f"with-{kept}") == content(search)
+    for epoch in (1, 2):
+        report(run, epoch)
+        copies.copy([run.path])
+    assert fetched(storage, tmp_path / "again") == content(search)
+    run.file("metrics").write_bytes(b"")  # the same file, cut
+    copies.copy([run.path])
+    report(run, 1)
+    copies.copy([run.path])
+    assert fetched(storage, tmp_path / "cut") == content(search)
+
+
 def test_what_has_not_changed_is_not_sent_again(
     storage: str, search: SearchDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

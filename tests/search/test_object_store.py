@@ -11,7 +11,9 @@ import pytest
 from pyarrow import fs
 from records import run_record, search_record
 
+from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.search import checkpoints as stored_checkpoints
 from wmlsearch.search.checkpoints import (
     CheckpointRetention,
     Checkpoints,
@@ -66,10 +68,15 @@ def search(tmp_path: Path) -> SearchDir:
     return SearchDir.create(tmp_path / "s", search_record({"name": "s"}))
 
 
-def test_unchanged_weights_are_not_uploaded_again(store: Store, search: SearchDir) -> None:
+def test_unchanged_weights_are_not_uploaded_again(
+    store: Store, search: SearchDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     location = store.placement.checkpoint_location(search.trial(3))
     checkpoints = Checkpoints(location)
     checkpoints.fetch()
+    monkeypatch.setattr(stored_checkpoints, "LATE_S", 0.0)
+    with pytest.raises(StorageError, match=f"checkpoint of 1 reported epoch is missing on .*{location.split('?')[0]}"):
+        checkpoints.fetch(reported_epochs=1)
 
     def uploads() -> list[str]:
         store.requests.clear()
@@ -84,7 +91,7 @@ def test_unchanged_weights_are_not_uploaded_again(store: Store, search: SearchDi
     assert uploads() == []
     checkpoints.close()
     checkpoints = Checkpoints(location)  # another process goes on
-    checkpoints.fetch()
+    checkpoints.fetch(reported_epochs=2)
     assert (checkpoints.last.read_bytes(), checkpoints.best.read_bytes()) == (b"state of epoch 2", b"weights 1")
     assert uploads() == []
     checkpoints.best.write_bytes(b"weights 2 ")

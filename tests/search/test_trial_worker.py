@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from records import run_record
 
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.model import compiled
 from wmlsearch.model.kernels import VARIABLE
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.search import checkpoints
+from wmlsearch.search.final_training import write_result
 from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession
 
@@ -61,10 +68,10 @@ config = TrialConfig(depth=1, base_channels=1, batch_size=4)
 away, damaged = StorageError(errno.EIO, "does not answer", "s3://bucket"), ValueError("damaged")
 fetch, results = Checkpoints.fetch, []
 for run, failing, error in [("a", 1, away), ("b", 0, damaged), ("c", None, None)]:
-    def fetch_or_fail(self):
+    def fetch_or_fail(self, reported_epochs):
         if rank == failing:
             raise error
-        fetch(self)
+        fetch(self, reported_epochs)
     Checkpoints.fetch = fetch_or_fail
     session = TrainingSession(job, TrialAssignment(config=config, checkpoint_location=f"{folder}/{run}"), rank)
     result = session.step()
@@ -89,3 +96,43 @@ def test_what_one_rank_cannot_begin_ends_all_and_the_next_run_begins_in_step(pre
             ["completed", "", False],
         ]
     ]
+
+
+def test_a_training_does_not_begin_anew_without_its_checkpoint(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the checkpoint, then the search is interrupted. One without the latest epochs is taken."""
+    shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
+    job, config = WorkerJob(shipment, RunSettings(epochs=3), 1), TrialConfig(depth=1, base_channels=2, batch_size=24)
+    run, late, older = RunDir.create(tmp_path / "run", run_record({"name": "x"})), tmp_path / "late", tmp_path / "older"
+
+    def training() -> TrainingSession:
+        place, reported = str(run.path), len(run.rows())
+        return TrainingSession(job, TrialAssignment(config=config, checkpoint_location=place, reported_epochs=reported))
+
+    first = training()
+    write_result(run, first.step(), set())
+    shutil.copy(run.last, older)
+    write_result(run, first.step(), set())
+    lines = run.file("metrics").read_bytes()
+    assert lines.count(b"\n") == 2
+    run.last.rename(late)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(checkpoints, "LATE_S", 0.0)
+        result = training().step()
+    assert (result.done, result.ended) == (True, "interrupted")
+    assert result.reason == (
+        f"[Errno 2] the checkpoint of 2 reported epochs is missing on {socket.gethostname()}, for 0 s: '{run.last}'"
+    )
+    write_result(run, result, set())
+    assert run.file("metrics").read_bytes() == lines
+
+    with monkeypatch.context() as waiting:
+        waiting.setattr(time, "sleep", lambda _: late.rename(run.last))
+        assert training().step().epoch == 3
+
+    older.rename(run.last)
+    result = training().step()
+    assert ([row.epoch for row in result.replayed or ()], result.epoch) == ([1], 2)
+    write_result(run, result, set())
+    assert [row.epoch for row in run.rows()] == [1, 2]

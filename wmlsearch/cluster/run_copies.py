@@ -21,7 +21,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated, ClassVar, TypeVar, cast
 
@@ -567,9 +567,11 @@ class CopyWriter:
         data = file.read()
         size = start + len(data)
         data = data[: data.rfind(b"\n") + 1]  # a torn last line may be cut, or completed
-        tail = data[-_TAIL:] if data or copied is None else copied.tail
-        self._copied[name] = _Copied(state.st_ino, state.st_mtime_ns, size, start + len(data), tail)
-        return None if copied is not None and start and not data else Piece(name, start, data)
+        if copied is not None and start and not data:
+            self._copied[name] = replace(copied, mtime_ns=state.st_mtime_ns, size=size)
+            return None
+        self._copied[name] = _Copied(state.st_ino, state.st_mtime_ns, size, start + len(data), data[-_TAIL:])
+        return Piece(name, start, data)
 
     def _send_large(self, name: str, file: IO[bytes], state: os.stat_result) -> None:
         stored = self._new_name("file")

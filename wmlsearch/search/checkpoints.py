@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +27,7 @@ from wmlsearch.runs.wording import plural
 from wmlsearch.search.object_store import BackgroundDeletions, ObjectStore, is_object_store
 
 WhenCopied = Callable[[Callable[[], None]], None]  # calls what it gets when the storage has the run folder as it is now
+LATE_S = 60.0  # how long to wait for a checkpoint that must be there
 KEPT_BEST = 5  # number of best trials that keep their weights
 
 
@@ -51,12 +54,31 @@ class Checkpoints:
         store: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(self._uri)
         return store
 
-    def fetch(self) -> None:
-        """Download the checkpoints that exist, or create the folder (at most its last two levels)."""
+    def fetch(self, reported_epochs: int = 0) -> None:
+        """Download the checkpoints that exist, or create the folder (at most its last two levels).
+
+        Args:
+            reported_epochs: How many epochs of the run the driver has. If there are any, `last` was stored, and a
+                storage that lacks it is waited for as one that does not answer, for LATE_S: a network file system may
+                show another machine's file late. Else training would begin anew, and these epochs would be lost.
+        """
         if self._uri:
             retry_while_unavailable(lambda: self._download(*self._store), without_password(self._uri))
         else:
             retry_while_unavailable(self._make_folder, self._folder)
+        if reported_epochs and not self.last.exists():
+            retry_while_unavailable(lambda: self._find_last(reported_epochs), self._folder, LATE_S)
+
+    def _find_last(self, reported_epochs: int) -> None:
+        """Raises FileNotFoundError if `last` is still missing."""
+        if self._uri:
+            self._download(*self._store)
+        if not self.last.exists():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"the checkpoint of {plural(reported_epochs, 'reported epoch')} is missing on {socket.gethostname()}",
+                without_password(self._uri) or str(self.last),
+            )
 
     def _make_folder(self) -> None:
         for folder in (self._folder.parent, self._folder):

@@ -122,13 +122,14 @@ class TrainingSession:
     def _open_checkpoint(self) -> TrialResult:
         """Fetch the checkpoint, if there is one, and check that it is of this training before anything is reported.
 
+        One with fewer epochs than were reported is taken, and trained from there: a power cut may lose the latest.
         An error, also of the beginning before it, is the result.
         """
         rows: list[EpochRow] = []
         try:
             if self.fault is not None:
                 raise self.fault
-            self.checkpoints.fetch()
+            self.checkpoints.fetch(self.reported_epochs)
             if self.checkpoints.last.exists():
                 state = load_checkpoint(self.checkpoints.last)
                 check_same_training(self.checkpoints.last, state, **self.identity)
