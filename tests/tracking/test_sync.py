@@ -21,7 +21,7 @@ from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir, mark_dead_runs
 from wmlsearch.runs.helper_process import start_helper
 from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking.client import connect
@@ -333,6 +333,37 @@ def test_unsyncable_run_does_not_block_the_others(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (2, f"wmlsearch: {damaged}\n  - key is missing\n")
     held = {key: rest for key, *rest in content(uri)}
     assert {key: rest[-1] for key, rest in held.items()} == {run.record().key: rows_of(run) for run in (b, c, d)}
+
+
+def test_an_older_copy_of_a_search_is_not_sent_over_the_newer_one(search: SearchDir) -> None:
+    """As `tune --resume` sets one aside; the files of a backup are newer than those that they are copies of."""
+    out, uri = search.path.parent, default_uri(search.path.parent)
+    aside = SearchDir(out / f"{search.name}-before-20261129-120000")
+    shutil.copytree(search.path, aside.path)
+    search.trial(0).append(epoch_row({**row(4), "time": 2e9}))
+    search.set_status("completed")
+    shutil.copytree(search.path, out / "backup")
+    mark_dead_runs(aside)
+    sync(aside, uri)  # as versions did that sent all folders
+    result = CliRunner().invoke(main, ["sync", "--out", str(out)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: {other} is not sent: it is a copy of {search.name}, and has nothing newer"
+        for other in ("backup", aside.name)
+    ]
+    before = content(uri)
+    held = {key: rest for key, *rest in before}
+    assert held[search.record().key][1]["state"] == "completed"
+    assert held[search.trial(0).record().key][1]["search"] == search.name
+    assert held[search.trial(0).record().key][-1] == rows_of(search.trial(0))
+    result = CliRunner().invoke(main, ["sync", aside.name, "--out", str(out)])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"wmlsearch: {aside.path}: is a copy of {search.path} and has nothing newer, and MLflow has one run of both; "
+        f"sync that one (`wmlsearch sync {search.name} --out {out}`), or move it away\n",
+    )
+    assert content(uri) == before
 
 
 def test_second_store_receives_everything(search: SearchDir, tmp_path: Path) -> None:

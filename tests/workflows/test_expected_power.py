@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_earlier_searches_on_the_same_data_say_how_much_results_vary(manifest: M
     add_search(tmp_path, "b", manifest.fingerprint, 0.04)
     add_search(tmp_path, "c", "of other data", 0.3)
     add_search(tmp_path, "equal", manifest.fingerprint, 0.0)  # a search that learned nothing
+    shutil.copytree(tmp_path / "a", tmp_path / "backup of a")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "search.json").write_text("damaged")
     text = expected_power(RunSettings(), manifest, tmp_path)

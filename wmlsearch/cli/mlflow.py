@@ -26,20 +26,32 @@ from wmlsearch.tracking.server import LOOPBACK
 def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | None) -> None:
     """Copy anything missing in MLflow for a search or run (default: all of OUT). Running it twice changes nothing.
 
-    A run that is damaged, or that MLflow refuses, is reported at the end; the others are copied.
+    A run that is damaged, or that MLflow refuses, is reported at the end; the others are copied. Of several folders of
+    one search, such as a backup, the one that has come furthest is copied.
 
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.config import InputError
     from wmlsearch.runs.checks import check
+    from wmlsearch.runs.copied_folders import by_key, check_latest
     from wmlsearch.runs.folders import every, find, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.client import answers
     from wmlsearch.tracking.experiments import experiment_name
     from wmlsearch.tracking.sync import sync as sync_run
 
-    runs = [find(name, out)] if name else every(out) or [find(None, out)]
+    if name:
+        runs = [find(name, out)]
+        check_latest(runs[0])
+    else:
+        copied = by_key(every(out) or [find(None, out)])
+        runs = [each.latest for each in copied]
+        for each in copied:
+            for other in each.others:
+                options.say(
+                    f"note: {other.name} is not sent: it is a copy of {each.latest.name}, and has nothing newer"
+                )
     uri = options.uri_of(out, mlflow_uri)
     if experiment is not None:
         options.experiment_of(experiment)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.copied_folders import by_key
 from wmlsearch.runs.evaluation import ConfigurationClaim
 from wmlsearch.runs.folders import SearchDir, every
 from wmlsearch.runs.wording import plural
@@ -53,7 +54,7 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
 def _earlier_claims(fingerprint: str, out: Path) -> list[ConfigurationClaim]:
     """Return claim (a) of each search in a folder that used these data and knows how much results vary."""
     claims = []
-    for search in every(out):
+    for search in (copied.latest for copied in by_key(every(out))):
         if not isinstance(search, SearchDir):
             continue
         try:
