@@ -347,7 +347,8 @@ class RunSettings(_Strict):
         3,
         ge=2,
         le=1_000_000,
-        description="ASHA, `predictive`: the best 1/`reduction_factor` of each rung continue to the next.",
+        description="ASHA, Hyperband, `predictive`: the best 1/`reduction_factor` of each rung continue to the next, "
+        "which is at `reduction_factor` times its epoch.",
     )
     workers_per_trial: int = Field(1, ge=1, le=4096, description="Workers (processes) that train one trial together.")
     trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(

@@ -128,6 +128,34 @@ def test_a_shipped_space_that_was_fitted_to_the_data_is_the_same(
     assert len(calls) == 1
 
 
+def began_with(search: SearchDir, source: str, values: dict[str, Any], **defaults: Any) -> None:
+    """Make it a search that began with this space, when the defaults were these."""
+    space = search.record().space
+    space = space.model_copy(update={"source": source, "values": values, "defaults": {**space.defaults, **defaults}})
+    write_json(search.file("record"), search.record().model_copy(update={"space": space}).as_json())
+
+
+def test_a_space_under_another_spelling_is_the_same(search: SearchDir, calls: list[Any], tmp_path: Path) -> None:
+    Path("s.yaml").write_text("depth: {choices: [3, 4]}\n")
+    began_with(search, "s.yaml", SearchSpace.read("s.yaml").to_mapping())
+    for spelling in ("s.yaml", "./s.yaml", str(tmp_path / "s.yaml")):
+        assert tune(spelling, "--name", "s").exit_code == 0, spelling
+    began_with(search, "quick", SearchSpace.read("quick").to_mapping())
+    assert tune("quick.yaml", "--name", "s").exit_code == 0
+    assert calls == [("resume", "s")] * 4
+
+
+def test_after_an_upgrade_that_changed_a_default_the_same_command_goes_on(search: SearchDir, calls: list[Any]) -> None:
+    Path("s.yaml").write_text("depth: {choices: [3, 4]}\n")
+    began_with(search, "s.yaml", {"depth": {"choices": [3, 4]}}, norm_momentum=0.1)
+    assert search.record().space.space().fixed == {"norm_momentum": 0.1}
+    assert tune("s.yaml", "--name", "s").exit_code == 0
+    for line, exit_code in (("norm_momentum: 0.1", 0), ("norm_momentum: 0.01", 2), ("dropout: 0.3", 2)):
+        Path("s.yaml").write_text(f"depth: {{choices: [3, 4]}}\n{line}\n")
+        assert tune("s.yaml", "--name", "s").exit_code == exit_code, line
+    assert calls == [("resume", "s")] * 2
+
+
 def test_other_settings_are_refused_all_at_once(search: SearchDir, calls: list[Any]) -> None:
     Path("other.yaml").write_text("learning_rate: {low: 1e-5, high: 1e-1, log: true}\n")
     done = tune("other.yaml", "--name", "s", "--epochs", "8", "--seed", "3", "--workers-per-trial", "2")

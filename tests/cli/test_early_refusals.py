@@ -19,6 +19,11 @@ IMPOSSIBLE = {
     "tune --storage /dev/null/x": "/dev/null/x",
     "train paper --workers 4096": "does not fit on the machines",
     "train paper --ray-address 127.0.0.1:9": "127.0.0.1:9: no Ray cluster answers there",
+    "train paper --workers 0 --storage s3://bucket --gpus-per-worker 0.5": (
+        "--workers 0 trains in this process, without Ray, so --gpus-per-worker and --storage cannot be given with it; "
+        "leave them out, or give --workers 1"
+    ),
+    "train paper --workers 0 --ray-address 127.0.0.1:9": "so --ray-address cannot be given with it; leave it out, or",
 }
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,8 +17,9 @@ from paths import REPOSITORY
 from records import search_record
 
 from wmlsearch.cli import main, options
-from wmlsearch.config import InputError
+from wmlsearch.config import InputError, RunSettings
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.report.commands import tune_command
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.lock import check_not_running
 from wmlsearch.workflows.observer import Outcome
@@ -89,14 +91,34 @@ def test_status_json(out: Path, tmp_path: Path) -> None:
 
 def test_the_end_of_a_search(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search = search_in(out, "interrupted", "stopped by Ctrl-C")
-    options.show_next_steps(Outcome(search, "stopped by Ctrl-C", "it is away"), out, "http://h/?a=b&c=d e")
+    options.show_next_steps(Outcome(search, "stopped by Ctrl-C", "it is away"), "http://h/?a=b&c=d e")
     resume, sync = commands_in(capsys.readouterr().out)
     for text in (resume, sync):
         values = parsed(text, tmp_path)
         assert (values["out"], values["mlflow_uri"]) == (Path(out), "http://h/?a=b&c=d e")
-    options.show_next_steps(Outcome(search, "", ""), out, None)
+    options.show_next_steps(Outcome(search, "", ""), None)
     (ui,) = commands_in(capsys.readouterr().out)
-    assert parsed(ui, tmp_path)["out"] == Path(out)
+    assert parsed(ui, tmp_path)["out"] == Path(out), "the folder of the search, whatever --out was"
+
+
+CHANGED: dict[str, Any] = {  # a value of each setting that is not the default
+    "epochs": 9, "seed": 4, "precision": "float32", "objective": "val_dice", "trials": 31, "max_hours": 1.5,
+    "max_gpu_hours": 2.5, "max_epochs_total": 700, "target_dice": 0.75, "max_checkpoint_gb": 3.5, "sampler": "tpe",
+    "scheduler": "hyperband", "experience": False, "portfolio": 0, "grace_epochs": 2, "reduction_factor": 5,
+    "trial_timeout": 60.5, "baseline": False, "confirm_top": 4, "confirm_seeds": 3, "final_runs": 6,
+    "postprocessing": "none", "forecast": False,
+}  # fmt: skip
+
+
+def test_the_command_of_a_search_has_all_its_settings(tmp_path: Path) -> None:
+    # `objectives` sets others; `workers_per_trial` is in the shape of the trials
+    assert CHANGED.keys() == RunSettings.model_fields.keys() - {"objectives", "workers_per_trial"}
+    settings = RunSettings.from_mapping(CHANGED)
+    defaults = RunSettings()
+    assert all(getattr(settings, name) != getattr(defaults, name) for name in CHANGED)
+    given = parsed(tune_command(search_record().model_copy(update={"settings": settings})), tmp_path)
+    values = {name: given[name] if name in given else not given[f"no_{name}"] for name in CHANGED}
+    assert values == CHANGED
 
 
 def test_refusals_name_the_folder(out: Path, tmp_path: Path) -> None:

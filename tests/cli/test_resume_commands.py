@@ -67,7 +67,7 @@ def test_passwords_are_asked_for(search: SearchDir, capsys: pytest.CaptureFixtur
     search.set_ledger(MlflowLedger(uri=LOCKED))
     assert (words_of(search), resume_note(search)) == ([], NOTE)
     given = LOCKED.replace("***", "secret")
-    options.show_next_steps(Outcome(search, "stopped by Ctrl-C", ""), Path("runs"), given)
+    options.show_next_steps(Outcome(search, "stopped by Ctrl-C", ""), given)
     first, note, *others = capsys.readouterr().out.splitlines()
     assert (first, note) == ("stopped by Ctrl-C; to resume: wmlsearch tune --resume s", NOTE)
     assert "secret" not in " ".join(others)

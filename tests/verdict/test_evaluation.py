@@ -36,7 +36,7 @@ from wmlsearch.runs.evaluation import (
     VOLUMES,
     Evaluation,
 )
-from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.folders import RunDir, SearchDir, parent_search
 from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri
@@ -297,7 +297,7 @@ def write_pictures(raw: Path) -> None:
 
 def test_a_training_below_the_root_folder_belongs_to_no_search() -> None:
     run = RunDir(Path("/model"))  # as a container mounts it
-    assert sealed_test.parent_search(run) is run
+    assert parent_search(run) is run
 
 
 def evaluated(data: Path, out: Path) -> tuple[RunDir, Result]:

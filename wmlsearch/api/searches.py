@@ -18,7 +18,7 @@ from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import check, open_search
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
-from wmlsearch.runs.folders import SearchDir, check_name, check_new
+from wmlsearch.runs.folders import SearchDir, check_name, check_new, folder_of_all_runs
 from wmlsearch.runs.interrupts import RAY_DIED, reason_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
@@ -255,7 +255,7 @@ def resume(
         ray_address: As of `tune`.
         storage: Folder or URI of the checkpoints, if it was moved. A search that is not in `out` is restored from its
             copy there, as on a new machine after the first one has died.
-        mlflow_uri: As of `tune`.
+        mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or the SQLite file beside the search.
         say: Called with each message.
         progress: Called as `progress(step, done, total)` while the sealed test is evaluated.
         budgets: Other budgets than before, such as `trials=40`.
@@ -275,7 +275,7 @@ def resume(
         check_store_of_resumed(folder, store)
         record = folder.record()
         settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
-        uri = store_uri(folder.path.parent, store)
+        uri = store_uri(folder_of_all_runs(folder), store)
         if complete := nothing_left(folder, settings, uri):
             stored.complete(folder)
             say(complete)

@@ -16,6 +16,7 @@ from wmlsearch.cli import options
 if TYPE_CHECKING:
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.runs.schema import SearchRecord
+    from wmlsearch.space import SearchSpace
 
 _SHAPE = ("workers_per_trial", "gpus_per_worker", "trials_per_gpu")
 _NEGATIVE = {
@@ -51,12 +52,22 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
 
 
 def _began_with(record: SearchRecord, space: str, data: Path | None) -> bool:
-    """Return whether a search began with a space, or with what the data left of it."""
+    """Return whether a search began with a space, or with what the data left of it, however its file is named.
+
+    A name that the space leaves out had the default of then, which a newer version may have changed.
+    """
     from wmlsearch.workflows.fitted_space import space_for_data
 
     given, kept = options.space_to_search(space), record.space.space()
     workers = record.shape.workers_per_trial if record.shape else 1
-    return given == kept or space_for_data(given, data or Path(record.data_path), workers, lambda _: None) == kept
+
+    def meant_the_same(one: SearchSpace) -> bool:
+        of_then = record.space.model_copy(update={"values": one.to_mapping()}).space()
+        return (of_then.defaults, of_then.dimensions) == (kept.defaults, kept.dimensions)
+
+    return meant_the_same(given) or meant_the_same(
+        space_for_data(given, data or Path(record.data_path), workers, lambda _: None)
+    )
 
 
 def _kept_and_given(

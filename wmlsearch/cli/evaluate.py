@@ -17,7 +17,7 @@ from wmlsearch.cli import json_output, options
     help="A prepared data set.  [default: the one that the run was trained on]",
 )
 @options.out
-@options.uri
+@options.uri_of_named_run
 @json_output.option
 def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_json: bool) -> None:
     """Open the sealed test for RUN: a search (champion against baseline), or a single run.
@@ -31,14 +31,15 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_
     from wmlsearch.cli.verdict_tables import show_evaluation
     from wmlsearch.report.page import write_report
     from wmlsearch.runs.checks import open_run
-    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.folders import SearchDir, parent_search
     from wmlsearch.runs.wording import command, run_words
     from wmlsearch.tracking.mirror import Mirror
     from wmlsearch.workflows import sealed_test
 
     with json_output.only_json(as_json) as show:
         # Bad options are refused before the sealed test is opened.
-        run_dir, uri = open_run(run, out), options.uri_of(out, mlflow_uri)
+        run_dir = open_run(run, out)
+        uri = options.uri_beside(run_dir, mlflow_uri)
         bar, advance = progress_bar(console())
         with bar:
             evaluation, path = sealed_test.evaluate_run(run_dir, data, advance, options.say)
@@ -50,7 +51,7 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_
                 options.say(f"report: {page}")
             options.say(f"scores of each patient and image: {path}")
         finally:  # the scores are saved already; MLflow gets them even if the report fails
-            root = sealed_test.parent_search(run_dir)
+            root = parent_search(run_dir)
             mirror = Mirror(root, uri)
             for part in root.all_runs() if isinstance(root, SearchDir) else [root]:
                 mirror.notify(part)

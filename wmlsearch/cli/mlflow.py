@@ -17,7 +17,7 @@ from wmlsearch.tracking.server import LOOPBACK
 @click.command(short_help="Copy missing runs to MLflow.")
 @click.argument("name", required=False)
 @options.out
-@options.uri
+@options.uri_of_named_run
 @click.option(
     "--experiment",
     metavar="NAME",
@@ -52,7 +52,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
                 options.say(
                     f"note: {other.name} is not sent: it is a copy of {each.latest.name}, and has nothing newer"
                 )
-    uri = options.uri_of(out, mlflow_uri)
+    uri = options.uri_beside(runs[0], mlflow_uri) if name else options.uri_of(out, mlflow_uri)
     if experiment is not None:
         options.experiment_of(experiment)
     bar, advance = progress_bar(console())

@@ -14,7 +14,7 @@ from wmlsearch.runs.names import EXPERIMENT
 
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
-    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.folders import AnyDir, SearchDir
     from wmlsearch.space import SearchSpace
     from wmlsearch.workflows.observer import Outcome
 
@@ -51,6 +51,12 @@ uri = click.option(
     "--mlflow-uri",
     envvar="MLFLOW_TRACKING_URI",
     help="MLflow tracking server or store; or set MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db]",
+)
+uri_of_named_run = click.option(
+    "--mlflow-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    help="MLflow tracking server or store; or set MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db; of a search "
+    "or run named by its path, mlflow.db beside it]",
 )
 experiment = click.option(
     "--experiment",
@@ -122,6 +128,15 @@ grace_epochs = click.option(
     type=int,
     help="No trial is stopped early before this epoch. With pbt, trials are compared at each multiple of it.  "
     "[default: a third of the epochs, at least 2; predictive and pbt: 2]",
+)
+reduction_factor = click.option(
+    "--reduction-factor",
+    metavar="N",
+    type=int,
+    default=3,
+    show_default=True,
+    help="The best 1/N of the trials that reach a rung go on, and the next rung is at N times its epoch: asha, "
+    "hyperband and predictive.",
 )
 no_baseline = click.option(
     "--no-baseline", is_flag=True, help="Search only: no final runs, no sealed test, no verdict."
@@ -220,6 +235,13 @@ def uri_of(out: Path, given: str | None) -> str:
     return store_uri(out, given)
 
 
+def uri_beside(run: AnyDir, given: str | None) -> str:
+    """Return the URI of the MLflow store of an existing search or run, as `uri_of` does. Raises InputError."""
+    from wmlsearch.runs.folders import folder_of_all_runs
+
+    return uri_of(folder_of_all_runs(run), given)
+
+
 def experiment_of(name: str) -> str:
     """Return the name of an MLflow experiment. Raises InputError if MLflow takes no such name."""
     from wmlsearch.tracking.experiments import check_experiment_name
@@ -255,10 +277,10 @@ def show_report_path(search: SearchDir) -> None:
         say(f"report: {page}")
 
 
-def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None:
+def show_next_steps(outcome: Outcome, mlflow_uri: str | None) -> None:
     """Print where the results of a search or training are, and the commands that come next."""
     from wmlsearch.report.commands import resume_command, resume_note
-    from wmlsearch.runs.folders import SearchDir
+    from wmlsearch.runs.folders import SearchDir, folder_of_all_runs
     from wmlsearch.runs.wording import DEFAULT_OUT, command, run_words
 
     uri = uri_words(mlflow_uri)
@@ -271,6 +293,7 @@ def show_next_steps(outcome: Outcome, out: Path, mlflow_uri: str | None) -> None
         later = command("sync", *run_words(outcome.run.path), *uri)
         say(f"warning: MLflow does not have all results ({outcome.mlflow_problem}); to send them later: {later}")
     else:
+        out = folder_of_all_runs(outcome.run)
         folder = () if out == DEFAULT_OUT else ("--out", out)
         say(f"compare in MLflow: {command('ui', *folder, *uri)}")
 

@@ -32,6 +32,7 @@ OPTIONS_OF_TUNE = (
 @options.precision
 @options.objective
 @options.grace_epochs
+@options.reduction_factor
 @options.confirm_top
 @options.confirm_seeds
 @options.final_runs

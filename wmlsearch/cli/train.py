@@ -10,12 +10,18 @@ import click
 from wmlsearch.cli import options
 from wmlsearch.runs.wording import plural
 
+_OF_RAY = ("gpus_per_worker", "ray_address", "storage")  # options that have no effect without Ray
+
 
 @click.command(short_help="Train one configuration.")
 @click.argument("point")
 @options.data
 @click.option(
-    "--workers", type=int, default=1, show_default=True, help="Ray Train workers; 0: train in this process, no Ray."
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Ray Train workers; 0: train in this process, without Ray and its options.",
 )
 @options.gpus_per_worker
 @options.ray_address
@@ -70,6 +76,11 @@ def train(
 
     if workers < 0:
         raise InputError(f"--workers must be 0 (in this process) or more, but got {workers}")
+    if workers == 0 and (unused := [option.opts[0] for name, option in options.given().items() if name in _OF_RAY]):
+        raise InputError(
+            f"--workers 0 trains in this process, without Ray, so {' and '.join(unused)} cannot be given with it; "
+            f"leave {'them' if len(unused) > 1 else 'it'} out, or give --workers 1"
+        )
     uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
     config = SearchSpace.read(point).single_configuration()
     options.settings_before_data(epochs=epochs, seed=seed, precision=precision, objective=objective)
@@ -90,5 +101,5 @@ def train(
     options.say(f"{status.state.replace('_', ' ')} {status.reason}".rstrip())
     if run.best.exists():
         options.say(f"weights of the best epoch: {run.best}")
-    options.show_next_steps(outcome, out, mlflow_uri)
+    options.show_next_steps(outcome, mlflow_uri)
     sys.exit(options.exit_status(outcome))

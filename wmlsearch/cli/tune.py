@@ -98,13 +98,14 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
     "--scheduler none and --sampler tpe.",
 )
 @options.grace_epochs
+@options.reduction_factor
 @options.confirm_top
 @options.confirm_seeds
 @options.final_runs
 @options.postprocessing
 @options.no_baseline
 @click.option("--no-forecast", is_flag=True, help="Start at once, without timing some configurations first.")
-@options.uri
+@options.uri_of_named_run
 @options.experiment
 @click.option(
     "--on-end",
@@ -159,7 +160,7 @@ def tune(
     elif resume is not None:
         _check_only_budgets_change()
     if resume is not None:
-        search, outcome = _resume(resume, data, placement, cluster, out, uri, mlflow_uri, on_end)
+        search, outcome = _resume(resume, data, placement, cluster, out, mlflow_uri, on_end)
     else:
         settings = settings if objectives is None else with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "experience": not no_experience, "forecast": not no_forecast}
@@ -168,7 +169,7 @@ def tune(
         )
     show_search(console(), search)
     options.show_report_path(search)
-    options.show_next_steps(outcome, out, mlflow_uri)
+    options.show_next_steps(outcome, mlflow_uri)
     sys.exit(options.exit_status(outcome))
 
 
@@ -266,13 +267,13 @@ def _resume(
     placement: Placement,
     cluster: str | None,
     out: Path,
-    uri: str,
     mlflow_uri: str | None,
     on_end: str | None,
 ) -> tuple[SearchDir, Outcome]:
     """Run the rest of a search, here or on a cluster. Exits with status 0 if there is none."""
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
+    from wmlsearch.runs.checks import check
     from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.stored_search import search_to_resume
@@ -286,7 +287,10 @@ def _resume(
         storage, of_environment = remote.storages_for(Dashboard(cluster), placement.storage)
         sys.exit(resume_on_cluster(cluster, argv, data, name, out, storage, options.say, of_environment))
     with search_to_resume(name, out, placement.storage, options.say) as stored:
-        search, request = _request_to_resume(data, placement, uri, mlflow_uri, stored)
+        search = stored.search
+        check(search)
+        uri = options.uri_beside(search, mlflow_uri)
+        request = _request_to_resume(data, placement, uri, mlflow_uri, stored)
         request = dataclasses.replace(request, on_end=on_end)
         with SearchDisplay(console(), search, request.space, request.settings) as display:
             stored.say = display.say
@@ -296,15 +300,18 @@ def _resume(
 
 def _request_to_resume(
     data: Path | None, placement: Placement, uri: str, mlflow_uri: str | None, stored: StoredSearch
-) -> tuple[SearchDir, ResumeRequest]:
-    """Return a search and the request to run the rest of it. Exits with status 0 if there is none."""
-    from wmlsearch.runs.checks import check
+) -> ResumeRequest:
+    """Return the request to run the rest of a search, checked. Exits with status 0 if there is none.
+
+    Args:
+        uri: Of its MLflow store.
+        mlflow_uri: The one that was given.
+    """
     from wmlsearch.workflows.remaining_work import nothing_left
     from wmlsearch.workflows.search_choices import check_store_of_resumed
     from wmlsearch.workflows.search_plan import ResumeRequest
 
     search = stored.search
-    check(search)
     if click.get_current_context().params["continue_"]:
         from wmlsearch.cli.continuation import check_same_search
 
@@ -317,7 +324,7 @@ def _request_to_resume(
         stored.complete(search)
         options.say(complete)
         sys.exit(0)
-    return search, ResumeRequest.of(search, record, settings, data, placement, stored)
+    return ResumeRequest.of(search, record, settings, data, placement, stored)
 
 
 def _note_experiment(record: SearchRecord) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.folders import SearchDir, folder_of_all_runs
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import SearchRecord, TrialShape
 from wmlsearch.runs.wording import command, run_words
@@ -18,9 +18,9 @@ from wmlsearch.tracking.sync import default_uri
 
 # Settings whose option of `wmlsearch tune` has the same name.
 _OPTIONS = (
-    "trials", "epochs", "seed", "precision", "objective", "sampler", "scheduler", "grace_epochs", "confirm_top",
-    "confirm_seeds", "final_runs", "postprocessing", "max_hours", "max_gpu_hours", "max_epochs_total", "target_dice",
-    "max_checkpoint_gb", "trial_timeout", "portfolio",
+    "trials", "epochs", "seed", "precision", "objective", "sampler", "scheduler", "grace_epochs", "reduction_factor",
+    "confirm_top", "confirm_seeds", "final_runs", "postprocessing", "max_hours", "max_gpu_hours", "max_epochs_total",
+    "target_dice", "max_checkpoint_gb", "trial_timeout", "portfolio",
 )  # fmt: skip
 
 
@@ -124,7 +124,9 @@ def _store(search: SearchDir, given: str | None) -> str:
     """
     uri = without_password(given) if given else search.ledger().uri or ""
     path = Path(uri.removeprefix("sqlite:///"))
-    if uri == default_uri(search.path.parent) or (not given and uri.startswith("sqlite:///") and not path.exists()):
+    if uri == default_uri(folder_of_all_runs(search)) or (
+        not given and uri.startswith("sqlite:///") and not path.exists()
+    ):
         return ""
     return uri
 

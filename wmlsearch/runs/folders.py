@@ -440,6 +440,21 @@ def find(name: str | None, out: Path) -> AnyDir:
     raise InputError(f"{name}: no search or run of this name in {out} (it has: {names}), and not a path to one")
 
 
+def parent_search(run: AnyDir) -> AnyDir:
+    """Return the search that a run belongs to, or the run itself."""
+    if not isinstance(run, SearchDir):
+        as_named = Path(os.path.normpath(run.path.absolute()))
+        for path in (as_named, run.path.resolve()):  # a link to the search, or to the run
+            if (above := SearchDir(path.parent.parent)).exists():  # the parent of / is /
+                return above
+    return run
+
+
+def folder_of_all_runs(run: AnyDir) -> Path:
+    """Return the folder that holds a search or run beside others, as `--out` names it. Its MLflow store is there."""
+    return with_name(parent_search(run).path).parent
+
+
 def created(run: AnyDir) -> float:
     """Return when a run was created, Unix seconds. Of a damaged folder: when it was changed.
 

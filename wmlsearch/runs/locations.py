@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wmlsearch.config import InputError
-
 
 def split_options(location: str) -> tuple[str, str]:
     """Return a location without slashes at its end and options, and the options with their "?", or "".
@@ -18,6 +16,8 @@ def split_options(location: str) -> tuple[str, str]:
 
 def location_below(location: str, *parts: str) -> str:
     """Return the location of a folder in this one. Raises InputError for a part that would stay here or leave it."""
+    from wmlsearch.config import InputError  # here, since it imports pydantic, which would slow down each command
+
     for part in parts:
         if any(name in ("", ".", "..") for name in part.split("/")):
             raise InputError(f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path")

@@ -15,7 +15,7 @@ from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
-from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.folders import AnyDir, SearchDir, parent_search
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.objectives import cut_off_by_budget
@@ -108,12 +108,6 @@ def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
     if defined := [dice for dice in dices if dice is not None]:
         metrics[f"{TEST}_ensemble"] = statistics.fmean(defined)
     return metrics
-
-
-def parent_search(run: AnyDir) -> AnyDir:
-    """Return the search that a run belongs to, or the run itself."""
-    above = SearchDir(run.path.resolve().parent.parent)  # the parent of / is /
-    return above if not isinstance(run, SearchDir) and above.exists() else run
 
 
 def _opening_note(run: AnyDir, data: Path) -> str:
