@@ -210,7 +210,8 @@ def test_where_the_files_of_a_new_experiment_go(tmp_path: Path, monkeypatch: pyt
     assert artifact_location("http://127.0.0.1:5000", run) is None
     assert artifact_location("postgresql://me:pw@db/mlflow", run) == beside
     assert artifact_location("postgresql+psycopg://db/mlflow", run) == beside
-    assert artifact_location(f"sqlite:///{tmp_path}/x/m.db", run) == (tmp_path / "x" / "mlflow-artifacts").as_uri()
+    for uri in (f"sqlite:///{tmp_path}/x/m.db", f"sqlite:///file:{tmp_path}/x/m.db?uri=true"):
+        assert artifact_location(uri, run) == (tmp_path / "x" / "mlflow-artifacts").as_uri()
     monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://bucket/wml")
     assert artifact_location("postgresql://db/mlflow", run) == "s3://bucket/wml"
     assert artifact_location("http://127.0.0.1:5000", run) is None

@@ -9,6 +9,8 @@ import mlflow
 from mlflow.utils import validation
 
 from wmlsearch.tracking import mlflow_patches
+from wmlsearch.tracking.client import connect
+from wmlsearch.tracking.uri import sqlite_uri
 
 
 def test_artifact_repository_of_a_run_logs_a_file(tmp_path: Path) -> None:
@@ -25,3 +27,10 @@ def test_pages_about_training_that_the_ui_knows() -> None:
 
 def test_length_limit_of_experiment_tags() -> None:
     assert validation.MAX_EXPERIMENT_TAG_VAL_LENGTH >= mlflow_patches.MAX_EXPERIMENT_TAG
+
+
+def test_folder_of_a_sqlite_file_is_made_and_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "50%20?"
+    client = connect(sqlite_uri(folder / "m.db"))
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("50%20?"), Path("50%20?/m.db")]

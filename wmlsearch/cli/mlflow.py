@@ -101,6 +101,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
     from wmlsearch.config import InputError
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.server import running_server
+    from wmlsearch.tracking.uri import sqlite_file
 
     if not 1 <= port <= 65535:
         raise InputError(f"--port must be a whole number from 1 to 65535, but got {port}")
@@ -119,8 +120,8 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
     if uri.startswith(("http://", "https://")):
         options.say(f"the MLflow server is at {shown}{_page(uri, out)}")
         return
-    store = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not store.exists():
+    store = sqlite_file(uri)
+    if store is not None and not store.exists():
         raise InputError(f"{store}: no MLflow store there yet; run `wmlsearch tune` first, or give --out")
     if not _is_loopback(host):
         options.say(

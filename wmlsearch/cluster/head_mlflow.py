@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from wmlsearch.cluster.head_job import HOME
 from wmlsearch.runs.environment import prepare_environment
 from wmlsearch.tracking.server import LOOPBACK, is_healthy, start_server
+from wmlsearch.tracking.uri import sqlite_uri
 
 START_S = 180.0  # a small machine needs half a minute to import MLflow, and the first start creates the database
 GONE_S = 60.0  # `ray up` on a running cluster stops Ray and starts it again within this time
@@ -111,9 +112,8 @@ def _start_authenticated_server(folder: Path) -> subprocess.Popen[bytes]:
     """Start MLflow with its app `basic-auth`; its two databases are in `folder`."""
     user, password = credentials()
     auth_config = folder / "auth.ini"
-    auth_config.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/users.db\n", encoding="utf-8"
-    )
+    users = sqlite_uri(folder / "users.db").replace("%", "%%")  # MLflow reads the file with interpolation
+    auth_config.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\n", encoding="utf-8")
     artifacts = os.environ.get("WMLSEARCH_STORAGE", "").rstrip("/") or str(folder)
     if "://" not in artifacts:
         Path(artifacts).mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _start_authenticated_server(folder: Path) -> subprocess.Popen[bytes]:
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
     }
     return start_server(
-        f"sqlite:///{folder}/mlflow.db",
+        sqlite_uri(folder / "mlflow.db"),
         server_port(),
         options=(*options, "--app-name", "basic-auth", "--allowed-hosts", HOSTS),
         environment=environment,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +14,7 @@ from wmlsearch.runs.schema import SearchRecord, TrialShape
 from wmlsearch.runs.wording import command, run_words
 from wmlsearch.space import SearchSpace, is_shipped
 from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import sqlite_file
 
 # Settings whose option of `wmlsearch tune` has the same name.
 _OPTIONS = (
@@ -123,10 +123,8 @@ def _store(search: SearchDir, given: str | None) -> str:
     A ledger can name a SQLite file of another machine, or one that was moved with the run folders.
     """
     uri = without_password(given) if given else search.ledger().uri or ""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri == default_uri(folder_of_all_runs(search)) or (
-        not given and uri.startswith("sqlite:///") and not path.exists()
-    ):
+    file = sqlite_file(uri)
+    if uri == default_uri(folder_of_all_runs(search)) or (not given and file is not None and not file.exists()):
         return ""
     return uri
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from wmlsearch.runs.environment import is_loopback, loopback_exceptions, variables_set
-from wmlsearch.tracking.uri import is_database
+from wmlsearch.tracking.mlflow_patches import make_folders_of_sqlite_files
+from wmlsearch.tracking.uri import is_database, sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,9 +54,10 @@ def connect(uri: str) -> MlflowClient:
 
     for name in _SILENT:  # MLflow sets its own level when imported
         logging.getLogger(name).setLevel(logging.ERROR)
-    file = uri.removeprefix("sqlite:///").partition("?")[0]
-    if uri.startswith("sqlite:///") and not file.startswith("file:") and not Path(file).exists():
-        _create_store(Path(file))
+    make_folders_of_sqlite_files()
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        _create_store(file)
     if is_database(uri) and not uri.startswith("sqlite"):
         _check_connection(uri)
     return MlflowClient(tracking_uri=uri)
@@ -92,7 +94,7 @@ def _create_store(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         complete = Path(folder, path.name)
-        MlflowClient(tracking_uri=f"sqlite:///{complete.absolute()}").search_experiments()
+        MlflowClient(tracking_uri=sqlite_uri(complete)).search_experiments()
         try:
             os.link(complete, path)
         except FileExistsError:  # another process was faster

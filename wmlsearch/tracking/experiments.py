@@ -23,7 +23,7 @@ from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.runs.wording import command, run_words
 from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import local_folder
-from wmlsearch.tracking.uri import is_database
+from wmlsearch.tracking.uri import is_database, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -124,9 +124,8 @@ def artifact_location(uri: str, root: AnyDir) -> str | None:
         return None
     if given := os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", ""):
         return given if "://" in given else Path(given).resolve().as_uri()
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS).as_uri()
-    return (root.path.resolve().parent / ARTIFACTS).as_uri()
+    beside = sqlite_file(uri) or root.path
+    return (beside.resolve().parent / ARTIFACTS).as_uri()
 
 
 def check_folder_exists(uri: str, location: str) -> None:

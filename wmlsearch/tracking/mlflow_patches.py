@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.runs.files import write_json
+from wmlsearch.tracking.uri import sqlite_file
 
 # The prefix of an experiment's tag that holds a saved view of the UI. MLflow has no API for views.
 SHARED_VIEW_TAG = "mlflow.sharedViewState."
@@ -40,3 +41,18 @@ def log_dict_to(artifact_uri: str, tracking_uri: str, content: Mapping[str, Any]
         path = Path(folder) / name
         write_json(path, content)
         get_artifact_repository(artifact_uri, tracking_uri=tracking_uri).log_artifact(str(path))
+
+
+def make_folders_of_sqlite_files() -> None:
+    """Let MLflow make the folder that a SQLite file is in, where its URI has a quoted path.
+
+    It makes a folder of the quoted name, which stays empty, and fails where it may not be made.
+    """
+    from mlflow.store.db import utils
+
+    utils._make_parent_dirs_if_sqlite = _make_folder
+
+
+def _make_folder(db_uri: str) -> None:
+    if (file := sqlite_file(db_uri)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, singl
 from wmlsearch.tracking.model_registry import MODEL, register
 from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why, why_no_files
 from wmlsearch.tracking.ui_views import BEST, view_tag
+from wmlsearch.tracking.uri import sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +64,7 @@ CERTIFICATE = "split_certificate.json"
 
 def default_uri(out: Path) -> str:
     """Return the URI of the MLflow store beside the run folders: a SQLite file."""
-    return f"sqlite:///{out.resolve()}/mlflow.db"
+    return sqlite_uri(out.resolve() / "mlflow.db")
 
 
 def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
@@ -108,7 +109,8 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
 
 def is_copied(root: AnyDir, uri: str) -> bool:
     """Return whether MLflow has everything of a search or run, by the ledgers in the folders: no server is asked."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
         return False
     runs: list[AnyDir] = [root, *(root.all_runs() if isinstance(root, SearchDir) else [])]
     return all(_is_sent(run, root, without_password(uri)) for run in runs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.redaction import without_password
@@ -46,6 +47,51 @@ def check_uri(uri: str) -> None:
             f"{shown}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
             "such as http://127.0.0.1:5000 or sqlite:///PATH/mlflow.db"
         )
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of a store in a SQLite file, with its absolute path.
+
+    The path stands in it as it is, unless SQLAlchemy would open another file: `%20` and `?` have a meaning in a URI,
+    and versions before 2.1 take `%20` as it is.
+    """
+    absolute = path.parent.resolve() / path.name
+    plain = f"sqlite:///{absolute}"
+    quoted = plain.replace("%", "%25").replace("?", "%3F")
+    of_sqlite = f"sqlite:///{absolute.as_uri()}?uri=true"
+    return next((uri for uri in (plain, quoted, of_sqlite) if sqlite_file(uri) == absolute), plain)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file that SQLAlchemy opens for the URI of a store; None if that is another store, or in memory.
+
+    Raises InputError if it is not a valid URI of a SQLite file.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    name, of_sqlite = uri.removeprefix("sqlite:///"), False
+    if "%" in name or "?" in name:
+        name, of_sqlite = _name_and_kind(uri)
+    if of_sqlite and name.startswith("file:"):  # https://www.sqlite.org/uri.html
+        parts = urlsplit(name)
+        name = ":memory:" if "mode=memory" in parts.query.split("&") else unquote(parts.path)
+    return None if name in ("", ":memory:") else Path(name)
+
+
+def _name_and_kind(uri: str) -> tuple[str, bool]:
+    """Return what SQLAlchemy hands to SQLite: a name, and whether SQLite takes that for a URI of its own."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+        with warnings.catch_warnings(action="ignore"):  # of options that SQLite does not know
+            arguments, options = url.get_dialect()().create_connect_args(url)
+    except (ArgumentError, ValueError) as error:
+        raise InputError(
+            f"{uri}: is not a valid URL of a SQLite file ({error}); in the path, write % as %25 and ? as %3F"
+        ) from None
+    return str(arguments[0]), bool(options.get("uri"))
 
 
 def usual_form(uri: str) -> str:
@@ -105,8 +151,8 @@ def _server_fault(uri: str) -> str:
 
 def _file_fault(uri: str) -> str:
     """Return what is wrong with the URI of a SQLite file, or ""."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path in (Path(), Path(":memory:")):
+    path = sqlite_file(uri)
+    if path is None:
         return "must name a file (sqlite:///PATH); otherwise nothing would be kept"
     parent = next((folder for folder in path.absolute().parents if folder.exists()), path)
     if path.is_dir() or not parent.is_dir():
