@@ -17,10 +17,11 @@ SERVER = "http://127.0.0.1:9"
 
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchDir:
-    """An interrupted search in `other/runs`, with a trial, and `runs` beside it."""
+    """An interrupted search in `other/runs`, with a trial; the store in `runs` is damaged, and of no account."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Path("runs").mkdir()
+    Path("runs/mlflow.db").write_text("no database")
     made = SearchDir.create(Path("other/runs/s"), search_record())
     RunDir.create(made.trial(0).path, run_record(made.record())).set_status("completed")
     made.set_status("interrupted", "stopped by Ctrl-C")

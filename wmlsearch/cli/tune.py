@@ -153,7 +153,7 @@ def tune(
     from wmlsearch.cli.search_summary import show_search
     from wmlsearch.workflows.placement import Placement
 
-    uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
+    experiment = options.experiment_of(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if continue_:
         resume = _begun(name, resume, cluster, out, placement.storage)
@@ -162,6 +162,7 @@ def tune(
     if resume is not None:
         search, outcome = _resume(resume, data, placement, cluster, out, mlflow_uri, on_end)
     else:
+        uri = options.uri_of(out, mlflow_uri)
         settings = settings if objectives is None else with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "experience": not no_experience, "forecast": not no_forecast}
         search, outcome = _start(
@@ -279,6 +280,8 @@ def _resume(
     from wmlsearch.workflows.stored_search import search_to_resume
     from wmlsearch.workflows.tune import resume as resume_search
 
+    if mlflow_uri:
+        options.uri_of(out, mlflow_uri)  # refuses it before a cluster or a storage is asked
     if cluster is not None:
         from wmlsearch.cluster.dashboard import Dashboard
         from wmlsearch.cluster.remote import resume as resume_on_cluster
