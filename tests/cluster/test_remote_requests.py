@@ -17,6 +17,7 @@ from wmlsearch.cluster.dashboard import Dashboard
 from wmlsearch.cluster.head_job import ANSWER, HeadRequest
 from wmlsearch.cluster.jobs import SEARCH, STORAGE, VERB
 from wmlsearch.cluster.ray_up import UnreachableError
+from wmlsearch.cluster.run_copies import CopyWriter
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import SearchDir
 
@@ -196,6 +197,49 @@ def test_a_search_that_has_ended_is_not_said_to_continue(
         "one has ended on the cluster (exit status 0), but its results are not here yet; fetch them with "
         f"`wmlsearch status one --cluster {ADDRESS}`",
     ]
+
+
+def test_results_do_not_replace_a_search_that_went_on_here(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, out, storage = on_head(cluster, "one"), tmp_path / "runs", str(tmp_path / "storage")
+    writer = CopyWriter(search, storage, "session", "process 7 on head", lambda: None)
+    (tmp_path / "storage" / "one").mkdir(parents=True)
+
+    def status(out: Path) -> str:
+        said: list[str] = []
+        assert remote.status(ADDRESS, "one", out, storage, said.append) == 0
+        return said[0] if len(said) == 1 else said[-2]
+
+    for seconds in (10, 20):
+        search.update_usage(seconds=seconds)
+        search.set_status("interrupted", "stopped by Ctrl-C")
+        writer.copy_all()
+        assert status(out) == f"fetched from the storage into {out}/one, without the trials' checkpoints"
+    assert status(out).endswith(f"{out}/one is up to date")
+    here = SearchDir(out / "one")
+    here.update_usage(seconds=30)
+    search.update_usage(seconds=40)
+    search.set_status("completed")
+    writer.copy_all()
+    with pytest.raises(InputError, match="one: the search was trained or evaluated here since it was fetched"):
+        status(out)
+    with pytest.raises(InputError, match="one: the search was trained or evaluated here since it was fetched"):
+        remote.resume(ADDRESS, [], None, "one", out, storage, pytest.fail)
+    (cluster.home / "runs").rename(cluster.home / "gone")
+
+    def unreachable(_: Dashboard) -> Any:
+        raise UnreachableError("the head is gone")
+
+    monkeypatch.setattr(remote, "search_jobs", unreachable)
+    with pytest.raises(InputError, match="one: the search was trained or evaluated here since it was fetched"):
+        status(out)
+    assert here.usage().seconds == 30
+    for text in (
+        "fetched from the storage into {}/one, without the trials' checkpoints",
+        "{}/one has all that the storage has",
+    ):
+        assert status(tmp_path / "other") == text.format(tmp_path / "other")
 
 
 REFUSAL = "wmlsearch: a trial does not fit on the machines of the cluster\n"

@@ -76,10 +76,12 @@ class SearchSummary(BaseModel):
     def read(cls, folder: Path) -> SearchSummary | None:
         """Read a search folder; None before the search has begun."""
         search = SearchDir(folder)
-        if not search.exists():
-            return None
-        values = search.record().key, search.status().as_json(), search.usage().as_json()
-        return cls(key=values[0], status=values[1], used=values[2])
+        return cls.of(search) if search.exists() else None
+
+    @classmethod
+    def of(cls, search: SearchDir) -> SearchSummary:
+        """Read the folder of a search that has begun. Raises InputError."""
+        return cls(key=search.record().key, status=search.status().as_json(), used=search.usage().as_json())
 
 
 class HeadReport(BaseModel):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from wmlsearch.cluster.dashboard import Dashboard, tunnel_to
+from wmlsearch.cluster.fetched import check_replaceable, check_resumable, is_up_to_date, note_fetched, replace
 from wmlsearch.cluster.head_job import COLUMNS, ERROR, HeadReport, HeadRequest, SearchSummary
 from wmlsearch.cluster.head_mlflow import DEFAULT_PORT, PORT_FILE
 from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, lines_of, search_jobs, submit_search
@@ -109,7 +110,8 @@ def resume(
             if job is None:
                 raise _unknown(name, dashboard, report)
             raise InputError(f"{name}: {_nothing_begun(job, _reason_of_end(dashboard, job))}")
-        _has_copy(out / name, report.search)
+        if (out / name).exists():
+            check_resumable(SearchDir(out / name), report.search, "the head", storage)
         if data is not None and fingerprint is not None:
             _send_data(dashboard, data, fingerprint, storage, report, say)
         argv = [*argv, *([] if storage is None else ["--storage", storage])]
@@ -180,7 +182,7 @@ def status(
             if report.running or (job is not None and job.running):
                 since = "" if job is None or not job.running else f" for {duration(time.time() - job.started)}"
                 say(f"{name} has run on the head{since}")
-            elif _has_copy(out / name, report.search):
+            elif _has_copy(out / name, report.search, "the head"):
                 say(f"{name} has ended on the head ({_ending(job, report)}); {out / name} is up to date")
             else:
                 _fetch(dashboard, job, report, out, place, say)
@@ -288,16 +290,9 @@ def _ending(job: SearchJob | None, report: HeadReport) -> str:
     return _state(None, report) if job is None else job.ending
 
 
-def _has_copy(path: Path, search: SearchSummary | None) -> bool:
-    """Return whether `path` holds the search as it stands on the head. Raises InputError if it holds another run."""
-    if not path.exists() or search is None:
-        return False
-    local = SearchDir(path)
-    if not local.exists() or local.record().key != search.key:
-        raise InputError(
-            f"{path}: holds another run than the one on the head, and nothing is overwritten; give another --out"
-        )
-    return SearchSummary.read(path) == search
+def _has_copy(path: Path, search: SearchSummary | None, where: str) -> bool:
+    """Return whether `path` holds the search as it stands elsewhere. Raises InputError if it holds another run."""
+    return path.exists() and search is not None and is_up_to_date(SearchDir(path), search, where)
 
 
 def _send_data(
@@ -351,14 +346,16 @@ def _fetch(
 ) -> int:
     """Fetch the results of an ended search into `out`, in place of an older copy; return its exit status."""
     if report.search is not None:
+        where = "the head" if dashboard.file is not None else "the storage"
         with _partial_copy(out, report.name) as partial:
             if dashboard.file is not None:
+                if (out / report.name).exists():  # before much is fetched
+                    check_replaceable(SearchDir(out / report.name), report.search, where)
                 partial.mkdir()
                 dashboard.file.fetch_folder(str(report.results), partial)
             else:
                 fetch_search(str(storage_of(dashboard, storage)), report.name, partial)
-            _replace(partial, out / report.name)
-        where = "the head" if dashboard.file is not None else "the storage"
+            _move_to(out / report.name, partial, where)
         say(f"fetched from {where} into {out / report.name}, without the trials' checkpoints")
     if report.search is None and job is not None:
         say(f"{report.name}: {_nothing_begun(job, job.ending)}")
@@ -375,11 +372,12 @@ def _fetch_from_storage(storage: str, name: str | None, out: Path, say: Say) -> 
     name = name or max(copies, key=lambda copy: copy.written).name
     with _partial_copy(out, name) as partial:
         search = fetch_search(storage, name, partial)
-        if (out / name).exists():
-            _has_copy(out / name, SearchSummary.read(search.path))
         state = search.status()
-        _replace(partial, out / name)
-    say(f"fetched from the storage into {out / name}, without the trials' checkpoints")
+        if _has_copy(out / name, SearchSummary.of(search), "the storage"):
+            say(f"{out / name} has all that the storage has")
+        else:
+            _move_to(out / name, partial, "the storage")
+            say(f"fetched from the storage into {out / name}, without the trials' checkpoints")
     say(f"{name}: {state.state} {state.reason}".rstrip())
     return 0
 
@@ -392,14 +390,15 @@ def _partial_copy(out: Path, name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
-def _replace(partial: Path, target: Path) -> None:
-    """Put a fetched copy of a search in the place of an older one."""
+def _move_to(target: Path, partial: Path, where: str) -> None:
+    """Put a fetched copy of a search in its place, or in that of an older one. Raises InputError as `replace` does."""
     for path in partial.rglob("*"):
         if path.is_file() and not is_fetched(path.relative_to(partial)):
             path.unlink()
     if target.exists():
-        SearchDir(target).replace_with(partial)
+        replace(SearchDir(target), partial, where)
     else:
+        note_fetched(SearchDir(partial))
         os.replace(partial, target)
 
 

@@ -55,7 +55,7 @@ def _of_group(group: Sequence[AnyDir]) -> list[CopiedRun]:
     progress, damaged = {}, []
     for run in group:
         try:
-            progress[run] = (_last_work(run), run.name == run.record().name, Liveness.of(run).last_sign)
+            progress[run] = (last_work(run), run.name == run.record().name, Liveness.of(run).last_sign)
         except InputError:
             damaged.append(CopiedRun(run))
     if not progress:
@@ -64,8 +64,8 @@ def _of_group(group: Sequence[AnyDir]) -> list[CopiedRun]:
     return [CopiedRun(latest, tuple(run for run in progress if run != latest)), *damaged]
 
 
-def _last_work(run: AnyDir) -> float:
-    """Return the time of the last training or evaluation that a folder has records of, Unix seconds.
+def last_work(run: AnyDir) -> float:
+    """Return the time of the last training or evaluation that a folder has records of, Unix seconds. Raises InputError.
 
     Neither the times of the files count, which `cp` changes, nor states, which `sync` corrects.
     """
