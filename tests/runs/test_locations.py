@@ -28,6 +28,8 @@ def test_a_part_that_is_no_name_is_refused(part: str) -> None:
     """Below it would be the location itself, with all other searches, or a folder outside."""
     with pytest.raises(InputError) as error:
         location_below("s3://bucket/path", part, "run-folder")
+    with pytest.raises(InputError):
+        location_below("s3://bucket/path", *Path().parts)
     assert str(error.value) == f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path"
 
 
