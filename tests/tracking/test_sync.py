@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -21,9 +22,11 @@ from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir, mark_dead_runs
 from wmlsearch.runs.helper_process import start_helper
 from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
+from wmlsearch.tracking import sync as sync_module
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Answer, Mirror, copy
 from wmlsearch.tracking.sync import default_uri, is_copied, push, sync
@@ -276,6 +279,46 @@ def test_refused_run_does_not_block_the_others(search: SearchDir) -> None:
     assert len(content(uri)) == 7
     client.delete_run(conflicting.info.run_id)
     assert sync(search, uri) == 7
+
+
+def test_texts_that_are_not_valid_reach_mlflow(search: SearchDir) -> None:
+    """A name of a file in another encoding, as Python has it, and a NUL, which PostgreSQL does not take."""
+    uri, odd = default_uri(search.path.parent), search.trial(0)
+    name = os.fsdecode(b"M\xe4dchen\0")
+    odd.set_status("failed", f"FileNotFoundError: {name}", f"Traceback: {name * 1000}")
+    record = odd.record()
+    write_json(odd.file("record"), {**record.as_json(), "data": {**record.as_json()["data"], "name": name}})
+    assert sync(search, uri) == 7
+    (tags,) = (tags for key, _, tags, *_ in content(uri) if key == record.key)
+    assert tags["data.name"] == "M\\udce4dchen"
+    assert tags["reason"] == "FileNotFoundError: M\\udce4dchen"
+    assert (len(tags["traceback"]), tags["traceback"][-12:]) == (4000, "M\\udce4dchen")
+    assert copy(uri, search, [odd]) == Answer([], "", again=False)
+
+
+def test_run_that_mlflow_fails_on_does_not_block_the_others(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, bad, damaged = default_uri(search.path.parent), search.trial(0), search.trial(1)
+    keys = {run.record().key for run in (search, *search.all_runs())} - {bad.record().key, damaged.record().key}
+    damaged.file("record").write_text("{}")
+    real = MlflowClient.create_run
+
+    def create_run(client: MlflowClient, *arguments: Any) -> Any:
+        if arguments[-1] == "trial-0000":
+            raise OSError("broken")
+        return real(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    with pytest.raises(InputError) as raised:
+        sync(search, uri)
+    assert raised.value.headline == (
+        f"{uri}: MLflow lacks 2 of 7 runs (nothing is lost); correct this, then run `wmlsearch sync` again"
+    )
+    assert raised.value.faults[0] == f"{bad.path}: OSError: broken"
+    assert raised.value.faults[1].startswith(f"{damaged.file('record')}: is damaged")
+    assert {key for key, *_ in content(uri)} == keys
+    monkeypatch.setattr(sync_module, "MAX_ERRORS", 0)
+    with pytest.raises(InputError, match=r"MLflow does not take the runs \(OSError: broken\)"):
+        sync(search, uri)
 
 
 def test_invalid_record_does_not_block_the_others(search: SearchDir) -> None:

@@ -44,9 +44,9 @@ def log_dict_to(artifact_uri: str, tracking_uri: str, content: Mapping[str, Any]
 
 
 def make_folders_of_sqlite_files() -> None:
-    """Let MLflow make the folder that a SQLite file is in, where its URI has a quoted path.
+    """Let MLflow make the folder that a SQLite file is in, where the path is quoted in the URI.
 
-    It makes a folder of the quoted name, which stays empty, and fails where it may not be made.
+    MLflow itself makes a folder of the quoted name, which stays empty, and fails where it may not make it.
     """
     from mlflow.store.db import utils
 

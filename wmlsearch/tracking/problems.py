@@ -244,7 +244,7 @@ def _host(uri: str) -> str:
 def _write(log: Path, text: str) -> bool:
     """Write a text; return whether that worked."""
     try:
-        log.write_text(text, encoding="utf-8")
+        log.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:  # a full disk, a folder that was removed: the message must do
         return False
     return True

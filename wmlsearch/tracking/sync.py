@@ -42,8 +42,8 @@ from wmlsearch.runs.schema import (
     RunStatus,
     SplitCertificate,
 )
-from wmlsearch.runs.wording import command
-from wmlsearch.tracking.client import connected
+from wmlsearch.runs.wording import command, plural
+from wmlsearch.tracking.client import answers, connected
 from wmlsearch.tracking.experiments import check_folder_exists, experiment_of, is_lost
 from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 BATCH_METRICS = 1000  # MLflow takes no more in one call
 MAX_TAG = 4000  # characters of a reason or traceback that are sent
 REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")  # errors that a retry repeats
+MAX_ERRORS = 10  # runs that MLflow fails on, though it answers, before a sync gives up
 CERTIFICATE = "split_certificate.json"
 
 
@@ -76,7 +77,7 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
     Raises InputError if MLflow does not answer or does not take all of it.
     """
     parts: list[AnyDir] = [run, *(run.all_runs() if isinstance(run, SearchDir) else [])]
-    problem, refused, log = "", dict[str, str](), run.path / PROBLEM_FILE
+    problem, refused, failed, errors, log = "", dict[str, str](), list[str](), 0, run.path / PROBLEM_FILE
     try:
         with connected(uri) as client:
             for part in parts:
@@ -86,6 +87,15 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
                     problem = str(error)
                 except Refused as error:  # the other runs are sent all the same
                     refused[part.record().name] = str(error)
+                except InputError as error:  # the folder of a run is damaged
+                    if part is run:
+                        raise
+                    failed.append(str(error))
+                except Exception as error:
+                    errors += 1
+                    if part is run or errors > MAX_ERRORS or not answers(uri):
+                        raise
+                    failed.append(f"{part.path}: {why(error, uri)}")
     except InputError:
         raise
     except Exception as error:
@@ -93,6 +103,12 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
             f"{without_password(uri)}: MLflow does not take the runs ({why(error, uri, log)}); nothing is lost; "
             "run `wmlsearch sync` later"
         ) from None
+    if failed:
+        lacks = f"lacks {len(failed)} of {plural(len(parts), 'run')}"
+        raise InputError(
+            f"{without_password(uri)}: MLflow {lacks} (nothing is lost); correct this, then run `wmlsearch sync` again",
+            failed,
+        )
     if refused:
         raise InputError(
             f"{without_password(uri)}: MLflow has the other runs, but does not take {', '.join(refused)} "
@@ -209,12 +225,20 @@ class _Batch:
     tags: list[RunTag] = field(default_factory=list)
 
     def send(self, client: MlflowClient, run_id: str) -> None:
-        params, tags = self.params, self.tags
+        from mlflow.entities import Param, RunTag
+
+        params = [Param(param.key, _storable(param.value)) for param in self.params]
+        tags = [RunTag(tag.key, _storable(tag.value)) for tag in self.tags]
         for start in range(0, max(len(self.metrics), 1), BATCH_METRICS):
             metrics = self.metrics[start : start + BATCH_METRICS]
             if metrics or params or tags:
                 client.log_batch(run_id, metrics, params, tags)
                 params, tags = [], []
+
+
+def _storable(text: str) -> str:
+    """Return a text that every store takes: the names of files may be no valid text, and PostgreSQL takes no NUL."""
+    return text.encode("utf-8", errors="backslashreplace").decode().replace("\0", "")
 
 
 def _push(
@@ -410,11 +434,11 @@ def _headline(verdict: Verdict) -> str:
 def _add_state(batch: _Batch, status: RunStatus) -> None:
     from mlflow.entities import RunTag
 
-    batch.tags += [RunTag("state", status.state), RunTag("reason", status.reason[-MAX_TAG:])]
+    batch.tags += [RunTag("state", status.state), RunTag("reason", _storable(status.reason)[-MAX_TAG:])]
     if status.predicted_memory_mb is not None:  # to compare with the metric peak_memory_mb
         batch.tags.append(RunTag("predicted_memory_mb", f"{status.predicted_memory_mb:.0f}"))
     if status.traceback:
-        batch.tags.append(RunTag("traceback", status.traceback[-MAX_TAG:]))
+        batch.tags.append(RunTag("traceback", _storable(status.traceback)[-MAX_TAG:]))
 
 
 def _add_pareto_front(batch: _Batch, record: FolderRecord, search: RunStatus, ledger: MlflowLedger) -> None:
