@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from processes import wait_for
 
+from wmlsearch.cluster import slurm
 from wmlsearch.cluster.slurm import SlurmJob, default_interface, gpus_of_job, main, memory_of_job, ray_start
 from wmlsearch.config import InputError
 
@@ -83,6 +84,40 @@ def test_outside_of_a_job_it_says_what_to_do(
     assert "give a command" in capsys.readouterr().err
     with pytest.raises(InputError):
         SlurmJob.of({"SLURM_JOB_ID": ""})
+
+
+OF_TASKS = [
+    "CPUS_PER_TASK", "TRES_PER_TASK", "GPUS_PER_TASK", "GPUS_PER_SOCKET", "CPUS_PER_GPU", "MEM_PER_GPU", "HINT",
+    "NTASKS_PER_NODE", "NTASKS_PER_CORE", "NTASKS_PER_SOCKET", "NTASKS_PER_GPU", "NTASKS_PER_TRES", "NSOCKETS_PER_NODE",
+    "NCORES_PER_SOCKET", "THREADS_PER_CORE", "DISTRIBUTION", "DIST_PLANESIZE", "CPU_BIND", "CPU_BIND_TYPE", "EXACT",
+    "CPU_BIND_LIST", "MEM_BIND", "GPU_BIND", "TRES_BIND", "EXCLUSIVE", "OVERCOMMIT", "CORE_SPEC", "THREAD_SPEC", "GRES",
+    "GRES_FLAGS", "STDINMODE", "WAIT",
+]  # fmt: skip
+OF_JOB = [
+    "JOB_ID", "JOBID", "CONF", "CLUSTERS", "MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE", "GPUS", "GPUS_PER_NODE",
+    "GPUS_ON_NODE", "TASKS_PER_NODE", "JOB_CPUS_PER_NODE", "JOB_NODELIST", "EXPORT_ENV",
+]  # fmt: skip
+
+
+def test_options_of_the_users_tasks_are_not_for_the_step_that_starts_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm would give Ray the CPUs or GPUs of one such task, or refuse the step."""
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/bin/sh\nenv -0 > {tmp_path}/environment\necho "$@" > {tmp_path}/words\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    of_tasks = ["SRUN_CPUS_PER_TASK", *(f"SLURM_{name}" for name in OF_TASKS)]
+    of_job = ["RAY_AUTH_TOKEN", *(f"SLURM_{name}" for name in OF_JOB)]
+    given = {**os.environ, **dict.fromkeys([*of_tasks, *of_job], "1")}
+    slurm._start_ray(SlurmJob("77", 3), "10.0.0.7:41234", given).communicate(timeout=60)
+    lines = (tmp_path / "environment").read_text().split("\0")
+    names = {line.partition("=")[0] for line in lines}
+    assert names.intersection(of_tasks) == set()
+    assert names.issuperset(of_job)
+    words = (tmp_path / "words").read_text().split()
+    assert words[:5] == ["--overlap", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+    assert "--export=ALL" in words, "also after `sbatch --export=NONE`: the step needs the token"
 
 
 # Ray starts at once and ends with its input; all else is the batch script's own.

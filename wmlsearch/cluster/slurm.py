@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -37,8 +38,15 @@ JOIN_S = 300.0  # in which all machines join: on a busy file system, importing R
 END_S = 60.0  # in which Ray ends on all machines; then it is killed
 ENDED_BY_REQUEST = 128 + signal.SIGTERM  # exit status of a command that SIGTERM has ended
 MODULE = "wmlsearch.cluster.slurm"
-# Of the step that starts Ray: it has one task on a machine, whatever the user's tasks are.
-_OF_THE_USERS_TASKS = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION")
+# Options of `srun` for the user's tasks, as `sbatch` leaves them in the environment: how many there are, what each has,
+# and where it runs. The step that starts Ray has one task on a machine, which gets all that the job has there; with one
+# of these options, Slurm would give it less, or refuse it.
+_OF_THE_USERS_TASKS = re.compile(
+    r"(SLURM|SRUN)_("
+    r"\w+_PER_(TASK|GPU|TRES|SOCKET|CORE)|(NTASKS|NSOCKETS)_PER_NODE|"
+    r"\w+_BIND(_\w+)?|DIST\w+|HINT|EXACT|EXCLUSIVE|OVERCOMMIT|CORE_SPEC|THREAD_SPEC|GRES|GRES_FLAGS|"
+    r"STDINMODE|WAIT)"
+)
 _GPUS = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -123,9 +131,9 @@ def _start_ray(job: SlurmJob, address: str, environment: Mapping[str, str]) -> s
 
     The tasks end when their standard input does, so they end even if this process is killed.
     """
-    environment = {name: value for name, value in environment.items() if name not in _OF_THE_USERS_TASKS}
+    environment = {name: value for name, value in environment.items() if not _OF_THE_USERS_TASKS.fullmatch(name)}
     words = ["srun", "--overlap", f"--nodes={job.machines}", f"--ntasks={job.machines}", "--ntasks-per-node=1"]
-    words += ["--kill-on-bad-exit=0", sys.executable, "-m", MODULE, "--machine", address]
+    words += ["--kill-on-bad-exit=0", "--export=ALL", sys.executable, "-m", MODULE, "--machine", address]
     # In a session of its own, since a Ctrl-C is for the command, and Ray ends after it.
     return subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
 
