@@ -15,7 +15,15 @@ import pytest
 from processes import wait_for
 
 from wmlsearch.cluster import slurm
-from wmlsearch.cluster.slurm import SlurmJob, default_interface, gpus_of_job, main, memory_of_job, ray_start
+from wmlsearch.cluster.slurm import (
+    SlurmJob,
+    default_interface,
+    gpus_of_job,
+    machine_variables,
+    main,
+    memory_of_job,
+    ray_start,
+)
 from wmlsearch.config import InputError
 
 
@@ -32,10 +40,18 @@ from wmlsearch.config import InputError
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
         ({"CUDA_VISIBLE_DEVICES": ""}, 0),
         ({"ROCR_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"ROCR_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "1"}, 1),
+        ({"HIP_VISIBLE_DEVICES": "0,1,2"}, 3),
     ],
 )
 def test_gpus_are_those_of_the_job(environment: dict[str, str], gpus: int) -> None:
     assert gpus_of_job(environment) == gpus
+
+
+def test_ray_gets_the_amd_gpus_of_each_machine() -> None:
+    """Slurm selects them with a variable that Ray refuses alone."""
+    assert machine_variables({"ROCR_VISIBLE_DEVICES": "4,6"})["HIP_VISIBLE_DEVICES"] == "0,1"
+    assert "HIP_VISIBLE_DEVICES" not in machine_variables({"CUDA_VISIBLE_DEVICES": "4,6"})
 
 
 def test_memory_is_that_of_the_job() -> None:

@@ -15,7 +15,7 @@ from processes import wait_for
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import environment
-from wmlsearch.runs.environment import loopback_exceptions, prepare_environment
+from wmlsearch.runs.environment import hip_devices, loopback_exceptions, prepare_environment
 
 LOOPBACK = "127.0.0.1,localhost,::1"
 PRINT = """
@@ -185,6 +185,37 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "gettempdir", fail)
     with pytest.raises(InputError, match=r"found in \['/tmp'\]; set TMPDIR to a folder that can be written"):
         prepare_environment()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, None),
+        ({"ROCR_VISIBLE_DEVICES": "2,3"}, "0,1"),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-4f1b,GPU-90aa,GPU-77c0", "CUDA_VISIBLE_DEVICES": "4,5,6"}, "0,1,2"),
+        ({"ROCR_VISIBLE_DEVICES": ""}, ""),
+        ({"ROCR_VISIBLE_DEVICES": "-1"}, ""),
+        ({"ROCR_VISIBLE_DEVICES": "2,3", "HIP_VISIBLE_DEVICES": "1"}, None),
+    ],
+)
+def test_amd_gpus_are_counted_within_the_selection(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own manager of AMD GPUs refuses an environment that selects them with ROCR_VISIBLE_DEVICES alone."""
+    managers = pytest.importorskip("ray._private.accelerators.amd_gpu")
+    visible = managers.AMDGPUAcceleratorManager.get_current_process_visible_accelerator_ids
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert hip_devices(given).get("HIP_VISIBLE_DEVICES") == expected
+    if expected is not None:
+        with pytest.raises(RuntimeError, match="Please use HIP_VISIBLE_DEVICES"):
+            visible()
+        with environment.prepared_environment():
+            assert visible() == [device for device in expected.split(",") if device]
+        assert "HIP_VISIBLE_DEVICES" not in os.environ
 
 
 def test_threads_follow_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

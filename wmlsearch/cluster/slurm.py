@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 
 from wmlsearch.config import InputError
-from wmlsearch.runs.environment import RAY_OF_JOB
+from wmlsearch.runs.environment import NO_GPUS, RAY_OF_JOB, hip_devices, loopback_exceptions, set_variables
 from wmlsearch.runs.wording import plural
 
 JOIN_S = 300.0  # in which all machines join: on a busy file system, importing Ray takes minutes
@@ -47,7 +47,7 @@ _OF_THE_USERS_TASKS = re.compile(
     r"\w+_BIND(_\w+)?|DIST\w+|HINT|EXACT|EXCLUSIVE|OVERCOMMIT|CORE_SPEC|THREAD_SPEC|GRES|GRES_FLAGS|"
     r"STDINMODE|WAIT)"
 )
-_GPUS = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_GPUS = ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ def wait_for(machines: int) -> int:
     """Return 0 when so many machines have joined the Ray of RAY_ADDRESS, or at least one within JOIN_S; else 1."""
     import ray
 
+    set_variables(hip_devices(os.environ))
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.CRITICAL)
     deadline = time.monotonic() + JOIN_S
     while (joined := sum(node["Alive"] for node in ray.nodes())) < machines and time.monotonic() < deadline:
@@ -245,13 +246,14 @@ def ray_start(address: str, folder: Path, environment: Mapping[str, str]) -> lis
 def gpus_of_job(environment: Mapping[str, str]) -> int:
     """Return how many GPUs of this machine the job may use.
 
-    Slurm names them where it manages GPUs. Where it does not, the script names them in CUDA_VISIBLE_DEVICES.
+    Slurm names them where it manages GPUs. Where it does not, the script names them in CUDA_VISIBLE_DEVICES, or
+    in HIP_VISIBLE_DEVICES those of AMD.
     """
     for name in _GPUS:
         value = environment.get(name, "").strip()
         if value.isdigit() and name == "SLURM_GPUS_ON_NODE":
             return int(value)
-        if value and value not in ("-1", "NoDevFiles"):
+        if value not in NO_GPUS:
             return len(value.split(","))
     return 0
 
@@ -265,13 +267,13 @@ def memory_of_job(environment: Mapping[str, str]) -> int:
 
 def machine_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return what Ray's processes on this machine need in their environment."""
-    from wmlsearch.runs.environment import loopback_exceptions
     from wmlsearch.runs.machine import Machine
 
     variables = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # see __init__.py
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # `scancel` grants 30 s in all, and Ray would wait as long
         **loopback_exceptions(environment),
+        **hip_devices(environment),
     }
     if interface := default_interface():  # else gloo takes the host name's address, which may be 127.0.1.1
         variables["GLOO_SOCKET_IFNAME"] = environment.get("GLOO_SOCKET_IFNAME", interface)

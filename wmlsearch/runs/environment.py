@@ -24,6 +24,7 @@ from wmlsearch.runs.scratch import scratch_folder
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 RAY_OF_JOB = "WMLSEARCH_RAY_OF_JOB"  # address of a Ray that ends with its batch job: no search is resumed on it
+NO_GPUS = ("", "-1", "NoDevFiles")  # as a variable says that names the GPUs of a process
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _CACHES = {  # each library's variable for its files, and the folder below the common one
     "MPLCONFIGDIR": "matplotlib",
@@ -42,6 +43,7 @@ def prepare_environment() -> None:
     - Proxies are not asked for the loopback address: MLflow and Ray run servers there.
     - Without a name of the user (an id without an entry in the list of users), one is made of the id.
     - Without a home that can be written, caches are in a temporary folder, which is removed when this process ends.
+    - Ray wants AMD GPUs in another variable than the one that Slurm sets.
     - Where this process may use a part of the CPUs only, libraries start no more threads than that.
 
     Raises InputError if there is no temporary folder.
@@ -99,6 +101,7 @@ def _missing_variables() -> dict[str, str]:
         raise InputError(f"{error.strerror}; set TMPDIR to a folder that can be written and has free space") from None
     missing = loopback_exceptions(os.environ)
     missing = {name: value for name, value in missing.items() if os.environ.get(name) != value}
+    missing |= hip_devices(os.environ)
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
@@ -163,3 +166,15 @@ def loopback_exceptions(environment: Mapping[str, str], host: str = "") -> dict[
     names = list(dict.fromkeys(name.strip() for name in [*given, *_LOOPBACK_HOSTS, host] if name.strip()))
     value = "*" if "*" in names else ",".join(names)
     return {"no_proxy": value, "NO_PROXY": value}
+
+
+def hip_devices(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `HIP_VISIBLE_DEVICES` for AMD GPUs that `ROCR_VISIBLE_DEVICES` alone selects, as in a Slurm job; else {}.
+
+    Ray does not start with the latter alone. ROCm applies it first, so the former counts its GPUs, from 0 on.
+    """
+    selected = environment.get("ROCR_VISIBLE_DEVICES")
+    if selected is None or "HIP_VISIBLE_DEVICES" in environment:
+        return {}
+    count = 0 if selected.strip() in NO_GPUS else len(selected.split(","))
+    return {"HIP_VISIBLE_DEVICES": ",".join(str(device) for device in range(count))}
