@@ -361,7 +361,9 @@ def test_the_status_says_that_a_running_trial_lost_its_process(tmp_path: Path, m
         "its process or machine died, so a new process continues it after epoch 1"
     )
     monkeypatch.setattr(recorder.memory_kills, "reason_of_loss", lambda _error: memory_kills.REASON)
+    assert trial.config["reported_epochs"] == 0
     recorder.on_trial_recover(0, [], trial)
+    assert trial.config["reported_epochs"] == 2, "the next process must not begin anew without its checkpoint"
     report_epoch(2, replayed=[row.as_json() for row in search.trial(0).rows()])
     assert search.trial(0).status().reason == (
         "the system ended its process for lack of memory, so a new process continues it after epoch 2"

@@ -121,3 +121,8 @@ class TuneTrial(Protocol):
 def trial_number(trial: TuneTrial) -> int:
     """Return the search's number of a Tune trial."""
     return int(trial.config["number"])
+
+
+def note_reported_epochs(trial: TuneTrial, epochs: int) -> None:
+    """Let the next process of a Tune trial know how many epochs of it the driver has by now."""
+    trial.config["reported_epochs"] = epochs

@@ -23,7 +23,7 @@ from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, write_result
 from wmlsearch.search.group_resources import KilledGroups, Machines
 from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
-from wmlsearch.search.messages import TrialAssignment, TrialResult, trial_number
+from wmlsearch.search.messages import TrialAssignment, TrialResult, note_reported_epochs, trial_number
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
@@ -167,6 +167,7 @@ class Recorder(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._process_lost(trial)
+        note_reported_epochs(trial, self.epochs[trial_number(trial)])
         if was_preempted(failure_of(trial)):
             reset_failures(trial)
 
