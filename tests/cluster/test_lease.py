@@ -110,8 +110,10 @@ def test_a_lease_that_is_not_renewed_is_taken_over(storage: str) -> None:
         assert first.returncode == 0
     place = Storage(storage).below("s")
     assert holder(place, second.token) == ""
-    assert holder(place, "that of the first") == str(second.process)
+    # Perhaps not at once: moto's server frees the old object before it has the new one, which S3 never does.
+    wait_for(lambda: holder(place, "that of the first") == str(second.process))
     second.release()
+    assert second.lost_to == ""
 
 
 def test_who_hears_late_of_a_loss(tmp_path: Path) -> None:
