@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -271,8 +273,39 @@ def test_images_that_are_not_read_are_told(tmp_path: Path) -> None:
     )
 
 
+def test_subfolders_that_cannot_be_read_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found where images/ is a disk of its own; nothing in them would be used."""
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name in ("lost+found", "private"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    bids(tmp_path / "pairs", ["images/p1.nii", "masks/p1.nii", "images/old/p0.nii"])
+    bids(tmp_path / "nnunet", ["imagesTr/p1_0000.nii", "labelsTr/p1.nii", "imagesTr/old/p0.nii"])
+    for name in ("pairs/images", "nnunet/imagesTr"):
+        for inner in ("lost+found", "private", "old/private"):
+            (tmp_path / name / inner).mkdir()
+        discovery = survey(tmp_path / name.split("/")[0])
+        assert len(discovery.check().sources) == 1
+        old = f"{name.split('/')[1]}/old with 1 file"
+        assert discovery.notes[0].startswith(f"subfolders beside the files are not read ({old});")
+    bids(tmp_path / "below", ["images/p1/a.nii", "masks/p1/a.nii"])
+    (tmp_path / "below/images/lost+found").mkdir()
+    assert len(survey(tmp_path / "below").check().sources) == 1
+
+
+def test_a_stray_file_does_not_keep_subfolders_from_being_read(tmp_path: Path) -> None:
+    bids(tmp_path, ["images/p1/a.nii", "masks/p1/a.nii", "images/checksums.md5", "images/CITATION.cff"])
+    discovery = survey(tmp_path)
+    assert [source.name(source.image[0]) for source in discovery.check().sources] == ["images/p1/a.nii"]
+    assert discovery.notes[0].startswith("2 files not used, because they are not NIfTI, PNG, TIFF or JPEG (")
+
+
 def test_subfolders_of_images_and_masks(tmp_path: Path) -> None:
-    """They are read where no file lies beside them. The folder may name the patient; the files may differ."""
+    """They are read where no image lies beside them. The folder may name the patient; the files may differ."""
     names = [
         "images/sub-1/ses-1/flair.nii",
         "masks/sub-1/ses-1/lesion_mask.nii",

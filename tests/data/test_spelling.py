@@ -63,6 +63,8 @@ def test_files_of_tables_and_lists(tmp_path: Path) -> None:
 def test_two_files_that_look_the_same_are_not_mixed_up(tmp_path: Path) -> None:
     names = [composed("pé"), decomposed("pé")]
     tree(tmp_path, *(f"{folder}/{name}.nii" for folder in ("images", "masks") for name in names))
+    if len(list((tmp_path / "images").iterdir())) == 1:
+        pytest.skip("this file system takes both spellings for one file")
     sources = discover(tmp_path, Choices("(.+)"))
     assert sorted((source.image[0].stem, source.mask[0].stem) for source in sources) == sorted((n, n) for n in names)
     assert as_on_disk(tmp_path / "images/qé.nii") == tmp_path / "images/qé.nii"

@@ -129,6 +129,14 @@ def test_subfolders_of_images_are_read_as_prepare_reads_them(tmp_path: Path) -> 
     assert {source.image for source in discover(tmp_path, Choices(pattern)) if source.image[1:]} == volumes - {()}
 
 
+def test_results_in_subfolders_of_images_are_no_images(tmp_path: Path) -> None:
+    """`prepare` takes images of any name there, so a name alone does not make a file a result."""
+    images = ["images/p1/a.png", "images/p1/b_mask.png", "images/p2/c.png"]
+    write(tmp_path, *images, "masks/p1/a.png", "images/p1/a_mask.png", "images/p1/a_probability.tif")
+    write(tmp_path, *(f"images/out/{name}" for name in ("lesions.csv", "p2_c_mask.png", "p2_c_overlay.png")))
+    assert names_and_notes(tmp_path) == (images, ())
+
+
 def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "sub-01"))

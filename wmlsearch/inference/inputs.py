@@ -17,6 +17,7 @@ from wmlsearch.data.sources.flair_images import find_flair_images
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, shown_name, stem
 from wmlsearch.data.spelling import composed
+from wmlsearch.inference.lesion_table import LESION_TABLE
 from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural
 
@@ -76,7 +77,7 @@ def find_images(paths: Sequence[Path], patient_pattern: str | None = None) -> In
         files = [path]
         if path.is_dir():
             try:
-                flairs = find_flair_images(path, RESULT_SUFFIXES)
+                flairs = find_flair_images(path, RESULT_SUFFIXES, LESION_TABLE)
             except OSError as error:
                 reason = f"{shown_name(Path(error.filename or path), path)} cannot be read ({error.strerror or error})"
                 faults.append(f"{path}: {reason}; check its permissions")

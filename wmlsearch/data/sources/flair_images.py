@@ -38,12 +38,14 @@ class FlairImages:
     root: Path  # the folder that names of images with their subfolders begin in: the given one, or its images/
 
 
-def find_flair_images(folder: Path, result_suffixes: tuple[str, ...] = ()) -> FlairImages:
+def find_flair_images(folder: Path, result_suffixes: tuple[str, ...], result_table: str) -> FlairImages:
     """Return the FLAIR images that a folder holds. Opens none.
 
     Args:
         folder: A BIDS data set, the folder of one of its subjects or sessions, or any folder with images.
-        result_suffixes: A file outside of BIDS whose name, without extension, ends so is no image.
+        result_suffixes: A file right in a folder outside of BIDS whose name, without extension, ends so is no image.
+            In subfolders of images/, where `prepare` takes any name, it is none beside its image or the table.
+        result_table: Name of the table of results, which lies beside them.
     """
     scans = _scans(folder)
     listed = [path for path in list_files(folder) if not stem(path).endswith(result_suffixes)]
@@ -59,9 +61,11 @@ def find_flair_images(folder: Path, result_suffixes: tuple[str, ...] = ()) -> Fl
         left_out = left_out if scans.is_data_set else []
         left_out += [f"{plural(len(links), 'link')} to files that are not here ({first_names(links)})"] if links else []
     elif pairs.LAYOUT.matches(folder):
-        return find_flair_images(folder / pairs.FOLDERS[0], result_suffixes)
+        return find_flair_images(folder / pairs.FOLDERS[0], result_suffixes, result_table)
     elif folder.name == pairs.FOLDERS[0] and pairs.LAYOUT.matches(folder.parent):
-        images = [path for path, _ in walk_files(folder) if _is_image(path)]
+        below = [path for path, _ in walk_files(folder)]
+        results = _results(below, result_suffixes, result_table)
+        images = [path for path in below if _is_image(path) and path not in results]
         left_out = [] if images else left_out
     if unread := [path.name for path in listed if is_other_format(path)]:
         left_out.append(f"{plural(len(unread), 'file')} not {FORMATS} ({first_names(unread)})")
@@ -82,6 +86,19 @@ def _subfolders(folder: Path, result_suffixes: tuple[str, ...]) -> list[str]:
         if any(_is_image(path) and not stem(path).endswith(result_suffixes) for path in files):
             names.append(inner.name)
     return [f"{plural(len(names), 'subfolder')} with images ({first_names(names)})"] if names else []
+
+
+def _results(files: list[Path], suffixes: tuple[str, ...], table: str) -> set[Path]:
+    """Return the files that are named as results and lie beside the image that they are of, or beside the table."""
+    images = {(path.parent, stem(path)) for path in files if _is_image(path)}
+    folders = {path.parent for path in files if path.name == table}
+    return {
+        path
+        for path in files
+        for suffix in suffixes
+        if stem(path).endswith(suffix)
+        and (path.parent in folders or (path.parent, stem(path).removesuffix(suffix)) in images)
+    }
 
 
 def _is_image(path: Path) -> bool:

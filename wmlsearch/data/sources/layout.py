@@ -14,6 +14,8 @@ from wmlsearch.data.sources.source import Source, is_nifti
 from wmlsearch.data.spelling import as_on_disk
 from wmlsearch.runs.wording import plural
 
+_LOST_AND_FOUND = "lost+found"
+
 
 @dataclass(frozen=True)
 class RawData:
@@ -139,31 +141,42 @@ def list_files(folder: Path) -> list[Path]:
     return [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
 
 
-def walk_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_files(folder: Path, skip_unreadable: bool = False) -> Iterator[tuple[Path, list[str]]]:
     """Yield the files below a folder, sorted, each with the names of the folders between.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder once, under its own name rather
-    than a link's. Broken links are yielded, so that they become faults.
+    Hidden files and folders are left out, and `lost+found`, which the system makes where a disk is mounted. Links to
+    folders are followed, each folder once, under its own name rather than a link's. Broken links are yielded, so that
+    they become faults.
+
+    Args:
+        folder: The folder.
+        skip_unreadable: Leave out folders that cannot be read. They raise OSError otherwise.
     """
-    yield from _walk(folder, [], set())
+    yield from _walk(folder, [], set(), skip_unreadable)
 
 
-def _walk(folder: Path, names: list[str], seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(folder: Path, names: list[str], seen: set[str], skip_unreadable: bool) -> Iterator[tuple[Path, list[str]]]:
     real = os.path.realpath(folder)
     if real in seen:
         return
     seen.add(real)
+    try:
+        with os.scandir(folder) as iterator:
+            entries = sorted(iterator, key=lambda entry: entry.name)
+    except OSError:
+        if skip_unreadable:
+            return
+        raise
     folders = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append(entry)
-            else:
-                yield Path(entry.path), names
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == _LOST_AND_FOUND:
+            continue
+        if _is_folder(entry):
+            folders.append(entry)
+        else:
+            yield Path(entry.path), names
     for entry in sorted(folders, key=lambda entry: entry.is_symlink()):
-        yield from _walk(Path(entry.path), [*names, entry.name], seen)
+        yield from _walk(Path(entry.path), [*names, entry.name], seen, skip_unreadable)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

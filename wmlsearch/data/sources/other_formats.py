@@ -62,13 +62,15 @@ def report_other_formats(root: Path, files: Sequence[Path], findings: Findings, 
 def report_subfolders(root: Path, folders: Iterable[Path], findings: Findings) -> dict[str, str]:
     """Add a note of folders below others of which only the files right in them are read, where they hold images.
 
+    Folders that cannot be read are passed over: nothing of them would be used.
+
     Returns advice to move each of these images up, by the path without extension that it has then.
     """
     names: list[str] = []
     moves: dict[str, str] = {}
     below = ((outer, inner) for outer in folders for inner in list_folders(outer) if not inner.name.startswith("."))
     for outer, folder in below:
-        images = [path for path, _ in walk_files(folder) if not _BESIDE.fullmatch(path.name)]
+        images = [path for path, _ in walk_files(folder, skip_unreadable=True) if not _BESIDE.fullmatch(path.name)]
         if images:
             count = plural(len(images), "file")
             names.append(f"{shown_name(folder, root)} with {count}")

@@ -1,6 +1,6 @@
 """A folder with `images/` and `masks/`: files of equal names, extension aside, belong together.
 
-Where neither has files of its own, the files of their subfolders are read: `images/p1/a.png` with `masks/p1/a.png`.
+Where no image or mask lies right in them, their subfolders are read: `images/p1/a.png` with `masks/p1/a.png`.
 
 `--patient-pattern` finds the patient, and the time point, in a file name; pictures of the same are one volume. Without
 it, patients and time points are read from `sub-` and `ses-` where all names have them.
@@ -52,7 +52,7 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
         check_pattern(pattern)
     folders = [raw.path / name for name in FOLDERS]
     listed = [list_files(folder) for folder in folders]
-    if any(is_nifti(path) or is_picture(path) or is_other_format(path) for files in listed for path in files):
+    if any(is_nifti(path) or is_picture(path) for files in listed for path in files):
         advice = report_subfolders(raw.path, folders, findings)
     else:
         advice = {}
