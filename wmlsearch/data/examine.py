@@ -48,7 +48,11 @@ class VolumeFacts:
 
 
 def examine(
-    source: Source, axis: int | None, rule: MaskRule | None = None, nan_background: bool = False
+    source: Source,
+    axis: int | None,
+    rule: MaskRule | None = None,
+    nan_background: bool = False,
+    padding_background: bool = True,
 ) -> tuple[VolumeFacts | None, list[str]]:
     """Return the facts of a volume and no faults, or None and a line for each fault.
 
@@ -57,13 +61,18 @@ def examine(
         axis: Slicing axis in RAS+; None for 2-D pictures.
         rule: Which values of the mask are lesions; by default all but 0.
         nan_background: Whether voxels that are not finite are background wherever they are, not only at the border.
+        padding_background: Whether padding (see `find_padding`) is background. Data of older versions took it for grey.
     """
-    examined, faults = examine_head(source, axis, rule, nan_background)
+    examined, faults = examine_head(source, axis, rule, nan_background, padding_background)
     return None if examined is None else examined[0], faults
 
 
 def examine_head(
-    source: Source, axis: int | None, rule: MaskRule | None = None, nan_background: bool = False
+    source: Source,
+    axis: int | None,
+    rule: MaskRule | None = None,
+    nan_background: bool = False,
+    padding_background: bool = True,
 ) -> tuple[tuple[VolumeFacts, HeadRegion] | None, list[str]]:
     """Return what `examine` does, and the head's pixels, which take as much memory as a mask of the volume."""
     name = source.name(source.image[0])
@@ -79,7 +88,7 @@ def examine_head(
         return None, [f"{mask}: its image {name} has two grey values and is the mask itself; name the FLAIR image"]
     checksum = voxels_sha256(stack, axis)
     findings = stack.findings
-    padding = find_padding(stack.pictures)
+    padding = find_padding(stack.pictures) if padding_background else None
     if padding is not None:
         stack = replace(stack, pictures=np.maximum(stack.pictures, np.float32(padding.floor)))
         findings += (padding.finding,)

@@ -88,6 +88,7 @@ class Manifest:
     ignore_labels: tuple[float, ...]
     mask_labels: dict[str, int]  # how many raw masks hold each label; empty in data of older formats
     spacing_mm: float | None  # in-plane; with fit resize the volumes have their own, and this is their median
+    padding_background: bool  # padding was looked for and is background; False in data of older versions
     counts: dict[str, SplitCounts]  # by split, test included
     certificate: Certificate
     checksums: dict[str, str]  # sha256 of files, by path relative to the folder
@@ -345,7 +346,7 @@ def _complete_old_format(data: Any) -> None:
     counts = data.get("counts")
     added: list[tuple[str, Any, Any]] = [("nan_background", False, data.get("volumes"))]
     added += [("lesion_voxels", None, data.get("volumes")), ("head_grey", [], data.get("volumes"))]
-    added += [("floor", None, data.get("volumes"))]
+    added += [("padding_background", False, [data]), ("floor", None, data.get("volumes"))]
     added += [("size_needed", 0, list(counts.values()) if isinstance(counts, dict) else None)]
     if data["format"] != FORMAT:
         added += [("ignored_pixels", 0, data.get("slices"))]

@@ -380,8 +380,9 @@ def _empty_manifest(
         format=FORMAT, plane=plane.name, axis=plane.axis, size=options.size, fit=options.fit, keep=options.keep,
         split_level=certificate.level, optimistic=certificate.optimistic, protocol=options.protocol,
         seed=options.seed, mask_threshold=options.mask_threshold, lesion_labels=options.lesion_labels,
-        ignore_labels=options.ignore_labels, mask_labels=mask_labels, spacing_mm=None, counts={},
-        certificate=certificate, checksums={}, fingerprint="", test_findings=(), volumes=(), slices=(),
+        ignore_labels=options.ignore_labels, mask_labels=mask_labels, spacing_mm=None,
+        padding_background=True, counts={}, certificate=certificate, checksums={}, fingerprint="", test_findings=(),
+        volumes=(), slices=(),
     )  # fmt: skip
 
 

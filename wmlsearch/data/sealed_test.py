@@ -84,7 +84,9 @@ class SealedTest:
 
     def _kept_along(self, axis: int, source: Source, geometry: VolumeGeometry) -> tuple[int, ...]:
         """Return the numbers of the slices along an axis that `prepare` would keep."""
-        facts, faults = examine(source, axis, self.manifest.mask_rule, geometry.nan_background)
+        facts, faults = examine(
+            source, axis, self.manifest.mask_rule, geometry.nan_background, self.manifest.padding_background
+        )
         if facts is None:
             raise InputError(f"{self.folder}: a test patient's file cannot be read; {PREPARE_AGAIN}", faults)
         return tuple(number for number, kept in enumerate(choose_kept(facts, self.manifest.keep)) if kept)

@@ -105,7 +105,7 @@ def _equal_images(training: _TrainingData, data: Path, sealed: Manifest) -> dict
     for number, geometry in enumerate(sealed.volumes if seen else ()):
         checksum = geometry.voxels_sha256
         if not checksum and sealed.has_volumes:
-            checksum = _examine(data, geometry, sealed.axis)[1].voxels_sha256
+            checksum = _examine(data, geometry, sealed.axis, sealed.padding_background)[1].voxels_sha256
         if checksum in seen:
             other = of_training.get(checksum)
             whose = f"patient {other.patient!r} ({other.source})" if other else "a training or validation patient"
@@ -123,7 +123,7 @@ def _test_slices(data: Path, sealed: Manifest, training: Manifest, progress: Pro
     slices = []
     for number, geometry in enumerate(sealed.volumes):
         progress("comparing", number, len(sealed.volumes))
-        source, facts = _examine(data, geometry, training.axis)
+        source, facts = _examine(data, geometry, training.axis, training.padding_background)
         placed = place_window(source, facts, training.size, training.fit, training.spacing_mm)
         for index, signature in enumerate(slice_signatures(placed, cut(source, placed).images)):
             name = f"{geometry.source} slice {index}"
@@ -149,11 +149,13 @@ def _stored_slices(folder: Path, manifest: Manifest) -> list[ComparedSlice]:
     return slices
 
 
-def _examine(data: Path, geometry: VolumeGeometry, axis: int | None) -> tuple[Source, VolumeFacts]:
+def _examine(
+    data: Path, geometry: VolumeGeometry, axis: int | None, padding_background: bool
+) -> tuple[Source, VolumeFacts]:
     """Return a test patient's volume, as `prepare` has copied it, and its measures."""
     root = data / SEALED / ORIGINALS
     source = Source(geometry.patient, geometry.timepoint, root, tuple(root / name for name in geometry.images))
-    facts, faults = examine(source, axis, nan_background=geometry.nan_background)
+    facts, faults = examine(source, axis, nan_background=geometry.nan_background, padding_background=padding_background)
     if facts is None:
         raise InputError(f"{data}: a test patient's file cannot be read; {PREPARE_AGAIN}", faults)
     return source, facts

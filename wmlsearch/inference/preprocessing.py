@@ -16,6 +16,7 @@ from wmlsearch.data.sources import Source
 from wmlsearch.inference.suitability import coarse_slices, head_outside_window, scaled_alone
 
 SCALED_BY = ("volume", "picture")
+ADDED = ("scaled_by", "padding_background")  # names that models of older versions lack
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Preprocessing:
     # Of 2-D pictures: volume, if those of a volume had one window and one grey range; picture, if each had its own.
     # None for volumes, and in models of older versions, which can be used together with others.
     scaled_by: str | None = field(default=None, compare=False)
+    # Padding far below all other grey values was looked for and is background; False in models of older versions. Not
+    # compared: networks of one data set differ in it where that was prepared again, alike, by a newer version.
+    padding_background: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Preprocessing:
         """Validate `values`, which may have other names too. Raises InputError with all faults; `where` names them."""
-        names = [name for name in cls.__dataclass_fields__ if name != "scaled_by"]
+        names = [name for name in cls.__dataclass_fields__ if name not in ADDED]
         if missing := [name for name in names if name not in values]:
             raise InputError(
                 f"{where}: does not say how its data were prepared ({', '.join(missing)} missing), so no image can be "
@@ -58,14 +62,16 @@ class Preprocessing:
         scaled_by = values.get("scaled_by")
         if scaled_by not in (None, *SCALED_BY):
             faults.append(f"scaled_by must be {' or '.join(SCALED_BY)}, but got {scaled_by!r}")
+        padding = values.get("padding_background", False)
+        if type(padding) is not bool:
+            faults.append(f"padding_background must be true or false, but got {padding!r}")
         if faults:
             raise InputError(f"{where}: its preprocessing is not valid; export or train the model again", faults)
-        return cls(plane, axis, size, fit, None if spacing is None else float(spacing), scaled_by)
+        return cls(plane, axis, size, fit, None if spacing is None else float(spacing), scaled_by, padding)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, as `of` reads them."""
-        values = asdict(self)
-        return values if self.scaled_by else {name: value for name, value in values.items() if name != "scaled_by"}
+        return {name: value for name, value in asdict(self).items() if value or name not in ADDED}
 
 
 def spacing_fault(name: str, picture_mm: tuple[float, float] | None, preprocessing: Preprocessing) -> str | None:
@@ -142,7 +148,12 @@ def _examine(source: Source, preprocessing: Preprocessing, nan_background: bool)
     if source.is_nifti == (preprocessing.axis is None):
         trained_on, image = ("pictures", "a volume") if source.is_nifti else ("volumes", "a picture")
         raise InputError(f"{name}: is {image}, but the model was trained on {trained_on}; choose another model")
-    examined, faults = examine_head(replace(source, mask=()), preprocessing.axis, nan_background=nan_background)
+    examined, faults = examine_head(
+        replace(source, mask=()),
+        preprocessing.axis,
+        nan_background=nan_background,
+        padding_background=preprocessing.padding_background,
+    )
     if examined is None:
         raise InputError(f"{name}: cannot be predicted", faults)
     facts, head = examined

@@ -103,6 +103,7 @@ class DataRecord(Record):
     # Of 2-D pictures: volume, if those of a volume have one window and one grey range; picture, if each has its own.
     # None for volumes, and in folders of older versions.
     scaled_by: str | None = None
+    padding_background: bool = False  # padding was looked for and is background; False in folders of older versions
 
 
 class SplitCertificate(Record):

@@ -49,6 +49,8 @@ def data_record(folder: Path, prepared: PreparedData) -> DataRecord:
         split=manifest.split_level,
         optimistic=manifest.optimistic,
     )
+    if manifest.padding_background:
+        record = record.model_copy(update={"padding_background": True})
     if manifest.axis is not None:
         return record
     several = any(len(volume.images) > 1 for volume in manifest.volumes)
