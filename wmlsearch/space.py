@@ -210,18 +210,23 @@ class SearchSpace:
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> SearchSpace:
-        """Read a hyperparameter file by path, or a shipped one by name (`paper`, `unet`, `quick`). Raises InputError.
+        """Read a hyperparameter file by its path, or a shipped one by its name. Raises InputError."""
+        return cls.from_mapping(read_yaml(space_file(name_or_path)), str(name_or_path))
 
-        A shipped file wins over a folder of the same name.
-        """
-        path = Path(name_or_path)
-        name = str(name_or_path).removesuffix(".yaml")
-        if not path.is_file() and "/" not in name and (shipped() / f"{name}.yaml").is_file():
-            path = shipped() / f"{name}.yaml"
-        elif not path.exists():
-            names = ", ".join(sorted(file.stem for file in shipped().glob("*.yaml")))
-            raise InputError(f"{name_or_path}: no such file, and not one of the shipped search spaces: {names}")
-        return cls.from_mapping(read_yaml(path), str(name_or_path))
+
+def space_file(name_or_path: str | Path) -> Path:
+    """Return the path of a hyperparameter file, given by its path, or by its name if it is shipped (`paper`, `unet`).
+
+    Raises InputError if there is none. A shipped file wins over a folder of the same name.
+    """
+    path = Path(name_or_path)
+    name = str(name_or_path).removesuffix(".yaml")
+    if not path.is_file() and "/" not in name and (shipped() / f"{name}.yaml").is_file():
+        return shipped() / f"{name}.yaml"
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in shipped().glob("*.yaml")))
+        raise InputError(f"{name_or_path}: no such file, and not one of the shipped search spaces: {names}")
+    return path
 
 
 def is_shipped(space: SearchSpace) -> bool:

@@ -13,7 +13,7 @@ from records import run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.cluster.run_copies import CopyWriter
-from wmlsearch.config import RunSettings
+from wmlsearch.config import InputError, RunSettings, read_yaml
 from wmlsearch.data.manifest import MANIFEST
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -154,6 +154,20 @@ def test_after_an_upgrade_that_changed_a_default_the_same_command_goes_on(search
         Path("s.yaml").write_text(f"depth: {{choices: [3, 4]}}\n{line}\n")
         assert tune("s.yaml", "--name", "s").exit_code == exit_code, line
     assert calls == [("resume", "s")] * 2
+
+
+def test_a_space_that_a_new_search_may_not_have_goes_on(search: SearchDir, calls: list[Any]) -> None:
+    lines = (
+        "learning_rate: {low: 1e-6, high: 1e-3}",
+        "min_learning_rate: {low: 1e-8, high: 1e-7, when: {schedule: cosine}}",
+        "schedule: {choices: [plateau, cosine]}",
+    )
+    Path("s.yaml").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"s\.yaml: not a valid search space"):
+        SearchSpace.read("s.yaml")
+    began_with(search, "s.yaml", read_yaml(Path("s.yaml")))
+    assert tune("s.yaml", "--name", "s").exit_code == 0
+    assert calls == [("resume", "s")]
 
 
 def test_other_settings_are_refused_all_at_once(search: SearchDir, calls: list[Any]) -> None:

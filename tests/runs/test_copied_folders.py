@@ -50,3 +50,12 @@ def test_other_runs_and_damaged_folders_stand_by_themselves(search: SearchDir) -
     assert by_key(every(search.path.parent)) == [
         CopiedRun(other), CopiedRun(search), CopiedRun(lines), CopiedRun(torn),
     ]  # fmt: skip
+
+
+def test_a_folder_that_a_newer_copy_has_replaced_is_behind(search: SearchDir) -> None:
+    """It may have an epoch that was trained after the copy, and was lost with it."""
+    before = copy(search, "s-before-20261129-120000")
+    before.trial(0).append(epoch_row({"epoch": 1, "time": 2e9}))
+    assert by_key(every(search.path.parent)) == [CopiedRun(search, (before,))]
+    backup = copy(before, "s-before-lunch")
+    assert by_key(every(search.path.parent)) == [CopiedRun(backup, (search, before))]

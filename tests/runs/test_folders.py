@@ -382,3 +382,18 @@ def test_a_name_whose_search_runs_is_refused_with_its_owner(tmp_path: Path) -> N
             f"{search.path}: this search is running already (process {os.getpid()} on "
         )
     assert "there is a run of this name already (state: running)" in refusal(lambda: check_new(search.path))
+
+
+def test_folders_of_other_users_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `lost+found` of a file system. Tests may run as root, who can read all folders."""
+    made = SearchDir.create(tmp_path / "s", search_record(name="s"))
+    (tmp_path / "lost+found").mkdir()
+    is_file = Path.is_file
+
+    def is_file_if_readable(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file_if_readable)
+    assert every(tmp_path) == [made]

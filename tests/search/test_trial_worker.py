@@ -61,7 +61,7 @@ from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession
 prepared, fingerprint, folder, rank = *sys.argv[1:4], int(sys.argv[4])
-meeting, patience = f"file://{folder}/meet", timedelta(seconds=30)
+meeting, patience = f"file://{folder}/meet", timedelta(seconds=300)
 distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
 job = WorkerJob(Shipment(Path(prepared), fingerprint), RunSettings(epochs=1), 1)
 config = TrialConfig(depth=1, base_channels=1, batch_size=4)
@@ -87,7 +87,11 @@ def test_what_one_rank_cannot_begin_ends_all_and_the_next_run_begins_in_step(pre
     """The machine of one rank is cut off from the storage: the other rank must not wait for it."""
     words = [sys.executable, "-c", RANK, str(prepared), Manifest.read(prepared).fingerprint, str(tmp_path)]
     ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
     assert [process.returncode for process in ranks] == [0, 0]
     assert [json.loads(output) for output in outputs] == 2 * [
         [
@@ -128,7 +132,7 @@ def test_a_training_does_not_begin_anew_without_its_checkpoint(
     assert run.file("metrics").read_bytes() == lines
 
     with monkeypatch.context() as waiting:
-        waiting.setattr(time, "sleep", lambda _: late.rename(run.last))
+        waiting.setattr(time, "sleep", lambda _: late.exists() and late.rename(run.last))
         assert training().step().epoch == 3
 
     older.rename(run.last)

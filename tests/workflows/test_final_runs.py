@@ -30,9 +30,10 @@ from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri, sync
 from wmlsearch.workflows import final_models, remaining_work, run_search, sealed_test
+from wmlsearch.workflows.final_runs import FinalSlots
 from wmlsearch.workflows.model_lookup import find_model
 from wmlsearch.workflows.observer import Observer
-from wmlsearch.workflows.placement import LOCAL
+from wmlsearch.workflows.placement import LOCAL, Placement
 from wmlsearch.workflows.provenance import data_record, search_record
 from wmlsearch.workflows.search_plan import SearchPlan
 from wmlsearch.workflows.stored_search import NO_STORAGE
@@ -231,6 +232,17 @@ def test_the_judgement_runs_have_the_slots_that_fit_without_the_workers_of_the_s
     for line, stage in ((said[0], "selection runs: "), (said[2], "judgement runs: ")):
         assert line.startswith(stage)
         assert line.endswith(", 6 at a time, each 1 worker with 1 CPU each")
+
+
+def test_a_stage_has_the_machines_that_the_cluster_has_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = [{"CPU": 2.0, "GPU": 0.0}]
+    monkeypatch.setattr(resources, "cluster_nodes", lambda _: list(machines))
+    monkeypatch.setattr(resources, "free_memory_gb", lambda: pytest.fail("a cluster's machines are not this one"))
+    plan: Any = SimpleNamespace(placement=Placement("auto", "s3://bucket"), reserved=None)
+    slots = FinalSlots(plan)
+    assert slots.of(6).count == 2
+    machines.append({"CPU": 8.0, "GPU": 0.0})
+    assert slots.of(6).count == 6
 
 
 def test_nothing_better_than_the_baseline(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,11 +54,14 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
 def _began_with(record: SearchRecord, space: str, data: Path | None) -> bool:
     """Return whether a search began with a space, or with what the data left of it, however its file is named.
 
-    A name that the space leaves out had the default of then, which a newer version may have changed.
+    A name that the space leaves out had the default of then, which a newer version may have changed. A newer version
+    may also refuse a space for a new search.
     """
+    from wmlsearch.config import read_yaml
+    from wmlsearch.space import SearchSpace, space_file
     from wmlsearch.workflows.fitted_space import space_for_data
 
-    given, kept = options.space_to_search(space), record.space.space()
+    given, kept = SearchSpace.from_record(read_yaml(space_file(space)), space), record.space.space()
     workers = record.shape.workers_per_trial if record.shape else 1
 
     def meant_the_same(one: SearchSpace) -> bool:

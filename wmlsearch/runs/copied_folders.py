@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from wmlsearch.config import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, every
@@ -25,6 +28,16 @@ class CopiedRun:
 
     latest: AnyDir
     others: tuple[AnyDir, ...] = ()
+
+
+def path_to_set_aside(folder: Path) -> Path:
+    """Return the path to which a folder is moved when a newer copy takes its place."""
+    return folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def was_set_aside(run: AnyDir) -> bool:
+    """Return whether a newer copy has taken the place of a folder. Raises InputError."""
+    return re.fullmatch(re.escape(run.record().name) + r"-before-\d{8}-\d{6}", run.path.name) is not None
 
 
 def by_key(runs: Sequence[AnyDir]) -> list[CopiedRun]:
@@ -55,7 +68,12 @@ def _of_group(group: Sequence[AnyDir]) -> list[CopiedRun]:
     progress, damaged = {}, []
     for run in group:
         try:
-            progress[run] = (last_work(run), run.name == run.record().name, Liveness.of(run).last_sign)
+            progress[run] = (
+                not was_set_aside(run),
+                last_work(run),
+                run.name == run.record().name,
+                Liveness.of(run).last_sign,
+            )
         except InputError:
             damaged.append(CopiedRun(run))
     if not progress:

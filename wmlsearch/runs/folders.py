@@ -476,15 +476,19 @@ def find_search(name: str | None, out: Path) -> SearchDir:
 
 
 def every(out: Path) -> list[AnyDir]:
-    """Return all searches and runs directly below `out`, sorted by name. Hidden folders are not complete yet."""
+    """Return all searches and runs directly below `out`, sorted by name.
+
+    Hidden folders are not complete yet. Folders that only other users may read, such as `lost+found`, are passed over.
+    """
     runs: list[AnyDir] = []
     for path in sorted(out.iterdir()) if out.is_dir() else []:
         if path.name.startswith("."):
             continue
-        if (path / "search.json").is_file():
-            runs.append(SearchDir(path))
-        elif (path / "config.json").is_file():
-            runs.append(RunDir(path))
+        with contextlib.suppress(PermissionError):
+            if (path / "search.json").is_file():
+                runs.append(SearchDir(path))
+            elif (path / "config.json").is_file():
+                runs.append(RunDir(path))
     return runs
 
 

@@ -54,10 +54,11 @@ def connect(uri: str) -> MlflowClient:
 
     for name in _SILENT:  # MLflow sets its own level when imported
         logging.getLogger(name).setLevel(logging.ERROR)
-    make_folders_of_sqlite_files()
     file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        _create_store(file)
+    if file is not None:
+        make_folders_of_sqlite_files()
+        if not file.exists():
+            _create_store(file)
     if is_database(uri) and not uri.startswith("sqlite"):
         _check_connection(uri)
     return MlflowClient(tracking_uri=uri)

@@ -51,25 +51,20 @@ class _PlannedRun:
         return self.run.exists() and self.run.state in GOOD
 
 
-@dataclass(frozen=True)
 class FinalSlots:
-    """Where the runs of both stages are trained."""
+    """Plans where the runs of a stage are trained, when it begins: a cluster may have gained or lost machines by then.
 
-    selection: Slots
-    judgement: Slots
-
-
-def plan_final_slots(plan: SearchPlan) -> FinalSlots:
-    """Plan the slots of both stages, before a worker of either starts: those that are kept hold memory.
-
-    They follow from the runs that a search without a stop would train, not from those that are left: a resumed run has
-    the threads it began with. Machines may have joined or left the cluster since the search began.
+    The free memory of a single machine is that before any worker starts, since workers that are kept for the next stage
+    hold a part of it. The slots follow from the number of runs that a search without a stop would train, not from those
+    that are left: a resumed run has the threads it began with.
     """
-    settings, placement = plan.settings, plan.placement
-    return FinalSlots(
-        placement.slots(max(settings.selection_run_count, 1), plan.reserved),
-        placement.slots(max(settings.judgement_run_count, 1), plan.reserved),
-    )
+
+    def __init__(self, plan: SearchPlan) -> None:
+        self._plan, self._free_gb = plan, plan.placement.free_memory_gb()
+
+    def of(self, runs: int) -> Slots:
+        """Return the slots of a stage of so many runs. Raises InputError if none fits."""
+        return self._plan.placement.slots(runs, self._plan.reserved, self._free_gb)
 
 
 def final_runs_are_finished(search: SearchDir, settings: RunSettings, champion: str) -> bool:
@@ -108,7 +103,7 @@ def _judgement_runs(search: SearchDir, settings: RunSettings, champion: str) -> 
 
 
 def train_selection_runs(
-    search: SearchDir, plan: SearchPlan, slots: Slots, trainer: RunTrainer, observer: Observer
+    search: SearchDir, plan: SearchPlan, slots: FinalSlots, trainer: RunTrainer, observer: Observer
 ) -> None:
     """Train the baseline configuration and the best candidates with new seeds, run k with fold k for validation.
 
@@ -120,11 +115,11 @@ def train_selection_runs(
     requests = [_request(run, plan) for run in runs if not run.is_finished]
     others = "".join(f", {configuration.name}" for configuration in configurations[1:])
     what = f"baseline configuration{others}; {plural(settings.confirm_seeds, 'run')} each"
-    _train(search, slots, trainer, requests, f"selection runs: {what}", observer)
+    _train(search, slots, trainer, requests, f"selection runs: {what}", settings.selection_run_count, observer)
 
 
 def train_judgement_runs(
-    search: SearchDir, plan: SearchPlan, slots: Slots, champion: str, trainer: RunTrainer, observer: Observer
+    search: SearchDir, plan: SearchPlan, slots: FinalSlots, champion: str, trainer: RunTrainer, observer: Observer
 ) -> None:
     """Train the baseline configuration and the champion with new seeds, run r with fold r for validation.
 
@@ -136,7 +131,7 @@ def train_judgement_runs(
     requests = [_request(run, plan) for run in runs if not run.is_finished]
     what = "baseline configuration" if champion == PAPER else f"baseline configuration and champion ({champion})"
     message = f"judgement runs: {what}; {plural(settings.final_runs, 'run')} each"
-    _train(search, slots, trainer, requests, message, observer)
+    _train(search, slots, trainer, requests, message, settings.judgement_run_count, observer)
 
 
 def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
@@ -160,17 +155,19 @@ def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
 
 def _train(
     search: SearchDir,
-    slots: Slots,
+    planned: FinalSlots,
     trainer: RunTrainer,
     requests: Sequence[TrainingRequest],
     message: str,
+    count: int,
     observer: Observer,
 ) -> None:
-    """Train final runs on Ray Train."""
+    """Train final runs on Ray Train, `count` being the number of those that the search would train without a stop."""
     from wmlsearch.search.budget import STOP_REQUESTED
 
     if not requests:
         return
+    slots = planned.of(count)
     observer.say(f"{message}, {slots}")
     before, began, gpu_seconds = search.usage(), time.monotonic(), trainer.gpu_seconds
 

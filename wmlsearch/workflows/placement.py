@@ -119,18 +119,25 @@ class Placement:
             )
         return faults
 
-    def slots(self, trials: int, reserved: Reserved | None = None) -> Slots:
+    def free_memory_gb(self) -> float | None:
+        """Return the free memory of this machine, GiB, where it limits the slots; None on a cluster."""
+        from wmlsearch.cluster.resources import free_memory_gb
+
+        return None if self.ray_address else free_memory_gb()
+
+    def slots(self, trials: int, reserved: Reserved | None = None, free_gb: float | None = None) -> Slots:
         """Return how many of `trials` trials run at once, and the resources of each. Raises InputError if none fits.
 
         Args:
             trials: The number of trials.
             reserved: What others have reserved of a cluster (`reserved_by_others`).
+            free_gb: What `free_memory_gb` returned; None: what it returns now.
         """
-        from wmlsearch.cluster.resources import cluster_nodes, free_memory_gb, plan_slots, this_machine
+        from wmlsearch.cluster.resources import cluster_nodes, plan_slots, this_machine
 
         if not self.ray_address:
             nodes = this_machine()
-            return plan_slots(nodes, self._request(nodes), trials, free_memory_gb())
+            return plan_slots(nodes, self._request(nodes), trials, free_gb or self.free_memory_gb())
         nodes = cluster_nodes(reserved or {})
         if len(nodes) > 1 and not self.storage:
             raise InputError(

@@ -20,7 +20,7 @@ from wmlsearch.tracking.mirror import Mirror
 from wmlsearch.verdict.champion import read_candidates, select_champion
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
 from wmlsearch.workflows.final_models import keep_models
-from wmlsearch.workflows.final_runs import plan_final_slots, train_judgement_runs, train_selection_runs
+from wmlsearch.workflows.final_runs import FinalSlots, train_judgement_runs, train_selection_runs
 from wmlsearch.workflows.forecast import record_forecast
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
@@ -148,15 +148,15 @@ def _choose_and_judge(
         search.set_status(RUNNING, text)
         observer.on_change(search)
 
-    champion, slots = PAPER, plan_final_slots(plan)
+    champion, slots = PAPER, FinalSlots(plan)
     elastic = plan.placement.on_cluster
     compiled_networks = plan.placement.compiled_networks(search)
     with RunTrainer(plan.settings, shipment, elastic, note_machine, stored.when_copied, compiled_networks) as trainer:
         if plan.settings.confirm_top:
-            train_selection_runs(search, plan, slots.selection, trainer, observer)
+            train_selection_runs(search, plan, slots, trainer, observer)
             champion = _choose_champion(search, observer)
             _set_aside_other_champion(search, champion, observer)
-        train_judgement_runs(search, plan, slots.judgement, champion, trainer, observer)
+        train_judgement_runs(search, plan, slots, champion, trainer, observer)
     with _predictions(plan, observer) as predictions:
         comparable = keep_models(search, plan.settings, plan.data, observer, predictions)
         evaluation = search.evaluation()

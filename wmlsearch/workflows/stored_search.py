@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.copied_folders import path_to_set_aside
 from wmlsearch.runs.files import atomic_folder
 from wmlsearch.runs.folders import AnyDir, SearchDir, check_name, find_search
 from wmlsearch.runs.locations import with_name
@@ -236,7 +237,7 @@ def _fetch_in_place_of(search: SearchDir, storage: str) -> Path:
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
     try:
         newer = fetch_search(storage, search.name, beside / search.name)
-        aside = search.path.with_name(f"{search.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = path_to_set_aside(search.path)
         search.path.rename(aside)
         try:
             newer.path.rename(search.path)
