@@ -362,6 +362,18 @@ def test_a_quotation_mark_without_an_end_takes_no_rows_of_a_table(tmp_path: Path
         "the quotation mark, or remove it",
     )
     assert len(survey(table(tmp_path, rows.replace('"q', "q"))).sources) == 3
+    short = rows.replace("o.nii,", "o.nii")  # without its empty last cell
+    ended = f'{rows}p4,a.nii,o.nii,r"\n'  # the quotation mark of another row
+    for text, count in ((short, "1 line"), (ended, "2 lines")):
+        (fault,) = survey(table(tmp_path, text)).faults
+        assert f"so that {count} after it would be part of a cell" in fault
+
+
+def test_a_remark_of_several_lines_may_name_files(tmp_path: Path) -> None:
+    bids(tmp_path, ["a.nii", "b.nii", "m.nii", "n.nii"])
+    remark = '"first a.nii, m.nii\nthen b.nii, n.nii"'
+    rows = f'patient,image,mask,note\np1,a.nii,m.nii,{remark}\np2,b.nii,n.nii,5" or "so"\n'
+    assert len(survey(table(tmp_path, rows)).check().sources) == 2
 
 
 def test_a_patient_at_two_sites_is_told(tmp_path: Path) -> None:

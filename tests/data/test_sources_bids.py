@@ -566,6 +566,15 @@ def test_missing_sites_of_participants_and_a_quotation_mark_without_an_end(tmp_p
     assert discovery.notes == ("participants.tsv: a quotation mark has no end, so quotation marks are left out",)
 
 
+def test_quotation_marks_of_participants_that_are_no_fault(tmp_path: Path) -> None:
+    for i in range(1, 5):
+        tree(tmp_path, FLAIR.replace("-1", f"-{i}"), LESION.replace("-1", f"-{i}"))
+    rows = 'sub-1\t"fell" ill\tA\nsub-2\t"two lines:\nsub-cortical"\tB\nsub-3\t5" long\tC\nsub-4\t"both"\t"D"\n'
+    (tmp_path / "participants.tsv").write_text(f"participant_id\tnote\tsite\n{rows}")
+    discovery = look(tmp_path)
+    assert ([source.site for source in discovery.sources], discovery.notes) == (["A", "B", "C", "D"], ())
+
+
 def test_flair_images_of_other_formats_are_told(tmp_path: Path) -> None:
     tree(tmp_path, FLAIR, LESION, FLAIR.replace(".nii.gz", ".mgz"), FLAIR.replace(".nii.gz", ".json"))
     other = FLAIR.replace("-1", "-2").replace(".nii.gz", ".img.gz")

@@ -78,6 +78,29 @@ def test_what_a_bids_folder_does_not_give_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_the_only_flair_of_a_scan_may_have_a_name_that_says_lesions(tmp_path: Path) -> None:
+    """`wmh` may name the protocol of a study."""
+    only, other = "sub-01/anat/sub-01_acq-wmh_FLAIR.nii.gz", "sub-02/ses-1/anat/sub-02_ses-1_acq-wmh_FLAIR.nii.gz"
+    write(tmp_path, only)
+    doubt = "1 image predicted although the name says lesions, because the scan has no other FLAIR image ({}); if one "
+    doubt += "is a mask, delete its results"
+    assert names_and_notes(tmp_path) == ([only], (f"{tmp_path}: {doubt.format(only)}",))
+    note = f"{tmp_path / 'sub-01'}: {doubt.format(only.removeprefix('sub-01/'))}"
+    assert names_and_notes(tmp_path, tmp_path / "sub-01") == ([only], (note,))
+    derived = "derivatives/p/sub-02/ses-1/sub-02_ses-1_FLAIR.nii.gz"
+    write(tmp_path, other, derived)
+    left_out = f"left out: {other}, by the name a mask of lesions; name a file to predict it whatever its name"
+    notes = (f"{tmp_path}: {doubt.format(only)}", f"{tmp_path}: {left_out}")
+    assert names_and_notes(tmp_path) == ([derived, only], notes)
+    write(tmp_path / "masks", "sub-03/lesions/sub-03_FLAIR.nii.gz")
+    with pytest.raises(InputError) as caught:
+        find_images([tmp_path / "masks"])
+    assert caught.value.faults[0].endswith(
+        "left out: 1 scan without a FLAIR image (sub-03); sub-03/lesions/sub-03_FLAIR.nii.gz, by the name a mask of "
+        "lesions; name a file to predict it whatever its name"
+    )
+
+
 def test_a_plain_folder_holds_its_flairs_or_else_all_images(tmp_path: Path) -> None:
     write(tmp_path, "sub-01_FLAIR.nii.gz", "sub-02_flair.nii.gz", "sub-03.nii.gz", "._sub-01_FLAIR.nii.gz")
     write(tmp_path, "sub-01_FLAIR_mask.nii.gz", "sub-01_FLAIR_overlay.png", "lesions.csv")
@@ -153,7 +176,8 @@ def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
         find_images([tmp_path])
     assert caught.value.faults == (
         f"{tmp_path}: no image in this folder; .nii, .nii.gz, .png, .tif, .tiff, .jpg, .jpeg, or BIDS "
-        "(sub-*/[ses-*/]anat/*_FLAIR.nii.gz); left out: 1 scan without a FLAIR image (sub-01)",
+        "(sub-*/[ses-*/]anat/*_FLAIR.nii.gz); left out: 1 scan without a FLAIR image (sub-01); name a file to "
+        "predict it whatever its name",
     )
 
 

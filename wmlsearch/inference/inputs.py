@@ -83,13 +83,15 @@ def find_images(paths: Sequence[Path], patient_pattern: str | None = None) -> In
                 faults.append(f"{path}: {reason}; check its permissions")
                 continue
             files, left_out = list(flairs.images), "; ".join(flairs.left_out)
+            left_out = left_out and f"left out: {left_out}; name a file to predict it whatever its name"
+            notes += [f"{path}: {doubt}" for doubt in flairs.doubts]
             roots |= dict.fromkeys(files, flairs.root)
             faults += content_faults(path, [Source("", "", path, (file,)) for file in files])
             if not files:
                 rule = f"{FILE_TYPES}, or BIDS (sub-*/[ses-*/]anat/*_FLAIR.nii.gz)"
-                faults.append(f"{path}: no image in this folder; {rule}{left_out and f'; left out: {left_out}'}")
+                faults.append(f"{path}: no image in this folder; {rule}{left_out and f'; {left_out}'}")
             elif left_out:
-                notes.append(f"{path}: left out: {left_out}; name a file to predict it whatever its name")
+                notes.append(f"{path}: {left_out}")
         elif not path.is_file():
             faults.append(f"{path}: no such file or folder; check the path")
         elif not is_nifti(path) and not is_picture(path):

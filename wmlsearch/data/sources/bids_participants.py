@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.findings import Findings
@@ -41,12 +42,18 @@ def _read(path: Path, findings: Findings) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         text = file.read()
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
-        is_whole = not any("\nsub-" in cell for row in rows for cell in row.values() if isinstance(cell, str))
-    except csv.Error:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+        is_whole = not any(_has_rows_within(cell) for row in rows for cell in row.values())
+    except csv.Error:  # the cell is longer than csv allows
         is_whole = False
     if not is_whole:
         findings.notes.append(f"{path.name}: a quotation mark has no end, so quotation marks are left out")
         plain = io.StringIO(text.replace('"', ""), newline="")
         rows = list(csv.DictReader(plain, delimiter="\t", quoting=csv.QUOTE_NONE))
     return rows
+
+
+def _has_rows_within(cell: Any) -> bool:
+    """Whether a cell (or, beyond the header, a list of cells) holds other rows; a remark of several lines is right."""
+    texts = cell if isinstance(cell, list) else [cell]
+    return any("\t" in line for text in texts if text for line in text.split("\n")[1:])

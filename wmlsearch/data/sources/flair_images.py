@@ -1,10 +1,11 @@
 """The FLAIR images of a folder, with or without masks: `predict` finds by their names what `prepare` finds.
 
 In a BIDS data set, or the folder of one of its subjects or sessions, they are the FLAIRs of each scan, in any folder;
-where a scan has none of its own, the one among its derivatives. `.bidsignore` is not read: `prepare` advises to name
-scans without a mask there, and those may well be predicted. In any other folder they are the NIfTI files that are named
-FLAIR, or all images where none is. Of a folder with images/ and masks/ it is images/ that counts, and its subfolders
-where no image lies right in it.
+where a scan has none of its own, the one among its derivatives; and where there is none either, what is named like a
+mask of lesions, because the word may name the protocol (`acq-wmh_FLAIR`). `.bidsignore` is not read: `prepare` advises
+to name scans without a mask there, and those may well be predicted. In any other folder they are the NIfTI files that
+are named FLAIR, or all images where none is. Of a folder with images/ and masks/ it is images/ that counts, and its
+subfolders where no image lies right in it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from wmlsearch.runs.wording import plural
 
 @dataclass(frozen=True)
 class FlairImages:
-    """The images of a folder, in natural order, and what is left out that could be another: a phrase each."""
+    """The images of a folder, in natural order, and what is to be said of it."""
 
     images: tuple[Path, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...]  # what could be another image: a phrase each
+    doubts: tuple[str, ...]  # why one of the images may be none: a sentence each
     root: Path  # the folder that names of images with their subfolders begin in: the given one, or its images/
 
 
@@ -72,7 +74,7 @@ def find_flair_images(folder: Path, result_suffixes: tuple[str, ...], result_tab
     if not scans.raw and not set(images) - set(files):
         left_out += _subfolders(folder, result_suffixes)
     ordered = sorted(dict.fromkeys(images), key=lambda path: natural_key(path.as_posix()))
-    return FlairImages(tuple(ordered), tuple(left_out), folder)
+    return FlairImages(tuple(ordered), tuple(left_out), scans.doubts(), folder)
 
 
 def _subfolders(folder: Path, result_suffixes: tuple[str, ...]) -> list[str]:
@@ -120,7 +122,8 @@ class _Scans:
     raw: dict[str, dict[str, list[Path]]] = field(default_factory=lambda: defaultdict(dict))  # by subject and session
     derived: dict[tuple[str, str], list[BidsFile]] = field(default_factory=lambda: defaultdict(list))
     other_formats: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
-    lesions: list[str] = field(default_factory=list)  # files that are named FLAIR, but are masks
+    named_lesions: dict[tuple[str, str], list[BidsFile]] = field(default_factory=lambda: defaultdict(list))
+    in_lesions: list[str] = field(default_factory=list)  # files that are named FLAIR, but lie in a folder of lesions
     misnamed: list[str] = field(default_factory=list)  # folders
 
     def add(self, file: BidsFile) -> None:
@@ -130,8 +133,11 @@ class _Scans:
             return
         if not is_nifti(file.path):
             self.other_formats[scan].append(file.name)
-        elif shows_lesions(file) or as_mask_named_like_image(file):
-            self.lesions += [] if file.derivative else [file.name]
+        elif as_mask_named_like_image(file):
+            self.in_lesions += [] if file.derivative else [file.name]
+        elif shows_lesions(file):
+            if not file.derivative:
+                self.named_lesions[scan].append(file)
         elif file.derivative:
             self.derived[scan].append(file)
         else:
@@ -139,7 +145,17 @@ class _Scans:
 
     def images(self) -> list[Path]:
         raw = [path for sessions in self.raw.values() for paths in sessions.values() for path in paths]
-        return raw + [files[0].path for files in self._needed_derivatives().values() if len(files) == 1]
+        derived = [files[0].path for files in self._needed_derivatives().values() if len(files) == 1]
+        return raw + derived + [file.path for file in self._needed_named_lesions()]
+
+    def doubts(self) -> tuple[str, ...]:
+        names = [file.name for file in self._needed_named_lesions()]
+        if not names:
+            return ()
+        return (
+            f"{plural(len(names), 'image')} predicted although the name says lesions, because the scan has no other "
+            f"FLAIR image ({first_names(names)}); if one is a mask, delete its results",
+        )
 
     def left_out(self) -> list[str]:
         derivatives = self._needed_derivatives()
@@ -149,21 +165,32 @@ class _Scans:
             for scan, files in sorted(derivatives.items())
             if len(files) > 1
         ]
-        empty = [
+        empty = [scan for scan in self._scans_without_image() if not self.named_lesions.get(scan)]
+        if unread := [name for scan in empty for name in self.other_formats[scan]]:
+            phrases.append(f"{plural(len(unread), 'FLAIR image')} not NIfTI ({first_names(unread)})")
+        if without := [_scan_name(*scan) for scan in empty if not self.other_formats[scan]]:
+            phrases.append(f"{plural(len(without), 'scan')} without a FLAIR image ({first_names(without)})")
+        taken = self._needed_named_lesions()
+        lesions = [file.name for files in self.named_lesions.values() for file in files if file not in taken]
+        if lesions := lesions + self.in_lesions:
+            phrases.append(f"{first_names(lesions)}, by the name a mask of lesions")
+        if self.misnamed:
+            phrases.append(f"{first_names(self.misnamed)}: the folder of a subject is named sub-..., in small letters")
+        return phrases
+
+    def _scans_without_image(self) -> list[tuple[str, str]]:
+        """Return the patient and session of scans that have a FLAIR image neither of their own nor derived."""
+        derivatives = self._needed_derivatives()
+        return [
             (patient, session)
             for patient, sessions in sorted(self.raw.items())
             for session, paths in sorted(sessions.items())
             if not paths and not any(_is_of(scan, patient, session) for scan in derivatives)
         ]
-        if unread := [name for scan in empty for name in self.other_formats[scan]]:
-            phrases.append(f"{plural(len(unread), 'FLAIR image')} not NIfTI ({first_names(unread)})")
-        if without := [_scan_name(*scan) for scan in empty if not self.other_formats[scan]]:
-            phrases.append(f"{plural(len(without), 'scan')} without a FLAIR image ({first_names(without)})")
-        if self.lesions:
-            phrases.append(f"{first_names(self.lesions)}, by the name a mask of lesions")
-        if self.misnamed:
-            phrases.append(f"{first_names(self.misnamed)}: the folder of a subject is named sub-..., in small letters")
-        return phrases
+
+    def _needed_named_lesions(self) -> list[BidsFile]:
+        """Return the files named like masks of lesions of scans that have no other FLAIR image."""
+        return [file for scan in self._scans_without_image() for file in self.named_lesions.get(scan, ())]
 
     def _needed_derivatives(self) -> dict[tuple[str, str], list[BidsFile]]:
         """Return the images among derivatives of scans that have none of their own."""

@@ -9,9 +9,10 @@ both, says where a patient was scanned. A patient, time point or site that is Na
 from __future__ import annotations
 
 import csv
-import re
+import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
     sites: dict[Scan, list[str]] = defaultdict(list)
     lines: dict[Path, int] = {}  # line of each image
     without_patient: list[tuple[int, str]] = []  # lines whose cell says so, and the word
-    for line, row in _read(table):
-        if count := _lines_within_quotes(row):
+    for table_row in _read(table):
+        line, row = table_row.line, table_row.cells
+        if count := table_row.rows_within:
             faults.append(
                 f"{table.name}, line {line}: a quotation mark has no end here, so that {plural(count, 'line')} after "
                 "it would be part of a cell; close the quotation mark, or remove it"
@@ -82,20 +84,28 @@ def join_sites(cells: Mapping[str, str]) -> str:
     return " ".join(name for column in SITE_COLUMNS if (name := text_or_empty(cells.get(column, ""))))
 
 
-def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
-    """Return line number and cells, by column name in lower case, of each row. Raises InputError."""
+@dataclass(frozen=True)
+class _Row:
+    """A row of the table."""
+
+    line: int  # where it begins
+    cells: dict[str | Any, str | Any]  # by column name in lower case; under None, a list of those beyond the header
+    rows_within: int  # how many other rows are part of a cell, because a quotation mark has no end
+
+
+def _read(table: Path) -> list[_Row]:
+    """Return the rows. Raises InputError."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = _delimiter(file.readline())
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
-            header = [name.strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            if repeated := sorted({name for name in header if name and header.count(name) > 1}):
-                raise InputError(
-                    f"{table}: column names must differ, but {' and '.join(repeated)} is repeated; keep one"
-                )
-            rows = [(reader.line_num - sum(map(_line_breaks, row.values())), row) for row in reader]
+            text = file.read()
+        delimiter = _delimiter(io.StringIO(text, newline="").readline())
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        header = [name.strip().lower() for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+            raise InputError(f"{table}: column names must differ, but {' and '.join(repeated)} is repeated; keep one")
+        rows = [(reader.line_num - sum(map(_line_breaks, row.values())), row) for row in reader]
+        is_open = _ends_within_quotes(text, delimiter)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: must be a CSV table in UTF-8, but {error}; export it again") from None
     if missing := [name for name in ("patient", "image", "mask") if name not in header]:
@@ -103,7 +113,11 @@ def _read(table: Path) -> list[tuple[int, dict[str | Any, str | Any]]]:
         raise InputError(
             f"{table}: needs the columns patient,timepoint,image,mask; {', '.join(missing)} missing, got {columns}"
         )
-    return rows
+    last = len(rows) - 1
+    return [
+        _Row(line, row, _rows_within(row, header, delimiter, is_open and place == last))
+        for place, (line, row) in enumerate(rows)
+    ]
 
 
 def _line_breaks(cell: Any) -> int:
@@ -112,15 +126,33 @@ def _line_breaks(cell: Any) -> int:
     return sum(text.rstrip("\r\n").count("\n") for text in texts if text)
 
 
-def _lines_within_quotes(row: Mapping[Any, Any]) -> int:
-    """Return how many lines a row has taken in by a quotation mark without an end: those that name two image files.
+def _ends_within_quotes(text: str, delimiter: str) -> bool:
+    """Whether the last quotation mark of a table has no end: a line that is added would be part of a cell."""
+    *_, last = csv.reader(io.StringIO(f"{text}\nend", newline=""), delimiter=delimiter, skipinitialspace=True)
+    return last != ["end"]
 
-    A remark of several lines is right.
+
+def _rows_within(row: Mapping[Any, Any], header: Sequence[str], delimiter: str, is_open: bool) -> int:
+    """Return how many rows a quotation mark without an end has made part of a row's cells.
+
+    A remark of several lines is right, and may name files. Where the next quotation mark has ended the cell, only a
+    line counts that is a whole row: as many cells as the header has, with files in the columns image and mask.
+
+    Args:
+        row: The cells.
+        header: The names of the columns.
+        delimiter: What separates the columns.
+        is_open: Whether the last cell goes on to the end of the table. Then each line with two files counts.
     """
     texts = [text for cell in row.values() for text in (cell if isinstance(cell, list) else [cell]) if text]
     lines = [line for text in texts for line in text.split("\n")[1:]]
-    cells = [[Path(cell.strip().strip('"')) for cell in re.split("[,;\t]", line)] for line in lines]
-    return sum(sum(is_nifti(path) or is_picture(path) for path in paths) > 1 for paths in cells)
+    count = 0
+    for line in lines:
+        paths = [Path(cell.strip().strip('"')) for cell in line.split(delimiter)]
+        files = [is_nifti(path) or is_picture(path) for path in paths]
+        is_row = len(files) == len(header) and files[header.index("image")] and files[header.index("mask")]
+        count += is_row or (is_open and sum(files) > 1)
+    return count
 
 
 def _delimiter(header: str) -> str:
