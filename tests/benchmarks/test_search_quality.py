@@ -113,7 +113,8 @@ def test_table_of_another_space_is_refused(whole: Path) -> None:
 def test_benchmark_space_has_branches_of_the_default_space() -> None:
     shipped, default = SearchSpace.read(HERE / "space.yaml"), SearchSpace.read("unet")
     joined = {
-        "dice_over", "ema", "input_slices", "intensity", "lesion_share", "optimizer", "weight_decay",
+        "dice_over", "early_stop_patience", "ema", "input_slices", "intensity", "lesion_share", "optimizer",
+        "weight_decay",
     }  # fmt: skip
     left = {"step_fraction", "step_factor"}
     assert set(default.dimensions) == (set(shipped.dimensions) | joined) - left
