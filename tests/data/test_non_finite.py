@@ -256,7 +256,7 @@ def test_all_that_reads_the_volumes_again_knows_of_the_option(tmp_path: Path) ->
     geometry = slicing_geometry(volume.source, preprocessing, nan_background=True)
     assert cut(volume.source, geometry).images.any()
     assert expert_mask(volume.source, geometry).any()
-    facts = seen_patients._examine(tmp_path / "out", sealed.manifest.volumes[0], 2)[1]
+    facts = seen_patients._examine(tmp_path / "out", sealed.manifest.volumes[0], 2, manifest.padding_background)[1]
     assert facts.voxels_sha256 == sealed.manifest.volumes[0].voxels_sha256
 
 
