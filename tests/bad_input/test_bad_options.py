@@ -32,9 +32,9 @@ REFUSED: dict[str, str] = {
     "phantom out --shape 9999x9999x9999": (
         f"{PHANTOM}shape: must be from 32x32x8 to 512x512x512 voxels, but got 9999x9999x9999"
     ),
-    "phantom file": f"{PHANTOM}file: exists and is not an empty folder; name another one, or remove it",
+    "phantom file": f"{PHANTOM}file: exists already and is not an empty folder; name another OUT or remove it",
     "phantom file/out --patients 1 --shape 32x32x8": "file: File exists; a file is in the way; name another path",
-    f"phantom {LONG}": f"{LONG}: File name too long; choose a shorter name",
+    f"phantom {LONG}": f"{PHANTOM}{LONG}: cannot be used as OUT (File name too long); name another",
     # prepare
     "prepare file out --size 15": (
         "the options do not fit together\n  - --size must be a whole number from 16 to 4096, but got 15"

@@ -320,7 +320,7 @@ def test_phantom_then_prepare(say: Say, tmp_path: Path) -> None:
     again = "prepared: exists already and is not an empty folder; name another OUT or remove it"
     assert refused(say("prepare", "raw", "prepared")) == again
     assert refused(say("phantom", "raw")).endswith(
-        "raw: exists and is not an empty folder; name another one, or remove it"
+        "raw: exists already and is not an empty folder; name another OUT or remove it"
     )
 
 

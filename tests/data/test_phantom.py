@@ -238,7 +238,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "  - timepoints: must be a whole number from 1 to 99, but got -1\n"
         "  - seed: must be a whole number from 0 to 9223372036854775808, but got -2\n"
         "  - shape: must be from 32x32x8 to 512x512x512 voxels, but got 16x64x8\n"
-        f"  - {out}: exists and is not an empty folder; name another one, or remove it"
+        f"  - {out}: exists already and is not an empty folder; name another OUT or remove it"
     )
     assert (out / "mine.txt").read_text() == "precious"
 
@@ -262,12 +262,14 @@ def test_the_working_directory_may_be_filled(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in Path().iterdir()) == names
 
 
-def test_a_link_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("empty")
-    with pytest.raises(InputError) as caught:
-        write_phantom(tmp_path / "link", patients=1)
-    assert caught.value.faults == (f"{tmp_path / 'link'}: is a link; name the folder that it leads to, or another one",)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_is_followed(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    assert write_phantom(tmp_path / "link", patients=1, timepoints=1, shape=(32, 32, 8)) == tmp_path / "link"
+    assert (tmp_path / "disk/sub-01").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:

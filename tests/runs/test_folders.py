@@ -19,7 +19,15 @@ from records import epoch_row, run_record, search_record
 
 from wmlsearch.config import InputError
 from wmlsearch.runs import folders
-from wmlsearch.runs.files import StorageError, append_line, read_lines, retry_while_unavailable, write_bytes, write_json
+from wmlsearch.runs.files import (
+    StorageError,
+    append_line,
+    atomic_folder,
+    read_lines,
+    retry_while_unavailable,
+    write_bytes,
+    write_json,
+)
 from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, every, find, mark_dead_runs
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import trial_name
@@ -397,3 +405,28 @@ def test_folders_of_other_users_are_passed_over(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "is_file", is_file_if_readable)
     assert every(tmp_path) == [made]
+
+
+def test_an_empty_folder_is_filled_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the working directory, or a mount. A second process that was slower leaves the first one's files."""
+    out, link = tmp_path / "out", tmp_path / "link"
+    out.mkdir()
+    link.symlink_to("out")
+    inode = out.stat().st_ino
+    failing = atomic_folder(link)
+    failing.__enter__().mkdir()
+    assert not failing.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert list(out.iterdir()) == []
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with atomic_folder(link) as first:
+        first.mkdir()
+        (first / "a").write_text("1")
+        monkeypatch.setattr(os, "getpid", lambda: 2)
+        slower = atomic_folder(out)
+        second = slower.__enter__()
+        second.mkdir()
+        (second / "a").write_text("2")
+    with pytest.raises(InputError, match="another process has filled this folder"):
+        slower.__exit__(None, None, None)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("a", "1")]
+    assert out.stat().st_ino == inode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from wmlsearch.config import InputError
 from wmlsearch.data.phantom_anatomy import Head
 from wmlsearch.data.phantom_lesions import EASY_LESIONS, HARD_LESIONS, draw_lesions, follow_up
 from wmlsearch.data.phantom_scanner import EASY_SCANNER, HARD_SCANNERS, Grid, Shape, add_lesions, render_head, scan
+from wmlsearch.runs.files import atomic_folder, check_output_folder
 from wmlsearch.runs.wording import plural
 
 # Voxels. Lesions vanish in larger voxels; a larger grid does not fit in memory.
@@ -70,11 +70,8 @@ def write_phantom(
     _check(out, patients, timepoints, shape, lesion_size, seed, cohort)
     grid, done, hard = Grid(shape), 0, cohort == "hard"
     rows = ["participant_id\tsessions\tlesion_ml_first\tlesion_ml_last" + ("\tscanner" if hard else "")]
-    is_there = out.exists()
     out.parent.mkdir(parents=True, exist_ok=True)
-    # An empty folder is filled, not replaced: it may be the working directory, or another file system.
-    with tempfile.TemporaryDirectory(dir=out if is_there else out.parent, prefix=f".{out.name}-") as scratch:
-        root = Path(scratch) / "bids"  # a folder inside, because other users cannot read the temporary one
+    with atomic_folder(out) as root:
         _describe(root, "wmlsearch phantom", "raw", seed)
         _describe(root / "derivatives" / "lesions", "wmlsearch phantom: lesion masks", "derivative", seed)
         for number in range(1, patients + 1):
@@ -93,11 +90,6 @@ def write_phantom(
         (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
         _write_json(root / "participants.json", PARTICIPANT_COLUMNS | (SCANNER_COLUMN if hard else {}))
         (root / "README").write_text(_readme(patients, timepoints, shape, lesion_size, seed, cohort), encoding="utf-8")
-        if is_there:
-            for path in root.iterdir():
-                path.rename(out / path.name)
-        else:
-            root.rename(out)
     return out
 
 
@@ -120,10 +112,10 @@ def _check(out: Path, patients: int, timepoints: int, shape: Shape, lesion_size:
     ):
         got, low_shape, high_shape = ("x".join(map(str, numbers)) for numbers in (shape, MIN_SHAPE, MAX_SHAPE))
         faults.append(f"shape: must be from {low_shape} to {high_shape} voxels, but got {got}")
-    if out.is_symlink():
-        faults.append(f"{out}: is a link; name the folder that it leads to, or another one")
-    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        faults.append(f"{out}: exists and is not an empty folder; name another one, or remove it")
+    try:
+        check_output_folder(out)
+    except InputError as error:
+        faults.append(str(error))
     if faults:
         raise InputError("phantom: nothing was written", faults)
 

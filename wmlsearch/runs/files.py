@@ -172,33 +172,41 @@ def as_line(row: Mapping[str, Any]) -> str:
 
 
 def check_output_folder(out: Path) -> None:
-    """Refuse an output folder that is a link, or exists and is not empty. Raises InputError."""
+    """Refuse an output folder that exists and is not empty. A link to an empty one is followed. Raises InputError."""
     try:
-        is_link = out.is_symlink()
-        taken = not is_link and out.exists() and (not out.is_dir() or any(out.iterdir()))
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
         raise InputError(f"{out}: cannot be used as OUT ({error.strerror}); name another") from None
-    if is_link:
-        raise InputError(f"{out}: is a link, which OUT must not be; name the folder that it leads to, or another OUT")
     if taken:
         raise InputError(f"{out}: exists already and is not an empty folder; name another OUT or remove it")
 
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """Yield the path for a new folder beside `out`; at the end of the block it is renamed to `out`.
+    """Yield the path for a new folder, which becomes `out` at the end of the block. A link is followed.
 
-    After an error nothing is left of it. Raises InputError if it cannot be written, and OSError on a full disk.
+    It is made beside `out`, and then renamed. An empty folder that exists is filled instead, because it may be the
+    working directory, or another file system. After an error nothing is left of it. Raises InputError if it cannot be
+    written, and OSError on a full disk.
     """
-    target = out.absolute()
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(out))
+    fills, moved = target.is_dir(), list[Path]()
+    aside = (target if fills else target.parent) / f".{target.name}.{os.getpid()}.partial"
     made = [folder for folder in target.parents if not folder.exists()]  # innermost first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        aside.replace(target)
+        if fills:
+            _check_unfilled(target)
+            for path in sorted(aside.iterdir()):
+                moved.append(target / path.name)
+                path.rename(moved[-1])
+            aside.rmdir()
+        else:
+            aside.replace(target)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        for path in (aside, *moved):
+            _remove(path)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
@@ -207,3 +215,18 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise InputError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from None
         raise
+
+
+def _check_unfilled(folder: Path) -> None:
+    """Raises FileExistsError if another process has filled a folder that was empty."""
+    if any(not path.name.endswith(".partial") for path in folder.iterdir()):
+        raise FileExistsError(errno.EEXIST, "another process has filled this folder", str(folder))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

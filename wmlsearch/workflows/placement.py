@@ -137,7 +137,9 @@ class Placement:
 
         if not self.ray_address:
             nodes = this_machine()
-            return plan_slots(nodes, self._request(nodes), trials, free_gb or self.free_memory_gb())
+            return plan_slots(
+                nodes, self._request(nodes), trials, self.free_memory_gb() if free_gb is None else free_gb
+            )
         nodes = cluster_nodes(reserved or {})
         if len(nodes) > 1 and not self.storage:
             raise InputError(
