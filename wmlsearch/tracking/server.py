@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from wmlsearch.runs.redaction import without_password
+from wmlsearch.tracking.uri import sqlite_file
 
 LOOPBACK = "127.0.0.1"
 
@@ -48,6 +49,10 @@ def start_server(
         new_session: Whether it gets a process group of its own, which can be ended as a whole.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), *options]
+    file, folder = sqlite_file(store), None
+    if file is not None and set("%?") & set(store) - set(file.name):
+        # Of the path in a URI, MLflow makes a folder as it stands there, quoted: it gets a URI without the folder.
+        store, folder = f"sqlite:///{file.name}", file.parent
     variables = {
         # Not an option: the URI may hold a password, and all users of a machine can read command lines.
         "MLFLOW_BACKEND_STORE_URI": store,
@@ -56,6 +61,7 @@ def start_server(
     }
     return subprocess.Popen(  # noqa: S603 - our own interpreter
         command,
+        cwd=folder,
         stdout=log,
         stderr=subprocess.STDOUT if log is not None else None,
         env={**os.environ, **variables, **(environment or {})},
