@@ -1,4 +1,7 @@
-"""An MLflow server as a process: start it, ask whether it answers, end it. Imports no MLflow itself."""
+"""An MLflow server as a process: start it, ask whether it answers, end it.
+
+The command line imports this module for `--help`: nothing slow is imported at its top.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from pathlib import Path
 from typing import IO
 
 from wmlsearch.runs.redaction import without_password
-from wmlsearch.tracking.uri import sqlite_file
 
 LOOPBACK = "127.0.0.1"
 
@@ -48,6 +50,8 @@ def start_server(
         log: A file for its output; None: the output of this process.
         new_session: Whether it gets a process group of its own, which can be ended as a whole.
     """
+    from wmlsearch.tracking.uri import sqlite_file
+
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), *options]
     file, folder = sqlite_file(store), None
     if file is not None and set("%?") & set(store) - set(file.name):
