@@ -16,7 +16,7 @@ from rich.console import Console
 
 from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import RunSettings, TrialConfig, read_yaml
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import DataRecord, SearchRecord, SpaceRecord, SplitCertificate
 from wmlsearch.search.budget import Budget
@@ -27,6 +27,7 @@ from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.placement import LOCAL, Placement
+from wmlsearch.yaml_files import read_yaml
 
 # The metrics of an epoch. The last six are fillers, for the 25 metrics of the tracking benchmark.
 METRICS = (

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.space import Choices, Dimension, Range, SearchSpace, describe, shipped
 
 WHOLE = {

@@ -1,20 +1,19 @@
-"""The hyperparameters of a trial (`TrialConfig`) and the settings of a run (`RunSettings`), and how YAML is read.
+"""The hyperparameters of a trial (`TrialConfig`) and the settings of a run (`RunSettings`).
 
 Validation is strict and reports all faults at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wmlsearch.errors import InputError, short_repr, unknown_name
 
 # Metrics of the weights of an epoch. The objective, or the first of several, is one of them: it selects the epoch whose
 # weights are kept.
@@ -33,20 +32,6 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "images_per_s": "maximize",
     **dict.fromkeys(("val_loss", "epoch_s", "peak_memory_mb"), "minimize"),
 }
-MAX_SHOWN_CHARACTERS = 500  # a longer value is cut in messages
-MAX_YAML_BYTES = 1_000_000  # a hyperparameter file has a few hundred bytes; more is a mistake or an attack
-
-
-class InputError(Exception):
-    """An error in what the user gave: a headline, and below it one line for each fault.
-
-    The text names the file or option, the rule, the values and the next step. The command line prints it without a
-    traceback and exits with status 2.
-    """
-
-    def __init__(self, headline: str, faults: Sequence[str] = ()) -> None:
-        self.headline, self.faults = headline, tuple(faults)
-        super().__init__("\n".join([headline, *(f"  - {fault}" for fault in faults)]))
 
 
 # The paper trained for 18 epochs of 620 steps (3098 slices in batches of 5).
@@ -523,78 +508,3 @@ def validation_faults(error: ValidationError, model: type[BaseModel]) -> list[st
             rule = re.sub("^be a valid dictionary.*", "be an object", rule)
             lines.append(f"{name} must {rule}, but got {short_repr(fault['input'])}")
     return lines
-
-
-def short_repr(value: Any) -> str:
-    """Return the `repr` of a value for a message, cut after `MAX_SHOWN_CHARACTERS`."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write integers of more digits
-        return "a number of more than 4300 digits"
-    except RecursionError:
-        return f"a {type(value).__name__} nested too deeply"
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
-
-
-def unknown_name(name: str, valid: Sequence[str]) -> str:
-    """Return `unknown name 'dropuot': did you mean 'dropout'?`, or all valid names if none is similar."""
-    similar = difflib.get_close_matches(name, valid, n=1)
-    return f"unknown name {short_repr(name)}: " + (
-        f"did you mean {similar[0]!r}?" if similar else f"valid names are {', '.join(valid)}"
-    )
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads `1e-3` as a number and refuses duplicate names and aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed; write the value itself")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        names: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, str):
-                raise yaml.YAMLError(
-                    f"line {node.start_mark.line + 1}: a name must be text, but got {short_repr(name)}"
-                )
-            if name in names:
-                raise yaml.YAMLError(f"{short_repr(name)} is given twice; keep one")
-            names.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-# PyYAML raises these, not YAMLError, for values that only look like a date, a number or a set: 2001-99-99, !!set [1]
-_CONSTRUCTOR_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping. Raises InputError that names the file and the place."""
-    try:
-        with path.open("rb") as file:  # its size may be wrong: that of /dev/zero is 0
-            content = file.read(MAX_YAML_BYTES + 1)
-        if len(content) > MAX_YAML_BYTES:
-            raise InputError(f"{path}: more than {MAX_YAML_BYTES:,} bytes; is this a hyperparameter file?")
-        text = content.decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    try:
-        values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except (yaml.YAMLError, *_CONSTRUCTOR_ERRORS) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold one `name: value` per line, but holds a {type(values).__name__}")
-    return values

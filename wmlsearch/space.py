@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
-from wmlsearch.config import InputError, TrialConfig, float_fields, read_yaml, short_repr, unknown_name
+from wmlsearch.config import TrialConfig, float_fields
+from wmlsearch.errors import InputError, short_repr, unknown_name
+from wmlsearch.yaml_files import read_yaml
 
 Value = int | float | str | bool | None  # None where a hyperparameter may be null
 MAX_CHOICES = 1000  # of a hyperparameter

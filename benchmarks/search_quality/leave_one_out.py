@@ -24,7 +24,8 @@ import numpy as np
 from benchmarks.search_quality.sealed_record import HERE, SPACE, Key, read, train
 from benchmarks.search_quality.sealed_tasks import SEALED_TASKS, DividedData
 from benchmarks.verdict.rows import markdown
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace
 
 TASK = "ms-flair"

@@ -39,10 +39,10 @@ import torch
 from benchmarks.search_quality.resumable import ResumableFile
 from benchmarks.search_quality.sealed_record import record_task
 from benchmarks.search_quality.sealed_tasks import SEALED_TASKS
-from wmlsearch.config import InputError
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs
 from wmlsearch.space import SearchSpace

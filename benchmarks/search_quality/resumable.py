@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 
 class ResumableFile:

@@ -13,10 +13,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 
 SEED = 0  # of the phantoms
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.verdict.rows import Row
 from benchmarks.verdict.simulated import CHUNK_B, RUNS, generator, in_chunks, wrong_claims, wrong_models
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.verdict.configuration_claim import CrossedEstimate, estimate
 from wmlsearch.verdict.power import detectable
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS

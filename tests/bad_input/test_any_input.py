@@ -15,10 +15,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig, read_yaml
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source, discover
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
@@ -27,6 +28,7 @@ from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.uri import check_uri
+from wmlsearch.yaml_files import read_yaml
 
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -15,8 +15,9 @@ import pytest
 import torch
 from records import run_record
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model.training import epochs
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.checkpoints import Checkpoints

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 
 Refused = Callable[..., str]

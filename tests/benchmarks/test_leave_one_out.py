@@ -9,7 +9,8 @@ import pytest
 from benchmarks.search_quality import leave_one_out
 from benchmarks.search_quality.leave_one_out import GROUPS, SEEDS, Run, table, variants
 from benchmarks.search_quality.sealed_record import HERE, SPACE, Key, Training
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace
 
 WIDE = SearchSpace.read(HERE / SPACE)

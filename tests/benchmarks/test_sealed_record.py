@@ -15,7 +15,8 @@ from benchmarks.search_quality import sealed_record as recorder
 from benchmarks.search_quality.sealed_record import HERE, NEAR, SPACE, Key, Training, draw, keys, read, record
 from benchmarks.search_quality.sealed_tasks import SEALED_TASKS, Division, SealedTask
 from benchmarks.search_quality.surrogate import division_configurations
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.model.steps import Diverged
 from wmlsearch.space import SearchSpace
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.search_quality import record as recorder
 from benchmarks.search_quality.record import HERE, Task, record
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace
 
 CLOCK = ("epoch_s", "images_per_s", "peak_memory_mb")

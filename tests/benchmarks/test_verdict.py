@@ -13,7 +13,7 @@ from benchmarks.verdict import recorded, simulated
 from benchmarks.verdict.cohorts import SHAPES, Scenario, draw, true_difference
 from benchmarks.verdict.power_tables import AT_MOST, division_rows
 from benchmarks.verdict.rows import Row, markdown
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 
 def write_networks(path: Path, runs: int = 30, patients: int = 20, folds: int = 5) -> None:

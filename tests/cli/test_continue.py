@@ -13,14 +13,16 @@ from records import run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.cluster.run_copies import CopyWriter
-from wmlsearch.config import InputError, RunSettings, read_yaml
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import MANIFEST
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import TrialShape
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.fitted_space import space_for_data
 from wmlsearch.workflows.search_plan import ResumeRequest
+from wmlsearch.yaml_files import read_yaml
 
 SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
 

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from wmlsearch.cli import main, options
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 
 
 class Reached(InputError):

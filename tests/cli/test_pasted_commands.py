@@ -17,8 +17,9 @@ from paths import REPOSITORY
 from records import search_record
 
 from wmlsearch.cli import main, options
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.report.commands import tune_command
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.lock import check_not_running

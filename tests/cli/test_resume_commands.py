@@ -12,7 +12,8 @@ from records import search_record
 
 import wmlsearch
 from wmlsearch.cli import main, options
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
+from wmlsearch.errors import InputError
 from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import MlflowLedger

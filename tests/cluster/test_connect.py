@@ -19,7 +19,7 @@ from processes import wait_for
 from wmlsearch.cluster import connect, resources
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.watchdog import watchdog
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.search.checkpoints import Checkpoints, check_writable
 from wmlsearch.workflows.placement import Placement

@@ -10,7 +10,7 @@ import pytest
 
 from wmlsearch.cluster import embedded
 from wmlsearch.cluster.embedded import ObjectStore, embedded_variables, explain, object_store, session_parent
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 MB = 10**6
 IN_SHARED_MEMORY = ObjectStore(200 * 2**20, True)

@@ -11,7 +11,7 @@ from records import epoch_row, run_record, search_record
 from wmlsearch.cluster.fetched import check_replaceable, check_resumable, is_up_to_date, note_fetched, replace
 from wmlsearch.cluster.head_job import SearchSummary
 from wmlsearch.cluster.run_copies import CopyWriter
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs import folders
 from wmlsearch.runs.folders import RunDir, SearchDir, mark_dead_runs
 

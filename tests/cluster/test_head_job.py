@@ -12,7 +12,7 @@ from wmlsearch.cluster import head_job
 from wmlsearch.cluster.head_job import HeadRequest, tune
 from wmlsearch.cluster.storage import Storage
 from wmlsearch.cluster.transfer import fingerprint_of, upload_data
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 
 

@@ -10,7 +10,7 @@ import pytest
 from wmlsearch.cluster.dashboard import Dashboard
 from wmlsearch.cluster.head_job import HeadRequest
 from wmlsearch.cluster.jobs import submit_search
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 REQUEST = HeadRequest(verb="tune", name="mine")
 

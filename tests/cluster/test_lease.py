@@ -23,7 +23,7 @@ from wmlsearch.cluster.copier import RunFolderCopier
 from wmlsearch.cluster.lease import Lease, holder, leased
 from wmlsearch.cluster.run_copies import fetch_search, searches
 from wmlsearch.cluster.storage import Storage
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.lock import note_taken_over

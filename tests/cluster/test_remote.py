@@ -29,7 +29,7 @@ from wmlsearch.cluster import dashboard, jobs, ray_up, remote
 from wmlsearch.cluster.dashboard import Dashboard
 from wmlsearch.cluster.head_job import HeadRequest, SearchSummary
 from wmlsearch.cluster.ray_patches import RAY_COMMAND
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 
 TOKEN = "a" * 64

@@ -18,7 +18,7 @@ from wmlsearch.cluster.head_job import ANSWER, HeadRequest
 from wmlsearch.cluster.jobs import SEARCH, STORAGE, VERB
 from wmlsearch.cluster.ray_up import UnreachableError
 from wmlsearch.cluster.run_copies import CopyWriter
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 
 ADDRESS = "127.0.0.1:8265"

@@ -28,7 +28,7 @@ from wmlsearch.cluster.run_copies import (
     unpack,
 )
 from wmlsearch.cluster.storage import Storage
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.checks import check
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import GOOD, EpochRow

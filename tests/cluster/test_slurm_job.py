@@ -24,7 +24,7 @@ from wmlsearch.cluster.slurm import (
     memory_of_job,
     ray_start,
 )
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 
 @pytest.mark.parametrize(

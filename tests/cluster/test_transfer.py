@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 import pytest
 
 from wmlsearch.cluster.transfer import FILES, fetch_data, fingerprint_of, is_fetched, upload_data
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 
 
 @pytest.fixture(params=["folder", "object store"])

@@ -18,7 +18,7 @@ from paths import REPOSITORY
 from wmlsearch.cli import main
 from wmlsearch.cli.cluster_file import cluster_file
 from wmlsearch.cluster.cluster_files import IMAGE, IMAGE_FOLDER, KINDS, SOURCE, write_cluster_file
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 SOURCE_ON_MACHINES = "~/wmlsearch-source/"
 

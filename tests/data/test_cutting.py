@@ -10,13 +10,13 @@ import pytest
 from nifti_files import voxels
 from PIL import Image
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.examine import examine
 from wmlsearch.data.geometry import VolumeGeometry, choose_plane, place_window
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.nifti import Extent, read_extent
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 
 
 def head(shape: tuple[int, int, int]) -> np.ndarray:

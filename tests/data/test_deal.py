@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.folds import DevelopmentPatient, deal
+from wmlsearch.errors import InputError
 
 
 def patients(**loads: float) -> list[DevelopmentPatient]:

@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate, certify
 from wmlsearch.data.leakage import (
     ComparedSlice,
@@ -22,6 +21,7 @@ from wmlsearch.data.leakage import (
 from wmlsearch.data.slice_similarity import SliceSignature
 from wmlsearch.data.slice_writer import VolumeTask
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 
 NONE = {"equal": 0, "near": 0, "mirrored": 0}
 

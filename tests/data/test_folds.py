@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from nifti_files import cohort
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest, fingerprint
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.workflows.prepare import prepared_lines
 
 FAST: dict[str, Any] = {"size": 32, "plane": "axial", "jobs": 1}

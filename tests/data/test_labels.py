@@ -14,7 +14,6 @@ import torch
 from nifti_files import cohort, voxels
 from PIL import Image
 
-from wmlsearch.config import InputError
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.contact_sheet import IGNORED_OUTLINE, OUTLINE, Tile, _arrange
 from wmlsearch.data.cutting import cut, expert_mask
@@ -26,6 +25,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import MaskLabels, VolumeFault
+from wmlsearch.errors import InputError
 
 FAST: dict[str, Any] = {"size": 24, "plane": "axial", "jobs": 1}
 PATIENTS = {f"p{number}": 20 + number for number in range(6)}

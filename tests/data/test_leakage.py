@@ -13,7 +13,6 @@ import pytest
 from paths import REAL
 from PIL import Image
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
 from wmlsearch.data.leakage import LeakageGuard
 from wmlsearch.data.manifest import Manifest
@@ -21,6 +20,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slice_similarity import correlations, near_matches, perceptual_hashes, slice_signatures
 from wmlsearch.data.slice_writer import VolumeTask
 from wmlsearch.data.sources import discover
+from wmlsearch.errors import InputError
 from wmlsearch.workflows.prepare import prepared_lines
 
 NAMED: dict[str, Any] = {"train_patients": ("01", "02"), "val_patients": ("03",), "test_patients": ("04",)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.examine import examine
 from wmlsearch.data.head_detection import find_head
 from wmlsearch.data.head_grey import slice_head_grey
@@ -20,6 +20,7 @@ from wmlsearch.data.network_input import scale_grey_values, stack_positions
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.model.checks import check_trainable
 
 ZSCORE = TrialConfig(intensity="zscore")

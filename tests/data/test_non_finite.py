@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from nifti_files import cohort
 
-from wmlsearch.config import InputError
 from wmlsearch.data import seen_patients
 from wmlsearch.data.cutting import cut, expert_mask
 from wmlsearch.data.examine import VolumeFacts, examine
@@ -19,6 +18,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sealed_test import open_sealed_test
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
 
 SHAPE = (20, 24, 10)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from nifti_files import cohort, voxels
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data import examine as examine_module
 from wmlsearch.data.cutting import cut
 from wmlsearch.data.examine import examine
@@ -24,6 +24,7 @@ from wmlsearch.data.padding import Padding, find_padding
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import export_model, load_exported
 from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry

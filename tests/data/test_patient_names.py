@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import check_patient_names, patient_name
+from wmlsearch.errors import InputError
 
 
 def test_patient_name() -> None:

@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.phantom import PARTICIPANT_COLUMNS, write_phantom
 from wmlsearch.data.phantom_anatomy import Head
 from wmlsearch.data.phantom_lesions import (
@@ -22,6 +21,7 @@ from wmlsearch.data.phantom_lesions import (
     draw_lesions,
 )
 from wmlsearch.data.phantom_scanner import Grid, render_head
+from wmlsearch.errors import InputError
 
 SHAPE = (64, 64, 12)  # 3 x 3 x 12 mm
 ML = 3 * 3 * 12 / 1000

@@ -12,11 +12,11 @@ from nifti_files import voxels
 from paths import REAL
 from PIL import Image
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.manifest import Manifest, fingerprint
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sources import discover
+from wmlsearch.errors import InputError
 
 SHAPE = (24, 28, 10)
 FAST: dict[str, Any] = {"size": 32, "plane": "axial", "jobs": 1}

@@ -17,10 +17,10 @@ from PIL import Image
 from test_prepare import FAST, volume
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import open_sealed_test
+from wmlsearch.errors import InputError
 
 MARKER = "Mustermann"  # in every name, path and header that a patient could be known by
 DAY = "19700131"

@@ -16,12 +16,13 @@ from nifti_files import cohort, voxels
 from paths import REPOSITORY
 from PIL import Image
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import IMAGES, MANIFEST, SEALED, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.runs.schema import FolderRecord
 from wmlsearch.workflows.provenance import certificate_record, data_record, run_record
 

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmlsearch.config import InputError
 from wmlsearch.data.augmentation import (
     BOUNDS,
     Augmentation,
@@ -26,6 +25,7 @@ from wmlsearch.data.augmentation import (
 )
 from wmlsearch.data.manifest import IMAGES, MASKS, Manifest
 from wmlsearch.data.slices import PreparedData, batches, batches_with_share
+from wmlsearch.errors import InputError
 
 MAKE_AGAIN = "make it again with `wmlsearch prepare`"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.sources import Choices, discover, survey
+from wmlsearch.errors import InputError
 
 
 def bids(root: Path, names: list[str]) -> None:

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError
 from wmlsearch.data.sources import Choices, Discovery, survey
 from wmlsearch.data.sources.bids_masks import NAMED, OTHER, PLAIN, as_candidate
 from wmlsearch.data.sources.bids_names import entity_key, read_name
+from wmlsearch.errors import InputError
 
 FLAIR = "sub-1/anat/sub-1_FLAIR.nii.gz"
 LESION = "derivatives/lesions/sub-1/anat/sub-1_label-lesion_mask.nii.gz"

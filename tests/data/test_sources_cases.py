@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.prepare_options import PrepareOptions
 from wmlsearch.data.sources import Choices, Discovery, survey
+from wmlsearch.errors import InputError
 
 V2 = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
 V1 = {"modality": {"0": "T1", "1": "FLAIR"}, "labels": {"0": "background", "1": "lesion"}}

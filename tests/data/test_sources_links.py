@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.sources import Discovery, discover, survey
+from wmlsearch.errors import InputError
 
 FLAIR = "sub-1/anat/sub-1_FLAIR.nii.gz"
 LESION = "derivatives/lesions/sub-1/anat/sub-1_label-lesion_mask.nii.gz"

@@ -6,9 +6,9 @@ from dataclasses import fields
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate, certify
 from wmlsearch.data.split import SPLITS, _shares, assign, split_counts
+from wmlsearch.errors import InputError
 from wmlsearch.runs.schema import SplitCertificate
 
 

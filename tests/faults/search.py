@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from processes import descendants, kill_everything, own_cores, wait_for
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.schema import EpochRow

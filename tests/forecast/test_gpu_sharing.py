@@ -15,8 +15,9 @@ from records import search_record
 from wmlsearch.cli import main
 from wmlsearch.cluster import connect, resources
 from wmlsearch.cluster.resources import Request, Slots, plan_slots, share_of_gpu
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.forecast import gpu_sharing
 from wmlsearch.forecast.gpu_sharing import (
     Packing,

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import export_model, load_exported
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel

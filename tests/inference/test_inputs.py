@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.config import InputError
 from wmlsearch.data.sources import Choices, discover
+from wmlsearch.errors import InputError
 from wmlsearch.inference import inputs
 from wmlsearch.inference.inputs import find_images
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from nifti_files import voxels
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import LEDGER, ORIGINALS, SEALED, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import export_model, load_exported
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import predict

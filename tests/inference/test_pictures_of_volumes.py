@@ -14,12 +14,13 @@ from PIL import Image
 
 from wmlsearch import load_model
 from wmlsearch.cli import main
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.manifest import IMAGES, SEALED, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import ExportedModel, export_model, load_exported
 from wmlsearch.inference.inputs import find_images
 from wmlsearch.inference.predictor import predict

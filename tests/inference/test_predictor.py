@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from records import run_record
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.cutting import restore
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.predictor import predict
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
 from wmlsearch.inference.trained_model import TrainedModel, build_unet

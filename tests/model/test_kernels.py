@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model import kernels, training
 from wmlsearch.model.kernels import VARIABLE, use_selected_kernels
 from wmlsearch.model.loss_kernels import fused_slice_losses

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmlsearch.config import VALUES_BEFORE, InputError, TrialConfig
+from wmlsearch.config import VALUES_BEFORE, TrialConfig
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slices import PreparedData, batches
+from wmlsearch.errors import InputError
 from wmlsearch.model import checkpoint, steps, training
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import check_trainable, mirrors_nothing

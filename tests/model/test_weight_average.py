@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.model.test_steps import pretend_graphs
 from tests.model.test_training import facts, rows, same, small, two_ranks
-from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import export_model, load_exported
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import wait_for
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs import environment
 from wmlsearch.runs.environment import hip_devices, loopback_exceptions, prepare_environment
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, EvaluationMetrics, Gallery, NetworkScores
 from wmlsearch.runs.folders import SearchDir
 

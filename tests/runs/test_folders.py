@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import pytest
 from records import epoch_row, run_record, search_record
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs import folders
 from wmlsearch.runs.files import (
     StorageError,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.locations import location_below, split_options, with_name
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from records import epoch_row, run_record, search_record
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs import file_systems, lock, process
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import RunDir, SearchDir

@@ -20,7 +20,8 @@ from wmlsearch.cli import main
 from wmlsearch.cli.options import SettingChoice
 from wmlsearch.cli.search_summary import show_search
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import OBJECTIVES, QUALITY_METRICS, InputError, RunSettings, TrialConfig
+from wmlsearch.config import OBJECTIVES, QUALITY_METRICS, RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.report.page import write_report
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard

@@ -21,8 +21,9 @@ from records import run_record
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Request, Slots, plan_slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import checkpoints, final_training
 from wmlsearch.search.checkpoints import Checkpoints, check_unused, check_writable, delete_checkpoint

@@ -25,7 +25,8 @@ from rich.console import Console
 from benchmarks.simulated import new_search, row, space
 from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search import memory_kills
 from wmlsearch.search.budget import Budget

@@ -18,8 +18,9 @@ from torch import distributed
 
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model import memory
 from wmlsearch.model.memory import (
     CUDA_CONTEXT_BYTES,

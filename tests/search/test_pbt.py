@@ -21,7 +21,8 @@ from whole_search import study_trials
 
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.runs import folders
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.schema import UNFINISHED, EpochRow, Successor

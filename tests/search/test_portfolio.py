@@ -18,7 +18,8 @@ from records import run_record, search_record
 
 from wmlsearch.cli.tune import tune
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.search.budget import Budget

@@ -13,7 +13,7 @@ import requests
 import sqlalchemy
 from records import run_record
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir
 from wmlsearch.tracking import client
 from wmlsearch.tracking.client import CONNECT_S, answers, connected

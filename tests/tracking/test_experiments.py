@@ -13,7 +13,8 @@ from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
 from wmlsearch.cli.mlflow import _page
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.tracking import experiments

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.model_registry import MODEL, fetch, register
 from wmlsearch.tracking.sync import default_uri

@@ -18,7 +18,7 @@ import pytest
 from servers import basic, free_port, front, mlflow_server, own_certificate, postgres, postgres_missing
 from test_experiments import add_trial, held, make_search
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.client import connect, connected
 from wmlsearch.tracking.mirror import LAST_ATTEMPTS, Mirror

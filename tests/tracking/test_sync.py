@@ -21,7 +21,8 @@ from processes import wait_for
 from records import epoch_row, run_record, search_record
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir, mark_dead_runs
 from wmlsearch.runs.helper_process import start_helper

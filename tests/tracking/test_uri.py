@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.tracking.uri import check_uri, sqlite_file, usual_form
 

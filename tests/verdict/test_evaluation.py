@@ -16,7 +16,7 @@ from nifti_files import voxels
 from PIL import Image
 
 from wmlsearch.cli import main
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import LEDGER, SEALED, Manifest
 from wmlsearch.data.phantom import write_phantom
@@ -24,6 +24,7 @@ from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import open_sealed_test, openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.ensemble import out_of_fold_threshold
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing

@@ -11,10 +11,11 @@ import pytest
 import torch
 from nifti_files import cohort
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.manifest import ORIGINALS, SEALED, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.sealed_test import openings
+from wmlsearch.errors import InputError
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.unet import UNet

@@ -15,10 +15,11 @@ from records import epoch_row, run_record
 
 from wmlsearch.cluster import resources
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import LEDGER, SEALED
 from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.model.checkpoint import CHECKPOINT_FORMAT
 from wmlsearch.model.unet import UNet

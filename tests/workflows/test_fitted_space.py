@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import MANIFEST, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.errors import InputError
 from wmlsearch.space import Choices, Range, SearchSpace, is_shipped
 from wmlsearch.workflows.fitted_space import space_for_data
 from wmlsearch.workflows.new_search import SearchChoices, request_search

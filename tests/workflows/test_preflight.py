@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import MANIFEST, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace
 from wmlsearch.workflows.preflight import _most_demanding, check_budgets, check_data, note_no_effect
 from wmlsearch.workflows.search_plan import SearchRequest

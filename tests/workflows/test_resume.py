@@ -19,8 +19,9 @@ from records import epoch_row, run_record, search_record
 from whole_search import EPOCHS, run, search_command, start, study_trials, tune
 
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ENDED, DataRecord
 from wmlsearch.search.final_training import write_result

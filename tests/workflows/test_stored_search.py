@@ -14,8 +14,8 @@ import wmlsearch
 from wmlsearch.cluster.run_copies import CopyWriter, read_mark
 from wmlsearch.cluster.storage import Storage
 from wmlsearch.cluster.transfer import fingerprint_of, upload_data
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir, every
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.workflows.placement import Placement

@@ -17,7 +17,8 @@ import pytest
 from mlflow import MlflowClient
 from processes import wait_for, watching_sockets
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard

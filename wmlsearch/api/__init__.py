@@ -23,5 +23,5 @@ from wmlsearch.api.searches import Search as Search
 from wmlsearch.api.searches import load_search as load_search
 from wmlsearch.api.searches import resume as resume
 from wmlsearch.api.searches import tune as tune
-from wmlsearch.config import InputError as InputError
+from wmlsearch.errors import InputError as InputError
 from wmlsearch.runs.evaluation import Verdict as Verdict

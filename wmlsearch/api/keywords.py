@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 AnyPath = str | os.PathLike[str]
 Say = Callable[[str], None]

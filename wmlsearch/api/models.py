@@ -17,9 +17,10 @@ import numpy as np
 from wmlsearch.api.keywords import RUNS, AnyPath
 from wmlsearch.api.searches import Search
 from wmlsearch.api.wording import in_python, raises_in_python
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.grids import affine_mm
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
 from wmlsearch.inference.preprocessing import Preprocessing, picture_geometries

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from wmlsearch.api.keywords import PrepareKeywords, Say, SettingKeywords
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 _COMMAND = r"`[^`]*`|\bwmlsearch [a-z]+[^;)\n]*"
 _VALUE = r"-?[0-9.]+(?:e-?[0-9]+)?\b|'[^']*'|[a-z0-9-]+=[\w.-]+|[a-z0-9]+\b|[A-Z]+\b"

@@ -29,6 +29,7 @@ from wmlsearch.cli import (
     tune,
 )
 from wmlsearch.cli.output import flush, survives_its_terminal
+from wmlsearch.errors import InputError
 from wmlsearch.runs.interrupts import exit_status, reason_of, signals_as_interrupts
 
 HELP_WIDTH = 100
@@ -88,8 +89,6 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def _check_no_empty_argument(arguments: Sequence[str]) -> None:
     """Refuse an empty argument, which comes from an unset shell variable. Raises InputError."""
     if "" in arguments:
-        from wmlsearch.config import InputError
-
         before = " ".join(["wmlsearch", *arguments[: arguments.index("")]])
         raise InputError(
             f"the argument after `{before}` is empty (an unset variable?); give a value, or leave the argument out"
@@ -108,8 +107,6 @@ def _printable(text: str) -> str:
 
 def _print_error(error: BaseException, arguments: Sequence[str] = ()) -> int:
     """Print an error of a command line in one message and return the exit status."""
-    from wmlsearch.config import InputError
-
     if isinstance(error, InputError):
         _complain(_printable(str(error)))
         return 2

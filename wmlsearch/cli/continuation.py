@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wmlsearch.cli import options
+from wmlsearch.errors import InputError
 
 if TYPE_CHECKING:
     from wmlsearch.runs.folders import SearchDir
@@ -34,8 +35,6 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
         search: Its folder.
         changeable: The settings that a search may change when it goes on.
     """
-    from wmlsearch.config import InputError
-
     values, record = click.get_current_context().params, search.record()
     given = {name: values[name] for name in options.given()}
     faults = [
@@ -57,9 +56,9 @@ def _began_with(record: SearchRecord, space: str, data: Path | None) -> bool:
     A name that the space leaves out had the default of then, which a newer version may have changed. A newer version
     may also refuse a space for a new search.
     """
-    from wmlsearch.config import read_yaml
     from wmlsearch.space import SearchSpace, space_file
     from wmlsearch.workflows.fitted_space import space_for_data
+    from wmlsearch.yaml_files import read_yaml
 
     given, kept = SearchSpace.from_record(read_yaml(space_file(space)), space), record.space.space()
     workers = record.shape.workers_per_trial if record.shape else 1

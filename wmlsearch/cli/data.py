@@ -10,6 +10,7 @@ import click
 
 from wmlsearch.cli import options
 from wmlsearch.cli.options import say
+from wmlsearch.errors import InputError
 
 
 @click.command(short_help="Write a synthetic FLAIR cohort with known lesions.")
@@ -44,7 +45,6 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
     Example: wmlsearch phantom phantom-raw --patients 10
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.config import InputError
     from wmlsearch.data.phantom import write_phantom
     from wmlsearch.runs.wording import command, plural
 
@@ -71,8 +71,6 @@ def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: 
 
 def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
     """Return the numbers of an option that is given several times, each with one number or several with commas."""
-    from wmlsearch.config import InputError
-
     parts = [part.strip() for value in values for part in value.split(",")]
     try:
         return tuple(dict.fromkeys(float(part) for part in parts))

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from wmlsearch.cli.options import say
-from wmlsearch.config import InputError
 from wmlsearch.data.prepare import PrepareOptions, check_patients
 from wmlsearch.data.sources import Discovery, survey
 from wmlsearch.data.sources.source import shown_name
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import plural
 
 

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
 from wmlsearch.cli.verdict_tables import confirmed_table
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC
 from wmlsearch.runs.schema import RUNNING

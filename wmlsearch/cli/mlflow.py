@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import options, remote
+from wmlsearch.errors import InputError
 from wmlsearch.tracking.server import LOOPBACK
 
 
@@ -32,7 +33,6 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.config import InputError
     from wmlsearch.runs.checks import check
     from wmlsearch.runs.copied_folders import by_key, check_latest
     from wmlsearch.runs.folders import every, find, mark_dead_runs
@@ -98,7 +98,6 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
 
     Example: wmlsearch ui
     """
-    from wmlsearch.config import InputError
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.server import running_server
     from wmlsearch.tracking.uri import sqlite_file
@@ -140,7 +139,6 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
 
 def _page(uri: str, out: Path) -> str:
     """Return the path of the UI's page of the latest search that this store has, else of all runs, else ""."""
-    from wmlsearch.config import InputError
     from wmlsearch.runs.folders import SearchDir, created, every
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.experiments import active_experiments
@@ -162,8 +160,6 @@ def _page(uri: str, out: Path) -> str:
 
 def _is_loopback(host: str) -> bool:
     """Return whether only this machine can connect to `host`. Raises InputError if it is not an IPv4 address."""
-    from wmlsearch.config import InputError
-
     try:
         return ipaddress.IPv4Address(host).is_loopback
     except ValueError:
@@ -174,8 +170,6 @@ def _is_loopback(host: str) -> bool:
 
 def _free_port(first: int, host: str) -> int:
     """Return the first free port of 100. Raises InputError if there is none, or if `host` is not of this machine."""
-    from wmlsearch.config import InputError
-
     for port in range(first, min(first + 100, 65536)):
         with socket.socket() as probe:
             try:

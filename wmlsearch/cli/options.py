@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
+from wmlsearch.errors import InputError
 from wmlsearch.runs.names import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def given() -> dict[str, click.Parameter]:
 
 def settings(**values: Any) -> RunSettings:
     """Return the validated settings. Raises InputError that names the options."""
-    from wmlsearch.config import InputError, RunSettings
+    from wmlsearch.config import RunSettings
 
     try:
         return RunSettings.from_mapping(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import json_output, options, remote
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import plural
 
 
@@ -24,7 +25,6 @@ def status(name: str | None, out: Path, cluster: str | None, storage: str | None
     """
     if cluster is not None:
         from wmlsearch.cluster.remote import status as status_on_cluster
-        from wmlsearch.config import InputError
 
         if as_json:
             raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import options, remote
+from wmlsearch.errors import InputError
 
 POLL_S = 0.2
 
@@ -29,7 +30,6 @@ def stop(name: str | None, out: Path, cluster: str | None) -> None:
 
         sys.exit(stop_on_cluster(cluster, name, options.say))
     from wmlsearch.cli.search_summary import state_in_words
-    from wmlsearch.config import InputError
     from wmlsearch.report.commands import resume_command, resume_note
     from wmlsearch.runs.folders import find_search
     from wmlsearch.runs.schema import RUNNING

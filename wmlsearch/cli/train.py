@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from wmlsearch.cli import options
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import plural
 
 _OF_RAY = ("gpus_per_worker", "ray_address", "storage")  # options that have no effect without Ray
@@ -66,7 +67,6 @@ def train(
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import TrainingDisplay
-    from wmlsearch.config import InputError
     from wmlsearch.runs.folders import RunDir, check_name, check_new
     from wmlsearch.runs.names import TRAIN, default_name
     from wmlsearch.space import SearchSpace

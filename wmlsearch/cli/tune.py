@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from wmlsearch.cli import options, remote
+from wmlsearch.errors import InputError
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.wording import plural
 
@@ -176,7 +177,6 @@ def tune(
 
 def _begun(name: str | None, resume: str | None, cluster: str | None, out: Path, storage: str | None) -> str | None:
     """Return the name of the search that `--continue` goes on with, or None if it has not begun, here or elsewhere."""
-    from wmlsearch.config import InputError
     from wmlsearch.runs.folders import SearchDir, check_name
     from wmlsearch.workflows.stored_search import is_copied
 
@@ -342,8 +342,6 @@ def _note_experiment(record: SearchRecord) -> None:
 
 def with_objectives(objectives: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with several objectives, which bring their own objective, sampler and scheduler."""
-    from wmlsearch.config import InputError
-
     given = options.given().keys() & SET_BY_OBJECTIVES
     if "objective" in given:
         raise InputError(
@@ -362,8 +360,6 @@ def _budgets() -> dict[str, Any]:
 
 def _check_only_budgets_change() -> None:
     """Refuse options that cannot be given with --resume. Raises InputError."""
-    from wmlsearch.config import InputError
-
     refused = [
         parameter.opts[0] if isinstance(parameter, click.Option) else "SPACE"
         for name, parameter in options.given().items()

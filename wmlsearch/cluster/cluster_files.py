@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import atomic_folder, write_text
 from wmlsearch.runs.wording import command
 from wmlsearch.space import shipped

@@ -18,7 +18,7 @@ import ray
 
 from wmlsearch.cluster.embedded import ObjectStore, embedded_variables, explain, object_store, session_parent
 from wmlsearch.cluster.ray_patches import AUTHENTICATION_REFUSED, quiet_raylets
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import prepared_environment, variables_set
 from wmlsearch.runs.interrupts import handlers_kept
 from wmlsearch.runs.machine import available_cpus

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wmlsearch.cluster.ray_up import LOOPBACK, ClusterFile, RayCommand, UnreachableError
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import variables_set
 from wmlsearch.runs.redaction import without_password
 

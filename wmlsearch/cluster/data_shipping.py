@@ -15,8 +15,8 @@ import ray
 from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.file_systems import NO_LOCKS
 
 PART_BYTES = 64 * 2**20

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import home_is_writable, loopback_exceptions
 from wmlsearch.runs.machine import Machine
 from wmlsearch.runs.scratch import SHARED_MEMORY, temporary_folders

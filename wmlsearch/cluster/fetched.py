@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wmlsearch.cluster.head_job import SearchSummary
 from wmlsearch.cluster.run_copies import copy_is_complete
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.copied_folders import last_work
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import SearchDir

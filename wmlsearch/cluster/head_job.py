@@ -25,8 +25,8 @@ from pydantic import BaseModel
 
 from wmlsearch.cluster.run_copies import GROWING, fetch_search
 from wmlsearch.cluster.transfer import fetch_data, is_fetched
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import SearchDir, created
 

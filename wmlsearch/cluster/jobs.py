@@ -25,7 +25,7 @@ from wmlsearch.cluster.dashboard import Dashboard
 from wmlsearch.cluster.head_job import ANSWER, REQUEST, HeadReport, HeadRequest
 from wmlsearch.cluster.ray_patches import JOB_STOP_VARIABLE, is_line_of_ray
 from wmlsearch.cluster.ray_up import UnreachableError
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import write_private
 from wmlsearch.space import shipped
 

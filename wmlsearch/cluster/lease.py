@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wmlsearch.cluster.storage import Storage, reason
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.process import Process
 
 _FILE = "lease.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from wmlsearch.cluster.ray_patches import RAY_COMMAND as RAY
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 CONNECT_S = 90.0  # starting `ray`, asking the cloud for the head, connecting
 SEND_S = 24 * 3600.0

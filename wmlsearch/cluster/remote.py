@@ -23,8 +23,8 @@ from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, lines_of, sea
 from wmlsearch.cluster.ray_up import ClusterFile, RayCommand, UnreachableError
 from wmlsearch.cluster.run_copies import fetch_search, searches
 from wmlsearch.cluster.transfer import fingerprint_of, is_fetched, upload_data
-from wmlsearch.config import InputError
 from wmlsearch.data.sealed_test import record_opening
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import RUNNING

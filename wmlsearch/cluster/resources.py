@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from wmlsearch.cluster.autoscaler import machines_that_may_come
 from wmlsearch.cluster.ray_patches import ON_HEAD, free_resources
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.machine import available_cpus, free_bytes
 from wmlsearch.runs.wording import plural
 

@@ -28,7 +28,7 @@ from typing import IO, Annotated, ClassVar, TypeVar, cast
 from pydantic import Field
 
 from wmlsearch.cluster.storage import Storage, reason
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import FULL, StorageError, retry_while_unavailable, write_text
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.redaction import without_password

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import NO_GPUS, RAY_OF_JOB, hip_devices, loopback_exceptions, set_variables
 from wmlsearch.runs.wording import plural
 

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path, PurePath
 
 from wmlsearch.cluster.storage import Storage, reason
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import MANIFEST
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import FULL, StorageError, read_json, retry_while_unavailable
 from wmlsearch.runs.redaction import without_password
 

@@ -13,13 +13,13 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from PIL import Image
 
-from wmlsearch.config import InputError
 from wmlsearch.data.geometry import VolumeGeometry, size_that_holds
 from wmlsearch.data.head_detection import Box
 from wmlsearch.data.labels import BACKGROUND, IGNORED, LESION, MaskRule
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, from_upright, upright
+from wmlsearch.errors import InputError
 
 
 @dataclass(frozen=True)

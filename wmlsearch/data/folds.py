@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import plural
 
 DEFAULT_FOLDS = 5

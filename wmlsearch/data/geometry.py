@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import axcodes2ornt
 
-from wmlsearch.config import InputError
 from wmlsearch.data.examine import VolumeFacts
 from wmlsearch.data.findings import Finding
 from wmlsearch.data.head_detection import Box
 from wmlsearch.data.nifti import Extent
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # slicing axis in RAS+
 MIN_THICKNESS = 1.25  # slices are thick when the longest voxel edge is longer than this times the next longest

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.certificate import DUPLICATES, FOLD_PAIRS, PAIRS, Certificate
 from wmlsearch.data.patient_names import first_lines
 from wmlsearch.data.slice_similarity import SliceSignature, near_matches
 from wmlsearch.data.slice_writer import VolumeTask
+from wmlsearch.errors import InputError
 
 ADVICE = (
     "give copies and follow-up scans of a patient the same patient id, or leave one out "

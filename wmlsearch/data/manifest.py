@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate
 from wmlsearch.data.findings import Finding, NamedFinding, lines, named
 from wmlsearch.data.geometry import VolumeGeometry
@@ -25,6 +24,7 @@ from wmlsearch.data.manifest_summary import as_html, one_line
 from wmlsearch.data.split import SPLITS
 from wmlsearch.data.stack import Array
 from wmlsearch.data.typed_json import from_json
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import command
 
 FORMAT = 4

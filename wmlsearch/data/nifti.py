@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from wmlsearch.config import InputError
 from wmlsearch.data.findings import Finding, about_other_file
 from wmlsearch.data.grids import (
     EDGES_MM,
@@ -39,6 +38,7 @@ from wmlsearch.data.non_finite import (
 from wmlsearch.data.number_type import check_number_type
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array, Stack, VolumeFault, unreadable, upright
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import percent
 
 MAX_VOXELS = 2**28  # 645 x 645 x 645; they are read into memory

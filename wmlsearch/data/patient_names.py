@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 MOST_LINES = 20  # of a refusal
 SESSION_WORDS = "ses|session|visit|months?|timepoint|tp|follow-?up|fu|baseline"

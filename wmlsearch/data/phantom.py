@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from wmlsearch.config import InputError
 from wmlsearch.data.phantom_anatomy import Head
 from wmlsearch.data.phantom_lesions import EASY_LESIONS, HARD_LESIONS, draw_lesions, follow_up
 from wmlsearch.data.phantom_scanner import EASY_SCANNER, HARD_SCANNERS, Grid, Shape, add_lesions, render_head, scan
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import atomic_folder, check_output_folder
 from wmlsearch.runs.wording import plural
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.certificate import Certificate, certify
 from wmlsearch.data.contact_sheet import draw_contact_sheet
 from wmlsearch.data.cutting import CutSlices, cut
@@ -39,6 +38,7 @@ from wmlsearch.data.slice_writer import SliceWriter, VolumeTask
 from wmlsearch.data.sources import Discovery, Source, survey
 from wmlsearch.data.split import SPLITS, assign
 from wmlsearch.data.worker_pool import CallEach, worker_pool
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import atomic_folder, check_output_folder
 from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import plural

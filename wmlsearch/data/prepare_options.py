@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.geometry import PLANES
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.sources.choices import Choices, selection_faults
+from wmlsearch.errors import InputError
 
 PAPER_PROTOCOL = {"plane": "sagittal", "keep": "lesion", "split": "image"}  # what `--protocol paper` stands for
 CHOICES: dict[str, tuple[str | None, ...]] = {

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import read_json, write_private
 
 FORMAT = 1

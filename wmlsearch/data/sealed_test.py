@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
 from wmlsearch.data.examine import examine
 from wmlsearch.data.geometry import VolumeGeometry
@@ -31,6 +30,7 @@ from wmlsearch.data.manifest import (  # fmt: skip
 )
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import append_line, read_lines
 
 

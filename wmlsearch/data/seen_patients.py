@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut
 from wmlsearch.data.examine import VolumeFacts, examine
 from wmlsearch.data.geometry import VolumeGeometry, place_window
@@ -17,6 +16,7 @@ from wmlsearch.data.patient_names import first_lines
 from wmlsearch.data.slice_similarity import slice_signatures
 from wmlsearch.data.slices import open_array
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.runs.schema import FolderRecord, SplitCertificate
 
 Progress = Callable[[str, int, int], None]  # stage, volumes done, volumes in all

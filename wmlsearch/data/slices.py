@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.head_grey import slice_head_grey
 from wmlsearch.data.labels import IGNORED, LESION
 from wmlsearch.data.manifest import IMAGES, MASKS, PREPARE_AGAIN, Manifest
 from wmlsearch.data.network_input import scale_grey_values
 from wmlsearch.data.stack import Array
+from wmlsearch.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.spelling import same_names
+from wmlsearch.errors import InputError
 
 SPLITS = ("train", "val", "test")
 MAX_NAMES = 12  # more are cut in messages

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from typing import Any
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.machine import available_cpus, free_bytes
 
 CallEach = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]  # function, arguments -> results

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from wmlsearch import __version__
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.inference.postprocessing import Postprocessing
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel, build_unet, check_threshold, common_preprocessing

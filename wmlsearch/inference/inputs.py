@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.bids_files import SESSION, SUBJECT
 from wmlsearch.data.sources.case_names import entities
@@ -17,6 +16,7 @@ from wmlsearch.data.sources.flair_images import find_flair_images
 from wmlsearch.data.sources.patient_pattern import check_pattern, match_names
 from wmlsearch.data.sources.source import NIFTI_TYPES, PICTURE_TYPES, Source, is_nifti, is_picture, shown_name, stem
 from wmlsearch.data.spelling import composed
+from wmlsearch.errors import InputError
 from wmlsearch.inference.lesion_table import LESION_TABLE
 from wmlsearch.runs.names import natural_key
 from wmlsearch.runs.wording import plural

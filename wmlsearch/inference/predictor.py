@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array
+from wmlsearch.errors import InputError
 from wmlsearch.inference.preprocessing import slicing_geometry
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 

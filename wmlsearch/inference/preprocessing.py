@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from wmlsearch.config import InputError
 from wmlsearch.data.examine import VolumeFacts, examine_head
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, PLANES, VolumeGeometry, place_window
 from wmlsearch.data.head_detection import HeadRegion
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
+from wmlsearch.errors import InputError
 from wmlsearch.inference.suitability import coarse_slices, head_outside_window, scaled_alone
 
 SCALED_BY = ("volume", "picture")

@@ -12,11 +12,11 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import upright_slices
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources.source import NIFTI_TYPES
 from wmlsearch.data.stack import Array
+from wmlsearch.errors import InputError
 from wmlsearch.inference.inputs import InputImage
 from wmlsearch.inference.lesion_table import LESION_TABLE
 from wmlsearch.inference.overlay import draw_overlay

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.network_input import scale_grey_values, stack_positions
+from wmlsearch.errors import InputError
 from wmlsearch.inference.graphed_networks import networks_on
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.preprocessing import Preprocessing

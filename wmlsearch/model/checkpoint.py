@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from wmlsearch.config import VALUES_BEFORE, InputError, TrialConfig, short_repr
+from wmlsearch.config import VALUES_BEFORE, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError, short_repr
 from wmlsearch.runs.files import retry_while_unavailable, write_bytes
 
 CHECKPOINT_FORMAT = 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.geometry import PLANES
 from wmlsearch.data.head_grey import has_head_grey
 from wmlsearch.data.manifest import PREPARE_AGAIN, Manifest
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 
 
 def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.model.loss_kernels import fused_slice_losses
 from wmlsearch.model.losses import LossFunction
 from wmlsearch.model.unet import Layers

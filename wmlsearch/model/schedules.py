@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
+from wmlsearch.errors import InputError
 
 POLY_POWER = 0.9  # of nnU-Net and DeepLab
 

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from wmlsearch.config import InputError, TrialConfig
+from wmlsearch.config import TrialConfig
 from wmlsearch.data.augmentation import Augmentation
 from wmlsearch.data.geometry import PLANES
 from wmlsearch.data.slices import PreparedData, batches, batches_with_share
+from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import (
     CHECKPOINT_FORMAT,
     RESTORE_HINT,

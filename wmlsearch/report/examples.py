@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from wmlsearch.config import InputError
 from wmlsearch.data.labels import LESION
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.report.figure_style import (
     BASELINE_COLOUR,

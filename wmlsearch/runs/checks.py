@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import read_lines
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, find, find_search
 from wmlsearch.runs.names import ROLES

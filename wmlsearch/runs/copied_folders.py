@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, every
 from wmlsearch.runs.liveness import Liveness
 from wmlsearch.runs.wording import command, run_words

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.machine import available_cpus
 from wmlsearch.runs.scratch import scratch_folder
 

@@ -14,7 +14,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE_S = 600.0  # how long to wait for a storage that does not answer

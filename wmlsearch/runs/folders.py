@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
+from wmlsearch.errors import InputError
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.locations import with_name

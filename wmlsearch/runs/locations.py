@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wmlsearch.errors import InputError
+
 
 def split_options(location: str) -> tuple[str, str]:
     """Return a location without slashes at its end and options, and the options with their "?", or "".
@@ -16,8 +18,6 @@ def split_options(location: str) -> tuple[str, str]:
 
 def location_below(location: str, *parts: str) -> str:
     """Return the location of a folder in this one. Raises InputError for a part that would stay here or leave it."""
-    from wmlsearch.config import InputError  # here, since it imports pydantic, which would slow down each command
-
     for part in parts or ("",):
         if any(name in ("", ".", "..") for name in part.split("/")):
             raise InputError(f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path")

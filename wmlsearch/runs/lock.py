@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.file_systems import NO_LOCKS, lasting_inode
 from wmlsearch.runs.files import StorageError, writing
 from wmlsearch.runs.process import Process

@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from wmlsearch.config import VALUES_BEFORE, InputError, RunSettings, TrialConfig, validation_faults
+from wmlsearch.config import VALUES_BEFORE, RunSettings, TrialConfig, validation_faults
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import read_json
 from wmlsearch.runs.names import trial_name
 from wmlsearch.space import SearchSpace

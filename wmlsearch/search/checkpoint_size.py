@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.errors import InputError
 from wmlsearch.model.optimizers import OPTIMIZER_STATE
 from wmlsearch.model.unet import UNet
 from wmlsearch.search.pbt import most_snapshots

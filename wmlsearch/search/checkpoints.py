@@ -18,7 +18,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from wmlsearch.cluster.storage import Storage, file_system, reason
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import retry_while_unavailable
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import front

@@ -12,7 +12,8 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values

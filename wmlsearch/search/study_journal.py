@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.files import append, cut_torn_line, read_lines, write_bytes
 
 TRIAL_NUMBER = "trial"  # user attribute of a study's trial: the search's own number of it

@@ -11,8 +11,8 @@ from torch import distributed
 
 from wmlsearch.cluster.compiled_networks import CompiledNetworks
 from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
-from wmlsearch.config import InputError
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import check_same_training, load_checkpoint
 from wmlsearch.model.ranks import in_process_group
 from wmlsearch.model.steps import Diverged

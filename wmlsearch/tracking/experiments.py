@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import is_loopback
 from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.names import EXPERIMENT

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.helper_process import start_helper
 from wmlsearch.runs.redaction import without_password

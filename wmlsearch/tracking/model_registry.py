@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.tracking.client import connected
 from wmlsearch.tracking.problems import why

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmlsearch.config import InputError
 from wmlsearch.data.certificate import OPTIMISTIC
+from wmlsearch.errors import InputError
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Verdict
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.names import PAPER, ROLES, SEARCH, TRIAL

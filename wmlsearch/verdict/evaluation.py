@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wmlsearch.config import InputError
 from wmlsearch.data.cutting import cut, expert_mask, restore
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.head_grey import has_head_grey
 from wmlsearch.data.manifest import PREPARE_AGAIN, Manifest
 from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
+from wmlsearch.errors import InputError
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import BATCH, HERE, Predictions, mean_probabilities
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry, spacing_fault

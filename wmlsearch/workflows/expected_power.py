@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.copied_folders import by_key
 from wmlsearch.runs.evaluation import ConfigurationClaim
 from wmlsearch.runs.folders import SearchDir, every

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import ExportedModel, is_exported, load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.checks import open_run

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from wmlsearch.config import InputError
+from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import RAY_OF_JOB
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.locations import location_below

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.geometry import VolumeGeometry
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
 from wmlsearch.inference.lesion_table import LESION_TABLE, LesionRow, lesion_csv

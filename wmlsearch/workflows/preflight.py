@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wmlsearch.config import PAPER_EPOCHS, InputError, RunSettings, TrialConfig
+from wmlsearch.config import PAPER_EPOCHS, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
 from wmlsearch.runs.folders import RunDir, SearchDir, check_new

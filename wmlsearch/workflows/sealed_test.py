@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import openings
 from wmlsearch.data.seen_patients import check_unseen
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, InputError, RunSettings
+from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, RunSettings
 from wmlsearch.config import default_epochs as epochs_of_slices
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.objectives import objective_warnings
 from wmlsearch.runs.wording import command, plural

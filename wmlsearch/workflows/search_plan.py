@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmlsearch.config import InputError, RunSettings
+from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import EXPERIMENT
 from wmlsearch.runs.schema import DataRecord, SearchRecord

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmlsearch.config import InputError
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.errors import InputError
 from wmlsearch.runs.copied_folders import path_to_set_aside
 from wmlsearch.runs.files import atomic_folder
 from wmlsearch.runs.folders import AnyDir, SearchDir, check_name, find_search

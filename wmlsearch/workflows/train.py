@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wmlsearch.config import InputError, RunSettings, TrialConfig
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
 from wmlsearch.model.compile_cache import ArtifactStore
 from wmlsearch.model.kernels import selected_kernels

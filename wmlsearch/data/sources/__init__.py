@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import alike_names
 from wmlsearch.data.sources import bids, datalist, nnunet, pairs, table
 from wmlsearch.data.sources.choices import Choices
@@ -17,6 +16,7 @@ from wmlsearch.data.sources.content import content_faults, uninstalled
 from wmlsearch.data.sources.findings import Discovery, Findings, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_folders
 from wmlsearch.data.sources.source import Source
+from wmlsearch.errors import InputError
 from wmlsearch.runs.names import natural_key
 
 __all__ = ["LAYOUTS", "Choices", "Discovery", "Source", "Unused", "discover", "survey"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from wmlsearch.config import short_repr
+from wmlsearch.errors import short_repr
 
 ABSENT = "none"  # as a value: the file does not have the entity
 

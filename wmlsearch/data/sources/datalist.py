@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import InputError, short_repr
 from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
 from wmlsearch.data.sources.findings import Findings, Unused, first_names
@@ -26,6 +25,7 @@ from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.missing_values import is_missing
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, stem
 from wmlsearch.data.spelling import composed, decomposed
+from wmlsearch.errors import InputError, short_repr
 from wmlsearch.runs.wording import plural
 
 FILES = ("datalist.json", "dataset.json")  # looked for where RAW is a folder

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wmlsearch.config import InputError
 from wmlsearch.data.sources.source import Source
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import plural
 
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from wmlsearch.config import InputError, short_repr
+from wmlsearch.errors import InputError, short_repr
 from wmlsearch.runs.wording import plural
 
 TIMEOUT_S = 10.0  # for the names of all files

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import InputError
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.findings import Findings, first_names
 from wmlsearch.data.sources.layout import (
@@ -30,6 +29,7 @@ from wmlsearch.data.sources.layout import (
 )
 from wmlsearch.data.sources.missing_values import is_missing, text_or_empty
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture
+from wmlsearch.errors import InputError
 from wmlsearch.runs.wording import plural
 
 SITE_COLUMNS = ("site", "scanner")
