@@ -268,9 +268,10 @@ class RunSettings(_Strict):
         PAPER_EPOCHS,
         ge=1,
         le=100_000,
-        description="Maximum epochs of a training. Where they are not given, `tune`, `plan` and `train` take as many "
-        f"as give the steps of the paper's training on the data: {PAPER_EPOCHS} to {MAX_DEFAULT_EPOCHS}.",
-        json_schema_extra={"default_shown": f"by the data, {PAPER_EPOCHS} to {MAX_DEFAULT_EPOCHS}"},
+        description="Maximum number of epochs of a training. Default of `tune`, `plan` and `train`: enough epochs to "
+        "match the paper's number of training steps on your data, "
+        f"from {PAPER_EPOCHS} to {MAX_DEFAULT_EPOCHS}. The command prints the number.",
+        json_schema_extra={"default_shown": f"depends on the data, {PAPER_EPOCHS} to {MAX_DEFAULT_EPOCHS}"},
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number.")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
@@ -360,8 +361,8 @@ class RunSettings(_Strict):
     )
     postprocessing: Literal["auto", "none"] = Field(
         "auto",
-        description="Mirror averaging and removal of small lesions in the final models: `auto` where they raise the "
-        "Dice of patients that the networks were not trained on by more than chance, or `none`.",
+        description="Mirror averaging and removal of small lesions in the final models. `auto`: each is used if it "
+        "raises Dice, by more than chance, on patients that a network was not trained on. `none`: never.",
     )
     forecast: bool = Field(True, description="Forecast what the search will cost, before its first trial.")
 

@@ -59,7 +59,7 @@ def test_a_search_grows_from_no_machine_to_two_and_back(tmp_path: Path, workers:
         assert set(seen["groups"]) == {"REMOVED"}
         assert f"0 of {2 // workers} slot" in seen["log"]
         assert "waiting for the cluster to start machines for a trial of" in seen["log"]
-        assert "machines for a trial have come after " in seen["log"]
+        assert "machines for the first trial are ready (" in seen["log"]
         search = SearchDir(folder / "runs" / "s")
         assert len(search.trials()) == 4 // workers
         assert {run.state for run in (*search.trials(), *search.finals())} <= set(GOOD)

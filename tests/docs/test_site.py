@@ -60,7 +60,7 @@ def test_the_reference_has_every_field_with_its_meaning(site: Path, model: type[
         if len(cells := [cell.get_text(" ", strip=True) for cell in row.find_all("td")]) == 4
     }
     assert list(rows) == list(model.model_fields)
-    by_data = {"epochs": "by the data, 18 to 200"}  # where the commands compute the default
+    by_data = {"epochs": "depends on the data, 18 to 200"}  # where the commands compute the default
     for name, (values, default, meaning) in rows.items():
         field = model.model_fields[name]
         assert field.description, f"{name} has no description"

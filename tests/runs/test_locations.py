@@ -30,7 +30,9 @@ def test_a_part_that_is_no_name_is_refused(part: str) -> None:
         location_below("s3://bucket/path", part, "run-folder")
     with pytest.raises(InputError):
         location_below("s3://bucket/path", *Path().parts)
-    assert str(error.value) == f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path"
+    assert (
+        str(error.value) == f"{part!r}: is not a valid folder name in a storage; give the name of a search, or its path"
+    )
 
 
 def test_the_folder_that_dots_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

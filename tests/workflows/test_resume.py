@@ -85,7 +85,7 @@ def test_a_resumed_search_says_which_trials_go_on_and_which_begin_again(tmp_path
         run.set_status(state)
     assert tune_workflow._resume_message(search, plan) == (
         "s is resumed: 1 of 9 trials have ended; trial-0001, trial-0003 continue from their last checkpoints; "
-        "trial-0002 begins again, without a finished epoch"
+        "trial-0002 restarts from epoch 1, because no epoch had finished"
     )
 
 

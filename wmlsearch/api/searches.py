@@ -195,8 +195,8 @@ def tune(
         experiment: MLflow experiment. None: `MLFLOW_EXPERIMENT_NAME`, or `wmlsearch`.
         say: Called with each message, such as a line for each trial that ends. `print` shows them.
         progress: Called as `progress(step, done, total)` while data are prepared and the sealed test is evaluated.
-        settings: Those of `RunSettings`, such as `trials=20`, `epochs=18` or `scheduler="none"`. Without `epochs` they
-            are as many as give the steps of the paper's training, which is said.
+        settings: Fields of `RunSettings`, such as `trials=20`, `epochs=18` or `scheduler="none"`. Default of `epochs`:
+            enough to match the paper's number of training steps on your data, from 18 to 200. `say` gets the number.
 
     Raises:
         InputError: For what cannot run, before a folder is made.

@@ -16,7 +16,7 @@ from wmlsearch.errors import InputError
 @click.command(short_help="Write a synthetic FLAIR cohort with known lesions.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--patients", type=int, default=20, show_default=True, help="Number of patients.")
-@click.option("--timepoints", type=int, default=2, show_default=True, help="Scans of each patient.")
+@click.option("--timepoints", type=int, default=2, show_default=True, help="Number of scans per patient.")
 @click.option(
     "--shape",
     default="128x128x24",
@@ -29,7 +29,7 @@ from wmlsearch.errors import InputError
     type=float,
     default=1.0,
     show_default=True,
-    help="Factor on the diameters of the lesions. Larger ones are fewer and easier to find.",
+    help="Factor by which the diameters of the lesions are multiplied. Larger lesions are fewer and easier to find.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option(
@@ -37,7 +37,7 @@ from wmlsearch.errors import InputError
     type=click.Choice(["easy", "hard"]),
     default="easy",
     show_default=True,
-    help="hard: three scanners, lesions down to 3 mm, and more that looks like lesions.",
+    help="hard: three scanners, lesions as small as 3 mm, and more structures that look like lesions.",
 )
 def phantom(out: Path, patients: int, timepoints: int, shape: str, lesion_size: float, seed: int, cohort: str) -> None:
     """Write a synthetic FLAIR cohort with known lesions, as a raw BIDS data set.
@@ -84,22 +84,22 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Show which images and masks would be taken, which not and why. Writes nothing, and needs no OUT.",
+    help="Show which images and masks would be used, which would not, and why. Writes nothing and needs no OUT.",
 )
 @click.option(
     "--select",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Which image of a scan, where there are several: a BIDS entity (acq=3D), derivative=FOLDER, suffix=T2w, "
-    "name='*PATTERN*', or channel=0 of nnU-Net and MONAI. none is the value of what a name lacks. May be repeated; of "
-    "several values of a key the first is preferred.",
+    help="Select the image of a scan that has several: by a BIDS entity (acq=3D), derivative=FOLDER, suffix=T2w, "
+    "name='*PATTERN*', or channel=0 (nnU-Net and MONAI). KEY=none selects names without that key. May be repeated; if "
+    "a key is given several values, the first one that exists is used.",
 )
 @click.option(
     "--mask-select",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Which mask of a scan: desc=rater1, derivative=FOLDER, suffix=dseg and so on. A mask that names something "
-    "else than lesions is taken only if it is asked for.",
+    help="Select the mask of a scan in the same way: desc=rater1, derivative=FOLDER, suffix=dseg. A mask whose name "
+    "says that it shows something other than lesions is used only if it is selected here.",
 )
 @click.option(
     "--plane",
@@ -127,50 +127,54 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 )
 @click.option(
     "--train-patients",
-    help="Training patients by name, separated by commas. There is one validation set then, and no folds.",
+    help="Training patients by name, separated by commas. There is then one validation set and no folds.",
 )
 @click.option("--val-patients", help="Validation patients by name, separated by commas: the first fold.")
 @click.option("--test-patients", help="Test patients by name, separated by commas.")
 @click.option(
     "--folds",
     type=int,
-    help="Folds into which the training and validation patients are dealt, with similar lesion loads and sites. Trials "
-    "validate on the first fold, final runs on one after another. 1: one validation set.  [default: 5, or fewer where "
-    "fewer patients have lesions]",
+    help="Number of folds. Training and validation patients are divided into folds with similar lesion loads and "
+    "sites. Trials validate on the first fold, final runs on each fold in turn. 1: one validation set.  [default: 5, "
+    "or fewer if fewer patients have lesions]",
 )
 @click.option(
     "--allow-leakage",
     is_flag=True,
-    help="Allow --split image, and count slices that are in two splits instead of refusing them. Where there are any, "
-    "and with --split image, all results are marked as optimistic.",
+    help="Allow --split image, and count slices that are in two splits instead of refusing them. If there are such "
+    "slices, or with --split image, all results are marked as optimistic.",
 )
 @click.option(
     "--lesion-label",
     "lesion_labels",
     multiple=True,
     metavar="L",
-    help="Label of the masks that is lesion, such as 1; labels without an option are background. Several: separated by "
-    "commas, or give the option several times.",
+    help="Mask label that means lesion, such as 1. Labels that no option names are background. Several labels: "
+    "separate them by commas, or repeat the option.",
 )
 @click.option(
     "--ignore-label",
     "ignore_labels",
     multiple=True,
     metavar="L",
-    help="Label of the masks that is left out of training, validation and every score, such as 2 (other pathology) in "
-    "the WMH challenge. Several: as above.",
+    help="Mask label that is excluded from training, validation and every score, such as 2 (other pathology) in the "
+    "WMH challenge. Several labels: as above.",
 )
-@click.option("--mask-threshold", type=float, help="Mask values above it are lesion. For masks without labels.")
+@click.option(
+    "--mask-threshold",
+    type=float,
+    help="Mask values above this one are lesion. For masks of probabilities or grey values.",
+)
 @click.option(
     "--nan-background",
     is_flag=True,
-    help="Take voxels that are NaN or infinite for background wherever they are, not only from the border of a volume "
-    "on. For images that were masked by a threshold.",
+    help="Treat all NaN or infinite voxels as background, not only those connected to the border of the volume. For "
+    "images that were masked by a threshold.",
 )
 @click.option(
     "--patient-pattern",
     metavar="REGEX",
-    help="Finds the patient in a file name (images/ and masks/, nnU-Net, MONAI).",
+    help="Regular expression that finds the patient in a file name (images/ and masks/, nnU-Net, MONAI).",
 )
 @click.option(
     "--protocol", type=click.Choice(["paper"]), help="paper: sagittal, annotated slices only, image-level split."
@@ -184,9 +188,12 @@ def _labels(option: str, values: tuple[str, ...]) -> tuple[float, ...]:
 @click.option(
     "--pseudonyms",
     type=click.Path(path_type=Path),
-    help="Pseudonymise with this table of an earlier cohort: its patients keep their pseudonyms, others are added.",
+    help="Pseudonymise with the table of an earlier cohort. Patients in this table keep their pseudonyms; others are "
+    "added to it.",
 )
-@click.option("--jobs", type=int, help="Processes.  [default: by cores and size of the files]")
+@click.option(
+    "--jobs", type=int, help="Number of processes.  [default: depends on the cores and the size of the files]"
+)
 @options.seed
 def prepare(
     raw: Path, out: Path | None, dry_run: bool, pseudonymise: bool, pseudonyms: Path | None, **options: Any
@@ -196,8 +203,9 @@ def prepare(
     RAW is a BIDS folder, a CSV table (patient,timepoint,image,mask, and site or scanner if known), an nnU-Net folder,
     a MONAI or Decathlon list (datalist.json), or a folder with images/ and masks/. --dry-run shows how it is read.
 
-    The test patients are sealed in OUT/sealed, the others are dealt into folds. Slices that are in two splits or folds
-    are refused, also as JPEG, scaled, shifted or mirrored copies, and so are patients under two names (p1 and P01).
+    The test patients are sealed in OUT/sealed; the others are divided into folds. `prepare` refuses slices that occur
+    in two splits or folds, including JPEG, scaled, shifted and mirrored copies, and patients under two names (p1 and
+    P01).
 
     Example: wmlsearch prepare path/to/bids prepared --plane axial
     """

@@ -22,13 +22,15 @@ from wmlsearch.tracking.server import LOOPBACK
 @click.option(
     "--experiment",
     metavar="NAME",
-    help="MLflow experiment of what this MLflow has not yet.  [default: the one that the search or run was begun with]",
+    help="MLflow experiment for runs that this MLflow server does not have yet.  [default: the experiment with which "
+    "the search or run was started]",
 )
 def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | None) -> None:
-    """Copy anything missing in MLflow for a search or run (default: all of OUT). Running it twice changes nothing.
+    """Copy everything of a search or run (default: all of OUT) that MLflow does not have yet. Running it twice changes
+    nothing.
 
-    A run that is damaged, or that MLflow refuses, is reported at the end; the others are copied. Of several folders of
-    one search, such as a backup, the one that has come furthest is copied.
+    A run that is damaged, or that MLflow refuses, is reported at the end; the others are copied. If a search has
+    several folders, such as a backup, the one with the most progress is copied.
 
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
@@ -90,8 +92,14 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
 @click.command(short_help="Show the runs in MLflow's UI.")
 @options.out
 @options.uri
-@click.option("--port", type=int, default=5000, show_default=True, help="The first free port from this one on is used.")
-@click.option("--host", default=LOOPBACK, show_default=True, help="The IPv4 address to listen on.")
+@click.option(
+    "--port",
+    type=int,
+    default=5000,
+    show_default=True,
+    help="Port of the UI. If it is taken, the next free one is used.",
+)
+@click.option("--host", default=LOOPBACK, show_default=True, help="IPv4 address to listen on.")
 @remote.cluster
 def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | None) -> None:
     """Show the runs in MLflow's UI, at 127.0.0.1, until Ctrl-C.

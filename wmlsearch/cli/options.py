@@ -56,8 +56,8 @@ uri = click.option(
 uri_of_named_run = click.option(
     "--mlflow-uri",
     envvar="MLFLOW_TRACKING_URI",
-    help="MLflow tracking server or store; or set MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db; of a search "
-    "or run named by its path, mlflow.db beside it]",
+    help="MLflow tracking server or store; or set MLFLOW_TRACKING_URI.  [default: sqlite:///OUT/mlflow.db; for a "
+    "search or run that is given by its path, mlflow.db beside its folder]",
 )
 experiment = click.option(
     "--experiment",
@@ -70,7 +70,8 @@ experiment = click.option(
 model_uri = click.option(
     "--mlflow-uri",
     envvar="MLFLOW_TRACKING_URI",
-    help="MLflow registry of models:/ names; or set MLFLOW_TRACKING_URI.  [default: sqlite:///RUNS/mlflow.db]",
+    help="MLflow server or store that resolves models:/ names; or set MLFLOW_TRACKING_URI.  [default: "
+    "sqlite:///RUNS/mlflow.db]",
 )
 data = click.option(
     "--data",
@@ -80,7 +81,8 @@ data = click.option(
 epochs = click.option(
     "--epochs",
     type=int,
-    help="Maximum number of epochs of each training.  [default: as many steps as the paper's training had; 18 to 200]",
+    help="Maximum number of epochs of each training.  [default: enough to match the paper's number of training steps "
+    "on your data, from 18 to 200; the command prints the number]",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 ray_address = click.option(
@@ -92,7 +94,7 @@ storage = click.option(
     "--storage",
     envvar="WMLSEARCH_STORAGE",
     help="Folder or URI that all machines can reach, for checkpoints and a copy of the run folder; or set "
-    "WMLSEARCH_STORAGE.  [default: checkpoints are in the run folders]",
+    "WMLSEARCH_STORAGE.  [default: no copy; checkpoints are in the run folders]",
 )
 gpus_per_worker = click.option("--gpus-per-worker", type=float, help="GPUs of each worker.  [default: 1 if available]")
 trials_per_gpu = click.option(
@@ -101,14 +103,14 @@ trials_per_gpu = click.option(
     default="1",
     show_default=True,
     callback=lambda _context, _option, given: int(given) if re.fullmatch("[0-9]{1,9}", given) else given,
-    help="Trials that share a GPU. auto: measure the fastest number that fits into its memory.",
+    help="Number of trials that share a GPU. auto: measure which number is fastest and fits into the GPU's memory.",
 )
 precision = click.option(
     "--precision",
     default="auto",
     show_default=True,
     type=SettingChoice("precision"),
-    help="Number format of the training. auto: bfloat16 if the hardware supports it.",
+    help="Floating-point format of the training. auto: bfloat16 if the hardware supports it.",
 )
 objective = click.option(
     "--objective",
@@ -116,9 +118,9 @@ objective = click.option(
     default="val_dice_patients_best",
     show_default=True,
     metavar="METRIC",
-    help="Metric of validation to maximise, which also selects the epoch whose weights are kept: "
+    help="Validation metric to maximise. It also selects the epoch whose weights are kept. One of "
     "val_dice_patients_best, val_dice_best (pooled over pixels), val_dice, val_iou, val_soft_dice, "
-    "val_average_precision or val_dice_patients.",
+    "val_average_precision and val_dice_patients.",
 )
 trials = click.option("--trials", type=int, default=20, show_default=True, help="Number of configurations to try.")
 workers_per_trial = click.option(
@@ -127,7 +129,7 @@ workers_per_trial = click.option(
 grace_epochs = click.option(
     "--grace-epochs",
     type=int,
-    help="No trial is stopped early before this epoch. With pbt, trials are compared at each multiple of it.  "
+    help="No trial is stopped early before this epoch. With pbt, trials are compared at each multiple of this number.  "
     "[default: a third of the epochs, at least 2; predictive and pbt: 2]",
 )
 reduction_factor = click.option(
@@ -136,8 +138,8 @@ reduction_factor = click.option(
     type=int,
     default=3,
     show_default=True,
-    help="The best 1/N of the trials that reach a rung go on, and the next rung is at N times its epoch: asha, "
-    "hyperband and predictive.",
+    help="At each rung, about the best 1/N of the trials continue. The next rung is at N times the epoch of this rung. "
+    "For asha, hyperband and predictive.",
 )
 no_baseline = click.option(
     "--no-baseline", is_flag=True, help="Search only: no final runs, no sealed test, no verdict."
@@ -154,14 +156,15 @@ confirm_seeds = click.option(
     type=int,
     default=2,
     show_default=True,
-    help="Runs of each of these configurations, each with another seed and fold.",
+    help="Selection runs per configuration (see --confirm-top), each with another seed and fold.",
 )
 final_runs = click.option(
     "--final-runs",
     type=int,
     default=5,
     show_default=True,
-    help="New runs of champion and baseline, one per fold, that are judged on the sealed test.",
+    help="Number of new runs of the champion and of the baseline, each on the next fold. Their models are compared on "
+    "the sealed test patients.",
 )
 
 postprocessing = click.option(
@@ -169,8 +172,8 @@ postprocessing = click.option(
     type=click.Choice(["auto", "none"]),
     default="auto",
     show_default=True,
-    help="Mirror averaging and removal of small lesions in the final models: where they help on patients that the "
-    "networks were not trained on, or nowhere.",
+    help="auto: use mirror averaging and remove small lesions in the final models, each only if it raises Dice on "
+    "patients that a network was not trained on. none: never.",
 )
 
 

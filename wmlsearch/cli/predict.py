@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 @click.option(
     "--ensemble/--single",
     default=None,
-    help="Average all networks of the model, or use the first alone. Of an average, the table lists both results.  "
-    "[default: average]",
+    help="Average all networks of the model, or use only the first. When averaging, lesions.csv also has a row for the "
+    "first network alone.  [default: average]",
 )
 @click.option(
-    "--nan-background", is_flag=True, help="Take voxels that are NaN or infinite for background wherever they are."
+    "--nan-background",
+    is_flag=True,
+    help="Treat all NaN or infinite voxels as background, not only those connected to the border of the volume.",
 )
 @click.option(
     "--patient-pattern",
     metavar="REGEX",
-    help="Finds the patient in the names of pictures, and the slices of a volume with it, as for prepare.  "
-    "[default: sub- and ses- in the names]",
+    help="Regular expression that finds the patient in the name of a picture, as in prepare. Pictures of the same "
+    "patient are the slices of one volume.  [default: sub- and ses- in the names]",
 )
 @options.runs
 @options.model_uri

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 cluster = click.option(
     "--cluster",
     metavar="FILE|ADDRESS",
-    help="Run the command on the head of this Ray cluster, and follow it from here: the file of `ray up`, or the "
-    "address of the dashboard, such as http://127.0.0.1:8265 (then with --storage).",
+    help="Run the command on the head of this Ray cluster, and show its output here. FILE is the cluster file of `ray "
+    "up`. ADDRESS is that of the dashboard, such as http://127.0.0.1:8265; it needs --storage.",
 )
 
 storage = click.option(
     "--storage",
     envvar="WMLSEARCH_STORAGE",
-    help="With --cluster: the storage of the search, where its results are if the cluster is reached by the address of "
-    "its dashboard, or is gone; or set WMLSEARCH_STORAGE.",
+    help="With --cluster: the search's storage. Results are fetched from it if --cluster is a dashboard address, or if "
+    "the cluster no longer exists. Or set WMLSEARCH_STORAGE.",
 )
 
 

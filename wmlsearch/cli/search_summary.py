@@ -52,14 +52,14 @@ def show_search(console: Console, search: SearchDir) -> None:
 
 
 def state_in_words(run: AnyDir) -> str:
-    """Return the state of a search or run: "running", or "its process is gone since 14:02"."""
+    """Return the state of a search or run: "running", or "its process has been gone since 14:02"."""
     state, liveness = run.state, Liveness.of(run)
     if state != RUNNING or liveness.process == ALIVE:
         return state
     if liveness.process == GONE:
         elsewhere = f" (it was {liveness.owner})" if liveness.is_elsewhere else ""
-        return f"its process is gone since {clock(liveness.last_sign)}{elsewhere}"
-    return f"no sign of life since {clock(liveness.last_sign)} of {liveness.owner}"
+        return f"its process has been gone since {clock(liveness.last_sign)}{elsewhere}"
+    return f"{liveness.owner} has written nothing since {clock(liveness.last_sign)}"
 
 
 def _line_to_go_on(search: SearchDir, trials: str) -> str:

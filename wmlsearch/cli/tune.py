@@ -34,50 +34,56 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.argument("space", default="unet")
 @options.data
 @click.option(
-    "--resume", metavar="NAME", help="Resume a search that was stopped or died, with --storage also on another machine."
+    "--resume",
+    metavar="NAME",
+    help="Resume a search that was stopped or whose process died. With --storage, this also works on another machine.",
 )
 @click.option(
     "--continue",
     "continue_",
     is_flag=True,
-    help="Go on with the search --name if it has begun already, else begin it: for batch jobs, which are run again.",
+    help="Resume the search --name if it exists, otherwise start it. For batch jobs that may run more than once.",
 )
 @options.trials
-@click.option("--max-hours", type=float, help="Time budget in hours, final runs included.")
-@click.option("--max-gpu-hours", type=float, help="Budget of GPU hours, final runs included.")
-@click.option("--max-epochs-total", type=int, help="Budget of epochs of all trials and final runs together.")
-@click.option("--target-dice", type=float, help="End the trials when one reaches this Dice on validation patients.")
+@click.option("--max-hours", type=float, help="Time budget in hours, including the final runs.")
+@click.option("--max-gpu-hours", type=float, help="Budget in GPU hours, including the final runs.")
+@click.option("--max-epochs-total", type=int, help="Budget of epochs: the sum over all trials and final runs.")
+@click.option(
+    "--target-dice", type=float, help="End the trials when one of them reaches this Dice on the validation patients."
+)
 @click.option("--max-checkpoint-gb", type=float, help="Maximum disk space of the trials' checkpoints, in GB.")
 @click.option(
     "--trial-timeout",
     type=float,
-    help="Seconds without a report (an epoch, or the start of the process) after which a trial's process is replaced.",
+    help="Replace the process of a trial that has not reported for this many seconds. A report is the end of an epoch, "
+    "or the start of the process.",
 )
 @click.option(
     "--sampler",
     type=options.SettingChoice("sampler"),
     default="forest",
     show_default=True,
-    help="What proposes configurations: forest is wmlsearch's own, the others are Optuna's.",
+    help="Algorithm that proposes configurations. forest is part of wmlsearch, the others are Optuna's.",
 )
 @click.option(
     "--scheduler",
     type=options.SettingChoice("scheduler"),
     default="asha",
     show_default=True,
-    help="What stops poor trials early (Ray Tune). predictive: by predicted results. pbt: children of good trials "
-    "replace poor trials.",
+    help="Algorithm that stops poor trials early (Ray Tune). predictive: compares predicted results. pbt: replaces "
+    "poor trials by children of good trials.",
 )
 @click.option(
     "--portfolio",
     type=int,
-    help="Number of trials after the baseline that come from experience, with every sampler: together the best on "
-    "recorded tasks.  [default: 3]",
+    help="Number of trials after the baseline that use configurations that did well on recorded tasks. Applies to "
+    "every --sampler.  [default: 3]",
 )
 @click.option(
     "--no-experience",
     is_flag=True,
-    help="Do not use recorded trainings of other tasks, for the first trials and --scheduler predictive.",
+    help="Do not use the recorded trainings of other tasks, neither for the first trials nor for --scheduler "
+    "predictive.",
 )
 @click.option("--warm-start", multiple=True, metavar="NAME", help="An earlier search to learn from; may be repeated.")
 @options.workers_per_trial
@@ -95,8 +101,8 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.option(
     "--objectives",
     metavar="NAME,NAME",
-    help="Several metrics to optimise, the first one a quality. Gives a Pareto front. The defaults are then "
-    "--scheduler none and --sampler tpe.",
+    help="Several metrics to optimise at once, which gives a Pareto front. The first must be a quality such as "
+    "val_dice_patients_best. Changes the defaults to --scheduler none and --sampler tpe.",
 )
 @options.grace_epochs
 @options.reduction_factor
@@ -111,8 +117,8 @@ SET_BY_OBJECTIVES = {"objective", "sampler", "scheduler"}  # have other defaults
 @click.option(
     "--on-end",
     metavar="COMMAND",
-    help="Run this shell command when the search ends, however it ends; it reads the JSON of `wmlsearch status --json` "
-    "on its standard input, and has 60 seconds.",
+    help="Run this shell command when the search ends, whatever the reason. The command gets the JSON of `wmlsearch "
+    "status --json` on its standard input. It is ended after 60 seconds.",
 )
 def tune(
     space: str,

@@ -155,7 +155,10 @@ def wait_for_machines(slots: Slots, reserved: Reserved, say: Callable[[str], Non
     running = workers_that_fit(running_nodes(reserved), slots.cpus, slots.gpus) // slots.workers
     if running >= slots.count:
         return
-    say(f"{running} of {plural(slots.count, 'slot')} can run now; Ray starts machines for the others as far as it can")
+    say(
+        f"{running} of {plural(slots.count, 'slot')} can run now; Ray is starting machines for the rest, up to the "
+        "cluster's limit"
+    )
     if running:
         return
     shape = _shape(slots.workers, slots.cpus, slots.gpus)
@@ -167,7 +170,7 @@ def wait_for_machines(slots: Slots, reserved: Reserved, say: Callable[[str], Non
             pass
     finally:
         remove_placement_group(group)
-    say(f"machines for a trial have come after {time.monotonic() - began:.0f} s")
+    say(f"machines for the first trial are ready ({time.monotonic() - began:.0f} s)")
 
 
 def reserved_by_others() -> Reserved:

@@ -20,7 +20,9 @@ def location_below(location: str, *parts: str) -> str:
     """Return the location of a folder in this one. Raises InputError for a part that would stay here or leave it."""
     for part in parts or ("",):
         if any(name in ("", ".", "..") for name in part.split("/")):
-            raise InputError(f"{part!r}: is no name of a folder in a storage; give the name of a search, or its path")
+            raise InputError(
+                f"{part!r}: is not a valid folder name in a storage; give the name of a search, or its path"
+            )
     base, options = split_options(location)
     return "/".join([base, *parts]) + options
 

@@ -165,5 +165,6 @@ def _resume_message(search: SearchDir, plan: SearchPlan) -> str:
         whose = "continues from its last checkpoint" if len(begun) == 1 else "continue from their last checkpoints"
         parts.append(f"{', '.join(begun)} {whose}")
     if again:
-        parts.append(f"{', '.join(again)} {'begins' if len(again) == 1 else 'begin'} again, without a finished epoch")
+        verb = "restarts" if len(again) == 1 else "restart"
+        parts.append(f"{', '.join(again)} {verb} from epoch 1, because no epoch had finished")
     return "; ".join(parts)
