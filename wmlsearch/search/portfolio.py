@@ -1,10 +1,11 @@
 """First trials from experience (`--portfolio`): a few configurations that together were good on the recorded tasks.
 
 Chosen as the zero-shot portfolios of Auto-sklearn 2 (Feurer et al. 2022) and AutoGluon: one after the other, each the
-one that most raises the mean, over tasks, of the best rank in the portfolio so far. A configuration was recorded on one
-task, once, so its rank on each task is what regression trees say that the task's recorded trainings taught. Each tree
-learned from another resample of them, and counts as a possible task of its own. So a configuration that was lucky once
-is not preferred, and a second one is taken where the first may be wrong.
+one that most raises the mean, over tasks, of the best rank in the portfolio so far. Most configurations were recorded
+on one task only, and once, so regression trees predict the rank of each on each task: from the task's recorded
+trainings, by the hyperparameters that the space searches. Each tree learned from another resample of the trainings,
+and counts as a possible task of its own. So a configuration that was lucky once is not preferred, and a second one is
+taken where the first may be wrong.
 """
 
 from __future__ import annotations
