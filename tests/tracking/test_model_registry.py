@@ -26,12 +26,12 @@ def client(uri: str) -> MlflowClient:
     return connect(uri)
 
 
-def run_of(client: MlflowClient, tmp_path: Path) -> str:
+def run_of(client: MlflowClient, tmp_path: Path, made_ms: int | None = None) -> str:
     existing = client.get_experiment_by_name("wmlsearch")
     experiment = (
         existing.experiment_id if existing else client.create_experiment("wmlsearch", (tmp_path / "a").as_uri())
     )
-    return str(client.create_run(experiment).info.run_id)
+    return str(client.create_run(experiment, made_ms).info.run_id)
 
 
 def folder(path: Path, text: str) -> Path:
@@ -92,6 +92,29 @@ def test_alias_only_moves_forward(client: MlflowClient, tmp_path: Path) -> None:
     for run_id in (first, second, third):
         register(client, run_id, exported, "champion")
     assert at(client) == "3", "one that is missing goes to the newest of those that are sent"
+
+
+def test_a_model_that_was_made_earlier_does_not_take_the_alias(client: MlflowClient, tmp_path: Path) -> None:
+    """A new store gets the searches in the order of their names, or an old one long after a new one."""
+    exported = folder(tmp_path / "f", "x")
+    newer, older, newest = (run_of(client, tmp_path, made_ms) for made_ms in (2_000, 1_000, 3_000))
+    assert [register(client, run_id, exported, "champion") for run_id in (newer, older)] == ["1", "2"]
+    assert at(client) == "1"
+    client.set_registered_model_alias(MODEL, "champion", "2")
+    for run_id in (older, newer):
+        register(client, run_id, exported, "champion")
+    assert at(client) == "2", "as it was set by hand"
+    register(client, newest, exported, "champion")
+    assert at(client) == "3"
+    client.delete_model_version(MODEL, "3")  # and with it the alias
+    register(client, older, exported, "champion")
+    register(client, newer, exported, "champion")
+    assert at(client) == "1"
+    by_hand = str(client.create_model_version(MODEL, exported.as_uri()).version)  # of no run
+    client.set_registered_model_alias(MODEL, "champion", by_hand)
+    client.delete_registered_model_tag(MODEL, "wmlsearch.champion")
+    register(client, older, exported, "champion")
+    assert at(client) == "2"
 
 
 def test_register_after_a_crash_between_version_and_alias(

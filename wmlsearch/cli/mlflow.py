@@ -37,7 +37,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     from wmlsearch.cli.console import console, progress_bar
     from wmlsearch.runs.checks import check
     from wmlsearch.runs.copied_folders import by_key, check_latest
-    from wmlsearch.runs.folders import every, find, mark_dead_runs
+    from wmlsearch.runs.folders import created, every, find, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.client import answers
     from wmlsearch.tracking.experiments import experiment_name
@@ -47,7 +47,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
         runs = [find(name, out)]
         check_latest(runs[0])
     else:
-        copied = by_key(every(out) or [find(None, out)])
+        copied = by_key(sorted(every(out), key=created) or [find(None, out)])
         runs = [each.latest for each in copied]
         for each in copied:
             for other in each.others:

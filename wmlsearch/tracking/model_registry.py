@@ -27,9 +27,9 @@ ABOUT = (
 def register(client: MlflowClient, run_id: str, folder: Path, alias: str, description: str = "") -> str:
     """Log an exported folder as an artifact of an MLflow run, and register it as a version of MODEL with an alias.
 
-    A second call for the same run sends nothing. The alias moves only to versions above the highest it was ever at:
-    sending older runs again does not move it, and an alias that was moved by hand stays. Returns the version. Raises
-    MLflow's own errors.
+    A second call for the same run sends nothing. The alias moves only to a model that was made later than each that it
+    was ever at, whatever the order in which they are sent, and an alias that was moved by hand stays. Returns the
+    version. Raises MLflow's own errors.
     """
     versions = client.search_model_versions(f"run_id = '{run_id}'")
     numbers = [str(version.version) for version in versions if version.name == MODEL]
@@ -42,13 +42,29 @@ def register(client: MlflowClient, run_id: str, folder: Path, alias: str, descri
     version = max(numbers, key=int)
     model, mark = client.get_registered_model(MODEL), f"wmlsearch.{alias}"
     current = model.aliases.get(alias)
-    # The tag records the highest version. Without it, an alias that was moved back by hand could not be told from one
+    # The tag records the version made last. Without it, an alias that was moved back by hand could not be told from one
     # that was not set because this process died after it had made the version.
-    highest = max(int(current), int(model.tags.get(mark, current))) if current else 0
-    if int(version) > highest:
+    earlier = {str(current), str(model.tags.get(mark, current))} if current else set()
+    if not earlier or _made(client, version) > max(_made(client, other) for other in earlier):
         client.set_registered_model_alias(MODEL, alias, version)
         client.set_registered_model_tag(MODEL, mark, version)
     return version
+
+
+def _made(client: MlflowClient, version: str) -> tuple[int, int]:
+    """Return when the model of a version was made (Unix milliseconds) and the version, to tell which model is later.
+
+    A version that was deleted, or that has no run, counts as earlier than all others.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run_id = client.get_model_version(MODEL, version).run_id
+        return int(client.get_run(run_id).info.start_time) if run_id else 0, int(version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return 0, int(version)
 
 
 def fetch(model_uri: str, tracking_uri: str, to: Path) -> Path:
