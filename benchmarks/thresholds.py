@@ -27,7 +27,7 @@ from wmlsearch.data.slices import PreparedData, Slices
 from wmlsearch.model.metrics import BINS, best_bin, patient_dice
 from wmlsearch.model.thresholds import threshold_of_curves
 from wmlsearch.model.training import Trainer
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 
 CURVES = Path(__file__).parent / "thresholds.npz"
 SCALE = 10_000  # Dice is stored as a whole number
@@ -106,7 +106,7 @@ def _curves(data: PreparedData, epochs: int, seed: int, others: Sequence[Slices]
     while trainer.ended is None:
         trainer.train_epoch()
     with torch.no_grad():
-        counts = [count_predictions(trainer.unet, slices, "bce", trainer.bfloat16) for slices in others]
+        counts = [Validation(trainer.unet, slices, "bce", trainer.bfloat16).run() for slices in others]
     return np.concatenate([patient_dice(count.patient_histograms()) for count in counts])
 
 

@@ -40,7 +40,7 @@ from wmlsearch.model.kernels import CHOICES, VARIABLE
 from wmlsearch.model.precision import has_fast_bfloat16
 from wmlsearch.model.training import epochs
 from wmlsearch.model.unet import ConvBeforeNorm, Dropout, UNet
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 
 SIZE = 256  # pixels, edge of a slice
 KERNELS = {"triton": "Triton kernels", "compile": "compiled"}  # that are compared with PyTorch's layers
@@ -216,7 +216,7 @@ def equal_dice(prepared: Path, seeds: int = SEEDS, count_epochs: int = SEED_EPOC
         for _ in range(count_epochs):
             loop.epoch()
         with torch.no_grad():
-            metrics = count_predictions(loop.model, data.val, config.loss, bfloat16=False).metrics()
+            metrics = Validation(loop.model, data.val, config.loss, bfloat16=False).run().metrics()
         plain.append(metrics["val_dice_best"] or 0.0)
     apart = statistics.mean(mine) - statistics.mean(plain)
     noise = math.sqrt((statistics.variance(mine) + statistics.variance(plain)) / seeds)  # of that difference

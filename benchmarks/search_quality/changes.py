@@ -35,7 +35,7 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.model.metrics import BINS, patient_dice
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import Trainer
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 
 RECORDED = Path(__file__).with_suffix(".jsonl")
 OBJECTIVE = "val_dice_patients_best"
@@ -158,7 +158,7 @@ def train(config: TrialConfig, data: DividedData, epochs: int = EPOCHS) -> tuple
         if trainer.is_best(OBJECTIVE):
             best, threshold = copy.deepcopy(trainer.kept_unet), trainer.threshold
     with torch.no_grad():
-        counts = count_predictions(best, sealed, trainer.loss, bfloat16=False)
+        counts = Validation(best, sealed, trainer.loss, bfloat16=False).run()
     scores = patient_dice(counts.patient_histograms())[:, round(threshold * BINS)]
     return tuple(objective), tuple(float(score) if objective else 0.0 for score in scores)
 

@@ -29,7 +29,7 @@ from wmlsearch.config import TrialConfig
 from wmlsearch.model.metrics import BINS, patient_dice
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import Trainer
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 from wmlsearch.space import SearchSpace
 
 HERE = Path(__file__).parent
@@ -152,7 +152,7 @@ def train(space: SearchSpace, values: Mapping[str, Any], data: DividedData, epoc
             diverged = True
             break
         with torch.no_grad():
-            counts = count_predictions(trainer.kept_unet, sealed, trainer.loss, bfloat16=False)
+            counts = Validation(trainer.kept_unet, sealed, trainer.loss, bfloat16=False).run()
         of_patients = patient_dice(counts.patient_histograms())[:, round(trainer.threshold * BINS)]
         objective.append(round(row.metrics[OBJECTIVE] or 0.0, 4))
         scores.append(tuple(round(float(score), 4) for score in of_patients))

@@ -124,7 +124,7 @@ def search(task: Sequence[TrainedCurve], kind: str, others: Sequence[Sequence[Tr
         next((e for e, value in enumerate(each.curve, 1) if rule.report(n, e, value, e == epochs)), None)
         for n, each in enumerate(task)
     ]
-    first = [settings.grace if isinstance(rule, Scheduler) else rule.rungs_of(n)[0] for n in range(len(task))]
+    first = [settings.grace if isinstance(rule, Scheduler) else rule.rungs[n][0] for n in range(len(task))]
     best = np.argsort(-final, kind="stable")[: max(1, round(BEST * len(task)))]
     ended = [value for value, stop in zip(final, stops, strict=True) if stop is None]
     return (

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.sources import Source, discover
+from wmlsearch.data.sources import Source, survey
 from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
@@ -105,7 +105,7 @@ def test_any_text_as_yaml(text: str, tmp_path: Path) -> None:
 def test_any_bytes_as_any_text_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any"
     path.write_bytes(content)
-    for read in (read_yaml, read_json, read_lines, discover):
+    for read in (read_yaml, read_json, read_lines, lambda raw: survey(raw).check()):
         with taken_or_refused():
             read(path)
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from records import run_record, search_record
 from wmlsearch.cluster import copier as copier_module
 from wmlsearch.cluster import lease as lease_module
 from wmlsearch.cluster.copier import RunFolderCopier
-from wmlsearch.cluster.lease import Lease, holder, leased
+from wmlsearch.cluster.lease import Lease, holder
 from wmlsearch.cluster.run_copies import fetch_search, searches
 from wmlsearch.cluster.storage import Storage
 from wmlsearch.errors import InputError
@@ -37,6 +37,16 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield location
     else:
         yield str(tmp_path / "storage")
+
+
+@contextlib.contextmanager
+def leased(location: str, name: str, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold the lease of a search for the block."""
+    lease = Lease.take(location, name, say)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 @pytest.fixture(autouse=True)

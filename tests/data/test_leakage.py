@@ -19,7 +19,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.slice_similarity import correlations, near_matches, perceptual_hashes, slice_signatures
 from wmlsearch.data.slice_writer import VolumeTask
-from wmlsearch.data.sources import discover
+from wmlsearch.data.sources import survey
 from wmlsearch.errors import InputError
 from wmlsearch.workflows.prepare import prepared_lines
 
@@ -204,7 +204,7 @@ def test_near_duplicates_are_alike_in_hash_and_correlation() -> None:
 
 def test_a_patient_in_two_parts_of_a_split_by_patient(raw: Path, honest: Path) -> None:
     manifest = Manifest.read(honest)
-    source = next(s for s in discover(raw) if s.patient == "01")
+    source = next(s for s in survey(raw).check().sources if s.patient == "01")
     geometry = next(v for v in manifest.volumes if v.patient == "01")
     guard = LeakageGuard()
     guard.add(VolumeTask(source, geometry, [], [], []), slice_signatures(geometry, cut(source, geometry, []).images))

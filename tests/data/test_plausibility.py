@@ -25,7 +25,7 @@ from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.plausibility import _Masked, check_mask
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.reading import load_volume
-from wmlsearch.data.sources import Source, discover
+from wmlsearch.data.sources import Source, survey
 from wmlsearch.data.stack import Stack
 
 Wrong = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of (slices, mask): a wrong mask
@@ -59,7 +59,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stacks(raw: Path) -> list[Stack]:
-    return [load_volume(source, AXIAL) for source in discover(raw)]
+    return [load_volume(source, AXIAL) for source in survey(raw).check().sources]
 
 
 def kinds(slices: np.ndarray, mask: np.ndarray, axis: int = AXIAL) -> set[str]:
@@ -108,7 +108,7 @@ def test_single_true_lesions_are_not_doubtful(stacks: list[Stack]) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not at hand")
 def test_single_real_lesions_are_not_doubtful() -> None:
-    for source in discover(REAL):
+    for source in survey(REAL).check().sources:
         stack = load_volume(source, AXIAL)
         assert stack.mask is not None
         for lesion in single_lesions(stack.mask, 12):
@@ -178,7 +178,7 @@ def test_ignored_voxels_are_no_surroundings(stacks: list[Stack]) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real scans are not at hand")
 def test_real_masks() -> None:
-    for source in discover(REAL):
+    for source in survey(REAL).check().sources:
         stack = load_volume(source, AXIAL)
         assert stack.mask is not None
         assert kinds(stack.pictures, stack.mask) == set()

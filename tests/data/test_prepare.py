@@ -15,7 +15,7 @@ from PIL import Image
 from wmlsearch.data.cutting import cut, restore
 from wmlsearch.data.manifest import Manifest, fingerprint
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sources import discover
+from wmlsearch.data.sources import survey
 from wmlsearch.errors import InputError
 
 SHAPE = (24, 28, 10)
@@ -199,7 +199,7 @@ def test_fixed_patients_and_those_left_out(prepared: tuple[Path, Path, Manifest]
 def test_keep(tmp_path: Path, keep: str) -> None:
     raw = cohort(tmp_path / "raw", 3)
     manifest = prepare(raw, tmp_path / "out", PrepareOptions(**FAST, keep=keep))
-    source = next(s for s in discover(raw) if s.patient in manifest.certificate.patients["train"])
+    source = next(s for s in survey(raw).check().sources if s.patient in manifest.certificate.patients["train"])
     annotated = np.flatnonzero(voxels(source.mask[0]).any(axis=(0, 1))).tolist()
     wanted = {"all": list(range(10)), "brain": list(range(1, 9)), "lesion": annotated}[keep]
     assert [manifest.slices[i].index for i in manifest.indices("train", kept_only=True)] == wanted
@@ -264,7 +264,7 @@ def test_lesion_pixels_that_are_cut_off_are_counted(tmp_path: Path) -> None:
         mask[2:4, 14, 5] = 1  # at the edge of the head
         nib.Nifti1Image(mask, np.diag([-1, 1, 1, 1])).to_filename(path)
     manifest = prepare(raw, tmp_path / "out", PrepareOptions(**{**FAST, "size": 16}))
-    total = sum(int(voxels(s.mask[0]).sum()) for s in discover(raw))
+    total = sum(int(voxels(s.mask[0]).sum()) for s in survey(raw).check().sources)
     lost = sum(c.lost_lesion_pixels for c in manifest.counts.values())
     assert lost == 6
     assert sum(c.lesion_pixels for c in manifest.counts.values()) + lost == total
@@ -399,7 +399,7 @@ def test_real_volumes(tmp_path: Path) -> None:
     assert lesions == {"07": (1300, 74, 48), "19": (49769, 87, 85), "26": (8227, 54, 45)}  # as its README says
     assert manifest.spacing_mm == 1.0
     assert not manifest.warnings
-    source = next(s for s in discover(REAL) if s.patient == "07")
+    source = next(s for s in survey(REAL).check().sources if s.patient == "07")
     geometry = sealed.volumes[0]
     truth = voxels(source.mask[0])
     assert np.array_equal(restore(cut(source, geometry).masks, geometry), truth)

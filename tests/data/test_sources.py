@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.data.sources import Choices, discover, survey
+from wmlsearch.data.sources import Choices, survey
 from wmlsearch.errors import InputError
 
 
@@ -28,7 +28,7 @@ def test_bids_with_and_without_sessions(tmp_path: Path) -> None:
     ])  # fmt: skip
     (tmp_path / "derivatives" / "loop").symlink_to(tmp_path / "derivatives")
     (tmp_path / "derivatives" / "a b" / "sub-8").symlink_to(tmp_path / "derivatives" / "a b" / "sub-8")
-    sources = discover(tmp_path)
+    sources = survey(tmp_path).check().sources
     assert [(s.patient, s.timepoint) for s in sources] == [("9 'é'", "2"), ("9 'é'", "12"), ("10", "")]
     assert sources[2].name(sources[2].mask[0]) == "derivatives/a b/sub-10/sub-10_mask.nii"
 
@@ -44,7 +44,7 @@ def test_bids_faults_all_at_once(tmp_path: Path) -> None:
     bids(tmp_path / "d", ["derivatives/x/sub-6/a_mask.nii", "sub-6/anat/x"])
     (tmp_path / "d/sub-6/anat/a_FLAIR.nii").symlink_to(tmp_path / "d/sub-6/anat/a_FLAIR.nii")
     with pytest.raises(InputError) as error:
-        discover(tmp_path / "d")
+        survey(tmp_path / "d").check()
     assert error.value.headline == f"{tmp_path / 'd'}: 5 faults, nothing was written"
     assert error.value.faults == (
         "sub-1/anat/a_FLAIR.nii: missing mask; add one file derivatives/*/sub-1/**/*_mask.nii.gz with its lesions, or "
@@ -67,7 +67,7 @@ def table(root: Path, text: str) -> Path:
 def test_table_groups_slices_of_a_time_point_in_order(tmp_path: Path) -> None:
     bids(tmp_path, ["b 1.png", "a.png", "m1.png", "m2.png", "c.png"])
     rows = 'patient,timepoint,image,mask,note\nsub-é,0,"b 1.png",m1.png,\né,0,a.png,m2.png,x\né,6,c.png,m1.png,\n'
-    sources = discover(table(tmp_path, rows))
+    sources = survey(table(tmp_path, rows)).check().sources
     assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in sources] == [
         ("é", "0", ["b 1.png", "a.png"]),
         ("é", "6", ["c.png"]),
@@ -78,7 +78,7 @@ def test_table_groups_slices_of_a_time_point_in_order(tmp_path: Path) -> None:
 def test_tables_of_other_delimiters(tmp_path: Path, delimiter: str) -> None:
     bids(tmp_path, ["a,1.nii", "m.nii"])
     rows = "patient,timepoint,image,mask\np,0,a+1.nii,m.nii\n".replace(",", delimiter).replace("+", ",")
-    assert [(s.patient, s.image[0].name) for s in discover(table(tmp_path, rows))] == [("p", "a,1.nii")]
+    assert [(s.patient, s.image[0].name) for s in survey(table(tmp_path, rows)).check().sources] == [("p", "a,1.nii")]
 
 
 def test_table_faults_all_at_once(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_table_faults_all_at_once(tmp_path: Path) -> None:
     rows = "patient,timepoint,image,mask\np,0,a.nii,m.nii\nq,0,../outside.nii,m.nii\nr,0,gone.nii,m.nii\n"
     rows += "s,0,b.nii,\nt,0,a.nii,m.nii\nu,0,x.bmp,m.nii\n"
     with pytest.raises(InputError) as error:
-        discover(table(tmp_path / "d", rows))
+        survey(table(tmp_path / "d", rows)).check()
     assert error.value.faults == (
         "table.csv, line 5: no mask; name its file, or leave the line out",
         "table.csv, line 6: a.nii is in line 2 already; remove one",
@@ -97,35 +97,35 @@ def test_table_faults_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"needs the columns patient,timepoint,image,mask; mask missing, got patient, "
     ):
-        discover(table(tmp_path, "patient,image\n"))
+        survey(table(tmp_path, "patient,image\n")).check()
     (tmp_path / "table.csv").write_bytes(b"patient,image,mask\n\xff\xfe,a,b\n")
     with pytest.raises(InputError, match="must be a CSV table in UTF-8"):
-        discover(tmp_path / "table.csv")
+        survey(tmp_path / "table.csv").check()
 
 
 def test_images_and_masks_of_equal_names(tmp_path: Path) -> None:
     bids(tmp_path, [f"{kind}/p{p}_m{t}_{i}.{end}" for kind, end in (("images", "jpg"), ("masks", "png"))
                     for p, t, i in ((1, 0, 2), (1, 0, 10), (1, 6, 1), (2, 0, 1))])  # fmt: skip
     bids(tmp_path, ["images/.hidden.png", "images/notes.txt"])
-    sources = discover(tmp_path, Choices(r"^(?P<patient>p\d)_m(?P<timepoint>\d)"))
+    sources = survey(tmp_path, Choices(r"^(?P<patient>p\d)_m(?P<timepoint>\d)")).check().sources
     assert [(s.patient, s.timepoint, [p.name for p in s.image]) for s in sources] == [
         ("p1", "0", ["p1_m0_2.jpg", "p1_m0_10.jpg"]),
         ("p1", "6", ["p1_m6_1.jpg"]),
         ("p2", "0", ["p2_m0_1.jpg"]),
     ]
-    assert [s.patient for s in discover(tmp_path, Choices(r"(p\d)"))] == ["p1", "p2"]
-    assert [s.patient for s in discover(tmp_path)] == [""] * 4
+    assert [s.patient for s in survey(tmp_path, Choices(r"(p\d)")).check().sources] == ["p1", "p2"]
+    assert [s.patient for s in survey(tmp_path).check().sources] == [""] * 4
     with pytest.raises(InputError, match="needs one group, the patient"):
-        discover(tmp_path, Choices("p1"))
+        survey(tmp_path, Choices("p1")).check()
     with pytest.raises(InputError, match="not a regular expression"):
-        discover(tmp_path, Choices("("))
+        survey(tmp_path, Choices("(")).check()
     with pytest.raises(
         InputError, match=r"images/p1_m0_10.jpg: --patient-pattern '\(q\)' finds no patient in the name"
     ):
-        discover(tmp_path, Choices("(q)"))
+        survey(tmp_path, Choices("(q)")).check()
     bids(tmp_path, ["images/only.png", "masks/lonely.png", "images/p2_m0_1.png"])
     with pytest.raises(InputError) as error:
-        discover(tmp_path)
+        survey(tmp_path).check()
     assert error.value.faults == (
         "masks/lonely.png: no image; add images/lonely.* (same name, extension aside)",
         "images/only.png: missing mask; add masks/only.* (same name, extension aside)",
@@ -137,7 +137,7 @@ def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     bids(tmp_path, [f"{kind}/{'a' * 60}!.png" for kind in ("images", "masks")])
     monkeypatch.setattr("wmlsearch.data.sources.patient_pattern.TIMEOUT_S", 1.0)
     with pytest.raises(InputError) as error:
-        discover(tmp_path, Choices(r"^((?:a+)+)$"))
+        survey(tmp_path, Choices(r"^((?:a+)+)$")).check()
     assert str(error.value) == (
         "--patient-pattern '^((?:a+)+)$': takes more than 1 s on 1 name; write it without a repetition within a "
         "repetition, such as '^(p[0-9]+)_'"
@@ -146,12 +146,12 @@ def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_not_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"RAW must be a CSV table"):
-        discover(tmp_path)
+        survey(tmp_path).check()
     with pytest.raises(InputError, match=r"no such file or folder"):
-        discover(tmp_path / "nowhere")
+        survey(tmp_path / "nowhere").check()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError):
-        discover(tmp_path / "loop")
+        survey(tmp_path / "loop").check()
 
 
 def test_sub_and_ses_in_the_names_of_pairs_are_patients_and_time_points(tmp_path: Path) -> None:
@@ -236,11 +236,11 @@ def test_a_folder_without_a_pair_is_said_to_be_empty(tmp_path: Path) -> None:
     bids(tmp_path, ["images/README", "masks/notes.txt"])
     empty = f"{tmp_path} is read as a folder with images/ and masks/, but no image with its mask was found there"
     with pytest.raises(InputError) as error:
-        discover(tmp_path)
+        survey(tmp_path).check()
     assert str(error.value) == empty
     bids(tmp_path, ["images/p1.img", "images/p1.hdr", "masks/p1.img.gz"])
     with pytest.raises(InputError) as error:
-        discover(tmp_path)
+        survey(tmp_path).check()
     assert (error.value.headline, error.value.faults) == (
         empty,
         (

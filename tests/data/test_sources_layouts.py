@@ -20,7 +20,7 @@ from paths import REAL
 
 from wmlsearch.cli import main
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.sources import discover
+from wmlsearch.data.sources import survey
 
 Volumes = dict[str, tuple[Path, Path]]  # image and mask of each patient
 Layout = Callable[[Path, Volumes], list[str]]  # writes it below a folder, and returns the words after `prepare`
@@ -110,7 +110,9 @@ LAYOUTS = [datalad, nnunet, decathlon, derivatives_and_raters, absolute_table]
 
 
 def volumes_of(raw: Path) -> Volumes:
-    return {source.patient: (source.image[0].resolve(), source.mask[0].resolve()) for source in discover(raw)}
+    return {
+        source.patient: (source.image[0].resolve(), source.mask[0].resolve()) for source in survey(raw).check().sources
+    }
 
 
 @pytest.fixture

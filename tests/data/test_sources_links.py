@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.data.sources import Discovery, discover, survey
+from wmlsearch.data.sources import Discovery, survey
 from wmlsearch.errors import InputError
 
 FLAIR = "sub-1/anat/sub-1_FLAIR.nii.gz"
@@ -155,7 +155,7 @@ def test_missing_files_of_a_table_are_named_as_written(tmp_path: Path) -> None:
     tree(tmp_path, "m.nii")
     path = table(tmp_path / "t.csv", "a,0,/gone/a.nii,m.nii", "b,0,b.nii,m.nii")
     with pytest.raises(InputError) as error:
-        discover(path)
+        survey(path).check()
     assert error.value.faults == (
         "/gone/a.nii: no such file; correct the path or the link",
         "b.nii: no such file; correct the path or the link",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.data.sources import Choices, discover, survey
+from wmlsearch.data.sources import Choices, survey
 from wmlsearch.data.spelling import as_on_disk, composed
 from wmlsearch.data.split import assign
 
@@ -56,7 +56,7 @@ def test_files_of_tables_and_lists(tmp_path: Path) -> None:
     rows = [{"image": image.replace("_0000", ""), "label": mask}]  # as nnU-Net 1 lists it
     (tmp_path / "l.json").write_text(json.dumps(rows), encoding="utf-8")
     for name in ("t.csv", "l.json"):
-        (source,) = discover(tmp_path / name)
+        (source,) = survey(tmp_path / name).check().sources
         assert [source.name(path) for path in (*source.image, *source.mask)] == files
 
 
@@ -65,7 +65,7 @@ def test_two_files_that_look_the_same_are_not_mixed_up(tmp_path: Path) -> None:
     tree(tmp_path, *(f"{folder}/{name}.nii" for folder in ("images", "masks") for name in names))
     if len(list((tmp_path / "images").iterdir())) == 1:
         pytest.skip("this file system takes both spellings for one file")
-    sources = discover(tmp_path, Choices("(.+)"))
+    sources = survey(tmp_path, Choices("(.+)")).check().sources
     assert sorted((source.image[0].stem, source.mask[0].stem) for source in sources) == sorted((n, n) for n in names)
     assert as_on_disk(tmp_path / "images/qé.nii") == tmp_path / "images/qé.nii"
 

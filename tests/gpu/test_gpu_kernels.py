@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from reference_kernels import dropout_multipliers, normalise_eagerly
 from torch import Tensor
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.model import steps as module
-from wmlsearch.model.kernels import VARIABLE, AfterConvolution, dropout_multipliers, normalise, normalise_eagerly
+from wmlsearch.model.kernels import VARIABLE, AfterConvolution, normalise
 from wmlsearch.model.loss_kernels import fused_slice_losses
 from wmlsearch.model.losses import NAMES, OVERLAP_LOSSES, Loss, slice_losses
 from wmlsearch.model.training import Trainer, epochs

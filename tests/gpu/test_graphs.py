@@ -25,7 +25,7 @@ from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.steps import Diverged, TrainingSteps
 from wmlsearch.model.training import Trainer, epochs
-from wmlsearch.model.validation import Validation, count_predictions
+from wmlsearch.model.validation import Validation
 from wmlsearch.runs.schema import EpochRow
 
 pytestmark = [
@@ -248,7 +248,7 @@ def test_gpu_counts_equal_cpu_counts(data: PreparedData, prepared: Path) -> None
         on_gpu.add_to_histograms(torch.sigmoid(logits).cuda(), masks.cuda(), patients.cuda(), on_gpu_pixels)
         assert torch.equal(on_gpu.histograms.cpu(), on_cpu.histograms)
     unet = Trainer(SMALL, data, 1, 0, "float32").unet
-    assert count_predictions(unet, data.val, "bce", bfloat16=False).slices == len(data.val)
+    assert Validation(unet, data.val, "bce", bfloat16=False).run().slices == len(data.val)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -267,7 +267,7 @@ def test_validation_as_a_graph_equals_eager_validation(
                 weight.mul_(1.01)
             graphed = trainer.validate()
             assert trainer.graphs.sizes("validation") == ([5, 2] if run else [])
-            eager = count_predictions(trainer.kept_unet, data.val, trainer.loss, trainer.bfloat16).to_host()
+            eager = Validation(trainer.kept_unet, data.val, trainer.loss, trainer.bfloat16).run().to_host()
             assert torch.equal(graphed.histograms, eager.histograms)
             assert torch.equal(graphed.sums, eager.sums)
             assert (graphed.slices, graphed.metrics()) == (len(data.val), eager.metrics())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wmlsearch.data.sources import Choices, discover
+from wmlsearch.data.sources import Choices, survey
 from wmlsearch.errors import InputError
 from wmlsearch.inference import inputs
 from wmlsearch.inference.inputs import find_images
@@ -45,7 +45,9 @@ def test_a_bids_folder_holds_the_images_that_prepare_finds(tmp_path: Path) -> No
     ]
     write(tmp_path, *images, *masks, *other)
     assert names_and_notes(tmp_path) == (images, ())
-    assert sorted(path for source in discover(tmp_path) for path in source.image) == [tmp_path / n for n in images]
+    assert sorted(path for source in survey(tmp_path).check().sources for path in source.image) == [
+        tmp_path / n for n in images
+    ]
     assert names_and_notes(tmp_path, tmp_path / "sub-03")[0] == images[3:]
     assert names_and_notes(tmp_path, tmp_path / "sub-03" / "ses-2")[0] == images[4:]
     assert names_and_notes(tmp_path, tmp_path / "sub-01" / "anat")[0] == images[1:2]
@@ -115,7 +117,9 @@ def test_a_plain_folder_holds_its_flairs_or_else_all_images(tmp_path: Path) -> N
     pairs = tmp_path / "pairs"
     write(pairs, "images/1.nii", "images/2.nii", "masks/1.nii", "masks/2.nii")
     assert names_and_notes(pairs) == (["images/1.nii", "images/2.nii"], ())
-    assert sorted(path for source in discover(pairs) for path in source.image) == sorted((pairs / "images").iterdir())
+    assert sorted(path for source in survey(pairs).check().sources for path in source.image) == sorted(
+        (pairs / "images").iterdir()
+    )
 
 
 def test_formats_and_subfolders_that_are_not_read_are_named(tmp_path: Path) -> None:
@@ -142,14 +146,18 @@ def test_subfolders_of_images_are_read_as_prepare_reads_them(tmp_path: Path) -> 
     for paths in [tmp_path], [tmp_path / name for name in images], [tmp_path / "images" / "sub-1"]:
         volumes = {image.volume for image in find_images(paths).images if image.volume}
         assert volumes == {tuple(tmp_path / name for name in images[:2])}
-        assert paths != [tmp_path] or volumes == {source.image for source in discover(tmp_path) if source.image[1:]}
+        assert paths != [tmp_path] or volumes == {
+            source.image for source in survey(tmp_path).check().sources if source.image[1:]
+        }
     for name in "images", "masks":
         (tmp_path / name / "sub-1").rename(tmp_path / name / "p1")
         (tmp_path / name / "sub-2").rename(tmp_path / name / "p2")
     pattern = "^([^/]+)/"
     volumes = {image.volume for image in find_images([tmp_path], pattern).images}
     assert volumes == {(), tuple(tmp_path / "images" / "p1" / name for name in ("1.png", "2.png"))}
-    assert {source.image for source in discover(tmp_path, Choices(pattern)) if source.image[1:]} == volumes - {()}
+    assert {
+        source.image for source in survey(tmp_path, Choices(pattern)).check().sources if source.image[1:]
+    } == volumes - {()}
 
 
 def test_results_in_subfolders_of_images_are_no_images(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from reference_kernels import dropout_multipliers, normalise_eagerly
 from torch import Tensor, nn
 
 from wmlsearch.model import kernels
 from wmlsearch.model.bulk_cast import BulkCastUNet
-from wmlsearch.model.kernels import AfterConvolution, dropout_multipliers, normalise, normalise_eagerly, use_triton
+from wmlsearch.model.kernels import AfterConvolution, normalise, use_triton
 from wmlsearch.model.unet import Layers, UNet
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1"

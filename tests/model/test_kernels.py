@@ -127,7 +127,8 @@ def test_the_steps_of_a_training_use_the_selected_loss(
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
 @pytest.mark.parametrize("name", ["interpreted_kernels", "interpreted_losses", "compiled_kernels"])
 def test_triton_kernels(name: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    helpers = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": helpers}
     environment.pop("TRITON_INTERPRET", None)
     if name.startswith("interpreted"):
         environment["TRITON_INTERPRET"] = "1"

@@ -18,7 +18,7 @@ from wmlsearch.model import validation
 from wmlsearch.model.losses import Loss, slice_losses
 from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 
 
 def batch(slices: int = 6) -> tuple[Tensor, Tensor]:
@@ -106,8 +106,8 @@ def test_validation_compares_the_regions_of_all_slices(
         wanted = slice_losses(unet(images), masks, loss).mean().item()
         for size in (5, 16):
             monkeypatch.setattr(validation, "VALIDATION_BATCH", size)
-            assert count_predictions(unet, data.val, loss, False).metrics()["val_loss"] == pytest.approx(wanted)
-        one, other = (count_predictions(unet, data.val, loss, False, rank, 2) for rank in range(2))
+            assert Validation(unet, data.val, loss, False).run().metrics()["val_loss"] == pytest.approx(wanted)
+        one, other = (Validation(unet, data.val, loss, False, rank, 2).run() for rank in range(2))
     one.sums, one.slices, one.histograms = one.sums + other.sums, len(data.val), one.histograms + other.histograms
     assert one.metrics()["val_loss"] == pytest.approx(wanted)
 

@@ -35,7 +35,7 @@ from wmlsearch.model.schedules import learning_rate
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.schema import EpochRow
 
@@ -691,8 +691,8 @@ def test_checkpoint_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_ranks_count_each_validation_slice_once(data: PreparedData, world: int) -> None:
     torch.manual_seed(0)
     unet = UNet(2, 4)
-    whole = count_predictions(unet, data.val, "bce", False)
-    parts = [count_predictions(unet, data.val, "bce", False, rank, world) for rank in range(world)]
+    whole = Validation(unet, data.val, "bce", False).run()
+    parts = [Validation(unet, data.val, "bce", False, rank, world).run() for rank in range(world)]
     assert sum(part.slices for part in parts) == whole.slices == len(data.val) == 12
     assert torch.equal(torch.stack([part.histograms for part in parts]).sum(0), whole.histograms)
     assert torch.allclose(torch.stack([part.sums for part in parts]).sum(0), whole.sums)

@@ -21,7 +21,7 @@ from wmlsearch.model.metrics import ValidationCounts
 from wmlsearch.model.torch_patches import FakeTensorMode, TorchDispatchMode
 from wmlsearch.model.training import Trainer, epochs
 from wmlsearch.model.unet import UNet
-from wmlsearch.model.validation import Validation, count_predictions
+from wmlsearch.model.validation import Validation
 
 SMALL = TrialConfig(depth=2, base_channels=4, batch_size=7)
 CLOCK = ("epoch_s", "images_per_s", "peak_memory_mb")
@@ -41,7 +41,7 @@ def test_batches_of_any_size_have_the_same_histograms(
     for size in (1, 5, 12, 100):
         monkeypatch.setattr(module, "VALIDATION_BATCH", size)
         with torch.no_grad():
-            counted.append(count_predictions(network, data.val, loss, False))
+            counted.append(Validation(network, data.val, loss, False).run())
     for counts in counted:
         assert torch.equal(counts.histograms, counted[0].histograms)
         assert torch.allclose(counts.sums, counted[0].sums)
@@ -76,7 +76,7 @@ def test_each_batch_size_is_a_graph_from_the_second_validation_on(
             weight += 0.01  # in place, as an optimiser does
         counts = validation.run()
         places.add(counts.memory.data_ptr())
-        eager = count_predictions(network, data.val, "bce", False)
+        eager = Validation(network, data.val, "bce", False).run()
         assert torch.equal(counts.memory, eager.memory), "bit for bit"
         assert (counts.slices, counts.metrics()) == (12, eager.metrics())
         assert len(captured) == (2 if run else 0)
@@ -203,13 +203,13 @@ def test_one_copy_takes_all_counts_to_the_host() -> None:
 
 
 def test_counts_on_a_cpu_are_not_copied(data: PreparedData) -> None:
-    counts = count_predictions(unet(), data.val, "bce", False)
+    counts = Validation(unet(), data.val, "bce", False).run()
     assert counts.to_host() is counts
 
 
 def test_counts_begin_again_in_the_same_memory(data: PreparedData) -> None:
     with torch.no_grad():
-        counts = count_predictions(unet(), data.val, "bce", False)
+        counts = Validation(unet(), data.val, "bce", False).run()
     before = counts.memory.data_ptr(), counts.histograms.data_ptr(), counts.sums.data_ptr()
     counts.reset()
     assert (counts.memory.data_ptr(), counts.histograms.data_ptr(), counts.sums.data_ptr()) == before

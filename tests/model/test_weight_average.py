@@ -19,7 +19,7 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.steps import TrainingSteps
 from wmlsearch.model.training import Trainer, epochs
-from wmlsearch.model.validation import count_predictions
+from wmlsearch.model.validation import Validation
 from wmlsearch.model.weight_average import average_steps
 
 AVERAGED = small(ema=0.9, learning_rate=0.01, schedule="cosine")
@@ -76,7 +76,7 @@ def test_the_average_is_validated_kept_and_exported(data: PreparedData, tmp_path
     assert not same(kept["model"], state["model"])
     model = TrainedModel.load(best)
     with torch.no_grad():
-        metrics = count_predictions(model.unet, data.val, "bce", False).metrics()
+        metrics = Validation(model.unet, data.val, "bce", False).run().metrics()
     assert metrics["val_loss"] == report.metrics["val_loss"]
     preprocessing = Preprocessing("axial", 2, 32, "resize", 1.0)
     export_model([TrainedModel(model.unet, model.config, 0.5, preprocessing, "a")], tmp_path / "out")

@@ -235,7 +235,7 @@ def test_full_curves_of_the_search_teach() -> None:
     trials = own_search(80)
     blind = rule(trials, [])
     lasted = np.array(run(blind, trials))
-    rungs = [list(blind.rungs_of(number)) for number in range(len(trials))]
+    rungs = [list(blind.rungs[number]) for number in range(len(trials))]
     begun = rungs.index([2, 6])
     assert (lasted[:begun] == EPOCHS).sum() == ENOUGH_OWN_CURVES
     assert rungs == [[4, 12]] * begun + [[2, 6]] * (len(trials) - begun)
@@ -256,7 +256,7 @@ def test_full_curves_of_the_search_correct_misleading_experience() -> None:
     final = np.array([trial.curve[-1] for trial in trials])
     taught = rule(trials, [upside_down])
     lasted = np.array(run(taught, trials))
-    assert all(list(taught.rungs_of(number)) == [2, 6] for number in range(len(trials)))
+    assert all(list(taught.rungs[number]) == [2, 6] for number in range(len(trials)))
     best = final > np.quantile(final, 0.8)
     early, late = np.arange(len(trials)) < 20, np.arange(len(trials)) >= 40
     assert (lasted[best & late] > 2).mean() > (lasted[best & early] > 2).mean()

@@ -13,8 +13,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,16 +145,6 @@ class Lease:
             tell = self._told
         if tell is not None:
             tell(other)
-
-
-@contextmanager
-def leased(location: str, name: str, say: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold the lease of a search for the block. Raises InputError as `Lease.take` does."""
-    lease = Lease.take(location, name, say)
-    try:
-        yield lease
-    finally:
-        lease.release()
 
 
 def holder(place: Storage, token: str) -> str:

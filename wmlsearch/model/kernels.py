@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from wmlsearch.errors import InputError
 from wmlsearch.model.loss_kernels import fused_slice_losses
@@ -41,8 +40,6 @@ MAX_PARTS = 512  # of a reduction; the kernel that combines them reads all at on
 FINISH_ELEMENTS = 8192  # of a block of that kernel
 FINISH_WARPS = 8
 RANDOM_VALUES = 2**16  # a random number of 16 bits decides for each element, as in `unet.Dropout`
-PHILOX_MULTIPLIERS, PHILOX_KEYS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
-PHILOX_ROUNDS = 7  # as in `triton_kernels.py`
 
 
 def selected_kernels() -> str:
@@ -193,52 +190,6 @@ def normalise(
         raise ValueError(f"a normalisation in training needs more than one value per channel, but got {tuple(x.shape)}")
     result: Tensor = _Normalise.apply(x, weight, bias, running_mean, running_variance, seed, stream, after)
     return result
-
-
-def normalise_eagerly(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    after: AfterConvolution,
-    multipliers: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_variance: Tensor | None = None,
-) -> Tensor:
-    """Return what `normalise` computes, by PyTorch's layers in the type of `x`: the reference of its tests.
-
-    `multipliers` are those of dropout, (N, C, H, W), such as `dropout_multipliers` returns.
-    """
-    if after.per_image:
-        x = F.instance_norm(x, weight=weight, bias=bias, eps=after.epsilon)
-    else:
-        x = F.batch_norm(x, running_mean, running_variance, weight, bias, True, after.momentum, after.epsilon)
-    x = F.relu(x) if after.relu else x
-    return x if multipliers is None else x * multipliers
-
-
-def dropout_multipliers(shape: tuple[int, int, int, int], after: AfterConvolution, seed: int, stream: int) -> Tensor:
-    """Return what the kernels multiply each element of (N, C, H, W) by, float64, on the CPU.
-
-    Philox-4x32: the counter of eight neighbouring channels of a pixel is (their number, `stream`), the key is `seed`.
-    """
-    images, channels, height, width = shape
-    pixels, octets, low_half = images * height * width, -(-channels // 8), 0xFFFFFFFF
-    number = torch.arange(pixels * octets, dtype=torch.int64)
-    counter = [number & low_half, number >> 32, torch.full_like(number, stream), torch.zeros_like(number)]
-    keys = [seed & low_half, seed >> 32]
-    for _ in range(PHILOX_ROUNDS):
-        first, second = (factor * word for factor, word in zip(PHILOX_MULTIPLIERS, counter[::2], strict=True))
-        high = [product >> 32 & low_half for product in (second, first)]
-        counter = [
-            high[0] ^ counter[1] ^ keys[0],
-            second & low_half,
-            high[1] ^ counter[3] ^ keys[1],
-            first & low_half,
-        ]
-        keys = [(key + step) & low_half for key, step in zip(keys, PHILOX_KEYS, strict=True)]
-    halves = torch.stack([half for word in counter for half in (word & 0xFFFF, word >> 16)], 1)  # (.., 8)
-    bits = halves.reshape(images, height, width, octets * 8)[..., :channels].permute(0, 3, 1, 2)
-    return (bits >= after.threshold).double() * after.scale
 
 
 @dataclass(frozen=True)

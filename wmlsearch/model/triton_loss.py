@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# The values of KIND. Any other is cross-entropy.
 NO_PIXELS = tl.constexpr(0)  # the loss has no mean over pixels
-CROSS_ENTROPY = tl.constexpr(1)
 FOCAL = tl.constexpr(2)  # with the exponent 2, as in `losses.py`
 
 

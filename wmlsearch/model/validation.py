@@ -84,13 +84,6 @@ class Validation:
         self.begin.add_(images)
 
 
-def count_predictions(
-    unet: nn.Module, slices: Slices, loss: Loss | str, bfloat16: bool, rank: int = 0, world: int = 1
-) -> ValidationCounts:
-    """Return the counts of the network's predictions on this rank's part of a split, without CUDA graphs."""
-    return Validation(unet, slices, loss, bfloat16, rank, world).run()
-
-
 def validation_batch_size(device: torch.device, pixels: int) -> int:
     """Return how many slices of `pixels` pixels are validated at a time."""
     return max(VALIDATION_BATCH, GPU_VALIDATION_PIXELS // pixels if device.type == "cuda" else 0)

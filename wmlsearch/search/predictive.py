@@ -65,7 +65,7 @@ class PredictiveHalving:
         self._model = OutcomeModel(space, tasks, settings.epochs)
         # the epochs of the rungs of a trial that begins when the model knows enough, and of one that begins before
         self._early, self._late = (_rungs_if(settings, knows_enough) for knows_enough in (True, False))
-        self._rungs: dict[int, Sequence[int]] = {}  # their epochs, by trial
+        self.rungs: dict[int, Sequence[int]] = {}  # the epochs of the rungs of each trial that has begun
         self._values: dict[int, Mapping[str, Any]] = {}  # hyperparameters, by trial
         self._curves: dict[int, list[float]] = defaultdict(list)  # the objective after each epoch, by trial
         self._reached: dict[int, list[int]] = defaultdict(list)  # the trials that reached a rung, by its epoch
@@ -82,8 +82,8 @@ class PredictiveHalving:
             value: The objective.
             ended: Whether the training ended by itself with this epoch.
         """
-        if number not in self._rungs:
-            self._rungs[number] = self._early if self._knows_enough else self._late
+        if number not in self.rungs:
+            self.rungs[number] = self._early if self._knows_enough else self._late
         self._curves[number].append(value)
         stop = epoch in self._early + self._late and self._at_rung(number, epoch, ended)
         if ended:
@@ -100,7 +100,7 @@ class PredictiveHalving:
         earlier = list(self._reached[epoch])
         self._reached[epoch].append(number)
         self._values[number] = self._values_of(number)
-        if ended or not earlier or epoch not in self._rungs[number]:
+        if ended or not earlier or epoch not in self.rungs[number]:
             return False
         factor = self._settings.reduction_factor
         early = epoch < BLIND_SHARE * self._settings.epochs
@@ -143,10 +143,6 @@ class PredictiveHalving:
     def _seen(self, trials: Sequence[int], epoch: int) -> list[list[float]]:
         """Return the curve of each trial up to an epoch."""
         return [self._curves[trial][:epoch] for trial in trials]
-
-    def rungs_of(self, number: int) -> Sequence[int]:
-        """Return the epochs of the rungs of a trial that has begun."""
-        return self._rungs[number]
 
     def stop_reason(self, number: int) -> str:
         """Return why a trial is stopped."""

@@ -19,7 +19,7 @@ from wmlsearch.data.sources.source import Source
 from wmlsearch.errors import InputError
 from wmlsearch.runs.names import natural_key
 
-__all__ = ["LAYOUTS", "Choices", "Discovery", "Source", "Unused", "discover", "survey"]
+__all__ = ["LAYOUTS", "Choices", "Discovery", "Source", "Unused", "survey"]
 
 LAYOUTS = (
     table.LAYOUT,
@@ -29,16 +29,6 @@ LAYOUTS = (
     datalist.LAYOUT,
 )  # the first that matches a path reads it
 MAX_ADVISED = 3  # folders named where RAW itself is none of the layouts
-
-
-def discover(raw: Path, choices: Choices | None = None) -> list[Source]:
-    """Return the volumes of a raw data set in natural order of patient, time point and file name.
-
-    Raises:
-        InputError: With all images and masks that are missing or ambiguous, or where the path has none of the known
-            layouts.
-    """
-    return list(survey(raw, choices).check().sources)
 
 
 def survey(raw: Path, choices: Choices | None = None) -> Discovery:
