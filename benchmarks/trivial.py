@@ -72,8 +72,8 @@ def search(data: str, folder: str, trials: int, workers: int) -> Measurement:
     result = SearchDir(out / f"workers-{workers}")
     outcome = tune(result, SearchRequest(space, settings, Path(data), placement), default_uri(out))
     states = {run.state for run in result.trials()}
-    if outcome.early or outcome.mlflow_problem or states != {"completed"}:
-        raise RuntimeError(f"{outcome.early} {outcome.mlflow_problem} {states}")
+    if outcome.early_end or outcome.mlflow_problem or states != {"completed"}:
+        raise RuntimeError(f"{outcome.early_end} {outcome.mlflow_problem} {states}")
     times = []
     for run in result.trials():
         status = run.status()

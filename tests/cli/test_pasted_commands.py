@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
 from wmlsearch.report.commands import tune_command
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.interrupts import end_by_signal
 from wmlsearch.runs.lock import check_not_running
 from wmlsearch.workflows.observer import Outcome
 
@@ -92,12 +94,12 @@ def test_status_json(out: Path, tmp_path: Path) -> None:
 
 def test_the_end_of_a_search(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search = search_in(out, "interrupted", "stopped by Ctrl-C")
-    options.show_next_steps(Outcome(search, "stopped by Ctrl-C", "it is away"), "http://h/?a=b&c=d e")
+    options.show_next_steps(Outcome(search, end_by_signal(signal.SIGINT), "it is away"), "http://h/?a=b&c=d e")
     resume, sync = commands_in(capsys.readouterr().out)
     for text in (resume, sync):
         values = parsed(text, tmp_path)
         assert (values["out"], values["mlflow_uri"]) == (Path(out), "http://h/?a=b&c=d e")
-    options.show_next_steps(Outcome(search, "", ""), None)
+    options.show_next_steps(Outcome(search, None, ""), None)
     (ui,) = commands_in(capsys.readouterr().out)
     assert parsed(ui, tmp_path)["out"] == Path(out), "the folder of the search, whatever --out was"
 

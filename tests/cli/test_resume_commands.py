@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.errors import InputError
 from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.interrupts import end_by_signal
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows.observer import Outcome
@@ -68,7 +70,7 @@ def test_passwords_are_asked_for(search: SearchDir, capsys: pytest.CaptureFixtur
     search.set_ledger(MlflowLedger(uri=LOCKED))
     assert (words_of(search), resume_note(search)) == ([], NOTE)
     given = LOCKED.replace("***", "secret")
-    options.show_next_steps(Outcome(search, "stopped by Ctrl-C", ""), given)
+    options.show_next_steps(Outcome(search, end_by_signal(signal.SIGINT), ""), given)
     first, note, *others = capsys.readouterr().out.splitlines()
     assert (first, note) == ("stopped by Ctrl-C; to resume: wmlsearch tune --resume s", NOTE)
     assert "secret" not in " ".join(others)

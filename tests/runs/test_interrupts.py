@@ -16,20 +16,22 @@ import pytest
 from processes import wait_for
 
 from wmlsearch.runs import interrupts
+from wmlsearch.runs.early_end import STOP_REQUESTED, EarlyEnd, EndCause
 from wmlsearch.runs.interrupts import (
     Interrupted,
+    end_by_signal,
+    end_of,
     exit_status,
     first_request,
     handled,
     handlers_kept,
     interrupt,
     noted_only,
-    reason,
-    reason_of,
     signals_as_interrupts,
 )
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+DEAD_RAY = EarlyEnd.by_dead_ray(["raylet"])
 
 
 @pytest.mark.parametrize(
@@ -53,13 +55,14 @@ def test_each_signal_is_an_interrupt(number: signal.Signals, why: str, status: i
     with pytest.raises(Interrupted, match=why):
         get()
     assert first == [number]
-    assert (reason(number), exit_status(why)) == (why, status)
+    end = end_by_signal(number)
+    assert (end.cause, str(end), exit_status(end)) == (EndCause.REQUEST, why, status)
     assert first_request() is None, "a later search of this process was not stopped"
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
 def test_another_request_has_the_status_of_ctrl_c() -> None:
-    assert exit_status("stopped by `wmlsearch stop`") == 130
+    assert exit_status(STOP_REQUESTED) == 130
 
 
 def test_only_ctrl_c_is_a_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,20 +120,20 @@ def test_another_thread_can_interrupt_the_main_thread(ignored: signal.Signals | 
     """Even in the background of a script, where SIGINT is ignored."""
     before = signal.signal(ignored, signal.SIG_IGN) if ignored else None
     waiting, main = threading.Event(), threading.current_thread()
-    thread = threading.Timer(0.2, lambda: interrupt(main, "Ray has died"))
+    thread = threading.Timer(0.2, lambda: interrupt(main, DEAD_RAY))
     thread.start()
     try:
         with handled(lambda _: pytest.fail("nobody asked for it")):
-            with pytest.raises(Interrupted, match=r"^Ray has died$"):
+            with pytest.raises(Interrupted, match=r"^stopped, since Ray has died \(raylet\)$"):
                 waiting.wait(30)
-            assert reason_of(KeyboardInterrupt()) == "Ray has died", "Ray's C code replaces what a handler raises"
+            assert end_of(KeyboardInterrupt()) == DEAD_RAY, "Ray's C code replaces what a handler raises"
             assert first_request() is None
     finally:
         if ignored:
             signal.signal(ignored, before)
     thread.join()
-    interrupt(main, "nobody handles it: nothing happens")
-    assert reason_of(KeyboardInterrupt()) == "stopped by Ctrl-C"
+    interrupt(main, DEAD_RAY)  # nobody handles it: nothing happens
+    assert end_of(KeyboardInterrupt()) == end_by_signal(signal.SIGINT)
 
 
 def test_other_threads_learn_of_a_signal_while_the_main_thread_is_in_a_call_into_c(tmp_path: Path) -> None:
@@ -167,14 +170,15 @@ def test_the_reason_of_an_interrupt_of_rays_own() -> None:
     with signals_as_interrupts():
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert reason_of(KeyboardInterrupt()) == "stopped by SIGTERM"
-        assert reason_of(KeyboardInterrupt("stopped by `wmlsearch stop`")) == "stopped by `wmlsearch stop`"
+        assert end_of(KeyboardInterrupt()) == end_by_signal(signal.SIGTERM)
+        assert end_of(Interrupted(STOP_REQUESTED)) == STOP_REQUESTED
+        assert end_of(KeyboardInterrupt("by a library")) == EarlyEnd(EndCause.REQUEST, "by a library")
 
 
 def test_an_end_is_recorded_though_another_thread_interrupts() -> None:
     steps = []
     with noted_only():
-        interrupt(threading.main_thread(), "Ray has died")
+        interrupt(threading.main_thread(), DEAD_RAY)
         steps.append("recorded")
         assert first_request() is None, "nobody asked for it"
     assert steps == ["recorded"]
@@ -205,23 +209,23 @@ def test_another_thread_than_the_main_one_is_interrupted() -> None:
     """A search of a notebook may run in any thread."""
     worker = Worker(signals_as_interrupts)
     worker.began.acquire()
-    interrupt(worker, "Ray has died")
+    interrupt(worker, DEAD_RAY)
     worker.join(30)
-    assert worker.reasons[-1] == "Ray has died"
+    assert worker.reasons[-1] == DEAD_RAY.text
 
 
 def test_a_thread_is_not_interrupted_while_it_records_an_end() -> None:
     worker = Worker(contextlib.nullcontext, signals_as_interrupts, noted_only)
     worker.began.acquire()
-    interrupt(worker, "it is no search yet")
+    interrupt(worker, DEAD_RAY)  # it is no search yet
     worker.next.set()
     worker.began.acquire()
     worker.next.set()
     worker.began.acquire()
-    interrupt(worker, "it records its end")
+    interrupt(worker, DEAD_RAY)  # it records its end
     worker.next.set()
     worker.join(30)
-    interrupt(worker, "it has ended")
+    interrupt(worker, DEAD_RAY)  # it has ended
     assert worker.reasons == [""]
 
 

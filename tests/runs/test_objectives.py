@@ -473,7 +473,7 @@ def done(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 
 def test_a_search_ends_in_a_front(done: Done) -> None:
-    assert (done.outcome.early, done.outcome.mlflow_problem) == ("", "")
+    assert (done.outcome.early_end, done.outcome.mlflow_problem) == (None, "")
     assert [run.state for run in done.search.trials()] == ["completed"] * 5, "no scheduler"
     assert [len(run.rows()) for run in done.search.trials()] == [2] * 5
     board = leaderboard(done.search)

@@ -314,7 +314,7 @@ def test_trials_of_two_workers_on_an_embedded_ray_beside_another(
     request = SearchRequest(space, settings, prepared, Placement(workers_per_trial=2))
     said: list[str] = []
     outcome = tune(search, request, default_uri(tmp_path), Observer(say=said.append))
-    assert outcome.early == ""
+    assert outcome.early_end is None
     assert said == ["trials run 1 at a time, each 2 workers with 1 CPU each"]
     states = [run.status().state for run in search.trials()]
     assert len(states) == 8

@@ -27,7 +27,9 @@ from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
 from wmlsearch.errors import InputError
+from wmlsearch.runs.early_end import EndCause
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.interrupts import end_by_signal
 from wmlsearch.search import memory_kills
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
@@ -70,7 +72,7 @@ def tune(prepared: Path, out: Path, values: dict[str, Any], **settings: Any) -> 
 )
 def test_each_budget_ends_a_search_cleanly(budget: dict[str, Any], reason: str, prepared: Path, tmp_path: Path) -> None:
     outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, **budget)
-    assert (outcome.early, outcome.run.status().state) == (reason, "completed")
+    assert (str(outcome.early_end or ""), outcome.run.status().state) == (reason, "completed")
     search = SearchDir(outcome.run.path)
     states = [run.status().state for run in search.trials()]
     assert "running" not in states
@@ -113,7 +115,7 @@ def test_a_request_to_stop_is_recorded_before_the_trials_have_ended(tmp_path: Pa
         RunDir.create(search.trial(number).path, run_record()).set_status(state)
     budget = Budget(search, RunSettings(), ONE_GPU)
     assert not budget.stop_all()
-    budget.request("stopped by SIGHUP, as a closed terminal sends it")
+    budget.request(end_by_signal(signal.SIGHUP))
     assert (search.state, search.trial(1).state) == ("running", "running")
     assert budget.stop_all()
     assert (search.state, search.status().reason) == ("interrupted", budget.reason)
@@ -125,7 +127,7 @@ def test_a_signal_that_comes_while_budgets_are_looked_at_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(SearchDir.create(tmp_path / "s", search_record()), RunSettings(), ONE_GPU)
-    monkeypatch.setattr(budget, "_used_up", lambda: budget.request("stopped by Ctrl-C") or "")
+    monkeypatch.setattr(budget, "_used_up", lambda: budget.request(end_by_signal(signal.SIGINT)))
     budget.stop_all()
     assert budget.stop_all()
     assert budget.reason == "stopped by Ctrl-C"
@@ -195,9 +197,11 @@ def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monk
 def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: Path) -> None:
     outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, objective="val_nonsense")
     search = SearchDir(outcome.run.path)
-    assert outcome.early.startswith("3 trials failed with the same error:\nTraceback (most recent call last):")
-    assert outcome.early.count("Traceback") == 1
-    assert outcome.early.endswith("KeyError: 'val_nonsense'")
+    assert outcome.early_end is not None
+    assert outcome.early_end.cause is EndCause.ERROR
+    assert outcome.early_end.text.startswith("3 trials failed with the same error:\nTraceback (most recent call last):")
+    assert outcome.early_end.text.count("Traceback") == 1
+    assert outcome.early_end.text.endswith("KeyError: 'val_nonsense'")
     assert search.status().state == "failed"
     failed = [run.status() for run in search.trials() if run.status().state == "failed"]
     assert 3 <= len(failed) <= 3 + len(os.sched_getaffinity(0))
@@ -279,7 +283,7 @@ def test_a_trial_that_runs_out_of_memory_ends_as_out_of_memory(prepared: Path, t
 def test_a_trial_that_diverges_ends_as_diverged(prepared: Path, tmp_path: Path) -> None:
     wild = {**SMALL, "optimizer": "sgd", "norm": "instance", "weight_decay": {"low": 9.0, "high": 10.0}}
     outcome = tune(prepared, tmp_path, {**wild, "learning_rate": 10.0}, trials=3)
-    assert outcome.early == ""
+    assert outcome.early_end is None
     trials = SearchDir(outcome.run.path).trials()[1:]  # the first is the baseline
     assert [run.status().state for run in trials] == ["diverged", "diverged"]
     assert all("loss is not finite in epoch" in run.status().reason for run in trials)

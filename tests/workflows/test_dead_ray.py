@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,15 +17,16 @@ from records import search_record
 
 import wmlsearch
 from wmlsearch.cluster import connect, watchdog
+from wmlsearch.runs.early_end import EarlyEnd
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.runs.interrupts import RAY_DIED, Interrupted, signals_as_interrupts
+from wmlsearch.runs.interrupts import Interrupted, end_by_signal, signals_as_interrupts
 from wmlsearch.tracking.sync import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.on_end import CommandAtEnd
 from wmlsearch.workflows.placement import LOCAL
 
-WHY = f"{RAY_DIED} (raylet)"
+WHY = "stopped, since Ray has died (raylet)"
 
 
 def on_dead_ray(search: SearchDir, say: Callable[[str], None], stay: Callable[[], Any]) -> None:
@@ -85,6 +87,7 @@ import sys, threading
 from pathlib import Path
 import test_dead_ray
 from wmlsearch.cluster import connect, watchdog
+from wmlsearch.runs.early_end import EarlyEnd
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.workflows import tune
 
@@ -119,7 +122,7 @@ def test_a_ray_that_dies_before_the_trials(
     def tune(search: SearchDir, *_: Any) -> None:
         if begun:
             SearchDir.create(search.path, search_record())
-        raise Interrupted(WHY)
+        raise Interrupted(EarlyEnd.by_dead_ray(["raylet"]))
 
     monkeypatch.setattr("wmlsearch.api.searches._tune", tune)
     with pytest.raises(ConnectionError) as raised:
@@ -130,7 +133,7 @@ def test_a_ray_that_dies_before_the_trials(
 
 def test_ctrl_c_before_the_trials_stays_one(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tune(*_: Any) -> None:
-        raise Interrupted("stopped by Ctrl-C")
+        raise Interrupted(end_by_signal(signal.SIGINT))
 
     monkeypatch.setattr("wmlsearch.api.searches._tune", tune)
     with pytest.raises(KeyboardInterrupt):

@@ -93,7 +93,7 @@ def test_a_full_storage_ends_the_final_runs_everywhere(
     monkeypatch.setattr(final_training, "WorkerGroup", group)
     outcome = tune_to_the_end(prepared, tmp_path, lambda _run: None)
     search, reason = SearchDir(outcome.run.path), "stopped, since No space left on device: 'last.pt'"
-    assert (outcome.early, search.state) == (reason, "interrupted")
+    assert (str(outcome.early_end), search.state) == (reason, "interrupted")
     (paper,) = search.finals()
     assert (paper.state, paper.status().reason) == ("interrupted", reason)
     assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED", "paper-run0": "KILLED"}
@@ -109,7 +109,7 @@ def test_mlflow_gets_an_end_after_which_the_disk_was_full(
 
     monkeypatch.setattr(CheckpointRetention, "trial_ended", full)
     outcome = tune(prepared, tmp_path)
-    assert outcome.early == "stopped, since [Errno 28] No space left on device: 'journal'"
+    assert str(outcome.early_end) == "stopped, since [Errno 28] No space left on device: 'journal'"
     assert in_mlflow(tmp_path) == {"s": "KILLED", "trial-0000": "FINISHED"}
 
 
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_skips_only_the_report(
         "wmlsearch.report.examples.write_examples", lambda *_: os.kill(os.getpid(), number), raising=True
     )
     outcome = tune(prepared, tmp_path, messages.append)
-    assert (outcome.early, outcome.pictures, outcome.run.state) == ("", (), "completed")
+    assert (outcome.early_end, outcome.pictures, outcome.run.state) == (None, (), "completed")
     (message,) = [line for line in messages if line.startswith("no report")]
     how = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     later = f"wmlsearch report s --out {tmp_path}"
@@ -150,7 +150,7 @@ def test_an_ended_training_stays_ended(
         with pytest.raises(error):
             train(run, request, default_uri(tmp_path))
     else:
-        assert train(run, request, default_uri(tmp_path)).early == ""
+        assert train(run, request, default_uri(tmp_path)).early_end is None
     assert run.state == "completed"
     assert in_mlflow(tmp_path) == {"t": "FINISHED"}
 
@@ -189,7 +189,7 @@ def test_a_repeated_signal_ends_no_process(number: signal.Signals, tmp_path: Pat
     with graceful_stop(budget, lambda _: pytest.fail("the process was ended")):
         for one in (number, number, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), one)
-    assert budget.reason == interrupts.reason(number)
+    assert budget.early_end == interrupts.end_by_signal(number)
 
 
 def test_two_at_once_end_no_process(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_sigterm_in_the_final_runs_acts_like_ctrl_c(prepared: Path, tmp_path: Pa
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = tune_to_the_end(prepared, tmp_path, look)
-    assert (outcome.early, search.state) == ("stopped by SIGTERM", "interrupted")
+    assert (outcome.early_end, search.state) == (interrupts.end_by_signal(signal.SIGTERM), "interrupted")
     assert {run.name: run.state for run in search.finals()} == {
         "paper-run0": "interrupted",
         "trial-0099-run0": "interrupted",

@@ -98,7 +98,7 @@ def test_the_embedded_ray_requires_its_token(done: Done) -> None:
 
 
 def test_every_trial_is_in_its_folder(done: Done) -> None:
-    assert (done.outcome.early, done.outcome.mlflow_problem) == ("", "")
+    assert (done.outcome.early_end, done.outcome.mlflow_problem) == (None, "")
     assert done.search.status().state == "completed"
     trials = done.search.trials()
     assert [run.name for run in trials] == [f"{number:04d}" for number in range(6)]

@@ -16,10 +16,11 @@ from wmlsearch.api.wording import raises_in_python, says_in_python
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
 from wmlsearch.runs.checks import check, open_search
+from wmlsearch.runs.early_end import EndCause
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
 from wmlsearch.runs.folders import SearchDir, check_name, check_new, folder_of_all_runs
-from wmlsearch.runs.interrupts import RAY_DIED, reason_of, signals_as_interrupts
+from wmlsearch.runs.interrupts import end_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
@@ -318,16 +319,18 @@ def _ended(search: SearchDir, run: Callable[[], Outcome], say: Say) -> Search:
         try:
             outcome = run()
         except KeyboardInterrupt as interrupt:  # before the search began
-            why = reason_of(interrupt)
-            if not why.startswith(RAY_DIED):
+            early_end = end_of(interrupt)
+            if early_end.cause is not EndCause.RAY_DIED:
                 raise
             hint = f"wmlsearch.resume({str(path)!r}) goes on" if search.exists() else "nothing was begun, so try again"
-            raise ConnectionError(f"{why}; {hint}") from None
+            raise ConnectionError(f"{early_end}; {hint}") from None
     if outcome.mlflow_problem:
         say(
             f"warning: MLflow does not have all results ({outcome.mlflow_problem}); "
             f"to send them later: {command('sync', *run_words(path))}"
         )
     if outcome.lost_ray:
-        raise ConnectionError(f"{outcome.early}; what was reported is kept: wmlsearch.resume({str(path)!r}) goes on")
+        raise ConnectionError(
+            f"{outcome.early_end}; what was reported is kept: wmlsearch.resume({str(path)!r}) goes on"
+        )
     return Search(path)

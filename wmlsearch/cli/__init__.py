@@ -30,7 +30,7 @@ from wmlsearch.cli import (
 )
 from wmlsearch.cli.output import flush, survives_its_terminal
 from wmlsearch.errors import InputError
-from wmlsearch.runs.interrupts import exit_status, reason_of, signals_as_interrupts
+from wmlsearch.runs.interrupts import end_of, exit_status, signals_as_interrupts
 
 HELP_WIDTH = 100
 ALIKE = 0.64  # ratio of `SequenceMatcher` from which on an option is suggested; click's is 0.6
@@ -115,9 +115,9 @@ def _print_error(error: BaseException, arguments: Sequence[str] = ()) -> int:
         _complain(f"{path}: {error.strerror}; {_PATH_ERRORS[error.errno]}")
         return 2
     if isinstance(error, KeyboardInterrupt):
-        why = reason_of(error)
-        _complain(why)
-        return exit_status(why)
+        end = end_of(error)
+        _complain(end.text)
+        return exit_status(end)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = "" if error.filename is None else f"{_printable(os.fsdecode(error.filename))}: "
         _complain(

@@ -289,7 +289,7 @@ def show_next_steps(outcome: Outcome, mlflow_uri: str | None) -> None:
 
     uri = uri_words(mlflow_uri)
     if isinstance(outcome.run, SearchDir) and outcome.interrupted:
-        say(f"{outcome.early}; to resume: {resume_command(outcome.run, mlflow_uri)}")
+        say(f"{outcome.early_end}; to resume: {resume_command(outcome.run, mlflow_uri)}")
         if note := resume_note(outcome.run, mlflow_uri):
             say(note)
     say(f"results: {outcome.run.path}")
@@ -312,7 +312,8 @@ def uri_words(mlflow_uri: str | None) -> tuple[str, ...]:
 def exit_status(outcome: Outcome) -> int:
     """Return the exit status of `tune` and `train`: 128 + signal or 130 if interrupted, 0 if completed, else 1."""
     from wmlsearch.runs import interrupts
+    from wmlsearch.runs.early_end import EndCause
 
-    if outcome.stopped_on_request:
-        return interrupts.exit_status(outcome.early)
+    if outcome.early_end is not None and outcome.early_end.cause is EndCause.REQUEST:
+        return interrupts.exit_status(outcome.early_end)
     return 0 if outcome.run.status().state in ("completed", "early_stopped") else 1

@@ -18,7 +18,8 @@ from wmlsearch.cluster.embedded import EMBEDDED
 from wmlsearch.cluster.head_probe import RESTART_S, HeadProbe
 from wmlsearch.cluster.ray_patches import dead_servers
 from wmlsearch.cluster.resources import FIRST_SLOT
-from wmlsearch.runs.interrupts import RAY_DIED, first_request, reason
+from wmlsearch.runs.early_end import EarlyEnd
+from wmlsearch.runs.interrupts import end_by_signal, first_request
 from wmlsearch.runs.process import end_this_process
 
 PUT_ASIDE = "wmlsearch-put-aside"  # name of the placement groups that keep trials off a machine
@@ -31,7 +32,7 @@ def watchdog(
     waiting: Callable[[], str],
     limit_s: float = 60,
     every_s: float = 5,
-    end: Callable[[str, int], None] = lambda _, status: end_this_process(status),
+    end: Callable[[EarlyEnd, int], None] = lambda _, status: end_this_process(status),
 ) -> Iterator[None]:
     """Watch Ray while the block runs.
 
@@ -44,7 +45,7 @@ def watchdog(
         say: Takes a line for the user.
         waiting: Returns the names of the trials that have not begun yet.
         every_s: Time between two looks at the placement groups.
-        end: Ends the job, for a reason ("stopped by SIGTERM", "stopped, since Ray has died") and with an exit status.
+        end: Ends the job, for this reason (a dead Ray, or a signal) and with an exit status.
     """
     done = threading.Event()
     targets = {
@@ -62,7 +63,7 @@ def watchdog(
             thread.join()
 
 
-def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Callable[[str, int], None]) -> None:
+def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Callable[[EarlyEnd, int], None]) -> None:
     address = None if EMBEDDED in os.environ else own_address()
     head = HeadProbe(address) if address else None
     while not done.wait(0.2):
@@ -70,15 +71,15 @@ def _watch_servers(done: threading.Event, say: Callable[[str], None], end: Calla
             break
     else:
         return
-    status, why = 1, f"{RAY_DIED} ({' and '.join(dead)})"
+    status, early_end = 1, EarlyEnd.by_dead_ray(dead)
     try:
         if not first_request():
             time.sleep(PATIENCE_AFTER_SIGNAL_S)
         if number := first_request():
-            why, status = reason(number), 128 + number
-        say(f"{why}; the run folders are kept")
+            early_end, status = end_by_signal(number), 128 + number
+        say(f"{early_end}; the run folders are kept")
     finally:
-        end(why, status)
+        end(early_end, status)
 
 
 def _gone(head: HeadProbe) -> list[str]:

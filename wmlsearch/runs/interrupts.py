@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
+from wmlsearch.runs.early_end import EarlyEnd, EndCause
+
 _NAMES = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "SIGTERM",
@@ -27,36 +29,39 @@ _NAMES = {
 }
 _NOT_FOR_CHILDREN = (signal.SIGHUP, signal.SIGQUIT)
 SAME_REQUEST_S = 1.0  # signals that come together are one request
-_BY_REQUEST = "stopped by "  # how each reason begins
-RAY_DIED = "stopped, since Ray has died"  # how the reason begins that is no request of the user
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked this process to end. Its text is the reason that a run folder records."""
+    """A signal or another thread asked this process to end. Its text is the reason that a run folder records."""
 
-    def __init__(self, why: int | str) -> None:
-        super().__init__(reason(why) if isinstance(why, int) else why)
-
-
-def reason(number: int) -> str:
-    """Return why a search or training ended: "stopped by Ctrl-C"."""
-    return f"{_BY_REQUEST}{_NAMES[signal.Signals(number)]}"
+    def __init__(self, end: EarlyEnd) -> None:
+        super().__init__(end)
+        self.end = end
 
 
-def reason_of(error: KeyboardInterrupt) -> str:
+def end_by_signal(number: int) -> EarlyEnd:
+    """Return the end that a signal asks for: "stopped by Ctrl-C"."""
+    return EarlyEnd(EndCause.REQUEST, f"stopped by {_NAMES[signal.Signals(number)]}", number)
+
+
+def end_of(error: KeyboardInterrupt) -> EarlyEnd:
     """Return why it was raised, in the block that handles the requests.
 
     Ray's C code raises a KeyboardInterrupt of its own in place of the `Interrupted` of a handler that it has called.
     """
-    return str(error) or _Requests.raised or reason(first_request() or signal.SIGINT)
+    if isinstance(error, Interrupted):
+        return error.end
+    if text := str(error):
+        return EarlyEnd(EndCause.REQUEST, text)
+    return _Requests.raised or end_by_signal(first_request() or signal.SIGINT)
 
 
-def exit_status(why: str) -> int:
-    """Return the exit status of a command that ended for a reason "stopped by ...": 128 + the number of the signal.
+def exit_status(end: EarlyEnd) -> int:
+    """Return the exit status of a command that was asked to end: 128 + the number of the signal.
 
     That of another request, such as `wmlsearch stop`, is that of Ctrl-C, 130.
     """
-    return next((128 + number for number in _NAMES if why == reason(number)), 128 + signal.SIGINT)
+    return 128 + (end.signal_number or signal.SIGINT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +79,8 @@ class _Requests:
     unhandled: int | None = None  # a signal that came while the main thread was in a call into C, which may never end
     arrivals: int | None = None  # the file from which the number of each signal can be read as it comes
     handlers: list[object] = []  # noqa: RUF012 - of the blocks that the main thread is in, the innermost last
-    why = ""  # what another thread interrupts the main thread for, until that gets the signal
-    raised = ""  # what another thread has interrupted the main thread for
+    end: EarlyEnd | None = None  # what another thread interrupts the main thread for, until that gets the signal
+    raised: EarlyEnd | None = None  # what another thread has interrupted the main thread for
     interrupted_by_thread = False  # so a signal that comes may be that of a thread
     numbers: frozenset[int] = frozenset()  # the signals that are handled
 
@@ -146,11 +151,11 @@ def handled(act: Callable[[int], None], by_threads: bool = True) -> Iterator[Non
         return
 
     def handle(number: int, _frame: object) -> None:
-        why, _Requests.why = _Requests.why, ""
-        if why and by_threads:
-            _Requests.raised = why
-            raise Interrupted(why)
-        if not why and _is_new(number):
+        end, _Requests.end = _Requests.end, None
+        if end and by_threads:
+            _Requests.raised = end
+            raise Interrupted(end)
+        if not end and _is_new(number):
             act(number)
 
     with contextlib.nullcontext() if _Requests.handlers else _arrivals_readable():
@@ -167,7 +172,7 @@ def handled(act: Callable[[int], None], by_threads: bool = True) -> Iterator[Non
             _Requests.handlers.remove(handle)
             if not _Requests.handlers:
                 _Requests.got.clear()
-                _Requests.why = _Requests.raised = ""
+                _Requests.end = _Requests.raised = None
 
 
 _open: dict[int, list[bool]] = {}  # by thread that is not the main one: of each block that it is in, the innermost last
@@ -186,8 +191,8 @@ def _open_to_threads(by_threads: bool) -> Iterator[None]:
             del _open[thread]
 
 
-def interrupt(thread: threading.Thread, why: str) -> None:
-    """Raise `Interrupted` with this reason in another thread, if it is in a block of `handled` that lets threads do so.
+def interrupt(thread: threading.Thread, end: EarlyEnd) -> None:
+    """Raise `Interrupted` with this end in another thread, if it is in a block of `handled` that lets threads do so.
 
     The main thread gets a signal that it handles, which also ends its waiting. Another thread gets the exception when
     it next runs Python code: a call into C has to return first.
@@ -196,13 +201,13 @@ def interrupt(thread: threading.Thread, why: str) -> None:
     if thread is threading.main_thread():
         numbers = [number for number in _NAMES if signal.getsignal(number) in _Requests.handlers]
         if numbers:  # a program in the background of a script ignores SIGINT
-            _Requests.why, _Requests.interrupted_by_thread = why, True
+            _Requests.end, _Requests.interrupted_by_thread = end, True
             signal.pthread_kill(identity, numbers[0])
         return
 
     class ByThread(Interrupted):
         def __init__(self) -> None:  # the interpreter takes a class and calls it without arguments
-            super().__init__(why)
+            super().__init__(end)
 
     if _open.get(identity, [False])[-1]:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), ctypes.py_object(ByThread))
@@ -213,7 +218,7 @@ def signals_as_interrupts() -> Iterator[None]:
     """In the block, each request raises `Interrupted` in the main thread."""
 
     def interrupt(number: int) -> None:
-        raise Interrupted(number)
+        raise Interrupted(end_by_signal(number))
 
     with handled(interrupt):
         yield

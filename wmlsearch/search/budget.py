@@ -12,6 +12,7 @@ from ray import tune
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
+from wmlsearch.runs.early_end import STOP_REQUESTED, EarlyEnd, EndCause
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.lock import check_still_held
 from wmlsearch.runs.objectives import dice_value
@@ -19,11 +20,10 @@ from wmlsearch.runs.schema import RUNNING, EpochRow
 
 TICK_S = 1.0  # between two looks at the clock and at the run folder
 SAME_ERRORS = 3  # trials with the same traceback one after another, after which the search ends; at least all slots
-STOP_REQUESTED = "stopped by `wmlsearch stop`"
 
 
 class Budget(tune.Stopper):
-    """What the trials of a search have used, over all of its sessions, and the `reason` to end it, or "".
+    """What the trials of a search have used, over all of its sessions, and why it ends early.
 
     Time in which no process ran the search does not count. The trials end early enough to leave the expected cost of
     the final runs in each budget. Tune calls `stop_all` at each turn of its loop.
@@ -37,7 +37,9 @@ class Budget(tune.Stopper):
     def __init__(self, search: SearchDir, settings: RunSettings, slots: Slots) -> None:
         self.search, self.settings = search, settings
         self.gpus_per_trial = slots.workers * slots.gpus
-        self._failure = self._request = self._ending = ""  # reasons: an error, a signal, all others
+        self._failure: EarlyEnd | None = None  # an error
+        self._request: EarlyEnd | None = None  # a signal
+        self._ending: EarlyEnd | None = None  # all others
         self.storage_error: OSError | None = None
         self.slots = slots
         self.running = self.waiting = 0
@@ -51,14 +53,19 @@ class Budget(tune.Stopper):
         self._errors: Counter[str] = Counter()  # by kind: since a trial has ended without an error
 
     @property
-    def reason(self) -> str:
-        """Why the trials end early, one line and perhaps a traceback; "" while they go on."""
+    def early_end(self) -> EarlyEnd | None:
+        """Why the trials end early; None while they go on."""
         return self._failure or self._request or self._ending
 
     @property
+    def reason(self) -> str:
+        """The text of `early_end`, one line and perhaps a traceback; "" while the trials go on."""
+        return str(self.early_end or "")
+
+    @property
     def failed(self) -> bool:
-        """Whether the reason is an error in the program."""
-        return bool(self._failure)
+        """Whether an error ends the trials: in the program, or of every machine."""
+        return self._failure is not None
 
     def add(self, row: EpochRow) -> None:
         """Count an epoch of a trial."""
@@ -71,29 +78,30 @@ class Budget(tune.Stopper):
         kind = _error_kind(trace)
         self._errors[kind] += 1
         if self._errors[kind] >= max(SAME_ERRORS, self.slots.count):
-            self.fail(f"{self._errors[kind]} trials failed with the same error:\n{trace.strip()}")
+            text = f"{self._errors[kind]} trials failed with the same error:\n{trace.strip()}"
+            self.fail(EarlyEnd(EndCause.ERROR, text))
 
     def add_success(self) -> None:
         """Count a trial that no error ended: the errors before were those of single configurations."""
         self._errors.clear()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, end: EarlyEnd) -> None:
         """End the search, since no trial can succeed."""
-        if not self.reason:
-            self._failure = reason
+        if self.early_end is None:
+            self._failure = end
 
-    def request(self, reason: str) -> None:
+    def request(self, end: EarlyEnd) -> None:
         """End the search, since a signal asks for it. It may come at any line of the other methods."""
-        self._request = reason
+        self._request = end
 
     def end(self, reason: str) -> None:
         """End the trials, since none can begin any more, as if a budget were used up."""
-        self._ending = self._ending or reason
+        self._ending = self._ending or EarlyEnd(EndCause.BUDGET, reason)
 
     def abort(self, error: OSError) -> None:
         """End the search, since a result could not be written."""
         self.storage_error = self.storage_error or error
-        self._ending = self._ending or f"stopped, since {error}"
+        self._ending = self._ending or EarlyEnd.by_storage(error)
 
     def count(self) -> None:
         """Count the time since the last call. Call it before `running` changes."""
@@ -122,7 +130,7 @@ class Budget(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        if self.reason:
+        if self.early_end is not None:
             self._record_request()
             return True
         ticked = self.tick(TICK_S)
@@ -135,19 +143,20 @@ class Budget(tune.Stopper):
             self._ending = STOP_REQUESTED
         else:
             self._ending = self._used_up()
-        return bool(self.reason)
+        return self.early_end is not None
 
     def _record_request(self) -> None:
         """Record a request to stop at once: the trials take seconds to end, which a batch system may not grant."""
-        if self.reason.startswith("stopped by ") and self.search.state == RUNNING:
+        end = self.early_end
+        if end is not None and end.cause is EndCause.REQUEST and self.search.state == RUNNING:
             with suppress(OSError):  # the ends of trials and search are recorded once more
                 for run in self.search.trials():
                     if run.state == RUNNING:
-                        run.set_status("interrupted", self.reason)
-                self.search.set_status("interrupted", self.reason)
+                        run.set_status("interrupted", end.text)
+                self.search.set_status("interrupted", end.text)
 
-    def _used_up(self) -> str:
-        """Return which budget is used up, or ""."""
+    def _used_up(self) -> EarlyEnd | None:
+        """Return the end if a budget is used up, or None."""
         limits, runs = self.settings, self.settings.final_run_count
         run_s = limits.epochs * self.epochs_s / max(self.epochs, 1)  # of a final run that trains all epochs
         stages = (limits.selection_run_count, limits.judgement_run_count)  # one after the other
@@ -161,8 +170,8 @@ class Budget(tune.Stopper):
         ):  # fmt: skip
             if limit is not None and used + final >= limit:
                 reserved = f" ({final:.3g} of it is reserved for the final runs)" if final else ""
-                return f"{name} {limit:g} is reached{reserved}"
-        return ""
+                return EarlyEnd(EndCause.BUDGET, f"{name} {limit:g} is reached{reserved}")
+        return None
 
 
 def _error_kind(trace: str) -> str:

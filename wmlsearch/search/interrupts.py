@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from wmlsearch.runs.interrupts import Interrupted, handled, reason
+from wmlsearch.runs.interrupts import Interrupted, end_by_signal, handled
 from wmlsearch.search.budget import Budget
 
 
@@ -31,9 +31,9 @@ def graceful_stop(budget: Budget, end_process: Callable[[int], None] | None = No
         if signalled:
             if end_process is not None:
                 end_process(128 + number)
-            raise Interrupted(number)
+            raise Interrupted(end_by_signal(number))
         signalled = True
-        budget.request(reason(number))  # errors of trials stay the better reason
+        budget.request(end_by_signal(number))  # errors of trials stay the better reason
 
     with handled(handle):
         yield

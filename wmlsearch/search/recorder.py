@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 
 from wmlsearch.config import RunSettings
 from wmlsearch.errors import InputError
+from wmlsearch.runs.early_end import EarlyEnd, EndCause
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
@@ -189,7 +190,8 @@ class Recorder(tune.Callback):
         if error := machine_error(failure_of(trial)):
             self.losses[number] = str(error)
             if not self.machines.note(error, self.budget.slots):
-                self.budget.fail(f"stopped, since {error}, and no other machine has a slot for trials")
+                text = f"stopped, since {error}, and no other machine has a slot for trials"
+                self.budget.fail(EarlyEnd(EndCause.MACHINES, text))
         self._count_machines_of(self.holding - {number})
         ended_by_us = self.last_report.get(number) == math.inf
         if not ended_by_us and (reason := self.memory_kills.reason_of_loss(failure_of(trial))):

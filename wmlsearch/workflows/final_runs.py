@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.runs.early_end import STOP_REQUESTED
 from wmlsearch.runs.folders import RunDir, SearchDir
+from wmlsearch.runs.interrupts import Interrupted
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import JUDGEMENT_RUN, PAPER, SELECTION_RUN, judgement_run_name, selection_run_name
 from wmlsearch.runs.schema import GOOD
@@ -163,8 +165,6 @@ def _train(
     observer: Observer,
 ) -> None:
     """Train final runs on Ray Train, `count` being the number of those that the search would train without a stop."""
-    from wmlsearch.search.budget import STOP_REQUESTED
-
     if not requests:
         return
     slots = planned.of(count)
@@ -179,7 +179,7 @@ def _train(
             slots_waiting=trainer.groups_waiting,
         )
         if search.stop_requested():
-            raise KeyboardInterrupt(STOP_REQUESTED)
+            raise Interrupted(STOP_REQUESTED)
 
     def on_change(run: RunDir) -> None:
         observer.on_change(run)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wmlsearch.runs.early_end import EarlyEnd, EndCause
 from wmlsearch.runs.folders import AnyDir
-from wmlsearch.runs.interrupts import RAY_DIED
 from wmlsearch.runs.progress import Progress
 
 
@@ -36,21 +36,16 @@ class Outcome:
     """How a search or training ended."""
 
     run: AnyDir
-    early: str  # why it ended before all its trials or epochs were done; "" if it did not
+    early_end: EarlyEnd | None  # why it ended before all its trials or epochs were done; None if it did not
     mlflow_problem: str  # why MLflow lacks part of it; "" if MLflow has everything
     pictures: tuple[Path, ...] = ()  # pages and images that were written
 
     @property
     def interrupted(self) -> bool:
         """Whether a request to stop or an error of the storage ended it, so that it can be resumed."""
-        return self.early.startswith("stopped")
-
-    @property
-    def stopped_on_request(self) -> bool:
-        """Whether Ctrl-C, SIGTERM or `wmlsearch stop` ended it."""
-        return self.early.startswith("stopped by")
+        return self.early_end is not None and self.early_end.resumable
 
     @property
     def lost_ray(self) -> bool:
         """Whether it ended because Ray's servers died."""
-        return self.early.startswith(RAY_DIED)
+        return self.early_end is not None and self.early_end.cause is EndCause.RAY_DIED

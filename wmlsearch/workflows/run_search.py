@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmlsearch.inference.predictor import HERE, Predictions
+from wmlsearch.runs.early_end import EarlyEnd, EndCause
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
-from wmlsearch.runs.interrupts import noted_only, reason_of, signals_as_interrupts
+from wmlsearch.runs.interrupts import end_of, noted_only, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.lock import check_still_held
 from wmlsearch.runs.names import CHAMPION, PAPER
@@ -38,7 +39,12 @@ class _End:
     """How a search ended."""
 
     state: str  # completed, interrupted or failed
-    reason: str  # why it ended before all its trials were done; "" if it did not
+    early_end: EarlyEnd | None  # why it ended before all its trials were done; None if it did not
+
+    @property
+    def reason(self) -> str:
+        """What the run folder records as the reason."""
+        return str(self.early_end or "")
 
 
 def run_search(
@@ -71,16 +77,16 @@ def run_search(
         checkpoint_usage.update(run)
         observer.on_change(run)
 
-    end = _End("failed", "it broke off with an error")
+    end = _End("failed", EarlyEnd(EndCause.ERROR, "it broke off with an error"))
     try:
         with signals_as_interrupts():
             plan.placement.prepare_storage(search)
             stored.begin(search)
             end = _run_stages(search, plan, replace(observer, on_change=on_change), stored)
     except KeyboardInterrupt as interrupt:
-        end = _End("interrupted", reason_of(interrupt))
+        end = _End("interrupted", end_of(interrupt))
     except OSError as error:  # the disk is full or the storage is gone: what is written stays, to be resumed
-        end = _End("interrupted", f"stopped, since {error}")
+        end = _End("interrupted", EarlyEnd.by_storage(error))
     finally:
         with noted_only():  # each step is short, or handles signals itself
             _interrupt_running(search, end.reason)
@@ -98,7 +104,7 @@ def run_search(
                 mlflow_problem = mirror.close()
             with signals_as_interrupts():
                 stored.finish(search)  # MLflow's ledgers are part of the copy
-    return Outcome(search, end.reason, mlflow_problem, pictures)
+    return Outcome(search, end.early_end, mlflow_problem, pictures)
 
 
 def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer, stored: StoredSearch) -> _End:
@@ -117,10 +123,10 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer, stored:
         compiled_networks=placement.compiled_networks(search),
     )  # fmt: skip
     _fetch_best_weights(search, placement)
-    stopped = budget.reason.startswith("stopped")
+    stopped = budget.early_end is not None and budget.early_end.resumable
     if settings.baseline and not budget.failed and not stopped and not judged_by_older_version(search):
         _choose_and_judge(search, plan, shipment, observer, stored)
-    return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.reason)
+    return _End("failed" if budget.failed else "interrupted" if stopped else "completed", budget.early_end)
 
 
 def _fetch_best_weights(search: SearchDir, placement: Placement) -> None:
@@ -225,7 +231,7 @@ def _release(release_ray: Callable[[], None], say: Callable[[str], None]) -> Non
         with signals_as_interrupts():
             release_ray()
     except KeyboardInterrupt as interrupt:
-        say(f"the shutdown of Ray was cut short ({reason_of(interrupt)})")
+        say(f"the shutdown of Ray was cut short ({end_of(interrupt)})")
     except Exception as error:
         say(f"warning: Ray was not shut down in order ({type(error).__name__}: {error}); the result is not affected")
 
@@ -241,7 +247,7 @@ def _write_report(search: SearchDir, plan: SearchPlan, observer: Observer) -> tu
             examples = write_examples(search, plan.data)
             page = write_report(search)
     except KeyboardInterrupt as interrupt:  # perhaps the second one; the end of the search is still recorded
-        problem = reason_of(interrupt)
+        problem = str(end_of(interrupt))
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     else:
@@ -256,5 +262,5 @@ def _record_end(search: SearchDir, plan: SearchPlan, end: _End) -> _End:
     try:
         search.set_status(end.state, end.reason, front=front)
     except OSError as error:  # the folder still says "running", as after a kill
-        return replace(end, reason=end.reason or f"stopped, since {error}")
+        return replace(end, early_end=end.early_end or EarlyEnd.by_storage(error))
     return end

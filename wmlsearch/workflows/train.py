@@ -13,8 +13,9 @@ from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_n
 from wmlsearch.model.compile_cache import ArtifactStore
 from wmlsearch.model.kernels import selected_kernels
 from wmlsearch.model.training import epochs
+from wmlsearch.runs.early_end import EarlyEnd
 from wmlsearch.runs.folders import AnyDir, RunDir, check_new
-from wmlsearch.runs.interrupts import reason_of, signals_as_interrupts
+from wmlsearch.runs.interrupts import end_of, signals_as_interrupts
 from wmlsearch.runs.lock import folder_lock
 from wmlsearch.runs.names import EXPERIMENT, TRAIN
 from wmlsearch.runs.process import end_this_process
@@ -57,7 +58,7 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
         }
     )
     run.path.mkdir(parents=True, exist_ok=True)
-    early = ""
+    early_end: EarlyEnd | None = None
     with folder_lock(run.path):
         RunDir.create(run.path, record)
         mirror = Mirror(run, mlflow_uri)
@@ -76,15 +77,15 @@ def train(run: RunDir, request: TrainRequest, mlflow_uri: str, observer: Observe
                     _train_here(run, request, prepared, on_change)
         except KeyboardInterrupt as interrupt:
             if run.state == RUNNING:  # else the training has ended, and only Ray was shutting down
-                early = reason_of(interrupt)
-                run.set_status("interrupted", early)
+                early_end = end_of(interrupt)
+                run.set_status("interrupted", early_end.text)
         except Exception as error:
             if run.state == RUNNING:
                 run.set_status("failed", str(error))
             raise
         finally:
             mlflow_problem = mirror.close()
-    return Outcome(run, early, mlflow_problem)
+    return Outcome(run, early_end, mlflow_problem)
 
 
 def _check(run: RunDir, request: TrainRequest) -> tuple[PreparedData, Placement]:
@@ -115,10 +116,10 @@ def _train_on_ray(
     from wmlsearch.cluster.watchdog import watchdog
     from wmlsearch.search.final_training import RunTrainer, TrainingRequest
 
-    def end(why: str, status: int) -> None:
+    def end(early_end: EarlyEnd, status: int) -> None:
         try:
             if run.state == RUNNING:
-                run.set_status("interrupted", why)
+                run.set_status("interrupted", early_end.text)
         finally:
             end_this_process(status)
 

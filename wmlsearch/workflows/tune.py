@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from wmlsearch.report.commands import resume_command, resume_note
+from wmlsearch.runs.early_end import EarlyEnd
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import interrupt
 from wmlsearch.runs.process import end_this_process
@@ -105,33 +106,33 @@ def _ray(
 
     caller, left = threading.current_thread(), threading.Event()
 
-    def record(why: str) -> None:
+    def record(early_end: EarlyEnd) -> None:
         if at_end.begun:
-            record_broken_end(search, why)
+            record_broken_end(search, early_end.text)
             stored.finish(search, FINISH_S)
             stored.release()
             observer.say(f"to resume: {resume_command(search, mlflow_uri)}")
             if note := resume_note(search, mlflow_uri):
                 observer.say(note)
 
-    def let_caller_leave(why: str, status: int) -> None:
+    def let_caller_leave(early_end: EarlyEnd, status: int) -> None:
         """Let the caller end the search, as at Ctrl-C; end this process only if a call to Ray never returns."""
         for _ in range(ATTEMPTS):
-            interrupt(caller, why)
+            interrupt(caller, early_end)
             if left.wait(ATTEMPT_S):
                 return
         try:
             observer.say(f"a call to Ray has not returned for {ATTEMPTS * ATTEMPT_S:g} s, so this process ends")
-            record(why)
+            record(early_end)
         finally:
             end_this_process(status)
 
-    def end(why: str, status: int) -> None:
+    def end(early_end: EarlyEnd, status: int) -> None:
         if observer.end_process is None:  # in a thread of its own, since the watchdog's ends before Ray is left
-            threading.Thread(target=let_caller_leave, args=(why, status), name="ray-left", daemon=True).start()
+            threading.Thread(target=let_caller_leave, args=(early_end, status), name="ray-left", daemon=True).start()
             return
         try:
-            record(why)
+            record(early_end)
             at_end.run_instead_of_this_process(status)
         finally:
             observer.end_process(status)
