@@ -82,7 +82,7 @@ def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_ray_is_left() -> Iterator[None]:
-    """End a Ray that a module leaves, as a test that fails in the middle does: the Python door would search on it."""
+    """End a Ray that a module leaves, as a test that fails in the middle does: the Python API would search on it."""
     yield
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():

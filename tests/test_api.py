@@ -1,4 +1,4 @@
-"""The door for Python: what `import wmlsearch` gives, in a notebook too, and that it is what the commands do."""
+"""The Python API: what `import wmlsearch` gives, in a notebook too, and that it is what the commands do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """wmlsearch: distributed hyperparameter search for white matter lesion segmentation.
 
-The names below are the door for Python (`wmlsearch/api/`). They are loaded when they are first used, so
-`import wmlsearch` takes no time.
+The names below are the Python API (`wmlsearch/api/`). They are loaded when they are first used, so `import wmlsearch`
+takes no time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _typing.Any:
-    """Load the door for Python when one of its names is used."""
+    """Load the Python API when one of its names is used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

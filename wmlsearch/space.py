@@ -430,7 +430,7 @@ def _numbers(values: Iterable[Value]) -> list[float]:
     return [value for value in values if isinstance(value, int | float)]
 
 
-# Of the hyperparameters that are decided: which others they make inactive, and the values of those that are asked for.
+# A case: the inactive hyperparameters, and the possible values of the requested ones.
 _Case = tuple[frozenset[str], tuple[tuple[str, tuple[Value, ...]], ...]]
 
 

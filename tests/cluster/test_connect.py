@@ -157,7 +157,7 @@ def test_what_others_have_reserved_is_left_out(monkeypatch: pytest.MonkeyPatch) 
         {"Alive": False, "NodeID": "c", "Resources": {"CPU": 8.0}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(resources, "SETTLE_S", 0.5)
+    monkeypatch.setattr(resources, "RELEASE_SETTLE_S", 0.5)
     # Of a node without anything free, Ray lists no CPU at all. What we held ourselves becomes free a moment later.
     looks = iter([{"a": {"CPU": 2.0}, "b": {"CPU": 6.0}}, {"a": {"CPU": 2.0, "GPU": 1.0}, "b": {"CPU": 5.0}}])
     last = {"a": {"CPU": 1.0}, "b": {"CPU": 7.0}}

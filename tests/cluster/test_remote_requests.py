@@ -90,8 +90,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(head_job, "_show", lambda search, _: print(f"shown: {search.name}"))
     monkeypatch.setattr(Dashboard, "client", lambda _: fake)
     monkeypatch.setattr(jobs, "RETRY_S", 0.01)
-    monkeypatch.setattr(jobs, "POLL_S", 0.01)
-    monkeypatch.setattr(remote, "POLL_S", 0.01)
+    monkeypatch.setattr(jobs, "STATUS_POLL_S", 0.01)
+    monkeypatch.setattr(remote, "STOP_POLL_S", 0.01)
     monkeypatch.delenv("WMLSEARCH_STORAGE", raising=False)
     return fake
 

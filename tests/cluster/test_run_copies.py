@@ -400,7 +400,7 @@ def test_a_storage_that_stops_to_answer_while_a_copy_is_read(
         assert content(fetch_search(storage, "s", target)) == content(search)
         assert asked == {"read": 3, "download": 3}
         return
-    monkeypatch.setattr(run_copies, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(run_copies, "COPY_PATIENCE_S", 0.3)
     with pytest.raises(InputError) as error:
         fetch_search(storage, "s", target)
     assert str(error.value) == (

@@ -254,7 +254,7 @@ def test_a_search_measures_and_records_the_choice(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes are really timed at once on one GPU; only the choice from the times is fixed."""
-    monkeypatch.setattr(gpu_sharing, "LIMIT_S", 0.2)
+    monkeypatch.setattr(gpu_sharing, "TIMING_LIMIT_S", 0.2)
     monkeypatch.setattr(gpu_sharing, "fastest_count", len)
     where: list[set[str]] = []
     start = TimingWorkers._start

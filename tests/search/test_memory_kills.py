@@ -64,7 +64,7 @@ def test_each_recent_kill_explains_one_death(system: System, monkeypatch: pytest
     assert [kills.reason_of_loss(DIED) for _ in range(3)] == [REASON, REASON, ""]
     system.kills = 11
     kills.look()
-    system.now += memory_kills.LOOK_S
+    system.now += memory_kills.COUNTER_INTERVAL_S
     kills.look()
     system.now += memory_kills.RECENT_S + 1
     assert kills.reason_of_loss(DIED) == "", "it was another process that was killed"
@@ -120,7 +120,7 @@ def test_a_kill_of_long_ago_and_a_timeout_are_not_out_of_memory(system: System, 
         trial: Any = SimpleNamespace(config=assignment.as_plain(), temporary_state=SimpleNamespace(failure=DIED))
         system.kills += 1
         if before:  # the loop turns, the time passes
-            for wait in (memory_kills.LOOK_S, memory_kills.RECENT_S + 1):
+            for wait in (memory_kills.COUNTER_INTERVAL_S, memory_kills.RECENT_S + 1):
                 system.now += wait
                 recorder.on_step_begin(0, [])
         else:

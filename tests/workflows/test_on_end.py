@@ -53,7 +53,7 @@ def test_the_command_reads_the_summary(search: SearchDir, tmp_path: Path) -> Non
     ],
 )
 def test_a_failure_is_said(command: str, problem: str, search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_command, "LIMIT_S", 0.5)
+    monkeypatch.setattr(user_command, "COMMAND_LIMIT_S", 0.5)
     before = (search.path / "status.json").read_text()
     line = said_by(search, command)[-1]
     assert line == f"warning: the command of --on-end failed ({problem}); the search and its result are not affected"

@@ -1,4 +1,4 @@
-"""The door for Python: what the commands do, for notebooks and scripts.
+"""The Python API: what the commands do, for notebooks and scripts.
 
 ```python
 import wmlsearch
@@ -9,8 +9,8 @@ search.trials                      # a pandas DataFrame
 wmlsearch.load_model(search).predict("flair.nii.gz").save("predicted")
 ```
 
-Each function reads its arguments and calls one workflow, as each command does. Everything that is returned is read from
-the run folder, so a search of the command line is the same object.
+Each function reads its arguments and calls one workflow, as each command does. Every result is read from the run
+folder, so `load_search` also opens a search that was started on the command line.
 """
 
 from wmlsearch.api.data import phantom as phantom

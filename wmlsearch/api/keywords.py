@@ -1,6 +1,6 @@
-"""The keywords of the door for Python, typed, so that editors complete them and type checkers check them.
+"""The keywords of the Python API, typed, so that editors complete them and type checkers check them.
 
-What each means, and its default, stands at the field of the same name: of `PrepareOptions`, or of `RunSettings`.
+The field of the same name in `PrepareOptions` or `RunSettings` documents the meaning and the default.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PrepareKeywords(TypedDict, total=False):
 
 
 class BudgetKeywords(TypedDict, total=False):
-    """Keywords of `wmlsearch.resume`: the settings of a search that may change when it goes on."""
+    """Keywords of `wmlsearch.resume`: the settings that may change when a search is resumed."""
 
     trials: int
     max_hours: float | None

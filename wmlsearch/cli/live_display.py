@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
-from wmlsearch.cli.verdict_tables import confirmed_table
+from wmlsearch.cli.verdict_tables import final_runs_table
 from wmlsearch.config import RunSettings
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
@@ -91,7 +91,7 @@ class SearchDisplay:
     def _live_view(self) -> RenderableType:
         if self.finals_changed:
             self.finals_changed = False
-            self.finals = confirmed_table(self.search)
+            self.finals = final_runs_table(self.search)
         lines = self.lines
         has_estimate = lines.forecast or lines.ended > lines.ended_before
         left = f"about {duration(lines.time_left_s())} left" if has_estimate else "the first trials are running"

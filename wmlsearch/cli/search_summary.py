@@ -6,7 +6,7 @@ from rich.console import Console
 
 from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
-from wmlsearch.cli.verdict_tables import confirmed_table, show_verdict
+from wmlsearch.cli.verdict_tables import final_runs_table, show_verdict
 from wmlsearch.config import OBJECTIVES
 from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import AnyDir, SearchDir
@@ -41,7 +41,7 @@ def show_search(console: Console, search: SearchDir) -> None:
         if entry.state in BAD:
             state = entry.state.replace("_", " ")
             console.print(f"{entry.name} {state}: {last_line(entry.reason)}", highlight=False, markup=False)
-    for table in (confirmed_table(search), forecast_comparison(search)):
+    for table in (final_runs_table(search), forecast_comparison(search)):
         if table is not None:
             console.print(table)
     show_verdict(console, search)

@@ -11,7 +11,7 @@ import click
 from wmlsearch.cli import options, remote
 from wmlsearch.errors import InputError
 
-POLL_S = 0.2
+STATE_POLL_S = 0.2
 
 
 @click.command(short_help="Stop a running search cleanly.")
@@ -46,7 +46,7 @@ def stop(name: str | None, out: Path, cluster: str | None) -> None:
     search.request_stop()
     options.say(f"stopping {search.name}: its trials end within seconds ...")
     while search.is_running():
-        time.sleep(POLL_S)
+        time.sleep(STATE_POLL_S)
     status = search.status()
     options.say(f"{search.name}: {status.state} ({status.reason or 'it ended before the stop'})")
     options.say(f"to resume: {resume_command(search)}")

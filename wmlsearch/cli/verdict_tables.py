@@ -20,7 +20,7 @@ from wmlsearch.verdict.wording import (
 )
 
 
-def confirmed_table(search: SearchDir) -> Table | None:
+def final_runs_table(search: SearchDir) -> Table | None:
     """Return a table of the final runs on the validation patients, None before there are any."""
     candidates = read_candidates(search)
     if not candidates:

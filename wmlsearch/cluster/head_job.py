@@ -35,7 +35,7 @@ REQUEST = "request.json"
 ANSWER = "@wmlsearch@ "  # begins the line of a HeadReport in the job's log
 ERROR = "wmlsearch: "  # begins the error with which a job ends, here and on the command line
 COLUMNS = 140  # of what a search prints
-POLL_S = 0.5
+STOP_POLL_S = 0.5
 
 
 class HeadRequest(BaseModel):
@@ -133,7 +133,7 @@ def stop(search: SearchDir) -> None:
     """Ask a running search to end, and return when it has."""
     while search.is_running():
         search.request_stop()  # again: a process that is just starting forgets requests for the one before
-        time.sleep(POLL_S)
+        time.sleep(STOP_POLL_S)
 
 
 def report(request: HeadRequest) -> HeadReport:

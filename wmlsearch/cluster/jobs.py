@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 SEARCH, STORAGE, VERB = "wmlsearch_search", "wmlsearch_storage", "wmlsearch_verb"
 SUBMISSION = "wmlsearch_submission"  # metadata of each job: a random name, by which its sender knows it again
 RESUMED = "@"  # NAME@2 is the job in which the search NAME was resumed first; no name of a search has this character
-STOP_S = 600  # so long Ray waits for the clean end of a search that is stopped in the dashboard
+STOP_S = 600  # time that Ray gives a search to end cleanly after it is stopped in the dashboard
 REQUIREMENTS = "requirements.txt"
 # `python` is Ray's. Ray sets OMP_NUM_THREADS=1 for its actors, of which the job is a child.
 ENTRYPOINT = (
@@ -45,12 +45,12 @@ ENTRYPOINT = (
 # After a silence a connection is replaced, since that of a cut network does not say that it is dead. The whole log is
 # read again then, so the silence doubles from one time to the next while nothing new comes.
 SILENCE_S, LONGEST_SILENCE_S = 30.0, 240.0
-LOST_S = 3600.0  # so long a cluster that does not answer is asked again by one who follows a search
-PATIENCE_S = 30.0  # the same, of one who waits for an answer
-RETRY_S = 5.0
+FOLLOW_PATIENCE_S = 3600.0  # give up following a search after this long without an answer
+ANSWER_PATIENCE_S = 30.0  # give up a request after this long without an answer
+RETRY_S = 5.0  # between two attempts to reach a cluster that does not answer
 AGENT_PORT = 52365  # Ray's own, for `--dashboard-agent-listen-port`
 SUBMIT_S = 120.0  # a head that was just started takes no jobs yet
-POLL_S = 0.5
+STATUS_POLL_S = 0.5  # between two requests for the status of a job
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def ask(dashboard: Dashboard, request: HeadRequest, say: Say) -> HeadReport:
     job_id = f"wmlsearch-{request.verb}-{uuid.uuid4().hex[:12]}"
     _submit(dashboard, request, {}, job_id)
     try:
-        job = follow(dashboard, job_id, lines.append, PATIENCE_S)
+        job = follow(dashboard, job_id, lines.append, ANSWER_PATIENCE_S)
     finally:
         with contextlib.suppress(InputError, RuntimeError):
             dashboard.call(lambda client: client.delete_job(job_id))
@@ -155,7 +155,7 @@ def lines_of(dashboard: Dashboard, job_id: str) -> list[str]:
     return lines
 
 
-def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST_S) -> SearchJob | None:
+def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = FOLLOW_PATIENCE_S) -> SearchJob | None:
     """Say each line that a job prints, from its first one on, until it has ended; return it, or None if it is gone.
 
     A lost connection is made anew, and no line is lost or said twice. Raises UnreachableError if the cluster has not
@@ -185,7 +185,7 @@ def follow(dashboard: Dashboard, job_id: str, say: Say, patience_s: float = LOST
                 say("the connection to the cluster is lost; trying again ...")
             if time.monotonic() - lost_since > patience_s:
                 raise UnreachableError(str(error)) from None
-        time.sleep(POLL_S if lost_since is None else RETRY_S)
+        time.sleep(STATUS_POLL_S if lost_since is None else RETRY_S)
 
 
 def _job(dashboard: Dashboard, job_id: str) -> SearchJob | None:

@@ -25,9 +25,9 @@ from wmlsearch.runs.process import Process
 _FILE = "lease.json"
 RENEW_S = 10.0  # between two renewals
 EXPIRES_S = 60.0  # without a change, after which another head takes the lease over
-SETTLE_S = 2.0  # after which a lease that was taken is read again
+SETTLE_S = 2.0  # between taking a lease and reading it again
 RELEASE_S = 10.0  # how long the end of a search waits for a renewal that has begun
-_LOOK_S = 1.0  # between two looks at the lease of another head
+_LEASE_POLL_S = 1.0  # between two looks at the lease of another head
 _log = logging.getLogger(__name__)
 
 
@@ -178,7 +178,7 @@ def _wait_until_free(place: Storage, name: str, say: Callable[[str], None]) -> N
         )
     end = time.monotonic() + EXPIRES_S
     while not alive and time.monotonic() < end:
-        time.sleep(min(_LOOK_S, EXPIRES_S / 4))
+        time.sleep(min(_LEASE_POLL_S, EXPIRES_S / 4))
         now = place.read(_FILE)
         record = None if now is None else _Record.from_bytes(now)
         if now is None or (record is not None and record.released):

@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 CLEAN_END_S = 30.0  # after its search has ended, a process runs the user's command of --on-end
 SAY_AFTER_S = 5.0  # of such a process that has not ended
-POLL_S = 1.0
+STOP_POLL_S = 1.0
 LAST_LINES = 20  # of the log of a search without a run folder, which say why there is none
 
 
@@ -420,7 +420,7 @@ def _wait_for_end(dashboard: Dashboard, job: SearchJob, has_folder: bool, say: S
                 say(f"{job.name} has no run folder yet; its process gets a signal to end ...")
         if not signalled and waited >= wait_s:
             signalled = dashboard.call(lambda client: client.stop_job(job.id))
-        time.sleep(POLL_S)
+        time.sleep(STOP_POLL_S)
 
 
 def _mlflow_port(file: ClusterFile) -> int:

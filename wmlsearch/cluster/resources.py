@@ -18,7 +18,7 @@ from wmlsearch.runs.machine import available_cpus, free_bytes
 from wmlsearch.runs.wording import plural
 
 MEMORY_PER_TRIAL_GB = 2.0  # GiB of a worker process on a CPU: the libraries, the model, its activations
-SETTLE_S = 5.0  # until the head knows that a placement group was removed
+RELEASE_SETTLE_S = 5.0  # time that the head takes to notice that a placement group was removed
 FIRST_SLOT = "wmlsearch-first-slot"  # name of the placement group that asks for a cluster's first machines
 Reserved = Mapping[str, Mapping[str, float]]  # by the id of a node: resources that are not for this search
 Node = Mapping[str, float]  # all resources of a machine, as Ray names them: {"CPU": 16, "GPU": 4}
@@ -178,7 +178,7 @@ def reserved_by_others() -> Reserved:
 
     What our own processes held until now takes a moment to be free.
     """
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + RELEASE_SETTLE_S
     least: dict[str, dict[str, float]] = {}
     while True:
         for key, reserved in _reserved_now().items():

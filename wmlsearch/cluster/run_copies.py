@@ -48,7 +48,7 @@ GROWING = (".jsonl", ".journal")  # suffixes of files to which lines are appende
 _TAIL = 256  # bytes before the end of what was copied of such a file, to recognise it
 _STATUS = "status.json"
 _ATTEMPTS = 5  # to read a copy that is written at the same time
-PATIENCE_S = 60.0  # with a storage that stops to answer while a copy is read
+COPY_PATIENCE_S = 60.0  # give up reading a copy when the storage has not answered for this long
 T = TypeVar("T")
 
 
@@ -197,7 +197,7 @@ def searches(storage: str) -> list[CopiedSearch]:
 def fetch_search(storage: str, name: str, target: Path) -> SearchDir:
     """Copy a search from a storage to the new folder `target`, while it runs or later.
 
-    The folder appears when it is complete. A storage that does not answer any more is asked again for PATIENCE_S.
+    The folder appears when it is complete. A storage that does not answer any more is asked again for COPY_PATIENCE_S.
     Raises InputError if the storage has no copy or cannot be read, or if `target` exists, and OSError if `target`
     cannot be written.
     """
@@ -309,7 +309,7 @@ def _reading(read: Callable[[], T], place: Storage) -> T:
             missing.append(error)
             return None
 
-    result = retry_while_unavailable(read_unless_missing, str(place), PATIENCE_S)
+    result = retry_while_unavailable(read_unless_missing, str(place), COPY_PATIENCE_S)
     if missing:
         raise missing[0]
     return cast(T, result)

@@ -14,7 +14,9 @@ from wmlsearch.runs.redaction import without_password
 
 DATA_FOLDER = ".data"  # in the storage, beside the folders of searches, whose names begin with a letter or a digit
 FILES = "files.json"  # names the files of a data set in the storage; written last: a data set with it is complete
-PATIENCE_S = 30.0  # of a person before a terminal
+UPLOAD_PATIENCE_S = (
+    30.0  # give up an upload when the storage has not answered for this long: a person waits at the terminal
+)
 CHECKPOINT_OF_LAST_EPOCH = "last.pt"
 PROCESS_FILES = ("owner", ".owner-claim", "stop")  # files of a search folder that have no meaning on another machine
 
@@ -60,7 +62,7 @@ def upload_data(storage: str, data: Path, fingerprint: str) -> bool:
         return True
 
     try:
-        return retry_while_unavailable(upload, str(place), PATIENCE_S)
+        return retry_while_unavailable(upload, str(place), UPLOAD_PATIENCE_S)
     except StorageError as error:
         raise InputError(
             f"--storage {Storage(storage)}: the data cannot be copied there from this machine "

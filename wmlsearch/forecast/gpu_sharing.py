@@ -20,8 +20,8 @@ from wmlsearch.space import SearchSpace
 
 MAX_MEASURED = 8  # trials on a GPU; more are not measured
 MIN_GAIN = 1.1  # factor by which one more trial must speed up all of them together
-LIMIT_S = 2.0  # for each number of trials that is timed
-PATIENCE_S = 300.0  # for the whole measurement
+TIMING_LIMIT_S = 2.0  # for each number of trials that is timed
+MEASUREMENT_LIMIT_S = 300.0  # for the whole measurement
 
 Limit = Literal["gain", "memory", "cores", "trials", "most"]
 
@@ -77,13 +77,13 @@ def choose_trials_per_gpu(
     limits: dict[Limit, int] = {"cores": whole_gpu_slots.cpus, "trials": trials, "most": MAX_MEASURED}
     max_trials = min(limits.values())
     slots = Slots(max_trials, 1, max(1, whole_gpu_slots.cpus // max_trials), share_of_gpu(max_trials))
-    with TimingWorkers(shipment, slots, max_trials, PATIENCE_S, one_gpu=True) as workers:
+    with TimingWorkers(shipment, slots, max_trials, MEASUREMENT_LIMIT_S, one_gpu=True) as workers:
         fit, data_bytes = workers.predict_peak_memory(largest_configuration(space, settings.seed), settings)
         gpu_bytes = fit.left_bytes + data_bytes
         limits["memory"] = trials_that_fit(gpu_bytes, fit.need_bytes, data_bytes)
         rates: list[float] = []
         for count in range(1, min(limits.values()) + 1):
-            rates.append(workers.images_per_s(TrialConfig(), settings, LIMIT_S, count))
+            rates.append(workers.images_per_s(TrialConfig(), settings, TIMING_LIMIT_S, count))
             if fastest_count(rates) < count:
                 break
     chosen = fastest_count(rates)

@@ -31,7 +31,7 @@ from wmlsearch.search.memory_admission import MemoryFit, predict_peak_memory
 from wmlsearch.search.trial_worker import open_data
 from wmlsearch.space import SearchSpace
 
-LIMIT_S = 5.0  # for each configuration that is timed, if nothing waits for the result
+TIMING_LIMIT_S = 5.0  # for each configuration that is timed, if nothing waits for the result
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def measure_space(
     shipment: Shipment,
     slots: Slots,
     *,
-    limit_s: float = LIMIT_S,
+    limit_s: float = TIMING_LIMIT_S,
     patience_s: float | None = None,
 ) -> Measurement:
     """Time the smallest network of a space, the baseline and the largest network, on the Ray of this process.

@@ -23,7 +23,7 @@ class ChampionView:
     """The champion; the best trial while there is none."""
 
     name: str
-    confirmed: bool  # it has final runs; else it is the best trial
+    has_final_runs: bool  # it has final runs; else it is the best trial
     yaml: str
     commands: list[str]  # that train it, one for each run
     rate_factors: str  # how population based training changed its learning rate, or ""
@@ -47,7 +47,7 @@ def champion_view(
     write_text(path, text)
     return ChampionView(
         name=champion or run.record().name,
-        confirmed=candidate is not None,
+        has_final_runs=candidate is not None,
         yaml=text,
         commands=train_commands(record, trainings),
         rate_factors=rate_factors_text(run),

@@ -17,16 +17,16 @@ from typing import Any, TypeVar
 from wmlsearch.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PATIENCE_S = 600.0  # how long to wait for a storage that does not answer
+STORAGE_PATIENCE_S = 600.0  # how long to wait for a storage that does not answer
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 class StorageError(OSError):
-    """A storage is full, or could not be reached for `PATIENCE_S`. The error names the storage and the reason."""
+    """A storage is full, or could not be reached for `STORAGE_PATIENCE_S`. It names the storage and the reason."""
 
 
-def retry_while_unavailable(action: Callable[[], T], place: Path | str, patience_s: float = PATIENCE_S) -> T:
+def retry_while_unavailable(action: Callable[[], T], place: Path | str, patience_s: float = STORAGE_PATIENCE_S) -> T:
     """Return the result of `action`, repeated while the storage at `place` cannot be reached.
 
     Raises StorageError at once if the storage is full, else after `patience_s` seconds.

@@ -132,7 +132,7 @@ class FolderRecord(Record):
     key: str = ""  # identifies the run in MLflow; set when its folder is created
     created: float = 0.0  # Unix seconds; set when its folder is created
     name: str
-    kind: str  # search, trial, "baseline run", confirmation, baseline, champion, train
+    kind: str  # see runs/names.py: search, trial, "selection run", "judgement run", baseline, champion, train
     settings: StoredSettings
     data: DataRecord
     data_path: str = ""  # absolute path of the prepared data set

@@ -50,9 +50,9 @@ def temporary_folders() -> list[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder `wmlsearch-KIND-...` in `parent` or the temporary folder, which is removed after the block.
+    """Make a folder `wmlsearch-KIND-...` in `parent` or the temporary folder, and remove it after the block.
 
-    A fork of this process leaves the folder alone: what ends there, or is collected as garbage, ends here later.
+    Only the process that created the folder removes it, not a fork.
     """
     process = os.getpid()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{kind}-", dir=parent))

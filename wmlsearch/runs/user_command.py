@@ -1,7 +1,7 @@
 """A shell command of the user: run with a text on its standard input, by this process or in place of it.
 
-`replace_process` is for a process that must end now, but in a batch job, which ends with it: its other threads are gone
-and what it locked is free, while its id, which the batch system watches, lives until the command has ended.
+A batch job ends when its first process ends. `replace_process` therefore runs the command in place of this process:
+threads and locks are gone, the process id stays until the command ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
-LIMIT_S = 60.0  # then the command is ended; what takes longer can be started in the background
+COMMAND_LIMIT_S = 60.0  # then the command is killed; it can start longer work in the background
 _SHOWN = 2000  # bytes of the command's output
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -50,10 +50,10 @@ def run(command: str, text: str, environment: Mapping[str, str]) -> tuple[str, s
         )  # fmt: skip
         problem = ""
         try:
-            if status := process.wait(LIMIT_S):
+            if status := process.wait(COMMAND_LIMIT_S):
                 problem = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
         except subprocess.TimeoutExpired:
-            problem = f"it was ended after {LIMIT_S:g} s"
+            problem = f"it was ended after {COMMAND_LIMIT_S:g} s"
         finally:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -30,7 +30,7 @@ from wmlsearch.search.worker_group import CLOSE_TIMEOUT_S, WorkerGroup
 
 # How often a run whose process died goes on from its last checkpoint without a new epoch in between.
 LOST_PROCESS_RETRIES = 3
-LOOK_S = 1.0  # between two looks for machines
+MACHINE_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class RunTrainer:
             finished, _ = ray.wait(list(self.steps), num_returns=1, timeout=1.0)
             if finished:
                 self._collect(finished[0])
-            if time.monotonic() - self.looked > LOOK_S:
+            if time.monotonic() - self.looked > MACHINE_CHECK_INTERVAL_S:
                 every_second()
                 machines = self._look_for_machines()
                 self._kill_hung_groups()

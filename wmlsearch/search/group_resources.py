@@ -28,22 +28,22 @@ RELEASE_FOR_S, RELEASE_EVERY_S = 60.0, 1.0
 
 
 def name_of(identity: str) -> str:
-    """Return how the names begin of the placement groups of the actor with this id."""
+    """Return the name prefix of the placement groups that belong to the actor with this id."""
     return f"{_PREFIX}-{identity}-"
 
 
 def own_name() -> str:
-    """Return how the names begin of the placement groups of the group that this process drives."""
+    """Return the name prefix of the placement groups that belong to the group that this process drives."""
     context = ray.get_runtime_context()
     return name_of(context.get_actor_id() or context.get_worker_id())
 
 
 @dataclass(frozen=True)
 class DriverPlace:
-    """Where the processes of a group run that are none of its ranks."""
+    """Where a worker group's helper processes (driver, controller, mailbox, barrier) run."""
 
-    resources: Mapping[str, float]  # that Ray counts for them on their machine
-    selector: Mapping[str, str]  # of the machine's labels, as Ray takes it; {}: any machine
+    resources: Mapping[str, float]  # Ray reserves them for these processes on their machine
+    selector: Mapping[str, str]  # Ray's label selector for the machine; {}: any machine
 
     @classmethod
     def on_this_ray(cls, groups: int) -> DriverPlace:

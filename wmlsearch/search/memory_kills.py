@@ -19,7 +19,7 @@ ADVICE = (
     "depth, or give the job more memory"
 )
 RECENT_S = 10.0  # Ray reports the death of a process after a second or two
-LOOK_S = 1.0  # between two readings of the counter: Tune's loop turns much more often
+COUNTER_INTERVAL_S = 1.0  # between two readings of the counter of kills; Tune's loop runs much more often
 
 
 class MemoryKills:
@@ -35,7 +35,7 @@ class MemoryKills:
 
     def look(self) -> None:
         """Read the counter, unless that was done within the last second, and forget what was killed too long ago."""
-        if time.monotonic() - self.looked >= LOOK_S:
+        if time.monotonic() - self.looked >= COUNTER_INTERVAL_S:
             self._read()
 
     def _read(self) -> None:

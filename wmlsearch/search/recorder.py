@@ -32,7 +32,7 @@ from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, failure_of, reset_failures
 
 WAITING_AFTER_S = 15.0  # after a trial was begun: a process of a worker takes some seconds to start
-LOOK_S = 1.0  # between two looks whether trials have their machines, and whether they hang
+TRIAL_CHECK_INTERVAL_S = 1.0  # between two checks that trials have their machines and do not hang
 
 
 class Recorder(tune.Callback):
@@ -215,7 +215,7 @@ class Recorder(tune.Callback):
         """Look once a second which trials have their machines, and which hang. `trials` are all of the search."""
         self.memory_kills.look()
         self.killed.release()
-        if time.monotonic() - self.looked < LOOK_S:
+        if time.monotonic() - self.looked < TRIAL_CHECK_INTERVAL_S:
             return
         self.looked = time.monotonic()
         self.started = {number: trial for number, trial in self.started.items() if not trial.is_finished()}

@@ -1,1 +1,1 @@
-"""Whole jobs: one file per job, each built from the packages below."""
+"""The jobs (search, train, predict, sealed test, forecast), and the parts that they share."""

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from wmlsearch.cluster.data_shipping import Shipment
     from wmlsearch.forecast.cost import Forecast
 
-LIMIT_S = 2.0  # for each configuration that is timed before a search
-PATIENCE_S = 180.0  # then a search begins without its forecast: other programs may hold the resources to measure on
+TIMING_LIMIT_S = 2.0  # for each configuration that is timed before a search
+RESOURCES_PATIENCE_S = (
+    180.0  # other programs may hold the resources; after this time a search starts without its forecast
+)
 
 
 def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) -> Forecast:
@@ -53,7 +55,13 @@ def record_forecast(search: SearchDir, plan: SearchPlan, shipment: Shipment, say
     say("forecast: timing three configurations for some seconds ...")
     try:
         measurement = measure_space(
-            plan.space, plan.settings, plan.manifest, shipment, plan.slots, limit_s=LIMIT_S, patience_s=PATIENCE_S
+            plan.space,
+            plan.settings,
+            plan.manifest,
+            shipment,
+            plan.slots,
+            limit_s=TIMING_LIMIT_S,
+            patience_s=RESOURCES_PATIENCE_S,
         )
         made = forecast(plan.settings, plan.slots, plan.forecast_final_slots, measurement)
         search.set_forecast(ForecastRecord(**made.as_dict()))

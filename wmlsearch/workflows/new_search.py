@@ -1,6 +1,6 @@
-"""From what a user chose for a new search to its request: what cannot run is refused before any data are made.
+"""Turn what a user chose for a new search into a validated request, and refuse what cannot run before data are made.
 
-`tune`, `plan` and the door for Python have this sequence from here. Whether the name is free, `tune` asks before.
+Used by `tune`, `plan` and the Python API. `tune` checks before that the name is free.
 """
 
 from __future__ import annotations

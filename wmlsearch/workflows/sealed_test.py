@@ -126,7 +126,7 @@ def evaluate_run(
 ) -> tuple[Evaluation, Path]:
     """Evaluate a search's models, or a single run, on the sealed test; return the evaluation and its file.
 
-    It says before it opens the test that it does.
+    Announces the opening before it happens.
 
     Raises InputError where there is no model, or for data that the models may have been trained on.
     """
