@@ -55,7 +55,28 @@ def test_grammar() -> None:
     ("values", "expected"),
     [
         ({"depth": {"low": 4, "high": 3}}, "depth: low < high must hold, but got (low=4, high=3)"),
-        ({"depth": {"low": 3, "high": 3}}, "depth: low < high must hold, but got (low=3, high=3)"),
+        (
+            {"depth": {"low": 3, "high": 3}},
+            "depth: low < high must hold, but got (low=3, high=3); give the value itself: `depth: 3`",
+        ),
+        (
+            {"depth": [3, 4]},
+            "depth must be a valid integer, but got [3, 4]; give `{choices: [3, 4]}` to search several values",
+        ),
+        (
+            {"norm": ("batch", "instance")},
+            "norm must be batch or instance, but got ('batch', 'instance'); give `{choices: [batch, instance]}` to "
+            "search several values",
+        ),
+        (
+            {"depth": [[3], 4]},
+            "depth must be a valid integer, but got [[3], 4]; give `{choices: [...]}` to search several values",
+        ),
+        (
+            {"lesion_share": {"choices": ["none", 0.3]}},
+            "lesion_share must be a valid number, but got 'none'; write `null` for no value",
+        ),
+        ({"dropout": "none"}, "dropout must be a valid number, but got 'none'"),
         (
             {"dropout": {"low": 0, "high": 0.5, "log": True}},
             "dropout: low > 0 must hold with log: true, but got low=0",
@@ -146,6 +167,93 @@ def test_the_message_of_each_fault(values: dict[str, Any], expected: str) -> Non
     assert faults(**values) == [expected]
 
 
+NEVER = "`when` can never hold: "
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"lesion_share": {"choices": [0.3, 0.6]}, "ema": {"choices": [0.0, 0.9], "when": {"lesion_share": None}}},
+            f"ema: {NEVER}lesion_share is in [0.3, 0.6], never null",
+        ),
+        (
+            {
+                "loss": {"choices": ["bce", "bce_dice"]},
+                "lesion_share": {"choices": [0.3, 0.6], "when": {"loss": "bce_dice"}},
+                "ema": {"choices": [0.0, 0.9], "when": {"lesion_share": 0.5}},
+            },
+            f"ema: {NEVER}lesion_share is in [0.3, 0.6], or null where its `when` does not hold, never 0.5",
+        ),
+        (
+            {
+                "loss": {"choices": ["bce", "bce_dice"]},
+                "dice_over": {"choices": ["batch"], "when": {"loss": "bce_dice"}},
+                "ema": {"choices": [0.0, 0.9], "when": {"loss": "bce", "dice_over": "batch"}},
+            },
+            f"ema: {NEVER}loss bce and dice_over batch never occur together",
+        ),
+        (
+            {
+                "loss": {"choices": ["bce", "bce_dice"]},
+                "lesion_share": {"choices": [0.3, 0.6], "when": {"loss": "bce_dice"}},
+                "ema": {"choices": [0.0, 0.9], "when": {"loss": "bce_dice", "lesion_share": None}},
+            },
+            f"ema: {NEVER}loss bce_dice and lesion_share null never occur together",
+        ),
+        (
+            {"dropout": {"low": 0.0, "high": 0.5}, "ema": {"choices": [0.0, 0.9], "when": {"dropout": [0.0, 0.1]}}},
+            f"ema: {NEVER}dropout 0.0 or 0.1 asks for a number, but a number drawn from 0 .. 0.5 never equals a given "
+            "one; give `choices`",
+        ),
+    ],
+)
+def test_a_condition_that_never_holds(values: dict[str, Any], expected: str) -> None:
+    assert faults(**values) == [expected]
+    if "together" in expected or "drawn" in expected:
+        read = SearchSpace.from_record(values, "search.json")
+        assert "ema" in read.dimensions, "as older versions took it"
+
+
+def test_a_condition_on_the_value_that_a_hyperparameter_has_where_its_own_does_not_hold() -> None:
+    space = SearchSpace.from_mapping(
+        {
+            "loss": {"choices": ["bce", "bce_dice"]},
+            "lesion_share": {"choices": [0.3, 0.6], "when": {"loss": "bce_dice"}},
+            "dropout": {"low": 0.2, "high": 0.5, "when": {"loss": "bce_dice"}},
+            "ema": {"choices": [0.5, 0.9], "when": {"lesion_share": None, "dropout": 0.1}},
+            "depth": {"low": 2, "high": 4, "when": {"batch_size": 3}},
+            "batch_size": {"low": 2, "high": 4},
+        }
+    )
+    drawn = [space.sample(np.random.default_rng(seed)) for seed in range(50)]
+    assert {("ema" in values, values["loss"]) for values in drawn} == {(True, "bce"), (False, "bce_dice")}
+    assert any("depth" in values for values in drawn)
+
+
+def test_names_that_are_no_text_and_tuples_of_python() -> None:
+    names = "valid names are choices, low, high, log, when"
+    for values, expected in (
+        ({1: 2}, "unknown name 1: valid names are input_slices, intensity, "),
+        ({"depth": {1: 2, "low": 2, "high": 3}}, f"depth: unknown name 1: {names}"),
+        ({"depth": {"choices": [3, 4], 1: 2}}, "depth: only `when` is allowed beside `choices`, but got 1"),
+        (
+            {"depth": {"choices": [3, 4], "when": {None: 2}}},
+            "depth: `when`: unknown name None: valid names are input_slices, ",
+        ),
+    ):
+        with pytest.raises(InputError) as caught:
+            SearchSpace.from_mapping(values)
+        assert len(caught.value.faults) == 1
+        assert caught.value.faults[0].startswith(expected)
+    with pytest.raises(InputError, match="unknown name 1: valid names are input_slices"):
+        TrialConfig.from_mapping({1: 2})  # type: ignore[dict-item]
+    space = SearchSpace.from_mapping(
+        {"depth": {"choices": (3, 4)}, "ema": {"choices": (0.0, 0.9), "when": {"depth": (3,)}}}
+    )
+    assert space == SearchSpace.from_mapping(space.to_mapping())
+
+
 def test_a_cycle_of_two_conditions() -> None:
     assert faults(
         plateau_patience={"low": 2, "high": 3, "when": {"plateau_factor": 0.5}},
@@ -224,7 +332,7 @@ def test_a_space_is_refused_if_any_of_its_configurations_is() -> None:
         "learning_rate": [1e-5, 1e-3, 1e-1],
         "min_learning_rate": [0.0, 1e-6, 1e-4, 1e-2],
     }
-    rng, counts = random.Random(0), Counter[bool]()  # noqa: S311 - not secret
+    rng, counts = random.Random(0), Counter[bool | str]()  # noqa: S311 - not secret
     for _ in range(300):
         entries: dict[str, Any] = {"weight_decay": {"choices": [0.0, 1e-3]}}
         for name in rng.sample(list(choices), len(choices)):
@@ -236,13 +344,17 @@ def test_a_space_is_refused_if_any_of_its_configurations_is() -> None:
             some = rng.sample(choices[name], rng.randint(1, 3 if name != "optimizer" else 2))
             entries[name] = {"choices": some, "when": when} if when or len(some) > 1 else some[0]
         space = SearchSpace.from_record(entries, "random")
-        valid = all(is_valid(space, values) for values in configurations(space, {}))
-        counts[valid] += 1
-        if valid:
+        every = list(configurations(space, {}))
+        never = [name for name in space.dimensions if not any(name in values for values in every)]
+        valid = all(is_valid(space, values) for values in every)
+        counts["never active" if never else valid] += 1
+        if never:
+            assert [fault.partition(": `when` can never hold: ")[0] for fault in faults(**entries)] == never
+        elif valid:
             assert SearchSpace.from_mapping(entries).dimensions == space.dimensions
         else:
             assert "min_learning_rate <= learning_rate must hold" in faults(**entries)[0]
-    assert min(counts[True], counts[False]) > 50
+    assert min(counts[True], counts[False], 3 * counts["never active"]) > 50, counts
 
 
 def is_valid(space: SearchSpace, values: dict[str, Any]) -> bool:

@@ -33,6 +33,14 @@ def test_an_empty_file_has_no_values(path: Path) -> None:
     assert read_yaml(path) == {}
 
 
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_a_file_without_any_text(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: is empty; give each hyperparameter a value or a range, one per line"
+
+
 LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 
 

@@ -500,6 +500,8 @@ def validation_faults(error: ValidationError, model: type[BaseModel]) -> list[st
         name = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             lines.append(unknown_name(name, list(model.model_fields)))
+        elif fault["type"] == "invalid_key":  # of a mapping in Python: a name that is no text
+            lines.append(unknown_name(fault["input"], list(model.model_fields)))
         elif fault["type"] == "value_error":
             lines += str(fault["ctx"]["error"]).splitlines()
         elif fault["type"] == "missing":

@@ -35,9 +35,9 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
 
 
-def unknown_name(name: str, valid: Sequence[str]) -> str:
+def unknown_name(name: object, valid: Sequence[str]) -> str:
     """Return `unknown name 'dropuot': did you mean 'dropout'?`, or all valid names if none is similar."""
-    similar = difflib.get_close_matches(name, valid, n=1)
+    similar = difflib.get_close_matches(name, valid, n=1) if isinstance(name, str) else []
     return f"unknown name {short_repr(name)}: " + (
         f"did you mean {similar[0]!r}?" if similar else f"valid names are {', '.join(valid)}"
     )

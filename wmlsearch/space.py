@@ -171,7 +171,7 @@ class SearchSpace:
     def from_mapping(cls, values: Mapping[str, Any], source: str = "space") -> SearchSpace:
         """Validate the mapping of a hyperparameter file. Raises InputError with all faults at once."""
         space = cls.from_record(values, source)
-        if faults := _ranges_with_gaps(space):
+        if faults := [*_ranges_with_gaps(space), *_conditions_that_never_hold(space)]:
             raise InputError(f"{source}: not a valid search space", faults)
         if not space.is_single_configuration:
             _check_min_learning_rate(space)
@@ -181,8 +181,8 @@ class SearchSpace:
     def from_record(cls, values: Mapping[str, Any], source: str) -> SearchSpace:
         """Validate the mapping of a search that has begun. Raises InputError with all faults at once.
 
-        Older versions did not see each way in which learning rates can contradict each other, and each range that holds
-        numbers which are not allowed: such a space is read.
+        Older versions did not see each way in which learning rates can contradict each other, each range that holds
+        numbers which are not allowed, and each condition that never holds: such a space is read.
         """
         faults: list[str] = []
         fixed: dict[str, Value] = {}
@@ -194,7 +194,7 @@ class SearchSpace:
             if name not in names:
                 faults.append(unknown_name(name, names))
             elif not isinstance(entry, dict):
-                faults += _value_faults(name, entry)
+                faults += [f"{fault}{_advice_for_list(entry)}" for fault in _value_faults(name, entry)]
                 fixed[name] = entry
             else:
                 dimension, dimension_faults = _read_dimension(name, entry)
@@ -248,8 +248,13 @@ def shipped() -> Path:
 def describe(domain: Choices | Range) -> str:
     """Return `[3, 4, 5]` or `0.0001 .. 0.01 (log)`."""
     if isinstance(domain, Choices):
-        return f"[{', '.join('null' if value is None else str(value) for value in domain.values)}]"
+        return f"[{', '.join(map(_shown, domain.values))}]"
     return f"{domain.low:g} .. {domain.high:g}" + (" (log)" if domain.log else "")
+
+
+def _shown(value: Value) -> str:
+    """Return a value as a hyperparameter file has it."""
+    return "null" if value is None else str(value)
 
 
 # Hyperparameters that have an effect only beside these values of another one
@@ -283,8 +288,22 @@ def _value_faults(name: str, value: Any) -> list[str]:
         # without a schedule that uses min_learning_rate, which the whole space is checked for
         TrialConfig.from_mapping({"min_learning_rate": 0.0, "schedule": "constant", name: value})
     except InputError as error:
-        return list(error.faults)
+        means_null = isinstance(value, str) and value.lower() in ("none", "null") and _may_be_null(name)
+        return [f"{fault}; write `null` for no value" if means_null else fault for fault in error.faults]
     return []
+
+
+def _may_be_null(name: str) -> bool:
+    return type(None) in get_args(TrialConfig.model_fields[name].annotation)
+
+
+def _advice_for_list(entry: Any) -> str:
+    """Return what to write in the place of a bare list of values, or "" for another entry."""
+    if not isinstance(entry, list | tuple):
+        return ""
+    plain = entry and all(isinstance(value, int | float | str) for value in entry)
+    text = ", ".join(value if isinstance(value, str) else short_repr(value) for value in entry) if plain else "..."
+    return f"; give `{{choices: [{text if len(text) <= 100 else '...'}]}}` to search several values"
 
 
 def _read_dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None, list[str]]:
@@ -298,8 +317,8 @@ def _read_dimension(name: str, entry: dict[str, Any]) -> tuple[Dimension | None,
 def _read_choices(name: str, entry: dict[str, Any]) -> tuple[Choices | None, list[str]]:
     choices, faults = entry["choices"], []
     if others := [key for key in entry if key not in ("choices", "when")]:
-        faults.append(f"{name}: only `when` is allowed beside `choices`, but got {', '.join(others)}")
-    if not isinstance(choices, list) or not choices:
+        faults.append(f"{name}: only `when` is allowed beside `choices`, but got {', '.join(map(str, others))}")
+    if not isinstance(choices, list | tuple) or not choices:
         got = short_repr(choices)
         return None, [*faults, f"{name}: `choices` must be a list of at least one value, but got {got}"]
     if len(choices) > MAX_CHOICES:
@@ -326,7 +345,8 @@ def _read_range(name: str, entry: dict[str, Any]) -> tuple[Range | None, list[st
     if type(log) is not bool:
         faults.append(f"{name}: `log` must be true or false, but got {short_repr(log)}")
     if low >= high:
-        faults.append(f"{name}: low < high must hold, but got (low={short_repr(low)}, high={short_repr(high)})")
+        advice = f"; give the value itself: `{name}: {short_repr(low)}`" if low == high else ""
+        faults.append(f"{name}: low < high must hold, but got (low={short_repr(low)}, high={short_repr(high)}){advice}")
     elif log and low <= 0:
         faults.append(f"{name}: low > 0 must hold with log: true, but got low={short_repr(low)}")
     for bound in (low, high):
@@ -350,7 +370,7 @@ def _read_conditions(name: str, when: Any) -> tuple[dict[str, tuple[Value, ...]]
         if parent not in TrialConfig.model_fields:
             faults.append(f"{name}: `when`: {unknown_name(parent, list(TrialConfig.model_fields))}")
             continue
-        conditions[parent] = tuple(allowed) if isinstance(allowed, list) else (allowed,)
+        conditions[parent] = tuple(allowed) if isinstance(allowed, list | tuple) else (allowed,)
         if not 0 < len(conditions[parent]) <= MAX_CHOICES:
             got = len(conditions[parent])
             faults.append(f"{name}: `when`: {parent} must be one value or a list of 1 to {MAX_CHOICES}, but got {got}")
@@ -374,17 +394,41 @@ def _parents_first(dimensions: dict[str, Dimension]) -> tuple[dict[str, Dimensio
 
 
 def _impossible_conditions(space: SearchSpace) -> list[str]:
-    """Return a fault for each condition that no configuration of the space meets."""
+    """Return a fault for each condition on one hyperparameter that it never meets, whatever the others are."""
     faults = []
     for name, dimension in space.dimensions.items():
         for parent, allowed in dimension.when.items():
-            domain = space.domain(parent)
-            if not any(value in domain for value in allowed):
-                faults.append(
-                    f"{name}: `when` can never hold: {parent} is in {describe(domain)}, "
-                    f"never {' or '.join(str(value) for value in allowed)}"
-                )
+            domain, default = space.domain(parent), Choices((space.defaults[parent],))
+            has_condition = parent in space.dimensions and space.dimensions[parent].when
+            if any(value in domain or (has_condition and value in default) for value in allowed):
+                continue
+            otherwise = f", or {_shown(default.values[0])} where its `when` does not hold" if has_condition else ""
+            faults.append(
+                f"{name}: `when` can never hold: {parent} is in {describe(domain)}{otherwise}, "
+                f"never {' or '.join(map(_shown, allowed))}"
+            )
     return faults
+
+
+def _conditions_that_never_hold(space: SearchSpace) -> list[str]:
+    """Return a fault for each dimension that is active in no configuration of the space, by all conditions together."""
+    faults = []
+    for name, dimension in space.dimensions.items():
+        if not dimension.when or any(name not in inactive for inactive, _ in _cases(space, [name])):
+            continue
+        asked = [f"{parent} {' or '.join(map(_shown, allowed))}" for parent, allowed in dimension.when.items()]
+        ranges = [parent for parent in dimension.when if _is_continuous(space.domain(parent))]
+        if ranges:
+            rule = f"a number drawn from {describe(space.domain(ranges[0]))} never equals a given one; give `choices`"
+            faults.append(f"{name}: `when` can never hold: {' and '.join(asked)} asks for a number, but {rule}")
+        else:
+            faults.append(f"{name}: `when` can never hold: {' and '.join(asked)} never occur together")
+    return faults
+
+
+def _is_continuous(domain: Choices | Range) -> bool:
+    """Return whether a domain is a range in which a single number has no probability."""
+    return isinstance(domain, Range) and not domain.whole
 
 
 def _ranges_with_gaps(space: SearchSpace) -> list[str]:
@@ -440,6 +484,14 @@ def _values_together(space: SearchSpace, names: Sequence[str]) -> list[dict[str,
     Each dictionary holds values of all `names`; each value of one can stand beside each of another. Of a range it holds
     the bounds.
     """
+    return [dict(chosen) for _, chosen in _cases(space, names)]
+
+
+def _cases(space: SearchSpace, names: Sequence[str]) -> Iterable[_Case]:
+    """Return the cases of a space that differ in the values of `names`, or in which of the dimensions are inactive.
+
+    Only those dimensions count that are among `names`, or decide whether others that count are active.
+    """
     needed: dict[str, Dimension] = {}  # `names` and what decides whether they are active, children before parents
     for name, dimension in reversed(list(space.dimensions.items())):
         if name in names or any(name in child.when for child in needed.values()):
@@ -453,7 +505,7 @@ def _values_together(space: SearchSpace, names: Sequence[str]) -> list[dict[str,
             domain = space.dimensions[name].domain if searched else Choices((space.defaults[name],))
             for more, values in _by_effect(domain, allowed).items():
                 cases[inactive | more, (*chosen, (name, values)) if name in names else chosen] = None
-    return [dict(chosen) for _, chosen in cases]
+    return cases
 
 
 def _by_effect(
@@ -464,7 +516,7 @@ def _by_effect(
     `allowed` are the values beside which each other dimension is active.
     """
     mentioned = {value: None for each in allowed.values() for value in each if value in domain}
-    values = domain.values if isinstance(domain, Choices) else tuple(mentioned)
+    values = domain.values if isinstance(domain, Choices) else () if _is_continuous(domain) else tuple(mentioned)
     groups: dict[frozenset[str], list[Value]] = {}
     for value in values:
         groups.setdefault(frozenset(name for name, each in allowed.items() if value not in each), []).append(value)

@@ -57,6 +57,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+    if not text.strip():
+        raise InputError(f"{path}: is empty; give each hyperparameter a value or a range, one per line")
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, *_CONSTRUCTOR_ERRORS) as error:

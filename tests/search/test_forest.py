@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,12 @@ def test_encoding_of_numbers_choices_and_inactive_dimensions() -> None:
     assert np.allclose(encode(DISTRIBUTIONS, values), [0.5, 0, 1, 0.5, 0, 1, -1])
     values |= {"schedule": "plateau", "plateau_patience": 10}
     assert np.allclose(encode(DISTRIBUTIONS, values), [0.5, 0, 1, 0.5, 1, 0, 1])
+
+
+def test_a_range_whose_bounds_have_the_same_logarithm() -> None:
+    narrow = {"low": 1e-3, "high": math.nextafter(1e-3, 1), "log": True}
+    distributions = search_space(SearchSpace.from_mapping({"learning_rate": narrow}))
+    assert encode(distributions, {"learning_rate": 1e-3}) == [-1]
 
 
 def test_a_value_outside_the_space_that_is_no_number_counts_as_inactive() -> None:

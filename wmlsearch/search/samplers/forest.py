@@ -318,13 +318,13 @@ def encode(space: Space, values: Mapping[str, Any]) -> list[float]:
             numbers += [float(values.get(name) == choice) for choice in domain.values]
             continue
         low, high, log = _bounds(domain)
-        value = values.get(name)
-        if not isinstance(value, Real) or low == high:
+        scale: Callable[[float], float] = math.log if log else float
+        value, width = values.get(name), scale(high) - scale(low)
+        if not isinstance(value, Real) or width == 0:  # bounds that differ may have the same logarithm
             numbers.append(-1.0)
             continue
-        scale: Callable[[float], float] = math.log if log else float
         value = min(max(float(value), low), high)  # an earlier trial may have had other bounds
-        numbers.append((scale(value) - scale(low)) / (scale(high) - scale(low)))
+        numbers.append((scale(value) - scale(low)) / width)
     return numbers
 
 
