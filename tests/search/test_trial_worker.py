@@ -50,13 +50,14 @@ def test_compiled_networks_are_kept_where_the_job_says(
 
 
 RANK = """
-import errno, json, os, sys
+import errno, json, os, shutil, sys, time
 from datetime import timedelta
 from pathlib import Path
 from torch import distributed
 from wmlsearch.cluster.data_shipping import Shipment
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.files import StorageError
+from wmlsearch.search import checkpoints
 from wmlsearch.search.checkpoints import Checkpoints
 from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession
@@ -77,6 +78,19 @@ for run, failing, error in [("a", 1, away), ("b", 0, damaged), ("c", None, None)
     result = session.step()
     session.close()
     results.append([result.ended, result.reason, result.broke])
+# The file system of rank 1 shows the checkpoint of "c" late, or not at all. Its epoch was not reported.
+Checkpoints.fetch, stored, sleep = fetch, Path(folder, "c", "last.pt"), time.sleep
+for run, patience_s in [("late", 60.0), ("missing", 0.0)]:
+    shown = Path(folder, f"{run}-{rank}")
+    shown.mkdir()
+    if rank == 0:
+        shutil.copy(stored, shown)
+    checkpoints.LATE_S, time.sleep = patience_s, lambda _: shutil.copy(stored, shown)
+    session = TrainingSession(job, TrialAssignment(config=config, checkpoint_location=str(shown)), rank)
+    result = session.step()
+    session.close()
+    results.append([result.ended, result.reason, result.epoch])
+time.sleep = sleep
 print(json.dumps(results), flush=True)
 distributed.barrier()
 os._exit(0)
@@ -84,7 +98,7 @@ os._exit(0)
 
 
 def test_what_one_rank_cannot_begin_ends_all_and_the_next_run_begins_in_step(prepared: Path, tmp_path: Path) -> None:
-    """The machine of one rank is cut off from the storage: the other rank must not wait for it."""
+    """The machine of one rank is cut off from the storage, or does not see the checkpoint that another one sees."""
     words = [sys.executable, "-c", RANK, str(prepared), Manifest.read(prepared).fingerprint, str(tmp_path)]
     ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
     try:
@@ -93,11 +107,14 @@ def test_what_one_rank_cannot_begin_ends_all_and_the_next_run_begins_in_step(pre
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0]
+    missing = f"the checkpoint of epoch 1 is missing on {socket.gethostname()}, for 0 s: '{tmp_path}/missing-1/last.pt'"
     assert [json.loads(output) for output in outputs] == 2 * [
         [
             ["interrupted", "[Errno 5] does not answer: 's3://bucket'", False],
             ["failed", "ValueError: damaged", False],
             ["completed", "", False],
+            ["completed", "", 1],
+            ["interrupted", f"[Errno 2] {missing}", 0],
         ]
     ]
 

@@ -7,14 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
-from records import epoch_row
+from records import epoch_row, run_record
 
 from wmlsearch.cluster.connect import ray_session
 from wmlsearch.cluster.data_shipping import make_shipment
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.runs.folders import RunDir
+from wmlsearch.search import checkpoints
+from wmlsearch.search.final_training import write_result
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
+from wmlsearch.search.trial_worker import TrainingSession
 from wmlsearch.search.worker_group import Command, Mailbox, WorkerGroup
 
 FAILED = TrialResult().with_end("failed", "trial 1 broke", broke=True)
@@ -38,6 +42,11 @@ async def take(mailbox: Mailbox) -> TrialResult | None:
 
 def trials(taken: list[Command]) -> list[tuple[str, int | None]]:
     return [(command.action, command.assignment.number if command.assignment else None) for command in taken]
+
+
+def assignment_of(start: Command) -> TrialAssignment:
+    assert start.assignment is not None
+    return start.assignment
 
 
 def test_a_late_result_is_not_that_of_the_next_trial() -> None:
@@ -80,6 +89,56 @@ def test_a_group_that_starts_gets_what_is_unfinished_and_nothing_else() -> None:
         await mailbox.order(Command("quit"))
         await mailbox.group_started()
         assert trials(await commands(mailbox)) == [("quit", None)]
+
+    asyncio.run(scenario())
+
+
+def test_a_group_that_starts_again_knows_which_epochs_were_reported(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run waits for a checkpoint that another machine's file system shows late, and does not begin anew."""
+    shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
+    job, config = WorkerJob(shipment, RunSettings(epochs=3), 1), TrialConfig(depth=1, base_channels=2, batch_size=24)
+    run = RunDir.create(tmp_path / "run", run_record({"name": "x"}))
+
+    async def scenario() -> None:
+        mailbox = Mailbox()
+        await mailbox.order(Command("start", TrialAssignment(config=config, checkpoint_location=str(run.path))))
+        start = (await commands(mailbox))[0]
+        session = TrainingSession(job, assignment_of(start))
+        for _ in range(2):
+            await mailbox.order(Command("step"))
+            await mailbox.post(start.number, session.step())
+            result = await take(mailbox)
+            assert result is not None
+            write_result(run, result, set())
+        await mailbox.order(Command("step"))  # its process dies in the third epoch
+        await mailbox.group_started()
+        again = await commands(mailbox)
+        assert trials(again) == [("start", None), ("step", None)]
+        assert assignment_of(again[0]).reported_epochs == 2
+        run.last.rename(tmp_path / "late")
+        result = TrainingSession(job, assignment_of(again[0])).step()
+        assert result.ended == "interrupted"
+        assert result.reason.startswith("[Errno 2] the checkpoint of 2 reported epochs is missing on ")
+        write_result(run, result, {run.path})
+        assert [row.epoch for row in run.rows()] == [1, 2]
+
+    monkeypatch.setattr(checkpoints, "LATE_S", 0.0)
+    asyncio.run(scenario())
+
+
+def test_an_older_checkpoint_does_not_lower_the_number_of_reported_epochs() -> None:
+    """A power cut may lose the latest checkpoint: epochs are trained again that the scheduler has."""
+
+    async def scenario() -> None:
+        mailbox = Mailbox()
+        await mailbox.order(
+            Command("start", TrialAssignment(config=TrialConfig(), checkpoint_location="x", reported_epochs=3))
+        )
+        await mailbox.post(1, TrialResult(report=epoch_row({"epoch": 2})))
+        await mailbox.group_started()
+        assert assignment_of((await commands(mailbox))[0]).reported_epochs == 3
 
     asyncio.run(scenario())
 

@@ -67,18 +67,24 @@ class Checkpoints:
         else:
             retry_while_unavailable(self._make_folder, self._folder)
         if reported_epochs and not self.last.exists():
-            retry_while_unavailable(lambda: self._find_last(reported_epochs), self._folder, LATE_S)
+            self.wait_until(self.last.exists, f"the checkpoint of {plural(reported_epochs, 'reported epoch')}")
 
-    def _find_last(self, reported_epochs: int) -> None:
-        """Raises FileNotFoundError if `last` is still missing."""
-        if self._uri:
-            self._download(*self._store)
-        if not self.last.exists():
-            raise FileNotFoundError(
-                errno.ENOENT,
-                f"the checkpoint of {plural(reported_epochs, 'reported epoch')} is missing on {socket.gethostname()}",
-                without_password(self._uri) or str(self.last),
-            )
+    def wait_until(self, is_there: Callable[[], bool], name: str) -> None:
+        """Wait for what another machine has stored, for LATE_S. Raises StorageError.
+
+        Args:
+            is_there: Whether the files, which are fetched again before each look, show it.
+            name: What is waited for, for the error message.
+        """
+
+        def look() -> None:
+            if self._uri:
+                self._download(*self._store)
+            if not is_there():
+                place = without_password(self._uri) or str(self.last)
+                raise FileNotFoundError(errno.ENOENT, f"{name} is missing on {socket.gethostname()}", place)
+
+        retry_while_unavailable(look, self._folder, LATE_S)
 
     def _make_folder(self) -> None:
         for folder in (self._folder.parent, self._folder):

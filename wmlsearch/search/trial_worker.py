@@ -87,7 +87,7 @@ class TrainingSession:
         try:
             if not self.started:
                 self.started = True
-                result = self._agree(self._open_checkpoint())
+                result = self._open_checkpoint()
                 if not result.done and not result.replayed:  # a run with a checkpoint has passed memory admission
                     result = self._admit_to_memory(result)
                 if result.done:
@@ -120,37 +120,61 @@ class TrainingSession:
         return result.with_end(state, _last_line(error), traceback=trace, broke=True)
 
     def _open_checkpoint(self) -> TrialResult:
+        """Return the rows of the checkpoint that all ranks continue from, or an error of any of them as the end of all.
+
+        A network file system may show the machine of one rank an older checkpoint, or none: it waits for the one that
+        another rank has. Ranks that continued from different epochs would sum the gradients of different steps.
+        """
+        opened, epochs = self._agree(self._read_checkpoint())
+        if not opened.done and len(set(epochs)) > 1:
+            opened, _ = self._agree(self._read_checkpoint(written_epochs=max(epochs)))
+        self.unreported = (opened.replayed or [])[self.reported_epochs :]
+        return opened
+
+    def _read_checkpoint(self, written_epochs: int = 0) -> TrialResult:
         """Fetch the checkpoint, if there is one, and check that it is of this training before anything is reported.
 
         One with fewer epochs than were reported is taken, and trained from there: a power cut may lose the latest.
         An error, also of the beginning before it, is the result.
+
+        Args:
+            written_epochs: How many epochs the checkpoint has that another rank sees. An older one is waited for.
         """
         rows: list[EpochRow] = []
+
+        def read() -> bool:
+            if self.checkpoints.last.exists():
+                state = load_checkpoint(self.checkpoints.last)
+                check_same_training(self.checkpoints.last, state, **self.identity)
+                rows[:] = [EpochRow.from_json(row) for row in state["reports"]]
+            return len(rows) >= written_epochs
+
         try:
             if self.fault is not None:
                 raise self.fault
             self.checkpoints.fetch(self.reported_epochs)
-            if self.checkpoints.last.exists():
-                state = load_checkpoint(self.checkpoints.last)
-                check_same_training(self.checkpoints.last, state, **self.identity)
-                rows = [EpochRow.from_json(row) for row in state["reports"]]
+            if not read():
+                self.checkpoints.wait_until(read, f"the checkpoint of epoch {written_epochs}")
         except Exception as error:
             return self._end_by(error, TrialResult())
-        self.unreported = rows[self.reported_epochs :]
         return TrialResult(replayed=rows)
 
-    def _agree(self, opened: TrialResult) -> TrialResult:
+    def _agree(self, opened: TrialResult) -> tuple[TrialResult, list[int]]:
         """Return what this rank has opened, or for all ranks the end of the first one that could not.
 
         The machine of one rank may be cut off from the storage, or have damaged data. From here on the ranks wait for
         each other: what one of them cannot train, none begins.
+
+        Returns:
+            The result, and how many epochs the checkpoint of each rank has.
         """
+        epochs = len(opened.replayed or ())
         if not in_process_group():
-            return opened
-        ends: list[TrialResult | None] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(ends, opened if opened.done else None)
-        end = next(filter(None, ends), None)
-        return end.model_copy(update={"broke": False}) if end else opened
+            return opened, [epochs]
+        ranks: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(ranks, (opened if opened.done else None, epochs))
+        end = next((end for end, _ in ranks if end is not None), None)
+        return end.model_copy(update={"broke": False}) if end else opened, [epochs for _, epochs in ranks]
 
     def _admit_to_memory(self, result: TrialResult) -> TrialResult:
         """Add the predicted peak memory to the first result, which is the last one where it does not fit."""

@@ -49,12 +49,19 @@ class Command(NamedTuple):
     assignment: TrialAssignment | None = None  # of "start"
     number: int = 0  # of "start": the mailbox counts the assignments of its group from 1
 
+    def after_report(self, epoch: int) -> Command:
+        """Return this "start" as a new group must get it once the driving process has the report of an epoch."""
+        if self.assignment is None:
+            return self
+        reported_epochs = max(self.assignment.reported_epochs, epoch)
+        return self._replace(assignment=self.assignment.model_copy(update={"reported_epochs": reported_epochs}))
+
 
 class Mailbox:
     """An actor without CPUs between rank 0 of a group and the process that drives the group.
 
-    A group that is set up again after a failure gets the assignment that was running, which goes on from its
-    checkpoint. Ranks of the group before may still post results then.
+    A group that is set up again after a failure gets the assignment that was running, with the number of epochs that
+    were reported, and goes on from its checkpoint. Ranks of the group before may still post results then.
     """
 
     def __init__(self) -> None:
@@ -87,7 +94,7 @@ class Mailbox:
         """
         if not self.unfinished or self.unfinished[0].number != number:
             return
-        self.unfinished = [] if result.done else self.unfinished[:1]
+        self.unfinished = [] if result.done else [self.unfinished[0].after_report(result.epoch)]
         await self.results.put(result)
 
     async def take(self, timeout_s: float) -> TrialResult | None:
