@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wmlsearch.config import VALUES_BEFORE, RunSettings, TrialConfig, default_epochs
+from wmlsearch.config import VALUES_BEFORE, RunSettings, TrialConfig, epochs_for_slices
 from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace, shipped
 
@@ -88,7 +88,7 @@ def test_defaults_are_the_baseline_configuration() -> None:
     ],
 )
 def test_default_epochs_have_the_steps_of_the_papers_training(slices: int, epochs: int) -> None:
-    assert default_epochs(slices) == epochs
+    assert epochs_for_slices(slices) == epochs
 
 
 def test_a_record_of_an_older_version_means_what_it_meant() -> None:

@@ -39,7 +39,7 @@ PAPER_EPOCHS, PAPER_STEPS, PAPER_BATCH = 18, 18 * 620, 5
 MAX_DEFAULT_EPOCHS = 200  # of a cohort whose epochs have few steps
 
 
-def default_epochs(training_slices: int) -> int:
+def epochs_for_slices(training_slices: int) -> int:
     """Return the epochs in which a cohort gets as many steps as the paper's training had, with the baseline's batch.
 
     At least as many as the paper's, at most `MAX_DEFAULT_EPOCHS`.

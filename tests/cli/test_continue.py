@@ -98,7 +98,7 @@ def test_a_completed_search_is_left_alone(
     search.set_status("completed")
     search.report.mkdir()
     (search.report / "index.html").touch()
-    monkeypatch.setattr("wmlsearch.workflows.remaining_work.is_copied", lambda *_: True)
+    monkeypatch.setattr("wmlsearch.workflows.remaining_work.is_mirrored", lambda *_: True)
     again = CliRunner().invoke(main, ["tune", *words, "--trials", "4"])
     assert again.output == "s: is completed, so nothing is left to do; its results: runs/s\n"
     assert again.exit_code == 0

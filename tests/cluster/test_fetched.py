@@ -9,7 +9,7 @@ import pytest
 from records import epoch_row, run_record, search_record
 
 from wmlsearch.cluster.fetched import check_replaceable, check_resumable, is_up_to_date, note_fetched, replace
-from wmlsearch.cluster.head_job import SearchSummary
+from wmlsearch.cluster.head_job import SearchState
 from wmlsearch.cluster.run_copies import CopyWriter
 from wmlsearch.errors import InputError
 from wmlsearch.runs import folders
@@ -62,9 +62,9 @@ def test_a_search_that_goes_on_on_the_head_is_fetched_again(head: SearchDir, her
         train(head, epoch)
         mark_dead_runs(here)
         here.set_status("interrupted", "its process died")  # as `sync` corrects a state
-        assert not is_up_to_date(here, SearchSummary.of(head), HEAD)
+        assert not is_up_to_date(here, SearchState.of(head), HEAD)
         fetch(head, here)
-        assert is_up_to_date(here, SearchSummary.of(head), HEAD)
+        assert is_up_to_date(here, SearchState.of(head), HEAD)
         assert here.trial(0).rows() == head.trial(0).rows()
 
 
@@ -104,12 +104,12 @@ def test_folders_of_older_versions(head: SearchDir, here: SearchDir) -> None:
         train(head, epoch)
     fetch(head, here)
     note.unlink()
-    assert is_up_to_date(here, SearchSummary.of(head), HEAD)
+    assert is_up_to_date(here, SearchState.of(head), HEAD)
     train(here, epoch=4)
     for epoch in (4, 5):
         train(head, epoch)
     with pytest.raises(InputError, match="was trained or evaluated here since it was fetched"):
-        check_replaceable(here, SearchSummary.of(head), HEAD)
+        check_replaceable(here, SearchState.of(head), HEAD)
 
 
 def test_an_older_head_that_comes_back(head: SearchDir, here: SearchDir, tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_an_interrupted_move_is_repeated(head: SearchDir, here: SearchDir, monke
         with pytest.raises(KeyboardInterrupt):
             fetch(head, here)
     assert here.file("usage") in moved
-    assert not is_up_to_date(here, SearchSummary.of(head), HEAD)
+    assert not is_up_to_date(here, SearchState.of(head), HEAD)
     fetch(head, here)
-    assert is_up_to_date(here, SearchSummary.of(head), HEAD)
+    assert is_up_to_date(here, SearchState.of(head), HEAD)
 
 
 def test_another_search_of_the_name(head: SearchDir, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_head_goes_on_where_this_machine_left_off_only_with_a_complete_stora
     (storage / "s").mkdir(parents=True)
 
     def check() -> None:
-        check_resumable(here, SearchSummary.of(head), HEAD, str(storage))
+        check_resumable(here, SearchState.of(head), HEAD, str(storage))
 
     check()
     train(here, epoch=2)
@@ -172,7 +172,7 @@ def test_the_head_goes_on_where_this_machine_left_off_only_with_a_complete_stora
     writer = CopyWriter(here, str(storage), "first", "process 7 on laptop", lambda: None)
     writer.copy_all(True)
     with pytest.raises(InputError, match="was trained or evaluated here since it was fetched"):
-        check_resumable(here, SearchSummary.of(head), HEAD, None)
+        check_resumable(here, SearchState.of(head), HEAD, None)
     check()
     for epoch in (2, 3):
         train(head, epoch)

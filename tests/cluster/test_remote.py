@@ -27,7 +27,7 @@ from wmlsearch.cli import main
 from wmlsearch.cli import remote as cli_remote
 from wmlsearch.cluster import dashboard, jobs, ray_up, remote
 from wmlsearch.cluster.dashboard import Dashboard
-from wmlsearch.cluster.head_job import HeadRequest, SearchSummary
+from wmlsearch.cluster.head_job import HeadRequest, SearchState
 from wmlsearch.cluster.ray_patches import RAY_COMMAND
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
@@ -158,7 +158,7 @@ def test_search_by_the_address_of_a_dashboard(head: Head, prepared: Path, tmp_pa
     ]
     search = SearchDir(head.out / "one")
     assert search.record().space.source.endswith("my space.yaml")
-    assert SearchSummary.read(search.path) == SearchSummary.read(head.folder / "runs" / "one")
+    assert SearchState.read(search.path) == SearchState.read(head.folder / "runs" / "one")
     assert not list(search.path.glob("trials/*/*.pt"))
     assert "open-sesame" not in str([vars(job) for job in head.client().list_jobs()])
     assert "open-sesame" not in head.client().get_job_logs("one")
@@ -230,7 +230,7 @@ def test_ray_waits_for_the_clean_end_of_a_job_that_the_dashboard_stops(head: Hea
     remote.tune(str(head.file), trials, prepared, "quick", "three", head.out, None, stop)
     status = folder.status()
     assert (status.state, status.reason) == ("interrupted", "stopped by SIGTERM")
-    assert SearchSummary.read(head.out / "three") == SearchSummary.read(folder.path)
+    assert SearchState.read(head.out / "three") == SearchState.read(folder.path)
 
 
 def test_search_whose_driver_died_with_the_head(head: Head) -> None:

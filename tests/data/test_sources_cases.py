@@ -428,11 +428,11 @@ def test_folders_of_a_list_may_name_the_patient(tmp_path: Path) -> None:
 
 def test_many_cases_are_read_in_linear_time(tmp_path: Path) -> None:
     from wmlsearch.data.sources.cases import Case, case_sources
-    from wmlsearch.data.sources.findings import Findings
+    from wmlsearch.data.sources.discovery import LayoutReport
 
     started = time.perf_counter()
     cases = [Case(f"WMH_{i:05d}", tmp_path / f"{i}.nii", tmp_path / f"{i}_m.nii") for i in range(5000)]
-    assert len(case_sources(tmp_path, cases, None, Findings())) == 5000
+    assert len(case_sources(tmp_path, cases, None, LayoutReport())) == 5000
     assert time.perf_counter() - started < 5  # 0.3 s; comparing all with all takes 30 s
 
 

@@ -30,7 +30,7 @@ from visit_stages import MAX_LIMIT_S, note
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.tracking.sync import default_uri, is_copied
+from wmlsearch.tracking.sync import default_uri, is_mirrored
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INJECT = REPOSITORY / "tests" / "faults" / "inject"
@@ -260,7 +260,7 @@ def _check_devices(search: SearchDir, small: bool) -> None:
 def _check_mlflow(search: SearchDir) -> None:
     """Check that MLflow has each epoch of each run, once."""
     store = search.path.parent / "mlflow.db"
-    if not is_copied(search, default_uri(store.parent)):
+    if not is_mirrored(search, default_uri(store.parent)):
         raise RuntimeError("MLflow does not have all of the search")
     with sqlite3.connect(store) as database:
         for run in [*search.trials(), *search.finals()]:

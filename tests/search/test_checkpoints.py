@@ -196,7 +196,7 @@ def test_a_final_run_killed_at_its_end_resumes_or_has_ended(tmp_path: Path, monk
         RunDir.create(tmp_path / "run", run_record({"name": "paper-seed0"})),
         Checkpoints(str(tmp_path / "kept" / "run")),
     )
-    order = final_training.TrainingRequest(run, run.record(), str(tmp_path / "kept" / "run"))
+    order = final_training.RunRequest(run, run.record(), str(tmp_path / "kept" / "run"))
     (tmp_path / "kept").mkdir()
     kept.fetch()
     for path in (kept.best, kept.last):
@@ -228,7 +228,7 @@ def test_of_a_selection_run_only_the_metrics_are_kept(place: str, tmp_path: Path
     """In the run folder, or in a storage beside it. A run that failed keeps its checkpoint and is tried again."""
     record = run_record({"name": "paper-seed1"}, purpose="selection")
     run, kept = RunDir.create(tmp_path / "run", record), RunDir(tmp_path / place)
-    order = final_training.TrainingRequest(run, record, str(kept.path))
+    order = final_training.RunRequest(run, record, str(kept.path))
     kept.path.mkdir(parents=True, exist_ok=True)
     for path in (kept.best, kept.last):
         path.write_bytes(b"")

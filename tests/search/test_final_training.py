@@ -21,7 +21,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.runs.folders import RunDir
-from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, RunTrainer, TrainingRequest
+from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, RunRequest, RunTrainer
 from wmlsearch.search.worker_group import WorkersDiedError
 
 SETTINGS = RunSettings(epochs=1)
@@ -34,10 +34,10 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def request(folder: Path, name: str, settings: RunSettings = SETTINGS) -> TrainingRequest:
+def request(folder: Path, name: str, settings: RunSettings = SETTINGS) -> RunRequest:
     run = RunDir(folder / name)
     record = run_record({"name": name, "config": {"depth": 1, "base_channels": 1}, "settings": settings})
-    return TrainingRequest(run, record, str(run.path))
+    return RunRequest(run, record, str(run.path))
 
 
 @pytest.mark.timeout(300)

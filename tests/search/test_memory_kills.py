@@ -23,7 +23,7 @@ from wmlsearch.runs.schema import RunStatus
 from wmlsearch.search import memory_kills, tune_patches
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
-from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, RunTrainer, TrainingRequest
+from wmlsearch.search.final_training import LOST_PROCESS_RETRIES, RunRequest, RunTrainer
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.recorder import Recorder, describe_failure
@@ -151,7 +151,7 @@ def final(tmp_path: Path, system: System) -> Callable[..., RunStatus]:
         trainer = RunTrainer(RunSettings(), None)  # type: ignore[arg-type]
         trainer.losses[run.path] = LOST_PROCESS_RETRIES
         system.kills += 1
-        assert not trainer._retry(TrainingRequest(run, run.record(), str(run.path)), error)
+        assert not trainer._retry(RunRequest(run, run.record(), str(run.path)), error)
         return run.status()
 
     return end

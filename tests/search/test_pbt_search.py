@@ -16,7 +16,7 @@ from wmlsearch.cluster.resources import Slots
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.search.final_training import RunTrainer, TrainingRequest
+from wmlsearch.search.final_training import RunRequest, RunTrainer
 from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession
 from wmlsearch.tracking.sync import default_uri
@@ -89,7 +89,7 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
     # as a final run: two workers sum floats in another order, but the rates are the same
     final = RunDir.create(tmp_path / "final", about.model_copy(update={"name": "again-run0", "kind": "judgement run"}))
     with ray_session(None), RunTrainer(settings, job.shipment) as trainer:
-        order = TrainingRequest(final, final.record(), str(final.path))
+        order = RunRequest(final, final.record(), str(final.path))
         trainer.train([order], SLOT, lambda part: part.name)
     assert final.state == "completed"
     shown = [row.metrics["learning_rate"] for row in final.rows()]

@@ -30,7 +30,7 @@ from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking import sync as sync_module
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Answer, Mirror, copy
-from wmlsearch.tracking.sync import default_uri, is_copied, push, sync
+from wmlsearch.tracking.sync import default_uri, is_mirrored, push, sync
 
 SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
 DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
@@ -162,9 +162,9 @@ def test_sync_is_idempotent(search: SearchDir) -> None:
 
 def test_the_folders_know_whether_mlflow_has_everything(search: SearchDir, tmp_path: Path) -> None:
     uri = default_uri(search.path.parent)
-    assert not is_copied(search, uri)
+    assert not is_mirrored(search, uri)
     sync(search, uri)
-    assert is_copied(search, uri)
+    assert is_mirrored(search, uri)
     selection = SelectionRecord(champion="paper", sentence="Nothing is better.", seeds=[1], means={})
     trial = search.trial(4)
     for name, change in {
@@ -177,12 +177,12 @@ def test_the_folders_know_whether_mlflow_has_everything(search: SearchDir, tmp_p
         "a lost ledger": (trial.path / "mlflow.json").unlink,
     }.items():
         change()
-        assert not is_copied(search, uri), name
+        assert not is_mirrored(search, uri), name
         assert copy(uri, search, [search, *search.all_runs()]) == Answer([], "", again=False), name
-        assert is_copied(search, uri), name
-    assert not is_copied(search, "http://127.0.0.1:1"), "another store"
+        assert is_mirrored(search, uri), name
+    assert not is_mirrored(search, "http://127.0.0.1:1"), "another store"
     (search.path.parent / "mlflow.db").unlink()
-    assert not is_copied(search, uri)
+    assert not is_mirrored(search, uri)
 
 
 def test_batch_missing_from_the_ledger_is_not_logged_twice(search: SearchDir) -> None:

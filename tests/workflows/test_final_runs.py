@@ -26,7 +26,7 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.schema import GOOD, RUNNING, SelectionRecord
-from wmlsearch.search.final_training import RunTrainer, TrainingRequest
+from wmlsearch.search.final_training import RunRequest, RunTrainer
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.sync import default_uri, sync
@@ -92,7 +92,7 @@ class Ending:
         """Run the rest of the search in a new session; return what it says. Runs of the value FAILED fail."""
 
         def without_ray(
-            _: RunTrainer, requests: Sequence[TrainingRequest], slots: Slots, on_change: Any, *_ticks: Any
+            _: RunTrainer, requests: Sequence[RunRequest], slots: Slots, on_change: Any, *_ticks: Any
         ) -> None:
             for request in requests:
                 self.trained.append(request.record.name)
@@ -130,7 +130,7 @@ def row(value: float) -> Any:
     return epoch_row({"epoch": 1, "ended": "completed", **values})
 
 
-def train(request: TrainingRequest, value: float) -> None:
+def train(request: RunRequest, value: float) -> None:
     """Do as Ray Train does: a folder, a row, weights, a status."""
     run, record = request.run, request.record
     if run.exists():
@@ -498,7 +498,7 @@ def older(ending: Ending, name: str, seed: int, value: float) -> None:
         {"name": run.name, "kind": "confirmation", "settings": settings, "model": name},
         data=ending.plan.data_record.as_json(),
     )
-    train(TrainingRequest(run, record, str(run.path)), value)
+    train(RunRequest(run, record, str(run.path)), value)
 
 
 def test_final_runs_of_an_older_version_become_selection_runs(
@@ -548,7 +548,7 @@ def test_a_search_that_an_older_version_has_judged_stays_as_it_is(
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow has everything."""
-    monkeypatch.setattr(remaining_work, "is_copied", lambda *_: True)
+    monkeypatch.setattr(remaining_work, "is_mirrored", lambda *_: True)
 
 
 ENDED: dict[str, tuple[dict[int, float], Values, dict[str, Any]]] = {  # trials, values of final runs, settings

@@ -63,7 +63,7 @@ def predict(
     Example: wmlsearch predict models:/wml-unet@champion path/to/flair.nii.gz --out predicted
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.data.sources.findings import first_names
+    from wmlsearch.data.sources.discovery import first_names
     from wmlsearch.inference.lesion_table import LESION_TABLE
     from wmlsearch.inference.trained_model import check_threshold
     from wmlsearch.workflows.model_lookup import find_model

@@ -184,11 +184,11 @@ def tune(
 def _begun(name: str | None, resume: str | None, cluster: str | None, out: Path, storage: str | None) -> str | None:
     """Return the name of the search that `--continue` goes on with, or None if it has not begun, here or elsewhere."""
     from wmlsearch.runs.folders import SearchDir, check_name
-    from wmlsearch.workflows.stored_search import is_copied
+    from wmlsearch.workflows.stored_search import is_in_storage
 
     if name is None or resume is not None or cluster is not None:
         raise InputError("--continue: needs --name, and cannot be combined with --resume or --cluster")
-    begun = SearchDir(out / check_name(name)).exists() or (storage is not None and is_copied(name, storage))
+    begun = SearchDir(out / check_name(name)).exists() or (storage is not None and is_in_storage(name, storage))
     return name if begun else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from wmlsearch.cluster.head_job import SearchSummary
+from wmlsearch.cluster.head_job import SearchState
 from wmlsearch.cluster.run_copies import copy_is_complete
 from wmlsearch.errors import InputError
 from wmlsearch.runs.copied_folders import last_work
@@ -41,7 +41,7 @@ def note_fetched(search: SearchDir) -> None:
         write_text(search.path / _MARK, Progress.of(search).model_dump_json())
 
 
-def is_up_to_date(search: SearchDir, others: SearchSummary, where: str) -> bool:
+def is_up_to_date(search: SearchDir, others: SearchState, where: str) -> bool:
     """Return whether a folder holds its search as `others` does. Raises InputError if it holds another run.
 
     Args:
@@ -50,7 +50,7 @@ def is_up_to_date(search: SearchDir, others: SearchSummary, where: str) -> bool:
         where: That place, in words.
     """
     _check_same_search(search, others, where)
-    if SearchSummary.read(search.path) != others:
+    if SearchState.read(search.path) != others:
         return False
     if _noted(search) is None:
         with suppress(OSError):  # a folder that cannot be written cannot go on either
@@ -58,14 +58,14 @@ def is_up_to_date(search: SearchDir, others: SearchSummary, where: str) -> bool:
     return True
 
 
-def check_replaceable(search: SearchDir, others: SearchSummary, where: str) -> None:
+def check_replaceable(search: SearchDir, others: SearchState, where: str) -> None:
     """Refuse to replace a folder if that would lose something. Raises InputError. Arguments as of `is_up_to_date`."""
     _check_same_search(search, others, where)
     _check_not_running(search)
     _check_not_ahead(search, others, where)
 
 
-def check_resumable(search: SearchDir, others: SearchSummary | None, where: str, storage: str | None) -> None:
+def check_resumable(search: SearchDir, others: SearchState | None, where: str, storage: str | None) -> None:
     """Refuse to resume a search elsewhere if it has gone on in this folder: its work here would be lost.
 
     It may have gone on if the storage has all of it, from where the other machine gets it. Raises InputError.
@@ -96,7 +96,7 @@ def replace(search: SearchDir, newer: Path, where: str) -> None:
         newer: The folder with the copy; it is gone afterwards.
         where: Where the copy is from, in words.
     """
-    others = SearchSummary.of(SearchDir(newer))
+    others = SearchState.of(SearchDir(newer))
     check_replaceable(search, others, where)
     with folder_lock(search.path):
         _check_not_ahead(search, others, where)  # it may have run meanwhile
@@ -112,7 +112,7 @@ def _noted(search: SearchDir) -> Progress | None:
     return None
 
 
-def _ahead(search: SearchDir, others: SearchSummary, where: str) -> str:
+def _ahead(search: SearchDir, others: SearchState, where: str) -> str:
     """Return in words what a folder has of its search that another place lacks; "" if nothing.
 
     Without a note it was fetched by an older version, or not at all. Then the time in which trainings ran tells.
@@ -126,7 +126,7 @@ def _ahead(search: SearchDir, others: SearchSummary, where: str) -> str:
     return ""
 
 
-def _check_not_ahead(search: SearchDir, others: SearchSummary, where: str) -> None:
+def _check_not_ahead(search: SearchDir, others: SearchState, where: str) -> None:
     if ahead := _ahead(search, others, where):
         raise InputError(
             f"{search.path}: {ahead}, and nothing is overwritten; go on here "
@@ -142,7 +142,7 @@ def _check_not_running(search: SearchDir) -> None:
         )
 
 
-def _check_same_search(search: SearchDir, others: SearchSummary, where: str) -> None:
+def _check_same_search(search: SearchDir, others: SearchState, where: str) -> None:
     if not search.exists() or search.record().key != others.key:
         raise InputError(
             f"{search.path}: holds another search than that of {where}, and nothing is overwritten; give another --out"

@@ -65,7 +65,7 @@ class HeadRequest(BaseModel):
     columns: int = COLUMNS
 
 
-class SearchSummary(BaseModel):
+class SearchState(BaseModel):
     """Identity, status and usage of a search, by which two copies of its folder are compared."""
 
     key: str
@@ -73,13 +73,13 @@ class SearchSummary(BaseModel):
     used: dict[str, float]  # used.json
 
     @classmethod
-    def read(cls, folder: Path) -> SearchSummary | None:
+    def read(cls, folder: Path) -> SearchState | None:
         """Read a search folder; None before the search has begun."""
         search = SearchDir(folder)
         return cls.of(search) if search.exists() else None
 
     @classmethod
-    def of(cls, search: SearchDir) -> SearchSummary:
+    def of(cls, search: SearchDir) -> SearchState:
         """Read the folder of a search that has begun. Raises InputError."""
         return cls(key=search.record().key, status=search.status().as_json(), used=search.usage().as_json())
 
@@ -102,7 +102,7 @@ class HeadReport(BaseModel):
     name: str = ""
     names: list[str] = []
     running: bool = False
-    search: SearchSummary | None = None
+    search: SearchState | None = None
     results: Path | None = None
     size: int = 0
     has_data: bool = False
@@ -147,7 +147,7 @@ def report(request: HeadRequest) -> HeadReport:
         answer.name = _latest(request, searches)
     if answer.name in answer.names:
         search = SearchDir(HOME / "runs" / answer.name)
-        answer.search, answer.running = SearchSummary.read(search.path), search.is_running()
+        answer.search, answer.running = SearchState.read(search.path), search.is_running()
         if request.verb == "report":
             _show(search, request.columns)
             if not answer.running:

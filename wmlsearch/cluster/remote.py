@@ -17,7 +17,7 @@ from typing import Literal
 
 from wmlsearch.cluster.dashboard import Dashboard, tunnel_to
 from wmlsearch.cluster.fetched import check_replaceable, check_resumable, is_up_to_date, note_fetched, replace
-from wmlsearch.cluster.head_job import COLUMNS, ERROR, HeadReport, HeadRequest, SearchSummary
+from wmlsearch.cluster.head_job import COLUMNS, ERROR, HeadReport, HeadRequest, SearchState
 from wmlsearch.cluster.head_mlflow import DEFAULT_PORT, PORT_FILE
 from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, lines_of, search_jobs, submit_search
 from wmlsearch.cluster.ray_up import ClusterFile, RayCommand, UnreachableError
@@ -290,7 +290,7 @@ def _ending(job: SearchJob | None, report: HeadReport) -> str:
     return _state(None, report) if job is None else job.ending
 
 
-def _has_copy(path: Path, search: SearchSummary | None, where: str) -> bool:
+def _has_copy(path: Path, search: SearchState | None, where: str) -> bool:
     """Return whether `path` holds the search as it stands elsewhere. Raises InputError if it holds another run."""
     return path.exists() and search is not None and is_up_to_date(SearchDir(path), search, where)
 
@@ -373,7 +373,7 @@ def _fetch_from_storage(storage: str, name: str | None, out: Path, say: Say) -> 
     with _partial_copy(out, name) as partial:
         search = fetch_search(storage, name, partial)
         state = search.status()
-        if _has_copy(out / name, SearchSummary.of(search), "the storage"):
+        if _has_copy(out / name, SearchState.of(search), "the storage"):
             say(f"{out / name} has all that the storage has")
         else:
             _move_to(out / name, partial, "the storage")

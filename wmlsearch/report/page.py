@@ -15,7 +15,7 @@ from wmlsearch.report.champion_section import champion_view, final_rows, seeds_o
 from wmlsearch.report.commands import space_yaml, tune_command
 from wmlsearch.report.evaluation_section import evaluation_view
 from wmlsearch.report.importances import importances
-from wmlsearch.report.search_section import children, costs, endings, failures, trial_rows
+from wmlsearch.report.search_section import children, costs, endings, failures, ranked_trials
 from wmlsearch.report.tables import write_tables
 from wmlsearch.report.unit_scores import dice_pairs
 from wmlsearch.runs.evaluation import Evaluation, Verdict
@@ -100,7 +100,7 @@ def write_report(search: SearchDir) -> Path:
         importances_note=importances_note,
         board=board,
         columns=list(space.dimensions) if len(space.dimensions) <= MAX_COLUMNS else [],
-        trials=trial_rows(board),
+        trials=ranked_trials(board),
         endings=endings(board),
         failures=failures(search),
         children=children(board),

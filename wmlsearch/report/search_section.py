@@ -30,7 +30,7 @@ class TrialRow:
     baseline: bool  # the baseline configuration
 
 
-def trial_rows(board: Leaderboard) -> list[TrialRow]:
+def ranked_trials(board: Leaderboard) -> list[TrialRow]:
     """Return a row for each trial, from best to worst."""
     return [_trial_row(rank, entry, board) for rank, entry in enumerate(board.trials, 1)]
 

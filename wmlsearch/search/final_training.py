@@ -34,7 +34,7 @@ MACHINE_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
-class TrainingRequest:
+class RunRequest:
     """A run to train."""
 
     run: RunDir
@@ -85,9 +85,9 @@ class RunTrainer:
         self.timeout_s = settings.trial_timeout or math.inf
         self.slots: Slots | None = None  # of the groups
         self.idle: list[Any] = []  # groups without a run
-        self.steps: dict[Any, tuple[Any, TrainingRequest]] = {}  # by the reference of the epoch's result
+        self.steps: dict[Any, tuple[Any, RunRequest]] = {}  # by the reference of the epoch's result
         self.began: dict[Any, float] = {}  # by the same: time.monotonic()
-        self.waiting: deque[TrainingRequest] = deque()
+        self.waiting: deque[RunRequest] = deque()
         self.losses = Counter[Path]()  # by run folder: how often its process died since its last epoch
         self.epochs_at_loss: dict[Path, int] = {}  # by run folder: how many it had when its process died
         self.looked, self.held_gpus = time.monotonic(), 0.0  # the latest look for machines, and what it saw
@@ -112,7 +112,7 @@ class RunTrainer:
 
     def train(
         self,
-        requests: Sequence[TrainingRequest],
+        requests: Sequence[RunRequest],
         slots: Slots,
         on_change: Callable[[RunDir], None],
         every_second: Callable[[], None] = lambda: None,
@@ -183,7 +183,7 @@ class RunTrainer:
         ray.kill(group)
         self.killed.add(group)
 
-    def _start(self, request: TrainingRequest) -> None:
+    def _start(self, request: RunRequest) -> None:
         if request.run.exists():
             request.run.set_status(RUNNING)
         else:
@@ -254,7 +254,7 @@ class RunTrainer:
                 return
         self.on_change(request.run)
 
-    def _retry(self, request: TrainingRequest, error: Exception) -> bool:
+    def _retry(self, request: RunRequest, error: Exception) -> bool:
         """Queue the run of a group that died, or record its end after too many losses or another error.
 
         Only losses without an epoch in between count, and none of a machine that was taken away.
@@ -308,7 +308,7 @@ def write_result(
     return rows
 
 
-def finish_run(request: TrainingRequest, result: TrialResult) -> None:
+def finish_run(request: RunRequest, result: TrialResult) -> None:
     """Copy the weights, then write the status. `delete_unneeded` comes after it.
 
     A run that is killed in between either goes on from the checkpoint or has ended.
@@ -318,7 +318,7 @@ def finish_run(request: TrainingRequest, result: TrialResult) -> None:
     request.run.set_status(result.ended, result.reason, result.traceback)
 
 
-def delete_unneeded(request: TrainingRequest) -> None:
+def delete_unneeded(request: RunRequest) -> None:
     """Delete the latest checkpoint of a run whose folder says that it has ended well, and weights that nobody needs."""
     if request.run.state not in GOOD:
         return

@@ -127,7 +127,7 @@ class OutcomeModel:
         share = count / (count + EXPERIENCE_WEIGHT) if self.knows_other_tasks else 1.0
         best = best_so_far(curves)
         features = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])[:count]])
-        return _fit_trees(features, ranks(np.array(final)), round(TREES * share))
+        return _fit_trees(features, mean_ranks(np.array(final)), round(TREES * share))
 
     def _configurations(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.array([encode(self._space, values) for values in configurations], dtype=np.float32)
@@ -139,7 +139,7 @@ class OutcomeModel:
                 np.hstack([features, curve_ranks(best, max(1, round(share * best.shape[1])))])
                 for features, best in self._tasks
             ]
-            y = [ranks(best[:, -1]) for _, best in self._tasks]
+            y = [mean_ranks(best[:, -1]) for _, best in self._tasks]
             self._forests[epoch] = _fit_trees(np.vstack(x), np.concatenate(y), TREES)
         return self._forests[epoch]
 
@@ -161,10 +161,10 @@ def best_so_far(curves: Sequence[Sequence[float]]) -> np.ndarray:
 
 def curve_ranks(best: np.ndarray, epoch: int) -> np.ndarray:
     """Return the rank of each trial's best value at `epoch` and at half of it, (trials, 2)."""
-    return np.stack([ranks(best[:, epoch - 1]), ranks(best[:, (epoch + 1) // 2 - 1])], axis=1)
+    return np.stack([mean_ranks(best[:, epoch - 1]), mean_ranks(best[:, (epoch + 1) // 2 - 1])], axis=1)
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
+def mean_ranks(values: np.ndarray) -> np.ndarray:
     """Return the rank of each value among all, from 0 to 1; equal values have the mean of theirs."""
     ranked: np.ndarray = (rankdata(values) - 0.5) / len(values)
     return ranked

@@ -21,7 +21,7 @@ from sklearn.tree import ExtraTreeRegressor
 from wmlsearch.config import TrialConfig
 from wmlsearch.search.distributions import search_space
 from wmlsearch.search.experience import recorded_tasks
-from wmlsearch.search.outcome_model import TrainedCurve, ranks
+from wmlsearch.search.outcome_model import TrainedCurve, mean_ranks
 from wmlsearch.search.samplers.forest import encode
 from wmlsearch.space import Choices, Range, SearchSpace
 
@@ -66,7 +66,7 @@ def choose_portfolio(
     expected = []
     for task, mapped in zip(recorded, taken, strict=True):
         features = np.array([encode(distributions, active(space, values)) for values in mapped], np.float32)
-        expected.append(_expected_ranks(features, ranks(np.array([each.result for each in task])), asked))
+        expected.append(_expected_ranks(features, mean_ranks(np.array([each.result for each in task])), asked))
     return [candidates[at] for at in greedy(np.concatenate(expected), size)]
 
 

@@ -123,7 +123,7 @@ def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
     return len(parts)
 
 
-def is_copied(root: AnyDir, uri: str) -> bool:
+def is_mirrored(root: AnyDir, uri: str) -> bool:
     """Return whether MLflow has everything of a search or run, by the ledgers in the folders: no server is asked."""
     file = sqlite_file(uri)
     if file is not None and not file.is_file():

@@ -26,7 +26,7 @@ from wmlsearch.workflows.search_plan import SearchPlan
 
 if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Slots
-    from wmlsearch.search.final_training import RunTrainer, TrainingRequest
+    from wmlsearch.search.final_training import RunRequest, RunTrainer
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def train_judgement_runs(
     _train(search, slots, trainer, requests, message, settings.judgement_run_count, observer)
 
 
-def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
+def _request(planned: _PlannedRun, plan: SearchPlan) -> RunRequest:
     """Return what is to be trained of a final run."""
-    from wmlsearch.search.final_training import TrainingRequest
+    from wmlsearch.search.final_training import RunRequest
 
     configuration, number, seed = planned.configuration, planned.number, planned.seed
     selection = planned.purpose == "selection"
@@ -152,14 +152,14 @@ def _request(planned: _PlannedRun, plan: SearchPlan) -> TrainingRequest:
     more = {"rate_factors": configuration.rate_factors} if configuration.rate_factors else {}
     fold = number % plan.manifest.fold_count
     record = record.model_copy(update={"model": configuration.name, "purpose": planned.purpose, "fold": fold, **more})
-    return TrainingRequest(planned.run, record, plan.placement.checkpoint_location(planned.run))
+    return RunRequest(planned.run, record, plan.placement.checkpoint_location(planned.run))
 
 
 def _train(
     search: SearchDir,
     planned: FinalSlots,
     trainer: RunTrainer,
-    requests: Sequence[TrainingRequest],
+    requests: Sequence[RunRequest],
     message: str,
     count: int,
     observer: Observer,

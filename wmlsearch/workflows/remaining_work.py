@@ -8,7 +8,7 @@ from wmlsearch.runs.evaluation import Evaluation
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.schema import UNFINISHED
-from wmlsearch.tracking.sync import is_copied
+from wmlsearch.tracking.sync import is_mirrored
 from wmlsearch.workflows.final_runs import final_runs_are_finished
 
 
@@ -29,7 +29,7 @@ def nothing_left(search: SearchDir, settings: RunSettings, mlflow_uri: str) -> s
         and _trials_have_ended(search, settings)
         and (not settings.baseline or judged_by_older_version(search) or _is_judged(search, settings))
         and (search.report / "index.html").is_file()
-        and is_copied(search, mlflow_uri)
+        and is_mirrored(search, mlflow_uri)
     )
     if not is_complete:
         return ""

@@ -6,8 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.config import MAX_DEFAULT_EPOCHS, PAPER_BATCH, PAPER_EPOCHS, PAPER_STEPS, RunSettings
-from wmlsearch.config import default_epochs as epochs_of_slices
+from wmlsearch.config import (
+    MAX_DEFAULT_EPOCHS,
+    PAPER_BATCH,
+    PAPER_EPOCHS,
+    PAPER_STEPS,
+    RunSettings,
+    epochs_for_slices,
+)
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
@@ -39,7 +45,7 @@ def settings_before_data(values: Mapping[str, Any], validate: Validate) -> RunSe
 def default_epochs(data: Path, say: Callable[[str], None]) -> int:
     """Return the maximum number of epochs for a prepared data set, and say why. Raises InputError."""
     slices = len(Manifest.read(data).indices("train", kept_only=True))
-    epochs, steps = epochs_of_slices(slices), -(-slices // PAPER_BATCH)
+    epochs, steps = epochs_for_slices(slices), -(-slices // PAPER_BATCH)
     limit = {PAPER_EPOCHS: ", as in the paper", MAX_DEFAULT_EPOCHS: ", the most by default"}.get(epochs, "")
     say(
         f"epochs: at most {epochs}{limit}, since the paper trained {PAPER_STEPS:,} steps and an epoch of "

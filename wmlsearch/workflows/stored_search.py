@@ -180,7 +180,7 @@ def search_to_resume(name: str, out: Path, storage: str | None, say: Callable[[s
         storage = storage or (None if recorded and "***" in recorded else recorded)
     else:
         search = SearchDir(with_name(Path(name) if "/" in name or name in (".", "..") else out / name))
-        if storage is not None and not is_copied(search.name, storage):
+        if storage is not None and not is_in_storage(search.name, storage):
             raise InputError(
                 f"{name}: no search of this name in {search.path.parent}, and no copy of one in "
                 f"{without_password(storage)}"
@@ -197,7 +197,7 @@ def local_search(name: str, out: Path) -> SearchDir | None:
     return next((search for search in searches if search.exists()), None)
 
 
-def is_copied(name: str, storage: str) -> bool:
+def is_in_storage(name: str, storage: str) -> bool:
     """Return whether a storage has a copy of a search. Raises InputError if that cannot be found out."""
     from wmlsearch.cluster.run_copies import read_index
 

@@ -114,7 +114,7 @@ def _train_on_ray(
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.data_shipping import make_shipment
     from wmlsearch.cluster.watchdog import watchdog
-    from wmlsearch.search.final_training import RunTrainer, TrainingRequest
+    from wmlsearch.search.final_training import RunRequest, RunTrainer
 
     def end(early_end: EarlyEnd, status: int) -> None:
         try:
@@ -130,7 +130,7 @@ def _train_on_ray(
         watchdog(observer.say, lambda: run.name, end=end),
     ):
         shipment = make_shipment(request.data, fingerprint, send=placement.on_cluster)
-        training = TrainingRequest(run, run.record(), placement.checkpoint_location(run))
+        training = RunRequest(run, run.record(), placement.checkpoint_location(run))
         reserved = placement.reserved()
         slots = placement.slots(1, reserved)
         placement.wait_for_machines(slots, reserved, observer.say)

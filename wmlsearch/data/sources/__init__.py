@@ -13,7 +13,7 @@ from wmlsearch.data.patient_names import alike_names
 from wmlsearch.data.sources import bids, datalist, nnunet, pairs, table
 from wmlsearch.data.sources.choices import Choices
 from wmlsearch.data.sources.content import content_faults, uninstalled
-from wmlsearch.data.sources.findings import Discovery, Findings, Unused, first_names
+from wmlsearch.data.sources.discovery import Discovery, LayoutReport, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_folders
 from wmlsearch.data.sources.source import Source
 from wmlsearch.errors import InputError
@@ -38,32 +38,32 @@ def survey(raw: Path, choices: Choices | None = None) -> Discovery:
         InputError: Where the path has none of the known layouts, or cannot be read.
     """
     choices = choices or Choices()
-    findings = Findings()
+    report = LayoutReport()
     try:
         layout = _layout(raw)
-        sources = layout.find(RawData(raw, choices), findings)
-        findings.faults += content_faults(raw, sources, findings.list_file)
+        sources = layout.find(RawData(raw, choices), report)
+        report.faults += content_faults(raw, sources, report.list_file)
     except OSError as error:
         raise InputError(
             f"{raw}: cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from None
-    findings.faults += _option_faults(layout, choices) + _faults_of_several(sources)
-    findings.notes += _notes_of_several(sources)
+    report.faults += _option_faults(layout, choices) + _faults_of_several(sources)
+    report.notes += _notes_of_several(sources)
     if len({source.is_nifti for source in sources}) > 1:
-        findings.faults.append(
+        report.faults.append(
             "NIfTI volumes and 2-D pictures must not be mixed, but both were found; prepare them apart"
         )
     return Discovery(
         raw,
         layout.description,
         tuple(sorted(sources, key=_order)),
-        tuple(findings.unused),
-        findings.unused_note,
-        tuple(findings.notes),
-        tuple(findings.faults),
-        tuple(sorted(set(findings.test_patients))),
-        findings.lesion_labels,
-        findings.ignore_labels,
+        tuple(report.unused),
+        report.unused_note,
+        tuple(report.notes),
+        tuple(report.faults),
+        tuple(sorted(set(report.test_patients))),
+        report.lesion_labels,
+        report.ignore_labels,
     )
 
 

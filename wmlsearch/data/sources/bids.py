@@ -28,7 +28,7 @@ from wmlsearch.data.sources.bids_names import BidsFile, entity_key
 from wmlsearch.data.sources.bids_participants import read_sites
 from wmlsearch.data.sources.choices import Selection, option_text, same_value
 from wmlsearch.data.sources.content import uninstalled
-from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData
 from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.other_formats import report_other_formats
@@ -79,35 +79,35 @@ def _matches(raw: Path) -> bool:
     return has_subjects(raw) or has_subjects(raw / RAW_DATA)
 
 
-def _find(raw: RawData, findings: Findings) -> list[Source]:
+def _find(raw: RawData, report: LayoutReport) -> list[Source]:
     folder = BidsFolder.open(raw.path)
     images, masks = (_short_keys(selection) for selection in (raw.choices.images, raw.choices.masks))
-    findings.faults += [
+    report.faults += [
         f"{link.name}: the link leads nowhere; correct or delete it"
         for link in sorted(folder.subjects.glob("sub-*"))
         if link.is_symlink() and not link.exists()
     ]
     if misnamed := folder.misnamed():
-        findings.notes.append(
+        report.notes.append(
             f"{first_names(misnamed)} not read: the folder of a patient of BIDS is named sub-..., in small letters"
         )
-    scans = _scans(folder, images, findings)
-    sites = read_sites(folder.subjects, findings)
+    scans = _scans(folder, images, report)
+    sites = read_sites(folder.subjects, report)
     take_plain = not any(mask.level == NAMED for scan in scans for mask in scan.masks)
     files = ([file for scan in scans for file in scan.images], [mask.file for scan in scans for mask in scan.masks])
     wrong = [
         fault
         for selection, noun, of_kind in zip((images, masks), ("image", "mask"), files, strict=True)
-        for fault in _selection_faults(selection, noun, of_kind, findings)
+        for fault in _selection_faults(selection, noun, of_kind, report)
     ]
     if wrong:  # one line for all the scans that would then have nothing
-        findings.faults += wrong
+        report.faults += wrong
         return []
-    choice = _Choice(folder, images, masks, take_plain, findings)
+    choice = _Choice(folder, images, masks, take_plain, report)
     sources = [source for scan in scans if (source := choice.source(scan, sites))]
-    choice.report()
-    if findings.faults or not sources:
-        findings.faults += [line for path in {raw.path, folder.subjects} for line in uninstalled(path)]
+    choice.summarise()
+    if report.faults or not sources:
+        report.faults += [line for path in {raw.path, folder.subjects} for line in uninstalled(path)]
     return sources
 
 
@@ -115,7 +115,9 @@ def _short_keys(selection: Selection) -> Selection:
     return Selection(selection.option, {entity_key(key): values for key, values in selection.wanted.items()})
 
 
-def _selection_faults(selection: Selection, noun: str, files: Sequence[BidsFile], findings: Findings) -> Iterator[str]:
+def _selection_faults(
+    selection: Selection, noun: str, files: Sequence[BidsFile], report: LayoutReport
+) -> Iterator[str]:
     """Yield a fault for a value that no file has; adds a note for a key that none has."""
     for key, wanted in selection.wanted.items():
         single_key = Selection(selection.option, {key: wanted})
@@ -128,7 +130,7 @@ def _selection_faults(selection: Selection, noun: str, files: Sequence[BidsFile]
             yield f"{single_key.arguments()}: no {noun} has it; of {key} there are {listed}"
         else:
             keys = ", ".join(sorted({name for file in files for name in file.properties}))
-            findings.notes.append(
+            report.notes.append(
                 f"{single_key.arguments()} chooses nothing, because no {noun} has {key}; they have {keys}"
             )
 
@@ -136,7 +138,7 @@ def _selection_faults(selection: Selection, noun: str, files: Sequence[BidsFile]
 # ----------------------------------------------------------------------------------------------------- files to scans
 
 
-def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_Scan]:
+def _scans(folder: BidsFolder, images: Selection, report: LayoutReport) -> list[_Scan]:
     """Return the sessions of all subjects, in order, with their images and masks."""
     patients: dict[str, dict[str, _Scan]] = defaultdict(dict)
     suffixes = {suffix.casefold() for suffix in images.wanted.get("suffix", ())}
@@ -160,7 +162,7 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
         if is_image and folder.is_ignored(file):
             ignored.append(file.name)
             ignored_scans.add((patient, session))
-            findings.unused.append(Unused(file.name, "named in .bidsignore"))
+            report.unused.append(Unused(file.name, "named in .bidsignore"))
             continue
         scan = patients[patient].setdefault(session, _Scan(file.patient, file.session))
         if is_image:
@@ -170,7 +172,7 @@ def _scans(folder: BidsFolder, images: Selection, findings: Findings) -> list[_S
         else:
             scan.other_images.append(file)
     if ignored:
-        findings.notes.append(f".bidsignore leaves out {plural(len(ignored), 'image')} ({first_names(ignored)})")
+        report.notes.append(f".bidsignore leaves out {plural(len(ignored), 'image')} ({first_names(ignored)})")
     for patient, sessions in patients.items():
         for name, scan in sessions.items():  # a mask without a session, or an image without one, fits any
             scan.is_ignored = bool(ignored_scans & {(patient, name), (patient, "")}) or (
@@ -242,7 +244,7 @@ class _Choice:
     images: Selection
     masks: Selection
     take_plain: bool  # whether masks count whose names do not say what they show
-    findings: Findings
+    report: LayoutReport
     _ambiguous: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # faults, by what chooses
     _names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # scans, by how their mask is named
     _missing: dict[tuple[str, ...], list[tuple[str, str]]] = field(
@@ -259,7 +261,7 @@ class _Choice:
         if image is None:
             return None
         choice = choose_masks(scan.masks, image, self.masks, self.take_plain)
-        self.findings.unused += [Unused(one.file.name, one.reason) for one in choice.left_out]
+        self.report.unused += [Unused(one.file.name, one.reason) for one in choice.left_out]
         if not choice.masks:
             self._add_missing_mask(scan, image, choice.left_out)
             return None
@@ -271,7 +273,7 @@ class _Choice:
         self._names[_kind_of_mask(choice.masks[0].file)].append(scan.name)
         files = (image, choice.masks[0].file)
         if wrong := [file for file in files if file.named_patient and not scan.is_of(f"sub-{file.named_patient}")]:
-            self.findings.faults += [
+            self.report.faults += [
                 f"{file.name}: lies in the folder of {scan.patient}, but its name says sub-{file.named_patient}; "
                 "correct one of them"
                 for file in wrong
@@ -283,48 +285,48 @@ class _Choice:
             patient, scan.session, self.folder.root, (image_path,), (mask_path,), sites.get(composed(patient), "")
         )
 
-    def report(self) -> None:
-        """Add to the findings what concerns several scans: a line for all that need the same choice."""
+    def summarise(self) -> None:
+        """Add to the report what concerns several scans: a line for all that need the same choice."""
         for faults_of in self._missing.values():
             alike = [name for _, name in faults_of[1:]]
             text = f"; the same for {plural(len(alike), 'more scan')} ({first_names(alike)})" if alike else ""
-            self.findings.faults.append(faults_of[0][0] + text)
+            self.report.faults.append(faults_of[0][0] + text)
         if len(self._names) > 1 and len(self._plain) < 2 and not self.masks.wanted:
             kinds = sorted(self._names.items(), key=lambda item: -len(item[1]))
             listed = first_names([f"{kind} of {first_names(names, 2)}" for kind, names in kinds], 4)
-            self.findings.notes.append(f"masks are named in several ways: {listed}; do all show the same lesions?")
+            self.report.notes.append(f"masks are named in several ways: {listed}; do all show the same lesions?")
         for how, faults in self._ambiguous.items():
             more = len(faults) - 1
             others = f", and so {'does' if more == 1 else 'do'} {plural(more, 'more scan')}" if more else ""
-            self.findings.faults.append(f"{faults[0]}{others}; {how}")
+            self.report.faults.append(f"{faults[0]}{others}; {how}")
         if len(self._plain) > 1:
             by_folder = sorted(self._plain.items())
             folders = ", ".join(f"{_folder(derivative)} ({first_names(names)})" for derivative, names in by_folder)
             options = [option_text(self.masks.option, "derivative", derivative) for derivative, _ in by_folder]
-            self.findings.faults.append(
+            self.report.faults.append(
                 f"masks whose names do not say what they show come from different folders: {folders}; if all of them "
                 f"hold lesions, give {' '.join(options)}; else give only those of folders that do, and add the masks "
                 "that are then missing"
             )
         for derivative in self._plain if len(self._plain) == 1 else ():
-            self.findings.notes.append(
+            self.report.notes.append(
                 f"the masks of {_folder(derivative)} are taken for lesions, though their names do not say what they "
                 "show"
             )
         if names := self._not_selected:
-            self.findings.notes.append(
+            self.report.notes.append(
                 f"{self.images.arguments()} leaves out {plural(len(names), 'scan')} ({first_names(names)})"
             )
         if names := self._without_image:
-            self.findings.notes.append(
+            self.report.notes.append(
                 f"{plural(len(names), 'scan')} without a FLAIR image left out ({first_names(names)})"
             )
-        reasons = Counter(unused.reason.partition(";")[0] for unused in self.findings.unused)
+        reasons = Counter(unused.reason.partition(";")[0] for unused in self.report.unused)
         if reasons:
             texts = first_names([f"{reason}: {count}" for reason, count in reasons.most_common()])
-            files = plural(len(self.findings.unused), "file")
-            self.findings.unused_note = f"{files} not used ({texts}); the same command with --dry-run lists them"
-        report_other_formats(self.folder.root, self._other_formats, self.findings, "NIfTI")
+            files = plural(len(self.report.unused), "file")
+            self.report.unused_note = f"{files} not used ({texts}); the same command with --dry-run lists them"
+        report_other_formats(self.folder.root, self._other_formats, self.report, "NIfTI")
 
     def _image(self, scan: _Scan) -> BidsFile | None:
         """Return the scan's image: of those asked for the best, the subject's own before those of derivatives."""
@@ -333,7 +335,7 @@ class _Choice:
         best = [file for rank, file in ranked if rank == first]
         best = [file for file in best if not file.derivative] or best
         reason = "it counts as an image, and another one is taken" if best else f"not {self.images.arguments()}"
-        self.findings.unused += [Unused(file.name, reason) for file in scan.images if file not in best]
+        self.report.unused += [Unused(file.name, reason) for file in scan.images if file not in best]
         if len(best) == 1:
             return best[0]
         if best:
@@ -344,7 +346,7 @@ class _Choice:
             return None
         elif masks := [one for one in scan.masks if one.level == NAMED or (one.level == PLAIN and self.take_plain)]:
             names = ", ".join(one.file.name for one in masks)
-            self.findings.faults.append(f"{scan.name}: no FLAIR image for the mask {names}; {scan.image_advice}")
+            self.report.faults.append(f"{scan.name}: no FLAIR image for the mask {names}; {scan.image_advice}")
         elif scan.other_formats:
             self._other_formats += [file.path for file in scan.other_formats]
         else:
@@ -367,7 +369,7 @@ class _Choice:
             alike = tuple(f"{_kind_of_mask(one.file)} {one.reason}" for one in left_out)
             self._missing[alike].append((fault, scan.name))
         else:
-            self.findings.faults.append(fault)
+            self.report.faults.append(fault)
 
     def _add_ambiguous(self, subject: str, noun: str, files: Sequence[BidsFile], selection: Selection) -> None:
         names = ", ".join(file.name for file in files)

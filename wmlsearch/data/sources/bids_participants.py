@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.data.patient_names import patient_name
-from wmlsearch.data.sources.findings import Findings
+from wmlsearch.data.sources.discovery import LayoutReport
 from wmlsearch.data.sources.table import join_sites
 from wmlsearch.data.spelling import composed
 
 
-def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
+def read_sites(folder: Path, report: LayoutReport) -> dict[str, str]:
     """Return the site of each patient, by name with composed letters.
 
     Empty where the file or its columns are missing. Faults of it are notes.
@@ -22,9 +22,9 @@ def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        rows = _read(path, findings)
+        rows = _read(path, report)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        findings.notes.append(f"{path.name} cannot be read ({error}), so the folds are not balanced by site")
+        report.notes.append(f"{path.name} cannot be read ({error}), so the folds are not balanced by site")
         return {}
     sites = {}
     for row in rows:
@@ -34,7 +34,7 @@ def read_sites(folder: Path, findings: Findings) -> dict[str, str]:
     return sites
 
 
-def _read(path: Path, findings: Findings) -> list[dict[str, str]]:
+def _read(path: Path, report: LayoutReport) -> list[dict[str, str]]:
     """Return the rows by the names of the columns.
 
     A quotation mark without an end takes in the lines after it. Then all quotation marks are left out, with a note.
@@ -47,7 +47,7 @@ def _read(path: Path, findings: Findings) -> list[dict[str, str]]:
     except csv.Error:  # the cell is longer than csv allows
         is_whole = False
     if not is_whole:
-        findings.notes.append(f"{path.name}: a quotation mark has no end, so quotation marks are left out")
+        report.notes.append(f"{path.name}: a quotation mark has no end, so quotation marks are left out")
         plain = io.StringIO(text.replace('"', ""), newline="")
         rows = list(csv.DictReader(plain, delimiter="\t", quoting=csv.QUOTE_NONE))
     return rows

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmlsearch.data.sources.findings import first_names
+from wmlsearch.data.sources.discovery import first_names
 from wmlsearch.data.sources.source import Source, is_nifti, is_picture, shown_name, stem
 
 MAX_POINTER_BYTES = 32768  # git-annex reads no longer pointer files

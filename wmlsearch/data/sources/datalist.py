@@ -19,7 +19,7 @@ from typing import Any
 
 from wmlsearch.data.sources.case_names import entities
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
-from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, common_root, locate
 from wmlsearch.data.sources.lesion_words import is_lesion_word
 from wmlsearch.data.sources.missing_values import is_missing
@@ -82,22 +82,22 @@ def _list_file(raw: Path) -> Path | None:
     return next((raw / name for name in FILES if (raw / name).is_file()), None)
 
 
-def _find(raw: RawData, findings: Findings) -> list[Source]:
+def _find(raw: RawData, report: LayoutReport) -> list[Source]:
     path = _list_file(raw.path) or raw.path
     content = read_list(path)
-    read_labels(content, raw.choices.names_lesions, findings)
+    read_labels(content, raw.choices.names_lesions, report)
     prefix = ""
     if raw.path.is_dir():
-        findings.list_file, prefix = path.name, f"{path.name}: "
-    entries = [_with_test_label(path.parent, entry) for entry in _entries(path, content, prefix, findings)]
+        report.list_file, prefix = path.name, f"{path.name}: "
+    entries = [_with_test_label(path.parent, entry) for entry in _entries(path, content, prefix, report)]
     unlabelled = [entry for entry in entries if not entry.label]
-    findings.unused += [Unused(entry.images[0], "it has no label") for entry in unlabelled]
+    report.unused += [Unused(entry.images[0], "it has no label") for entry in unlabelled]
     if unlabelled:
         names = first_names([entry.images[0] for entry in unlabelled])
-        findings.notes.append(f"{plural(len(unlabelled), 'case')} without a label not used ({names})")
-    cases = _cases(path.parent, [entry for entry in entries if entry.label], content, raw, findings)
+        report.notes.append(f"{plural(len(unlabelled), 'case')} without a label not used ({names})")
+    cases = _cases(path.parent, [entry for entry in entries if entry.label], content, raw, report)
     root = common_root(path.parent, [file for case in cases for file in (case.image, case.mask)])
-    return case_sources(root, cases, raw.choices.patient_pattern, findings)
+    return case_sources(root, cases, raw.choices.patient_pattern, report)
 
 
 def read_list(path: Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def channel_names(content: Mapping[str, Any]) -> dict[int, str]:
     return {int(key): str(name) for key, name in names.items() if key.isdecimal()} if isinstance(names, dict) else {}
 
 
-def read_labels(content: Mapping[str, Any], user_names_lesions: bool, findings: Findings) -> None:
+def read_labels(content: Mapping[str, Any], user_names_lesions: bool, report: LayoutReport) -> None:
     """Take over which labels of the masks are lesions and which to be ignored, where the description says just that.
 
     Other labels are left to the user, with a note. A single label needs no choice, but its name must not be that of
@@ -144,7 +144,7 @@ def read_labels(content: Mapping[str, Any], user_names_lesions: bool, findings: 
     if len(marked) == 1 and not user_names_lesions:
         ((value, name),) = marked.items()
         if not (is_lesion_word(name) or _NEUTRAL_LABEL.fullmatch(name)):
-            findings.faults.append(
+            report.faults.append(
                 f"the description names label {value} of the masks {name!r}, which is something else than lesions; "
                 f"correct its labels, or give --lesion-label {value} if label {value} is lesion all the same"
             )
@@ -154,10 +154,10 @@ def read_labels(content: Mapping[str, Any], user_names_lesions: bool, findings: 
     ignored = tuple(float(value) for value, name in names.items() if name.lower() in IGNORED)
     listed = ", ".join(f"{value} {name}" for value, name in names.items())
     if len(lesions) == 1 and len(lesions) + len(ignored) == len(names):
-        findings.lesion_labels, findings.ignore_labels = lesions, ignored
-        findings.notes.append(f"the masks hold the labels {listed}: lesions are {lesions[0]:g}, the other is ignored")
+        report.lesion_labels, report.ignore_labels = lesions, ignored
+        report.notes.append(f"the masks hold the labels {listed}: lesions are {lesions[0]:g}, the other is ignored")
     else:
-        findings.notes.append(
+        report.notes.append(
             f"the masks hold the labels {listed}; --lesion-label says which are lesions, --ignore-label which are left "
             "out of training and every score"
         )
@@ -166,20 +166,20 @@ def read_labels(content: Mapping[str, Any], user_names_lesions: bool, findings: 
 # -------------------------------------------------------------------------------------------------------------- entries
 
 
-def _entries(path: Path, content: Mapping[str, Any], prefix: str, findings: Findings) -> Iterator[_Entry]:
+def _entries(path: Path, content: Mapping[str, Any], prefix: str, report: LayoutReport) -> Iterator[_Entry]:
     """Yield the entries of all parts that are known; adds faults for those that cannot be read."""
     count = 0
     for part in (*DEVELOPMENT, *TEST):
         rows = content.get(part)
         for i, row in enumerate(rows if isinstance(rows, list) else []):
             count += 1
-            if entry := _entry(f"{prefix}{part}[{i}]", row, part in TEST, findings):
+            if entry := _entry(f"{prefix}{part}[{i}]", row, part in TEST, report):
                 yield entry
     explicit = content.get("dataset")  # nnU-Net 2: {"CASE": {"images": [...], "label": ...}}
     for name, row in explicit.items() if isinstance(explicit, dict) else ():
         count += 1
         if isinstance(row, dict) and (
-            entry := _entry(f"{prefix}dataset {name}", {**row, "image": row.get("images")}, False, findings)
+            entry := _entry(f"{prefix}dataset {name}", {**row, "image": row.get("images")}, False, report)
         ):
             yield entry
     if not count:
@@ -190,7 +190,7 @@ def _entries(path: Path, content: Mapping[str, Any], prefix: str, findings: Find
         )
 
 
-def _entry(place: str, row: Any, is_test: bool, findings: Findings) -> _Entry | None:
+def _entry(place: str, row: Any, is_test: bool, report: LayoutReport) -> _Entry | None:
     if isinstance(row, str):  # the Decathlon's test cases
         return _Entry(place, (row,), "", is_test)
     fields = row if isinstance(row, dict) else {}
@@ -199,7 +199,7 @@ def _entry(place: str, row: Any, is_test: bool, findings: Findings) -> _Entry | 
     named = image if isinstance(image, list) else [image]
     images = [one for one in named if isinstance(one, str) and one]
     if not images or len(images) < len(named) or not isinstance(label, str):
-        findings.faults.append(
+        report.faults.append(
             f'{place}: must be like {{"image": "a.nii.gz", "label": "b.nii.gz"}}, but is {short_repr(row)}'
         )
         return None
@@ -225,28 +225,28 @@ def _first(fields: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def _cases(
-    folder: Path, entries: list[_Entry], content: Mapping[str, Any], raw: RawData, findings: Findings
+    folder: Path, entries: list[_Entry], content: Mapping[str, Any], raw: RawData, report: LayoutReport
 ) -> list[Case]:
     files = [_channel_files(folder, entry) for entry in entries]
     count = max((len(one) for one in files), default=1)
     names = channel_names(content)
     if count > 1 and not names and not raw.choices.select and all(_flair(one) for one in files):
         files, count = [[path for path in one if path == _flair(one)] for one in files], 1
-    channel = choose_channel({i: names.get(i, "") for i in range(count)}, raw.choices.images, findings)
+    channel = choose_channel({i: names.get(i, "") for i in range(count)}, raw.choices.images, report)
     if channel is None:
         return []
     cases, seen = [], set()
     for entry, images, name in zip(entries, files, _case_names(entries), strict=True):
         mask = locate(folder, entry.label)
         if len(images) not in (1, count):
-            findings.faults.append(f"{entry.place}: must have {count} images as others have, but has {len(images)}")
+            report.faults.append(f"{entry.place}: must have {count} images as others have, but has {len(images)}")
             continue
         image = images[channel if len(images) > 1 else 0]
         if wrong := [path for path in (image, mask) if not (is_nifti(path) or is_picture(path))]:
-            findings.faults.append(f"{entry.place}: {wrong[0].name} must be NIfTI, PNG, TIFF or JPEG; convert it")
+            report.faults.append(f"{entry.place}: {wrong[0].name} must be NIfTI, PNG, TIFF or JPEG; convert it")
         elif image in seen or image == mask:
             what = "is listed twice" if image in seen else "is both image and label"
-            findings.faults.append(f"{entry.place}: {entry.images[0]} {what}; correct the list")
+            report.faults.append(f"{entry.place}: {entry.images[0]} {what}; correct the list")
         else:
             cases.append(Case(name, image, mask, entry.patient, entry.timepoint, entry.site, entry.is_test))
         seen.add(image)

@@ -21,7 +21,7 @@ from wmlsearch.data.sources.bids import is_flair_suffix, shows_lesions
 from wmlsearch.data.sources.bids_files import RAW_DATA, SESSION, SUBJECT, BidsFolder, has_subjects
 from wmlsearch.data.sources.bids_masks import as_mask_named_like_image
 from wmlsearch.data.sources.bids_names import BidsFile, read_name
-from wmlsearch.data.sources.findings import first_names
+from wmlsearch.data.sources.discovery import first_names
 from wmlsearch.data.sources.layout import list_files, list_folders, walk_files
 from wmlsearch.data.sources.other_formats import FORMATS, is_other_format
 from wmlsearch.data.sources.source import is_nifti, is_picture, stem

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.data.sources.choices import Choices
-from wmlsearch.data.sources.findings import Findings, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, first_names
 from wmlsearch.data.sources.source import Source, is_nifti
 from wmlsearch.data.spelling import as_on_disk
 from wmlsearch.runs.wording import plural
@@ -35,7 +35,7 @@ class Layout:
 
     description: str  # completes "RAW must be ..."
     matches: Callable[[Path], bool]  # whether a path has this layout; must not open images
-    find: Callable[[RawData, Findings], list[Source]]
+    find: Callable[[RawData, LayoutReport], list[Source]]
     takes_patient_pattern: bool = False  # else `--patient-pattern` is refused
     takes_select: bool = False  # else `--select` is refused
     takes_mask_select: bool = False  # else `--mask-select` is refused
@@ -56,7 +56,7 @@ ImageAndMask = tuple[Path, Path]
 def group_into_sources(
     root: Path,
     scans: Mapping[Scan, list[ImageAndMask]],
-    findings: Findings,
+    report: LayoutReport,
     sites: Mapping[Scan, list[str]] | None = None,
 ) -> list[Source]:
     """Return a source per scan. A scan of several NIfTI volumes, or of a NIfTI file and a picture, is a fault.
@@ -64,12 +64,12 @@ def group_into_sources(
     Args:
         root: The data set.
         scans: Images and masks of each scan.
-        findings: Gets the faults, and a note of patients at several sites.
+        report: Gets the faults, and a note of patients at several sites.
         sites: Site of each image of a scan, "" where it is not known. The first is the scan's.
     """
     sources: list[Source] = []
-    faults, sites = findings.faults, sites or {}
-    findings.notes += _several_sites(sites)
+    faults, sites = report.faults, sites or {}
+    report.notes += _several_sites(sites)
     for scan, files in scans.items():
         images, masks = zip(*files, strict=True)
         source = Source(scan.patient, scan.timepoint, root, images, masks, next(iter(sites.get(scan, ())), ""))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wmlsearch.data.sources.cases import Case, case_sources, choose_channel
 from wmlsearch.data.sources.datalist import channel_names, names_its_files, read_labels, read_list
-from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, Unused, first_names
 from wmlsearch.data.sources.layout import Layout, RawData, list_files
 from wmlsearch.data.sources.other_formats import (
     FORMATS,
@@ -36,28 +36,28 @@ def _matches(raw: Path) -> bool:
     return (raw / "imagesTr").is_dir() and (raw / "labelsTr").is_dir() and not names_its_files(raw)
 
 
-def _find(raw: RawData, findings: Findings) -> list[Source]:
+def _find(raw: RawData, report: LayoutReport) -> list[Source]:
     folder = raw.path
     description = read_list(folder / DESCRIPTION) if (folder / DESCRIPTION).exists() else {}
-    read_labels(description, raw.choices.names_lesions, findings)
-    parts = {part: (_images(folder, part, findings), _labels(folder, part, findings)) for part in PARTS}
+    read_labels(description, raw.choices.names_lesions, report)
+    parts = {part: (_images(folder, part, report), _labels(folder, part, report)) for part in PARTS}
     folders = [folder / f"{kind}{part}" for part in PARTS for kind in ("images", "labels")]
-    report_subfolders(folder, folders, findings)
+    report_subfolders(folder, folders, report)
     unread = [path for inner in folders for path in list_files(inner) if is_other_format(path)]
-    report_other_formats(folder, unread, findings)
+    report_other_formats(folder, unread, report)
     names = channel_names(description)
     files = [file for images, _ in parts.values() for file in images.values()]
     numbers = {number for file in files for number in file if number is not None} or {0}
     channels = {number: names.get(number, "") for number in sorted(numbers)}
-    channel = choose_channel(channels, raw.choices.images, findings)
+    channel = choose_channel(channels, raw.choices.images, report)
     if channel is None:
         return []
     convert = conversions(folder, unread)
-    cases = [case for part in PARTS for case in _pairs(folder, part, *parts[part], channel, convert, findings)]
-    return case_sources(folder, cases, raw.choices.patient_pattern, findings)
+    cases = [case for part in PARTS for case in _pairs(folder, part, *parts[part], channel, convert, report)]
+    return case_sources(folder, cases, raw.choices.patient_pattern, report)
 
 
-def _images(folder: Path, part: str, findings: Findings) -> dict[str, dict[int | None, Path]]:
+def _images(folder: Path, part: str, report: LayoutReport) -> dict[str, dict[int | None, Path]]:
     """Return the files of each case, by channel."""
     images: dict[str, dict[int | None, Path]] = defaultdict(dict)
     labels = {composed(path.name) for path in list_files(folder / f"labels{part}")}
@@ -71,7 +71,7 @@ def _images(folder: Path, part: str, findings: Findings) -> dict[str, dict[int |
         else:  # the Decathlon's names, which may end in four digits as well
             name, channel = stem(path), None
         if other := images[name].get(channel):
-            findings.faults.append(_same_name(f"images{part}", other, path))
+            report.faults.append(_same_name(f"images{part}", other, path))
         images[name][channel] = path
     return dict(images)
 
@@ -80,17 +80,17 @@ def _same_name(folder: str, *files: Path) -> str:
     return f"{folder}: {' and '.join(file.name for file in files)} have the same name, extension aside; keep one"
 
 
-def _labels(folder: Path, part: str, findings: Findings) -> dict[str, Path]:
+def _labels(folder: Path, part: str, report: LayoutReport) -> dict[str, Path]:
     files = list_files(folder / f"labels{part}")
     labels: dict[str, Path] = {}
     for path in files:
         if not (is_nifti(path) or is_picture(path)):
             continue
         if other := labels.get(stem(path)):
-            findings.faults.append(_same_name(f"labels{part}", other, path))
+            report.faults.append(_same_name(f"labels{part}", other, path))
         labels[stem(path)] = path
     if not labels and (unread := [path for path in files if is_other_format(path)]):
-        findings.faults.append(f"labels{part}/{unread[0].name}: must be {FORMATS}; convert images and labels")
+        report.faults.append(f"labels{part}/{unread[0].name}: must be {FORMATS}; convert images and labels")
     return labels
 
 
@@ -101,7 +101,7 @@ def _pairs(
     labels: Mapping[str, Path],
     channel: int,
     convert: Mapping[str, str],
-    findings: Findings,
+    report: LayoutReport,
 ) -> list[Case]:
     """Return the cases of a part that have an image and a label; the others are faults, or unused in the test part.
 
@@ -112,7 +112,7 @@ def _pairs(
         labels: File of each case.
         channel: The channel that is taken.
         convert: Advice on files of other formats, see `conversions`.
-        findings: Gets the faults.
+        report: Gets the faults.
     """
     cases, unlabelled = [], []
     spelled = same_names(images.keys() - labels.keys(), labels.keys() - images.keys())
@@ -124,22 +124,22 @@ def _pairs(
             place = f"images{part}/{name}_{channel:04d}"
             add = convert.get(place) or convert.get(f"images{part}/{name}") or f"add {place}.nii.gz"
             advice = f"rename it like images{part}/{alike[0]}" if alike else add
-            findings.faults.append(f"labels{part}/{label.name}: no image; {advice}")
+            report.faults.append(f"labels{part}/{label.name}: no image; {advice}")
         else:
             cases.append(Case(name, image, label, is_test=part == "Ts"))
     for name in images.keys() - labels.keys():
         path = next(iter(images[name].values()))
         if part == "Ts":
             unlabelled.append(name)
-            findings.unused.append(Unused(path.relative_to(folder).as_posix(), "it has no label"))
+            report.unused.append(Unused(path.relative_to(folder).as_posix(), "it has no label"))
         else:
             advice = convert.get(f"labels{part}/{name}", f"add labels{part}/{name}.nii.gz")
-            findings.faults.append(f"images{part}/{path.name}: missing mask; {advice}")
+            report.faults.append(f"images{part}/{path.name}: missing mask; {advice}")
     if unlabelled:
-        findings.notes.append(
+        report.notes.append(
             f"imagesTs: {plural(len(unlabelled), 'case')} without labels not used ({first_names(sorted(unlabelled))})"
         )
-    findings.faults.sort()
+    report.faults.sort()
     return cases
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from wmlsearch.data.sources.findings import Findings, Unused, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, Unused, first_names
 from wmlsearch.data.sources.layout import list_folders, walk_files
 from wmlsearch.data.sources.source import is_nifti, is_picture, shown_name
 from wmlsearch.runs.wording import plural
@@ -40,26 +40,26 @@ def conversions(root: Path, files: Iterable[Path]) -> dict[str, str]:
     }
 
 
-def report_other_formats(root: Path, files: Sequence[Path], findings: Findings, formats: str = FORMATS) -> None:
+def report_other_formats(root: Path, files: Sequence[Path], report: LayoutReport, formats: str = FORMATS) -> None:
     """Add a note of files in formats that are not read, if there are any.
 
     Args:
         root: The data set.
         files: Those for which `is_other_format` holds.
-        findings: Gets the note, and each file as not used.
+        report: Gets the note, and each file as not used.
         formats: What is read instead.
     """
     names = [shown_name(path, root) for path in files]
-    findings.unused += [Unused(name, f"not {formats}") for name in names]
+    report.unused += [Unused(name, f"not {formats}") for name in names]
     if names:
         them = "it if it is an image or a mask" if len(names) == 1 else "them if they are images or masks"
-        findings.notes.append(
+        report.notes.append(
             f"{plural(len(names), 'file')} not used, because {'it is' if len(names) == 1 else 'they are'} not "
             f"{formats} ({first_names(names)}); convert {them}"
         )
 
 
-def report_subfolders(root: Path, folders: Iterable[Path], findings: Findings) -> dict[str, str]:
+def report_subfolders(root: Path, folders: Iterable[Path], report: LayoutReport) -> dict[str, str]:
     """Add a note of folders below others of which only the files right in them are read, where they hold images.
 
     Folders that cannot be read are passed over: nothing of them would be used.
@@ -74,12 +74,12 @@ def report_subfolders(root: Path, folders: Iterable[Path], findings: Findings) -
         if images:
             count = plural(len(images), "file")
             names.append(f"{shown_name(folder, root)} with {count}")
-            findings.unused.append(Unused(shown_name(folder, root), f"a subfolder, with {count}"))
+            report.unused.append(Unused(shown_name(folder, root), f"a subfolder, with {count}"))
         for path in images:
             place = outer.relative_to(root) / name_without_extension(path)
             moves.setdefault(place.as_posix(), f"move {shown_name(path, root)} up to {shown_name(outer, root)}/")
     if names:
-        findings.notes.append(
+        report.notes.append(
             f"subfolders beside the files are not read ({first_names(names)}); move their files up if they are part of "
             "the data"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wmlsearch.data.patient_names import patient_name
 from wmlsearch.data.sources.case_names import entities
-from wmlsearch.data.sources.findings import Findings, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, first_names
 from wmlsearch.data.sources.layout import (
     ImageAndMask,
     Layout,
@@ -46,25 +46,25 @@ def _matches(raw: Path) -> bool:
     return all((raw / name).is_dir() for name in FOLDERS)
 
 
-def _find(raw: RawData, findings: Findings) -> list[Source]:
-    pattern, faults = raw.choices.patient_pattern, findings.faults
+def _find(raw: RawData, report: LayoutReport) -> list[Source]:
+    pattern, faults = raw.choices.patient_pattern, report.faults
     if pattern is not None:
         check_pattern(pattern)
     folders = [raw.path / name for name in FOLDERS]
     listed = [list_files(folder) for folder in folders]
     if any(is_nifti(path) or is_picture(path) for files in listed for path in files):
-        advice = report_subfolders(raw.path, folders, findings)
+        advice = report_subfolders(raw.path, folders, report)
     else:
         advice = {}
         listed = [[path for path, _ in walk_files(folder)] for folder in folders]
     images, masks = (_files_by_name(folder, files) for folder, files in zip(folders, listed, strict=True))
     unread = [path for files in listed for path in files if is_other_format(path)]
-    report_other_formats(raw.path, unread, findings)
-    _match_other_names(images, masks, findings)
+    report_other_formats(raw.path, unread, report)
+    _match_other_names(images, masks, report)
     faults += _pairing_faults(raw.path, images, masks, advice | conversions(raw.path, unread))
     pairs = {name: (images[name][0], masks[name][0]) for name in sorted(images.keys() & masks.keys(), key=natural_key)}
-    scans = _scans_by_entities(pairs, findings) if pattern is None else _scans(raw.path, pairs, pattern, faults)
-    return group_into_sources(raw.path, scans, findings)
+    scans = _scans_by_entities(pairs, report) if pattern is None else _scans(raw.path, pairs, pattern, faults)
+    return group_into_sources(raw.path, scans, report)
 
 
 def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -75,7 +75,7 @@ def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
     return dict(by_name)
 
 
-def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path]], findings: Findings) -> None:
+def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path]], report: LayoutReport) -> None:
     """Give masks the names of their images where those differ in case, or by words such as p1_FLAIR and p1_mask.
 
     Names that differ in the spelling of accented letters only look the same, so no note says so.
@@ -91,7 +91,7 @@ def _match_other_names(images: dict[str, list[Path]], masks: dict[str, list[Path
         masks[image] = masks.pop(mask)
     if matched:
         image, mask = min(matched)
-        findings.notes.append(
+        report.notes.append(
             f"images and masks of other names are taken together, such as {images[image][0].name} and "
             f"{masks[image][0].name} ({len(matched)})"
         )
@@ -120,12 +120,12 @@ def _pairing_faults(root: Path, images: FilesByName, masks: FilesByName, advice_
     return faults
 
 
-def _scans_by_entities(pairs: Mapping[str, ImageAndMask], findings: Findings) -> dict[Scan, list[ImageAndMask]]:
+def _scans_by_entities(pairs: Mapping[str, ImageAndMask], report: LayoutReport) -> dict[Scan, list[ImageAndMask]]:
     """Group pairs as `sub-` and `ses-` in their names say; where a name has no `sub-`, no patient is known."""
     labels = {name: entities(name) for name in pairs}
     if not all(patient for patient, _ in labels.values()):
         if all("/" in name for name in pairs):
-            findings.notes.append(
+            report.notes.append(
                 f"the files lie in subfolders ({first_names(list(pairs))}); if these are the patients', give "
                 f"--patient-pattern {FOLDER_PATTERN}"
             )
@@ -138,7 +138,7 @@ def _scans_by_entities(pairs: Mapping[str, ImageAndMask], findings: Findings) ->
         scans[Scan(patient_name(patient), name if several else session, "")].append(files)
     if pairs:
         names = first_names(list(pairs))
-        findings.notes.append(f"patients and time points are read from sub- and ses- in the names ({names})")
+        report.notes.append(f"patients and time points are read from sub- and ses- in the names ({names})")
     return scans
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.data.patient_names import patient_name
-from wmlsearch.data.sources.findings import Findings, first_names
+from wmlsearch.data.sources.discovery import LayoutReport, first_names
 from wmlsearch.data.sources.layout import (
     ImageAndMask,
     Layout,
@@ -36,8 +36,8 @@ SITE_COLUMNS = ("site", "scanner")
 COLUMNS = ("patient", "timepoint", "image", "mask", *SITE_COLUMNS)
 
 
-def _find(raw: RawData, findings: Findings) -> list[Source]:
-    table, faults = raw.path, findings.faults
+def _find(raw: RawData, report: LayoutReport) -> list[Source]:
+    table, faults = raw.path, report.faults
     scans: dict[Scan, list[ImageAndMask]] = defaultdict(list)
     sites: dict[Scan, list[str]] = defaultdict(list)
     lines: dict[Path, int] = {}  # line of each image
@@ -71,12 +71,12 @@ def _find(raw: RawData, findings: Findings) -> list[Source]:
         sites[scan].append(join_sites(cells))
     if without_patient:
         lines_without = first_names([str(line) for line, _ in without_patient])
-        findings.notes.append(
+        report.notes.append(
             f"{table.name}: the patient is {without_patient[0][1]!r} in {plural(len(without_patient), 'row')} (line "
             f"{lines_without}), which is read as not known; if it is a name, write it in another way"
         )
     files = [path for pairs in scans.values() for pair in pairs for path in pair]
-    return group_into_sources(common_root(table.parent, files), scans, findings, sites)
+    return group_into_sources(common_root(table.parent, files), scans, report, sites)
 
 
 def join_sites(cells: Mapping[str, str]) -> str:

@@ -265,7 +265,7 @@ def _outcome(trial: FrozenTrial, maximize: bool) -> Outcome | None:
     return (max(trial.intermediate_values), max(finite)) if finite else WORST
 
 
-def ranks(outcomes: Sequence[Outcome]) -> list[float]:
+def dense_ranks(outcomes: Sequence[Outcome]) -> list[float]:
     """Return the rank of each outcome from 0 (the worst) to below 1; equal ones have the same."""
     positions = {outcome: at for at, outcome in enumerate(sorted(set(outcomes)))}
     return [positions[outcome] / len(positions) for outcome in outcomes]
@@ -278,7 +278,7 @@ def fit_forest(trials: Sequence[EndedTrial], seed: int) -> Forest:
     """
     random = np.random.RandomState(seed)
     x = np.array([trial.features for trial in trials], np.float32)
-    y = np.array(ranks([trial.outcome for trial in trials]))[:, None]
+    y = np.array(dense_ranks([trial.outcome for trial in trials]))[:, None]
     trees = []
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for _ in range(TREES):

@@ -20,7 +20,7 @@ class Unused:
 
 
 @dataclass
-class Findings:
+class LayoutReport:
     """Collects what a layout has to say beside its sources, so that the user learns everything at once."""
 
     faults: list[str] = field(default_factory=list)  # nothing is prepared where there are any
