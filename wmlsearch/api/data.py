@@ -40,7 +40,7 @@ def prepare(
         say: Called with each line that `wmlsearch prepare` prints: remarks on how the files of `raw` were understood,
             splits, duplicates, and warnings, which begin with `warning:`.
         progress: Called as `progress(stage, done, total)` after each volume.
-        options: Those of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
+        options: Fields of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
 
     Returns:
         The manifest of the prepared data set, with `counts` of each split, `folds`, `volumes`, `slices`, `warnings` and

@@ -84,9 +84,9 @@ def check_keywords(function: Callable[..., object], given: Mapping[str, Any], al
     """Raise InputError for keywords that a function does not have.
 
     Args:
-        function: It takes `**keywords`.
-        given: Those that it got.
-        allowed: The TypedDict of those that it has besides its named parameters.
+        function: A function with `**keywords`.
+        given: The keywords that it was called with.
+        allowed: TypedDict of the keywords that it accepts besides its named parameters.
     """
     named = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind != _REST]
     allowed_names = {*named, *allowed.__annotations__}

@@ -65,7 +65,7 @@ class Prediction:
         Args:
             path: A file (`lesions.nii.gz`; of a picture `lesions.png`): the mask is written there. Otherwise a folder,
                 which gets what `wmlsearch predict` writes: mask, probability map, and an overlay to look at.
-            name: What the names of the files in a folder begin with. None: the name of the image.
+            name: Prefix of the file names in a folder. None: the name of the image.
 
         Raises:
             InputError: If a file exists already, or cannot be the mask of this image.

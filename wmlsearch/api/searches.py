@@ -200,8 +200,8 @@ def tune(
             enough to match the paper's number of training steps on your data, from 18 to 200. `say` gets the number.
 
     Raises:
-        InputError: For what cannot run, before a folder is made.
-        ConnectionError: If Ray does not start, or dies; then `resume` goes on.
+        InputError: The search cannot run. Raised before a folder is made.
+        ConnectionError: Ray does not start, or dies. `resume` then continues the search.
     """
     runs, say = Path(out), says_in_python(say)
     check_keywords(tune, settings, SettingKeywords)
@@ -253,7 +253,7 @@ def resume(
         search: The search, its folder, or its name in `out`.
         out: Folder of all runs.
         data: Folder of the prepared data set, if it was moved.
-        ray_address: As of `tune`.
+        ray_address: See `tune`.
         storage: Folder or URI of the checkpoints, if it was moved. A search that is not in `out` is restored from its
             copy there, as on a new machine after the first one has died.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or the SQLite file beside the search.
@@ -262,8 +262,8 @@ def resume(
         budgets: Other budgets than before, such as `trials=40`.
 
     Raises:
-        InputError: For what cannot be resumed.
-        ConnectionError: As of `tune`.
+        InputError: The search cannot be resumed.
+        ConnectionError: See `tune`.
     """
     check_keywords(resume, budgets, BudgetKeywords)
     runs, say = Path(out), says_in_python(say)

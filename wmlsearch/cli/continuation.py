@@ -32,8 +32,8 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
     What was not given on the command line may differ: a default that depends on the data, or on the version.
 
     Args:
-        search: Its folder.
-        changeable: The settings that a search may change when it goes on.
+        search: The search.
+        changeable: Names of the settings that may change when a search is resumed.
     """
     values, record = click.get_current_context().params, search.record()
     given = {name: values[name] for name in options.given()}

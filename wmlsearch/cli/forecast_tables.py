@@ -21,7 +21,7 @@ def show_forecast(console: Console, forecast: Forecast, power: str = "") -> None
     """Print the trials and epochs of each rung, what they cost, and what was measured.
 
     Args:
-        power: which difference the verdict could find, or "".
+        power: The smallest difference that the verdict could find, in words, or "".
     """
     console.print(_rungs_table(forecast))
     lines = [*_cost_lines(forecast), *([f"verdict   {power}"] if power else []), *_measurement_lines(forecast)]

@@ -313,8 +313,8 @@ def _request_to_resume(
     """Return the request to run the rest of a search, checked. Exits with status 0 if there is none.
 
     Args:
-        uri: Of its MLflow store.
-        mlflow_uri: The one that was given.
+        uri: URI of the search's MLflow store.
+        mlflow_uri: URI given on the command line, or by MLFLOW_TRACKING_URI.
     """
     from wmlsearch.workflows.remaining_work import nothing_left
     from wmlsearch.workflows.search_choices import check_store_of_resumed

@@ -64,8 +64,8 @@ def write_cluster_file(kind: str, out: Path) -> list[Path]:
     """Write the cluster file of a kind, and for `kuberay` the folder of its image. Returns what was written.
 
     Args:
-        kind: one of `KINDS`.
-        out: a folder for a file of the shipped name, or, if it has a suffix, the file to write.
+        kind: One of `KINDS`.
+        out: A folder for a file of the shipped name, or, if it has a suffix, the file to write.
 
     Raises:
         InputError: something is there already, or this installation has no cluster files.

@@ -40,9 +40,9 @@ class RunFolderCopier:
     that was in the run folder before. `close()` waits until all is copied, and returns what could not be.
 
     Args:
-        search: The search, which exists.
-        lease: Of this search in the storage, which this process holds.
-        say: Called with a line for the user when the storage is away for long, and when it is back.
+        search: The search. Its folder must exist.
+        lease: The lease of this search in the storage, which this process holds.
+        say: Called with a line for the user when the storage has not answered for long, and when it answers again.
     """
 
     def __init__(self, search: SearchDir, lease: Lease, say: Callable[[str], None]) -> None:

@@ -45,9 +45,9 @@ def is_up_to_date(search: SearchDir, others: SearchState, where: str) -> bool:
     """Return whether a folder holds its search as `others` does. Raises InputError if it holds another run.
 
     Args:
-        search: The folder, which exists.
+        search: The search. Its folder must exist.
         others: The search as it stands elsewhere.
-        where: That place, in words.
+        where: Description of that place, for messages.
     """
     _check_same_search(search, others, where)
     if SearchState.read(search.path) != others:
@@ -71,10 +71,10 @@ def check_resumable(search: SearchDir, others: SearchState | None, where: str, s
     It may have gone on if the storage has all of it, from where the other machine gets it. Raises InputError.
 
     Args:
-        search: The folder, which exists.
+        search: The search. Its folder must exist.
         others: The search as it stands elsewhere; None: it is not there.
-        where: That place, in words.
-        storage: Of the search.
+        where: Description of that place, for messages.
+        storage: Storage of the search.
     """
     if others is not None:
         _check_same_search(search, others, where)
@@ -92,9 +92,9 @@ def replace(search: SearchDir, newer: Path, where: str) -> None:
     Raises InputError if that would lose something.
 
     Args:
-        search: The folder, which exists.
+        search: The search. Its folder must exist.
         newer: The folder with the copy; it is gone afterwards.
-        where: Where the copy is from, in words.
+        where: Description of where the copy is from, for messages.
     """
     others = SearchState.of(SearchDir(newer))
     check_replaceable(search, others, where)

@@ -44,13 +44,14 @@ class HeadRequest(BaseModel):
     Args:
         verb: "tune" and "resume" run a search, "stop" ends one, "find" tells how one stands, and "report" shows it too
             and gathers its results if it has ended.
-        name: Of the search; None: the latest one, by its start.
-        latest_job: Where `name` is None: the search whose job was started last, as its folder may not exist yet.
+        name: Name of the search. None: the search that was started last.
+        latest_job: Used if `name` is None: the search whose job was started last. Its folder may not exist yet.
         latest_job_started: When that job was started, Unix seconds by the clock of the head.
         argv: Options of `wmlsearch tune`, without --data, --name and --out.
         space: The name of a built-in search space, or of a file in the job's working folder.
-        fingerprint: Of the prepared data set.
-        storage: Where data set and run folder are if the head has them not; None: that of the head's environment.
+        fingerprint: Fingerprint of the prepared data set.
+        storage: Storage of the data set and the run folder, if the head does not have them. None: WMLSEARCH_STORAGE of
+            the head.
         columns: Width of the terminal.
     """
 
@@ -88,13 +89,13 @@ class HeadReport(BaseModel):
     """How a search stands on the head.
 
     Args:
-        name: Of the search; "" if there is none.
-        names: Of all searches with a folder, the latest last.
+        name: Name of the search; "" if there is none.
+        names: Names of all searches with a folder, the latest last.
         running: Whether a process runs it.
-        search: None: it has no folder.
-        results: Folder of what is fetched, of a search that has ended.
-        size: Of `results` in bytes.
-        has_data: Whether the prepared data set that was asked for is on the head.
+        search: State of the search. None: it has no folder.
+        results: Folder to fetch, if the search has ended.
+        size: Size of `results` in bytes.
+        has_data: Whether the head has the requested prepared data set.
         has_storage: Whether the head has a storage of its own (WMLSEARCH_STORAGE).
         home: The folder of all that wmlsearch keeps on the head.
     """
@@ -159,8 +160,8 @@ def _latest(request: HeadRequest, searches: Sequence[SearchDir]) -> str:
     """Return the name of the search that was started last, as a job or on the head itself; "" if there is none.
 
     Args:
-        request: It names the latest job.
-        searches: Those with a folder, the latest last.
+        request: The request, which names the latest job.
+        searches: The searches with a folder, the latest last.
     """
     if request.latest_job and (not searches or created(searches[-1]) < request.latest_job_started):
         return request.latest_job  # it has no folder yet, or is resumed

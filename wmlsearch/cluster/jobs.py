@@ -58,14 +58,14 @@ class SearchJob:
     """A job of Ray that runs, or ran, a search.
 
     Args:
-        id: Its submission id.
-        name: Of the search.
-        storage: The storage of the search, "" if the job does not tell.
-        running: Whether it runs, or is about to.
-        started: Unix seconds.
-        exit_status: Of the search's process; None where there is none.
-        message: What Ray says of an end without an exit status.
-        resumes: Whether the search had begun before; False where the job does not tell.
+        id: Submission id of the job.
+        name: Name of the search.
+        storage: Storage of the search; "" if the job does not record it.
+        running: Whether the job is running or pending.
+        started: When the job started, Unix seconds.
+        exit_status: Exit status of the search's process; None if there is none.
+        message: Ray's message about a job that ended without an exit status.
+        resumes: Whether the job resumed a search; False if the job does not record it.
     """
 
     id: str

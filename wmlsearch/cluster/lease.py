@@ -154,7 +154,7 @@ def holder(place: Storage, token: str) -> str:
 
     Args:
         place: The folder of the search in the storage.
-        token: Of the lease.
+        token: Token of the lease.
     """
     data = place.read(_FILE)
     record = None if data is None else _Record.from_bytes(data)

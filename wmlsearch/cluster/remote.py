@@ -52,7 +52,7 @@ def tune(
         argv: The options, without --data, --name, --out and --storage.
         data: A prepared data set, which is sent unless the head has it.
         space: A file, which is sent, or the name of a built-in search space.
-        storage: Of the search, if it was given here.
+        storage: Storage of the search, if it was given on the command line.
     """
     check_new(out / name)
     fingerprint = fingerprint_of(data)
@@ -96,8 +96,8 @@ def resume(
     folder from the storage, and the data set from there or from `data`. Raises InputError for what cannot be resumed.
 
     Args:
-        storage: That was given for this search; else it is the one that its job names.
-        default_storage: Counts where neither is known.
+        storage: Storage given on the command line. None: the storage that the search's job names.
+        default_storage: Storage to use if neither is known.
     """
     fingerprint = None if data is None else fingerprint_of(data)
     with Dashboard(cluster) as dashboard:
@@ -156,8 +156,8 @@ def status(
     Of a cluster that does not answer, its copy in the storage is fetched. Returns an exit status. Raises InputError.
 
     Args:
-        storage: That was given for this search; else it is the one that its job names.
-        default_storage: Counts where neither is known.
+        storage: Storage given on the command line. None: the storage that the search's job names.
+        default_storage: Storage to use if neither is known.
     """
     columns = shutil.get_terminal_size((120, 40)).columns
     place = storage or default_storage

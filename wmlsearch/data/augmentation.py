@@ -126,7 +126,7 @@ class Augmentation:
 
         Args:
             kind: "flip" mirrors only, "affine" also turns, scales and shifts, the others also change grey values.
-            slices: How many.
+            slices: Number of slices.
             generator: Draws them.
             mirrors_columns: Whether left and right are columns of the slices. In sagittal slices they are not: there
                 mirroring reverses the order of neighbouring slices, which are the channels of an image.

@@ -16,7 +16,7 @@ def with_equal_masks(sources: Sequence[Source], facts: Sequence[VolumeFacts]) ->
 
     Args:
         sources: The volumes by the names that may be written: pseudonyms, where patients have some.
-        facts: Of each volume.
+        facts: Facts of each volume.
     """
     same: dict[str, list[int]] = defaultdict(list)
     for number, volume in enumerate(facts):

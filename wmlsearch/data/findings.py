@@ -92,7 +92,7 @@ def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, st
     A kind that few volumes have is told in a sentence each, another in one line that names the volumes and numbers.
 
     Args:
-        findings: Of all volumes.
+        findings: Findings of all volumes.
         volumes: How many volumes the data set has.
     """
     by_kind: dict[str, list[NamedFinding]] = defaultdict(list)

@@ -97,10 +97,10 @@ class MaskRule:
 
         Args:
             name: File name for messages.
-            values: Of the mask, ascending, each once.
-            are_labels: Whether they are few whole numbers.
-            is_lesion: Which of them are lesion.
-            is_ignored: Which of them are ignored.
+            values: Values of the mask, ascending, each once.
+            are_labels: Whether the values are few whole numbers.
+            is_lesion: Which of the values are lesion.
+            is_ignored: Which of the values are ignored.
         """
         if not are_labels and (self.lesion_labels or self.ignore_labels):
             option = "--lesion-label" if self.lesion_labels else "--ignore-label"
@@ -154,7 +154,7 @@ class MaskRule:
         """Return notes on labels that no option names, and on options that no mask fits.
 
         Args:
-            files_with: How many masks hold each label.
+            files_with: Number of masks with each label.
         """
         notes = []
         labels = {float(label): files for label, files in files_with.items()}

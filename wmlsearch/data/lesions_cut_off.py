@@ -40,7 +40,7 @@ def cut_off_line(lost: int, total: int, findings: Sequence[NamedFinding], fit: s
     Args:
         lost: Lesion pixels outside the windows.
         total: All lesion pixels.
-        findings: That of each of these volumes, the sealed ones included.
+        findings: One finding per volume with such pixels, including sealed volumes.
         fit: How the windows were placed, crop or resize.
         size: Edge of the windows in pixels.
         needed: The size whose windows would lose none; 0 in older data, which do not hold it.

@@ -182,7 +182,7 @@ class Manifest:
         """Return the rows (n,) of a split, ascending.
 
         Args:
-            split: train, val or test.
+            split: Train, val or test.
             kept_only: Only the rows flagged `kept`.
             fold: The patients of this fold, modulo `fold_count`, are val; those of the others are train.
         """
@@ -204,7 +204,7 @@ class Manifest:
         the edge of the volume, or one that `--keep` left out.
 
         Args:
-            rows: Of the slices.
+            rows: Rows of the slices.
             count: An odd number; the slice itself is in the middle.
         """
         row_of = {(row.volume, row.index): number for number, row in enumerate(self.slices)}

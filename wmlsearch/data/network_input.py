@@ -18,8 +18,8 @@ def stack_positions(slices: int, channels: int) -> Tensor:
     is repeated.
 
     Args:
-        slices: number of the scan's slices, which are stored in its order.
-        channels: an odd number.
+        slices: Number of the scan's slices, which are stored in its order.
+        channels: An odd number.
     """
     offsets = torch.arange(channels) - channels // 2
     return (torch.arange(slices).unsqueeze(1) + offsets).clamp_(0, slices - 1)

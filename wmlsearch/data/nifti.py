@@ -180,10 +180,10 @@ def _mask_on_grid(
     """Return a mask with its image's axes. Raises VolumeFault where its grid is another one.
 
     Args:
-        shape: Of the image.
-        affine: Of the image, to mm.
-        mask_image: nibabel's image of the mask.
-        mask_data: Its voxels.
+        shape: Shape of the image.
+        affine: Affine of the image, to mm.
+        mask_image: The mask as a nibabel image.
+        mask_data: Voxels of the mask.
         nan_background: Whether voxels of the mask that are not finite are background, wherever they are.
     """
     path = source.mask[0]

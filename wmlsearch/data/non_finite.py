@@ -127,7 +127,7 @@ def check_filled_mask(with_value: int, marked: Array, pictures: Array) -> list[F
     Args:
         with_value: Voxels of the mask that are finite.
         marked: (n, rows, columns) bool: lesions and ignored voxels.
-        pictures: the same shape: the image.
+        pictures: The image, in the same shape.
     """
     if with_value == marked.size:
         return []
@@ -146,8 +146,8 @@ def check_lesions_have_values(source: Source, lesion: Array, missing: Array, nan
 
     Args:
         source: The files, for their names.
-        lesion: Of the mask, bool.
-        missing: the same shape, bool: not finite in the image.
+        lesion: Lesion voxels of the mask, bool.
+        missing: Voxels of the image that are not finite, bool, in the same shape.
         nan_background: Whether such voxels are background, wherever they are.
 
     Raises:

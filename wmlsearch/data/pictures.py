@@ -91,7 +91,7 @@ def _read(name: str, path: Path, rule: MaskRule | None) -> Array:
     Args:
         name: The file's name, for messages.
         path: The file.
-        rule: For a mask, which of its values are lesions: its palette may colour labels.
+        rule: Which values of a mask are lesion (a palette may colour labels). None: not a mask.
     """
     try:
         with warnings.catch_warnings():

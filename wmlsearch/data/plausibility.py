@@ -45,10 +45,11 @@ def check_mask(
 
     Args:
         pictures: (n, rows, columns), upright slices.
-        lesion: the same shape, bool.
-        head: the same shape, bool; holes count as head.
+        lesion: The same shape, bool.
+        head: The same shape, bool; holes count as head.
         axis: Slicing axis in RAS+; None for 2-D pictures.
-        ignored: the same shape, bool: voxels that are no surroundings of a lesion; None where nothing is ignored.
+        ignored: Ignored voxels, which do not count as surroundings of a lesion, bool, in the same shape. None: nothing
+            is ignored.
     """
     voxels = int(lesion.sum())
     if not voxels:

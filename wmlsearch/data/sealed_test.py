@@ -127,7 +127,7 @@ def open_sealed_test(data: Path, by: Mapping[str, Any]) -> SealedTest:
 
     Args:
         data: The prepared data set.
-        by: What the ledger says of this opening; it is written before any image is read.
+        by: What the ledger records about this opening. It is written before any image is read.
 
     Raises:
         InputError: Where the test split is not what was sealed, files are missing, or the ledger cannot be written.
@@ -160,7 +160,7 @@ def sealed_manifest(data: Path, main: Manifest) -> Manifest:
 
     Args:
         data: The prepared data set.
-        main: Its manifest.
+        main: Manifest of the prepared data set.
 
     Raises:
         InputError: Where it is not the one that was sealed.

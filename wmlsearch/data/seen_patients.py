@@ -40,7 +40,7 @@ def check_unseen(record: FolderRecord, data: Path, progress: Progress = lambda *
     is a warning only, as many data sets number their patients from 1.
 
     Args:
-        record: What the search, or the run, has recorded of itself and of its data.
+        record: The record of the search or run, with its data.
         data: The prepared data set whose sealed test is to be opened.
         progress: Called as `progress("comparing", done, total)` after each test volume.
 

@@ -34,7 +34,7 @@ def worker_pool(jobs: int | None, volumes: int, file_bytes: int, voxels: int = 0
         jobs: Processes that the user asks for; None: by the number of cores, free memory, `file_bytes` and `voxels`.
         volumes: Number of calls; no more processes than that are started.
         file_bytes: Size of the files to be read.
-        voxels: Of the largest volume.
+        voxels: Voxels of the largest volume.
 
     Raises:
         InputError: Where a process is killed.

@@ -87,8 +87,8 @@ def forecast(settings: RunSettings, slots: Slots, final_slots: Slots, measuremen
     """Forecast a search from the measurement of its space.
 
     Args:
-        slots: Of the trials.
-        final_slots: Of the final runs.
+        slots: Slots of the trials.
+        final_slots: Slots of the final runs.
     """
     times = _expected_times(settings, final_slots, measurement)
     budget_epochs, ends_by = _first_budget(settings, slots, times)

@@ -95,7 +95,7 @@ def fastest_count(images_per_s: Sequence[float]) -> int:
     """Return the first number of trials to which one more adds less than `MIN_GAIN`, or the highest number.
 
     Args:
-        images_per_s: Of all trials together, with 1 trial, with 2, ...
+        images_per_s: Training speed of all trials together, with 1 trial, with 2, ...
     """
     for count, (fewer, more) in enumerate(itertools.pairwise(images_per_s), start=1):
         if more < MIN_GAIN * fewer:
@@ -107,7 +107,7 @@ def trials_that_fit(gpu_bytes: int, need_bytes: int, data_bytes: int) -> int:
     """Return how many trials fit into the memory of a GPU, from 1 to `MAX_MEASURED`.
 
     Args:
-        gpu_bytes: What a single process may use of the GPU.
+        gpu_bytes: GPU memory that a single process may use.
         need_bytes: Peak memory of a trial.
         data_bytes: The data set, which each process holds.
     """

@@ -83,7 +83,7 @@ def measure_space(
     On a cluster that grows on demand, only the slots on its present machines are used.
 
     Args:
-        manifest: Of the shipped data.
+        manifest: Manifest of the data set that was sent to the workers.
         limit_s: Seconds for each configuration.
         patience_s: Raise TimeoutError if the whole takes longer, in seconds. None: wait forever.
     """

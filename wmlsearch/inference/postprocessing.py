@@ -31,8 +31,8 @@ class Postprocessing:
         """Return a mask of predicted lesions (i, j, k) without those that are too small, in its own type.
 
         Args:
-            mask: lesion where not 0: a whole volume.
-            voxel_ml: volume of a voxel, in ml; None for 2-D pictures, of which nothing is removed.
+            mask: Mask of a whole volume; lesion where not 0.
+            voxel_ml: Volume of a voxel in ml. None: 2-D pictures, from which nothing is removed.
         """
         if not self.smallest_lesion_mm3 or voxel_ml is None:
             return mask

@@ -72,7 +72,7 @@ def predict(
 
     Args:
         threshold: None: the model's own, or the mean of several.
-        geometry: the result of `slicing_geometry` for this source, if it is known already.
+        geometry: The result of `slicing_geometry` for this source, if it is known already.
 
     Raises InputError for an image that cannot be read or cut (see `slicing_geometry`), and for models that were not
     trained on data prepared in the same way.

@@ -78,7 +78,7 @@ def spacing_fault(name: str, picture_mm: tuple[float, float] | None, preprocessi
     """Return a line for an image whose pixels are too far from those of the training data, None for others.
 
     Args:
-        name: Of the image.
+        name: Name of the image, for messages.
         picture_mm: Edges of its pixels in the slices of the model's plane; None for 2-D pictures.
         preprocessing: How the training data were cut.
     """

@@ -68,9 +68,9 @@ def scaled_alone(geometry: VolumeGeometry, fit: str, scaled_by: str | None) -> t
     """Return a warning where the pictures of a volume were scaled together in the training data, and this one is alone.
 
     Args:
-        geometry: Of the picture.
-        fit: As in `Preprocessing`.
-        scaled_by: As in `Preprocessing`.
+        geometry: Geometry of the picture.
+        fit: See `Preprocessing`.
+        scaled_by: See `Preprocessing`.
     """
     is_8_bit = (geometry.low, geometry.high) == (0.0, 255.0)
     scaled = [*(() if is_8_bit else ("grey values",)), *(("size",) if fit == "resize" else ())]

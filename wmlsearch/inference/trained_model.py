@@ -84,8 +84,9 @@ class TrainedModel:
         """8-bit slices (N, H, W) -> probability of lesion, (N, H, W) float32. Runs on the network's device.
 
         Args:
-            images: the slices; all those of one volume, in its order, if the model `needs_whole_volumes`.
-            head_grey: of their volume, as in its geometry, or of each slice. Needed for z-scores only.
+            images: The slices; all those of one volume, in its order, if the model `needs_whole_volumes`.
+            head_grey: Mean and standard deviation of the head, one pair for the volume, or one for each slice. Needed
+                for z-scores only.
 
         Raises ValueError without `head_grey` for a network that sees z-scores.
         """

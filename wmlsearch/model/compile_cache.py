@@ -134,8 +134,9 @@ class CompileCache:
         Processes that compile the same at the same time write the same file. A failure is a warning.
 
         Args:
-            images: of the batch that was compiled for, which names the file. Code may serve other numbers too.
-            compiled_anew: whether any of it was compiled. If not, it was in a file, or on this machine's own disk.
+            images: Number of images in the batch that the code was compiled for; it names the file. The code may also
+                serve other numbers.
+            compiled_anew: Whether anything was compiled. If not, all code came from a file or from this machine's disk.
         """
         try:
             if (saved := torch.compiler.save_cache_artifacts()) is None:

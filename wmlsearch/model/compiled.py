@@ -44,10 +44,10 @@ class CompiledNetwork:
         """Compile nothing yet.
 
         Args:
-            unet: the network. Its dropout reads its probability from memory from here on.
-            layers: calls it by PyTorch's layers.
-            cache: where code is looked for and kept.
-            is_writer: whether this rank keeps it.
+            unet: The network. Its dropout reads its probability from memory from here on.
+            layers: Runs the network with PyTorch's layers.
+            cache: Where compiled code is looked up and stored.
+            is_writer: Whether this rank writes to the cache.
         """
         self.unet, self.layers, self.cache, self.is_writer = unet, layers, cache, is_writer
         self.device = unet.head.weight.device

@@ -64,12 +64,13 @@ class StepGraphs:
         """Run a step of this size, by its graph if there is one. Return whether it was a graph.
 
         Args:
-            kind: of the step.
-            size: decides with `kind` what the step launches: of a training the number of images.
-            step: launches it on the current stream, and waits for nothing.
-            is_warm: whether such a step has run already, and done the set-up that a capture forbids: then a graph is
-                captured, if there is none.
-            capturing: what surrounds a capture.
+            kind: Kind of the step.
+            size: Decides, together with `kind`, which kernels the step launches; for a training step, the number of
+                images.
+            step: Launches the step on the current stream, without waiting for it.
+            is_warm: Whether such a step has run before, so that set-up which a capture forbids is done. A graph is then
+                captured if there is none.
+            capturing: Context manager that surrounds a capture.
         """
         if self.allows(kind) and is_warm and (kind, size) not in self.replays:
             self._capture(kind, size, step, capturing)

@@ -178,9 +178,9 @@ def normalise(
         x: (N, C, H, W), float32 or bfloat16. The result has the same shape and type, in the format channels last.
         weight: (C,), float32.
         bias: (C,), float32.
-        after: what to compute.
+        after: What to compute.
         seed: (1,) int64 on the device of `x`: with `stream` it decides the dropout mask.
-        stream: number of this mask among those of the same seed.
+        stream: Number of this mask among those of the same seed.
         running_mean: (C,), float32, updated in place as by PyTorch; None if there is none.
         running_variance: (C,), float32, as `running_mean`.
     """

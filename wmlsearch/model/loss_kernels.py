@@ -40,9 +40,9 @@ def slice_sums(logits: Tensor, masks: Tensor, counted: Tensor | None, kind: int,
     Args:
         logits: (N, 1, H, W), float32.
         masks: (N, 1, H, W), 0 or 1, float32.
-        counted: as in `losses.slice_losses`.
+        counted: As in `losses.slice_losses`.
         kind: 1 for cross-entropy as the loss of pixels, 2 for the focal loss, 0 for none.
-        has_region: whether the sums of probability are used.
+        has_region: Whether the sums of probability are used.
     """
     for given in (logits, masks, counted):
         if given is not None and given.dtype != torch.float32:

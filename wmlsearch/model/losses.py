@@ -53,9 +53,9 @@ class Loss:
         """Return the Dice or Tversky index, from 0 to 1, from soft counts of any shape. The loss is 1 minus it.
 
         Args:
-            overlap: sum of the probability on lesion pixels.
-            predicted: sum of the probability.
-            lesion: number of lesion pixels.
+            overlap: Sum of the probability on lesion pixels.
+            predicted: Sum of the probability.
+            lesion: Number of lesion pixels.
         """
         if self.name == "tversky":
             missed, false = lesion - overlap, predicted - overlap
@@ -71,7 +71,7 @@ def slice_losses(logits: Tensor, masks: Tensor, loss: Loss | str, counted: Tenso
     Args:
         logits: (N, 1, H, W), float32.
         masks: (N, 1, H, W), 0 or 1, float32.
-        loss: what to compute. A name stands for the loss of that name over slices.
+        loss: What to compute. A name stands for the loss of that name over slices.
         counted: (N, 1, H, W), 1 for pixels that count and 0 for ignored ones, float32; None where all count. Ignored
             pixels are in no sum and no mean, and have no gradient. A slice in which none counts has BCE 0.
     """

@@ -131,11 +131,11 @@ class TrainingSteps:
         The optimiser's own rate stays as it was. Raises Diverged, naming the first step with a loss that is not finite.
 
         Args:
-            order: positions of the slices in each batch, over all ranks.
-            rates: learning rate of each step.
-            drawn: augmentation of each position in `order`, batch after batch, or None.
-            epoch: number of the epoch, for messages.
-            average_steps: how far the average of the weights moves after each step, if there is one.
+            order: Positions of the slices in each batch, over all ranks.
+            rates: Learning rate of each step.
+            drawn: Augmentation of each position in `order`, batch after batch, or None.
+            epoch: Number of the epoch, for messages.
+            average_steps: How far the average of the weights moves after each step, if there is one.
         """
         (group,) = self.optimizer.param_groups
         rate_before, self.epoch = group["lr"], epoch

@@ -68,11 +68,11 @@ def epochs(
     agree, and rank 0 writes the checkpoints.
 
     Args:
-        last: checkpoint of the latest epoch, written before its row is yielded. If it exists, training continues
+        last: Checkpoint of the latest epoch, written before its row is yielded. If it exists, training continues
             after it, bit for bit as if never interrupted (on CPUs, with the number of threads that it records).
-        best: checkpoint of the epoch with the highest `objective`, weights only.
-        rate_factors: factors on the schedule's learning rate, each from its epoch on.
-        compiled: where compiled networks are kept, if WMLSEARCH_KERNELS selects them.
+        best: Checkpoint of the epoch with the highest `objective`, weights only.
+        rate_factors: Factors on the schedule's learning rate, each from its epoch on.
+        compiled: Where compiled networks are kept, if WMLSEARCH_KERNELS selects them.
 
     Raises:
         Diverged: the training or validation loss is not finite.

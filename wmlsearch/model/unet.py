@@ -20,17 +20,17 @@ class UNet(nn.Module):
     paper's network with 1,943,761 parameters, of which 1,472 are biases that stay zero (see `ConvBeforeNorm`).
 
     Args:
-        depth: number of levels down; each halves the image and doubles the channels.
-        base_channels: channels of the first level.
-        dropout: fraction of elements set to zero in each block.
+        depth: Number of levels down; each halves the image and doubles the channels.
+        base_channels: Channels of the first level.
+        dropout: Fraction of elements set to zero in each block.
         norm: "batch", or "instance" (with learned scale and shift).
-        dropout_place: after the "first" convolution of a block, the "last", or "both".
-        norm_momentum: of batch normalisation: share of a step's statistics in the running ones.
-        norm_epsilon: added to the variance.
-        up_kernel: edge of the transposed convolutions' kernels, 2 or 3.
-        head_init: initial weights of the last convolution, "he" or "glorot".
+        dropout_place: After the "first" convolution of a block, the "last", or "both".
+        norm_momentum: Momentum of batch normalisation: fraction of the running statistics that each step replaces.
+        norm_epsilon: Number added to the variance.
+        up_kernel: Edge of the transposed convolutions' kernels, 2 or 3.
+        head_init: Initial weights of the last convolution, "he" or "glorot".
         network: "paper", or "residual", whose blocks are `ResidualBlock`s.
-        input_slices: channels of the input, neighbouring slices of a scan.
+        input_slices: Number of input channels: neighbouring slices of a scan.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Layers(nn.Sequential):
     """Layers one after another: convolutions, each with what follows it.
 
     Attributes:
-        runner: in training, computes the same in fewer operations (see `kernels.py`); None runs layer by layer.
+        runner: Used in training: computes the same in fewer operations (see `kernels.py`). None: run layer by layer.
     """
 
     runner: Callable[[Layers, Tensor], Tensor] | None = None
@@ -176,8 +176,8 @@ class Dropout(nn.Dropout):
     torch draws a float64 for each element in sequence, which takes the largest part of a step after the convolutions.
 
     Attributes:
-        rate: in training, a tensor () with the probability, which compiled code reads, where a number would be a
-            constant in it (see `compiled.py`); None: `p`.
+        rate: Used in training: a tensor () with the probability. Compiled code reads it; a number would be a constant
+            of that code.
     """
 
     rate: Tensor | None = None

@@ -38,7 +38,7 @@ def paired(path: Path, evaluation: Evaluation, primary: Comparison | None) -> No
     """Draw the Dice of each unit from baseline to champion, and the differences with their mean and its interval.
 
     Args:
-        primary: the comparison of Dice; None: the differences are not drawn.
+        primary: The comparison of Dice; None: the differences are not drawn.
     """
     pairs, unit = dice_pairs(evaluation), singular(evaluation.unit)
     named = len(pairs) <= MAX_NAMES

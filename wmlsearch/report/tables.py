@@ -30,8 +30,8 @@ def write_tables(
     """Write the tables that are not empty into the report's folder; return their names.
 
     Args:
-        candidates: the configurations with final runs; `champion` is the name of the champion, or "".
-        evaluation: on the sealed test, None before it was opened.
+        candidates: The configurations with final runs; `champion` is the name of the champion, or "".
+        evaluation: The evaluation on the sealed test; None before it was opened.
     """
     tables: dict[str, Sequence[Row]] = {
         "leaderboard.csv": trial_rows(board),

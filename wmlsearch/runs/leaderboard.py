@@ -120,9 +120,9 @@ class LiveLeaderboard:
     `update`; others may read at the same time.
 
     Args:
-        search: Its folder. Its trials so far are read; those that have not ended wait to be continued.
-        space: Its search space.
-        settings: Its settings.
+        search: The search. Trials that have begun are read now; unfinished ones wait to be continued.
+        space: The search space.
+        settings: The settings of the search.
     """
 
     def __init__(self, search: SearchDir, space: SearchSpace, settings: RunSettings) -> None:

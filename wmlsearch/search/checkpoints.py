@@ -321,8 +321,8 @@ def delete_unknown_runs(location: str, search: SearchDir) -> None:
     go on from these checkpoints.
 
     Args:
-        location: Of the checkpoints of the search.
-        search: Its folder.
+        location: Where the search's checkpoints are stored.
+        search: The search.
     """
     retry_while_unavailable(lambda: _delete_unknown_runs(Storage(location), search), without_password(location))
 

@@ -47,7 +47,7 @@ class ClusterPredictions:
     is the same except for rounding.
 
     Args:
-        slots: As trials had them. One worker of a slot predicts with one network at a time.
+        slots: The slots that the trials had. One worker of a slot predicts with one network at a time.
         networks: The number of networks at most; there are not more slots.
         say: Shows the user a note.
         wait_s: Seconds until this machine predicts by itself.

@@ -66,8 +66,8 @@ class RunTrainer:
         shipment: The prepared data set.
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
         say: Called with a line for the user about a machine that gets no more runs.
-        when_copied: As of `CheckpointRetention`.
-        compiled_networks: As of `WorkerJob`.
+        when_copied: See `CheckpointRetention`.
+        compiled_networks: See `WorkerJob`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class RunTrainer:
 
         Args:
             requests: The runs.
-            slots: Where they run.
+            slots: The slots that the runs occupy.
             on_change: Called after each change in a run folder.
             every_second: Called each second, also while all runs wait for machines; may raise KeyboardInterrupt.
 
@@ -284,11 +284,11 @@ def write_result(
 
     Args:
         run: The trial or final run.
-        result: What its worker returned.
+        result: The result that the worker returned.
         seen: Folders of runs of which a process has reported in this session. If another process begins with one of
             them, the first one died, and the status says so while the run goes on.
         timeout: Why the first process was ended, if it was.
-        received: Of the rows that are new: see `EpochRow`.
+        received: When the new rows were received, see `EpochRow`.
     """
     if result.replayed is not None:  # the first result of a process
         run.reconcile([replace(row, received=received) for row in result.replayed])

@@ -95,7 +95,7 @@ class BackgroundDeletions:
         """List the checkpoints of the search at `location` once, and delete those that are not needed, soon.
 
         Args:
-            location: Of the search.
+            location: Where the search's checkpoints are stored.
             needed: Returns whether a file is needed, by the path of its run and its name. Called in a thread.
         """
         store = self._stores.setdefault(location, ObjectStore(location))

@@ -60,7 +60,7 @@ class Study:
         """Make the study of a search, with the trials in its folder.
 
         Args:
-            search: Its folder.
+            search: The search. Its folder must exist.
             space: The search space.
             settings: The settings of the search.
             portfolio: Hyperparameters of the first trials after the baseline that are no children. The sampler draws

@@ -40,10 +40,10 @@ class TrainedCurve:
     """A training that went to its end.
 
     Attributes:
-        values: Its hyperparameters by name.
+        values: The hyperparameters of the training by name.
         curve: The objective after each epoch, larger being better.
-        fixed: Hyperparameters that its task did not search, where they may differ from the baseline's of today.
-        score: The Dice of other patients than those that chose its best epoch, where that was recorded.
+        fixed: Hyperparameters that the task did not search and whose value may differ from today's baseline.
+        score: Dice on patients other than those that chose the best epoch, if it was recorded.
     """
 
     values: Mapping[str, Any]
@@ -63,7 +63,8 @@ class OutcomeModel:
     Args:
         space: The space of the search. Hyperparameters that it does not search are not seen.
         tasks: The recorded trainings of each task. Those of one task have the same number of epochs.
-        epochs: Those of a trial of the search. Recorded curves are compared at the same share of their length.
+        epochs: Number of epochs of a trial of this search. Recorded curves are compared at the same fraction of their
+            length.
     """
 
     def __init__(self, space: SearchSpace, tasks: Sequence[Sequence[TrainedCurve]], epochs: int) -> None:
@@ -174,9 +175,9 @@ def chance_among_best(expected: np.ndarray, trial: int, best: int = BEST) -> flo
     """Return the share of trees by which a trial ends among the best `best` of these trials.
 
     Args:
-        expected: What each tree expects of each trial, (trees, trials).
-        trial: Its position.
-        best: How many are the best.
+        expected: The result that each tree predicts for each trial, (trees, trials).
+        trial: Index of the trial in `expected`.
+        best: How many trials count as the best.
     """
     better = (expected > expected[:, trial : trial + 1]).sum(axis=1)
     return float((better < best).mean())

@@ -130,7 +130,7 @@ class Snapshots:
     It begins with the snapshots in the storage, of a search that is resumed.
 
     Args:
-        population: Which snapshots are needed.
+        population: Knows which snapshots are needed.
         search: The search.
         location: Returns where the checkpoints of a run are stored.
         delete: Deletes a file of a trial there.

@@ -44,7 +44,7 @@ def choose_portfolio(
 
     Args:
         space: The space of the search.
-        size: At most so many; fewer where the records have no more that differ in this space.
+        size: Maximum number of configurations. Fewer if the records have no more that differ in this space.
         others: Configurations that need no trial more: the baseline, and those of earlier searches.
         tasks: Recorded trainings of each task. None: those that ship with the package.
     """
@@ -103,7 +103,7 @@ def greedy(expected: np.ndarray, size: int) -> list[int]:
 
     Args:
         expected: The rank that each tree expects of each candidate, (trees, candidates).
-        size: How many; fewer where there are fewer candidates.
+        size: Number of configurations; fewer if there are fewer candidates.
     """
     chosen: list[int] = []
     best = np.zeros(len(expected))

@@ -45,7 +45,7 @@ class PredictiveHalving:
 
     Args:
         settings: The settings of the search.
-        space: Its space.
+        space: The search space.
         values_of: Returns the hyperparameters of a trial by name.
         tasks: Recorded trainings of each task. None: those that ship with the package and were drawn at random, if the
             settings allow.

@@ -57,8 +57,8 @@ class Scheduler(FIFOScheduler):
 
         Args:
             settings: The settings of the search.
-            space: Its space, which `predictive` needs.
-            configuration: Returns the configuration of a trial, which `predictive` needs.
+            space: The search space, required by `predictive`.
+            configuration: Returns the configuration of a trial; required by `predictive`.
         """
         super().__init__()
         self.settings = settings

@@ -53,7 +53,7 @@ def run_trials(
     Ctrl-C ends the running trials, whose checkpoints stay.
 
     Args:
-        search: Its folder exists.
+        search: The search. Its folder must exist.
         space: The search space.
         settings: The settings of the search.
         shipment: The prepared data set.
@@ -62,8 +62,8 @@ def run_trials(
         on_change: Called after each change in a run folder.
         elastic: Whether worker groups go on with fewer workers when a machine is lost.
         end_process: Ends this process at once, with a status, at a second Ctrl-C. None: that is an error instead.
-        when_copied: As of `CheckpointRetention`.
-        compiled_networks: As of `WorkerJob`.
+        when_copied: See `CheckpointRetention`.
+        compiled_networks: See `WorkerJob`.
 
     Raises:
         InputError: --max-checkpoint-gb is too small.

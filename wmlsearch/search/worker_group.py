@@ -124,7 +124,7 @@ class WorkerGroup:
     """The workers of one slot. The process that drives them calls `start`, then `step` until a result is `done`.
 
     Args:
-        job: With the `slots` of which this group is one.
+        job: The job; this group is one of its `slots`.
         retries: How often the group is set up again after a worker or its machine died.
     """
 

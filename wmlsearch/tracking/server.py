@@ -48,7 +48,7 @@ def start_server(
         options: More options of `mlflow server`.
         environment: Variables beside those of this process.
         log: A file for its output; None: the output of this process.
-        new_session: Whether it gets a process group of its own, which can be ended as a whole.
+        new_session: Whether the server gets its own process group, so that it can be ended as a whole.
     """
     from wmlsearch.tracking.uri import sqlite_file
 

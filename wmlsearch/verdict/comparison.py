@@ -68,10 +68,10 @@ def judge(
     patient is known, nothing is claimed: images of one patient are alike, and a test would take them for independent.
 
     Args:
-        champion_name: the champion's configuration, "trial-0007".
-        seed: of the resampling in claim (b).
-        budget_note: that the limit on epochs ended runs, for the verdict's sentence.
-        chosen_by_these_runs: whether the champion was chosen by the runs that are compared, as in older versions. Then
+        champion_name: The champion's configuration, "trial-0007".
+        seed: Seed of the resampling in claim (b).
+        budget_note: A sentence for the verdict if the limit on epochs ended runs, or "".
+        chosen_by_these_runs: Whether the champion was chosen by the runs that are compared, as in older versions. Then
             nothing is claimed about the configurations.
     """
     runs = judged_runs(evaluation, baseline, champion)

@@ -55,7 +55,7 @@ def count_blocks(folds: Sequence[int]) -> int:
     """Return how many folds are taken out of the spread between runs as blocks; 1 where they stay in.
 
     Args:
-        folds: of each run, the same for both configurations.
+        folds: Fold of each run, the same for both configurations.
     """
     runs_of_folds = Counter(folds).values()
     return len(runs_of_folds) if min(runs_of_folds, default=0) > 1 else 1
@@ -71,8 +71,8 @@ def estimate(baseline: np.ndarray, champion: np.ndarray, folds: Sequence[int] | 
 
     Args:
         baseline: (..., runs, patients), scores of one cohort or of many; at least 2 runs and 2 patients.
-        champion: the same shape.
-        folds: of each run, the same for both. None: all runs belong to one.
+        champion: The same shape.
+        folds: Fold of each run, the same for both configurations. None: all runs belong to one fold.
 
     The variance is not below its largest part: the estimate of the residual can be too large by chance.
     """

@@ -68,13 +68,13 @@ def evaluate(
     """Open the sealed test of a prepared data set and score models on its patients.
 
     Args:
-        models: the networks of each role, one for each run; figures show the first. The mean probability of several
+        models: The networks of each role, one for each run; figures show the first. The mean probability of several
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
-        data: the prepared data set. It may be sliced in another way than the models' own if it holds whole volumes:
+        data: The prepared data set. It may be sliced in another way than the models' own if it holds whole volumes:
             these are sliced again, and in another plane its rule says which slices are kept.
-        by: who opens the test, for its ledger.
-        progress: called after each volume, or each batch of slices.
-        predictions: where the networks predict. Images are opened and scored in this process.
+        by: What the data set's ledger records about who opens the test.
+        progress: Called after each volume, or each batch of slices.
+        predictions: Where the networks predict. Images are opened and scored in this process.
 
     Raises InputError for data that are damaged or do not fit the models; the latter before the test is opened.
     """

@@ -24,9 +24,9 @@ class GalleryBuilder:
 
         Args:
             images: (n, size, size), uint8.
-            expert: the expert's mask with its labels (data/labels.py), in this shape.
-            masks: the prediction of each role, in this shape.
-            kept: the indices of the slices to choose from.
+            expert: The expert's mask with its labels (data/labels.py), in this shape.
+            masks: The prediction of each role, in this shape.
+            kept: The indices of the slices to choose from.
         """
         indices = list(kept)
         if not indices:

@@ -27,8 +27,8 @@ def paired(
     Args:
         baseline: (n,), a score of each patient; None or NaN where it is undefined.
         champion: (n,), in the same order.
-        seed: of the bootstrap and of the sign flips.
-        resamples: the number of bootstrap samples, and of sign flips where all 2^n are more.
+        seed: Seed of the bootstrap and of the sign flips.
+        resamples: The number of bootstrap samples, and of sign flips where all 2^n are more.
 
     Fewer than `MIN_PATIENTS` pairs give no interval, fewer than two give no p.
 

@@ -53,14 +53,14 @@ def detectable(
     Infinite below `MIN_RUNS` runs or `MIN_PATIENTS` patients, where nothing is claimed.
 
     Args:
-        run_sd: between runs of one configuration, of their mean over all patients.
-        patient_sd: between patients, of the difference between the configurations.
-        residual_sd: between runs in one patient, beside `run_sd`.
-        runs: their number for each configuration, or the fold of each.
-        patients: with lesions.
-        alpha: level of the test.
-        estimated: whether the three spreads are known from as many runs and patients only. Then the probability is a
-            mean over what the true ones can be.
+        run_sd: Standard deviation between runs of one configuration, of their mean over all patients.
+        patient_sd: Standard deviation between patients, of the difference between the configurations.
+        residual_sd: Standard deviation between runs in one patient, in addition to `run_sd`.
+        runs: Number of runs of each configuration, or the fold of each run.
+        patients: Number of patients with lesions.
+        alpha: Level of the test.
+        estimated: Whether the three standard deviations are estimates from only this many runs and patients. The
+            probability is then a mean over their possible true values.
     """
     folds = [0] * runs if isinstance(runs, int) else runs
     if len(folds) < MIN_RUNS or patients < MIN_PATIENTS:

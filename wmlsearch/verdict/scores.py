@@ -50,11 +50,11 @@ def score(
     Args:
         predicted: (i, j, k) with `voxel_mm`, else (n, rows, columns): n slices that are scored one by one. Slices that
             differ in size are a list. Lesion where not 0.
-        expert: the same shape. IGNORED (data/labels.py) is ignored, lesion is all else but 0.
-        voxel_mm: the edges of a voxel in mm; None for slices, whose scale is unknown.
+        expert: The same shape. IGNORED (data/labels.py) is ignored, lesion is all else but 0.
+        voxel_mm: The edges of a voxel in mm; None for slices, whose scale is unknown.
         farthest: `hd95` where the expert has lesions and nothing is predicted, in mm or pixels: the diagonal of the
             head. None: the diagonal of the mask.
-        voxel_ml: volume of a voxel in ml. None: the product of its edges, as it is where the grid is not sheared.
+        voxel_ml: Volume of a voxel in ml. None: the product of its edges, as it is where the grid is not sheared.
 
     How lesions are counted: an expert's lesion is found if at least one of its voxels is predicted; a predicted lesion
     is false if it overlaps none of the expert's. One predicted lesion can thus find two. This is the convention of the

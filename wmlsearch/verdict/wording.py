@@ -31,9 +31,9 @@ def configuration_sentence(
     """Return claim (a) with its numbers in words. It ends with what this design could have found.
 
     Args:
-        champion_name: the champion's configuration, "trial-0007".
-        optimistic: slices of one patient can be on both sides of the split; a warning is added.
-        budget_note: a sentence about the limit on epochs, or "".
+        champion_name: The champion's configuration, "trial-0007".
+        optimistic: Slices of one patient can be on both sides of the split; a warning is added.
+        budget_note: A sentence about the limit on epochs, or "".
     """
     champion = f"the champion configuration ({champion_name})"
     trainings, patients = f"{claim.runs} + {claim.runs} trainings", plural(claim.patients, "sealed test patient")
@@ -70,9 +70,9 @@ def why_no_claim(patients: int, runs: int, se: float | None) -> str:
     """Return why nothing can be claimed about the configurations, or "".
 
     Args:
-        patients: with lesions.
-        runs: of each configuration.
-        se: standard error of the difference, None where it was not computed.
+        patients: Number of patients with lesions.
+        runs: Number of runs of each configuration.
+        se: Standard error of the difference, None where it was not computed.
     """
     if patients < MIN_PATIENTS:
         return _too_few_patients(patients)

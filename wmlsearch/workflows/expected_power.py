@@ -21,9 +21,9 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
     The test patients are those that `prepare` has counted, with or without lesions. The sealed test stays closed.
 
     Args:
-        settings: of the planned search.
-        manifest: of its data.
-        out: folder of earlier searches. Those on the same data say how much results vary.
+        settings: Settings of the planned search.
+        manifest: Manifest of the prepared data set.
+        out: Folder of earlier searches. Those on the same data say how much results vary.
     """
     if not settings.baseline or not settings.candidate_count:
         return ""

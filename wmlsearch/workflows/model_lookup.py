@@ -32,11 +32,11 @@ def find_model_and_origin(model: str, runs: Path, mlflow_uri: str) -> tuple[Expo
     """Return the model that `model` names, with all its networks, and where it comes from. Raises InputError.
 
     Args:
-        model: an exported folder; `models:/NAME@ALIAS` or `models:/NAME/VERSION` in MLflow's registry; or a search or
+        model: An exported folder; `models:/NAME@ALIAS` or `models:/NAME/VERSION` in MLflow's registry; or a search or
             run by path or by its name in `runs`. A search means the networks of its champion, or its best trial if it
             has no champion yet.
-        runs: the folder of all runs.
-        mlflow_uri: the MLflow store whose registry has the `models:/` names.
+        runs: The folder of all runs.
+        mlflow_uri: The MLflow store whose registry has the `models:/` names.
     """
     if model.startswith(SCHEME):
         with tempfile.TemporaryDirectory() as folder:

@@ -43,7 +43,7 @@ def request_search(
     """Return the request for a new search, or for the forecast of one. Raises InputError for what cannot run.
 
     Args:
-        choices: What the user chose.
+        choices: The user's choices.
         make_phantom: Makes the built-in phantom and returns the folder of the prepared data set.
         say: Shows the user the number of epochs, if the data decided it, and notes about the settings.
         validate: Makes the settings.

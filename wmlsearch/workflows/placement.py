@@ -130,8 +130,8 @@ class Placement:
 
         Args:
             trials: The number of trials.
-            reserved: What others have reserved of a cluster (`reserved_by_others`).
-            free_gb: What `free_memory_gb` returned; None: what it returns now.
+            reserved: Resources of the cluster that others have reserved (see `reserved_by_others`).
+            free_gb: A former result of `free_memory_gb`. None: ask now.
         """
         from wmlsearch.cluster.resources import cluster_nodes, plan_slots, this_machine
 

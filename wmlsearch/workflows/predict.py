@@ -88,11 +88,11 @@ def predict_image(
     """Predict one image with the model's first network, or with all of them together (`ensemble`).
 
     Args:
-        model: Its networks.
+        model: The trained model.
         image: The image, whose file is read.
         threshold: None: the model's own, or that of the ensemble.
         ensemble: Whether the probabilities of all networks are averaged.
-        geometry: Where the image is cut, if that is known already.
+        geometry: Geometry of the slices of this image, if it is known already.
 
     Raises InputError for an image that cannot be read or cut as the training data were.
     """

@@ -32,7 +32,7 @@ def prepare(
         out: Folder to write; must not exist, or be empty.
         options: See `PrepareOptions`.
         say: Called with each line. Warnings begin with `warning: `, remarks with `note: `.
-        next_step: How the user goes on from here.
+        next_step: The command that the user runs next.
         progress: Called as `progress(stage, done, total)` after each volume.
 
     Raises:

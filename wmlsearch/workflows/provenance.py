@@ -80,9 +80,9 @@ def search_record(
     """Return what `search.json` records before the first trial.
 
     Args:
-        earlier_trials: How many trials of earlier searches the study starts with.
-        left_out: How many others it does not start with, by reason.
-        portfolio: What experience says of the trials after the baseline.
+        earlier_trials: Number of trials of earlier searches that the study starts with.
+        left_out: Number of other trials that the study does not start with, by reason.
+        portfolio: Configurations from experience for the trials after the baseline.
     """
     return SearchRecord(
         name=name,

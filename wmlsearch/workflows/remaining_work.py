@@ -19,9 +19,9 @@ def nothing_left(search: SearchDir, settings: RunSettings, mlflow_uri: str) -> s
     test, the report, or the copy in MLflow as far as the run folder knows it.
 
     Args:
-        search: Its folder.
-        settings: Its settings, perhaps with other budgets.
-        mlflow_uri: The MLflow store that it would be copied to.
+        search: The search.
+        settings: The settings, perhaps with changed budgets.
+        mlflow_uri: URI of the MLflow store to copy the search to.
     """
     is_complete = (
         search.state == "completed"

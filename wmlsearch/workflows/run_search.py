@@ -58,9 +58,9 @@ def run_search(
     """Run a search whose folder exists and is locked. Whatever happens, the folder says how it ended.
 
     Args:
-        search: Its folder.
-        plan: What preflight has decided.
-        mlflow_uri: Of the MLflow store.
+        search: The search.
+        plan: The plan that preflight has made.
+        mlflow_uri: URI of the MLflow store.
         observer: Follows the search.
         release_ray: Called when the end is recorded, before the report is written, which can take longer than a batch
             system waits after its SIGTERM.

@@ -30,11 +30,11 @@ class SearchLines:
     """Follows a search by the changes in its folder, and says what happens.
 
     Args:
-        search: Its folder, which a new search gets later.
-        space: Its search space.
-        settings: Its settings.
+        search: The search. A new search gets its folder later.
+        space: The search space.
+        settings: The settings of the search.
         say: Called with each line.
-        each_end: Whether each run that ends is said; not where a table shows it.
+        each_end: Whether to say when a run ends; False where a table shows it.
     """
 
     def __init__(

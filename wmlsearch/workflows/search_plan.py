@@ -55,12 +55,12 @@ class ResumeRequest(SearchRequest):
         """Return the request to resume a search. Raises InputError if it cannot be resumed.
 
         Args:
-            search: Its folder.
-            record: Its `search.json`.
-            settings: Those of the record, perhaps with other budgets.
+            search: The search.
+            record: The content of `search.json`.
+            settings: The settings of the record, perhaps with changed budgets.
             data: Folder of the prepared data set, if it was moved.
             placement: The Ray, and the storage if it was moved. The shape of the trials stays as recorded.
-            stored: The lease that this process holds of the search, where it has a storage.
+            stored: The lease that this process holds, if the search has a storage.
         """
         lacking = [name for name in ("shape", "data_path") if not getattr(record, name)]
         if record.shape is None or lacking:

@@ -98,8 +98,8 @@ class StoredSearch:
         It has the data sets of searches that were started with `--cluster` by the address of a dashboard.
 
         Args:
-            record: Of the search.
-            out: The folder of all runs, which gets the data set, unless it has it from an earlier time.
+            record: The content of `search.json`.
+            out: Folder of all runs. The data set is copied to it, unless it is already there.
 
         Raises:
             InputError: The storage does not have it, or cannot be read, and the user has to say where it is.
@@ -164,7 +164,7 @@ def search_to_resume(name: str, out: Path, storage: str | None, say: Callable[[s
     Args:
         name: The search's name in `out`, or the path of its folder.
         out: The folder of all runs.
-        storage: That was given; None: the one that the search has, if it is here.
+        storage: Storage given on the command line. None: the storage recorded in `search.json`.
         say: Called with a line for the user.
 
     Raises:

@@ -107,8 +107,8 @@ class SearchSummary(FolderSummary):
         """Read the folder of a search, running or ended. Raises InputError.
 
         Args:
-            search: Its folder.
-            liveness: Of its process. None: as the folder tells.
+            search: The search.
+            liveness: Whether the search's process lives. None: read it from the folder.
         """
         record, status, board = search.record(), search.status(), leaderboard(search)
         used, selection, evaluation = search.usage(), search.selection(), search.evaluation()

@@ -76,7 +76,7 @@ def as_candidate(file: BidsFile, image: BidsFile | None = None) -> Candidate | N
     """Return a file as a candidate for a mask; None for what is not like a mask at all.
 
     Args:
-        file: What may be a mask.
+        file: File that may be a mask.
         image: The image whose mask it may be; None where that is not known yet, and then it is a FLAIR.
     """
     entities = {key.lower(): value for key, value in file.entities.items()}
@@ -237,7 +237,7 @@ def choose_masks(
     Args:
         candidates: The masks of the image's scan.
         image: The image.
-        selection: What the user asks for, by which also masks of something else can be taken.
+        selection: The user's selection, which may also select masks of something else.
         take_plain: Whether masks count whose names do not say what they show.
     """
     left_out: list[LeftOut] = []

@@ -61,9 +61,9 @@ def read_name(
     Args:
         root: The data set.
         path: The file.
-        subject: Its folder `sub-*`; "" where it is in none.
-        session: Its folder `ses-*`, without the prefix; "" where it is in none.
-        derivative: Its folders below `derivatives/`; "" where it is in none.
+        subject: Name of the folder `sub-*` that holds the file; "" if there is none.
+        session: Name of the folder `ses-*` that holds the file, without the prefix; "" if there is none.
+        derivative: Folders below `derivatives/` that hold the file; "" if there are none.
         folders: The folders between the subject's and the file.
     """
     from bids2table import parse_bids_entities

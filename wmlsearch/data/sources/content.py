@@ -25,8 +25,8 @@ def content_faults(raw: Path, sources: Sequence[Source], list_file: str = "") ->
 
     Args:
         raw: The data set.
-        sources: Its volumes.
-        list_file: The name of the list in it that names the files; "" where there is none.
+        sources: The volumes of the data set.
+        list_file: Name of the list that names the files; "" if there is none.
     """
     correct = f"correct the path in {list_file}, or the link" if list_file else "correct the path or the link"
     folder = raw if raw.is_dir() else raw.parent

@@ -45,9 +45,9 @@ def report_other_formats(root: Path, files: Sequence[Path], report: LayoutReport
 
     Args:
         root: The data set.
-        files: Those for which `is_other_format` holds.
+        files: Files for which `is_other_format` is true.
         report: Gets the note, and each file as not used.
-        formats: What is read instead.
+        formats: Description of the formats that are read.
     """
     names = [shown_name(path, root) for path in files]
     report.unused += [Unused(name, f"not {formats}") for name in names]

@@ -104,7 +104,7 @@ def _pairing_faults(root: Path, images: FilesByName, masks: FilesByName, advice_
         root: The data set.
         images: Files in `images/`.
         masks: Files in `masks/`.
-        advice_on: What to do with files that are not read, by path in the data set without extension.
+        advice_on: Advice on files that are not read, by path in the data set without extension.
     """
     faults = []
     for name in sorted(images.keys() | masks.keys()):

@@ -63,7 +63,7 @@ class ForestSampler(BaseSampler):
             which `is_active` says that it depends. None: all parameters that earlier trials had.
         is_active: Whether a parameter is suggested, given its name and the values of those before it in `search_space`
             that are suggested. None: it is learned from which earlier trials had the parameter.
-        seed: Of all randomness. None: one is drawn.
+        seed: Seed of all random numbers. None: a random seed.
         n_startup_trials: Random trials before the forest is used.
     """
 
