@@ -32,7 +32,7 @@ from wmlsearch.runs.folders import AnyDir
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.search import tune_loop
 from wmlsearch.tracking.mirror import Mirror
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.checkpoint_usage import CheckpointUsage
 from wmlsearch.workflows.placement import LOCAL
 

@@ -44,7 +44,8 @@ from wmlsearch.search.rungs import levels_of
 from wmlsearch.search.samplers.forest import OWN_FOREST_TRIALS
 from wmlsearch.search.tune_patches import reuse_all_actors
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri, push
+from wmlsearch.tracking.sync import push
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.placement import Placement
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -49,7 +49,7 @@ def train(data: str, learning_rate: float) -> float:
 def make_store(folder: str) -> None:
     """Create MLflow's tables beside the run folders of `search`, as they exist after a user's first search."""
     from wmlsearch.tracking.client import connect
-    from wmlsearch.tracking.sync import default_uri
+    from wmlsearch.tracking.uri import default_uri
 
     connect(default_uri(Path(folder))).search_experiments()
 
@@ -58,7 +58,7 @@ def search(data: str, folder: str, trials: int, workers: int) -> Measurement:
     """Run `wmlsearch tune` without scheduler, forecast and final runs, which are not part of a trial."""
     from wmlsearch.runs.folders import SearchDir
     from wmlsearch.space import SearchSpace
-    from wmlsearch.tracking.sync import default_uri
+    from wmlsearch.tracking.uri import default_uri
     from wmlsearch.workflows.placement import Placement
     from wmlsearch.workflows.search_plan import SearchRequest
     from wmlsearch.workflows.tune import tune

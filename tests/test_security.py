@@ -37,8 +37,8 @@ from wmlsearch.runs.redaction import without_home, without_password
 from wmlsearch.search.checkpoints import check_writable
 from wmlsearch.tracking.problems import why
 from wmlsearch.tracking.server import is_healthy
-from wmlsearch.tracking.sync import default_uri, sync
-from wmlsearch.tracking.uri import check_uri
+from wmlsearch.tracking.sync import sync
+from wmlsearch.tracking.uri import check_uri, default_uri
 from wmlsearch.workflows.provenance import data_record, versions
 from wmlsearch.workflows.sealed_test import evaluate_search
 

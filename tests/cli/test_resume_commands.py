@@ -15,13 +15,13 @@ import wmlsearch
 from wmlsearch.cli import main, options
 from wmlsearch.config import RunSettings
 from wmlsearch.errors import InputError
-from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import end_by_signal
 from wmlsearch.runs.schema import MlflowLedger
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.observer import Outcome
 from wmlsearch.workflows.placement import Placement
+from wmlsearch.workflows.resume_command import resume_command, resume_note
 from wmlsearch.workflows.summaries import SearchSummary
 
 SERVER, LOCKED = "http://mlflow.example.org:5000/a b", "postgresql://me:***@db.example.org/mlflow"

@@ -13,7 +13,7 @@ from search import Record, Running, tune_arguments
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 INJECT = Path(__file__).parent / "inject"

@@ -17,7 +17,8 @@ from wmlsearch.cluster.run_copies import searches
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import UNFINISHED
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri, sync
+from wmlsearch.tracking.sync import sync
+from wmlsearch.tracking.uri import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 

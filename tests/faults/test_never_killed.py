@@ -13,7 +13,7 @@ from search import Record
 from whole_search import TRIALS, end, facts, population_command, run, search_command, start, study_trials, tune
 
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 

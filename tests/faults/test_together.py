@@ -11,7 +11,7 @@ from test_kinds import environment
 
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EPOCHS = 12

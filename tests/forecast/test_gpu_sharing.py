@@ -35,7 +35,7 @@ from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import TrialShape
 from wmlsearch.search.memory_admission import MemoryFit
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import LOCAL, Placement
 from wmlsearch.workflows.preflight import resolve_trials_per_gpu

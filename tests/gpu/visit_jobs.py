@@ -30,7 +30,8 @@ from visit_stages import MAX_LIMIT_S, note
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.runs.folders import SearchDir
-from wmlsearch.tracking.sync import default_uri, is_mirrored
+from wmlsearch.tracking.sync import is_mirrored
+from wmlsearch.tracking.uri import default_uri
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INJECT = REPOSITORY / "tests" / "faults" / "inject"

@@ -38,7 +38,7 @@ from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import preflight
 from wmlsearch.workflows.observer import Outcome
 from wmlsearch.workflows.search_plan import SearchRequest

@@ -31,7 +31,7 @@ from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession, _lost_a_rank
 from wmlsearch.search.worker_group import WorkerGroup
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.search_plan import SearchRequest

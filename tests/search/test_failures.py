@@ -38,7 +38,7 @@ from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import LOCAL

@@ -39,7 +39,7 @@ from wmlsearch.search.memory_admission import MemoryFit, limit_bytes, limit_to_s
 from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession, TrialWorker
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.search_plan import SearchRequest

@@ -19,7 +19,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.search.final_training import RunRequest, RunTrainer
 from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 
 pytestmark = pytest.mark.slow
 SLOT = Slots(1, 1, 1, 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 
 
 @pytest.fixture(autouse=True)

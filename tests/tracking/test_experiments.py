@@ -23,7 +23,8 @@ from wmlsearch.tracking.experiments import artifact_location, check_experiment_n
 from wmlsearch.tracking.mirror import Answer, copy
 from wmlsearch.tracking.mlflow_patches import view_path
 from wmlsearch.tracking.problems import why_no_files
-from wmlsearch.tracking.sync import default_uri, sync
+from wmlsearch.tracking.sync import sync
+from wmlsearch.tracking.uri import default_uri
 
 ABOUT: dict[str, Any] = {
     "settings": RunSettings().model_dump(),

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from wmlsearch.errors import InputError
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.model_registry import MODEL, fetch, register
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking import sync as sync_module
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Answer, Mirror, copy
-from wmlsearch.tracking.sync import default_uri, is_mirrored, push, sync
+from wmlsearch.tracking.sync import is_mirrored, push, sync
+from wmlsearch.tracking.uri import default_uri
 
 SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
 DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}

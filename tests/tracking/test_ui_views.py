@@ -20,7 +20,8 @@ from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.evaluation import EvaluationMetrics
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.tracking.mlflow_patches import view_path
-from wmlsearch.tracking.sync import default_uri, sync
+from wmlsearch.tracking.sync import sync
+from wmlsearch.tracking.uri import default_uri
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

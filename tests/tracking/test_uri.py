@@ -9,8 +9,7 @@ from click.testing import CliRunner
 
 from wmlsearch.cli import main
 from wmlsearch.errors import InputError
-from wmlsearch.tracking.sync import default_uri
-from wmlsearch.tracking.uri import check_uri, sqlite_file, usual_form
+from wmlsearch.tracking.uri import check_uri, default_uri, sqlite_file, usual_form
 
 
 @pytest.mark.parametrize(

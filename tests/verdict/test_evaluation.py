@@ -40,7 +40,7 @@ from wmlsearch.runs.evaluation import (
 from wmlsearch.runs.folders import RunDir, SearchDir, parent_search
 from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.verdict.comparison import unit_means
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.scores import score

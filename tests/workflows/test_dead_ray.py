@@ -20,7 +20,7 @@ from wmlsearch.cluster import connect, watchdog
 from wmlsearch.runs.early_end import EarlyEnd
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import Interrupted, end_by_signal, signals_as_interrupts
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.on_end import CommandAtEnd

@@ -25,7 +25,7 @@ from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.interrupts import graceful_stop
 from wmlsearch.search.messages import TrialResult
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.search_plan import SearchRequest

@@ -29,7 +29,8 @@ from wmlsearch.runs.schema import GOOD, RUNNING, SelectionRecord
 from wmlsearch.search.final_training import RunRequest, RunTrainer
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.client import connect
-from wmlsearch.tracking.sync import default_uri, sync
+from wmlsearch.tracking.sync import sync
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import final_models, remaining_work, run_search, sealed_test
 from wmlsearch.workflows.final_runs import FinalSlots
 from wmlsearch.workflows.model_lookup import find_model

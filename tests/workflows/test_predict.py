@@ -29,7 +29,7 @@ from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.model_registry import register
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.model_lookup import find_model
 
 REAL = MS_FLAIR / "unlabelled"

@@ -31,7 +31,7 @@ from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_loop import replay_reports
 from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.placement import LOCAL, Placement
 from wmlsearch.workflows.preflight import check_before_data, check_budgets, check_resumed_search

@@ -25,7 +25,7 @@ from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.search.checkpoints import KEPT_BEST
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.space import SearchSpace
-from wmlsearch.tracking.sync import default_uri
+from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.search_plan import SearchRequest
 from wmlsearch.workflows.train import TrainRequest, train

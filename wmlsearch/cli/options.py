@@ -283,9 +283,9 @@ def show_report_path(search: SearchDir) -> None:
 
 def show_next_steps(outcome: Outcome, mlflow_uri: str | None) -> None:
     """Print where the results of a search or training are, and the commands that come next."""
-    from wmlsearch.report.commands import resume_command, resume_note
     from wmlsearch.runs.folders import SearchDir, folder_of_all_runs
     from wmlsearch.runs.wording import DEFAULT_OUT, command, run_words
+    from wmlsearch.workflows.resume_command import resume_command, resume_note
 
     uri = uri_words(mlflow_uri)
     if isinstance(outcome.run, SearchDir) and outcome.interrupted:

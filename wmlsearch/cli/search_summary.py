@@ -8,13 +8,13 @@ from wmlsearch.cli.forecast_tables import forecast_comparison
 from wmlsearch.cli.leaderboard_tables import leaderboard_table
 from wmlsearch.cli.verdict_tables import final_runs_table, show_verdict
 from wmlsearch.config import OBJECTIVES
-from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.folders import AnyDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.liveness import ALIVE, GONE, SILENT, Liveness, clock
 from wmlsearch.runs.schema import BAD, RUNNING, UNFINISHED
 from wmlsearch.runs.wording import last_line, plural
 from wmlsearch.verdict.wording import optimistic_note
+from wmlsearch.workflows.resume_command import resume_command, resume_note
 from wmlsearch.workflows.search_lines import slots_in_words
 
 

@@ -30,9 +30,9 @@ def stop(name: str | None, out: Path, cluster: str | None) -> None:
 
         sys.exit(stop_on_cluster(cluster, name, options.say))
     from wmlsearch.cli.search_summary import state_in_words
-    from wmlsearch.report.commands import resume_command, resume_note
     from wmlsearch.runs.folders import find_search
     from wmlsearch.runs.schema import RUNNING
+    from wmlsearch.workflows.resume_command import resume_command, resume_note
 
     search = find_search(name, out)
     if not search.is_running():

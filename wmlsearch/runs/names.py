@@ -30,6 +30,9 @@ SELECTION_RUN, JUDGEMENT_RUN = "selection run", "judgement run"
 BASELINE, CHAMPION = "baseline", "champion"
 ROLES = (BASELINE, CHAMPION)  # kinds of exported models, and their aliases in MLflow's registry
 
+# Metrics of a run in MLflow: the Dice of the best epoch so far, and the models' Dice on the sealed test.
+BEST_DICE, TEST_DICE = "best_dice", "test_dice"
+
 EXPERIMENT = "wmlsearch"  # the MLflow experiment where --experiment is not given
 
 

@@ -22,14 +22,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmlsearch.data.certificate import OPTIMISTIC
 from wmlsearch.errors import InputError
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Verdict
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
-from wmlsearch.runs.names import PAPER, ROLES, SEARCH, TRIAL
+from wmlsearch.runs.names import BEST_DICE, PAPER, ROLES, SEARCH, TRIAL
 from wmlsearch.runs.objectives import candidate_value, dice_value
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import (
@@ -49,8 +48,8 @@ from wmlsearch.tracking.mlflow_patches import log_dict_to
 from wmlsearch.tracking.mlflow_runs import find_or_create_run, run_exists, single_run
 from wmlsearch.tracking.model_registry import MODEL, register
 from wmlsearch.tracking.problems import PROBLEM_FILE, forget, why, why_no_files
-from wmlsearch.tracking.ui_views import BEST, view_tag
-from wmlsearch.tracking.uri import sqlite_file, sqlite_uri
+from wmlsearch.tracking.ui_views import view_tag
+from wmlsearch.tracking.uri import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,11 +60,6 @@ MAX_TAG = 4000  # characters of a reason or traceback that are sent
 REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")  # errors that a retry repeats
 MAX_ERRORS = 10  # runs that MLflow fails on, though it answers, before a sync gives up
 CERTIFICATE = "split_certificate.json"
-
-
-def default_uri(out: Path) -> str:
-    """Return the URI of the MLflow store beside the run folders: a SQLite file."""
-    return sqlite_uri(out.resolve() / "mlflow.db")
 
 
 def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
@@ -319,7 +313,7 @@ def _open_root(
 
 
 def _epoch_metrics(rows: Sequence[EpochRow], sent: int, objective: str) -> list[Metric]:
-    """Return the metrics of all epochs after the first `sent`, and BEST at each epoch that was the best so far."""
+    """Return the metrics of all epochs after the first `sent`, and BEST_DICE at each epoch that was the best so far."""
     from mlflow.entities import Metric
 
     metrics = [
@@ -336,7 +330,7 @@ def _epoch_metrics(rows: Sequence[EpochRow], sent: int, objective: str) -> list[
         best = value
         dice = dice_value(row, objective)
         if place >= sent and dice is not None:
-            metrics.append(Metric(BEST, float(dice), int(row.time * 1000), row.epoch))
+            metrics.append(Metric(BEST_DICE, float(dice), int(row.time * 1000), row.epoch))
     return metrics
 
 

@@ -10,9 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from wmlsearch.runs.names import BEST_DICE, TEST_DICE
 from wmlsearch.tracking.mlflow_patches import MAX_EXPERIMENT_TAG, SHARED_VIEW_TAG
-
-BEST, TEST = "best_dice", "test_dice"
 
 
 def view_tag(search: str, parameters: Sequence[str], objective: str) -> tuple[str, str]:
@@ -21,16 +20,16 @@ def view_tag(search: str, parameters: Sequence[str], objective: str) -> tuple[st
     The table shows the search's runs, best first, with state, scores and the searched `parameters`; the charts show
     parallel coordinates of the trials, the `objective` by epoch, and scores.
     """
-    columns = ["attributes.`Duration`", f"metrics.`{BEST}`", f"metrics.`{TEST}`"]
+    columns = ["attributes.`Duration`", f"metrics.`{BEST_DICE}`", f"metrics.`{TEST_DICE}`"]
     columns += [*(f"params.`{name}`" for name in parameters), "tags.`kind`", "tags.`state`"]
     section = {"uuid": f"{search}-section", "name": search, "display": True, "isReordered": False, "deleted": False}
     charts: list[dict[str, Any]] = [
-        {"type": "PARALLEL", "selectedParams": list(parameters), "selectedMetrics": [BEST], "showAllRuns": True,
+        {"type": "PARALLEL", "selectedParams": list(parameters), "selectedMetrics": [BEST_DICE], "showAllRuns": True,
          "displayName": "Trials: hyperparameters and best_dice"},
         {"type": "LINE", "metricKey": objective, "selectedMetricKeys": [objective], "xAxisKey": "step",
          "lineSmoothness": 0, "scaleType": "linear", "displayName": f"{objective} by epoch"},
-        {"type": "BAR", "metricKey": BEST, "displayName": "best_dice"},
-        {"type": "BAR", "metricKey": TEST, "displayName": "test_dice: sealed test patients"},
+        {"type": "BAR", "metricKey": BEST_DICE, "displayName": "best_dice"},
+        {"type": "BAR", "metricKey": TEST_DICE, "displayName": "test_dice: sealed test patients"},
     ]  # fmt: skip
     common: dict[str, Any] = {
         "runsCountToCompare": 100,
@@ -40,7 +39,7 @@ def view_tag(search: str, parameters: Sequence[str], objective: str) -> tuple[st
     }
     state: dict[str, Any] = {
         "searchFilter": f"tags.search = '{search}'",
-        "orderByKey": f"metrics.`{BEST}`",
+        "orderByKey": f"metrics.`{BEST_DICE}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",

@@ -1,4 +1,4 @@
-"""Check the URI of an MLflow store before anything runs for it."""
+"""The URI of an MLflow store: the default, and checks before anything runs for it."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def check_uri(uri: str) -> None:
             f"{shown}: {fault}; give --mlflow-uri (or MLFLOW_TRACKING_URI) a server or a database, "
             "such as http://127.0.0.1:5000 or sqlite:///PATH/mlflow.db"
         )
+
+
+def default_uri(out: Path) -> str:
+    """Return the URI of the MLflow store beside the run folders: a SQLite file."""
+    return sqlite_uri(out.resolve() / "mlflow.db")
 
 
 def sqlite_uri(path: Path) -> str:

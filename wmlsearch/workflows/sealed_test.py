@@ -14,18 +14,17 @@ from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import HERE, Predictions
 from wmlsearch.inference.trained_model import TrainedModel
-from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir, parent_search
 from wmlsearch.runs.leaderboard import leaderboard
-from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
+from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, TEST_DICE
 from wmlsearch.runs.objectives import cut_off_by_budget
 from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import command, plural
-from wmlsearch.tracking.ui_views import TEST
 from wmlsearch.verdict.comparison import judge, unit_means
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.wording import RATIOS
+from wmlsearch.workflows.resume_command import resume_command
 
 
 def evaluate_search(
@@ -96,7 +95,7 @@ def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
                     metrics[f"test_{short}_{name}{end}_sd"] = statistics.stdev(values)
     means = [value for value in unit_means(evaluation, role, "dice").values() if value is not None]
     if means:
-        metrics[TEST] = statistics.fmean(means)
+        metrics[TEST_DICE] = statistics.fmean(means)
     units = [unit for member in members for unit in member.scope(evaluation.scope).units]
     lesion_free = [unit for unit in units if not unit.has_lesions]
     if lesion_free and evaluation.unit == "patients":
@@ -107,7 +106,7 @@ def metrics_of(evaluation: Evaluation, role: str) -> dict[str, float]:
             metrics["test_lesion_free_ml"] = statistics.fmean(volumes)
     dices = [unit.dice for unit in ensemble.scope(evaluation.scope).units] if ensemble else []
     if defined := [dice for dice in dices if dice is not None]:
-        metrics[f"{TEST}_ensemble"] = statistics.fmean(defined)
+        metrics[f"{TEST_DICE}_ensemble"] = statistics.fmean(defined)
     return metrics
 
 

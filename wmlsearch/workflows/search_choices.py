@@ -68,8 +68,7 @@ def notes(settings: RunSettings, warm_start: bool) -> list[str]:
 
 def store_uri(out: Path, given: str | None) -> str:
     """Return the URI of the MLflow store: the given one, or that beside the runs. Raises InputError."""
-    from wmlsearch.tracking.sync import default_uri
-    from wmlsearch.tracking.uri import check_uri, usual_form
+    from wmlsearch.tracking.uri import check_uri, default_uri, usual_form
 
     uri = given or default_uri(out)
     if given or out.is_dir():

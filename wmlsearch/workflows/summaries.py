@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmlsearch.report.commands import resume_command
 from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, leaderboard
 from wmlsearch.runs.liveness import GONE, Liveness
 from wmlsearch.runs.names import SEARCH, TRAIN
 from wmlsearch.runs.objectives import best_epoch
 from wmlsearch.runs.schema import RUNNING, UNFINISHED
+from wmlsearch.workflows.resume_command import resume_command
 
 FORMAT = 1
 

@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from wmlsearch.report.commands import resume_command, resume_note
 from wmlsearch.runs.early_end import EarlyEnd
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.interrupts import interrupt
@@ -26,6 +25,7 @@ from wmlsearch.workflows.preflight import (
     read_earlier_trials,
 )
 from wmlsearch.workflows.provenance import search_record
+from wmlsearch.workflows.resume_command import resume_command, resume_note
 from wmlsearch.workflows.run_search import record_broken_end, run_search
 from wmlsearch.workflows.search_plan import ResumeRequest, SearchPlan, SearchRequest
 from wmlsearch.workflows.stored_search import NO_STORAGE, StoredSearch, stored_search
