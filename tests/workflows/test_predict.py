@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,6 +65,8 @@ def flairs(raw: Path, tmp_path: Path) -> Path:
         new = nib.Nifti1Image(data if name == "01" else data[..., None], turned.affine)
         new.set_sform(turned.affine, 4)
         new.set_qform(turned.affine, 1)
+        new.header["descrip"], new.header["db_name"], new.header["aux_file"] = b"Jane Doe", b"Doe", b"Doe"
+        new.header["intent_name"] = b"Jane Doe"
         new.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
         new.to_filename(folder / f"{name}.nii.gz")
     return folder
@@ -102,6 +105,7 @@ def test_volumes_on_their_own_grid(say: Say, flairs: Path, searched: SearchDir) 
             assert (image.header["sform_code"], image.header["qform_code"]) == (4, 1)
             assert image.get_data_dtype() == kind
             assert not image.header.extensions
+            assert b"Doe" not in image.header.binaryblock
         wanted = predict([model], Source("", "", flairs, (flairs / f"{stem}.nii.gz",)))
         assert np.array_equal(np.asarray(mask.dataobj).reshape(wanted.mask.shape), wanted.mask)
         assert np.array_equal(np.asarray(likely.dataobj).reshape(wanted.mask.shape), wanted.probabilities)
@@ -289,6 +293,56 @@ def test_results_so_far_are_kept(say: Say, flairs: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in Path("found").iterdir()) == [
         "01_mask.nii.gz", "01_overlay.png", "01_probability.nii.gz", "lesions.csv",
     ]  # fmt: skip
+
+
+def test_a_second_process_in_the_same_folder_is_refused(
+    say: Say, flairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins after the first has looked at the folder, and before that has written anything."""
+    from wmlsearch.workflows import predict as predict_workflow
+
+    seconds = list[str]()
+
+    def meanwhile(models: Any, source: Source, *more: Any) -> Any:
+        if not seconds:
+            with monkeypatch.context() as patch:
+                patch.setattr(predict_workflow, "predict", predict)
+                seconds.append(refused(say("predict", "s", "in/02.nii.gz", "--single", "--out", "found")))
+        return predict(models, source, *more)
+
+    monkeypatch.setattr(predict_workflow, "predict", meanwhile)
+    assert say("predict", "s", "in/01.nii.gz", "--single", "--out", "found").exit_code == 0
+    assert seconds == [
+        "--out found: has lesions.csv already, and nothing is overwritten; name another folder, or delete them"
+    ]
+    assert [row["input"] for row in table(Path("found"))] == ["in/01.nii.gz"]
+    assert not Path("found/02_mask.nii.gz").exists()
+
+
+def test_no_table_is_left_where_nothing_was_predicted(say: Say, flairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wmlsearch.workflows.predict.predict", fails)
+        assert say("predict", "s", "in", "--single", "--out", "found").exit_code == 130
+    assert not list(Path("found").iterdir())
+    assert say("predict", "s", "in/01.nii.gz", "--single", "--out", "found").exit_code == 0
+
+
+def test_the_longest_names(say: Say, flairs: Path) -> None:
+    """`NAME_probability.nii.gz` may have as many bytes as the file system takes, and no more."""
+    limit = os.pathconf(".", "PC_NAME_MAX") - len("_probability.nii.gz")
+    fits, too_long = "ä" * (limit // 2) + "a" * (limit % 2), "a" * (limit + 1)
+    for name in (fits, too_long):
+        shutil.copy(flairs / "01.nii.gz", f"{name}.nii.gz")
+    assert say("predict", "s", f"{fits}.nii.gz", "--single", "--out", "found").exit_code == 0
+    assert Path("found", f"{fits}_probability.nii.gz").exists()
+    assert refused(say("predict", "s", f"{too_long}.nii.gz", "--out", "other")) == (
+        f"{too_long}.nii.gz: the name of its result {too_long}_probability.nii.gz has 256 bytes, and {Path.cwd()} "
+        "takes names of at most 255; give the image a name that is 1 byte shorter"
+    )
+    assert not Path("other").exists()
 
 
 # -- which model

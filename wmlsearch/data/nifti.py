@@ -306,6 +306,13 @@ def _voxels(source: Source, path: Path, image: Any) -> Array:
         raise unreadable(source.name(path), path, error) from None
 
 
+def clear_text(header: Any) -> None:
+    """Empty the text fields of a NIfTI header, such as `descrip`, which may identify the patient."""
+    for name in header.template_dtype.names:
+        if header.template_dtype[name].kind == "S" and name != "magic":  # the magic number identifies NIfTI
+            header[name] = b""
+
+
 def copy_without_text(path: Path, target: Path) -> None:
     """Copy a NIfTI file without the text and the extensions of its header, which may identify the patient.
 
@@ -314,9 +321,7 @@ def copy_without_text(path: Path, target: Path) -> None:
     header_class: Any = type(nib.load(path)).header_class
     with gzip.open(path) if _is_gzip(path) else path.open("rb") as file, target.open("wb") as raw_target:
         header = header_class.from_fileobj(file)
-        for name in header.template_dtype.names:
-            if header.template_dtype[name].kind == "S" and name != "magic":  # the magic number identifies NIfTI
-                header[name] = b""
+        clear_text(header)
         voxel_offset = int(header.get_data_offset())
         file.seek(voxel_offset)
         remaining = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize

@@ -10,11 +10,11 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.errors import InputError
 from wmlsearch.inference.export import ExportedModel
 from wmlsearch.inference.inputs import InputImage, find_images
-from wmlsearch.inference.lesion_table import LESION_TABLE, LesionRow, lesion_csv
+from wmlsearch.inference.lesion_table import LesionRow, lesion_csv
 from wmlsearch.inference.postprocessing import label_lesions
 from wmlsearch.inference.predictor import Prediction, predict
 from wmlsearch.inference.preprocessing import Preprocessing, picture_geometries
-from wmlsearch.inference.result_files import check_nothing_overwritten, write_result_files
+from wmlsearch.inference.result_files import check_nothing_overwritten, new_table, write_result_files
 from wmlsearch.inference.trained_model import TrainedModel, common_preprocessing
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.progress import Progress
@@ -63,18 +63,18 @@ def predict_files(
     for text in (*inputs.notes, *_notes_on_volumes(images, patient_pattern)):
         note(text)
     geometries = _check_images(model, images, progress, nan_background)
-    out.mkdir(parents=True, exist_ok=True)
     rows: list[LesionRow] = []
-    progress("predicting", 0, len(images))
-    for done, (image, geometry) in enumerate(zip(images, geometries, strict=True), 1):
-        predicted = predict_image(model, image, threshold, geometry=geometry)
-        rows.append(replace(predicted.row, mask="" if ensemble else image.mask_file))
-        if ensemble:
-            predicted = predict_image(model, image, threshold, ensemble=True, geometry=geometry)
-            rows.append(predicted.row)
-        write_result_files(image, predicted.prediction, out)
-        write_text(out / LESION_TABLE, lesion_csv(rows))
-        progress("predicting", done, len(images))
+    with new_table(out) as table:
+        progress("predicting", 0, len(images))
+        for done, (image, geometry) in enumerate(zip(images, geometries, strict=True), 1):
+            predicted = predict_image(model, image, threshold, geometry=geometry)
+            rows.append(replace(predicted.row, mask="" if ensemble else image.mask_file))
+            if ensemble:
+                predicted = predict_image(model, image, threshold, ensemble=True, geometry=geometry)
+                rows.append(predicted.row)
+            write_result_files(image, predicted.prediction, out)
+            write_text(table, lesion_csv(rows))
+            progress("predicting", done, len(images))
     return rows
 
 
