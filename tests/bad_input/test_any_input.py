@@ -23,7 +23,7 @@ from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.runs.checks import check
+from wmlsearch.runs.checks import validate_folder
 from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.space import SearchSpace
@@ -218,7 +218,7 @@ def test_any_value_in_any_file_of_a_search(
     path.write_text("\n".join([text, *lines[1:], ""]))
     try:
         with taken_or_refused(10**6):
-            check(SearchDir(copy))
+            validate_folder(SearchDir(copy))
             show_search(console(), SearchDir(copy))
     finally:
         path.unlink()

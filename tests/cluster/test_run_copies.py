@@ -29,7 +29,7 @@ from wmlsearch.cluster.run_copies import (
 )
 from wmlsearch.cluster.storage import Storage
 from wmlsearch.errors import InputError
-from wmlsearch.runs.checks import check
+from wmlsearch.runs.checks import validate_folder
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import GOOD, EpochRow
 
@@ -73,7 +73,7 @@ def content(search: SearchDir) -> dict[str, bytes]:
 
 def fetched(storage: str, target: Path) -> dict[str, bytes]:
     copy = fetch_search(storage, "s", target)
-    check(copy)
+    validate_folder(copy)
     return content(copy)
 
 

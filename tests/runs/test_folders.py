@@ -28,7 +28,7 @@ from wmlsearch.runs.files import (
     write_bytes,
     write_json,
 )
-from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, every, find, mark_dead_runs
+from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, find_run, list_runs, mark_dead_runs
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.schema import MlflowLedger, RunStatus
@@ -314,11 +314,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "runs"
-    assert refusal(lambda: find(None, out)) == (
+    assert refusal(lambda: find_run(None, out)) == (
         f"{out}: has no search or run; start one with `wmlsearch tune`, or give --out"
     )
     assert (
-        refusal(lambda: find("x", out))
+        refusal(lambda: find_run("x", out))
         == f"x: no search or run of this name in {out} (it has: none), and not a path to one"
     )
     clock = iter(range(100))
@@ -329,22 +329,22 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     (out / "phantom").mkdir()  # no run
     (out / "mlflow.db").touch()
     SearchDir.create(out / ".zebra.12.partial", search_record())  # that is being copied
-    assert every(out) == [run, search]
-    assert find(None, out) == run  # the latest
+    assert list_runs(out) == [run, search]
+    assert find_run(None, out) == run  # the latest
     (config := run.file("record")).write_text(json.dumps({**json.loads(config.read_text()), "settings": {}}))
-    assert find(None, out) == run, "a record that is not valid is the latest one still"
-    assert find("zebra", out) == search
-    assert isinstance(find("zebra", out), SearchDir)
-    assert find("apple", out) == run
-    assert find(str(search.path), tmp_path / "elsewhere") == search
-    assert find("zebra/trials/0000", out) == trial
+    assert find_run(None, out) == run, "a record that is not valid is the latest one still"
+    assert find_run("zebra", out) == search
+    assert isinstance(find_run("zebra", out), SearchDir)
+    assert find_run("apple", out) == run
+    assert find_run(str(search.path), tmp_path / "elsewhere") == search
+    assert find_run("zebra/trials/0000", out) == trial
     monkeypatch.chdir(out)
-    assert find("zebra", tmp_path).path == Path("zebra")
+    assert find_run("zebra", tmp_path).path == Path("zebra")
     for inside, name in ((search.path, "."), (search.path / "trials", ".."), (out, "zebra/trials/..")):
         monkeypatch.chdir(inside)
-        assert find(name, out) == search, "the path that it stands for, which ends in the name of the search"
+        assert find_run(name, out) == search, "the path that it stands for, which ends in the name of the search"
     monkeypatch.chdir(tmp_path)
-    assert refusal(lambda: find("zebr", out)) == (
+    assert refusal(lambda: find_run("zebr", out)) == (
         f"zebr: no search or run of this name in {out} (it has: zebra, apple), and not a path to one"
     )
 
@@ -404,7 +404,7 @@ def test_folders_of_other_users_are_passed_over(tmp_path: Path, monkeypatch: pyt
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", is_file_if_readable)
-    assert every(tmp_path) == [made]
+    assert list_runs(tmp_path) == [made]
 
 
 def test_an_empty_folder_is_filled_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

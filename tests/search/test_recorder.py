@@ -9,7 +9,7 @@ from records import search_record
 
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings
-from wmlsearch.runs.checks import check
+from wmlsearch.runs.checks import validate_folder
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoints import CheckpointRetention
@@ -29,7 +29,7 @@ def test_a_space_of_an_older_version_that_contradicts_itself_ends_the_trials_wit
     settings = RunSettings(trials=20, baseline=False, forecast=False, portfolio=0)
     about = {"settings": settings.model_dump(), "space": {"source": "s", "values": values}}
     search = SearchDir.create(tmp_path / "s", search_record(about))
-    check(search)
+    validate_folder(search)
     space, budget = search.record().space.space(), Budget(search, settings, Slots(1, 1, 1, 0.0))
     recorder = Recorder(
         search,

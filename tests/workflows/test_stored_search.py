@@ -16,7 +16,7 @@ from wmlsearch.cluster.storage import Storage
 from wmlsearch.cluster.transfer import fingerprint_of, upload_data
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
-from wmlsearch.runs.folders import RunDir, SearchDir, every
+from wmlsearch.runs.folders import RunDir, SearchDir, list_runs
 from wmlsearch.runs.schema import MlflowLedger
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.search_plan import ResumeRequest
@@ -136,7 +136,7 @@ def test_a_process_that_is_killed_while_it_reads_the_copy_leaves_the_folder(
 
     def look(place: Storage, name: str) -> bytes | None:
         if name.endswith(".pack"):
-            seen.append(sorted(run.path for run in every(tmp_path / "runs")))
+            seen.append(sorted(run.path for run in list_runs(tmp_path / "runs")))
         return download(place, name)
 
     killed = tmp_path / "runs" / ".s.newer" / "s"

@@ -15,7 +15,7 @@ from wmlsearch.api.keywords import RUNS, AnyPath, BudgetKeywords, Say, SettingKe
 from wmlsearch.api.wording import raises_in_python, says_in_python
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.report.tables import epoch_rows, final_run_rows, trial_rows
-from wmlsearch.runs.checks import check, open_search
+from wmlsearch.runs.checks import open_search, validate_folder
 from wmlsearch.runs.early_end import EndCause
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
@@ -271,7 +271,7 @@ def resume(
     name = str(search.path if isinstance(search, Search) else Path(search))
     with search_to_resume(name, runs, placement.storage, say) as stored:
         folder = stored.search
-        check(folder)
+        validate_folder(folder)
         store = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
         check_store_of_resumed(folder, store)
         record = folder.record()

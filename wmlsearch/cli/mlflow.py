@@ -35,19 +35,19 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     Example: wmlsearch sync search-20261123-201512 --mlflow-uri http://127.0.0.1:5000
     """
     from wmlsearch.cli.console import console, progress_bar
-    from wmlsearch.runs.checks import check
+    from wmlsearch.runs.checks import validate_folder
     from wmlsearch.runs.copied_folders import by_key, check_latest
-    from wmlsearch.runs.folders import created, every, find, mark_dead_runs
+    from wmlsearch.runs.folders import creation_time, find_run, list_runs, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.client import answers
     from wmlsearch.tracking.experiments import experiment_name
     from wmlsearch.tracking.sync import sync as sync_run
 
     if name:
-        runs = [find(name, out)]
+        runs = [find_run(name, out)]
         check_latest(runs[0])
     else:
-        copied = by_key(sorted(every(out), key=created) or [find(None, out)])
+        copied = by_key(sorted(list_runs(out), key=creation_time) or [find_run(None, out)])
         runs = [each.latest for each in copied]
         for each in copied:
             for other in each.others:
@@ -64,7 +64,7 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     with bar:
         for number, run in enumerate(runs, start=1):
             try:
-                check(run)
+                validate_folder(run)
                 mark_dead_runs(run)
                 sent[run.name] = sync_run(run, uri, experiment)
                 if experiment is not None and (kept := experiment_name(uri, run)) != experiment:
@@ -147,13 +147,13 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
 
 def _page(uri: str, out: Path) -> str:
     """Return the path of the UI's page of the latest search that this store has, else of all runs, else ""."""
-    from wmlsearch.runs.folders import SearchDir, created, every
+    from wmlsearch.runs.folders import SearchDir, creation_time, list_runs
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.experiments import active_experiments
     from wmlsearch.tracking.mlflow_patches import SHARED_VIEW_TAG, view_path
     from wmlsearch.tracking.problems import why
 
-    runs = sorted(every(out), key=created, reverse=True)
+    runs = sorted(list_runs(out), key=creation_time, reverse=True)
     try:
         experiments = active_experiments(uri, runs)
     except Exception as error:  # whatever the server raises

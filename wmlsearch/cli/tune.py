@@ -280,7 +280,7 @@ def _resume(
     """Run the rest of a search, here or on a cluster. Exits with status 0 if there is none."""
     from wmlsearch.cli.console import console
     from wmlsearch.cli.live_display import SearchDisplay
-    from wmlsearch.runs.checks import check
+    from wmlsearch.runs.checks import validate_folder
     from wmlsearch.runs.process import end_this_process
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.stored_search import search_to_resume
@@ -297,7 +297,7 @@ def _resume(
         sys.exit(resume_on_cluster(cluster, argv, data, name, out, storage, options.say, of_environment))
     with search_to_resume(name, out, placement.storage, options.say) as stored:
         search = stored.search
-        check(search)
+        validate_folder(search)
         uri = options.uri_beside(search, mlflow_uri)
         request = _request_to_resume(data, placement, uri, mlflow_uri, stored)
         request = dataclasses.replace(request, on_end=on_end)

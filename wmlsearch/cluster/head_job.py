@@ -28,7 +28,7 @@ from wmlsearch.cluster.transfer import fetch_data, is_fetched
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import StorageError
-from wmlsearch.runs.folders import SearchDir, created
+from wmlsearch.runs.folders import SearchDir, creation_time
 
 HOME = Path("~/wmlsearch-head").expanduser()
 REQUEST = "request.json"
@@ -139,7 +139,9 @@ def stop(search: SearchDir) -> None:
 
 def report(request: HeadRequest) -> HeadReport:
     """Return how a search stands; for "report", show it, and gather its results if it has ended."""
-    searches = sorted((SearchDir(path) for path in (HOME / "runs").iterdir() if SearchDir(path).exists()), key=created)
+    searches = sorted(
+        (SearchDir(path) for path in (HOME / "runs").iterdir() if SearchDir(path).exists()), key=creation_time
+    )
     answer = HeadReport(name=request.name or "", names=[search.name for search in searches])
     answer.has_storage = bool(os.environ.get("WMLSEARCH_STORAGE"))
     if request.fingerprint is not None:
@@ -163,7 +165,7 @@ def _latest(request: HeadRequest, searches: Sequence[SearchDir]) -> str:
         request: The request, which names the latest job.
         searches: The searches with a folder, the latest last.
     """
-    if request.latest_job and (not searches or created(searches[-1]) < request.latest_job_started):
+    if request.latest_job and (not searches or creation_time(searches[-1]) < request.latest_job_started):
         return request.latest_job  # it has no folder yet, or is resumed
     return searches[-1].name if searches else ""
 

@@ -6,27 +6,27 @@ from pathlib import Path
 
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import read_lines
-from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, find, find_search
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, find_run, find_search
 from wmlsearch.runs.names import ROLES
 from wmlsearch.runs.schema import EpochLine, check_lines
 from wmlsearch.space import SearchSpace
 
 
 def open_run(name: str | None, out: Path) -> AnyDir:
-    """Return a search or run as `folders.find` does, and check its files. Raises InputError."""
-    run = find(name, out)
-    check(run)
+    """Return a search or run as `folders.find_run` does, and check its files. Raises InputError."""
+    run = find_run(name, out)
+    validate_folder(run)
     return run
 
 
 def open_search(name: str | None, out: Path) -> SearchDir:
     """Return a search as `folders.find_search` does, and check its files. Raises InputError."""
     search = find_search(name, out)
-    check(search)
+    validate_folder(search)
     return search
 
 
-def check(run: AnyDir) -> None:
+def validate_folder(run: AnyDir) -> None:
     """Read every file of a search or run, and of all runs below a search. Raises InputError that names the file."""
     record = run.record()
     run.status()
@@ -47,4 +47,4 @@ def check(run: AnyDir) -> None:
         if not trial.name.isdecimal() or run.trial(int(trial.name)) != trial:
             raise InputError(f"{trial.path}: a trial's folder is named by its number (0000, 0001, ...); move it away")
     for part in run.all_runs():
-        check(part)
+        validate_folder(part)

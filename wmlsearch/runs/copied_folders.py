@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmlsearch.errors import InputError
-from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, every
+from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir, list_runs
 from wmlsearch.runs.liveness import Liveness
 from wmlsearch.runs.wording import command, run_words
 
@@ -54,7 +54,7 @@ def by_key(runs: Sequence[AnyDir]) -> list[CopiedRun]:
 
 def check_latest(run: AnyDir) -> None:
     """Refuse a folder beside which another one has come further with the same run. Raises InputError."""
-    for copied in by_key(every(run.path.parent)):
+    for copied in by_key(list_runs(run.path.parent)):
         if run.path.name in [other.path.name for other in copied.others]:
             raise InputError(
                 f"{run.path}: is a copy of {copied.latest.path} and has nothing newer, and MLflow has one run of both; "

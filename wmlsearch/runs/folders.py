@@ -425,19 +425,19 @@ def check_new(path: Path) -> None:
         raise InputError(f"{path}: cannot be created, because {above} {what}; choose another --out")
 
 
-def find(name: str | None, out: Path) -> AnyDir:
+def find_run(name: str | None, out: Path) -> AnyDir:
     """Return a search or run by its name in `out`, by its path, or the latest one in `out`. Raises InputError."""
-    runs = every(out)
+    runs = list_runs(out)
     if name is None:
         if not runs:
             raise InputError(f"{out}: has no search or run; start one with `wmlsearch tune`, or give --out")
-        return max(runs, key=created)
+        return max(runs, key=creation_time)
     for path in (with_name(out / name), with_name(Path(name))):
         if (path / "search.json").is_file():
             return SearchDir(path)
         if (path / "config.json").is_file():
             return RunDir(path)
-    names = ", ".join(run.name for run in sorted(runs, key=created)) or "none"
+    names = ", ".join(run.name for run in sorted(runs, key=creation_time)) or "none"
     raise InputError(f"{name}: no search or run of this name in {out} (it has: {names}), and not a path to one")
 
 
@@ -456,7 +456,7 @@ def folder_of_all_runs(run: AnyDir) -> Path:
     return with_name(parent_search(run).path).parent
 
 
-def created(run: AnyDir) -> float:
+def creation_time(run: AnyDir) -> float:
     """Return when a run was created, Unix seconds. Of a damaged folder: when it was changed.
 
     The record is not validated: another run's fault must not change the order in which runs are found.
@@ -469,14 +469,14 @@ def created(run: AnyDir) -> float:
 
 
 def find_search(name: str | None, out: Path) -> SearchDir:
-    """Return a search as `find` does. Raises InputError if it is a training."""
-    search = find(name, out)
+    """Return a search as `find_run` does. Raises InputError if it is a training."""
+    search = find_run(name, out)
     if not isinstance(search, SearchDir):
         raise InputError(f"{search.path}: is a training, not a search")
     return search
 
 
-def every(out: Path) -> list[AnyDir]:
+def list_runs(out: Path) -> list[AnyDir]:
     """Return all searches and runs directly below `out`, sorted by name.
 
     Hidden folders are not complete yet. Folders that only other users may read, such as `lost+found`, are passed over.

@@ -9,7 +9,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
 from wmlsearch.runs.copied_folders import by_key
 from wmlsearch.runs.evaluation import ConfigurationClaim
-from wmlsearch.runs.folders import SearchDir, every
+from wmlsearch.runs.folders import SearchDir, list_runs
 from wmlsearch.runs.wording import plural
 from wmlsearch.verdict.power import ASSUMED, Spread, detectable
 from wmlsearch.verdict.statistics import MIN_PATIENTS, MIN_RUNS, POWER
@@ -55,7 +55,7 @@ def expected_power(settings: RunSettings, manifest: Manifest, out: Path) -> str:
 def _earlier_claims(fingerprint: str, out: Path) -> list[ConfigurationClaim]:
     """Return claim (a) of each search in a folder that used these data and knows how much results vary."""
     claims = []
-    for search in (copied.latest for copied in by_key(every(out))):
+    for search in (copied.latest for copied in by_key(list_runs(out))):
         if not isinstance(search, SearchDir):
             continue
         try:
