@@ -138,26 +138,26 @@ class SearchSpace:
 
     def active_values(self, config: TrialConfig) -> dict[str, Value]:
         """Return a configuration's values of the active dimensions, from which `config` builds it."""
-        whole = config.model_dump()
-        return {name: whole[name] for name, dimension in self.dimensions.items() if dimension.active(whole)}
+        configured = config.model_dump()
+        return {name: configured[name] for name, dimension in self.dimensions.items() if dimension.active(configured)}
 
     def mismatches(self, config: TrialConfig) -> list[str]:
         """Return why `config` is not in this space, one line for each hyperparameter; none if it is."""
-        whole, reasons = config.model_dump(), []
+        configured, reasons = config.model_dump(), []
         for name, value in self.defaults.items():
             dimension = self.dimensions.get(name)
-            if dimension is None or not dimension.active(whole):
-                if whole[name] != value and _has_effect(name, whole):
-                    reasons.append(f"{name} is fixed at {value}, not {whole[name]}")
-            elif whole[name] not in dimension.domain:
-                reasons.append(f"{name}={whole[name]} is not in {describe(dimension.domain)}")
+            if dimension is None or not dimension.active(configured):
+                if configured[name] != value and _has_effect(name, configured):
+                    reasons.append(f"{name} is fixed at {value}, not {configured[name]}")
+            elif configured[name] not in dimension.domain:
+                reasons.append(f"{name}={configured[name]} is not in {describe(dimension.domain)}")
         return reasons
 
     def without(self, name: str, value: Value) -> SearchSpace:
         """Return this space without one of the choices of a hyperparameter."""
         entries = self.to_mapping()
-        left = [choice for choice in entries[name]["choices"] if choice != value]
-        entries[name] = {**entries[name], "choices": left} if len(left) > 1 else left[0]
+        choices = [choice for choice in entries[name]["choices"] if choice != value]
+        entries[name] = {**entries[name], "choices": choices} if len(choices) > 1 else choices[0]
         return SearchSpace.from_mapping(entries, self.source)
 
     def with_lower_bound(self, name: str, low: int) -> SearchSpace:
@@ -450,9 +450,12 @@ def _ranges_with_gaps(space: SearchSpace) -> list[str]:
 def _check_min_learning_rate(space: SearchSpace) -> None:
     """Refuse a space with a configuration whose `min_learning_rate` is above its learning rate. Raises InputError."""
     _, schedules = _NEEDED["min_learning_rate"]
-    for together in _values_together(space, ("schedule", "learning_rate", "min_learning_rate")):
-        lowest, highest_minimum = min(_numbers(together["learning_rate"])), max(_numbers(together["min_learning_rate"]))
-        if highest_minimum <= lowest or not any(schedule in schedules for schedule in together["schedule"]):
+    for values_of in _values_together(space, ("schedule", "learning_rate", "min_learning_rate")):
+        lowest, highest_minimum = (
+            min(_numbers(values_of["learning_rate"])),
+            max(_numbers(values_of["min_learning_rate"])),
+        )
+        if highest_minimum <= lowest or not any(schedule in schedules for schedule in values_of["schedule"]):
             continue
         advice = "lower one or raise the other"
         for name, value in (("learning_rate", lowest), ("min_learning_rate", highest_minimum)):
@@ -503,8 +506,8 @@ def _cases(space: SearchSpace, names: Sequence[str]) -> Iterable[_Case]:
         for inactive, chosen in earlier:
             searched = name in space.dimensions and name not in inactive
             domain = space.dimensions[name].domain if searched else Choices((space.defaults[name],))
-            for more, values in _by_effect(domain, allowed).items():
-                cases[inactive | more, (*chosen, (name, values)) if name in names else chosen] = None
+            for made_inactive, values in _by_effect(domain, allowed).items():
+                cases[inactive | made_inactive, (*chosen, (name, values)) if name in names else chosen] = None
     return cases
 
 

@@ -147,8 +147,8 @@ def test_fewer_than_asked_are_announced() -> None:
     request: Any = SimpleNamespace(space=space, settings=RunSettings(portfolio=3))
     assert choose_first_trials(request, [], said.append) == []
     assert said == [  # not one of which nothing applies, so that all of it would be the sampler's
-        "note: 0 trials of --portfolio 3 can be from experience: the other recorded configurations are outside this "
-        "space, or the same in it"
+        "note: experience gives 0 configurations instead of the 3 of --portfolio: the other recorded configurations "
+        "are outside this space, or the same in it"
     ]
     by_default: Any = SimpleNamespace(space=space, settings=RunSettings())
     assert choose_first_trials(by_default, [], said.append) == []

@@ -94,8 +94,8 @@ class SearchDisplay:
             self.finals = final_runs_table(self.search)
         lines = self.lines
         has_estimate = lines.forecast or lines.ended > lines.ended_before
-        left = f"about {duration(lines.time_left_s())} left" if has_estimate else "the first trials are running"
-        self.bar.update(self.task, completed=lines.ended, description=left)
+        time_left = f"about {duration(lines.time_left_s())} left" if has_estimate else "the first trials are running"
+        self.bar.update(self.task, completed=lines.ended, description=time_left)
         epochs = self.settings.epochs
         trials = lines.board.running
         finals = [RunDir(path) for path, state in list(lines.final_states.items()) if state == RUNNING]

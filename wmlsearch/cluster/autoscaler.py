@@ -39,13 +39,15 @@ def machines_that_may_come(running: Sequence[Mapping[str, float]]) -> list[Mappi
     """
     groups, limit = _groups()
     groups = sorted(groups, key=lambda group: -group.resources.get("GPU", 0))
-    left = [group.max_count for group in groups]
+    remaining = [group.max_count for group in groups]
     for machine in running:  # of the first group of such machines that has one left
         for index, group in enumerate(groups):
-            if left[index] and all(machine.get(name, 0) == group.resources.get(name, 0) for name in ("CPU", "GPU")):
-                left[index] -= 1
+            if remaining[index] and all(
+                machine.get(name, 0) == group.resources.get(name, 0) for name in ("CPU", "GPU")
+            ):
+                remaining[index] -= 1
                 break
-    machines = [group.resources for group, count in zip(groups, left, strict=True) for _ in range(count)]
+    machines = [group.resources for group, count in zip(groups, remaining, strict=True) for _ in range(count)]
     return machines[: max(0, limit - len(running))]
 
 

@@ -408,10 +408,10 @@ def _wait_for_end(dashboard: Dashboard, job: SearchJob, has_folder: bool, say: S
     Its process gets a signal if there is no run folder, which it would find the request in. Otherwise it gets one after
     CLEAN_END_S: it has ended its search, or is just about to resume it.
     """
-    asked, wait_s = time.monotonic(), CLEAN_END_S if has_folder else 0.0
+    requested_at, wait_s = time.monotonic(), CLEAN_END_S if has_folder else 0.0
     announced = signalled = False
     while any(each.id == job.id and each.running for each in search_jobs(dashboard)):
-        waited = time.monotonic() - asked
+        waited = time.monotonic() - requested_at
         if not announced and waited >= min(wait_s, SAY_AFTER_S):
             announced = True
             if has_folder:

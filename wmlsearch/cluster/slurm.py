@@ -207,17 +207,17 @@ def machine(address: str) -> int:
         words = ray_start(address, folder, os.environ)
         environment = {**os.environ, **machine_variables(os.environ), "TMPDIR": str(files)}
         ray = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603
-        asked = threading.Event()
+        stop_requested = threading.Event()
 
         def end(*_: object) -> None:
-            asked.set()
+            stop_requested.set()
             ray.terminate()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, end)
         threading.Thread(target=lambda: end(sys.stdin.read()), daemon=True).start()
         status = ray.wait()
-        if asked.is_set():
+        if stop_requested.is_set():
             return 0
         log.seek(0)
         lines = log.read().decode(errors="replace").splitlines()[-15:]

@@ -76,16 +76,16 @@ class MaskRule:
             raise VolumeFault(
                 f"{name}: every voxel must be a finite number, but the mask has NaN or infinite ones; correct the mask"
             )
-        whole = _whole_labels(mask)
-        values, voxels = np.unique(whole, return_counts=True)
+        labels = _whole_labels(mask)
+        values, voxels = np.unique(labels, return_counts=True)
         limit = MAX_NAMED_LABELS if self.lesion_labels or self.ignore_labels else MAX_LABELS
         are_labels = len(values) <= limit and not (values % 1).any()
         is_ignored = np.isin(values, self.ignore_labels)
         if self.threshold is None:
             self._check_values(name, values, are_labels, self._lesion(values), is_ignored)
         of_labels = [(float(value), int(n)) for value, n in zip(values, voxels, strict=True) if value != 0]
-        ignored = np.isin(whole, self.ignore_labels) if is_ignored.any() else None
-        lesion = self._lesion(whole) if self.threshold is None else _above(mask, self.threshold)
+        ignored = np.isin(labels, self.ignore_labels) if is_ignored.any() else None
+        lesion = self._lesion(labels) if self.threshold is None else _above(mask, self.threshold)
         return LabelledMask(
             lesion=lesion if ignored is None else lesion & ~ignored,
             ignored=ignored,
@@ -185,8 +185,8 @@ def _whole_labels(mask: Array) -> Array:
     """
     if mask.dtype.kind != "f" or not mask.size or not (mask % 1).any() or np.abs(mask).max() < 0.5:
         return mask
-    whole = np.rint(mask)
-    return np.where(np.isclose(mask, whole, rtol=NEAR_LABEL[1], atol=NEAR_LABEL[0]), whole, mask)
+    rounded = np.rint(mask)
+    return np.where(np.isclose(mask, rounded, rtol=NEAR_LABEL[1], atol=NEAR_LABEL[0]), rounded, mask)
 
 
 def _above(mask: Array, threshold: float) -> Array:

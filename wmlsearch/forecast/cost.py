@@ -208,8 +208,8 @@ def _first_budget(settings: RunSettings, slots: Slots, times: _ExpectedTimes) ->
 
     limits = [(math.inf, "")]
     if settings.max_epochs_total is not None:
-        left = settings.max_epochs_total - settings.final_run_count * settings.epochs
-        limits.append((left, f"--max-epochs-total {settings.max_epochs_total}"))
+        epochs_of_trials = settings.max_epochs_total - settings.final_run_count * settings.epochs
+        limits.append((epochs_of_trials, f"--max-epochs-total {settings.max_epochs_total}"))
     if settings.max_hours is not None:
         left_s = max(0.0, 3600 * settings.max_hours - times.start_s - times.final_s)
         limits.append((epochs_within(left_s * slots.count), f"--max-hours {settings.max_hours:g}"))

@@ -111,9 +111,9 @@ def trials_that_fit(gpu_bytes: int, need_bytes: int, data_bytes: int) -> int:
         need_bytes: Peak memory of a trial.
         data_bytes: The data set, which each process holds.
     """
-    whole = gpu_bytes + CUDA_CONTEXT_BYTES
+    total_bytes = gpu_bytes + CUDA_CONTEXT_BYTES
     each = need_bytes + data_bytes + CUDA_CONTEXT_BYTES
-    return max((count for count in range(1, MAX_MEASURED + 1) if each <= share_of_gpu(count) * whole), default=1)
+    return max((count for count in range(1, MAX_MEASURED + 1) if each <= share_of_gpu(count) * total_bytes), default=1)
 
 
 def largest_configuration(space: SearchSpace, seed: int) -> TrialConfig:

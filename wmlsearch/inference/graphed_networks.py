@@ -47,11 +47,11 @@ class GraphedNetworks:
         """Return what is kept of a network. Graphs of networks that are gone, or have moved in memory, are dropped."""
         places = _places(unet)
         for network in list(self.networks):
-            of = network.unet()
-            if of is None or (of is unet and network.places != places):
+            captured = network.unet()
+            if captured is None or (captured is unet and network.places != places):
                 self.graphs.forget("prediction", network)
                 self.networks.remove(network)
-            elif of is unet:
+            elif captured is unet:
                 return network
         self.networks.append(_Network(unet, places, images))
         return self.networks[-1]

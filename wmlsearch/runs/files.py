@@ -122,9 +122,9 @@ def append(path: Path, lines: bytes) -> None:
 
 def write_all(file: RawIOBase, data: bytes) -> None:
     """Write to an unbuffered file: an almost full disk accepts a part, and raises OSError at the next write."""
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) or 0 :]
+    unwritten = memoryview(data)
+    while unwritten:
+        unwritten = unwritten[file.write(unwritten) or 0 :]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -228,9 +228,11 @@ class _Hold:
                 return False
             try:
                 with open(descriptor, "wb", buffering=0) as file:
-                    left = _Claim(self.process, self.token, lasting_inode(descriptor, self.path)).to_text().encode()
-                    while left:  # an almost full disk accepts a part, and raises at the next write
-                        left = left[file.write(left) :]
+                    unwritten = (
+                        _Claim(self.process, self.token, lasting_inode(descriptor, self.path)).to_text().encode()
+                    )
+                    while unwritten:  # an almost full disk accepts a part, and raises at the next write
+                        unwritten = unwritten[file.write(unwritten) :]
             except OSError:
                 with contextlib.suppress(OSError):
                     self.path.unlink()

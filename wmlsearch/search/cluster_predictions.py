@@ -111,17 +111,17 @@ class ClusterPredictions:
         """Return an actor on each slot that is free, and where there is none after `wait_s`, no actor."""
         actor: Any = ray.remote(_Networks)
         options = {"num_cpus": self.slots.cpus, "num_gpus": self.slots.gpus}
-        asked = {}
+        by_answer = {}
         for _ in range(self.count):
             one = actor.options(**options).remote(bool(self.slots.gpus), self.slots.cpus)
-            asked[one.is_ready.remote()] = one
-        end, ready, waiting = time.monotonic() + self.wait_s, list[Any](), list(asked)
-        while waiting and (left := end - time.monotonic()) > 0:
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
-            ready += [asked[step] for step in done if self._answers(step)]
+            by_answer[one.is_ready.remote()] = one
+        end, ready, waiting = time.monotonic() + self.wait_s, list[Any](), list(by_answer)
+        while waiting and (left_s := end - time.monotonic()) > 0:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=left_s)
+            ready += [by_answer[step] for step in done if self._answers(step)]
             if ready:
                 end = min(end, time.monotonic() + MORE_SLOTS_S)
-        self._release([one for one in asked.values() if one not in ready])
+        self._release([one for one in by_answer.values() if one not in ready])
         what = "GPU" if self.slots.gpus else "slot"
         if ready:
             self.say(f"predicting on {plural(len(ready), what)} of the cluster")

@@ -45,8 +45,8 @@ class MemoryFit:
         """The reason not to run it, or "" if it fits."""
         if self.need_bytes <= self.left_bytes:
             return ""
-        need, left = (f"{size / 1e9:.3g} GB" for size in (self.need_bytes, max(self.left_bytes, 0)))
-        return f"needs about {need} of memory, but {left} is available"
+        need, remaining = (f"{size / 1e9:.3g} GB" for size in (self.need_bytes, max(self.left_bytes, 0)))
+        return f"needs about {need} of memory, but {remaining} is available"
 
 
 def predict_peak_memory(
@@ -62,12 +62,12 @@ def predict_peak_memory(
     device = data.train.images.device
     limit = limit_bytes(device, slots)
     held, need = predict_peak_bytes(config, data, precision, limit)
-    left = limit - held
+    left_bytes = limit - held
     if world > 1:  # all ranks must decide alike
-        least = torch.tensor([left, -need], device=device)
+        least = torch.tensor([left_bytes, -need], device=device)
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
-        left, need = int(least[0].item()), -int(least[1].item())
-    return MemoryFit(need, left, (held + need) / 2**20)
+        left_bytes, need = int(least[0].item()), -int(least[1].item())
+    return MemoryFit(need, left_bytes, (held + need) / 2**20)
 
 
 def check_memory_before_start(
@@ -82,12 +82,12 @@ def check_memory_before_start(
         TimeoutError: No worker started that could report its free memory.
     """
     if on_this_machine and not slots.gpus:
-        device, left, bfloat16 = _worker_memory(slots, precision)
+        device, left_bytes, bfloat16 = _worker_memory(slots, precision)
     else:  # only a process with the resources of a worker sees its GPU or machine
         task: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_worker_memory)
         answer = task.remote(slots, precision)
         try:
-            device, left, bfloat16 = ray.get(answer, timeout=WORKER_TIMEOUT_S)
+            device, left_bytes, bfloat16 = ray.get(answer, timeout=WORKER_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
             ray.cancel(answer)
             raise TimeoutError(f"no worker started within {WORKER_TIMEOUT_S:g} s") from None
@@ -96,12 +96,12 @@ def check_memory_before_start(
         for split in ("train", "val")
     )
     if device.type == "cuda":
-        left -= 2 * len(manifest.slices) * manifest.size**2  # images and masks, 8 bit
+        left_bytes -= 2 * len(manifest.slices) * manifest.size**2  # images and masks, 8 bit
     val_images = min(validation_batch_size(device, manifest.size**2), math.ceil(val / slots.workers))
     estimate = estimate_memory(config, manifest.size, bfloat16, val_images, slots.workers, manifest.has_ignored)
     graphs = count_cuda_graphs(config, train, device, slots.workers > 1)
     need = add_process_overhead(estimate.bytes(largest_step(config, train, slots.workers), graphs), device)
-    return MemoryFit(need, left, need / 2**20)
+    return MemoryFit(need, left_bytes, need / 2**20)
 
 
 def _worker_memory(slots: Slots, precision: str) -> tuple[torch.device, int, bool]:

@@ -62,11 +62,11 @@ def choose_portfolio(
     if not candidates or size < 1:
         return []
     distributions = search_space(space)
-    asked = np.array([encode(distributions, active(space, values)) for values in candidates], np.float32)
+    encoded = np.array([encode(distributions, active(space, values)) for values in candidates], np.float32)
     expected = []
     for task, mapped in zip(recorded, taken, strict=True):
         features = np.array([encode(distributions, active(space, values)) for values in mapped], np.float32)
-        expected.append(_expected_ranks(features, mean_ranks(np.array([each.result for each in task])), asked))
+        expected.append(_expected_ranks(features, mean_ranks(np.array([each.result for each in task])), encoded))
     return [candidates[at] for at in greedy(np.concatenate(expected), size)]
 
 
@@ -115,14 +115,14 @@ def greedy(expected: np.ndarray, size: int) -> list[int]:
     return chosen
 
 
-def _expected_ranks(features: np.ndarray, final: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _expected_ranks(features: np.ndarray, final: np.ndarray, encoded: np.ndarray) -> np.ndarray:
     """Return the rank that each tree expects of each configuration asked for, (trees, configurations)."""
     expected = []
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for seed in range(TREES):
             resample = np.random.default_rng(seed).integers(len(features), size=len(features))
             tree = ExtraTreeRegressor(max_features=0.8, random_state=seed)
-            expected.append(tree.fit(features[resample], final[resample]).predict(asked))
+            expected.append(tree.fit(features[resample], final[resample]).predict(encoded))
     return np.array(expected)
 
 

@@ -106,15 +106,15 @@ class StudyStorage(JournalStorage):
     ) -> list[FrozenTrial]:
         if states is None or deepcopy:
             return super().get_all_trials(study_id, deepcopy, states)
-        asked = frozenset(state for state in TrialState if state in states)
-        if not any(state.is_finished() for state in asked):
+        wanted = frozenset(state for state in TrialState if state in states)
+        if not any(state.is_finished() for state in wanted):
             trials = [self.get_trial(trial_id) for trial_id in self._open]
-            return [trial for trial in trials if trial.state in asked]
-        if not all(state.is_finished() for state in asked):
+            return [trial for trial in trials if trial.state in wanted]
+        if not all(state.is_finished() for state in wanted):
             return super().get_all_trials(study_id, deepcopy, states)
-        if asked not in self._ended:
-            self._ended[asked] = super().get_all_trials(study_id, deepcopy, states)
-        return list(self._ended[asked])
+        if wanted not in self._ended:
+            self._ended[wanted] = super().get_all_trials(study_id, deepcopy, states)
+        return list(self._ended[wanted])
 
 
 class _Recorded(BaseJournalBackend):

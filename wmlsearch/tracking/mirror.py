@@ -91,13 +91,13 @@ class Mirror:
                 changed, self._changed = self._changed, {}
                 closing = self._closing
             answer = self._ask(changed.values())
-            left = [Path(path) for path in answer.incomplete]
+            incomplete = [Path(path) for path in answer.incomplete]
             self.problem = answer.problem
             wait = min(max(2 * wait, 1.0), MAX_WAIT_S) if answer.problem else 0.0
             with self._condition:
-                self._changed = {**{path: changed[path] for path in left}, **self._changed}
+                self._changed = {**{path: changed[path] for path in incomplete}, **self._changed}
             if closing:
-                last_attempts = 1 if len(left) < len(changed) else last_attempts + 1
+                last_attempts = 1 if len(incomplete) < len(changed) else last_attempts + 1
                 if not answer.again or last_attempts == LAST_ATTEMPTS:
                     return
 
@@ -208,21 +208,21 @@ def serve() -> None:
 
 def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> Answer:
     """Copy what MLflow lacks of `runs`, and say what it still lacks."""
-    left, problem, files, again = list(runs), "", True, False
+    unsent, problem, files, again = list(runs), "", True, False
     try:
         with connected(uri) as client:
-            for run in list(left):
+            for run in list(unsent):
                 try:
                     push(client, uri, run, root, files=files)
                     if files:
-                        left.remove(run)
+                        unsent.remove(run)
                 except FilesMissing as error:  # metrics of the other runs are sent all the same
                     problem, files = str(error), False
                 except (Refused, InputError) as error:  # the other runs are sent all the same
                     problem = str(error)
                 except Exception:
-                    left.remove(run)
-                    left.append(run)  # so that the next attempt sends the others first
+                    unsent.remove(run)
+                    unsent.append(run)  # so that the next attempt sends the others first
                     raise
     except InputError as error:  # the store cannot be used
         problem = str(error)
@@ -230,7 +230,7 @@ def copy(uri: str, root: AnyDir, runs: Iterable[AnyDir]) -> Answer:
         problem, again = why(error, uri, root.path / PROBLEM_FILE), True
     if not problem:
         forget(root.path / PROBLEM_FILE)
-    return Answer([str(run.path) for run in left], problem, again)
+    return Answer([str(run.path) for run in unsent], problem, again)
 
 
 if __name__ == "__main__":

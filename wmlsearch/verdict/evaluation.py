@@ -167,16 +167,28 @@ class _Predictor:
 
     def __init__(self, models: Networks, predictions: Predictions) -> None:
         self.models, self.predictions = models, predictions
-        self.plain: Networks = {role: [_without_mirroring(model) for model in of] for role, of in models.items()}
+        self.plain: Networks = {
+            role: [_without_mirroring(model) for model in role_models] for role, role_models in models.items()
+        }
 
     def probabilities(self, images: np.ndarray, head_grey: Sequence[tuple[float, float]]) -> dict[str, _Probabilities]:
         """Return the probabilities of each role for slices (N, H, W). All networks are asked for at once."""
-        every = [model for of in (self.models, self.plain) for members in of.values() for model in members]
-        different = list({id(model): model for model in every}.values())
+        all_models = [
+            model
+            for models_by_role in (self.models, self.plain)
+            for members in models_by_role.values()
+            for model in members
+        ]
+        different = list({id(model): model for model in all_models}.values())
         predicted = self.predictions.probabilities(different, images, head_grey)
         by_model = {id(model): one for model, one in zip(different, predicted, strict=True)}
         return {
-            role: _Probabilities(*([by_model[id(model)] for model in of[role]] for of in (self.models, self.plain)))
+            role: _Probabilities(
+                *(
+                    [by_model[id(model)] for model in models_by_role[role]]
+                    for models_by_role in (self.models, self.plain)
+                )
+            )
             for role in self.models
         }
 

@@ -229,7 +229,7 @@ def _ratios(counts: Mapping[str, int]) -> dict[str, float | None]:
     expert, predicted, detected, false = (counts[name] for name in _LESIONS)
     true = predicted - false
     # 2 PR / (P + R), rearranged so that it is 0 rather than 0 / 0 where no lesion overlaps another
-    whole = detected * predicted + true * expert if detected else expert + predicted
+    denominator = detected * predicted + true * expert if detected else expert + predicted
     return {
         "accuracy": accuracy,
         "iou": voxels.iou,
@@ -238,7 +238,7 @@ def _ratios(counts: Mapping[str, int]) -> dict[str, float | None]:
         "recall": voxels.recall,
         "lesion_precision": true / predicted if predicted else 0.0,
         "lesion_recall": _ratio(detected, expert),
-        "lesion_f1": _ratio(2 * detected * true, whole),
+        "lesion_f1": _ratio(2 * detected * true, denominator),
     }
 
 

@@ -149,9 +149,11 @@ def _request(planned: _PlannedRun, plan: SearchPlan) -> RunRequest:
         plan.settings.model_copy(update={"seed": seed}),
         plan.data_record,
     )
-    more = {"rate_factors": configuration.rate_factors} if configuration.rate_factors else {}
+    schedule = {"rate_factors": configuration.rate_factors} if configuration.rate_factors else {}
     fold = number % plan.manifest.fold_count
-    record = record.model_copy(update={"model": configuration.name, "purpose": planned.purpose, "fold": fold, **more})
+    record = record.model_copy(
+        update={"model": configuration.name, "purpose": planned.purpose, "fold": fold, **schedule}
+    )
     return RunRequest(planned.run, record, plan.placement.checkpoint_location(planned.run))
 
 

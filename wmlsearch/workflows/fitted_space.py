@@ -31,31 +31,31 @@ def space_for_data(space: SearchSpace, data: Path, workers: int, say: Callable[[
 
 def _depths(space: SearchSpace, manifest: Manifest, say: Callable[[str], None]) -> SearchSpace:
     """Leave out networks whose lowest level would be a single pixel."""
-    domain, left = space.domain("depth"), space
+    domain, fitted_space = space.domain("depth"), space
     depths = [value for value in domain.values if isinstance(value, int)] if isinstance(domain, Choices) else []
     possible = [depth for depth in depths if smallest_size(depth) <= manifest.size]
     for depth in depths if possible else ():
         if depth not in possible:
-            left = left.without("depth", depth)
+            fitted_space = fitted_space.without("depth", depth)
             say(
                 f"note: {space.source} is searched without depth {depth}: it needs slices of {smallest_size(depth)} "
                 f"pixels, and these have {manifest.size}"
             )
-    return left
+    return fitted_space
 
 
 def _inputs(space: SearchSpace, manifest: Manifest, say: Callable[[str], None]) -> SearchSpace:
     """Leave out inputs of the network that cannot be made of the slices of every fold."""
-    left = space
+    fitted_space = space
     for name in ("intensity", "input_slices"):
         domain = space.domain(name)
         for value in domain.values if isinstance(domain, Choices) else ():
             config = TrialConfig.from_mapping({name: value})
             faults = [fault for fold in range(manifest.fold_count) for fault in input_faults(config, manifest, fold)]
             if faults:
-                left = left.without(name, value)
+                fitted_space = fitted_space.without(name, value)
                 say(f"note: {space.source} is searched without {name} {value}: {faults[0][0]}")
-    return left
+    return fitted_space
 
 
 def _batches(space: SearchSpace, manifest: Manifest, workers: int, say: Callable[[str], None]) -> SearchSpace:

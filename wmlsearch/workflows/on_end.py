@@ -45,8 +45,8 @@ class CommandAtEnd:
         Returns if there is nothing to run.
         """
         if self.command and self._is_due():
-            left = replace(Liveness.of(self.search), process=process_left(self.search))  # once the command runs
-            text = json_text(SearchSummary.of(self.search, left))
+            liveness = replace(Liveness.of(self.search), process=process_left(self.search))  # once the command runs
+            text = json_text(SearchSummary.of(self.search, liveness))
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
             claim = str(claim_of(self.search.path).resolve())

@@ -107,16 +107,16 @@ def choose_first_trials(
 
     A configuration that an earlier search of --warm-start has tried is not tried again.
     """
-    asked = request.settings.first_trials
-    if not asked:
+    wanted = request.settings.first_trials
+    if not wanted:
         return []
     from wmlsearch.search.portfolio import choose_portfolio
 
-    portfolio = choose_portfolio(request.space, asked, [TrialConfig(), *(trial.config for trial in earlier)])
-    if request.settings.portfolio and len(portfolio) < asked:
+    portfolio = choose_portfolio(request.space, wanted, [TrialConfig(), *(trial.config for trial in earlier)])
+    if request.settings.portfolio and len(portfolio) < wanted:
         say(
-            f"note: {plural(len(portfolio), 'trial')} of --portfolio {asked} can be from experience: the other "
-            "recorded configurations are outside this space, or the same in it"
+            f"note: experience gives {plural(len(portfolio), 'configuration')} instead of the {wanted} of --portfolio: "
+            "the other recorded configurations are outside this space, or the same in it"
         )
     return portfolio
 

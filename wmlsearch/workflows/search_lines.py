@@ -99,9 +99,9 @@ class SearchLines:
             self.started = time.monotonic()
         entry = self.board.update(run, status)
         if self.each_end and entry.state != RUNNING:
-            left = f", about {duration(self.time_left_s())} left" if self.ended < self.settings.trials else ""
+            time_left = f", about {duration(self.time_left_s())} left" if self.ended < self.settings.trials else ""
             values = ", ".join(f"{name} {score(name, entry.metric(name))}" for name in self.settings.objective_names)
-            self._say_end(entry, values, f"{self.ended} of {plural(self.settings.trials, 'trial')}{left}")
+            self._say_end(entry, values, f"{self.ended} of {plural(self.settings.trials, 'trial')}{time_left}")
 
     def _update_final(self, run: RunDir, status: RunStatus) -> None:
         self.final_states[run.path] = status.state

@@ -104,7 +104,7 @@ def _ray(
     from wmlsearch.cluster.connect import ray_session
     from wmlsearch.cluster.watchdog import watchdog
 
-    caller, left = threading.current_thread(), threading.Event()
+    caller, is_over = threading.current_thread(), threading.Event()
 
     def record(early_end: EarlyEnd) -> None:
         if at_end.begun:
@@ -119,7 +119,7 @@ def _ray(
         """Let the caller end the search, as at Ctrl-C; end this process only if a call to Ray never returns."""
         for _ in range(ATTEMPTS):
             interrupt(caller, early_end)
-            if left.wait(ATTEMPT_S):
+            if is_over.wait(ATTEMPT_S):
                 return
         try:
             observer.say(f"a call to Ray has not returned for {ATTEMPTS * ATTEMPT_S:g} s, so this process ends")
@@ -142,7 +142,7 @@ def _ray(
         with ray_session(placement.ray_address, say), watchdog(say, waiting, end=end):
             yield
     finally:
-        left.set()
+        is_over.set()
 
 
 def _waiting_runs(search: SearchDir) -> str:

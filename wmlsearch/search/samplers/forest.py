@@ -348,11 +348,11 @@ def active_parameters(
     conditional = [name for name in space if 0 < counts[name] < len(past)]
     for count in sorted({counts[name] for name in conditional}, reverse=True):
         names = [name for name in conditional if counts[name] == count]
-        features, asked = [[encode(decided, values) for values in rows] for rows in (past, kept)]
+        features, encoded = [[encode(decided, values) for values in rows] for rows in (past, kept)]
         for name in names:
             present = [name in values for values in past]
             tree = DecisionTreeClassifier(random_state=0)
-            active = tree.fit(np.array(features), present).predict(np.array(asked)) if decided else [True] * len(kept)
+            active = tree.fit(np.array(features), present).predict(np.array(encoded)) if decided else [True] * len(kept)
             for values, candidate, suggested in zip(kept, candidates, active, strict=True):
                 if suggested:
                     values[name] = candidate[name]
