@@ -136,7 +136,7 @@ class Search:
     @property
     def report(self) -> Path | None:
         """The page of the report; None before it is written."""
-        page = self._folder.report / "index.html"
+        page = self._folder.report_page
         return page if page.is_file() else None
 
     @property

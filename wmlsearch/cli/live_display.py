@@ -13,7 +13,7 @@ from wmlsearch.cli.leaderboard_tables import leaderboard_table
 from wmlsearch.cli.verdict_tables import final_runs_table
 from wmlsearch.config import RunSettings
 from wmlsearch.errors import InputError
-from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
+from wmlsearch.runs.folders import TRIALS, AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC
 from wmlsearch.runs.schema import RUNNING
 from wmlsearch.runs.wording import duration, number
@@ -68,7 +68,7 @@ class SearchDisplay:
     def update(self, run: AnyDir) -> None:
         """Show a change of the search or of one of its runs."""
         self.lines.update(run)
-        if not isinstance(run, RunDir) or run.path.parent.name != "trials":
+        if not isinstance(run, RunDir) or run.path.parent.name != TRIALS:
             self.finals_changed = True
         if isinstance(run, RunDir):
             self.has_changed = True

@@ -276,7 +276,7 @@ def say(text: str, fg: str | None = None) -> None:
 
 def show_report_path(search: SearchDir) -> None:
     """Print where the report of a search is, if there is one."""
-    page = search.report / "index.html"
+    page = search.report_page
     if page.is_file():
         say(f"report: {page}")
 

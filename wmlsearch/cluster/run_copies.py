@@ -30,7 +30,7 @@ from pydantic import Field
 from wmlsearch.cluster.storage import Storage, reason
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import FULL, StorageError, retry_while_unavailable, write_text
-from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.folders import PROCESS_FILES, STATUS_FILE, AnyDir, SearchDir
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import RUNNING, Record, RunStatus
 from wmlsearch.runs.wording import command, run_words
@@ -43,10 +43,8 @@ PACK_BYTES = 4 << 20  # of the files in a pack, before another one begins
 LARGE_BYTES = 1 << 20  # a file of this size or more is stored by itself
 # Packs may hold this many times as many bytes as the files that they are of, and so many bytes more.
 _MOST_WASTE, _WASTE_BYTES = 2, 8 << 20
-_NOT_COPIED = ("owner", "stop")  # for the process that holds the folder
 GROWING = (".jsonl", ".journal")  # suffixes of files to which lines are appended
 _TAIL = 256  # bytes before the end of what was copied of such a file, to recognise it
-_STATUS = "status.json"
 _ATTEMPTS = 5  # to read a copy that is written at the same time
 COPY_PATIENCE_S = 60.0  # give up reading a copy when the storage has not answered for this long
 T = TypeVar("T")
@@ -489,7 +487,7 @@ class CopyWriter:
     def _take_root(self) -> None:
         """Put the search's own files into the copy, and the journals, which have what the runs have or more."""
         for piece in self._root:
-            if piece.path == _STATUS and piece.data is not None:
+            if piece.path == STATUS_FILE and piece.data is not None:
                 with suppress(ValueError):
                     self._status = RunStatus.model_validate_json(piece.data)
             self._take(piece)
@@ -662,8 +660,8 @@ def _files_in(folder: Path) -> list[Path]:
         names = [entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    copied = [name for name in names if not name.startswith(".") and name not in _NOT_COPIED]
-    copied.sort(key=lambda name: (name != _STATUS, name.endswith(GROWING), name))
+    copied = [name for name in names if not name.startswith(".") and name not in PROCESS_FILES]
+    copied.sort(key=lambda name: (name != STATUS_FILE, name.endswith(GROWING), name))
     return [folder / name for name in copied]
 
 

@@ -10,6 +10,7 @@ from wmlsearch.cluster.storage import Storage, reason
 from wmlsearch.data.manifest import MANIFEST
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import FULL, StorageError, read_json, retry_while_unavailable
+from wmlsearch.runs.folders import FINAL_RUNS, LAST_CHECKPOINT, PROCESS_FILES
 from wmlsearch.runs.redaction import without_password
 
 DATA_FOLDER = ".data"  # in the storage, beside the folders of searches, whose names begin with a letter or a digit
@@ -17,8 +18,6 @@ FILES = "files.json"  # names the files of a data set in the storage; written la
 UPLOAD_PATIENCE_S = (
     30.0  # give up an upload when the storage has not answered for this long: a person waits at the terminal
 )
-CHECKPOINT_OF_LAST_EPOCH = "last.pt"
-PROCESS_FILES = ("owner", ".owner-claim", "stop")  # files of a search folder that have no meaning on another machine
 
 
 def is_fetched(path: PurePath) -> bool:
@@ -28,7 +27,7 @@ def is_fetched(path: PurePath) -> bool:
     """
     if path.name in PROCESS_FILES:
         return False
-    return path.suffix != ".pt" or (path.parts[0] == "final" and path.name != CHECKPOINT_OF_LAST_EPOCH)
+    return path.suffix != ".pt" or (path.parts[0] == FINAL_RUNS and path.name != LAST_CHECKPOINT)
 
 
 def fingerprint_of(data: Path) -> str:

@@ -119,8 +119,8 @@ def write_report(search: SearchDir) -> Path:
         max_rows=MAX_ROWS,
         other_systems=OTHER_SYSTEMS,
     )  # fmt: skip
-    write_text(search.report / "index.html", page)
-    return search.report / "index.html"
+    write_text(search.report_page, page)
+    return search.report_page
 
 
 def _draw_figures(

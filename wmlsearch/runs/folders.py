@@ -1,4 +1,7 @@
-"""The folders of searches and runs. Only this module knows the names of the files in them."""
+"""The folders of searches and runs, and the names of what is in them.
+
+A module that keeps a file for itself in such a folder, such as the lock, names that file.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from wmlsearch.errors import InputError
 from wmlsearch.runs.evaluation import Evaluation, EvaluationMetrics, Gallery
 from wmlsearch.runs.files import append_line, as_line, read_json, read_lines, write_bytes, write_json, write_text
 from wmlsearch.runs.locations import with_name
-from wmlsearch.runs.lock import check_not_running, check_still_held, folder_lock, is_running
+from wmlsearch.runs.lock import CLAIM_FILE, OWNER_FILE, check_not_running, check_still_held, folder_lock, is_running
 from wmlsearch.runs.names import judgement_run_name, natural_key, selection_run_name
 from wmlsearch.runs.redaction import without_home
 from wmlsearch.runs.schema import (
@@ -52,7 +55,11 @@ from wmlsearch.runs.schema import (
 )
 from wmlsearch.runs.wording import command, run_words
 
-_STATUS = "status.json"
+STATUS_FILE = "status.json"
+STOP_FILE = "stop"  # asks the process that runs the search to end it
+LAST_CHECKPOINT = "last.pt"
+TRIALS, FINAL_RUNS = "trials", "final"  # folders in that of a search
+PROCESS_FILES = (OWNER_FILE, CLAIM_FILE, STOP_FILE)  # without meaning once their process is gone, or on another machine
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class RecordDir(abc.ABC):
     """The folder of a search or of a run."""
 
     path: Path
-    _FILES: ClassVar = {"record": "config.json", "status": _STATUS, "ledger": "mlflow.json"}
+    _FILES: ClassVar = {"record": "config.json", "status": STATUS_FILE, "ledger": "mlflow.json"}
 
     @property
     def name(self) -> str:
@@ -165,7 +172,7 @@ class RunDir(RecordDir):
     @property
     def last(self) -> Path:
         """Checkpoint of the latest epoch: all that a resumed training needs."""
-        return self.path / "last.pt"
+        return self.path / LAST_CHECKPOINT
 
     @property
     def best(self) -> Path:
@@ -270,6 +277,11 @@ class SearchDir(RecordDir):
         """The folder of the HTML report."""
         return self.path / "report"
 
+    @property
+    def report_page(self) -> Path:
+        """The page of the HTML report."""
+        return self.report / "index.html"
+
     def set_gallery(self, gallery: Gallery) -> None:
         """Write slices of the test patients with their predictions, for the report."""
         file = io.BytesIO()
@@ -301,7 +313,7 @@ class SearchDir(RecordDir):
     @property
     def _stop(self) -> Path:
         """The file that asks the search to end."""
-        return self.path / "stop"
+        return self.path / STOP_FILE
 
     def request_stop(self) -> None:
         """Ask the process that runs the search to end it cleanly."""
@@ -343,24 +355,24 @@ class SearchDir(RecordDir):
         write_text(self.file("earlier"), "".join(as_line(trial.as_json()) for trial in trials))
 
     def trial(self, number: int) -> RunDir:
-        return RunDir(self.path / "trials" / f"{number:04d}")
+        return RunDir(self.path / TRIALS / f"{number:04d}")
 
     def final(self, name: str, seed: int) -> RunDir:
         """Return the folder of a selection run, or of a final run of an older version."""
-        return RunDir(self.path / "final" / selection_run_name(name, seed))
+        return RunDir(self.path / FINAL_RUNS / selection_run_name(name, seed))
 
     def judgement_run(self, name: str, number: int) -> RunDir:
-        return RunDir(self.path / "final" / judgement_run_name(name, number))
+        return RunDir(self.path / FINAL_RUNS / judgement_run_name(name, number))
 
     def model(self, role: str) -> ModelDir:
         """Return the folder of a final model: "baseline" or "champion"."""
         return ModelDir(self.path / "models" / role)
 
     def trials(self) -> list[RunDir]:
-        return [RunDir(path) for path in _run_folders(self.path / "trials")]
+        return [RunDir(path) for path in _run_folders(self.path / TRIALS)]
 
     def finals(self) -> list[RunDir]:
-        return [RunDir(path) for path in _run_folders(self.path / "final")]
+        return [RunDir(path) for path in _run_folders(self.path / FINAL_RUNS)]
 
     def models(self) -> list[ModelDir]:
         return [ModelDir(path) for path in _run_folders(self.path / "models")]
@@ -371,8 +383,8 @@ class SearchDir(RecordDir):
 
     def replace_with(self, newer: Path) -> None:
         """Move the files of a newer copy of this search here, the status last: an interrupted move is noticed."""
-        files = sorted((path for path in newer.rglob("*") if path.is_file()), key=lambda path: path == newer / _STATUS)
-        for path in files:
+        files = [path for path in newer.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path == newer / STATUS_FILE):
             target = self.path / path.relative_to(newer)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
@@ -403,7 +415,7 @@ def _begin(folder: AnyDir, record: FolderRecord) -> None:
 
 def check_new(path: Path) -> None:
     """Refuse a folder that holds a run, is not empty, or cannot be created. Raises InputError."""
-    status = path / _STATUS
+    status = path / STATUS_FILE
     if status.exists():
         check_not_running(path)
         state = read_json(status).get("state")
@@ -417,7 +429,7 @@ def check_new(path: Path) -> None:
             "choose another --name, or delete the folder"
         )
     # hidden files are the temporary ones of a killed process
-    if path.exists() and any(file.name != "owner" and not file.name.startswith(".") for file in path.iterdir()):
+    if path.exists() and any(file.name != OWNER_FILE and not file.name.startswith(".") for file in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --name or --out")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

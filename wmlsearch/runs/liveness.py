@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from wmlsearch.runs.folders import AnyDir, SearchDir
-from wmlsearch.runs.lock import is_running, process_files
+from wmlsearch.runs.lock import OWNER_FILE, is_running, process_files
 from wmlsearch.runs.schema import RUNNING
 
 ALIVE, SILENT, GONE, ENDED = "alive", "silent", "gone", "ended"
@@ -37,7 +37,7 @@ class Liveness:
         """Read a run folder. Nothing is written."""
         owner = ""
         with contextlib.suppress(OSError, ValueError):
-            owner = (run.path / "owner").read_text(encoding="utf-8").strip()
+            owner = (run.path / OWNER_FILE).read_text(encoding="utf-8").strip()
         last_sign = _last_change(run)
         if not is_running(run.path):  # asked first: a process records the end before it lets go of the folder
             return cls(process_left(run), last_sign, owner)

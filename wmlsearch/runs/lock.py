@@ -37,7 +37,7 @@ from wmlsearch.runs.files import StorageError, writing
 from wmlsearch.runs.process import Process
 from wmlsearch.runs.wording import command
 
-_FILE, _CLAIM = "owner", ".owner-claim"
+OWNER_FILE, CLAIM_FILE = "owner", ".owner-claim"
 _ATTEMPTS, _ATTEMPT_S = 5, 0.02  # `is_running` of another process holds the lock for a moment
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
 TOUCH_S = 2.0  # how often the process that holds a folder touches its claim
@@ -110,14 +110,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Where the file system has no locks, the claim alone tells two processes apart, and a warning says so.
     """
-    with open(folder / _FILE, "a+", encoding="utf-8") as file:
+    with open(folder / OWNER_FILE, "a+", encoding="utf-8") as file:
         if not _try_lock(file.fileno(), folder):
             file.seek(0)
             raise _running_already(folder, file.read())
         process = Process.of_this_one()
         with _claimed(folder, process) as hold:
             owner = f"{process}\n"
-            with writing(folder / _FILE, len(owner)):
+            with writing(folder / OWNER_FILE, len(owner)):
                 file.truncate(0)
                 file.write(owner)
                 file.flush()
@@ -127,31 +127,31 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 def process_files(folder: Path) -> tuple[Path, Path]:
     """Return the files by which a process holds a folder; it touches the second one every few seconds."""
-    return folder / _FILE, folder / _CLAIM
+    return folder / OWNER_FILE, folder / CLAIM_FILE
 
 
 def check_not_running(folder: Path) -> None:
     """Raise InputError that names the process that holds this folder, if there is one."""
     if is_running(folder):
         with contextlib.suppress(FileNotFoundError):
-            raise _running_already(folder, (folder / _FILE).read_text(encoding="utf-8"))
+            raise _running_already(folder, (folder / OWNER_FILE).read_text(encoding="utf-8"))
         raise _running_already(folder, "")
 
 
 def is_running(folder: Path) -> bool:
     """Return whether a process holds this folder, or whether that cannot be found out. Nothing is written."""
-    with contextlib.suppress(FileNotFoundError), open(folder / _FILE, encoding="utf-8") as file:
+    with contextlib.suppress(FileNotFoundError), open(folder / OWNER_FILE, encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 return True
-    return _claim_is_fresh(folder / _CLAIM)
+    return _claim_is_fresh(folder / CLAIM_FILE)
 
 
 def claim_of(folder: Path) -> Path:
     """Return the file that says which process holds a folder, while there is one."""
-    return folder / _CLAIM
+    return folder / CLAIM_FILE
 
 
 def _try_lock(descriptor: int, folder: Path) -> bool:
@@ -166,7 +166,7 @@ def _try_lock(descriptor: int, folder: Path) -> bool:
             if error.errno in NO_LOCKS:
                 _log.warning(
                     "warning: %s: its file system has no locks (%s), so a file in it (%s) keeps a second process out",
-                    folder, error.strerror, _CLAIM,
+                    folder, error.strerror, CLAIM_FILE,
                 )  # fmt: skip
                 return True
             if error.errno not in _HELD:
@@ -212,7 +212,7 @@ class _Hold:
     """The claim that this process has made of a folder, and whether another process has taken it."""
 
     def __init__(self, folder: Path, process: Process) -> None:
-        self.folder, self.path, self.process = folder, folder / _CLAIM, process
+        self.folder, self.path, self.process = folder, folder / CLAIM_FILE, process
         self.token = secrets.token_hex(8)
         self.taken_by = ""  # the other process, or "" while the claim is this one's
         self.taken_where = ""  # the storage in which it holds the search, or "" where it holds this folder
@@ -255,7 +255,7 @@ class _Hold:
 
     def _claim_again(self) -> None:
         """Make the claim anew, unless another process has held the folder meanwhile, and perhaps let it go."""
-        owner = (self.folder / _FILE).read_text(encoding="utf-8", errors="replace").strip()
+        owner = (self.folder / OWNER_FILE).read_text(encoding="utf-8", errors="replace").strip()
         if owner in ("", str(self.process)):
             self.create()
         else:
@@ -327,7 +327,7 @@ def _remove_if_dead(path: Path) -> None:
     if before.is_alive():
         raise _running_already(path.parent, str(before.claim.process) if before.claim else "")
     # Renamed, not removed: another process may have done the same and made a new claim meanwhile.
-    aside = path.with_name(f"{_CLAIM}.{secrets.token_hex(4)}")
+    aside = path.with_name(f"{CLAIM_FILE}.{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         moved = _ClaimFile.read(aside)

@@ -20,7 +20,7 @@ from pyarrow import fs
 from wmlsearch.cluster.storage import Storage, file_system, reason
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import retry_while_unavailable
-from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
+from wmlsearch.runs.folders import FINAL_RUNS, TRIALS, AnyDir, RunDir, SearchDir
 from wmlsearch.runs.objectives import front
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.wording import plural
@@ -328,8 +328,8 @@ def delete_unknown_runs(location: str, search: SearchDir) -> None:
 
 
 def _delete_unknown_runs(storage: Storage, search: SearchDir) -> None:
-    for kind in ("trials", "final"):
-        names = {run.name for run in (search.trials() if kind == "trials" else search.finals())}
+    for kind, runs in ((TRIALS, search.trials()), (FINAL_RUNS, search.finals())):
+        names = {run.name for run in runs}
         for name in storage.below(kind).names()[1]:
             if name not in names:
                 storage.below(kind).delete_folder(name)

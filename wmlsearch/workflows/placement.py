@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from wmlsearch.errors import InputError
 from wmlsearch.runs.environment import RAY_OF_JOB
-from wmlsearch.runs.folders import AnyDir, SearchDir
+from wmlsearch.runs.folders import FINAL_RUNS, TRIALS, AnyDir, SearchDir
 from wmlsearch.runs.locations import location_below
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import TrialShape
@@ -237,7 +237,7 @@ class Placement:
         """Return the folder or URI of a run's checkpoints: its run folder, or its folder in the storage."""
         if not self.storage:
             return str(run.path.resolve())
-        parts = run.path.parts[-3:] if run.path.parent.name in ("trials", "final") else run.path.parts[-1:]
+        parts = run.path.parts[-3:] if run.path.parent.name in (TRIALS, FINAL_RUNS) else run.path.parts[-1:]
         return location_below(self.storage, *parts)
 
     def compiled_networks(self, run: AnyDir) -> str:

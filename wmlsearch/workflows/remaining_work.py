@@ -28,7 +28,7 @@ def nothing_left(search: SearchDir, settings: RunSettings, mlflow_uri: str) -> s
         and settings == search.record().settings
         and _trials_have_ended(search, settings)
         and (not settings.baseline or judged_by_older_version(search) or _is_judged(search, settings))
-        and (search.report / "index.html").is_file()
+        and search.report_page.is_file()
         and is_mirrored(search, mlflow_uri)
     )
     if not is_complete:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wmlsearch.config import RunSettings
 from wmlsearch.forecast.comparison import forecast_line, trials_left_s
-from wmlsearch.runs.folders import AnyDir, RunDir, SearchDir
+from wmlsearch.runs.folders import FINAL_RUNS, TRIALS, AnyDir, RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, LiveLeaderboard
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.schema import BAD, RUNNING, RunStatus, Usage
@@ -63,9 +63,9 @@ class SearchLines:
         self._say_slots()
         if isinstance(run, SearchDir):
             self._say_forecast()
-        elif run.path.parent.name == "final":
+        elif run.path.parent.name == FINAL_RUNS:
             self._update_final(run, status)
-        elif run.path.parent.name == "trials":
+        elif run.path.parent.name == TRIALS:
             self._update_trial(run, status)
 
     def _say_slots(self) -> None:

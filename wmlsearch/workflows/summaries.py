@@ -114,7 +114,7 @@ class SearchSummary(FolderSummary):
         used, selection, evaluation = search.usage(), search.selection(), search.evaluation()
         verdict = evaluation.verdict if evaluation else None
         sentences = [verdict.sentence, *([verdict.models.sentence] if verdict.models else [])] if verdict else []
-        page = search.report / "index.html"
+        page = search.report_page
         return cls(
             **vars(cls.of_folder(search, SEARCH, search.path.resolve().name, liveness or Liveness.of(search))),
             objectives=list(record.settings.objective_names),
