@@ -283,7 +283,9 @@ def test_a_search_that_was_loaded(searched: SearchDir, tmp_path: Path, monkeypat
 def test_a_search_without_an_epoch(searched: SearchDir, tmp_path: Path) -> None:
     new = SearchDir.create(tmp_path / "new", searched.record().model_copy(update={"name": "new"}))
     search = wmlsearch.load_search(new.path)
-    assert search.state == "running"
+    with new.locked():
+        assert search.state == "running"
+    assert search.state == "gone", "its process let go without recording an end"
     assert search.trials.empty
     assert search.curves.empty
     assert search.final_runs.empty

@@ -501,9 +501,18 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     search = make()
     search.set_status("running")
     search.trial(7).set_status("running")
-    text = text_of(write_report(search))
+    with search.locked():
+        text = text_of(write_report(search))
+    assert "The search was running when this page was written." in text
     assert "No verdict The search is still running. The sealed test is opened at its end." in text
     assert "the best trial so far. It was not confirmed in other runs" in text
+    text = text_of(write_report(search))
+    assert "segmentation on prepared : gone Verdict" in text
+    assert "The search was not finished when this page was written, and its process was gone." in text
+    assert (
+        "No verdict The search has not come to its end: its process is gone. `wmlsearch tune --resume` goes on with it."
+    ) in text
+    assert "running when" not in text
     search.set_status("interrupted", "stopped by Ctrl-C")
     assert "interrupted (stopped by Ctrl-C)" in text_of(write_report(search))
 

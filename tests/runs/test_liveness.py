@@ -10,7 +10,7 @@ import pytest
 from records import epoch_row, run_record, search_record
 
 from wmlsearch.runs.folders import RunDir, SearchDir
-from wmlsearch.runs.liveness import Liveness, clock
+from wmlsearch.runs.liveness import Liveness, clock, live_state
 
 NOON = 1_800_000_000.0  # Unix seconds
 
@@ -23,11 +23,14 @@ def search(tmp_path: Path) -> SearchDir:
 def test_a_process_that_holds_the_folder_is_alive(search: SearchDir) -> None:
     with search.locked():
         assert Liveness.of(search).process == "alive"
+        assert live_state(search) == "running"
         assert Liveness.of(search).owner.startswith(f"process {os.getpid()} on ")
     assert Liveness.of(search).process == "gone"
+    assert live_state(search) == "gone"
     for state in ("completed", "interrupted", "failed"):
         search.set_status(state)
         assert Liveness.of(search).process == "ended", "it recorded how it ended"
+        assert live_state(search) == state
 
 
 @pytest.mark.parametrize("sign", ["owner", "trials/0000/metrics.jsonl", "trials/0000/status.json"])

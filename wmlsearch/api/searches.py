@@ -22,6 +22,7 @@ from wmlsearch.runs.evaluation import Verdict
 from wmlsearch.runs.folders import SearchDir, check_name, check_new, folder_of_all_runs
 from wmlsearch.runs.interrupts import end_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
+from wmlsearch.runs.liveness import live_state
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
 from wmlsearch.runs.wording import command, run_words
@@ -74,8 +75,11 @@ class Search:
 
     @property
     def state(self) -> str:
-        """`running`, `completed`, `interrupted` (to be resumed) or `failed`."""
-        return self._folder.state
+        """`running`, `completed`, `interrupted`, `failed`, or `gone`: it was running, and its process is gone.
+
+        What is `interrupted` or `gone` can be resumed.
+        """
+        return live_state(self._folder)
 
     @property
     def reason(self) -> str:

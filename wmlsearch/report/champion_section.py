@@ -12,6 +12,7 @@ from wmlsearch.report.search_section import rate_factors_text
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard
+from wmlsearch.runs.liveness import GONE
 from wmlsearch.runs.names import PAPER
 from wmlsearch.runs.schema import RUNNING, SearchRecord, SelectionRecord
 from wmlsearch.verdict.champion import Candidate, baseline_config, role_of
@@ -104,6 +105,8 @@ def why_no_verdict(
         return "This search was run without final runs and without the sealed test (--no-baseline)."
     if state == RUNNING:
         return "The search is still running. The sealed test is opened at its end."
+    if state == GONE:
+        return "The search has not come to its end: its process is gone. `wmlsearch tune --resume` goes on with it."
     if not candidates:
         return f"The search ended before its final runs (state: {state.replace('_', ' ')})."
     if not settings.confirm_top:

@@ -22,6 +22,7 @@ from wmlsearch.runs.evaluation import Evaluation, Verdict
 from wmlsearch.runs.files import write_text
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
+from wmlsearch.runs.liveness import live_state
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
 from wmlsearch.runs.wording import duration
@@ -72,7 +73,7 @@ def write_report(search: SearchDir) -> Path:
     candidates = read_candidates(search)
     space = record.space.space()
     settings = record.settings
-    state = status.state
+    state = live_state(search)
     evaluation = search.evaluation()
     verdict = evaluation.verdict if evaluation else None
     if verdict is None:

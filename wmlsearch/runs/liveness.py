@@ -56,6 +56,13 @@ def process_left(run: AnyDir) -> str:
     return GONE if run.state == RUNNING else ENDED
 
 
+def live_state(run: AnyDir) -> str:
+    """Return the state that a folder records; GONE where that is "running" and nobody holds the folder."""
+    if run.state == RUNNING and not is_running(run.path):
+        return GONE if run.state == RUNNING else run.state  # a process records the end before it lets go of the folder
+    return run.state
+
+
 def _last_change(run: AnyDir) -> float:
     """Return when the process of a run folder wrote there last, Unix seconds; 0 where nothing tells.
 
