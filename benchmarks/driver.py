@@ -131,7 +131,13 @@ def search(settings: RunSettings, at_once: int) -> tuple[Watch, float, int, int,
 
         with patch.object(tune_loop, "TrialWorker", Ready):
             tune_loop.run_trials(
-                made, space(), settings, job(settings)["shipment"], slots, LOCAL.checkpoint_location, changed
+                made,
+                space(),
+                settings,
+                job(settings)["shipment"],
+                slots,
+                location=LOCAL.checkpoint_location,
+                on_change=changed,
             )
         over = time.monotonic()
         if problem := mirror.close(600):

@@ -74,7 +74,7 @@ def trials_on_a_node(data: str, folder: str) -> list[tuple[int, int]]:
 
     config = TrialConfig(depth=1, base_channels=2, batch_size=32)
     job = WorkerJob(
-        make_shipment(Path(data), Manifest.read(Path(data)).fingerprint, send=False), RunSettings(epochs=2), 1
+        make_shipment(Path(data), Manifest.read(Path(data)).fingerprint, send=False), RunSettings(epochs=2), threads=1
     )
     sizes: list[tuple[int, int]] = []
     actors, pids = [], []

@@ -48,8 +48,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         made.append(("resume", search.name))
         raise SystemExit(0)
 
-    def start(*words: Any) -> None:
-        made.append(("start", words[6]))
+    def start(*, name: str, **_: Any) -> None:
+        made.append(("start", name))
         raise SystemExit(0)
 
     monkeypatch.setattr(ResumeRequest, "of", resume)

@@ -157,9 +157,9 @@ def test_graph_of_each_size_replaces_steps_after_warmup(data: PreparedData, monk
     pretend_graphs(monkeypatch, capture_graph)
     init = TrainingSteps.__init__
 
-    def known(self: TrainingSteps, *arguments: Any) -> None:
+    def known(self: TrainingSteps, *arguments: Any, **named: Any) -> None:
         nonlocal group
-        init(self, *arguments)
+        init(self, *arguments, **named)
         group = self.optimizer.param_groups[0]
 
     monkeypatch.setattr(TrainingSteps, "__init__", known)

@@ -138,7 +138,9 @@ def test_a_storage_with_another_runs_checkpoints_is_refused(tmp_path: Path) -> N
 
 
 def test_the_checkpoint_of_another_training_is_not_reported(prepared: Path, tmp_path: Path) -> None:
-    job = WorkerJob(make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), RunSettings(epochs=2), 1)
+    job = WorkerJob(
+        make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), RunSettings(epochs=2), threads=1
+    )
     small = {"depth": 2, "base_channels": 4, "batch_size": 7}
 
     def training(**more: Any) -> TrainingSession:
@@ -269,7 +271,7 @@ def test_a_failed_worker_group_releases_its_resources(prepared: Path, tmp_path: 
     with ray_session(None):
         whole = ray.cluster_resources()
         shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
-        job = WorkerJob(shipment, RunSettings(), "none", Slots(1, 2, 1, 0.0))  # no rank can start
+        job = WorkerJob(shipment, RunSettings(), threads="none", slots=Slots(1, 2, 1, 0.0))  # no rank can start
         group = WorkerGroup(job, retries=0)
         group.start(TrialAssignment(config=TrialConfig(), checkpoint_location=str(tmp_path)))
         with pytest.raises(RuntimeError, match=r"set_num_threads"):

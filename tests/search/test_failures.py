@@ -251,7 +251,7 @@ from wmlsearch.search.messages import TrialAssignment, WorkerJob
 from wmlsearch.search.trial_worker import TrainingSession
 from wmlsearch.config import RunSettings, TrialConfig
 data = Shipment(Path(sys.argv[1]), sys.argv[2])
-job = WorkerJob(data, RunSettings(), 1)
+job = WorkerJob(data, RunSettings(), threads=1)
 assignment = TrialAssignment(config=TrialConfig(base_channels=512), checkpoint_location=sys.argv[3])
 training = TrainingSession(job, assignment)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

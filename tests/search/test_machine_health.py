@@ -167,7 +167,7 @@ def test_the_last_machine_is_kept_as_long_as_epochs_come_between_its_failures(mo
 
 
 def session(tmp_path: Path) -> TrainingSession:
-    job = WorkerJob(Shipment(tmp_path / "none", "0" * 64), RunSettings(), 1)
+    job = WorkerJob(Shipment(tmp_path / "none", "0" * 64), RunSettings(), threads=1)
     return TrainingSession(job, TrialAssignment(config=TrialConfig(), checkpoint_location=str(tmp_path)))
 
 
@@ -196,7 +196,7 @@ def test_a_gpu_that_fails_its_check_ends_the_process(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    job = WorkerJob(Shipment(tmp_path / "none", "0" * 64), RunSettings(), 1, Slots(1, 1, 1, 1.0))
+    job = WorkerJob(Shipment(tmp_path / "none", "0" * 64), RunSettings(), threads=1, slots=Slots(1, 1, 1, 1.0))
     made = TrainingSession(job, TrialAssignment(config=TrialConfig(), checkpoint_location=str(tmp_path)))
     with pytest.raises(MachineError, match="PyTorch finds no GPU") as caught:
         made.step()

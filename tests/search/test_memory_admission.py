@@ -125,7 +125,7 @@ def test_a_trial_that_does_not_fit_is_not_trained(
     """In this process; what the run folder then says of it, and of one that fits."""
     monkeypatch.setattr(memory_admission, "machine_bytes", lambda: 8 * 10**9)
     sent = Shipment(prepared, "here")
-    job = WorkerJob(sent, RunSettings(epochs=1), torch.get_num_threads())
+    job = WorkerJob(sent, RunSettings(epochs=1), threads=torch.get_num_threads())
     found = {}
     for name, values in (("big", BIG), ("small", SMALL)):
         run = RunDir.create(tmp_path / name, run_record({"name": name}))

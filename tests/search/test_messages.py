@@ -18,11 +18,18 @@ ROW = EpochRow(2, 10.0, None, {"val_dice_best": None, "val_loss": 0.5})
 
 
 def test_a_job_crosses_the_border() -> None:
-    job = WorkerJob(Shipment(Path("/data"), "f"), RunSettings(epochs=3), 2, Slots(1, 2, 2, 0.5), True, 4)
+    job = WorkerJob(
+        Shipment(Path("/data"), "f"),
+        RunSettings(epochs=3),
+        threads=2,
+        slots=Slots(1, 2, 2, 0.5),
+        elastic=True,
+        snapshot_every=4,
+    )
     plain = job.as_plain()
     assert json.loads(json.dumps({**plain, "shipment": None})) == {**plain, "shipment": None}
     assert WorkerJob.from_plain(plain) == job
-    alone = WorkerJob(job.shipment, job.settings, 1)
+    alone = WorkerJob(job.shipment, job.settings, threads=1)
     assert WorkerJob.from_plain(alone.as_plain()) == alone
 
 

@@ -74,7 +74,7 @@ def test_the_stored_schedule_trains_the_same_from_the_beginning(
     one = child(population)
     about = one.record()
     settings = about.settings
-    job = WorkerJob(make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), settings, 1)
+    job = WorkerJob(make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False), settings, threads=1)
     here = str(tmp_path / "here")
     assignment = TrialAssignment(config=about.config, checkpoint_location=here, rate_factors=about.rate_factors)
     training = TrainingSession(job, assignment)

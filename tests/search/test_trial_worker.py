@@ -38,7 +38,7 @@ def test_compiled_networks_are_kept_where_the_job_says(
     monkeypatch.setattr(compiled, "count_compilations", itertools.count().__next__)
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"code", SimpleNamespace(artifacts={})))
     shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
-    job = WorkerJob(shipment, RunSettings(epochs=1), 1, compiled_networks=str(tmp_path / "networks"))
+    job = WorkerJob(shipment, RunSettings(epochs=1), threads=1, compiled_networks=str(tmp_path / "networks"))
     config = TrialConfig(depth=1, base_channels=2, batch_size=24)  # two batches of 24 slices
     session = TrainingSession(
         WorkerJob.from_plain(job.as_plain()), TrialAssignment(config=config, checkpoint_location=str(tmp_path / "run"))
@@ -64,7 +64,7 @@ from wmlsearch.search.trial_worker import TrainingSession
 prepared, fingerprint, folder, rank = *sys.argv[1:4], int(sys.argv[4])
 meeting, patience = f"file://{folder}/meet", timedelta(seconds=300)
 distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
-job = WorkerJob(Shipment(Path(prepared), fingerprint), RunSettings(epochs=1), 1)
+job = WorkerJob(Shipment(Path(prepared), fingerprint), RunSettings(epochs=1), threads=1)
 config = TrialConfig(depth=1, base_channels=1, batch_size=4)
 away, damaged = StorageError(errno.EIO, "does not answer", "s3://bucket"), ValueError("damaged")
 fetch, results = Checkpoints.fetch, []
@@ -124,7 +124,8 @@ def test_a_training_does_not_begin_anew_without_its_checkpoint(
 ) -> None:
     """It waits for the checkpoint, then the search is interrupted. One without the latest epochs is taken."""
     shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
-    job, config = WorkerJob(shipment, RunSettings(epochs=3), 1), TrialConfig(depth=1, base_channels=2, batch_size=24)
+    job = WorkerJob(shipment, RunSettings(epochs=3), threads=1)
+    config = TrialConfig(depth=1, base_channels=2, batch_size=24)
     run, late, older = RunDir.create(tmp_path / "run", run_record({"name": "x"})), tmp_path / "late", tmp_path / "older"
 
     def training() -> TrainingSession:

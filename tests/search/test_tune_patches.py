@@ -124,7 +124,9 @@ def test_idle_processes_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     slots = Slots(at_once, 1, 1, 0.0)
     # what this process owns in Ray's store ends it at a SIGTERM to all processes
     monkeypatch.setattr(ray, "put", lambda *_, **__: pytest.fail("the driver puts an object into Ray's store"))
-    tune_loop.run_trials(search, space(), settings, data, slots, LOCAL.checkpoint_location, lambda _: None)
+    tune_loop.run_trials(
+        search, space(), settings, data, slots, location=LOCAL.checkpoint_location, on_change=lambda _: None
+    )
     assert [run.state for run in search.trials()] == ["completed"] * TRIALS
     had = [file.read_text().split() for file in started.iterdir()]
     assert len(had) == at_once, "a process was discarded, or got no trial"
@@ -140,7 +142,13 @@ def test_a_trial_whose_process_dies_during_reset_gets_another(tmp_path: Path, mo
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this module
     data = {"row": row(0, 1, settings.epochs), "died": str(died)}
     tune_loop.run_trials(
-        search, space(), settings, data, Slots(1, 1, 1, 0.0), LOCAL.checkpoint_location, lambda _: None
+        search,
+        space(),
+        settings,
+        data,
+        Slots(1, 1, 1, 0.0),
+        location=LOCAL.checkpoint_location,
+        on_change=lambda _: None,
     )
     assert died.exists()
     assert [run.state for run in search.trials()] == ["completed"] * 4, [run.status() for run in search.trials()]

@@ -98,7 +98,8 @@ def test_a_group_that_starts_again_knows_which_epochs_were_reported(
 ) -> None:
     """Its run waits for a checkpoint that another machine's file system shows late, and does not begin anew."""
     shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
-    job, config = WorkerJob(shipment, RunSettings(epochs=3), 1), TrialConfig(depth=1, base_channels=2, batch_size=24)
+    job = WorkerJob(shipment, RunSettings(epochs=3), threads=1)
+    config = TrialConfig(depth=1, base_channels=2, batch_size=24)
     run = RunDir.create(tmp_path / "run", run_record({"name": "x"}))
 
     async def scenario() -> None:
@@ -150,7 +151,7 @@ def test_a_run_that_breaks_costs_the_next_one_nothing(prepared: Path, tmp_path: 
     config, seeds = TrialConfig(depth=1, base_channels=1, batch_size=4), {"broken": 2**70, "good": 0}
     with ray_session(None):
         shipment = make_shipment(prepared, Manifest.read(prepared).fingerprint, send=False)
-        group = WorkerGroup(WorkerJob(shipment, RunSettings(epochs=1), 1, Slots(1, 2, 1, 0.0)), retries=0)
+        group = WorkerGroup(WorkerJob(shipment, RunSettings(epochs=1), threads=1, slots=Slots(1, 2, 1, 0.0)), retries=0)
         results = []
         for name, seed in seeds.items():
             group.start(TrialAssignment(config=config, seed=seed, checkpoint_location=str(tmp_path / name)))

@@ -167,13 +167,31 @@ def tune(
     elif resume is not None:
         _check_only_budgets_change()
     if resume is not None:
-        search, outcome = _resume(resume, data, placement, cluster, out, mlflow_uri, on_end)
+        search, outcome = _resume(
+            resume,
+            data=data,
+            placement=placement,
+            cluster=cluster,
+            out=out,
+            mlflow_uri=mlflow_uri,
+            on_end=on_end,
+        )
     else:
         uri = options.uri_of(out, mlflow_uri)
         settings = settings if objectives is None else with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "experience": not no_experience, "forecast": not no_forecast}
         search, outcome = _start(
-            space, settings, warm_start, data, placement, cluster, name, out, uri, experiment, on_end
+            space=space,
+            values=settings,
+            warm_start=warm_start,
+            data=data,
+            placement=placement,
+            cluster=cluster,
+            name=name,
+            out=out,
+            uri=uri,
+            experiment=experiment,
+            on_end=on_end,
         )
     show_search(console(), search)
     options.show_report_path(search)
@@ -193,6 +211,7 @@ def _begun(name: str | None, resume: str | None, cluster: str | None, out: Path,
 
 
 def _start(
+    *,
     space: str,
     values: dict[str, Any],
     warm_start: tuple[str, ...],
@@ -270,6 +289,7 @@ def _start_on_cluster(
 
 def _resume(
     name: str,
+    *,
     data: Path | None,
     placement: Placement,
     cluster: str | None,

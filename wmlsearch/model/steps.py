@@ -97,6 +97,7 @@ class TrainingSteps:
         optimizer: torch.optim.Optimizer,
         slices: Slices,
         loss: Loss | str,
+        *,
         bfloat16: bool,
         rank: int = 0,
         world: int = 1,

@@ -151,12 +151,12 @@ class Trainer:
             self.optimizer,
             self.data.train,
             self.loss,
-            self.bfloat16,
-            self.rank,
-            self.world,
-            self.average,
-            self.graphs,
-            self.fused_losses,
+            bfloat16=self.bfloat16,
+            rank=self.rank,
+            world=self.world,
+            average=self.average,
+            graphs=self.graphs,
+            fused_losses=self.fused_losses,
         )
         if self.compiles:
             steps.network = self._compiled(steps.network)

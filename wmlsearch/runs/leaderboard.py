@@ -17,7 +17,7 @@ from wmlsearch.runs.schema import EXPERIENCE, RUNNING, UNFINISHED, EpochRow, Run
 from wmlsearch.space import SearchSpace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row of the leaderboard: one training, with the metrics of its best epoch."""
 
@@ -51,17 +51,17 @@ class Entry:
         objective = record.settings.objective
         best = best_epoch(rows, objective)
         return cls(
-            record.name,
-            status.state,
-            status.reason,
-            len(rows),
-            best,
-            best.metrics.get(objective) if best else None,
-            space.active_values(record.config),
-            str(run.path),
-            record.parent_name,
-            record.name == trial_name(0),
-            record.origin == EXPERIENCE,
+            name=record.name,
+            state=status.state,
+            reason=status.reason,
+            epochs=len(rows),
+            best=best,
+            value=best.metrics.get(objective) if best else None,
+            config=space.active_values(record.config),
+            path=str(run.path),
+            parent=record.parent_name,
+            is_baseline=record.name == trial_name(0),
+            from_experience=record.origin == EXPERIENCE,
         )
 
     def updated(self, run: RunDir, status: RunStatus, objective: str) -> Entry:

@@ -160,9 +160,9 @@ class RunTrainer:
         job = WorkerJob(
             self.shipment,
             self.settings,
-            self.slots.cpus,
-            self.slots,
-            self.elastic,
+            threads=self.slots.cpus,
+            slots=self.slots,
+            elastic=self.elastic,
             compiled_networks=self.compiled_networks,
         )
         if self.elastic:

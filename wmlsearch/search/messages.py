@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +25,7 @@ class WorkerJob:
 
     shipment: Shipment  # the prepared data set
     settings: RunSettings
+    _: KW_ONLY
     threads: int  # of torch
     slots: Slots | None = None  # the worker is in one of them; None: it has its machine or GPU for itself
     elastic: bool = False  # whether a worker group continues with fewer workers when a machine is lost

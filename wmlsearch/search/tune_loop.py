@@ -41,6 +41,7 @@ def run_trials(
     settings: RunSettings,
     shipment: Shipment,
     slots: Slots,
+    *,
     location: Callable[[AnyDir], str],
     on_change: Callable[[AnyDir], None],
     elastic: bool = False,
@@ -78,7 +79,15 @@ def run_trials(
     retention = CheckpointRetention(location, _bytes_of_best, limit_bytes, settings.objective_names, when_copied)
     recorder = Recorder(search, settings, study, budget, location, retention, on_change, scheduler)
     snapshot_every = settings.grace if scheduler.population is not None else 0
-    job = WorkerJob(shipment, settings, slots.cpus, slots, elastic, snapshot_every, compiled_networks)
+    job = WorkerJob(
+        shipment,
+        settings,
+        threads=slots.cpus,
+        slots=slots,
+        elastic=elastic,
+        snapshot_every=snapshot_every,
+        compiled_networks=compiled_networks,
+    )
     numbers = [n for n in range(settings.trials) if search.trial(n).state in UNFINISHED]
     if not numbers or budget.stop_all():
         recorder.interrupt_unfinished()

@@ -118,10 +118,18 @@ def _run_stages(search: SearchDir, plan: SearchPlan, observer: Observer, stored:
         record_forecast(search, plan, shipment, observer.say)
         observer.on_change(search)
     budget = run_trials(
-        search, plan.space, settings, shipment, plan.slots, placement.checkpoint_location, observer.on_change,
-        elastic=placement.on_cluster, end_process=observer.end_process, when_copied=stored.when_copied,
+        search,
+        plan.space,
+        settings,
+        shipment,
+        plan.slots,
+        location=placement.checkpoint_location,
+        on_change=observer.on_change,
+        elastic=placement.on_cluster,
+        end_process=observer.end_process,
+        when_copied=stored.when_copied,
         compiled_networks=placement.compiled_networks(search),
-    )  # fmt: skip
+    )
     _fetch_best_weights(search, placement)
     stopped = budget.early_end is not None and budget.early_end.resumable
     if settings.baseline and not budget.failed and not stopped and not judged_by_older_version(search):
