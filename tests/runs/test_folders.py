@@ -28,7 +28,16 @@ from wmlsearch.runs.files import (
     write_bytes,
     write_json,
 )
-from wmlsearch.runs.folders import RunDir, SearchDir, check_name, check_new, find_run, list_runs, mark_dead_runs
+from wmlsearch.runs.folders import (
+    RunDir,
+    SearchDir,
+    check_name,
+    check_new,
+    find_run,
+    find_search,
+    list_runs,
+    mark_dead_runs,
+)
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import trial_name
 from wmlsearch.runs.schema import MlflowLedger, RunStatus
@@ -347,6 +356,17 @@ def test_find_by_name_by_path_and_the_latest(tmp_path: Path, monkeypatch: pytest
     assert refusal(lambda: find_run("zebr", out)) == (
         f"zebr: no search or run of this name in {out} (it has: zebra, apple), and not a path to one"
     )
+
+
+def test_the_latest_search_is_no_training(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "t", run_record())
+    assert refusal(lambda: find_search(None, tmp_path)) == (
+        f"{tmp_path}: has no search; start one with `wmlsearch tune`, or give --out"
+    )
+    searches = [SearchDir.create(tmp_path / name, search_record(created=time)) for name, time in (("b", 2), ("a", 1))]
+    assert find_run(None, tmp_path) == run, "which is later than both"
+    assert find_search(None, tmp_path) == searches[0]
+    assert refusal(lambda: find_search("t", tmp_path)) == (f"{run.path}: is a training, not a search; name a search")
 
 
 def test_rows_hold_anything_plain(tmp_path: Path) -> None:

@@ -481,10 +481,15 @@ def creation_time(run: AnyDir) -> float:
 
 
 def find_search(name: str | None, out: Path) -> SearchDir:
-    """Return a search as `find_run` does. Raises InputError if it is a training."""
+    """Return a search by its name in `out`, by its path, or the latest one in `out`. Raises InputError."""
+    if name is None:
+        searches = [run for run in list_runs(out) if isinstance(run, SearchDir)]
+        if not searches:
+            raise InputError(f"{out}: has no search; start one with `wmlsearch tune`, or give --out")
+        return max(searches, key=creation_time)
     search = find_run(name, out)
     if not isinstance(search, SearchDir):
-        raise InputError(f"{search.path}: is a training, not a search")
+        raise InputError(f"{search.path}: is a training, not a search; name a search")
     return search
 
 
