@@ -14,8 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.effects import NEEDED, identity
 from wmlsearch.errors import InputError
-from wmlsearch.space import Choices, Dimension, Range, SearchSpace, describe, shipped
+from wmlsearch.space import (
+    Choices,
+    Dimension,
+    Range,
+    SearchSpace,
+    describe,
+    different_configurations,
+    shipped,
+)
+from wmlsearch.workflows.search_choices import space_to_search
 
 WHOLE = {
     "depth": {"choices": [3, 4, 5]},
@@ -413,6 +423,75 @@ def test_a_single_configuration() -> None:
         start = "s.yaml: must give each name one value, but "
         assert str(caught.value).startswith(start)
         assert str(caught.value).endswith(f"{reason}; search them with `wmlsearch tune`")
+
+
+def test_a_space_in_which_all_train_the_same_is_a_single_configuration() -> None:
+    for values, config in (
+        ({"depth": {"choices": [3]}}, TrialConfig(depth=3)),
+        ({"depth": {"choices": [3]}, "ema": {"choices": [0.9], "when": {"depth": 3}}}, TrialConfig(depth=3, ema=0.9)),
+        (
+            {"schedule": "constant", "warmup_fraction": {"low": 0.1, "high": 0.2}},
+            TrialConfig(schedule="constant", warmup_fraction=0.1),
+        ),
+    ):
+        space = SearchSpace.from_mapping(values)
+        assert space.is_single_configuration
+        assert space.single_configuration() == config
+        with pytest.raises(InputError) as caught:
+            space_to_search(values)
+        assert str(caught.value) == (
+            "space: has a single configuration, so there is nothing to search; train it with `wmlsearch train space`"
+        )
+    with pytest.raises(InputError, match="but loss has several"):
+        SearchSpace.from_mapping(
+            {"depth": {"choices": [3]}, "loss": {"choices": ["bce", "dice"]}}
+        ).single_configuration()
+    with pytest.raises(InputError, match="min_learning_rate <= learning_rate must hold"):
+        SearchSpace.from_mapping({"depth": {"choices": [3]}, "learning_rate": 1e-6})
+
+
+def test_the_different_configurations_of_a_space() -> None:
+    """Compared with all combinations of values of small random spaces, some with hyperparameters without effect."""
+    choices: dict[str, list[Any]] = {
+        "schedule": ["constant", "plateau", "cosine"],
+        "plateau_patience": [3, 4],
+        "warmup_fraction": [0.0, 0.1],
+        "depth": [2, 3, 4],
+        "loss": ["bce", "dice"],
+        "dice_over": ["slice", "batch"],
+    }
+    rng, compared, cycles = random.Random(0), 0, 0  # noqa: S311 - not secret
+    for _ in range(300):
+        entries: dict[str, Any] = {}
+        for name in rng.sample(list(choices), rng.randint(1, len(choices))):
+            parents = rng.sample(list(entries), rng.randint(0, min(1, len(entries))))
+            when = {parent: rng.choice(entries[parent]["choices"]) for parent in parents}
+            entries[name] = {"choices": rng.sample(choices[name], rng.randint(1, len(choices[name]))), "when": when}
+        space = SearchSpace.from_record(entries, "random")
+        every = {identity(space.config(values).model_dump()) for values in configurations(space, {})}
+        found = different_configurations(space, len(every))
+        if found is None:
+            cycles += 1
+            assert any(NEEDED.get(parent, ("",))[0] in entries for name in entries for parent in entries[name]["when"])
+            continue
+        compared += 1
+        assert found.keys() == every
+        assert all(identity(space.config(values).model_dump()) == key for key, values in found.items())
+        assert all(space.active_values(space.config(values)) == values for values in found.values())
+        assert different_configurations(space, len(every) - 1) is None
+    assert min(compared, cycles) > 50
+
+
+def test_a_range_has_too_many_configurations_where_it_has_an_effect() -> None:
+    whole = SearchSpace.from_mapping({"depth": {"low": 2, "high": 4}, "norm": {"choices": ["batch", "instance"]}})
+    found = different_configurations(whole, 6)
+    assert found is not None
+    assert len(found) == 6
+    assert different_configurations(whole, 5) is None
+    assert different_configurations(SearchSpace.from_mapping({"dropout": {"low": 0.1, "high": 0.2}}), 10**6) is None
+    momentum = {"low": 0.1, "high": 0.2, "when": {"norm": "batch"}}
+    conditional = {"norm": {"choices": ["instance", "batch"]}, "norm_momentum": momentum}
+    assert different_configurations(SearchSpace.from_mapping(conditional), 10**6) is None
 
 
 def test_an_unknown_space_lists_the_shipped_ones() -> None:

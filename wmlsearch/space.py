@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 
 from wmlsearch.config import TrialConfig, float_fields
+from wmlsearch.effects import NEEDED, Identity, has_effect, identity
 from wmlsearch.errors import InputError, short_repr, unknown_name
 from wmlsearch.yaml_files import read_yaml
 
@@ -102,17 +104,20 @@ class SearchSpace:
 
     @property
     def is_single_configuration(self) -> bool:
-        """Whether every name has one value, so that nothing is searched."""
-        return not self.dimensions
+        """Whether all configurations of this space train the same, so that nothing is searched."""
+        return different_configurations(self, 1) is not None
 
     def single_configuration(self) -> TrialConfig:
         """Return the only configuration of this space. Raises InputError if something is searched."""
-        if self.dimensions:
+        only = different_configurations(self, 1)
+        if only is None:
+            several = [name for name, dimension in self.dimensions.items() if not _is_single(dimension.domain)]
+            several = several or list(self.dimensions)  # conditions on hyperparameters without effect
             raise InputError(
-                f"{self.source}: must give each name one value, but {', '.join(self.dimensions)} "
-                f"{'have' if len(self.dimensions) > 1 else 'has'} several; search them with `wmlsearch tune`"
+                f"{self.source}: must give each name one value, but {', '.join(several)} "
+                f"{'have' if len(several) > 1 else 'has'} several; search them with `wmlsearch tune`"
             )
-        return TrialConfig.from_mapping(self.fixed, self.source)
+        return self.config(next(iter(only.values())))
 
     def sample(self, rng: np.random.Generator) -> dict[str, Value]:
         """Draw values of the active dimensions, independent and uniform (log-uniform in a range with `log`)."""
@@ -147,7 +152,7 @@ class SearchSpace:
         for name, value in self.defaults.items():
             dimension = self.dimensions.get(name)
             if dimension is None or not dimension.active(configured):
-                if configured[name] != value and _has_effect(name, configured):
+                if configured[name] != value and has_effect(name, configured):
                     reasons.append(f"{name} is fixed at {value}, not {configured[name]}")
             elif configured[name] not in dimension.domain:
                 reasons.append(f"{name}={configured[name]} is not in {describe(dimension.domain)}")
@@ -173,7 +178,7 @@ class SearchSpace:
         space = cls.from_record(values, source)
         if faults := [*_ranges_with_gaps(space), *_conditions_that_never_hold(space)]:
             raise InputError(f"{source}: not a valid search space", faults)
-        if not space.is_single_configuration:
+        if space.dimensions:
             _check_min_learning_rate(space)
         return space
 
@@ -206,7 +211,7 @@ class SearchSpace:
         faults += [*_impossible_conditions(space), *cycle_faults]
         if faults:
             raise InputError(f"{source}: not a valid search space", faults)
-        if space.is_single_configuration:
+        if not space.dimensions:
             space.single_configuration()  # checks the rules that join several values
         return space
 
@@ -255,31 +260,6 @@ def describe(domain: Choices | Range) -> str:
 def _shown(value: Value) -> str:
     """Return a value as a hyperparameter file has it."""
     return "null" if value is None else str(value)
-
-
-# Hyperparameters that have an effect only beside these values of another one
-_NEEDED = {
-    "plateau_patience": ("schedule", ("plateau",)),
-    "plateau_factor": ("schedule", ("plateau",)),
-    "plateau_min_delta": ("schedule", ("plateau",)),
-    "warmup_fraction": ("schedule", ("cosine",)),
-    "step_fraction": ("schedule", ("step",)),
-    "step_factor": ("schedule", ("step",)),
-    "min_learning_rate": ("schedule", ("plateau", "cosine", "poly")),
-    "norm_momentum": ("norm", ("batch",)),
-    "optimizer_epsilon": ("optimizer", ("adam", "adamw")),
-    "dice_over": ("loss", ("dice", "bce_dice", "tversky")),
-    "tversky_alpha": ("loss", ("tversky",)),
-    "flip_axis": ("augment", ("flip", "affine", "light", "medium", "strong")),
-}
-
-
-def _has_effect(name: str, values: Mapping[str, Any]) -> bool:
-    """Return whether the hyperparameter `name` has an effect in a configuration."""
-    if name not in _NEEDED:
-        return True
-    other, allowed = _NEEDED[name]
-    return values[other] in allowed
 
 
 def _value_faults(name: str, value: Any) -> list[str]:
@@ -449,7 +429,7 @@ def _ranges_with_gaps(space: SearchSpace) -> list[str]:
 
 def _check_min_learning_rate(space: SearchSpace) -> None:
     """Refuse a space with a configuration whose `min_learning_rate` is above its learning rate. Raises InputError."""
-    _, schedules = _NEEDED["min_learning_rate"]
+    _, schedules = NEEDED["min_learning_rate"]
     for values_of in _values_together(space, ("schedule", "learning_rate", "min_learning_rate")):
         lowest, highest_minimum = (
             min(_numbers(values_of["learning_rate"])),
@@ -526,3 +506,89 @@ def _by_effect(
     if isinstance(domain, Range) and not (domain.whole and len(values) > domain.high - domain.low):  # it has others
         groups.setdefault(frozenset(allowed), []).extend((domain.low, domain.high))
     return {inactive: tuple(each) for inactive, each in groups.items()}
+
+
+class _TooManyError(Exception):
+    """There are more configurations than asked for."""
+
+
+def different_configurations(space: SearchSpace, limit: int) -> dict[Identity, dict[str, Value]] | None:
+    """Return the values of each configuration that trains otherwise than the others, None if there are over `limit`.
+
+    They are values of the active dimensions, from which `SearchSpace.config` builds the configuration.
+    """
+    parents = {name: {*dimension.when, *NEEDED.get(name, ())[:1]} for name, dimension in space.dimensions.items()}
+    found: dict[Identity, dict[str, Value]] = {}
+    try:
+        order = [name for name in TopologicalSorter(parents).static_order() if name in space.dimensions]
+        for values in _each_configuration(space, order, {}, space.defaults, limit):
+            found.setdefault(identity({**space.defaults, **values}), values)
+            if len(found) > limit:
+                return None
+    except (CycleError, _TooManyError):  # a cycle: of a condition on a hyperparameter without effect
+        return None
+    return found
+
+
+def _each_configuration(
+    space: SearchSpace, names: Sequence[str], values: dict[str, Value], whole: Mapping[str, Value], limit: int
+) -> Iterator[dict[str, Value]]:
+    """Yield `values` with each choice for the dimensions `names`: of one without effect, one value for each condition.
+
+    Args:
+        space: The space.
+        names: The dimensions to choose, each after those that decide whether it is active and has an effect.
+        values: Those of the dimensions before.
+        whole: The same, with the defaults of all others.
+        limit: Raises _TooManyError if a dimension has more values.
+    """
+    if not names:
+        yield values
+        return
+    name, later = names[0], names[1:]
+    dimension = space.dimensions[name]
+    if not dimension.active(whole):
+        yield from _each_configuration(space, later, values, whole, limit)
+        return
+    if has_effect(name, whole):
+        choices = _values_of(dimension.domain, limit)
+    else:
+        allowed = {child: other.when[name] for child, other in space.dimensions.items() if name in other.when}
+        choices = [group[0] for group in _by_effect(dimension.domain, allowed).values()]
+    for value in choices:
+        yield from _each_configuration(space, later, {**values, name: value}, {**whole, name: value}, limit)
+
+
+def _values_of(domain: Choices | Range, limit: int) -> Sequence[Value]:
+    """Return all values of a domain. Raises _TooManyError if it has more than `limit`."""
+    if isinstance(domain, Choices):
+        return domain.values
+    if not domain.whole or domain.high - domain.low >= limit:
+        raise _TooManyError
+    return range(int(domain.low), int(domain.high) + 1)
+
+
+def _is_single(domain: Choices | Range) -> bool:
+    return isinstance(domain, Choices) and len(domain.values) == 1
+
+
+def vain_values(space: SearchSpace) -> dict[str, tuple[tuple[Value, ...], bool]]:
+    """Return the dimensions that are searched where they have no effect (`effects.NEEDED`).
+
+    Each with the values of the other hyperparameter beside which that is so, and whether it has an effect anywhere.
+    """
+    vain: dict[str, tuple[tuple[Value, ...], bool]] = {}
+    for name in space.dimensions:
+        if name not in NEEDED:
+            continue
+        other, allowed = NEEDED[name]
+        beside = {
+            value: None
+            for inactive, chosen in _cases(space, (name, other))
+            if name not in inactive
+            for value in dict(chosen)[other]
+        }
+        without_effect = tuple(value for value in beside if value not in allowed)
+        if without_effect:
+            vain[name] = without_effect, len(without_effect) < len(beside)
+    return vain

@@ -68,6 +68,15 @@ def test_the_best_different_ones_are_candidates(search: SearchDir) -> None:
     assert candidates(search, 0) == []
 
 
+def test_trials_that_differ_only_where_nothing_has_an_effect_are_the_same(search: SearchDir) -> None:
+    add(search.trial(0), {}, [0.5])
+    add(search.trial(1), {"schedule": "cosine", "plateau_patience": 3}, [0.9])
+    add(search.trial(2), {"schedule": "cosine", "plateau_patience": 7}, [0.9])
+    add(search.trial(3), {"loss": "bce", "dice_over": "batch"}, [0.8])  # trains as the baseline does
+    add(search.trial(4), {"loss": "bce", "plateau_patience": 7}, [0.7])
+    assert candidates(search) == ["0001", "0004"]
+
+
 @pytest.mark.parametrize("state", ["stopped", "interrupted"])
 def test_a_trial_that_was_ended_early_far_behind_is_no_candidate(state: str, search: SearchDir) -> None:
     """The best trial has 0.6, so 0.54 is the lowest value of a candidate that was ended early."""

@@ -15,7 +15,7 @@ from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import MANIFEST, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.errors import InputError
-from wmlsearch.space import SearchSpace
+from wmlsearch.space import SearchSpace, shipped, vain_values
 from wmlsearch.workflows.preflight import _most_demanding, check_budgets, check_data, note_no_effect
 from wmlsearch.workflows.search_plan import SearchRequest
 
@@ -107,6 +107,47 @@ def test_flipping_that_changes_nothing_is_noted(
         "note: some.yaml: augment=flip changes nothing in sagittal slices with input_slices=1, since left and right "
         "are not in them; `flip_axis` columns mirrors front to back, and `affine` turns, scales and shifts"
     ]
+
+
+VAIN = {"low": 2, "high": 9}
+SCHEDULES = {"choices": ["plateau", "cosine", "step"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "noted"),
+    [
+        ({"schedule": SCHEDULES, "plateau_patience": VAIN | {"when": {"schedule": "plateau"}}}, ""),
+        ({"plateau_patience": VAIN}, ""),
+        (
+            {"schedule": SCHEDULES, "plateau_patience": VAIN},
+            "plateau_patience has no effect beside schedule cosine or step; give it `when: {schedule: plateau}`",
+        ),
+        (
+            {"schedule": SCHEDULES, "plateau_patience": VAIN | {"when": {"depth": 2}}},
+            "plateau_patience has no effect beside schedule cosine or step; add `schedule: plateau` to its `when`",
+        ),
+        (
+            {
+                "loss": {"choices": ["bce", "dice", "tversky"], "when": {"depth": 2}},
+                "dice_over": {"choices": ["slice", "batch"]},
+            },
+            "dice_over has no effect beside loss bce; give it `when: {loss: [dice, tversky]}`",
+        ),
+        (
+            {"schedule": "cosine", "plateau_patience": VAIN},
+            "plateau_patience has no effect beside schedule cosine; leave it out",
+        ),
+    ],
+)
+def test_what_is_searched_where_it_has_no_effect_is_noted(prepared: Path, values: dict[str, Any], noted: str) -> None:
+    said: list[str] = []
+    space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, **values}, "some.yaml")
+    note_no_effect(space, Manifest.read(prepared), said.append)
+    assert said == [f"note: some.yaml: {noted}"] * bool(noted)
+
+
+def test_shipped_spaces_search_nothing_in_vain() -> None:
+    assert not any(vain_values(SearchSpace.read(file)) for file in shipped().glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

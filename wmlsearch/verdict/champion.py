@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from wmlsearch.config import RunSettings, TrialConfig
+from wmlsearch.effects import identity
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, configuration_of, natural_key
@@ -94,23 +95,23 @@ def select_candidates(board: Leaderboard, count: int, baseline: TrialConfig) -> 
     """Return the best `count` trials with different configurations, the baseline's excluded, from best to worst.
 
     A trial that failed or diverged is no candidate. One that was ended before its last epoch is a candidate only if its
-    value is at least `FAR_BEHIND` of the best trial's. Two trials are the same if configuration and learning rate
-    factors (--scheduler pbt) are equal. A child whose best epoch its parent trained is left out: its weights are the
-    parent's.
+    value is at least `FAR_BEHIND` of the best trial's. Two trials are the same if they differ only in hyperparameters
+    that have no effect in them, and their learning rate factors (--scheduler pbt) are equal. A child whose best epoch
+    its parent trained is left out: its weights are the parent's.
     """
-    selected: dict[tuple[str, str], RunDir] = {}
-    identity_of_baseline = _identity(baseline, {})
+    selected: dict[tuple[object, ...], RunDir] = {}
+    baseline_training = _training(baseline, {})
     highest = max((entry.value for entry in board.trials if _can_be_candidate(entry) and entry.value), default=0.0)
     for entry in board.trials if count else ():
         run = RunDir(Path(entry.path))
         record = run.record()
-        identity = _identity(record.config, record.rate_factors)
+        training = _training(record.config, record.rate_factors)
         inherited = (entry.best.epoch if entry.best else 0) <= record.parent_epoch
-        if not _can_be_candidate(entry) or identity == identity_of_baseline or inherited or identity in selected:
+        if not _can_be_candidate(entry) or training == baseline_training or inherited or training in selected:
             continue
         if entry.state in CUT_SHORT and (entry.value or 0.0) < FAR_BEHIND * highest:
             continue
-        selected[identity] = run
+        selected[training] = run
         if len(selected) == count:
             break
     return list(selected.values())
@@ -120,8 +121,8 @@ def _can_be_candidate(entry: Entry) -> bool:
     return entry.value is not None and entry.state not in BAD
 
 
-def _identity(config: TrialConfig, rate_factors: Mapping[int, float]) -> tuple[str, str]:
-    return repr(sorted(config.model_dump().items())), repr(sorted(rate_factors.items()))
+def _training(config: TrialConfig, rate_factors: Mapping[int, float]) -> tuple[object, ...]:
+    return identity(config.model_dump()), tuple(sorted(rate_factors.items()))
 
 
 def baseline_config(search: SearchDir) -> TrialConfig:

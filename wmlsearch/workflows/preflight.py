@@ -15,6 +15,7 @@ from wmlsearch.config import PAPER_EPOCHS, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.effects import NEEDED
 from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
@@ -22,7 +23,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
 from wmlsearch.runs.wording import plural
-from wmlsearch.space import Choices, SearchSpace, Value
+from wmlsearch.space import Choices, SearchSpace, Value, vain_values
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
 from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPlan, SearchRequest
@@ -91,7 +92,18 @@ def read_earlier_trials(
 
 
 def note_no_effect(space: SearchSpace, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Say which values of a search space change nothing on these data."""
+    """Say which values of a search space change nothing: on these data, or beside others."""
+    for name, (beside, has_effect) in vain_values(space).items():
+        other, needed = NEEDED[name]
+        possible = [value for value in needed if value in space.domain(other)]
+        condition = f"{other}: {possible[0] if len(possible) == 1 else '[' + ', '.join(possible) + ']'}"
+        if not has_effect:
+            advice = "leave it out"
+        elif space.dimensions[name].when:
+            advice = f"add `{condition}` to its `when`"
+        else:
+            advice = f"give it `when: {{{condition}}}`"
+        say(f"note: {space.source}: {name} has no effect beside {other} {' or '.join(map(str, beside))}; {advice}")
     config = TrialConfig(augment="flip")
     names = ("augment", "flip_axis", "input_slices")
     if all(getattr(config, name) in space.domain(name) for name in names) and mirrors_nothing(config, manifest.axis):

@@ -29,9 +29,9 @@ def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
     source = "space" if isinstance(space, Mapping) else str(space)
     ranges = SearchSpace.from_mapping(space, source) if isinstance(space, Mapping) else SearchSpace.read(space)
     if ranges.is_single_configuration:
+        why = "has a single configuration" if ranges.dimensions else "has only values and no ranges"
         raise InputError(
-            f"{source}: has only values and no ranges, so there is nothing to search; train it with "
-            f"`{command('train', Path(source))}`"
+            f"{source}: {why}, so there is nothing to search; train it with `{command('train', Path(source))}`"
         )
     return ranges
 
