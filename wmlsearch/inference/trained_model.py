@@ -54,16 +54,21 @@ class TrainedModel:
         return cls(build_unet(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
 
     @classmethod
-    def from_run(cls, run: RunDir) -> TrainedModel:
-        """Load the model of a run folder, for raw images. Raises InputError if the run has no weights (any more)."""
-        record = run.record()
-        if not run.best.is_file():
+    def from_run(cls, run: RunDir, weights: Path | None = None) -> TrainedModel:
+        """Load the model of a run folder, for raw images. Raises InputError if the run has no weights (any more).
+
+        Args:
+            run: The run.
+            weights: The file of its weights. None: `best.pt` in its folder.
+        """
+        record, weights = run.record(), weights or run.best
+        if not weights.is_file():
             raise InputError(
                 f"{run.path}: has no weights (best.pt); only a search's best trials and its judgement runs keep "
                 "theirs, choose one of them"
             )
         preprocessing = Preprocessing.of(record.data.as_json(), str(run.file("record")))
-        return replace(cls.load(run.best), preprocessing=preprocessing, name=record.name, fold=record.fold)
+        return replace(cls.load(weights), preprocessing=preprocessing, name=record.name, fold=record.fold)
 
     @property
     def needs_whole_volumes(self) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from wmlsearch.errors import InputError
 from wmlsearch.inference.export import ExportedModel, is_exported, load_exported
-from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.checks import open_run
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.tracking.model_registry import SCHEME, fetch
+from wmlsearch.workflows.stored_weights import load_run_model
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def find_model_and_origin(model: str, runs: Path, mlflow_uri: str) -> tuple[Expo
         champion = run.model("champion").export
         if is_exported(champion):
             return load_exported(champion), ModelOrigin(f"champion of search {run.name}", data)
-        best = TrainedModel.from_run(_best_trial(run))
+        best = load_run_model(_best_trial(run))
         return ExportedModel((best,)), ModelOrigin(f"{best.name} of search {run.name}", data)
-    exported = load_exported(run.export) if is_exported(run.export) else ExportedModel((TrainedModel.from_run(run),))
+    exported = load_exported(run.export) if is_exported(run.export) else ExportedModel((load_run_model(run),))
     return exported, ModelOrigin(f"run {run.record().name}", data)
 
 

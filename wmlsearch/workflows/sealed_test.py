@@ -13,7 +13,6 @@ from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.inference.predictor import HERE, Predictions
-from wmlsearch.inference.trained_model import TrainedModel
 from wmlsearch.runs.evaluation import SLICES, VOLUMES, Evaluation, EvaluationMetrics
 from wmlsearch.runs.folders import AnyDir, SearchDir, parent_search
 from wmlsearch.runs.leaderboard import leaderboard
@@ -25,6 +24,7 @@ from wmlsearch.verdict.comparison import judge, unit_means
 from wmlsearch.verdict.evaluation import evaluate
 from wmlsearch.verdict.wording import RATIOS
 from wmlsearch.workflows.resume_command import resume_command
+from wmlsearch.workflows.stored_weights import load_run_model
 
 
 def evaluate_search(
@@ -164,9 +164,10 @@ def evaluate_run(
             )
         say(_opening_note(run, data))
         return evaluate_search(run, record.settings, data, progress), run.evaluation_file(fingerprint)
+    model = load_run_model(run)
     say(_opening_note(run, data))
     by = {"run": run.name, "key": record.key, "path": str(run.path.resolve())}
-    scored, _ = evaluate({"model": [TrainedModel.from_run(run)]}, data, by, progress=progress)
+    scored, _ = evaluate({"model": [model]}, data, by, progress=progress)
     evaluation = scored.with_metrics(metrics_of(scored, "model"))
     run.set_evaluation(evaluation, fingerprint)
     return evaluation, run.evaluation_file(fingerprint)
