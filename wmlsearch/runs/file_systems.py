@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from pathlib import Path
+
+from wmlsearch.runs.mounts import parse_mounts
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 # Types whose files keep their inode numbers, on all machines that mount them. Others (FUSE, SMB, 9p, FAT) may number a
@@ -28,11 +29,8 @@ def _type_at(path: Path) -> str:
     closest: tuple[int, str] = (0, "")
     with contextlib.suppress(OSError):
         real = path.resolve()
-        for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            before, _, after = line.partition(" - ")  # proc(5): mount point is field 5, the type follows the dash
-            point = re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), before.split()[4])
-            if (
-                after and real.is_relative_to(point) and len(point) >= closest[0]
-            ):  # of two at one place the later counts
-                closest = len(point), after.split()[0]
+        for mount in parse_mounts(_MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")):
+            # Of two mounts at one point the later counts.
+            if real.is_relative_to(mount.point) and len(mount.point) >= closest[0]:
+                closest = len(mount.point), mount.type
     return closest[1]

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 from wmlsearch.runs.environment import users_environment
+from wmlsearch.runs.python_process import module_command, module_path
 
 
 def start_helper(module: str) -> subprocess.Popen[str]:
     """Start `python -m MODULE` with pipes for its stdin and stdout."""
     return subprocess.Popen(  # noqa: S603 - this interpreter, with a module of this package
-        [sys.executable, "-P", "-m", module],  # -P: the user's folder may hold a types.py
+        module_command(module),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -32,8 +31,6 @@ def _environment() -> dict[str, str]:
 
     The folder of a search's temporary files is removed with its Ray, and the helper still has to send the last files.
     """
-    package_folder = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join([package_folder, *filter(None, [os.environ.get("PYTHONPATH")])])
     temporary = users_environment().get("TMPDIR")
     others = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
-    return {**others, "PYTHONPATH": paths, **({} if temporary is None else {"TMPDIR": temporary})}
+    return {**others, "PYTHONPATH": module_path(os.environ), **({} if temporary is None else {"TMPDIR": temporary})}

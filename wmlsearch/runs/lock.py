@@ -33,7 +33,7 @@ from pathlib import Path
 
 from wmlsearch.errors import InputError
 from wmlsearch.runs.file_systems import NO_LOCKS, lasting_inode
-from wmlsearch.runs.files import StorageError, writing
+from wmlsearch.runs.files import StorageError, write_all, writing
 from wmlsearch.runs.process import Process
 from wmlsearch.runs.wording import command
 
@@ -228,11 +228,8 @@ class _Hold:
                 return False
             try:
                 with open(descriptor, "wb", buffering=0) as file:
-                    unwritten = (
-                        _Claim(self.process, self.token, lasting_inode(descriptor, self.path)).to_text().encode()
-                    )
-                    while unwritten:  # an almost full disk accepts a part, and raises at the next write
-                        unwritten = unwritten[file.write(unwritten) :]
+                    claim = _Claim(self.process, self.token, lasting_inode(descriptor, self.path))
+                    write_all(file, claim.to_text().encode())
             except OSError:
                 with contextlib.suppress(OSError):
                     self.path.unlink()

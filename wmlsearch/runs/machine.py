@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wmlsearch.runs.mounts import parse_mounts
+
 _CGROUPS = "sys/fs/cgroup"
 _RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")  # the page cache: it is freed when memory is needed
 
@@ -159,22 +161,14 @@ class Machine:
     def _mounts(self, controller: str) -> list[tuple[str, str]]:
         """Return the path within its hierarchy and the folder of each mount of a controller's hierarchy.
 
-        The format is that of proc_pid_mountinfo(5). A later mount on a folder hides an earlier one.
+        A later mount on a folder hides an earlier one.
         """
         mounts: dict[str, str] = {}
-        for line in _read(self.root / "proc/self/mountinfo").splitlines():
-            before, _, after = line.partition(" - ")
-            fields, kind = before.split(), after.split()
-            if len(fields) < 5 or len(kind) < 3:
-                continue
-            mount_root, point = (_unescape(field) for field in fields[3:5])
-            mounts.pop(point, None)
-            if (
-                (kind[0] == "cgroup2")
-                if controller == ""
-                else (kind[0] == "cgroup" and controller in kind[2].split(","))
-            ):
-                mounts[point] = mount_root
+        for mount in parse_mounts(_read(self.root / "proc/self/mountinfo")):
+            mounts.pop(mount.point, None)
+            is_version_2 = mount.type == "cgroup2"
+            if is_version_2 if controller == "" else mount.type == "cgroup" and controller in mount.options:
+                mounts[mount.point] = mount.root
         return [(mount_root, point) for point, mount_root in mounts.items()]
 
     def _fields(self, path: Path) -> dict[str, int]:
@@ -237,8 +231,3 @@ def _read(path: Path) -> str:
         return path.read_text(errors="replace")
     except (OSError, ValueError):
         return ""
-
-
-def _unescape(field: str) -> str:
-    """Return a path of mountinfo, in which spaces are written as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -19,6 +19,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
+from wmlsearch.runs.python_process import module_command, module_path
+
 COMMAND_LIMIT_S = 60.0  # then the command is killed; it can start longer work in the background
 _SHOWN = 2000  # bytes of the command's output
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -74,16 +76,13 @@ def lines(problem: str, output: str) -> list[str]:
 
 def replace_process(order: Order) -> None:
     """Let a small program take the place of this process, and do what `order` says. Returns only if that fails."""
-    package_folder = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join([package_folder, *filter(None, [order.environment.get("PYTHONPATH")])])
     with tempfile.TemporaryFile() as file:
         file.write(json.dumps(asdict(order)).encode())
         file.seek(0)
         os.dup2(file.fileno(), 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # they come once the program has its handlers
-        # -P: a file in the user's folder that is called like a module is not that module.
-        program = [sys.executable, "-P", "-m", "wmlsearch.runs.user_command"]
-        os.execve(sys.executable, program, {**order.environment, "PYTHONPATH": paths})  # noqa: S606 - this interpreter
+        environment = {**order.environment, "PYTHONPATH": module_path(order.environment)}
+        os.execve(sys.executable, module_command("wmlsearch.runs.user_command"), environment)  # noqa: S606 - this interpreter
 
 
 def _replaced() -> int:

@@ -27,6 +27,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def be(count: int) -> str:
+    """Return the verb of so many things: is or are."""
+    return "is" if count == 1 else "are"
+
+
 def percent(share: float) -> str:
     """Return a share with two digits: 0.12 %, 4.3 %, 68 %; 99.6 % and more is 100 % only where nothing is missing."""
     if 0.995 <= share < 1:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
-from sklearn import config_context
 from sklearn.tree import ExtraTreeRegressor
 
 from wmlsearch.search.distributions import search_space
 from wmlsearch.search.samplers.forest import encode
+from wmlsearch.search.trees import fit_trees, predict_by_tree
 from wmlsearch.space import SearchSpace
 
 TREES = 100
@@ -103,10 +103,9 @@ class OutcomeModel:
             Ranks at the end from 0 (worst) to 1, (trees, trials).
         """
         best = best_so_far(curves)
-        x = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])]).astype(np.float32)
+        x = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])])
         others = self._forest(best.shape[1])[len(trees_of_search) :] if len(trees_of_search) < TREES else ()
-        trees = [*trees_of_search, *others]
-        return np.stack([tree.tree_.predict(x).reshape(len(x)) for tree in trees])
+        return predict_by_tree([*trees_of_search, *others], x)
 
     def fit_own(
         self,
@@ -128,7 +127,7 @@ class OutcomeModel:
         share = count / (count + EXPERIENCE_WEIGHT) if self.knows_other_tasks else 1.0
         best = best_so_far(curves)
         features = np.hstack([self._configurations(configurations), curve_ranks(best, best.shape[1])[:count]])
-        return _fit_trees(features, mean_ranks(np.array(final)), round(TREES * share))
+        return fit_trees(features, mean_ranks(np.array(final)), range(round(TREES * share)))
 
     def _configurations(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.array([encode(self._space, values) for values in configurations], dtype=np.float32)
@@ -141,18 +140,8 @@ class OutcomeModel:
                 for features, best in self._tasks
             ]
             y = [mean_ranks(best[:, -1]) for _, best in self._tasks]
-            self._forests[epoch] = _fit_trees(np.vstack(x), np.concatenate(y), TREES)
+            self._forests[epoch] = fit_trees(np.vstack(x), np.concatenate(y), range(TREES))
         return self._forests[epoch]
-
-
-def _fit_trees(features: np.ndarray, targets: np.ndarray, count: int) -> list[ExtraTreeRegressor]:
-    """Fit regression trees, without scikit-learn's checks, which take longer than small trees."""
-    x, y = features.astype(np.float32), targets[:, None]
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        return [
-            ExtraTreeRegressor(max_features=0.8, random_state=seed).fit(x, y, check_input=False)
-            for seed in range(count)
-        ]
 
 
 def best_so_far(curves: Sequence[Sequence[float]]) -> np.ndarray:

@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn import config_context
-from sklearn.tree import ExtraTreeRegressor
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.search.distributions import search_space
 from wmlsearch.search.experience import recorded_tasks
 from wmlsearch.search.outcome_model import TrainedCurve, mean_ranks
 from wmlsearch.search.samplers.forest import encode
+from wmlsearch.search.trees import fit_trees, predict_by_tree
 from wmlsearch.space import Choices, Range, SearchSpace
 
 TREES = 100  # of each task
@@ -117,13 +116,10 @@ def greedy(expected: np.ndarray, size: int) -> list[int]:
 
 def _expected_ranks(features: np.ndarray, final: np.ndarray, encoded: np.ndarray) -> np.ndarray:
     """Return the rank that each tree expects of each configuration asked for, (trees, configurations)."""
-    expected = []
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        for seed in range(TREES):
-            resample = np.random.default_rng(seed).integers(len(features), size=len(features))
-            tree = ExtraTreeRegressor(max_features=0.8, random_state=seed)
-            expected.append(tree.fit(features[resample], final[resample]).predict(encoded))
-    return np.array(expected)
+    count = len(features)
+    draws = [np.random.default_rng(seed).integers(count, size=count) for seed in range(TREES)]
+    trees = [tree for seed, at in enumerate(draws) for tree in fit_trees(features[at], final[at], [seed])]
+    return predict_by_tree(trees, encoded)
 
 
 def _nearest(domain: Choices | Range, value: Any) -> list[Any]:

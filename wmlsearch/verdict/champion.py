@@ -16,7 +16,7 @@ from wmlsearch.runs.leaderboard import Entry, Leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, configuration_of, natural_key
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC, best_epoch
 from wmlsearch.runs.schema import BAD, GOOD, EpochRow, RunRecord, SelectionRecord
-from wmlsearch.runs.wording import plural
+from wmlsearch.runs.wording import be, plural
 
 FAR_BEHIND = 0.9  # a trial that was ended early is a candidate from this share of the best trial's value on
 CUT_SHORT = ("stopped", "interrupted")  # states of trials that were ended before their last epoch
@@ -212,7 +212,7 @@ def select_champion(candidates: Sequence[Candidate]) -> SelectionRecord:
     else:
         champion, sentence = PAPER, _baseline_sentence(best, means, len(seeds), len(others))
     if left_out := len(others) - len(complete):
-        sentence += f" {plural(left_out, 'candidate')} without all selection runs {_be(left_out)} left out."
+        sentence += f" {plural(left_out, 'candidate')} without all selection runs {be(left_out)} left out."
     return SelectionRecord(champion=champion, sentence=sentence, seeds=list(seeds), means=means)
 
 
@@ -240,10 +240,6 @@ def _baseline_sentence(best: Candidate | None, means: Mapping[str, float | None]
         f"{text}closed: its {MEASURES[best.metric]} on validation patients is {means[PAPER]:.3f} over "
         f"{plural(runs, 'selection run')}, that of the best candidate ({best.name}) {means[best.name]:.3f}."
     )
-
-
-def _be(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def judgement_pairs(baseline: Candidate, champion: Candidate) -> tuple[list[FinalRun], list[FinalRun]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate
 from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, LesionFree, ModelsClaim
 from wmlsearch.runs.schema import FolderRecord, SplitCertificate
-from wmlsearch.runs.wording import plural
+from wmlsearch.runs.wording import be, plural
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, NOT_SHOWN, POWER
 
@@ -48,11 +48,9 @@ def configuration_sentence(
     if claim.outcome == NOT_SHOWN and claim.low is not None:
         text += f" This does not mean that they are equal: differences from {_range(claim)} remain plausible."
     if count := claim.patients_left_out:
-        text += f" {plural(count, 'patient')} without lesions {_be(count)} left out."
+        text += f" {plural(count, 'patient')} without lesions {be(count)} left out."
     if count := claim.runs_left_out:
-        text += (
-            f" {plural(count, 'training')} {_be(count)} left out, because the other configuration has none to match."
-        )
+        text += f" {plural(count, 'training')} {be(count)} left out, because the other configuration has none to match."
     if optimistic:
         text += f" {OPTIMISTIC_WARNING}"
     if budget_note:
@@ -111,7 +109,7 @@ def lesion_free_sentence(lesion_free: LesionFree) -> str:
         if endpoint.champion is not None and endpoint.baseline is not None
     ]
     count = lesion_free.patients
-    subject = f"{plural(count, 'test patient')} {'has' if count == 1 else 'have'} no lesions, and {_be(count)} in"
+    subject = f"{plural(count, 'test patient')} {'has' if count == 1 else 'have'} no lesions, and {be(count)} in"
     text = f"{subject} neither claim. Found in {'it' if count == 1 else 'them'}, as a mean: {'; '.join(parts)}."
     if all(endpoint.p is None for endpoint in lesion_free.endpoints):
         return f"{text} With fewer than {MIN_PATIENTS} such patients, this is not tested."
@@ -131,7 +129,7 @@ def no_verdict_sentence(primary: Comparison, champion_name: str, optimistic: boo
             f"{plural(primary.pairs, 'sealed test image')}."
         )
     if count := primary.left_out:
-        text += f" {plural(count, 'image')} without lesions {_be(count)} left out."
+        text += f" {plural(count, 'image')} without lesions {be(count)} left out."
     return f"{text} {OPTIMISTIC_WARNING}" if optimistic else text
 
 
@@ -139,7 +137,7 @@ def _too_few_patients(patients: int) -> str:
     if patients == 0:
         return "no sealed test patient has lesions"
     return (
-        f"{plural(patients, 'sealed test patient')} with lesions {_be(patients)} too few, because a test of fewer than "
+        f"{plural(patients, 'sealed test patient')} with lesions {be(patients)} too few, because a test of fewer than "
         f"{MIN_PATIENTS} in pairs cannot reach p < {ALPHA}"
     )
 
@@ -158,10 +156,6 @@ def _range(claim: ConfigurationClaim | ModelsClaim) -> str:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _be(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def singular(unit: str) -> str:
