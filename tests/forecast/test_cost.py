@@ -281,7 +281,7 @@ def test_a_space_with_averages_reserves_their_bytes() -> None:
     space["ema"] = {"low": 0.0, "high": 0.99}
     assert most_checkpoint_bytes(SearchSpace.from_mapping(space)) == with_average
     without = checkpoint_bytes(TrialConfig(depth=5, base_channels=32))
-    assert with_average == (without[0] + without[1], without[1])
+    assert with_average == (without.last + without.best, without.best)
 
 
 # --------------------------------------------------------------------------------------------------------- measuring

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,6 +48,13 @@ class VolumeFacts:
         return sum(self.lesion) * (1.0 if self.voxel_mm3 is None else self.voxel_mm3 / 1000)
 
 
+class ExaminedVolume(NamedTuple):
+    """A volume without faults."""
+
+    facts: VolumeFacts
+    head: HeadRegion
+
+
 def examine(
     source: Source,
     axis: int | None,
@@ -64,7 +72,7 @@ def examine(
         padding_background: Whether padding (see `find_padding`) is background. Data of older versions took it for grey.
     """
     examined, faults = examine_head(source, axis, rule, nan_background, padding_background)
-    return None if examined is None else examined[0], faults
+    return None if examined is None else examined.facts, faults
 
 
 def examine_head(
@@ -73,7 +81,7 @@ def examine_head(
     rule: MaskRule | None = None,
     nan_background: bool = False,
     padding_background: bool = True,
-) -> tuple[tuple[VolumeFacts, HeadRegion] | None, list[str]]:
+) -> tuple[ExaminedVolume | None, list[str]]:
     """Return what `examine` does, and the head's pixels, which take as much memory as a mask of the volume."""
     name = source.name(source.image[0])
     try:
@@ -120,7 +128,7 @@ def examine_head(
         head_grey=_head_grey(stack, head, axis, low, high),
         floor=None if padding is None else padding.floor,
     )
-    return (facts, head), []
+    return ExaminedVolume(facts, head), []
 
 
 def _head_grey(

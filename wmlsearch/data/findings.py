@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wmlsearch.runs.wording import plural
 
@@ -75,6 +76,13 @@ class NamedFinding:
     finding: Finding
 
 
+class FindingLine(NamedTuple):
+    """What the terminal shows of one or more findings of a kind."""
+
+    is_warning: bool
+    text: str
+
+
 def named(volume: str, file: str, findings: Iterable[Finding]) -> list[NamedFinding]:
     """Return the findings of one volume with its name."""
     return [NamedFinding(volume, file, finding) for finding in findings]
@@ -86,8 +94,8 @@ def worst_first(findings: Iterable[NamedFinding]) -> list[NamedFinding]:
     return sorted(findings, key=lambda row: (order.index(row.finding.kind), -row.finding.severity))
 
 
-def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, str]]:
-    """Return the findings of a data set for the terminal: (is it a warning, the line).
+def lines(findings: Iterable[NamedFinding], volumes: int) -> list[FindingLine]:
+    """Return the findings of a data set for the terminal.
 
     A kind that few volumes have is told in a sentence each, another in one line that names the volumes and numbers.
 
@@ -98,13 +106,13 @@ def lines(findings: Iterable[NamedFinding], volumes: int) -> list[tuple[bool, st
     by_kind: dict[str, list[NamedFinding]] = defaultdict(list)
     for row in worst_first(findings):
         by_kind[row.finding.kind].append(row)
-    result = []
+    result: list[FindingLine] = []
     for kind, rows in by_kind.items():
         if len(rows) <= SINGLE:
-            result += [(KINDS[kind].is_warning, f"{row.file}: {row.finding.text}") for row in rows]
+            result += [FindingLine(KINDS[kind].is_warning, f"{row.file}: {row.finding.text}") for row in rows]
             continue
         line = f"{len(rows)} of {plural(volumes, 'volume')}: {KINDS[kind].of_many} ({volumes_and_values(rows)})"
-        result.append((KINDS[kind].is_warning, line))
+        result.append(FindingLine(KINDS[kind].is_warning, line))
     return result
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wmlsearch.data.certificate import Certificate
-from wmlsearch.data.findings import Finding, NamedFinding, lines, named
+from wmlsearch.data.findings import Finding, FindingLine, NamedFinding, lines, named
 from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.labels import MaskRule
 from wmlsearch.data.lesions_cut_off import KIND as CUT_OFF
@@ -278,7 +278,7 @@ class Manifest:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the user: doubtful volumes, labels that no option names, and lesions outside the window."""
-        doubtful = (line for is_warning, line in self._finding_lines() if is_warning)
+        doubtful = (line.text for line in self._finding_lines() if line.is_warning)
         return (
             *doubtful,
             *self.mask_rule.notes(self.mask_labels),
@@ -289,7 +289,7 @@ class Manifest:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done with volumes that were unusual."""
-        return tuple(line for is_warning, line in self._finding_lines() if not is_warning)
+        return tuple(line.text for line in self._finding_lines() if not line.is_warning)
 
     @property
     def findings(self) -> tuple[NamedFinding, ...]:
@@ -297,7 +297,7 @@ class Manifest:
         of_volumes = (row for v in self.volumes for row in named(v.scan, v.source, v.findings))
         return tuple(dict.fromkeys((*of_volumes, *self.test_findings)))  # a split by image has volumes in both
 
-    def _finding_lines(self) -> list[tuple[bool, str]]:
+    def _finding_lines(self) -> list[FindingLine]:
         scans = sum(count.timepoints for count in self.counts.values())
         others = (row for row in self.findings if row.finding.kind != CUT_OFF)  # that has its own line, with the totals
         return lines(others, scans or len(self.volumes))

@@ -44,6 +44,16 @@ class SealedVolume:
 
 
 @dataclass(frozen=True)
+class SealedSlices:
+    """The kept slices of the test patients, n of them, in the manifest's order."""
+
+    rows: list[SliceRow]
+    images: Array  # (n, size, size) uint8
+    masks: Array  # (n, size, size) uint8, the expert's
+    head_grey: list[tuple[float, float]]  # see `VolumeGeometry`; empty where the data do not record it
+
+
+@dataclass(frozen=True)
 class SealedTest:
     """The opened test split."""
 
@@ -91,14 +101,8 @@ class SealedTest:
             raise InputError(f"{self.folder}: a test patient's file cannot be read; {PREPARE_AGAIN}", faults)
         return tuple(number for number, kept in enumerate(choose_kept(facts, self.manifest.keep)) if kept)
 
-    def kept_slices(self) -> tuple[list[SliceRow], Array, Array, list[tuple[float, float]]]:
-        """Return the rows of the kept slices, their images and masks (n, size, size) uint8, and the heads' grey values.
-
-        The last are empty where the data do not record them.
-
-        Raises:
-            InputError: Where the arrays are damaged.
-        """
+    def kept_slices(self) -> SealedSlices:
+        """Return the kept slices. Raises InputError where the arrays are damaged."""
         self.manifest.verify(self.folder)
         try:
             images, masks = (np.load(self.folder / name, mmap_mode="r") for name in (IMAGES, MASKS))
@@ -109,11 +113,11 @@ class SealedTest:
             raise InputError(f"{self.folder}: the test slices cannot be read ({error}); {PREPARE_AGAIN}") from None
         kept = [i for i, row in enumerate(self.manifest.slices) if row.kept]
         levels = slice_head_grey(self.manifest) if has_head_grey(self.manifest) else []
-        return (
-            [self.manifest.slices[i] for i in kept],
-            np.array(images[kept]),
-            np.array(masks[kept]),
-            [levels[i] for i in kept] if levels else [],
+        return SealedSlices(
+            rows=[self.manifest.slices[i] for i in kept],
+            images=np.array(images[kept]),
+            masks=np.array(masks[kept]),
+            head_grey=[levels[i] for i in kept] if levels else [],
         )
 
 

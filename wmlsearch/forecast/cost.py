@@ -236,8 +236,9 @@ def _disk_bytes(sample: Sequence[TrialConfig], settings: RunSettings, slots: Slo
     if not settings.baseline:
         return round(of_trials)
     # At the end: the weights of the best trials and of all judgement runs, and both checkpoints of those still running.
-    best_of_trials = min(KEPT_BEST, settings.trials, SAMPLES) * sizes[1:, 1].mean()
-    final_weights = settings.final_runs * (baseline[1] + (sizes[1:, 1].mean() if settings.candidate_count else 0.0))
+    _, best = sizes[1:].T
+    best_of_trials = min(KEPT_BEST, settings.trials, SAMPLES) * best.mean()
+    final_weights = settings.final_runs * (baseline.best + (best.mean() if settings.candidate_count else 0.0))
     running = slots.count * max(sum(baseline), sizes[1:].sum(axis=1).mean())
     return round(max(of_trials, best_of_trials + final_weights + running))
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from wmlsearch.data.examine import VolumeFacts, examine_head
+from wmlsearch.data.examine import ExaminedVolume, examine_head
 from wmlsearch.data.geometry import MAX_SPACING_FACTOR, PLANES, VolumeGeometry, place_window
-from wmlsearch.data.head_detection import HeadRegion
 from wmlsearch.data.reading import load_volume
 from wmlsearch.data.sources import Source
 from wmlsearch.errors import InputError
@@ -142,7 +141,7 @@ def picture_geometries(
     return geometries
 
 
-def _examine(source: Source, preprocessing: Preprocessing, nan_background: bool) -> tuple[VolumeFacts, HeadRegion]:
+def _examine(source: Source, preprocessing: Preprocessing, nan_background: bool) -> ExaminedVolume:
     """Return the measures of an image, not of its mask. Raises InputError where it does not fit the training data."""
     name = source.name(source.image[0])
     if source.is_nifti == (preprocessing.axis is None):
@@ -156,7 +155,6 @@ def _examine(source: Source, preprocessing: Preprocessing, nan_background: bool)
     )
     if examined is None:
         raise InputError(f"{name}: cannot be predicted", faults)
-    facts, head = examined
-    if fault := spacing_fault(name, facts.picture_mm, preprocessing):
+    if fault := spacing_fault(name, examined.facts.picture_mm, preprocessing):
         raise InputError(fault)
-    return facts, head
+    return examined

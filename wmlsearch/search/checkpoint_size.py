@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,19 +22,26 @@ SHAPE = ("input_slices", "depth", "base_channels", "network", "norm", "up_kernel
 RECORD_BYTES = 305  # of a checkpoint, for each tensor beside its numbers: names, checksum, alignment
 
 
-def checkpoint_bytes(config: TrialConfig) -> tuple[int, int]:
-    """Return the bytes of `last.pt` and `best.pt`."""
+class CheckpointBytes(NamedTuple):
+    """The size of the checkpoints of a trial or run."""
+
+    last: int  # of `last.pt`: weights and the state of the optimiser
+    best: int  # of `best.pt`: weights
+
+
+def checkpoint_bytes(config: TrialConfig) -> CheckpointBytes:
+    """Return the bytes of the checkpoints of a configuration."""
     weights, records, parameters, tensors = _count_weights(
         TrialConfig(**{name: getattr(config, name) for name in SHAPE})
     )
     copies, counts = OPTIMIZER_STATE[config.optimizer]
     best = weights + RECORD_BYTES * records
     state = copies * (4 * parameters + RECORD_BYTES * tensors) + counts * tensors * (4 + RECORD_BYTES)
-    return best + state + (best if config.ema else 0), best
+    return CheckpointBytes(last=best + state + (best if config.ema else 0), best=best)
 
 
-def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
-    """Return the bytes of `last.pt` and `best.pt` of the largest network: of the space, or the baseline's."""
+def most_checkpoint_bytes(space: SearchSpace) -> CheckpointBytes:
+    """Return the bytes of the checkpoints of the largest network: of the space, or the baseline's."""
     options: dict[str, list[Any]] = {}
     for name in (*SHAPE, "optimizer"):
         if name in space.dimensions:
@@ -49,7 +56,7 @@ def most_checkpoint_bytes(space: SearchSpace) -> tuple[int, int]:
         options["ema"] = [space.defaults["ema"]]
     corners = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
     sizes = [checkpoint_bytes(TrialConfig(**corner)) for corner in corners] + [checkpoint_bytes(TrialConfig())]
-    return max(last for last, _ in sizes), max(best for _, best in sizes)
+    return CheckpointBytes(max(size.last for size in sizes), max(size.best for size in sizes))
 
 
 def bytes_for_best_weights(space: SearchSpace, settings: RunSettings, slots: Slots) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,6 +70,14 @@ class TrialAssignment(_Message):
         return cls.model_validate(values)
 
 
+class MachineFault(NamedTuple):
+    """The fields of a `MachineError`, for another process."""
+
+    message: str
+    node_id: str  # Ray's id of the machine
+    ip: str  # the machine's address
+
+
 class TrialResult(_Message):
     """What a worker returns after each step of a trial or run: an epoch, how it ended, or both."""
 
@@ -80,7 +88,7 @@ class TrialResult(_Message):
     ended: str = ""  # last step: a state of `runs.schema.ENDED`
     reason: str = ""  # of an end that went wrong, one line
     traceback: str = ""  # of an error in the program
-    machine_fault: tuple[str, str, str] | None = None  # last step: the arguments of a MachineError
+    machine_fault: MachineFault | None = None  # last step: the machine of a worker failed
     broke: bool = False  # an exception left this rank in an unknown state: the other ranks may wait for it
 
     @property

@@ -79,11 +79,12 @@ class Study:
         remove_lock(search.journal)
         self._journal = StudyJournal(search.journal)
         directions = [OBJECTIVES[objective] for objective in settings.objectives] or ["maximize"]
-        self._study, states = create_study(self._journal, search.name, directions, earlier=search.journal)
+        new = create_study(self._journal, search.name, directions, earlier=search.journal)
+        self._study = new.study
         for trial in search.earlier():
             self._add_ended(trial.config, trial.state, trial.values, trial.final, {}, times=(0.0, 0.0))
         for run in search.trials():
-            self._restore(run, states.get(int(run.name), {}))
+            self._restore(run, new.sampler_states.get(int(run.name), {}))
         self._journal.replace_file()
 
     def _restore(self, run: RunDir, sampler_state: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import json
 from bisect import insort
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import optuna
 from optuna.storages import JournalStorage
@@ -135,9 +135,16 @@ def remove_lock(path: Path) -> None:
     Path(f"{path}.lock").unlink(missing_ok=True)
 
 
+class NewStudy(NamedTuple):
+    """A study without trials, and what samplers stored in trials of the journal before it."""
+
+    study: optuna.Study
+    sampler_states: dict[int, dict[str, Any]]  # by the search's number of the trial
+
+
 def create_study(
     journal: StudyJournal, name: str, directions: Sequence[Literal["minimize", "maximize"]], earlier: Path
-) -> tuple[optuna.Study, dict[int, dict[str, Any]]]:
+) -> NewStudy:
     """Return a new study without trials, and the state that samplers stored in trials of an `earlier` journal.
 
     The study has what samplers and optuna-dashboard stored in the study: qmc its position in the sequence, the
@@ -156,7 +163,7 @@ def create_study(
     except _DAMAGED_JOURNAL:
         pass
     study = optuna.create_study(study_name=name, storage=storage, directions=list(directions), load_if_exists=True)
-    return study, states
+    return NewStudy(study, states)
 
 
 def _read(journal: Path) -> list[dict[str, Any]]:

@@ -168,7 +168,7 @@ def _make_tuner(
 
 
 def _bytes_of_best(run: RunDir) -> int:
-    return checkpoint_bytes(run.record().config)[1]
+    return checkpoint_bytes(run.record().config).best
 
 
 def replay_reports(search: SearchDir, settings: RunSettings, scheduler: Scheduler) -> list[RunDir]:

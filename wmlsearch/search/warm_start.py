@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from wmlsearch.config import RunSettings
 from wmlsearch.runs.folders import SearchDir
@@ -14,9 +15,16 @@ from wmlsearch.search.optuna_study import study_values
 from wmlsearch.space import SearchSpace
 
 
+class EarlierTrials(NamedTuple):
+    """What a study learns from earlier searches."""
+
+    taken: list[EarlierTrial]
+    left_out: Counter[str]  # number of the other trials, by reason
+
+
 def select_earlier_trials(
     searches: Sequence[SearchDir], space: SearchSpace, settings: RunSettings, fingerprint: str
-) -> tuple[list[EarlierTrial], Counter[str]]:
+) -> EarlierTrials:
     """Return the finished and stopped trials of earlier searches, and how many were left out, by reason.
 
     Args:
@@ -39,7 +47,7 @@ def select_earlier_trials(
             taken.append(
                 EarlierTrial(search=str(search.path), config=trial.config, state=state, values=values, **optional)
             )
-    return taken, left_out
+    return EarlierTrials(taken, left_out)
 
 
 def _reason_to_leave_out(

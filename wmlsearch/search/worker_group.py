@@ -26,7 +26,7 @@ from wmlsearch.cluster.ray_patches import release_placement_groups
 from wmlsearch.runs.scratch import scratch_folder
 from wmlsearch.search.group_resources import own_name
 from wmlsearch.search.machine_health import MachineError
-from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
+from wmlsearch.search.messages import MachineFault, TrialAssignment, TrialResult, WorkerJob
 from wmlsearch.search.train_patches import (
     FailureConfig,
     FileRendezvousConfig,
@@ -240,7 +240,7 @@ def _rank(shared: dict[str, Any]) -> None:
             try:
                 result = session.step()
             except MachineError as error:
-                fault = TrialResult(done=True, machine_fault=error.args)
+                fault = TrialResult(done=True, machine_fault=MachineFault(*error.args))
                 ray.get(mailbox.post.remote(number, fault))
                 raise
             if rank == 0 or result.broke:

@@ -376,13 +376,14 @@ def _score_slices(
     progress: Progress,
 ) -> None:
     """Score the kept test slices: of data that came as images, and of splits by image."""
-    rows, images, experts, head_grey = sealed.kept_slices()
+    kept = sealed.kept_slices()
+    rows, images, experts = kept.rows, kept.images, kept.masks
     progress("scoring test slices", 0, len(rows))
     for start in range(0, len(rows), BATCH):
         batch = slice(start, start + BATCH)
         farthest = [_box_diagonal(find_head(image[None]).box) for image in images[batch]]
         masks: dict[str, np.ndarray] = {}
-        for role, networks in predictor.probabilities(images[batch], head_grey[batch]).items():
+        for role, networks in predictor.probabilities(images[batch], kept.head_grey[batch]).items():
             for scorer in scorers[role]:
                 predicted, half = scorer.masks(*scorer.probabilities(networks), None)
                 for place, (row, expert, px) in enumerate(zip(rows[batch], experts[batch], farthest, strict=True)):

@@ -6,7 +6,6 @@ needs Ray: it decides how many trials run at once and refuses what does not fit.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPl
 if TYPE_CHECKING:
     from wmlsearch.cluster.resources import Reserved, Slots
     from wmlsearch.forecast.gpu_sharing import Packing
+    from wmlsearch.search.warm_start import EarlierTrials
 
 
 def check_new_search(search: SearchDir, request: SearchRequest) -> CheckedData:
@@ -74,9 +74,7 @@ def check_before_data(space: SearchSpace, settings: RunSettings, placement: Plac
     check_settings(space, settings if epochs_given else settings.model_copy(update={"epochs": PAPER_EPOCHS}), placement)
 
 
-def read_earlier_trials(
-    request: SearchRequest, data: CheckedData, say: Callable[[str], None]
-) -> tuple[list[EarlierTrial], Counter[str]]:
+def read_earlier_trials(request: SearchRequest, data: CheckedData, say: Callable[[str], None]) -> EarlierTrials:
     """Return the trials of earlier searches that the study starts with, and how many were left out, by reason.
 
     Says how many they are.
@@ -84,11 +82,11 @@ def read_earlier_trials(
     from wmlsearch.search.warm_start import select_earlier_trials
 
     fingerprint = data.manifest.fingerprint
-    earlier, left_out = select_earlier_trials(request.warm_start, request.space, request.settings, fingerprint)
+    earlier = select_earlier_trials(request.warm_start, request.space, request.settings, fingerprint)
     if request.warm_start:
-        reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(left_out.items()))
-        say(f"the study starts with {plural(len(earlier), 'trial')} of earlier searches{reasons}")
-    return earlier, left_out
+        reasons = "".join(f", {count} left out ({reason})" for reason, count in sorted(earlier.left_out.items()))
+        say(f"the study starts with {plural(len(earlier.taken), 'trial')} of earlier searches{reasons}")
+    return earlier
 
 
 def note_no_effect(space: SearchSpace, manifest: Manifest, say: Callable[[str], None]) -> None:

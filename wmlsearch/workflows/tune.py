@@ -45,8 +45,8 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     observer = observer or Observer()
     data = check_new_search(search, request)
     note_no_effect(request.space, data.manifest, observer.say)
-    earlier, left_out = read_earlier_trials(request, data, observer.say)
-    portfolio = choose_first_trials(request, earlier, observer.say)
+    earlier = read_earlier_trials(request, data, observer.say)
+    portfolio = choose_first_trials(request, earlier.taken, observer.say)
     if request.settings.forecast:
         warn_of_load(request.placement, observer.say)
     with (
@@ -59,10 +59,10 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
         plan = plan_search(request, data, observer.say)
         observer.say(f"trials run {plan.slots}")
         with search.locked():
-            record = search_record(search.name, plan, len(earlier), left_out, portfolio)
+            record = search_record(search.name, plan, len(earlier.taken), earlier.left_out, portfolio)
             SearchDir.create(search.path, record.model_copy(update={"experiment": request.experiment}))
             at_end.begun = True
-            search.set_earlier(earlier)
+            search.set_earlier(earlier.taken)
             return run_search(search, plan, mlflow_uri, observer, release_ray=stack.close, stored=stored)
 
 
