@@ -25,7 +25,7 @@ from wmlsearch.space import (
     different_configurations,
     shipped,
 )
-from wmlsearch.workflows.search_choices import space_to_search
+from wmlsearch.workflows.new_search import space_to_search
 
 WHOLE = {
     "depth": {"choices": [3, 4, 5]},

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from wmlsearch.cli import main, options
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
+from wmlsearch.workflows.epochs import default_epochs
 
 
 class Reached(InputError):
@@ -78,7 +79,7 @@ def test_the_reason_is_printed(
             return range(slices)
 
     monkeypatch.setattr(Manifest, "read", lambda _folder: Stub())
-    assert options.epochs_for(Path("prepared"), None) == epochs
+    assert default_epochs(Path("prepared"), options.say) == epochs
     assert capsys.readouterr().out == f"epochs: {reason} (--epochs changes it)\n"
 
 

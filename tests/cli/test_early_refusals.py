@@ -46,7 +46,7 @@ def test_settings_are_validated_once(
     """By the request of the search, which a search on a cluster gets only there."""
     calls: list[object] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("wmlsearch.cli.options.settings_before_data", lambda **values: calls.append(values))
+    monkeypatch.setattr("wmlsearch.workflows.epochs.settings_before_data", lambda values, _: calls.append(values))
     result = CliRunner().invoke(main, ["tune", "quick", "--data", "nowhere", *cluster])
     assert ("no.yaml: no such" if cluster else "nowhere: no such folder") in result.stderr
     assert len(calls) == times

@@ -27,9 +27,9 @@ from wmlsearch.inference.preprocessing import Preprocessing, picture_geometries
 from wmlsearch.inference.result_files import check_nothing_overwritten, write_mask, write_result_files
 from wmlsearch.inference.trained_model import check_threshold, common_preprocessing
 from wmlsearch.runs.wording import plural
+from wmlsearch.workflows.mlflow_store import store_uri
 from wmlsearch.workflows.model_lookup import ModelOrigin, find_model_and_origin
 from wmlsearch.workflows.predict import ImagePrediction, predict_image
-from wmlsearch.workflows.search_choices import store_uri
 
 if TYPE_CHECKING:
     from wmlsearch.data.stack import Array

@@ -19,21 +19,20 @@ from wmlsearch.runs.checks import open_search, validate_folder
 from wmlsearch.runs.early_end import EndCause
 from wmlsearch.runs.environment import prepared_environment
 from wmlsearch.runs.evaluation import Verdict
-from wmlsearch.runs.folders import SearchDir, check_name, check_new, folder_of_all_runs
+from wmlsearch.runs.folders import SearchDir, check_name, check_new
 from wmlsearch.runs.interrupts import end_of, signals_as_interrupts
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.liveness import live_state
 from wmlsearch.runs.names import EXPERIMENT, PAPER, SEARCH, default_name
 from wmlsearch.runs.progress import Progress
-from wmlsearch.runs.wording import command, run_words
 from wmlsearch.tracking.experiments import check_experiment_name
 from wmlsearch.verdict.champion import read_candidates
 from wmlsearch.workflows.builtin_phantom import ensure_builtin_phantom
-from wmlsearch.workflows.new_search import SearchChoices, request_search
+from wmlsearch.workflows.mlflow_store import check_store_of_resumed, missing_results_warning, store_uri, store_uri_of
+from wmlsearch.workflows.new_search import SearchChoices, request_search, space_to_search
 from wmlsearch.workflows.observer import Observer, Outcome
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.remaining_work import nothing_left
-from wmlsearch.workflows.search_choices import check_store_of_resumed, space_to_search, store_uri
 from wmlsearch.workflows.search_lines import SearchLines
 from wmlsearch.workflows.search_plan import ResumeRequest
 from wmlsearch.workflows.stored_search import search_to_resume
@@ -280,7 +279,7 @@ def resume(
         check_store_of_resumed(folder, store)
         record = folder.record()
         settings = RunSettings.from_mapping({**record.settings.model_dump(), **budgets})
-        uri = store_uri(folder_of_all_runs(folder), store)
+        uri = store_uri_of(folder, store)
         if complete := nothing_left(folder, settings, uri):
             stored.complete(folder)
             say(complete)
@@ -329,10 +328,7 @@ def _ended(search: SearchDir, run: Callable[[], Outcome], say: Say) -> Search:
             hint = f"wmlsearch.resume({str(path)!r}) goes on" if search.exists() else "nothing was begun, so try again"
             raise ConnectionError(f"{early_end}; {hint}") from None
     if outcome.mlflow_problem:
-        say(
-            f"warning: MLflow does not have all results ({outcome.mlflow_problem}); "
-            f"to send them later: {command('sync', *run_words(path))}"
-        )
+        say(missing_results_warning(search, outcome.mlflow_problem))
     if outcome.lost_ray:
         raise ConnectionError(
             f"{outcome.early_end}; what was reported is kept: wmlsearch.resume({str(path)!r}) goes on"

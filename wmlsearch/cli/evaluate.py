@@ -35,11 +35,12 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_
     from wmlsearch.runs.wording import command, run_words
     from wmlsearch.tracking.mirror import Mirror
     from wmlsearch.workflows import sealed_test
+    from wmlsearch.workflows.mlflow_store import store_uri_of, uri_words
 
     with json_output.only_json(as_json) as show:
         # Bad options are refused before the sealed test is opened.
         run_dir = open_run(run, out)
-        uri = options.uri_beside(run_dir, mlflow_uri)
+        uri = store_uri_of(run_dir, mlflow_uri)
         bar, advance = progress_bar(console())
         with bar:
             evaluation, path = sealed_test.evaluate_run(run_dir, data, advance, options.say)
@@ -56,7 +57,7 @@ def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_
             for part in root.all_runs() if isinstance(root, SearchDir) else [root]:
                 mirror.notify(part)
             if problem := mirror.close():
-                later = command("sync", *run_words(root.path), *options.uri_words(mlflow_uri))
+                later = command("sync", *run_words(root.path), *uri_words(mlflow_uri))
                 options.say(f"warning: MLflow is incomplete ({problem}); to complete it: {later}")
         if as_json:
             from wmlsearch.workflows.json_results import EvaluationSummary

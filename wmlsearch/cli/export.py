@@ -24,9 +24,10 @@ def export(run: str, out: Path, runs: Path, mlflow_uri: str | None) -> None:
     """
     from wmlsearch.inference.export import export_model
     from wmlsearch.runs.wording import command
+    from wmlsearch.workflows.mlflow_store import store_uri
     from wmlsearch.workflows.model_lookup import find_model
 
-    model = find_model(run, runs, options.uri_of(runs, mlflow_uri))
+    model = find_model(run, runs, store_uri(runs, mlflow_uri))
     export_model(model.members, out, model.ensemble_threshold)
     first = model.members[0].name
     count = len(model.members)

@@ -40,8 +40,9 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
     from wmlsearch.runs.folders import creation_time, find_run, list_runs, mark_dead_runs
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.client import answers
-    from wmlsearch.tracking.experiments import experiment_name
+    from wmlsearch.tracking.experiments import check_experiment_name, experiment_name
     from wmlsearch.tracking.sync import sync as sync_run
+    from wmlsearch.workflows.mlflow_store import store_uri, store_uri_of
 
     if name:
         runs = [find_run(name, out)]
@@ -54,9 +55,9 @@ def sync(name: str | None, out: Path, mlflow_uri: str | None, experiment: str | 
                 options.say(
                     f"note: {other.name} is not sent: it is a copy of {each.latest.name}, and has nothing newer"
                 )
-    uri = options.uri_beside(runs[0], mlflow_uri) if name else options.uri_of(out, mlflow_uri)
+    uri = store_uri_of(runs[0], mlflow_uri) if name else store_uri(out, mlflow_uri)
     if experiment is not None:
-        options.experiment_of(experiment)
+        check_experiment_name(experiment)
     bar, advance = progress_bar(console())
     sent: dict[str, int] = {}
     elsewhere: dict[str, str] = {}  # experiments that this MLflow has searches and runs in already, by their names
@@ -109,6 +110,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
     from wmlsearch.runs.redaction import without_password
     from wmlsearch.tracking.server import running_server
     from wmlsearch.tracking.uri import sqlite_file
+    from wmlsearch.workflows.mlflow_store import store_uri
 
     if not 1 <= port <= 65535:
         raise InputError(f"--port must be a whole number from 1 to 65535, but got {port}")
@@ -122,7 +124,7 @@ def ui(out: Path, mlflow_uri: str | None, port: int, host: str, cluster: str | N
         from wmlsearch.cluster.remote import ui as cluster_ui
 
         sys.exit(cluster_ui(cluster, _free_port(port, LOOPBACK), options.say))
-    uri = options.uri_of(out, mlflow_uri)
+    uri = store_uri(out, mlflow_uri)
     shown = without_password(uri)
     if uri.startswith(("http://", "https://")):
         options.say(f"the MLflow server is at {shown}{_page(uri, out)}")

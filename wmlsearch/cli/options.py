@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,8 +15,7 @@ from wmlsearch.runs.names import EXPERIMENT
 
 if TYPE_CHECKING:
     from wmlsearch.config import RunSettings
-    from wmlsearch.runs.folders import AnyDir, SearchDir
-    from wmlsearch.space import SearchSpace
+    from wmlsearch.runs.folders import SearchDir
     from wmlsearch.workflows.observer import Outcome
 
 
@@ -200,7 +199,7 @@ def given() -> dict[str, click.Parameter]:
     }
 
 
-def settings(**values: Any) -> RunSettings:
+def settings(values: Mapping[str, Any]) -> RunSettings:
     """Return the validated settings. Raises InputError that names the options."""
     from wmlsearch.config import RunSettings
 
@@ -209,48 +208,6 @@ def settings(**values: Any) -> RunSettings:
     except InputError as error:
         faults = [re.sub(r"^(\w+)", lambda m: "--" + m[1].replace("_", "-"), fault) for fault in error.faults]
         raise InputError("these options cannot be used", faults) from None
-
-
-def settings_before_data(**values: Any) -> RunSettings:
-    """Validate settings before the data are known, which decide the epochs where none are given. Raises InputError."""
-    from wmlsearch.workflows import search_choices
-
-    return search_choices.settings_before_data(values, lambda complete: settings(**complete))
-
-
-def epochs_for(data: Path, given: int | None) -> int:
-    """Return the maximum number of epochs: the given one, or else that of the data, which is printed. InputError."""
-    from wmlsearch.workflows.search_choices import default_epochs
-
-    return default_epochs(data, say) if given is None else given
-
-
-def space_to_search(space: str) -> SearchSpace:
-    """Read a search space that has something to search. Raises InputError."""
-    from wmlsearch.workflows import search_choices
-
-    return search_choices.space_to_search(space)
-
-
-def uri_of(out: Path, given: str | None) -> str:
-    """Return the URI of the MLflow store. Raises InputError if it cannot be one."""
-    from wmlsearch.workflows.search_choices import store_uri
-
-    return store_uri(out, given)
-
-
-def uri_beside(run: AnyDir, given: str | None) -> str:
-    """Return the URI of the MLflow store of an existing search or run, as `uri_of` does. Raises InputError."""
-    from wmlsearch.runs.folders import folder_of_all_runs
-
-    return uri_of(folder_of_all_runs(run), given)
-
-
-def experiment_of(name: str) -> str:
-    """Return the name of an MLflow experiment. Raises InputError if MLflow takes no such name."""
-    from wmlsearch.tracking.experiments import check_experiment_name
-
-    return check_experiment_name(name)
 
 
 def data_or_phantom(data: Path | None, out: Path) -> Path:
@@ -284,29 +241,21 @@ def show_report_path(search: SearchDir) -> None:
 def show_next_steps(outcome: Outcome, mlflow_uri: str | None) -> None:
     """Print where the results of a search or training are, and the commands that come next."""
     from wmlsearch.runs.folders import SearchDir, folder_of_all_runs
-    from wmlsearch.runs.wording import DEFAULT_OUT, command, run_words
+    from wmlsearch.runs.wording import DEFAULT_OUT, command
+    from wmlsearch.workflows.mlflow_store import missing_results_warning, uri_words
     from wmlsearch.workflows.resume_command import resume_command, resume_note
 
-    uri = uri_words(mlflow_uri)
     if isinstance(outcome.run, SearchDir) and outcome.interrupted:
         say(f"{outcome.early_end}; to resume: {resume_command(outcome.run, mlflow_uri)}")
         if note := resume_note(outcome.run, mlflow_uri):
             say(note)
     say(f"results: {outcome.run.path}")
     if outcome.mlflow_problem:
-        later = command("sync", *run_words(outcome.run.path), *uri)
-        say(f"warning: MLflow does not have all results ({outcome.mlflow_problem}); to send them later: {later}")
+        say(missing_results_warning(outcome.run, outcome.mlflow_problem, mlflow_uri))
     else:
         out = folder_of_all_runs(outcome.run)
         folder = () if out == DEFAULT_OUT else ("--out", out)
-        say(f"compare in MLflow: {command('ui', *folder, *uri)}")
-
-
-def uri_words(mlflow_uri: str | None) -> tuple[str, ...]:
-    """Return `--mlflow-uri URI` for a command to paste, or nothing without a URI. A password becomes `***`."""
-    from wmlsearch.runs.redaction import without_password
-
-    return ("--mlflow-uri", without_password(mlflow_uri)) if mlflow_uri else ()
+        say(f"compare in MLflow: {command('ui', *folder, *uri_words(mlflow_uri))}")
 
 
 def exit_status(outcome: Outcome) -> int:

@@ -70,13 +70,13 @@ def plan(
     from wmlsearch.runs.checks import open_search
     from wmlsearch.workflows.expected_power import expected_power
     from wmlsearch.workflows.forecast import forecast_search
-    from wmlsearch.workflows.new_search import SearchChoices, request_search
+    from wmlsearch.workflows.new_search import SearchChoices, request_search, space_to_search
     from wmlsearch.workflows.placement import Placement
 
     with json_output.only_json(as_json) as show:
         settings = settings if objectives is None else with_objectives(objectives, settings)
         choices = SearchChoices(
-            space=options.space_to_search(space),
+            space=space_to_search(space),
             settings={**settings, "baseline": not no_baseline, "experience": not no_experience},
             data=data,
             placement=Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu),
@@ -86,7 +86,7 @@ def plan(
             choices,
             lambda: options.data_or_phantom(None, out),
             options.say,
-            lambda complete: options.settings(**complete),
+            options.settings,
         )
         forecast = forecast_search(request, options.say)
         power = expected_power(request.settings, Manifest.read(request.data), out)

@@ -66,13 +66,14 @@ def predict(
     from wmlsearch.data.sources.discovery import first_names
     from wmlsearch.inference.lesion_table import LESION_TABLE
     from wmlsearch.inference.trained_model import check_threshold
+    from wmlsearch.workflows.mlflow_store import store_uri
     from wmlsearch.workflows.model_lookup import find_model
     from wmlsearch.workflows.predict import predict_files
 
     with json_output.only_json(as_json) as show:
         if threshold is not None:
             check_threshold(threshold, "--threshold")
-        trained_model = find_model(model, runs, options.uri_of(runs, mlflow_uri))
+        trained_model = find_model(model, runs, store_uri(runs, mlflow_uri))
         if ensemble is None:
             ensemble = len(trained_model.members) > 1
         notes: list[str] = []

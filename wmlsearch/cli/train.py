@@ -70,6 +70,9 @@ def train(
     from wmlsearch.runs.folders import RunDir, check_name, check_new
     from wmlsearch.runs.names import TRAIN, default_name
     from wmlsearch.space import SearchSpace
+    from wmlsearch.tracking.experiments import check_experiment_name
+    from wmlsearch.workflows.epochs import default_epochs, settings_before_data
+    from wmlsearch.workflows.mlflow_store import store_uri
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.placement import Placement
     from wmlsearch.workflows.train import TrainRequest, train
@@ -81,18 +84,19 @@ def train(
             f"--workers 0 trains in this process, without Ray, so {' and '.join(unused)} cannot be given with it; "
             f"leave {'them' if len(unused) > 1 else 'it'} out, or give --workers 1"
         )
-    uri, experiment = options.uri_of(out, mlflow_uri), options.experiment_of(experiment)
+    uri, experiment = store_uri(out, mlflow_uri), check_experiment_name(experiment)
     config = SearchSpace.read(point).single_configuration()
-    options.settings_before_data(epochs=epochs, seed=seed, precision=precision, objective=objective)
+    values = {"epochs": epochs, "seed": seed, "precision": precision, "objective": objective}
+    settings_before_data(values, options.settings)
     run = RunDir(out / check_name(name or default_name(TRAIN)))
     check_new(run.path)
     placement = Placement(ray_address, storage, max(workers, 1), gpus_per_worker)
     if workers and data is None:
         placement.check_before_ray(1)  # before the phantom is made
     data = options.data_or_phantom(data, out)
-    settings = options.settings(
-        epochs=options.epochs_for(data, epochs), seed=seed, precision=precision, objective=objective
-    )
+    if epochs is None:
+        values["epochs"] = default_epochs(data, options.say)
+    settings = options.settings(values)
     options.say(f"training {point} on {data} for at most {plural(settings.epochs, 'epoch')}, in {run.path}")
     display = TrainingDisplay(console(), settings)
     request = TrainRequest(config, settings, data, workers, placement, fold, experiment)

@@ -158,9 +158,11 @@ def tune(
     """
     from wmlsearch.cli.console import console
     from wmlsearch.cli.search_summary import show_search
+    from wmlsearch.tracking.experiments import check_experiment_name
+    from wmlsearch.workflows.mlflow_store import store_uri
     from wmlsearch.workflows.placement import Placement
 
-    experiment = options.experiment_of(experiment)
+    experiment = check_experiment_name(experiment)
     placement = Placement(ray_address, storage, workers_per_trial, gpus_per_worker, trials_per_gpu)
     if continue_:
         resume = _begun(name, resume, cluster, out, placement.storage)
@@ -177,7 +179,7 @@ def tune(
             on_end=on_end,
         )
     else:
-        uri = options.uri_of(out, mlflow_uri)
+        uri = store_uri(out, mlflow_uri)
         settings = settings if objectives is None else with_objectives(objectives, settings)
         settings |= {"baseline": not no_baseline, "experience": not no_experience, "forecast": not no_forecast}
         search, outcome = _start(
@@ -231,16 +233,17 @@ def _start(
     from wmlsearch.runs.folders import SearchDir, check_name, check_new
     from wmlsearch.runs.names import SEARCH, default_name
     from wmlsearch.runs.process import end_this_process
-    from wmlsearch.workflows.new_search import SearchChoices, request_search
+    from wmlsearch.workflows.epochs import settings_before_data
+    from wmlsearch.workflows.new_search import SearchChoices, request_search, space_to_search
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.tune import tune as run_search
 
-    ranges = options.space_to_search(space)
+    ranges = space_to_search(space)
     search = SearchDir(out / check_name(name or default_name(SEARCH)))
     earlier = [open_search(name, out) for name in warm_start]
     check_new(search.path)
     if cluster is not None:
-        options.settings_before_data(**values)
+        settings_before_data(values, options.settings)
         _start_on_cluster(cluster, data, space, search.name, out, placement.storage)
     choices = SearchChoices(
         space=ranges,
@@ -255,7 +258,7 @@ def _start(
         choices,
         lambda: options.data_or_phantom(None, out),
         options.say,
-        lambda complete: options.settings(**complete),
+        options.settings,
     )
     settings = request.settings
     options.say(
@@ -302,12 +305,13 @@ def _resume(
     from wmlsearch.cli.live_display import SearchDisplay
     from wmlsearch.runs.checks import validate_folder
     from wmlsearch.runs.process import end_this_process
+    from wmlsearch.workflows.mlflow_store import store_uri, store_uri_of
     from wmlsearch.workflows.observer import Observer
     from wmlsearch.workflows.stored_search import search_to_resume
     from wmlsearch.workflows.tune import resume as resume_search
 
     if mlflow_uri:
-        options.uri_of(out, mlflow_uri)  # refuses it before a cluster or a storage is asked
+        store_uri(out, mlflow_uri)  # refuses it before a cluster or a storage is asked
     if cluster is not None:
         from wmlsearch.cluster.dashboard import Dashboard
         from wmlsearch.cluster.remote import resume as resume_on_cluster
@@ -318,7 +322,7 @@ def _resume(
     with search_to_resume(name, out, placement.storage, options.say) as stored:
         search = stored.search
         validate_folder(search)
-        uri = options.uri_beside(search, mlflow_uri)
+        uri = store_uri_of(search, mlflow_uri)
         request = _request_to_resume(data, placement, uri, mlflow_uri, stored)
         request = dataclasses.replace(request, on_end=on_end)
         with SearchDisplay(console(), search, request.space, request.settings) as display:
@@ -336,8 +340,8 @@ def _request_to_resume(
         uri: URI of the search's MLflow store.
         mlflow_uri: URI given on the command line, or by MLFLOW_TRACKING_URI.
     """
+    from wmlsearch.workflows.mlflow_store import check_store_of_resumed
     from wmlsearch.workflows.remaining_work import nothing_left
-    from wmlsearch.workflows.search_choices import check_store_of_resumed
     from wmlsearch.workflows.search_plan import ResumeRequest
 
     search = stored.search
@@ -348,7 +352,7 @@ def _request_to_resume(
     check_store_of_resumed(search, mlflow_uri)
     record = search.record()
     _note_experiment(record)
-    settings = options.settings(**{**record.settings.model_dump(), **_budgets()})
+    settings = options.settings({**record.settings.model_dump(), **_budgets()})
     if complete := nothing_left(search, settings, uri):
         stored.complete(search)
         options.say(complete)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import RunSettings
+from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.names import EXPERIMENT
+from wmlsearch.runs.objectives import objective_warnings
+from wmlsearch.runs.wording import command
 from wmlsearch.space import SearchSpace
+from wmlsearch.workflows.epochs import Validate, default_epochs, settings_before_data
 from wmlsearch.workflows.fitted_space import space_for_data
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.preflight import check_before_data
-from wmlsearch.workflows.search_choices import Validate, default_epochs, notes, settings_before_data
 from wmlsearch.workflows.search_plan import SearchRequest
 
 
@@ -32,6 +35,18 @@ class SearchChoices:
     warm_start: Sequence[SearchDir]
     experiment: str = EXPERIMENT  # of MLflow
     on_end: str | None = None
+
+
+def space_to_search(space: str | Path | Mapping[str, Any]) -> SearchSpace:
+    """Return a search space that has something to search: a shipped one, a file's, or that of a mapping. InputError."""
+    source = "space" if isinstance(space, Mapping) else str(space)
+    ranges = SearchSpace.from_mapping(space, source) if isinstance(space, Mapping) else SearchSpace.read(space)
+    if ranges.is_single_configuration:
+        why = "has a single configuration" if ranges.dimensions else "has only values and no ranges"
+        raise InputError(
+            f"{source}: {why}, so there is nothing to search; train it with `{command('train', Path(source))}`"
+        )
+    return ranges
 
 
 def request_search(
@@ -55,9 +70,21 @@ def request_search(
         data = make_phantom()
     if epochs is None:
         settings = validate({**choices.settings, "epochs": default_epochs(data, say)})
-    for note in notes(settings, bool(choices.warm_start)):
+    for note in _notes(settings, bool(choices.warm_start)):
         say(note)
     space = space_for_data(choices.space, data, choices.placement.workers_per_trial, say)
     return SearchRequest(
         space, settings, data, choices.placement, choices.warm_start, choices.experiment, choices.on_end
     )
+
+
+def _notes(settings: RunSettings, warm_start: bool) -> list[str]:
+    """Return notes about settings that are allowed but of little use together."""
+    texts = objective_warnings(settings, warm_start)
+    if settings.sampler in ("gp", "cmaes") and settings.scheduler != "none":
+        texts.insert(
+            0,
+            f"{settings.sampler} learns from completed trials only, and the scheduler stops most trials early; "
+            "consider --scheduler none",
+        )
+    return [f"note: {text}" for text in texts]
