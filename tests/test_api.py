@@ -144,6 +144,10 @@ def test_mistakes_are_input_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             r"no keyword 'colour', 'plain' \(did you mean 'plane'\?\); it has allow_leakage, fit, ",
         ),
         (lambda: wmlsearch.tune("quick", trials=0), "trials must be "),
+        (
+            lambda: wmlsearch.tune("quick", objective="val_loss"),
+            "objective must be val_dice.* but got val_loss",
+        ),
         (lambda: wmlsearch.tune("quick", naem="s"), r"has no keyword 'naem' \(did you mean 'name'\?\)$"),
         (lambda: wmlsearch.resume("s", trails=9), r"resume\(\) has no keyword 'trails' \(did you mean 'trials'\?\)$"),
         (lambda: wmlsearch.tune("quick", workers_per_trial=0), "workers_per_trial must be a whole number from 1 to "),

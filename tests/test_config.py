@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wmlsearch.config import VALUES_BEFORE, RunSettings, TrialConfig, epochs_for_slices
+from wmlsearch.config import QUALITY_METRICS, VALUES_BEFORE, RunSettings, TrialConfig, epochs_for_slices
 from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace, shipped
 
@@ -73,6 +73,35 @@ def test_defaults_are_the_baseline_configuration() -> None:
     assert TrialConfig().model_dump() == PAPER
     assert RunSettings().epochs == 18
     assert RunSettings().objective == "val_dice_patients_best"
+
+
+@pytest.mark.parametrize(
+    ("objective", "fault"),
+    [
+        (
+            "val_loss",
+            "objective must be val_dice_patients_best, val_dice_best, val_dice, val_iou, val_soft_dice, "
+            "val_average_precision or val_dice_patients, because it is maximized and selects each trial's best epoch "
+            "and its weights, but got val_loss; in `objectives`, val_loss can stand after one of them",
+        ),
+        ("val_dice_bset", "objective: unknown name 'val_dice_bset': did you mean 'val_dice_best'?"),
+        (
+            "f1",
+            "objective: unknown name 'f1': valid names are val_dice_patients_best, val_dice_best, val_dice, val_iou, "
+            "val_soft_dice, val_average_precision, val_dice_patients",
+        ),
+    ],
+)
+def test_the_objective_is_a_quality_metric(objective: str, fault: str) -> None:
+    """A trial's results would be ranked the wrong way round, or each trial would fail after its first epoch."""
+    with pytest.raises(InputError) as refused:
+        RunSettings.from_mapping({"objective": objective})
+    assert refused.value.faults == (fault,)
+
+
+@pytest.mark.parametrize("objective", QUALITY_METRICS)
+def test_each_quality_metric_is_an_objective(objective: str) -> None:
+    assert RunSettings.from_mapping({"objective": objective}).objective == objective
 
 
 @pytest.mark.parametrize(

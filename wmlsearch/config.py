@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -279,7 +279,8 @@ class RunSettings(_Strict):
     )
     objective: str = Field(
         "val_dice_patients_best",
-        description="Metric of an epoch by which scheduler, sampler and leaderboard rank trials.",
+        description="Metric of an epoch by which scheduler, sampler and leaderboard rank trials: "
+        f"{', '.join(f'`{name}`' for name in QUALITY_METRICS[:-1])} or `{QUALITY_METRICS[-1]}`.",
     )
     objectives: list[str] = Field(
         default_factory=list,
@@ -418,7 +419,8 @@ class RunSettings(_Strict):
 
     @model_validator(mode="after")
     def _check_objectives(self) -> RunSettings:
-        if self.objectives and (faults := list(_objective_faults(self))):
+        faults = list(_objective_faults(self) if self.objectives else _single_objective_faults(self.objective))
+        if faults:
             raise ValueError("\n".join(faults))
         return self
 
@@ -463,6 +465,21 @@ class RunSettings(_Strict):
             raise InputError("these settings are not valid", validation_faults(error, cls)) from None
 
 
+def _single_objective_faults(name: str) -> Iterator[str]:
+    """Yield why this metric cannot be the only objective."""
+    if name not in OBJECTIVES:
+        yield f"objective: {unknown_name(name, QUALITY_METRICS)}"
+    elif name not in QUALITY_METRICS:
+        yield (
+            f"objective must be {_one_of(QUALITY_METRICS)}, because it is maximized and selects each trial's best "
+            f"epoch and its weights, but got {name}; in `objectives`, {name} can stand after one of them"
+        )
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 def _objective_faults(settings: RunSettings) -> Iterator[str]:
     """Yield why these objectives cannot be used together or with the other settings."""
     names = settings.objectives
@@ -474,10 +491,9 @@ def _objective_faults(settings: RunSettings) -> Iterator[str]:
         if name not in OBJECTIVES:
             yield f"objectives: {unknown_name(name, list(OBJECTIVES))}"
     if names[0] in OBJECTIVES and names[0] not in QUALITY_METRICS:
-        allowed = f"{', '.join(QUALITY_METRICS[:-1])} or {QUALITY_METRICS[-1]}"
         yield (
-            f"objectives must begin with {allowed}, because the first selects each trial's best epoch and its weights, "
-            f"but got {names[0]}"
+            f"objectives must begin with {_one_of(QUALITY_METRICS)}, because the first selects each trial's best epoch "
+            f"and its weights, but got {names[0]}"
         )
     elif settings.objective != names[0]:
         yield f"objective must be the first of several ({names[0]}) or left out, but got {settings.objective}"

@@ -13,6 +13,7 @@ import pytest
 
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.model.checks import check_validation_lesions
 
 Refused = Callable[..., str]
 Change = Callable[[Path], object]
@@ -200,13 +201,20 @@ def test_folds_without_a_lesion(prepared: Path, refused: Refused) -> None:
                 f"data: the slices of {words} hold no lesion, so runs that validate on them would have no Dice; "
                 "prepare the data with other --val-patients, another --seed or fewer --folds"
             )
+    assert refused("train", "paper", "--data", "data", "--workers", 0, "--fold", 3) == (
+        "data: the slices of fold 3 hold no lesion, so runs that validate on them would have no Dice; validate another "
+        "--fold, or prepare the data with other --val-patients, another --seed or fewer --folds"
+    )
+    check_validation_lesions(Manifest.read(Path("data")), Path("data"), [0])
     assert [path.name for path in Path().iterdir()] == ["data"], "nothing was started"
 
 
 def test_a_validation_set_without_a_lesion(raw: Path, refused: Refused) -> None:
     prepare(raw, Path("data"), PrepareOptions(size=32, fit="resize", val_patients=("04",), folds=1, jobs=1))
     without_lesions(["04"])(Path("data"))
-    assert refused("tune", "quick", "--data", "data") == (
+    message = (
         "data: the validation slices hold no lesion, so no Dice can be computed; prepare the data with other "
         "--val-patients or another --seed"
     )
+    assert refused("tune", "quick", "--data", "data") == message
+    assert refused("train", "paper", "--data", "data", "--workers", 0) == message

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +31,15 @@ from wmlsearch.errors import InputError
 from wmlsearch.runs.early_end import EndCause
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.interrupts import end_by_signal
-from wmlsearch.search import memory_kills
+from wmlsearch.runs.schema import EpochRow
+from wmlsearch.search import memory_kills, trial_worker, tune_loop
 from wmlsearch.search.budget import Budget
 from wmlsearch.search.checkpoint_size import most_checkpoint_bytes
 from wmlsearch.search.checkpoints import CheckpointRetention
 from wmlsearch.search.optuna_study import Study
 from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
+from wmlsearch.search.trial_worker import TrialWorker
 from wmlsearch.space import SearchSpace
 from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
@@ -194,8 +197,20 @@ def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monk
     assert not (tmp_path / "s").exists()
 
 
-def test_the_same_error_three_times_stops_the_search(prepared: Path, tmp_path: Path) -> None:
-    outcome = tune(prepared, tmp_path, {**SMALL, **RATES}, objective="val_nonsense")
+def test_the_same_error_three_times_stops_the_search(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> Iterator[EpochRow]:
+        raise KeyError("val_nonsense")
+        yield
+
+    class BrokenWorker(TrialWorker):  # a local class is sent to Ray's processes with its code
+        def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
+            trial_worker.epochs = fail  # type: ignore[assignment]
+            super().setup(config, job)
+
+    monkeypatch.setattr(tune_loop, "TrialWorker", BrokenWorker)
+    outcome = tune(prepared, tmp_path, {**SMALL, **RATES})
     search = SearchDir(outcome.run.path)
     assert outcome.early_end is not None
     assert outcome.early_end.cause is EndCause.ERROR

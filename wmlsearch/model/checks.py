@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.geometry import PLANES
@@ -38,6 +39,32 @@ def check_trainable(config: TrialConfig, data: PreparedData, workers: int = 1) -
     faults += [f"{reason}: {remedy}" for reason, remedy in input_faults(config, data.manifest, data.fold)]
     if faults:
         raise InputError("this configuration cannot be trained on this data", faults)
+
+
+def check_validation_lesions(manifest: Manifest, data: Path, folds: Sequence[int]) -> None:
+    """Refuse folds whose validation slices hold no lesion. Raises InputError.
+
+    Dice would be undefined in each epoch, and the weights of the first one would be kept.
+
+    Args:
+        manifest: Of the prepared data set.
+        data: Its folder.
+        folds: On which runs will validate.
+    """
+    empty = [fold for fold in folds if not manifest.has_lesion(fold)]
+    if not empty:
+        return
+    if not manifest.folds:
+        raise InputError(
+            f"{data}: the validation slices hold no lesion, so no Dice can be computed; "
+            "prepare the data with other --val-patients or another --seed"
+        )
+    another = "validate another --fold, or " if len(folds) < manifest.fold_count else ""
+    raise InputError(
+        f"{data}: the slices of {'fold' if len(empty) == 1 else 'folds'} {', '.join(map(str, empty))} hold no lesion, "
+        f"so runs that validate on them would have no Dice; {another}prepare the data with other --val-patients, "
+        "another --seed or fewer --folds"
+    )
 
 
 def smallest_size(depth: int) -> int:

@@ -17,7 +17,14 @@ from wmlsearch.data.slices import PreparedData
 from wmlsearch.effects import NEEDED
 from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import load_checkpoint
-from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
+from wmlsearch.model.checks import (
+    BALANCES_NOTHING,
+    MIRRORS_NOTHING,
+    balances_nothing,
+    check_trainable,
+    check_validation_lesions,
+    mirrors_nothing,
+)
 from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
@@ -180,18 +187,7 @@ def check_data(request: SearchRequest) -> CheckedData:
     for fold in range(manifest.fold_count):
         for config in (_most_demanding(space), TrialConfig()):
             check_trainable(config, prepared.with_fold(fold), request.placement.workers_per_trial)
-    empty = [fold for fold in range(manifest.fold_count) if not manifest.has_lesion(fold)]
-    if empty and manifest.folds:
-        raise InputError(
-            f"{data}: the slices of {'fold' if len(empty) == 1 else 'folds'} {', '.join(map(str, empty))} hold no "
-            "lesion, so runs that validate on them would have no Dice; prepare the data with other --val-patients, "
-            "another --seed or fewer --folds"
-        )
-    if empty:
-        raise InputError(
-            f"{data}: the validation slices hold no lesion, so no Dice can be computed; "
-            "prepare the data with other --val-patients or another --seed"
-        )
+    check_validation_lesions(manifest, data, range(manifest.fold_count))
     return CheckedData(manifest, data_record(data, prepared))
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.errors import InputError
-from wmlsearch.model.checks import BALANCES_NOTHING, MIRRORS_NOTHING, balances_nothing, check_trainable, mirrors_nothing
+from wmlsearch.model.checks import (
+    BALANCES_NOTHING,
+    MIRRORS_NOTHING,
+    balances_nothing,
+    check_trainable,
+    check_validation_lesions,
+    mirrors_nothing,
+)
 from wmlsearch.model.compile_cache import ArtifactStore
 from wmlsearch.model.kernels import selected_kernels
 from wmlsearch.model.training import epochs
@@ -99,6 +106,7 @@ def _check(run: RunDir, request: TrainRequest) -> tuple[PreparedData, Placement]
     prepared.manifest.verify(request.data)
     ranks = max(request.workers, 1)
     check_trainable(request.config, prepared, ranks)
+    check_validation_lesions(prepared.manifest, request.data, [prepared.fold])
     placement = replace(request.placement, workers_per_trial=ranks)
     check_new(run.path)
     if request.workers:
