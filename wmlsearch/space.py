@@ -518,16 +518,16 @@ def different_configurations(space: SearchSpace, limit: int) -> dict[Identity, d
     They are values of the active dimensions, from which `SearchSpace.config` builds the configuration.
     """
     parents = {name: {*dimension.when, *NEEDED.get(name, ())[:1]} for name, dimension in space.dimensions.items()}
-    found: dict[Identity, dict[str, Value]] = {}
+    configurations: dict[Identity, dict[str, Value]] = {}
     try:
         order = [name for name in TopologicalSorter(parents).static_order() if name in space.dimensions]
         for values in _each_configuration(space, order, {}, space.defaults, limit):
-            found.setdefault(identity({**space.defaults, **values}), values)
-            if len(found) > limit:
+            configurations.setdefault(identity({**space.defaults, **values}), values)
+            if len(configurations) > limit:
                 return None
     except (CycleError, _TooManyError):  # a cycle: of a condition on a hyperparameter without effect
         return None
-    return found
+    return configurations
 
 
 def _each_configuration(
