@@ -273,6 +273,19 @@ def test_the_page_is_whole_and_the_same_each_time(make: Make) -> None:
         assert f'id="{name}"' in html
 
 
+def test_nothing_of_a_withdrawn_verdict_stays(make: Make) -> None:
+    """As after `--resume`, if another configuration is the champion then."""
+    search = make(finals=True)
+    open_test(search, 0.3)
+    write_report(search)
+    search.set_aside_evaluation(evaluation_of(search))
+    write_report(search)
+    assert {path.name for path in search.report.iterdir()} == {
+        "index.html", "space.yaml", "champion.yaml", "leaderboard.csv", "confirmation.csv",
+        "history.png", "curves.png", "parallel.png", "importances.png", "folds.png",
+    }  # fmt: skip
+
+
 def test_tables_hold_what_the_folder_holds(make: Make) -> None:
     search = make(finals=True)
     open_test(search, 0.3)

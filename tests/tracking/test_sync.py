@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from evaluations import evaluation_of, networks
 from mlflow import MlflowClient
 from processes import wait_for
 from records import epoch_row, run_record, search_record
@@ -26,12 +27,14 @@ from wmlsearch.errors import InputError
 from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir, mark_dead_runs
 from wmlsearch.runs.helper_process import start_helper
+from wmlsearch.runs.names import BASELINE, CHAMPION
 from wmlsearch.runs.schema import MlflowLedger, SelectionRecord
 from wmlsearch.tracking import sync as sync_module
 from wmlsearch.tracking.client import connect
 from wmlsearch.tracking.mirror import Answer, Mirror, copy
 from wmlsearch.tracking.sync import is_mirrored, push, sync
 from wmlsearch.tracking.uri import default_uri
+from wmlsearch.verdict.comparison import judge
 
 SPACE = {"source": "here", "values": {"depth": {"choices": [2, 3]}, "dropout": {"low": 0.0, "high": 0.5}}}
 DATA = {"name": "prepared", "fingerprint": "f00d", "split": "image", "optimistic": True}
@@ -135,6 +138,38 @@ def test_the_search_says_which_configuration_is_the_champion_and_why(search: Sea
     assert tags() == {"champion": "paper", "mlflow.note.content": "Nothing is better."}
     search.set_selection(SelectionRecord(champion="trial-0001", sentence="It is better.", seeds=[1], means={}))
     assert tags() == {"champion": "trial-0001", "mlflow.note.content": "It is better."}
+
+
+def test_a_withdrawn_verdict_is_marked(search: SearchDir) -> None:
+    """MLflow keeps its metrics. What was sent before is not known to a `sync` that sends everything."""
+    uri = default_uri(search.path.parent)
+
+    def run() -> Any:
+        sync(search, uri)
+        return MlflowClient(uri).get_run(search.ledger().run_id).data
+
+    dices = {BASELINE: [[0.5, 0.6], [0.4, 0.5]], CHAMPION: [[0.6, 0.7], [0.5, 0.7]]}
+    evaluation = evaluation_of({role: networks(scores) for role, scores in dices.items()})
+    verdict = judge(evaluation, BASELINE, CHAMPION, "trial-0001", seed=0)
+    names = {BASELINE: "paper", CHAMPION: "trial-0001"}
+    evaluation = evaluation.model_copy(update={"names": names, "verdict": verdict})
+    search.set_selection(SelectionRecord(champion="trial-0001", sentence="It is better.", seeds=[1], means={}))
+    search.set_evaluation(evaluation)
+    judged = run()
+    assert verdict.models is not None
+    assert (judged.tags["verdict"], judged.tags["verdict.models"]) == (verdict.outcome, verdict.models.outcome)
+    search.set_aside_evaluation(evaluation)
+    search.set_selection(SelectionRecord(champion="trial-0002", sentence="It is better.", seeds=[1], means={}))
+    withdrawn = run()
+    assert withdrawn.metrics["test_difference"] == judged.metrics["test_difference"]
+    assert {name: withdrawn.tags[name] for name in ("champion", "verdict", "verdict.models")} == {
+        "champion": "trial-0002", "verdict": "withdrawn", "verdict.models": "withdrawn",
+    }  # fmt: skip
+    assert withdrawn.tags["mlflow.note.content"].startswith(
+        "It is better.\n\nThe verdict on trial-0001 was withdrawn, because the search was resumed and has other models"
+    )
+    search.set_evaluation(evaluation)
+    assert run().tags["verdict"] == verdict.outcome
 
 
 def test_final_runs_have_their_configuration_and_fold(search: SearchDir) -> None:

@@ -27,7 +27,7 @@ def write_tables(
     champion: str,
     evaluation: Evaluation | None,
 ) -> list[str]:
-    """Write the tables that are not empty into the report's folder; return their names.
+    """Write the tables that are not empty into the report's folder, delete the others; return the names of those there.
 
     Args:
         candidates: The configurations with final runs; `champion` is the name of the champion, or "".
@@ -42,6 +42,8 @@ def write_tables(
     for name, rows in tables.items():
         if rows:
             write_text(search.report / name, as_csv(rows))
+        else:
+            (search.report / name).unlink(missing_ok=True)  # of a champion that the search had before
     return [name for name, rows in tables.items() if rows]
 
 

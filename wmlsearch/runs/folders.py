@@ -306,6 +306,10 @@ class SearchDir(RecordDir):
         os.replace(self.evaluation_file(), self.path / f"test-of-{champion}.json")
         self._gallery.unlink(missing_ok=True)
 
+    def withdrawn_champions(self) -> list[str]:
+        """Return the champions whose evaluations were set aside, sorted."""
+        return sorted(path.stem.removeprefix("test-of-") for path in self.path.glob("test-of-*.json"))
+
     @property
     def _gallery(self) -> Path:
         return self.path / "test-gallery.npz"

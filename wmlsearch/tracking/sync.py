@@ -7,7 +7,8 @@ Tags of every run: `kind` (see runs/names.py), `state` and `reason`, `wmlsearch.
 apply: `mlflow.parentRunId`, `search` (the search's name), `warning` (an optimistic split), `traceback`,
 `predicted_memory_mb`, `pareto_front`, `configuration` (of a final run), and of a child in population based training
 `parent_trial`, `parent_epoch` and `rate_factors`. Of a search with a champion: `champion` and `mlflow.note.content`
-(why it is the champion, and the verdict). With a verdict: `verdict` (about the configurations) and `verdict.models`.
+(why it is the champion, and the verdict). With a verdict: `verdict` (about the configurations) and `verdict.models`;
+both are WITHDRAWN where the search has other models than the last verdict, and no new one: metrics cannot be deleted.
 
 Metrics of a search with a verdict, all of the mean Dice per patient in claim (a): `test_difference` (champion minus
 baseline), `test_difference_low` and `test_difference_high` (its 95 % interval), `test_p`, and
@@ -60,6 +61,7 @@ MAX_TAG = 4000  # characters of a reason or traceback that are sent
 REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")  # errors that a retry repeats
 MAX_ERRORS = 10  # runs that MLflow fails on, though it answers, before a sync gives up
 CERTIFICATE = "split_certificate.json"
+WITHDRAWN = "withdrawn"
 
 
 def sync(run: AnyDir, uri: str, experiment: str | None = None) -> int:
@@ -410,6 +412,13 @@ def _outcome(search: SearchDir) -> dict[str, str]:
         if verdict.models is not None:
             tags["verdict.models"] = verdict.models.outcome
             sentences.append(f"(b) The models: {verdict.models.sentence}")
+    elif champions := search.withdrawn_champions():
+        tags |= {"verdict": WITHDRAWN, "verdict.models": WITHDRAWN}
+        sentences.append(
+            f"The verdict on {' and that on '.join(champions)} was withdrawn, because the search was resumed and has "
+            "other models now. The metrics test_* of this run are of that verdict, and so are files of its report that "
+            "the page does not show."
+        )
     return {**tags, "mlflow.note.content": "\n\n".join(sentences)} if tags else {}
 
 
