@@ -100,27 +100,28 @@ class TrialConfig(_Strict):
     )
     network: Literal["paper", "residual"] = Field(
         "paper",
-        description="Blocks of the network: as the `paper`'s, or `residual`, which add their input to their result.",
+        description="Blocks of the network: those of the `paper`, or `residual` blocks, which add their input to their "
+        "result.",
     )
     norm: Literal["batch", "instance"] = Field("batch", description="Normalisation after each convolution.")
     norm_momentum: float = Field(
         0.01,
         gt=0,
         le=1,
-        description="`batch`: share of a step's statistics in the running ones. 0.01 is Keras's default, 0.1 is "
-        "torch's. Not in the paper.",
+        description="`batch`: fraction of the running statistics that each step replaces. 0.01 is Keras's default, 0.1 "
+        "is torch's. Not in the paper.",
     )
     norm_epsilon: float = Field(
         1e-5,
         gt=0,
         le=1,
-        description="Added to the variance in a normalisation. 1e-5 is torch's default, 1e-3 is Keras's. Not in the "
-        "paper.",
+        description="Number added to the variance in a normalisation. 1e-5 is torch's default, 1e-3 is Keras's. Not in "
+        "the paper.",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Probability of element-wise dropout in each block.")
     dropout_place: Literal["first", "last", "both"] = Field(
         "first",
-        description="Where dropout stands in a block: after the `first` convolution, after the `last` one, or after "
+        description="Position of dropout in a block: after the `first` convolution, after the `last` one, or after "
         "`both`. Not in the paper.",
     )
     loss: Literal["bce", "dice", "bce_dice", "focal", "tversky"] = Field(
@@ -130,15 +131,15 @@ class TrialConfig(_Strict):
     )
     dice_over: Literal["slice", "batch"] = Field(
         "slice",
-        description="`dice`, `bce_dice` and `tversky`: whether regions are compared in each `slice` or in the whole "
-        "`batch`. In a slice without lesions the loss of a slice has almost no gradient.",
+        description="`dice`, `bce_dice` and `tversky`: whether the loss is computed for each `slice` or over the whole "
+        "`batch`. With `slice`, a slice without lesions has almost no gradient.",
     )
     tversky_alpha: float = Field(
         0.3,
         gt=0,
         lt=1,
-        description="`tversky`: weight of false positives; that of false negatives is 1 - alpha. 0.5 is `dice`, 0.3 "
-        "the best value of its authors for MS lesions.",
+        description="`tversky`: weight of false positives; the weight of false negatives is 1 - alpha. 0.5 is `dice`; "
+        "0.3 was best for MS lesions in the authors' study.",
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser. `sgd` has Nesterov momentum 0.9."
@@ -159,15 +160,15 @@ class TrialConfig(_Strict):
     )
     lesion_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Share of slices with lesions in each batch. Those of the rarer kind are drawn several times in an "
-        "epoch, which keeps its length. Null: each slice once.",
+        description="Fraction of slices with lesions in each batch. Slices of the rarer kind are drawn several times "
+        "per epoch; the length of an epoch does not change. Null: each slice once per epoch.",
     )
     schedule: Literal["plateau", "cosine", "poly", "step", "onecycle", "constant"] = Field(
         "plateau",
-        description="How the learning rate changes during the training. `poly` falls as (1 - t)^0.9, as nnU-Net's.",
+        description="How the learning rate changes during the training. `poly` falls as (1 - t)^0.9, as in nnU-Net.",
     )
     min_learning_rate: float = Field(
-        1e-5, ge=0, le=10, description="Lowest learning rate of `plateau`, and that at the end of `cosine` and `poly`."
+        1e-5, ge=0, le=10, description="Lowest learning rate of `plateau`; final learning rate of `cosine` and `poly`."
     )
     plateau_patience: int = Field(
         5,
@@ -197,8 +198,8 @@ class TrialConfig(_Strict):
         0.0,
         ge=0,
         lt=1,
-        description="Decay, in each step, of the moving average of the weights that are validated, kept and exported. "
-        "0: the latest weights.",
+        description="Decay per step of the moving average of the weights. The averaged weights are validated, stored "
+        "and exported. 0: the latest weights, without an average.",
     )
     augment: Literal["none", "flip", "affine", "light", "medium", "strong"] = Field(
         "none",
@@ -207,8 +208,8 @@ class TrialConfig(_Strict):
     )
     flip_axis: Literal["left-right", "columns"] = Field(
         "left-right",
-        description="What every augmentation mirrors: `left-right` of the body, which no sagittal slice shows, or the "
-        "`columns` of any slice, as older versions did.",
+        description="Direction of mirroring in every augmentation: `left-right` of the body, which a sagittal slice "
+        "does not show, or the `columns` of any slice, as in older versions.",
     )
 
     @model_validator(mode="after")
@@ -279,7 +280,7 @@ class RunSettings(_Strict):
     )
     objective: str = Field(
         "val_dice_patients_best",
-        description="Metric of an epoch by which scheduler, sampler and leaderboard rank trials: "
+        description="Metric of an epoch that scheduler, sampler and leaderboard use to rank trials: "
         f"{', '.join(f'`{name}`' for name in QUALITY_METRICS[:-1])} or `{QUALITY_METRICS[-1]}`.",
     )
     objectives: list[str] = Field(
@@ -289,53 +290,55 @@ class RunSettings(_Strict):
     trials: int = Field(20, ge=1, le=1_000_000, description="Number of configurations to try.")
     # The first budget that is reached ends the trials. What the final runs will need is reserved.
     max_hours: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
-        None, description="Budget: hours during which the search runs, over all of its sessions."
+        None, description="Budget: hours during which the search runs, in all its sessions together."
     )
     max_gpu_hours: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
-        None, description="Budget: hours of all GPUs that trainings hold."
+        None, description="Budget: GPU hours, summed over all GPUs that trials and final runs hold."
     )
     max_epochs_total: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = Field(
-        None, description="Budget: epochs of all trials and final runs."
+        None, description="Budget: epochs of all trials and final runs together."
     )
     target_dice: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="The trials end when one of them reaches this value of the objective, or of "
-        "`val_dice_patients_best` where the objective is no Dice.",
+        "`val_dice_patients_best` if the objective is not a Dice.",
     )
     max_checkpoint_gb: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
         None,
-        description="Maximum size of all checkpoints of trials, in gigabytes (1e9 bytes). None: what the running "
-        "trials and the five best need.",
+        description="Maximum size of all checkpoints of trials, in gigabytes (1e9 bytes). None: as much as the running "
+        "trials and the five best ones need.",
     )
     sampler: Literal["forest", "tpe", "gp", "random", "qmc", "cmaes"] = Field(
-        "forest", description="What proposes configurations: `forest` is this project's, the others are Optuna's."
+        "forest",
+        description="Algorithm that proposes configurations: `forest` is part of wmlsearch, the others are Optuna's.",
     )
     scheduler: Literal["asha", "predictive", "hyperband", "median", "none", "pbt"] = Field(
         "asha",
-        description="What stops poor trials early: one of Ray Tune's schedulers, or this project's `predictive`, which "
-        "compares predicted results, and `pbt`, which starts children of good trials in their place.",
+        description="Algorithm that stops poor trials early: a scheduler of Ray Tune, or one of wmlsearch: "
+        "`predictive` compares predicted results, `pbt` replaces poor trials by children of good trials.",
     )
     experience: bool = Field(
         True,
-        description="Use recorded trainings of other tasks: they teach `predictive` before the first trial, and give "
-        "the trials of `portfolio`.",
+        description="Use recorded trainings of other tasks, to train `predictive` before the first trial and to choose "
+        "the configurations of `portfolio`.",
     )
     portfolio: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
-        description="Number of trials after the baseline whose configurations come from experience: those that "
-        "together were best on recorded tasks. None: 3, without `experience` 0.",
+        description="Number of trials after the baseline that use configurations that together did best on recorded "
+        "tasks. None: 3, or 0 without `experience`.",
     )
     grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         None,
         description="No trial is stopped before this epoch: the first rung of ASHA and `predictive`. `pbt` compares "
-        "trials at each multiple of it. None: a third of `epochs`, but at least 2; with `predictive` and `pbt` 2.",
+        "trials at each multiple of this number. None: a third of `epochs`, but at least 2; with `predictive` and "
+        "`pbt` 2.",
     )
     reduction_factor: int = Field(
         3,
         ge=2,
         le=1_000_000,
-        description="ASHA, Hyperband, `predictive`: the best 1/`reduction_factor` of each rung continue to the next, "
-        "which is at `reduction_factor` times its epoch.",
+        description="ASHA, Hyperband, `predictive`: at each rung, about the best 1/`reduction_factor` of the trials "
+        "continue. The next rung is at `reduction_factor` times the epoch of this rung.",
     )
     workers_per_trial: int = Field(1, ge=1, le=4096, description="Workers (processes) that train one trial together.")
     trial_timeout: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(
