@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from wmlsearch.runs.evaluation import EndpointComparison, LesionFree, ModelsClaim
 from wmlsearch.runs.schema import SplitCertificate
-from wmlsearch.verdict.wording import leakage_note, mean_sd, openings_note
+from wmlsearch.verdict.wording import leakage_note, lesion_free_sentence, mean_sd, models_sentence, openings_note
 
 
 def test_how_often_the_test_was_opened() -> None:
@@ -12,6 +15,39 @@ def test_how_often_the_test_was_opened() -> None:
         "The sealed test had been opened once before. Each opening makes its result less reliable."
     )
     assert "3 times before" in openings_note(3)
+
+
+@pytest.mark.parametrize(
+    ("p", "low", "shown"),
+    [
+        (0.04964, 0.00021, "0.0002 to 0.040, p = 0.0496"),
+        (0.049996, 0.00049, "0.0005 to 0.040, p = 0.049996"),
+        (0.05, 0.0, "0.000 to 0.040, p = 0.05"),
+        (0.0504, -0.0004, "-0.0004 to 0.040, p = 0.0504"),
+        (0.0349, 0.001, "0.001 to 0.040, p = 0.035"),
+        (0.0004, 0.02, "0.020 to 0.040, p < 0.001"),
+        (0.5, 1e-12, "0.000 to 0.040, p = 0.5"),
+    ],
+)
+def test_rounding_moves_nothing_onto_a_border(p: float, low: float, shown: str) -> None:
+    """A p that is below 0.05 is shown below it, and a bound that is not 0 is not shown as 0."""
+    claim = ModelsClaim(
+        what="ensembles", pairs=8, left_out=0, outcome="x", sentence="", baseline=0.5, champion=0.52, difference=0.02,
+        low=low, high=0.04, p=p,
+    )  # fmt: skip
+    assert f"(95 % interval {shown})" in models_sentence(claim)
+
+
+@pytest.mark.parametrize(("patients", "why"), [(5, "With fewer than 6 such patients, this"), (6, "This"), (30, "This")])
+def test_why_patients_without_lesions_are_not_tested(patients: int, why: str) -> None:
+    """Also with one run of each configuration, or where the numbers do not vary, there is no p."""
+    endpoint = EndpointComparison(
+        metric="lesions_false", pairs=patients, left_out=0, baseline=1.0, champion=2.0, difference=1.0, low=None,
+        high=None, p=None,
+    )  # fmt: skip
+    assert lesion_free_sentence(LesionFree(patients=patients, endpoints=[endpoint])).endswith(
+        f"2 with the champion against 1 with the baseline. {why} is not tested."
+    )
 
 
 def test_leakage_and_means() -> None:

@@ -25,10 +25,10 @@ from wmlsearch.runs.leaderboard import Leaderboard, leaderboard
 from wmlsearch.runs.liveness import live_state
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
 from wmlsearch.runs.objectives import CANDIDATE_METRIC
-from wmlsearch.runs.wording import duration
+from wmlsearch.runs.wording import duration, rounded_beside
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.champion import Candidate, read_candidates
-from wmlsearch.verdict.statistics import BETTER, WORSE
+from wmlsearch.verdict.statistics import ALPHA, BETTER, WORSE
 from wmlsearch.verdict.wording import leakage_note, lesion_free_sentence, openings_note, optimistic_note
 
 MAX_ROWS = 20  # of a table; further rows are folded away
@@ -189,6 +189,7 @@ def _environment() -> Environment:
     environment.filters.update(
         score=_score,
         signed=lambda value: _score(value, "+.4f"),
+        bound=lambda value: rounded_beside(value, 0, "+.4f").replace("-", MINUS),
         p=_p,
         duration=lambda seconds: DASH if seconds is None else duration(seconds),
         metric_name=lambda metric: METRIC_NAMES.get(metric, metric.replace("_", " ")),
@@ -204,7 +205,7 @@ def _score(value: float | None, form: str = ".4f") -> str:
 
 
 def _p(value: float | None) -> str:
-    return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return DASH if value is None else "< 0.001" if value < 0.001 else rounded_beside(value, ALPHA, ".3f")
 
 
 def _embedded(path: Path) -> str:

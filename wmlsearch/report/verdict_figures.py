@@ -25,6 +25,7 @@ from wmlsearch.report.figure_style import (
 )
 from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, Evaluation, Verdict
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER
+from wmlsearch.runs.wording import rounded_beside
 from wmlsearch.verdict.champion import MEASURES, Candidate
 from wmlsearch.verdict.comparison import PRIMARY
 from wmlsearch.verdict.judged_runs import judged_runs
@@ -194,7 +195,7 @@ def _run_style(number: int, runs: int, patients: int) -> dict[str, Any]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return rounded_beside(value, 0, "+.3f").replace("-", "\N{MINUS SIGN}")
 
 
 def fold_scores(path: Path, candidates: Sequence[Candidate], champion: str) -> None:

@@ -48,6 +48,21 @@ def number(value: Any, digits: int = 0) -> str:
     return f"{value:.{digits}f}" if digits else f"{value:.3g}"
 
 
+def rounded_beside(value: float, border: float, form: str) -> str:
+    """Return a number rounded as `form` says, with up to six more digits where that would put it onto a border.
+
+    A p of 0.0496 is shown as 0.0496 beside the border 0.05, and the bound 0.0002 of an interval as 0.0002 beside 0.
+
+    Args:
+        value: The number.
+        border: A number that it is compared with, which rounding to some digits leaves as it is.
+        form: A format with a number of digits, such as ".2g" or "+.3f".
+    """
+    sign, digits, kind = form[: form.index(".")], int(form[form.index(".") + 1 : -1]), form[-1]
+    texts = [f"{value:{sign}.{digits + more}{kind}}" for more in range(7)]
+    return next((text for text in texts if float(text) != border), texts[0]) if value != border else texts[0]
+
+
 def score(name: str, value: Any) -> str:
     """Return a metric with the digits that it needs: 0.6123, or 81.4 images/s."""
     return number(value, DIGITS.get(name, 4))

@@ -42,7 +42,7 @@ from wmlsearch.runs.schema import (
     RunStatus,
     SplitCertificate,
 )
-from wmlsearch.runs.wording import command, plural
+from wmlsearch.runs.wording import command, plural, rounded_beside
 from wmlsearch.tracking.client import answers, connected
 from wmlsearch.tracking.experiments import check_folder_exists, experiment_of, is_lost
 from wmlsearch.tracking.mlflow_patches import log_dict_to
@@ -428,8 +428,10 @@ def _headline(verdict: Verdict) -> str:
         return ""
     claims = []
     for name, claim in (("(a) configurations", verdict.configuration), ("(b) models", verdict.models)):
-        numbers = (claim.difference, claim.low, claim.high)
-        shown = "" if None in numbers else " {:+.3f} ({:.3f} to {:.3f})".format(*numbers)
+        shown = ""
+        if claim.difference is not None and claim.low is not None and claim.high is not None:
+            low, high = (rounded_beside(bound, 0, ".3f") for bound in (claim.low, claim.high))
+            shown = f" {claim.difference:+.3f} ({low} to {high})"
         claims.append(f"{name}{shown}: {claim.outcome}")
     return f"**Champion minus baseline, mean Dice per test patient: {'; '.join(claims)}**"
 

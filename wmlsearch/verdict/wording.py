@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wmlsearch.data.certificate import OPTIMISTIC, Certificate
 from wmlsearch.runs.evaluation import Comparison, ConfigurationClaim, LesionFree, ModelsClaim
 from wmlsearch.runs.schema import FolderRecord, SplitCertificate
-from wmlsearch.runs.wording import be, plural
+from wmlsearch.runs.wording import be, plural, rounded_beside
 from wmlsearch.verdict.champion import Candidate
 from wmlsearch.verdict.statistics import ALPHA, MIN_PATIENTS, MIN_RUNS, NOT_SHOWN, POWER
 
@@ -112,7 +112,8 @@ def lesion_free_sentence(lesion_free: LesionFree) -> str:
     subject = f"{plural(count, 'test patient')} {'has' if count == 1 else 'have'} no lesions, and {be(count)} in"
     text = f"{subject} neither claim. Found in {'it' if count == 1 else 'them'}, as a mean: {'; '.join(parts)}."
     if all(endpoint.p is None for endpoint in lesion_free.endpoints):
-        return f"{text} With fewer than {MIN_PATIENTS} such patients, this is not tested."
+        few = f"With fewer than {MIN_PATIENTS} such patients, this" if count < MIN_PATIENTS else "This"
+        return f"{text} {few} is not tested."
     return text
 
 
@@ -146,12 +147,12 @@ def _numbers(claim: ConfigurationClaim | ModelsClaim) -> str:
     text = f"Dice per patient {claim.champion:.3f} against {claim.baseline:.3f}, difference {claim.difference:+.3f}"
     if claim.low is None or claim.p is None:
         return text
-    p = "p < 0.001" if claim.p < 0.001 else f"p = {claim.p:.2g}"
+    p = "p < 0.001" if claim.p < 0.001 else f"p = {rounded_beside(claim.p, ALPHA, '.2g')}"
     return f"{text} (95 % interval {_range(claim)}, {p})"
 
 
 def _range(claim: ConfigurationClaim | ModelsClaim) -> str:
-    return f"{claim.low:.3f} to {claim.high:.3f}"
+    return " to ".join(rounded_beside(bound or 0.0, 0, ".3f") for bound in (claim.low, claim.high))
 
 
 def _capital(text: str) -> str:
