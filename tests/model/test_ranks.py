@@ -14,7 +14,7 @@ import json, os, sys
 import torch
 from torch import distributed, nn
 from wmlsearch.model.torch_patches import LiveTensorBytes
-from wmlsearch.model.ranks import broadcast_tensors, in_process_group, sum_gradients
+from wmlsearch.model.ranks import broadcast_tensors, in_process_group, sum_gradients, sum_over_ranks
 folder, rank = sys.argv[1], int(sys.argv[2])
 assert not in_process_group()
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
@@ -37,7 +37,11 @@ with LiveTensorBytes(gradients) as live:
 assert live.peak == sum(gradient.nbytes for gradient in gradients), "one copy of the gradients"
 assert unused.grad is None
 assert layers[0].weight.stride() == strides == layers[0].weight.grad.stride()
-print(json.dumps([state, [p.grad.tolist() for p in layers.parameters() if p is not unused]]), flush=True)
+counts = torch.arange(1.0, 4.0).mul(rank + 1).requires_grad_()
+total = sum_over_ranks(counts)
+(total.prod() * (rank + 1) + total.sum()).backward()
+sums = [total.tolist(), counts.tolist(), counts.grad.tolist()]
+print(json.dumps([state, [p.grad.tolist() for p in layers.parameters() if p is not unused], sums]), flush=True)
 distributed.barrier()
 os._exit(0)
 """
@@ -48,6 +52,7 @@ def test_all_ranks_have_the_state_of_rank_0_and_the_sum_of_the_gradients(tmp_pat
     ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(3)]
     results = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0, 0]
+    sums = [result.pop() for result in results]
     assert results[0] == results[1] == results[2]
     state, gradients = results[0]
     torch.manual_seed(0)
@@ -56,3 +61,10 @@ def test_all_ranks_have_the_state_of_rank_0_and_the_sum_of_the_gradients(tmp_pat
     for number, values in zip((0, 1, 2, 3, 5), gradients, strict=True):
         flat = torch.tensor(values).flatten()
         assert flat.tolist() == [111 * (100 * number + index) for index in range(len(flat))]
+    # As if one process had the counts of all ranks, and the sum of their losses.
+    counts = torch.stack([torch.arange(1.0, 4.0) * (rank + 1) for rank in range(3)]).requires_grad_()
+    total = counts.sum(0)
+    (total.prod() * (1 + 2 + 3) + 3 * total.sum()).backward()
+    assert counts.grad is not None
+    for rank, values in enumerate(sums):
+        assert values == [total.tolist(), counts[rank].tolist(), counts.grad[rank].tolist()]

@@ -732,7 +732,7 @@ def in_ranks(
     words = [str(world), text, json.dumps(options)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(prepared), str(folder), str(rank), *words],
+            [sys.executable, "-W", "error::FutureWarning", "-c", script, str(prepared), str(folder), str(rank), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
 from wmlsearch.config import TrialConfig
+from wmlsearch.model.ranks import sum_over_ranks
 
 NAMES = ("bce", "dice", "bce_dice", "focal", "tversky")
 OVERLAP_LOSSES = ("dice", "bce_dice", "tversky")  # those with a part that compares regions, not pixels
@@ -133,10 +134,7 @@ def _sum_over_batch(counts: Tensor, world: int) -> Tensor:
     """Return the counts of each slice, (3, N), summed over all slices of all ranks, and repeated for each: (3, N)."""
     total = counts.sum(1)
     if world > 1:
-        from torch.distributed.nn.functional import all_reduce  # not in all builds of torch
-
-        # Its gradient is summed over the ranks too.
-        total = all_reduce(total, distributed.ReduceOp.SUM)
+        total = sum_over_ranks(total)
     return total[:, None].expand_as(counts)
 
 

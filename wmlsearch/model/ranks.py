@@ -1,9 +1,11 @@
-"""What the ranks of one training exchange: their initial state and their gradients."""
+"""What the ranks of one training exchange: their initial state, their gradients, and counts of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
+import torch
 from torch import Tensor, distributed
 
 
@@ -41,3 +43,28 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     distributed.all_reduce(buffer)
     for part, gradient in zip(parts, gradients, strict=True):
         gradient.copy_(part)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all ranks, through which gradients flow. Each rank passes the same shape.
+
+    Each rank's loss depends on the tensors of all ranks, so the gradient of the sum is summed over the ranks too. The
+    function of PyTorch that does the same, in `torch.distributed.nn`, is deprecated in PyTorch 2.13.
+    """
+    return cast(Tensor, _SumOverRanks.apply(tensor))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        return _all_reduced(tensor)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _all_reduced(gradient)
+
+
+def _all_reduced(tensor: Tensor) -> Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)  # the gradient of a sum is expanded: one value for all
+    distributed.all_reduce(total)
+    return total
