@@ -120,7 +120,7 @@ def _ahead(search: SearchDir, others: SearchState, where: str) -> str:
     noted, now = _noted(search), Progress.of(search)
     if noted is not None and noted != now:
         return "the search was trained or evaluated here since it was fetched"
-    other_seconds = sum(others.used.get(name, 0.0) for name in ("seconds", "final_seconds"))
+    other_seconds = others.used.seconds + others.used.final_seconds
     if now.seconds > other_seconds:
         return f"has more of the search ({duration(now.seconds)} of trainings) than {where} ({duration(other_seconds)})"
     return ""

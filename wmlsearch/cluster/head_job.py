@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -29,6 +29,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import SearchDir, creation_time
+from wmlsearch.runs.schema import RunStatus, Usage
 
 HOME = Path("~/wmlsearch-head").expanduser()
 REQUEST = "request.json"
@@ -70,8 +71,8 @@ class SearchState(BaseModel):
     """Identity, status and usage of a search, by which two copies of its folder are compared."""
 
     key: str
-    status: dict[str, Any]  # status.json
-    used: dict[str, float]  # used.json
+    status: RunStatus
+    used: Usage
 
     @classmethod
     def read(cls, folder: Path) -> SearchState | None:
@@ -82,7 +83,7 @@ class SearchState(BaseModel):
     @classmethod
     def of(cls, search: SearchDir) -> SearchState:
         """Read the folder of a search that has begun. Raises InputError."""
-        return cls(key=search.record().key, status=search.status().as_json(), used=search.usage().as_json())
+        return cls(key=search.record().key, status=search.status(), used=search.usage())
 
 
 class HeadReport(BaseModel):

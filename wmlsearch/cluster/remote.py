@@ -136,13 +136,13 @@ def stop(cluster: str, name: str | None, say: Say) -> int:
         report = ask(dashboard, HeadRequest(verb="stop", name=name), say)
         if job is not None and job.running:
             _wait_for_end(dashboard, job, report.search is not None, say)
-            if report.search is None or report.search.status.get("state") == RUNNING:
+            if report.search is None or report.search.status.state == RUNNING:
                 report = ask(dashboard, HeadRequest(verb="find", name=name), say)
         if report.search is None:
             say(f"{name}: ended before it had a run folder, so there is nothing to fetch or to resume")
             return 0
         status = report.search.status
-        say(f"{name}: {status.get('state', 'ended')} ({status.get('reason') or 'it had already ended'})")
+        say(f"{name}: {status.state} ({status.reason or 'it had already ended'})")
         say(f"to fetch its results: {_command('status', name, dashboard)}")
         say(f"to resume it: {command('tune', '--resume', name, '--cluster', dashboard.given)}")
         return 0
@@ -280,12 +280,12 @@ def _reason_of_end(dashboard: Dashboard, job: SearchJob) -> str:
 def _state(job: SearchJob | None, report: HeadReport) -> str:
     if report.running or (job is not None and job.running):
         return RUNNING
-    return "ended" if report.search is None else str(report.search.status.get("state"))
+    return "ended" if report.search is None else report.search.status.state
 
 
 def _ending(job: SearchJob | None, report: HeadReport) -> str:
     """Return in words how a search ended."""
-    if report.search is not None and report.search.status.get("state") == RUNNING:  # nobody has recorded its end
+    if report.search is not None and report.search.status.state == RUNNING:  # nobody has recorded its end
         return "its process died (was the head restarted?)"
     return _state(None, report) if job is None else job.ending
 

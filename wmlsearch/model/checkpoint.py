@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +42,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_same_training(
-    path: Path,
-    state: Mapping[str, Any],
-    config: TrialConfig,
-    data: PreparedData,
-    max_epochs: int,
-    seed: int,
-    rate_factors: Mapping[int, float],
-) -> None:
+@dataclass(frozen=True)
+class TrainingIdentity:
+    """What a training and the checkpoint that it continues from must have in common."""
+
+    config: TrialConfig
+    data: PreparedData
+    max_epochs: int
+    seed: int
+    rate_factors: Mapping[int, float]  # on the schedule's learning rate, each from its epoch on
+
+
+def check_same_training(path: Path, state: Mapping[str, Any], training: TrainingIdentity) -> None:
     """Refuse a checkpoint of another training than the one given. Raises InputError with the differences."""
     epochs = len(state.get("reports", ()))
     expected = {
-        "config": config.model_dump(),
-        "seed": seed,
-        "data": data.manifest.fingerprint,
-        "fold": data.fold,
-        "max_epochs": max_epochs,
+        "config": training.config.model_dump(),
+        "seed": training.seed,
+        "data": training.data.manifest.fingerprint,
+        "fold": training.data.fold,
+        "max_epochs": training.max_epochs,
         # Factors of later epochs may differ: a child of population based training continues at another rate.
-        "rate_factors": {start: factor for start, factor in rate_factors.items() if start <= epochs},
+        "rate_factors": {start: factor for start, factor in training.rate_factors.items() if start <= epochs},
     }
     saved = {"rate_factors": {}, "fold": 0, **state}  # what older versions do not have
     saved["config"] = {**VALUES_BEFORE, **state["config"]}

@@ -25,6 +25,7 @@ from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import (
     CHECKPOINT_FORMAT,
     RESTORE_HINT,
+    TrainingIdentity,
     check_same_training,
     load_checkpoint,
     save_atomically,
@@ -329,9 +330,8 @@ class Trainer:
         """Continue from a checkpoint. Raises InputError if it belongs to another training or is damaged."""
         state = load_checkpoint(path)
         try:
-            check_same_training(
-                path, state, self.config, self.data, self.max_epochs, self.seed, self.rate_factors.factors
-            )
+            training = TrainingIdentity(self.config, self.data, self.max_epochs, self.seed, self.rate_factors.factors)
+            check_same_training(path, state, training)
             self._restore(state)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

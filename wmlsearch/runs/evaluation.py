@@ -97,14 +97,16 @@ class UnitScores(MaskScores, _UnitName):
     """Scores of one patient or image: counts summed over its rows, distances and volumes averaged over them."""
 
 
-class _Origin(Record):
+class RowOrigin(Record):
+    """Which volume or slice a row is about."""
+
     patient: str  # "" where it is not known
     timepoint: str
     source: str  # the FLAIR image, relative to the raw data set
     index: int | None = None  # of the slice in its volume, from 0, in the models' plane; not set for a whole volume
 
 
-class RowScores(MaskScores, _Origin):
+class RowScores(MaskScores, RowOrigin):
     """Scores of one volume or one slice."""
 
 

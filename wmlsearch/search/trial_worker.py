@@ -13,7 +13,7 @@ from wmlsearch.cluster.compiled_networks import CompiledNetworks
 from wmlsearch.cluster.data_shipping import Shipment, receive_shipment
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.errors import InputError
-from wmlsearch.model.checkpoint import check_same_training, load_checkpoint
+from wmlsearch.model.checkpoint import TrainingIdentity, check_same_training, load_checkpoint
 from wmlsearch.model.ranks import in_process_group
 from wmlsearch.model.steps import Diverged
 from wmlsearch.model.training import epochs
@@ -62,15 +62,19 @@ class TrainingSession:
         check_gpu(job.slots.gpus if job.slots else 0)
         self.data = open_data(job.shipment, assignment.fold)
         limit_to_share(self.data.train.images.device, job.slots)
-        self.identity: dict[str, Any] = {  # a checkpoint must be of the same training
-            "config": self.config,
-            "data": self.data,
-            "max_epochs": settings.epochs,
-            "seed": settings.seed if assignment.seed is None else assignment.seed,
-            "rate_factors": assignment.rate_factors,
-        }
+        self.identity = TrainingIdentity(
+            config=self.config,
+            data=self.data,
+            max_epochs=settings.epochs,
+            seed=settings.seed if assignment.seed is None else assignment.seed,
+            rate_factors=assignment.rate_factors,
+        )
         self.reports = epochs(
-            **self.identity,
+            self.config,
+            self.data,
+            max_epochs=self.identity.max_epochs,
+            seed=self.identity.seed,
+            rate_factors=self.identity.rate_factors,
             precision=settings.precision,
             objective=settings.objective,
             last=self.checkpoints.last,
@@ -145,7 +149,7 @@ class TrainingSession:
         def read() -> bool:
             if self.checkpoints.last.exists():
                 state = load_checkpoint(self.checkpoints.last)
-                check_same_training(self.checkpoints.last, state, **self.identity)
+                check_same_training(self.checkpoints.last, state, self.identity)
                 rows[:] = [EpochRow.from_json(row) for row in state["reports"]]
             return len(rows) >= written_epochs
 

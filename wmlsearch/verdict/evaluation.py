@@ -36,6 +36,7 @@ from wmlsearch.runs.evaluation import (
     MaskScores,
     ModelScores,
     NetworkScores,
+    RowOrigin,
     RowScores,
     Scope,
     ScopeScores,
@@ -236,7 +237,7 @@ class _Scorer:
     def add(
         self,
         scope: Scope,
-        origin: Mapping[str, Any],
+        origin: RowOrigin,
         masks: tuple[np.ndarray, np.ndarray],
         expert: np.ndarray,
         voxel_mm: Sequence[float] | None,
@@ -245,7 +246,7 @@ class _Scorer:
     ) -> None:
         """Score the masks of one volume (i, j, k), or of one slice (1, H, W) without `voxel_mm`."""
         scores, half = (score(mask, expert, voxel_mm, farthest, voxel_ml) for mask in masks)
-        self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin, **scores.as_json()}))
+        self.rows.setdefault(scope, []).append(RowScores.model_validate({**origin.as_json(), **scores.as_json()}))
         self.half.setdefault(scope, []).append(half)
 
     def scores(self, unit: Unit) -> NetworkScores:
@@ -328,7 +329,7 @@ def _score_volumes(
         geometry = slicing_geometry(volume.source, preprocessing, volume.nan_background)
         slices = cut(volume.source, geometry, rule=sealed.manifest.mask_rule)
         expert = expert_mask(volume.source, geometry, sealed.manifest.mask_rule)
-        origin = {"patient": geometry.patient, "timepoint": geometry.timepoint, "source": geometry.source}
+        origin = RowOrigin(patient=geometry.patient, timepoint=geometry.timepoint, source=geometry.source)
         farthest_mm, farthest_px = _head_diagonals(slices.images, geometry)
         masks: dict[str, np.ndarray] = {}
         for role, networks in predictor.probabilities(slices.images, geometry.head_grey).items():
@@ -341,7 +342,8 @@ def _score_volumes(
                 mask, half = scorer.masks(final, plain, geometry.pixel_ml)
                 for index in volume.kept:
                     one = mask[index][None], half[index][None]
-                    scorer.add(SLICES, {**origin, "index": index}, one, slices.masks[index][None], None, farthest_px)
+                    of_slice = origin.model_copy(update={"index": index})
+                    scorer.add(SLICES, of_slice, one, slices.masks[index][None], None, farthest_px)
             masks[role], _ = scorers[role][0].masks(*scorers[role][0].probabilities(networks), geometry.pixel_ml)
         gallery.add(geometry.patient, slices.images, slices.masks, masks, volume.kept)
         progress("scoring test volumes", done, total)
@@ -387,7 +389,7 @@ def _score_slices(
             for scorer in scorers[role]:
                 predicted, half = scorer.masks(*scorer.probabilities(networks), None)
                 for place, (row, expert, px) in enumerate(zip(rows[batch], experts[batch], farthest, strict=True)):
-                    origin = {name: getattr(row, name) for name in ("patient", "timepoint", "source", "index")}
+                    origin = RowOrigin(patient=row.patient, timepoint=row.timepoint, source=row.source, index=row.index)
                     one = predicted[place][None], half[place][None]
                     scorer.add(SLICES, origin, one, expert[None], None, px)
             masks[role], _ = scorers[role][0].masks(*scorers[role][0].probabilities(networks), None)
