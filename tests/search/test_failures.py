@@ -23,10 +23,11 @@ from processes import slots
 from records import epoch_row, run_record, search_record
 from rich.console import Console
 
+import wmlsearch
 from benchmarks.simulated import new_search, row, space
 from wmlsearch.cli.live_display import SearchDisplay
 from wmlsearch.cluster.resources import Slots
-from wmlsearch.config import RunSettings
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.errors import InputError
 from wmlsearch.runs.early_end import EndCause
 from wmlsearch.runs.folders import RunDir, SearchDir
@@ -143,6 +144,20 @@ def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:
     assert not budget.stop_all()
     budget._last -= 101
     assert budget.stop_all()
+
+
+def test_a_search_ends_when_each_configuration_has_been_tried(prepared: Path, tmp_path: Path) -> None:
+    outcome = tune(prepared, tmp_path, {**SMALL, "depth": {"choices": [2, 3]}}, epochs=1, trials=20)
+    search, reason = SearchDir(outcome.run.path), "each of the 2 configurations of the space has been tried"
+    assert (str(outcome.early_end), search.state, search.status().reason) == (reason, "completed", reason)
+    depths = [run.record().config.depth for run in search.trials()]
+    assert (depths[0], sorted(depths[1:])) == (TrialConfig().depth, [2, 3])
+    assert {run.state for run in search.trials()} == {"completed"}
+    said: list[str] = []
+    wmlsearch.resume(search.path, say=said.append)
+    assert any("so nothing is left to do" in text for text in said)
+    wmlsearch.resume(search.path, trials=30, say=said.append)  # asks for one that there is not
+    assert (len(search.trials()), search.state, search.status().reason) == (3, "completed", reason)
 
 
 @pytest.mark.slow

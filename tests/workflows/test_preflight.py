@@ -16,7 +16,13 @@ from wmlsearch.data.manifest import MANIFEST, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.errors import InputError
 from wmlsearch.space import SearchSpace, shipped, vain_values
-from wmlsearch.workflows.preflight import _most_demanding, check_budgets, check_data, note_no_effect
+from wmlsearch.workflows.preflight import (
+    _most_demanding,
+    check_budgets,
+    check_data,
+    note_few_configurations,
+    note_no_effect,
+)
 from wmlsearch.workflows.search_plan import SearchRequest
 
 
@@ -144,6 +150,23 @@ def test_what_is_searched_where_it_has_no_effect_is_noted(prepared: Path, values
     space = SearchSpace.from_mapping({"depth": {"choices": [2, 3]}, **values}, "some.yaml")
     note_no_effect(space, Manifest.read(prepared), said.append)
     assert said == [f"note: some.yaml: {noted}"] * bool(noted)
+
+
+@pytest.mark.parametrize(
+    ("trials", "scheduler", "noted"),
+    [
+        (6, "asha", ""),
+        (7, "asha", "6 configurations, fewer than --trials 7, so the search ends when each of them has been tried"),
+        (7, "pbt", "6 configurations, fewer than --trials 7, so trials repeat them"),
+    ],
+)
+def test_a_space_with_fewer_configurations_than_trials_is_noted(trials: int, scheduler: str, noted: str) -> None:
+    said: list[str] = []
+    space = SearchSpace.from_mapping(
+        {"depth": {"low": 2, "high": 4}, "norm": {"choices": ["batch", "instance"]}}, "six.yaml"
+    )
+    note_few_configurations(space, RunSettings.from_mapping({"trials": trials, "scheduler": scheduler}), said.append)
+    assert said == [f"note: six.yaml has {noted}"] * bool(noted)
 
 
 def test_shipped_spaces_search_nothing_in_vain() -> None:

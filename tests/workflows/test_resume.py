@@ -21,6 +21,7 @@ from whole_search import EPOCHS, run, search_command, start, study_trials, tune
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
+from wmlsearch.effects import identity
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ENDED, DataRecord
@@ -143,11 +144,25 @@ def written(search: SearchDir, number: int, config: TrialConfig, values: list[fl
 STATES = ("completed", "stopped", "early_stopped", "diverged", "out_of_memory", "lost", "failed", "stopped")
 
 
+# 20 configurations train differently, so a sampler often proposes one again
+DISCRETE = {
+    "loss": {"choices": ["bce", "dice", "focal"]},
+    "dice_over": {"choices": ["slice", "batch"]},
+    "optimizer": {"choices": ["adam", "sgd"], "when": {"depth": [3, 4]}},
+    "depth": {"low": 2, "high": 4},
+    "warmup_fraction": {"low": 0.0, "high": 0.3},  # without effect
+}
+
+
+@pytest.mark.parametrize(("source", "trials"), [("quick", 20), (DISCRETE, 20), (DISCRETE, 17)])
 @pytest.mark.parametrize("sampler", ["forest", "tpe", "gp", "random", "qmc", "cmaes"])
-def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: Path) -> None:
+def test_a_rebuilt_study_is_equal_and_proposes_the_same(
+    sampler: str, source: str | dict[str, Any], trials: int, tmp_path: Path
+) -> None:
     search = SearchDir(tmp_path / "s")
     search.path.mkdir()
-    space, settings = SearchSpace.read("quick"), RunSettings(sampler=sampler)
+    space = SearchSpace.read(source) if isinstance(source, str) else SearchSpace.from_mapping(source)
+    settings = RunSettings(sampler=sampler, trials=trials)
     tune = Study(search, space, settings)
     for number in range(16):
         config, state = tune.ask(number), STATES[number % len(STATES)]
@@ -165,6 +180,8 @@ def test_a_rebuilt_study_is_equal_and_proposes_the_same(sampler: str, tmp_path: 
     anew = Study(copy, space, settings)
     assert [anew.ask(number) for number in (16, 17)] == [tune.ask(number) for number in (16, 17)]
     assert study_trials(copy) == study_trials(search)
+    configurations = [run.record().config.model_dump() for run in search.trials()]
+    assert len({identity(config) for config in configurations}) == 16, "none is tried again"
     for study in (tune, anew):
         study.tell(15, "completed", 0.9)
     assert study_trials(copy)[15][1] is optuna.trial.TrialState.COMPLETE

@@ -14,7 +14,7 @@ class EndCause(StrEnum):
     RAY_DIED = auto()  # a server of this machine's Ray, or the head of a cluster
     STORAGE = auto()  # the run folder or the storage cannot be written
     MACHINES = auto()  # each machine with a slot is faulty
-    BUDGET = auto()  # a budget is used up; a trial that cannot begin ends a search in the same way
+    BUDGET = auto()  # a budget is used up; a trial that cannot begin, or a space without another, does the same
     ERROR = auto()  # an error in the program
 
 

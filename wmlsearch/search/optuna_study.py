@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,9 +18,11 @@ from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import EXPERIENCE, UNFINISHED, EpochRow
+from wmlsearch.runs.wording import plural
 from wmlsearch.search.distributions import search_space, suggest_value
 from wmlsearch.search.samplers.forest import ForestSampler
 from wmlsearch.search.samplers.optuna_samplers import make_sampler
+from wmlsearch.search.samplers.untried import PROPOSALS, TriedConfigurations, UntriedSampler
 from wmlsearch.search.study_journal import ORIGIN, TRIAL_NUMBER, StudyJournal, create_study, remove_lock
 from wmlsearch.space import SearchSpace
 
@@ -40,6 +43,10 @@ OPTUNA_STATES = {
 # one. So only trials with a violated constraint, which TPE ranks below all others, are PRUNED.
 OPTUNA_STATES_OF_SEVERAL = {**OPTUNA_STATES, "stopped": TrialState.FAIL, "interrupted": TrialState.FAIL}
 CONSTRAINED = ("diverged", "out_of_memory")  # states that violate a constraint
+
+
+class SpaceExhaustedError(Exception):
+    """No configuration of the space is left to try."""
 
 
 class Study:
@@ -69,10 +76,12 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.settings, self._portfolio = space, settings, portfolio
         self._distributions, defaults = search_space(space), space.defaults
+        self._tried = TriedConfigurations(space, settings.trials)
         self._forest = ForestSampler(
             self._distributions,
             lambda name, values: space.dimensions[name].active({**defaults, **values}),
             seed=settings.seed,
+            is_excluded=self._tried.__contains__,
         )
         self._open: dict[int, Trial] = {}  # trials that have not ended, by number
         self._children: set[int] = set()  # numbers of trials that the study has not proposed
@@ -90,6 +99,7 @@ class Study:
     def _restore(self, run: RunDir, sampler_state: Mapping[str, Any]) -> None:
         """Add a trial of the run folder, with the state that its sampler stored in the journal."""
         number, state, record = int(run.name), run.state, run.record()
+        self._tried.add(record.config)
         if record.parent is not None:  # the study did not propose a child, whose learning rate changed during training
             self.add_child(number)
             return
@@ -144,11 +154,21 @@ class Study:
     def ask(self, number: int) -> TrialConfig:
         """Return the configuration of trial `number`.
 
-        Trial 0 is the baseline configuration. It is part of the study only if it lies in the space.
+        Trial 0 is the baseline configuration. It is part of the study only if it lies in the space. The sampler
+        proposes a configuration that no trial before had, as far as there is one. Without one, a fresh trial of
+        --scheduler pbt repeats a configuration, since its children differ.
+
+        Raises:
+            SpaceExhaustedError: Each configuration of the space has been tried.
         """
         baseline = TrialConfig()
         if number == 0 and self.space.mismatches(baseline):
+            self._tried.add(baseline)
             return baseline
+        if number and self._tried.is_complete and self.settings.scheduler != "pbt":
+            raise SpaceExhaustedError(
+                f"each of the {plural(self._tried.count or 0, 'configuration')} of the space has been tried"
+            )
         sampler = self._given(baseline) if number == 0 else self._sampler(number)
         position = number - sum(child < number for child in self._children)  # among the trials that are no children
         if 1 <= position <= len(self._portfolio):
@@ -156,9 +176,12 @@ class Study:
             self._study.enqueue_trial(dict(values), user_attrs=_user_attrs(number, EXPERIENCE))
         else:
             self._queue(_user_attrs(number, ""))
+            sampler = self._untried(number, sampler) if number else sampler
         trial = self._begin(number, sampler)
         self._journal.write()
-        return self.space.config(trial.params)
+        config = self.space.config(trial.params)
+        self._tried.add(config)
+        return config
 
     def add_child(self, number: int) -> None:
         """Note that a trial is the child of another one (--scheduler pbt), so the study does not propose it."""
@@ -191,6 +214,12 @@ class Study:
 
     def _given(self, config: TrialConfig) -> BaseSampler:
         return _GivenValues(self._distributions, self.space.active_values(config))
+
+    def _untried(self, number: int, sampler: BaseSampler) -> BaseSampler:
+        """Return a sampler for trial `number` that proposes what no trial has had."""
+        rng = np.random.default_rng((self.settings.seed, number, zlib.crc32(b"untried")))
+        proposals = 1 if sampler is self._forest else PROPOSALS  # the forest leaves out by itself what was tried
+        return UntriedSampler(sampler, self.space, self._tried, rng, proposals)
 
     def _sampler(self, number: int) -> BaseSampler:
         if self.settings.sampler == "forest":

@@ -26,7 +26,7 @@ from wmlsearch.search.group_resources import KilledGroups, Machines
 from wmlsearch.search.machine_health import MachineFailures, machine_error
 from wmlsearch.search.memory_kills import ADVICE, REASON, MemoryKills, is_death, was_preempted
 from wmlsearch.search.messages import TrialAssignment, TrialResult, note_reported_epochs, trial_number
-from wmlsearch.search.optuna_study import Study
+from wmlsearch.search.optuna_study import SpaceExhaustedError, Study
 from wmlsearch.search.pbt import Snapshots, Takeover, child_record, trial_record
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_patches import actor_of, failure_of, reset_failures
@@ -69,6 +69,7 @@ class Recorder(tune.Callback):
         self.machines = MachineFailures(self._note_machine)
         self.losses: dict[int, str] = {}  # by trial whose process was ended: why (no report, or memory)
         self.memory_kills = MemoryKills()
+        self.exhausted = ""  # why no trial is left to begin, though fewer than --trials have begun
         ended, self.received = [], 0.0  # the latest `received` of all rows
         for run in search.trials():
             rows = run.rows()
@@ -81,7 +82,7 @@ class Recorder(tune.Callback):
         return {}  # Tune pickles it for Tuner.restore, which is not used
 
     def begin(self, number: int) -> TrialAssignment | None:
-        """Begin or continue a trial, whose folder exists before it runs. Returns None if the search is to end."""
+        """Begin or continue a trial, whose folder exists before it runs. Returns None if no more are to begin."""
         if self.budget.stop_all():
             return None
         try:
@@ -93,6 +94,9 @@ class Recorder(tune.Callback):
             return self._assign(run, number)
         except OSError as error:
             self.budget.abort(error)
+            return None
+        except SpaceExhaustedError as end:  # the trials that run go on
+            self.exhausted = str(end)
             return None
         except InputError as error:  # older versions took spaces with configurations that contradict themselves
             self.budget.end(f"trial {number} cannot begin: {'; '.join([error.headline, *error.faults])}")

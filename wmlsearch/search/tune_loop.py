@@ -99,6 +99,8 @@ def run_trials(
             reuse_all_actors(),
         ):
             _make_tuner(search.name, job, slots, numbers, scheduler, budget, recorder, scratch).fit()
+        if recorder.exhausted:
+            budget.end(recorder.exhausted)
     finally:
         recorder.interrupt_unfinished()
         budget.waiting = 0

@@ -7,11 +7,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import ForecastRecord
+from wmlsearch.space import different_configurations
 from wmlsearch.workflows.expected_power import expected_power
 from wmlsearch.workflows.placement import Placement
-from wmlsearch.workflows.preflight import check_forecast, note_no_effect, plan_search, read_earlier_trials
+from wmlsearch.workflows.preflight import (
+    check_forecast,
+    note_few_configurations,
+    note_no_effect,
+    plan_search,
+    read_earlier_trials,
+)
 from wmlsearch.workflows.search_plan import SearchPlan, SearchRequest
 
 if TYPE_CHECKING:
@@ -34,6 +42,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
 
     data = check_forecast(request)
     note_no_effect(request.space, data.manifest, say)
+    note_few_configurations(request.space, request.settings, say)
     read_earlier_trials(request, data, say)
     warn_of_load(request.placement, say)
     started = time.monotonic()
@@ -43,7 +52,7 @@ def forecast_search(request: SearchRequest, say: Callable[[str], None] = print) 
         ray_s = time.monotonic() - started
         shipment = make_shipment(plan.data, plan.manifest.fingerprint, send=plan.placement.on_cluster)
         measurement = measure_space(plan.space, plan.settings, plan.manifest, shipment, plan.slots)
-    made = forecast(plan.settings, plan.slots, plan.forecast_final_slots, measurement)
+    made = forecast(_with_possible_trials(plan), plan.slots, plan.forecast_final_slots, measurement)
     return dataclasses.replace(made, start_s=made.start_s + ray_s)
 
 
@@ -63,13 +72,23 @@ def record_forecast(search: SearchDir, plan: SearchPlan, shipment: Shipment, say
             limit_s=TIMING_LIMIT_S,
             patience_s=RESOURCES_PATIENCE_S,
         )
-        made = forecast(plan.settings, plan.slots, plan.forecast_final_slots, measurement)
+        made = forecast(_with_possible_trials(plan), plan.slots, plan.forecast_final_slots, measurement)
         search.set_forecast(ForecastRecord(**made.as_dict()))
         if power := expected_power(plan.settings, plan.manifest, search.path.parent):
             say(f"verdict: {power}")
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         say(f"no forecast ({reason}); the search continues without it")
+
+
+def _with_possible_trials(plan: SearchPlan) -> RunSettings:
+    """Return the settings without the trials that the space has no configurations for."""
+    settings = plan.settings
+    configurations = different_configurations(plan.space, settings.trials)
+    if configurations is None or settings.scheduler == "pbt":
+        return settings
+    outside = 1 if plan.space.mismatches(TrialConfig()) else 0  # the baseline, which is tried too
+    return settings.model_copy(update={"trials": min(settings.trials, len(configurations) + outside)})
 
 
 def warn_of_load(placement: Placement, say: Callable[[str], None]) -> None:

@@ -29,7 +29,7 @@ from wmlsearch.runs.folders import RunDir, SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
 from wmlsearch.runs.wording import plural
-from wmlsearch.space import Choices, SearchSpace, Value, vain_values
+from wmlsearch.space import Choices, SearchSpace, Value, different_configurations, vain_values
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
 from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPlan, SearchRequest
@@ -115,6 +115,18 @@ def note_no_effect(space: SearchSpace, manifest: Manifest, say: Callable[[str], 
         say(f"note: {space.source}: {MIRRORS_NOTHING}")
     if balances_nothing(_most_demanding(space), manifest):
         say(f"note: {space.source}: {BALANCES_NOTHING}")
+
+
+def note_few_configurations(space: SearchSpace, settings: RunSettings, say: Callable[[str], None]) -> None:
+    """Say if a space has fewer configurations than a search has trials."""
+    configurations = different_configurations(space, settings.trials - 1)
+    if configurations is None:
+        return
+    end = "trials repeat them" if settings.scheduler == "pbt" else "the search ends when each of them has been tried"
+    say(
+        f"note: {space.source} has {plural(len(configurations), 'configuration')}, fewer than --trials "
+        f"{settings.trials}, so {end}"
+    )
 
 
 def choose_first_trials(

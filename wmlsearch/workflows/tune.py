@@ -20,6 +20,7 @@ from wmlsearch.workflows.preflight import (
     check_new_search,
     check_resumed_search,
     choose_first_trials,
+    note_few_configurations,
     note_no_effect,
     plan_search,
     read_earlier_trials,
@@ -45,6 +46,7 @@ def tune(search: SearchDir, request: SearchRequest, mlflow_uri: str, observer: O
     observer = observer or Observer()
     data = check_new_search(search, request)
     note_no_effect(request.space, data.manifest, observer.say)
+    note_few_configurations(request.space, request.settings, observer.say)
     earlier = read_earlier_trials(request, data, observer.say)
     portfolio = choose_first_trials(request, earlier.taken, observer.say)
     if request.settings.forecast:

@@ -33,6 +33,7 @@ from wmlsearch.search.trees import fit_trees, predict_by_tree
 from wmlsearch.space import Choices, Range
 
 CANDIDATES = 4
+DRAWS = 20  # of a candidate, at most, where configurations are excluded
 STARTUP_TRIALS = 10
 TREES = 20
 MAX_TRIALS = 1000  # that the forest learns from: with more, proposals take longer and are no better
@@ -65,6 +66,8 @@ class ForestSampler(BaseSampler):
             that are suggested. None: it is learned from which earlier trials had the parameter.
         seed: Seed of all random numbers. None: a random seed.
         n_startup_trials: Random trials before the forest is used.
+        is_excluded: Whether a configuration is not to be proposed, given the values of its parameters. Another one is
+            drawn in its place, unless up to `DRAWS` draws are excluded too. None: none is excluded.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class ForestSampler(BaseSampler):
         *,
         seed: int | None = None,
         n_startup_trials: int = STARTUP_TRIALS,
+        is_excluded: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         if is_active is not None and search_space is None:
             raise ValueError(
                 "`is_active` needs a `search_space`, in which parameters stand after those they depend on."
             )
         self._given, self._is_active, self._n_startup_trials = search_space, is_active, n_startup_trials
+        self._is_excluded = is_excluded
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._past: _Past | None = None  # of the latest study
         self._lock = threading.Lock()  # `Study.optimize` may ask in several threads
@@ -139,6 +144,14 @@ class ForestSampler(BaseSampler):
         return draw(param_distribution, np.random.default_rng((self._seed, trial.number, name)))
 
     def _draw(self, space: Space, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw a configuration, another one in the place of one that is excluded."""
+        for _ in range(DRAWS):
+            values = self._draw_any(space, rng)
+            if self._is_excluded is None or not self._is_excluded(values):
+                break
+        return values
+
+    def _draw_any(self, space: Space, rng: np.random.Generator) -> dict[str, Any]:
         """Draw values of the parameters that are suggested; of all of them where that is to be learned."""
         values: dict[str, Any] = {}
         for name, distribution in space.items():
