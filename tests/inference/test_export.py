@@ -167,6 +167,22 @@ class _Trap:
         return Path.touch, (self.path,)
 
 
+def test_weights_that_were_changed_are_refused(folder: Path) -> None:
+    """One bit changes a weight a little, or a lot, and the file is a valid one still."""
+    weights = folder / "member-0.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_exported(folder)
+    assert str(error.value) == (
+        f"{weights}: is not the file that was exported, since its SHA-256 differs from that in model.json; copy the "
+        "whole folder again, or export the model again"
+    )
+    edit(folder, lambda about: about["members"][0].pop("sha256"))
+    assert len(load_exported(folder).members) == 2, "as of older versions, which wrote none"
+
+
 def test_pickles_are_not_executed(folder: Path, tmp_path: Path) -> None:
     sprung, best = tmp_path / "sprung", tmp_path / "best.pt"
     pickle.loads(pickle.dumps(_Trap(sprung)))  # noqa: S301 - shows that the trap works

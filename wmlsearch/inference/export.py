@@ -5,6 +5,7 @@ Both formats are plain data, and each value is checked when it is read. Nothing 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,10 +61,13 @@ def export_model(members: Sequence[TrainedModel], out: Path, ensemble_threshold:
     check_output_folder(out)
     with atomic_folder(out) as partial:
         partial.mkdir()
+        checksums = []
         for number, member in enumerate(members):
             tensors = {name: tensor.cpu().contiguous() for name, tensor in member.unet.state_dict().items()}
-            write_bytes(partial / weights_name(number), save(tensors))
-        write_json(partial / MODEL_FILE, _model_json(members, preprocessing, ensemble_threshold))
+            weights = save(tensors)
+            checksums.append(hashlib.sha256(weights).hexdigest())
+            write_bytes(partial / weights_name(number), weights)
+        write_json(partial / MODEL_FILE, _model_json(members, checksums, preprocessing, ensemble_threshold))
 
 
 def load_exported(folder: Path) -> ExportedModel:
@@ -95,7 +99,7 @@ def weights_name(number: int) -> str:
 
 
 def _model_json(
-    members: Sequence[TrainedModel], preprocessing: Preprocessing, threshold: float | None
+    members: Sequence[TrainedModel], checksums: Sequence[str], preprocessing: Preprocessing, threshold: float | None
 ) -> dict[str, Any]:
     return {
         "format": FORMAT if members[0].postprocessing else 1,
@@ -109,8 +113,9 @@ def _model_json(
                 "fold": member.fold,
                 "threshold": member.threshold,
                 "config": member.config.model_dump(),
+                "sha256": checksum,
             }
-            for member in members
+            for member, checksum in zip(members, checksums, strict=True)
         ],
         "versions": {"wmlsearch": __version__, "torch": str(torch.__version__)},
     }
@@ -133,10 +138,18 @@ def _load_member(folder: Path, number: int, member: Any, preprocessing: Preproce
     if not path.is_file():
         raise InputError(f"{path}: is missing; copy the whole folder, or export the model again")
     try:
-        tensors = load(path.read_bytes())
+        weights = path.read_bytes()
+        tensors = load(weights)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); export the model again") from None
-    return TrainedModel(build_unet(config, tensors, str(path)), config, threshold, preprocessing, name, seed, fold)
+    unet = build_unet(config, tensors, str(path))
+    checksum = member.get("sha256")  # files of older versions have none
+    if checksum is not None and checksum != hashlib.sha256(weights).hexdigest():
+        raise InputError(
+            f"{path}: is not the file that was exported, since its SHA-256 differs from that in {MODEL_FILE}; copy the "
+            "whole folder again, or export the model again"
+        )
+    return TrainedModel(unet, config, threshold, preprocessing, name, seed, fold)
 
 
 def _postprocessing(content: Mapping[str, Any], where: str) -> Postprocessing:
