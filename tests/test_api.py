@@ -200,7 +200,7 @@ def test_the_ray_of_this_process_comes_before_the_environment(monkeypatch: pytes
 def test_prepare_is_the_command(raw: Path, prepared: Path, tmp_path: Path) -> None:
     stages = []
     manifest = wmlsearch.prepare(
-        str(raw), tmp_path / "out", size=32, fit="resize", val_patients="04", jobs=1,
+        str(raw), tmp_path / "out", size=32, fit="resize", val_patients="04", test_patients=None, select=None, jobs=1,
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )  # fmt: skip
     for name in ("images.npy", "masks.npy", "manifest.json"):

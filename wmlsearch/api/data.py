@@ -49,7 +49,8 @@ def prepare(
     Raises:
         InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
     """
-    values: dict[str, Any] = dict(options)
+    none_given = {name for name in _SEVERAL if options.get(name) is None}
+    values: dict[str, Any] = {name: value for name, value in options.items() if name not in none_given}
     for name in _SEVERAL & values.keys():
         one = isinstance(values[name], str | int | float)
         values[name] = (values[name],) if one else tuple(values[name])

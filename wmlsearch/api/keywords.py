@@ -28,17 +28,17 @@ class PrepareKeywords(TypedDict, total=False):
     keep: Literal["brain", "lesion", "all"]
     fit: Literal["crop", "resize"]
     split: Literal["patient", "image"]
-    train_patients: Sequence[str]
-    val_patients: Sequence[str]
-    test_patients: Sequence[str]
+    train_patients: Sequence[str] | None
+    val_patients: Sequence[str] | None
+    test_patients: Sequence[str] | None
     folds: int | None
     allow_leakage: bool
     mask_threshold: float | None
-    lesion_labels: Sequence[float]
-    ignore_labels: Sequence[float]
+    lesion_labels: Sequence[float] | None
+    ignore_labels: Sequence[float] | None
     nan_background: bool
-    select: Sequence[str]
-    mask_select: Sequence[str]
+    select: Sequence[str] | None
+    mask_select: Sequence[str] | None
     seed: int
     protocol: Literal["paper"] | None
     patient_pattern: str | None
