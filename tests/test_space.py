@@ -494,6 +494,11 @@ def test_a_range_has_too_many_configurations_where_it_has_an_effect() -> None:
     assert different_configurations(SearchSpace.from_mapping(conditional), 10**6) is None
 
 
+def test_more_configurations_than_are_counted() -> None:
+    values = {"depth": {"low": 1, "high": 8}, "plateau_patience": {"low": 1, "high": 2000}}
+    assert different_configurations(SearchSpace.from_mapping(values), 10**6) is None
+
+
 def test_an_unknown_space_lists_the_shipped_ones() -> None:
     with pytest.raises(InputError) as caught:
         SearchSpace.read("unett")

@@ -24,7 +24,7 @@ NEEDED: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 _BASELINE = TrialConfig().model_dump()
 
-Identity = tuple[tuple[str, Any], ...]
+Identity = tuple[Any, ...]
 
 
 def has_effect(name: str, values: Mapping[str, Any]) -> bool:
@@ -38,6 +38,7 @@ def has_effect(name: str, values: Mapping[str, Any]) -> bool:
 def identity(values: Mapping[str, Any]) -> Identity:
     """Return what tells a configuration from all whose trainings with the same seed differ from its own.
 
-    These are its values, given those of all hyperparameters, with the baseline's where a hyperparameter has no effect.
+    These are its values, given those of all hyperparameters, in the order of the fields of `TrialConfig`, with the
+    baseline's value where a hyperparameter has no effect.
     """
-    return tuple((name, values[name] if has_effect(name, values) else default) for name, default in _BASELINE.items())
+    return tuple(values[name] if has_effect(name, values) else default for name, default in _BASELINE.items())

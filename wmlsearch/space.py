@@ -19,6 +19,7 @@ from wmlsearch.yaml_files import read_yaml
 
 Value = int | float | str | bool | None  # None where a hyperparameter may be null
 MAX_CHOICES = 1000  # of a hyperparameter
+MAX_COUNTED = 10_000  # different configurations of a space
 _KEYS = ("choices", "low", "high", "log", "when")  # of a searched hyperparameter in a file
 
 
@@ -515,10 +516,12 @@ class _TooManyError(Exception):
 def different_configurations(space: SearchSpace, limit: int) -> dict[Identity, dict[str, Value]] | None:
     """Return the values of each configuration that trains otherwise than the others, None if there are over `limit`.
 
-    They are values of the active dimensions, from which `SearchSpace.config` builds the configuration.
+    More than `MAX_COUNTED` are never counted. They are values of the active dimensions, from which `SearchSpace.config`
+    builds the configuration.
     """
     parents = {name: {*dimension.when, *NEEDED.get(name, ())[:1]} for name, dimension in space.dimensions.items()}
     configurations: dict[Identity, dict[str, Value]] = {}
+    limit = min(limit, MAX_COUNTED)
     try:
         order = [name for name in TopologicalSorter(parents).static_order() if name in space.dimensions]
         for values in _each_configuration(space, order, {}, space.defaults, limit):

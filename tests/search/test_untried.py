@@ -11,6 +11,7 @@ import pytest
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.effects import identity
 from wmlsearch.runs.folders import SearchDir
+from wmlsearch.runs.schema import EXPERIENCE
 from wmlsearch.search.optuna_study import SpaceExhaustedError, Study
 from wmlsearch.search.samplers.untried import TriedConfigurations
 from wmlsearch.space import SearchSpace
@@ -76,6 +77,19 @@ def test_trials_from_experience_are_not_repeated(tmp_path: Path) -> None:
     configs = [tried(study, number) for number in range(6)]
     assert [(config.loss, config.norm) for config in configs[1:3]] == [("dice", "batch"), ("bce_dice", "instance")]
     assert len(set(configs)) == 6
+
+
+def test_a_configuration_from_experience_that_was_tried_is_left_to_the_sampler(tmp_path: Path) -> None:
+    """The first of the portfolio differs from the baseline in a hyperparameter without effect."""
+    search = SearchDir(tmp_path / "s")
+    search.path.mkdir()
+    space = SearchSpace.from_mapping({**SIX, "dice_over": {"choices": ["slice", "batch"]}})
+    portfolio = [{"loss": "bce", "norm": "batch", "dice_over": "batch"}, {"loss": "bce", "norm": "instance"}]
+    study = Study(search, space, RunSettings(trials=20), portfolio)
+    baseline, first, second = (study.ask(number) for number in range(3))
+    assert len({identity(config.model_dump()) for config in (baseline, first, second)}) == 3
+    assert (second.loss, second.norm) == ("bce", "instance")
+    assert [study.origin(number) for number in range(3)] == ["", "", EXPERIENCE]
 
 
 def test_a_trial_outside_the_space_is_none_of_its_configurations(tmp_path: Path) -> None:

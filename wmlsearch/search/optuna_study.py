@@ -171,7 +171,7 @@ class Study:
             )
         sampler = self._given(baseline) if number == 0 else self._sampler(number)
         position = number - sum(child < number for child in self._children)  # among the trials that are no children
-        if 1 <= position <= len(self._portfolio):
+        if 1 <= position <= len(self._portfolio) and not self._was_tried(self._portfolio[position - 1]):
             values = self._portfolio[position - 1]
             self._study.enqueue_trial(dict(values), user_attrs=_user_attrs(number, EXPERIENCE))
         else:
@@ -182,6 +182,16 @@ class Study:
         config = self.space.config(trial.params)
         self._tried.add(config)
         return config
+
+    def _was_tried(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a trial had this configuration of the portfolio, if it leaves nothing to the sampler."""
+        whole, chosen = self.space.defaults, dict[str, Any]()
+        for name, dimension in self.space.dimensions.items():
+            if dimension.active(whole):
+                if name not in values:
+                    return False
+                whole[name] = chosen[name] = values[name]
+        return chosen in self._tried
 
     def add_child(self, number: int) -> None:
         """Note that a trial is the child of another one (--scheduler pbt), so the study does not propose it."""
